@@ -1,0 +1,101 @@
+r"""The joint without its decoder: what is left of it is an alignment and an entropy.
+
+For any encoder and decoder, with equality iff the decoder is the exact posterior of x
+given z,
+
+.. math:: E \log p(x_v \mid z_v) + H[q(z_v \mid x_v)] \le H[z_v] - H[x_v]
+
+so that :math:`\text{ELBO} \le E \log p(z_1, \dots, z_V) + \sum_v H[z_v] - \sum_v H[x_v]`.
+A joint-embedding objective drops the decoder, replaces the left-hand side by an estimate
+of H[z], and lets q become a point.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .entropies import Entropy
+from .priors import Prior
+from .terms import Batch, Terms
+
+__all__ = ["Embedding"]
+
+
+class Embedding(nn.Module):
+    r"""An alignment log-density under a prior, plus an estimate of H[z].
+
+    .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
+
+    with the gauge g of the prior, V − 1 for a flat or uniform p(y) and V for a proper
+    one. With `plug_in` one view stands for the content of another,
+
+    .. math:: E_{v \ne w} \log p(z_w \mid y = z_v) + \hat H[z]
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        prior: p(y) and p(z|y).
+        entropy: The estimator of H[z].
+        projector: A module (n, dim) -> (n, dim'), whose output the objective sees;
+            `embed` gives the encoder's.
+        plug_in: Whether to plug one view in for the content of another.
+
+    Raises:
+        ValueError: If there are fewer than two views or two items.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        prior: Prior,
+        entropy: Entropy,
+        *,
+        projector: nn.Module | None = None,
+        plug_in: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+        self.prior, self.entropy, self.plug_in = prior, entropy, plug_in
+
+    def forward(self, batch: Batch) -> Terms:
+        _, views = batch.shape
+        z = self.latents(batch)
+        gauge = 1 if self.plug_in else self.prior.gauge(views)
+        return Terms(
+            entropy=gauge * self.entropy(z, self.prior), alignment=self.alignment(z)
+        )
+
+    def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
+        """z of every view, on the support of the prior."""
+        self.check(batch)
+        z = self.represent(batch.views.flatten(0, 1), "projector")
+        return self.prior.on_support(z).unflatten(0, batch.shape)
+
+    def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
+        """The mean log-density of views that share their content, in nats."""
+        if not self.plug_in:
+            return self.prior.log_prob(z).mean()
+        views = z.shape[1]
+        log_kernel = self.prior.log_kernel(z, z, plug_in=True)
+        itself = torch.eye(views, dtype=torch.bool, device=z.device)
+        total = log_kernel.masked_fill(itself, 0.0).sum((-2, -1))
+        return total.mean() / (views * (views - 1))
+
+    def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
+        """The encoder's output for x, or with ``layer="projector"`` the projector's."""
+        z = self.encoder(x).flatten(1)
+        return self.projector(z) if layer == "projector" and self.projector else z
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the batch has one view, one item or absent views."""
+        items, views = batch.shape
+        if views < 2 or items < 2:
+            raise ValueError(
+                f"expected at least 2 items with at least 2 views each, got {items} "
+                f"with {views}; give fit a view sampler, for instance "
+                "views=ps.views.Augment(), and a larger batch"
+            )
+        if batch.present is not None:
+            raise ValueError(
+                f"expected all views to be present for {type(self).__name__}, got a mask; "
+                "drop the incomplete items, or use SimVAE, which integrates absent views"
+            )

@@ -1,0 +1,118 @@
+"""Estimators of the entropy H[z] of the representations, in nats.
+
+Called with z, of shape (batch, view, dim), and the prior whose kernel they may need,
+they return the entropy of one view, averaged over the views. They are what a
+discriminative objective puts in the place of reconstruction and encoder noise.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .priors import Prior
+
+__all__ = ["Entropy", "KernelDensity", "LogDeterminant", "VarianceCovariance"]
+
+
+class Entropy(Protocol):
+    """What an estimator of H[z] looks like."""
+
+    def __call__(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]: ...
+
+
+class KernelDensity(nn.Module):
+    r"""Kernel density over all representations of the batch but the one in question.
+
+    .. math:: \hat H[z] = -\frac1M \sum_i \log \frac{1}{M - 1} \sum_{j \ne i}
+        p(z' = z_i \mid y = z_j), \qquad M = \text{batch} \cdot \text{view}
+
+    The kernel is the prior's own conditional, y plugged in. The other view of an item
+    is among the neighbours; where views nearly agree the estimate is too low, by up to
+    :math:`\log(M - 1)` plus the log-density of the kernel at its centre.
+    """
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        z = z.flatten(0, 1)
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        log_kernel = prior.log_kernel(z, z, plug_in=True).masked_fill(itself, -math.inf)
+        return math.log(len(z) - 1) - log_kernel.logsumexp(-2).mean()
+
+
+class LogDeterminant(nn.Module):
+    r"""The entropy of a Gaussian of the same covariance.
+
+    .. math:: \hat H[z] = \tfrac12 \log |2 \pi e (\hat \Sigma + \epsilon I)|
+
+    The largest entropy any density with this covariance has: an upper bound on H[z],
+    up to the sampling error of the covariance.
+
+    Arguments:
+        epsilon: The variance of the Gaussian noise under which the entropy is meant. It
+            keeps the value finite where there are fewer items than dimensions.
+    """
+
+    def __init__(self, epsilon: float = 1e-4) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
+    ) -> Float[Tensor, ""]:
+        dim = z.shape[-1]
+        noise = self.epsilon * torch.eye(dim, dtype=z.dtype, device=z.device)
+        log_determinant = (covariance(z) + noise).logdet().mean()
+        return 0.5 * (log_determinant + dim * math.log(2 * math.pi * math.e))
+
+
+class VarianceCovariance(nn.Module):
+    r"""VICReg's surrogate of the Gaussian entropy: a hinge and squared correlations.
+
+    .. math:: \hat H[z] = \frac d2 \log 2 \pi e - \sum_i \max(0, 1 - s_i)
+        - w \sum_{i \ne j} \hat \Sigma_{ij}^2, \qquad
+        s_i = \sqrt{\hat \Sigma_{ii} + \epsilon}
+
+    The hinge is the tangent of :math:`\log s_i` at 1, from below, and nothing above; at
+    unit variances the covariance term with :math:`w = 1/4` is the second order of
+    :math:`\frac12 \log |\hat \Sigma|`.
+
+    Arguments:
+        covariance: The weight w.
+        epsilon: What is added to a variance before its root.
+
+    References:
+        VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
+        Learning (Bardes et al., 2022)
+        https://arxiv.org/abs/2105.04906
+    """
+
+    def __init__(self, covariance: float = 0.25, epsilon: float = 1e-4) -> None:
+        super().__init__()
+        self.covariance, self.epsilon = covariance, epsilon
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
+    ) -> Float[Tensor, ""]:
+        sigma = covariance(z)
+        variance = sigma.diagonal(dim1=-2, dim2=-1)
+        hinge = (1 - (variance + self.epsilon).sqrt()).relu().sum(-1).mean()
+        square = sigma.square().sum((-2, -1)) - variance.square().sum(-1)
+        unit = 0.5 * z.shape[-1] * math.log(2 * math.pi * math.e)
+        return unit - hinge - self.covariance * square.mean()
+
+
+def covariance(z: Float[Tensor, "batch view dim"]) -> Float[Tensor, "view dim dim"]:
+    """The unbiased covariance of z over the batch, for each view."""
+    if z.shape[0] < 2:
+        raise ValueError(
+            f"expected at least 2 items for a covariance, got {z.shape[0]}; use larger "
+            "batches"
+        )
+    centred = (z - z.mean(0)).transpose(0, 1)
+    return centred.mT @ centred / (z.shape[0] - 1)

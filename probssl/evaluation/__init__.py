@@ -1,0 +1,35 @@
+"""What representations are worth: functions of arrays and labels, nothing else.
+
+Representations (n, dim) and labels (n,) are NumPy arrays or tensors; training and test
+part are given apart. Errors are raised for labels of another length, NaN, and classes
+too few or too small.
+"""
+
+from .clustering import Clustering, cluster, matched_accuracy
+from .collapse import (
+    AlignmentUniformity,
+    alignment_uniformity,
+    effective_rank,
+    rankme,
+)
+from .neighbours import knn
+from .probes import FewLabel, few_label_probe, linear_probe, mlp_probe
+from .style import style_probe
+from .summary import scores
+
+__all__ = [
+    "AlignmentUniformity",
+    "Clustering",
+    "FewLabel",
+    "alignment_uniformity",
+    "cluster",
+    "effective_rank",
+    "few_label_probe",
+    "knn",
+    "linear_probe",
+    "matched_accuracy",
+    "mlp_probe",
+    "rankme",
+    "scores",
+    "style_probe",
+]

@@ -1,0 +1,101 @@
+"""Collapse: how many dimensions the representations use, and how they spread."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from .arrays import Array, finite, representations
+
+__all__ = ["AlignmentUniformity", "alignment_uniformity", "effective_rank", "rankme"]
+
+
+class AlignmentUniformity(NamedTuple):
+    """Mean squared distance of views, and log-mean Gaussian kernel of items."""
+
+    alignment: float
+    uniformity: float
+
+
+def effective_rank(z: Float[Array, "n dim"]) -> float:
+    r"""Effective rank of the centred representations, from 1 to dim.
+
+    .. math:: \exp\Bigl(-\sum_i p_i \log p_i\Bigr),
+        \qquad p_i = \sigma_i / \sum_j \sigma_j,
+
+    with the singular values :math:`\sigma_i`, not their squares, of z less its mean.
+    It does not change when z is shifted, rotated or rescaled; it is 0 if z is constant.
+
+    References:
+        The effective rank: a measure of effective dimensionality (Roy and Vetterli,
+        2007)
+        https://ieeexplore.ieee.org/document/7098875
+    """
+    (z,) = representations(z)
+    spectrum = np.linalg.svd(z - z.mean(0), compute_uv=False)
+    # what is left of a constant z is rounding error
+    rounding = np.finfo(float).eps * max(z.shape) * np.linalg.norm(z)
+    spectrum = spectrum[spectrum > rounding]
+    return _exp_entropy(spectrum / spectrum.sum()) if len(spectrum) else 0.0
+
+
+def rankme(z: Float[Array, "n dim"]) -> float:
+    r"""RankMe, the effective rank of the representations without centring.
+
+    .. math:: \exp\Bigl(-\sum_i p_i \log p_i\Bigr),
+        \qquad p_i = \sigma_i / \sum_j \sigma_j + 10^{-7}
+
+    It is 0 if z is 0.
+
+    References:
+        RankMe: Assessing the downstream performance of pretrained self-supervised
+        representations by their rank (Garrido et al., 2023)
+        https://arxiv.org/abs/2210.02885
+    """
+    (z,) = representations(z)
+    spectrum = np.linalg.svd(z, compute_uv=False)
+    return _exp_entropy(spectrum / spectrum.sum() + 1e-7) if spectrum[0] else 0.0
+
+
+def alignment_uniformity(z: Float[Array, "n view dim"]) -> AlignmentUniformity:
+    r"""Alignment of views, uniformity of items on the unit sphere; smaller is better.
+
+    .. math:: E \lVert u_{iv} - u_{iw} \rVert^2 \quad (v \ne w), \qquad
+        \log E \exp(-2 \lVert u_{iv} - u_{jv} \rVert^2) \quad (i \ne j),
+
+    for :math:`u = z / \lVert z \rVert`; the uniformity is averaged over the views. Time
+    grows with the square of n, memory with n.
+
+    References:
+        Understanding contrastive representation learning through alignment and
+        uniformity on the hypersphere (Wang and Isola, 2020)
+        https://arxiv.org/abs/2005.10242
+    """
+    z = finite(z)
+    if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:
+        raise ValueError(
+            "expected representations (n, view, dim), at least 2 items with 2 views, "
+            f"got {z.shape}; stack the views by np.stack([a, b], axis=1)"
+        )
+    norm = np.linalg.norm(z, axis=-1, keepdims=True)
+    if not norm.all():
+        raise ValueError(
+            f"expected directions, got {(norm == 0).sum()} representations that are "
+            "zero; leave these items out"
+        )
+    u = z / norm
+    apart = 2 * np.square(u - u.mean(1, keepdims=True)).sum((1, 2)) / (u.shape[1] - 1)
+    uniformity = [_uniformity(u[:, view]) for view in range(u.shape[1])]
+    return AlignmentUniformity(float(apart.mean()), float(np.mean(uniformity)))
+
+
+def _uniformity(u: np.ndarray, rows: int = 1_024) -> float:
+    """Log-mean of exp(-2 |u_i - u_j|²) = exp(4 u_i·u_j - 4) over the pairs i ≠ j."""
+    n = len(u)
+    blocks = (u[start : start + rows] @ u.T for start in range(0, n, rows))
+    total = sum(np.exp(4 * block - 4).sum() for block in blocks)
+    return float(np.log((total - n) / (n * (n - 1))))  # an item beside itself gives 1
+
+
+def _exp_entropy(p: np.ndarray) -> float:
+    return float(np.exp(-np.sum(p * np.log(p))))

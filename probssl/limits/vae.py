@@ -1,0 +1,74 @@
+r"""VAE and beta-VAE: the distribution of views that have nothing in common.
+
+Auto-Encoding Variational Bayes (Kingma and Welling, 2014)
+https://arxiv.org/abs/1312.6114
+beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework
+(Higgins et al., 2017)
+https://openreview.net/forum?id=Sy2fzU9gl
+Importance Weighted Autoencoders (Burda et al., 2016)
+https://arxiv.org/abs/1509.00519
+
+The choices: p(z_v|y) = N(0, I), whatever y; z is kept informative by p(x|z).
+
+.. math:: E_q[\log p(x \mid z)] + \beta \, (H[q(z \mid x)] + E_q[\log p(z)])
+
+The limit: Var(z|y) → 1 and Var(y) → 0 in the Gaussian prior.
+
+Status: exact bound for beta = 1 (and, with `bounds.IWAE`, a tighter one); for
+beta > 1 a looser one. It drops the content.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..bounds import ELBO
+from ..joint import Joint
+from ..priors import Independent
+from ..terms import Batch, Terms
+
+__all__ = ["VAE"]
+
+
+class VAE(nn.Module):
+    r"""The evidence bound of independent views, per item, in nats.
+
+    Arguments:
+        joint: The distribution and its guide; its prior is `priors.Independent`.
+        beta: The weight :math:`\beta` of entropy and alignment, together minus the
+            Kullback-Leibler divergence from the prior to q.
+        bound: The bound, `bounds.ELBO` or `bounds.IWAE`.
+
+    Raises:
+        ValueError: If the views of the joint share a content, or beta is negative.
+    """
+
+    def __init__(
+        self,
+        joint: Joint,
+        beta: float = 1.0,
+        bound: Callable[[Joint, Batch], Terms] = ELBO(),
+    ) -> None:
+        super().__init__()
+        if not isinstance(joint.prior, Independent):
+            raise ValueError(
+                "expected a joint with independent views for VAE, got the prior "
+                f"{type(joint.prior).__name__}; use priors.Independent(dim), or SimVAE"
+            )
+        if not beta >= 0:
+            raise ValueError(f"expected beta of at least 0, got {beta}; 1 is the VAE's")
+        self.joint, self.beta, self.bound = joint, beta, bound
+
+    def forward(self, batch: Batch) -> Terms:
+        terms = self.bound(self.joint, batch)
+        return terms._replace(
+            entropy=self.beta * terms.entropy, alignment=self.beta * terms.alignment
+        )
+
+    def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
+        """The mean of q(z|x)."""
+        return self.joint.represent(x, layer)
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the batch cannot have come from the model."""
+        self.joint.check(batch)

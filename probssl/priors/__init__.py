@@ -1,0 +1,7 @@
+"""Priors over the views of an item: p(y), p(z|y), and p(z_1..V) with y integrated out."""
+
+from .base import Prior
+from .gaussian import Gaussian, Independent
+
+
+__all__ = ["Gaussian", "Independent", "Prior"]

@@ -1,0 +1,91 @@
+"""What every prior over the views of an item shares."""
+
+from collections.abc import Iterator
+
+from jaxtyping import Bool, Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from ..hyper import Positive
+
+__all__ = ["Prior", "check_dim"]
+
+
+class Prior(nn.Module):
+    r"""A prior :math:`p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy`.
+
+    A prior is one object with two faces. Called, ``prior(views)`` returns the Pyro
+    distribution of the views with the content y integrated out, event shape
+    (view, dim): the alignment term of a generative model. Its `log_kernel` is the
+    density of one view given another: the similarity of a contrastive objective.
+
+    A prior of your own needs `forward` and, for contrastive objectives, `log_kernel`.
+    """
+
+    dim: int | None
+
+    def log_prob(
+        self,
+        z: Float[Tensor, "*batch view dim"],
+        present: Bool[Tensor, "*batch view"] | None = None,
+    ) -> Float[Tensor, "*batch"]:
+        r"""Return :math:`\log p(z_1, \dots, z_V)`, in nats per item."""
+        return self.of(z, present).log_prob(z)
+
+    def on_support(self, z: Tensor) -> Tensor:
+        """Bring the output of an encoder to the space of z: here, all of it."""
+        return z
+
+    def gauge(self, views: int) -> int:
+        r"""How many entropies :math:`H[z]` balance the log-density: V for a proper p(y),
+        V − 1 for a flat or uniform one."""
+        return views if self.proper else views - 1
+
+    @property
+    def proper(self) -> bool:
+        """Whether p(y) is a density that integrates to one and is not uniform."""
+        return True
+
+    def random(self) -> Iterator[Positive]:
+        """The hyper-parameters that are random variables."""
+        return (h for h in self.children() if isinstance(h, Positive) and h.random)
+
+    def of(self, z: Tensor, present: Tensor | None = None) -> TorchDistribution:
+        """Return the distribution of views shaped like z.
+
+        Raises:
+            ValueError: If the last axis of z is not of the prior's dimension.
+        """
+        if self.dim is not None and z.shape[-1] != self.dim:
+            raise ValueError(
+                f"expected z with dim {self.dim} as its last axis, got shape "
+                f"{tuple(z.shape)}; build the prior with dim={z.shape[-1]} or the "
+                f"encoder with {self.dim} outputs"
+            )
+        options = {} if present is None else {"present": present}
+        if self.dim is None:
+            options["dim"] = z.shape[-1]
+        return self(z.shape[-2], **options)
+
+    def known_dim(self) -> int:
+        """The dimension of z.
+
+        Raises:
+            ValueError: If the prior leaves it open.
+        """
+        if self.dim is None:
+            raise ValueError(
+                "expected a prior with a known dimension, got dim=None; build it with "
+                "dim=… to sample from it or to use it in a Joint"
+            )
+        return self.dim
+
+
+def check_dim(dim: int | None, least: int = 1) -> int | None:
+    """Return a dimension that is a whole number of at least `least`, or None."""
+    if dim is not None and (not isinstance(dim, int) or dim < least):
+        raise ValueError(
+            f"expected dim to be a whole number of at least {least}, got {dim!r}; give "
+            "the dimension of z, for instance dim=10"
+        )
+    return dim

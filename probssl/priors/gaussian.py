@@ -1,0 +1,225 @@
+r"""Gaussian content and Gaussian views: SimVAE's prior, and without content the VAE's.
+
+References:
+    A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
+    https://arxiv.org/abs/2402.01399
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Independent as Event
+from torch.distributions import Normal
+
+from ..distributions.gaussian import OneFactorNormal
+from ..hyper import Learned, Positive
+from .base import Prior, check_dim
+
+__all__ = ["Gaussian", "Independent"]
+
+Scale = float | Learned | TorchDistribution | Positive
+
+
+class Gaussian(Prior):
+    r"""Views around a Gaussian content, which is integrated out exactly.
+
+    .. math:: p(y) = N(0, \tau^2 I), \qquad p(z_v \mid y) = N(y, \sigma^2 I)
+
+    .. math:: \log p(z_1, \dots, z_V) = -\tfrac12 \sum_{\text{dim}} \Big[
+        \frac{\sum_v (z_v - \bar z)^2}{\sigma^2}
+        + \frac{\bar z^2}{\tau^2 + \sigma^2 / V}
+        + V \log 2 \pi + (V - 1) \log \sigma^2 + \log(\sigma^2 + V \tau^2) \Big]
+
+    ``y_scale=math.inf`` makes p(y) flat with density 1: alignment terms only. It has no
+    samples and no evidence, needs two views, and a fixed scale (nothing would stop a
+    free one: the value grows by d·log c when z is stretched by c).
+
+    Arguments:
+        dim: The dimension of z; None takes it from z, for objectives without samples.
+        scale: The standard deviation :math:`\sigma` of a view given its content.
+        y_scale: The standard deviation :math:`\tau` of the content.
+
+    Raises:
+        ValueError: If a scale is not positive, if both scales are free, or if p(y) is
+            flat where it cannot serve.
+    """
+
+    def __init__(
+        self, dim: int | None, scale: Scale = 1.0, y_scale: Scale = 1.0
+    ) -> None:
+        super().__init__()
+        self.dim = check_dim(dim)
+        self.scale = Positive(scale, "scale")
+        self.y_scale: Positive | float = math.inf
+        if y_scale != math.inf:
+            self.y_scale = Positive(y_scale, "y_scale")
+        if not self.proper and self.scale.free:
+            raise ValueError(
+                "expected a fixed scale with a flat p(y) (y_scale=math.inf), got "
+                f"scale={self.scale.value!r}; under a flat p(y) a free scale has no "
+                "optimum: fix the scale or give a finite y_scale"
+            )
+        if self.proper and self.scale.free and self.y_scale.free:
+            raise ValueError(
+                "expected at most one free scale, got both scale and y_scale learned or "
+                "random; stretching z moves one into the other: fix one of them"
+            )
+
+    @property
+    def proper(self) -> bool:
+        return self.y_scale != math.inf
+
+    def forward(
+        self,
+        views: int,
+        *,
+        present: Bool[Tensor, "*batch view"] | None = None,
+        dim: int | None = None,
+        **drawn: Tensor,
+    ) -> OneFactorNormal:
+        """Return the distribution of the views, y integrated out.
+
+        Arguments:
+            views: The number of views.
+            present: The views whose marginal density is meant; None means all.
+            dim: The dimension of z, where the prior leaves it open.
+            drawn: Values of hyper-parameters, whose shape becomes the batch shape.
+        """
+        if not self.proper and views < 2:
+            raise ValueError(
+                f"expected at least 2 views under a flat p(y), got {views}; with "
+                "y_scale=math.inf one view has no density: give a finite y_scale"
+            )
+        scale, y_scale = self._scales(drawn)
+        shape = (views, dim or self.known_dim())
+        return OneFactorNormal(
+            scale.new_zeros(()).expand(shape),
+            scale[..., None, None],
+            y_scale[..., None, None],
+            flat=not self.proper,
+            present=present,
+            validate_args=False,
+        )
+
+    def posterior_y(
+        self,
+        z: Float[Tensor, "*batch view dim"],
+        present: Bool[Tensor, "*batch view"] | None = None,
+    ) -> Event:
+        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a normal with event shape (dim,)."""
+        factor = self.of(z, present).factor(z)
+        loading = self._scales({})[1]
+        normal = Normal(loading * factor.mean, loading * factor.stddev)
+        return Event(normal, 1)
+
+    def log_kernel(
+        self,
+        a: Float[Tensor, "*batch n dim"],
+        b: Float[Tensor, "*batch m dim"],
+        plug_in: bool = False,
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
+
+        .. math:: p(z' \mid z) = N\Big(\frac{\tau^2}{\tau^2 + \sigma^2} z, \;
+            \sigma^2 + \frac{\sigma^2 \tau^2}{\sigma^2 + \tau^2}\Big)
+
+        With `plug_in`, :math:`p(z' = b \mid y = a) = N(a, \sigma^2)`.
+        """
+        shrink, variance = self._conditional(plug_in)
+        square = _square_distances(shrink * a, b)
+        return -0.5 * (
+            square / variance + a.shape[-1] * (math.log(2 * math.pi) + variance.log())
+        )
+
+    def pmi(
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
+        self._require_proper("pointwise mutual information")
+        marginal = self.log_prob(b.unsqueeze(-2))
+        return self.log_kernel(a, b) - marginal.unsqueeze(-2)
+
+    def mutual_information(self) -> Float[Tensor, ""]:
+        r"""Return :math:`I(z; z') = -\frac{d}{2} \log(1 - \rho^2)`, with
+        :math:`\rho = \tau^2 / (\tau^2 + \sigma^2)`, in nats."""
+        self._require_proper("mutual information")
+        scale, y_scale = self._scales({})
+        correlation = y_scale.square() / (y_scale.square() + scale.square())
+        return -0.5 * self.known_dim() * torch.log1p(-correlation.square())
+
+    def _conditional(self, plug_in: bool) -> tuple[Tensor, Tensor]:
+        scale, y_scale = self._scales({})
+        variance = scale.square()
+        if plug_in:
+            return torch.ones_like(variance), variance
+        if not self.proper:
+            return torch.ones_like(variance), 2 * variance
+        shrink = y_scale.square() / (y_scale.square() + variance)
+        return shrink, variance * (1 + shrink)
+
+    def _scales(self, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The scale and the loading of the content: y_scale, or 1 if it is flat."""
+        scale = drawn.get("scale", self.scale())
+        if not isinstance(self.y_scale, Positive):
+            return scale, torch.ones_like(scale)
+        return scale, drawn.get("y_scale", self.y_scale())
+
+    def _require_proper(self, what: str) -> None:
+        if not self.proper:
+            raise ValueError(
+                f"expected a proper p(y) for {what}, got a flat one (y_scale=math.inf); "
+                "give the prior a finite y_scale, for instance y_scale=1.0"
+            )
+
+
+class Independent(Prior):
+    r"""Views that have nothing in common, each standard normal: the VAE's prior.
+
+    .. math:: p(z_1, \dots, z_V) = \prod_v N(z_v \mid 0, I)
+    """
+
+    def __init__(self, dim: int | None) -> None:
+        super().__init__()
+        self.dim = check_dim(dim)
+        self.register_buffer("one", torch.ones(()), persistent=False)
+
+    def forward(
+        self,
+        views: int,
+        *,
+        present: Bool[Tensor, "*batch view"] | None = None,
+        dim: int | None = None,
+    ) -> OneFactorNormal:
+        """Return the distribution of the views, event shape (view, dim)."""
+        one = self.one.expand(views, dim or self.known_dim())
+        zero = torch.zeros_like(one)
+        return OneFactorNormal(zero, one, zero, present=present, validate_args=False)
+
+    def log_kernel(
+        self,
+        a: Float[Tensor, "*batch n dim"],
+        b: Float[Tensor, "*batch m dim"],
+        plug_in: bool = False,
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z' = b)`, which knows nothing of a."""
+        marginal = self.log_prob(b.unsqueeze(-2)).unsqueeze(-2)
+        return marginal.expand(a.shape[:-1] + b.shape[-2:-1])
+
+    def pmi(
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        """Return zero for all pairs: the views are independent."""
+        return b.new_zeros(a.shape[:-1] + b.shape[-2:-1])
+
+
+def _square_distances(
+    a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+) -> Float[Tensor, "*batch n m"]:
+    # Centred first: the products then lose as little as the spread of z allows.
+    centre = b.detach().mean(-2, keepdim=True)
+    a, b = a - centre, b - centre
+    square = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
+    return (square - 2 * a @ b.mT).clamp(min=0)

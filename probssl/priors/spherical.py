@@ -1,0 +1,101 @@
+r"""Content uniform on the sphere and von Mises-Fisher views: SimCLR's prior.
+
+References:
+    A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
+    https://arxiv.org/abs/2402.01399
+    Understanding Contrastive Representation Learning through Alignment and Uniformity
+    on the Hypersphere (Wang and Isola, 2020)
+    https://arxiv.org/abs/2005.10242
+"""
+
+import pyro.distributions as dist
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..distributions.shared import SharedDirection
+from ..distributions.spherical import VonMisesFisher
+from ..hyper import Learned, Positive
+from ..special import log_area, log_vmf_normaliser
+from .base import Prior, check_dim
+
+__all__ = ["Spherical"]
+
+
+class Spherical(Prior):
+    r"""Views around a direction that is uniform on the sphere, integrated out exactly.
+
+    .. math:: p(y) = U(S^{d-1}), \qquad p(z_v \mid y) = C_d(\kappa) e^{\kappa z_v^\top y}
+
+    .. math:: \log p(z_1, \dots, z_V) = V \log C_d(\kappa)
+        - \log C_d(\kappa \lVert \textstyle\sum_v z_v \rVert) - \log |S^{d-1}|
+
+    Densities are with respect to the area of the sphere.
+
+    Arguments:
+        dim: The dimension d of the space the sphere lies in; None takes it from z, for
+            objectives without samples.
+        concentration: The concentration :math:`\kappa` of a view around its content.
+
+    Raises:
+        ValueError: If dim is below 2, or the concentration is not positive.
+    """
+
+    def __init__(
+        self,
+        dim: int | None,
+        concentration: float | Learned | dist.TorchDistribution | Positive = 10.0,
+    ) -> None:
+        super().__init__()
+        self.dim = check_dim(dim, least=2)
+        self.concentration = Positive(concentration, "concentration")
+
+    @property
+    def proper(self) -> bool:
+        """False: a uniform p(y) is balanced by V − 1 entropies, as a flat one is."""
+        return False
+
+    def forward(
+        self, views: int, *, dim: int | None = None, **drawn: Tensor
+    ) -> SharedDirection:
+        """Return the distribution of the views, y integrated out."""
+        concentration = drawn.get("concentration", self.concentration())
+        dim = dim or self.known_dim()
+        return SharedDirection(concentration, views, dim, validate_args=False)
+
+    def on_support(self, z: Tensor) -> Tensor:
+        """Normalise to length 1."""
+        return normalize(z, dim=-1)
+
+    def posterior_y(self, z: Float[Tensor, "*batch view dim"]) -> VonMisesFisher:
+        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, von Mises-Fisher around the sum."""
+        return self.of(z).direction(z)
+
+    def log_kernel(
+        self,
+        a: Float[Tensor, "*batch n dim"],
+        b: Float[Tensor, "*batch m dim"],
+        plug_in: bool = False,
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
+
+        .. math:: 2 \log C_d(\kappa) - \log C_d(\kappa \lVert a + b \rVert)
+
+        With `plug_in`, :math:`\log C_d(\kappa) + \kappa a^\top b`: SimCLR's similarity,
+        with its constant.
+        """
+        dim, kappa = a.shape[-1], self.concentration()
+        cosine = a @ b.mT
+        once = log_vmf_normaliser(dim, kappa, scaled=True)
+        if plug_in:
+            return once + kappa * (cosine - 1)
+        length = (2 * (1 + cosine)).clamp(min=1e-30).sqrt()
+        shortfall = 2 * (1 - cosine) / (2 + length)
+        both = log_vmf_normaliser(dim, kappa * length, scaled=True)
+        return 2 * once - both - kappa * shortfall
+
+    def pmi(
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
+        return self.log_kernel(a, b) + log_area(a.shape[-1])

@@ -1,0 +1,49 @@
+"""What goes into an objective, `Batch`, and what comes out of it, `Terms`."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Batch", "Terms"]
+
+
+class Batch(NamedTuple):
+    """Views of a batch of items, and what is known about them.
+
+    Arguments:
+        views: The views x, with shape (batch, view, \\*event); or one such tensor for
+            each modality or resolution.
+        clean: The untouched originals, with shape (batch, \\*event).
+        index: The rows of the items in their data set, with shape (batch,).
+        present: Which views were observed, bool, with shape (batch, view); None means
+            all of them.
+        transform: What the view sampler did (boxes, masks).
+    """
+
+    views: Tensor | tuple[Tensor, ...]
+    clean: Tensor | None = None
+    index: Tensor | None = None
+    present: Tensor | None = None
+    transform: Any | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of items and of views."""
+        if isinstance(self.views, tuple):
+            return len(self.views[0]), sum(part.shape[1] for part in self.views)
+        return self.views.shape[0], self.views.shape[1]
+
+
+class Terms(NamedTuple):
+    """Summands of an objective, their weights applied; the larger the better.
+
+    The first four are log-densities or entropies, in nats per item, averaged over the
+    batch, with all their constants; `penalty` holds what has no density (not nats).
+    What is not in play is zero. The value of the objective is ``sum(terms)``.
+    """
+
+    reconstruction: Tensor | float = 0.0
+    entropy: Tensor | float = 0.0
+    alignment: Tensor | float = 0.0
+    hyper: Tensor | float = 0.0
+    penalty: Tensor | float = 0.0

@@ -1,0 +1,7 @@
+"""Training: the plain steps, and what a notebook wants around them."""
+
+from .fit import fit
+from .history import History
+from .steps import Step, steps
+
+__all__ = ["History", "Step", "fit", "steps"]

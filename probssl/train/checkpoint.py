@@ -1,0 +1,156 @@
+"""Checkpoints: one safetensors file each, whose header holds the rest as JSON.
+
+One file is written under another name, flushed to the disk and renamed, so that there
+is always a whole one. Nothing is pickled: a file can give values, never run code.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .run import Run
+
+__all__ = ["Checkpoints", "read", "write"]
+
+FORMAT = "probssl checkpoint 1"
+
+
+class Checkpoints:
+    """The folder of a run: its last epoch, its best one, and its history as JSON.
+
+    Arguments:
+        every: So many epochs lie between two of the last one.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
+        self.folder, self.every = Path(folder), every
+        self.last, self.best = (
+            self.folder / f"{name}.safetensors" for name in ("last", "best")
+        )
+
+    def begin(self, run: Run, resume: bool) -> None:
+        """Go on from the last epoch, or write down the start, before any work is lost.
+
+        Raises:
+            FileExistsError: If there is a checkpoint, but nothing is to be resumed.
+            FileNotFoundError: If the folder holds other files, but no checkpoint.
+            ValueError: If the checkpoint is that of another objective or optimiser.
+        """
+        if self.last.exists() and resume:
+            run.load(read(self.last), str(self.last))
+            return
+        if self.last.exists():
+            raise FileExistsError(
+                f"expected no checkpoint in {self.folder} to write a new one, got "
+                f"{self.last.name}; pass resume=True to go on from it, or another folder"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        others = [f.name for f in self.folder.iterdir() if f.name[0] != "."]
+        if resume and others:
+            raise FileNotFoundError(
+                f"expected {self.last} to resume from, got a folder with {others[0]!r} "
+                "and no checkpoint; pass the folder of the run, or an empty one"
+            )
+        write(self.last, run.state())
+
+    def save(self, run: Run, best: bool, final: bool) -> None:
+        """Write down the epoch that is done, if its turn has come."""
+        if best:
+            write(self.best, run.state())
+        if final or len(run.history) % self.every == 0:
+            write(self.last, run.state())
+            _replace(self.folder / "history.json", run.history.to_json().encode())
+
+    @property
+    def remedy(self) -> str:
+        """Where to go on from when the parameters are lost."""
+        epoch = len(read(self.last)["history"])
+        return f"{self.last} holds the run after epoch {epoch}"
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested dictionaries, lists and tuples of tensors and plain values.
+
+    Raises:
+        TypeError: If there is anything else in it.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain = json.dumps(_pack(state, "", tensors))
+    data = safetensors.torch.save(tensors, {"format": FORMAT, "state": plain})
+    _replace(path, data)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What was written, its tensors on the CPU.
+
+    Raises:
+        ValueError: If the file is no checkpoint.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise ValueError(
+                f"expected {FORMAT!r} in the header of {path}, got "
+                f"{header.get('format')!r}; pass the folder of a run of fit"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return _unpack(json.loads(header["state"]), tensors)
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, its tensors under their names; tuples and keys keep their types."""
+    if isinstance(value, Tensor):
+        # A copy: tied parameters share their memory, which the format does not allow.
+        tensors[name] = value.detach().to(
+            "cpu", copy=True, memory_format=torch.contiguous_format
+        )
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        kind = "counter" if isinstance(value, Counter) else "dict"
+        inner = f"{name}." if name else ""
+        pairs = [[k, _pack(v, f"{inner}{k}", tensors)] for k, v in value.items()]
+        return {kind: pairs}
+    if isinstance(value, list | tuple):
+        parts = [_pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
+        return {"tuple": parts} if isinstance(value, tuple) else parts
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"expected tensors and plain values in a checkpoint, got "
+        f"{type(value).__name__} at {name}; keep it in a buffer, or out of state_dict"
+    )
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(part, tensors) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "tuple":
+        return tuple(_unpack(inner, tensors))
+    pairs = {key: _unpack(part, tensors) for key, part in inner}
+    return Counter(pairs) if kind == "counter" else pairs
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file at once or not at all, also when the machine stops in between."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""What came of each epoch, and how it is read from the device."""
+
+import json
+from typing import TYPE_CHECKING, TypeGuard
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ..terms import Terms
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["History", "Row", "Tally"]
+
+Row = dict[str, float]
+
+
+class History:
+    """One row for each epoch: the mean terms over its items, and their sum, the value.
+
+    Columns are ``epoch``, ``step`` (both count what is done), ``value``, the terms, the
+    same with ``valid_`` before it for validation data, ``lr``, ``seconds`` (of training
+    and validation) and what `on_epoch` adds. Values are per item, in nats but for the
+    penalty; those of training are from the steps themselves, while the parameters moved.
+    """
+
+    def __init__(self, rows: list[Row] | None = None) -> None:
+        self.rows = [] if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> Float64[np.ndarray, " epoch"]:
+        """A column, NaN where a row lacks it."""
+        if column not in self.columns:
+            raise KeyError(f"expected one of {self.columns}, got {column!r}")
+        return np.array([row.get(column, np.nan) for row in self.rows])
+
+    def __repr__(self) -> str:
+        last = self.rows[-1] if self.rows else {}
+        shown = [c for c in ("value", "valid_value", "seconds") if c in last]
+        ends = ", ".join(f"{column} {last[column]:.4g}" for column in shown)
+        return f"History({len(self)} epochs{'; last: ' if ends else ''}{ends})"
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, in the order in which they came up."""
+        return list(dict.fromkeys(column for row in self.rows for column in row))
+
+    @property
+    def table(self) -> "pandas.DataFrame":
+        """The rows as a table, indexed by epoch."""
+        import pandas
+
+        return pandas.DataFrame(self.rows, columns=self.columns or ["epoch"]).set_index(
+            "epoch"
+        )
+
+    def to_json(self) -> str:
+        """The rows as JSON, which `from_json` reads without loss."""
+        return json.dumps(self.rows)
+
+    @classmethod
+    def from_json(cls, text: str) -> "History":
+        """The history that `to_json` wrote."""
+        return cls(json.loads(text))
+
+
+class Tally:
+    """The terms of many batches, left on the device until they are read all at once.
+
+    Arguments:
+        start: The number of steps made before.
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        self.steps, self.items, self.total = start, 0, np.zeros(len(Terms._fields))
+        self.pending: list[tuple[Terms, int]] = []
+        self.broken: str | None = None
+
+    def add(self, terms: Terms, items: int) -> None:
+        """Take in the terms of a batch of so many items; nothing waits for the device."""
+        self.pending.append((terms, items))
+
+    def read(self) -> None:
+        """Take the pending terms from the device. This waits for it, once."""
+        tensors = [t for terms, _ in self.pending for t in terms if _is_tensor(t)]
+        values = iter(torch.stack(tensors).tolist() if tensors else [])
+        for terms, items in self.pending:
+            row = [next(values) if _is_tensor(t) else float(t) for t in terms]
+            self.steps, self.items = self.steps + 1, self.items + items
+            self.total += items * np.array(row)
+            if self.broken is None and not np.isfinite(row).all():
+                named = zip(Terms._fields, row, strict=True)
+                found = [f"{name} = {t}" for name, t in named if not np.isfinite(t)]
+                self.broken = f"{' and '.join(found)} at step {self.steps}"
+        self.pending = []
+
+    def mean(self) -> Row:
+        """The mean terms over all items so far, and their sum, the value."""
+        self.read()
+        terms = (self.total / self.items).tolist()
+        return {"value": sum(terms)} | dict(zip(Terms._fields, terms, strict=True))
+
+    def check(self, remedy: str) -> None:
+        """Raise an error that names the first step with a term that is not finite.
+
+        Raises:
+            FloatingPointError: With the terms, the step and the remedy.
+        """
+        self.read()
+        if self.broken is not None:
+            raise FloatingPointError(
+                f"expected finite terms, got {self.broken}; {remedy}"
+            )
+
+
+def _is_tensor(term: Tensor | float) -> TypeGuard[Tensor]:
+    return isinstance(term, Tensor)

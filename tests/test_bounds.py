@@ -1,0 +1,212 @@
+"""The bounds against exact evidences of linear-Gaussian models, and against Pyro's."""
+
+import math
+
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.bounds import ELBO, IWAE, log_weights
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+DIM, EVENT, NOISE, SCALE, Y_SCALE = 2, 5, 0.4, 0.6, 1.3
+
+
+class ExactFactors(nn.Module):
+    """The likelihood as a normal function of z, with the raw scale that gives it."""
+
+    def __init__(self, weight: Tensor, noise: float, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.precision = weight.square().sum(0) / noise**2
+        self.weight, self.noise, self.floor = weight, noise, floor
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc = x @ self.weight / self.noise**2 / self.precision
+        raw = (self.precision.rsqrt() - self.floor).expm1().log()
+        return torch.cat([loc, raw.expand_as(loc)], -1)
+
+
+def linear_gaussian(guide: type[nn.Module]) -> ps.Joint:
+    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
+    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
+    decoder = nn.Linear(DIM, EVENT, bias=False)
+    decoder.weight = nn.Parameter(weight)
+    return ps.Joint(
+        ps.priors.Gaussian(DIM, SCALE, Y_SCALE),
+        ps.likelihoods.Gaussian(NOISE),
+        ExactFactors(weight, NOISE),
+        decoder,
+        guide=guide,
+    )
+
+
+def covariances(joint: ps.Joint, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cov(z), the stacked decoder, and Cov(x), all views of an item in one vector."""
+    share = SCALE**2 * torch.eye(views) + Y_SCALE**2
+    z = torch.kron(share, torch.eye(DIM))
+    decoder = torch.kron(torch.eye(views), joint.decoder.weight.detach().contiguous())
+    x = decoder @ z @ decoder.T + NOISE**2 * torch.eye(views * EVENT)
+    return z, decoder, x
+
+
+def evidence(joint: ps.Joint, x: Tensor) -> Tensor:
+    _, _, covariance = covariances(joint, x.shape[1])
+    return MultivariateNormal(torch.zeros(len(covariance)), covariance).log_prob(
+        x.flatten(1)
+    )
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 4])
+def test_elbo_is_the_evidence_under_the_coupled_guide(views):
+    joint, x = linear_gaussian(ps.guides.Coupled), torch.randn(6, views, EVENT)
+    value = sum(log_weights(joint, Batch(x), particles=3)[:3])
+    assert_close(value, evidence(joint, x).expand(3, -1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_elbo_of_factorised_views_falls_short_by_the_computed_gap(views):
+    joint, x = linear_gaussian(ps.guides.DiagonalGaussian), torch.randn(1, views, EVENT)
+    z, decoder, _ = covariances(joint, views)
+    precision = z.inverse() + decoder.T @ decoder / NOISE**2
+    exact = MultivariateNormal(
+        torch.linalg.solve(precision, decoder.T @ x.flatten() / NOISE**2),
+        precision_matrix=precision,
+    )
+    loc, scale = joint.posterior.factors(x)
+    q = MultivariateNormal(loc.flatten(), scale.flatten().square().diag())
+    gap = torch.distributions.kl_divergence(q, exact)
+    assert gap > 0.1
+    samples = sum(log_weights(joint, Batch(x), particles=100_000)[:3]).squeeze(1)
+    shortfall = evidence(joint, x) - samples
+    error = 5 * samples.std() / math.sqrt(len(samples))
+    assert abs(shortfall.mean() - gap) < error
+
+
+def test_iwae_rises_to_the_evidence_from_below():
+    joint, x = linear_gaussian(ps.guides.DiagonalGaussian), torch.randn(2000, 2, EVENT)
+    exact = evidence(joint, x).mean()
+    gaps = []
+    for particles in (1, 10, 100):
+        log_weight = sum(log_weights(joint, Batch(x), particles)[:3])
+        bound = log_weight.logsumexp(0) - math.log(particles)
+        error = 5 * (bound - evidence(joint, x)).std() / math.sqrt(len(x))
+        gaps.append(exact - bound.mean())
+        assert gaps[-1] > -error
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] < gaps[0] / 5
+
+
+def test_iwae_terms_sum_to_the_log_mean_weight():
+    joint, batch = linear_gaussian(ps.guides.DiagonalGaussian), Batch(torch.randn(6, 2, 5))
+    torch.manual_seed(3)
+    terms = IWAE(7)(joint, batch)
+    torch.manual_seed(3)
+    log_weight = sum(log_weights(joint, batch, 7)[:3])
+    plain = (log_weight.logsumexp(0) - math.log(7)).mean()
+    assert_close(sum(terms), plain)
+    slopes = [torch.autograd.grad(v, joint.decoder.weight)[0] for v in (sum(terms), plain)]
+    assert_close(*slopes)
+
+
+def test_one_particle_of_iwae_is_the_elbo():
+    joint, batch = linear_gaussian(ps.guides.DiagonalGaussian), Batch(torch.randn(6, 2, 5))
+    torch.manual_seed(3)
+    once = IWAE(1)(joint, batch)
+    torch.manual_seed(3)
+    for left, right in zip(once, ELBO()(joint, batch), strict=True):
+        assert_close(left, right)
+
+
+def mlp() -> ps.Joint:
+    return ps.Joint(
+        ps.priors.Gaussian(DIM, ps.learned(0.4)),
+        ps.likelihoods.Binomial(4),
+        ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)),
+        ps.nn.MLPDecoder(DIM, (EVENT,), hidden=(8,)),
+    )
+
+
+def test_terms_equal_the_log_densities_of_pyros_traces():
+    joint, batch = mlp(), Batch(torch.randint(0, 5, (6, 3, EVENT)) / 4.0)
+    torch.manual_seed(3)
+    terms = ELBO()(joint, batch)
+    torch.manual_seed(3)
+    guide = poutine.trace(joint.guide).get_trace(batch)
+    model = poutine.trace(poutine.replay(joint.model, trace=guide)).get_trace(batch)
+    model.compute_log_prob()
+    guide.compute_log_prob()
+    assert_close(6 * sum(terms), model.log_prob_sum() - guide.log_prob_sum())
+    assert_close(6 * terms.reconstruction, model.nodes["x"]["log_prob"].sum())
+    assert_close(6 * terms.alignment, model.nodes["z"]["log_prob"].sum())
+    assert_close(6 * terms.entropy, -guide.nodes["z"]["log_prob"].sum())
+
+
+def test_value_and_gradient_equal_pyros_trace_elbo():
+    joint, batch = mlp(), Batch(torch.randint(0, 5, (6, 3, EVENT)) / 4.0)
+    torch.manual_seed(3)
+    ours = sum(ELBO()(joint, batch))
+    slopes = torch.autograd.grad(ours, list(joint.parameters()))
+    torch.manual_seed(3)
+    loss = Trace_ELBO().differentiable_loss(joint.model, joint.guide, batch)
+    assert_close(ours, -loss / 6)
+    for left, right in zip(
+        slopes, torch.autograd.grad(-loss / 6, list(joint.parameters())), strict=True
+    ):
+        assert_close(left, right)
+
+
+def test_bound_never_asks_the_host_for_a_value(monkeypatch):
+    joint, batch = mlp(), Batch(torch.randint(0, 5, (6, 3, EVENT)) / 4.0)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a tensor was read by the host")
+
+    for name in ("item", "__bool__", "__float__", "tolist", "numpy"):
+        monkeypatch.setattr(Tensor, name, refuse)
+    for bound in (ELBO(), ELBO(3), IWAE(3)):
+        sum(bound(joint, batch)).backward()
+
+
+class TestRandomScale:
+    """A hyper-parameter that is a random variable: one site outside the plate."""
+
+    @pytest.fixture
+    def joint(self) -> ps.Joint:
+        import pyro.distributions as dist
+
+        return ps.Joint(
+            ps.priors.Gaussian(DIM, scale=dist.LogNormal(-1.0, 0.5)),
+            ps.likelihoods.Gaussian(NOISE),
+            ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)),
+            ps.nn.MLPDecoder(DIM, (EVENT,), hidden=(8,)),
+        )
+
+    def test_it_is_weighted_once_per_data_set(self, joint):
+        batch = Batch(torch.randn(6, 2, EVENT))
+        joint.population = torch.tensor(100.0)
+        torch.manual_seed(3)
+        terms = ELBO()(joint, batch)
+        torch.manual_seed(3)
+        guide = poutine.trace(joint.guide).get_trace(batch)
+        model = poutine.trace(poutine.replay(joint.model, trace=guide)).get_trace(batch)
+        model.compute_log_prob()
+        guide.compute_log_prob()
+        scale = model.nodes["scale"]["log_prob"] - guide.nodes["scale"]["log_prob"]
+        assert_close(terms.hyper, scale / 100)
+        assert_close(terms.alignment, model.nodes["z"]["log_prob"].mean())
+
+    def test_many_particles_draw_many_values(self, joint):
+        joint.population = torch.tensor(100.0)
+        terms = log_weights(joint, Batch(torch.randn(6, 2, EVENT)), particles=5)
+        assert terms.hyper.shape == (5, 1) and terms.alignment.shape == (5, 6)
+        assert terms.hyper.std() > 0
+
+    def test_a_missing_population_is_an_error(self, joint):
+        with pytest.raises(ValueError, match="population"):
+            ELBO()(joint, Batch(torch.randn(6, 2, EVENT)))

@@ -1,0 +1,160 @@
+"""The Pyro model and its guide under Pyro's own tools."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, Predictive
+from pyro.infer.inspect import get_dependencies
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.joint import Joint
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+DIM, EVENT = 2, 3
+
+
+def joint(views: int = 2, guide=ps.guides.DiagonalGaussian, **prior) -> Joint:
+    return Joint(
+        ps.priors.Gaussian(DIM, **prior),
+        ps.likelihoods.Gaussian(0.5),
+        ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)),
+        ps.nn.MLPDecoder(DIM, (EVENT,), hidden=()),
+        guide=guide,
+    )
+
+
+def posterior(model: Joint, x: torch.Tensor) -> dist.MultivariateNormal:
+    """The exact posterior of all views of one item, by dense linear algebra."""
+    views = x.shape[0]
+    weight, bias = (p.detach() for p in model.decoder.parameters())
+    share = model.prior.scale().square() * torch.eye(views)
+    share = share + model.prior.y_scale().square()
+    precision = torch.kron(share.inverse().contiguous(), torch.eye(DIM))
+    precision = precision + torch.kron(torch.eye(views), weight.T @ weight) / 0.25
+    signal = ((x - bias) @ weight / 0.25).flatten()
+    mean = torch.linalg.solve(precision, signal)
+    return dist.MultivariateNormal(mean, precision_matrix=precision)
+
+
+def test_model_and_guide_touch_neither_the_store_nor_the_settings():
+    pyro.clear_param_store()
+    settings = pyro.settings.get()
+    model, batch = joint(), Batch(torch.randn(4, 2, EVENT))
+    sum(ps.bounds.ELBO()(model, batch)).backward()
+    assert not list(pyro.get_param_store())
+    assert pyro.settings.get() == settings
+
+
+def test_latents_and_views_have_one_plate_and_the_stated_shapes():
+    model, batch = joint(), Batch(torch.randn(4, 3, EVENT))
+    trace = poutine.trace(model.model).get_trace(batch)
+    assert [s for s in trace.stochastic_nodes if s != "item"] == ["z"]
+    assert trace.nodes["z"]["fn"].batch_shape == (4,)
+    assert trace.nodes["z"]["fn"].event_shape == (3, DIM)
+    assert trace.nodes["x"]["fn"].event_shape == (3, EVENT)
+
+
+def test_items_are_independent_and_views_are_not():
+    batch = Batch(torch.randn(4, 2, EVENT))
+    found = get_dependencies(joint().model, (batch,))
+    assert found["posterior_dependencies"]["z"] == {"z": set(), "x": set()}
+    assert found["prior_dependencies"]["x"] == {"z": set(), "x": set()}
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_predictive_gives_samples_of_all_sites(parallel):
+    model, batch = joint(), Batch(torch.randn(4, 2, EVENT))
+    prior = Predictive(
+        poutine.uncondition(model.model), num_samples=7, parallel=parallel
+    )(batch)
+    after = Predictive(
+        model.model, guide=model.guide, num_samples=7, parallel=parallel
+    )(batch)
+    assert prior["x"].shape == (7, 4, 2, EVENT)
+    assert after["z"].shape == (7, 4, 2, DIM)
+    assert after["z"].std(0).min() > 0
+
+
+def test_nuts_recovers_the_exact_gaussian_posterior():
+    model, x = joint(scale=0.7).requires_grad_(False), torch.randn(1, 2, EVENT)
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(
+        NUTS(model.model), num_samples=500, warmup_steps=150, disable_progbar=True
+    )
+    mcmc.run(Batch(x))
+    z, exact = mcmc.get_samples()["z"].flatten(1), posterior(model, x[0])
+    size = mcmc.diagnostics()["z"]["n_eff"].flatten()
+    error = 5 * exact.stddev / size.sqrt()
+    assert ((z.mean(0) - exact.mean).abs() < error).all()
+    spread = 5 * exact.variance * (2 / size).sqrt()
+    assert ((z.var(0) - exact.variance).abs() < spread).all()
+
+
+def log_weight(model: Joint, batch: Batch, z: torch.Tensor) -> torch.Tensor:
+    """log p(x, z) - log q(z | x) at a given z, from Pyro's own traces."""
+    at_z = [poutine.condition(site, data={"z": z}) for site in (model.model, model.guide)]
+    p, q = (poutine.trace(site).get_trace(batch) for site in at_z)
+    p.compute_log_prob()
+    q.compute_log_prob()
+    x = p.nodes["x"]["log_prob"]
+    return x + p.nodes["z"]["log_prob"] - q.nodes["z"]["log_prob"]
+
+
+@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Coupled])
+def test_absent_views_change_nothing_else(guide):
+    model, x = joint(guide=guide), torch.randn(4, 3, EVENT)
+    z, present = torch.randn(4, 3, DIM), torch.tensor([[True, True, False]] * 4)
+    without = log_weight(model, Batch(x[:, :2]), z[:, :2])
+    x[:, 2] = math.nan
+    assert_close(log_weight(model, Batch(x, present=present), z), without)
+
+
+@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Coupled])
+def test_gradients_are_finite_where_absent_views_hold_nan(guide):
+    model, x = joint(guide=guide), torch.randn(4, 3, EVENT)
+    x[:, 2] = math.nan
+    present = torch.tensor([[True, True, False]] * 4)
+    sum(ps.bounds.ELBO()(model, Batch(x, present=present))).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Coupled])
+def test_absent_views_follow_the_prior_given_the_present_ones(guide):
+    n, model = 100_000, joint(guide=guide, scale=0.7)
+    present = torch.tensor([[True, False]])
+    q = model.encode(Batch(torch.randn(1, 2, EVENT), present=present))
+    z = q.sample((n,)).squeeze(1)
+    slope = 1 / (1 + 0.7**2)
+    rest = z[:, 1] - slope * z[:, 0]
+    variance = 0.7**2 * (1 + slope)
+    assert (rest.mean(0).abs() < 5 * math.sqrt(variance / n)).all()
+    assert ((rest.var(0) - variance).abs() < 5 * variance * math.sqrt(2 / n)).all()
+    assert_close(q.mean[:, 1], slope * q.mean[:, 0])
+
+
+def test_representation_is_that_of_an_item_seen_alone():
+    model, x = joint(guide=ps.guides.Coupled), torch.randn(4, EVENT)
+    loc, scale = model.posterior.factors(x.unsqueeze(1))
+    prior = 1 + 1.0  # scale² + y_scale²
+    mean = prior / (prior + scale.square()) * loc
+    assert_close(model.represent(x), mean.squeeze(1))
+
+
+def test_bad_joints_and_batches_are_refused():
+    encoder = ps.nn.MLPEncoder((EVENT,), DIM + 1)
+    decoder = ps.nn.MLPDecoder(DIM, (EVENT,))
+    with pytest.raises(ValueError, match="one dimension"):
+        Joint(ps.priors.Gaussian(DIM), ps.likelihoods.Gaussian(), encoder, decoder)
+    with pytest.raises(ValueError, match="NaN"):
+        joint().check(Batch(torch.full((2, 2, EVENT), math.nan)))
+    with pytest.raises(ValueError, match="y_scale"):
+        joint(y_scale=math.inf).check(Batch(torch.randn(2, 1, EVENT)))
+    with pytest.raises(ValueError, match="present"):
+        model = joint(guide=ps.guides.Point)
+        model.encode(Batch(torch.randn(2, 2, EVENT), present=torch.ones(2, 2).bool()))

@@ -1,0 +1,103 @@
+"""The likelihoods: normalisation, plain formulas, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.likelihoods import Bernoulli, Binomial, Gaussian
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("levels", [1, 4, 16, 255])
+def test_binomial_sums_to_one_over_its_grid(levels):
+    logits = torch.linspace(-30, 30, 13)
+    grid = (torch.arange(levels + 1.0) / levels).unsqueeze(-1)
+    total = Binomial(levels)(logits).log_prob(grid).logsumexp(0)
+    assert_close(total, torch.zeros(13), rtol=0, atol=1e-11)
+
+
+def test_binomial_is_pyros_binomial_of_the_count():
+    logits, count = torch.randn(7), torch.randint(0, 17, (5, 7)).double()
+    plain = torch.distributions.Binomial(16, logits=logits).log_prob(count)
+    assert_close(Binomial(16)(logits).log_prob(count / 16), plain)
+
+
+@pytest.mark.parametrize("levels", [1, 16])
+def test_binomial_samples_have_its_mean_and_variance(levels):
+    n, distribution = 100_000, Binomial(levels)(torch.tensor([-2.0, 0.3, 4.0]))
+    x = distribution.sample((n,))
+    assert ((x * levels).round() == x * levels).all()
+    assert ((x.mean(0) - distribution.mean).abs() < 5 * x.std(0) / math.sqrt(n)).all()
+    square = (x - distribution.mean).square()
+    error = 5 * square.std(0) / math.sqrt(n)
+    assert ((square.mean(0) - distribution.variance).abs() < error).all()
+
+
+def test_bernoulli_is_minus_the_cross_entropy():
+    logits, x = torch.randn(6, 4), torch.randint(0, 2, (6, 4)).double()
+    plain = -binary_cross_entropy_with_logits(logits, x, reduction="none")
+    assert_close(Bernoulli()(logits).log_prob(x), plain)
+
+
+def test_huge_logits_give_finite_values_and_gradients():
+    logits = torch.tensor([-1e4, 1e4], requires_grad=True)
+    value = Binomial(16)(logits).log_prob(torch.tensor([1.0, 0.0])).sum()
+    value.backward()
+    assert value.isfinite() and logits.grad.isfinite().all()
+
+
+def test_gaussian_is_the_normal_density():
+    output, x = torch.randn(6, 4), torch.randn(6, 4)
+    plain = torch.distributions.Normal(output, 0.3).log_prob(x)
+    assert_close(Gaussian(0.3)(output).log_prob(x), plain)
+
+
+def test_learned_scale_stays_above_its_floor():
+    likelihood, x = Gaussian(ps.learned(0.1), floor=0.05), torch.zeros(64)
+    assert_close(likelihood.scale(), torch.tensor(0.1))
+    optimizer = torch.optim.Adam(likelihood.parameters(), 0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (-likelihood(x).log_prob(x).sum()).backward()
+        optimizer.step()
+    assert 0.05 <= likelihood.scale() < 0.0501
+
+
+@pytest.mark.parametrize(
+    "likelihood, x, message",
+    [
+        (Bernoulli(), [0.0, 0.5], "binary"),
+        (Bernoulli(), [0.0, math.nan], "NaN"),
+        (Bernoulli(grey=True), [0.0, 1.5], "0 to 1"),
+        (Binomial(16), [0.0, 0.03], "k/16"),
+        (Binomial(16), [0.0, 255.0], "255"),
+        (Gaussian(), [0.0, math.inf], "infinite"),
+    ],
+)
+def test_data_that_cannot_come_from_it_are_refused(likelihood, x, message):
+    with pytest.raises(ValueError, match=message):
+        likelihood.check(torch.tensor(x))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Binomial(0),
+        lambda: Binomial(2.5),
+        lambda: Gaussian(-1.0),
+        lambda: Gaussian(ps.learned(1e-4), floor=1e-3),
+    ],
+)
+def test_bad_arguments_are_refused(build):
+    with pytest.raises(ValueError, match="expected"):
+        build()
+
+
+def test_only_real_likelihoods_have_a_measure_to_compare_under():
+    assert Bernoulli(grey=True).pseudo and not Bernoulli().pseudo
+    assert Binomial(16).measure != Binomial(4).measure != Gaussian().measure
