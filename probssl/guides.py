@@ -94,8 +94,11 @@ class DiagonalGaussian(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
         self.factors = GaussianFactors(encoder)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.factors.encoder
 
     def forward(
         self,
@@ -122,8 +125,11 @@ class Coupled(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder = encoder
         self.factors = GaussianFactors(encoder)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.factors.encoder
 
     def forward(
         self,

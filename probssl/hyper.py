@@ -69,7 +69,7 @@ class Positive(nn.Module):
         if self.learned:
             self.log = nn.Parameter(torch.tensor(math.log(number - floor)))
         else:
-            self.register_buffer("fixed", torch.tensor(float(number)), persistent=False)
+            self.register_buffer("fixed", torch.tensor(float(number)))
 
     @property
     def learned(self) -> bool:

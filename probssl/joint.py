@@ -76,6 +76,14 @@ class Joint(nn.Module):
     def encoder(self) -> nn.Module:
         return self.posterior.encoder
 
+    @property
+    def arguments(self) -> dict[str, object]:
+        """What the constructor was called with, for `save`."""
+        parts = ("prior", "likelihood", "encoder", "decoder")
+        return {part: getattr(self, part) for part in parts} | {
+            "guide": type(self.posterior)
+        }
+
     def model(self, batch: Batch) -> None:
         """p(h), p(z_1..V | h), p(x_v | z_v)."""
         items, views = batch.shape

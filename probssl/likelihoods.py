@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from .hyper import Learned, Positive
 
@@ -153,7 +153,8 @@ class GreyLevels(dist.TorchDistribution):
         return count.sample(sample_shape) / self.levels
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = self.levels * (value * self.logits - softplus(self.logits))
+        # Not softplus, which rounds to its asymptote from 20 on.
+        log_prob = self.levels * (value * self.logits + logsigmoid(-self.logits))
         if self.levels == 1:
             return log_prob
         n = torch.full((), self.levels + 1.0, dtype=value.dtype, device=value.device)

@@ -1,13 +1,13 @@
 r"""Special functions of the sphere and of the Gamma function: stable, differentiable.
 
 Everything is built in one way: an asymptotic series where the order (or the argument)
-is large, brought down by the recurrence of the function. No case is told from another
-by its data, so the same few operations serve tiny and huge values, run without
-synchronisation, and can be traced and compiled. Floating-point inputs of lower precision
-are taken to float64 and back.
+is large, brought down by the recurrence of the function. There are no regimes to choose
+between by the data: the same operations serve tiny and huge values, without
+synchronisation, and can be traced and compiled. All is computed in float64, and
+returned in the type of the input.
 
-The Bessel functions rest on the cumulant function of a uniform direction u on the
-sphere of R^d, with :math:`\nu = d/2 - 1`,
+The Bessel functions rest on the cumulant function of a direction u that is uniform on
+the sphere of R^d, with :math:`\nu = d/2 - 1`,
 
 .. math:: L_\nu(x) = \log E[e^{x u_1}] = \log \, \Gamma(\nu + 1) (2/x)^\nu I_\nu(x),
     \qquad L_\nu'(x) = \frac{I_{\nu+1}(x)}{I_\nu(x)}, \qquad L_\nu(0) = 0
@@ -35,8 +35,8 @@ __all__ = [
     "log_vmf_normaliser",
 ]
 
-# From this order on, 16 terms of the asymptotic series are exact to rounding.
-LARGE_ORDER, TERMS = 24, 16
+# From this order on, 20 terms of the asymptotic series are exact to rounding.
+LARGE_ORDER, TERMS = 16, 20
 
 # B_2k / (2k (2k - 1)), k = 1, 2, ...: exact to rounding from argument 10 on.
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
@@ -62,8 +62,10 @@ def log_bessel(order: float, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shap
         ValueError: If the order is negative.
     """
     if not order >= 0:
-        raise ValueError(f"expected an order of at least 0, got {order}; I_ν with ν ≥ 0")
-    value = _cumulant(x, order, scaled=True)
+        raise ValueError(
+            f"expected an order of at least 0, got {order}; I_ν with ν ≥ 0"
+        )
+    value, _ = _Cumulant.apply(x.double(), float(order), True)
     if order > 0:
         power = order * (x.double() / 2).log() - math.lgamma(order + 1)
         value = value + power
@@ -73,23 +75,24 @@ def log_bessel(order: float, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shap
 def log_vmf_normaliser(
     dim: int, concentration: Float[Tensor, "*shape"], *, scaled: bool = False
 ) -> Float[Tensor, "*shape"]:
-    r"""Log-normaliser of the von Mises-Fisher density :math:`C_d(\kappa) e^{\kappa\mu^\top z}`.
+    r"""Log-normaliser :math:`\log C_d(\kappa)` of the von Mises-Fisher density.
 
-    .. math:: C_d(\kappa)
-        = \frac{\kappa^{d/2 - 1}}{(2 \pi)^{d/2} I_{d/2 - 1}(\kappa)},
-        \qquad \frac{d}{d\kappa} \log C_d = -A_d(\kappa)
+    .. math:: p(z) = C_d(\kappa) \, e^{\kappa \mu^\top z}, \qquad C_d(\kappa)
+        = \frac{\kappa^{d/2 - 1}}{(2 \pi)^{d/2} I_{d/2 - 1}(\kappa)}, \qquad
+        \frac{d}{d\kappa} \log C_d(\kappa) = -A_d(\kappa)
 
     Arguments:
         dim: The dimension d of the space around the sphere, at least 2.
         concentration: The concentration :math:`\kappa \ge 0`; 0 is the uniform density.
         scaled: Return :math:`\log C_d(\kappa) e^\kappa`, the log-density at the mode,
-            without cancellation: what multiplies :math:`e^{\kappa (\mu^\top z - 1)}`.
+            without cancellation: what goes with :math:`\kappa (\mu^\top z - 1)`.
 
     Raises:
         ValueError: If dim is less than 2.
     """
-    value = -log_area(dim) - _cumulant(concentration, dim / 2 - 1, scaled)
-    return value.to(concentration.dtype)
+    area = log_area(dim)
+    value, _ = _Cumulant.apply(concentration.double(), dim / 2 - 1, scaled)
+    return (-area - value).to(concentration.dtype)
 
 
 def bessel_ratio(
@@ -108,15 +111,14 @@ def bessel_ratio(
         ValueError: If dim is less than 2.
     """
     _check_dim(dim)
-    kappa = concentration.double()
-    value = _Cumulant.apply(kappa, dim / 2 - 1, 1, complement)
+    _, value = _Cumulant.apply(concentration.double(), dim / 2 - 1, complement)
     return (-value if complement else value).to(concentration.dtype)
 
 
 def log_gamma_ratio(
     a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"] | float
 ) -> Float[Tensor, "*shape"]:
-    r"""Return :math:`\log \Gamma(a + b) - \log \Gamma(a)` without cancellation, a, b > 0."""
+    r"""Return :math:`\log \Gamma(a + b) / \Gamma(a)` without cancellation, a, b > 0."""
     x = a.double()
     top = x + LARGE_ARGUMENT
     value = (top - 0.5) * torch.log1p(b / top) + b * torch.log(top + b) - b
@@ -144,43 +146,35 @@ def _check_dim(dim: int) -> None:
         raise ValueError(f"expected dim of at least 2, got {dim}; a sphere has dim ≥ 2")
 
 
-def _cumulant(x: Tensor, order: float, scaled: bool) -> Tensor:
-    return _Cumulant.apply(x.double(), float(order), 0, scaled)
-
-
 class _Cumulant(torch.autograd.Function):
-    r"""The function :math:`L_\nu(x) - [x]`, or its derivative :math:`A - [1]`.
+    r"""Value and derivative of :math:`L_\nu(x)`, or scaled, of :math:`L_\nu(x) - x`.
 
-    Each derivative has a formula of its own, since differentiating the formula before
-    it would cancel: for large x the slope is of order :math:`x^{-2}`.
+    The derivatives have formulas of their own, since autograd through the formula of L
+    would cancel: for large x it is of order x, but its curvature of order 1 / x².
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, order: float, derivative: int, scaled: bool) -> Tensor:
-        return (_ratio if derivative else _value)(x, order, scaled)
+    def forward(x: Tensor, order: float, scaled: bool) -> tuple[Tensor, Tensor]:
+        return _cumulant(x, order, scaled)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, ctx.order, ctx.derivative, ctx.scaled = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.order, _ = inputs
+        ctx.save_for_backward(x, output[1])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad * _next(ctx), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return tangent * _next(ctx)
-
-
-def _next(ctx: Any) -> Tensor:
-    (x,) = ctx.saved_tensors
-    if ctx.derivative:
-        return _slope(x, ctx.order)
-    return _Cumulant.apply(x, ctx.order, 1, ctx.scaled)
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_ratio: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        x, ratio = ctx.saved_tensors
+        total = None if grad is None else grad * ratio
+        if grad_ratio is not None:
+            more = grad_ratio * _slope(x, ctx.order)
+            total = more if total is None else total + more
+        return total, None, None
 
 
 class _Debye(NamedTuple):
@@ -192,8 +186,8 @@ class _Debye(NamedTuple):
 
     Arguments:
         drop: Coefficients of :math:`(\psi(1) - \psi(p)) / (1 - p)`.
-        bend: Of :math:`h = \tfrac12 + p \psi'(p)`, the correction of the first derivative.
-        turn: Of :math:`(1 - p^2) (p h)' - p^2 h`, that of the second.
+        bend: Of :math:`h = \tfrac12 + p \psi'(p)`, which corrects the first derivative.
+        turn: Of :math:`(1 - p^2) (p h)' - p^2 h`, which corrects the second.
     """
 
     drop: tuple[float, ...]
@@ -201,17 +195,22 @@ class _Debye(NamedTuple):
     turn: tuple[float, ...]
 
 
-@lru_cache(maxsize=1024)
+@torch.compiler.assume_constant_result
 def _debye(order: float) -> _Debye:
-    # The recurrence of the polynomials U_k, 10.41.9, for the logarithm of their sum:
-    # with g = psi', order g = [(s g)' + s g^2 + (1 - 5 p^2) / 4] / 2, s = p^2 (1 - p^2).
+    return _expand(order)
+
+
+@lru_cache(maxsize=1024)
+def _expand(order: float) -> _Debye:
+    # The recurrence of the polynomials U_k, 10.41.9, for g = ψ', ψ = log Σ U_k / ν^k:
+    # ν g = [(s g)' + s g² + (1 - 5 p²) / 4] / 2, with s = p² (1 - p²).
     p, s = Polynomial([0.0, 1.0]), Polynomial([0.0, 0.0, 1.0, 0.0, -1.0])
     terms = [Polynomial([1.0, 0.0, -5.0]) / (8 * order)]
     for _ in range(TERMS - 1):
         square = sum(a * b for a, b in zip(terms, terms[-2::-1], strict=False))
         terms.append(((s * terms[-1]).deriv() + s * square) / (2 * order))
     # The same function with less than half of the coefficients.
-    short = Chebyshev.interpolate(sum(terms), 24, domain=[0, 1]).trim(1e-17)
+    short = Chebyshev.interpolate(sum(terms, 0 * p), 28, domain=[0, 1]).trim(1e-14)
     g = short.convert(kind=Polynomial)
 
     h = 0.5 + p * g
@@ -221,68 +220,67 @@ def _debye(order: float) -> _Debye:
 
 
 def _polynomial(coefficients: tuple[float, ...], p: Tensor) -> Tensor:
-    value = torch.full_like(p, coefficients[-1])
+    value = p.new_full((), coefficients[-1])
     for coefficient in coefficients[-2::-1]:
-        value = value * p + coefficient
+        value = torch.addcmul(p.new_full((), coefficient), value, p)
     return value
 
 
 def _top(x: Tensor, order: float) -> tuple[float, Tensor, Tensor]:
     """The order at which to expand, and the cosine p and sine q of its expansion."""
     top = order + max(0, math.ceil(LARGE_ORDER - order))
-    radius = torch.hypot(x, torch.full_like(x, top))
+    radius = torch.hypot(x, x.new_full((), top))
     return top, top / radius, x / radius
 
 
 def _down(top: float, order: float) -> list[float]:
-    """The orders ν of the recurrence I_{ν-1} = I_{ν+1} + (2ν / x) I_ν, downwards."""
+    """The orders above `order` up to `top`, from the top."""
     return [top - step for step in range(round(top - order))]
 
 
-def _top_ratio(top: float, p: Tensor, q: Tensor) -> Tensor:
-    return q * (1 / (1 + p) - p * _polynomial(_debye(top).bend, p) / top)
-
-
-def _value(x: Tensor, order: float, scaled: bool) -> Tensor:
+def _cumulant(x: Tensor, order: float, scaled: bool) -> tuple[Tensor, Tensor]:
     top, p, q = _top(x, order)
-    fall = q.square() / (1 + p)  # 1 - p
+    debye = _debye(top)
+    start = (p + 1).reciprocal()
+    rest = (p + p.square() / (q + 1)) * start  # 1 - q start
+    fall = q.square() * start  # 1 - p
     odds = fall / p
-    main = -x * p * (1 + p / (1 + q)) / (1 + p) if scaled else x * q / (1 + p)
-    value = main - top * torch.log1p(odds / 2) - 0.5 * torch.log1p(odds)
-    value = value - fall * _polynomial(_debye(top).drop, p)
+    value = -x * rest if scaled else x * q * start
+    value = value - top * torch.log1p(odds / 2) - torch.log1p(odds) / 2
+    value = value - fall * _polynomial(debye.drop, p)
+    bend = p * _polynomial(debye.bend, p) / top
 
-    ratio = _top_ratio(top, p, q)
-    for mu in _down(top, order):
-        step = x * ratio
-        value = value + torch.log1p(step / (2 * mu))
-        ratio = x / (2 * mu + step)
-    return value
-
-
-def _ratio(x: Tensor, order: float, scaled: bool) -> Tensor:
-    top, p, q = _top(x, order)
-    ratio = _top_ratio(top, p, q)
-    bend = q * p * _polynomial(_debye(top).bend, p) / top
-    rest = p * (1 + p / (1 + q)) / (1 + p) + bend  # 1 - ratio
-    for mu in _down(top, order):
-        total = 2 * mu + x * ratio
-        ratio, rest = x / total, (2 * mu - x * rest) / total
-    return -rest if scaled else ratio
+    # Down in F = exp(L), relative to the top, F_{ν-1} = F_ν + x² / (4 ν (ν + 1)) F_{ν+1},
+    # and in the gap G = (1 - A) F, G_{ν-1} = F_ν - x / (2 ν) G_ν: both follow from
+    # I_{ν-1} = I_{ν+1} + (2 ν / x) I_ν.
+    quarter, half = x.square() / 4, x / 2
+    more, above = torch.zeros_like(x), (start - bend) * p * (2 * (top + 1) / top)
+    gap = rest + q * bend
+    for nu in _down(top, order):
+        here = more + 1
+        more = torch.add(more, quarter * above, alpha=1 / (nu * (nu + 1)))
+        gap = torch.sub(here, half * gap, alpha=1 / nu) if scaled else gap
+        above = here
+    ratio = -gap if scaled else half * above / (order + 1)
+    return value + torch.log1p(more), ratio / (more + 1)
 
 
 def _slope(x: Tensor, order: float) -> Tensor:
-    r"""The second derivative :math:`A'`: autograd takes it further without cancellation."""
+    """The second derivative, A'; autograd takes it further without cancellation."""
     top, p, q = _top(x, order)
-    ratio = _top_ratio(top, p, q)
-    slope = p.square() / top * (1 / (1 + p) + _polynomial(_debye(top).turn, p) / top)
-    for mu in _down(top, order):
-        total = 2 * mu + x * ratio
-        ratio, slope = x / total, (2 * mu - x.square() * slope) / total.square()
+    debye = _debye(top)
+    start = (p + 1).reciprocal()
+    ratio = q * (start - p * _polynomial(debye.bend, p) / top)
+    slope = p.square() / top * (start + _polynomial(debye.turn, p) / top)
+    square = x.square()
+    for nu in _down(top, order):
+        total = x * ratio + 2 * nu
+        ratio, slope = x / total, (2 * nu - square * slope) / total.square()
     return slope
 
 
 def _stirling(x: Tensor) -> Tensor:
-    """What Stirling's formula leaves of log Γ(x)."""
+    r"""What Stirling's formula leaves of :math:`\log \Gamma(x)`."""
     return _polynomial(STIRLING, x.square().reciprocal()) / x
 
 

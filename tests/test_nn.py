@@ -20,10 +20,8 @@ from probssl.nn import (
 
 IMAGES = [(1, 8, 8), (3, 9, 14), (1, 28, 28), (3, 32, 32), (2, 64, 64), (1, 40, 23)]
 ARRAYS = [(), (1,), (50,), (3, 4), (2, 3, 4, 5)]
-ENCODERS, DECODERS = (
-    [MLPEncoder, ConvEncoder, ResNet18Encoder],
-    [MLPDecoder, ConvDecoder, ResNet18Decoder],
-)
+ENCODERS = [MLPEncoder, ConvEncoder, ResNet18Encoder]
+DECODERS = [MLPDecoder, ConvDecoder, ResNet18Decoder]
 
 
 def parameters(net: nn.Module) -> int:
@@ -109,17 +107,10 @@ def test_gradients_reach_every_parameter_of_a_projector(layers):
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize(
-    "net",
-    [
-        ResNet18Encoder((1, 28, 28), 5),
-        ConvEncoder((1, 28, 28), 5),
-        MLPEncoder((1, 28, 28), 5),
-    ],
-    ids=lambda net: type(net).__name__,
-)
+@pytest.mark.parametrize("net", ENCODERS)
 def test_evaluation_takes_images_one_by_one_or_together(net):
-    net, x = net.double(), torch.rand(4, 1, 28, 28, dtype=torch.float64)
+    net = net((1, 28, 28), 5).double()
+    x = torch.rand(4, 1, 28, 28, dtype=torch.float64)
     net(x)  # moves the statistics of batch norm
     net.eval()
     before = copy.deepcopy(net.state_dict())
@@ -197,10 +188,10 @@ def test_encoder_of_numbers_refuses_a_number_without_a_batch():
         MLPEncoder((), 2)(torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("net", [MLPDecoder(3, (2,)), Projector(3)])
-def test_decoder_and_projector_refuse_another_dimension(net):
+@pytest.mark.parametrize("build", [lambda: MLPDecoder(3, (2,)), lambda: Projector(3)])
+def test_decoder_and_projector_refuse_another_dimension(build):
     with pytest.raises(ValueError, match=r"expected \(n, 3\), got \(5, 2, 3\)"):
-        net(torch.randn(5, 2, 3))
+        build()(torch.randn(5, 2, 3))
 
 
 @pytest.mark.parametrize(

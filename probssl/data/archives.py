@@ -87,6 +87,7 @@ def _channel_first(images: np.ndarray, path: Path) -> np.ndarray:
             "expected images (n, height, width), (n, channel, height, width) or "
             "(n, height, width, channel) with one or three channels, got shape "
             f"{images.shape} in {path}, which is "
-            f"{'two of these' if first else 'none'}; probssl.data.arrays takes any shape as it stands"
+            f"{'two of these' if first else 'none'}; "
+            "probssl.data.arrays takes any shape as it stands"
         )
     return np.moveaxis(images, 3, 1) if last else images

@@ -107,7 +107,9 @@ def _picture(
         with Image.open(path, formats=("PNG", "JPEG")) as file:
             if file.mode not in _GREY + _COLOURED:
                 raise ValueError(f"got mode {file.mode}, not 8 bits a channel")
-            image = file.convert("L" if file.mode in _GREY else "RGB")
+            # A palette may hold transparency, which only RGBA takes over in full.
+            flat = file.convert("RGBA") if file.mode == "P" else file
+            image = flat.convert("L" if file.mode in _GREY else "RGB")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if shape is not None:

@@ -34,7 +34,7 @@ def value_tensor(values: Any, what: str) -> Shaped[Tensor, "*shape"]:
                 "convert it first, for example with .astype('float32')"
             )
         # A copy: NumPy's array may be read-only or in another machine's byte order.
-        tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), "C"))
         if tensor.dtype.is_floating_point:
             tensor = tensor.to(torch.get_default_dtype())
     if tensor.is_complex():
@@ -174,6 +174,6 @@ def _label_array(labels: Any, n: int, what: str) -> np.ndarray:
     if not whole:
         raise TypeError(
             f"expected whole numbers or strings in {what}, got {array.dtype} such as "
-            f"{array[0]!r}"
+            f"{array[:1].tolist()[0]!r}"
         )
     return array

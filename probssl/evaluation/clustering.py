@@ -81,11 +81,10 @@ def matched_accuracy(
 
 def _gaussian_mixture(z: np.ndarray, k: int, seed: int) -> np.ndarray:
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
     distinct, assigned = np.unique(z, axis=0, return_inverse=True)
-    if (
-        len(distinct) <= k
-    ):  # a collapsed encoder: the points themselves are the clusters
+    if len(distinct) <= k:  # the encoder has collapsed: these points are the clusters
         return assigned.ravel()
 
     z = z - z.mean(0)
@@ -94,4 +93,6 @@ def _gaussian_mixture(z: np.ndarray, k: int, seed: int) -> np.ndarray:
     mixture = GaussianMixture(
         k, n_init=5, max_iter=1_000, reg_covar=0.01, random_state=seed
     )
-    return mixture.fit_predict(z)
+    # on small data threads only wait for each other
+    with threadpool_limits(1 if z.size < 1_000_000 else None):
+        return mixture.fit_predict(z)

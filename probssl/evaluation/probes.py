@@ -61,10 +61,12 @@ def few_label_probe(
 ) -> FewLabel:
     """Test accuracy of `linear_probe` when only a few training labels are known.
 
-    Each repeat draws as many labels of each class, without replacement. Labels are
-    few, items are not: z is standardised by all of the training items. The standard
-    error is that over draws, for these items and this encoder.
+    Each repeat draws `labels_per_class` training items of each class, without
+    replacement. Labels are few, items are not: z is standardised by all of the training
+    items. The standard error is over draws, for one encoder and one test set.
     """
+    from threadpoolctl import threadpool_limits
+
     z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
     names, counts = np.unique(y_train, return_counts=True)
     if counts.min() < labels_per_class or labels_per_class < 1:
@@ -80,11 +82,12 @@ def few_label_probe(
     z_train, z_test = _standardised(z_train, z_test)
     members = [np.flatnonzero(y_train == name) for name in names]
     random, accuracy = np.random.default_rng(seed), []
-    for _ in range(repeats):
-        few = [random.choice(m, labels_per_class, replace=False) for m in members]
-        known = np.concatenate(few)
-        labelled = z_train[known], y_train[known]
-        accuracy.append(_logistic_regression(*labelled, z_test, y_test))
+    with threadpool_limits(1):  # on fits so small threads only wait for each other
+        for _ in range(repeats):
+            few = [random.choice(m, labels_per_class, replace=False) for m in members]
+            known = np.concatenate(few)
+            labelled = z_train[known], y_train[known]
+            accuracy.append(_logistic_regression(*labelled, z_test, y_test))
     error = np.std(accuracy, ddof=1) / np.sqrt(repeats)
     return FewLabel(float(np.mean(accuracy)), float(error))
 
@@ -108,7 +111,7 @@ def mlp_probe(
 
     z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
     z_train, z_test = _standardised(z_train, z_test)
-    probe = MLPClassifier((hidden,), max_iter=1_000, random_state=seed)
+    probe = MLPClassifier((hidden,), max_iter=10_000, random_state=seed)
     return float(probe.fit(z_train, y_train).score(z_test, y_test))
 
 

@@ -6,8 +6,9 @@ informative, the limit that is taken, its status, and what it drops.
 
 from ..embedding import Embedding
 from .logdet import LogDet
+from .simclr import SimCLR
 from .simvae import SimVAE
 from .vae import VAE
 from .vicreg import VICReg
 
-__all__ = ["VAE", "Embedding", "LogDet", "SimVAE", "VICReg"]
+__all__ = ["VAE", "Embedding", "LogDet", "SimCLR", "SimVAE", "VICReg"]

@@ -2,6 +2,6 @@
 
 from .base import Prior
 from .gaussian import Gaussian, Independent
+from .spherical import Spherical
 
-
-__all__ = ["Gaussian", "Independent", "Prior"]
+__all__ = ["Gaussian", "Independent", "Prior", "Spherical"]

@@ -1,14 +1,14 @@
 """Batches of a data set: on the device, in a new order at every epoch."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.splits import Groups, Split
@@ -92,8 +92,8 @@ class Loaded:
     ) -> None:
         self.loader, self.views, self.target = loader, views, target
         self.order = order if loader.generator is None else loader.generator
-        sized = hasattr(loader.dataset, "__len__")
-        self.count = len(loader.dataset) if sized else None
+        data = loader.dataset
+        self.count = len(data) if isinstance(data, Sized) else None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -132,11 +132,15 @@ def source(
 ) -> Items | Loaded:
     """The batches of a data set, which is checked, and moved unless it is loaded.
 
+    A view sampler that is a module is moved as well.
+
     Raises:
         TypeError: If the data are of no known kind.
         ValueError: If there are no items, NaN or infinity, lengths that do not match,
             or both groups and views.
     """
+    if isinstance(views, nn.Module):
+        views.to(target.device)
     if isinstance(data, DataLoader):
         return Loaded(data, views, order, target)
     if isinstance(data, Groups):
@@ -163,13 +167,13 @@ def viewed(
     if not isinstance(drawn, Tensor | Batch):
         raise TypeError(
             "expected views to return a tensor (batch, view, *event) or a Batch, got "
-            f"{type(drawn).__name__}; stack the views: torch.stack([a, b], dim=1)"
+            f"{type(drawn).__name__}; stack them: torch.stack([a, b], dim=1)"
         )
     if isinstance(drawn, Tensor) or drawn.shape[0] != len(x):
-        shape = drawn.shape if isinstance(drawn, Tensor) else _shapes(drawn)
+        shape = _shapes(drawn if isinstance(drawn, Batch) else Batch(drawn))
         raise ValueError(
             f"expected views of shape ({len(x)}, view, *event) for items of shape "
-            f"{tuple(x.shape)}, got {shape}; stack the views: torch.stack([a, b], dim=1)"
+            f"{tuple(x.shape)}, got {shape}; stack them: torch.stack([a, b], dim=1)"
         )
     clean = x if drawn.clean is None else drawn.clean
     return drawn._replace(clean=clean, index=index)
@@ -201,7 +205,7 @@ def _of_groups(data: Groups, views: Views | None, target: Target) -> tuple[At, i
             "make a Split of single views"
         )
     many = isinstance(data.views, tuple)
-    whole = data.views if many else (data.views,)
+    whole = data.views if isinstance(data.views, tuple) else (data.views,)
     parts = tuple(_moved(part, target, "the views of Groups") for part in whole)
     present = None if data.present is None else data.present.to(target.device)
     lengths = [len(part) for part in (*parts, present) if part is not None]
@@ -232,9 +236,10 @@ def _moved(values: Any, target: Target, what: str) -> Shaped[Tensor, "n *event"]
 
 def _converted(batch: Batch, target: Target) -> Batch:
     views, clean = batch.views, batch.clean
-    many = isinstance(views, tuple)
     return batch._replace(
-        views=tuple(map(target.values, views)) if many else target.values(views),
+        views=tuple(map(target.values, views))
+        if isinstance(views, tuple)
+        else target.values(views),
         clean=None if clean is None else target.values(clean),
     )
 

@@ -21,20 +21,20 @@ from .run import Run
 __all__ = ["Checkpoints", "read", "write"]
 
 FORMAT = "probssl checkpoint 1"
+LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
 
 
 class Checkpoints:
     """The folder of a run: its last epoch, its best one, and its history as JSON.
 
     Arguments:
+        folder: None keeps nothing.
         every: So many epochs lie between two of the last one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int) -> None:
-        self.folder, self.every = Path(folder), every
-        self.last, self.best = (
-            self.folder / f"{name}.safetensors" for name in ("last", "best")
-        )
+    def __init__(self, folder: str | os.PathLike[str] | None, every: int) -> None:
+        self.folder, self.every = None if folder is None else Path(folder), every
+        self.epoch = 0
 
     def begin(self, run: Run, resume: bool) -> None:
         """Go on from the last epoch, or write down the start, before any work is lost.
@@ -42,38 +42,55 @@ class Checkpoints:
         Raises:
             FileExistsError: If there is a checkpoint, but nothing is to be resumed.
             FileNotFoundError: If the folder holds other files, but no checkpoint.
-            ValueError: If the checkpoint is that of another objective or optimiser.
+            ValueError: If the checkpoint is that of another objective or optimiser, or
+                there is no folder to resume from.
         """
-        if self.last.exists() and resume:
-            run.load(read(self.last), str(self.last))
+        if self.folder is None:
+            if resume:
+                raise ValueError(
+                    "expected a folder to resume from, got checkpoint=None; name it"
+                )
             return
-        if self.last.exists():
+        last = self.folder / LAST
+        if last.exists() and not resume:
             raise FileExistsError(
-                f"expected no checkpoint in {self.folder} to write a new one, got "
-                f"{self.last.name}; pass resume=True to go on from it, or another folder"
+                f"expected a folder without a checkpoint, got {last}; pass resume=True "
+                "to go on from it, or another folder"
             )
+        if last.exists():
+            run.load(read(last), last)
+            self.epoch = len(run.history)
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         others = [f.name for f in self.folder.iterdir() if f.name[0] != "."]
         if resume and others:
             raise FileNotFoundError(
-                f"expected {self.last} to resume from, got a folder with {others[0]!r} "
-                "and no checkpoint; pass the folder of the run, or an empty one"
+                f"expected {last} to resume from, got a folder with {others[0]!r} but "
+                "no checkpoint; pass the folder of the run, or an empty one"
             )
-        write(self.last, run.state())
+        write(last, run.state())
 
-    def save(self, run: Run, best: bool, final: bool) -> None:
-        """Write down the epoch that is done, if its turn has come."""
-        if best:
-            write(self.best, run.state())
-        if final or len(run.history) % self.every == 0:
-            write(self.last, run.state())
-            _replace(self.folder / "history.json", run.history.to_json().encode())
+    def save(self, run: Run, best: bool) -> None:
+        """Write down the epoch that is done, if it is the best or its turn has come."""
+        if self.folder is not None and best:
+            write(self.folder / BEST, run.state())
+        if len(run.history) % self.every == 0:
+            self.close(run)
+
+    def close(self, run: Run) -> None:
+        """Write down the last epoch, unless it was."""
+        if self.folder is not None and self.epoch != len(run.history):
+            write(self.folder / LAST, run.state())
+            _replace(self.folder / HISTORY, run.history.to_json().encode())
+            self.epoch = len(run.history)
 
     @property
     def remedy(self) -> str:
-        """Where to go on from when the parameters are lost."""
-        epoch = len(read(self.last)["history"])
-        return f"{self.last} holds the run after epoch {epoch}"
+        """What to do when the parameters are lost."""
+        advice = "lower learning_rate or set clip"
+        if self.folder is None:
+            return f"{advice}; with checkpoint=FOLDER the epochs before would be kept"
+        return f"{advice}; {self.folder / LAST} holds the run after epoch {self.epoch}"
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
@@ -106,7 +123,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors under their names; tuples and keys keep their types."""
+    """`value` as JSON, its tensors under their names; containers keep their types."""
     if isinstance(value, Tensor):
         # A copy: tied parameters share their memory, which the format does not allow.
         tensors[name] = value.detach().to(

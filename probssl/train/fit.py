@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -10,14 +11,23 @@ import torch
 from torch import Generator, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm.auto import tqdm
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..terms import Batch, Terms
-from .batches import Data, Items, Loaded, Target, Views, grouped, source
+from ..terms import Terms
+from .batches import Data, Views, grouped, source
 from .checkpoint import Checkpoints
+from .epoch import ascend, validate
 from .history import History, Row, Tally
-from .randomness import same_randomness
+from .prepare import (
+    check_at_least_one,
+    check_monitor,
+    prepared_optimizer,
+    prepared_scheduler,
+    settle,
+    target_of,
+    total_steps,
+)
+from .progress import Progress
 from .run import Run
 from .steps import Step
 from .stopping import EarlyStopping
@@ -26,4 +36,118 @@ __all__ = ["fit"]
 
 logger = logging.getLogger(__name__)
 
-PERIOD = 0.25  # seconds between two looks at the device
+
+def fit(
+    objective: nn.Module,
+    data: Data,
+    *,
+    views: Views | None = None,
+    valid: Data | None = None,
+    epochs: int = 100,
+    batch_size: int = 128,
+    optimizer: Optimizer | Callable[[list[Parameter]], Optimizer] | None = None,
+    learning_rate: float = 1e-3,
+    scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None = None,
+    accumulate: int = 1,
+    clip: float | None = None,
+    monitor: str = "value",
+    patience: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    on_step: Callable[[int, Terms], Any] | None = None,
+    on_epoch: Callable[[int, Row], Any] | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> History:
+    """Maximise the value of an objective on a data set; return what came of each epoch.
+
+    The objective is changed in place: it ends on the device, in evaluation mode. All
+    randomness follows ``torch.manual_seed``, called before; the order of the items has
+    a generator of its own, which is seeded from the global one.
+
+    An epoch is a new random order of the items in batches; those that do not fill the
+    last batch are left out of it, unless there are fewer than one batch in all. Bytes
+    reach the views as k/255, other numbers as they are, both in the precision of the
+    objective. If the objective has a method `check`, it is given the first batch.
+
+    Interrupting it from the keyboard ends the fit; what was reached is kept.
+
+    Arguments:
+        data: A `Split`, `Groups`, a tensor or array (n, \\*event), which is kept on the
+            device as a whole; or a DataLoader of tensors, of tuples whose first entry
+            is one, or of Batches. Buffers named ``population`` are set to its length.
+        views: A sampler (batch, \\*event) -> (batch, view, \\*event), or -> Batch.
+            Without one the items are their only view; Groups have their own.
+        valid: Further data, measured after every epoch: all items, the same views, and
+            the same random numbers every time, which leave those of training alone.
+        batch_size: The items of a batch; a DataLoader has its own.
+        optimizer: One at hand, or what makes one from the trainable parameters. None
+            means Adam, fused, with `learning_rate`.
+        scheduler: One at hand, or what makes one from the optimiser. It is stepped once
+            per step of the optimiser, not per epoch.
+        accumulate: The batches that make up one step.
+        clip: The largest Euclidean norm of the gradient.
+        monitor: The column of the history by which epochs are compared, the larger the
+            better: ``"valid_value"``, a term, or one that `on_epoch` adds to the row.
+        patience: Stop after so many epochs without a better one, and give the objective
+            the parameters of the best.
+        checkpoint: A folder for ``last.safetensors``, written every `checkpoint_every`
+            epochs and at the end, ``best.safetensors`` by `monitor`, and
+            ``history.json``.
+        resume: Go on from the last checkpoint: on the CPU bit by bit as if nothing had
+            been in between. If the folder is empty or missing, the fit starts anew, so
+            that a script can be run again after it was killed.
+        on_step: Called after each step with the number of steps made and their terms,
+            which lie on the device. If it returns a true value, the epoch ends there,
+            and with it the fit.
+        on_epoch: Called after each epoch with its number and its row of the history, to
+            which it may add numbers. If it returns a true value, the fit ends.
+        device: ``"auto"`` is where the objective lies if that is an accelerator, else a
+            CUDA device if there is one, else the CPU.
+
+    Raises:
+        FileExistsError: If the folder holds a checkpoint, but nothing is to be resumed.
+        FileNotFoundError: If it holds other files, but nothing to resume from.
+        FloatingPointError: If a term or a parameter is not finite.
+        TypeError: If the data, the views or the terms are of no known kind.
+        ValueError: If an argument is out of its range, or does not fit another.
+    """
+    check_at_least_one(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
+    check_at_least_one(patience=patience, checkpoint_every=checkpoint_every)
+    check_monitor(monitor, validated=valid is not None, extended=on_epoch is not None)
+    target = target_of(objective, device)
+    order = Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+    make = partial(source, views=views, batch_size=batch_size, order=order)
+    train = make(data, target=target)
+    held_out = None if valid is None else make(valid, target=target)
+    settle(objective, target.device, population=train.count)
+    optimizer = prepared_optimizer(optimizer, objective, learning_rate)
+    schedule = prepared_scheduler(scheduler, optimizer)
+    step = Step(objective, optimizer, scheduler=schedule, clip=clip)
+    run = Run(step, train.order, EarlyStopping(monitor, patience), target.device)
+    folder = Checkpoints(checkpoint, checkpoint_every)
+    folder.begin(run, resume)
+    bar = Progress(total_steps(train, epochs, accumulate), step.count, shown=progress)
+    try:
+        for epoch in run.remaining(epochs):
+            began = perf_counter()
+            bar.title(f"epoch {epoch}/{epochs}")
+            tally = Tally(step.count, folder.remedy)
+            stop = ascend(step, grouped(train.epoch(), accumulate), tally, bar, on_step)
+            row = {"epoch": epoch, "step": step.count} | tally.mean()
+            if held_out is not None:
+                seed = run.order.initial_seed()
+                row |= validate(objective, held_out, seed, target.device)
+            row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
+            stop |= on_epoch is not None and bool(on_epoch(epoch, row))
+            folder.save(run, best=run.finish(row))
+            if stop:
+                break
+        folder.close(run)
+    except KeyboardInterrupt:
+        logger.warning("interrupted after epoch %d: all is kept", len(run.history))
+    finally:
+        bar.close()
+    run.stopping.restore(objective.eval())
+    return run.history

@@ -24,7 +24,7 @@ class History:
     Columns are ``epoch``, ``step`` (both count what is done), ``value``, the terms, the
     same with ``valid_`` before it for validation data, ``lr``, ``seconds`` (of training
     and validation) and what `on_epoch` adds. Values are per item, in nats but for the
-    penalty; those of training are from the steps themselves, while the parameters moved.
+    penalty; those of training are from the steps, while the parameters moved.
     """
 
     def __init__(self, rows: list[Row] | None = None) -> None:
@@ -37,7 +37,8 @@ class History:
         """A column, NaN where a row lacks it."""
         if column not in self.columns:
             raise KeyError(f"expected one of {self.columns}, got {column!r}")
-        return np.array([row.get(column, np.nan) for row in self.rows])
+        values = [row.get(column, np.nan) for row in self.rows]
+        return np.array(values, dtype=np.float64)
 
     def __repr__(self) -> str:
         last = self.rows[-1] if self.rows else {}
@@ -74,15 +75,17 @@ class Tally:
 
     Arguments:
         start: The number of steps made before.
+        remedy: What to do if a term is not finite.
     """
 
-    def __init__(self, start: int = 0) -> None:
-        self.steps, self.items, self.total = start, 0, np.zeros(len(Terms._fields))
+    def __init__(self, start: int = 0, remedy: str = "") -> None:
+        self.start, self.steps, self.remedy = start, start, remedy
+        self.items, self.total = 0, np.zeros(len(Terms._fields))
         self.pending: list[tuple[Terms, int]] = []
         self.broken: str | None = None
 
     def add(self, terms: Terms, items: int) -> None:
-        """Take in the terms of a batch of so many items; nothing waits for the device."""
+        """Take in the terms of a batch of so many items, without waiting for them."""
         self.pending.append((terms, items))
 
     def read(self) -> None:
@@ -105,7 +108,7 @@ class Tally:
         terms = (self.total / self.items).tolist()
         return {"value": sum(terms)} | dict(zip(Terms._fields, terms, strict=True))
 
-    def check(self, remedy: str) -> None:
+    def check(self) -> None:
         """Raise an error that names the first step with a term that is not finite.
 
         Raises:
@@ -114,7 +117,7 @@ class Tally:
         self.read()
         if self.broken is not None:
             raise FloatingPointError(
-                f"expected finite terms, got {self.broken}; {remedy}"
+                f"expected finite terms, got {self.broken}; {self.remedy}"
             )
 
 

@@ -30,7 +30,7 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 
 @contextmanager
 def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers at every entry; leave the generators as they were."""
+    """Draw the same random numbers every time; leave the generators as they were."""
     before = random_state(device)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -1,6 +1,6 @@
 """All that a training run carries from one epoch to the next."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-from .history import History
+from .history import History, Row
 from .randomness import random_state, set_random_state
 from .steps import Step
 from .stopping import EarlyStopping
@@ -31,11 +31,24 @@ class Run:
     device: torch.device
     history: History = field(default_factory=History)
 
+    def remaining(self, epochs: int) -> Iterator[int]:
+        """The numbers of the epochs still to do, until patience runs out."""
+        for epoch in range(len(self.history) + 1, epochs + 1):
+            if self.stopping.gives_up(epoch - 1):
+                return
+            yield epoch
+
+    def finish(self, row: Row) -> bool:
+        """End an epoch with its row of the history; return whether it is the best."""
+        row = {name: x if isinstance(x, int) else float(x) for name, x in row.items()}
+        self.history.rows.append(row)
+        return self.stopping.improves(row, self.step.objective)
+
     def state(self) -> dict[str, Any]:
         """Tensors and plain values, with the states of all random generators."""
         step = self.step
         return {
-            "model": step.objective.state_dict(),
+            "objective": step.objective.state_dict(),
             "optimizer": step.optimizer.state_dict(),
             "scheduler": step.scheduler and step.scheduler.state_dict(),
             "steps": step.count,
@@ -45,50 +58,59 @@ class Run:
             "order": self.order.get_state(),
         }
 
-    def load(self, state: Mapping[str, Any], origin: str) -> None:
+    def load(self, state: Mapping[str, Any], origin: object) -> None:
         """Go on from what `state` gave, as if nothing had been in between.
 
         Raises:
-            ValueError: If keys or shapes differ, with the first that does and the origin.
+            ValueError: If a key or a shape differs, with the first one and the origin.
         """
         step, current = self.step, self.state()
-        _check(state["model"], current["model"], f"the objective in {origin}")
-        saved, groups = (s["optimizer"]["param_groups"] for s in (state, current))
-        for one, other in zip(saved, groups, strict=False):
-            _check(one, other, f"the optimiser in {origin}")
-        schedules = (s["scheduler"] or {} for s in (state, current))
-        _check(*schedules, f"the scheduler in {origin}")
-        step.objective.load_state_dict(state["model"])
+        for part in ("objective", "optimizer", "scheduler"):
+            saved, built = (_entries(s[part]) for s in (state, current))
+            _check(saved, built, f"the {part} in {origin}")
+        self.stopping.load(state["stopping"])
+        step.objective.load_state_dict(state["objective"])
         step.optimizer.load_state_dict(state["optimizer"])
         _follow_parameters(step.optimizer)
         if step.scheduler is not None:
             step.scheduler.load_state_dict(state["scheduler"])
         step.count, self.history = state["steps"], History(state["history"])
-        self.stopping.load(state["stopping"])
         set_random_state(state["random"], self.device)
         self.order.set_state(state["order"])
 
 
-def _check(saved: Mapping[str, Any], current: Mapping[str, Any], what: str) -> None:
-    for key in [*current, *saved]:
-        found = [
-            "nothing"
-            if key not in state
-            else f"shape {tuple(state[key].shape)}"
-            if isinstance(state[key], Tensor)
-            else "a value"
-            for state in (current, saved)
-        ]
-        if found[0] != found[1]:
+def _entries(state: Mapping[str, Any] | None) -> dict[str, str]:
+    """The keys of a state, each with what must agree of its value.
+
+    What an optimiser remembers of each parameter is left out: a fresh one has none.
+    """
+    if state is None:
+        return {}
+    if "param_groups" in state:
+        groups = enumerate(state["param_groups"])
+        state = {f"{i}.{key}": v for i, group in groups for key, v in group.items()}
+    return {key: _kind(value) for key, value in state.items()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}"
+    return f"{len(value)} entries" if isinstance(value, list) else "a value"
+
+
+def _check(saved: Mapping[str, str], built: Mapping[str, str], what: str) -> None:
+    for key in [*built, *saved]:
+        expected, found = built.get(key, "nothing"), saved.get(key, "nothing")
+        if expected != found:
             raise ValueError(
-                f"expected {found[0]} under {key!r}, got {found[1]} for {what}; "
-                "build both as in the run that wrote it, or pass another folder"
+                f"expected {expected} under {key!r}, got {found} for {what}; build it "
+                "as in the run that wrote the checkpoint, or pass another folder"
             )
 
 
 def _follow_parameters(optimizer: Optimizer) -> None:
-    # Fused updates take the memory in its own order, so averages of a parameter must lie
-    # as it does (channels last, say), which files do not keep.
+    # Fused updates take memory in its own order, so the averages of a parameter must
+    # lie as it does (channels last, say), which files do not keep.
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -40,7 +40,9 @@ def add_gradient(objective: nn.Module, batch: Batch, share: float = 1.0) -> Term
     """
     terms = objective(batch)
     _check(terms)
-    (-share * sum(terms)).backward()
+    # Plain numbers, the terms that are not in play, have no gradient.
+    first, *rest = (term for term in terms if isinstance(term, Tensor))
+    (-share * sum(rest, start=first)).backward()
     return Terms(*(t.detach() if isinstance(t, Tensor) else t for t in terms))
 
 
@@ -54,6 +56,9 @@ class Step:
     Arguments:
         scheduler: Is stepped once per step, not per epoch.
         clip: The largest Euclidean norm of the gradient.
+
+    Raises:
+        ValueError: If `clip` is not positive.
     """
 
     def __init__(
@@ -64,6 +69,10 @@ class Step:
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
     ) -> None:
+        if clip is not None and not clip > 0:
+            raise ValueError(
+                f"expected clip > 0, got {clip}; it is the norm of the gradient at most"
+            )
         self.objective, self.optimizer = objective, optimizer
         self.scheduler, self.clip = scheduler, clip
         self.count = 0
@@ -82,7 +91,7 @@ class Step:
         items = [batch.shape[0] for batch in batches]
         shares = [n / sum(items) for n in items]
         before = [tensor.clone() for tensor in _written(self.objective)]
-        parts = []
+        parts: list[Terms] = []
         for batch, share in zip(batches, shares, strict=True):
             if parts:
                 _copy(before, _written(self.objective))
@@ -91,6 +100,11 @@ class Step:
         return Terms(
             *(sum(s * t for s, t in zip(shares, c, strict=True)) for c in columns)
         )
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the first group of parameters."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self) -> None:
         """Move the parameters along their gradient."""

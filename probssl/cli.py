@@ -1,0 +1,203 @@
+"""The command line: ``probssl compare``, ``probssl fit``, ``probssl inspect``."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import recipes
+from .compare import Comparison, compare
+from .data import Dataset, Split, load
+from .posterior import embed, reconstruct, to_arviz
+from .saving import load as load_objective
+from .saving import read, save
+from .train import History, fit
+
+__all__ = ["main"]
+
+# Passes over the data; about as many steps for each.
+EPOCHS = {"digits": 150, "mnist": 10, "fashion-mnist": 20, "cifar10": 10}
+MAX_TRAIN = 10_000  # items that probes are fitted on
+MAPPED = 1_000  # items in a picture of the latents
+MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status, 2 after an error, which is printed."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except MISUSE as error:
+        print(f"probssl: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("probssl", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("compare", help="fit methods and measure them alike")
+    command.add_argument(
+        "--methods",
+        default="VAE,SimVAE,SimCLR,VICReg",
+        help="separated by commas, or 'all' (default: %(default)s)",
+    )
+    _add_common(command, out="comparison")
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser("fit", help="fit one method and save it")
+    command.add_argument("method", help=", ".join(recipes.METHODS))
+    _add_common(command, out="run")
+    command.add_argument("--resume", action="store_true", help="go on where it stopped")
+    command.set_defaults(run=_fit)
+
+    command = commands.add_parser("inspect", help="say what a saved run holds")
+    command.add_argument("folder", type=Path)
+    command.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser, out: str) -> None:
+    add = command.add_argument
+    add(
+        "--data",
+        default="digits",
+        help="digits, mnist, fashion-mnist, cifar10, omniglot, a FILE.npz or a folder "
+        "of images (default: %(default)s)",
+    )
+    add("--root", help="the folder that holds the files of the data set")
+    add("--items", type=int, help="use at most so many items of each split")
+    add("--epochs", type=int, help="passes over the training items")
+    add("--dim", type=int, default=recipes.DIM, help="of z (default: %(default)s)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add("--out", type=Path, default=Path(out), help="a folder (default: %(default)s)")
+
+
+def _data(options: argparse.Namespace) -> Dataset:
+    data = load(options.data, options.root)
+    if options.items is None:
+        return data
+    if options.items < 1:
+        raise ValueError(f"expected --items of at least 1, got {options.items}")
+    train, test = (
+        split.take(min(options.items, len(split.images)), options.seed)
+        for split in (data.train, data.test)
+    )
+    return data._replace(train=train, test=test)
+
+
+def _fitted(
+    method: str, data: Dataset, options: argparse.Namespace, checkpoint: Path | None
+) -> tuple[nn.Module, History]:
+    torch.manual_seed(options.seed)
+    objective = recipes.objective(method, data, options.dim)
+    epochs = options.epochs or EPOCHS.get(data.name, 20)
+    history = fit(
+        objective,
+        data.train,
+        views=recipes.views(data),
+        epochs=epochs,
+        device=options.device,
+        checkpoint=checkpoint,
+        checkpoint_every=max(1, epochs // 10),
+        resume=getattr(options, "resume", False),
+    )
+    return objective, history
+
+
+def _compare(options: argparse.Namespace) -> None:
+    methods = options.methods.split(",")
+    if options.methods == "all":
+        methods = list(recipes.METHODS)
+    data = _data(options)
+    for method in methods:  # a name that is unknown is said before any work
+        recipes.objective(method, data, options.dim)
+    fitted, seconds, histories = {}, {}, {}
+    for method in methods:
+        began = time.perf_counter()
+        objective, history = _fitted(method, data, options, None)
+        name = type(objective).__name__
+        fitted[name], histories[name] = objective, history
+        seconds[name] = time.perf_counter() - began
+    found = compare(
+        fitted, data, seconds=seconds, max_train=MAX_TRAIN, seed=options.seed
+    )
+    print(f"\n{data.name}, z of {options.dim} dimensions, seed {options.seed}")
+    print("terms in nats per item, both views; scores of the representation, not of a")
+    print("projector; ELBOs compare with one another, scores with all\n")
+    print(found)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found.to_json(options.out / "comparison.json")
+    for name, objective in fitted.items():
+        save(objective, options.out / name, data=data.name, seed=options.seed)
+        _draw(objective, histories[name], data, options.out / name)
+    _draw_table(found, options.out)
+    print(f"\nwritten to {options.out}: comparison.json, comparison.png, and for each")
+    print("method a folder with its weights, figures and, if generative, posterior.nc")
+
+
+def _fit(options: argparse.Namespace) -> None:
+    data = _data(options)
+    objective, history = _fitted(
+        options.method, data, options, options.out / "checkpoints"
+    )
+    save(objective, options.out, data=data.name, seed=options.seed)
+    (options.out / "history.json").write_text(history.to_json(), encoding="utf-8")
+    _draw(objective, history, data, options.out)
+    print(f"{history}\nwritten to {options.out}; look inside: probssl inspect", end=" ")
+    print(options.out)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    description = read(options.folder)
+    objective = load_objective(options.folder)
+    numbers = sum(p.numel() for p in objective.parameters())
+    print(objective)
+    print(f"{numbers:,} parameters, {description['dtype']}")
+    for name, value in description["notes"].items():
+        print(f"{name}: {value}")
+    print("files:", ", ".join(sorted(p.name for p in options.folder.iterdir())))
+
+
+def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> None:
+    """Curves, the map of the latents and, of a joint, images and the posterior."""
+    from . import plots
+
+    items = data.test.take(min(MAPPED, len(data.test.images)))
+    figures = {"curves": plots.learning_curves(history)}
+    joint = getattr(objective, "joint", None)
+    if joint is None:
+        z, std = embed(objective, items), None
+    else:
+        z, std = embed(objective, items, return_std=True)
+    figures["map"] = plots.latent_map(z, items.labels, std)
+    if joint is not None:
+        few = Split(items.images[:10])
+        figures["reconstructions"] = plots.reconstructions(
+            few.images, reconstruct(objective, few)
+        )
+        posterior = to_arviz(objective, few, draws=200)
+        posterior.to_netcdf(str(out / "posterior.nc"))
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
+    plots.close(figures.values())
+
+
+def _draw_table(found: Comparison, out: Path) -> None:
+    from . import plots
+
+    figure = plots.comparison(found.table)
+    figure.savefig(out / "comparison.png", dpi=120)
+    plots.close([figure])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

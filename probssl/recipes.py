@@ -1,0 +1,109 @@
+"""Working defaults: an objective of each kind, and views, for any data set."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from . import likelihoods, limits, priors
+from .data import Dataset
+from .hyper import learned
+from .joint import Joint
+from .nn import (
+    ConvDecoder,
+    ConvEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    Projector,
+)
+from .views import Affine, Augment, simclr
+
+__all__ = ["METHODS", "encoder", "joint", "likelihood", "objective", "views"]
+
+DIM = 10
+SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
+PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
+
+
+def objective(name: str, data: Dataset, dim: int = DIM) -> nn.Module:
+    """Build the objective of that name for the data, whatever the case of its letters.
+
+    Raises:
+        ValueError: If there is no such method.
+    """
+    known = {method.lower(): build for method, build in METHODS.items()}
+    if name.lower() not in known:
+        raise ValueError(
+            f"expected one of the methods {', '.join(METHODS)}, got {name!r}; give "
+            "several separated by commas"
+        )
+    return known[name.lower()](data, dim)
+
+
+def encoder(data: Dataset, dim: int = DIM) -> nn.Module:
+    """An encoder for the size of the items: an MLP, or for colour a small convnet."""
+    shape = tuple(data.train.images.shape[1:])
+    return ConvEncoder(shape, dim) if _is_colour(shape) else MLPEncoder(shape, dim)
+
+
+def joint(data: Dataset, prior: priors.Prior) -> Joint:
+    """The distribution with this prior and the likelihood that fits the data."""
+    shape = tuple(data.train.images.shape[1:])
+    decoder = ConvDecoder if _is_colour(shape) else MLPDecoder
+    return Joint(
+        prior,
+        likelihood(data),
+        encoder(data, prior.dim),
+        decoder(prior.dim, shape),
+    )
+
+
+def likelihood(data: Dataset) -> likelihoods.Likelihood:
+    """Bernoulli for binary pixels, Binomial for few grey levels, Gaussian otherwise."""
+    if data.levels == 1:
+        return likelihoods.Bernoulli()
+    if data.levels is not None and data.levels < 255:
+        return likelihoods.Binomial(data.levels)
+    return likelihoods.Gaussian(learned(0.2), floor=0.01)
+
+
+def views(data: Dataset) -> Callable[[Tensor], Tensor]:
+    """Two views that keep the class: small turns and shifts, for colour SimCLR's."""
+    shape = tuple(data.train.images.shape[1:])
+    if _is_colour(shape):
+        return simclr()
+    return Augment(Affine(), levels=data.levels)
+
+
+def _is_colour(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and (shape[0] > 1 or math.prod(shape) > PIXELS_OF_AN_MLP)
+
+
+def _vae(data: Dataset, dim: int) -> nn.Module:
+    return limits.VAE(joint(data, priors.Independent(dim)))
+
+
+def _simvae(data: Dataset, dim: int) -> nn.Module:
+    return limits.SimVAE(joint(data, priors.Gaussian(dim, SCALE)))
+
+
+def _simclr(data: Dataset, dim: int) -> nn.Module:
+    return limits.SimCLR(encoder(data, dim))
+
+
+def _logdet(data: Dataset, dim: int) -> nn.Module:
+    return limits.LogDet(encoder(data, dim))
+
+
+def _vicreg(data: Dataset, dim: int) -> nn.Module:
+    # Its axes are what it decorrelates: that belongs behind the representation.
+    return limits.VICReg(encoder(data, dim), Projector(dim, width=256, out=64))
+
+
+METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
+    "VAE": _vae,
+    "SimVAE": _simvae,
+    "SimCLR": _simclr,
+    "VICReg": _vicreg,
+    "LogDet": _logdet,
+}

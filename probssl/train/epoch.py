@@ -1,0 +1,86 @@
+"""One epoch: steps over the training data, a measurement on the validation data."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..terms import Batch, Terms
+from .batches import Items, Loaded
+from .history import Row, Tally
+from .progress import Progress
+from .randomness import same_randomness
+from .steps import Step
+
+__all__ = ["ascend", "validate"]
+
+logger = logging.getLogger(__name__)
+
+
+def ascend(
+    step: Step,
+    groups: Iterable[list[Batch]],
+    tally: Tally,
+    bar: Progress,
+    on_step: Callable[[int, Terms], Any] | None = None,
+) -> bool:
+    """Make one step for each group of batches; return whether `on_step` wants to stop.
+
+    The objective is in training mode meanwhile, and in evaluation mode afterwards.
+
+    Raises:
+        FloatingPointError: If a term, or a parameter at the end, is not finite.
+        ValueError: If there are no batches.
+    """
+    step.objective.train()
+    check, stop = getattr(step.objective, "check", None), False
+    for group in groups:
+        if step.count == 0 and check is not None:
+            check(group[0])
+        terms = step(group)
+        tally.add(terms, sum(batch.shape[0] for batch in group))
+        bar.look(tally)
+        if on_step is not None and on_step(step.count, terms):
+            stop = True
+            break
+    if step.count == tally.start:
+        raise ValueError(
+            "expected at least one batch in an epoch, got none; give the DataLoader a "
+            "smaller batch_size, or drop_last=False"
+        )
+    bar.look(tally, always=True)
+    _check_parameters(step, tally.remedy)
+    step.objective.eval()
+    return stop
+
+
+@torch.no_grad()
+def validate(
+    objective: nn.Module, data: Items | Loaded, seed: int, device: torch.device
+) -> Row:
+    """The mean terms over all items, in evaluation mode, with the randomness of a seed.
+
+    The same random numbers each time make epochs comparable, and leave those of
+    training as they are.
+    """
+    objective.eval()
+    tally = Tally()
+    with same_randomness(seed, device):
+        for batch in data.sweep():
+            tally.add(objective(batch), batch.shape[0])
+    row = {f"valid_{name}": value for name, value in tally.mean().items()}
+    if tally.broken is not None:
+        logger.warning("in validation, %s", tally.broken)
+    return row
+
+
+def _check_parameters(step: Step, remedy: str) -> None:
+    # The terms of the next step would tell, but after a checkpoint of these parameters.
+    parameters = [p for p in step.objective.parameters() if p.requires_grad]
+    if not torch.stack([p.isfinite().all() for p in parameters]).all():
+        raise FloatingPointError(
+            f"expected finite parameters, got NaN or infinity after step {step.count}, "
+            f"where the terms were finite and their gradient was not; {remedy}"
+        )

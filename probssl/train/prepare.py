@@ -1,0 +1,150 @@
+"""What `fit` is given, checked and made ready before any work is done."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ..terms import Terms
+from .batches import Items, Loaded, Target
+
+__all__ = [
+    "check_at_least_one",
+    "check_monitor",
+    "prepared_optimizer",
+    "prepared_scheduler",
+    "settle",
+    "target_of",
+    "total_steps",
+]
+
+
+def check_at_least_one(**arguments: int | None) -> None:
+    """Raise a ValueError for an argument below one; None is none."""
+    for name, value in arguments.items():
+        if value is not None and value < 1:
+            raise ValueError(
+                f"expected {name} of at least 1, got {value}; raise it, or leave it out"
+            )
+
+
+def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
+    """Raise a ValueError for a column that the history will not have.
+
+    Arguments:
+        validated: Whether there are validation data.
+        extended: Whether further columns may be added to a row.
+    """
+    columns = ["value", *Terms._fields]
+    measured = [f"valid_{column}" for column in columns]
+    if monitor in measured and not validated:
+        raise ValueError(
+            f"expected validation data for monitor={monitor!r}, got none; pass them as "
+            f"valid, or monitor={monitor.removeprefix('valid_')!r}"
+        )
+    columns += measured if validated else []
+    if monitor not in columns and not extended:
+        raise ValueError(
+            f"expected monitor to be one of {columns}, got {monitor!r}; name one of "
+            "these, or add a column to the row in on_epoch"
+        )
+
+
+def target_of(objective: nn.Module, device: str | torch.device) -> Target:
+    """The device to fit on, and the precision of the trainable parameters.
+
+    Raises:
+        ValueError: If nothing is trainable.
+    """
+    trainable = _trainable(objective)
+    if not trainable:
+        raise ValueError(
+            f"expected trainable parameters in {type(objective).__name__}, got none; "
+            "give it an encoder with parameters, or requires_grad_()"
+        )
+    if device == "auto":
+        device = trainable[0].device
+        if device.type == "cpu" and torch.cuda.is_available():
+            device = "cuda"
+    return Target(torch.device(device), trainable[0].dtype)
+
+
+def settle(objective: nn.Module, device: torch.device, population: int | None) -> None:
+    """Move the objective, and tell its buffers `population` the number of items."""
+    objective.to(device)
+    for module in objective.modules():
+        if population is not None and "population" in module._buffers:
+            count = torch.tensor(float(population), device=device)
+            module._buffers["population"] = count
+
+
+def prepared_optimizer(
+    optimizer: Optimizer | Callable[[list[Parameter]], Optimizer] | None,
+    objective: nn.Module,
+    learning_rate: float,
+) -> Optimizer:
+    """The optimiser at hand, the one that the callable makes, or fused Adam.
+
+    Raises:
+        TypeError: If the callable makes something else.
+        ValueError: If the optimiser holds none of the trainable parameters.
+    """
+    trainable = _trainable(objective)
+    if optimizer is None:
+        return Adam(trainable, lr=learning_rate, fused=True)
+    if not isinstance(optimizer, Optimizer):
+        optimizer = optimizer(trainable)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            "expected optimizer to be or to make a torch.optim.Optimizer, got "
+            f"{type(optimizer).__name__}; pass lambda p: torch.optim.AdamW(p, lr=1e-3)"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, trainable)):
+        raise ValueError(
+            "expected an optimiser of the objective's parameters, got one that holds "
+            "none of them; make it from objective.parameters()"
+        )
+    return optimizer
+
+
+def prepared_scheduler(
+    scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None,
+    optimizer: Optimizer,
+) -> LRScheduler | None:
+    """The scheduler at hand, or the one that the callable makes.
+
+    Raises:
+        ValueError: If it is that of another optimiser, or needs a measured value.
+    """
+    if scheduler is None:
+        return None
+    if not isinstance(scheduler, LRScheduler):
+        scheduler = scheduler(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError(
+            "expected a scheduler that is stepped after every step, got "
+            "ReduceLROnPlateau; step it in on_epoch: plateau.step(row['value'])"
+        )
+    if scheduler.optimizer is not optimizer:
+        raise ValueError(
+            "expected a scheduler of the optimiser that is used, got one of another; "
+            "pass both, or scheduler=lambda optimizer: …"
+        )
+    return scheduler
+
+
+def total_steps(data: Items | Loaded, epochs: int, accumulate: int) -> int | None:
+    """The steps of the whole run; None if the length of the data is not known."""
+    try:
+        return epochs * math.ceil(len(data) / accumulate)
+    except TypeError:
+        return None
+
+
+def _trainable(objective: nn.Module) -> list[Parameter]:
+    return [p for p in objective.parameters() if p.requires_grad]

@@ -1,0 +1,140 @@
+"""Where pixels come from: crops, rotations, scalings, shifts and flips at once."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
+
+from .ranges import (
+    Range,
+    check_images,
+    checked_range,
+    ends,
+    probability,
+    sometimes,
+    uniform,
+)
+
+__all__ = ["Affine"]
+
+_TRIES = 10
+
+
+class Affine(nn.Module):
+    r"""One affine map of each image, resampled once, bilinearly.
+
+    The image is cropped and the crop stretched to full size; that is flipped, then
+    scaled and rotated about its centre, then shifted. With pixels as units, so that
+    nothing shears in images that are not square, a pixel at :math:`q` from the centre
+    shows what was at
+
+    .. math:: D_b F R_\theta^{-1} (q - t) / s + c
+
+    where :math:`D_b` shrinks to the box and :math:`c` is its centre. Name what you want:
+    without arguments nothing moves.
+
+    Arguments:
+        rotate: Degrees, counter-clockwise; a number a means (-a, a).
+        scale: Factors; above 1 enlarges. Below about 1/2 bilinear sampling aliases.
+        shift: Fractions of the height and of the width, drawn apart, down and to the
+            right; a number a means (-a, a).
+        crop: Fractions of the area; None crops nothing.
+        ratio: Width over height of the box, in pixels. Area and logarithm of the ratio
+            are uniform over the boxes that fit in; where none of ten draws fits, the
+            first takes the nearest ratio that does.
+        flip: The probability to exchange left and right.
+        vertical_flip: The probability to exchange top and bottom.
+        p: The probability that an item is moved at all.
+        padding: What lies outside of the image: zeros, its border, or its reflection.
+
+    References:
+        Going Deeper with Convolutions (Szegedy et al., 2015), for the crop
+        https://arxiv.org/abs/1409.4842
+
+    Example:
+        >>> Affine(rotate=15, scale=(0.85, 1.15))(torch.rand(5, 1, 28, 28)).shape
+        torch.Size([5, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        *,
+        rotate: Range = 0.0,
+        scale: Range = (1.0, 1.0),
+        shift: Range = 0.0,
+        crop: Range | None = None,
+        ratio: Range = (3 / 4, 4 / 3),
+        flip: float = 0.0,
+        vertical_flip: float = 0.0,
+        p: float = 1.0,
+        padding: Literal["zeros", "border", "reflection"] = "zeros",
+    ) -> None:
+        super().__init__()
+        self.rotate = checked_range("rotate", rotate, -math.inf, centre=0)
+        self.scale = checked_range("scale", scale, 0, positive=True)
+        self.shift = checked_range("shift", shift, -math.inf, centre=0)
+        if crop is not None:
+            crop = checked_range("crop", crop, 0, 1, positive=True)
+        self.crop = crop
+        self.ratio = checked_range("ratio", ratio, 0, positive=True)
+        self.flip = probability("flip", flip)
+        self.vertical_flip = probability("vertical_flip", vertical_flip)
+        self.p = probability("p", p)
+        if padding not in ("zeros", "border", "reflection"):
+            raise ValueError(
+                "expected padding to be 'zeros', 'border' or 'reflection', "
+                f"got {padding!r}; choose one of them"
+            )
+        self.padding = padding
+
+    def forward(
+        self, x: Float[Tensor, "n channel height width"]
+    ) -> Float[Tensor, "n channel height width"]:
+        check_images(x, "Affine")
+        grid = affine_grid(self._matrix(x), list(x.shape), align_corners=False)
+        moved = grid_sample(x, grid, padding_mode=self.padding, align_corners=False)
+        return sometimes(self.p, moved, x)
+
+    def _matrix(self, x: Tensor) -> Float[Tensor, "n 2 3"]:
+        """From where each image is taken, in halves of its width and of its height."""
+        n, (height, width) = len(x), x.shape[-2:]
+        angle = uniform(ends(self.rotate, 0), (n,), x) * (math.pi / 180)
+        scale = uniform(ends(self.scale), (n,), x)
+        right, down = 2 * uniform(ends(self.shift, 0), (2, n), x)
+        (wide, high), (left, top) = self._box(x)
+        wide = wide * _sign(self.flip, n, x)
+        high = high * _sign(self.vertical_flip, n, x)
+
+        cos, sin = angle.cos() / scale, angle.sin() / scale
+        a, b = wide * cos, -wide * sin * (height / width)
+        d, e = high * sin * (width / height), high * cos
+        to_x = (a, b, left - a * right - b * down)
+        to_y = (d, e, top - d * right - e * down)
+        return torch.stack((*to_x, *to_y), -1).view(n, 2, 3)
+
+    def _box(self, x: Tensor) -> tuple[Float[Tensor, "2 n"], Float[Tensor, "2 n"]]:
+        """The size and the centre of each box, across and down, in the same halves."""
+        if self.crop is None:
+            return x.new_ones(2, len(x)), x.new_zeros(2, len(x))
+        height, width = x.shape[-2:]
+        low, high = ends(self.ratio)
+        shape = (_TRIES, len(x))
+        area = uniform(ends(self.crop), shape, x)
+        ratio = uniform((math.log(low), math.log(high)), shape, x).exp()
+        ratio = ratio * (height / width)  # of the fractions, no longer of the pixels
+
+        fits = (area <= ratio) & (ratio <= 1 / area)
+        first = fits.int().argmax(0, keepdim=True)  # the very first where none does
+        area, ratio = area.gather(0, first)[0], ratio.gather(0, first)[0]
+        ratio = ratio.clamp(area, 1 / area)
+
+        size = torch.stack(((area * ratio).sqrt(), (area / ratio).sqrt()))
+        return size, (1 - size) * uniform((-1.0, 1.0), size.shape, x)
+
+
+def _sign(p: float, n: int, x: Tensor) -> Float[Tensor, " n"]:
+    """−1 with probability p, else 1."""
+    return 1 - 2 * (uniform((0.0, 1.0), (n,), x) < p).to(x.dtype)

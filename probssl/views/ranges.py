@@ -1,0 +1,150 @@
+"""What the parts of an augmentation share: ranges, draws from them, and checks."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "Range",
+    "checked_integer",
+    "checked_range",
+    "check_floats",
+    "check_images",
+    "ends",
+    "per_item",
+    "probability",
+    "sometimes",
+    "uniform",
+]
+
+Range = float | tuple[float, float]
+"""A pair (low, high), or a number that stands for a pair."""
+
+
+def ends(value: Range, centre: float | None = None) -> tuple[float, float]:
+    """A pair as it is; a number a as (a, a), or as (centre − a, centre + a)."""
+    if isinstance(value, tuple):
+        return value
+    return (value, value) if centre is None else (centre - value, centre + value)
+
+
+def checked_range(
+    name: str,
+    value: Range,
+    low: float,
+    high: float = math.inf,
+    *,
+    centre: float | None = None,
+    positive: bool = False,
+) -> Range:
+    """`value` as plain numbers, if what it stands for lies within [low, high].
+
+    Arguments:
+        centre: See `ends`.
+        positive: Zero is left out.
+
+    Raises:
+        ValueError: If it does not, if its ends are reversed, or if it is no range.
+    """
+    try:
+        pair = isinstance(value, Sequence)
+        plain: Range = tuple(map(float, value)) if pair else float(value)
+        start, end = ends(plain, centre)
+        within = low <= start <= end <= high and math.isfinite(end - start)
+    except (TypeError, ValueError):
+        within = False
+    if not within or (positive and start <= 0):
+        short = "" if centre is None else f" (a number a means {centre:g} ± a)"
+        limits = f"{'(' if positive else '['}{low:g}, {high:g}]"
+        raise ValueError(
+            f"expected {name} as a number or a pair (low, high) within {limits}{short}, "
+            f"got {value!r}; give the lower end first"
+        )
+    return plain
+
+
+def probability(name: str, value: float) -> float:
+    """`value` as a plain number, if it is a probability.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(value, Sequence) or not 0 <= value <= 1:
+        raise ValueError(
+            f"expected {name} as a probability within [0, 1], got {value!r}; "
+            "1 is always, 0 is never"
+        )
+    return float(value)
+
+
+def checked_integer(name: str, value: int, low: int) -> int:
+    """`value`, if it is an integer of `low` or more.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, int) or value < low:
+        raise ValueError(f"expected {name} as an integer of {low} or more, got {value}")
+    return value
+
+
+def check_floats(x: Tensor) -> None:
+    """Raise a TypeError unless x is a floating-point tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"expected a floating-point tensor, images in [0, 1], got {kind}; convert "
+            "bytes to float in [0, 1] first: x.float() / 255"
+        )
+
+
+def check_images(x: Tensor, name: str, colour: bool = False) -> None:
+    """Raise an error unless x holds images in floating point.
+
+    Arguments:
+        name: What asks for images.
+        colour: They must have the three channels red, green and blue.
+
+    Raises:
+        TypeError: If x is not in floating point.
+        ValueError: If the shape is not (n, channel, height, width), or the channels
+            are not three.
+    """
+    check_floats(x)
+    if x.ndim != 4:
+        raise ValueError(
+            f"expected images of shape (n, channel, height, width) for {name}, got "
+            f"{tuple(x.shape)}; reshape them, or for arrays pass parts that take any "
+            "shape: Augment(Noise(0.1), Mask(0.2))"
+        )
+    if colour and x.shape[1] != 3:
+        raise ValueError(
+            f"expected 3 channels (red, green, blue) for {name}, got {x.shape[1]}; "
+            "only brightness and contrast take other images"
+        )
+
+
+def uniform(
+    range_: tuple[float, float], shape: Sequence[int], x: Tensor
+) -> Float[Tensor, "*shape"]:
+    """Draws from U(low, high), of the type and on the device of x."""
+    low, high = range_
+    return low + (high - low) * torch.rand(shape, dtype=x.dtype, device=x.device)
+
+
+def per_item(value: Tensor, x: Tensor) -> Tensor:
+    """One number for each item, (n,), in a shape that broadcasts against x."""
+    return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def sometimes(
+    p: float, changed: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"]
+) -> Float[Tensor, "n *event"]:
+    """`changed` for each item with probability p, and x itself otherwise."""
+    if p == 1:
+        return changed
+    chosen = uniform((0.0, 1.0), x.shape[:1], x) < p
+    return torch.where(per_item(chosen, x), changed, x)

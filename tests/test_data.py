@@ -1,0 +1,971 @@
+import gzip
+import hashlib
+import io
+import math
+import pickle
+import struct
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from probssl import data
+from probssl.data.idx import read_idx
+from probssl.data.simulators import FACTORS, SHAPES
+
+RNG = np.random.RandomState(0)
+
+
+def pixels(*shape):
+    return RNG.randint(0, 256, shape).astype(np.uint8)
+
+
+def exact(tensor, array):
+    return torch.equal(tensor, torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def rows_of(split):
+    return [row.tobytes() for row in split.images.numpy()]
+
+
+# Splits
+
+
+def test_digits_are_sixteenths_in_a_fixed_stratified_split():
+    digits = data.digits()
+    assert digits.levels == 16 and digits.name == "digits"
+    for split in digits[:2]:
+        counts = split.images * 16
+        assert split.images.shape[1:] == (1, 8, 8)
+        assert split.images.dtype == torch.float32 and split.labels.dtype == torch.int64
+        assert torch.equal(counts, counts.round())
+        assert counts.min() == 0 and counts.max() == 16
+    train, test = digits.train.labels.bincount(), digits.test.labels.bincount()
+    assert ((train - 3 * test).abs() <= 2).all() and (train + test).sum() == 1797
+    assert 16 * sum(split.images.sum() for split in digits[:2]) == 561718
+    # These numbers change if the split does.
+    assert 16 * digits.test.images.sum() == 140239
+    assert digits.test.labels[:5].tolist() == [2, 6, 8, 6, 1]
+
+
+def test_digits_split_is_the_same_for_one_seed_and_another_for_another():
+    first, again, other = data.digits(), data.digits(0), data.digits(1)
+    assert torch.equal(first.test.images, again.test.images)
+    assert not torch.equal(first.test.images, other.test.images)
+
+
+def test_fixed_split_parts_the_items_and_keeps_every_class_in_training():
+    images = np.arange(23.0)[:, None]
+    labels = np.array([7] + [2] * 2 + [5] * 8 + [-1] * 12)
+    whole = data.arrays(images, labels)
+    train, test = whole.train, whole.test
+    assert sorted([*train.images[:, 0], *test.images[:, 0]]) == list(range(23))
+    assert train.labels.unique().tolist() == [-1, 2, 5, 7]
+    assert sorted(test.labels.tolist()) == [-1] * 3 + [2] + [5] * 2
+    assert (labels[train.images[:, 0].int()] == train.labels.numpy()).all()
+
+
+def test_take_is_a_fixed_random_subset_or_the_first_items():
+    split = data.Split(
+        torch.arange(50)[:, None], torch.arange(50), torch.arange(50.0)[:, None]
+    )
+    part = split.take(20)
+    assert len(part.labels.unique()) == 20
+    assert (part.images[:, 0] == part.labels).all()
+    assert (part.style[:, 0] == part.labels).all()
+    assert torch.equal(part.labels, split.take(20).labels)
+    assert not torch.equal(part.labels, split.take(20, seed=1).labels)
+    assert torch.equal(split.take(20, seed=None).labels, torch.arange(20))
+    assert data.Split(split.images).take(3).labels is None
+    for n in (0, 51):
+        with pytest.raises(ValueError, match=f"1 to the 50 items here, got {n}"):
+            split.take(n)
+
+
+def test_take_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    data.Split(torch.rand(9, 2).zero_()).take(3)
+    data.digits()
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    torch.rand(9, 2)
+    assert torch.equal(after, torch.get_rng_state())
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, pd.DataFrame, list])
+def test_arrays_take_numbers_from_anywhere(kind):
+    x, test = RNG.rand(8, 3), RNG.rand(2, 3)
+    made = data.arrays(kind(x), [0, 1] * 4, test=kind(test), test_labels=[1, 0])
+    expected = torch.tensor(x)
+    if kind is not torch.tensor:  # tensors keep their type
+        expected = expected.float()
+    assert torch.equal(made.train.images, expected)
+    assert torch.equal(made.train.labels, torch.tensor([0, 1] * 4))
+    assert made.levels is None and made.name == "arrays"
+
+
+@pytest.mark.usefixtures("float64")
+def test_arrays_follow_the_default_type():
+    x = RNG.rand(4, 3)
+    assert exact(data.arrays(x, test=x).train.images, x)
+    assert data.arrays(x.astype(np.int64), test=x).train.images.dtype == torch.float64
+
+
+def test_bytes_stay_bytes_and_booleans_become_black_and_white():
+    x = pixels(8, 1, 2, 2)
+    made = data.arrays(x, test=x)
+    assert made.levels == 255 and exact(made.train.images, x)
+    made = data.arrays(x > 127, test=x > 127)
+    assert made.levels == 1 and exact(made.train.images, (x > 127) * np.uint8(255))
+
+
+def test_foreign_byte_order_and_strides_are_read_as_they_are_meant():
+    x = RNG.rand(6, 4).astype(">f4")[::-1, ::2]
+    assert exact(data.arrays(x, test=x).train.images, x.astype("<f4"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["cat", "ant", "cat", "bee"],
+        np.array(["cat", "ant", "cat", "bee"], dtype="S3"),
+        pd.Series(["cat", "ant", "cat", "bee"]),
+        pd.Categorical(["cat", "ant", "cat", "bee"]),
+    ],
+    ids=["list", "bytes", "series", "categorical"],
+)
+def test_strings_are_numbered_by_their_sorted_order_over_both_splits(labels):
+    x = RNG.rand(4, 2)
+    made = data.arrays(x, labels, test=x[:2], test_labels=["ape", "bee"])
+    assert made.train.labels.tolist() == [3, 0, 3, 2]
+    assert made.test.labels.tolist() == [1, 2]
+    assert made.train.labels.dtype == made.test.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([3, 0, 3, 1], dtype=np.uint8),
+        torch.tensor([3, 0, 3, 1], dtype=torch.int32),
+        [3.0, 0.0, 3.0, 1.0],
+        pd.Series([3, 0, 3, 1], dtype="Int64"),
+        np.array([3, 0, 3, 1], dtype=object),
+    ],
+    ids=["uint8", "int32", "float", "nullable", "object"],
+)
+def test_whole_numbers_become_int64_labels(labels):
+    x = RNG.rand(4, 2)
+    made = data.arrays(x, labels, test=x, test_labels=labels)
+    assert made.train.labels.tolist() == [3, 0, 3, 1]
+    assert made.train.labels.dtype == torch.int64
+
+
+X = np.linspace(0, 1, 12).reshape(6, 2)
+WRONG = {
+    "at least one item, got shape (0, 2)": (ValueError, X[:0], {}),
+    "at least one item, got shape (12,)": (ValueError, X.flatten(), {}),
+    "each of the 6 images, got 5": (ValueError, X, {"labels": range(5)}),
+    "got 6 with shape (6, 3)": (ValueError, X, {"labels": np.eye(6, 3)}),
+    "infinity in 1 of 6 items": (ValueError, np.where(X == 0, np.nan, X), {}),
+    "infinity in 2 of 6 items": (ValueError, np.where(X > 0.7, np.inf, X), {}),
+    "from 0 to 2": (ValueError, 2 * X, {"levels": 255}),
+    "from -1 to 0": (ValueError, X - 1, {"levels": 255}),
+    "on the grid k/16": (ValueError, X, {"levels": 16}),
+    "on the grid k/1 (a byte k": (ValueError, (X > 0).astype(np.uint8), {"levels": 1}),
+    "levels minus one, 1 or more, got 0": (ValueError, X, {"levels": 0}),
+    "got an array of object": (TypeError, X.astype(object), {}),
+    "got an array of <U": (TypeError, X.astype(str), {}),
+    "got an array of complex": (TypeError, X + 1j, {}),
+    "got torch.complex": (TypeError, torch.tensor(X + 1j), {}),
+    "numbers or strings in labels": (TypeError, X, {"labels": [0.5] * 6}),
+    "such as nan": (TypeError, X, {"labels": [math.nan] * 6}),
+    "such as inf": (TypeError, X, {"labels": [math.inf] * 6}),
+    "such as None": (TypeError, X, {"labels": [None] + ["a"] * 5}),
+    "hand in both": (ValueError, X, {"test_labels": [1]}),
+    "both labels and test_labels": (ValueError, X, {"test": X, "labels": range(6)}),
+    "like the training images, (2,)": (ValueError, X, {"test": X[:, :1]}),
+    "in 6 class(es)": (ValueError, X, {"labels": range(6)}),
+    "some of each": (
+        TypeError,
+        X,
+        {"test": X, "labels": range(6), "test_labels": list("abcdef")},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_arrays_say_what_is_wrong(message):
+    error, images, options = WRONG[message]
+    with pytest.raises(error) as raised:
+        data.arrays(images, **options)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("levels", [1, 16, 255])
+def test_images_on_the_grid_pass_in_every_precision(levels):
+    x = torch.arange(levels + 1, dtype=torch.float64)[:, None] / levels
+    for kind in (torch.float32, torch.float64):
+        assert data.arrays(x.to(kind), levels=levels).levels == levels
+
+
+# Groups
+
+
+def test_groups_stack_views_and_keep_modalities_apart():
+    a, b, c = RNG.rand(5, 1, 4), RNG.rand(5, 1, 4), RNG.rand(5, 7)
+    pair = data.groups([a, b], labels=list("aabbc"))
+    assert exact(pair.views, np.stack([a, b], 1).astype(np.float32))
+    assert pair.labels.tolist() == [0, 0, 1, 1, 2] and pair.present is None
+    assert torch.equal(data.groups(np.stack([a, b], 1)).views, pair.views)
+    both = data.groups((a, c), present=np.array([[True, False]] + [[True, True]] * 4))
+    assert [tuple(view.shape) for view in both.views] == [(5, 1, 1, 4), (5, 1, 7)]
+    part = both.rows(torch.tensor([4, 0]))
+    assert exact(part.views[0][:, 0], a[[4, 0]].astype(np.float32))
+    assert part.present.tolist() == [[True, True], [True, False]]
+    assert pair.rows(slice(2)).labels.tolist() == [0, 0]
+
+
+def test_groups_replace_what_is_missing_and_leave_what_was_given():
+    x = torch.ones(2, 2, 3)
+    x[0, 1] = math.nan
+    made = data.groups(x, present=[[True, False], [True, True]])
+    assert torch.equal(made.views[0, 1], torch.zeros(3)) and x[0, 1].isnan().all()
+    assert made.views.sum() == 9
+    with pytest.raises(ValueError, match="infinity in 1 of 2 items"):
+        data.groups(x, present=[[True, True], [True, False]])
+
+
+@pytest.mark.parametrize(
+    "error, message, views, options",
+    [
+        (ValueError, "a list with one array", X, {}),
+        (ValueError, "the same n", [], {}),
+        (ValueError, "the same n", [X, X[:3]], {}),
+        (ValueError, "the same n", [X[:, 0], X[:, 0]], {}),
+        (ValueError, "one type of number", [X, X > 0], {}),
+        (ValueError, "at least one item", np.zeros((0, 2, 3)), {}),
+        (ValueError, "one class for each of the 6", [X, X], {"labels": [1, 2]}),
+        (TypeError, "Booleans", [X, X], {"present": np.ones((6, 2))}),
+        (ValueError, r"\(6, 2\) \(n, view\)", [X, X], {"present": [[True] * 3] * 6}),
+        (ValueError, "none for 6 of 6", [X, X], {"present": [[False] * 2] * 6}),
+    ],
+)
+def test_groups_say_what_is_wrong(error, message, views, options):
+    with pytest.raises(error, match=message):
+        data.groups(views, **options)
+
+
+# idx files
+
+
+def idx(array, kind=8):
+    return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + (
+        array.tobytes()
+    )
+
+
+def write_idx(folder, train="train", suffix=".gz", n=6):
+    folder.mkdir(exist_ok=True)
+    opened = gzip.open if suffix else open
+    written = {}
+    for prefix in (train, "t10k"):
+        for stem, array in {
+            "images-idx3-ubyte": pixels(n, 5, 4),
+            "labels-idx1-ubyte": pixels(n) % 10,
+        }.items():
+            with opened(folder / f"{prefix}-{stem}{suffix}", "wb") as file:
+                file.write(idx(array))
+            written[prefix, stem[:6]] = array
+    return written
+
+
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_mnist_reads_idx_files(tmp_path, suffix):
+    written = write_idx(tmp_path, suffix=suffix)
+    grey, binary = data.mnist(tmp_path, binary=False), data.mnist(str(tmp_path))
+    assert (grey.levels, binary.levels, binary.name) == (255, 1, "mnist")
+    for prefix, split, black in (
+        ("train", grey.train, binary.train),
+        ("t10k", grey.test, binary.test),
+    ):
+        x = written[prefix, "images"][:, None]
+        assert exact(split.images, x) and split.style is None
+        assert exact(black.images, np.where(x > 127, 255, 0).astype(np.uint8))
+        assert exact(split.labels, written[prefix, "labels"].astype(np.int64))
+
+
+def test_mnist_takes_the_writers_that_lie_beside_as_style(tmp_path):
+    write_idx(tmp_path)
+    writers = {f"{p}_writer": np.arange(6, dtype=np.uint16) for p in ("train", "t10k")}
+    np.savez(tmp_path / "mnist-writers.npz", **writers)
+    assert torch.equal(data.mnist(tmp_path).test.style, torch.arange(6))
+    writers["t10k_writer"] = np.arange(5)
+    np.savez(tmp_path / "mnist-writers.npz", **writers)
+    with pytest.raises(ValueError, match="expected 6 writers of t10k"):
+        data.mnist(tmp_path)
+
+
+@pytest.mark.parametrize("train", ["train", "train20k"])
+def test_fashion_mnist_takes_the_whole_or_the_first_20000(tmp_path, train):
+    written = write_idx(tmp_path, train)
+    made = data.fashion_mnist(tmp_path)
+    assert exact(made.train.images[:, 0], written[train, "images"])
+    assert made.levels == 255 and made.name == "fashion-mnist"
+
+
+@pytest.mark.parametrize(
+    "message, content",
+    [
+        ("0000 0d 01", idx(pixels(3), kind=13)),
+        ("0102 08 01", b"\1\2" + idx(pixels(3))[2:]),
+        ("requires a buffer", b"\0\0"),
+        ("requires a buffer", idx(pixels(3, 3))[:6]),
+        ("expected 9 bytes, 1 or more, .* got 8", idx(pixels(3, 3))[:-1]),
+        ("expected 9 bytes, 1 or more, .* got 10", idx(pixels(3, 3)) + b"\0"),
+        ("expected 0 bytes, 1 or more", idx(pixels(0, 3))),
+    ],
+)
+def test_damaged_idx_files_are_refused(tmp_path, message, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_idx(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "content", [gzip.compress(idx(pixels(900)))[:-100], b"plain", b"\x1f\x8b\x08" * 9]
+)
+def test_damaged_compression_is_refused(tmp_path, content):
+    (tmp_path / "file.gz").write_bytes(content)
+    with pytest.raises(ValueError, match="file.gz cannot be read"):
+        read_idx(tmp_path / "file.gz")
+
+
+def test_idx_images_and_labels_must_agree(tmp_path):
+    write_idx(tmp_path)
+    with gzip.open(tmp_path / "t10k-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(idx(pixels(5)))
+    with pytest.raises(ValueError, match=r"t10k .* \(6, 5, 4\) and \(5,\)"):
+        data.mnist(tmp_path)
+
+
+# CIFAR-10
+
+
+def canonical(x, y):
+    """The protocol 2 of Python 3, in which bytes are encoded text."""
+    return pickle.dumps({"data": x, "labels": [int(c) for c in y]}, protocol=2)
+
+
+def spelling(name):
+    def write(x, y):
+        content = canonical(x, y)
+        for other in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
+            content = content.replace(other, name)
+        assert name + b"\n_reconstruct" in content
+        return content
+
+    return write
+
+
+def python2(x, y):
+    """The opcodes of Python 2, in which a string is bytes of no encoding."""
+
+    def string(s):
+        return b"T" + struct.pack("<i", len(s)) + s
+
+    kind = b"cnumpy\ndtype\n(" + string(b"u1") + b"K\0K\1tR(K\3" + string(b"|")
+    kind += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    shape = b"".join(b"M" + struct.pack("<H", size) for size in x.shape)
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0t"
+    array += string(b"b") + b"tR(K\1(" + shape + b"t" + kind + b"\x89"
+    array += string(x.tobytes()) + b"tb"
+    labels = b"(" + b"".join(b"K" + bytes([c]) for c in y) + b"l"
+    pairs = string(b"data") + array + string(b"labels") + labels
+    return b"\x80\x02}(" + string(b"batch_label") + string(b"one") + pairs + b"u."
+
+
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+PICKLES = {
+    "old": spelling(b"numpy.core.multiarray"),
+    "new": spelling(b"numpy._core.multiarray"),
+    "python2": python2,
+    "columns": lambda x, y: canonical(np.asfortranarray(x), y),
+}
+
+
+def write_cifar(folder, write):
+    folder.mkdir(exist_ok=True)
+    batches = [(pixels(4, 3072), pixels(4) % 10) for _ in BATCHES]
+    for name, (x, y) in zip(BATCHES, batches, strict=True):
+        (folder / name).write_bytes(write(x, y))
+    return batches
+
+
+@pytest.mark.parametrize("spelled", PICKLES)
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-py"])
+def test_cifar10_reads_the_canonical_pickles(tmp_path, spelled, inside):
+    batches = write_cifar(tmp_path / inside, PICKLES[spelled])
+    made = data.cifar10(tmp_path)
+    x = np.concatenate([x for x, _ in batches]).reshape(-1, 3, 32, 32)
+    y = np.concatenate([y for _, y in batches]).astype(np.int64)
+    assert exact(made.train.images, x[:20]) and exact(made.test.images, x[20:])
+    assert exact(made.train.labels, y[:20]) and exact(made.test.labels, y[20:])
+    assert made.levels == 255 and made.name == "cifar10"
+
+
+class Call:
+    """Pickled, this is the order to call a function."""
+
+    def __init__(self, function, *arguments):
+        self.order = function, arguments
+
+    def __reduce__(self):
+        return self.order
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("place", ["data", "labels", "filenames"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not(
+    tmp_path, place, protocol
+):
+    batches = write_cifar(tmp_path, canonical)
+    trace = tmp_path / "trace"
+    content = {"data": batches[0][0].tolist(), "labels": [0] * 4}
+    content[place] = Call(open, str(trace), "w")
+    bad = pickle.dumps(content, protocol=protocol)
+    (tmp_path / "data_batch_3").write_bytes(bad)
+    with pytest.raises(ValueError, match="data_batch_3 .* refers to io.open"):
+        data.cifar10(tmp_path)
+    assert not trace.exists()
+    pickle.loads(bad)[place].close()
+    assert trace.exists()  # the plain way does run it
+
+
+@pytest.mark.parametrize(
+    "order, message",
+    [
+        (b"cos\nsystem\n(V:\ntR.", "refers to os.system"),
+        (b"cbuiltins\neval\n(V1\ntR.", "refers to builtins.eval"),
+        (b"cnumpy\nload\n(V/\ntR.", "refers to numpy.load"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.", "refers to numpy.ndarray"),
+        (b"cnumpy\ndtype\n(VO8\ntR.", r"expected bytes \('u1'\), got type 'O8'"),
+        (b"c_codecs\nencode\n(VA\nVzlib\ntR.", "expected latin1, got encoding 'zlib'"),
+        (b"cnumpy\nndarray\n(K\1tR.", "not callable"),
+        (b"}.", "'data'"),
+        (b"", "Ran out of input"),
+        (b"Pelsewhere\n.", "persistent"),
+    ],
+)
+def test_a_pickle_with_any_other_content_is_refused(tmp_path, order, message):
+    write_cifar(tmp_path, canonical)
+    (tmp_path / "test_batch").write_bytes(order)
+    with pytest.raises(
+        ValueError, match=f"test_batch is no CIFAR-10 batch: .*{message}"
+    ):
+        data.cifar10(tmp_path)
+
+
+def test_a_batch_of_another_shape_is_refused(tmp_path):
+    write_cifar(tmp_path, canonical)
+    (tmp_path / "test_batch").write_bytes(canonical(pixels(4, 3072), range(3)))
+    with pytest.raises(ValueError, match=r"got \(4, 3072\) and 3"):
+        data.cifar10(tmp_path)
+
+
+def jpegs(n, size=(32, 32)):
+    """JPEGs, the number of bytes they share at the start, and the decoded pixels."""
+    files, decoded = [], []
+    for _ in range(n):
+        file = io.BytesIO()
+        Image.fromarray(pixels(*size, 3)).save(file, "JPEG", quality=75)
+        files.append(file.getvalue())
+        decoded.append(np.asarray(Image.open(file)))
+    start = files[0].index(b"\xff\xda") + 14  # the scan's own header has 12 bytes
+    assert len({file[:start] for file in files}) == 1
+    return files, start, np.stack(decoded)
+
+
+def write_jpegs(folder, size=(32, 32)):
+    made = {}
+    for name in ("train", "test"):
+        files, start, made[name] = jpegs(4, size)
+        scans = [np.frombuffer(file[start:-2], np.uint8) for file in files]
+        np.savez(
+            folder / f"cifar10-{name}-jpeg.npz",
+            header=np.frombuffer(files[0][:start], np.uint8),
+            scans=np.concatenate(scans),
+            lengths=np.array([len(scan) for scan in scans], dtype=np.uint16),
+            labels=np.array([3, 1, 4, 1], dtype=np.uint8),
+        )
+    return made
+
+
+def test_cifar10_reads_packed_jpegs(tmp_path):
+    written, made = write_jpegs(tmp_path), data.cifar10(tmp_path)
+    assert exact(made.train.images, written["train"].transpose(0, 3, 1, 2))
+    assert exact(made.test.images, written["test"].transpose(0, 3, 1, 2))
+    assert made.train.labels.tolist() == [3, 1, 4, 1] and made.levels == 255
+    assert made.train.images.is_contiguous()
+
+
+def test_packed_jpegs_without_pillow_say_what_to_install(tmp_path, monkeypatch):
+    write_jpegs(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match="pip install pillow"):
+        data.cifar10(tmp_path)
+
+
+def test_damaged_packed_jpegs_are_refused(tmp_path):
+    write_jpegs(tmp_path, size=(16, 16))
+    with pytest.raises(
+        ValueError, match=r"image 0 of .*train-jpeg.npz: got \(16, 16\)"
+    ):
+        data.cifar10(tmp_path)
+    write_jpegs(tmp_path)
+    path = tmp_path / "cifar10-test-jpeg.npz"
+    content = dict(np.load(path))
+    np.savez(path, **{**content, "header": content["header"][:50]})
+    with pytest.raises(ValueError, match="image 0 of .*test-jpeg.npz"):
+        data.cifar10(tmp_path)
+    np.savez(path, **{**content, "lengths": content["lengths"] + 1})
+    with pytest.raises(ValueError, match="add up"):
+        data.cifar10(tmp_path)
+    np.savez(path, header=content["header"])
+    with pytest.raises(ValueError, match="labels, lengths, scans in"):
+        data.cifar10(tmp_path)
+
+
+# Omniglot
+
+
+def write_omniglot(folder):
+    """Two alphabets of two and one characters, 20 drawers, 3 × 5 pixels."""
+    ink = pixels(60, 3, 5) > 127
+    np.savez(
+        folder / "omniglot-small.npz",
+        images=np.packbits(ink.reshape(60, -1), axis=1),
+        shape=np.array([3, 5], dtype=np.uint8),
+        alphabet=np.repeat([0, 0, 1], 20).astype(np.uint8),
+        character=np.repeat([1, 2, 1], 20).astype(np.uint8),
+        drawer=np.tile(np.arange(1, 21), 3).astype(np.uint8),
+    )
+    return ink
+
+
+def test_omniglot_unpacks_ink_characters_and_drawers(tmp_path):
+    ink = write_omniglot(tmp_path).reshape(3, 20, 1, 3, 5) * np.uint8(255)
+    made = data.omniglot_small(tmp_path)
+    assert exact(made.train.images.reshape(3, 15, 1, 3, 5), ink[:, :15])
+    assert exact(made.test.images.reshape(3, 5, 1, 3, 5), ink[:, 15:])
+    assert torch.equal(made.test.labels, torch.arange(3).repeat_interleave(5))
+    assert torch.equal(made.train.style, torch.arange(1, 16).repeat(3))
+    assert made.levels == 1 and made.name == "omniglot"
+
+
+def test_omniglot_without_its_keys_is_refused(tmp_path):
+    np.savez(tmp_path / "omniglot-small.npz", images=pixels(2, 2), shape=[4, 4])
+    with pytest.raises(ValueError, match="expected alphabet, character, drawer in"):
+        data.omniglot_small(tmp_path)
+
+
+# Archives
+
+
+def archive(path, **content):
+    np.savez(path / "mine.npz", **content)
+    return path / "mine.npz"
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("x", "y")])
+def test_npz_reads_images_and_labels_of_both_splits(tmp_path, names):
+    image, label = names
+    x, y = pixels(8, 1, 4, 4), np.array(list("abcdabcd"))
+    content = {image: x, label: y, f"{image}_test": x[:3], f"{label}_test": y[:3]}
+    made = data.npz(archive(tmp_path, **content))
+    assert exact(made.train.images, x) and exact(made.test.images, x[:3])
+    assert made.test.labels.tolist() == [0, 1, 2]
+    assert made.levels == 255 and made.name == "mine"
+
+
+def test_npz_without_test_images_is_split(tmp_path):
+    x = pixels(8, 1, 4, 4)
+    made = data.npz(archive(tmp_path, x=x, y=[0] * 4 + [1] * 4))
+    assert sorted(rows_of(made.train) + rows_of(made.test)) == sorted(
+        row.tobytes() for row in x
+    )
+    assert made.test.labels.sort().values.tolist() == [0, 1]
+    assert data.npz(archive(tmp_path, x=x)).train.labels is None
+
+
+def test_npz_takes_the_number_of_levels(tmp_path):
+    x = np.arange(16).reshape(4, 2, 2) % 5 / 4
+    assert data.npz(archive(tmp_path, x=x, levels=4)).levels == 4
+    assert data.npz(archive(tmp_path, x=x)).levels is None
+    with pytest.raises(ValueError, match="grid k/3"):
+        data.npz(archive(tmp_path, x=x, levels=3))
+
+
+@pytest.mark.parametrize(
+    "shape, event",
+    [
+        ((9,), (9,)),
+        ((5, 6), (1, 5, 6)),
+        ((3, 5, 6), (3, 5, 6)),
+        ((5, 6, 3), (3, 5, 6)),
+        ((5, 6, 1), (1, 5, 6)),
+        ((2, 3, 4, 5), (2, 3, 4, 5)),
+    ],
+    ids=str,
+)
+def test_npz_moves_the_channel_to_the_front(tmp_path, shape, event):
+    x = pixels(4, *shape)
+    made = data.npz(archive(tmp_path, x=x, x_test=x))
+    front = np.moveaxis(x, 3, 1) if shape in ((5, 6, 3), (5, 6, 1)) else x
+    assert exact(made.train.images, front.reshape(4, *event))
+    assert made.train.images.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "shape, why", [((3, 5, 1), "two of these"), ((5, 6, 4), "none")]
+)
+def test_npz_refuses_images_whose_channel_is_in_doubt(tmp_path, shape, why):
+    with pytest.raises(ValueError, match=f"which is {why}"):
+        data.npz(archive(tmp_path, x=pixels(4, *shape)))
+
+
+def test_npz_never_opens_pickled_objects(tmp_path):
+    trace = tmp_path / "trace"
+    x = np.array([Call(open, str(trace), "w")] * 2, dtype=object)
+    with pytest.raises(ValueError, match="mine.npz cannot be read: Object arrays"):
+        data.npz(archive(tmp_path, x=x))
+    (tmp_path / "mine.npz").write_bytes(pickle.dumps(x))
+    with pytest.raises(ValueError, match="another format"):
+        data.npz(tmp_path / "mine.npz")
+    assert not trace.exists()
+
+
+def test_npz_without_images_or_without_a_file_says_so(tmp_path):
+    with pytest.raises(ValueError, match="expected one of images, .* got labels"):
+        data.npz(archive(tmp_path, labels=[1], other=[2]))
+    with pytest.raises(FileNotFoundError, match="absent.npz"):
+        data.npz(tmp_path / "absent.npz")
+
+
+# Folders
+
+
+def write_pictures(folder, classes="ab", n=4, size=(6, 5), channels=3, suffix=".png"):
+    made = []
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            made.append(pixels(*size, channels).squeeze())
+            Image.fromarray(made[-1]).save(folder / name / f"{i}{suffix}")
+    return np.stack(made).reshape(-1, *size, channels).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_folder_reads_pictures_of_both_splits(tmp_path, channels):
+    x = write_pictures(tmp_path / "train", channels=channels)
+    test = write_pictures(tmp_path / "test", "bc", 1, channels=channels)
+    made = data.image_folder(tmp_path)
+    assert exact(made.train.images, x) and exact(made.test.images, test)
+    assert made.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert made.test.labels.tolist() == [1, 2]
+    assert made.levels == 255 and made.name == tmp_path.name
+
+
+def test_image_folder_without_splits_sets_a_quarter_aside(tmp_path):
+    x = write_pictures(tmp_path)
+    (tmp_path / "readme.txt").write_text("no picture")
+    made = data.image_folder(tmp_path)
+    assert sorted(rows_of(made.train) + rows_of(made.test)) == sorted(
+        row.tobytes() for row in x
+    )
+    assert made.test.labels.sort().values.tolist() == [0, 1]
+
+
+def test_image_folder_mixes_grey_and_coloured_pictures(tmp_path):
+    x = write_pictures(tmp_path / "train", "a", 2)
+    grey = write_pictures(tmp_path / "test", "a", 1, channels=1)
+    made = data.image_folder(tmp_path)
+    assert exact(made.train.images, x)
+    assert exact(made.test.images, np.repeat(grey, 3, 1))
+
+
+def test_image_folder_drops_transparency(tmp_path):
+    x = write_pictures(tmp_path / "train", "a", 1, channels=4)
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    palette = Image.fromarray(np.zeros((6, 5), np.uint8), "P")
+    palette.putpalette([9, 8, 7])
+    palette.save(tmp_path / "test" / "a" / "0.png", transparency=bytes([100]))
+    made = data.image_folder(tmp_path)
+    assert exact(made.train.images, x[:, :3])
+    assert made.test.images[0, :, 0, 0].tolist() == [9, 8, 7]
+
+
+def test_image_folder_resizes_where_asked(tmp_path):
+    write_pictures(tmp_path, "a", suffix=".JPG")
+    write_pictures(tmp_path, "b", size=(4, 4), suffix=".jpeg")
+    with pytest.raises(
+        ValueError, match=r"\(6, 5\) in .* and \(4, 4\) in .*give size="
+    ):
+        data.image_folder(tmp_path)
+    assert data.image_folder(tmp_path, 7).train.images.shape == (6, 3, 7, 7)
+    assert data.image_folder(tmp_path, (3, 8)).test.images.shape == (2, 3, 3, 8)
+
+
+def test_image_folder_says_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        data.image_folder(tmp_path / "absent")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"CLASS/\*.png, \*.jpg"):
+        data.image_folder(tmp_path)
+    (tmp_path / "a" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="0.png cannot be read"):
+        data.image_folder(tmp_path)
+    Image.fromarray(np.zeros((3, 3), np.uint16)).save(tmp_path / "a" / "0.png")
+    with pytest.raises(ValueError, match="not 8 bits"):
+        data.image_folder(tmp_path)
+
+
+def test_image_folder_without_pillow_says_what_to_install(tmp_path, monkeypatch):
+    write_pictures(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match="pip install pillow"):
+        data.image_folder(tmp_path)
+
+
+# By name
+
+
+def test_load_finds_every_kind_of_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PROBSSL_DATA", raising=False)
+    write_idx(tmp_path / "mnist")
+    write_idx(tmp_path / "fashion-mnist")
+    write_cifar(tmp_path / "cifar-10-jpeg", canonical)
+    (tmp_path / "omniglot-small").mkdir()
+    write_omniglot(tmp_path / "omniglot-small")
+    write_pictures(tmp_path / "pictures")
+    named = {"mnist": 1, "fashion-mnist": 255, "cifar10": 255, "omniglot": 1}
+    for name, levels in named.items():
+        assert data.load(name, tmp_path)[2:] == (levels, name)
+    assert data.load("mnist", tmp_path / "mnist").name == "mnist"
+    assert data.load("digits").name == "digits"
+    assert data.load("pictures").name == "pictures"
+    assert data.load(archive(tmp_path, x=pixels(8, 3))).name == "mine"
+    monkeypatch.setenv("PROBSSL_DATA", str(tmp_path))
+    assert data.load("mnist").name == "mnist"
+
+
+def test_load_says_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PROBSSL_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="pass root= .*--root"):
+        data.load("mnist")
+    names = "digits, mnist, fashion-mnist, cifar10, omniglot, a .npz file"
+    with pytest.raises(ValueError, match=f"expected {names}.* got 'imagenet'"):
+        data.load("imagenet")
+    for name in ("digits", "mine.npz"):
+        with pytest.raises(ValueError, match=f"got it with '{name}'"):
+            data.load(name, tmp_path)
+    with pytest.raises(FileNotFoundError, match="mine.npz"):
+        data.load("mine.npz")
+
+
+@pytest.mark.parametrize(
+    "name, files",
+    [
+        ("mnist", "train-images-idx3-ubyte.gz or train-images-idx3-ubyte"),
+        (
+            "fashion-mnist",
+            "train20k-images-idx3-ubyte.gz or train20k-images-idx3-ubyte",
+        ),
+        ("cifar10", "data_batch_1, .*, test_batch in .*cifar10-train-jpeg.npz"),
+        ("omniglot", "omniglot-small.npz"),
+    ],
+)
+def test_missing_files_are_named_with_their_folder(tmp_path, name, files):
+    with pytest.raises(FileNotFoundError, match=f"expected .*{files}") as raised:
+        data.load(name, tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_an_incomplete_set_names_what_is_missing(tmp_path):
+    write_cifar(tmp_path, canonical)
+    (tmp_path / "data_batch_2").unlink()
+    with pytest.raises(FileNotFoundError, match="missing data_batch_2$"):
+        data.cifar10(tmp_path)
+    (tmp_path / "packed").mkdir()
+    write_jpegs(tmp_path / "packed")
+    (tmp_path / "packed" / "cifar10-test-jpeg.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="missing cifar10-test-jpeg.npz$"):
+        data.cifar10(tmp_path / "packed")
+
+
+# Simulators
+
+
+@pytest.mark.usefixtures("float64")
+def test_linear_gaussian_views_have_the_covariance_of_the_joint():
+    n, scale, y_scale, noise = 40_000, 0.5, 1.5, 0.3
+    W = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.0, 0.7]])
+    drawn = data.linear_gaussian(
+        n, views=2, scale=scale, y_scale=y_scale, noise=noise, weight=W
+    )
+    assert drawn.groups.views.shape == (n, 2, 3) and drawn.weight is W
+    same = W @ W.mT * (y_scale**2 + scale**2) + noise**2 * torch.eye(3)
+    across = W @ W.mT * y_scale**2
+    expected = torch.cat([torch.cat([same, across], 1), torch.cat([across, same], 1)])
+    x = drawn.groups.views.flatten(1)
+    products = x.unsqueeze(1) * x.unsqueeze(2)
+    error = (products.mean(0) - expected) / (products.std(0) / math.sqrt(n))
+    assert error.abs().max() < 5
+
+
+def test_linear_gaussian_without_noise_is_its_own_truth():
+    drawn = data.linear_gaussian(7, dim=3, features=5, views=4, scale=0, noise=0)
+    assert torch.equal(drawn.z, drawn.y.unsqueeze(1).expand(7, 4, 3))
+    assert_close(drawn.groups.views, drawn.z @ drawn.weight.mT)
+    assert data.linear_gaussian(2, weight=torch.ones(6, 1).double()).z.shape == (
+        2,
+        2,
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    "message, options",
+    [
+        ("y_scale at least 0 and finite, got inf", {"y_scale": math.inf}),
+        ("scale at least 0 and finite, got -1", {"scale": -1}),
+        ("noise at least 0 and finite, got nan", {"noise": math.nan}),
+        ("got 3, 0, 2 and 8", {"views": 0}),
+    ],
+)
+def test_linear_gaussian_says_what_is_wrong(message, options):
+    with pytest.raises(ValueError, match=message):
+        data.linear_gaussian(3, **options)
+
+
+def test_factors_are_independent_and_uniform():
+    n = 4_000
+    drawn = data.factors(n)
+    assert drawn.images.shape == (n, 1, 16, 16)
+    assert drawn.images.min() >= 0 and drawn.images.max() <= 1
+    share = drawn.labels.bincount(minlength=len(SHAPES)) / n
+    assert ((share - 0.25).abs() < 5 * math.sqrt(0.25 * 0.75 / n)).all()
+    low, high = drawn.style.amin(0), drawn.style.amax(0)
+    expected = torch.tensor([[-2, -2, -math.pi / 4, 0.6], [2, 2, math.pi / 4, 1.6]])
+    assert_close(torch.stack([low, high]), expected, rtol=0, atol=0.02)  # n extremes
+    every = torch.cat([drawn.style, drawn.labels.unsqueeze(1)], 1).mT
+    correlation = every.corrcoef() - torch.eye(len(FACTORS) + 1)
+    assert correlation.abs().max() < 5 / math.sqrt(n)
+
+
+def test_drawings_show_their_factors():
+    drawn = data.factors(2_000)
+    style = dict(zip(FACTORS, drawn.style.mT, strict=True))
+    x = drawn.images[:, 0]
+    axis = torch.arange(16) - 7.5
+    mass = x.sum((1, 2))
+    centre = [(x.sum(a) * axis).sum(1) / mass for a in (1, 2)]  # right, down
+
+    cross = drawn.labels == SHAPES.index("cross")  # symmetric about its position
+    for name, at in zip("xy", centre, strict=True):
+        assert (at - style[name])[cross].abs().max() < 0.1  # a soft edge is cut off
+
+    bar = drawn.labels == SHAPES.index("bar")  # upright at angle 0, 8 long, round ends
+    right, down = axis - centre[0].unsqueeze(1), axis - centre[1].unsqueeze(1)
+    xx = torch.einsum("nyx,nx->n", x, right.square())
+    yy = torch.einsum("nyx,ny->n", x, down.square())
+    xy = torch.einsum("nyx,nx,ny->n", x, right, down)
+    leaning = torch.atan2(-2 * xy, yy - xx) / 2
+    assert (leaning - style["angle"])[bar].abs().max() < 0.05  # radians, by the pixels
+    t = style["thickness"]
+    area = 16 * t + math.pi * t.square()
+    assert ((mass - area) / area)[bar].abs().max() < 0.1  # soft edges add to the ends
+
+
+def test_factors_refuse_no_items():
+    with pytest.raises(ValueError, match="got 0"):
+        data.factors(0)
+
+
+# The real files
+
+
+def digest(split):
+    """MD5 sums of the idx files that hold these images and labels."""
+    x, y = split.images[:, 0].numpy(), split.labels.numpy().astype(np.uint8)
+    return [hashlib.md5(idx(a), usedforsecurity=False).hexdigest() for a in (x, y)]
+
+
+def test_mnist_is_the_published_one_and_knows_its_writers(data_root):
+    made = data.load("mnist", data_root)
+    assert made.train.images.shape == (60_000, 1, 28, 28)
+    assert (
+        len(made.train.style.unique()) == 539 and len(made.test.style.unique()) == 297
+    )
+    assert not np.intersect1d(made.train.style, made.test.style).size
+    assert made.train.labels.bincount().tolist() == [
+        *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
+    ]
+    assert made.train.images.unique().tolist() == [0, 255]
+    grey = data.mnist(data_root / "mnist", binary=False)
+    assert digest(grey.train) == [
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+    ]
+    assert digest(grey.test) == [
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ]
+
+
+def test_fashion_mnist_has_the_published_test_set(data_root):
+    made = data.load("fashion-mnist", data_root)
+    assert len(made.train.images) in (20_000, 60_000)
+    assert digest(made.test) == [
+        "8181f5470baa50b63fa0f6fddb340f0a",
+        "15d484375f8d13e6eb1aabb0c3f46965",
+    ]
+    assert made.train.labels.bincount(minlength=10).min() > 1900
+
+
+def test_cifar10_has_ten_balanced_classes_and_the_known_moments(data_root):
+    made = data.load("cifar10", data_root)
+    assert made.train.images.shape == (50_000, 3, 32, 32)
+    assert made.train.labels.bincount().tolist() == [5_000] * 10
+    assert made.test.labels.bincount().tolist() == [1_000] * 10
+    channels = made.train.images.transpose(0, 1).flatten(1)
+    histogram = torch.stack([c.bincount(minlength=256) for c in channels]).double()
+    level = torch.arange(256).double() / 255
+    mean = histogram @ level / histogram.sum(1)
+    deviation = (histogram @ level.square() / histogram.sum(1) - mean.square()).sqrt()
+    # Figures of the canonical files and of their JPEG version differ by 0.004.
+    assert_close(
+        mean, torch.tensor([0.4914, 0.4822, 0.4465]).double(), rtol=0, atol=2e-3
+    )
+    assert_close(
+        deviation, torch.tensor([0.2470, 0.2435, 0.2616]).double(), rtol=0, atol=2e-3
+    )
+
+
+def test_omniglot_crosses_characters_and_drawers_in_full(data_root):
+    made = data.load("omniglot", data_root)
+    assert made.train.images.shape == (3630, 1, 105, 105)
+    assert made.test.images.shape == (1210, 1, 105, 105)
+    cells = made.train.labels * 20 + made.train.style
+    assert len(cells.unique()) == 3630 == 242 * 15
+    assert made.train.labels.unique().tolist() == list(range(242))
+    ink = [int((split.images == 255).sum()) for split in made[:2]]
+    assert ink == [820521660 // 255, 275550960 // 255]

@@ -1,0 +1,140 @@
+"""Estimators of H[z] against known entropies."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.entropies import KernelDensity, LogDeterminant, VarianceCovariance
+
+pytestmark = pytest.mark.usefixtures("float64")
+UNIT = 0.5 * math.log(2 * math.pi * math.e)
+
+
+def gaussian(n: int, covariance: torch.Tensor) -> torch.Tensor:
+    zero = torch.zeros(len(covariance))
+    return MultivariateNormal(zero, covariance).sample((n, 2))
+
+
+def correlated(size: float) -> torch.Tensor:
+    """A unit-variance covariance whose correlations are of the given size."""
+    noise = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    noise = (noise + noise.T) / 2
+    return torch.eye(6) + size * (noise - noise.diagonal().diag())
+
+
+def whitened(covariance: torch.Tensor) -> torch.Tensor:
+    """Two views whose sample covariance is exactly the one given."""
+    z = torch.randn(50, 2, len(covariance))
+    z = z - z.mean(0)
+    for view in range(2):
+        sigma = z[:, view].T @ z[:, view] / 49
+        root = torch.linalg.cholesky(covariance) @ torch.linalg.inv(
+            torch.linalg.cholesky(sigma)
+        )
+        z[:, view] = z[:, view] @ root.T
+    return z
+
+
+def test_log_determinant_is_the_entropy_of_the_gaussian_with_this_covariance():
+    sigma = correlated(0.1) * 2.0
+    exact = MultivariateNormal(torch.zeros(6), sigma + 1e-4 * torch.eye(6)).entropy()
+    assert_close(LogDeterminant()(whitened(sigma)), exact)
+
+
+def test_log_determinant_bounds_the_entropy_of_a_mixture_from_above():
+    n = 20_000
+    sign = torch.randint(0, 2, (n, 2, 1)) * 2.0 - 1
+    z = 2 * sign + 0.3 * torch.randn(n, 2, 1)
+    exact = UNIT + math.log(0.3) + math.log(2)  # the two halves do not overlap
+    assert LogDeterminant()(z) > exact + 0.5
+
+
+def test_log_determinant_grows_by_log_of_the_stretch():
+    z = torch.randn(40, 2, 5)
+    gap = LogDeterminant(0.0)(3 * z) - LogDeterminant(0.0)(z)
+    assert_close(gap, torch.tensor(5 * math.log(3)))
+
+
+def test_log_determinant_is_finite_with_fewer_items_than_dimensions():
+    z = torch.randn(4, 2, 16, requires_grad=True)
+    value = LogDeterminant()(z)
+    value.backward()
+    assert value.isfinite() and z.grad.isfinite().all()
+
+
+def test_variance_term_touches_log_sd_at_one_from_below():
+    gaps = []
+    for step in (1e-2, 1e-3):
+        sigma = (1 - step) ** 2 * torch.eye(3)
+        exact = 3 * UNIT + 3 * math.log(1 - step)
+        value = VarianceCovariance(epsilon=0.0)(whitened(sigma))
+        gaps.append(exact - value)
+    assert gaps[0] < 0  # log s = -(1 - s) - (1 - s)²/2 - …
+    assert_close(gaps[0] / gaps[1], torch.tensor(100.0), rtol=0.02, atol=0)
+
+
+def test_variance_term_is_flat_above_one():
+    wide = VarianceCovariance()(whitened(4.0 * torch.eye(3)))
+    assert_close(wide, torch.tensor(3 * UNIT))
+
+
+def test_covariance_term_is_the_second_order_of_the_log_determinant():
+    gaps = []
+    for size in (1e-2, 1e-3):
+        z = whitened(correlated(size))
+        surrogate = VarianceCovariance(0.25, epsilon=0.0)(z)
+        gaps.append(LogDeterminant(0.0)(z) - surrogate)
+    assert_close(gaps[0] / gaps[1], torch.tensor(1000.0), rtol=0.1, atol=0)
+
+
+def test_kernel_density_equals_a_plain_double_loop():
+    z, prior = torch.randn(5, 2, 3), ps.priors.Gaussian(3, 0.7)
+    flat, total = z.flatten(0, 1), 0.0
+    for i in range(10):
+        density = 0.0
+        for j in range(10):
+            if j != i:
+                kernel = MultivariateNormal(flat[j], 0.7**2 * torch.eye(3))
+                density += kernel.log_prob(flat[i]).exp() / 9
+        total -= density.log() / 10
+    assert_close(KernelDensity()(z, prior), total)
+
+
+def test_kernel_density_tends_to_the_entropy_of_the_smoothed_density():
+    # Items without a common content: the estimate is the cross-entropy to N(0, 1 + s²).
+    n, scale = 2_000, 0.5
+    z = torch.randn(n, 1, 1)
+    value = KernelDensity()(z, ps.priors.Gaussian(1, scale))
+    exact = 0.5 * (math.log(2 * math.pi * (1 + scale**2)) + 1 / (1 + scale**2))
+    assert abs(value - exact) < 5 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize(
+    "entropy", [KernelDensity(), LogDeterminant(), VarianceCovariance()]
+)
+def test_estimates_ignore_the_order_of_items_and_views_and_rotation(entropy):
+    z, prior = torch.randn(12, 2, 3), ps.priors.Gaussian(3, 0.7)
+    value = entropy(z, prior)
+    assert_close(entropy(z[torch.randperm(12)], prior), value)
+    assert_close(entropy(z.flip(1), prior), value)
+    if not isinstance(entropy, VarianceCovariance):  # its axes are what it decorrelates
+        rotation = torch.linalg.qr(torch.randn(3, 3)).Q
+        assert_close(entropy(z @ rotation, prior), value)
+
+
+@pytest.mark.parametrize(
+    "entropy", [KernelDensity(), LogDeterminant(), VarianceCovariance()]
+)
+def test_gradients_are_exact(entropy):
+    prior = ps.priors.Gaussian(2, 0.7)
+    z = 0.5 * torch.randn(5, 2, 2, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: entropy(z, prior), z)
+
+
+def test_one_item_has_no_covariance():
+    with pytest.raises(ValueError, match="at least 2 items"):
+        LogDeterminant()(torch.randn(1, 2, 3))

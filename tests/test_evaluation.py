@@ -1,0 +1,421 @@
+import ast
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.model_selection import train_test_split
+
+from probssl import evaluation
+from probssl.evaluation import (
+    alignment_uniformity,
+    cluster,
+    effective_rank,
+    few_label_probe,
+    knn,
+    linear_probe,
+    matched_accuracy,
+    mlp_probe,
+    rankme,
+    scores,
+    style_probe,
+)
+
+KEYS = ["linear_probe", "few_label_probe", "few_label_probe_se", "knn"]
+KEYS += ["cluster_accuracy", "nmi", "ari", "effective_rank"]
+PROBES = [linear_probe, mlp_probe, knn, lambda *data: few_label_probe(*data).mean]
+
+
+def lumps(n=60, classes=3, dim=2, apart=100.0, seed=0):
+    """Classes of equal size around corners that are far apart."""
+    random = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    corners = apart * np.random.default_rng(99).normal(size=(classes, dim))
+    return corners[y] + random.normal(size=(n, dim)), y
+
+
+def rotation(dim, seed=0):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))[0]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(
+        x / 16, y, test_size=0.25, stratify=y, random_state=0
+    )
+    return x_train, y_train, x_test, y_test
+
+
+# probes and neighbours
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_classes_far_apart_are_read_without_error(probe):
+    assert probe(*lumps(seed=1), *lumps(seed=2)) == 1
+
+
+@pytest.mark.parametrize("probe", PROBES[:3])
+def test_labels_without_relation_to_z_are_read_at_chance(probe):
+    random, m = np.random.default_rng(0), 2_000
+    z, y = random.normal(size=(100, 3)), random.integers(4, size=100)
+    z_test, y_test = random.normal(size=(m, 3)), random.integers(4, size=m)
+    # test labels are independent of every guess: accuracy is binomial with p = 1/4
+    error = math.sqrt(1 / 4 * 3 / 4 / m)
+    assert abs(probe(z, y, z_test, y_test) - 1 / 4) < 5 * error
+
+
+@pytest.mark.parametrize("penalty", [0.1, 30.0])
+def test_linear_probe_minimises_the_penalised_cross_entropy(penalty):
+    # so many dimensions for so few items that the penalty decides
+    z, y = lumps(45, 3, 30, apart=0.3, seed=1)
+    z_test, y_test = lumps(2_000, 3, 30, apart=0.3, seed=2)
+    a, b = (torch.tensor((x - z.mean(0)) / z.std(0)) for x in (z, z_test))
+    weight = torch.zeros(30, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-9)
+
+    def loss():
+        optimizer.zero_grad()
+        log_p = torch.log_softmax(a @ weight + bias, dim=1)[range(45), y]
+        value = -log_p.sum() + penalty / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    expected = np.mean((b @ weight + bias).argmax(1).numpy() == y_test)
+    assert 0.4 < expected < 0.95
+    # optima found to some 1e-4 each: few of 2,000 items may lie between them
+    measured = linear_probe(z, y, z_test, y_test, penalty=penalty)
+    assert abs(measured - expected) <= 3 / 2_000
+    other = linear_probe(z, y, z_test, y_test, penalty=1 / penalty)
+    assert abs(other - expected) > 9 / 2_000
+
+
+def test_linear_probe_does_not_see_the_units_of_a_dimension():
+    z, y = lumps(150, 3, 4, apart=1.0, seed=1)
+    z_test, y_test = lumps(400, 3, 4, apart=1.0, seed=2)
+    units, origin = np.array([1e-6, 1.0, 1e3, 1e9]), np.array([0.0, -7.0, 1e3, 1e9])
+    moved = linear_probe(z * units + origin, y, z_test * units + origin, y_test)
+    assert moved == linear_probe(z, y, z_test, y_test)
+
+
+def test_mlp_probe_reads_what_a_linear_probe_cannot():
+    random = np.random.default_rng(0)
+    z, z_test = random.normal(size=(600, 2)), random.normal(size=(600, 2))
+    data = z, z[:, 0] * z[:, 1] > 0, z_test, z_test[:, 0] * z_test[:, 1] > 0
+    assert linear_probe(*data) < 0.7 < 0.95 < mlp_probe(*data)
+
+
+def test_few_label_probe_with_all_labels_is_the_linear_probe():
+    z, y = lumps(30, 3, 4, apart=0.5, seed=1)
+    z_test, y_test = lumps(400, 3, 4, apart=0.5, seed=2)
+    mean, error = few_label_probe(z, y, z_test, y_test, labels_per_class=10)
+    assert mean == pytest.approx(linear_probe(z, y, z_test, y_test), rel=1e-12)
+    assert error == pytest.approx(0, abs=1e-12)
+
+
+def test_standard_error_of_few_label_probe_is_over_its_draws():
+    data = *lumps(900, 3, 4, apart=1.0, seed=1), *lumps(300, 3, 4, apart=1.0, seed=2)
+    two, three = (few_label_probe(*data, repeats=n) for n in (2, 3))
+    # the first two draws lie at mean ± error, the third makes up the mean of three
+    draws = [two.mean - two.standard_error, two.mean + two.standard_error]
+    draws += [3 * three.mean - 2 * two.mean]
+    error = math.sqrt(sum((a - three.mean) ** 2 for a in draws) / 2 / 3)
+    assert error > 0 and three.standard_error == pytest.approx(error, rel=1e-9)
+
+
+def test_draws_of_few_labels_are_those_of_the_seed():
+    data = *lumps(900, 3, 4, apart=1.0, seed=1), *lumps(300, 3, 4, apart=1.0, seed=2)
+    a, b = few_label_probe(*data), few_label_probe(*data, repeats=80, seed=1)
+    assert a == few_label_probe(*data) and a != b
+    assert abs(a.mean - b.mean) < 5 * math.hypot(a.standard_error, b.standard_error)
+
+
+@pytest.mark.parametrize("k", [1, 5, 8])
+def test_knn_is_the_vote_of_the_nearest(k):
+    z, y = lumps(80, 4, 3, apart=0.5, seed=1)
+    z_test, y_test = lumps(90, 4, 3, apart=0.5, seed=2)
+    far = ((z_test[:, None] - z[None]) ** 2).sum(-1)
+    nearest = y[far.argsort(1)[:, :k]]
+    guess = [np.bincount(row).argmax() for row in nearest]  # ties: the smaller label
+    assert knn(z, y, z_test, y_test, k) == np.mean(guess == y_test)
+
+
+# clustering
+
+
+def test_classes_far_apart_are_found_as_clusters():
+    assert cluster(*lumps(90, 4, 3)) == pytest.approx((1, 1, 1), abs=1e-12)
+
+
+def test_matched_accuracy_does_not_see_the_names_of_clusters():
+    y = np.random.default_rng(0).integers(5, size=100)
+    assert matched_accuracy(np.array([3, 0, 4, 1, 2])[y], y) == 1
+
+
+@pytest.mark.parametrize("k", [2, 4, 6])
+def test_matched_accuracy_is_the_best_of_all_matchings(k):
+    random = np.random.default_rng(k)
+    assigned, y = random.integers(k, size=50), random.integers(4, size=50)
+    larger = max(k, 4)  # clusters matched to names beyond 3 have no class
+    best = max(np.mean(np.array(p)[assigned] == y) for p in permutations(larger, k))
+    assert matched_accuracy(assigned, y) == pytest.approx(best, rel=1e-12)
+
+
+def permutations(n, k):
+    return itertools.permutations(range(n), k)
+
+
+def test_labels_without_relation_to_z_have_rand_index_zero():
+    z, y = lumps(120, 3, 2)
+    random = np.random.default_rng(0)
+    ari = np.array([cluster(z, random.permutation(y)).ari for _ in range(30)])
+    assert abs(ari.mean()) < 5 * ari.std(ddof=1) / math.sqrt(30)
+
+
+@pytest.mark.parametrize("dim", [3, 80])
+def test_clustering_does_not_see_rotation_shift_and_scale(dim):
+    z, y = lumps(200, 4, dim, apart=1.5 / math.sqrt(dim))
+    moved = 1e-5 * z @ rotation(dim) + 3.0
+    assert cluster(moved, y) == pytest.approx(cluster(z, y), rel=1e-12)
+    assert cluster(z, y).accuracy < 1
+
+
+def test_a_collapsed_encoder_has_one_cluster():
+    y = np.array([0, 0, 0, 1, 1, 2])
+    assert cluster(np.ones((6, 4)), y) == pytest.approx((1 / 2, 0, 0), abs=1e-12)
+
+
+# collapse
+
+
+def with_spectrum(spectrum, n=50):
+    """Centred representations with just these singular values."""
+    random = np.random.default_rng(0)
+    raw = random.normal(size=(n, len(spectrum)))
+    left = np.linalg.qr(raw - raw.mean(0))[0]
+    return left * np.array(spectrum) @ rotation(len(spectrum))
+
+
+@pytest.mark.parametrize("spectrum", [(3.0,), (1.0, 1.0, 1.0), (5.0, 2.0, 1.0, 0.5)])
+def test_effective_rank_is_the_exponential_entropy_of_the_spectrum(spectrum):
+    p = [s / sum(spectrum) for s in spectrum]
+    expected = math.prod(q**-q for q in p)
+    assert effective_rank(with_spectrum(spectrum)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+def test_effective_rank_of_an_isotropic_gaussian_is_its_dimension(dim):
+    n = 20_000
+    rank = effective_rank(np.random.default_rng(0).normal(size=(n, dim)))
+    # relative spread of singular values sqrt(dim / 4n): rank = dim (1 - dim / 8n)
+    assert dim * (1 - dim / n) < rank <= dim * (1 + 1e-12)
+
+
+def test_effective_rank_does_not_see_rotation_shift_and_scale():
+    z = np.random.default_rng(0).normal(size=(40, 6)) * np.arange(1, 7)
+    moved = 1e-4 * z @ rotation(6) + 100.0
+    assert effective_rank(moved) == pytest.approx(effective_rank(z), rel=1e-9)
+
+
+def test_effective_rank_counts_only_dimensions_in_use():
+    z = np.random.default_rng(0).normal(size=(40, 2))
+    wide = np.concatenate([z, z, np.full((40, 3), 0.1)], axis=1)
+    assert 1 < effective_rank(wide) <= 2
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_a_constant_representation_has_effective_rank_zero(value):
+    assert effective_rank(np.full((1_000, 8), value)) == 0
+
+
+def test_rankme_is_the_effective_rank_without_centring():
+    z = with_spectrum((5.0, 2.0, 1.0))
+    p = np.array([5.0, 2.0, 1.0]) / 8 + 1e-7
+    expected = math.exp(-(p * np.log(p)).sum())
+    assert rankme(z) == pytest.approx(expected, rel=1e-12)
+    assert rankme(z) == pytest.approx(effective_rank(z), rel=1e-5)
+    # a constant has one direction; the ε of the others adds 2e-7 log 1e7
+    assert rankme(np.full((30, 3), 7.0)) == pytest.approx(1, abs=1e-5)
+    assert rankme(np.zeros((30, 3))) == 0
+
+
+@pytest.mark.parametrize(("n", "views"), [(2, 2), (9, 3), (1_500, 2)])
+def test_alignment_and_uniformity_are_means_over_pairs(n, views):
+    z = np.random.default_rng(0).normal(size=(n, views, 4)) + 0.5
+    u = z / np.sqrt((z**2).sum(-1, keepdims=True))
+    pairs = list(itertools.combinations(range(views), 2))
+    alignment = np.mean([((u[:, v] - u[:, w]) ** 2).sum(-1) for v, w in pairs])
+    off = ~np.eye(n, dtype=bool)
+    uniformity = []
+    for v in range(views):
+        squared = ((u[:, None, v] - u[None, :, v]) ** 2).sum(-1)
+        uniformity.append(np.log(np.exp(-2 * squared)[off].mean()))
+    expected = alignment, np.mean(uniformity)
+    assert alignment_uniformity(z) == pytest.approx(expected, rel=1e-10)
+
+
+def test_identical_views_along_the_axes_have_alignment_0_and_uniformity_minus_4():
+    z = np.stack([np.eye(7), 3 * np.eye(7)], axis=1)
+    assert alignment_uniformity(z) == pytest.approx((0, -4), abs=1e-12)
+
+
+def test_alignment_and_uniformity_do_not_see_rotation_and_length():
+    random = np.random.default_rng(0)
+    z, length = random.normal(size=(20, 2, 5)), random.uniform(1, 9, size=(20, 2, 1))
+    moved = alignment_uniformity(length * z @ rotation(5))
+    assert moved == pytest.approx(alignment_uniformity(z), rel=1e-10)
+
+
+# style
+
+
+def test_continuous_style_is_read_up_to_its_noise():
+    random, m = np.random.default_rng(0), 4_000
+    z = random.normal(size=(2 * m, 3))
+    noise = random.normal(size=2 * m)
+    s = np.stack([z[:, 0] + noise, z @ [1.0, 2.0, 2.0], noise], axis=1)
+    noisy, clean, none = style_probe(z[:m], s[:m], z[m:], s[m:])
+    # R² = 1 - noise / total, of two chi-squares: relative error below sqrt(4 / m)
+    assert abs(noisy - 1 / 2) < 5 * 1 / 2 * math.sqrt(4 / m)
+    assert abs(clean - 1) < 1e-6  # the ridge costs 1 / m², squared
+    assert abs(none) < 5 * 3 / m + 5 * math.sqrt(4 / m) * 3 / m
+
+
+def test_discrete_style_is_read_by_the_linear_probe():
+    z, y = lumps(100, 3, 4, apart=1.0, seed=1)
+    z_test, y_test = lumps(200, 3, 4, apart=1.0, seed=2)
+    other, other_test = y % 2, y_test % 2
+    s, s_test = np.stack([y, other], axis=1), np.stack([y_test, other_test], axis=1)
+    expected = [
+        linear_probe(z, y, z_test, y_test),
+        linear_probe(z, other, z_test, other_test),
+    ]
+    assert style_probe(z, s, z_test, s_test) == expected
+    assert style_probe(z, y, z_test, y_test) == expected[:1]
+    names = np.array(["thin", "thick", "round"])
+    assert style_probe(z, names[y], z_test, names[y_test]) == expected[:1]
+
+
+# scores
+
+
+def test_scores_are_those_of_each_function(digits):
+    x_train, y_train, x_test, y_test = (part[:300] for part in digits)
+    table = scores(x_train, y_train, x_test, y_test, seed=3)
+    assert list(table) == KEYS
+    assert all(type(value) is float for value in table.values())
+    data = x_train, y_train, x_test, y_test
+    expected = [linear_probe(*data), *few_label_probe(*data, seed=3), knn(*data)]
+    expected += [*cluster(x_test, y_test, seed=3), effective_rank(x_test)]
+    assert list(table.values()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_max_train_bounds_the_training_part(digits):
+    whole = scores(*digits)
+    assert scores(*digits, max_train=len(digits[0])) == whole
+    part = scores(*digits, max_train=200)
+    assert part["knn"] < whole["knn"] and part["linear_probe"] < whole["linear_probe"]
+    assert part["nmi"] == whole["nmi"]  # of the test part
+
+
+def test_scores_of_digits_are_the_known_ones(digits):
+    x_train, y_train, x_test, y_test = digits
+    pca = PCA(10, svd_solver="full").fit(x_train)
+    z_train, z_test = pca.transform(x_train), pca.transform(x_test)
+    raw = scores(x_train, y_train, x_test, y_test)
+    reduced = scores(z_train, y_train, z_test, y_test)
+    known = [(raw, "linear_probe", 0.97), (raw, "knn", 0.98)]
+    known += [(reduced, "linear_probe", 0.93), (reduced, "knn", 0.98)]
+    known += [(reduced, "few_label_probe", 0.84)]
+    for table, key, value in known:
+        error = math.sqrt(value * (1 - value) / len(y_test))  # of the test items
+        assert abs(table[key] - value) < 5 * error, key
+    assert 9 < reduced["effective_rank"] <= 10 < raw["effective_rank"] <= 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_are_taken_as_arrays_are(dtype):
+    z, y = lumps(60, 3, 2, apart=1.0)
+    z = torch.tensor(z, dtype=dtype, requires_grad=True)
+    y = torch.tensor(y)
+    plain, labels = z.detach().double().numpy(), y.numpy()
+    assert scores(z, y, z, y) == scores(plain, labels, plain, labels)
+    pairs, same = torch.stack([z, z + 1], 1), np.stack([plain, plain + 1], 1)
+    if dtype != torch.bfloat16:  # z + 1 rounds there
+        expected = pytest.approx(alignment_uniformity(same), rel=1e-5)
+        assert alignment_uniformity(pairs) == expected
+
+
+def test_scikit_learn_and_scipy_are_loaded_when_they_are_needed():
+    files = sorted(Path(evaluation.__file__).parent.glob("*.py"))
+    nodes = [node for path in files for node in ast.parse(path.read_text()).body]
+    loaded = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    loaded |= {
+        a.name for node in nodes if isinstance(node, ast.Import) for a in node.names
+    }
+    roots = {name.split(".")[0] for name in loaded}
+    assert "numpy" in roots and not roots & {"sklearn", "scipy", "threadpoolctl"}
+
+
+# errors
+
+Z, Y = lumps(60, 3, 2)
+NAN = np.where(np.arange(120).reshape(60, 2) == 7, np.nan, Z)
+
+
+@pytest.mark.parametrize("probe", [*PROBES, scores])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((Z, Y[:-1], Z, Y), "got 60 representations and 59 labels"),
+        ((Z, Y, Z[:9], Y), "got 9 representations and 60 labels"),
+        ((NAN, Y, Z, Y), "NaN or infinity in 1 of 120"),
+        ((Z, Y, NAN, Y), "diverged"),
+        ((Z, Y * 0, Z, Y), "at least two classes"),
+        ((Z, Y, Z, Y + 9), "within classes"),
+        ((Z, Y, Z[:, :1], Y), r"one dimension, got \[\(60, 2\), \(60, 1\)\]"),
+        ((Z[:, :, None], Y, Z, Y), r"expected representations \(n, dim\)"),
+        ((Z, np.eye(3)[Y], Z, Y), r"expected labels \(n,\), got \(60, 3\).*argmax"),
+        ((Z, Z[:, 0], Z, Y), "expected classes.*style_probe"),
+    ],
+)
+def test_probes_refuse_data_that_do_not_fit(probe, data, message):
+    with pytest.raises(ValueError, match=message):
+        probe(*data)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: knn(Z, Y, Z, Y, k=61), "k from 1 to the 60 training items, got 61"),
+        (lambda: knn(Z, Y, Z, Y, k=0), "got 0"),
+        (lambda: cluster(Z, Y, k=61), "k from 1 to the 60 items, got 61"),
+        (lambda: cluster(Z, Y[:-1]), "got 60 representations and 59 labels"),
+        (lambda: cluster(Z, 0 * Y), "at least two classes"),
+        (lambda: cluster(NAN, Y), "NaN"),
+        (lambda: few_label_probe(Z[:12], Y[:12], Z, Y), "got 5 and 4 items of class 0"),
+        (lambda: few_label_probe(Z, Y, Z, Y, labels_per_class=0), "from 1"),
+        (lambda: few_label_probe(Z, Y, Z, Y, repeats=1), "repeats of at least 2"),
+        (lambda: linear_probe(Z, Y, Z, Y, penalty=0.0), "positive penalty"),
+        (lambda: effective_rank(NAN), "NaN"),
+        (lambda: effective_rank(Z[None]), r"\(n, dim\), got \(1, 60, 2\)"),
+        (lambda: rankme(NAN), "NaN"),
+        (lambda: alignment_uniformity(Z), r"\(n, view, dim\).*got \(60, 2\)"),
+        (lambda: alignment_uniformity(Z[:, None]), "2 views"),
+        (lambda: alignment_uniformity(np.zeros((3, 2, 4))), "6 representations"),
+        (lambda: style_probe(Z, Z[:9], Z, Z), r"style factors \(60,\) or"),
+        (lambda: style_probe(Z, Z, Z, Z[:, 0]), "2 and 1"),
+        (lambda: style_probe(Z, Z, Z, 0 * Z), "that varies"),
+        (lambda: style_probe(Z, NAN, Z, Z), "NaN"),
+        (lambda: style_probe(NAN, Z, Z, Z), "NaN"),
+    ],
+)
+def test_errors_say_what_came(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

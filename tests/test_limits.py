@@ -1,0 +1,321 @@
+"""Each row of the table of limits as a theorem, and before them the inequality."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.nn.functional import cross_entropy, normalize
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.limits import VAE, Embedding, LogDet, SimCLR, SimVAE, VICReg
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class LinearGaussian:
+    """x ~ N(0, C), q(z|x) = N(A x, S), p(x|z) = N(B z, R): all expectations closed."""
+
+    def __init__(self) -> None:
+        root = torch.randn(4, 4)
+        self.x, self.encoder = root @ root.T + torch.eye(4), torch.randn(2, 4)
+        self.noise = torch.tensor([0.3, 0.8]).diag()
+        self.z = self.encoder @ self.x @ self.encoder.T + self.noise
+        self.cross = self.x @ self.encoder.T
+
+    def exact_decoder(self) -> tuple[Tensor, Tensor]:
+        """p(x|z) = q(z|x) p(x) / q(z)."""
+        weight = self.cross @ self.z.inverse()
+        return weight, self.x - weight @ self.cross.T
+
+    def reconstruction(self, weight: Tensor, residual: Tensor) -> Tensor:
+        """E log p(x|z) for the decoder N(weight z, residual)."""
+        error = self.x - weight @ self.cross.T - self.cross @ weight.T
+        error = error + weight @ self.z @ weight.T
+        trace = torch.linalg.solve(residual, error).trace()
+        return -0.5 * (trace + (2 * math.pi * residual).logdet())
+
+
+def entropy(covariance: Tensor) -> Tensor:
+    return MultivariateNormal(torch.zeros(len(covariance)), covariance).entropy()
+
+
+def test_inequality_is_an_equality_at_the_exact_decoder():
+    model = LinearGaussian()
+    left = model.reconstruction(*model.exact_decoder()) + entropy(model.noise)
+    assert_close(left, entropy(model.z) - entropy(model.x))
+
+
+def test_inequality_is_strict_by_the_divergence_from_a_wrong_decoder():
+    model = LinearGaussian()
+    weight, residual = model.exact_decoder()
+    wrong, wide = weight + 0.1 * torch.randn(4, 2), 1.3 * residual
+    left = model.reconstruction(wrong, wide) + entropy(model.noise)
+    shift = (weight - wrong) @ model.z @ (weight - wrong).T
+    divergence = 0.5 * (
+        torch.linalg.solve(wide, residual + shift).trace()
+        - 4
+        + wide.logdet()
+        - residual.logdet()
+    )
+    assert divergence > 0.01
+    assert_close(entropy(model.z) - entropy(model.x) - left, divergence)
+
+
+def test_elbo_is_below_alignment_plus_entropies_minus_those_of_the_data():
+    """The bridge for a whole joint with two views, equality at the exact decoder."""
+    model = LinearGaussian()
+    prior = ps.priors.Gaussian(2, 0.6)
+    share = torch.cat([model.z, 0.4 * model.z, 0.4 * model.z, model.z], 1)
+    both = torch.cat([share[:, :4], share[:, 4:]])  # any Cov(z_1, z_2) with equal blocks
+    prior_covariance = torch.kron(0.36 * torch.eye(2) + 1.0, torch.eye(2))
+    alignment = -0.5 * (
+        torch.linalg.solve(prior_covariance, both).trace()
+        + (2 * math.pi * prior_covariance).logdet()
+    )
+    n = 200_000
+    z = MultivariateNormal(torch.zeros(4), both).sample((n,)).view(n, 2, 2)
+    sampled = prior.log_prob(z)
+    assert abs(sampled.mean() - alignment) < 5 * sampled.std() / math.sqrt(n)
+    bound = alignment + 2 * entropy(model.z) - 2 * entropy(model.x)
+    for decoder, gap in ((model.exact_decoder(), 0.0), ((model.cross, model.x), 1e-2)):
+        elbo = alignment
+        elbo = elbo + 2 * (model.reconstruction(*decoder) + entropy(model.noise))
+        assert bound - elbo >= gap - 1e-9
+        assert gap or abs(bound - elbo) < 1e-9
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """The loss as printed: mean over 2N anchors of -log softmax of the positive."""
+    a, b = normalize(a, dim=-1), normalize(b, dim=-1)
+    total, n = 0.0, len(a)
+    z = torch.cat([a, b])
+    for i in range(2 * n):
+        j = (i + n) % (2 * n)
+        others = [k for k in range(2 * n) if k != i]
+        logits = torch.stack([z[i] @ z[k] / temperature for k in others])
+        total += cross_entropy(logits, torch.tensor(others.index(j))) / (2 * n)
+    return total
+
+
+def value_and_slope(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 5.0])
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_simclr_is_log_2n_minus_1_minus_nt_xent(dim, temperature):
+    z = torch.randn(6, 2, dim, requires_grad=True)
+    ours = sum(SimCLR(nn.Identity(), temperature=temperature)(Batch(z)))
+    plain = math.log(11) - nt_xent(z[:, 0], z[:, 1], temperature)
+    for left, right in zip(value_and_slope(ours, z), value_and_slope(plain, z), strict=True):
+        assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+def test_simclr_alignment_is_the_density_of_a_view_around_the_other():
+    z = normalize(torch.randn(6, 2, 5), dim=-1)
+    terms = SimCLR(nn.Identity(), temperature=0.2)(Batch(z))
+    uniform = -ps.special.log_area(5)
+    kernel = ps.distributions.VonMisesFisher(z[:, 0], torch.tensor(5.0))
+    assert_close(terms.alignment, kernel.log_prob(z[:, 1]).mean())
+    hot = SimCLR(nn.Identity(), temperature=1e9)(Batch(z))
+    assert_close(hot.alignment, torch.tensor(uniform), rtol=0, atol=1e-8)
+
+
+def test_simclr_with_a_learned_temperature_has_a_slope_for_it():
+    objective = SimCLR(nn.Identity(), temperature=ps.learned(0.2))
+    sum(objective(Batch(torch.randn(6, 2, 5)))).backward()
+    (parameter,) = objective.parameters()
+    assert_close(objective.prior.concentration(), torch.tensor(5.0))
+    assert parameter.grad.isfinite() and parameter.grad != 0
+
+
+def vicreg(a: Tensor, b: Tensor, weights: tuple[float, float, float]) -> Tensor:
+    """The loss as in the authors' code, on the output of the expander."""
+    (n, dim), (invariance, variance, covariance) = a.shape, weights
+    loss = invariance * (a - b).square().mean()
+    for z in (a, b):
+        z = z - z.mean(0)
+        loss = loss + variance * (1 - (z.var(0) + 1e-4).sqrt()).relu().mean() / 2
+        sigma = z.T @ z / (n - 1)
+        loss = loss + covariance * (sigma - sigma.diag().diag()).square().sum() / dim
+    return loss
+
+
+@pytest.mark.parametrize("weights", [(25.0, 25.0, 1.0), (10.0, 15.0, 3.0)])
+def test_vicreg_is_minus_its_loss_times_d_over_its_variance_weight(weights):
+    values = []
+    for _ in range(2):
+        z = (0.7 * torch.randn(9, 2, 4)).requires_grad_()
+        invariance, variance, covariance = weights
+        objective = VICReg(
+            nn.Identity(),
+            invariance=invariance,
+            variance=variance,
+            covariance=covariance,
+        )
+        ours, slope = value_and_slope(sum(objective(Batch(z))), z)
+        plain, expected = value_and_slope(vicreg(z[:, 0], z[:, 1], weights), z)
+        assert_close(slope, -4 / variance * expected, rtol=1e-10, atol=1e-10)
+        values.append(ours + 4 / variance * plain)
+    assert_close(values[0], values[1], rtol=1e-12, atol=1e-12)
+    # The constant: log N(0; 0, 2 s²) and the entropy of a unit normal.
+    s = variance / (4 * invariance)
+    constant = -2 * math.log(4 * math.pi * s) + 2 * math.log(2 * math.pi * math.e)
+    assert_close(values[0], torch.tensor(constant))
+
+
+def test_published_vicreg_has_variance_a_quarter_and_a_third_of_the_covariance_weight():
+    objective = VICReg(nn.Identity())
+    assert_close(objective.prior.scale().square(), torch.tensor(0.25))
+    assert_close(0.25 / objective.entropy.covariance, 3.125)
+
+
+def test_log_det_is_a_distance_and_a_log_determinant():
+    z, scale = torch.randn(9, 2, 4, requires_grad=True), 0.7
+    ours = sum(LogDet(nn.Identity(), scale=scale, epsilon=0.0)(Batch(z)))
+    distance = (z[:, 0] - z[:, 1]).square().sum(-1).mean()
+    sigma = [torch.cov(z[:, v].T).logdet() for v in (0, 1)]
+    constant = -2 * math.log(4 * math.pi * scale**2) + 2 * math.log(2 * math.pi * math.e)
+    plain = -distance / (4 * scale**2) + (sigma[0] + sigma[1]) / 4 + constant
+    for left, right in zip(value_and_slope(ours, z), value_and_slope(plain, z), strict=True):
+        assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_log_det_does_not_move_when_z_and_scale_are_stretched_together(views):
+    z = torch.randn(9, views, 4)
+    once = sum(LogDet(nn.Identity(), scale=0.7, epsilon=0.0)(Batch(z)))
+    wide = sum(LogDet(nn.Identity(), scale=2.1, epsilon=0.0)(Batch(3 * z)))
+    assert_close(wide, once)
+
+
+def test_vicreg_tends_to_log_det_at_third_order_near_white_views():
+    """With w = 1/4, i.e. covariance = 3.125, and unit variances."""
+    noise = torch.randn(6, 6)
+    noise = (noise + noise.T) / 2
+    gaps = []
+    for size in (1e-2, 1e-3):
+        sigma = torch.eye(6) + size * (noise - noise.diag().diag())
+        z = exactly(sigma)
+        surrogate = VICReg(nn.Identity(), covariance=3.125)
+        surrogate.entropy.epsilon = 0.0
+        log_det = LogDet(nn.Identity(), scale=0.5, epsilon=0.0)
+        gaps.append(sum(log_det(Batch(z))) - sum(surrogate(Batch(z))))
+    assert_close(gaps[0] / gaps[1], torch.tensor(1000.0), rtol=0.1, atol=0)
+
+
+def exactly(sigma: Tensor) -> Tensor:
+    """Two equal views with this very sample covariance."""
+    z = torch.randn(50, len(sigma))
+    z = z - z.mean(0)
+    white = z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / 49)).T
+    return (white @ torch.linalg.cholesky(sigma).T).unsqueeze(1).repeat(1, 2, 1)
+
+
+def joint(prior: ps.priors.Prior) -> ps.Joint:
+    return ps.Joint(
+        prior,
+        ps.likelihoods.Gaussian(0.4),
+        ps.nn.MLPEncoder((5,), 3, hidden=(8,)),
+        ps.nn.MLPDecoder(3, (5,), hidden=(8,)),
+    )
+
+
+def test_simvae_tends_to_the_vae_at_second_order_as_the_content_vanishes():
+    batch, vae = Batch(torch.randn(6, 2, 5)), VAE(joint(ps.priors.Independent(3)))
+    gaps = []
+    for y_scale in (1e-2, 1e-3):
+        scale = math.sqrt(1 - y_scale**2)
+        simvae = SimVAE(joint(ps.priors.Gaussian(3, scale, y_scale)))
+        state = vae.joint.state_dict()
+        simvae.joint.load_state_dict(state, strict=False)
+        values = []
+        for objective in (simvae, vae):
+            torch.manual_seed(5)
+            values.append(sum(objective(batch)))
+        gaps.append(values[0] - values[1])
+    assert_close(gaps[0] / gaps[1], torch.tensor(100.0), rtol=1e-2, atol=0)
+
+
+def test_beta_weights_the_divergence_alone():
+    batch, model = Batch(torch.randn(6, 1, 5)), joint(ps.priors.Independent(3))
+    terms = []
+    for beta in (1.0, 4.0):
+        torch.manual_seed(5)
+        terms.append(VAE(model, beta=beta)(batch))
+    assert_close(terms[1].reconstruction, terms[0].reconstruction)
+    assert_close(terms[1].entropy, 4 * terms[0].entropy)
+    assert_close(terms[1].alignment, 4 * terms[0].alignment)
+
+
+def test_any_prior_and_entropy_make_an_objective():
+    prior, z = ps.priors.Gaussian(4, 0.5), torch.randn(7, 3, 4)
+    objective = Embedding(nn.Identity(), prior, ps.entropies.LogDeterminant())
+    terms = objective(Batch(z))
+    assert_close(terms.alignment, prior.log_prob(z).mean())
+    # A proper p(y) is balanced by one entropy for each view.
+    assert_close(terms.entropy, 3 * ps.entropies.LogDeterminant()(z))
+
+
+OBJECTIVES = [SimCLR, LogDet, VICReg]
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_value_ignores_the_order_of_items_and_views(limit):
+    z, objective = torch.randn(9, 2, 4), limit(nn.Identity())
+    value = sum(objective(Batch(z)))
+    assert_close(sum(objective(Batch(z[torch.randperm(9)]))), value)
+    assert_close(sum(objective(Batch(z.flip(1)))), value)
+
+
+@pytest.mark.parametrize("limit", [SimCLR, LogDet])
+def test_value_ignores_rotations_of_z(limit):
+    z, objective = torch.randn(9, 2, 4), limit(nn.Identity())
+    rotation = torch.linalg.qr(torch.randn(4, 4)).Q
+    assert_close(sum(objective(Batch(z @ rotation))), sum(objective(Batch(z))))
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(limit):
+    for size in (1e-6, 1.0, 1e6):
+        z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
+        value = sum(limit(nn.Identity())(Batch(z)))
+        value.backward()
+        assert value.isfinite() and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_gradients_are_exact(limit):
+    objective = limit(nn.Identity())
+    z = (0.5 * torch.randn(5, 2, 3)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: sum(objective(Batch(z))), z)
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_too_few_views_or_items_are_refused(limit):
+    for shape in ((9, 1, 4), (1, 2, 4)):
+        with pytest.raises(ValueError, match="at least 2 items with at least 2 views"):
+            limit(nn.Identity())(Batch(torch.randn(shape)))
+    with pytest.raises(ValueError, match="absent views"):
+        limit(nn.Identity())(
+            Batch(torch.randn(9, 2, 4), present=torch.ones(9, 2).bool())
+        )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: SimCLR(nn.Identity(), temperature=0.0),
+        lambda: LogDet(nn.Identity(), scale=-1.0),
+        lambda: VICReg(nn.Identity(), variance=0.0),
+        lambda: VAE(joint(ps.priors.Gaussian(3))),
+        lambda: VAE(joint(ps.priors.Independent(3)), beta=-1.0),
+    ],
+)
+def test_bad_arguments_are_refused(build):
+    with pytest.raises(ValueError, match="expected"):
+        build()

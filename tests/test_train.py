@@ -1,0 +1,909 @@
+"""Training: each promise that `steps` and `fit` make."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from probssl.data import Dataset as Sets
+from probssl.data import Groups, Split
+from probssl.terms import Batch, Terms
+from probssl.train import History, Step, steps
+from probssl.train import fit as shown_fit
+from probssl.train.batches import Items, Target, source
+from probssl.train.checkpoint import read, write
+
+fit = partial(shown_fit, progress=False)
+DIM = 6
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Autoencoder(nn.Module):
+    """Gaussian reconstruction of every view by a linear code, and a weight penalty."""
+
+    def __init__(self, decay: float = 0.0) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(DIM, 2), nn.Linear(2, DIM)
+        self.decay = decay
+
+    def forward(self, batch: Batch) -> Terms:
+        x = batch.views
+        error = (self.decoder(self.encoder(x)) - x).square().sum((1, 2)).mean()
+        weight = self.encoder.weight.square().sum()
+        return Terms(reconstruction=-error, penalty=-self.decay * weight)
+
+
+class Noisy(Autoencoder):
+    """With batch-norm, dropout and a sampled code: everything that carries state."""
+
+    def __init__(self) -> None:
+        super().__init__(decay=0.1)
+        self.encoder = nn.Sequential(
+            nn.Linear(DIM, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3)
+        )
+        self.decoder = nn.Linear(8, DIM)
+
+    def forward(self, batch: Batch) -> Terms:
+        x = batch.views
+        z = self.encoder(x.flatten(0, 1)).unflatten(0, batch.shape)
+        z = z + 0.1 * torch.randn_like(z)
+        return Terms(reconstruction=-(self.decoder(z) - x).square().sum((1, 2)).mean())
+
+
+class Student(nn.Module):
+    """Agreement with a teacher that moves in `forward`, and a count of its moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.teacher = nn.Linear(DIM, 2), nn.Linear(DIM, 2)
+        self.teacher.requires_grad_(False)
+        self.register_buffer("moves", torch.zeros(()))
+        self.register_buffer("population", None)
+
+    def forward(self, batch: Batch) -> Terms:
+        if self.training:
+            with torch.no_grad():
+                for slow, fast in zip(
+                    self.teacher.parameters(), self.net.parameters(), strict=True
+                ):
+                    slow.lerp_(fast, 0.5)
+                self.moves += 1
+        x = batch.views
+        away = self.net(x) - self.teacher(x) - x[..., :2]
+        return Terms(alignment=-away.square().mean())
+
+
+class Fixed(nn.Module):
+    """A value that is the parameter times the number in hand."""
+
+    def __init__(self, *terms: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.terms, self.calls = terms, 0
+
+    def forward(self, batch: Batch) -> Terms:
+        if not self.training:
+            return Terms(alignment=self.weight)
+        term = self.terms[min(self.calls, len(self.terms) - 1)]
+        self.calls += 1
+        return Terms(reconstruction=self.weight, entropy=self.weight * term)
+
+
+def blur(x: Tensor) -> Tensor:
+    """Two noisy views."""
+    return x.unsqueeze(1) + 0.1 * torch.randn(len(x), 2, *x.shape[1:], dtype=x.dtype)
+
+
+def points(n: int = 40, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, DIM, dtype=dtype) @ torch.randn(DIM, DIM, dtype=dtype)
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    """Bit for bit."""
+    assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def without_time(history: History) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
+
+
+# --- steps -------------------------------------------------------------------------
+
+
+def test_steps_climb_to_the_maximum_of_the_value():
+    class Parabola(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, batch: Batch) -> Terms:
+            return Terms(alignment=3.0 - (self.at - batch.views).square().sum())
+
+    top = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    objective = Parabola()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    path = list(steps(objective, [Batch(top)] * 200, optimizer))
+    values = torch.stack([sum(terms) for terms in path])
+    assert (values.diff() >= 0).all() and not values.requires_grad
+    assert_close(objective.at.detach(), top)
+    assert_close(values[0], torch.tensor(3.0 - 5.0, dtype=torch.float64))
+
+
+def test_steps_are_lazy():
+    objective, seen = Autoencoder(), []
+    batches = (seen.append(i) or Batch(points()[:, None]) for i in range(9))
+    path = steps(objective, batches, torch.optim.SGD(objective.parameters(), 0.01))
+    next(path)
+    assert seen == [0]
+
+
+def test_fit_is_the_plain_loop_bit_for_bit():
+    data, plain = points(43), Noisy()
+    fitted = Noisy()
+    fitted.load_state_dict(plain.state_dict())
+
+    torch.manual_seed(5)
+    history = fit(fitted, data, views=blur, epochs=3, batch_size=10, valid=data[:7])
+
+    torch.manual_seed(5)
+    seed = int(torch.randint(2**63 - 1, ()))
+    order = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
+    for epoch in range(3):
+        values = []
+        for rows in torch.randperm(43, generator=order)[:40].split(10):
+            terms = plain(Batch(blur(data[rows]), clean=data[rows], index=rows))
+            optimizer.zero_grad()
+            (-sum(terms)).backward()
+            optimizer.step()
+            values.append(sum(terms).item())
+        assert history["value"][epoch] == pytest.approx(np.mean(values), rel=1e-6)
+    assert_same(fitted, plain.eval())
+    assert not fitted.training
+
+
+def test_accumulated_half_batches_make_the_step_of_the_whole_batch():
+    data = points(24, torch.float64)[:, None]
+    whole, halves = Autoencoder(0.1).double(), Autoencoder().double()
+    halves.load_state_dict(whole.state_dict())
+    halves.decay = 0.1
+    for objective, parts in ((whole, [24]), (halves, [14, 10])):
+        optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+        batches = [Batch(part) for part in data.split(parts)]
+        terms = Step(objective, optimizer)(batches)
+        objective.found = sum(terms)
+    assert_close(whole.state_dict(), halves.state_dict())
+    assert_close(whole.found, halves.found)
+
+
+def test_fit_accumulates_as_if_the_batch_were_larger():
+    data = points(40, torch.float64)
+    whole, halves = Autoencoder().double(), Autoencoder().double()
+    halves.load_state_dict(whole.state_dict())
+    kwargs = {"epochs": 3, "optimizer": partial(torch.optim.SGD, lr=0.01)}
+    for objective, rest in (
+        (whole, {"batch_size": 20}),
+        (halves, {"batch_size": 10, "accumulate": 2}),
+    ):
+        torch.manual_seed(1)
+        objective.history = fit(objective, data, **kwargs, **rest)
+    assert_close(whole.state_dict(), halves.state_dict())
+    assert list(halves.history["step"]) == [2, 4, 6]
+    assert_close(whole.history["value"], halves.history["value"])
+
+
+def test_a_teacher_moves_once_per_step_however_many_batches_it_has():
+    data = points(24, torch.float64)[:, None]
+    whole, parts = Student().double(), Student().double()
+    parts.load_state_dict(whole.state_dict())
+    for objective, size in ((whole, 24), (parts, 8)):
+        step = Step(objective, torch.optim.SGD(objective.parameters(), lr=0.1))
+        for _ in range(3):
+            step([Batch(part) for part in data.split(size)])
+    assert parts.moves == 3
+    assert_close(whole.state_dict(), parts.state_dict())
+
+
+def test_the_last_shorter_group_of_batches_is_a_step_too():
+    history = fit(Autoencoder(), points(50), batch_size=10, accumulate=2, epochs=1)
+    assert history["step"][-1] == 3
+
+
+def test_clipping_bounds_the_norm_of_the_gradient():
+    objective = Autoencoder()
+    before = nn.utils.parameters_to_vector(objective.parameters()).detach()
+    step = Step(objective, torch.optim.SGD(objective.parameters(), 1.0), clip=0.25)
+    step([Batch(100 * points()[:, None])])
+    after = nn.utils.parameters_to_vector(objective.parameters()).detach()
+    assert_close((after - before).norm(), torch.tensor(0.25))
+
+
+def test_the_scheduler_is_stepped_once_per_step():
+    rates = []
+    fit(
+        Autoencoder(),
+        points(40),
+        batch_size=10,
+        epochs=2,
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        scheduler=lambda o: LinearLR(o, 1.0, 0.5, total_iters=8),
+        clip=1e-3,
+        on_step=lambda step, terms: rates.append(step),
+        on_epoch=lambda epoch, row: rates.append(row["lr"]),
+    )
+    assert rates == [1, 2, 3, 4, pytest.approx(0.75), 5, 6, 7, 8, pytest.approx(0.5)]
+
+
+# --- data --------------------------------------------------------------------------
+
+
+class Recorder(Autoencoder):
+    """Keeps the batches it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Batch] = []
+
+    def forward(self, batch: Batch) -> Terms:
+        self.seen.append(batch)
+        return super().forward(batch)
+
+
+def test_a_batch_holds_views_originals_and_rows():
+    objective, data = Recorder(), points(20)
+    split = Split(data, labels=torch.zeros(20))
+    fit(objective, split, views=blur, epochs=2, batch_size=8)
+    first, second = ([b.index for b in objective.seen[i : i + 2]] for i in (0, 2))
+    for batch in objective.seen:
+        assert batch.views.shape == (8, 2, DIM) and batch.present is None
+        assert_close(batch.clean, data[batch.index], rtol=0, atol=0)
+    for rows in (first, second):
+        assert len(set(torch.cat(rows).tolist())) == 16
+    assert torch.cat(first).tolist() != torch.cat(second).tolist()
+
+
+def test_without_views_the_items_are_their_only_view():
+    objective, data = Recorder(), points(20)
+    fit(objective, data, epochs=1)
+    (batch,) = objective.seen
+    assert_close(batch.views, data[batch.index][:, None], rtol=0, atol=0)
+
+
+def test_views_may_return_a_batch():
+    def crop(x: Tensor) -> Batch:
+        return Batch(blur(x), transform={"left": torch.arange(len(x))})
+
+    objective, data = Recorder(), points(20)
+    fit(objective, data, views=crop, epochs=1)
+    (batch,) = objective.seen
+    assert batch.transform["left"].tolist() == list(range(20))
+    assert_close(batch.clean, data[batch.index], rtol=0, atol=0)
+
+
+def test_bytes_reach_the_objective_as_fractions_of_255():
+    objective = Recorder()
+    data = torch.arange(12 * DIM).reshape(12, DIM).to(torch.uint8)
+    fit(objective, Split(data), epochs=1, learning_rate=1e-9)
+    (batch,) = objective.seen
+    assert_close(batch.views[:, 0], data[batch.index] / 255, rtol=0, atol=0)
+    assert_close(batch.clean, data[batch.index] / 255, rtol=0, atol=0)
+
+
+def test_data_take_the_precision_of_the_objective():
+    exact = points(20, torch.float64).numpy()
+    exact.setflags(write=False)
+    objective = Recorder().double()
+    fit(objective, exact, epochs=1)
+    (batch,) = objective.seen
+    assert_close(batch.views[:, 0], torch.tensor(exact)[batch.index], rtol=0, atol=0)
+    objective = Recorder()
+    fit(objective, exact, epochs=1)
+    assert objective.seen[0].views.dtype == torch.float32
+
+
+def test_groups_are_their_own_views():
+    pairs, present = torch.randn(20, 2, DIM), torch.rand(20, 2) < 0.5
+    objective = Recorder()
+    fit(objective, Groups(pairs, present=present), epochs=1, batch_size=5)
+    assert len(objective.seen) == 4
+    for batch in objective.seen:
+        assert batch.clean is None
+        assert_close(batch.views, pairs[batch.index], rtol=0, atol=0)
+        assert_close(batch.present, present[batch.index])
+
+
+def test_modalities_of_different_shapes_stay_apart():
+    parts = (torch.randn(9, 1, 3), torch.randint(0, 256, (9, 1, 2, 2)).to(torch.uint8))
+    order = torch.Generator().manual_seed(0)
+    target = Target(torch.device("cpu"), torch.float32)
+    data = source(Groups(parts), None, 4, order, target)
+    (first, *_), sweep = list(data.epoch()), list(data.sweep())
+    assert [tuple(part.shape) for part in first.views] == [(4, 1, 3), (4, 1, 2, 2)]
+    assert_close(first.views[1], parts[1][first.index] / 255, rtol=0, atol=0)
+    assert torch.cat([batch.index for batch in sweep]).tolist() == list(range(9))
+    assert [batch.shape for batch in sweep] == [(3, 2)] * 3
+
+
+def test_a_sweep_has_all_items_in_batches_as_equal_as_can_be():
+    order, cpu = torch.Generator(), torch.device("cpu")
+    data = Items(lambda rows: Batch(rows[:, None]), 130, 128, order, cpu)
+    assert [len(batch.views) for batch in data.sweep()] == [65, 65]
+    assert [len(batch.views) for batch in data.epoch()] == [128]
+
+
+def to_batch(rows: list[Tensor]) -> Batch:
+    return Batch(torch.stack(rows)[:, None])
+
+
+BYTES = torch.arange(20 * DIM).to(torch.uint8).view(20, DIM)
+LOADED = {
+    "tensors": (BYTES / 255, None),
+    "bytes": (BYTES, None),
+    "pairs": (TensorDataset(BYTES / 255, torch.arange(20)), None),
+    "batches": (BYTES, to_batch),
+}
+
+
+@pytest.mark.parametrize("kind", LOADED)
+def test_a_loader_gives_what_the_tensor_would(kind):
+    data, collate = LOADED[kind]
+    loader = DataLoader(data, 5, shuffle=True, collate_fn=collate)
+    objective = Recorder()
+    history = fit(objective, loader, valid=loader, epochs=2)
+    assert history["step"].tolist() == [4, 8]
+    for first in (0, 4, 8):  # an epoch, its validation, the next epoch
+        seen = torch.cat([b.views[:, 0] for b in objective.seen[first : first + 4]])
+        assert_close(seen.sort(0).values, BYTES / 255, rtol=0, atol=0)
+
+
+def test_a_loader_of_unknown_length_runs_to_its_end():
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(points(12))
+
+    history = fit(Student(), DataLoader(Stream(), 4), epochs=2)
+    assert history["step"].tolist() == [3, 6]
+
+
+def test_the_population_is_the_number_of_training_items():
+    objective, parent = Student(), nn.Sequential()
+    parent.append(objective)
+    parent.forward = objective.forward
+    fit(parent, points(30), epochs=1, batch_size=8, valid=points(4))
+    assert objective.population == 30
+    assert "0.population" in parent.state_dict()
+
+
+def test_the_objective_may_check_the_first_batch():
+    class Checked(Recorder):
+        def check(self, batch: Batch) -> None:
+            raise ValueError(f"expected 3 views, got {batch.shape[1]}")
+
+    objective = Checked()
+    with pytest.raises(ValueError, match="expected 3 views, got 2"):
+        fit(objective, points(), views=blur)
+    assert not objective.seen
+
+
+# --- history, validation, stopping -------------------------------------------------
+
+
+def test_rows_are_means_over_items():
+    class Mean(Autoencoder):
+        def forward(self, batch: Batch) -> Terms:
+            x = batch.views
+            return Terms(entropy=x.mean() + 0 * sum(p.sum() for p in self.parameters()))
+
+    data = points(23, torch.float64)
+    loader = DataLoader(data, 10)  # batches of 10, 10 and 3 items
+    history = fit(Mean().double(), loader, valid=data, epochs=2, batch_size=10)
+    for column in ("value", "entropy", "valid_value", "valid_entropy"):
+        assert_close(history[column], np.full(2, float(data.mean())))
+    assert (history["alignment"] == 0).all()
+
+
+def test_a_history_is_a_table_and_survives_json():
+    history = fit(
+        Autoencoder(0.1),
+        points(),
+        valid=points(),
+        epochs=3,
+        on_epoch=lambda epoch, row: row.update(probe=np.float32(epoch / 2)),
+    )
+    table = history.table
+    assert table.index.name == "epoch" and table.index.tolist() == [1, 2, 3]
+    assert table["value"].tolist() == history["value"].tolist()
+    assert table["probe"].tolist() == [0.5, 1.0, 1.5]
+    total = table[list(Terms._fields)].sum(axis=1).to_numpy()
+    np.testing.assert_allclose(total, history["value"], rtol=1e-14)
+    assert History.from_json(history.to_json()).rows == history.rows
+    assert repr(history).startswith("History(3 epochs; last: value ")
+    assert (history["seconds"] > 0).all() and len(History().table) == 0
+    with pytest.raises(KeyError, match="expected one of .*'valid_value'.*, got 'loss'"):
+        history["loss"]
+
+
+def test_validation_leaves_training_as_it_is():
+    data, one, other = points(), Noisy(), Noisy()
+    other.load_state_dict(one.state_dict())
+    for objective, valid in ((one, None), (other, points(9))):
+        torch.manual_seed(2)
+        fit(objective, data, views=blur, valid=valid, epochs=3, batch_size=16)
+    assert_same(one, other)
+
+
+def test_validation_draws_the_same_views_every_time():
+    still = {"epochs": 3, "learning_rate": 0.0}
+    history = fit(Autoencoder(), points(), views=blur, valid=points(9), **still)
+    assert len(set(history["valid_value"])) == 1 and len(set(history["value"])) == 3
+
+
+def test_validation_is_in_evaluation_mode_and_without_gradients():
+    class Mode(Autoencoder):
+        def forward(self, batch: Batch) -> Terms:
+            assert torch.is_grad_enabled() == self.training == (len(batch.views) == 8)
+            return super().forward(batch)
+
+    fit(Mode(), points(8), valid=points(3), epochs=2)
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_patience_ends_the_fit_and_brings_the_best_epoch_back(patience):
+    probes, kept = [1.0, 3.0, 2.0, math.nan, 4.0, 0.0, 0.0, 9.0], {}
+    objective = Noisy()
+
+    def probe(epoch: int, row: dict[str, float]) -> None:
+        row["probe"] = probes[epoch - 1]
+        kept[epoch] = {k: v.clone() for k, v in objective.state_dict().items()}
+
+    watch = {"on_epoch": probe, "monitor": "probe", "patience": patience}
+    history = fit(objective, points(), epochs=8, **watch)
+    assert len(history) == 2 + patience
+    assert_close(objective.state_dict(), kept[2], rtol=0, atol=0)
+
+
+def test_without_patience_the_last_epoch_stays():
+    objective, kept = Autoencoder(), {}
+
+    def probe(epoch: int, row: dict[str, float]) -> None:
+        row["probe"] = -epoch
+        kept.update({k: v.clone() for k, v in objective.state_dict().items()})
+
+    fit(objective, points(), epochs=3, on_epoch=probe, monitor="probe")
+    assert_close(objective.state_dict(), kept, rtol=0, atol=0)
+
+
+def test_either_callback_can_stop():
+    short = partial(fit, data=points(), epochs=9, batch_size=8)
+    assert len(short(Autoencoder(), on_epoch=lambda epoch, _: epoch == 2)) == 2
+    history = short(Autoencoder(), on_step=lambda step, _: step == 7)
+    assert history["step"].tolist() == [5, 7]
+
+
+def test_steps_hand_on_detached_terms():
+    def look(step: int, terms: Terms) -> None:
+        assert isinstance(terms, Terms) and not terms.reconstruction.requires_grad
+
+    fit(Autoencoder(), points(), epochs=1, on_step=look)
+
+
+def test_the_bar_shows_the_terms(capfd):
+    shown_fit(Autoencoder(0.1), points(), epochs=2, batch_size=20)
+    shown = capfd.readouterr().err
+    assert "epoch 2/2" in shown and "4/4" in shown
+    assert "value=" in shown and "penalty=" in shown and "entropy=" not in shown
+    fit(Autoencoder(), points(), epochs=1)
+    assert not capfd.readouterr().err
+
+
+def test_an_interrupt_keeps_what_was_reached(caplog):
+    def interrupt(step: int, terms: Terms) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    objective = Autoencoder()
+    with caplog.at_level(logging.WARNING):
+        history = fit(objective, points(), batch_size=20, epochs=9, on_step=interrupt)
+    assert len(history) == 1 and not objective.training
+    assert "interrupted after epoch 1" in caplog.text
+
+
+# --- what is not finite ------------------------------------------------------------
+
+
+def test_the_first_term_that_is_not_finite_is_named_with_its_step(tmp_path):
+    objective = Fixed(1, 1, 1, 1, math.nan, 1, 1)
+    with pytest.raises(FloatingPointError, match="entropy = nan at step 5; .*FOLDER"):
+        fit(objective, points(), batch_size=10, epochs=3)
+    objective = Fixed(1, 1, 1, 1, math.inf)
+    with pytest.raises(FloatingPointError, match="entropy = inf at step 5; .*epoch 1"):
+        fit(objective, points(), batch_size=10, epochs=3, checkpoint=tmp_path)
+    assert torch.isfinite(read(tmp_path / "last.safetensors")["objective"]["weight"])
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
+    class Root(Fixed):
+        def forward(self, batch: Batch) -> Terms:
+            self.calls += 1
+            at = 0.0 if self.calls == 8 else 1.0
+            return Terms(alignment=(self.weight * at).sqrt())
+
+    with pytest.raises(FloatingPointError, match="after step 8, .* run after epoch 1"):
+        fit(Root(), points(), batch_size=10, epochs=9, checkpoint=tmp_path)
+    assert len(read(tmp_path / "last.safetensors")["history"]) == 1
+
+
+def test_validation_that_is_not_finite_is_told_and_never_the_best(caplog):
+    class Broken(Fixed):
+        def forward(self, batch: Batch) -> Terms:
+            return Terms(alignment=self.weight * (1 if self.training else math.nan))
+
+    with caplog.at_level(logging.WARNING):
+        history = fit(
+            Broken(), points(), valid=points(), monitor="valid_value", patience=2
+        )
+    assert len(history) == 2 and "alignment = nan" in caplog.text
+
+
+# --- checkpoints -------------------------------------------------------------------
+
+SCHEDULES = {
+    "none": None,
+    "cosine": lambda o: CosineAnnealingLR(o, T_max=12),
+    "steps": lambda o: MultiStepLR(o, [5, 5, 11], gamma=0.5),
+    "warm": lambda o: SequentialLR(
+        o, [LinearLR(o, total_iters=3), MultiStepLR(o, [6])], [4]
+    ),
+    "cycle": lambda o: OneCycleLR(o, 0.05, total_steps=12),
+}
+OPTIMISERS = {
+    "momentum": partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+    "plain": partial(torch.optim.SGD, lr=0.01),
+    "tensors": partial(torch.optim.AdamW, lr=torch.tensor(0.01), amsgrad=True),
+}
+
+
+def noisy_fit(**kwargs) -> tuple[Noisy, History]:
+    data = torch.randn(30, DIM, generator=torch.Generator().manual_seed(9))
+    objective = Noisy()
+    defaults = {
+        "views": blur,
+        "valid": data[:11],
+        "epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 0.02,
+        "accumulate": 1,
+        "clip": 1.0,
+        "monitor": "valid_value",
+    }
+    return objective, fit(objective, data, **(defaults | kwargs))
+
+
+def kill_at(last: int):
+    def on_step(step: int, terms: Terms) -> None:
+        if step == last:
+            raise RuntimeError("killed")
+
+    return on_step
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_killed_run_resumes_bit_for_bit(schedule, tmp_path):
+    kwargs = {"scheduler": SCHEDULES[schedule], "resume": True}
+    torch.manual_seed(4)
+    whole, history = noisy_fit(checkpoint=tmp_path / "whole", **kwargs)
+    torch.manual_seed(4)
+    with pytest.raises(RuntimeError, match="killed"):
+        noisy_fit(checkpoint=tmp_path / "parts", on_step=kill_at(8), **kwargs)
+    torch.manual_seed(123)  # another process: other parameters, another random state
+    parts, resumed = noisy_fit(checkpoint=tmp_path / "parts", **kwargs)
+    assert_same(whole, parts)
+    assert without_time(resumed) == without_time(history)
+    assert len(resumed) == 4 and resumed["step"][-1] == 12
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_every_optimiser_resumes_bit_for_bit(name, tmp_path):
+    kwargs = {"optimizer": OPTIMISERS[name], "checkpoint_every": 2, "accumulate": 2}
+    torch.manual_seed(4)
+    whole, history = noisy_fit(**kwargs)
+    torch.manual_seed(4)
+    with pytest.raises(RuntimeError, match="killed"):
+        noisy_fit(checkpoint=tmp_path, on_step=kill_at(7), **kwargs)
+    assert len(read(tmp_path / "last.safetensors")["history"]) == 2
+    torch.manual_seed(123)
+    parts, resumed = noisy_fit(checkpoint=tmp_path, resume=True, **kwargs)
+    assert_same(whole, parts)
+    assert without_time(resumed) == without_time(history)
+
+
+def test_a_run_can_be_made_longer(tmp_path):
+    torch.manual_seed(4)
+    whole, history = noisy_fit(epochs=4)
+    torch.manual_seed(4)
+    noisy_fit(epochs=2, checkpoint=tmp_path)
+    longer, resumed = noisy_fit(epochs=4, checkpoint=tmp_path, resume=True)
+    assert_same(whole, longer)
+    again, same = noisy_fit(epochs=4, checkpoint=tmp_path, resume=True)
+    assert_same(whole, again)
+    assert without_time(resumed) == without_time(history) == without_time(same)
+
+
+def test_patience_and_the_best_parameters_survive_a_kill(tmp_path):
+    kwargs = {"monitor": "probe", "patience": 3, "epochs": 20}
+
+    def probe(epoch: int, row: dict[str, float]) -> None:
+        row["probe"] = -abs(epoch - 2)
+
+    torch.manual_seed(4)
+    whole, history = noisy_fit(on_epoch=probe, **kwargs)
+    torch.manual_seed(4)
+    with pytest.raises(RuntimeError, match="killed"):
+        noisy_fit(on_epoch=probe, checkpoint=tmp_path, on_step=kill_at(11), **kwargs)
+    for _ in range(2):  # the second time there is nothing left to do
+        parts, resumed = noisy_fit(
+            on_epoch=probe, checkpoint=tmp_path, resume=True, **kwargs
+        )
+        assert_same(whole, parts)
+        assert len(resumed) == len(history) == 5
+    best = read(tmp_path / "best.safetensors")["objective"]
+    assert_close(best, dict(whole.state_dict()), rtol=0, atol=0)
+
+
+def test_a_shuffled_loader_resumes_bit_for_bit(tmp_path):
+    def run(**kwargs) -> tuple[Noisy, History]:
+        data = TensorDataset(torch.arange(20 * DIM).reshape(20, DIM) / 100)
+        generator = torch.Generator().manual_seed(int(torch.randint(99, ())))
+        loader = DataLoader(data, 5, shuffle=True, generator=generator)
+        objective = Noisy()
+        history = fit(objective, loader, views=blur, valid=loader, epochs=5, **kwargs)
+        return objective, history
+
+    torch.manual_seed(4)
+    whole, history = run()
+    torch.manual_seed(4)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(checkpoint=tmp_path, on_step=kill_at(10))
+    torch.manual_seed(123)
+    parts, resumed = run(checkpoint=tmp_path, resume=True)
+    assert_same(whole, parts)
+    assert without_time(resumed) == without_time(history)
+
+
+def test_the_memory_order_of_parameters_survives(tmp_path):
+    class Picture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            conv = nn.Conv2d(3, 4, 3)
+            self.conv = conv.to(memory_format=torch.channels_last)
+
+        def forward(self, batch: Batch) -> Terms:
+            return Terms(alignment=-(self.conv(batch.views[:, 0]) - 1).square().mean())
+
+    def run(**kwargs) -> Picture:
+        data = torch.randn(12, 3, 5, 5, generator=torch.Generator().manual_seed(9))
+        objective = Picture()
+        fit(objective, data, epochs=4, learning_rate=0.1, **kwargs)
+        return objective
+
+    torch.manual_seed(4)
+    whole = run()
+    torch.manual_seed(4)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(checkpoint=tmp_path, on_step=kill_at(3))
+    assert_same(whole, run(checkpoint=tmp_path, resume=True))
+
+
+def test_a_whole_checkpoint_is_always_there(tmp_path, monkeypatch):
+    noisy_fit(epochs=2, checkpoint=tmp_path)
+    before = read(tmp_path / "last.safetensors")
+
+    def full(*_) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        noisy_fit(epochs=4, checkpoint=tmp_path, resume=True)
+    monkeypatch.undo()
+    after = read(tmp_path / "last.safetensors")
+    assert_close(after["objective"], before["objective"], rtol=0, atol=0)
+    names = ["best.safetensors", "history.json", "last.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert len(json.loads((tmp_path / "history.json").read_text())) == 2
+
+
+def test_a_checkpoint_keeps_tied_parameters_and_types(tmp_path):
+    tied = torch.randn(3)
+    state = {
+        "a": {"x": tied, "y": tied, 3: (1, [2.5, None], "s")},
+        "b": [tied[:1], True, {"inner": torch.tensor(1 << 40)}],
+        "c": math.inf,
+    }
+    write(tmp_path / "file", state)
+    back = read(tmp_path / "file")
+    assert back["a"][3] == (1, [2.5, None], "s") and back["c"] == math.inf
+    assert_close(back["a"]["y"], tied) and back["b"][2]["inner"] == 1 << 40
+    with pytest.raises(TypeError, match="got set at a.b"):
+        write(tmp_path / "file", {"a": {"b": {1}}})
+
+
+def test_a_checkpoint_of_something_else_names_what_differs(tmp_path):
+    noisy_fit(epochs=1, checkpoint=tmp_path)
+    again = partial(fit, data=points(), checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="'encoder.weight', got nothing for the obj"):
+        again(Autoencoder())
+    wide = Noisy()
+    wide.decoder = nn.Linear(8, DIM + 1)
+    with pytest.raises(ValueError, match=r"shape \(7, 8\) under 'decoder.weight', got"):
+        again(wide)
+    with pytest.raises(ValueError, match="'0.momentum', got nothing for the optimizer"):
+        again(Noisy(), optimizer=torch.optim.SGD)
+    few = lambda parameters: torch.optim.Adam(parameters[:2], fused=True)  # noqa: E731
+    with pytest.raises(ValueError, match="2 entries under '0.params', got 6 entries"):
+        again(Noisy(), optimizer=few)
+    with pytest.raises(ValueError, match="for the scheduler|'0.initial_lr'"):
+        again(Noisy(), scheduler=SCHEDULES["cosine"])
+    with pytest.raises(ValueError, match="expected monitor='valid_value' as in"):
+        again(Noisy())
+
+
+def test_a_run_is_never_overwritten_nor_resumed_from_nothing(tmp_path):
+    noisy_fit(epochs=1, checkpoint=tmp_path / "run")
+    with pytest.raises(FileExistsError, match="resume=True"):
+        noisy_fit(epochs=1, checkpoint=tmp_path / "run")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "notes.txt").write_text("mine")
+    with pytest.raises(FileNotFoundError, match="'notes.txt' but no checkpoint"):
+        noisy_fit(epochs=1, checkpoint=tmp_path / "else", resume=True)
+    save_file({"x": torch.ones(1)}, tmp_path / "run" / "last.safetensors")
+    with pytest.raises(ValueError, match="'probssl checkpoint 1' in the header"):
+        noisy_fit(epochs=1, checkpoint=tmp_path / "run", resume=True)
+
+
+# --- errors, before any work -------------------------------------------------------
+
+
+class Bare(Autoencoder):
+    """Returns what it is given."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, batch: Batch) -> object:
+        return self.value
+
+
+def other(kind: type, **kwargs):
+    """An optimiser of another parameter, or its scheduler."""
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1.0)
+    return optimizer if kind is torch.optim.SGD else kind(optimizer, **kwargs)
+
+
+FEW, NAN = torch.rand(4, DIM), torch.full((3, DIM), math.nan)
+PAIRS, PRESENT = torch.rand(4, 2, DIM), torch.ones(3, 2).bool()
+VECTOR = torch.ones(3, requires_grad=True)
+WRONG_VALUES = {
+    "no items": ({"data": FEW[:0]}, "at least one item"),
+    "NaN": ({"data": NAN}, "got NaN or infinity in 3 of 3 items"),
+    "NaN in valid": ({"valid": NAN}, "got NaN or infinity in 3 of 3 items"),
+    "lengths": (
+        {"data": Groups(PAIRS, present=PRESENT)},
+        r"of one length, got \[4, 3\]",
+    ),
+    "groups": ({"data": Groups(PAIRS), "views": blur}, "expected no views for Groups"),
+    "no view axis": ({"views": lambda x: x}, r"\(40, view, \*event\).*got \(40, 6\)"),
+    "lost items": ({"views": lambda x: blur(x)[1:]}, r"got \(39, 2, 6\)"),
+    "a short batch": ({"views": lambda x: Batch(blur(x)[1:])}, r"got \(39, 2, 6\)"),
+    "epochs": ({"epochs": 0}, "epochs of at least 1, got 0"),
+    "batch size": ({"batch_size": 0}, "batch_size of at least 1"),
+    "accumulate": ({"accumulate": 0}, "accumulate of at least 1"),
+    "patience": ({"patience": 0}, "patience of at least 1"),
+    "every": ({"checkpoint_every": 0}, "checkpoint_every of at least 1"),
+    "clip": ({"clip": 0.0}, "clip > 0"),
+    "monitor": ({"monitor": "loss"}, "one of .*'value'.*got 'loss'"),
+    "no valid": ({"monitor": "valid_value"}, "pass them as valid, or monitor='value'"),
+    "no column": (
+        {"monitor": "knn", "on_epoch": lambda *_: None},
+        "one of .*'lr'.* got 'knn'",
+    ),
+    "frozen": (
+        {"objective": Autoencoder().requires_grad_(False)},
+        "in Autoencoder, got",
+    ),
+    "no mean": (
+        {"objective": Bare(Terms(VECTOR))},
+        r"reconstruction with shape \(3,\)",
+    ),
+    "no gradient": ({"objective": Bare(Terms(torch.ones(())))}, "without a gradient"),
+    "optimiser": ({"optimizer": other(torch.optim.SGD)}, "holds none of them"),
+    "scheduler": ({"scheduler": other(LinearLR)}, "one of another"),
+    "plateau": ({"scheduler": ReduceLROnPlateau}, "step it in on_epoch"),
+    "resume": ({"resume": True}, "expected a folder to resume from"),
+    "views twice": (
+        {"data": DataLoader(FEW, collate_fn=to_batch), "views": blur},
+        "no views for a DataLoader of Batches",
+    ),
+    "no batches": (
+        {"data": DataLoader(FEW, 8, drop_last=True)},
+        "one batch in an epoch",
+    ),
+}
+WRONG_TYPES = {
+    "a data set": (
+        {"data": Sets(FEW, FEW, 1, "")},
+        "a Split.*; pass its .train or .test",
+    ),
+    "a list": ({"data": [1.0]}, "a Split.* got list; pass one of these"),
+    "strings": ({"data": np.array([["a"]])}, "expected real numbers"),
+    "a list of views": ({"views": lambda x: [x, x]}, "got list; stack them"),
+    "no terms": ({"objective": Bare(torch.ones(()))}, "return Terms, got Tensor"),
+    "a tuple": ({"objective": Bare((1.0, 2.0))}, "return Terms, got tuple"),
+    "no optimiser": ({"optimizer": lambda parameters: None}, "got NoneType"),
+    "a loader": ({"data": DataLoader([{"a": 1.0}])}, "yield tensors.*got dict"),
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "wrong", "message"),
+    [
+        pytest.param(error, *case, id=name)
+        for error, cases in ((ValueError, WRONG_VALUES), (TypeError, WRONG_TYPES))
+        for name, case in cases.items()
+    ],
+)
+def test_an_error_says_what_was_expected(error, wrong, message):
+    arguments = {"objective": Autoencoder(), "data": points(), "epochs": 2} | wrong
+    with pytest.raises(error, match=message):
+        fit(**arguments)
+
+
+def test_an_optimiser_and_a_scheduler_at_hand_are_used():
+    objective = Autoencoder()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.5)
+    scheduler = LinearLR(optimizer, 1.0, 0.5, total_iters=2)
+    given = {"optimizer": optimizer, "scheduler": scheduler}
+    history = fit(objective, points(), epochs=2, clip=0.1, **given)
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.25
+    assert history["lr"].tolist() == [pytest.approx(0.375), 0.25]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_no_step_waits_for_the_device():
+    objective = Noisy()
+    history = fit(objective, points(), epochs=2)
+    assert next(objective.parameters()).is_cuda and np.isfinite(history["value"]).all()
+    optimizer = torch.optim.Adam(objective.parameters(), fused=True)
+    step, batch = Step(objective, optimizer, clip=1.0), Batch(points().cuda()[:, None])
+    step([batch])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step([batch])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
