@@ -2,8 +2,8 @@
 
 SimVAE is the distribution itself; VAE drops the content, SimCLR and VICReg drop the
 decoder. All see the same images, the same views (small turns, sizes and shifts) and
-z of 10 dimensions. Prints the means and standard deviations that stand in the README and
-writes them, with hardware and versions, to benchmarks/results/digits.json.
+z of 10 dimensions. Prints the means and standard deviations that stand in the README
+and writes them, with hardware and versions, to benchmarks/results/digits.json.
 
 Takes about a minute for each seed on two CPU cores.
 """

@@ -8,19 +8,21 @@ sites, outside all plates, are divided by the number of items in the data set:
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
-import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .joint import Joint
 from .terms import Batch, Terms
 
-__all__ = ["ELBO", "IWAE", "log_weights"]
+__all__ = ["ELBO", "IWAE", "LogWeights", "log_weights"]
+
+Site = Any  # what Pyro calls a message
 
 
 class ELBO(NamedTuple):
@@ -37,8 +39,8 @@ class ELBO(NamedTuple):
     particles: int = 1
 
     def __call__(self, joint: Joint, batch: Batch) -> Terms:
-        terms = log_weights(joint, batch, self.particles)
-        return Terms(*(_mean(term) for term in terms))
+        weights = log_weights(joint, batch, self.particles)
+        return Terms(*(term.mean() for term in weights))
 
 
 class IWAE(NamedTuple):
@@ -64,78 +66,99 @@ class IWAE(NamedTuple):
 
     def __call__(self, joint: Joint, batch: Batch) -> Terms:
         terms = log_weights(joint, batch, self.particles)
-        log_weight = sum(terms[:3]).log_softmax(0)
-        weight = log_weight.exp()
-        reconstruction, entropy, alignment = (weight * t for t in terms[:3])
-        gain = -(weight * log_weight).sum(0) - math.log(self.particles)
+        log_share = terms.local().log_softmax(0)
+        share = log_share.exp()
+        gain = -(share * log_share).sum(0) - math.log(self.particles)
         return Terms(
-            reconstruction.sum(0).mean(),
-            entropy.sum(0).mean() + gain.mean(),
-            alignment.sum(0).mean(),
-            _mean(terms.hyper),
+            (share * terms.reconstruction).sum(0).mean(),
+            ((share * terms.entropy).sum(0) + gain).mean(),
+            (share * terms.alignment).sum(0).mean(),
+            terms.hyper.mean(),
         )
 
 
-def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> Terms:
-    r"""The summands of :math:`\log p(x, z) - \log q(z \mid x)` for each sample and item.
+class LogWeights(NamedTuple):
+    r"""Summands of :math:`\log p(x, z) - \log q(z \mid x)`, in nats.
 
-    Each has shape (particles, batch), in nats; the hyper term (particles, 1), weighted
-    by 1 / population.
+    Each has a value for every sample and item, shape (particles, batch); that of the
+    hyper-parameters, weighted by 1 / population, one for every sample, (particles, 1).
+    """
+
+    reconstruction: Tensor
+    entropy: Tensor
+    alignment: Tensor
+    hyper: Tensor
+
+    def local(self) -> Tensor:
+        """The log-weight of each sample and item, hyper-parameters left out."""
+        return self.reconstruction + self.entropy + self.alignment
+
+
+def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
+    """Draw from the guide of a joint, and weigh what was drawn.
 
     Raises:
         ValueError: If there are random hyper-parameters and no population.
     """
     guide, model = _traces(joint, batch, particles)
-    reconstruction = entropy = alignment = hyper = 0.0
-    for name, site in _sites(guide):
-        if _is_local(site):
-            entropy = entropy - _log_prob(site)
-        else:
-            hyper = hyper - _log_prob(site)
-    for name, site in _sites(model):
-        if site["is_observed"]:
-            reconstruction = reconstruction + _log_prob(site)
-        elif _is_local(site):
-            alignment = alignment + _log_prob(site)
-        else:
-            hyper = hyper + _log_prob(site)
-    shape = (particles, batch.shape[0])
-    local = (t.expand(shape) for t in (reconstruction, entropy, alignment))
-    if not isinstance(hyper, Tensor):
-        return Terms(*local)
+    observed = [site for site in model if site["is_observed"]]
+    latent = [site for site in model if not site["is_observed"]]
+    zeros = batch.stacked.new_zeros(particles, batch.shape[0])
+    hyper = _total(_shared(latent), zeros[:, :1]) - _total(_shared(guide), zeros[:, :1])
+    if _shared(latent):
+        hyper = hyper / _population(joint)
+    return LogWeights(
+        reconstruction=_total(observed, zeros),
+        entropy=-_total(_local(guide), zeros),
+        alignment=_total(_local(latent), zeros),
+        hyper=hyper,
+    )
+
+
+def _traces(
+    joint: Joint, batch: Batch, particles: int
+) -> tuple[list[Site], list[Site]]:
+    """The sites of the guide, and those of the model where the guide has drawn."""
+    with pyro.plate("particles", particles, dim=-2):
+        guide = poutine.trace(joint.guide).get_trace(batch)
+        replayed = poutine.replay(joint.model, trace=guide)
+        model = poutine.trace(replayed).get_trace(batch)
+    return _sites(guide), _sites(model)
+
+
+def _sites(trace: Trace) -> list[Site]:
+    samples = (site for site in trace.nodes.values() if site["type"] == "sample")
+    return [site for site in samples if not site_is_subsample(site)]
+
+
+def _local(sites: list[Site]) -> list[Site]:
+    return [site for site in sites if _plates(site)]
+
+
+def _shared(sites: list[Site]) -> list[Site]:
+    return [site for site in sites if not _plates(site)]
+
+
+def _plates(site: Site) -> list[str]:
+    names = (frame.name for frame in site["cond_indep_stack"])
+    return [name for name in names if name != "particles"]
+
+
+def _total(sites: list[Site], zeros: Tensor) -> Tensor:
+    return sum(map(_log_prob, sites), start=zeros)
+
+
+def _log_prob(site: Site) -> Tensor:
+    # Not Trace.compute_log_prob: it asks the host for NaNs where validation is on.
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, site["scale"], site["mask"])
+
+
+def _population(joint: Joint) -> Tensor:
     if joint.population is None:
         raise ValueError(
             "expected joint.population, the number of items by which the random "
             "hyper-parameters are weighted, got None; train with ps.fit, or set "
             "joint.population = torch.tensor(len(data))"
         )
-    return Terms(*local, hyper=hyper / joint.population)
-
-
-def _traces(joint: Joint, batch: Batch, particles: int) -> tuple[Trace, Trace]:
-    with pyro.plate("particles", particles, dim=-2):
-        guide = poutine.trace(joint.guide).get_trace(batch)
-        replayed = poutine.replay(joint.model, trace=guide)
-        return guide, poutine.trace(replayed).get_trace(batch)
-
-
-def _sites(trace: Trace) -> list[tuple[str, dict]]:
-    return [
-        (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
-    ]
-
-
-def _is_local(site: dict) -> bool:
-    return any(frame.name != "particles" for frame in site["cond_indep_stack"])
-
-
-def _log_prob(site: dict) -> Tensor:
-    # Not Trace.compute_log_prob: it asks the host for NaNs where validation is on.
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, site["scale"], site["mask"])
-
-
-def _mean(term: Tensor | float) -> Tensor | float:
-    return term.mean() if isinstance(term, Tensor) else term
+    return joint.population

@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def table(self) -> "pandas.DataFrame":
-        """One row for each method; terms in nats per item, what is not defined is NaN."""
+        """One row for each method, terms in nats per item; NaN where undefined."""
         import pandas
 
         rows = {
@@ -162,10 +162,11 @@ def compare(
 
 
 def gaussian_terms(z: Float[Tensor, "n view dim"]) -> dict[str, float]:
-    r"""The terms of z under a flat p(y) and a Gaussian p(z|y) whose scale is the likeliest.
+    r"""The terms of z under a flat p(y) and a Gaussian p(z|y) of the likeliest scale.
 
-    .. math:: \hat I = E \log p(z_1, \dots, z_V) + (V - 1) \tfrac12 \log |2 \pi e \Sigma|,
-        \qquad \hat \sigma^2 = \frac{E \sum_v \lVert z_v - \bar z \rVert^2}{(V - 1) d}
+    .. math:: \hat I = E \log p(z_1, \dots, z_V)
+        + (V - 1) \tfrac12 \log |2 \pi e \Sigma|, \qquad
+        \hat \sigma^2 = \frac{E \sum_v \lVert z_v - \bar z \rVert^2}{(V - 1) d}
 
     Their sum does not move when z is rescaled or rotated; for Gaussian z with isotropic
     noise it is the mutual information of the views, up to the order of the noise. It is
@@ -261,8 +262,8 @@ def _check(objectives: dict[str, nn.Module], data: Dataset) -> None:
     for part, split in (("training", data.train), ("test", data.test)):
         if split.labels is None:
             raise ValueError(
-                f"expected labels for the {part} items of {data.name}, got none; scores "
-                "need them: give the data set labels"
+                f"expected labels for the {part} items of {data.name}, got none; "
+                "scores need them: give the data set labels"
             )
     measures = {
         name: objective.joint.likelihood.measure
@@ -275,4 +276,3 @@ def _check(objectives: dict[str, nn.Module], data: Dataset) -> None:
             "expected evidences under one measure of the data, got "
             f"{listed}; they are no comparison: give all joints one kind of likelihood"
         )
-

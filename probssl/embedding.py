@@ -5,9 +5,12 @@ given z,
 
 .. math:: E \log p(x_v \mid z_v) + H[q(z_v \mid x_v)] \le H[z_v] - H[x_v]
 
-so that :math:`\text{ELBO} \le E \log p(z_1, \dots, z_V) + \sum_v H[z_v] - \sum_v H[x_v]`.
-A joint-embedding objective drops the decoder, replaces the left-hand side by an estimate
-of H[z], and lets q become a point.
+so that
+
+.. math:: \text{ELBO} \le E \log p(z_1, \dots, z_V) + \sum_v H[z_v] - \sum_v H[x_v]
+
+A joint-embedding objective drops the decoder, replaces the left-hand side by an
+estimate of H[z], and lets q become a point.
 """
 
 import torch
@@ -43,6 +46,11 @@ class Embedding(nn.Module):
         ValueError: If there are fewer than two views or two items.
     """
 
+    encoder: nn.Module
+    projector: nn.Module | None
+    prior: Prior
+    entropy: Entropy
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -67,7 +75,7 @@ class Embedding(nn.Module):
     def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
         """z of every view, on the support of the prior."""
         self.check(batch)
-        z = self.represent(batch.views.flatten(0, 1), "projector")
+        z = self.represent(batch.stacked.flatten(0, 1), "projector")
         return self.prior.on_support(z).unflatten(0, batch.shape)
 
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
@@ -96,6 +104,7 @@ class Embedding(nn.Module):
             )
         if batch.present is not None:
             raise ValueError(
-                f"expected all views to be present for {type(self).__name__}, got a mask; "
-                "drop the incomplete items, or use SimVAE, which integrates absent views"
+                f"expected all views to be present for {type(self).__name__}, got a "
+                "mask; drop the incomplete items, or use SimVAE, which integrates out "
+                "absent views"
             )

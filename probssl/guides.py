@@ -19,6 +19,8 @@ from .nn import Encoder
 
 __all__ = ["Coupled", "DiagonalGaussian", "GaussianFactors", "Point"]
 
+Shape = Size | list[int] | tuple[int, ...]
+
 PriorOf = Callable[..., OneFactorNormal]
 
 
@@ -36,14 +38,14 @@ class GaussianFactors(nn.Module):
     def __init__(self, encoder: nn.Module, floor: float = 1e-4) -> None:
         super().__init__()
         self.encoder, self.floor = encoder, floor
-        self.spread = None
+        self.spread: nn.Linear | None = None
         if isinstance(encoder, Encoder):
             self.spread = nn.Linear(encoder.width, encoder.dim)
 
     def forward(self, x: Float[Tensor, "batch view ..."]) -> tuple[Tensor, Tensor]:
         """Return m and r, each with shape (batch, view, dim)."""
         flat = x.flatten(0, 1)
-        if self.spread is None:
+        if self.spread is None or not isinstance(self.encoder, Encoder):
             output = self.encoder(flat)
             if output.dim() != 2 or output.shape[1] % 2:
                 raise ValueError(
@@ -137,7 +139,8 @@ class Coupled(nn.Module):
         prior: PriorOf,
         present: Bool[Tensor, "batch view"] | None = None,
     ) -> TorchDistribution:
-        return prior().times(*self.factors(x), present)
+        loc, scale = self.factors(x)
+        return prior().times(loc, scale, present)
 
 
 class _Completed(TorchDistribution):
@@ -169,7 +172,7 @@ class _Completed(TorchDistribution):
         absent = joint.loc + joint.loading * factor
         return torch.where(self.present.unsqueeze(-1), self.factors.loc, absent)
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         z = self.factors.rsample(sample_shape)
         return self.prior().complete(z, self.present)
 
@@ -179,7 +182,7 @@ class _Completed(TorchDistribution):
         return self.factors.log_prob(value) + absent
 
     def expand(
-        self, batch_shape: Size, _instance: "_Completed | None" = None
+        self, batch_shape: Shape, _instance: "_Completed | None" = None
     ) -> "_Completed":
         shape = Size(batch_shape) + self.event_shape
         return _Completed(

@@ -1,7 +1,7 @@
 """Hyper-parameters: positive numbers that are fixed, learned or random."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -43,6 +43,9 @@ class Positive(nn.Module):
         ValueError: If the value is not a positive, finite number above the floor.
     """
 
+    value: Any  # a number, Learned, or a Pyro distribution
+    fixed: Tensor
+
     def __init__(
         self,
         value: "float | Learned | dist.TorchDistribution | Positive",
@@ -50,21 +53,22 @@ class Positive(nn.Module):
         floor: float = 0.0,
     ) -> None:
         super().__init__()
-        if isinstance(value, Positive):
-            value = value.value
-        self.value, self.name, self.floor = value, name, floor
-        if self.random:
-            _check_positive_support(value, name)
-            start = value.sample((1_001,)).log()
+        self.value = value.value if isinstance(value, Positive) else value
+        self.name, self.floor = name, floor
+        if isinstance(self.value, torch.distributions.Distribution):
+            _check_positive_support(self.value, name)
+            start = self.value.sample((1_001,)).log()
             self.loc = nn.Parameter(start.median())
             self.log_scale = nn.Parameter(start.std().clamp(1e-2, 1.0).log())
             return
-        number = value.value if isinstance(value, Learned) else value
+        number = self.value
+        if isinstance(number, Learned):
+            number = number.value
         if not isinstance(number, int | float) or not floor < number < math.inf:
             raise ValueError(
                 f"expected {name} to be a positive finite number"
-                f"{f' above {floor:g}' if floor else ''}, got {number!r}; give a number, "
-                "ps.learned(number) or a Pyro distribution over positive numbers"
+                f"{f' above {floor:g}' if floor else ''}, got {number!r}; give a "
+                "number, ps.learned(number) or a Pyro distribution over such numbers"
             )
         if self.learned:
             self.log = nn.Parameter(torch.tensor(math.log(number - floor)))

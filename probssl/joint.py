@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 
 import pyro
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -34,8 +33,9 @@ class Joint(nn.Module):
     ======================  =============================================
 
     It is a plain module with the methods `model` and `guide`, so Pyro's tools take it
-    as it is: ``poutine.trace(joint.model)``, ``Predictive``, ``MCMC(NUTS(joint.model))``,
-    ``pyro.render_model``. Items are independent in one plate, "item".
+    as it is: ``poutine.trace(joint.model)``, ``Predictive``,
+    ``MCMC(NUTS(joint.model))``, ``pyro.render_model``. Items are independent in one
+    plate, "item".
 
     Arguments:
         prior: p(z_1..V), with its hyper-parameters.
@@ -49,6 +49,10 @@ class Joint(nn.Module):
         ValueError: If the dimensions of prior and encoder differ.
     """
 
+    prior: Prior
+    likelihood: Likelihood
+    decoder: nn.Module
+    posterior: nn.Module
     population: Tensor | None
 
     def __init__(
@@ -74,7 +78,9 @@ class Joint(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        return self.posterior.encoder
+        encoder = self.posterior.encoder
+        assert isinstance(encoder, nn.Module)
+        return encoder
 
     @property
     def arguments(self) -> dict[str, object]:
@@ -93,7 +99,7 @@ class Joint(nn.Module):
             x = self.decode(z)
             if batch.present is not None:
                 x = x.mask(batch.present)
-            pyro.sample("x", x.to_event(1), obs=_observed(batch))
+            pyro.sample("x", x.to_event(1), obs=batch.stacked)
 
     def guide(self, batch: Batch) -> None:
         """q(h), q(z_1..V | x_1..V, h)."""
@@ -105,7 +111,7 @@ class Joint(nn.Module):
     def encode(self, batch: Batch, **drawn: Tensor) -> TorchDistribution:
         """Return q(z_1..V | x_1..V), event shape (view, dim)."""
         prior = partial(self.prior, batch.shape[1], **drawn)
-        return self.posterior(_observed(batch), prior, batch.present)
+        return self.posterior(batch.stacked, prior, batch.present)
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """Return p(x_v | z_v), batch shape (\\*batch, view), event shape that of x."""
@@ -128,14 +134,5 @@ class Joint(nn.Module):
             ValueError: If there is one view and a flat p(y), if the views are not what
                 the likelihood is a density of, or if they hold NaN.
         """
-        self.likelihood.check(_observed(batch))
+        self.likelihood.check(batch.stacked)
         self.prior(batch.shape[1])
-
-
-def _observed(batch: Batch) -> Tensor:
-    """The views, with zeros where they are absent: whatever stands there is ignored."""
-    if batch.present is None:
-        return batch.views
-    shape = batch.present.shape + (1,) * (batch.views.dim() - 2)
-    zero = torch.zeros((), dtype=batch.views.dtype, device=batch.views.device)
-    return torch.where(batch.present.view(shape), batch.views, zero)

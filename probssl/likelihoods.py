@@ -10,6 +10,8 @@ from .hyper import Learned, Positive
 
 __all__ = ["Bernoulli", "Binomial", "Gaussian", "GreyLevels", "Likelihood"]
 
+Shape = Size | list[int] | tuple[int, ...]
+
 
 class Likelihood(nn.Module):
     """A likelihood: `forward` turns a decoder's output into the distribution of x.
@@ -34,7 +36,8 @@ class Likelihood(nn.Module):
 class Bernoulli(Likelihood):
     r"""Binary pixels.
 
-    .. math:: \log p(x \mid z) = \sum x \, a - \log(1 + e^a), \qquad a = \mathrm{decoder}(z)
+    .. math:: \log p(x \mid z) = \sum x \, a - \log(1 + e^a), \qquad
+        a = \mathrm{decoder}(z)
 
     Arguments:
         grey: Whether to admit values between 0 and 1, as many released VAEs do. The
@@ -65,8 +68,8 @@ class Bernoulli(Likelihood):
 class Binomial(Likelihood):
     r"""Grey levels :math:`x \in \{0, 1/n, \dots, 1\}`, each a count of n.
 
-    .. math:: \log p(x \mid z) = \sum \log \binom{n}{n x} + n \, (x \, a - \log(1 + e^a)),
-        \qquad a = \mathrm{decoder}(z)
+    .. math:: \log p(x \mid z) = \sum \log \binom{n}{n x}
+        + n \, (x \, a - \log(1 + e^a)), \qquad a = \mathrm{decoder}(z)
 
     Arguments:
         levels: The number n of the highest level, 16 for scikit-learn's digits.
@@ -91,8 +94,8 @@ class Binomial(Likelihood):
         count = x * self.levels
         if not bool(((count - count.round()).abs() < 1e-3).all()):
             raise ValueError(
-                f"expected grey levels k/{self.levels} for Binomial({self.levels}), got "
-                "values between them; let the views end on the grid "
+                f"expected grey levels k/{self.levels} for Binomial({self.levels}), "
+                "got values between them; let the views end on the grid "
                 f"(levels={self.levels}) or use a Gaussian likelihood"
             )
 
@@ -140,12 +143,12 @@ class GreyLevels(dist.TorchDistribution):
         return self.mean * (1 - self.mean) / self.levels
 
     def expand(
-        self, batch_shape: Size, _instance: "GreyLevels | None" = None
+        self, batch_shape: Shape, _instance: "GreyLevels | None" = None
     ) -> "GreyLevels":
         return GreyLevels(self.levels, self.logits.expand(batch_shape))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         if self.levels == 1:
             coin = dist.Bernoulli(logits=self.logits, validate_args=False)
             return coin.sample(sample_shape)

@@ -16,7 +16,7 @@ from .nn import (
     MLPEncoder,
     Projector,
 )
-from .views import Affine, Augment, simclr
+from .views import Augment, Noise, simclr
 
 __all__ = ["METHODS", "encoder", "joint", "likelihood", "objective", "views"]
 
@@ -48,13 +48,14 @@ def encoder(data: Dataset, dim: int = DIM) -> nn.Module:
 
 def joint(data: Dataset, prior: priors.Prior) -> Joint:
     """The distribution with this prior and the likelihood that fits the data."""
+    dim = prior.known_dim()
     shape = tuple(data.train.images.shape[1:])
     decoder = ConvDecoder if _is_colour(shape) else MLPDecoder
     return Joint(
         prior,
         likelihood(data),
-        encoder(data, prior.dim),
-        decoder(prior.dim, shape),
+        encoder(data, dim),
+        decoder(dim, shape),
     )
 
 
@@ -68,11 +69,13 @@ def likelihood(data: Dataset) -> likelihoods.Likelihood:
 
 
 def views(data: Dataset) -> Callable[[Tensor], Tensor]:
-    """Two views that keep the class: small turns and shifts, for colour SimCLR's."""
+    """Two views that keep the class: small turns, sizes and shifts; for colour
+    SimCLR's; for items that are no images noise of a tenth of their spread."""
     shape = tuple(data.train.images.shape[1:])
-    if _is_colour(shape):
-        return simclr()
-    return Augment(Affine(), levels=data.levels)
+    if len(shape) != 3:
+        spread = float(data.train.images.float().std())
+        return Augment(Noise(0.1 * spread), levels=data.levels)
+    return simclr(levels=data.levels) if shape[0] == 3 else Augment(levels=data.levels)
 
 
 def _is_colour(shape: tuple[int, ...]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -114,8 +115,8 @@ def read(folder: str | Path) -> dict[str, Any]:
         description["objective"], description["dtype"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"expected {folder / DESCRIPTION} as ps.save writes it, got {error!r}; save "
-            "the objective again"
+            f"expected {folder / DESCRIPTION} as ps.save writes it, got {error!r}; "
+            "save the objective again"
         ) from None
     if version > FORMAT:
         raise ValueError(
@@ -127,6 +128,8 @@ def read(folder: str | Path) -> dict[str, Any]:
 
 def describe(value: Any) -> Any:
     """Turn a constructor's argument into what JSON can hold."""
+    if isinstance(value, hyper.Positive):
+        value = value.value  # constructors take the number and make the module
     if isinstance(value, np.generic | Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -168,12 +171,15 @@ def _described(value: Any) -> dict[str, Any]:
     if hasattr(value, "arguments"):
         arguments = value.arguments
     elif isinstance(value, tuple):
-        arguments = value._asdict()
+        arguments = value._asdict()  # a NamedTuple of ours
     else:
-        names = list(inspect.signature(type(value)).parameters)
-        arguments = {name: getattr(value, name) for name in names if name != "args"}
-    if type(value) is nn.Identity:
-        arguments = {}
+        parameters = inspect.signature(type(value)).parameters.values()
+        names = [
+            p.name
+            for p in parameters
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        arguments = {name: getattr(value, name) for name in names}
     return {name: describe(argument) for name, argument in arguments.items()}
 
 
@@ -202,8 +208,8 @@ def _class(name: str | None) -> type:
 
 
 def _distribution(name: str) -> type:
-    kind = getattr(dist, name, None) if name in dist.__all__ else None
-    if not inspect.isclass(kind) or not issubclass(kind, dist.TorchDistribution):
+    kind = getattr(dist, name, None)
+    if not inspect.isclass(kind) or not issubclass(kind, TorchDistributionMixin):
         raise ValueError(f"expected a distribution of Pyro in the file, got {name}")
     return kind
 

@@ -4,7 +4,7 @@ Everything is built in one way: an asymptotic series where the order (or the arg
 is large, brought down by the recurrence of the function. There are no regimes to choose
 between by the data: the same operations serve tiny and huge values, without
 synchronisation, and can be traced and compiled. All is computed in float64, and
-returned in the type of the input.
+returned in the type of the input, for arguments up to 1e15.
 
 The Bessel functions rest on the cumulant function of a direction u that is uniform on
 the sphere of R^d, with :math:`\nu = d/2 - 1`,
@@ -250,9 +250,9 @@ def _cumulant(x: Tensor, order: float, scaled: bool) -> tuple[Tensor, Tensor]:
     value = value - fall * _polynomial(debye.drop, p)
     bend = p * _polynomial(debye.bend, p) / top
 
-    # Down in F = exp(L), relative to the top, F_{ν-1} = F_ν + x² / (4 ν (ν + 1)) F_{ν+1},
-    # and in the gap G = (1 - A) F, G_{ν-1} = F_ν - x / (2 ν) G_ν: both follow from
-    # I_{ν-1} = I_{ν+1} + (2 ν / x) I_ν.
+    # Downwards in F = exp(L), relative to the top, and in the gap G = (1 - A) F, by
+    # F_{ν-1} = F_ν + x² / (4 ν (ν + 1)) F_{ν+1} and G_{ν-1} = F_ν - x / (2 ν) G_ν,
+    # which both say I_{ν-1} = I_{ν+1} + (2 ν / x) I_ν.
     quarter, half = x.square() / 4, x / 2
     more, above = torch.zeros_like(x), (start - bend) * p * (2 * (top + 1) / top)
     gap = rest + q * bend

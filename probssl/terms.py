@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
     views: Tensor | tuple[Tensor, ...]
     clean: Tensor | None = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
     present: Tensor | None = None
     transform: Any | None = None
 
@@ -32,6 +32,23 @@ class Batch(NamedTuple):
         if isinstance(self.views, tuple):
             return len(self.views[0]), sum(part.shape[1] for part in self.views)
         return self.views.shape[0], self.views.shape[1]
+
+    @property
+    def stacked(self) -> Tensor:
+        """The views as one tensor; zeros, whatever was there, where one is absent.
+
+        Raises:
+            ValueError: If there are several modalities.
+        """
+        if isinstance(self.views, tuple):
+            raise ValueError(
+                "expected views of one modality, a tensor (batch, view, *event), got "
+                f"{len(self.views)} tensors; this objective takes a single modality"
+            )
+        if self.present is None:
+            return self.views
+        event = (1,) * (self.views.dim() - 2)
+        return self.views.where(self.present.view(self.present.shape + event), 0.0)
 
 
 class Terms(NamedTuple):

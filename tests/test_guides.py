@@ -23,7 +23,9 @@ def dense(q: OneFactorNormal) -> MultivariateNormal:
 
 def random_one_factor(views: int, dim: int = 3) -> OneFactorNormal:
     shape = (4, views, dim)
-    return OneFactorNormal(torch.randn(shape), torch.rand(shape) + 0.1, torch.randn(shape))
+    return OneFactorNormal(
+        torch.randn(shape), torch.rand(shape) + 0.1, torch.randn(shape)
+    )
 
 
 @pytest.mark.parametrize("views", [1, 2, 5])

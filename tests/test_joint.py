@@ -98,7 +98,9 @@ def test_nuts_recovers_the_exact_gaussian_posterior():
 
 def log_weight(model: Joint, batch: Batch, z: torch.Tensor) -> torch.Tensor:
     """log p(x, z) - log q(z | x) at a given z, from Pyro's own traces."""
-    at_z = [poutine.condition(site, data={"z": z}) for site in (model.model, model.guide)]
+    at_z = [
+        poutine.condition(site, data={"z": z}) for site in (model.model, model.guide)
+    ]
     p, q = (poutine.trace(site).get_trace(batch) for site in at_z)
     p.compute_log_prob()
     q.compute_log_prob()

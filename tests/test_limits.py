@@ -70,7 +70,9 @@ def test_elbo_is_below_alignment_plus_entropies_minus_those_of_the_data():
     model = LinearGaussian()
     prior = ps.priors.Gaussian(2, 0.6)
     share = torch.cat([model.z, 0.4 * model.z, 0.4 * model.z, model.z], 1)
-    both = torch.cat([share[:, :4], share[:, 4:]])  # any Cov(z_1, z_2) with equal blocks
+    both = torch.cat(
+        [share[:, :4], share[:, 4:]]
+    )  # any Cov(z_1, z_2) with equal blocks
     prior_covariance = torch.kron(0.36 * torch.eye(2) + 1.0, torch.eye(2))
     alignment = -0.5 * (
         torch.linalg.solve(prior_covariance, both).trace()
@@ -111,7 +113,9 @@ def test_simclr_is_log_2n_minus_1_minus_nt_xent(dim, temperature):
     z = torch.randn(6, 2, dim, requires_grad=True)
     ours = sum(SimCLR(nn.Identity(), temperature=temperature)(Batch(z)))
     plain = math.log(11) - nt_xent(z[:, 0], z[:, 1], temperature)
-    for left, right in zip(value_and_slope(ours, z), value_and_slope(plain, z), strict=True):
+    for left, right in zip(
+        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
+    ):
         assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
@@ -179,9 +183,13 @@ def test_log_det_is_a_distance_and_a_log_determinant():
     ours = sum(LogDet(nn.Identity(), scale=scale, epsilon=0.0)(Batch(z)))
     distance = (z[:, 0] - z[:, 1]).square().sum(-1).mean()
     sigma = [torch.cov(z[:, v].T).logdet() for v in (0, 1)]
-    constant = -2 * math.log(4 * math.pi * scale**2) + 2 * math.log(2 * math.pi * math.e)
+    constant = -2 * math.log(4 * math.pi * scale**2) + 2 * math.log(
+        2 * math.pi * math.e
+    )
     plain = -distance / (4 * scale**2) + (sigma[0] + sigma[1]) / 4 + constant
-    for left, right in zip(value_and_slope(ours, z), value_and_slope(plain, z), strict=True):
+    for left, right in zip(
+        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
+    ):
         assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 

@@ -79,7 +79,7 @@ def test_decoder_wraps_any_net_with_as_many_outputs():
     assert_close(decoder(z).flatten(1), decoder.net(z))
 
 
-@pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 13, 10)], ids=str)
+@pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 9, 10)], ids=str)
 @pytest.mark.parametrize("nets", list(zip(ENCODERS, DECODERS, strict=True)))
 def test_gradients_reach_every_parameter_in_double_precision(nets, event_shape):
     # With a 1 x 1 map batch norm needs items that differ: ten of them.
@@ -102,7 +102,8 @@ def test_gradients_reach_every_parameter_of_a_projector(layers):
     projector = Projector(10, width=12, out=4, layers=layers).double()
     z = torch.randn(16, 10, dtype=torch.float64)
     (projector(z) * torch.randn(16, 4, dtype=torch.float64)).sum().backward()
-    assert sum(isinstance(m, nn.Linear) for m in projector.modules()) == layers
+    linear = [m for m in projector.modules() if isinstance(m, nn.Linear)]
+    assert len(linear) == layers and all(m.bias is None for m in linear)
     for name, parameter in projector.named_parameters():
         assert parameter.grad.abs().max() > 0, name
 
@@ -135,6 +136,19 @@ def test_resnet18_has_11_million_parameters():
     encoder = ResNet18Encoder((3, 32, 32), 10)
     assert parameters(encoder.trunk) == stem + sum(stages) == 11_168_832
     assert parameters(encoder) == 11_173_962
+
+
+def test_without_residuals_only_the_shortcuts_of_resnet18_remain():
+    encoder, x = ResNet18Encoder((3, 16, 16), 4).double(), torch.rand(2, 3, 16, 16)
+    blocks = [m for m in encoder.modules() if hasattr(m, "shortcut")]
+    for block in blocks:
+        nn.init.zeros_(block.residual[-1].weight)  # of the last batch norm
+    encoder, h = encoder.eval(), x.double()
+    maps = encoder.trunk[:4](h)  # check of the shape, convolution, batch norm, ReLU
+    for block in (b for b in blocks if not isinstance(b.shortcut, nn.Identity)):
+        maps = block.shortcut(maps).relu()
+    assert len(blocks) == 8 and maps.shape == (2, 512, 2, 2)
+    assert_close(encoder(h), encoder.head(maps.mean((2, 3))))
 
 
 def test_mlp_parameters_count_as_the_paper_of_simvae_has_them():

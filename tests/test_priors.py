@@ -129,7 +129,12 @@ def test_independent_views_are_standard_normal():
 
 @pytest.mark.parametrize(
     "family, scales",
-    [(Gaussian, (0.4,)), (Gaussian, (0.4, math.inf)), (Independent, ()), (Spherical, ())],
+    [
+        (Gaussian, (0.4,)),
+        (Gaussian, (0.4, math.inf)),
+        (Independent, ()),
+        (Spherical, ()),
+    ],
 )
 def test_log_prob_is_unchanged_by_swapping_views_and_rotating(family, scales):
     prior, rotation = family(3, *scales), torch.linalg.qr(torch.randn(3, 3)).Q

@@ -81,7 +81,9 @@ def test_double_precision_is_kept_to_the_last_bit(float64, tmp_path):
 
 
 def test_random_hyper_parameter_and_population_come_back(tmp_path):
-    objective = ps.limits.SimVAE(joint(ps.priors.Gaussian(3, dist.LogNormal(-1.0, 0.5))))
+    objective = ps.limits.SimVAE(
+        joint(ps.priors.Gaussian(3, dist.LogNormal(-1.0, 0.5)))
+    )
     objective.joint.population = torch.tensor(100.0)
     ps.save(objective, tmp_path)
     loaded, batch = ps.load(tmp_path), Batch(torch.randn(7, 2, 5))
@@ -109,7 +111,9 @@ def test_a_name_in_a_file_never_causes_an_import(tmp_path):
 
 
 def test_only_distributions_of_pyro_are_built(tmp_path):
-    objective = ps.limits.SimVAE(joint(ps.priors.Gaussian(3, dist.LogNormal(-1.0, 0.5))))
+    objective = ps.limits.SimVAE(
+        joint(ps.priors.Gaussian(3, dist.LogNormal(-1.0, 0.5)))
+    )
     ps.save(objective, tmp_path)
     text = (tmp_path / "probssl.json").read_text()
     (tmp_path / "probssl.json").write_text(text.replace("LogNormal", "__builtins__"))

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -472,6 +472,18 @@ def test_validation_is_in_evaluation_mode_and_without_gradients():
     fit(Mode(), points(8), valid=points(3), epochs=2)
 
 
+def test_after_an_epoch_the_objective_is_in_evaluation_mode():
+    objective, modes = Autoencoder(), []
+    fit(
+        objective,
+        points(),
+        epochs=2,
+        on_step=lambda *_: modes.append(objective.training),
+        on_epoch=lambda *_: modes.append(objective.training),
+    )
+    assert modes == [True, False, True, False]
+
+
 @pytest.mark.parametrize("patience", [1, 2])
 def test_patience_ends_the_fit_and_brings_the_best_epoch_back(patience):
     probes, kept = [1.0, 3.0, 2.0, math.nan, 4.0, 0.0, 0.0, 9.0], {}
@@ -546,6 +558,14 @@ def test_the_first_term_that_is_not_finite_is_named_with_its_step(tmp_path):
     assert torch.isfinite(read(tmp_path / "last.safetensors")["objective"]["weight"])
 
 
+def test_a_term_that_is_not_finite_ends_the_fit_within_the_epoch(monkeypatch):
+    monkeypatch.setattr("probssl.train.progress.PERIOD", 0.0)
+    objective = Fixed(1, 1, 1, 1, math.nan)
+    with pytest.raises(FloatingPointError, match="step 5"):
+        fit(objective, points(40), batch_size=2, epochs=1)
+    assert objective.calls == 5
+
+
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     class Root(Fixed):
         def forward(self, batch: Batch) -> Terms:
@@ -577,7 +597,7 @@ SCHEDULES = {
     "cosine": lambda o: CosineAnnealingLR(o, T_max=12),
     "steps": lambda o: MultiStepLR(o, [5, 5, 11], gamma=0.5),
     "warm": lambda o: SequentialLR(
-        o, [LinearLR(o, total_iters=3), MultiStepLR(o, [6])], [4]
+        o, [LinearLR(o, total_iters=3), MultiStepLR(o, [2])], [8]
     ),
     "cycle": lambda o: OneCycleLR(o, 0.05, total_steps=12),
 }
@@ -604,7 +624,7 @@ def noisy_fit(**kwargs) -> tuple[Noisy, History]:
     return objective, fit(objective, data, **(defaults | kwargs))
 
 
-def kill_at(last: int):
+def kill_at(last: int) -> Callable[[int, Terms], None]:
     def on_step(step: int, terms: Terms) -> None:
         if step == last:
             raise RuntimeError("killed")
@@ -896,8 +916,16 @@ def test_an_optimiser_and_a_scheduler_at_hand_are_used():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_no_step_waits_for_the_device():
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("by", torch.ones(2, DIM))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, None] + self.by
+
     objective = Noisy()
-    history = fit(objective, points(), epochs=2)
+    history = fit(objective, points(), views=Shift(), valid=points(), epochs=2)
     assert next(objective.parameters()).is_cuda and np.isfinite(history["value"]).all()
     optimizer = torch.optim.Adam(objective.parameters(), fused=True)
     step, batch = Step(objective, optimizer, clip=1.0), Batch(points().cuda()[:, None])

@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks: on the sphere, Student's t, and of views that share."""
+"""Distributions that Pyro lacks: on the sphere, Student's t, views that share."""
 
 from .gaussian import OneFactorNormal
 from .shared import SharedDirection

@@ -10,6 +10,8 @@ from torch.distributions import Normal, constraints
 
 __all__ = ["OneFactorNormal"]
 
+Shape = Size | list[int] | tuple[int, ...]
+
 
 class OneFactorNormal(TorchDistribution):
     r"""Views that are normal around one shared factor, in every dimension by itself.
@@ -65,7 +67,7 @@ class OneFactorNormal(TorchDistribution):
         super().__init__(shape[:-2], shape[-2:], validate_args=validate_args)
 
     @property
-    def has_rsample(self) -> bool:
+    def has_rsample(self) -> bool:  # type: ignore[override]
         return not self.flat
 
     @property
@@ -79,7 +81,7 @@ class OneFactorNormal(TorchDistribution):
         return self.scale.square() + self.loading.square()
 
     def expand(
-        self, batch_shape: Size, _instance: "OneFactorNormal | None" = None
+        self, batch_shape: Shape, _instance: "OneFactorNormal | None" = None
     ) -> "OneFactorNormal":
         new = self._get_checked_instance(OneFactorNormal, _instance)
         batch_shape = Size(batch_shape)
@@ -96,9 +98,9 @@ class OneFactorNormal(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def rsample(self, sample_shape: Size = Size()) -> Float[Tensor, "*batch view dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
         self._require_proper("samples")
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(Size(sample_shape))
         factor = self.loc.new_empty(shape[:-2] + (1,) + shape[-1:]).normal_()
         noise = self.loc.new_empty(shape).normal_()
         return self.loc + self.loading * factor + self.scale * noise
@@ -169,8 +171,8 @@ class OneFactorNormal(TorchDistribution):
     def _require_proper(self, what: str) -> None:
         if self.flat:
             raise ValueError(
-                f"expected a proper p(y) for {what}, got a flat one (y_scale=math.inf); "
-                "give the prior a finite y_scale, for instance y_scale=1.0"
+                f"expected a proper p(y) for {what}, got a flat one "
+                "(y_scale=math.inf); give the prior a finite y_scale, such as 1.0"
             )
 
     def _counts(self, present: Tensor | None) -> Tensor:
@@ -195,7 +197,7 @@ class OneFactorNormal(TorchDistribution):
         return torch.where(total > 0, total, 1.0) if self.flat else 1 + total
 
     def _log_determinant(self, present: Tensor | None, total: Tensor) -> Tensor:
-        r""":math:`\log |2 \pi \, \mathrm{Cov}[z]|`, for a flat factor its finite part."""
+        r"""The log-determinant of 2π Cov[z]; with a flat factor its finite part."""
         log_variance = 2 * self.scale.log() + math.log(2 * math.pi)
         if present is not None:
             log_variance = log_variance * present

@@ -11,6 +11,8 @@ from .spherical import SphericalUniform, VonMisesFisher
 
 __all__ = ["SharedDirection"]
 
+Shape = Size | list[int] | tuple[int, ...]
+
 
 class SharedDirection(TorchDistribution):
     r"""Views that are von Mises-Fisher around one direction, uniform on the sphere.
@@ -52,7 +54,7 @@ class SharedDirection(TorchDistribution):
         return self.concentration.new_zeros(self.batch_shape + self.event_shape)
 
     def expand(
-        self, batch_shape: Size, _instance: "SharedDirection | None" = None
+        self, batch_shape: Shape, _instance: "SharedDirection | None" = None
     ) -> "SharedDirection":
         new = self._get_checked_instance(SharedDirection, _instance)
         new.concentration = self.concentration.expand(batch_shape)
@@ -63,7 +65,7 @@ class SharedDirection(TorchDistribution):
         return new
 
     @torch.no_grad()
-    def sample(self, sample_shape: Size = Size()) -> Float[Tensor, "*batch view dim"]:
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
         shape = Size(sample_shape) + self.batch_shape
         like = self.concentration
         uniform = SphericalUniform(self.event_shape[1])

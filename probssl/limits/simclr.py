@@ -5,8 +5,8 @@ A Simple Framework for Contrastive Learning of Visual Representations
 https://arxiv.org/abs/2002.05709
 
 The choices: p(y) empirical, y = the other view; p(z|y) von Mises-Fisher with
-concentration κ = 1/τ, τ the temperature; z is kept informative by a leave-one-out kernel
-density estimate of H[z] with the same kernel.
+concentration κ = 1/τ, τ the temperature; z is kept informative by a leave-one-out
+kernel density estimate of H[z] with the same kernel.
 
 .. math:: \frac12 \sum_{v} E \log p(z_v \mid y = z_{\bar v}) + \hat H[z]
     = \log(2 N - 1) - \text{NT-Xent}

@@ -14,11 +14,9 @@ The limit: none is taken; with one view and a standard normal marginal it is the
 Status: exact bound. It drops nothing.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from ..bounds import ELBO
+from ..bounds import ELBO, IWAE
 from ..joint import Joint
 from ..terms import Batch, Terms
 
@@ -33,9 +31,7 @@ class SimVAE(nn.Module):
         bound: The bound, `bounds.ELBO` or `bounds.IWAE`.
     """
 
-    def __init__(
-        self, joint: Joint, bound: Callable[[Joint, Batch], Terms] = ELBO()
-    ) -> None:
+    def __init__(self, joint: Joint, bound: ELBO | IWAE = ELBO()) -> None:
         super().__init__()
         self.joint, self.bound = joint, bound
 

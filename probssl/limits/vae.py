@@ -18,11 +18,9 @@ Status: exact bound for beta = 1 (and, with `bounds.IWAE`, a tighter one); for
 beta > 1 a looser one. It drops the content.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from ..bounds import ELBO
+from ..bounds import ELBO, IWAE
 from ..joint import Joint
 from ..priors import Independent
 from ..terms import Batch, Terms
@@ -47,7 +45,7 @@ class VAE(nn.Module):
         self,
         joint: Joint,
         beta: float = 1.0,
-        bound: Callable[[Joint, Batch], Terms] = ELBO(),
+        bound: ELBO | IWAE = ELBO(),
     ) -> None:
         super().__init__()
         if not isinstance(joint.prior, Independent):

@@ -1,4 +1,4 @@
-"""Priors over the views of an item: p(y), p(z|y), and p(z_1..V) with y integrated out."""
+"""Priors over the views of an item: p(y), p(z|y), and p(z_1..V), y integrated out."""
 
 from .base import Prior
 from .gaussian import Gaussian, Independent

@@ -1,6 +1,7 @@
 """What every prior over the views of an item shares."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
@@ -37,8 +38,10 @@ class Prior(nn.Module):
         return z
 
     def gauge(self, views: int) -> int:
-        r"""How many entropies :math:`H[z]` balance the log-density: V for a proper p(y),
-        V − 1 for a flat or uniform one."""
+        """How many entropies H[z] balance the log-density of so many views.
+
+        V for a proper p(y), V − 1 for a flat or uniform one.
+        """
         return views if self.proper else views - 1
 
     @property
@@ -62,7 +65,7 @@ class Prior(nn.Module):
                 f"{tuple(z.shape)}; build the prior with dim={z.shape[-1]} or the "
                 f"encoder with {self.dim} outputs"
             )
-        options = {} if present is None else {"present": present}
+        options: dict[str, Any] = {} if present is None else {"present": present}
         if self.dim is None:
             options["dim"] = z.shape[-1]
         return self(z.shape[-2], **options)

@@ -47,25 +47,27 @@ class Gaussian(Prior):
             flat where it cannot serve.
     """
 
+    scale: Positive
+    y_scale: Positive | float
+
     def __init__(
         self, dim: int | None, scale: Scale = 1.0, y_scale: Scale = 1.0
     ) -> None:
         super().__init__()
         self.dim = check_dim(dim)
         self.scale = Positive(scale, "scale")
-        self.y_scale: Positive | float = math.inf
-        if y_scale != math.inf:
-            self.y_scale = Positive(y_scale, "y_scale")
-        if not self.proper and self.scale.free:
+        flat = y_scale == math.inf
+        self.y_scale = math.inf if flat else Positive(y_scale, "y_scale")
+        if flat and self.scale.free:
             raise ValueError(
                 "expected a fixed scale with a flat p(y) (y_scale=math.inf), got "
                 f"scale={self.scale.value!r}; under a flat p(y) a free scale has no "
                 "optimum: fix the scale or give a finite y_scale"
             )
-        if self.proper and self.scale.free and self.y_scale.free:
+        if self.scale.free and isinstance(self.y_scale, Positive) and self.y_scale.free:
             raise ValueError(
-                "expected at most one free scale, got both scale and y_scale learned or "
-                "random; stretching z moves one into the other: fix one of them"
+                "expected at most one free scale, got both scale and y_scale learned "
+                "or random; stretching z moves one into the other: fix one of them"
             )
 
     @property
@@ -109,7 +111,7 @@ class Gaussian(Prior):
         z: Float[Tensor, "*batch view dim"],
         present: Bool[Tensor, "*batch view"] | None = None,
     ) -> Event:
-        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a normal with event shape (dim,)."""
+        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a normal, event shape (dim,)."""
         factor = self.of(z, present).factor(z)
         loading = self._scales({})[1]
         normal = Normal(loading * factor.mean, loading * factor.stddev)
@@ -138,17 +140,15 @@ class Gaussian(Prior):
         self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
     ) -> Float[Tensor, "*batch n m"]:
         r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
-        self._require_proper("pointwise mutual information")
         marginal = self.log_prob(b.unsqueeze(-2))
         return self.log_kernel(a, b) - marginal.unsqueeze(-2)
 
     def mutual_information(self) -> Float[Tensor, ""]:
         r"""Return :math:`I(z; z') = -\frac{d}{2} \log(1 - \rho^2)`, with
         :math:`\rho = \tau^2 / (\tau^2 + \sigma^2)`, in nats."""
-        self._require_proper("mutual information")
-        scale, y_scale = self._scales({})
-        correlation = y_scale.square() / (y_scale.square() + scale.square())
-        return -0.5 * self.known_dim() * torch.log1p(-correlation.square())
+        single = self(1)
+        correlation = single.loading.square() / single.variance
+        return -0.5 * torch.log1p(-correlation.square()).sum()
 
     def _conditional(self, plug_in: bool) -> tuple[Tensor, Tensor]:
         scale, y_scale = self._scales({})
@@ -167,19 +167,14 @@ class Gaussian(Prior):
             return scale, torch.ones_like(scale)
         return scale, drawn.get("y_scale", self.y_scale())
 
-    def _require_proper(self, what: str) -> None:
-        if not self.proper:
-            raise ValueError(
-                f"expected a proper p(y) for {what}, got a flat one (y_scale=math.inf); "
-                "give the prior a finite y_scale, for instance y_scale=1.0"
-            )
-
 
 class Independent(Prior):
     r"""Views that have nothing in common, each standard normal: the VAE's prior.
 
     .. math:: p(z_1, \dots, z_V) = \prod_v N(z_v \mid 0, I)
     """
+
+    one: Tensor
 
     def __init__(self, dim: int | None) -> None:
         super().__init__()

@@ -25,7 +25,8 @@ __all__ = ["Spherical"]
 class Spherical(Prior):
     r"""Views around a direction that is uniform on the sphere, integrated out exactly.
 
-    .. math:: p(y) = U(S^{d-1}), \qquad p(z_v \mid y) = C_d(\kappa) e^{\kappa z_v^\top y}
+    .. math:: p(y) = U(S^{d-1}), \qquad
+        p(z_v \mid y) = C_d(\kappa) e^{\kappa z_v^\top y}
 
     .. math:: \log p(z_1, \dots, z_V) = V \log C_d(\kappa)
         - \log C_d(\kappa \lVert \textstyle\sum_v z_v \rVert) - \log |S^{d-1}|
@@ -68,7 +69,7 @@ class Spherical(Prior):
         return normalize(z, dim=-1)
 
     def posterior_y(self, z: Float[Tensor, "*batch view dim"]) -> VonMisesFisher:
-        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, von Mises-Fisher around the sum."""
+        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, von Mises-Fisher about the sum."""
         return self.of(z).direction(z)
 
     def log_kernel(

@@ -27,6 +27,8 @@ LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
 class Checkpoints:
     """The folder of a run: its last epoch, its best one, and its history as JSON.
 
+    ``read(folder / "best.safetensors")["objective"]`` is a `state_dict`.
+
     Arguments:
         folder: None keeps nothing.
         every: So many epochs lie between two of the last one.

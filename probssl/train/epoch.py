@@ -60,12 +60,11 @@ def ascend(
 def validate(
     objective: nn.Module, data: Items | Loaded, seed: int, device: torch.device
 ) -> Row:
-    """The mean terms over all items, in evaluation mode, with the randomness of a seed.
+    """The mean terms over all items, with the randomness of a seed.
 
     The same random numbers each time make epochs comparable, and leave those of
-    training as they are.
+    training as they are. The mode is that of `ascend` at its end, evaluation.
     """
-    objective.eval()
     tally = Tally()
     with same_randomness(seed, device):
         for batch in data.sweep():

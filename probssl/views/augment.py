@@ -27,7 +27,9 @@ class Grid(nn.Module):
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
         check_floats(x)
         x = x.clamp(0, 1)
-        return x if self.levels is None else (x * self.levels).round() / self.levels
+        if self.levels is None:
+            return x
+        return x.mul_(self.levels).round_().div_(self.levels)
 
 
 class Augment(nn.Module):
@@ -45,6 +47,7 @@ class Augment(nn.Module):
             height, width) and nothing else. With `levels` they always are.
 
     Example:
+        >>> import torch
         >>> sampler = Augment(Affine(rotate=15), views=2, levels=16)
         >>> sampler(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 2, 1, 8, 8])

@@ -1,7 +1,5 @@
 """What colour pixels have: brightness, contrast, saturation, hue, and none at all."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -69,7 +67,7 @@ class Colour(nn.Module):
         fades = ends(self.saturation, 1) != (1, 1)
         what = "saturation and hue" if turns or fades else "brightness and contrast"
         check_images(x, what, colour=turns or fades)
-        changed = self._linear(x).clamp(0, 1)
+        changed = self._linear(x).clamp_(0, 1)
         if turns:
             changed = _turned(changed, uniform(ends(self.hue, 0), x.shape[:1], x))
         return sometimes(self.p, changed, x)
@@ -81,7 +79,7 @@ class Colour(nn.Module):
         )
         grey = _grey(x)
         mean = grey.mean((-2, -1), keepdim=True)
-        offset = b * c * (1 - s) * grey + b * (1 - c) * mean
+        offset = grey.mul_(b * c * (1 - s)).add_(b * (1 - c) * mean)
         return torch.addcmul(offset, b * c * s, x)
 
 
@@ -106,29 +104,27 @@ def _grey(x: Tensor) -> Float[Tensor, "n 1 height width"]:
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     red, green, blue = x.split(1, 1)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def _turned(x: Tensor, turn: Float[Tensor, " n"]) -> Tensor:
-    r"""The hue h turned, with V = max, C = max − min, and the channels' hues h_k.
+def _turned(x: Tensor, turn: Float[Tensor, " n"]) -> Float[Tensor, "n 3 height width"]:
+    r"""The hue h in HSV turned, with m = min and C = max − min of R, G, B.
 
-    .. math:: x_k = V - C \min(1, \max(0, 2 - 6 |h + 1/2 - h_k|)), h_k = 0, 1/3, 2/3
+    .. math:: 6 h = \pm \left(1 + \frac{G + B - R - m}{C}\right) \in [-3, 3], \qquad
+        x_k = m + C \min(1, \max(0, |6 \{h - k / 3\} - 3| - 1)), \quad k = 0, 1, 2
 
-    where the distance on the circle of hues is at most 1/2.
+    with the sign of G − B, and the fractional part in braces.
     """
     red, green, blue = x.split(1, 1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = torch.maximum(torch.maximum(red, green), blue).sub_(low)
 
-    sixth = torch.where(
-        value == red,
-        green - blue,
-        torch.where(value == green, blue - red, red - green),
-    ) / (6 * chroma + (chroma == 0))
-    third = torch.where(value == red, 0, torch.where(value == green, 1 / 3, 2 / 3))
-    hue = sixth + third + per_item(turn, x)
+    # Grey has no hue: its numerator and its chroma are zero.
+    fold = (green + blue).sub_(red).sub_(low)
+    fold = fold.div_(chroma.clamp_min(torch.finfo(x.dtype).tiny)).add_(1)
+    hue = torch.copysign(fold, green - blue) / 6 + per_item(turn, x)
 
     channels = torch.arange(3, dtype=x.dtype, device=x.device).view(3, 1, 1) / 3
-    away = hue + 0.5 - channels
-    distance = (away - away.round()).abs()
-    return torch.addcmul(value, chroma, (2 - 6 * distance).clamp(0, 1), value=-1)
+    wave = hue - channels
+    wave = wave.sub_(wave.floor()).mul_(6).sub_(3).abs_().sub_(1)
+    return wave.clamp_(0, 1).mul_(chroma).add_(low)

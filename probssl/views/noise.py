@@ -14,6 +14,7 @@ from .ranges import (
     checked_integer,
     checked_range,
     ends,
+    happens,
     per_item,
     probability,
     sometimes,
@@ -42,7 +43,7 @@ class Noise(nn.Module):
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
         check_floats(x)
         scale = uniform(ends(self.scale), x.shape[:1], x)
-        noisy = torch.addcmul(x, per_item(scale, x), torch.randn_like(x))
+        noisy = torch.randn_like(x).mul_(per_item(scale, x)).add_(x)
         return sometimes(self.p, noisy, x)
 
 
@@ -81,12 +82,12 @@ class Mask(nn.Module):
         check_floats(x)
         fraction = per_item(uniform(ends(self.fraction), x.shape[:1], x), x)
         if self.patch is None:
-            hidden = uniform((0.0, 1.0), x.shape, x) < fraction
+            hidden = happens(fraction, x.shape, x)
         else:
             check_images(x, "Mask with patches")
             height, width = x.shape[-2:]
             rows, columns = (math.ceil(size / self.patch) for size in (height, width))
-            hidden = uniform((0.0, 1.0), (len(x), 1, rows, columns), x) < fraction
+            hidden = happens(fraction, (len(x), 1, rows, columns), x)
             hidden = hidden.repeat_interleave(self.patch, -2)[..., :height, :]
             hidden = hidden.repeat_interleave(self.patch, -1)[..., :width]
         return sometimes(self.p, x.masked_fill(hidden, self.value), x)

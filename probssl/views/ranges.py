@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "check_floats",
     "check_images",
     "ends",
+    "happens",
     "per_item",
     "probability",
     "sometimes",
@@ -33,7 +35,7 @@ def ends(value: Range, centre: float | None = None) -> tuple[float, float]:
 
 def checked_range(
     name: str,
-    value: Range,
+    value: Any,
     low: float,
     high: float = math.inf,
     *,
@@ -50,8 +52,7 @@ def checked_range(
         ValueError: If it does not, if its ends are reversed, or if it is no range.
     """
     try:
-        pair = isinstance(value, Sequence)
-        plain: Range = tuple(map(float, value)) if pair else float(value)
+        plain = _plain(value)
         start, end = ends(plain, centre)
         within = low <= start <= end <= high and math.isfinite(end - start)
     except (TypeError, ValueError):
@@ -60,19 +61,19 @@ def checked_range(
         short = "" if centre is None else f" (a number a means {centre:g} ± a)"
         limits = f"{'(' if positive else '['}{low:g}, {high:g}]"
         raise ValueError(
-            f"expected {name} as a number or a pair (low, high) within {limits}{short}, "
-            f"got {value!r}; give the lower end first"
+            f"expected {name} as a number or a pair (low, high) within "
+            f"{limits}{short}, got {value!r}; give the lower end first"
         )
     return plain
 
 
-def probability(name: str, value: float) -> float:
+def probability(name: str, value: Any) -> float:
     """`value` as a plain number, if it is a probability.
 
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, Sequence) or not 0 <= value <= 1:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(
             f"expected {name} as a probability within [0, 1], got {value!r}; "
             "1 is always, 0 is never"
@@ -131,13 +132,14 @@ def uniform(
     range_: tuple[float, float], shape: Sequence[int], x: Tensor
 ) -> Float[Tensor, "*shape"]:
     """Draws from U(low, high), of the type and on the device of x."""
-    low, high = range_
-    return low + (high - low) * torch.rand(shape, dtype=x.dtype, device=x.device)
+    return x.new_empty(shape).uniform_(*range_)
 
 
-def per_item(value: Tensor, x: Tensor) -> Tensor:
-    """One number for each item, (n,), in a shape that broadcasts against x."""
-    return value.reshape(-1, *[1] * (x.ndim - 1))
+def happens(
+    p: float | Tensor, shape: Sequence[int], x: Tensor
+) -> Bool[Tensor, "*shape"]:
+    """Independent events of probability p, on the device of x."""
+    return torch.rand(shape, dtype=x.dtype, device=x.device) < p
 
 
 def sometimes(
@@ -146,5 +148,16 @@ def sometimes(
     """`changed` for each item with probability p, and x itself otherwise."""
     if p == 1:
         return changed
-    chosen = uniform((0.0, 1.0), x.shape[:1], x) < p
-    return torch.where(per_item(chosen, x), changed, x)
+    return torch.where(per_item(happens(p, x.shape[:1], x), x), changed, x)
+
+
+def per_item(value: Tensor, x: Tensor) -> Tensor:
+    """One value for each item, (n,), in a shape that broadcasts against x."""
+    return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _plain(value: Any) -> Range:
+    if isinstance(value, tuple | list):
+        low, high = value
+        return float(low), float(high)
+    return float(value)

@@ -1,0 +1,97 @@
+"""What differs between ArviZ 0.2x and 1.x: the container, and the fit of a tail."""
+
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    import arviz
+    import xarray
+
+__all__ = ["Variable", "container", "pareto_k"]
+
+Variable = tuple[tuple[str, ...], np.ndarray]  # the names of its axes, its values
+Coordinates = Mapping[str, np.ndarray | list[str]]
+
+LEAST = 25  # draws of which the largest fifth is a tail that can be fitted
+
+
+def container(
+    groups: Mapping[str, Mapping[str, Variable]],
+    coords: Coordinates,
+    attrs: Mapping[str, str | int],
+) -> "arviz.InferenceData | xarray.DataTree":
+    """Groups of named arrays as InferenceData (ArviZ 0.2x) or as a DataTree (1.x).
+
+    Arguments:
+        groups: For each group its variables, each with the names of its axes.
+        coords: The labels along an axis; other axes count from 0.
+        attrs: What every group says of itself.
+    """
+    import xarray
+
+    datasets = {
+        name: _dataset(variables, coords, attrs) for name, variables in groups.items()
+    }
+    if _major() == 0:
+        return _arviz().InferenceData(attrs=dict(attrs), **datasets)
+    root = xarray.Dataset(attrs=dict(attrs))
+    return xarray.DataTree.from_dict({"/": root} | datasets)
+
+
+def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, " item"]:
+    """The shape of the generalised Pareto tail of importance weights, for each item.
+
+    NaN below 25 draws, and where the weights differ by no more than rounding.
+
+    References:
+        Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
+        https://arxiv.org/abs/1507.02646
+    """
+    size = np.abs(log_weights).max(1) * np.finfo(log_weights.dtype).eps
+    rows = np.ptp(log_weights, 1) > 64 * size
+    k = np.full(len(log_weights), np.nan)
+    if log_weights.shape[1] < LEAST or not rows.any():
+        return k
+    chosen = log_weights[rows].astype(np.float64)
+    if _major() == 0:
+        k[rows] = _arviz().psislw(chosen)[1]
+        return k
+    from arviz_stats.base import array_stats
+
+    # Here psislw takes log-likelihoods, whose negatives are the log-weights of
+    # leave-one-out.
+    k[rows] = array_stats.psislw(-chosen)[1]
+    return k
+
+
+def _dataset(
+    variables: Mapping[str, Variable], coords: Coordinates, attrs: Mapping[str, Any]
+) -> "xarray.Dataset":
+    import xarray
+
+    sizes = {
+        axis: size
+        for axes, values in variables.values()
+        for axis, size in zip(axes, values.shape, strict=True)
+    }
+    labels = {axis: coords.get(axis, np.arange(size)) for axis, size in sizes.items()}
+    return xarray.Dataset(dict(variables), labels, dict(attrs))
+
+
+def _major() -> int:
+    return int(version("arviz").partition(".")[0])
+
+
+def _arviz() -> ModuleType:
+    with warnings.catch_warnings():
+        # Once a day ArviZ 0.23 announces the next version.
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        import arviz
+
+    return arviz

@@ -1,0 +1,233 @@
+"""Draws from the posterior and the prior, in ArviZ's container."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data.splits import Groups, Split
+from ..joint import Joint
+from ..terms import Batch
+from .containers import Variable, container
+from .items import PATIENCE, Array, Data, Items, Views, array, chunks, evaluating
+from .joints import check_proper, check_spread, joint_of
+
+if TYPE_CHECKING:
+    import arviz
+    import xarray
+
+__all__ = ["to_arviz"]
+
+Draws = dict[str, Tensor]
+
+
+def to_arviz(
+    objective: nn.Module,
+    data: Data | Groups,
+    *,
+    draws: int = 500,
+    items: int | Sequence[int] = 100,
+    views: Views | None = None,
+    predictive: bool = True,
+) -> "arviz.InferenceData | xarray.DataTree":
+    r"""Return draws from the posterior of some items for ArviZ, of either generation.
+
+    ArviZ below 1.0 gets InferenceData, later a DataTree, with the groups
+
+    ====================  =========================================================
+    posterior             z (chain, draw, item, view, dim) and random
+                          hyper-parameters (chain, draw), from the guide
+    posterior_predictive  x (chain, draw, item, view, \*event)
+    sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item:
+                          their difference is the log-weight of importance sampling;
+                          for random hyper-parameters h log_p_hyper and log_q_hyper
+    log_likelihood        x: log p(x | z) of each item, given its own z
+    prior                 z (chain, draw, view, dim) of any item, hyper-parameters
+    prior_predictive      x (chain, draw, view, \*event)
+    observed_data         x (item, view, \*event), NaN where a view is absent
+    constant_data         label (item), if there are labels
+    ====================  =========================================================
+
+    Draws are independent, so there is one chain, and no diagnostics of chains apply:
+    ``az.summary(idata, kind="stats")``.
+
+    Arguments:
+        data: A `Split`, `Groups`, or a tensor or array (n, \*event).
+        draws: The number of draws.
+        items: The first so many items, or the row numbers of some, which are the
+            coordinates of "item".
+        views: A sampler; the posterior is then that of all views of an item. Without
+            one each item is seen alone.
+        predictive: Whether to draw x. These take 4 · draws · items · views · pixels
+            bytes: 160 MB for 100 images of MNIST.
+
+    Raises:
+        ValueError: If there is no posterior with a density, p(y) is flat, or the data
+            cannot have come from the model.
+    """
+    if draws < 1:
+        raise ValueError(f"expected draws of at least 1, got {draws}; 500 is usual")
+    joint = joint_of(objective, "a posterior")
+    check_proper(joint, "prior and posterior")
+    check_spread(joint, "a posterior")
+    with evaluating(objective) as like:
+        source = Items(data, like, views)
+        rows = _rows(items, len(source))
+        batch = source.batch(torch.from_numpy(rows))
+        joint.check(batch)
+        after = _many(_posterior, joint, batch, draws, predictive)
+        anyone = Batch(batch.views[:1])  # whose data the prior does not see
+        before = _many(_prior, joint, anyone, draws, predictive)
+    groups = _sampled(joint, after, before) | _observed(data, batch, rows)
+    return container(groups, {"item": rows}, _attrs(joint))
+
+
+def _many(
+    draw: Callable[[Joint, Batch, int, bool], Draws],
+    joint: Joint,
+    batch: Batch,
+    draws: int,
+    predictive: bool,
+) -> dict[str, Array]:
+    """Draws in parts that fit the memory, put together on the host."""
+    found: dict[str, Array] = {}
+    done, sizes = 0, chunks(draws, batch)
+    for n in tqdm(sizes, "draws", delay=PATIENCE, unit="part"):
+        for name, values in draw(joint, batch, n, predictive).items():
+            part = array(values)
+            if name not in found:
+                found[name] = np.empty((draws, *part.shape[1:]), part.dtype)
+            found[name][done : done + n] = part
+        done += n
+    return found
+
+
+def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
+    with pyro.plate("particles", n, dim=-2):
+        guide = poutine.trace(joint.guide).get_trace(batch)
+        model = poutine.trace(poutine.replay(joint.model, guide)).get_trace(batch)
+    q, p = _sites(guide), _sites(model)
+    log_likelihood = _log_prob(p["x"])
+    found = {
+        "z": q["z"]["value"],
+        "log_likelihood": log_likelihood,
+        "log_p": log_likelihood + _log_prob(p["z"]),
+        "log_q": _log_prob(q["z"]),
+    }
+    hyper = [h.name for h in joint.prior.random()]
+    if hyper:
+        found["log_p_hyper"] = torch.cat([_log_prob(p[h]) for h in hyper], 1).sum(1)
+        found["log_q_hyper"] = torch.cat([_log_prob(q[h]) for h in hyper], 1).sum(1)
+    if predictive:
+        found["x"] = p["x"]["fn"].sample()
+    return found | {h: q[h]["value"].squeeze(1) for h in hyper}
+
+
+def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
+    with pyro.plate("particles", n, dim=-2):
+        model = poutine.trace(poutine.uncondition(joint.model)).get_trace(batch)
+    p = _sites(model)
+    names = ["z", "x"] if predictive else ["z"]
+    names += [h.name for h in joint.prior.random()]
+    return {name: p[name]["value"].squeeze(1) for name in names}
+
+
+def _sites(trace: poutine.Trace) -> dict[str, Any]:
+    return dict(trace.nodes)
+
+
+def _log_prob(site: Any) -> Tensor:
+    return site["fn"].log_prob(site["value"])
+
+
+def _sampled(
+    joint: Joint, after: dict[str, Array], before: dict[str, Array]
+) -> dict[str, dict[str, Variable]]:
+    """The groups of draws, with the names of their axes."""
+
+    def named(values: Array, *axes: str) -> Variable:
+        return ("chain", "draw", *axes), values[None]
+
+    each = {"z", "x", "log_likelihood", "log_p", "log_q"}
+    latent, hyper = ("view", "dim"), [name for name in before if name not in each]
+    groups = {
+        "posterior": {"z": named(after["z"], "item", *latent)}
+        | {name: named(after[name]) for name in hyper},
+        "sample_stats": {
+            name: named(after[name], "item") for name in ("log_p", "log_q")
+        }
+        | {name: named(after[name]) for name in after if name.endswith("_hyper")},
+        "prior": {"z": named(before["z"], *latent)}
+        | {name: named(before[name]) for name in hyper},
+    }
+    if not joint.likelihood.pseudo:
+        log_likelihood = named(after["log_likelihood"], "item")
+        groups["log_likelihood"] = {"x": log_likelihood}
+    if "x" in after:
+        event = ("view", *_axes(before["x"].ndim - 2))
+        groups["posterior_predictive"] = {"x": named(after["x"], "item", *event)}
+        groups["prior_predictive"] = {"x": named(before["x"], *event)}
+    return groups
+
+
+def _observed(
+    data: Data | Groups, batch: Batch, rows: Array
+) -> dict[str, dict[str, Variable]]:
+    x = array(cast(Tensor, batch.views))
+    if batch.present is not None:
+        x = np.where(
+            array(batch.present).reshape(*x.shape[:2], *[1] * (x.ndim - 2)), x, np.nan
+        )
+    axes = ("item", "view", *_axes(x.ndim - 2))
+    groups: dict[str, dict[str, Variable]] = {"observed_data": {"x": (axes, x)}}
+    labels = data.labels if isinstance(data, Split | Groups) else None
+    if labels is not None:
+        groups["constant_data"] = {"label": (("item",), array(labels)[rows])}
+    return groups
+
+
+def _axes(event: int) -> tuple[str, ...]:
+    """Names for the axes of an item."""
+    if event == 3:
+        return "channel", "height", "width"
+    return tuple(f"axis_{i}" for i in range(event))
+
+
+def _attrs(joint: Joint) -> dict[str, str]:
+    attrs = {
+        "inference": "SVI",
+        "inference_library": "pyro-ppl",
+        "inference_library_version": version("pyro-ppl"),
+        "creation_library": "probssl",
+        "measure": joint.likelihood.measure,
+    }
+    if joint.likelihood.pseudo:
+        attrs["log_likelihood"] = (
+            f"left out: {type(joint.likelihood).__name__} is a pseudo-likelihood, no "
+            "density of x"
+        )
+    return attrs
+
+
+def _rows(items: int | Sequence[int], count: int) -> Array:
+    """The row numbers of the items asked for."""
+    rows = np.arange(min(items, count)) if isinstance(items, int) else np.asarray(items)
+    if rows.dtype == bool:
+        rows = np.flatnonzero(rows)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
+        raise ValueError(
+            f"expected items as a number of at least 1 or a list of row numbers, got "
+            f"{items!r}; for instance items=100 or items=[0, 7]"
+        )
+    if rows.min() < 0 or rows.max() >= count:
+        raise ValueError(
+            f"expected row numbers from 0 to {count - 1}, got {rows.min()} to "
+            f"{rows.max()}; the data have {count} items"
+        )
+    return rows.astype(np.int64)

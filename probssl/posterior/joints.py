@@ -1,0 +1,60 @@
+"""The joint of an objective, and whether it can answer what it is asked."""
+
+import torch
+from torch import nn
+
+from ..guides import Point
+from ..joint import Joint
+
+__all__ = ["check_density", "check_proper", "check_spread", "joint_of"]
+
+
+def joint_of(objective: nn.Module, what: str) -> Joint:
+    """The joint distribution of an objective, or the objective if it is one.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    joint = (
+        objective if isinstance(objective, Joint) else getattr(objective, "joint", None)
+    )
+    if not isinstance(joint, Joint):
+        raise ValueError(
+            f"expected an objective with a joint distribution for {what}, got "
+            f"{type(objective).__name__}, which has no p(x, z); fit SimVAE or VAE, or "
+            "use embed alone"
+        )
+    return joint
+
+
+def check_proper(joint: Joint, what: str) -> None:
+    """Raise an error if p(y) is flat, so that z has no distribution."""
+    device = next(joint.parameters()).device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            joint.prior(2).sample()
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"expected a proper p(y) for {what}, got a flat one (y_scale=math.inf), "
+            "under which z has no distribution; give the prior a finite y_scale, for "
+            "instance y_scale=1.0"
+        ) from error
+
+
+def check_spread(joint: Joint, what: str) -> None:
+    """Raise an error if the guide is a point, which has no density."""
+    if isinstance(joint.posterior, Point):
+        raise ValueError(
+            f"expected a guide with a density for {what}, got guides.Point; build the "
+            "joint with guides.DiagonalGaussian or guides.Coupled"
+        )
+
+
+def check_density(joint: Joint, what: str) -> None:
+    """Raise an error if the likelihood is no density of x."""
+    if joint.likelihood.pseudo:
+        raise ValueError(
+            f"expected a likelihood with a density of x for {what}, got "
+            f"{type(joint.likelihood).__name__}, here a pseudo-likelihood; build the "
+            "joint with a real one, for instance likelihoods.Binomial(levels)"
+        )

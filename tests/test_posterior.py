@@ -1,0 +1,472 @@
+"""What a fitted objective says, against plain loops and linear-Gaussian models."""
+
+import math
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.bounds import log_weights
+from probssl.data import Split, groups
+from probssl.posterior import embed, evidence, reconstruct, sample, to_arviz
+from probssl.posterior.containers import pareto_k
+from probssl.posterior.items import Items
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+DIM, EVENT, NOISE, SCALE, Y_SCALE = 2, 5, 0.4, 0.6, 1.3
+IMAGE = (1, 4, 4)
+
+
+class ExactFactors(nn.Module):
+    """The likelihood as a normal function of z, with the raw scale that gives it."""
+
+    def __init__(self, weight: Tensor, noise: float, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.precision = weight.square().sum(0) / noise**2
+        self.weight, self.noise, self.floor = weight, noise, floor
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc = x @ self.weight / self.noise**2 / self.precision
+        raw = (self.precision.rsqrt() - self.floor).expm1().log()
+        return torch.cat([loc, raw.expand_as(loc)], -1)
+
+
+def linear_gaussian(guide: type[nn.Module] = ps.guides.Coupled, **prior) -> ps.Joint:
+    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
+    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
+    decoder = nn.Linear(DIM, EVENT, bias=False)
+    decoder.weight = nn.Parameter(weight)
+    return ps.Joint(
+        ps.priors.Gaussian(DIM, **({"scale": SCALE, "y_scale": Y_SCALE} | prior)),
+        ps.likelihoods.Gaussian(NOISE),
+        ExactFactors(weight, NOISE),
+        decoder,
+        guide=guide,
+    )
+
+
+def covariances(joint: ps.Joint, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cov(z), the stacked decoder, and Cov(x), all views of an item in one vector."""
+    z = torch.kron(SCALE**2 * torch.eye(views) + Y_SCALE**2, torch.eye(DIM))
+    decoder = torch.kron(torch.eye(views), joint.decoder.weight.detach().contiguous())
+    x = decoder @ z @ decoder.T + NOISE**2 * torch.eye(views * EVENT)
+    return z, decoder, x
+
+
+def exact_evidence(joint: ps.Joint, x: Tensor) -> Tensor:
+    _, _, covariance = covariances(joint, x.shape[1])
+    return MultivariateNormal(torch.zeros(len(covariance)), covariance).log_prob(
+        x.flatten(1)
+    )
+
+
+def exact_posterior(joint: ps.Joint, x: Tensor) -> MultivariateNormal:
+    z, decoder, _ = covariances(joint, x.shape[1])
+    precision = z.inverse() + decoder.T @ decoder / NOISE**2
+    mean = torch.linalg.solve(precision, decoder.T @ x.flatten(1).T / NOISE**2)
+    return MultivariateNormal(mean.T, precision_matrix=precision)
+
+
+def images(**options) -> ps.Joint:
+    """A small joint of images, with all the parts a fitted one has."""
+    return ps.Joint(
+        ps.priors.Gaussian(3, **({"scale": 0.4} | options)),
+        ps.likelihoods.Binomial(4),
+        ps.nn.MLPEncoder(IMAGE, 3, hidden=(8,)),
+        ps.nn.MLPDecoder(3, IMAGE, hidden=(8,)),
+    )
+
+
+def twice(x: Tensor) -> Tensor:
+    """A view sampler: the item and its mirror image."""
+    return torch.stack([x, x.flip(-1)], 1)
+
+
+def grey(n: int) -> Tensor:
+    return torch.randint(0, 5, (n, *IMAGE)) / 4.0
+
+
+class TestEmbed:
+    def test_it_equals_the_plain_loop(self):
+        simvae, x = ps.limits.SimVAE(images()), grey(25)
+        expected = torch.cat([simvae.represent(part) for part in x.split(10)])
+        for data in (x, x.numpy(), Split(x)):
+            z = embed(simvae, data, batch_size=10)
+            assert isinstance(z, np.ndarray) and z.shape == (25, 3)
+            assert_close(torch.from_numpy(z), expected.detach())
+
+    def test_the_standard_deviation_is_that_of_an_item_seen_alone(self):
+        joint, x = linear_gaussian(), torch.randn(4, EVENT)
+        exact = exact_posterior(joint, x.unsqueeze(1))
+        z, std = embed(ps.limits.SimVAE(joint), x, return_std=True)
+        assert_close(torch.from_numpy(z), exact.mean)
+        assert_close(torch.from_numpy(std), exact.stddev)
+
+    def test_bytes_stand_for_fractions_of_255(self):
+        x = torch.randint(0, 256, (6, *IMAGE), dtype=torch.uint8)
+        encoder = ps.nn.MLPEncoder(IMAGE, 3)
+        assert_close(embed(encoder, x), embed(encoder, x / 255.0))
+
+    def test_it_follows_the_precision_of_the_objective(self):
+        encoder, x = ps.nn.MLPEncoder(IMAGE, 3), torch.rand(6, *IMAGE)
+        z = embed(encoder, x.float())
+        assert z.dtype == np.float64
+        assert embed(encoder.float(), x).dtype == np.float32
+        assert embed(encoder.bfloat16(), x).dtype == np.float32
+        assert embed(nn.Identity(), torch.rand(6, 2).float()).dtype == np.float32
+
+    def test_it_runs_in_evaluation_mode_and_restores_every_mode(self):
+        class Watched(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm = nn.BatchNorm1d(2)
+                self.seen: list[tuple[bool, bool]] = []
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.seen.append((self.training, torch.is_grad_enabled()))
+                return self.norm(x)
+
+        model = Watched()
+        model.norm.eval()
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        embed(model, torch.randn(8, 2), batch_size=3)
+        assert set(model.seen) == {(False, False)} and len(model.seen) == 3
+        assert model.training and not model.norm.training
+        assert_close(model.state_dict(), before)
+
+    def test_the_mode_is_restored_after_an_error(self):
+        encoder = ps.nn.MLPEncoder((3,), 2)
+        with pytest.raises(ValueError, match="expected"):
+            embed(encoder, torch.randn(4, 2))
+        assert encoder.training and encoder.trunk.training
+
+    def test_the_projector_is_given_on_request(self):
+        encoder = ps.nn.MLPEncoder(IMAGE, 3)
+        simclr = ps.limits.SimCLR(encoder, ps.nn.Projector(3, 8, 4)).eval()
+        x = grey(6)
+        assert_close(torch.from_numpy(embed(simclr, x)), encoder(x).detach())
+        projected = simclr.projector(encoder(x)).detach()
+        assert_close(torch.from_numpy(embed(simclr, x, layer="projector")), projected)
+
+    def test_errors_say_what_is_missing(self):
+        simclr = ps.limits.SimCLR(ps.nn.MLPEncoder(IMAGE, 3))
+        for layer, said in (("head", "backbone"), ("projector", "without one")):
+            with pytest.raises(ValueError, match=said):
+                embed(simclr, grey(4), layer=layer)
+        with pytest.raises(ValueError, match="return_std=True, got SimCLR"):
+            embed(simclr, grey(4), return_std=True)
+        with pytest.raises(TypeError, match=r"\.train or \.test"):
+            embed(simclr, ps.data.arrays(grey(8)))
+        with pytest.raises(TypeError, match=r"views\[:, 0\]"):
+            embed(simclr, groups(torch.rand(4, 2, 3)))
+        with pytest.raises(ValueError, match=r"\(n, dim\), got \(4,\)"):
+            embed(nn.Flatten(0), torch.rand(4, 1))
+        with pytest.raises(ValueError, match="NaN"):
+            embed(simclr, torch.full((4, *IMAGE), math.nan))
+        with pytest.raises(ValueError, match="batch_size"):
+            embed(simclr, grey(4), batch_size=0)
+
+
+class TestEvidence:
+    @pytest.mark.parametrize("views", [1, 2, 3])
+    def test_it_is_exact_under_the_exact_posterior(self, views):
+        joint, x = linear_gaussian(), torch.randn(7, views, EVENT)
+        found = evidence(joint, groups(x), particles=30, batch_size=3)
+        expected = exact_evidence(joint, x)
+        assert_close(torch.from_numpy(found.log_evidence), expected)
+        assert_close(found.ess, np.full(7, 30.0))
+        assert np.isnan(found.pareto_k).all()
+        assert found.mean == pytest.approx(float(expected.mean()))
+        error = float(expected.std() / math.sqrt(7))
+        assert found.standard_error == pytest.approx(error)
+        assert found.measure == "Lebesgue"
+
+    def test_it_comes_near_from_below_under_a_wrong_guide(self):
+        joint = linear_gaussian(ps.guides.DiagonalGaussian)
+        x = torch.randn(1000, 2, EVENT)
+        found = evidence(joint, groups(x), particles=200)
+        gap = exact_evidence(joint, x).numpy() - found.log_evidence
+        error = gap.std() / math.sqrt(1000)
+        assert -5 * error < gap.mean() < 0.2
+        assert (found.ess > 1).all() and (found.ess < 200).all()
+        assert np.isfinite(found.pareto_k).all()
+
+    def test_one_view_is_the_default_and_a_sampler_gives_more(self):
+        joint, x = linear_gaussian(), torch.randn(4, EVENT)
+        alone = evidence(ps.limits.SimVAE(joint), x, particles=2)
+        assert_close(
+            torch.from_numpy(alone.log_evidence), exact_evidence(joint, x.unsqueeze(1))
+        )
+        both = evidence(joint, x, particles=2, views=twice)
+        assert_close(
+            torch.from_numpy(both.log_evidence), exact_evidence(joint, twice(x))
+        )
+
+    def test_what_has_no_evidence_is_refused(self):
+        x = torch.randn(4, EVENT)
+        with pytest.raises(ValueError, match="y_scale"):
+            evidence(linear_gaussian(y_scale=math.inf), x)
+        with pytest.raises(ValueError, match="guides.Point"):
+            evidence(linear_gaussian(ps.guides.Point), x)
+        with pytest.raises(ValueError, match="VICReg"):
+            evidence(ps.limits.VICReg(ps.nn.MLPEncoder((EVENT,), DIM)), x)
+        joint = linear_gaussian()
+        joint.likelihood = ps.likelihoods.Bernoulli(grey=True)
+        with pytest.raises(ValueError, match="pseudo-likelihood"):
+            evidence(joint, x)
+        with pytest.raises(ValueError, match="particles"):
+            evidence(linear_gaussian(), x, particles=0)
+        with pytest.raises(ValueError, match="grey levels"):
+            evidence(images(), torch.rand(4, *IMAGE))
+
+    def test_random_hyper_parameters_are_averaged_over(self):
+        joint = linear_gaussian(scale=dist.LogNormal(-1.0, 0.5))
+        joint.population = torch.tensor(100)
+        found = evidence(joint, torch.randn(4, EVENT), particles=50)
+        assert np.isfinite(found.log_evidence).all() and (found.ess < 50).all()
+
+
+class TestParetoK:
+    def test_it_finds_the_tail_of_exponential_log_weights(self):
+        """The weights exp(k e), e standard exponential, are Pareto of shape k."""
+        rng, shapes = np.random.default_rng(0), np.array([0.2, 0.5, 0.9])
+        k = np.mean(
+            [
+                pareto_k(shapes[:, None] * rng.exponential(size=(3, 2000)))
+                for _ in range(40)
+            ],
+            axis=0,
+        )
+        # The fit has a weak prior of 10 observations around 1/2, in a tail of 135.
+        expected = (135 * shapes + 10 * 0.5) / 145
+        error = (1 + shapes) / math.sqrt(135 * 40)
+        assert (np.abs(k - expected) < 5 * error).all()
+
+    def test_it_is_not_a_number_where_there_is_no_tail(self):
+        log_weights = np.random.default_rng(0).normal(size=(2, 100))
+        log_weights[0] = -300.0
+        assert np.isnan(pareto_k(log_weights)).tolist() == [True, False]
+        assert np.isnan(pareto_k(log_weights[:, :24])).all()
+
+
+def values(container, group: str, name: str) -> np.ndarray:
+    """A variable of either generation's container."""
+    return container[group][name].values
+
+
+class TestToArviz:
+    def test_shapes_axes_and_coordinates(self):
+        labels = torch.arange(8) % 3
+        data = Split(grey(8), labels)
+        found = to_arviz(images(), data, draws=6, items=[5, 2, 7], views=twice)
+        posterior = found["posterior"]["z"]
+        assert posterior.dims == ("chain", "draw", "item", "view", "dim")
+        assert posterior.shape == (1, 6, 3, 2, 3)
+        assert posterior["item"].values.tolist() == [5, 2, 7]
+        assert posterior["view"].values.tolist() == [0, 1]
+        predicted = found["posterior_predictive"]["x"]
+        assert predicted.dims[2:] == ("item", "view", "channel", "height", "width")
+        assert predicted.shape == (1, 6, 3, 2, *IMAGE)
+        assert set(np.unique(predicted * 4)) <= {0, 1, 2, 3, 4}
+        assert found["prior"]["z"].dims == ("chain", "draw", "view", "dim")
+        assert found["prior_predictive"]["x"].shape == (1, 6, 2, *IMAGE)
+        assert found["log_likelihood"]["x"].dims == ("chain", "draw", "item")
+        assert_close(
+            torch.from_numpy(values(found, "observed_data", "x")),
+            twice(data.images[[5, 2, 7]]),
+        )
+        assert values(found, "constant_data", "label").tolist() == [2, 2, 1]
+
+    def test_it_says_how_it_came_about(self):
+        found = to_arviz(images(), grey(4), draws=2)
+        for attrs in (found.attrs, found["posterior"].attrs, found["prior"].attrs):
+            assert attrs["inference"] == "SVI"
+            assert attrs["inference_library"] == "pyro-ppl"
+            assert attrs["inference_library_version"].startswith("1.9")
+            assert attrs["measure"] == "counting, {0, …, 4} / 4"
+
+    def test_the_first_hundred_items_are_the_default(self):
+        joint = images()
+        assert to_arviz(joint, grey(120), draws=2)["posterior"]["z"].shape[2] == 100
+        assert to_arviz(joint, grey(12), draws=2)["posterior"]["z"].shape[2] == 12
+        assert (
+            to_arviz(joint, grey(12), draws=2, items=3)["posterior"]["z"].shape[2] == 3
+        )
+
+    def test_log_weights_are_those_of_the_bound(self):
+        joint, batch = images(), Batch(twice(grey(5)))
+        torch.manual_seed(3)
+        expected = log_weights(joint, batch, 20)
+        torch.manual_seed(3)
+        found = to_arviz(joint, grey_of(batch), draws=20, views=twice)
+        log_p, log_q = (values(found, "sample_stats", n)[0] for n in ("log_p", "log_q"))
+        assert_close(torch.from_numpy(log_p - log_q), sum(expected[:3]).detach())
+        assert_close(torch.from_numpy(-log_q), expected.entropy.detach())
+        likelihood = values(found, "log_likelihood", "x")[0]
+        assert_close(torch.from_numpy(likelihood), expected.reconstruction.detach())
+
+    @pytest.mark.parametrize("views", [1, 2])
+    def test_draws_follow_the_exact_posterior(self, views):
+        draws, joint, x = 20_000, linear_gaussian(), torch.randn(3, views, EVENT)
+        exact = exact_posterior(joint, x)
+        found = to_arviz(joint, groups(x), draws=draws, predictive=False)
+        z = torch.from_numpy(values(found, "posterior", "z")[0]).flatten(2)
+        error = 5 * exact.stddev / math.sqrt(draws)
+        assert ((z.mean(0) - exact.mean).abs() < error).all()
+        spread = 5 * exact.variance * math.sqrt(2 / draws)
+        assert ((z.var(0) - exact.variance).abs() < spread).all()
+        weight = values(found, "sample_stats", "log_p") - values(
+            found, "sample_stats", "log_q"
+        )
+        evidence = exact_evidence(joint, x)
+        assert_close(torch.from_numpy(weight[0]), evidence.expand(draws, -1))
+        assert "posterior_predictive" not in found and "prior_predictive" not in found
+
+    def test_predictive_draws_follow_the_exact_predictive_distribution(self):
+        draws, joint, x = 20_000, linear_gaussian(), torch.randn(2, 2, EVENT)
+        found = to_arviz(joint, groups(x), draws=draws)
+        exact, (_, decoder, covariance) = (
+            exact_posterior(joint, x),
+            covariances(joint, 2),
+        )
+        after = torch.from_numpy(values(found, "posterior_predictive", "x")[0]).flatten(
+            2
+        )
+        spread = decoder @ exact.covariance_matrix @ decoder.T + NOISE**2 * torch.eye(
+            10
+        )
+        variance = spread.diagonal(dim1=-2, dim2=-1)
+        error = 5 * variance.sqrt() / math.sqrt(draws)
+        assert ((after.mean(0) - exact.mean @ decoder.T).abs() < error).all()
+        before = torch.from_numpy(values(found, "prior_predictive", "x")[0]).flatten(1)
+        error = 5 * covariance.diagonal() * math.sqrt(2 / draws)
+        assert ((before.var(0) - covariance.diagonal()).abs() < error).all()
+
+    def test_random_hyper_parameters_have_draws_of_their_own(self):
+        joint = images(scale=dist.LogNormal(-1.0, 0.5))
+        found = to_arviz(joint, grey(4), draws=3_000, predictive=False)
+        scale = torch.from_numpy(values(found, "posterior", "scale"))
+        before = torch.from_numpy(values(found, "prior", "scale"))
+        assert scale.shape == before.shape == (1, 3_000)
+        error = 5 * 0.5 / math.sqrt(3_000)
+        assert abs(before.log().mean() + 1) < error
+        assert abs(scale.log().mean() - joint.prior.scale.loc) < 2 * error
+        log_p = torch.from_numpy(values(found, "sample_stats", "log_p_hyper"))
+        log_q = torch.from_numpy(values(found, "sample_stats", "log_q_hyper"))
+        assert_close(log_p, dist.LogNormal(-1.0, 0.5).log_prob(scale))
+        deviation = joint.prior.scale.log_scale.exp()
+        q = dist.LogNormal(joint.prior.scale.loc, deviation)
+        assert_close(log_q, q.log_prob(scale).detach())
+
+    def test_absent_views_are_nan_and_add_nothing(self):
+        joint, x = linear_gaussian(), torch.randn(3, 2, EVENT)
+        present = torch.tensor([[True, True], [True, False], [False, True]])
+        found = to_arviz(joint, groups(x, present=present), draws=4)
+        observed = values(found, "observed_data", "x")
+        assert (np.isnan(observed).all(-1) == ~present.numpy()).all()
+        weight = values(found, "sample_stats", "log_p") - values(
+            found, "sample_stats", "log_q"
+        )
+        alone = torch.stack([x[1, 0], x[2, 1]]).unsqueeze(1)
+        expected = exact_evidence(joint, alone).expand(4, -1)
+        assert_close(torch.from_numpy(weight[0, :, 1:]), expected)
+
+    def test_pseudo_likelihoods_have_no_log_likelihood(self):
+        joint = images()
+        joint.likelihood = ps.likelihoods.Bernoulli(grey=True)
+        found = to_arviz(joint, grey(4), draws=2)
+        assert "log_likelihood" not in found
+        assert "pseudo-likelihood" in found.attrs["log_likelihood"]
+
+    def test_arviz_summarises_and_stores_it(self, tmp_path):
+        found = to_arviz(images(), grey(4), draws=50)
+        az = pytest.importorskip("arviz")
+        summary = az.summary(found, var_names=["z"], kind="stats")
+        assert len(summary) == 4 * 3
+        mean = values(found, "posterior", "z").mean((0, 1)).ravel()
+        assert np.abs(summary["mean"].astype(float) - mean).max() < 0.01
+        found.to_netcdf(str(tmp_path / "posterior.nc"))
+        again = az.from_netcdf(str(tmp_path / "posterior.nc"))
+        for group in ("posterior", "sample_stats", "observed_data", "prior"):
+            for name in found[group].data_vars:
+                left, right = found[group][name], again[group][name]
+                assert left.dims == right.dims
+                assert (left.values == right.values).all()
+        assert again["posterior"].attrs["inference"] == "SVI"
+
+    def test_what_has_no_posterior_is_refused(self):
+        with pytest.raises(ValueError, match="y_scale"):
+            to_arviz(images(y_scale=math.inf), grey(4), views=twice)
+        with pytest.raises(ValueError, match="guides.Point"):
+            to_arviz(linear_gaussian(ps.guides.Point), torch.randn(4, EVENT))
+        with pytest.raises(ValueError, match="SimCLR"):
+            to_arviz(ps.limits.SimCLR(ps.nn.MLPEncoder(IMAGE, 3)), grey(4))
+        with pytest.raises(ValueError, match="grey levels"):
+            to_arviz(images(), torch.rand(4, *IMAGE))
+        with pytest.raises(ValueError, match="0 to 3"):
+            to_arviz(images(), grey(4), items=[4])
+        for items in (0, [0.5], []):
+            with pytest.raises(ValueError, match="row numbers"):
+                to_arviz(images(), grey(4), items=items)
+        with pytest.raises(ValueError, match="draws"):
+            to_arviz(images(), grey(4), draws=0)
+
+
+def grey_of(batch: Batch) -> Tensor:
+    return batch.views[:, 0]
+
+
+class TestDecoder:
+    def test_a_reconstruction_is_the_decoded_mean(self):
+        joint, x = linear_gaussian(), torch.randn(7, EVENT)
+        mean = exact_posterior(joint, x.unsqueeze(1)).mean
+        expected = mean @ joint.decoder.weight.detach().T
+        found = reconstruct(ps.limits.SimVAE(joint), x, batch_size=3)
+        assert_close(torch.from_numpy(found), expected)
+
+    def test_samples_have_the_covariance_of_the_decoded_prior(self):
+        n, joint = 50_000, linear_gaussian()
+        x = torch.from_numpy(sample(joint, n)).flatten(1)
+        z, decoder, _ = covariances(joint, 2)
+        exact = decoder @ z @ decoder.T
+        scale = exact.diagonal()
+        error = 5 * ((scale[:, None] * scale + exact.square()) / n).sqrt()
+        assert ((x.T @ x / n - exact).abs() < error).all()
+
+    def test_shapes_and_modes(self):
+        joint = images().train()
+        assert sample(joint, 5, views=3, batch_size=2).shape == (5, 3, *IMAGE)
+        assert reconstruct(joint, grey(5)).shape == (5, *IMAGE)
+        assert joint.training and joint.decoder.training
+
+    def test_what_cannot_generate_is_refused(self):
+        with pytest.raises(ValueError, match="y_scale"):
+            sample(images(y_scale=math.inf), 4)
+        simclr = ps.limits.SimCLR(ps.nn.MLPEncoder(IMAGE, 3))
+        for refused in (
+            lambda: sample(simclr, 4),
+            lambda: reconstruct(simclr, grey(4)),
+        ):
+            with pytest.raises(ValueError, match="joint distribution"):
+                refused()
+        with pytest.raises(ValueError, match="at least 1"):
+            sample(images(), 0)
+
+
+class TestItems:
+    def test_views_that_do_not_fit_are_refused(self):
+        with pytest.raises(ValueError, match="torch.stack"):
+            Items(grey(4), torch.zeros(1), lambda x: x).batch(torch.arange(2))
+        with pytest.raises(ValueError, match="Groups"):
+            Items(groups(torch.rand(4, 2, 3)), torch.zeros(1), twice)
+
+    def test_a_sampler_may_return_a_batch(self):
+        items = Items(grey(4), torch.zeros(1), lambda x: Batch(twice(x)))
+        batch = items.batch(torch.tensor([3, 1]))
+        assert batch.shape == (2, 2) and batch.index.tolist() == [3, 1]
