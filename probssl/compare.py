@@ -18,6 +18,7 @@ from .bounds import ELBO
 from .data import Dataset, Split
 from .entropies import LogDeterminant
 from .evaluation import scores
+from .joint import Joint
 from .posterior import embed
 from .priors import Gaussian
 from .terms import Batch
@@ -134,6 +135,8 @@ def compare(
     pair = sampled(sampler, data.test, seed)
     rows: dict[str, Row] = {}
     encoders = _baselines(objectives, data, seed) if baselines else {}
+    labels = (data.train.labels, data.test.labels)
+    assert labels[0] is not None and labels[1] is not None
     everything = tqdm(
         [*objectives.items(), *encoders.items()], "measure", disable=not progress
     )
@@ -150,9 +153,9 @@ def compare(
             "terms": terms,
             "scores": scores(
                 train,
-                data.train.labels,
+                labels[0],
                 test,
-                data.test.labels,
+                labels[1],
                 seed,
                 max_train=max_train,
             ),
@@ -202,7 +205,9 @@ def own_terms(
     total = torch.zeros(3, dtype=torch.double)
     for part in views.split(512):
         terms = ELBO(particles)(joint, Batch(part.to(device)))
-        total += len(part) * torch.stack([t.double().cpu() for t in terms[:3]])
+        total += len(part) * torch.stack(
+            [torch.as_tensor(t).double().cpu() for t in terms[:3]]
+        )
     reconstruction, entropy, alignment = (total / len(views)).tolist()
     return {
         "reconstruction": reconstruction,
@@ -265,10 +270,11 @@ def _check(objectives: dict[str, nn.Module], data: Dataset) -> None:
                 f"expected labels for the {part} items of {data.name}, got none; "
                 "scores need them: give the data set labels"
             )
+    joints = {name: getattr(o, "joint", None) for name, o in objectives.items()}
     measures = {
-        name: objective.joint.likelihood.measure
-        for name, objective in objectives.items()
-        if hasattr(objective, "joint")
+        name: joint.likelihood.measure
+        for name, joint in joints.items()
+        if isinstance(joint, Joint)
     }
     if len(set(measures.values())) > 1:
         listed = "; ".join(f"{name}: {measure}" for name, measure in measures.items())

@@ -107,7 +107,7 @@ class Positive(nn.Module):
         return f"{self.name}={self.value}"
 
 
-def _check_positive_support(value: dist.TorchDistribution, name: str) -> None:
+def _check_positive_support(value: Any, name: str) -> None:
     draws = value.sample((1_001,))
     if value.event_shape or value.batch_shape or not bool((draws > 0).all()):
         raise ValueError(

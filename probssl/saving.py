@@ -170,8 +170,8 @@ def build(description: Any) -> Any:
 def _described(value: Any) -> dict[str, Any]:
     if hasattr(value, "arguments"):
         arguments = value.arguments
-    elif isinstance(value, tuple):
-        arguments = value._asdict()  # a NamedTuple of ours
+    elif isinstance(value, hyper.Learned | bounds.ELBO | bounds.IWAE):
+        arguments = dict(zip(value._fields, value, strict=True))
     else:
         parameters = inspect.signature(type(value)).parameters.values()
         names = [

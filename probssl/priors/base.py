@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ class Prior(nn.Module):
     (view, dim): the alignment term of a generative model. Its `log_kernel` is the
     density of one view given another: the similarity of a contrastive objective.
 
-    A prior of your own needs `forward` and, for contrastive objectives, `log_kernel`.
+    A prior of your own needs `dim` and `forward`; for objectives that plug one view in
+    for the content, `log_kernel` as well.
     """
 
     dim: int | None
@@ -32,6 +34,29 @@ class Prior(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         r"""Return :math:`\log p(z_1, \dots, z_V)`, in nats per item."""
         return self.of(z, present).log_prob(z)
+
+    def log_kernel(
+        self,
+        a: Float[Tensor, "*batch n dim"],
+        b: Float[Tensor, "*batch m dim"],
+        plug_in: bool = False,
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
+
+        With `plug_in`, :math:`\log p(z' = b \mid y = a)`.
+
+        Raises:
+            TypeError: With `plug_in`, if the prior has no kernel of its own.
+        """
+        if plug_in:
+            raise TypeError(
+                "expected a prior that knows p(z|y), got "
+                f"{type(self).__name__} without a method log_kernel(a, b, plug_in); "
+                "write one, or use an alignment and an entropy that do not plug in y"
+            )
+        pairs = torch.broadcast_tensors(a.unsqueeze(-2), b.unsqueeze(-3))
+        marginal = self.log_prob(a.unsqueeze(-2)).unsqueeze(-1)
+        return self.log_prob(torch.stack(pairs, -2)) - marginal
 
     def on_support(self, z: Tensor) -> Tensor:
         """Bring the output of an encoder to the space of z: here, all of it."""

@@ -1,0 +1,67 @@
+"""How the terms of an objective grew."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from .style import BLUE, ORANGE, blank, clean
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["learning_curves"]
+
+TERMS = ("value", "reconstruction", "entropy", "alignment", "hyper", "penalty")
+
+
+def learning_curves(history: Any) -> "Figure":
+    """Draw the value of an objective and each of its terms against the epoch.
+
+    A term that is zero throughout is left out; validation is dashed.
+
+    Arguments:
+        history: What `fit` returned, or a table with the columns epoch, value, the
+            terms, and the same with ``valid_`` before them.
+
+    Raises:
+        ValueError: If there is no epoch, or nothing to draw.
+    """
+    table = getattr(history, "table", history)
+    if "epoch" in table.columns:
+        table = table.set_index("epoch")
+    names = [name for name in TERMS if name in table.columns and table[name].any()]
+    if not names:
+        raise ValueError(
+            f"expected at least one epoch and one of the columns {', '.join(TERMS)}, "
+            f"got {len(table)} epochs and {', '.join(table.columns) or 'no column'}; "
+            "pass what ps.fit returned"
+        )
+    columns = 2 if len(names) == 4 else min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = blank(1 + 2.7 * columns, 0.4 + 2.3 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = grid.ravel()
+    for panel, name in zip(panels, names, strict=False):
+        _curve(panel, table, name)
+    for panel in panels[len(names) :]:
+        panel.remove()
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("nats per item", fontsize=10)
+    if any(f"valid_{name}" in table.columns for name in names):
+        lines, said = panels[0].get_legend_handles_labels()
+        figure.legend(lines, said, loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def _curve(panel: "Axes", table: "pandas.DataFrame", name: str) -> None:
+    clean(panel)
+    panel.set_title(name + (" (not nats)" if name == "penalty" else ""), fontsize=10)
+    marker = "." if len(table) < 30 else ""
+    panel.plot(table.index, table[name], color=BLUE, marker=marker, label="training")
+    valid = f"valid_{name}"
+    if valid in table.columns:
+        values = table[valid].dropna()
+        style = {"color": ORANGE, "linestyle": "--", "marker": marker}
+        panel.plot(values.index, values, label="validation", **style)
+    panel.xaxis.get_major_locator().set_params(integer=True)

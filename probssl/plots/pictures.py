@@ -1,0 +1,146 @@
+"""Images in grids."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from .style import Array, blank, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["images", "reconstructions", "views"]
+
+MOST = 1_000  # tiles
+TILE, WIDTH = 0.75, 9.0  # inches: the largest of a tile, and of a figure
+ABSENT = 0.85
+
+Tiles = Float[np.ndarray, "n strip height width 3"]
+
+
+def images(
+    x: Shaped[Array, "n *view channel height width"],
+    rows: int | None = None,
+    titles: Sequence[Any] | None = None,
+) -> "Figure":
+    """Draw images in a grid, the views of an item side by side.
+
+    Bytes go from 0 to 255, other numbers from 0 to 1; NaN is grey.
+
+    Arguments:
+        rows: The number of rows of the grid; by default one for ten images.
+        titles: What stands above: one for each image, or one for each view.
+
+    Raises:
+        ValueError: If they are no images, too many, or not as many as titles.
+    """
+    tiles = _tiles(x)
+    n, strip = tiles.shape[:2]
+    columns = math.ceil(n / rows) if rows else min(n, max(1, 10 // strip))
+    if titles is None:
+        return _grid(tiles, columns)
+    count, what = (n, "images") if strip == 1 else (strip, "views")
+    if len(titles) != count:
+        raise ValueError(
+            f"expected one title for each of the {count} {what}, got {len(titles)}; "
+            f"give {count}, or none"
+        )
+    texts = [str(getattr(title, "item", lambda t=title: t)()) for title in titles]
+    return _grid(tiles, columns, across=texts)
+
+
+def reconstructions(
+    x: Shaped[Array, "n channel height width"],
+    reconstruction: Shaped[Array, "n channel height width"],
+    columns: int = 10,
+) -> "Figure":
+    """Draw images, and below each its reconstruction.
+
+    Raises:
+        ValueError: If they are no images, or not of one shape.
+    """
+    above, below = _tiles(x), _tiles(reconstruction)
+    if above.shape != below.shape:
+        raise ValueError(
+            f"expected images and reconstructions of one shape, got {x.shape} and "
+            f"{reconstruction.shape}; reconstruct the same rows"
+        )
+    tiles = np.concatenate([above, below], 1)
+    return _grid(tiles, min(columns, len(tiles)), down=["x", "E[x | z]"])
+
+
+def views(
+    batch_views: Shaped[Array, "n view channel height width"], columns: int = 10
+) -> "Figure":
+    """Draw the views of each item below one another.
+
+    Raises:
+        ValueError: If they are no images.
+    """
+    tiles = _tiles(batch_views)
+    names = [f"view {v + 1}" for v in range(tiles.shape[1])]
+    return _grid(tiles, min(columns, len(tiles)), down=names)
+
+
+def _tiles(x: Shaped[Array, "n *view channel height width"]) -> Tiles:
+    """Images in colour between 0 and 1; each item is a strip of views."""
+    array = plain(x)
+    shape = array.shape
+    array = array[:, None] if array.ndim == 4 else array
+    if array.ndim != 5 or array.shape[2] not in (1, 3) or 0 in shape:
+        raise ValueError(
+            "expected images of shape (n, channel, height, width), or with views (n, "
+            f"view, channel, height, width), with 1 or 3 channels, got {shape}; for "
+            "rows of pixels x.reshape(-1, 1, height, width)"
+        )
+    if array.shape[0] * array.shape[1] > MOST:
+        raise ValueError(
+            f"expected at most {MOST} images, got {array.shape[0] * array.shape[1]}; "
+            "pass some of them: x[:100]"
+        )
+    bytes_ = array.dtype == np.uint8
+    array = np.nan_to_num(array / 255 if bytes_ else array.astype(float), nan=ABSENT)
+    array = np.moveaxis(array.clip(0, 1), 2, -1)
+    return np.broadcast_to(array, array.shape[:-1] + (3,))
+
+
+def _grid(
+    tiles: Tiles,
+    columns: int,
+    *,
+    across: list[str] | None = None,
+    down: list[str] | None = None,
+) -> "Figure":
+    """Items in a grid, each a strip of views: side by side, or below one another.
+
+    Arguments:
+        columns: The number of items in a row.
+        across: What stands above each image, or above each view.
+        down: What stands before each view; the strips then go down.
+    """
+    n, strip, height, width, _ = tiles.shape
+    gap = max(1, round(0.08 * height))
+    apart = 2 * gap if strip > 1 else 0  # more between items than between views
+    head = round(0.3 * height) if across and strip == 1 else 0
+    row, column = np.divmod(np.arange(n)[:, None], columns)
+    i, j = np.broadcast_arrays(row, column * strip + np.arange(strip))
+    if down is not None:
+        i, j = np.broadcast_arrays(row * strip + np.arange(strip), column)
+    top = i * (height + gap + head) + apart * row * (down is not None) + head
+    left = j * (width + gap) + apart * column * (down is None)
+    canvas = np.ones((top.max() + height, left.max() + width, 3))
+    for tile, y, x in zip(tiles.reshape(-1, *tiles.shape[2:]), top.flat, left.flat, strict=True):
+        canvas[y : y + height, x : x + width] = tile
+    return _drawn(canvas, TILE / height, top, left, across, down)
+
+
+def _drawn(
+    canvas: Float[np.ndarray, "height width 3"],
+    inch: float,
+    top: np.ndarray,
+    left: np.ndarray,
+    size: tuple[int, int],
+    ...

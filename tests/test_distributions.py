@@ -1,0 +1,449 @@
+"""Distributions on the sphere and Student-t: densities, samples, entropies, limits."""
+
+import math
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.autograd import grad, gradcheck
+from torch.distributions import kl_divergence
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+
+from probssl.distributions.spherical import (
+    PowerSpherical,
+    SphericalUniform,
+    VonMisesFisher,
+)
+from probssl.distributions.student import IsotropicStudentT
+from probssl.special import bessel_ratio, digamma_difference, log_area
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+ON_SPHERE = [VonMisesFisher, PowerSpherical]
+Around = type[VonMisesFisher] | type[PowerSpherical]
+
+
+def direction(dim: int) -> Tensor:
+    """A direction with no symmetry: every coordinate differs, the first is negative."""
+    return normalize(torch.linspace(-1.3, 2.1, dim), dim=0)
+
+
+def assert_mean(sample: Tensor, expected: Tensor | float) -> None:
+    """The mean over the first axis is as expected, to five standard errors."""
+    error = sample.std(0) / math.sqrt(len(sample))
+    rounding = 1e-12 * (1 + sample.abs().amax(0))
+    assert ((sample.mean(0) - expected).abs() <= 5 * error + rounding).all()
+
+
+def uniform(dim: int, n: int) -> Tensor:
+    return normalize(torch.randn(n, dim), dim=-1)
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+@pytest.mark.parametrize(
+    "dim, kappa", [(2, 0.7), (2, 6.0), (3, 4.0), (5, 4.0), (64, 9.0)]
+)
+def test_density_integrates_to_one(cls: Around, dim, kappa):
+    z = uniform(dim, 200_000)
+    log_ratio = cls(direction(dim), kappa).log_prob(z) + log_area(dim)
+    assert_mean(log_ratio.exp(), 1.0)
+
+
+def test_student_density_integrates_to_one():
+    # Importance sampling from a wider one, in an asymmetric position.
+    target = IsotropicStudentT(3.5, torch.tensor([0.4, -1.0, 2.0]), 0.7)
+    proposal = IsotropicStudentT(2.0, torch.tensor([0.0, -0.5, 2.2]), 1.2)
+    z = proposal.sample((200_000,))
+    assert_mean((target.log_prob(z) - proposal.log_prob(z)).exp(), 1.0)
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+@pytest.mark.parametrize("dim", [2, 3, 5, 64])
+@pytest.mark.parametrize("kappa", [0.0, 1.5, 30.0, 1e6])
+def test_samples_have_the_mean_and_the_entropy(cls: Around, dim, kappa):
+    around = cls(direction(dim), kappa)
+    z = around.sample((20_000,))
+    assert_close(z.norm(dim=-1), torch.ones(20_000))
+    assert_mean(z, around.mean)
+    # How far the samples fall from the mode, where the mean cannot tell.
+    assert_mean((z - around.loc).square().sum(-1) / 2, around._shortfall())
+    assert_mean(-around.log_prob(z), around.entropy())
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+@pytest.mark.parametrize("dim", [2, 3, 40])
+def test_cosines_of_samples_follow_the_marginal_density(cls: Around, dim):
+    around = cls(direction(dim), 5.0)
+    angle = torch.linspace(0, math.pi, 20_001)
+    z = torch.stack([angle.cos(), angle.sin()], -1)
+    z = torch.nn.functional.pad(z, (0, dim - 2))
+    first = torch.eye(dim)[0]
+    density = cls(first, 5.0).log_prob(z).exp() * angle.sin() ** (dim - 2)
+    cdf = torch.cumulative_trapezoid(density, angle)
+    cdf = torch.nn.functional.pad(cdf, (1, 0)) / cdf[-1]
+    cosine = around.sample((20_000,)) @ around.loc
+    test = scipy.stats.kstest(
+        cosine.clamp(-1, 1).acos().numpy(),
+        lambda x: torch.from_numpy(scipy.interpolate.interp1d(angle, cdf)(x)),
+    )
+    assert test.pvalue > 1e-6  # five standard errors
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+def test_samples_are_uniform_around_the_mode(cls: Around):
+    loc = direction(4)
+    z = cls(loc, 3.0).sample((50_000,))
+    tangent = z - (z @ loc).unsqueeze(-1) * loc
+    product = tangent.unsqueeze(-1) * tangent.unsqueeze(-2)
+    plane = torch.eye(4) - torch.outer(loc, loc)
+    share = (tangent.square().sum(-1) / 3).mean()
+    assert_mean(tangent, 0.0)
+    assert_mean(product, share * plane)
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+@pytest.mark.parametrize("axis", [1.0, -1.0])
+def test_samples_are_right_around_either_pole(cls: Around, axis):
+    loc = axis * torch.eye(3)[0]
+    z = cls(loc, 1e8).sample((1_000,))
+    assert (z - loc).norm(dim=-1).max() < 1e-3
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_uniform_is_the_limit_of_zero_concentration(dim):
+    sphere = SphericalUniform(dim)
+    z = sphere.sample((1_000,))
+    assert_close(z.norm(dim=-1), torch.ones(1_000))
+    assert_mean(z, sphere.mean)
+    assert_mean(z.square(), 1 / dim)
+    for cls in ON_SPHERE:
+        around = cls(direction(dim), 0.0)
+        assert_close(around.log_prob(z), sphere.log_prob(z))
+        assert_close(around.entropy(), sphere.entropy())
+        assert_close(around.mean, sphere.mean)
+
+
+def test_von_mises_fisher_agrees_with_scipy():
+    loc, z = direction(5), uniform(5, 100)
+    for kappa in (0.3, 5.0, 300.0):
+        theirs = scipy.stats.vonmises_fisher(loc.numpy(), kappa)
+        ours = VonMisesFisher(loc, kappa)
+        assert_close(ours.log_prob(z), torch.from_numpy(theirs.logpdf(z.numpy())))
+        assert ours.entropy().item() == pytest.approx(theirs.entropy())
+
+
+def test_student_agrees_with_the_general_one_and_with_scipy():
+    loc, z = torch.tensor([0.3, -1.0, 2.0]), torch.randn(50, 3)
+    ours = IsotropicStudentT(4.2, loc, 0.6)
+    general = dist.MultivariateStudentT(torch.tensor(4.2), loc, 0.6 * torch.eye(3))
+    assert_close(ours.log_prob(z), general.log_prob(z))
+    assert_close(ours.mean, general.mean)
+    assert_close(ours.variance, general.variance)
+    theirs = scipy.stats.multivariate_t(loc.numpy(), 0.36 * torch.eye(3).numpy(), 4.2)
+    assert ours.entropy().item() == pytest.approx(theirs.entropy())
+
+
+def test_student_in_one_dimension_is_the_univariate_one():
+    z, dof = torch.randn(20, 1), torch.tensor([0.7, 1.5, 9.0]).unsqueeze(-1)
+    ours = IsotropicStudentT(dof, torch.tensor([0.4]), 2.0)
+    univariate = dist.StudentT(dof, 0.4, 2.0)
+    assert_close(ours.log_prob(z), univariate.log_prob(z.squeeze(-1)))
+    assert_close(ours.entropy(), univariate.entropy())
+    assert_close(ours.mean, univariate.mean.unsqueeze(-1), equal_nan=True)
+    assert_close(ours.variance, univariate.variance.unsqueeze(-1), equal_nan=True)
+
+
+@pytest.mark.parametrize("dof", [0.8, 3.0, 50.0])
+def test_student_samples_have_the_entropy_and_the_tails(dof):
+    student = IsotropicStudentT(dof, torch.tensor([1.0, -3.0, 0.5]), 0.4)
+    z = student.sample((50_000,))
+    assert_mean(-student.log_prob(z), student.entropy())
+    assert_mean(torch.tanh(z - student.loc), 0.0)
+    # Q / d is Fisher's F.
+    quotient = ((z - student.loc) / 0.4).square().mean(-1)
+    assert scipy.stats.kstest(quotient.numpy(), scipy.stats.f(3, dof).cdf).pvalue > 1e-6
+
+
+def test_student_samples_have_the_variance():
+    student = IsotropicStudentT(9.0, torch.tensor([1.0, -3.0]), 0.4)
+    z = student.sample((100_000,))
+    assert_mean(z, student.mean)
+    assert_mean((z - student.mean).square(), student.variance)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16])
+@pytest.mark.parametrize("kappa", [0.3, 20.0, 1e4])
+def test_power_spherical_samples_carry_the_gradient_of_the_mean(dim, kappa):
+    n = 20_000
+    raw = (2 * direction(dim)).expand(n, dim).requires_grad_()
+    concentration = torch.full((n,), kappa, requires_grad=True)
+    z = PowerSpherical(normalize(raw, dim=-1), concentration).rsample()
+    weight = torch.linspace(1.0, -2.0, dim)
+    by_raw, by_kappa = grad((z @ weight).sum(), (raw, concentration))
+
+    raw = (2 * direction(dim)).requires_grad_()
+    concentration = torch.tensor(kappa, requires_grad=True)
+    mean = PowerSpherical(normalize(raw, dim=-1), concentration).mean @ weight
+    raw_truth, kappa_truth = grad(mean, (raw, concentration))
+    assert_mean(by_raw, raw_truth)
+    assert_mean(by_kappa, kappa_truth)
+
+
+def test_student_samples_carry_the_gradient_of_the_tails():
+    n, dim = 50_000, 3
+    dof = torch.full((n,), 2.5, requires_grad=True)
+    scale = torch.full((n,), 0.7, requires_grad=True)
+    loc = torch.zeros(n, dim, requires_grad=True)
+    z = IsotropicStudentT(dof, loc, scale).rsample()
+    # E log(1 + |z|² / ν σ²) = ψ((ν + d) / 2) - ψ(ν / 2), here with ν and σ held.
+    tail = torch.log1p(z.square().sum(-1) / (2.5 * 0.7**2))
+    by_dof, by_scale, by_loc = grad(tail.sum(), (dof, scale, loc))
+
+    def mean_tail(dof: Tensor, scale: Tensor) -> Tensor:
+        # By quadrature over Q / d, which is Fisher's F.
+        u = (torch.arange(200_000) + 0.5) / 200_000
+        f = torch.from_numpy(scipy.stats.f(dim, dof.item()).ppf(u.numpy()))
+        return torch.log1p(dim * f * scale**2 / (2.5 * 0.7**2)).mean()
+
+    held = torch.tensor(2.5), torch.tensor(0.7)
+    truth = digamma_difference(held[0] / 2, dim / 2)
+    assert_close(mean_tail(*held), truth, rtol=1e-4, atol=0)
+    step = 1e-3
+    dof_truth = mean_tail(held[0] + step, held[1]) - mean_tail(held[0] - step, held[1])
+    scale_truth = mean_tail(held[0], held[1] + step) - mean_tail(
+        held[0], held[1] - step
+    )
+    assert_mean(by_dof, dof_truth / (2 * step))
+    assert_mean(by_scale, scale_truth / (2 * step))
+    assert_mean(by_loc, 0.0)
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+@pytest.mark.parametrize("dim, kappa", [(2, 0.5), (3, 8.0), (64, 200.0)])
+def test_divergences_agree_with_samples(cls: Around, dim, kappa):
+    p = cls(direction(dim), kappa)
+    other = normalize(direction(dim) + 0.3 * direction(dim).flip(0), dim=0)
+    z = p.sample((50_000,))
+    for q in (VonMisesFisher(other, 0.8 * kappa), SphericalUniform(dim)):
+        assert_mean(p.log_prob(z) - q.log_prob(z), kl_divergence(p, q))
+
+
+def test_divergence_between_equals_is_zero_and_between_neighbours_second_order():
+    p = VonMisesFisher(direction(6), 1e6)
+    assert kl_divergence(p, p).item() == 0
+    gap = [kl_divergence(p, VonMisesFisher(p.loc, 1e6 * (1 + e))) for e in (1e-2, 1e-3)]
+    assert gap[0] / gap[1] == pytest.approx(100, rel=0.02)
+
+
+def gradients_agree(function: Callable[..., Tensor], *inputs: Tensor) -> bool:
+    return gradcheck(function, [x.clone().requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+def test_gradients_on_the_sphere_agree_with_finite_differences(cls: Around):
+    raw, z, kappa = torch.randn(3, 4), uniform(4, 3), torch.tensor([0.5, 4.0, 90.0])
+    other = uniform(4, 3)
+
+    def build(raw: Tensor, kappa: Tensor) -> VonMisesFisher | PowerSpherical:
+        return cls(normalize(raw, dim=-1), kappa)
+
+    def to_other(raw: Tensor, kappa: Tensor) -> Tensor:
+        return kl_divergence(build(raw, kappa), VonMisesFisher(other, 3 * kappa))
+
+    assert gradients_agree(lambda r, k: build(r, k).log_prob(z), raw, kappa)
+    assert gradients_agree(lambda r, k: build(r, k).entropy(), raw, kappa)
+    assert gradients_agree(lambda r, k: build(r, k).mean, raw, kappa)
+    assert gradients_agree(to_other, raw, kappa)
+
+
+def test_gradients_of_student_agree_with_finite_differences():
+    dof, scale = torch.tensor([0.6, 3.0, 80.0]), torch.tensor([0.3, 1.0, 2.0])
+    loc, z = torch.randn(3, 4), torch.randn(3, 4)
+    build = IsotropicStudentT
+    assert gradients_agree(lambda *a: build(*a).log_prob(z), dof, loc, scale)
+    assert gradients_agree(lambda *a: build(*a).entropy(), dof, loc, scale)
+
+
+@pytest.mark.parametrize("dim", [2, 5, 64])
+def test_von_mises_fisher_tends_to_a_gaussian_at_first_order(dim):
+    loc = torch.eye(dim)[0]
+    plane = torch.linspace(-0.9, 1.4, dim - 1)
+    log_normal = dist.Normal(0.0, 1.0).log_prob(plane).sum()
+    gaps = []
+    for kappa in (1e4, 1e5):
+        step = plane / math.sqrt(kappa)
+        angle = step.norm()
+        z = torch.cat([angle.cos().view(1), angle.sin() / angle * step])
+        density = VonMisesFisher(loc, kappa).log_prob(z)
+        gaps.append(density - (dim - 1) / 2 * math.log(kappa) - log_normal)
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.02)  # O(1 / κ)
+
+
+def test_student_tends_to_the_normal_at_first_order():
+    loc, z = torch.tensor([0.2, -1.0, 0.5]), torch.tensor([1.0, 0.3, -0.4])
+    normal = dist.Normal(loc, 0.7).to_event(1)
+    for value in (lambda d: d.log_prob(z), lambda d: d.entropy()):
+        gaps = [
+            value(IsotropicStudentT(dof, loc, 0.7)) - value(normal)
+            for dof in (1e4, 1e5)
+        ]
+        assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.01)  # O(1 / ν)
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kappa", [0.0, 1e-8, 1e8])
+def test_extreme_concentrations_stay_finite(cls: Around, dtype, kappa):
+    loc = direction(3).to(dtype).requires_grad_()
+    concentration = torch.tensor(kappa, dtype=dtype, requires_grad=True)
+    around = cls(loc, concentration, validate_args=False)
+    z = around.sample((1_000,))
+    assert z.dtype == dtype
+    for value in (around.log_prob(z), around.entropy(), around.mean):
+        assert value.dtype == dtype
+        derivatives = grad(value.sum(), (loc, concentration), allow_unused=True)
+        assert value.isfinite().all()
+        assert all(d is None or d.isfinite().all() for d in derivatives)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim, kappa", [(2, 0.0), (2, 1e8), (3, 0.0), (512, 1e-8)])
+def test_gradients_of_samples_stay_finite(dtype, dim, kappa):
+    loc = direction(dim).to(dtype).requires_grad_()
+    concentration = torch.tensor(kappa, dtype=dtype, requires_grad=True)
+    z = PowerSpherical(loc, concentration, validate_args=False).rsample((10_000,))
+    weight = torch.linspace(1.0, -2.0, dim, dtype=dtype)
+    assert all(
+        d.isfinite().all() for d in grad((z @ weight).sum(), (loc, concentration))
+    )
+
+
+def test_power_spherical_vanishes_opposite_to_the_mode():
+    loc = direction(3)
+    assert PowerSpherical(loc, 2.0).log_prob(-loc).item() == -math.inf
+    assert PowerSpherical(loc, 0.0).log_prob(-loc).item() == -log_area(3)
+
+
+def distributions(batch: tuple[int, ...]) -> list[dist.TorchDistribution]:
+    loc = normalize(torch.randn(*batch, 5), dim=-1)
+    positive = torch.rand(batch) + 1
+    return [
+        VonMisesFisher(loc, positive),
+        PowerSpherical(loc, positive),
+        SphericalUniform(5, batch),
+        IsotropicStudentT(positive, loc, positive),
+    ]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_shapes_expand_as_in_torch(index):
+    original = distributions((3,))[index]
+    expanded = original.expand((2, 3))
+    assert type(expanded) is type(original)
+    for each, batch in ((original, (3,)), (expanded, (2, 3))):
+        assert each.batch_shape == batch and each.event_shape == (5,)
+        assert each.event_dim == 1 and each.support.event_dim == 1
+        assert each().shape == (*batch, 5)
+        assert each.sample((4, 1)).shape == (4, 1, *batch, 5)
+        assert each.mean.shape == (*batch, 5)
+        assert each.entropy().shape == batch
+        assert each.log_prob(each.sample((4,))).shape == (4, *batch)
+    z = original.sample()
+    assert_close(expanded.log_prob(z), original.log_prob(z).expand(2, 3))
+    assert expanded._validate_args == original._validate_args
+    assert expanded.support.check(expanded.sample()).all()
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_pyro_plates_events_and_masks(index):
+    def model() -> None:
+        with pyro.plate("item", 6, dim=-1):
+            pyro.sample("z", distributions(())[index])
+            pair = distributions((2,))[index]
+            pyro.sample("pair", pair.to_event(1).mask(torch.arange(6) < 2))
+
+    trace = poutine.trace(model).get_trace()
+    trace.compute_log_prob()
+    assert trace.nodes["z"]["log_prob"].shape == (6,)
+    pair = trace.nodes["pair"]
+    assert pair["value"].shape == (6, 2, 5)
+    assert (pair["log_prob"][2:] == 0).all() and (pair["log_prob"][:2] != 0).all()
+
+
+def test_only_von_mises_fisher_has_no_reparameterised_samples():
+    assert [d.has_rsample for d in distributions(())] == [False, True, True, True]
+    loc = direction(3).requires_grad_()
+    assert not VonMisesFisher(loc, 2.0)().requires_grad
+    assert PowerSpherical(loc, 2.0)().requires_grad
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+def test_broadcasting_reaches_the_batch_of_both_arguments(cls: Around):
+    around = cls(uniform(5, 3), torch.ones(2, 1))
+    assert around.batch_shape == (2, 3)
+    assert around.loc.shape == (2, 3, 5) and around.concentration.shape == (2, 3)
+
+
+def evaluate(loc: Tensor, kappa: Tensor, z: Tensor) -> Tensor:
+    fisher = VonMisesFisher(loc, kappa, validate_args=False)
+    power = PowerSpherical(loc, kappa, validate_args=False)
+    student = IsotropicStudentT(kappa, loc, 0.3, validate_args=False)
+    value = fisher.log_prob(power.rsample()) + power.log_prob(z) + power.entropy()
+    return value + student.log_prob(student.rsample()) + kl_divergence(power, fisher)
+
+
+def test_all_but_rejection_can_be_traced():
+    loc, z = uniform(4, 3), uniform(4, 3)
+    graph = make_fx(evaluate, tracing_mode="symbolic")(loc, torch.ones(3), z)
+    kappa = torch.tensor([0.1, 30.0, 1e6])
+    torch.manual_seed(1)
+    expected = evaluate(loc, kappa, z)
+    torch.manual_seed(1)
+    assert_close(graph(loc, kappa, z), expected)
+
+
+@pytest.mark.parametrize("cls", ON_SPHERE)
+def test_errors_on_the_sphere_name_the_argument(cls: Around):
+    loc = direction(3)
+    with pytest.raises(ValueError, match="parameter concentration"):
+        cls(loc, -1.0)
+    with pytest.raises(ValueError, match="parameter loc"):
+        cls(2 * loc, 1.0)
+    with pytest.raises(ValueError, match="expected loc with shape"):
+        cls(torch.ones(4, 1), 1.0)
+    with pytest.raises(ValueError, match="expected concentration to broadcast"):
+        cls(loc, torch.ones(2)[:, None].expand(2, 3)).expand((5, 2, 3))
+        cls(uniform(3, 4), torch.ones(3))
+    with pytest.raises(ValueError, match="within the support"):
+        cls(loc, 1.0).log_prob(2 * loc)
+    with pytest.raises(ValueError, match="event_shape"):
+        cls(loc, 1.0).log_prob(direction(4))
+    with pytest.raises(ValueError, match="same sphere, got dim 3 and 4"):
+        kl_divergence(cls(loc, 1.0), SphericalUniform(4))
+    with pytest.raises(ValueError, match="same sphere, got dim 3 and 4"):
+        kl_divergence(cls(loc, 1.0), VonMisesFisher(direction(4), 1.0))
+
+
+def test_errors_of_the_others_name_the_argument():
+    with pytest.raises(ValueError, match="expected dim of at least 2"):
+        SphericalUniform(1)
+    with pytest.raises(ValueError, match="parameter dof"):
+        IsotropicStudentT(0.0, torch.zeros(2))
+    with pytest.raises(ValueError, match="parameter scale"):
+        IsotropicStudentT(1.0, torch.zeros(2), -1.0)
+    with pytest.raises(ValueError, match="expected loc with shape"):
+        IsotropicStudentT(1.0, torch.tensor(0.0))
+    with pytest.raises(ValueError, match="expected dof and scale to broadcast"):
+        IsotropicStudentT(torch.ones(3), torch.zeros(4, 2))
+
+
+def test_mean_of_von_mises_fisher_is_the_bessel_ratio():
+    around = VonMisesFisher(direction(7), 3.0)
+    assert_close(around.mean.norm(), bessel_ratio(7, torch.tensor(3.0)))
