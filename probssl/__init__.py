@@ -1,4 +1,8 @@
-"""probssl: self-supervised learning as probabilistic modelling."""
+"""probssl: self-supervised learning as probabilistic modelling.
+
+One distribution, p(y) ∏ p(z_v|y) p(x_v|z_v), its variational inference, and the
+objectives of joint embedding as its limits.
+"""
 
 from . import (
     bounds,
@@ -10,16 +14,47 @@ from . import (
     likelihoods,
     limits,
     nn,
+    plots,
     priors,
     special,
     views,
 )
+from .compare import Comparison, compare
 from .hyper import learned
 from .joint import Joint
+from .posterior import embed, evidence, reconstruct, sample, to_arviz
 from .saving import load, save
 from .terms import Batch, Terms
 from .train import History, fit, steps
 
-__all__ = ["Batch", "History", "Joint", "Terms", "bounds", "data", "distributions"]
-__all__ += ["entropies", "evaluation", "fit", "guides", "learned", "likelihoods"]
-__all__ += ["limits", "load", "nn", "priors", "save", "special", "steps", "views"]
+__all__ = [
+    "Batch",
+    "Comparison",
+    "History",
+    "Joint",
+    "Terms",
+    "bounds",
+    "compare",
+    "data",
+    "distributions",
+    "embed",
+    "entropies",
+    "evaluation",
+    "evidence",
+    "fit",
+    "guides",
+    "learned",
+    "likelihoods",
+    "limits",
+    "load",
+    "nn",
+    "plots",
+    "priors",
+    "reconstruct",
+    "sample",
+    "save",
+    "special",
+    "steps",
+    "to_arviz",
+    "views",
+]

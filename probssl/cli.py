@@ -29,7 +29,7 @@ MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, 2 after an error, which is printed."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = _parser().parse_args(arguments)
     try:
         options.run(options)

@@ -36,7 +36,7 @@ SHOWN = {
     "entropy": "H[q]",
     "alignment": "E log p(z)",
     "elbo": "ELBO",
-    "information": "I[z,z']",
+    "log_det": "log-det",
     "linear_probe": "linear",
     "few_label_probe": "few-label",
     "knn": "5-NN",
@@ -171,9 +171,9 @@ def gaussian_terms(z: Float[Tensor, "n view dim"]) -> dict[str, float]:
         + (V - 1) \tfrac12 \log |2 \pi e \Sigma|, \qquad
         \hat \sigma^2 = \frac{E \sum_v \lVert z_v - \bar z \rVert^2}{(V - 1) d}
 
-    Their sum does not move when z is rescaled or rotated; for Gaussian z with isotropic
-    noise it is the mutual information of the views, up to the order of the noise. It is
-    left out where the covariance of z is singular.
+    Their sum, the value of the log-det objective at its best scale, does not move when
+    z is rescaled or rotated. For Gaussian z it is a lower bound on the mutual
+    information of two views. It is left out where the covariance of z is singular.
     """
     n, views, dim = z.shape
     square = (z - z.mean(1, keepdim=True)).square().sum() / (n * (views - 1) * dim)
@@ -185,7 +185,7 @@ def gaussian_terms(z: Float[Tensor, "n view dim"]) -> dict[str, float]:
     return {
         "gaussian_alignment": alignment,
         "gaussian_entropy": entropy,
-        "information": alignment + entropy,
+        "log_det": alignment + entropy,
     }
 
 

@@ -115,29 +115,21 @@ def bessel_ratio(
     return (-value if complement else value).to(concentration.dtype)
 
 
-def log_gamma_ratio(
-    a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"] | float
-) -> Float[Tensor, "*shape"]:
+def log_gamma_ratio(a: Float[Tensor, "*shape"], b: float) -> Float[Tensor, "*shape"]:
     r"""Return :math:`\log \Gamma(a + b) / \Gamma(a)` without cancellation, a, b > 0."""
-    x = a.double()
-    top = x + LARGE_ARGUMENT
+    top, steps = _shifted(a)
+    above, below = _stirling(torch.stack([top + b, top]))
     value = (top - 0.5) * torch.log1p(b / top) + b * torch.log(top + b) - b
-    value = value + _stirling(top + b) - _stirling(top)
-    for step in range(LARGE_ARGUMENT):
-        value = value - torch.log1p(b / (x + step))
+    value = value + (above - below) - torch.log1p(b / steps).sum(-1)
     return value.to(a.dtype)
 
 
-def digamma_difference(
-    a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"] | float
-) -> Float[Tensor, "*shape"]:
+def digamma_difference(a: Float[Tensor, "*shape"], b: float) -> Float[Tensor, "*shape"]:
     r"""Return :math:`\psi(a + b) - \psi(a)` without cancellation, a, b > 0."""
-    x = a.double()
-    top = x + LARGE_ARGUMENT
+    top, steps = _shifted(a)
+    above, below = _stirling_slope(torch.stack([top + b, top]))
     value = torch.log1p(b / top) + b / (2 * top * (top + b))
-    value = value + _stirling_slope(top + b) - _stirling_slope(top)
-    for step in range(LARGE_ARGUMENT):
-        value = value + b / ((x + step) * (x + step + b))
+    value = value + (above - below) + (b / (steps * (steps + b))).sum(-1)
     return value.to(a.dtype)
 
 
@@ -277,6 +269,13 @@ def _slope(x: Tensor, order: float) -> Tensor:
         total = x * ratio + 2 * nu
         ratio, slope = x / total, (2 * nu - square * slope) / total.square()
     return slope
+
+
+def _shifted(a: Tensor) -> tuple[Tensor, Tensor]:
+    """The argument where Stirling's formula is exact, and the steps from a to there."""
+    x = a.double()
+    steps = torch.arange(LARGE_ARGUMENT, dtype=x.dtype, device=x.device)
+    return x + LARGE_ARGUMENT, x.unsqueeze(-1) + steps
 
 
 def _stirling(x: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def hankel(order: mpf, x: mpf) -> mpf:
 
 
 def exact(dim: int, kappa: float) -> tuple[mpf, mpf, mpf, mpf, mpf]:
-    """log I_ν(x) e^-x for x far above ν; alternating terms need extra digits."""
+    """log C_d, log C_d + κ, A_d, and by its Riccati equation two derivatives of A_d."""
     with mp.workdps(50 if kappa > 1e-3 else 90):
         order, x = mpf(dim) / 2 - 1, mpf(kappa)
         value = exact_cumulant(order, x)

@@ -55,13 +55,17 @@ def learning_curves(history: Any) -> "Figure":
 
 
 def _curve(panel: "Axes", table: "pandas.DataFrame", name: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     clean(panel)
-    panel.set_title(name + (" (not nats)" if name == "penalty" else ""), fontsize=10)
+    penalised = "penalty" in table.columns and table["penalty"].any()
+    foreign = penalised and name in ("value", "penalty")
+    panel.set_title(name + (" (not nats)" if foreign else ""), fontsize=10)
     marker = "." if len(table) < 30 else ""
     panel.plot(table.index, table[name], color=BLUE, marker=marker, label="training")
     valid = f"valid_{name}"
     if valid in table.columns:
         values = table[valid].dropna()
-        style = {"color": ORANGE, "linestyle": "--", "marker": marker}
-        panel.plot(values.index, values, label="validation", **style)
-    panel.xaxis.get_major_locator().set_params(integer=True)
+        line = panel.plot(values.index, values, "--", color=ORANGE, marker=marker)
+        line[0].set_label("validation")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from .style import Array, blank, clean, plain
+from .style import INK, Array, blank, clean, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,12 +88,14 @@ def _points(
     panel: "Axes",
     xy: Float[np.ndarray, "n 2"],
     labels: Shaped[Array, " n"] | Sequence[Any] | None,
-) -> Shaped[np.ndarray, " n"]:
+) -> Float[np.ndarray, "n 4"]:
     """Draw the items; return the colour of each."""
+    from matplotlib.colors import to_rgba_array
+
     size = float(np.clip(12_000 / len(xy), 3, 25))
     if labels is None:
-        panel.scatter(*xy.T, s=size, c=COLOURS[0], alpha=0.6, linewidths=0)
-        return np.full(len(xy), COLOURS[0], dtype=object)
+        panel.scatter(xy[:, 0], xy[:, 1], s=size, c=COLOURS[0], alpha=0.6, linewidths=0)
+        return to_rgba_array([COLOURS[0]] * len(xy))
     values = plain(labels) if not isinstance(labels, Sequence) else np.asarray(labels)
     if values.shape != (len(xy),):
         raise ValueError(
@@ -108,31 +110,65 @@ def _points(
             f"expected at most {len(COLOURS) * len(MARKERS)} classes that are no "
             f"numbers, got {len(classes)}; draw some of them"
         )
-    drawn = panel.scatter(*xy.T, s=size, c=values, cmap="viridis", linewidths=0)
+    drawn = panel.scatter(
+        xy[:, 0], xy[:, 1], s=size, c=values, cmap="viridis", linewidths=0
+    )
     panel.figure.colorbar(drawn, ax=panel, label="label", fraction=0.05)
-    return np.array([tuple(rgba) for rgba in drawn.to_rgba(values)] + [None])[:-1]
+    return drawn.to_rgba(values)
 
 
 def _classes(
     panel: "Axes", xy: np.ndarray, classes: np.ndarray, code: np.ndarray, size: float
-) -> Shaped[np.ndarray, " n"]:
+) -> Float[np.ndarray, "n 4"]:
+    from matplotlib.colors import to_rgba_array
     from matplotlib.lines import Line2D
 
-    colours = np.array(COLOURS, dtype=object)[code % len(COLOURS)]
+    colours = to_rgba_array(COLOURS)[code % len(COLOURS)]
     for i, marker in enumerate(MARKERS):
         rows = code // len(COLOURS) == i  # all classes at once: none covers another
         panel.scatter(
-            *xy[rows].T, s=size, c=list(colours[rows]), marker=marker, linewidths=0
+            xy[rows, 0],
+            xy[rows, 1],
+            s=size,
+            c=colours[rows],
+            marker=marker,
+            linewidths=0,
         )
     handles = [
         Line2D([], [], linestyle="", marker=MARKERS[i // 10], color=COLOURS[i % 10])
         for i in range(len(classes))
     ]
     names = [str(name) for name in classes]
+    if len(names) <= len(COLOURS) and max(map(len, names)) < 3:
+        _names(panel, xy, names, code)
     panel.figure.legend(
-        handles, names, loc="outside right upper", frameon=False, ncols=1 + len(names) // 16
+        handles,
+        names,
+        loc="outside right upper",
+        frameon=False,
+        ncols=1 + len(names) // 16,
     )
     return colours
+
+
+def _names(panel: "Axes", xy: np.ndarray, names: list[str], code: np.ndarray) -> None:
+    """Write the name of each class where its items are."""
+    from matplotlib.patheffects import withStroke
+
+    for i, name in enumerate(names):
+        x, y = np.median(xy[code == i], 0)
+        panel.text(
+            x,
+            y,
+            name,
+            ha="center",
+            va="center",
+            fontsize=12,
+            weight="bold",
+            color=INK,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+            zorder=4,
+        )
 
 
 def _ellipses(
@@ -149,7 +185,7 @@ def _ellipses(
         offsets=xy,
         offset_transform=panel.transData,
         facecolors="none",
-        edgecolors=list(colours),
+        edgecolors=colours,
         linewidths=1.2,
     )
     panel.add_collection(drawn)

@@ -39,7 +39,9 @@ def images(
     """
     tiles = _tiles(x)
     n, strip = tiles.shape[:2]
-    columns = math.ceil(n / rows) if rows else min(n, max(1, 10 // strip))
+    columns = min(n, max(1, 10 // strip))
+    if rows is not None:
+        columns = math.ceil(n / rows) if rows > 0 else 0
     if titles is None:
         return _grid(tiles, columns)
     count, what = (n, "images") if strip == 1 else (strip, "views")
@@ -121,26 +123,42 @@ def _grid(
         across: What stands above each image, or above each view.
         down: What stands before each view; the strips then go down.
     """
+    if columns < 1:
+        raise ValueError("expected rows or columns of at least 1, got less; raise them")
     n, strip, height, width, _ = tiles.shape
     gap = max(1, round(0.08 * height))
-    apart = 2 * gap if strip > 1 else 0  # more between items than between views
-    head = round(0.3 * height) if across and strip == 1 else 0
+    apart = gap * 2 if strip > 1 else 0  # between items, beyond that between views
+    head = round(0.35 * height) if across and strip == 1 else 0
     row, column = np.divmod(np.arange(n)[:, None], columns)
-    i, j = np.broadcast_arrays(row, column * strip + np.arange(strip))
-    if down is not None:
-        i, j = np.broadcast_arrays(row * strip + np.arange(strip), column)
-    top = i * (height + gap + head) + apart * row * (down is not None) + head
-    left = j * (width + gap) + apart * column * (down is None)
+    view = np.arange(strip)[None]
+    if down is None:
+        i, j = row + 0 * view, column * strip + view
+        top, left = i * (height + gap + head), j * (width + gap) + column * apart
+    else:
+        i, j = row * strip + view, column + 0 * view
+        top, left = i * (height + gap) + row * apart, j * (width + gap)
     canvas = np.ones((top.max() + height, left.max() + width, 3))
-    for tile, y, x in zip(tiles.reshape(-1, *tiles.shape[2:]), top.flat, left.flat, strict=True):
-        canvas[y : y + height, x : x + width] = tile
-    return _drawn(canvas, TILE / height, top, left, across, down)
-
-
-def _drawn(
-    canvas: Float[np.ndarray, "height width 3"],
-    inch: float,
-    top: np.ndarray,
-    left: np.ndarray,
-    size: tuple[int, int],
-    ...
+    for item, y, x in zip(tiles, top, left, strict=True):
+        for v in range(strip):
+            canvas[y[v] : y[v] + height, x[v] : x[v] + width] = item[v]
+    inch = min(TILE / height, WIDTH / canvas.shape[1])  # of one pixel
+    wide, high = canvas.shape[1] * inch, canvas.shape[0] * inch
+    figure = blank(wide + (0.8 if down else 0.1), high + (0.35 if across else 0.1))
+    panel = figure.subplots()
+    panel.imshow(canvas, interpolation="nearest")
+    panel.spines[:].set_visible(False)
+    panel.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
+    panel.set(xticks=[], yticks=[])
+    if down is not None:
+        panel.set_yticks(
+            top[::columns].ravel() + height / 2, down * len(top[::columns])
+        )
+    elif across and strip > 1:
+        panel.set_xticks(
+            left[:columns].ravel() + width / 2, across * len(left[:columns])
+        )
+    elif across:
+        for name, y, x in zip(across, top.flat, left.flat, strict=True):
+            place: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9}
+            panel.text(x + width / 2, y - gap, name, **place)
+    return figure

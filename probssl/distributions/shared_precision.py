@@ -1,0 +1,180 @@
+"""Views that share one factor and one precision: the Student-t prior of the views.
+
+References:
+    Multivariate T-Distributions and Their Applications (Kotz and Nadarajah, 2004)
+    https://doi.org/10.1017/CBO9780511550683
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from pyro.distributions import Gamma, TorchDistribution, constraints
+from torch import Size, Tensor
+
+from ..special import digamma_difference, log_gamma_ratio
+from .gaussian import OneFactorNormal
+
+__all__ = ["SharedPrecision"]
+
+Shape = Size | list[int] | tuple[int, ...]
+
+
+class SharedPrecision(TorchDistribution):
+    r"""Normal views around one factor, all of whose noise has one random precision.
+
+    .. math:: g \sim \mathrm{Gamma}(\tfrac\nu2, \tfrac\nu2), \qquad
+        z_v = \mu_v + u_v f + \frac{\sigma_v}{\sqrt g} \epsilon_v, \qquad
+        f \mid g \sim N(0, 1 / g)
+
+    All views and dimensions together are Student-t. With M the Mahalanobis distance
+    squared under the normal of g = 1, which is the density :math:`N(z)`, and m the
+    number of its dimensions, V·d,
+
+    .. math:: \log p(z) = \log N(\mu)
+        + \log \frac{\Gamma((\nu + m) / 2)}{\Gamma(\nu / 2) \, (\nu / 2)^{m / 2}}
+        - \frac{\nu + m}2 \log\Big(1 + \frac M\nu\Big)
+
+    A flat factor has density 1 whatever g is: there m = (V − 1)·d, and there are no
+    samples.
+
+    Arguments:
+        normal: The distribution of the views for g = 1, with its present views.
+        dof: The degrees of freedom :math:`\nu`, with a shape that broadcasts with the
+            normal's batch shape.
+    """
+
+    arg_constraints = {"dof": constraints.positive}
+    support = constraints.independent(constraints.real, 2)
+
+    def __init__(
+        self,
+        normal: OneFactorNormal,
+        dof: Float[Tensor, "*batch"],
+        validate_args: bool | None = None,
+    ) -> None:
+        shape = torch.broadcast_shapes(normal.batch_shape, dof.shape)
+        # Before it is expanded: the determinant is then taken once, not for each item.
+        self.peak = normal.log_prob(normal.loc).expand(shape)
+        self.normal, self.dof = normal.expand(shape), dof.expand(shape)
+        super().__init__(shape, normal.event_shape, validate_args=validate_args)
+
+    def expand(
+        self, batch_shape: Shape, _instance: "SharedPrecision | None" = None
+    ) -> "SharedPrecision":
+        new = self._get_checked_instance(SharedPrecision, _instance)
+        batch_shape = Size(batch_shape)
+        new.normal = self.normal.expand(batch_shape)
+        new.dof, new.peak = self.dof.expand(batch_shape), self.peak.expand(batch_shape)
+        super(SharedPrecision, new).__init__(
+            batch_shape, self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.normal.has_rsample
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch view dim"]:
+        """The centre; not a number where dof is at most 1."""
+        dof = self.dof[..., None, None]
+        return torch.where(dof > 1, self.normal.loc, math.nan)
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch view dim"]:
+        """Of each dimension: infinite for dof in (1, 2], not a number below."""
+        dof = self.dof[..., None, None]
+        excess = torch.where(dof > 2, dof - 2, 1)
+        variance = torch.where(dof > 2, self.normal.variance * dof / excess, math.inf)
+        return torch.where(dof > 1, variance, math.nan)
+
+    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+        z = self.normal.rsample(sample_shape)
+        half = self.dof / 2
+        precision = Gamma(half, half, validate_args=False).rsample(Size(sample_shape))
+        return self._spread(z, self.normal.loc, precision)
+
+    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        tail = torch.log1p(self._square(value) / self.dof)
+        return self._log_mode() - (self.dof + self._count()) / 2 * tail
+
+    def entropy(self) -> Tensor:
+        """The entropy, in nats.
+
+        Raises:
+            ValueError: If the factor is flat.
+        """
+        self.normal.entropy()  # for its error alone
+        half, count = self.dof.double() / 2, self._count()
+        value = (half + count / 2) * digamma_difference(half, count / 2)
+        return value.to(self.dof.dtype) - self._log_mode()
+
+    def precision(self, value: Float[Tensor, "*batch view dim"]) -> Gamma:
+        r"""The posterior of g given the views,
+        :math:`\mathrm{Gamma}((\nu + m) / 2, (\nu + M) / 2)`."""
+        count, square = self.dof + self._count(), self.dof + self._square(value)
+        count, square = torch.broadcast_tensors(count, square)
+        return Gamma(count / 2, square / 2, validate_args=False)
+
+    def complete(
+        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
+    ) -> Float[Tensor, "*batch view dim"]:
+        """Draw the absent views given the present ones, which are returned as given."""
+        precision = self._given(present).precision(value).rsample()
+        drawn = self.normal.complete(value, present)
+        drawn = self._spread(drawn, self._centre(value, present), precision)
+        return torch.where(present.unsqueeze(-1), value, drawn)
+
+    def complete_mean(
+        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
+    ) -> Float[Tensor, "*batch view dim"]:
+        """The centre of the absent views given the present ones, returned as given."""
+        return torch.where(
+            present.unsqueeze(-1), value, self._centre(value, present)
+        )
+
+    def _given(self, present: Tensor) -> "SharedPrecision":
+        """The marginal of the present views."""
+        base = self.normal
+        known = OneFactorNormal(
+            base.loc,
+            base.scale,
+            base.loading,
+            flat=base.flat,
+            present=present,
+            validate_args=False,
+        )
+        return SharedPrecision(known, self.dof, validate_args=False)
+
+    def _centre(self, value: Tensor, present: Tensor) -> Tensor:
+        factor = self._given(present).normal.factor(value).mean
+        return self.normal.loc + self.normal.loading * factor.unsqueeze(-2)
+
+    def _spread(self, z: Tensor, centre: Tensor, precision: Tensor) -> Tensor:
+        return centre + (z - centre) * precision[..., None, None].rsqrt()
+
+    def _square(self, value: Tensor) -> Tensor:
+        """The Mahalanobis distance squared, M: a sum of squares, nothing cancels."""
+        base, factor = self.normal, self.normal.factor(value).mean
+        rest = value - base.loc - base.loading * factor.unsqueeze(-2)
+        square = (rest / base.scale).square()
+        if base.present is not None:
+            square = square * base.present.unsqueeze(-1)
+        total = square.sum((-2, -1))
+        return total if base.flat else total + factor.square().sum(-1)
+
+    def _count(self) -> Tensor:
+        """The number of dimensions m of the present views, less those of a flat y."""
+        views, dim = self.event_shape
+        present = self.normal.present
+        count = self.dof.new_full((), views) if present is None else present.sum(-1)
+        return (count - self.normal.flat).clamp(min=0).to(self.dof.dtype) * dim
+
+    def _log_mode(self) -> Tensor:
+        half, count = self.dof.double() / 2, self._count().double() / 2
+        constant = log_gamma_ratio(half, count) - count * half.log()
+        return self.peak + constant.to(self.dof.dtype)

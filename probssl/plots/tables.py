@@ -1,0 +1,133 @@
+"""Methods against one another."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .style import BLUE, INK, PALE, blank, clean
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["comparison", "terms"]
+
+SCORES = {
+    "linear_probe": "linear probe",
+    "few_label_probe": "few-label probe",
+    "knn": "neighbours",
+    "cluster_accuracy": "cluster accuracy",
+    "nmi": "NMI",
+    "ari": "ARI",
+}
+TERMS = ["reconstruction", "entropy", "alignment", "hyper", "penalty", "value", "elbo"]
+TERMS += ["gaussian_alignment", "gaussian_entropy", "information"]
+
+
+def comparison(
+    table: "pandas.DataFrame", scores: Sequence[str] | None = None
+) -> "Figure":
+    """Draw the scores of methods as dots, one panel for each score, the best filled.
+
+    Where there is a column with ``_se`` behind the name, it is the error bar.
+
+    Arguments:
+        table: One row for each method, scores as columns; what is missing is NaN.
+        scores: The columns to draw; by default those of `evaluation.scores` whose
+            largest value is 1.
+
+    Raises:
+        ValueError: If a column is missing, or there is none to draw.
+    """
+    chosen = _columns(table, list(SCORES) if scores is None else scores, scores is None)
+    figure = blank(1.6 + 1.6 * len(chosen), 1.0 + 0.32 * len(table))
+    panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
+    for panel, name in zip(panels, chosen, strict=True):
+        _dots(panel, table, name)
+    panels[0].set_yticks(range(len(table)), [str(method) for method in table.index])
+    panels[0].set_ylim(len(table) - 0.5, -0.5)
+    return figure
+
+
+def terms(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "Figure":
+    """Draw measured terms as a table in colour, in nats per item.
+
+    The darker, the higher within its column.
+
+    Arguments:
+        table: One row for each method, terms as columns; what is missing is NaN.
+        columns: The columns to draw; by default the terms and their sums.
+
+    Raises:
+        ValueError: If a column is missing, or there is none to draw.
+    """
+    from matplotlib import colormaps
+
+    chosen = _columns(table, TERMS if columns is None else columns, columns is None)
+    values = table[chosen].to_numpy(dtype=float)
+    low, high = np.nanmin(values, 0), np.nanmax(values, 0)
+    share = (values - low) / np.where(high > low, high - low, np.inf)
+    colours = colormaps["Blues"](0.05 + 0.5 * share)  # light enough for dark ink
+    colours[np.isnan(values)] = (0.95, 0.95, 0.95, 1.0)
+    figure = blank(1.8 + 1.15 * len(chosen), 1.2 + 0.36 * len(table))
+    panel = figure.subplots()
+    panel.imshow(colours, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{value:,.2f}".replace("-", "−")
+        panel.text(j, i, text, ha="center", va="center", color=INK, fontsize=9)
+    panel.set_xticks(range(len(chosen)), [_title(name) for name in chosen])
+    panel.set_yticks(range(len(table)), [str(method) for method in table.index])
+    panel.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
+    panel.spines[:].set_visible(False)
+    panel.set_xlabel("nats per item; the darker, the higher within its column")
+    return figure
+
+
+def _columns(
+    table: "pandas.DataFrame", wanted: Sequence[str], optional: bool
+) -> list[str]:
+    found = [name for name in wanted if name in table and table[name].notna().any()]
+    if not found or (not optional and len(found) < len(wanted)):
+        raise ValueError(
+            f"expected a table with the columns {', '.join(wanted)}, got "
+            f"{', '.join(map(str, table.columns))}; name those to draw"
+        )
+    return found
+
+
+def _dots(panel: "Axes", table: "pandas.DataFrame", name: str) -> None:
+    clean(panel)
+    panel.spines["left"].set_visible(False)
+    panel.tick_params(axis="y", length=0)
+    panel.set_title(SCORES.get(name, name.replace("_", " ")), fontsize=10)
+    values, rows = table[name].to_numpy(dtype=float), range(len(table))
+    bars, error = np.zeros(len(table)), f"{name}_se"
+    if error in table:
+        bars = table[error].fillna(0).to_numpy(dtype=float)
+        panel.errorbar(values, rows, xerr=bars, fmt="none", ecolor=BLUE, zorder=1)
+    best = values == np.nanmax(values)
+    fill = np.where(best, BLUE, "white")
+    panel.scatter(values, rows, s=45, c=fill, edgecolors=BLUE, zorder=2)
+    for row, value, bar in zip(rows, values, bars, strict=True):
+        panel.axhline(row, color=PALE, linewidth=1, zorder=0)
+        if np.isfinite(value):
+            panel.annotate(
+                f"{value:.3f}".removeprefix("0"),
+                (value + bar, row),
+                (9, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
+    span = max(np.nanmax(values) - np.nanmin(values), 0.02)
+    panel.set_xlim(np.nanmin(values) - 0.12 * span, np.nanmax(values) + 0.4 * span)
+
+
+def _title(name: str) -> str:
+    title = name.replace("gaussian_", "Gaussian\n").replace("_", " ")
+    title = "ELBO" if name == "elbo" else title
+    return title + ("\n(not nats)" if name == "penalty" else "")

@@ -1,0 +1,137 @@
+r"""Where the components of a mixture are: learned, or at the posteriors of inputs.
+
+A module with the attribute `number`, the number K of components, that returns their
+means and scales, shapes (component, dim) and (component, dim) or (component, 1).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .base import check_dim
+
+__all__ = ["Components", "VampComponents"]
+
+
+class Components(nn.Module):
+    r"""Means :math:`m_k` that are learned, and relative scales, equal or learned.
+
+    The means start as draws of :math:`N(0, \text{spread}^2 I)` from torch's generator,
+    the relative scales at 1.
+
+    Arguments:
+        dim: The dimension of z.
+        number: The number K of components.
+        spread: The standard deviation of the means at the start.
+        own_scales: Whether the components differ in scale.
+
+    Raises:
+        ValueError: If dim or number is not a whole number of at least 1, or the spread
+            is not positive.
+    """
+
+    def __init__(
+        self, dim: int, number: int, spread: float = 1.0, own_scales: bool = False
+    ) -> None:
+        super().__init__()
+        if check_dim(dim) is None:
+            raise ValueError(
+                "expected dim to be a whole number, got None; the means need it: give "
+                "the dimension of z, for instance dim=10"
+            )
+        if not 0 < spread < math.inf:
+            raise ValueError(
+                f"expected spread to be a positive finite number, got {spread!r}; 1.0 "
+                "starts the means as standard normal draws"
+            )
+        self.dim, self.number = dim, check_number(number)
+        self.spread, self.own_scales = spread, own_scales
+        self.loc = nn.Parameter(spread * torch.randn(number, dim))
+        self.log_scale = nn.Parameter(torch.zeros(number, 1)) if own_scales else None
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the means and the relative scales."""
+        if self.log_scale is None:
+            return self.loc, torch.ones_like(self.loc[:, :1])
+        return self.loc, self.log_scale.exp()
+
+
+class VampComponents(nn.Module):
+    r"""Components at the encoder's posteriors of K pseudo-inputs: the VampPrior.
+
+    .. math:: p(z) = \frac1K \sum_k q(z \mid u_k)
+
+    They cost one pass of K inputs through the encoder each time. It is the encoder of
+    the guide that is meant: build the guide first, and give its factors to both.
+
+    Example:
+        >>> guide = DiagonalGaussian(encoder)
+        >>> components = VampComponents.at(guide.factors, images[:50])
+        >>> prior = Mixture(10, components, learn_weights=False)
+        >>> joint = Joint(prior, likelihood, encoder, decoder, guide=lambda _: guide)
+
+    Arguments:
+        factors: A module (batch, view, \*event) -> means and standard deviations,
+            (batch, view, dim) each, such as `guides.GaussianFactors`.
+        number: The number K of pseudo-inputs.
+        event_shape: The shape of one input. They start as uniform draws from [0, 1);
+            `at` starts them at given ones.
+        learn: Whether the pseudo-inputs are learned.
+
+    Raises:
+        ValueError: If the number is not a whole number of at least 1.
+
+    References:
+        VAE with a VampPrior (Tomczak and Welling, 2018)
+        https://arxiv.org/abs/1705.07120
+    """
+
+    inputs: Tensor
+
+    def __init__(
+        self,
+        factors: nn.Module,
+        number: int,
+        event_shape: Sequence[int],
+        learn: bool = True,
+    ) -> None:
+        super().__init__()
+        self.factors, self.number = factors, check_number(number)
+        self.event_shape, self.learn = tuple(event_shape), learn
+        inputs = torch.rand(number, *self.event_shape)
+        if learn:
+            self.inputs = nn.Parameter(inputs)
+        else:
+            self.register_buffer("inputs", inputs)
+
+    @classmethod
+    def at(
+        cls,
+        factors: nn.Module,
+        inputs: Float[Tensor, "component *event"],
+        learn: bool = True,
+    ) -> "VampComponents":
+        """Start at, or if nothing is learned keep, the given inputs."""
+        components = cls(factors, len(inputs), inputs.shape[1:], learn)
+        with torch.no_grad():
+            components.inputs.copy_(inputs)
+        return components
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the means and standard deviations, (component, dim) each."""
+        loc, scale = self.factors(self.inputs.unsqueeze(1))
+        return loc.squeeze(1), scale.squeeze(1)
+
+
+def check_number(number: Any) -> int:
+    """Return a number of components that is a whole number of at least 1."""
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(
+            "expected components to be a whole number of at least 1, or a module that "
+            f"returns means and scales, got {number!r}; give for instance 10"
+        )
+    return number

@@ -1,0 +1,278 @@
+r"""Student-t views: a Gaussian prior whose precision is random, one for each item.
+
+References:
+    Multivariate T-Distributions and Their Applications (Kotz and Nadarajah, 2004)
+    https://doi.org/10.1017/CBO9780511550683
+    Visualizing Data using t-SNE (van der Maaten and Hinton, 2008)
+    https://jmlr.org/papers/v9/vandermaaten08a.html
+    Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
+    (Hu et al., 2023)
+    https://arxiv.org/abs/2205.14814
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..distributions.gaussian import OneFactorNormal
+from ..distributions.shared_precision import SharedPrecision
+from ..distributions.student import IsotropicStudentT
+from ..hyper import Positive
+from ..special import log_gamma_ratio
+from .base import Prior, check_dim
+from .pairs import square_distances
+from .scales import Scale, check_scales, content_scale
+
+__all__ = ["StudentT", "TSNE"]
+
+
+class StudentT(Prior):
+    r"""Views and content of one random precision g, which all views of an item share.
+
+    .. math:: g \sim \mathrm{Gamma}(\tfrac\nu2, \tfrac\nu2), \qquad
+        y \mid g \sim N(0, \tfrac{\tau^2}g I), \qquad
+        z_v \mid y, g \sim N(y, \tfrac{\sigma^2}g I)
+
+    The views of an item are then Student-t together. With m = V·d,
+
+    .. math:: p(z_1, \dots, z_V)
+        = \frac{\Gamma((\nu + m) / 2)}{\Gamma(\nu / 2) \, (\nu \pi)^{m/2}}
+        \big(\sigma^{2(V-1)} (\sigma^2 + V \tau^2)\big)^{-d/2}
+        \Big(1 + \frac Q\nu\Big)^{-(\nu + m) / 2}
+
+    .. math:: Q = \frac{\sum_v \lVert z_v - \bar z \rVert^2}{\sigma^2}
+        + \frac{\lVert \bar z \rVert^2}{\tau^2 + \sigma^2 / V}
+
+    For large ν it is `Gaussian`, up to O(1/ν). The content is y and g: given y alone
+    the views still share g.
+
+    ``y_scale=math.inf`` makes p(y) flat with density 1, whatever g is: then
+    m = (V − 1)·d, the last term of Q goes, and :math:`\sigma^2 + V \tau^2` becomes V.
+    As with `Gaussian`, that serves alignment terms only.
+
+    Arguments:
+        dim: The dimension of z; None takes it from z, for objectives without samples.
+        scale: The scale :math:`\sigma` of a view given y; the standard deviation is
+            larger.
+        dof: The degrees of freedom :math:`\nu`.
+        y_scale: The scale :math:`\tau` of the content.
+
+    Raises:
+        ValueError: If a scale or dof is not positive, if both scales are free, or if
+            p(y) is flat where it cannot serve.
+    """
+
+    scale: Positive
+    dof: Positive
+    y_scale: Positive | float
+
+    def __init__(
+        self,
+        dim: int | None,
+        scale: Scale = 1.0,
+        dof: Scale = 5.0,
+        y_scale: Scale = 1.0,
+    ) -> None:
+        super().__init__()
+        self.dim = check_dim(dim)
+        self.scale, self.dof = Positive(scale, "scale"), Positive(dof, "dof")
+        self.y_scale = content_scale(y_scale)
+        check_scales(self.scale, self.y_scale)
+
+    @property
+    def proper(self) -> bool:
+        return self.y_scale != math.inf
+
+    def forward(
+        self,
+        views: int,
+        *,
+        present: Bool[Tensor, "*batch view"] | None = None,
+        dim: int | None = None,
+        **drawn: Tensor,
+    ) -> SharedPrecision:
+        """Return the distribution of the views, y and g integrated out.
+
+        Arguments:
+            views: The number of views.
+            present: The views whose marginal density is meant; None means all.
+            dim: The dimension of z, where the prior leaves it open.
+            drawn: Values of hyper-parameters, whose shape becomes the batch shape.
+        """
+        if not self.proper and views < 2:
+            raise ValueError(
+                f"expected at least 2 views under a flat p(y), got {views}; with "
+                "y_scale=math.inf one view has no density: give a finite y_scale"
+            )
+        dim = dim or self.known_dim()
+        scale, y_scale, dof = self._parameters(dim, drawn)
+        normal = OneFactorNormal(
+            scale.new_zeros(()).expand(views, dim),
+            scale[..., None, None],
+            y_scale[..., None, None],
+            flat=not self.proper,
+            present=present,
+            validate_args=False,
+        )
+        return SharedPrecision(normal, dof, validate_args=False)
+
+    def posterior_y(
+        self,
+        z: Float[Tensor, "*batch view dim"],
+        present: Bool[Tensor, "*batch view"] | None = None,
+    ) -> IsotropicStudentT:
+        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, Student-t, event shape (dim,).
+
+        It has as many more degrees of freedom as the views have dimensions, m.
+        """
+        views = self.of(z, present)
+        assert isinstance(views, SharedPrecision)
+        factor, precision = views.normal.factor(z), views.precision(z)
+        _, loading, _ = self._parameters(z.shape[-1], {})
+        mean = precision.concentration / precision.rate
+        scale = loading * factor.stddev[..., 0] * mean.rsqrt()
+        return IsotropicStudentT(
+            2 * precision.concentration,
+            loading * factor.mean,
+            scale,
+            validate_args=False,
+        )
+
+    def log_kernel(
+        self,
+        a: Float[Tensor, "*batch n dim"],
+        b: Float[Tensor, "*batch m dim"],
+        plug_in: bool = False,
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
+
+        With :math:`t_\nu(\mu, s)` a Student-t of centre μ and squared scale s,
+        :math:`\rho = \tau^2 / (\tau^2 + \sigma^2)`, and z telling of g as well,
+
+        .. math:: p(z' \mid z) = t_{\nu + d}\Big(\rho z, \; \sigma^2 (1 + \rho)
+            \frac{\nu + \lVert z \rVert^2 / (\tau^2 + \sigma^2)}{\nu + d}\Big)
+
+        With `plug_in`, :math:`p(z' = b \mid y = a) = t_{\nu + d}(a, \sigma^2
+        \frac{\nu + \lVert a \rVert^2 / \tau^2}{\nu + d})`. Under a flat p(y) one view,
+        or y, tells nothing of g: :math:`t_\nu(z, 2 \sigma^2)` and
+        :math:`t_\nu(a, \sigma^2)`.
+        """
+        dim = a.shape[-1]
+        dof, centre, width = self._conditional(a, plug_in)
+        tail = torch.log1p(square_distances(centre, b) / width)
+        peak = log_gamma_ratio(dof / 2, dim / 2) - dim / 2 * (math.pi * width).log()
+        return peak - (dof + dim) / 2 * tail
+
+    def pmi(
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
+        marginal = self.log_prob(b.unsqueeze(-2))
+        return self.log_kernel(a, b) - marginal.unsqueeze(-2)
+
+    def mutual_information(self) -> Float[Tensor, ""]:
+        r"""Return :math:`I(z; z') = 2 H[z] - H[z, z']`, in nats.
+
+        Even for :math:`\tau \ll \sigma` it is not zero: the views share g.
+        """
+        return 2 * self(1).entropy() - self(2).entropy()
+
+    def _conditional(self, a: Tensor, plug_in: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The dof of a kernel, its centres, and dof times its squared scales."""
+        dim = a.shape[-1]
+        scale, y_scale, dof = self._parameters(dim, {})
+        variance = scale.square()
+        if not self.proper:
+            return dof, a, dof * variance * (1 if plug_in else 2)
+        total = y_scale.square() if plug_in else y_scale.square() + variance
+        shrink = y_scale.square() / total
+        spread = variance if plug_in else variance * (1 + shrink)
+        width = spread * (dof + a.square().sum(-1, keepdim=True) / total)
+        return dof + dim, shrink * a, width
+
+    def _parameters(
+        self, dim: int, drawn: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The scale, the loading of the content (1 if it is flat), and dof."""
+        scale = drawn.get("scale", self.scale())
+        dof = drawn.get("dof", self.dof())
+        if not isinstance(self.y_scale, Positive):
+            return scale, torch.ones_like(scale), dof
+        return scale, drawn.get("y_scale", self.y_scale()), dof
+
+
+class TSNE(StudentT):
+    r"""The heavy tail of t-SNE and t-SimCLR, under a flat p(y): exponent (ν + 1) / 2.
+
+    .. math:: p(z' \mid y) \propto
+        \Big(1 + \frac{\lVert z' - y \rVert^2}{\nu \sigma^2}\Big)^{-(\nu + 1) / 2}
+
+    Whatever the dimension, the exponent is that of one dimension. Where d < ν + 1 it is
+    a density, that of `StudentT` with ν + 1 − d degrees of freedom and
+    :math:`\sigma^2 \nu / (\nu + 1 - d)` for :math:`\sigma^2`, and all of `StudentT` is
+    here. Where d ≥ ν + 1 its integral is infinite: there is only the kernel with
+    `plug_in`, without a constant, so that only differences of its values mean anything.
+
+    The temperature of t-SimCLR, of :math:`1 + \lVert z' - y \rVert^2 / (\nu \,
+    \text{temperature})`, is :math:`\sigma^2` with y plugged in, and :math:`2 \sigma^2`
+    with y integrated out.
+
+    Arguments:
+        dim: The dimension of z; None takes it from z.
+        scale: The scale :math:`\sigma` of a view given y.
+        dof: The degrees of freedom :math:`\nu`, a number.
+
+    Raises:
+        ValueError: If scale or dof is not a positive number, or if a density is asked
+            for where there is none.
+    """
+
+    def __init__(
+        self, dim: int | None, scale: float = 1.0, dof: float = 5.0
+    ) -> None:
+        super().__init__(dim, scale, dof, math.inf)
+        if self.dof.free:
+            raise ValueError(
+                f"expected a fixed dof, got {dof!r}; the kernel has a constant only "
+                "where dim < dof + 1, and without it dof cannot be fitted: give a "
+                "number, or use StudentT"
+            )
+
+    def normalised(self, dim: int) -> bool:
+        """Whether the kernel is a density in so many dimensions."""
+        return dim < self.dof.value + 1
+
+    def log_kernel(
+        self,
+        a: Float[Tensor, "*batch n dim"],
+        b: Float[Tensor, "*batch m dim"],
+        plug_in: bool = False,
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
+
+        With `plug_in`, :math:`\log p(z' = b \mid y = a)`: where dim ≥ dof + 1 this is
+        no density, and what is returned is 0 at b = a.
+
+        Raises:
+            ValueError: Without `plug_in`, where there is no density.
+        """
+        if self.normalised(a.shape[-1]) or not plug_in:
+            return super().log_kernel(a, b, plug_in)
+        dof = self.dof()
+        width = dof * self.scale().square()
+        return -(dof + 1) / 2 * torch.log1p(square_distances(a, b) / width)
+
+    def _parameters(
+        self, dim: int, drawn: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.normalised(dim):
+            raise ValueError(
+                f"expected dim < dof + 1 for a density, got dim={dim} and "
+                f"dof={self.dof.value:g}; use log_kernel(a, b, plug_in=True), which is "
+                "unnormalised there, or StudentT, a density in any dimension"
+            )
+        scale, loading, dof = super()._parameters(dim, drawn)
+        reduced = dof + 1 - dim
+        return scale * (dof / reduced).sqrt(), loading, reduced

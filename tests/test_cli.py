@@ -1,0 +1,101 @@
+"""The command line, as a newcomer uses it."""
+
+import json
+
+import arviz
+import pytest
+import torch
+
+import probssl as ps
+from probssl.cli import main
+
+SHORT = ["--epochs", "1", "--items", "200", "--device", "cpu"]
+
+
+def test_compare_prints_one_table_and_writes_what_it_says(tmp_path, capsys):
+    out = tmp_path / "comparison"
+    options = ["--methods", "vae,SimVAE,simclr,VICReg", "--out", str(out)]
+    assert main(["compare", *options, *SHORT]) == 0
+    printed = capsys.readouterr().out
+    rows = ("VAE", "SimVAE", "SimCLR", "VICReg", "raw pixels", "PCA-10", "untrained")
+    assert all(f"\n{row}" in printed for row in rows)
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["data"] == "digits" and found["seed"] == 0
+    scores = {"linear_probe", "knn", "few_label_probe", "ari", "effective_rank"}
+    for row in found["methods"].values():
+        assert set(row) == {"terms", "scores", "seconds"}
+        assert scores <= set(row["scores"])
+    assert {"reconstruction", "entropy", "alignment"} <= set(
+        found["methods"]["SimVAE"]["terms"]
+    )
+    assert (out / "comparison.png").stat().st_size > 10_000
+    idata = arviz.from_netcdf(str(out / "SimVAE" / "posterior.nc"))
+    assert "z" in idata["posterior"]
+    assert isinstance(ps.load(out / "SimCLR"), ps.limits.SimCLR)
+
+
+def test_the_same_seed_gives_the_same_table(tmp_path):
+    for name in ("a", "b"):
+        folder = str(tmp_path / name)
+        assert main(["compare", "--methods", "simclr", "--out", folder, *SHORT]) == 0
+    found = [
+        json.loads((tmp_path / name / "comparison.json").read_text()) for name in "ab"
+    ]
+    for row in found:
+        row["methods"]["SimCLR"].pop("seconds")
+    assert found[0] == found[1]
+
+
+def test_fit_resumes_and_inspect_says_what_is_there(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["fit", "simvae", "--out", out, *SHORT]) == 0
+    longer = ["--epochs", "2", *SHORT[2:], "--resume"]
+    assert main(["fit", "simvae", "--out", out, *longer]) == 0
+    capsys.readouterr()
+    assert main(["inspect", out]) == 0
+    printed = capsys.readouterr().out
+    assert "SimVAE" in printed and "parameters" in printed and "curves.png" in printed
+    history = ps.History.from_json((tmp_path / "run" / "history.json").read_text())
+    assert len(history) == 2
+
+
+@pytest.mark.parametrize("data", ["mnist", "fashion-mnist", "cifar10"])
+def test_compare_runs_on_real_data(data, data_root, tmp_path):
+    folder = {"cifar10": "cifar-10-jpeg"}.get(data, data)
+    if data == "cifar10":
+        pytest.importorskip("PIL", reason="the JPEG form of CIFAR-10 needs Pillow")
+    options = ["--data", data, "--root", str(data_root / folder), *SHORT]
+    options += ["--methods", "simvae,simclr", "--out", str(tmp_path)]
+    assert main(["compare", *options]) == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["data"] == data and "SimVAE" in found["methods"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["compare", "--methods", "simclr,magic"], "expected one of the methods"),
+        (["compare", "--data", "nowhere"], "nowhere"),
+        (["compare", "--data", "mnist", "--root", "nowhere"], "train-images"),
+        (["compare", "--items", "0"], "--items"),
+        (["compare", "--epochs", "-1", "--items", "50"], "epochs"),
+        (["inspect", "nowhere"], "probssl.json"),
+    ],
+)
+def test_mistakes_are_said_in_one_sentence(arguments, message, tmp_path, capsys):
+    out = [] if arguments[0] == "inspect" else ["--out", str(tmp_path / "out")]
+    assert main([*arguments, *out]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_state_of_the_caller_decides_nothing(tmp_path):
+    values = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        folder = tmp_path / str(seed)
+        main(["compare", "--methods", "simclr", "--out", str(folder), *SHORT])
+        found = ps.Comparison.from_json(folder / "comparison.json")
+        values.append(found.table["linear_probe"]["SimCLR"])
+    assert values[0] == values[1]

@@ -1,0 +1,269 @@
+"""Figures: what is drawn, what it is called, and that nothing else is touched."""
+
+import io
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from probssl import plots
+from probssl.train import History
+
+EPOCHS = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "value": [-9.0, -6.0, -5.0],
+        "reconstruction": [-8.0, -6.5, -6.0],
+        "entropy": [1.0, 1.5, 1.2],
+        "alignment": [-2.0, -1.0, -0.2],
+        "hyper": 0.0,
+        "penalty": 0.0,
+        "valid_value": [-9.5, np.nan, -5.5],
+        "lr": 1e-3,
+        "seconds": 0.1,
+    }
+)
+SCORES = pd.DataFrame(
+    {
+        "linear_probe": [0.93, 0.97, 0.95],
+        "few_label_probe": [0.6, 0.8, np.nan],
+        "few_label_probe_se": [0.01, 0.02, np.nan],
+        "effective_rank": [20.5, 8.0, 9.0],
+        "ari": [np.nan, np.nan, np.nan],
+        "reconstruction": [np.nan, -230.1, -250.6],
+        "entropy": [np.nan, 11.2, -14.0],
+    },
+    index=["raw pixels", "SimVAE", "VAE"],
+)
+
+
+@pytest.fixture(autouse=True)
+def untouched():
+    """No figure stays open, and no setting is changed."""
+    before = dict(mpl.rcParams)
+    yield
+    assert pyplot.get_fignums() == []
+    assert dict(mpl.rcParams) == before
+
+
+def rendered(figure: Figure) -> Figure:
+    """The figure once it is drawn, which is where most mistakes come out."""
+    figure.savefig(io.BytesIO(), format="png", dpi=50)
+    assert figure.get_layout_engine() is not None
+    return figure
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+class TestLearningCurves:
+    def test_each_term_that_is_not_zero_has_a_panel(self):
+        figure = rendered(plots.learning_curves(EPOCHS))
+        assert titles(figure) == ["value", "reconstruction", "entropy", "alignment"]
+        assert figure.get_supylabel() == "nats per item"
+        assert figure.get_supxlabel() == "epoch"
+
+    def test_lines_are_the_columns_and_validation_skips_what_is_missing(self):
+        value, reconstruction, *_ = plots.learning_curves(EPOCHS).axes
+        training, validation = value.get_lines()
+        assert training.get_xydata().tolist() == [[1, -9], [2, -6], [3, -5]]
+        assert validation.get_xydata().tolist() == [[1, -9.5], [3, -5.5]]
+        assert len(reconstruction.get_lines()) == 1
+
+    def test_a_history_is_drawn_like_its_table(self):
+        history = History(EPOCHS.drop(columns="valid_value").to_dict("records"))
+        figure = rendered(plots.learning_curves(history))
+        assert titles(figure) == titles(plots.learning_curves(EPOCHS))
+        assert figure.legends == []
+
+    def test_penalties_are_not_called_nats(self):
+        table = EPOCHS.assign(penalty=-1.0)
+        found = titles(rendered(plots.learning_curves(table)))
+        assert found[0] == "value (not nats)" and found[-1] == "penalty (not nats)"
+        assert "entropy" in found
+
+    def test_one_epoch_is_enough_and_none_is_an_error(self):
+        axes = rendered(plots.learning_curves(EPOCHS[:1])).axes[0]
+        assert 1 in axes.get_xticks()
+        with pytest.raises(ValueError, match="ps.fit"):
+            plots.learning_curves(EPOCHS[:0])
+        with pytest.raises(ValueError, match="0 epochs"):
+            plots.learning_curves(History())
+
+
+class TestLatentMap:
+    def test_points_are_the_projection_on_the_principal_axes(self):
+        z = torch.randn(50, 5) * torch.tensor([1.0, 3.0, 0.1, 2.0, 0.5])
+        figure = rendered(plots.latent_map(z))
+        points = figure.axes[0].collections[0].get_offsets()
+        centred = z.double().numpy() - z.double().numpy().mean(0)
+        variance = np.linalg.eigvalsh(np.cov(centred.T))[::-1]
+        np.testing.assert_allclose(np.cov(points.T), np.diag(variance[:2]), atol=1e-6)
+        share = f"({variance[0] / variance.sum():.0%})"
+        assert figure.axes[0].get_xlabel() == f"principal axis 1 {share}"
+
+    def test_two_dimensions_are_drawn_as_they_are(self):
+        z = np.random.default_rng(0).normal(size=(9, 2))
+        figure = rendered(plots.latent_map(z))
+        np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets(), z)
+        assert figure.axes[0].get_ylabel() == "z, dimension 1"
+
+    @pytest.mark.parametrize("classes", [3, 12, 30])
+    def test_classes_have_a_legend(self, classes):
+        labels = torch.arange(90) % classes
+        figure = rendered(plots.latent_map(torch.randn(90, 4), labels))
+        (legend,) = figure.legends
+        assert [t.get_text() for t in legend.get_texts()] == [*map(str, range(classes))]
+        assert len(figure.axes[0].texts) == (classes if classes <= 10 else 0)
+
+    def test_names_may_be_strings_and_many_numbers_get_a_colour_bar(self):
+        z = torch.randn(40, 3)
+        figure = rendered(plots.latent_map(z, ["cat", "dog"] * 20))
+        assert figure.legends[0].get_texts()[0].get_text() == "cat"
+        assert len(rendered(plots.latent_map(z, torch.randn(40))).axes) == 2
+
+    def test_ellipses_have_the_area_and_the_tilt_of_the_projected_covariance(self):
+        rng = np.random.default_rng(0)
+        z, std = rng.normal(size=(30, 4)), rng.uniform(0.1, 1.0, size=(30, 4))
+        figure = rendered(plots.latent_map(z, std=std, ellipses=7))
+        points, ellipses = figure.axes[0].collections
+        assert len(ellipses.get_offsets()) == 7
+        axes = np.linalg.svd(z - z.mean(0))[2][:2]
+        covariance = axes @ np.diag(std[0] ** 2) @ axes.T
+        wide, high = ellipses.get_widths()[0] / 2, ellipses.get_heights()[0] / 2
+        angle = np.radians(ellipses.get_angles()[0])
+        turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        radii = turn @ np.diag([wide**2, high**2]) @ np.transpose(turn)
+        expected = -2 * np.log(0.1) * covariance
+        np.testing.assert_allclose(np.linalg.det(radii), np.linalg.det(expected))
+        np.testing.assert_allclose(np.abs(radii), np.abs(expected))
+        assert "90 %" in figure.axes[0].get_title(loc="right")
+
+    def test_mistakes_are_explained(self):
+        z = torch.randn(40, 3)
+        with pytest.raises(ValueError, match="at least 2"):
+            plots.latent_map(z[:, :1])
+        with pytest.raises(ValueError, match="finite"):
+            plots.latent_map(z * float("nan"))
+        with pytest.raises(ValueError, match="one label for each"):
+            plots.latent_map(z, torch.arange(39))
+        with pytest.raises(ValueError, match="at most 30"):
+            plots.latent_map(z, [f"class {i}" for i in range(40)])
+        with pytest.raises(ValueError, match="return_std"):
+            plots.latent_map(z, std=z[:, :2])
+
+
+def canvas(figure: Figure) -> np.ndarray:
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+class TestImages:
+    def test_every_pixel_is_on_the_canvas(self):
+        x = torch.rand(7, 1, 8, 8)
+        drawn = canvas(rendered(plots.images(x, rows=2)))
+        assert drawn.shape == (2 * 8 + 1, 4 * 8 + 3, 3)
+        np.testing.assert_allclose(drawn[:8, :8, 0], x[0, 0])
+        np.testing.assert_allclose(drawn[9:17, 18:26, 2], x[6, 0])
+        assert (drawn[9:17, 27:] == 1).all()
+
+    def test_bytes_and_colours_are_drawn_as_well(self):
+        x = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+        drawn = canvas(rendered(plots.images(x)))
+        expected = x[0].permute(1, 2, 0) / 255
+        np.testing.assert_allclose(drawn[:8, :8], expected, rtol=1e-6)
+
+    def test_absent_views_are_grey(self):
+        x = np.zeros((2, 2, 1, 8, 8))
+        x[1, 1] = np.nan
+        drawn = canvas(rendered(plots.views(x)))
+        assert set(np.unique(drawn)) == {0.0, 0.85, 1.0}
+
+    def test_titles_stand_above_images_or_views(self):
+        x = torch.rand(4, 1, 8, 8)
+        figure = rendered(plots.images(x, titles=torch.tensor([3, 1, 4, 1])))
+        assert texts(figure) == ["3", "1", "4", "1"]
+        pairs = torch.rand(4, 2, 1, 8, 8)
+        figure = rendered(plots.images(pairs, rows=2, titles=["a", "b"]))
+        names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
+        assert names == ["a", "b", "a", "b"]
+
+    def test_reconstructions_stand_below_their_images(self):
+        x, r = torch.rand(13, 1, 8, 8), torch.rand(13, 1, 8, 8)
+        figure = rendered(plots.reconstructions(x, r))
+        names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+        assert names == ["x", "E[x | z]"] * 2
+        np.testing.assert_allclose(canvas(figure)[9:17, :8, 0], r[0, 0])
+
+    def test_views_stand_below_one_another(self):
+        x = torch.rand(3, 4, 3, 8, 8)
+        figure = rendered(plots.views(x))
+        names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+        assert names == ["view 1", "view 2", "view 3", "view 4"]
+        drawn = canvas(figure)
+        np.testing.assert_allclose(drawn[27:35, 18:26], x[2, 3].permute(1, 2, 0))
+
+    def test_mistakes_are_explained(self):
+        x = torch.rand(4, 1, 8, 8)
+        for wrong in (x[0, 0], x[:0], torch.rand(4, 2, 8, 8), torch.rand(4, 64)):
+            with pytest.raises(ValueError, match="channel, height, width"):
+                plots.images(wrong)
+        with pytest.raises(ValueError, match=r"x\[:100\]"):
+            plots.images(torch.rand(1001, 1, 2, 2))
+        with pytest.raises(ValueError, match="4 images, got 3"):
+            plots.images(x, titles="abc")
+        with pytest.raises(ValueError, match="rows"):
+            plots.images(x, rows=0)
+        with pytest.raises(ValueError, match="columns"):
+            plots.views(x, columns=0)
+        with pytest.raises(ValueError, match="one shape"):
+            plots.reconstructions(x, x[:3])
+
+
+class TestTables:
+    def test_each_score_has_a_panel_and_the_best_is_filled(self):
+        figure = rendered(plots.comparison(SCORES))
+        assert titles(figure) == ["linear probe", "few-label probe"]
+        names = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+        assert names == ["raw pixels", "SimVAE", "VAE"]
+        assert texts(figure) == [".930", ".970", ".950"]
+        dots = figure.axes[0].collections[-1]
+        assert dots.get_offsets().data[:, 0].tolist() == [0.93, 0.97, 0.95]
+        white = (dots.get_facecolors() == 1.0).all(1)
+        assert white.tolist() == [True, False, True]
+
+    def test_other_columns_are_drawn_on_request(self):
+        figure = rendered(plots.comparison(SCORES, ["effective_rank"]))
+        assert titles(figure) == ["effective rank"]
+        assert texts(figure)[0] == "20.500"
+
+    def test_terms_are_written_in_nats(self):
+        figure = rendered(plots.terms(SCORES))
+        assert texts(figure) == ["–", "–", "−230.10", "11.20", "−250.60", "−14.00"]
+        assert "nats per item" in figure.axes[0].get_xlabel()
+        shades = np.asarray(figure.axes[0].images[0].get_array())
+        assert shades[1, 0].sum() < shades[2, 0].sum()  # the higher, the darker
+
+    def test_one_method_is_enough(self):
+        rendered(plots.terms(SCORES[1:2]))
+        rendered(plots.comparison(SCORES[1:2]))
+
+    def test_missing_columns_are_named(self):
+        with pytest.raises(ValueError, match="knn"):
+            plots.comparison(SCORES, ["linear_probe", "knn"])
+        with pytest.raises(ValueError, match="reconstruction"):
+            plots.terms(SCORES[["linear_probe"]])
+
+
+def test_closing_frees_what_figures_hold():
+    figures = [plots.terms(SCORES), plots.comparison(SCORES)]
+    plots.close(figures)
+    assert [figure.axes for figure in figures] == [[], []]
