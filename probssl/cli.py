@@ -13,7 +13,7 @@ from torch import nn
 from . import recipes
 from .compare import Comparison, compare
 from .data import Dataset, Split, load
-from .posterior import embed, reconstruct, to_arviz
+from .posterior import embed, reconstruct, sample, to_arviz
 from .saving import load as load_objective
 from .saving import read, save
 from .train import History, fit
@@ -184,6 +184,7 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
         figures["reconstructions"] = plots.reconstructions(
             few.images, reconstruct(objective, few)
         )
+        figures["samples"] = plots.views(sample(objective, 10))
         posterior = to_arviz(objective, few, draws=200)
         posterior.to_netcdf(str(out / "posterior.nc"))
     for name, figure in figures.items():

@@ -21,7 +21,8 @@ def learned(value: float) -> Learned:
     """Mark a hyper-parameter as learned, starting from `value`.
 
     Example:
-        >>> prior = Gaussian(dim=10, scale=learned(0.4))
+        >>> learned(0.4)
+        Learned(value=0.4)
     """
     return Learned(value)
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 
 from probssl import evaluation
 from probssl.evaluation import (
@@ -419,3 +421,15 @@ def test_probes_refuse_data_that_do_not_fit(probe, data, message):
 def test_errors_say_what_came(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_probe_with_more_dimensions_than_items_equals_the_full_fit():
+    random = np.random.default_rng(0)
+    labels = np.arange(40) % 4
+    z = random.normal(size=(40, 100)) + random.normal(size=(4, 100))[labels]
+    other = random.normal(size=(500, 100))
+    full = LogisticRegression(C=1.0, max_iter=10_000, tol=1e-10)
+    scale = StandardScaler().fit(z)
+    expected = full.fit(scale.transform(z), labels).predict(scale.transform(other))
+    assert len(set(expected)) > 2
+    assert linear_probe(z, labels, other, expected) > 0.995  # but for ties in rounding

@@ -195,6 +195,8 @@ class TestImages:
         figure = rendered(plots.images(pairs, rows=2, titles=["a", "b"]))
         names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
         assert names == ["a", "b", "a", "b"]
+        # An item is two images of 8 with a gap of 1, and 3 before the next item.
+        np.testing.assert_allclose(canvas(figure)[9:17, 29:37, 0], pairs[3, 1, 0])
 
     def test_reconstructions_stand_below_their_images(self):
         x, r = torch.rand(13, 1, 8, 8), torch.rand(13, 1, 8, 8)

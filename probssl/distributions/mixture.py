@@ -66,22 +66,23 @@ class SharedComponent(TorchDistribution):
         present: Bool[Tensor, "*batch view"] | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        # Kept as they come, not expanded: what they alone determine is computed once.
+        self.logits, self.loc, self.scale, self.y_scale = logits, loc, scale, y_scale
+        self.present = present
         shapes = [logits.shape[:-1], *(p.shape[:-2] for p in (loc, scale, y_scale))]
         if present is not None:
             shapes.append(present.shape[:-1])
-        batch = torch.broadcast_shapes(*shapes)
-        self._set(batch, logits, loc, scale, y_scale, present)
-        event = Size((views, loc.shape[-1]))
+        batch, event = torch.broadcast_shapes(*shapes), Size((views, loc.shape[-1]))
         super().__init__(batch, event, validate_args=validate_args)
 
     def expand(
         self, batch_shape: Shape, _instance: "SharedComponent | None" = None
     ) -> "SharedComponent":
         new = self._get_checked_instance(SharedComponent, _instance)
-        batch, parts = Size(batch_shape), (self.logits, self.loc, self.scale)
-        new._set(batch, *parts, self.y_scale, self.present)
+        new.logits, new.loc, new.present = self.logits, self.loc, self.present
+        new.scale, new.y_scale = self.scale, self.y_scale
         super(SharedComponent, new).__init__(
-            batch, self.event_shape, validate_args=False
+            Size(batch_shape), self.event_shape, validate_args=False
         )
         new._validate_args = self._validate_args
         return new
@@ -100,8 +101,8 @@ class SharedComponent(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
-        categorical = Categorical(logits=self.logits, validate_args=False)
-        k = categorical.sample(Size(sample_shape))
+        logits = self.logits.expand(self.batch_shape + self.logits.shape[-1:])
+        k = Categorical(logits=logits, validate_args=False).sample(Size(sample_shape))
         return self._around(k, self.loc, self.y_scale)
 
     def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
@@ -142,23 +143,6 @@ class SharedComponent(TorchDistribution):
         mean = (share * loc).sum(-2, keepdim=True)
         return torch.where(present.unsqueeze(-1), value, mean)
 
-    def _set(
-        self,
-        batch: Size,
-        logits: Tensor,
-        loc: Tensor,
-        scale: Tensor,
-        y_scale: Tensor,
-        present: Tensor | None,
-    ) -> None:
-        self.logits = logits.expand(batch + logits.shape[-1:])
-        self.loc, self.scale, self.y_scale = (
-            part.expand(batch + loc.shape[-2:]) for part in (loc, scale, y_scale)
-        )
-        self.present = present
-        if present is not None:
-            self.present = present.expand(batch + present.shape[-1:])
-
     def _weights(self) -> Float[Tensor, "*batch component 1"]:
         return self.logits.softmax(-1).unsqueeze(-1)
 
@@ -174,9 +158,11 @@ class SharedComponent(TorchDistribution):
         total = variance + count * self.y_scale.square()
         square = within.sum(-2, keepdim=True) / variance
         square = square + count * (mean - self.loc).square() / total
-        constant = count * math.log(2 * math.pi) + (count - 1) * variance.log()
-        each = square + constant + total.log()
-        return self.logits.log_softmax(-1) - 0.5 * each.sum(-1)
+        each = count * math.log(2 * math.pi) + (count - 1) * variance.log()
+        constant = self.event_shape[1] * (each + total.log()).mean(-1)
+        value = self.logits.log_softmax(-1) - 0.5 * (square.sum(-1) + constant)
+        batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return value.expand(batch + value.shape[-1:])
 
     def _content(self, value: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of y given the views and each component."""
@@ -187,7 +173,8 @@ class SharedComponent(TorchDistribution):
 
     def _around(self, k: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         """Draw the views around a y from component k, of which loc and scale tell."""
-        y = _pick(loc, k) + _pick(scale, k) * torch.randn_like(_pick(loc, k))
+        y = _pick(loc, k)
+        y = y + _pick(scale, k) * torch.randn_like(y)
         noise = y.new_empty(k.shape + self.event_shape).normal_()
         return y.unsqueeze(-2) + _pick(self.scale, k).unsqueeze(-2) * noise
 

@@ -68,8 +68,10 @@ class SharedDirection(TorchDistribution):
     def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
         shape = Size(sample_shape) + self.batch_shape
         like = self.concentration
-        uniform = SphericalUniform(self.event_shape[1])
-        y = uniform.sample(shape).to(like)
+        uniform = SphericalUniform(
+            self.event_shape[1], dtype=like.dtype, device=like.device
+        )
+        y = uniform.sample(shape)
         y = y.unsqueeze(-2).expand(shape + self.event_shape)
         concentration = like.unsqueeze(-1).expand(shape + self.event_shape[:1])
         return VonMisesFisher(y, concentration, validate_args=False).sample()

@@ -6,6 +6,7 @@ References:
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,10 +54,12 @@ class SharedPrecision(TorchDistribution):
         dof: Float[Tensor, "*batch"],
         validate_args: bool | None = None,
     ) -> None:
+        self.normal, self.dof = normal, dof
+        # Before all is expanded: the constants are then computed once for all items.
+        log_mode = normal.log_prob(normal.loc) + self._of_half_count(_log_ratio)
         shape = torch.broadcast_shapes(normal.batch_shape, dof.shape)
-        # Before it is expanded: the determinant is then taken once, not for each item.
-        self.peak = normal.log_prob(normal.loc).expand(shape)
         self.normal, self.dof = normal.expand(shape), dof.expand(shape)
+        self.log_mode = log_mode.expand(shape)
         super().__init__(shape, normal.event_shape, validate_args=validate_args)
 
     def expand(
@@ -65,7 +68,8 @@ class SharedPrecision(TorchDistribution):
         new = self._get_checked_instance(SharedPrecision, _instance)
         batch_shape = Size(batch_shape)
         new.normal = self.normal.expand(batch_shape)
-        new.dof, new.peak = self.dof.expand(batch_shape), self.peak.expand(batch_shape)
+        new.dof = self.dof.expand(batch_shape)
+        new.log_mode = self.log_mode.expand(batch_shape)
         super(SharedPrecision, new).__init__(
             batch_shape, self.event_shape, validate_args=False
         )
@@ -100,7 +104,7 @@ class SharedPrecision(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         tail = torch.log1p(self._square(value) / self.dof)
-        return self._log_mode() - (self.dof + self._count()) / 2 * tail
+        return self.log_mode - (self.dof + self._count()) / 2 * tail
 
     def entropy(self) -> Tensor:
         """The entropy, in nats.
@@ -109,9 +113,8 @@ class SharedPrecision(TorchDistribution):
             ValueError: If the factor is flat.
         """
         self.normal.entropy()  # for its error alone
-        half, count = self.dof.double() / 2, self._count()
-        value = (half + count / 2) * digamma_difference(half, count / 2)
-        return value.to(self.dof.dtype) - self._log_mode()
+        half = (self.dof + self._count()) / 2
+        return half * self._of_half_count(digamma_difference) - self.log_mode
 
     def precision(self, value: Float[Tensor, "*batch view dim"]) -> Gamma:
         r"""The posterior of g given the views,
@@ -133,9 +136,7 @@ class SharedPrecision(TorchDistribution):
         self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
     ) -> Float[Tensor, "*batch view dim"]:
         """The centre of the absent views given the present ones, returned as given."""
-        return torch.where(
-            present.unsqueeze(-1), value, self._centre(value, present)
-        )
+        return torch.where(present.unsqueeze(-1), value, self._centre(value, present))
 
     def _given(self, present: Tensor) -> "SharedPrecision":
         """The marginal of the present views."""
@@ -167,14 +168,25 @@ class SharedPrecision(TorchDistribution):
         total = square.sum((-2, -1))
         return total if base.flat else total + factor.square().sum(-1)
 
-    def _count(self) -> Tensor:
-        """The number of dimensions m of the present views, less those of a flat y."""
-        views, dim = self.event_shape
-        present = self.normal.present
-        count = self.dof.new_full((), views) if present is None else present.sum(-1)
-        return (count - self.normal.flat).clamp(min=0).to(self.dof.dtype) * dim
+    def _count(self) -> Tensor | int:
+        """The number of dimensions m: of the present views, less those of a flat y."""
+        (views, dim), fewer = self.normal.event_shape, int(self.normal.flat)
+        if self.normal.present is None:
+            return (views - fewer) * dim
+        return (self.normal.present.sum(-1) - fewer).clamp(min=0) * dim
 
-    def _log_mode(self) -> Tensor:
-        half, count = self.dof.double() / 2, self._count().double() / 2
-        constant = log_gamma_ratio(half, count) - count * half.log()
-        return self.peak + constant.to(self.dof.dtype)
+    def _of_half_count(self, function: Callable[[Tensor, float], Tensor]) -> Tensor:
+        r"""The function of :math:`\nu / 2` and m / 2, computed in float64."""
+        (views, dim), count = self.normal.event_shape, self._count()
+        half = self.dof.double() / 2
+        if isinstance(count, int):
+            return function(half, count / 2).to(self.dof.dtype)
+        # Of the few values m can have, each item picks its own.
+        table = torch.stack([function(half, n * dim / 2) for n in range(views + 1)], -1)
+        table, pick = torch.broadcast_tensors(table, (count // dim).unsqueeze(-1))
+        return table.gather(-1, pick)[..., 0].to(self.dof.dtype)
+
+
+def _log_ratio(a: Tensor, b: float) -> Tensor:
+    r""":math:`\log \Gamma(a + b) / (\Gamma(a) a^b)`, which is 0 for large a."""
+    return log_gamma_ratio(a, b) - b * a.log()

@@ -131,6 +131,10 @@ def _logistic_regression(
 ) -> float:
     from sklearn.linear_model import LogisticRegression
 
+    if z_train.shape[1] > len(z_train):
+        # The ridge leaves no weight outside the span of the items: fit within it.
+        span = np.linalg.qr(z_train.T)[0]
+        z_train, z_test = z_train @ span, z_test @ span
     # some tens of iterations do: the limit only ends what will never converge
     model = LogisticRegression(C=1 / penalty, max_iter=10_000)
     return float(model.fit(z_train, y_train).score(z_test, y_test))

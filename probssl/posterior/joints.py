@@ -29,7 +29,7 @@ def joint_of(objective: nn.Module, what: str) -> Joint:
 
 def check_proper(joint: Joint, what: str) -> None:
     """Raise an error if p(y) is flat, so that z has no distribution."""
-    device = next(joint.parameters()).device
+    device = next(joint.parameters(), torch.empty(0)).device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             joint.prior(2).sample()

@@ -83,7 +83,7 @@ def reconstruct(
     with evaluating(objective) as like:
         items = Items(data, like)
         for rows in items.rows(batch_size, "reconstruct"):
-            z = joint.prior.on_support(joint.alone(items.alone(rows)).sample().squeeze(1))
+            z = joint.prior.on_support(joint.represent(items.alone(rows)))
             means.append(array(joint.decode(z.unsqueeze(1)).mean.squeeze(1)))
     return np.concatenate(means)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .base import check_dim
 
-__all__ = ["Components", "VampComponents"]
+__all__ = ["Components", "VampComponents", "check_number"]
 
 
 class Components(nn.Module):
@@ -131,7 +131,7 @@ def check_number(number: Any) -> int:
     """Return a number of components that is a whole number of at least 1."""
     if not isinstance(number, int) or number < 1:
         raise ValueError(
-            "expected components to be a whole number of at least 1, or a module that "
-            f"returns means and scales, got {number!r}; give for instance 10"
+            "expected a whole number of components of at least 1, or a module with "
+            f"such an attribute number, got {number!r}; give for instance 10"
         )
     return number

@@ -107,7 +107,7 @@ class StudentT(Prior):
                 "y_scale=math.inf one view has no density: give a finite y_scale"
             )
         dim = dim or self.known_dim()
-        scale, y_scale, dof = self._parameters(dim, drawn)
+        scale, y_scale, dof = self._values(dim, drawn)
         normal = OneFactorNormal(
             scale.new_zeros(()).expand(views, dim),
             scale[..., None, None],
@@ -130,7 +130,7 @@ class StudentT(Prior):
         views = self.of(z, present)
         assert isinstance(views, SharedPrecision)
         factor, precision = views.normal.factor(z), views.precision(z)
-        _, loading, _ = self._parameters(z.shape[-1], {})
+        _, loading, _ = self._values(z.shape[-1], {})
         mean = precision.concentration / precision.rate
         scale = loading * factor.stddev[..., 0] * mean.rsqrt()
         return IsotropicStudentT(
@@ -182,7 +182,7 @@ class StudentT(Prior):
     def _conditional(self, a: Tensor, plug_in: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The dof of a kernel, its centres, and dof times its squared scales."""
         dim = a.shape[-1]
-        scale, y_scale, dof = self._parameters(dim, {})
+        scale, y_scale, dof = self._values(dim, {})
         variance = scale.square()
         if not self.proper:
             return dof, a, dof * variance * (1 if plug_in else 2)
@@ -192,7 +192,7 @@ class StudentT(Prior):
         width = spread * (dof + a.square().sum(-1, keepdim=True) / total)
         return dof + dim, shrink * a, width
 
-    def _parameters(
+    def _values(
         self, dim: int, drawn: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, the loading of the content (1 if it is flat), and dof."""
@@ -229,9 +229,7 @@ class TSNE(StudentT):
             for where there is none.
     """
 
-    def __init__(
-        self, dim: int | None, scale: float = 1.0, dof: float = 5.0
-    ) -> None:
+    def __init__(self, dim: int | None, scale: float = 1.0, dof: float = 5.0) -> None:
         super().__init__(dim, scale, dof, math.inf)
         if self.dof.free:
             raise ValueError(
@@ -264,7 +262,7 @@ class TSNE(StudentT):
         width = dof * self.scale().square()
         return -(dof + 1) / 2 * torch.log1p(square_distances(a, b) / width)
 
-    def _parameters(
+    def _values(
         self, dim: int, drawn: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.normalised(dim):
@@ -273,6 +271,6 @@ class TSNE(StudentT):
                 f"dof={self.dof.value:g}; use log_kernel(a, b, plug_in=True), which is "
                 "unnormalised there, or StudentT, a density in any dimension"
             )
-        scale, loading, dof = super()._parameters(dim, drawn)
+        scale, loading, dof = super()._values(dim, drawn)
         reduced = dof + 1 - dim
         return scale * (dof / reduced).sqrt(), loading, reduced

@@ -121,10 +121,10 @@ def _turned(x: Tensor, turn: Float[Tensor, " n"]) -> Float[Tensor, "n 3 height w
 
     # Grey has no hue: its numerator and its chroma are zero.
     fold = (green + blue).sub_(red).sub_(low)
-    fold = fold.div_(chroma.clamp_min(torch.finfo(x.dtype).tiny)).add_(1)
-    hue = torch.copysign(fold, green - blue) / 6 + per_item(turn, x)
+    fold = fold.div_(chroma.clamp_min(torch.finfo(x.dtype).tiny)).add_(1).div_(6)
+    hue = torch.copysign(fold, green - blue) + per_item(turn, x)
 
     channels = torch.arange(3, dtype=x.dtype, device=x.device).view(3, 1, 1) / 3
-    wave = hue - channels
-    wave = wave.sub_(wave.floor()).mul_(6).sub_(3).abs_().sub_(1)
-    return wave.clamp_(0, 1).mul_(chroma).add_(low)
+    wave = hue + (2 - channels)  # two turns more: frac wants no negative number
+    wave = wave.frac_().mul_(6).sub_(3).abs_().sub_(1).clamp_(0, 1)
+    return wave.mul_(chroma).add_(low)

@@ -1,0 +1,451 @@
+"""The Student-t prior: closed forms against quadrature over its precision."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from pyro.distributions import Gamma
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.distributions import IsotropicStudentT, OneFactorNormal, SharedPrecision
+from probssl.priors import TSNE, Gaussian, Prior, StudentT
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+SCALE, Y_SCALE, DOF = 0.6, 1.7, 3.5
+Y_SCALES = pytest.mark.parametrize("y_scale", [Y_SCALE, math.inf])
+exact = partial(assert_close, rtol=1e-11, atol=1e-11)
+
+
+def student(dim: int | None = 2, y_scale: float = Y_SCALE) -> StudentT:
+    return StudentT(dim, SCALE, DOF, y_scale)
+
+
+def averaged(*log_normals: tuple[Tensor, float]) -> Tensor:
+    """The log of products of normals, averaged over a precision from its Gamma.
+
+    Each factor is a sum of squares over its variance, and the number of its dimensions
+    times log 2π variance; the trapezoidal rule in log g is exact to rounding.
+    """
+    log_g = torch.linspace(-60.0, 12.0, 4_001)
+    half = torch.tensor(DOF / 2)
+    total = Gamma(half, half).log_prob(log_g.exp()) + log_g
+    for square, variance, count in log_normals:
+        constant = count * (math.log(2 * math.pi * variance) - log_g)
+        power = square.unsqueeze(-1) * log_g.exp() / variance
+        total = total - 0.5 * (power + constant)
+    return total.logsumexp(-1) + (log_g[1] - log_g[0]).log()
+
+
+def content(y: Tensor, y_scale: float) -> list[tuple[Tensor, float, int]]:
+    """p(y | g), of which nothing is left where it is flat."""
+    square = y.square().sum(-1)
+    return [] if y_scale == math.inf else [(square, y_scale**2, y.shape[-1])]
+
+
+def around(z: Tensor, y: Tensor) -> tuple[Tensor, float, int]:
+    """The product of p(z_v | y, g) over the views."""
+    square = (z - y.unsqueeze(-2)).square().sum((-2, -1))
+    return square, SCALE**2, z.shape[-2] * z.shape[-1]
+
+
+def assert_one(ratio: Tensor) -> None:
+    """The mean is one, to five standard errors."""
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(ratio))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_views_of_an_item_are_one_dense_multivariate_t(views, dim):
+    z = torch.randn(5, views, dim)
+    share = SCALE**2 * torch.eye(views) + Y_SCALE**2
+    shape = torch.kron(share, torch.eye(dim)).numpy()
+    dense = scipy.stats.multivariate_t(shape=shape, df=DOF)
+    plain = torch.from_numpy(np.atleast_1d(dense.logpdf(z.flatten(1).numpy())))
+    exact(student(dim).log_prob(z), plain)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+@pytest.mark.parametrize("views", [2, 5])
+def test_flat_prior_equals_the_printed_formula(views, dim):
+    z, s, m = torch.randn(6, views, dim), SCALE**2, (views - 1) * dim
+    q = (z - z.mean(1, keepdim=True)).square().sum((1, 2)) / s
+    plain = math.lgamma((DOF + m) / 2) - math.lgamma(DOF / 2)
+    plain -= m / 2 * math.log(DOF * math.pi * s) + dim / 2 * math.log(views)
+    plain = plain - (DOF + m) / 2 * (1 + q / DOF).log()
+    exact(student(dim, math.inf).log_prob(z), plain)
+
+
+@Y_SCALES
+def test_density_is_that_of_normals_averaged_over_their_precision(y_scale):
+    z, views, dim = torch.randn(5, 3, 2), 3, 2
+    mean = z.mean(1)
+    within = (z - mean.unsqueeze(1)).square().sum((1, 2))
+    between = [(mean.square().sum(1), y_scale**2 + SCALE**2 / views, dim)]
+    if y_scale == math.inf:
+        between = []
+    plain = averaged((within, SCALE**2, (views - 1) * dim), *between)
+    plain = plain - dim / 2 * math.log(views)
+    exact(student(dim, y_scale).log_prob(z), plain)
+
+
+@Y_SCALES
+def test_posterior_of_the_content_satisfies_bayes(y_scale):
+    z, y = torch.randn(6, 3, 2), torch.randn(6, 2)
+    prior = student(2, y_scale)
+    joint = averaged(*content(y, y_scale), around(z, y))
+    exact(prior.posterior_y(z).log_prob(y) + prior.log_prob(z), joint)
+
+
+@Y_SCALES
+def test_posterior_of_present_views_ignores_the_absent_ones(y_scale):
+    z, y, prior = torch.randn(4, 5, 2), torch.randn(4, 2), student(2, y_scale)
+    present = torch.tensor([True, False, True, True, False]).expand(4, -1)
+    some = prior.posterior_y(z, present).log_prob(y)
+    exact(some, prior.posterior_y(z[:, [0, 2, 3]]).log_prob(y))
+
+
+@Y_SCALES
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_marginal_of_present_views_equals_the_prior_of_so_many(views, y_scale):
+    z, prior = torch.randn(4, views + 2, 3), student(3, y_scale)
+    present = torch.arange(views + 2).expand(4, -1) < views
+    exact(prior.log_prob(z, present), prior.log_prob(z[:, :views]))
+
+
+def test_items_may_have_different_views_and_none_at_all():
+    z, prior = torch.randn(3, 2, 3), student(3)
+    present = torch.tensor([[True, True], [False, True], [False, False]])
+    plain = [prior.log_prob(z[0]), prior.log_prob(z[1, 1:]), torch.tensor(0.0)]
+    exact(prior.log_prob(z, present), torch.stack(plain))
+    many = prior(2, present=present, dof=torch.tensor([[2.0], [DOF]])).log_prob(z)
+    exact(many[1], torch.stack(plain))
+
+
+@pytest.mark.parametrize("plug_in", [False, True])
+@Y_SCALES
+def test_kernel_integrates_to_one(y_scale, plug_in):
+    a, n = torch.tensor([[0.4, -1.0]]), 200_000
+    proposal = IsotropicStudentT(1.5, torch.tensor([0.2, -0.4]), 1.5)
+    b = proposal.sample((n,))
+    kernel = student(2, y_scale).log_kernel(a, b, plug_in)[0]
+    assert_one((kernel - proposal.log_prob(b)).exp())
+
+
+def test_kernel_is_the_joint_over_the_marginal():
+    prior, a, b = student(3), torch.randn(4, 3), torch.randn(5, 3)
+    exact(prior.log_kernel(a, b), Prior.log_kernel(prior, a, b))
+    exact(prior.pmi(a, b), prior.log_kernel(a, b) - prior.log_prob(b[:, None]))
+
+
+def test_kernel_under_a_flat_content_is_the_joint():
+    prior, a, b = student(3, math.inf), torch.randn(4, 3), torch.randn(5, 3)
+    pairs = torch.stack(torch.broadcast_tensors(a[:, None], b[None]), dim=-2)
+    exact(prior.log_kernel(a, b), prior.log_prob(pairs))
+
+
+@Y_SCALES
+def test_plugged_in_kernel_is_the_density_of_a_view_given_its_content(y_scale):
+    y, z = torch.randn(4, 2), torch.randn(4, 2)
+    kernel = student(2, y_scale).log_kernel(y, z, plug_in=True).diagonal()
+    both = averaged(*content(y, y_scale), around(z.unsqueeze(-2), y))
+    exact(kernel, both - averaged(*content(y, y_scale)))
+
+
+@Y_SCALES
+def test_student_tends_to_the_gaussian_at_first_order(y_scale):
+    a, b, z = torch.randn(4, 3), torch.randn(5, 3), torch.randn(7, 3, 3)
+    present = torch.rand(7, 3) < 0.8
+
+    def values(prior: Prior) -> Tensor:
+        y, kernel = prior.posterior_y(z), prior.log_kernel
+        parts = [prior.log_prob(z), prior.log_prob(z, present), y.log_prob(z[:, 0])]
+        parts += [kernel(a, b).flatten(), kernel(a, b, plug_in=True).flatten()]
+        if prior.proper:
+            parts += [prior(3).entropy().view(1), prior.mutual_information().view(1)]
+        return torch.cat(parts)
+
+    limit = values(Gaussian(3, SCALE, y_scale))
+    gap = [values(StudentT(3, SCALE, v, y_scale)) - limit for v in (1e5, 1e6)]
+    # A gap whose first order happens to vanish would leave the ratio to the second.
+    kept = gap[0].abs() > 1e-6
+    ratio = (gap[0] / gap[1])[kept]
+    assert kept.sum() > 40
+    assert_close(ratio, torch.full_like(ratio, 10.0), rtol=1e-2, atol=0)
+
+
+def test_entropy_is_minus_the_mean_log_density():
+    n, views = 50_000, student(2)(3)
+    value = -views.log_prob(views.rsample((n,)))
+    assert abs(value.mean() - views.entropy()) < 5 * value.std() / math.sqrt(n)
+
+
+def test_entropy_of_present_views_is_that_of_so_many():
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    plain = torch.stack([student(2)(2).entropy(), student(2)(3).entropy()])
+    exact(student(2)(3, present=present).entropy(), plain)
+
+
+def test_mutual_information_is_the_mean_pmi():
+    prior, n = student(3), 40_000
+    z = prior(2).rsample((n,))
+    pmi = prior.pmi(z[:, :1], z[:, 1:]).flatten()
+    assert abs(pmi.mean() - prior.mutual_information()) < 5 * pmi.std() / math.sqrt(n)
+
+
+def assert_follows_f(square: Tensor, count: int, dof: float) -> None:
+    """Mahalanobis distances of a Student-t follow the F distribution."""
+    law = scipy.stats.f(count, dof)
+    assert scipy.stats.kstest(square / count, law.cdf).pvalue > 1e-6
+
+
+def test_samples_share_their_precision():
+    # Distances of single views would follow their own law; that of all of them tells.
+    z = student(2)(3).sample((20_000,))
+    share = (SCALE**2 * torch.eye(3) + Y_SCALE**2).inverse()
+    square = torch.einsum("nvd,vw,nwd->n", z, share, z)
+    assert_follows_f(square, 6, DOF)
+
+
+def test_samples_have_the_stated_mean_and_variance():
+    n, views = 200_000, StudentT(2, SCALE, 9.0, Y_SCALE)(3)
+    z = views.rsample((n,))
+    error = 5 * z.std(0) / math.sqrt(n)
+    assert ((z.mean(0) - views.mean).abs() < error).all()
+    error = 5 * z.square().std(0) / math.sqrt(n)
+    assert ((z.square().mean(0) - views.variance).abs() < error).all()
+    heavy = student(2)(2, dof=torch.tensor([0.9, 1.5, 3.0]))
+    assert heavy.mean[:, 0, 0].isnan().tolist() == [True, False, False]
+    assert heavy.variance[1, 0, 0].isinf() and heavy.variance[0, 0, 0].isnan()
+
+
+def test_absent_views_are_drawn_from_the_conditional():
+    n, z = 20_000, torch.randn(3, 2)
+    present = torch.tensor([True, False, True])
+    views = student(2)(3)
+    drawn = views.complete(z.expand(n, -1, -1), present.expand(n, -1))
+    assert_close(drawn[:, present], z[present].expand(n, -1, -1))
+    # Given the two others, the second view is Student-t with dof ν + 4.
+    s, t = SCALE**2, Y_SCALE**2
+    centre = t * z[present].sum(0) / (s + 2 * t)
+    spread = s + s * t / (s + 2 * t)
+    known = (s * torch.eye(2) + t).inverse()
+    square = torch.einsum("vd,vw,wd->", z[present], known, z[present])
+    width = spread * (DOF + square) / (DOF + 4)
+    distance = (drawn[:, 1] - centre).square().sum(-1) / width
+    assert_follows_f(distance, 2, DOF + 4)
+    mean = views.complete_mean(z, present)
+    assert_close(mean[1], centre)
+    assert_close(mean[present], z[present])
+    error = 5 * drawn.std(0) / math.sqrt(n)
+    assert ((drawn.mean(0) - mean).abs() <= error + 1e-12).all()
+
+
+@Y_SCALES
+def test_log_prob_is_unchanged_by_swapping_views_and_rotating(y_scale):
+    rotation, z = torch.linalg.qr(torch.randn(3, 3)).Q, torch.randn(5, 4, 3)
+    prior = student(3, y_scale)
+    exact(prior.log_prob(z.flip(1)), prior.log_prob(z))
+    exact(prior.log_prob(z @ rotation), prior.log_prob(z))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_gradients_are_exact(flat):
+    z = torch.randn(2, 3, 2, requires_grad=True)
+    prior = student(2, math.inf if flat else Y_SCALE)
+    hyper = [torch.tensor(v, requires_grad=True) for v in (SCALE, DOF, Y_SCALE)]
+    present = torch.tensor([[True, True, True], [True, False, True]])
+
+    def value(z: Tensor, scale: Tensor, dof: Tensor, y_scale: Tensor) -> Tensor:
+        drawn = {"scale": scale, "dof": dof} | ({} if flat else {"y_scale": y_scale})
+        return prior(3, present=present, **drawn).log_prob(z)
+
+    inputs = (z, *hyper[: 2 if flat else 3], *([torch.tensor(1.0)] if flat else []))
+    assert gradcheck(value, inputs)
+    assert gradgradcheck(value, inputs)
+    assert gradcheck(lambda z: prior.log_kernel(z[0], z[1]), z)
+
+
+def test_hyper_parameters_are_learned_by_name():
+    prior = StudentT(2, ps.learned(0.4), ps.learned(3.0))
+    assert [name for name, _ in prior.named_parameters()] == ["scale.log", "dof.log"]
+    prior.log_prob(torch.randn(6, 2, 2)).sum().backward()
+    assert prior.dof.log.grad.abs() > 0 and prior.scale.log.grad.abs() > 0
+    random = StudentT(2, dof=dist.LogNormal(1.0, 0.5))
+    assert [hyper.name for hyper in random.random()] == ["dof"]
+
+
+def test_drawn_hyper_parameters_become_the_batch_shape():
+    scales, dofs = torch.tensor([[0.1], [0.5], [2.0]]), torch.tensor([[1.0], [4], [9]])
+    many = StudentT(2)(3, scale=scales, dof=dofs)
+    assert many.batch_shape == (3, 1) and many.event_shape == (3, 2)
+    z = torch.randn(5, 3, 2)
+    pairs = zip(scales, dofs, strict=True)
+    each = [StudentT(2, float(s), float(v)).log_prob(z) for s, v in pairs]
+    exact(many.log_prob(z), torch.stack(each))
+    exact(many.expand((3, 5)).log_prob(z), torch.stack(each))
+    assert many.expand((3, 5)).rsample((4,)).shape == (4, 3, 5, 3, 2)
+
+
+def test_float32_is_right_for_nearly_equal_views():
+    z = torch.randn(100, 1, 8).expand(-1, 2, -1) + 1e-4 * torch.randn(100, 2, 8)
+    z = z.float()
+    plain = StudentT(8, 1e-4).log_prob(z.double())
+    single = StudentT(8, 1e-4).float().log_prob(z)
+    assert single.dtype == torch.float32
+    # Relative to values of some tens, about five units of float32's rounding.
+    assert_close(single.double(), plain, rtol=1e-6, atol=1e-3)
+
+
+@Y_SCALES
+def test_no_number_is_read_while_it_runs(y_scale):
+    prior, present = student(2, y_scale), torch.rand(4, 3) < 0.5
+
+    def value(z: Tensor) -> Tensor:
+        views = prior(3).complete(z, present)
+        y = prior.posterior_y(z, present).rsample()
+        kernel = prior.log_kernel(z[0], z[1], plug_in=True).sum()
+        return (
+            prior.log_prob(views).sum()
+            + prior.log_prob(z, present).sum()
+            + (y.sum() + kernel)
+        )
+
+    trace = make_fx(value, tracing_mode="fake", _allow_non_fake_inputs=True)
+    assert trace(torch.randn(4, 3, 2))(torch.randn(4, 3, 2)).isfinite()
+
+
+@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Point])
+def test_student_serves_in_a_joint(guide):
+    prior = StudentT(2, 0.4, dist.LogNormal(1.5, 0.3))
+    encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
+    likelihood = ps.likelihoods.Gaussian(0.5)
+    joint = ps.Joint(prior, likelihood, encoder, decoder, guide=guide)
+    joint.population = torch.tensor(8)
+    masked = guide is ps.guides.DiagonalGaussian
+    present = torch.rand(8, 3) < 0.7 if masked else None
+    value = sum(ps.bounds.IWAE(4)(joint, Batch(torch.randn(8, 3, 3), present=present)))
+    value.backward()
+    assert value.isfinite() and prior.dof.loc.grad.isfinite()
+
+
+def test_absent_views_add_nothing_to_the_bound():
+    guide, prior = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((3,), 2)), StudentT(2)
+    x, present = torch.randn(4, 3, 3), torch.tensor([[True, False, True]] * 4)
+    q = guide(x, partial(prior, 3), present)
+    z = q.rsample()
+    seen = OneFactorNormal(*(part[:, present[0]] for part in guide.factors(x)), 0 * z)
+    plain = prior.log_prob(z[:, present[0]]) - seen.log_prob(z[:, present[0]])
+    exact(prior.log_prob(z) - q.log_prob(z), plain)
+
+
+@pytest.mark.parametrize("prior", [student(2), student(3, math.inf), TSNE(2, 0.4, 3)])
+def test_prior_comes_back_from_a_folder(prior, tmp_path):
+    ps.save(prior, tmp_path)
+    z, again = torch.randn(4, 3, prior.dim), ps.load(tmp_path)
+    assert type(again) is type(prior)
+    assert_close(again.log_prob(z), prior.double().log_prob(z), rtol=0, atol=0)
+
+
+def test_tsne_in_one_dimension_is_student():
+    z, a, b = torch.randn(4, 3, 1), torch.randn(5, 1), torch.randn(6, 1)
+    tsne, plain = TSNE(1, SCALE, DOF), student(1, math.inf)
+    exact(tsne.log_prob(z), plain.log_prob(z))
+    exact(tsne.log_kernel(a, b), plain.log_kernel(a, b))
+    y = torch.randn(4, 1)
+    exact(tsne.posterior_y(z).log_prob(y), plain.posterior_y(z).log_prob(y))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("plug_in", [False, True])
+def test_tsne_kernel_integrates_to_one_below_dof_plus_one(dim, plug_in):
+    # A radius of r = e^u; at dim 5 the tail falls as r^-(1/2) only, hence the range.
+    prior, log_r = TSNE(None, SCALE, 4.5), torch.linspace(-40.0, 80.0, 40_001)
+    assert prior.normalised(dim)
+    b = torch.zeros(40_001, dim)
+    b[:, 0] = log_r.exp()
+    log_area = math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+    log_kernel = prior.log_kernel(torch.zeros(1, dim), b, plug_in)[0]
+    density = (log_kernel + dim * log_r + log_area).exp()
+    assert_close(torch.trapezoid(density, log_r), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("dim, dof", [(2, 5.0), (16, 5.0), (6, 5.0)])
+def test_tsne_kernel_is_that_of_t_simclr(dim, dof):
+    temperature, z = 8.0, torch.randn(10, dim)
+    plain = 1 + torch.cdist(z, z).square() / (temperature * dof)
+    plain = -(dof + 1) / 2 * plain.log()
+    kernel = TSNE(None, math.sqrt(temperature), dof).log_kernel(z, z, plug_in=True)
+    assert_close(kernel - kernel[0, 0], plain)
+    if dim >= dof + 1:
+        assert_close(kernel, plain)
+    else:  # y integrated out: twice the variance between two views
+        both = TSNE(dim, math.sqrt(temperature / 2), dof).log_kernel(z, z)
+        assert_close(both - both[0, 0], plain)
+
+
+def test_tsne_refuses_a_density_where_there_is_none():
+    prior, z = TSNE(6), torch.zeros(4, 2, 6)
+    assert not prior.normalised(6) and prior.gauge(2) == 1
+    for misuse in (
+        lambda: prior(2),
+        lambda: prior.log_prob(z),
+        lambda: prior.posterior_y(z),
+        lambda: prior.log_kernel(z[0], z[1]),
+    ):
+        with pytest.raises(ValueError, match="dim < dof"):
+            misuse()
+    with pytest.raises(ValueError, match="fixed dof"):
+        TSNE(2, dof=ps.learned(3.0))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0,), "whole number of at least 1"),
+        ((2, -1.0), "expected scale to be a positive"),
+        ((2, 1.0, 0.0), "expected dof to be a positive"),
+        ((2, 1.0, -3.0), "expected dof to be a positive"),
+        ((2, 1.0, math.inf), "expected dof to be a positive"),
+        ((2, 1.0, 5.0, 0.0), "expected y_scale to be a positive"),
+        ((2, ps.learned(1.0), 5.0, math.inf), "y_scale"),
+        ((2, ps.learned(1.0), 5.0, ps.learned(1.0)), "at most one free scale"),
+    ],
+)
+def test_bad_hyper_parameters_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        StudentT(*arguments)
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda prior: prior(2).sample(),
+        lambda prior: prior(2).entropy(),
+        lambda prior: prior(1),
+        lambda prior: prior.pmi(torch.zeros(1, 2), torch.zeros(1, 2)),
+        lambda prior: prior.mutual_information(),
+    ],
+)
+def test_flat_content_is_refused_where_it_cannot_serve(misuse):
+    with pytest.raises(ValueError, match="y_scale"):
+        misuse(student(2, math.inf))
+
+
+def test_gauge_and_dimension_are_those_of_the_content():
+    assert student(2).gauge(3) == 3 and student(2, math.inf).gauge(3) == 2
+    assert isinstance(student(2)(2), SharedPrecision)
+    z = torch.randn(4, 2, 5)
+    exact(student(None).log_prob(z), student(5).log_prob(z))
+    with pytest.raises(ValueError, match="expected z with dim 3"):
+        student(3).log_prob(z)
+    with pytest.raises(ValueError, match="parameter dof"):
+        SharedPrecision(student(2)(2).normal, torch.tensor(-1.0), validate_args=True)
