@@ -6,6 +6,7 @@ distribution with event shape (view, dim). The prior comes as a function,
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +22,7 @@ __all__ = ["Coupled", "DiagonalGaussian", "GaussianFactors", "Point"]
 
 Shape = Size | list[int] | tuple[int, ...]
 
-PriorOf = Callable[..., OneFactorNormal]
+PriorOf = Callable[..., Any]  # a distribution of the views, as `Prior` returns
 
 
 class GaussianFactors(nn.Module):
@@ -139,8 +140,14 @@ class Coupled(nn.Module):
         prior: PriorOf,
         present: Bool[Tensor, "batch view"] | None = None,
     ) -> TorchDistribution:
+        joint = prior()
+        if not hasattr(joint, "times"):
+            raise ValueError(
+                "expected a prior whose product with normal factors is closed for the "
+                f"guide Coupled, got {type(joint).__name__}; use DiagonalGaussian"
+            )
         loc, scale = self.factors(x)
-        return prior().times(loc, scale, present)
+        return joint.times(loc, scale, present)
 
 
 class _Completed(TorchDistribution):
@@ -166,11 +173,7 @@ class _Completed(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        joint = self.prior()
-        known = self.prior(present=self.present)
-        factor = known.factor(self.factors.loc).mean.unsqueeze(-2)
-        absent = joint.loc + joint.loading * factor
-        return torch.where(self.present.unsqueeze(-1), self.factors.loc, absent)
+        return self.prior().complete_mean(self.factors.loc, self.present)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         z = self.factors.rsample(sample_shape)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pyro
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -132,7 +133,16 @@ class Joint(nn.Module):
 
         Raises:
             ValueError: If there is one view and a flat p(y), if the views are not what
-                the likelihood is a density of, or if they hold NaN.
+                the likelihood is a density of, or hold NaN, or if the guide draws what
+                the prior gives no density.
         """
         self.likelihood.check(batch.stacked)
-        self.prior(batch.shape[1])
+        support = self.prior(batch.shape[1]).support
+        with torch.no_grad():
+            drawn = self.encode(batch).sample()
+        if not bool(support.check(drawn).all()):
+            raise ValueError(
+                f"expected draws of {type(self.posterior).__name__} on the support of "
+                f"{type(self.prior).__name__}, {support}, got others; give the joint a "
+                "guide for this prior"
+            )

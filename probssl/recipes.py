@@ -16,12 +16,13 @@ from .nn import (
     MLPEncoder,
     Projector,
 )
-from .views import Augment, Noise, simclr
+from .views import Augment, Noise, digits, simclr
 
 __all__ = ["METHODS", "encoder", "joint", "likelihood", "objective", "views"]
 
 DIM = 10
 SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
+TEMPERATURE = 1.0  # twice the usual: on a sphere of few dimensions points lie close
 PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
 
 
@@ -75,6 +76,8 @@ def views(data: Dataset) -> Callable[[Tensor], Tensor]:
     if len(shape) != 3:
         spread = float(data.train.images.float().std())
         return Augment(Noise(0.1 * spread), levels=data.levels)
+    if shape == (1, 8, 8):
+        return digits()
     return simclr(levels=data.levels) if shape[0] == 3 else Augment(levels=data.levels)
 
 
@@ -91,7 +94,7 @@ def _simvae(data: Dataset, dim: int) -> nn.Module:
 
 
 def _simclr(data: Dataset, dim: int) -> nn.Module:
-    return limits.SimCLR(encoder(data, dim))
+    return limits.SimCLR(encoder(data, dim), temperature=TEMPERATURE)
 
 
 def _logdet(data: Dataset, dim: int) -> nn.Module:

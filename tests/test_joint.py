@@ -85,7 +85,7 @@ def test_nuts_recovers_the_exact_gaussian_posterior():
     model, x = joint(scale=0.7).requires_grad_(False), torch.randn(1, 2, EVENT)
     pyro.set_rng_seed(0)
     mcmc = MCMC(
-        NUTS(model.model), num_samples=500, warmup_steps=150, disable_progbar=True
+        NUTS(model.model), num_samples=300, warmup_steps=100, disable_progbar=True
     )
     mcmc.run(Batch(x))
     z, exact = mcmc.get_samples()["z"].flatten(1), posterior(model, x[0])
@@ -157,6 +157,14 @@ def test_bad_joints_and_batches_are_refused():
         joint().check(Batch(torch.full((2, 2, EVENT), math.nan)))
     with pytest.raises(ValueError, match="y_scale"):
         joint(y_scale=math.inf).check(Batch(torch.randn(2, 1, EVENT)))
+    with pytest.raises(ValueError, match="support"):
+        model = joint()
+        model.prior = ps.priors.Spherical(DIM)
+        model.check(Batch(torch.randn(2, 2, EVENT)))
+    with pytest.raises(ValueError, match="DiagonalGaussian"):
+        model = joint(guide=ps.guides.Coupled)
+        model.prior = ps.priors.Spherical(DIM)
+        model.encode(Batch(torch.randn(2, 2, EVENT)))
     with pytest.raises(ValueError, match="present"):
         model = joint(guide=ps.guides.Point)
         model.encode(Batch(torch.randn(2, 2, EVENT), present=torch.ones(2, 2).bool()))

@@ -80,6 +80,12 @@ def test_double_precision_is_kept_to_the_last_bit(float64, tmp_path):
     assert_close(value(ps.load(tmp_path), batch), before, rtol=0, atol=0)
 
 
+def test_samples_come_in_the_precision_that_was_saved(tmp_path):
+    ps.save(OBJECTIVES["vae"]().double(), tmp_path)
+    prior = ps.load(tmp_path).joint.prior(2)
+    assert prior.rsample().dtype == torch.float64
+
+
 def test_random_hyper_parameter_and_population_come_back(tmp_path):
     objective = ps.limits.SimVAE(
         joint(ps.priors.Gaussian(3, dist.LogNormal(-1.0, 0.5)))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .splits import Dataset, Split
 

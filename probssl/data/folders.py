@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .splits import Dataset, Split
 from .tensors import fixed_split

@@ -160,13 +160,28 @@ class OneFactorNormal(TorchDistribution):
         self, value: Tensor, present: Bool[Tensor, "*batch view"]
     ) -> Float[Tensor, "*batch view dim"]:
         """Draw the absent views given the present ones, which are returned as given."""
-        known = OneFactorNormal(
-            self.loc, self.scale, self.loading, flat=self.flat, present=present
-        )
-        factor = known.factor(value).rsample().unsqueeze(-2)
+        factor = self._known(present).factor(value).rsample().unsqueeze(-2)
         drawn = self.loc + self.loading * factor
         drawn = drawn + self.scale * torch.randn_like(drawn)
         return torch.where(present.unsqueeze(-1), value, drawn)
+
+    def complete_mean(
+        self, value: Tensor, present: Bool[Tensor, "*batch view"]
+    ) -> Float[Tensor, "*batch view dim"]:
+        """The mean of what `complete` draws."""
+        factor = self._known(present).factor(value).mean.unsqueeze(-2)
+        expected = self.loc + self.loading * factor
+        return torch.where(present.unsqueeze(-1), value, expected)
+
+    def _known(self, present: Tensor) -> "OneFactorNormal":
+        return OneFactorNormal(
+            self.loc,
+            self.scale,
+            self.loading,
+            flat=self.flat,
+            present=present,
+            validate_args=False,
+        )
 
     def _require_proper(self, what: str) -> None:
         if self.flat:

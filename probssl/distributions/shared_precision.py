@@ -98,7 +98,8 @@ class SharedPrecision(TorchDistribution):
         z = self.normal.rsample(sample_shape)
         half = self.dof / 2
         precision = Gamma(half, half, validate_args=False).rsample(Size(sample_shape))
-        return self._spread(z, self.normal.loc, precision)
+        loc = self.normal.loc
+        return loc + (z - loc) * precision[..., None, None].rsqrt()
 
     def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
         if self._validate_args:
@@ -127,16 +128,22 @@ class SharedPrecision(TorchDistribution):
         self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
     ) -> Float[Tensor, "*batch view dim"]:
         """Draw the absent views given the present ones, which are returned as given."""
-        precision = self._given(present).precision(value).rsample()
-        drawn = self.normal.complete(value, present)
-        drawn = self._spread(drawn, self._centre(value, present), precision)
+        known, base = self._given(present), self.normal
+        factor = known.normal.factor(value)
+        deviation = factor.stddev * torch.randn_like(factor.stddev)
+        noise = base.scale * torch.randn_like(value) + (
+            base.loading * deviation.unsqueeze(-2)
+        )
+        precision = known.precision(value).rsample()[..., None, None]
+        drawn = self._centre(factor.mean) + noise * precision.rsqrt()
         return torch.where(present.unsqueeze(-1), value, drawn)
 
     def complete_mean(
         self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
     ) -> Float[Tensor, "*batch view dim"]:
         """The centre of the absent views given the present ones, returned as given."""
-        return torch.where(present.unsqueeze(-1), value, self._centre(value, present))
+        factor = self._given(present).normal.factor(value)
+        return torch.where(present.unsqueeze(-1), value, self._centre(factor.mean))
 
     def _given(self, present: Tensor) -> "SharedPrecision":
         """The marginal of the present views."""
@@ -151,18 +158,14 @@ class SharedPrecision(TorchDistribution):
         )
         return SharedPrecision(known, self.dof, validate_args=False)
 
-    def _centre(self, value: Tensor, present: Tensor) -> Tensor:
-        factor = self._given(present).normal.factor(value).mean
+    def _centre(self, factor: Tensor) -> Tensor:
+        """Where the views are for a value of the factor."""
         return self.normal.loc + self.normal.loading * factor.unsqueeze(-2)
-
-    def _spread(self, z: Tensor, centre: Tensor, precision: Tensor) -> Tensor:
-        return centre + (z - centre) * precision[..., None, None].rsqrt()
 
     def _square(self, value: Tensor) -> Tensor:
         """The Mahalanobis distance squared, M: a sum of squares, nothing cancels."""
         base, factor = self.normal, self.normal.factor(value).mean
-        rest = value - base.loc - base.loading * factor.unsqueeze(-2)
-        square = (rest / base.scale).square()
+        square = ((value - self._centre(factor)) / base.scale).square()
         if base.present is not None:
             square = square * base.present.unsqueeze(-1)
         total = square.sum((-2, -1))

@@ -1,11 +1,12 @@
 """Images in grids."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from .style import Array, blank, plain
 
@@ -24,7 +25,7 @@ Tiles = Float[np.ndarray, "n strip height width 3"]
 def images(
     x: Shaped[Array, "n *view channel height width"],
     rows: int | None = None,
-    titles: Sequence[Any] | None = None,
+    titles: Sequence[Any] | Array | None = None,
 ) -> "Figure":
     """Draw images in a grid, the views of an item side by side.
 
@@ -50,8 +51,8 @@ def images(
             f"expected one title for each of the {count} {what}, got {len(titles)}; "
             f"give {count}, or none"
         )
-    texts = [str(getattr(title, "item", lambda t=title: t)()) for title in titles]
-    return _grid(tiles, columns, across=texts)
+    named = plain(titles) if isinstance(titles, Tensor) else titles
+    return _grid(tiles, columns, across=[str(title) for title in named])
 
 
 def reconstructions(
@@ -149,16 +150,19 @@ def _grid(
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
     panel.set(xticks=[], yticks=[])
-    if down is not None:
-        panel.set_yticks(
-            top[::columns].ravel() + height / 2, down * len(top[::columns])
-        )
-    elif across and strip > 1:
-        panel.set_xticks(
-            left[:columns].ravel() + width / 2, across * len(left[:columns])
-        )
-    elif across:
+    if across and strip == 1:
         for name, y, x in zip(across, top.flat, left.flat, strict=True):
-            place: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9}
-            panel.text(x + width / 2, y - gap, name, **place)
+            panel.text(x + width / 2, y - gap, name, ha="center", fontsize=9)
+    elif across:
+        _ticks(panel.set_xticks, left[:columns] + width / 2, across)
+    elif down:
+        _ticks(panel.set_yticks, top[::columns] + height / 2, down)
     return figure
+
+
+def _ticks(
+    set_ticks: Callable[..., Any],
+    places: Float[np.ndarray, "strips strip"],
+    names: list[str],
+) -> None:
+    set_ticks(places.ravel(), names * len(places))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -44,5 +45,6 @@ def plain(values: Array) -> np.ndarray:
     """Values as a NumPy array, off the graph and the device."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
+        if values.dtype == torch.bfloat16:  # unknown to NumPy
+            values = values.float()
     return np.asarray(values)

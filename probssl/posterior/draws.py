@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.splits import Groups, Split
 from ..joint import Joint
@@ -55,7 +55,8 @@ def to_arviz(
     ====================  =========================================================
 
     Draws are independent, so there is one chain, and no diagnostics of chains apply:
-    ``az.summary(idata, kind="stats")``.
+    ``az.summary(idata, kind="stats")``. Nor does leave-one-out: an item has a z of its
+    own, for which only the prior is left when the item is out; `evidence` is that.
 
     Arguments:
         data: A `Split`, `Groups`, or a tensor or array (n, \*event).
@@ -217,7 +218,10 @@ def _attrs(joint: Joint) -> dict[str, str]:
 
 def _rows(items: int | Sequence[int], count: int) -> Array:
     """The row numbers of the items asked for."""
-    rows = np.arange(min(items, count)) if isinstance(items, int) else np.asarray(items)
+    if isinstance(items, int | np.integer):
+        rows = np.arange(min(int(items), count))
+    else:
+        rows = np.asarray(items)
     if rows.dtype == bool:
         rows = np.flatnonzero(rows)
     if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.splits import Groups, Split
 from ..data.tensors import check_values, value_tensor

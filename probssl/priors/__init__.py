@@ -2,17 +2,22 @@
 
 from .base import Prior
 from .components import Components, VampComponents
+from .custom import Custom
 from .gaussian import Gaussian, Independent
 from .mixture import Mixture, TwoTier
+from .quadrature import ImportanceSampling, Quadrature
 from .spherical import Spherical
 from .student import TSNE, StudentT
 
 __all__ = [
     "Components",
+    "Custom",
     "Gaussian",
+    "ImportanceSampling",
     "Independent",
     "Mixture",
     "Prior",
+    "Quadrature",
     "Spherical",
     "StudentT",
     "TSNE",

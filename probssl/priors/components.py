@@ -65,14 +65,16 @@ class VampComponents(nn.Module):
 
     .. math:: p(z) = \frac1K \sum_k q(z \mid u_k)
 
-    They cost one pass of K inputs through the encoder each time. It is the encoder of
-    the guide that is meant: build the guide first, and give its factors to both.
+    They cost one pass of K inputs through the encoder each time. The encoder meant is
+    that of the guide: build the guide first, and hand it to `Joint` by
+    ``guide=lambda encoder: guide``.
 
     Example:
-        >>> guide = DiagonalGaussian(encoder)
-        >>> components = VampComponents.at(guide.factors, images[:50])
-        >>> prior = Mixture(10, components, learn_weights=False)
-        >>> joint = Joint(prior, likelihood, encoder, decoder, guide=lambda _: guide)
+        >>> import probssl as ps
+        >>> guide = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((6,), 2))
+        >>> components = ps.priors.VampComponents.at(guide.factors, torch.rand(50, 6))
+        >>> ps.priors.Mixture(2, components, learn_weights=False)(3).event_shape
+        torch.Size([3, 2])
 
     Arguments:
         factors: A module (batch, view, \*event) -> means and standard deviations,

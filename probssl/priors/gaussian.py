@@ -9,18 +9,17 @@ import math
 
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent as Event
 from torch.distributions import Normal
 
 from ..distributions.gaussian import OneFactorNormal
-from ..hyper import Learned, Positive
+from ..hyper import Positive
 from .base import Prior, check_dim
+from .pairs import square_distances
+from .scales import Scale, check_scales, content_scale
 
 __all__ = ["Gaussian", "Independent"]
-
-Scale = float | Learned | TorchDistribution | Positive
 
 
 class Gaussian(Prior):
@@ -56,19 +55,8 @@ class Gaussian(Prior):
         super().__init__()
         self.dim = check_dim(dim)
         self.scale = Positive(scale, "scale")
-        flat = y_scale == math.inf
-        self.y_scale = math.inf if flat else Positive(y_scale, "y_scale")
-        if flat and self.scale.free:
-            raise ValueError(
-                "expected a fixed scale with a flat p(y) (y_scale=math.inf), got "
-                f"scale={self.scale.value!r}; under a flat p(y) a free scale has no "
-                "optimum: fix the scale or give a finite y_scale"
-            )
-        if self.scale.free and isinstance(self.y_scale, Positive) and self.y_scale.free:
-            raise ValueError(
-                "expected at most one free scale, got both scale and y_scale learned "
-                "or random; stretching z moves one into the other: fix one of them"
-            )
+        self.y_scale = content_scale(y_scale)
+        check_scales(self.scale, self.y_scale)
 
     @property
     def proper(self) -> bool:
@@ -131,7 +119,7 @@ class Gaussian(Prior):
         With `plug_in`, :math:`p(z' = b \mid y = a) = N(a, \sigma^2)`.
         """
         shrink, variance = self._conditional(plug_in)
-        square = _square_distances(shrink * a, b)
+        square = square_distances(shrink * a, b)
         return -0.5 * (
             square / variance + a.shape[-1] * (math.log(2 * math.pi) + variance.log())
         )
@@ -208,13 +196,3 @@ class Independent(Prior):
     ) -> Float[Tensor, "*batch n m"]:
         """Return zero for all pairs: the views are independent."""
         return b.new_zeros(a.shape[:-1] + b.shape[-2:-1])
-
-
-def _square_distances(
-    a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-) -> Float[Tensor, "*batch n m"]:
-    # Centred first: the products then lose as little as the spread of z allows.
-    centre = b.detach().mean(-2, keepdim=True)
-    a, b = a - centre, b - centre
-    square = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
-    return (square - 2 * a @ b.mT).clamp(min=0)

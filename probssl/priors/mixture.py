@@ -126,7 +126,8 @@ class Mixture(_Clusters):
         = \log \sum_k \pi_k \prod_v N(z_v \mid m_k, \sigma_k^2 I)
 
     Items of one cluster are not told apart: given the cluster, views of one item are as
-    far from one another as views of two. In `TwoTier` they need not be.
+    far from one another as views of two. In `TwoTier` they need not be. The means being
+    learned, a free scale leaves z to be stretched with them at no cost.
 
     Arguments:
         dim: The dimension of z.
@@ -210,7 +211,7 @@ class TwoTier(_Clusters):
         learn_weights: Whether the weights π, equal at the start, are learned.
 
     Raises:
-        ValueError: If a scale is not positive, if both are free, or y_scale beside
+        ValueError: If a scale is not positive, if both are free, or one is beside
             components with scales of their own, if there is no cluster, or if
             dimensions differ.
     """
@@ -228,7 +229,8 @@ class TwoTier(_Clusters):
         super().__init__(dim, components, scale, learn_weights)
         self.y_scale = Positive(y_scale, "y_scale")
         check_scales(self.scale, self.y_scale)
-        _check_own_scales(self.components, self.y_scale)
+        for hyper in (self.scale, self.y_scale):
+            _check_own_scales(self.components, hyper)
 
     def posterior_y(
         self,
@@ -278,6 +280,6 @@ def _check_own_scales(components: nn.Module, scale: Positive) -> None:
     if getattr(components, "own_scales", False) and scale.free:
         raise ValueError(
             f"expected a fixed {scale.name} beside components with scales of their "
-            f"own, got {scale.value!r}; one of the two moves the other: fix "
+            f"own, got {scale.value!r}; stretching moves one into the other: fix "
             f"{scale.name}, or give components without own_scales"
         )

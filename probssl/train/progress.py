@@ -2,7 +2,7 @@
 
 from time import perf_counter
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .history import Tally
 

@@ -1,0 +1,225 @@
+"""Views that are independent given a content: any p(y) and any p(z|y)."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from pyro.distributions import TorchDistribution, validation_enabled
+from torch import Size, Tensor
+from torch.distributions import Categorical, constraints
+
+__all__ = ["ContentPosterior", "Integral", "SharedContent"]
+
+Shape = Size | list[int] | tuple[int, ...]
+Conditional = Callable[..., TorchDistribution]
+
+
+class Integral(Protocol):
+    """How the content is integrated out: nodes y and the logarithms of their weights.
+
+    The weights sum to the integral: for each dimension, with shape
+    (node, \\*batch, dim), if `each`; else over all of them, (node, \\*batch).
+    """
+
+    each: bool
+
+    def __call__(
+        self, views: "SharedContent", value: Float[Tensor, "*batch view dim"]
+    ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]: ...
+
+
+class SharedContent(TorchDistribution):
+    r"""Views drawn independently around one content y, which is integrated out.
+
+    .. math:: p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy
+
+    Arguments:
+        conditional: p(z|y), a function of y with shape (\*batch, dim) that returns a
+            distribution with that batch shape and event shape (dim,).
+        content: p(y), event shape (dim,).
+        views: The number V of views.
+        integral: How y is integrated out.
+        example: p(z|y) for some y, for what does not depend on y: its event shape, its
+            support, and whether its samples have gradients.
+        factorised: Whether p(y) and p(z|y) are products over the dimensions.
+        batch_shape: The batch shape of the parameters of `conditional`.
+        present: The views whose marginal density is meant, bool, with shape
+            (\*batch, view); None means all.
+    """
+
+    arg_constraints = {}
+
+    def __init__(
+        self,
+        conditional: Conditional,
+        content: TorchDistribution,
+        views: int,
+        integral: Integral,
+        *,
+        example: TorchDistribution,
+        factorised: bool,
+        batch_shape: Shape = (),
+        present: Bool[Tensor, "*batch view"] | None = None,
+    ) -> None:
+        self.conditional, self.content, self.integral = conditional, content, integral
+        self.example, self.factorised, self.present = example, factorised, present
+        if present is not None:
+            batch_shape = torch.broadcast_shapes(batch_shape, present.shape[:-1])
+        event_shape = Size((views,)) + example.event_shape
+        super().__init__(Size(batch_shape), event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.content.has_rsample and self.example.has_rsample
+
+    @constraints.dependent_property(is_discrete=False, event_dim=2)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.example.support, 1)
+
+    def expand(
+        self, batch_shape: Shape, _instance: "SharedContent | None" = None
+    ) -> "SharedContent":
+        present = self.present
+        if present is not None:
+            present = present.expand(Size(batch_shape) + self.event_shape[:1])
+        return self._like(batch_shape, present)
+
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+        with torch.no_grad(), validation_enabled(False):
+            y = self.content.sample(Size(sample_shape) + self.batch_shape)
+            return self._around(y).sample().movedim(0, -2)
+
+    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+        with validation_enabled(False):
+            y = self.content.rsample(Size(sample_shape) + self.batch_shape)
+            return self._around(y).rsample().movedim(0, -2)
+
+    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+        log_prob = self.nodes(value)[1].logsumexp(0)
+        return log_prob.sum(-1) if self.integral.each else log_prob
+
+    def nodes(
+        self, value: Float[Tensor, "*batch view dim"]
+    ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
+        """Nodes y, and log-weights whose sum is the density of the views."""
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        with validation_enabled(False):
+            return self.integral(self, value.expand(shape))
+
+    def posterior(self, value: Float[Tensor, "*batch view dim"]) -> "ContentPosterior":
+        """The posterior of the content given the views."""
+        return ContentPosterior(self, value)
+
+    def complete(
+        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "..."]
+    ) -> Float[Tensor, "*batch view dim"]:
+        """Draw the absent views given the present ones, which are returned as given."""
+        known = self._like(self.batch_shape, present)
+        y = known.posterior(value).sample()
+        with torch.no_grad(), validation_enabled(False):
+            drawn = self._around(y).sample().movedim(0, -2)
+        return torch.where(present.unsqueeze(-1), value, drawn)
+
+    def times(
+        self, loc: Tensor, scale: Tensor, present: Tensor | None = None
+    ) -> TorchDistribution:
+        """There is no closed product with normal factors.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "expected a Gaussian prior for guides.Coupled, got a conditional of your "
+            "own, whose product with the encoder's factors has no closed form; use "
+            "guide=ps.guides.DiagonalGaussian, or priors.Gaussian"
+        )
+
+    def log_joint(
+        self,
+        y: Float[Tensor, "node *batch dim"],
+        value: Float[Tensor, "*batch view dim"],
+    ) -> Tensor:
+        r"""Return :math:`\log p(y) + \sum_v \log p(z_v \mid y)` for all nodes.
+
+        For each dimension, with shape (node, \*batch, dim), or over all of them, as the
+        integral is.
+        """
+        content, views = self.content, self.conditional(y.unsqueeze(1))
+        if self.integral.each:
+            content, views = content.base_dist, views.base_dist
+        # The views in front: the axes that y shares with z stay one block of memory.
+        log_prob = views.log_prob(value.movedim(-2, 0).contiguous())
+        if self.present is not None:
+            present = self.present.movedim(-1, 0)
+            present = present.unsqueeze(-1) if self.integral.each else present
+            log_prob = torch.where(present, log_prob, 0.0)
+        return content.log_prob(y) + log_prob.sum(1)
+
+    def _around(self, y: Float[Tensor, "*batch dim"]) -> TorchDistribution:
+        return self.conditional(y.expand(self.event_shape[:1] + y.shape))
+
+    def _like(self, batch_shape: Shape, present: Tensor | None) -> "SharedContent":
+        return SharedContent(
+            self.conditional,
+            self.content,
+            self.event_shape[0],
+            self.integral,
+            example=self.example,
+            factorised=self.factorised,
+            batch_shape=batch_shape,
+            present=present,
+        )
+
+
+class ContentPosterior(TorchDistribution):
+    r"""The posterior of a content given its views, :math:`p(y \mid z_1, \dots, z_V)`.
+
+    Its density is that of the model; its moments are sums over the nodes of the
+    integral. Its samples are nodes, drawn by their weights.
+
+    Arguments:
+        views: The distribution of the views.
+        value: The views.
+    """
+
+    arg_constraints = {}
+
+    def __init__(
+        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
+    ) -> None:
+        self.views, self.value = views, value
+        self.nodes, log_weight = views.nodes(value)
+        evidence = log_weight.logsumexp(0)
+        self.log_evidence = evidence.sum(-1) if views.integral.each else evidence
+        log_weight = log_weight - evidence
+        self.log_weight = log_weight if views.integral.each else log_weight[..., None]
+        shape = self.nodes.shape[1:]
+        super().__init__(shape[:-1], shape[-1:], validate_args=False)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        return self.views.content.support
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch dim"]:
+        return (self.log_weight.exp() * self.nodes).sum(0)
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch dim"]:
+        return (self.log_weight.exp() * (self.nodes - self.mean).square()).sum(0)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
+        log_weight = self.log_weight.movedim(0, -1)
+        index = Categorical(logits=log_weight, validate_args=False).sample(sample_shape)
+        nodes = self.nodes.movedim(0, -1)
+        nodes = nodes.expand(Size(sample_shape) + nodes.shape)
+        return nodes.take_along_dim(index.unsqueeze(-1), -1).squeeze(-1)
+
+    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Tensor:
+        with validation_enabled(False):
+            log_joint = self.views.log_joint(value.unsqueeze(0), self.value).squeeze(0)
+        if self.views.integral.each:
+            log_joint = log_joint.sum(-1)
+        return log_joint - self.log_evidence

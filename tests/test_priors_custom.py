@@ -1,0 +1,580 @@
+"""Priors with a conditional of one's own: against closed forms and plain quadrature."""
+
+import copy
+import math
+from functools import partial
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.priors import Custom, Gaussian, ImportanceSampling, Quadrature
+from probssl.priors import custom as custom_module
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+close = partial(assert_close, rtol=0, atol=1e-8)
+
+
+def normal(scale: float):
+    return lambda y: dist.Normal(y, scale).to_event(1)
+
+
+def laplace(scale: float):
+    return lambda y: dist.Laplace(y, scale).to_event(1)
+
+
+class LearnedLaplace(nn.Module):
+    def __init__(self, start: float = 0.3) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(start)))
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        return dist.Laplace(y, self.log_scale.exp()).to_event(1)
+
+
+class LearnedNormal(nn.Module):
+    def __init__(self, scale: object) -> None:
+        super().__init__()
+        self.scale = ps.hyper.Positive(scale, "scale")
+
+    def forward(self, y: Tensor, scale: Tensor | None = None) -> dist.TorchDistribution:
+        return dist.Normal(y, self.scale() if scale is None else scale).to_event(1)
+
+
+class Mixing(nn.Module):
+    """A conditional whose dimensions depend on all of y."""
+
+    def __init__(self, weight: Tensor, scale: float = 0.3) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(weight), scale
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(y + y @ self.weight, self.scale).to_event(1)
+
+
+def plainly(log_density, kinks: list[float], spread: float) -> float:
+    """log of the integral of exp(log_density), by SciPy between the kinks."""
+    peak = max(kinks + [0.0], key=log_density)
+    steps = (-12.0, -3.0, -1.0, 0.0, 1.0, 3.0, 12.0)
+    ends = {k + spread * step for k in [*kinks, peak] for step in steps}
+    ends = sorted(ends | {k + step for k in kinks for step in (-12.0, 12.0)})
+    total = sum(
+        quad(lambda y: math.exp(log_density(y) - log_density(peak)), a, b, limit=200)[0]
+        for a, b in zip(ends, ends[1:], strict=False)
+    )
+    return math.log(total) + log_density(peak)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.1, 0.5, 1.0, 5.0])
+def test_gaussian_conditional_equals_the_closed_form(scale):
+    custom, exact = Custom(normal(scale), 3), Gaussian(3, scale)
+    for views in (1, 2, 5, 9):
+        drawn = exact(views).sample((20,))
+        apart, outlying = (1 + scale) * torch.randn(20, views, 3), drawn + 10
+        for z in (drawn, apart, outlying, torch.zeros(1, views, 3)):
+            close(custom.log_prob(z), exact.log_prob(z))
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+@pytest.mark.parametrize("scale", [0.05, 0.3, 2.0])
+def test_laplace_conditional_equals_plain_quadrature(scale, views):
+    prior = Custom(laplace(scale), 1)
+    y = torch.randn(4, 1, 1)
+    together = dist.Laplace(y.expand(4, views, 1), scale).sample()
+    for z in (together, torch.randn(4, views, 1)):
+        plain = []
+        for item in z.squeeze(-1).tolist():
+
+            def log_density(y, item=item):
+                away = sum(abs(v - y) / scale + math.log(2 * scale) for v in item)
+                return -0.5 * (y * y + math.log(2 * math.pi)) - away
+
+            plain.append(plainly(log_density, item, scale))
+        close(prior.log_prob(z), torch.tensor(plain))
+
+
+@pytest.mark.parametrize("dof, scale", [(3.0, 0.3), (1.0, 1.0)])
+def test_heavy_tails_whose_views_disagree_have_several_peaks(dof, scale):
+    prior = Custom(lambda y: dist.StudentT(dof, y, scale).to_event(1), 1)
+    z = torch.tensor([[-1.5, 1.0], [0.2, 0.3], [-4.0, 6.0]]).unsqueeze(-1)
+    constant = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2)
+    constant -= 0.5 * math.log(dof * math.pi) + math.log(scale)
+    plain = []
+    for item in z.squeeze(-1).tolist():
+
+        def log_density(y, item=item):
+            tails = (math.log1p(((v - y) / scale) ** 2 / dof) for v in item)
+            views = sum(constant - (dof + 1) / 2 * tail for tail in tails)
+            return -0.5 * (y * y + math.log(2 * math.pi)) + views
+
+        plain.append(plainly(log_density, item, scale))
+    assert_close(prior.log_prob(z), torch.tensor(plain), rtol=0, atol=1e-7)
+
+
+def test_conditional_need_not_be_centred():
+    z, exact = torch.randn(20, 3, 2), Gaussian(2, 0.3, 2.0)
+    prior = Custom(lambda y: dist.Normal(2 * y + 1, 0.3).to_event(1), 2)
+    close(prior.log_prob(z), exact.log_prob(z - 1))
+    prior = Custom(lambda y: dist.LogNormal(2 * y + 1, 0.3).to_event(1), 2)
+    close(prior.log_prob(z.exp()), exact.log_prob(z - 1) - z.sum((1, 2)))
+
+
+def test_two_contents_for_the_same_view_are_both_found():
+    prior = Custom(lambda y: dist.Normal(y.abs(), 0.3).to_event(1), 1)
+    z = torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1)
+    # By symmetry twice the integral over positive y, an incomplete Gaussian one.
+    variance = 1 + 0.3**2
+    positive = dist.Normal(0.0, 1.0).cdf(z / 0.3 / math.sqrt(variance))
+    marginal = dist.Normal(0.0, math.sqrt(variance)).log_prob(z)
+    plain = (marginal + (2 * positive).log()).flatten()
+    # A kink at no view, y = 0: less exact.
+    assert_close(prior.log_prob(z), plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "content, exact",
+    [
+        (dist.Normal(1.0, 2.0), lambda z: Gaussian(2, 0.3, 2.0).log_prob(z - 1)),
+        (dist.Normal(0.0, 1.0), lambda z: Gaussian(2, 0.3).log_prob(z)),
+    ],
+)
+def test_content_may_be_any_gaussian(content, exact):
+    prior = Custom(normal(0.3), 2, y_prior=content.expand([2]).to_event(1))
+    z = torch.randn(20, 3, 2)
+    close(prior.log_prob(z), exact(z))
+
+
+@pytest.mark.parametrize(
+    "content, low, high",
+    [
+        (dist.Gamma(2.0, 1.5), 0.0, 20.0),
+        (dist.Uniform(-1.0, 2.0), -1.0, 2.0),
+        (dist.Laplace(0.3, 0.7), -30.0, 30.0),
+        (dist.Cauchy(0.0, 1.0), -4000.0, 4000.0),
+    ],
+)
+def test_content_may_have_any_support(content, low, high):
+    prior = Custom(normal(0.3), 1, y_prior=content.expand([1]).to_event(1))
+    for item in ([0.4, 0.7], [-0.2, 0.1], [1.9, 2.6]):
+        z = torch.tensor(item)
+        middle = min(max(float(z.mean()), low), high)
+
+        def integrand(y, z=z):
+            y = torch.tensor(y)
+            log_prob = content.log_prob(y) + dist.Normal(y, 0.3).log_prob(z).sum()
+            return float(log_prob.exp())
+
+        ends = sorted({low, 0.0, 0.3, middle, high, *(middle + t for t in (-3, -1, 3))})
+        ends = [e for e in ends if low <= e <= high]
+        plain = sum(
+            quad(integrand, a, b, epsabs=1e-13, limit=200)[0]
+            for a, b in zip(ends, ends[1:], strict=False)
+        )
+        # The Laplace density has a kink of its own, at none of the views.
+        assert_close(
+            prior.log_prob(z.view(1, 2, 1)),
+            torch.tensor([math.log(plain)]),
+            rtol=0,
+            atol=1e-4 if isinstance(content, dist.Laplace) else 1e-7,
+        )
+
+
+def test_reported_error_is_the_true_one():
+    z = (1 + 0.3) * torch.randn(30, 2, 1)
+    exact = Gaussian(1, 0.3).log_prob(z)
+    for rule in (Quadrature(6, 4, 1), Quadrature(4, 8, 1), Quadrature()):
+        prior = Custom(normal(0.3), 1, integral=rule)
+        error = (prior.log_prob(z) - exact).abs()
+        assert_close(prior.quadrature_error(z), error, rtol=1e-3, atol=1e-9)
+    assert Custom(normal(0.3), 1, integral=Quadrature(6, 4, 1)).quadrature_error(
+        z
+    ).max() > (1e-6)
+
+
+def test_views_of_any_batch_shape_have_one_density_each():
+    prior, z = Custom(laplace(0.3), 2), torch.randn(3, 4, 2, 2)
+    assert_close(prior.log_prob(z)[1, 2], prior.log_prob(z[1, 2]))
+    assert prior(2).expand((3, 4)).log_prob(z).shape == (3, 4)
+    assert_close(prior.log_prob(z.flip(2)), prior.log_prob(z))
+
+
+def test_gradients_are_those_of_the_closed_form():
+    z = torch.randn(10, 3, 2, requires_grad=True)
+    pair = (Custom(LearnedNormal(ps.learned(0.3)), 2), Gaussian(2, ps.learned(0.3)))
+    slopes = [
+        torch.autograd.grad(prior.log_prob(z).sum(), [z, *prior.parameters()])
+        for prior in pair
+    ]
+    for ours, exact in zip(*slopes, strict=True):
+        close(ours, exact)
+
+
+def test_gradients_of_a_density_with_kinks_are_exact():
+    prior = Custom(LearnedLaplace(), 2)
+    z = torch.randn(4, 2, 2, requires_grad=True)
+    assert torch.autograd.gradcheck(prior.log_prob, z)
+    (slope,) = torch.autograd.grad(prior.log_prob(z).sum(), list(prior.parameters()))
+    up, down = (Custom(laplace(0.3 * math.exp(e)), 2) for e in (1e-5, -1e-5))
+    plain = (up.log_prob(z) - down.log_prob(z)).sum() / 2e-5
+    assert_close(slope, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_views_are_equal_far_or_where_the_density_is_extreme_and_slopes_finite():
+    prior = Custom(lambda y: dist.Normal(torch.zeros_like(y), y.exp()).to_event(1), 2)
+    for z in (torch.full((2, 3, 2), 1e-3), 30 * torch.randn(2, 3, 2)):
+        z.requires_grad_()
+        value = prior.log_prob(z)
+        value.sum().backward()
+        assert value.isfinite().all() and z.grad.isfinite().all()
+
+
+def test_single_precision_is_that_of_its_input():
+    z = torch.randn(50, 2, 4)
+    exact = Gaussian(4, 0.3).log_prob(z)
+    value = Custom(normal(0.3), 4).float().log_prob(z.float())
+    assert value.dtype == torch.float32
+    assert_close(value.double(), exact, rtol=0, atol=2e-4)
+
+
+def test_marginal_of_present_views_equals_the_prior_of_so_many():
+    prior, z = Custom(laplace(0.3), 2), torch.randn(4, 4, 2)
+    present = torch.arange(4).expand(4, -1) < 2
+    close(prior.log_prob(z, present), prior.log_prob(z[:, :2]))
+    close(prior.log_prob(z, torch.zeros_like(present)), torch.zeros(4))
+
+
+def test_samples_have_the_moments_of_the_closed_form():
+    n, prior = 100_000, Custom(normal(0.5), 2)
+    assert prior(3).has_rsample and prior(3).expand((5,)).sample((2,)).shape == (
+        *(2, 5, 3, 2),
+    )
+    for z in (prior(3).sample((n,)), prior(3).rsample((n,))):
+        products = z.unsqueeze(1) * z.unsqueeze(2)
+        expected = (0.25 * torch.eye(3) + 1).unsqueeze(-1)
+        error = 5 * products.std(0) / math.sqrt(n)
+        assert ((products.mean(0) - expected).abs() < error).all()
+
+
+def test_absent_views_are_drawn_from_the_conditional_given_the_present_ones():
+    n, z = 20_000, torch.randn(1, 3, 2)
+    present = torch.tensor([[True, False, True]])
+    drawn = Custom(normal(0.5), 2)(3).complete(z.expand(n, -1, -1), present)
+    known = Gaussian(2, 0.5)(3, present=present).factor(z)
+    assert_close(drawn[:, [0, 2]], z[:, [0, 2]].expand(n, -1, -1))
+    variance = known.variance + 0.25
+    absent = drawn[:, 1]
+    error = 5 * (variance / n).sqrt()
+    assert ((absent.mean(0) - known.mean).abs() < error).all()
+    square = (absent - known.mean).square()
+    error = 5 * square.std(0) / math.sqrt(n)
+    assert ((square.mean(0) - variance).abs() < error).all()
+
+
+def test_posterior_of_the_content_is_that_of_the_closed_form():
+    z, y = torch.randn(6, 3, 2), torch.randn(6, 2)
+    ours, exact = (p.posterior_y(z) for p in (Custom(normal(0.3), 2), Gaussian(2, 0.3)))
+    close(ours.mean, exact.mean)
+    close(ours.stddev, exact.stddev)
+    close(ours.log_prob(y), exact.log_prob(y))
+    draws = ours.sample((20_000,))
+    error = 5 * exact.stddev / math.sqrt(20_000)
+    assert ((draws.mean(0) - exact.mean).abs() < error).all()
+
+
+@pytest.mark.parametrize("plug_in", [False, True])
+def test_kernel_is_that_of_the_closed_form(plug_in, monkeypatch):
+    ours, exact = Custom(normal(0.3), 3), Gaussian(3, 0.3)
+    a, b = torch.randn(2, 5, 3), torch.randn(2, 4, 3)
+    close(ours.log_kernel(a, b, plug_in), exact.log_kernel(a, b, plug_in))
+    close(ours.pmi(a, b), exact.pmi(a, b))
+    monkeypatch.setattr(custom_module, "AT_ONCE", 100)
+    close(ours.log_kernel(a, b, plug_in), exact.log_kernel(a, b, plug_in))
+
+
+@pytest.mark.parametrize("mode", ["real", "symbolic"])
+def test_traced_value_and_slope_are_the_eager_ones(mode):
+    prior = Custom(LearnedLaplace(), 2)
+
+    def value_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.detach().requires_grad_()
+        value = prior.log_prob(z)
+        return value, torch.autograd.grad(value.sum(), z)[0]
+
+    traced = make_fx(value_and_slope, tracing_mode=mode)(torch.randn(6, 2, 2))
+    z = torch.randn(6, 2, 2)
+    assert_close(traced(z), value_and_slope(z))
+
+
+def mixing(scale: float = 0.3) -> tuple[Mixing, MultivariateNormal]:
+    """A conditional that is no product, and the closed form for two views."""
+    weight = torch.tensor([[0.0, 0.8], [-0.5, 0.2]])
+    map_ = torch.eye(2) + weight.T
+    content = torch.ones(2, 2).kron(map_ @ map_.T)
+    covariance = content + scale**2 * torch.eye(4)
+    return Mixing(weight, scale), MultivariateNormal(torch.zeros(4), covariance)
+
+
+def test_importance_sampling_is_unbiased():
+    conditional, exact = mixing()
+    prior = Custom(conditional, 2, integral=ImportanceSampling(2_000))
+    z = exact.sample((3,))
+    many = prior.log_prob(z.view(3, 2, 2).expand(200, -1, -1, -1)).detach()
+    ratio = (many - exact.log_prob(z)).exp()
+    assert ((ratio.mean(0) - 1).abs() < 5 * ratio.std(0) / math.sqrt(200)).all()
+    present = torch.tensor([True, False])
+    alone = MultivariateNormal(torch.zeros(2), exact.covariance_matrix[:2, :2])
+    value = prior.log_prob(z.view(3, 2, 2), present.expand(3, -1))
+    assert_close(value, alone.log_prob(z[:, :2]), rtol=0, atol=0.3)
+
+
+def test_default_proposal_is_nearly_the_posterior_of_a_gaussian():
+    prior = Custom(normal(0.3), 4, integral=ImportanceSampling(2_000))
+    size = prior.effective_sample_size(Gaussian(4, 0.3)(2).sample((10,)))
+    # Where q is 1.25 times as wide as p, E[w]² / E[w²] is √(2·1.25² − 1) / 1.25².
+    expected = 2_000 * (math.sqrt(2 * 1.25**2 - 1) / 1.25**2) ** 4
+    assert_close(size, torch.full((10,), expected), rtol=0.15, atol=0)
+
+
+def test_too_small_an_effective_sample_size_is_refused_where_no_gradient_is_wanted():
+    def far_off(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
+        return dist.Normal(z.mean(-2) + 3, 0.1).to_event(1)
+
+    integral = ImportanceSampling(100, far_off)
+    prior, z = Custom(mixing()[0], 2, integral=integral), torch.randn(3, 2, 2)
+    with torch.no_grad(), pytest.raises(ValueError, match="effective sample size"):
+        prior.log_prob(z)
+    assert prior.effective_sample_size(z).min() < 20
+    assert prior.log_prob(z).requires_grad
+    integral = ImportanceSampling(500, lambda z, _: dist.Normal(z.mean(-2), 0.5))
+    with pytest.raises(ValueError, match="at least 20"):
+        ImportanceSampling(5)
+
+
+def test_importance_sampling_is_traced_and_follows_one_seed():
+    prior = Custom(mixing()[0], 2, integral=ImportanceSampling(100))
+    z = torch.randn(3, 2, 2)
+    traced = make_fx(lambda z: prior.log_prob(z))(z)
+    values = []
+    for function in (traced, prior.log_prob):
+        torch.manual_seed(3)
+        values.append(function(z))
+    assert_close(*values)
+
+
+def test_products_over_dimensions_are_told_from_others():
+    scales = torch.tensor([0.1, 0.5, 2.0])
+    products = [
+        lambda y: dist.Laplace(y, scales).to_event(1),
+        lambda y: dist.Normal(torch.where(y > 0, y, 0.1 * y), 1.0).to_event(1),
+        lambda y: dist.Normal(torch.zeros_like(y), 1.0).to_event(1),
+        LearnedLaplace(),
+    ]
+    others = [
+        Mixing(torch.ones(3, 3)),
+        Mixing(torch.zeros(3, 3)),  # depends on all of y once it is trained
+        lambda y: dist.Normal(torch.where(y[..., :1] > 0, y, -y), 1.0).to_event(1),
+        lambda y: dist.Normal(y * y.square().sum(-1, True), 1.0).to_event(1),
+        lambda y: dist.MultivariateNormal(y, torch.eye(3)),
+    ]
+    for _ in range(5):
+        assert all(Custom(conditional, 3).factorised for conditional in products)
+        assert not any(Custom(conditional, 3).factorised for conditional in others)
+    with pytest.raises(ValueError, match="ImportanceSampling"):
+        Custom(others[0], 3).log_prob(torch.randn(2, 2, 3))
+    correlated = dist.MultivariateNormal(torch.zeros(2), torch.eye(2) + 0.3)
+    assert not Custom(normal(0.3), 2, y_prior=correlated).factorised
+
+
+def joint(prior: ps.priors.Prior, **options: object) -> ps.Joint:
+    return ps.Joint(
+        prior,
+        ps.likelihoods.Gaussian(0.4),
+        ps.nn.MLPEncoder((5,), 2, hidden=(8,)),
+        ps.nn.MLPDecoder(2, (5,), hidden=(8,)),
+        **options,
+    )
+
+
+def values(objectives: list[nn.Module], batch: Batch) -> list[Tensor]:
+    """The terms of objectives with the same weights and the same noise."""
+    state, found = objectives[0].joint.state_dict(), []
+    for objective in objectives:
+        objective.joint.load_state_dict(state, strict=False)
+        torch.manual_seed(5)
+        found.append(torch.stack([torch.as_tensor(t) for t in objective(batch)]))
+    return found
+
+
+def test_simvae_with_a_gaussian_conditional_is_simvae():
+    priors = (Custom(normal(0.3), 2), Gaussian(2, 0.3))
+    objectives = [ps.limits.SimVAE(joint(prior)) for prior in priors]
+    close(*values(objectives, Batch(torch.randn(6, 2, 5))))
+
+
+def test_absent_views_add_nothing_to_the_bound():
+    x, present = torch.randn(6, 3, 5), torch.tensor([True, True, False]).expand(6, -1)
+    objective = ps.limits.SimVAE(joint(Custom(LearnedLaplace(), 2)))
+    terms = objective(Batch(x, present=present))
+    sum(terms).backward()
+    assert all(p.grad.isfinite().all() for p in objective.parameters())
+    n = 4_000
+    whole, part = (
+        ps.bounds.log_weights(objective.joint, batch, n).local().mean(1).detach()
+        for batch in (Batch(x, present=present), Batch(x[:, :2]))
+    )
+    error = 5 * math.sqrt((whole.var() + part.var()) / n)
+    assert abs(whole.mean() - part.mean()) < error
+
+
+def test_random_hyper_parameter_of_the_conditional_is_one_of_the_joint():
+    scale = dist.LogNormal(-1.0, 0.5)
+    priors = Custom(LearnedNormal(scale), 2), Gaussian(2, scale)
+    objectives = [ps.limits.SimVAE(joint(p), ps.bounds.ELBO(3)) for p in priors]
+    for objective, prior in zip(objectives, priors, strict=True):
+        (hyper,) = prior.random()
+        with torch.no_grad():
+            hyper.loc.fill_(-1.2), hyper.log_scale.fill_(-1.0)
+        objective.joint.population = torch.tensor(100.0)
+    close(*values(objectives, Batch(torch.randn(6, 2, 5))))
+
+
+def test_coupled_guide_is_refused():
+    objective = ps.limits.SimVAE(joint(Custom(laplace(0.3), 2), guide=ps.guides.Coupled))
+    with pytest.raises(TypeError, match="DiagonalGaussian"):
+        objective(Batch(torch.randn(6, 2, 5)))
+
+
+def test_embedding_takes_the_conditional_as_its_kernel():
+    z = torch.randn(7, 2, 3)
+    custom, exact = (
+        ps.limits.Embedding(
+            nn.Identity(), prior, ps.entropies.KernelDensity(), plug_in=True
+        )
+        for prior in (Custom(normal(0.3), 3), Gaussian(3, 0.3))
+    )
+    assert_close(custom(Batch(z)), exact(Batch(z)))
+    # No integral over y is needed, so the conditional may be anything.
+    free = Custom(Mixing(torch.ones(3, 3)), 3)
+    objective = ps.limits.Embedding(
+        nn.Identity(), free, ps.entropies.KernelDensity(), plug_in=True
+    )
+    sum(objective(Batch(z))).backward()
+    assert free.conditional.weight.grad.abs().sum() > 0
+
+
+def test_learned_conditional_is_saved_and_loaded_into_one_built_again(tmp_path):
+    def build(start: float) -> nn.Module:
+        content = dist.Normal(0.0, 2.0).expand([2]).to_event(1)
+        return ps.limits.SimVAE(
+            joint(Custom(LearnedLaplace(start), 2, y_prior=content))
+        )
+
+    objective, again, batch = build(0.3), build(0.9), Batch(torch.randn(6, 2, 5))
+    ps.save(objective, tmp_path)
+    with pytest.raises(ValueError, match="into=objective"):
+        ps.load(tmp_path)
+    ps.load(tmp_path, into=again)
+    assert_close(*(v for v in values([objective, again], batch)), rtol=0, atol=0)
+    assert "joint.prior.conditional.log_scale" in objective.state_dict()
+
+
+def test_p_of_y_follows_the_prior_to_another_precision():
+    content = dist.TransformedDistribution(
+        dist.Normal(torch.zeros(2).float(), 1.0),
+        [dist.transforms.AffineTransform(torch.ones(2).float(), 2.0)],
+    ).to_event(1)
+    prior = Custom(normal(0.3), 2, y_prior=content)
+    assert prior.double().content().base_dist.sample().dtype == torch.float64
+    assert prior(2).sample().dtype == torch.float64
+    twin = copy.deepcopy(prior).float()
+    assert twin(2).sample().dtype == torch.float32
+    assert prior(2).sample().dtype == torch.float64
+    z = torch.randn(3, 2, 2)
+    close(prior.log_prob(z), Gaussian(2, 0.3, 2.0).log_prob(z - 1))
+
+
+def test_p_of_y_may_be_learned():
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_scale = nn.Parameter(torch.tensor(math.log(2.0)))
+
+        def forward(self) -> dist.TorchDistribution:
+            scale = self.log_scale.exp().expand(2)
+            return dist.Normal(torch.zeros_like(scale), scale).to_event(1)
+
+    prior, z = Custom(normal(0.3), 2, y_prior=Wide()), torch.randn(5, 2, 2)
+    (slope,) = torch.autograd.grad(prior.log_prob(z).sum(), list(prior.parameters()))
+    exact = Gaussian(2, 0.3, ps.learned(2.0))
+    (plain,) = torch.autograd.grad(exact.log_prob(z).sum(), list(exact.parameters()))
+    close(slope, plain)
+
+
+def test_building_a_prior_draws_no_random_numbers():
+    state = torch.random.get_rng_state()
+    Custom(LearnedLaplace(), 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def hidden():
+    scale = nn.Parameter(torch.tensor(0.3))
+    return lambda y: dist.Laplace(y, scale).to_event(1)
+
+
+@pytest.mark.parametrize(
+    "build, error, message",
+    [
+        (lambda: Custom(lambda y: y, 3), TypeError, "got Tensor"),
+        (lambda: Custom(0.3, 3), TypeError, "function of y, got float"),
+        (lambda: Custom(lambda y: dist.Laplace(y, 0.3), 3), ValueError, "to_event"),
+        (
+            lambda: Custom(lambda y: dist.Laplace(y[..., :2], 0.3).to_event(1), 3),
+            ValueError,
+            r"got event shape \(2,\)",
+        ),
+        (
+            lambda: Custom(
+                lambda y: dist.Laplace(torch.zeros(3), 0.3).to_event(1), 3
+            ),
+            ValueError,
+            r"expected conditional\(y\) with batch shape \(3, 1\)",
+        ),
+        (lambda: Custom(laplace(0.3), None), ValueError, "known dimension"),
+        (lambda: Custom(laplace(0.3), 0), ValueError, "at least 1"),
+        (lambda: Custom(hidden(), 3), ValueError, "module for conditional"),
+        (
+            lambda: Custom(laplace(0.3), 3, y_prior=dist.Normal(0.0, 1.0)),
+            ValueError,
+            r"write .expand\(\[3\]\)",
+        ),
+        (lambda: Custom(laplace(0.3), 3, y_prior=2.0), ValueError, "got float"),
+        (
+            lambda: Custom(
+                laplace(0.3), 3, y_prior=dist.Poisson(1.0).expand([3]).to_event(1)
+            ),
+            ValueError,
+            "discrete",
+        ),
+        (lambda: Quadrature(nodes=2), ValueError, "4 nodes"),
+        (
+            lambda: Custom(laplace(0.3), 3).log_prob(torch.zeros(2, 2, 4)),
+            ValueError,
+            "expected z with dim 3",
+        ),
+        (
+            lambda: Custom(laplace(0.3), 3).effective_sample_size(torch.zeros(2, 2, 3)),
+            TypeError,
+            "quadrature_error",
+        ),
+    ],
+)
+def test_misuse_is_refused_with_a_way_out(build, error, message):
+    with pytest.raises(error, match=message):
+        build()

@@ -1,0 +1,491 @@
+"""The mixture priors: closed forms against dense mixtures, and their limits."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.distributions import OneFactorNormal, SharedComponent
+from probssl.priors import (
+    Components,
+    Gaussian,
+    Mixture,
+    Prior,
+    TwoTier,
+    VampComponents,
+)
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+SCALE, Y_SCALE, CLUSTERS = 0.6, 1.3, 4
+exact = partial(assert_close, rtol=1e-12, atol=1e-12)
+
+
+def uneven(prior: Mixture | TwoTier) -> Mixture | TwoTier:
+    """With weights, and where there are any own scales, that all differ."""
+    nn.init.normal_(prior.logits)
+    if getattr(prior.components, "own_scales", False):
+        nn.init.normal_(prior.components.log_scale, std=0.4)
+    return prior
+
+
+def mixture(dim: int = 2) -> Mixture:
+    return uneven(Mixture(dim, Components(dim, CLUSTERS, own_scales=True), SCALE))
+
+
+def two_tier(dim: int = 2) -> TwoTier:
+    components = Components(dim, CLUSTERS, own_scales=True)
+    return uneven(TwoTier(dim, components, SCALE, Y_SCALE))
+
+
+class Factors(nn.Module):
+    """An encoder with both heads: its scales differ between dimensions."""
+
+    def __init__(self, dim: int = 2) -> None:
+        super().__init__()
+        self.loc, self.raw = nn.Linear(3, dim), nn.Linear(3, dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loc(x), self.raw(x).exp()
+
+
+def vamp(kind: type[Mixture] | type[TwoTier]) -> Mixture | TwoTier:
+    components = VampComponents.at(Factors(), torch.randn(CLUSTERS, 3))
+    return uneven(kind(2, components, SCALE))
+
+
+PRIORS = {
+    "mixture": mixture,
+    "two tiers": two_tier,
+    "vamp": partial(vamp, Mixture),
+    "vamp in two tiers": partial(vamp, TwoTier),
+}
+BOTH = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS.keys())
+Make = Callable[[], Mixture | TwoTier]
+
+
+def scales(prior: Mixture | TwoTier) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of each cluster, and the scales of view and content in it, (K, dim)."""
+    loc, relative = prior.components()
+    if isinstance(prior, Mixture):
+        return loc, (prior.scale() * relative).expand_as(loc), torch.zeros_like(loc)
+    scale = prior.scale().expand(loc.shape)
+    return loc, scale, (prior.y_scale() * relative).expand_as(loc)
+
+
+def dense(prior: Mixture | TwoTier, views: int) -> dist.MixtureSameFamily:
+    """The same mixture of dense normals, event shape (view · dim,)."""
+    loc, scale, y_scale = scales(prior)
+    shared = torch.ones(views, views)
+    each = [
+        torch.kron(torch.eye(views), s.square().diag())
+        + torch.kron(shared, t.square().diag())
+        for s, t in zip(scale, y_scale, strict=True)
+    ]
+    normal = dist.MultivariateNormal(loc.repeat(1, views), torch.stack(each))
+    return dist.MixtureSameFamily(dist.Categorical(logits=prior.logits), normal)
+
+
+def assert_one(ratio: Tensor) -> None:
+    """The mean is one, to five standard errors."""
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(ratio))
+
+
+@BOTH
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_views_of_an_item_are_a_mixture_of_dense_normals(views, make: Make):
+    prior, z = make(), torch.randn(6, views, 2)
+    plain = dense(prior, views).log_prob(z.flatten(1))
+    assert_close(prior.log_prob(z), plain, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+def test_mixture_is_the_sum_over_clusters_of_independent_views(dim):
+    prior, z = mixture(dim), torch.randn(5, 3, dim)
+    loc, scale, _ = scales(prior)
+    normal = dist.Normal(loc.unsqueeze(-2), scale.unsqueeze(-2)).expand((4, 3, dim))
+    family = dist.MixtureSameFamily(
+        dist.Categorical(logits=prior.logits), normal.to_event(2)
+    )
+    exact(prior.log_prob(z), family.log_prob(z))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+@pytest.mark.parametrize("views", [1, 2, 5])
+def test_two_tiers_are_the_sum_over_clusters_of_shared_factors(views, dim):
+    prior, z = two_tier(dim), torch.randn(5, views, dim)
+    loc, scale, y_scale = (p.unsqueeze(-2).expand(-1, views, -1) for p in scales(prior))
+    shared = OneFactorNormal(loc, scale, y_scale)
+    plain = prior.logits.log_softmax(-1) + shared.log_prob(z.unsqueeze(-3))
+    exact(prior.log_prob(z), plain.logsumexp(-1))
+
+
+def test_two_tiers_with_one_cluster_are_the_gaussian():
+    z, a, b, y = (torch.randn(*shape, 3) for shape in ((5, 4), (4,), (6,), (5,)))
+    prior, plain = TwoTier(3, 1, SCALE, Y_SCALE), Gaussian(3, SCALE, Y_SCALE)
+    nn.init.zeros_(prior.components.loc)
+    present = torch.rand(5, 4) < 0.7
+    exact(prior.log_prob(z), plain.log_prob(z))
+    exact(prior.log_prob(z, present), plain.log_prob(z, present))
+    exact(prior.log_kernel(a, b), plain.log_kernel(a, b))
+    exact(prior.log_kernel(a, b, True), plain.log_kernel(a, b, True))
+    exact(prior.pmi(a, b), plain.pmi(a, b))
+    exact(prior.posterior_y(z).log_prob(y), plain.posterior_y(z).log_prob(y))
+    exact(prior(3).variance, plain(3).variance)
+    seen = plain.posterior_y(z, present).mean.unsqueeze(-2)
+    mean = torch.where(present.unsqueeze(-1), z, seen)
+    exact(prior(4).complete_mean(z, present), mean)
+
+
+def test_two_tiers_with_narrow_content_tend_to_the_mixture_at_second_order():
+    z, prior = torch.randn(7, 3, 2), Mixture(2, CLUSTERS, SCALE)
+    gap = [
+        TwoTier(2, prior.components, SCALE, t).log_prob(z) - prior.log_prob(z)
+        for t in (1e-2, 1e-3)
+    ]
+    assert_close(gap[0] / gap[1], torch.full((7,), 100.0), rtol=1e-2, atol=0)
+
+
+def test_two_tiers_with_wide_content_tend_to_a_flat_one_at_second_order():
+    z, flat = torch.randn(7, 3, 2), Gaussian(2, SCALE, math.inf)
+    components = Components(2, CLUSTERS)
+    # p(y) of density 1 instead of N(m, t): add log of the density at zero.
+    gap = [
+        TwoTier(2, components, SCALE, t).log_prob(z)
+        + math.log(2 * math.pi * t**2)
+        - flat.log_prob(z)
+        for t in (1e2, 1e3)
+    ]
+    assert_close(gap[0] / gap[1], torch.full((7,), 100.0), rtol=1e-3, atol=0)
+
+
+@BOTH
+def test_joint_density_integrates_to_one(make: Make):
+    prior, n = make(), 100_000
+    proposal = OneFactorNormal(*(torch.full((2, 2), v) for v in (0.2, 2.5, 2.0)))
+    z = proposal.sample((n,))
+    assert_one((prior.log_prob(z) - proposal.log_prob(z)).exp())
+
+
+@BOTH
+def test_samples_follow_the_density(make: Make):
+    prior = make()
+    distribution, n = prior(3), 100_000
+    z = distribution.sample((n,))
+    # A density q has E[q / p] = 1 under samples of p; narrow, so that the bars hold.
+    loc, scale, y_scale = scales(prior)
+    for k in range(CLUSTERS):
+        parts = (loc[k], 0.7 * scale[k], 0.7 * y_scale[k])
+        q = OneFactorNormal(*(part.expand(3, 2) for part in parts))
+        assert_one((q.log_prob(z) - distribution.log_prob(z)).exp())
+    error = 5 * z.std(0) / math.sqrt(n)
+    assert ((z.mean(0) - distribution.mean).abs() < error).all()
+    square = (z - distribution.mean).square()
+    error = 5 * square.std(0) / math.sqrt(n)
+    assert ((square.mean(0) - distribution.variance).abs() < error).all()
+
+
+@BOTH
+def test_responsibilities_satisfy_bayes(make: Make):
+    prior, z, k = make(), torch.randn(6, 3, 2), torch.tensor([0, 1, 2, 3, 0, 1])
+    family = dense(prior, 3)
+    joint = prior.logits.log_softmax(-1)[k]
+    joint = joint + family.component_distribution.log_prob(
+        z.flatten(1).unsqueeze(1)
+    ).gather(1, k.unsqueeze(1)).squeeze(1)
+    value = prior.responsibilities(z).log_prob(k) + prior.log_prob(z)
+    assert_close(value, joint, rtol=1e-11, atol=1e-11)
+    if isinstance(prior, Mixture):
+        exact(prior.posterior_y(z).probs, prior.responsibilities(z).probs)
+
+
+def test_posterior_of_the_content_satisfies_bayes():
+    prior, z, y = two_tier(), torch.randn(6, 3, 2), torch.randn(6, 2)
+    loc, scale, y_scale = scales(prior)
+    tier = dist.Normal(loc, y_scale).log_prob(y.unsqueeze(-2)).sum(-1)
+    joint = (prior.logits.log_softmax(-1) + tier).logsumexp(-1)
+    joint = joint + dist.Normal(y[:, None], SCALE).log_prob(z).sum((1, 2))
+    exact(prior.posterior_y(z).log_prob(y) + prior.log_prob(z), joint)
+
+
+@BOTH
+def test_marginal_of_present_views_equals_the_prior_of_so_many(make: Make):
+    prior, z, y = make(), torch.randn(4, 5, 2), torch.randn(4, 2)
+    present = torch.tensor([True, False, True, True, False]).expand(4, -1)
+    some = z[:, [0, 2, 3]]
+    exact(prior.log_prob(z, present), prior.log_prob(some))
+    shares = prior.responsibilities(z, present).probs
+    exact(shares, prior.responsibilities(some).probs)
+    if isinstance(prior, TwoTier):
+        posterior = prior.posterior_y(z, present)
+        exact(posterior.log_prob(y), prior.posterior_y(some).log_prob(y))
+    nothing = prior.log_prob(z, torch.zeros_like(present))
+    exact(nothing, torch.zeros(4))
+
+
+@BOTH
+def test_kernel_is_the_joint_over_the_marginal(make: Make):
+    prior, a, b = make(), torch.randn(4, 2), torch.randn(5, 2)
+    kernel = partial(assert_close, rtol=1e-10, atol=1e-10)
+    kernel(prior.log_kernel(a, b), Prior.log_kernel(prior, a, b))
+    kernel(prior.pmi(a, b), prior.log_kernel(a, b) - prior.log_prob(b[:, None]))
+    batch = prior.log_kernel(a.expand(3, 2, -1, -1), b)
+    kernel(batch, prior.log_kernel(a, b).expand(3, 2, -1, -1))
+
+
+@BOTH
+def test_kernel_integrates_to_one(make: Make):
+    prior, a, n = make(), torch.tensor([[0.4, -1.0]]), 100_000
+    proposal = dist.Normal(torch.zeros(2), 3.0).to_event(1)
+    b = proposal.sample((n,))
+    assert_one((prior.log_kernel(a, b)[0] - proposal.log_prob(b)).exp())
+
+
+def test_plugged_in_content_is_a_point_for_two_tiers_and_none_for_one():
+    a, b = torch.randn(4, 2), torch.randn(5, 2)
+    plain = dist.Normal(a[:, None], SCALE).log_prob(b).sum(-1)
+    exact(two_tier().log_kernel(a, b, plug_in=True), plain)
+    with pytest.raises(TypeError, match="content is a cluster"):
+        mixture().log_kernel(a, b, plug_in=True)
+
+
+@BOTH
+def test_absent_views_are_drawn_from_the_conditional(make: Make):
+    prior, z, n = make(), torch.randn(2, 2), 50_000
+    present = torch.tensor([True, False])
+    drawn = prior(2).complete(z.expand(n, -1, -1), present.expand(n, -1))
+    assert_close(drawn[:, 0], z[0].expand(n, -1))
+    b = drawn[:, 1]
+    kernel = prior.log_kernel(z[:1], b)[0]
+    loc, scale, _ = scales(prior)
+    for k in range(CLUSTERS):
+        q = dist.Normal(loc[k], 0.7 * scale[k]).to_event(1)
+        assert_one((q.log_prob(b) - kernel).exp())
+    mean = prior(2).complete_mean(z, present)
+    assert_close(mean[0], z[0])
+    error = 5 * b.std(0) / math.sqrt(n)
+    assert ((b.mean(0) - mean[1]).abs() < error).all()
+
+
+@BOTH
+def test_gradient_of_a_completed_item_is_that_of_its_present_views(make: Make):
+    z = torch.randn(4, 3, 2, requires_grad=True)
+    present = torch.tensor([True, False, True]).expand(4, -1)
+    make()(3).complete(z, present).sum().backward()
+    assert_close(z.grad, present.unsqueeze(-1).expand(-1, -1, 2).double())
+
+
+@pytest.mark.parametrize("make", [mixture, two_tier])
+def test_log_prob_is_unchanged_by_swapping_and_by_rotating_with_the_means(make: Make):
+    prior, z, rotation = make(3), torch.randn(5, 4, 3), torch.randn(3, 3)
+    rotation, value = torch.linalg.qr(rotation).Q, prior.log_prob(z)
+    exact(prior.log_prob(z.flip(1)), value)
+    with torch.no_grad():
+        prior.components.loc.copy_(prior.components.loc @ rotation)
+        exact(prior.log_prob(z @ rotation), value)
+        for part in (prior.logits, prior.components.loc, prior.components.log_scale):
+            part.copy_(part.flip(0))
+        exact(prior.log_prob(z @ rotation), value)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_exact(masked):
+    shapes = (2, 3, 2), (3,), (3, 2), (3, 1), (3, 1)
+    z, logits, loc, *logs = (torch.randn(s, requires_grad=True) for s in shapes)
+    present = torch.tensor([[True, True, True], [True, False, True]])
+
+    def value(z: Tensor, logits: Tensor, loc: Tensor, *logs: Tensor) -> Tensor:
+        given = present if masked else None
+        parts = (logits, loc, *(log.exp() for log in logs))
+        return SharedComponent(*parts, 3, present=given).log_prob(z)
+
+    assert gradcheck(value, (z, logits, loc, *logs))
+    assert gradgradcheck(value, (z, logits, loc, *logs))
+    prior = two_tier()
+    assert gradcheck(lambda z: prior.log_kernel(z[0], z[1]), z)
+
+
+def test_what_is_learned_has_a_name_and_a_gradient():
+    prior = TwoTier(2, 3, ps.learned(0.4))
+    names = {"logits", "components.loc", "scale.log"}
+    assert {name for name, _ in prior.named_parameters()} == names
+    prior.log_prob(torch.randn(6, 2, 2)).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in prior.parameters())
+    fixed = Mixture(2, 3, learn_weights=False)
+    assert {name for name, _ in fixed.named_parameters()} == {"components.loc"}
+    assert "logits" in fixed.state_dict()
+    random = TwoTier(2, 3, y_scale=dist.LogNormal(0.0, 0.5))
+    assert [hyper.name for hyper in random.random()] == ["y_scale"]
+
+
+def test_means_start_spread_and_weights_equal():
+    means = Components(50, 40, spread=3.0).loc
+    deviation = means.std()
+    assert abs(deviation - 3) < 5 * 3 / math.sqrt(2 * 2_000)
+    assert_close(
+        Mixture(2, 4).responsibilities(torch.zeros(0, 1, 2)).probs.shape[-1], 4
+    )
+    exact(Mixture(2, 4).logits.softmax(-1), torch.full((4,), 0.25))
+
+
+@pytest.mark.parametrize("family", [Mixture, TwoTier])
+def test_drawn_hyper_parameters_become_the_batch_shape(family):
+    prior, z = family(2, CLUSTERS), torch.randn(5, 3, 2)
+    values = torch.tensor([[0.1], [0.5], [2.0]])
+    many = prior(3, scale=values)
+    assert many.batch_shape == (3, 1) and many.event_shape == (3, 2)
+    each = [family(2, prior.components, float(v)).log_prob(z) for v in values]
+    exact(many.log_prob(z), torch.stack(each))
+    wide = many.expand((3, 5))
+    exact(wide.log_prob(z), torch.stack(each))
+    exact(wide.log_prob(z[0]), torch.stack(each)[:, :1].expand(3, 5))
+    assert wide.sample((4,)).shape == (4, 3, 5, 3, 2)
+    present = torch.rand(5, 3) < 0.5
+    assert prior(3, scale=values, present=present).batch_shape == (3, 5)
+    if family is TwoTier:
+        y_scale = torch.tensor([[0.2], [1.0], [3.0]])
+        each = [TwoTier(2, prior.components, 1.0, float(v)) for v in y_scale]
+        plain = torch.stack([one.log_prob(z) for one in each])
+        exact(prior(3, y_scale=y_scale).log_prob(z), plain)
+
+
+def test_float32_is_right_for_nearly_equal_views():
+    z = torch.randn(100, 1, 8).expand(-1, 2, -1) + 1e-4 * torch.randn(100, 2, 8)
+    z, prior = z.float(), TwoTier(8, CLUSTERS, 1e-4)
+    prior.components.float()
+    plain = prior(2).log_prob(z.double())
+    single = prior.float().log_prob(z)
+    assert single.dtype == torch.float32
+    # Relative to values of some tens, about five units of float32's rounding.
+    assert_close(single.double(), plain.double(), rtol=1e-6, atol=1e-3)
+
+
+@BOTH
+def test_no_number_is_read_while_it_runs(make: Make):
+    prior, present = make(), torch.rand(4, 3) < 0.5
+
+    def value(z: Tensor) -> Tensor:
+        views = prior(3).complete(z, present)
+        mean = prior(3).complete_mean(z, present)
+        kernel = prior.log_kernel(z[0], z[1]).sum() + mean.sum()
+        return prior.log_prob(views).sum() + prior.log_prob(z, present).sum() + kernel
+
+    trace = make_fx(value, tracing_mode="fake", _allow_non_fake_inputs=True)
+    assert trace(torch.randn(4, 3, 2))(torch.randn(4, 3, 2)).isfinite()
+
+
+@pytest.mark.parametrize("family", [Mixture, TwoTier])
+def test_mixtures_serve_in_a_joint(family):
+    prior = family(2, 3, dist.LogNormal(-1.0, 0.5))
+    encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
+    joint = ps.Joint(prior, ps.likelihoods.Gaussian(0.5), encoder, decoder)
+    joint.population = torch.tensor(8)
+    batch = Batch(torch.randn(8, 3, 3), present=torch.rand(8, 3) < 0.7)
+    value = sum(ps.bounds.IWAE(4)(joint, batch))
+    value.backward()
+    assert value.isfinite() and prior.components.loc.grad.abs().sum() > 0
+
+
+def test_components_at_pseudo_inputs_follow_the_guide_of_the_joint():
+    encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
+    guide, inputs = ps.guides.DiagonalGaussian(encoder), torch.randn(CLUSTERS, 3)
+    components = VampComponents.at(guide.factors, inputs)
+    prior = Mixture(2, components, learn_weights=False)
+    likelihood = ps.likelihoods.Gaussian(0.5)
+    joint = ps.Joint(prior, likelihood, encoder, decoder, guide=lambda _: guide)
+    loc, scale = components()
+    q = guide(inputs.unsqueeze(1), partial(prior, 1))
+    assert_close(loc, q.loc.squeeze(1))
+    assert_close(scale, q.scale.squeeze(1))
+    z = torch.randn(5, 1, 2)
+    each = q.expand((5, CLUSTERS)).log_prob(z.unsqueeze(1))
+    plain = each.logsumexp(-1) - math.log(CLUSTERS)
+    exact(prior.log_prob(z), plain)
+    sum(ps.bounds.ELBO()(joint, Batch(torch.randn(6, 2, 3)))).backward()
+    assert components.inputs.grad.abs().sum() > 0
+    names = [name for name, _ in joint.named_parameters()]
+    assert len(names) == len(set(names)) and "prior.logits" not in names
+    still = VampComponents.at(guide.factors, inputs, learn=False)
+    assert not [p for p in still.parameters(recurse=False)]
+    assert_close(still.inputs, inputs)
+
+
+@pytest.mark.parametrize("family", [Mixture, TwoTier])
+def test_prior_comes_back_from_a_folder(family, tmp_path):
+    guide = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((3,), 2))
+    given = VampComponents.at(guide.factors, torch.randn(4, 3), learn=False)
+    for components in (3, Components(2, 3, own_scales=True), given):
+        prior = family(2, components, 0.4)
+        for parameter in prior.parameters():
+            nn.init.normal_(parameter)
+        ps.save(prior, tmp_path)
+        z, again = torch.randn(4, 3, 2), ps.load(tmp_path)
+        assert type(again) is family
+        assert_close(again.log_prob(z), prior.log_prob(z), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", [Mixture, TwoTier])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0, 3), "whole number of at least 1"),
+        ((None, 3), "known dimension"),
+        ((2, 0), "components of at least 1"),
+        ((2, 2.5), "components of at least 1"),
+        ((2, nn.Linear(2, 2)), "components of at least 1"),
+        ((2, 3, -1.0), "expected scale to be a positive"),
+        ((2, 3, "wide"), "ps.learned"),
+    ],
+)
+def test_bad_arguments_are_refused(family, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        family(*arguments)
+
+
+@pytest.mark.parametrize(
+    "misuse, message",
+    [
+        (lambda: Mixture(3, Components(2, 4)), "dim=3 as the prior is, got dim=2"),
+        (lambda: Mixture(3, VampComponents(Factors(), 4, (3,)))(2), "got dim=2"),
+        (lambda: TwoTier(2, 3, y_scale=math.inf), "y_scale to be a positive"),
+        (lambda: TwoTier(2, 3, y_scale=-1.0), "y_scale to be a positive"),
+        (
+            lambda: TwoTier(2, 3, ps.learned(1.0), ps.learned(1.0)),
+            "at most one free scale",
+        ),
+        (
+            lambda: Mixture(2, Components(2, 3, own_scales=True), ps.learned(1.0)),
+            "expected a fixed scale beside",
+        ),
+        (
+            lambda: TwoTier(
+                2, Components(2, 3, own_scales=True), y_scale=ps.learned(1.0)
+            ),
+            "expected a fixed y_scale beside",
+        ),
+        (
+            lambda: TwoTier(2, Components(2, 3, own_scales=True), ps.learned(1.0)),
+            "expected a fixed scale beside",
+        ),
+        (lambda: Components(2, 3, spread=0.0), "spread to be a positive"),
+        (lambda: Components(2, 0), "components of at least 1"),
+        (lambda: Components(None, 3), "expected dim to be a whole number"),
+        (lambda: VampComponents(Factors(), 0, (3,)), "components of at least 1"),
+        (lambda: Mixture(2, 3).log_prob(torch.zeros(1, 2, 5)), "z with dim 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(misuse, message):
+    with pytest.raises(ValueError, match=message):
+        misuse()
+
+
+def test_gauge_counts_all_views():
+    assert mixture().gauge(3) == two_tier().gauge(3) == 3
