@@ -118,15 +118,12 @@ def _compare(options: argparse.Namespace) -> None:
     if options.methods == "all":
         methods = list(recipes.METHODS)
     data = _data(options)
-    for method in methods:  # a name that is unknown is said before any work
-        recipes.objective(method, data, options.dim)
+    methods = [recipes.name(method) for method in methods]  # before any work
     fitted, seconds, histories = {}, {}, {}
     for method in methods:
         began = time.perf_counter()
-        objective, history = _fitted(method, data, options, None)
-        name = type(objective).__name__
-        fitted[name], histories[name] = objective, history
-        seconds[name] = time.perf_counter() - began
+        fitted[method], histories[method] = _fitted(method, data, options, None)
+        seconds[method] = time.perf_counter() - began
     found = compare(
         fitted, data, seconds=seconds, max_train=MAX_TRAIN, seed=options.seed
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from . import likelihoods, limits, priors
+from . import guides, likelihoods, limits, priors
 from .data import Dataset
 from .hyper import learned
 from .joint import Joint
@@ -18,27 +18,38 @@ from .nn import (
 )
 from .views import Augment, Noise, digits, simclr
 
-__all__ = ["METHODS", "encoder", "joint", "likelihood", "objective", "views"]
+__all__ = ["METHODS", "encoder", "joint", "likelihood", "name", "objective"]
+__all__ += ["views"]
 
 DIM = 10
 SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
+CONCENTRATION = 50.0  # of z around y on the sphere
 TEMPERATURE = 1.0  # twice the usual: on a sphere of few dimensions points lie close
 PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
 
 
-def objective(name: str, data: Dataset, dim: int = DIM) -> nn.Module:
-    """Build the objective of that name for the data, whatever the case of its letters.
+def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
+    """Build the objective of that name for the data.
 
     Raises:
         ValueError: If there is no such method.
     """
-    known = {method.lower(): build for method, build in METHODS.items()}
-    if name.lower() not in known:
+    return METHODS[name(method)](data, dim)
+
+
+def name(method: str) -> str:
+    """Return the name of a method as it is written, whatever the case it came in.
+
+    Raises:
+        ValueError: If there is no such method.
+    """
+    known = {name.lower(): name for name in METHODS}
+    if method.lower() not in known:
         raise ValueError(
-            f"expected one of the methods {', '.join(METHODS)}, got {name!r}; give "
+            f"expected one of the methods {', '.join(METHODS)}, got {method!r}; give "
             "several separated by commas"
         )
-    return known[name.lower()](data, dim)
+    return known[method.lower()]
 
 
 def encoder(data: Dataset, dim: int = DIM) -> nn.Module:
@@ -47,8 +58,12 @@ def encoder(data: Dataset, dim: int = DIM) -> nn.Module:
     return ConvEncoder(shape, dim) if _is_colour(shape) else MLPEncoder(shape, dim)
 
 
-def joint(data: Dataset, prior: priors.Prior) -> Joint:
-    """The distribution with this prior and the likelihood that fits the data."""
+def joint(
+    data: Dataset,
+    prior: priors.Prior,
+    guide: Callable[[nn.Module], nn.Module] = guides.DiagonalGaussian,
+) -> Joint:
+    """The distribution with this prior and guide, and a likelihood fit for the data."""
     dim = prior.known_dim()
     shape = tuple(data.train.images.shape[1:])
     decoder = ConvDecoder if _is_colour(shape) else MLPDecoder
@@ -57,6 +72,7 @@ def joint(data: Dataset, prior: priors.Prior) -> Joint:
         likelihood(data),
         encoder(data, dim),
         decoder(dim, shape),
+        guide=guide,
     )
 
 
@@ -93,6 +109,11 @@ def _simvae(data: Dataset, dim: int) -> nn.Module:
     return limits.SimVAE(joint(data, priors.Gaussian(dim, SCALE)))
 
 
+def _spherical(data: Dataset, dim: int) -> nn.Module:
+    prior = priors.Spherical(dim, CONCENTRATION)
+    return limits.SimVAE(joint(data, prior, guides.PowerSpherical))
+
+
 def _simclr(data: Dataset, dim: int) -> nn.Module:
     return limits.SimCLR(encoder(data, dim), temperature=TEMPERATURE)
 
@@ -109,6 +130,7 @@ def _vicreg(data: Dataset, dim: int) -> nn.Module:
 METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
     "VAE": _vae,
     "SimVAE": _simvae,
+    "SphericalSimVAE": _spherical,
     "SimCLR": _simclr,
     "VICReg": _vicreg,
     "LogDet": _logdet,

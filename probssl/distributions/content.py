@@ -198,7 +198,7 @@ class ContentPosterior(TorchDistribution):
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint | None:
         return self.views.content.support
 
     @property

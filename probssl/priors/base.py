@@ -71,7 +71,7 @@ class Prior(nn.Module):
 
     @property
     def proper(self) -> bool:
-        """Whether p(y) is a density that integrates to one and is not uniform."""
+        """Whether p(y) is a density that integrates to one."""
         return True
 
     def random(self) -> Iterator[Positive]:

@@ -71,7 +71,7 @@ class Custom(Prior):
         self.y_prior = y_prior
         self.integral = Quadrature() if integral is None else integral
         self.register_buffer("one", torch.ones(()), persistent=False)
-        # The number of samples that are drawn must not depend on these checks.
+        # Of a stream of its own: what is drawn later must not depend on these checks.
         with torch.random.fork_rng(devices=[]):
             y = _content_sample(self.content(), dim)
             self.example = _example(conditional, y)
@@ -111,7 +111,8 @@ class Custom(Prior):
     def content(self) -> TorchDistribution:
         """Return p(y), event shape (dim,)."""
         if isinstance(self.y_prior, nn.Module):
-            return self.y_prior()
+            content: Any = self.y_prior()
+            return content
         if self.y_prior is not None:
             return self.y_prior
         one = self.one.expand(self.known_dim())
@@ -220,7 +221,7 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "3 1 
             f"shape {tuple(content.event_shape)} and batch shape "
             f"{tuple(content.batch_shape)}; write .expand([{dim}]).to_event(1)"
         )
-    if content.support.is_discrete:
+    if content.support is not None and content.support.is_discrete:
         raise ValueError(
             "expected a density p(y), got a discrete distribution; sum over a discrete "
             "content in p(z|y) itself, with dist.MixtureSameFamily"

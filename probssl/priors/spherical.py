@@ -51,10 +51,9 @@ class Spherical(Prior):
         self.dim = check_dim(dim, least=2)
         self.concentration = Positive(concentration, "concentration")
 
-    @property
-    def proper(self) -> bool:
-        """False: a uniform p(y) is balanced by V − 1 entropies, as a flat one is."""
-        return False
+    def gauge(self, views: int) -> int:
+        """V − 1: where a uniform p(y) sits does not matter, as for a flat one."""
+        return views - 1
 
     def forward(
         self, views: int, *, dim: int | None = None, **drawn: Tensor

@@ -1,0 +1,55 @@
+"""The guide on the sphere."""
+
+from jaxtyping import Bool, Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import normalize, softplus
+
+from ..distributions.spherical import PowerSpherical as PowerSphericalDensity
+from .factors import Factors, PriorOf, of_views
+
+__all__ = ["PowerSpherical"]
+
+
+class PowerSpherical(nn.Module):
+    r"""Independent views, each power-spherical: the guide for `priors.Spherical`.
+
+    .. math:: q(z_1, \dots, z_V \mid x) \propto \prod_v (1 + m(x_v)^\top z_v)^{c(x_v)}
+
+    The encoder's output is normalised to the mean direction m; the second head gives
+    the concentration c. Unlike von Mises-Fisher it is reparameterised.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim); see `Factors`.
+        floor: The least concentration.
+
+    References:
+        The Power Spherical distribution (De Cao and Aziz, 2020)
+        https://arxiv.org/abs/2006.04437
+    """
+
+    def __init__(self, encoder: nn.Module, floor: float = 1e-2) -> None:
+        super().__init__()
+        self.factors, self.floor = Factors(encoder, lambda dim: 1), floor
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.factors.encoder
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch view ..."],
+        prior: PriorOf,
+        present: Bool[Tensor, "batch view"] | None = None,
+    ) -> TorchDistribution:
+        if present is not None:
+            raise ValueError(
+                "expected all views to be present for the guide PowerSpherical, got a "
+                "mask; drop the incomplete items, or use a Gaussian prior and guide"
+            )
+        loc, raw = self.factors(x)
+        concentration = softplus(raw.squeeze(-1)) + self.floor
+        each = PowerSphericalDensity(
+            normalize(loc, dim=-1), concentration, validate_args=False
+        )
+        return of_views(each, prior, None)
