@@ -138,7 +138,9 @@ class Joint(nn.Module):
         """
         self.likelihood.check(batch.stacked)
         support = self.prior(batch.shape[1]).support
-        with torch.no_grad():
+        device = batch.stacked.device
+        forked = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(forked):  # a check changes nothing
             drawn = self.encode(batch).sample()
         if not bool(support.check(drawn).all()):
             raise ValueError(

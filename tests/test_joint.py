@@ -148,6 +148,13 @@ def test_representation_is_that_of_an_item_seen_alone():
     assert_close(model.represent(x), mean.squeeze(1))
 
 
+def test_a_check_leaves_the_random_numbers_alone():
+    model, batch = joint(), Batch(torch.randn(2, 2, EVENT))
+    before = torch.get_rng_state()
+    model.check(batch)
+    assert_close(torch.get_rng_state(), before)
+
+
 def test_bad_joints_and_batches_are_refused():
     encoder = ps.nn.MLPEncoder((EVENT,), DIM + 1)
     decoder = ps.nn.MLPDecoder(DIM, (EVENT,))
