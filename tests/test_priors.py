@@ -180,6 +180,44 @@ def test_drawn_hyper_parameters_become_the_batch_shape():
     assert_close(many.log_prob(z), each)
 
 
+@pytest.mark.parametrize("views", [1, 2, 4])
+@pytest.mark.parametrize("dim, concentration", [(2, 3.0), (3, 0.2), (5, 4.0)])
+def test_spherical_is_the_mean_over_directions(dim, concentration, views):
+    n, prior = 200_000, Spherical(dim, concentration)
+    z = prior.on_support(torch.randn(views, dim) + 1.5)
+    y = prior.on_support(torch.randn(n, dim))
+    each = concentration * (z @ y.T) + ps.special.log_vmf_normaliser(
+        dim, torch.tensor(concentration)
+    )
+    density = each.sum(0).exp()
+    error = 5 * density.std() / math.sqrt(n)
+    assert abs(density.mean() - prior.log_prob(z).exp()) < error + 1e-12
+
+
+def test_spherical_in_float32_is_right_for_nearly_equal_views():
+    for concentration in (1e2, 1e5, 1e8):
+        prior = Spherical(8, concentration)
+        z = torch.randn(50, 1, 8) + torch.randn(50, 2, 8) / math.sqrt(concentration)
+        z = prior.on_support(z).float()
+        exact = prior.log_prob(prior.on_support(z.double()))
+        single = prior.float().log_prob(z)
+        assert_close(single.double(), exact, rtol=1e-5, atol=1e-3)
+
+
+def test_spherical_has_a_finite_gradient_where_the_views_cancel():
+    z = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], requires_grad=True)
+    Spherical(3, 5.0).log_prob(z).backward()
+    assert z.grad.isfinite().all()
+
+
+def test_spherical_posterior_of_the_direction_satisfies_bayes():
+    prior = Spherical(4, 6.0)
+    z, y = prior.on_support(torch.randn(3, 4)), prior.on_support(torch.randn(5, 4))
+    views = ps.distributions.VonMisesFisher(y.unsqueeze(1), torch.tensor(6.0))
+    joint = views.log_prob(z).sum(-1) - ps.special.log_area(4)
+    assert_close(prior.posterior_y(z).log_prob(y) + prior.log_prob(z), joint)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -43,6 +43,7 @@ class Custom(Prior):
             parameters, or if p(y) does not fit.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> prior = Custom(lambda y: dist.Laplace(y, 0.3).to_event(1), dim=10)
     """
 

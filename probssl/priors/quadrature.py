@@ -38,10 +38,10 @@ class Quadrature:
     Panels end at the views, where the integrand may have a kink, and around its
     largest peak; those whose highest Legendre coefficients are not small are halved
     again. With a Gaussian or Laplace conditional, from a thousandth of the width of
-    p(y) on, the error is below 1e-8 nats in double precision. It is larger, about 1e-4, where a kink is at none of the
-    views, and more so where p(z|y) jumps. A second peak that is narrower than a
-    twentieth of p(y), and at none of the views, can be missed. The error of a prior is
-    reported by its `quadrature_error`.
+    p(y) on, the error is below 1e-8 nats in double precision. It is larger where a
+    kink is at none of the views, about 1e-4, and more so where p(z|y) jumps. A second
+    peak that is narrower than a twentieth of p(y), and at none of the views, can be
+    missed. The error of a prior is reported by its `quadrature_error`.
 
     The panels follow the views without a gradient, so the slope is the integral of the
     slope: exact where panels end at the kinks. Nothing asks the host.
