@@ -99,7 +99,9 @@ def _fitted(
 ) -> tuple[nn.Module, History]:
     torch.manual_seed(options.seed)
     objective = recipes.objective(method, data, options.dim)
-    epochs = options.epochs or EPOCHS.get(data.name, 20)
+    epochs = options.epochs
+    if epochs is None:
+        epochs = EPOCHS.get(data.name, 20)
     history = fit(
         objective,
         data.train,

@@ -78,7 +78,7 @@ def test_compare_runs_on_real_data(data, data_root, tmp_path):
         (["compare", "--data", "nowhere"], "nowhere"),
         (["compare", "--data", "mnist", "--root", "nowhere"], "train-images"),
         (["compare", "--items", "0"], "--items"),
-        (["compare", "--epochs", "-1", "--items", "50"], "epochs"),
+        (["compare", "--epochs", "0", "--items", "50"], "epochs"),
         (["inspect", "nowhere"], "probssl.json"),
     ],
 )

@@ -146,6 +146,18 @@ def test_content_may_be_any_gaussian(loc, scale):
     close(prior.log_prob(z), Gaussian(2, 0.3, scale).log_prob(z - loc))
 
 
+@pytest.mark.parametrize("stretch", [1e-4, 1e4])
+def test_stretching_content_and_views_leaves_the_density_of_both(stretch):
+    def build(c: float) -> Custom:
+        content = dist.Normal(torch.zeros(1), c).to_event(1)
+        conditional = lambda y: dist.Normal(y.abs(), 0.3 * c).to_event(1)  # noqa: E731
+        return Custom(conditional, 1, y_prior=content)
+
+    z = torch.rand(10, 2, 1) + 0.5
+    value = build(stretch).log_prob(stretch * z) + 2 * math.log(stretch)
+    assert_close(value, build(1.0).log_prob(z))
+
+
 @pytest.mark.parametrize(
     "content, low, high",
     [
@@ -198,6 +210,23 @@ def test_views_of_any_batch_shape_have_one_density_each():
     assert_close(prior.log_prob(z)[1, 2], prior.log_prob(z[1, 2]))
     assert prior(2).expand((3, 4)).log_prob(z).shape == (3, 4)
     assert_close(prior.log_prob(z.flip(2)), prior.log_prob(z))
+
+
+def test_drawn_hyper_parameters_become_the_batch_shape():
+    prior = Custom(LearnedNormal(dist.LogNormal(-1.0, 0.5)), 2)
+    scales, z = torch.tensor([[0.1], [0.5], [2.0]]), torch.randn(5, 3, 2)
+    many = prior(3, scale=scales)
+    assert many.batch_shape == (3, 1) and many.event_shape == (3, 2)
+    each = torch.stack([Gaussian(2, float(s)).log_prob(z) for s in scales])
+    close(many.log_prob(z), each)
+    assert many.sample((4,)).shape == (4, 3, 1, 3, 2)
+
+
+def test_support_is_that_of_the_conditional():
+    support = Custom(lambda y: dist.LogNormal(y, 0.3).to_event(1), 2)(3).support
+    z = torch.rand(5, 3, 2)
+    assert support.event_dim == 2 and support.check(z).all()
+    assert not support.check(-z).any()
 
 
 def test_gradients_are_those_of_the_closed_form():
@@ -313,6 +342,22 @@ def test_traced_value_and_slope_are_the_eager_ones(mode):
     assert_close(traced(z), value_and_slope(z))
 
 
+def test_drawing_is_traced():
+    prior, z = Custom(laplace(0.3), 2), torch.randn(4, 3, 2)
+    present = torch.tensor([True, False, True]).expand(4, -1)
+
+    def draws(z: Tensor) -> tuple[Tensor, ...]:
+        views = prior(3)
+        return views.complete(z, present), views.rsample((4,)), views.sample((4,))
+
+    traced = make_fx(draws)(z)
+    found = []
+    for function in (traced, draws):
+        torch.manual_seed(3)
+        found.append(function(z))
+    assert_close(*found)
+
+
 def mixing(scale: float = 0.3) -> tuple[Mixing, MultivariateNormal]:
     """A conditional that is no product, and the closed form for two views."""
     weight = torch.tensor([[0.0, 0.8], [-0.5, 0.2]])
@@ -369,6 +414,18 @@ def test_importance_sampling_is_traced_and_follows_one_seed():
         torch.manual_seed(3)
         values.append(function(z))
     assert_close(*values)
+
+
+def test_importance_sampling_from_the_posterior_has_no_error():
+    exact, z = Gaussian(2, 0.3), torch.randn(4, 3, 2)
+
+    def posterior(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
+        y = exact.posterior_y(z)
+        return dist.Normal(y.mean, y.stddev).to_event(1)
+
+    prior = Custom(normal(0.3), 2, integral=ImportanceSampling(30, posterior))
+    assert_close(prior.log_prob(z), exact.log_prob(z))
+    assert_close(prior.effective_sample_size(z), torch.full((4,), 30.0))
 
 
 def test_slope_of_importance_sampling_is_that_of_the_estimate():

@@ -58,6 +58,17 @@ class Prior(nn.Module):
         marginal = self.log_prob(a.unsqueeze(-2)).unsqueeze(-1)
         return self.log_prob(torch.stack(pairs, -2)) - marginal
 
+    def pmi(
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats.
+
+        Raises:
+            ValueError: If one view alone has no density, under a flat p(y).
+        """
+        marginal = self.log_prob(b.unsqueeze(-2))
+        return self.log_kernel(a, b) - marginal.unsqueeze(-2)
+
     def on_support(self, z: Tensor) -> Tensor:
         """Bring the output of an encoder to the space of z: here, all of it."""
         return z

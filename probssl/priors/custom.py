@@ -158,13 +158,6 @@ class Custom(Prior):
         parts = [super(Custom, self).log_kernel(part, b) for part in a.split(rows, -2)]
         return torch.cat(parts, -2)
 
-    def pmi(
-        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
-        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
-        marginal = self.log_prob(b.unsqueeze(-2))
-        return self.log_kernel(a, b) - marginal.unsqueeze(-2)
-
     @torch.no_grad()
     def quadrature_error(
         self, z: Float[Tensor, "*batch view dim"]

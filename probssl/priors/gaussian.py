@@ -124,13 +124,6 @@ class Gaussian(Prior):
             square / variance + a.shape[-1] * (math.log(2 * math.pi) + variance.log())
         )
 
-    def pmi(
-        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
-        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
-        marginal = self.log_prob(b.unsqueeze(-2))
-        return self.log_kernel(a, b) - marginal.unsqueeze(-2)
-
     def mutual_information(self) -> Float[Tensor, ""]:
         r"""Return :math:`I(z; z') = -\frac{d}{2} \log(1 - \rho^2)`, with
         :math:`\rho = \tau^2 / (\tau^2 + \sigma^2)`, in nats."""

@@ -76,13 +76,6 @@ class _Clusters(Prior):
         r"""Return the posterior of the cluster, :math:`p(k \mid z_1, \dots, z_V)`."""
         return self._views(z, present).component(z)
 
-    def pmi(
-        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
-        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
-        marginal = self.log_prob(b.unsqueeze(-2))
-        return self.log_kernel(a, b) - marginal.unsqueeze(-2)
-
     def _log_predictive(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\log p(z' = b \mid z = a)`: that of each component, weighted by
         :math:`p(k \mid z = a)`."""

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from ..distributions.shared import SharedDirection
 from ..distributions.spherical import VonMisesFisher
 from ..hyper import Learned, Positive
-from ..special import log_area, log_vmf_normaliser
+from ..special import log_vmf_normaliser
 from .base import Prior, check_dim
 
 __all__ = ["Spherical"]
@@ -93,9 +93,3 @@ class Spherical(Prior):
         shortfall = 2 * (1 - cosine) / (2 + length)
         both = log_vmf_normaliser(dim, kappa * length, scaled=True)
         return 2 * once - both - kappa * shortfall
-
-    def pmi(
-        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
-        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
-        return self.log_kernel(a, b) + log_area(a.shape[-1])

@@ -165,13 +165,6 @@ class StudentT(Prior):
         peak = log_gamma_ratio(dof / 2, dim / 2) - dim / 2 * (math.pi * width).log()
         return peak - (dof + dim) / 2 * tail
 
-    def pmi(
-        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
-        r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats."""
-        marginal = self.log_prob(b.unsqueeze(-2))
-        return self.log_kernel(a, b) - marginal.unsqueeze(-2)
-
     def mutual_information(self) -> Float[Tensor, ""]:
         r"""Return :math:`I(z; z') = 2 H[z] - H[z, z']`, in nats.
 
