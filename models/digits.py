@@ -6,7 +6,7 @@ SimCLR, VICReg and log-det drop the decoder. All see the same images, the same v
 deviations that stand in the README and writes them, with hardware and versions, to
 benchmarks/results/digits.json.
 
-Takes about a minute for each seed on two CPU cores.
+Takes about four minutes for each seed on one CPU core.
 """
 
 import json
