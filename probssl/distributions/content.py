@@ -121,19 +121,15 @@ class SharedContent(TorchDistribution):
             drawn = self._around(y).sample().movedim(0, -2)
         return torch.where(present.unsqueeze(-1), value, drawn)
 
-    def times(
-        self, loc: Tensor, scale: Tensor, present: Tensor | None = None
-    ) -> TorchDistribution:
-        """There is no closed product with normal factors.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(
-            "expected a Gaussian prior for guides.Coupled, got a conditional of your "
-            "own, whose product with the encoder's factors has no closed form; use "
-            "guide=ps.guides.DiagonalGaussian, or priors.Gaussian"
-        )
+    def complete_mean(
+        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "..."]
+    ) -> Float[Tensor, "*batch view dim"]:
+        """The mean of what `complete` draws."""
+        y = self._like(self.batch_shape, present).posterior(value)
+        with validation_enabled(False):
+            expected = self.conditional(y.nodes).mean
+        mean = (y.log_weight.exp() * expected).sum(0).unsqueeze(-2)
+        return torch.where(present.unsqueeze(-1), value, mean)
 
     def log_joint(
         self,

@@ -75,7 +75,7 @@ class Custom(Prior):
         # Of a stream of its own: what is drawn later must not depend on these checks.
         with torch.random.fork_rng(devices=[]):
             y = _content_sample(self.content(), dim)
-            self.example = _example(conditional, y)
+            self.example = _example(conditional, y[:3])
             _check_parameters(self)
             self.factorised = _is_factorised(conditional, self.content(), y)
 
@@ -201,7 +201,7 @@ class Custom(Prior):
         return self
 
 
-def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "3 1 dim"]:
+def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 dim"]:
     """Some y, after a check that there can be any."""
     if not isinstance(content, Distribution):
         raise ValueError(
@@ -220,7 +220,7 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "3 1 
             "expected a density p(y), got a discrete distribution; sum over a discrete "
             "content in p(z|y) itself, with dist.MixtureSameFamily"
         )
-    return content.sample((3, 1))
+    return content.sample((16, 1))
 
 
 @torch.no_grad()
@@ -275,7 +275,7 @@ def _check_parameters(prior: Custom) -> None:
 def _is_factorised(
     conditional: Callable[..., TorchDistribution],
     content: TorchDistribution,
-    y: Float[Tensor, "3 1 dim"],
+    y: Float[Tensor, "n 1 dim"],
 ) -> bool:
     """Whether p(y) and p(z|y) are products over the dimensions.
 
@@ -289,7 +289,7 @@ def _is_factorised(
         z = conditional(y[0]).sample()
         before = conditional(y[0]).base_dist.log_prob(z)
         itself = torch.eye(dim, dtype=torch.bool, device=y.device)
-        for other in (y[1], torch.full_like(y[1], torch.nan)):
+        for other in (*y[1:], torch.full_like(y[0], torch.nan)):
             moved = torch.where(itself, other, y[0])
             after = conditional(moved).base_dist.log_prob(z)
             if not bool(((after == before) | itself).all()):
