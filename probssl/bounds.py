@@ -82,6 +82,8 @@ class LogWeights(NamedTuple):
 
     Each has a value for every sample and item, shape (particles, batch); that of the
     hyper-parameters, weighted by 1 / population, one for every sample, (particles, 1).
+    With an explicit y the alignment is :math:`\log p(y, z_1, \dots, z_V) -
+    \log q(y \mid z_1, \dots, z_V)`, in the mean below :math:`\log p(z_1, \dots, z_V)`.
     """
 
     reconstruction: Tensor
@@ -107,10 +109,11 @@ def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
     hyper = _total(_shared(latent), zeros[:, :1]) - _total(_shared(guide), zeros[:, :1])
     if _shared(latent):
         hyper = hyper / _population(joint)
+    encoded, content = _split(_local(guide))
     return LogWeights(
         reconstruction=_total(observed, zeros),
-        entropy=-_total(_local(guide), zeros),
-        alignment=_total(_local(latent), zeros),
+        entropy=-_total(encoded, zeros),
+        alignment=_total(_local(latent), zeros) - _total(content, zeros),
         hyper=hyper,
     )
 
@@ -137,6 +140,12 @@ def _local(sites: list[Site]) -> list[Site]:
 
 def _shared(sites: list[Site]) -> list[Site]:
     return [site for site in sites if not _plates(site)]
+
+
+def _split(guide: list[Site]) -> tuple[list[Site], list[Site]]:
+    """The sites of the encoder, and those that stand in for an integral over y."""
+    encoded = [site for site in guide if site["name"] == "z"]
+    return encoded, [site for site in guide if site["name"] != "z"]
 
 
 def _plates(site: Site) -> list[str]:

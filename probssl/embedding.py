@@ -13,6 +13,7 @@ A joint-embedding objective drops the decoder, replaces the left-hand side by an
 estimate of H[z], and lets q become a point.
 """
 
+import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,6 +35,18 @@ class Embedding(nn.Module):
 
     .. math:: E_{v \ne w} \log p(z_w \mid y = z_v) + \hat H[z]
 
+    A random hyper-parameter :math:`\theta` of the prior, such as a temperature, is
+    drawn from its guide in every step. The value for an item, as a function of
+    :math:`\theta`, stands in for a log-likelihood, each item counted once:
+
+    .. math:: \log \tilde p(\theta \mid x) = \log p(\theta)
+        + \sum_{i=1}^N \text{value}_i(\theta) + \text{const}
+
+    With `plug_in` and a kernel density that is the instance likelihood: a softmax over
+    the views of a batch, of which the other view of the same item is to be told. It is
+    conditional on the encoder, which was fitted to the same items, and so a
+    pseudo-posterior.
+
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
         prior: p(y) and p(z|y).
@@ -43,9 +56,11 @@ class Embedding(nn.Module):
         plug_in: Whether to plug one view in for the content of another.
 
     Raises:
-        ValueError: If there are fewer than two views or two items.
+        ValueError: If there are fewer than two views or two items, or a random
+            hyper-parameter and no population.
     """
 
+    population: Tensor | None
     encoder: nn.Module
     projector: nn.Module | None
     prior: Prior
@@ -63,14 +78,55 @@ class Embedding(nn.Module):
         super().__init__()
         self.encoder, self.projector = encoder, projector
         self.prior, self.entropy, self.plug_in = prior, entropy, plug_in
+        # The number of items in the data set, by which hyper-parameters are weighted.
+        self.register_buffer("population", None)
 
     def forward(self, batch: Batch) -> Terms:
-        _, views = batch.shape
+        drawn, hyper = self._draw()
         z = self.latents(batch)
-        gauge = 1 if self.plug_in else self.prior.gauge(views)
+        with self.prior.at(**drawn):
+            return self._value(z)._replace(hyper=hyper)
+
+    def model(self, batch: Batch) -> None:
+        r"""The pseudo-posterior of the hyper-parameters, for Pyro's tools.
+
+        For the batch as the whole data set: ``MCMC(NUTS(objective.model))``.
+        """
+        drawn = {h.name: h.sample() for h in self.prior.random()}
+        items, _ = batch.shape
+        with self.prior.at(**drawn):
+            value = torch.as_tensor(sum(self._value(self.latents(batch))))
+        pyro.factor("items", items * value)
+
+    def guide(self, batch: Batch) -> None:
+        """q of the hyper-parameters, log-normal each."""
+        for h in self.prior.random():
+            h.sample_guide()
+
+    def _draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Hyper-parameters from their guides, and log p − log q of them for an item."""
+        drawn: dict[str, Tensor] = {}
+        total: Tensor | float = 0.0
+        for h in self.prior.random():
+            q = h.posterior()
+            drawn[h.name] = value = q.rsample()
+            total = total + h.value.log_prob(value) - q.log_prob(value)
+        return drawn, total / self._population() if drawn else total
+
+    def _value(self, z: Float[Tensor, "batch view dim"]) -> Terms:
+        gauge = 1 if self.plug_in else self.prior.gauge(z.shape[1])
         return Terms(
             entropy=gauge * self.entropy(z, self.prior), alignment=self.alignment(z)
         )
+
+    def _population(self) -> Tensor:
+        if self.population is None:
+            raise ValueError(
+                "expected population, the number of items by which the random "
+                "hyper-parameters are weighted, got None; train with ps.fit, or set "
+                "objective.population = torch.tensor(float(len(data)))"
+            )
+        return self.population
 
     def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
         """z of every view, on the support of the prior."""

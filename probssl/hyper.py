@@ -1,34 +1,40 @@
 """Hyper-parameters: positive numbers that are fixed, learned or random."""
 
+import copy
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
-__all__ = ["Learned", "Positive", "learned"]
+__all__ = ["Learned", "Number", "Positive", "Reciprocal", "learned", "mapped"]
+
+Number = float | tuple[float, ...]
 
 
 class Learned(NamedTuple):
     """A positive number that is fitted by gradient, and where it starts."""
 
-    value: float
+    value: Number
 
 
-def learned(value: float) -> Learned:
+def learned(value: float | Sequence[float] | Tensor) -> Learned:
     """Mark a hyper-parameter as learned, starting from `value`.
 
     Example:
         >>> learned(0.4)
         Learned(value=0.4)
     """
-    return Learned(value)
+    return Learned(_plain(value))
 
 
 class Positive(nn.Module):
-    r"""A positive hyper-parameter :math:`\theta`.
+    r"""A positive hyper-parameter :math:`\theta`, or one for each dimension of z.
 
     A number is kept in a buffer; `learned` makes :math:`\log(\theta - \text{floor})` a
     parameter; a Pyro distribution makes it a random variable with the guide
@@ -36,45 +42,49 @@ class Positive(nn.Module):
 
     Arguments:
         value: The number, ``learned(number)``, or a Pyro distribution over positive
-            numbers.
+            numbers. For each dimension a sequence of numbers, or a distribution with
+            the event shape (dim,).
         name: What errors and Pyro sites call it.
         floor: A lower bound that a learned value cannot cross.
+        dim: How many numbers there may be; None means a single one.
 
     Raises:
-        ValueError: If the value is not a positive, finite number above the floor.
+        ValueError: If the value is not a positive, finite number above the floor, or if
+            there are several where one is meant.
     """
 
-    value: Any  # a number, Learned, or a Pyro distribution
+    value: Any  # a number, numbers, Learned, or a Pyro distribution
     fixed: Tensor
 
     def __init__(
         self,
-        value: "float | Learned | dist.TorchDistribution | Positive",
+        value: "float | Sequence[float] | Tensor | Learned | Distribution | Positive",
         name: str = "scale",
         floor: float = 0.0,
+        dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.value = value.value if isinstance(value, Positive) else value
+        value = value.value if isinstance(value, Positive) else value
         self.name, self.floor = name, floor
-        if isinstance(self.value, torch.distributions.Distribution):
-            _check_positive_support(self.value, name)
-            start = self.value.sample((1_001,)).log()
-            self.loc = nn.Parameter(start.median())
-            self.log_scale = nn.Parameter(start.std().clamp(1e-2, 1.0).log())
+        self.drawn: Tensor | None = None  # what `Prior.at` puts in its place
+        if isinstance(value, Distribution):
+            self.value = mapped(value, torch.clone)
+            with torch.random.fork_rng(devices=[]):  # building draws nothing
+                draws = self.value.sample((1_001,))
+            self.size = _check_distribution(self.value, draws, name, dim)
+            start = draws.log()
+            self.loc = nn.Parameter(start.median(0).values)
+            self.log_scale = nn.Parameter(start.std(0).clamp(1e-2, 1.0).log())
             return
-        number = self.value
-        if isinstance(number, Learned):
-            number = number.value
-        if not isinstance(number, int | float) or not floor < number < math.inf:
-            raise ValueError(
-                f"expected {name} to be a positive finite number"
-                f"{f' above {floor:g}' if floor else ''}, got {number!r}; give a "
-                "number, ps.learned(number) or a Pyro distribution over such numbers"
-            )
+        self.value = learned(value.value) if isinstance(value, Learned) else value
+        number = _plain(value.value if isinstance(value, Learned) else value)
+        self.size = _check_number(number, name, floor, dim)
         if self.learned:
-            self.log = nn.Parameter(torch.tensor(math.log(number - floor)))
+            exact = torch.tensor(number, dtype=torch.double).sub(floor).log()
+            self.log = nn.Parameter(exact.to(torch.get_default_dtype()))
         else:
-            self.register_buffer("fixed", torch.tensor(float(number)))
+            self.value = number
+            self.register_buffer("fixed", torch.tensor(number))
 
     @property
     def learned(self) -> bool:
@@ -82,7 +92,7 @@ class Positive(nn.Module):
 
     @property
     def random(self) -> bool:
-        return isinstance(self.value, torch.distributions.Distribution)
+        return isinstance(self.value, Distribution)
 
     @property
     def free(self) -> bool:
@@ -91,9 +101,26 @@ class Positive(nn.Module):
 
     def forward(self) -> Tensor:
         """The present value; of a random one the median of its guide."""
+        if self.drawn is not None:
+            return self.drawn
         if self.random:
             return self.loc.exp()
         return self.floor + self.log.exp() if self.learned else self.fixed
+
+    def of(self, drawn: dict[str, Tensor]) -> Tensor:
+        """The value among those drawn, else the present one."""
+        return drawn[self.name] if self.name in drawn else self()
+
+    def over(
+        self, drawn: dict[str, Tensor] | None = None
+    ) -> Float[Tensor, "*batch 1 #dim"]:
+        """The value with axes for the views and the dimensions."""
+        value = self.of(drawn or {}).unsqueeze(-1)
+        return value.unsqueeze(-1) if self.size is None else value.mT
+
+    def lifted(self, value: Tensor) -> Tensor:
+        """A drawn value with one more batch axis at the end, for the views."""
+        return value.unsqueeze(-1 if self.size is None else -2)
 
     def sample(self) -> Tensor:
         """Draw it from its prior: a Pyro site."""
@@ -101,17 +128,98 @@ class Positive(nn.Module):
 
     def sample_guide(self) -> Tensor:
         """Draw it from its guide: a Pyro site."""
+        return pyro.sample(self.name, self.posterior())
+
+    def posterior(self) -> dist.TorchDistribution:
+        r"""Return its guide, :math:`q(\log \theta) = N(m, s^2)`."""
         guide = dist.LogNormal(self.loc, self.log_scale.exp(), validate_args=False)
-        return pyro.sample(self.name, guide)
+        return guide if self.size is None else guide.to_event(1)
 
     def extra_repr(self) -> str:
         return f"{self.name}={self.value}"
 
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> "Positive":
+        """Move and convert also the tensors of its prior, which is no module."""
+        super()._apply(fn, recurse)
+        if self.random:
+            self.value = mapped(self.value, fn)
+        return self
 
-def _check_positive_support(value: Any, name: str) -> None:
-    draws = value.sample((1_001,))
-    if value.event_shape or value.batch_shape or not bool((draws > 0).all()):
+
+class Reciprocal(Positive):
+    """A hyper-parameter that is given by its reciprocal, as κ is by a temperature 1/κ.
+
+    What is fixed, learned or random is the reciprocal; so is what a Pyro site holds.
+    """
+
+    def forward(self) -> Tensor:
+        return super().forward().reciprocal()
+
+    def of(self, drawn: dict[str, Tensor]) -> Tensor:
+        return drawn[self.name].reciprocal() if self.name in drawn else self()
+
+
+def mapped(
+    part: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any] | None = None
+) -> Any:
+    """A copy of a distribution with all its tensors mapped, validation switched off."""
+    done = {} if done is None else done
+    if isinstance(part, Tensor):
+        return fn(part)
+    if isinstance(part, list):
+        return [mapped(p, fn, done) for p in part]
+    if not isinstance(part, Distribution | Transform):
+        return part
+    if id(part) not in done:  # a transform and its inverse hold each other
+        new = done[id(part)] = copy.copy(part)
+        parts = {name: mapped(p, fn, done) for name, p in vars(part).items()}
+        new.__dict__.update(parts)
+        if isinstance(new, Distribution):
+            new._validate_args = False
+    return done[id(part)]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python's own; what is none as it came."""
+    if isinstance(value, Tensor) or hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(number) for number in value)
+    return float(value) if isinstance(value, int | float) else value
+
+
+def _check_number(number: Any, name: str, floor: float, dim: int | None) -> int | None:
+    """How many numbers there are, None for a single one, if all are in order."""
+    numbers = number if isinstance(number, tuple) else (number,)
+    if not all(isinstance(n, float) and floor < n < math.inf for n in numbers):
+        raise ValueError(
+            f"expected {name} to be a positive finite number"
+            f"{f' above {floor:g}' if floor else ''}, got {number!r}; give a "
+            "number, ps.learned(number) or a Pyro distribution over such numbers"
+        )
+    if not isinstance(number, tuple):
+        return None
+    return _check_size(len(number), name, dim)
+
+
+def _check_distribution(
+    value: Any, draws: Tensor, name: str, dim: int | None
+) -> int | None:
+    if value.batch_shape or len(value.event_shape) > 1 or not bool((draws > 0).all()):
         raise ValueError(
             f"expected the distribution of {name} to be over one positive number, got "
             f"{value}; use for instance pyro.distributions.LogNormal(-1.0, 1.0)"
         )
+    return _check_size(value.event_shape[0], name, dim) if value.event_shape else None
+
+
+def _check_size(size: int, name: str, dim: int | None) -> int:
+    if size != dim:
+        one = "one number" if dim is None else f"one number, or {dim} of them"
+        raise ValueError(
+            f"expected {name} to be {one}, got {size}; a number for each dimension is "
+            "for priors that take one and know their dim"
+        )
+    return size

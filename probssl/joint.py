@@ -9,6 +9,7 @@ References:
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 
 import pyro
 import torch
@@ -24,13 +25,14 @@ __all__ = ["Joint"]
 
 
 class Joint(nn.Module):
-    r"""Views of items that share a content y, with y integrated out.
+    r"""Views of items that share a content y, which is integrated out, or explicit.
 
     ======================  =============================================
     p(h) = the prior's own  random hyper-parameters, outside the plate
     p(z) = `prior`          z_1..V of each item, event shape (view, dim)
     p(x|z) = `likelihood`   of the decoder's output, for each view
     q(z|x) = `guide`        of the encoder's output
+    q(y|z) = `content`      of z_1..V, if y is to be explicit
     ======================  =============================================
 
     It is a plain module with the methods `model` and `guide`, so Pyro's tools take it
@@ -45,15 +47,23 @@ class Joint(nn.Module):
         decoder: A module (n, dim) -> (n, \*event).
         guide: What makes the guide from the encoder, `guides.DiagonalGaussian`,
             `guides.Coupled` or `guides.Point`.
+        content: A guide :math:`q(y \mid z_1, \dots, z_V)`, such as `guides.Content`: a
+            module (\*batch, view, dim) -> distribution of y. Then y is a variable of
+            the model, and :math:`E_q[\log p(y) + \sum_v \log p(z_v \mid y) - \log q(y
+            \mid z)]` stands for :math:`\log p(z_1, \dots, z_V)`, which it is below:
+            for priors whose integral over y is not known. By default the prior
+            integrates it out.
 
     Raises:
         ValueError: If the dimensions of prior and encoder differ.
+        TypeError: If y is to be explicit and the prior has no p(z|y) of its own.
     """
 
     prior: Prior
     likelihood: Likelihood
     decoder: nn.Module
     posterior: nn.Module
+    content: nn.Module | None
     population: Tensor | None
 
     def __init__(
@@ -64,6 +74,7 @@ class Joint(nn.Module):
         decoder: nn.Module,
         *,
         guide: Callable[[nn.Module], nn.Module] = DiagonalGaussian,
+        content: nn.Module | None = None,
     ) -> None:
         super().__init__()
         dim = getattr(encoder, "dim", prior.dim)
@@ -73,7 +84,10 @@ class Joint(nn.Module):
                 f"dim={dim}; build both with the same dim"
             )
         self.prior, self.likelihood, self.decoder = prior, likelihood, decoder
-        self.posterior = guide(encoder)
+        self.posterior, self.content = guide(encoder), content
+        if content is not None:
+            with torch.random.fork_rng(devices=[]):  # an error now rather than later
+                prior.given(prior.content().sample())
         # The number of items in the data set, by which global sites are weighted.
         self.register_buffer("population", None)
 
@@ -86,9 +100,9 @@ class Joint(nn.Module):
     @property
     def arguments(self) -> dict[str, object]:
         """What the constructor was called with, for `save`."""
-        parts = ("prior", "likelihood", "encoder", "decoder")
+        parts = ("prior", "likelihood", "encoder", "decoder", "content")
         return {part: getattr(self, part) for part in parts} | {
-            "guide": type(self.posterior)
+            "guide": _maker(self.posterior)
         }
 
     def model(self, batch: Batch) -> None:
@@ -96,18 +110,20 @@ class Joint(nn.Module):
         items, views = batch.shape
         drawn = {h.name: h.sample() for h in self.prior.random()}
         with pyro.plate("item", items, dim=-1):
-            z = pyro.sample("z", self.prior(views, **drawn))
+            z = pyro.sample("z", self._latents(views, drawn))
             x = self.decode(z)
             if batch.present is not None:
                 x = x.mask(batch.present)
             pyro.sample("x", x.to_event(1), obs=batch.stacked)
 
     def guide(self, batch: Batch) -> None:
-        """q(h), q(z_1..V | x_1..V, h)."""
+        """q(h), q(z_1..V | x_1..V, h), and q(y | z_1..V) if y is explicit."""
         items, _ = batch.shape
         drawn = {h.name: h.sample_guide() for h in self.prior.random()}
         with pyro.plate("item", items, dim=-1):
-            pyro.sample("z", self.encode(batch, **drawn))
+            z = pyro.sample("z", self.encode(batch, **drawn))
+            if self.content is not None:
+                pyro.sample("y", self.content(z))
 
     def encode(self, batch: Batch, **drawn: Tensor) -> TorchDistribution:
         """Return q(z_1..V | x_1..V), event shape (view, dim)."""
@@ -119,6 +135,15 @@ class Joint(nn.Module):
         output = self.decoder(z.flatten(0, -2))
         distribution = self.likelihood(output.view(z.shape[:-1] + output.shape[1:]))
         return distribution.to_event(output.dim() - 1)
+
+    def _latents(self, views: int, drawn: dict[str, Tensor]) -> TorchDistribution:
+        """p(z_1..V | h), or with an explicit y its site and p(z_1..V | y, h)."""
+        if self.content is None:
+            return self.prior(views, **drawn)
+        y = pyro.sample("y", self.prior.content(**drawn))
+        lifted = {h.name: h.lifted(drawn[h.name]) for h in self.prior.random()}
+        each = self.prior.given(y.unsqueeze(-2), **lifted)
+        return each.expand(y.shape[:-1] + (views,)).to_event(1)
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
         """The mean of q(z|x), each item seen alone; there is no projector."""
@@ -148,3 +173,10 @@ class Joint(nn.Module):
                 f"{type(self.prior).__name__}, {support}, got others; give the joint a "
                 "guide for this prior"
             )
+
+
+def _maker(guide: nn.Module) -> Callable[[nn.Module], nn.Module]:
+    """What makes such a guide from an encoder."""
+    names = [name for name in signature(type(guide)).parameters if name != "encoder"]
+    options = {name: getattr(guide, name) for name in names if hasattr(guide, name)}
+    return partial(type(guide), **options) if options else type(guide)

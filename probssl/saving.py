@@ -8,6 +8,7 @@ again and load the numbers ``into`` it.
 import inspect
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,9 @@ def describe(value: Any) -> Any:
         return {"float": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, partial):
+        arguments = {name: describe(part) for name, part in value.keywords.items()}
+        return {"partial": describe(value.func), "arguments": arguments}
     if isinstance(value, type):
         return {"type": NAMES[value]} if value in NAMES else _foreign(value)
     if type(value) in NAMES:
@@ -162,6 +166,8 @@ def build(description: Any) -> Any:
     if "type" in description:
         return _class(description["type"])
     arguments = {k: build(v) for k, v in description.get("arguments", {}).items()}
+    if "partial" in description:
+        return partial(build(description["partial"]), **arguments)
     if "distribution" in description:
         return _distribution(description["distribution"])(**arguments)
     return _class(description.get("class", description.get("foreign")))(**arguments)

@@ -474,8 +474,10 @@ def test_products_over_dimensions_are_told_from_others():
         torch.manual_seed(seed)
         assert all(Custom(conditional, 3).factorised for conditional in products)
         assert not any(Custom(conditional, 3).factorised for conditional in others)
+    assert isinstance(Custom(products[0], 3).integral, Quadrature)
+    assert isinstance(Custom(others[0], 3).integral, ImportanceSampling)
     with pytest.raises(ValueError, match="ImportanceSampling"):
-        Custom(others[0], 3).log_prob(torch.randn(2, 2, 3))
+        Custom(others[0], 3, integral=Quadrature()).log_prob(torch.randn(2, 2, 3))
     correlated = dist.MultivariateNormal(torch.zeros(2), torch.eye(2) + 0.3)
     assert not Custom(normal(0.3), 2, y_prior=correlated).factorised
 

@@ -21,11 +21,12 @@ of y. The estimate is never above log(2N − 1) plus the kernel's constants, so 
 the value above log(2N − 1).
 """
 
+from pyro.distributions import TorchDistribution
 from torch import nn
 
 from ..embedding import Embedding
 from ..entropies import KernelDensity
-from ..hyper import Learned
+from ..hyper import Learned, Reciprocal
 from ..priors import Spherical
 
 __all__ = ["SimCLR"]
@@ -37,27 +38,22 @@ class SimCLR(Embedding):
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
         projector: A module behind it, whose output the objective sees.
-        temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
-            ``learned(number)``.
+        temperature: The temperature :math:`\tau = 1 / \kappa`: a number,
+            ``learned(number)``, or a Pyro distribution, which gives it a
+            pseudo-posterior (see `Embedding`).
+
+    Raises:
+        ValueError: If the temperature is not positive.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         projector: nn.Module | None = None,
-        temperature: float | Learned = 0.5,
+        temperature: float | Learned | TorchDistribution = 0.5,
     ) -> None:
-        prior = Spherical(None, _inverse(temperature))
+        prior = Spherical(None, Reciprocal(temperature, "temperature"))
         super().__init__(
             encoder, prior, KernelDensity(), projector=projector, plug_in=True
         )
-        self.temperature = temperature
-
-
-def _inverse(temperature: float | Learned) -> float | Learned:
-    value = temperature.value if isinstance(temperature, Learned) else temperature
-    if not value > 0:
-        raise ValueError(
-            f"expected a positive temperature, got {value}; 0.5 is a common choice"
-        )
-    return Learned(1 / value) if isinstance(temperature, Learned) else 1 / value
+        self.temperature = prior.concentration.value

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.splits import Groups, Split
+from ..embedding import Embedding
 from ..joint import Joint
 from ..terms import Batch
 from .containers import Variable, container
 from .items import PATIENCE, Array, Data, Items, Views, array, chunks, evaluating
 from .joints import check_proper, check_spread, joint_of
+from .pseudo import pseudo_posterior
 
 if TYPE_CHECKING:
     import arviz
@@ -41,10 +43,12 @@ def to_arviz(
     ArviZ below 1.0 gets InferenceData, later a DataTree, with the groups
 
     ====================  =========================================================
-    posterior             z (chain, draw, item, view, dim) and random
-                          hyper-parameters (chain, draw), from the guide
+    posterior             z (chain, draw, item, view, dim), y (chain, draw, item, dim)
+                          if it is explicit, and random hyper-parameters (chain, draw),
+                          from the guide
     posterior_predictive  x (chain, draw, item, view, \*event)
-    sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item:
+    sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item
+                          (with y, where it is explicit):
                           their difference is the log-weight of importance sampling;
                           for random hyper-parameters h log_p_hyper and log_q_hyper
     log_likelihood        x: log p(x | z) of each item, given its own z
@@ -57,6 +61,10 @@ def to_arviz(
     Draws are independent, so there is one chain, and no diagnostics of chains apply:
     ``az.summary(idata, kind="stats")``. Nor does leave-one-out: an item has a z of its
     own, for which only the prior is left when the item is out; `evidence` is that.
+
+    An objective without a joint, such as SimCLR, has a pseudo-posterior of its random
+    hyper-parameters, conditional on the encoder (see `Embedding`): the groups are then
+    posterior, sample_stats and prior.
 
     Arguments:
         data: A `Split`, `Groups`, or a tensor or array (n, \*event).
@@ -74,6 +82,8 @@ def to_arviz(
     """
     if draws < 1:
         raise ValueError(f"expected draws of at least 1, got {draws}; 500 is usual")
+    if isinstance(objective, Embedding) and any(objective.prior.random()):
+        return container(*pseudo_posterior(objective, draws))
     joint = joint_of(objective, "a posterior")
     check_proper(joint, "prior and posterior")
     check_spread(joint, "a posterior")
@@ -114,12 +124,12 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
         guide = poutine.trace(joint.guide).get_trace(batch)
         model = poutine.trace(poutine.replay(joint.model, guide)).get_trace(batch)
     q, p = _sites(guide), _sites(model)
+    latent = [name for name in ("z", "y") if name in p]
     log_likelihood = _log_prob(p["x"])
-    found = {
-        "z": q["z"]["value"],
+    found = {name: q[name]["value"] for name in latent} | {
         "log_likelihood": log_likelihood,
-        "log_p": log_likelihood + _log_prob(p["z"]),
-        "log_q": _log_prob(q["z"]),
+        "log_p": sum((_log_prob(p[name]) for name in latent), log_likelihood),
+        "log_q": torch.stack([_log_prob(q[name]) for name in latent]).sum(0),
     }
     hyper = [h.name for h in joint.prior.random()]
     if hyper:
@@ -134,7 +144,7 @@ def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
     with pyro.plate("particles", n, dim=-2):
         model = poutine.trace(poutine.uncondition(joint.model)).get_trace(batch)
     p = _sites(model)
-    names = ["z", "x"] if predictive else ["z"]
+    names = [name for name in ("z", "y") if name in p] + ["x"] * predictive
     names += [h.name for h in joint.prior.random()]
     return {name: p[name]["value"].squeeze(1) for name in names}
 
@@ -155,17 +165,21 @@ def _sampled(
     def named(values: Array, *axes: str) -> Variable:
         return ("chain", "draw", *axes), values[None]
 
-    each = {"z", "x", "log_likelihood", "log_p", "log_q"}
-    latent, hyper = ("view", "dim"), [name for name in before if name not in each]
+    def many(values: Array) -> tuple[str, ...]:
+        return ("dim",) * (values.ndim - 1)  # a hyper-parameter for each dimension
+
+    axes = {"z": ("view", "dim"), "y": ("dim",)}
+    latent = [name for name in axes if name in before]
+    hyper = [name for name in before if name not in {*latent, "x"}]
     groups = {
-        "posterior": {"z": named(after["z"], "item", *latent)}
-        | {name: named(after[name]) for name in hyper},
+        "posterior": {name: named(after[name], "item", *axes[name]) for name in latent}
+        | {name: named(after[name], *many(after[name])) for name in hyper},
         "sample_stats": {
             name: named(after[name], "item") for name in ("log_p", "log_q")
         }
         | {name: named(after[name]) for name in after if name.endswith("_hyper")},
-        "prior": {"z": named(before["z"], *latent)}
-        | {name: named(before[name]) for name in hyper},
+        "prior": {name: named(before[name], *axes[name]) for name in latent}
+        | {name: named(before[name], *many(before[name])) for name in hyper},
     }
     if not joint.likelihood.pseudo:
         log_likelihood = named(after["log_likelihood"], "item")

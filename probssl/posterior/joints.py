@@ -21,8 +21,8 @@ def joint_of(objective: nn.Module, what: str) -> Joint:
     if not isinstance(joint, Joint):
         raise ValueError(
             f"expected an objective with a joint distribution for {what}, got "
-            f"{type(objective).__name__}, which has no p(x, z); fit SimVAE or VAE, or "
-            "use embed alone"
+            f"{type(objective).__name__}, which has no p(x, z) and no random "
+            "hyper-parameter; fit SimVAE or VAE, or use embed alone"
         )
     return joint
 

@@ -1,6 +1,7 @@
 """What every prior over the views of an item shares."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ class Prior(nn.Module):
     density of one view given another: the similarity of a contrastive objective.
 
     A prior of your own needs `dim` and `forward`; for objectives that plug one view in
-    for the content, `log_kernel` as well.
+    for the content, `log_kernel` as well; and for a `Joint` in which the content is a
+    variable of its own, `content` and `given`.
     """
 
     dim: int | None
@@ -68,6 +70,45 @@ class Prior(nn.Module):
         """
         marginal = self.log_prob(b.unsqueeze(-2))
         return self.log_kernel(a, b) - marginal.unsqueeze(-2)
+
+    def content(self, **drawn: Tensor) -> TorchDistribution:
+        """Return p(y), event shape (dim,).
+
+        Raises:
+            TypeError: If the content is no point of the space of z.
+        """
+        raise TypeError(_no_content(self, "content()"))
+
+    def given(
+        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
+    ) -> TorchDistribution:
+        """Return p(z|y), event shape (dim,); drawn values have the batch shape of y.
+
+        Raises:
+            TypeError: If views are not independent given a point of the space of z.
+        """
+        raise TypeError(_no_content(self, "given(y)"))
+
+    @contextmanager
+    def at(self, **drawn: Tensor) -> Iterator["Prior"]:
+        """Within it, random hyper-parameters have these values, one for all items.
+
+        Example:
+            >>> import pyro.distributions as dist
+            >>> import probssl as ps
+            >>> prior = ps.priors.Gaussian(2, scale=dist.LogNormal(0.0, 1.0))
+            >>> with prior.at(scale=torch.tensor(0.5)):
+            ...     log_kernel = prior.log_kernel(torch.zeros(3, 2), torch.ones(4, 2))
+        """
+        hypers = [h for h in self.random() if h.name in drawn]
+        before = [h.drawn for h in hypers]
+        try:
+            for h in hypers:
+                h.drawn = drawn[h.name]
+            yield self
+        finally:
+            for h, value in zip(hypers, before, strict=True):
+                h.drawn = value
 
     def on_support(self, z: Tensor) -> Tensor:
         """Bring the output of an encoder to the space of z: here, all of it."""
@@ -118,6 +159,13 @@ class Prior(nn.Module):
                 "dim=… to sample from it or to use it in a Joint"
             )
         return self.dim
+
+
+def _no_content(prior: Prior, method: str) -> str:
+    return (
+        f"expected a prior with p(y) and p(z|y) of its own, got {type(prior).__name__} "
+        f"without a method {method}; integrate the content out: Joint(…, content=None)"
+    )
 
 
 def check_dim(dim: int | None, least: int = 1) -> int | None:

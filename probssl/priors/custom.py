@@ -9,11 +9,17 @@ import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import Normal, TorchDistribution, validation_enabled
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Transform
+from torch.distributions import Distribution
 
 from ..distributions.content import ContentPosterior, Integral, SharedContent
-from ..hyper import Positive
+from ..hyper import Positive, mapped
 from .base import Prior, check_dim
+from .conditionals import (
+    check_parameters,
+    content_sample,
+    example_of,
+    is_factorised,
+)
 from .quadrature import ImportanceSampling, Quadrature, effective_sample_size
 
 __all__ = ["Custom"]
@@ -27,7 +33,9 @@ class Custom(Prior):
     .. math:: p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy
 
     Where p(y) and p(z|y) are products over the dimensions the integral is done by
-    deterministic `Quadrature`; else it needs `ImportanceSampling`.
+    deterministic `Quadrature`, else by `ImportanceSampling`. Where neither serves, the
+    content can be a variable of the model, with a guide of its own:
+    ``Joint(…, content=ps.guides.Content(dim))``.
 
     Arguments:
         conditional: p(z|y): a function of y with shape (\*batch, dim) that returns a
@@ -35,7 +43,7 @@ class Custom(Prior):
         dim: The dimension of z, and of y.
         y_prior: p(y), event shape (dim,): a Pyro distribution, or a module that returns
             one; by default standard normal.
-        integral: How y is integrated out.
+        integral: How y is integrated out, if not as above.
 
     Raises:
         TypeError: If conditional is no function, or returns no distribution.
@@ -68,16 +76,18 @@ class Custom(Prior):
             )
         self.conditional = conditional
         if isinstance(y_prior, Distribution):
-            y_prior = _mapped(y_prior, torch.clone, {})
+            y_prior = mapped(y_prior, torch.clone)
         self.y_prior = y_prior
-        self.integral = Quadrature() if integral is None else integral
         self.register_buffer("one", torch.ones(()), persistent=False)
         # Of a stream of its own: what is drawn later must not depend on these checks.
         with torch.random.fork_rng(devices=[]):
-            y = _content_sample(self.content(), dim)
-            self.example = _example(conditional, y[:3])
-            _check_parameters(self)
-            self.factorised = _is_factorised(conditional, self.content(), y)
+            y = content_sample(self.content(), dim)
+            self.example = example_of(conditional, y[:3])
+            check_parameters(conditional, y_prior, self.content())
+            self.factorised = is_factorised(conditional, self.content(), y)
+        if integral is None:
+            integral = Quadrature() if self.factorised else ImportanceSampling()
+        self.integral = integral
 
     def forward(
         self,
@@ -94,12 +104,8 @@ class Custom(Prior):
             drawn: Values of random hyper-parameters of the conditional, which go to it
                 by name; their shape becomes the batch shape.
         """
-        conditional = self.conditional
-        if drawn:
-            columns = {name: value[..., None] for name, value in drawn.items()}
-            conditional = partial(conditional, **columns)
         return SharedContent(
-            conditional,
+            self._conditional(drawn),
             self.content(),
             views,
             self.integral,
@@ -109,7 +115,7 @@ class Custom(Prior):
             present=present,
         )
 
-    def content(self) -> TorchDistribution:
+    def content(self, **drawn: Tensor) -> TorchDistribution:
         """Return p(y), event shape (dim,)."""
         if isinstance(self.y_prior, nn.Module):
             content: Any = self.y_prior()
@@ -118,6 +124,13 @@ class Custom(Prior):
             return self.y_prior
         one = self.one.expand(self.known_dim())
         return Normal(torch.zeros_like(one), one, validate_args=False).to_event(1)
+
+    def given(
+        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
+    ) -> TorchDistribution:
+        """Return p(z|y), event shape (dim,)."""
+        with validation_enabled(False):
+            return self._conditional(drawn)(y)
 
     def random(self) -> Iterator[Positive]:
         """The hyper-parameters of the conditional that are random variables.
@@ -193,130 +206,16 @@ class Custom(Prior):
         with validation_enabled(False):
             return effective_sample_size(self.integral.draw(self.of(z), z)[1])
 
+    def _conditional(
+        self, drawn: dict[str, Tensor]
+    ) -> Callable[..., TorchDistribution]:
+        """p(z|y) for drawn hyper-parameters, which get an axis for the dimensions."""
+        columns = {name: value[..., None] for name, value in drawn.items()}
+        return partial(self.conditional, **columns) if drawn else self.conditional
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Custom":
         """Move and convert also the tensors of p(y), which is no module."""
         super()._apply(fn, recurse)
         if isinstance(self.y_prior, Distribution):
-            self.y_prior = _mapped(self.y_prior, fn, {})
+            self.y_prior = mapped(self.y_prior, fn)
         return self
-
-
-def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 dim"]:
-    """Some y, after a check that there can be any."""
-    if not isinstance(content, Distribution):
-        raise ValueError(
-            "expected y_prior to be a Pyro distribution, or a module that returns one, "
-            f"got {type(content).__name__}; for instance "
-            f"dist.Laplace(0.0, 1.0).expand([{dim}]).to_event(1)"
-        )
-    if content.event_shape != (dim,) or content.batch_shape:
-        raise ValueError(
-            f"expected y_prior with event shape ({dim},) and no batch shape, got event "
-            f"shape {tuple(content.event_shape)} and batch shape "
-            f"{tuple(content.batch_shape)}; write .expand([{dim}]).to_event(1)"
-        )
-    if content.support is not None and content.support.is_discrete:
-        raise ValueError(
-            "expected a density p(y), got a discrete distribution; sum over a discrete "
-            "content in p(z|y) itself, with dist.MixtureSameFamily"
-        )
-    return content.sample((16, 1))
-
-
-@torch.no_grad()
-def _example(
-    conditional: Callable[..., TorchDistribution], y: Float[Tensor, "*batch dim"]
-) -> TorchDistribution:
-    """p(z|y), after a check of its shapes."""
-    example, dim = conditional(y), y.shape[-1]
-    if not isinstance(example, Distribution):
-        raise TypeError(
-            "expected conditional(y) to return a Pyro distribution, got "
-            f"{type(example).__name__}; for instance dist.Laplace(y, 0.3).to_event(1)"
-        )
-    if example.event_shape != (dim,):
-        event, batch = tuple(example.event_shape), tuple(example.batch_shape)
-        hint = f"build prior and conditional with the same dim, here {dim}"
-        if not event and batch[-1:] == (dim,):
-            hint = "append .to_event(1), as in dist.Laplace(y, 0.3).to_event(1)"
-        raise ValueError(
-            f"expected conditional(y) with event shape ({dim},) for y of shape "
-            f"{tuple(y.shape)}, got event shape {event} and batch shape {batch}; {hint}"
-        )
-    if example.batch_shape != y.shape[:-1]:
-        raise ValueError(
-            f"expected conditional(y) with batch shape {tuple(y.shape[:-1])} for y of "
-            f"shape {tuple(y.shape)}, got {tuple(example.batch_shape)}; let every "
-            "parameter follow the leading axes of y, and call .to_event(1) once"
-        )
-    return example
-
-
-def _check_parameters(prior: Custom) -> None:
-    """Raise an error if there are parameters outside the modules."""
-    with torch.enable_grad():
-        content = prior.content()
-        y = content.sample((1,))
-        views = prior.conditional(y)
-        slopes = {
-            "conditional": (prior.conditional, views.log_prob(views.sample())),
-            "y_prior": (prior.y_prior, content.log_prob(y)),
-        }
-    for name, (part, log_prob) in slopes.items():
-        if log_prob.requires_grad and not isinstance(part, nn.Module):
-            raise ValueError(
-                f"expected a module for {name} with parameters, got one of type "
-                f"{type(part).__name__}, whose parameters would not be trained, moved "
-                "or saved; write an nn.Module whose forward returns the distribution"
-            )
-
-
-@torch.no_grad()
-def _is_factorised(
-    conditional: Callable[..., TorchDistribution],
-    content: TorchDistribution,
-    y: Float[Tensor, "n 1 dim"],
-) -> bool:
-    """Whether p(y) and p(z|y) are products over the dimensions.
-
-    One coordinate of y after the other is made another number, and none at all (which
-    also spreads through weights that are zero); all other densities must not notice.
-    """
-    dim = y.shape[-1]
-    if not all(_is_product(part) for part in (content, conditional(y))):
-        return False
-    with validation_enabled(False):
-        z = conditional(y[0]).sample()
-        before = conditional(y[0]).base_dist.log_prob(z)
-        itself = torch.eye(dim, dtype=torch.bool, device=y.device)
-        for other in (*y[1:], torch.full_like(y[0], torch.nan)):
-            moved = torch.where(itself, other, y[0])
-            after = conditional(moved).base_dist.log_prob(z)
-            if not bool(((after == before) | itself).all()):
-                return False
-    return True
-
-
-def _is_product(distribution: Distribution) -> bool:
-    return (
-        isinstance(distribution, Independent)
-        and distribution.reinterpreted_batch_ndims == 1
-        and not distribution.base_dist.event_shape
-    )
-
-
-def _mapped(part: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
-    """A copy of a distribution with all its tensors mapped, validation switched off."""
-    if isinstance(part, Tensor):
-        return fn(part)
-    if isinstance(part, list):
-        return [_mapped(p, fn, done) for p in part]
-    if not isinstance(part, Distribution | Transform):
-        return part
-    if id(part) not in done:  # a transform and its inverse hold each other
-        new = done[id(part)] = copy.copy(part)
-        parts = {name: _mapped(p, fn, done) for name, p in vars(part).items()}
-        new.__dict__.update(parts)
-        if isinstance(new, Distribution):
-            new._validate_args = False
-    return done[id(part)]

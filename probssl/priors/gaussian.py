@@ -9,14 +9,13 @@ import math
 
 import torch
 from jaxtyping import Bool, Float
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent as Event
-from torch.distributions import Normal
 
 from ..distributions.gaussian import OneFactorNormal
 from ..hyper import Positive
 from .base import Prior, check_dim
-from .pairs import square_distances
+from .pairs import log_normal
 from .scales import Scale, check_scales, content_scale
 
 __all__ = ["Gaussian", "Independent"]
@@ -38,8 +37,9 @@ class Gaussian(Prior):
 
     Arguments:
         dim: The dimension of z; None takes it from z, for objectives without samples.
-        scale: The standard deviation :math:`\sigma` of a view given its content.
-        y_scale: The standard deviation :math:`\tau` of the content.
+        scale: The standard deviation :math:`\sigma` of a view given its content; one
+            number, or one for each dimension.
+        y_scale: The standard deviation :math:`\tau` of the content, likewise.
 
     Raises:
         ValueError: If a scale is not positive, if both scales are free, or if p(y) is
@@ -54,8 +54,8 @@ class Gaussian(Prior):
     ) -> None:
         super().__init__()
         self.dim = check_dim(dim)
-        self.scale = Positive(scale, "scale")
-        self.y_scale = content_scale(y_scale)
+        self.scale = Positive(scale, "scale", dim=dim)
+        self.y_scale = content_scale(y_scale, dim)
         check_scales(self.scale, self.y_scale)
 
     @property
@@ -87,23 +87,46 @@ class Gaussian(Prior):
         shape = (views, dim or self.known_dim())
         return OneFactorNormal(
             scale.new_zeros(()).expand(shape),
-            scale[..., None, None],
-            y_scale[..., None, None],
+            scale,
+            y_scale,
             flat=not self.proper,
             present=present,
             validate_args=False,
         )
 
+    def content(self, **drawn: Tensor) -> TorchDistribution:
+        """Return p(y), a normal, event shape (dim,).
+
+        Raises:
+            ValueError: If it is flat.
+        """
+        if not isinstance(self.y_scale, Positive):
+            raise ValueError(
+                "expected a proper p(y) for a content of its own, got a flat one "
+                "(y_scale=math.inf); give the prior a finite y_scale, such as 1.0"
+            )
+        y_scale = self.y_scale.over(drawn).squeeze(-2)
+        scale = y_scale.expand(*y_scale.shape[:-1], self.known_dim())
+        zero = torch.zeros_like(scale)
+        return Normal(zero, scale, validate_args=False).to_event(1)
+
+    def given(
+        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
+    ) -> TorchDistribution:
+        """Return p(z|y), a normal, event shape (dim,)."""
+        scale = self.scale.over(drawn).squeeze(-2)
+        return Normal(y, scale, validate_args=False).to_event(1)
+
     def posterior_y(
         self,
         z: Float[Tensor, "*batch view dim"],
         present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> Event:
+    ) -> TorchDistribution:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a normal, event shape (dim,)."""
         factor = self.of(z, present).factor(z)
-        loading = self._scales({})[1]
+        loading = self._scales({})[1].squeeze(-2)
         normal = Normal(loading * factor.mean, loading * factor.stddev)
-        return Event(normal, 1)
+        return normal.to_event(1)
 
     def log_kernel(
         self,
@@ -118,11 +141,8 @@ class Gaussian(Prior):
 
         With `plug_in`, :math:`p(z' = b \mid y = a) = N(a, \sigma^2)`.
         """
-        shrink, variance = self._conditional(plug_in)
-        square = square_distances(shrink * a, b)
-        return -0.5 * (
-            square / variance + a.shape[-1] * (math.log(2 * math.pi) + variance.log())
-        )
+        shrink, scale = self._conditional(plug_in)
+        return log_normal(shrink * a, b, scale)
 
     def mutual_information(self) -> Float[Tensor, ""]:
         r"""Return :math:`I(z; z') = -\frac{d}{2} \log(1 - \rho^2)`, with
@@ -135,18 +155,19 @@ class Gaussian(Prior):
         scale, y_scale = self._scales({})
         variance = scale.square()
         if plug_in:
-            return torch.ones_like(variance), variance
+            return torch.ones_like(scale), scale
         if not self.proper:
-            return torch.ones_like(variance), 2 * variance
+            return torch.ones_like(scale), math.sqrt(2) * scale
         shrink = y_scale.square() / (y_scale.square() + variance)
-        return shrink, variance * (1 + shrink)
+        return shrink, scale * (1 + shrink).sqrt()
 
     def _scales(self, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The scale and the loading of the content: y_scale, or 1 if it is flat."""
-        scale = drawn.get("scale", self.scale())
+        """The scale and the loading of the content, y_scale, or 1 if it is flat; both
+        with axes for the views and the dimensions."""
+        scale = self.scale.over(drawn)
         if not isinstance(self.y_scale, Positive):
             return scale, torch.ones_like(scale)
-        return scale, drawn.get("y_scale", self.y_scale())
+        return scale, self.y_scale.over(drawn)
 
 
 class Independent(Prior):

@@ -7,18 +7,21 @@ References:
     https://arxiv.org/abs/2402.01399
 """
 
-import math
-
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import Categorical, MixtureSameFamily
+from pyro.distributions import (
+    Categorical,
+    MixtureSameFamily,
+    Normal,
+    TorchDistribution,
+)
 from torch import Tensor, nn
 
 from ..distributions.mixture import SharedComponent
 from ..hyper import Positive
 from .base import Prior, check_dim
 from .components import Components, check_number
-from .pairs import square_distances
+from .pairs import log_normal
 from .scales import Scale, check_scales
 
 __all__ = ["Mixture", "TwoTier"]
@@ -86,10 +89,10 @@ class _Clusters(Prior):
         shrink = content / (content + variance)
         centre = views.loc + shrink * (alone - views.loc)
         scale = (variance * (1 + shrink)).sqrt()
-        log_normal = _log_normal(
+        log_normals = log_normal(
             centre.transpose(-3, -2), b.unsqueeze(-3), scale.unsqueeze(-2)
         )
-        return (log_share.mT.unsqueeze(-1) + log_normal).logsumexp(-3)
+        return (log_share.mT.unsqueeze(-1) + log_normals).logsumexp(-3)
 
     def _scales(
         self, relative: Tensor, drawn: dict[str, Tensor]
@@ -177,7 +180,7 @@ class Mixture(_Clusters):
     def _scales(
         self, relative: Tensor, drawn: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        scale = drawn.get("scale", self.scale())[..., None, None] * relative
+        scale = self.scale.over(drawn) * relative
         return scale, torch.zeros_like(scale)
 
 
@@ -234,6 +237,23 @@ class TwoTier(_Clusters):
         responsibilities, event shape (dim,)."""
         return self._views(z, present).content(z)
 
+    def content(self, **drawn: Tensor) -> MixtureSameFamily:
+        """Return p(y), a mixture of normals, event shape (dim,)."""
+        loc, relative = self.components()
+        scale = self.y_scale.over(drawn) * relative
+        shape = torch.broadcast_shapes(loc.shape, scale.shape)
+        normal = Normal(loc.expand(shape), scale, validate_args=False).to_event(1)
+        logits = self.logits.expand(shape[:-1])
+        cluster = Categorical(logits=logits, validate_args=False)
+        return MixtureSameFamily(cluster, normal, validate_args=False)
+
+    def given(
+        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
+    ) -> TorchDistribution:
+        """Return p(z|y), a normal, event shape (dim,)."""
+        scale = self.scale.of(drawn).unsqueeze(-1)
+        return Normal(y, scale, validate_args=False).to_event(1)
+
     def log_kernel(
         self,
         a: Float[Tensor, "*batch n dim"],
@@ -250,23 +270,13 @@ class TwoTier(_Clusters):
         With `plug_in`, :math:`p(z' = b \mid y = a) = N(a, \sigma^2 I)`.
         """
         if plug_in:
-            return _log_normal(a, b, self.scale()[..., None, None])
+            return log_normal(a, b, self.scale.over())
         return self._log_predictive(a, b)
 
     def _scales(
         self, relative: Tensor, drawn: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        scale = drawn.get("scale", self.scale())[..., None, None]
-        return scale, drawn.get("y_scale", self.y_scale())[..., None, None] * relative
-
-
-def _log_normal(
-    a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"], scale: Tensor
-) -> Float[Tensor, "*batch n m"]:
-    r""":math:`\log N(b \mid a, \text{scale}^2)` for all pairs."""
-    square = square_distances(a / scale, b / scale)
-    log_variance = 2 * scale.log().mean(-1, keepdim=True) + math.log(2 * math.pi)
-    return -0.5 * (square + a.shape[-1] * log_variance)
+        return self.scale.over(drawn), self.y_scale.over(drawn) * relative
 
 
 def _check_own_scales(components: nn.Module, scale: Positive) -> None:

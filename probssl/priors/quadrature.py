@@ -156,8 +156,9 @@ class ImportanceSampling:
             if not size >= self.least:
                 raise ValueError(
                     f"expected an effective sample size of at least {self.least:g}, "
-                    f"got {size:.3g} of {self.samples}; raise samples, or give "
-                    "ImportanceSampling a proposal nearer to p(y|z)"
+                    f"got {size:.3g} of {self.samples}; raise samples, give "
+                    "ImportanceSampling a proposal nearer to p(y|z), or make y a "
+                    "variable of the model: Joint(…, content=ps.guides.Content(dim))"
                 )
         return y, log_weight
 

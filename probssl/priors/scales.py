@@ -1,19 +1,23 @@
 """Which scales of content and views go together."""
 
 import math
+from collections.abc import Sequence
 
 from pyro.distributions import TorchDistribution
+from torch import Tensor
 
 from ..hyper import Learned, Positive
 
 __all__ = ["Scale", "check_scales", "content_scale"]
 
-Scale = float | Learned | TorchDistribution | Positive
+Scale = float | Sequence[float] | Tensor | Learned | TorchDistribution | Positive
 
 
-def content_scale(y_scale: Scale) -> Positive | float:
+def content_scale(y_scale: Scale, dim: int | None = None) -> Positive | float:
     """Return the scale of the content; infinity, a flat p(y), stays a number."""
-    return math.inf if y_scale == math.inf else Positive(y_scale, "y_scale")
+    if isinstance(y_scale, float) and y_scale == math.inf:
+        return math.inf
+    return Positive(y_scale, "y_scale", dim=dim)
 
 
 def check_scales(scale: Positive, y_scale: Positive | float) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..distributions.shared import SharedDirection
-from ..distributions.spherical import VonMisesFisher
+from ..distributions.spherical import SphericalUniform, VonMisesFisher
 from ..hyper import Learned, Positive
 from ..special import log_vmf_normaliser
 from .base import Prior, check_dim
@@ -36,7 +36,8 @@ class Spherical(Prior):
     Arguments:
         dim: The dimension d of the space the sphere lies in; None takes it from z, for
             objectives without samples.
-        concentration: The concentration :math:`\kappa` of a view around its content.
+        concentration: The concentration :math:`\kappa` of a view around its content;
+            ``hyper.Reciprocal`` gives it by a temperature.
 
     Raises:
         ValueError: If dim is below 2, or the concentration is not positive.
@@ -49,7 +50,9 @@ class Spherical(Prior):
     ) -> None:
         super().__init__()
         self.dim = check_dim(dim, least=2)
-        self.concentration = Positive(concentration, "concentration")
+        if not isinstance(concentration, Positive):
+            concentration = Positive(concentration, "concentration")
+        self.concentration = concentration
 
     def gauge(self, views: int) -> int:
         """V − 1: where a uniform p(y) sits does not matter, as for a flat one."""
@@ -59,13 +62,25 @@ class Spherical(Prior):
         self, views: int, *, dim: int | None = None, **drawn: Tensor
     ) -> SharedDirection:
         """Return the distribution of the views, y integrated out."""
-        concentration = drawn.get("concentration", self.concentration())
+        concentration = self.concentration.of(drawn)
         dim = dim or self.known_dim()
         return SharedDirection(concentration, views, dim, validate_args=False)
 
     def on_support(self, z: Tensor) -> Tensor:
         """Normalise to length 1."""
         return normalize(z, dim=-1)
+
+    def content(self, **drawn: Tensor) -> SphericalUniform:
+        """Return p(y), uniform on the sphere, event shape (dim,)."""
+        like = self.concentration()
+        return SphericalUniform(
+            self.known_dim(), dtype=like.dtype, device=like.device, validate_args=False
+        )
+
+    def given(self, y: Float[Tensor, "*batch dim"], **drawn: Tensor) -> VonMisesFisher:
+        """Return p(z|y), event shape (dim,)."""
+        concentration = self.concentration.of(drawn).expand(y.shape[:-1])
+        return VonMisesFisher(y, concentration, validate_args=False)
 
     def posterior_y(self, z: Float[Tensor, "*batch view dim"]) -> VonMisesFisher:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, von Mises-Fisher about the sum."""
@@ -84,7 +99,7 @@ class Spherical(Prior):
         With `plug_in`, :math:`\log C_d(\kappa) + \kappa a^\top b`: SimCLR's similarity,
         with its constant.
         """
-        dim, kappa = a.shape[-1], self.concentration()
+        dim, kappa = a.shape[-1], self.concentration.over()
         cosine = a @ b.mT
         once = log_vmf_normaliser(dim, kappa, scaled=True)
         if plug_in:

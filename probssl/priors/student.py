@@ -175,7 +175,7 @@ class StudentT(Prior):
     def _conditional(self, a: Tensor, plug_in: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The dof of a kernel, its centres, and dof times its squared scales."""
         dim = a.shape[-1]
-        scale, y_scale, dof = self._values(dim, {})
+        scale, y_scale, dof = (v[..., None, None] for v in self._values(dim, {}))
         variance = scale.square()
         if not self.proper:
             return dof, a, dof * variance * (1 if plug_in else 2)
@@ -189,11 +189,10 @@ class StudentT(Prior):
         self, dim: int, drawn: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, the loading of the content (1 if it is flat), and dof."""
-        scale = drawn.get("scale", self.scale())
-        dof = drawn.get("dof", self.dof())
+        scale, dof = self.scale.of(drawn), self.dof.of(drawn)
         if not isinstance(self.y_scale, Positive):
             return scale, torch.ones_like(scale), dof
-        return scale, drawn.get("y_scale", self.y_scale()), dof
+        return scale, self.y_scale.of(drawn), dof
 
 
 class TSNE(StudentT):

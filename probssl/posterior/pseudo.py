@@ -1,0 +1,43 @@
+"""Draws of the random hyper-parameters of an objective without a joint."""
+
+from importlib.metadata import version
+
+import torch
+
+from ..embedding import Embedding
+from .containers import Variable
+from .items import array
+
+__all__ = ["pseudo_posterior"]
+
+Groups = dict[str, dict[str, Variable]]
+
+
+@torch.no_grad()
+def pseudo_posterior(
+    objective: Embedding, draws: int
+) -> tuple[Groups, dict[str, list[str]], dict[str, str]]:
+    """Draws of hyper-parameters from their guides and priors: groups, coords, attrs."""
+    groups: Groups = {"posterior": {}, "prior": {}}
+    log_p, log_q = torch.zeros(draws), torch.zeros(draws)
+    for h in objective.prior.random():
+        q = h.posterior()
+        drawn, before = q.sample((draws,)), h.value.sample((draws,))
+        axes = ("chain", "draw") + ("dim",) * (drawn.ndim - 1)
+        groups["posterior"][h.name] = axes, array(drawn)[None]
+        groups["prior"][h.name] = axes, array(before)[None]
+        log_p = log_p + h.value.log_prob(drawn).cpu()
+        log_q = log_q + q.log_prob(drawn).cpu()
+    groups["sample_stats"] = {
+        name: (("chain", "draw"), array(value)[None])
+        for name, value in (("log_p_hyper", log_p), ("log_q_hyper", log_q))
+    }
+    attrs = {
+        "inference": "SVI",
+        "inference_library": "pyro-ppl",
+        "inference_library_version": version("pyro-ppl"),
+        "creation_library": "probssl",
+        "posterior": "pseudo-posterior: the objective as the log-likelihood of an "
+        "item, conditional on the encoder",
+    }
+    return groups, {}, attrs

@@ -1,0 +1,159 @@
+"""Joint embedding with random hyper-parameters: its pseudo-posterior."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.priors import Gaussian, Spherical
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+ITEMS, DIM = 80, 3
+
+
+def views(spread: float = 0.4) -> Tensor:
+    """Two views of each item, around a direction of its own."""
+    y = Spherical(DIM).on_support(torch.randn(ITEMS, 1, DIM))
+    return y + spread * torch.randn(ITEMS, 2, DIM)
+
+
+def log_instance_likelihood(z: Tensor, temperature: Tensor) -> Tensor:
+    """Of telling every view's partner from all others, each item counted once."""
+    z = nn.functional.normalize(z, dim=-1).transpose(0, 1).flatten(0, 1)
+    n = len(z)
+    logits = (z @ z.T / temperature).masked_fill(torch.eye(n) > 0, -math.inf)
+    partner = torch.arange(n).roll(n // 2)
+    return logits.log_softmax(1)[torch.arange(n), partner].sum() / 2
+
+
+def fitted(objective: nn.Module, batch: Batch, steps: int = 600) -> nn.Module:
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.05)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-sum(objective(batch))).backward()
+        optimizer.step()
+        decay.step()
+    return objective
+
+
+def test_pseudo_posterior_of_the_temperature_is_that_of_quadrature():
+    prior = dist.LogNormal(-1.0, 1.0)
+    objective = ps.limits.SimCLR(nn.Identity(), temperature=prior)
+    objective.population = torch.tensor(float(ITEMS))
+    batch = Batch(views())
+    fitted(objective, batch)
+    log_grid = torch.linspace(-4.0, 2.0, 2_001)
+    grid, step = log_grid.exp(), log_grid[1] - log_grid[0]
+    log_likelihood = [log_instance_likelihood(batch.views, t) for t in grid]
+    log_p = prior.log_prob(grid) + torch.stack(log_likelihood)
+    log_p = log_p - (log_p + log_grid).logsumexp(0) - step.log()
+    log_q = objective.prior.concentration.posterior().log_prob(grid)
+    divergence = ((log_q + log_grid).exp() * (log_q - log_p)).sum() * step
+    assert divergence < 0.05  # nats
+    wide = prior.log_prob(grid)
+    assert ((wide + log_grid).exp() * (wide - log_p)).sum() * step > 1.0  # not trivial
+
+
+def test_hyper_term_is_log_p_minus_log_q_over_the_population():
+    prior = dist.LogNormal(-1.0, 1.0)
+    objective = ps.limits.SimCLR(nn.Identity(), temperature=prior)
+    objective.population = torch.tensor(1_000.0)
+    batch = Batch(views())
+    torch.manual_seed(2)
+    terms = objective(batch)
+    torch.manual_seed(2)
+    q = objective.prior.concentration.posterior()
+    drawn = q.rsample()
+    plain = (prior.log_prob(drawn) - q.log_prob(drawn)) / 1_000
+    assert_close(terms.hyper, plain)
+    fixed = ps.limits.SimCLR(nn.Identity(), temperature=float(drawn.detach()))(batch)
+    assert_close(terms.alignment + terms.entropy, fixed.alignment + fixed.entropy)
+
+
+def test_model_is_the_pseudo_posterior_for_pyros_tools():
+    prior = dist.LogNormal(-1.0, 1.0)
+    objective, batch = ps.limits.SimCLR(nn.Identity(), temperature=prior), views()
+    sites = {"temperature": torch.tensor(0.3)}
+    trace = poutine.trace(poutine.condition(objective.model, sites)).get_trace(
+        Batch(batch)
+    )
+    likelihood = log_instance_likelihood(batch, torch.tensor(0.3))
+    constant = ITEMS * math.log(2 * ITEMS - 1)
+    plain = prior.log_prob(torch.tensor(0.3)) + likelihood + constant
+    assert_close(trace.log_prob_sum(), plain)
+    guide = poutine.trace(objective.guide).get_trace(Batch(batch))
+    assert list(guide.stochastic_nodes) == ["temperature"]
+
+
+def test_a_proper_prior_has_a_posterior_of_its_scale_given_z():
+    """With z as data, the entropy a constant: the posterior of a Gaussian scale."""
+    log_prior = dist.LogNormal(0.0, 1.0)
+    prior = Gaussian(DIM, log_prior)
+    objective = ps.embedding.Embedding(
+        nn.Identity(), prior, ps.entropies.LogDeterminant()
+    )
+    objective.population = torch.tensor(float(ITEMS))
+    z = Gaussian(DIM, 0.3)(2).sample((ITEMS,))
+    fitted(objective, Batch(z), 2_000)
+    log_grid = torch.linspace(-3.0, 1.0, 2_001)
+    grid, step = log_grid.exp(), log_grid[1] - log_grid[0]
+    log_p = Gaussian(DIM, log_prior)(2, scale=grid[:, None]).log_prob(z).sum(1)
+    log_p = log_p + log_prior.log_prob(grid) + log_grid
+    log_p = log_p - log_p.logsumexp(0) - step.log()
+    log_q = prior.scale.posterior().log_prob(grid) + log_grid
+    assert (log_q.exp() * (log_q - log_p)).sum() * step < 0.05
+
+
+def test_draws_of_the_temperature_open_in_arviz():
+    objective = ps.limits.SimCLR(
+        ps.nn.MLPEncoder((4,), DIM, hidden=(8,)), temperature=dist.LogNormal(-1.0, 1.0)
+    )
+    ps.fit(objective, torch.randn(30, 4), views=pair, epochs=2, progress=False)
+    assert objective.population == 30
+    idata = ps.to_arviz(objective, torch.randn(5, 4), draws=4_000)
+    drawn = idata.posterior["temperature"]
+    assert drawn.dims == ("chain", "draw") and drawn.shape == (1, 4_000)
+    q = objective.prior.concentration
+    error = 5 * float(q.log_scale.exp()) / math.sqrt(4_000)
+    assert abs(float(torch.tensor(drawn.values).log().mean() - q.loc)) < error
+    stats = idata.sample_stats
+    plain = q.posterior().log_prob(torch.from_numpy(drawn.values))
+    assert_close(torch.from_numpy(stats["log_q_hyper"].values), plain)
+    assert idata.prior["temperature"].shape == (1, 4_000)
+    assert "pseudo-posterior" in idata.attrs["posterior"]
+
+
+def pair(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) + 0.1 * torch.randn(len(x), 2, *x.shape[1:])
+
+
+def test_random_temperature_comes_back_from_a_folder(tmp_path):
+    objective = ps.limits.SimCLR(
+        ps.nn.MLPEncoder((4,), DIM, hidden=(8,)), temperature=dist.LogNormal(-1.0, 1.0)
+    )
+    ps.fit(objective, torch.randn(30, 4), views=pair, epochs=2, progress=False)
+    again = ps.load(ps.save(objective, tmp_path))
+    batch = Batch(pair(torch.randn(6, 4)))
+    values = []
+    for each in (objective.eval(), again):
+        torch.manual_seed(1)
+        values.append(sum(each(batch)))
+    assert_close(*values)
+
+
+def test_without_a_population_a_random_temperature_is_refused():
+    objective = ps.limits.SimCLR(nn.Identity(), temperature=dist.LogNormal(-1.0, 1.0))
+    with pytest.raises(ValueError, match="population"):
+        objective(Batch(views()))
+
+
+def test_without_a_random_hyper_parameter_there_is_no_posterior():
+    with pytest.raises(ValueError, match="no random hyper-parameter"):
+        ps.to_arviz(ps.limits.SimCLR(nn.Identity()), torch.randn(5, 4))
