@@ -201,10 +201,10 @@ def own_terms(
     joint = getattr(objective, "joint", None)
     if joint is None or not joint.prior.proper:
         return {}
-    device = next(joint.parameters()).device
+    like = next(joint.parameters())
     total = torch.zeros(3, dtype=torch.double)
     for part in views.split(512):
-        terms = ELBO(particles)(joint, Batch(part.to(device)))
+        terms = ELBO(particles)(joint, Batch(part.to(like)))
         total += len(part) * torch.stack(
             [torch.as_tensor(t).double().cpu() for t in terms[:3]]
         )

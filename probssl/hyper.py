@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution, ExpTransform, Transform
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "learned", "mapped"]
 
@@ -132,7 +132,9 @@ class Positive(nn.Module):
 
     def posterior(self) -> dist.TorchDistribution:
         r"""Return its guide, :math:`q(\log \theta) = N(m, s^2)`."""
-        guide = dist.LogNormal(self.loc, self.log_scale.exp(), validate_args=False)
+        # Not dist.LogNormal, whose inner normal asks the host whether it is valid.
+        log = dist.Normal(self.loc, self.log_scale.exp(), validate_args=False)
+        guide = dist.TransformedDistribution(log, ExpTransform(), validate_args=False)
         return guide if self.size is None else guide.to_event(1)
 
     def extra_repr(self) -> str:

@@ -194,14 +194,32 @@ def test_spherical_is_the_mean_over_directions(dim, concentration, views):
     assert abs(density.mean() - prior.log_prob(z).exp()) < error + 1e-12
 
 
-def test_spherical_in_float32_is_right_for_nearly_equal_views():
-    for concentration in (1e2, 1e5, 1e8):
-        prior = Spherical(8, concentration)
-        z = torch.randn(50, 1, 8) + torch.randn(50, 2, 8) / math.sqrt(concentration)
-        z = prior.on_support(z).float()
-        exact = prior.log_prob(prior.on_support(z.double()))
-        single = prior.float().log_prob(z)
-        assert_close(single.double(), exact, rtol=1e-5, atol=1e-3)
+@pytest.mark.parametrize("views", [2, 4])
+@pytest.mark.parametrize("dim", [2, 3, 10, 64, 512, 4_096])
+@pytest.mark.parametrize("exponent", range(-3, 9))
+def test_spherical_in_float32_is_right_for_nearly_equal_views(exponent, dim, views):
+    concentration = 10.0**exponent
+    prior, spread = Spherical(dim, concentration), max(1.0, concentration) ** -0.5
+    centre = prior.on_support(torch.randn(50, 1, dim))
+    z = prior.on_support(centre + spread * torch.randn(50, views, dim)).float()
+    exact, single = prior.log_prob(z.double()), prior.float().log_prob(z)
+    # 1e-4 nats; thousands of nats have no such digits: a few units in the last place.
+    least = 8 * torch.finfo(torch.float32).eps * exact.abs()
+    assert ((single - exact).abs() <= least.clamp(min=1e-4)).all()
+
+
+@pytest.mark.parametrize("dim, views", [(2, 2), (3, 2), (5, 4)])
+def test_spherical_tends_to_the_gaussian_of_its_tangent_at_first_order(dim, views):
+    """A flat content in the plane, of density 1 over the area of the sphere."""
+    plane, gaps = torch.randn(views, dim - 1), []
+    for concentration in (1e4, 1e5):
+        step = plane / math.sqrt(concentration)
+        angle = step.norm(dim=-1, keepdim=True)
+        z = torch.cat([angle.cos(), angle.sin() / angle * step], -1)
+        flat = Gaussian(None, concentration**-0.5, math.inf).log_prob(step)
+        density = Spherical(dim, concentration).log_prob(z)
+        gaps.append(density - flat + ps.special.log_area(dim))
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.02)  # O(1 / κ)
 
 
 def test_spherical_has_a_finite_gradient_where_the_views_cancel():
@@ -228,6 +246,8 @@ def test_spherical_posterior_of_the_direction_satisfies_bayes():
         ((2, ps.learned(1.0), math.inf), "y_scale"),
         ((2, ps.learned(1.0), ps.learned(1.0)), "at most one free scale"),
         ((2, "wide"), "ps.learned"),
+        ((2, dist.LogNormal(0.0, 1.0), ps.learned(1.0)), "at most one free scale"),
+        ((2, dist.LogNormal(0.0, 1.0), math.inf), "y_scale"),
     ],
 )
 def test_bad_hyper_parameters_are_refused(arguments, message):

@@ -1,0 +1,200 @@
+"""The joint with an explicit content y, and its guide q(y | z_1..V)."""
+
+import math
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.bounds import ELBO, log_weights
+from probssl.joint import Joint
+from probssl.priors import (
+    Custom,
+    Gaussian,
+    ImportanceSampling,
+    Prior,
+    Spherical,
+    StudentT,
+    TwoTier,
+)
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+DIM, EVENT = 2, 5
+
+
+class Exact(nn.Module):
+    """q(y | z_1..V) as the prior's own posterior."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return self.prior.posterior_y(z)
+
+
+class Mixing(nn.Module):
+    """p(z|y) whose dimensions depend on all of y: no quadrature for it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.turn = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        return dist.Laplace(y + self.turn(y.tanh()), 0.3).to_event(1)
+
+
+def joint(prior: Prior, content: nn.Module | None, guide: Callable) -> Joint:
+    torch.manual_seed(1)
+    return Joint(
+        prior,
+        ps.likelihoods.Gaussian(0.5),
+        ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)),
+        ps.nn.MLPDecoder(DIM, (EVENT,), hidden=(8,)),
+        guide=guide,
+        content=content,
+    )
+
+
+def priors() -> list[Prior]:
+    laplace = Custom(lambda y: dist.Laplace(y, 0.4).to_event(1), DIM)
+    return [
+        Gaussian(DIM, 0.4),
+        Gaussian(DIM, (0.4, 0.1)),
+        Spherical(DIM, 5.0),
+        TwoTier(DIM, 3, 0.4),
+        laplace,
+    ]
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_with_the_exact_posterior_of_y_the_bound_is_that_of_y_integrated_out(index):
+    prior = priors()[index]
+    sphere = isinstance(prior, Spherical)
+    guide = ps.guides.PowerSpherical if sphere else ps.guides.DiagonalGaussian
+    batch, found = Batch(torch.randn(6, 3, EVENT)), []
+    for content in (None, Exact(prior)):
+        model = joint(prior, content, guide)
+        torch.manual_seed(4)  # z is drawn before y
+        found.append(log_weights(model, batch, 5))
+    for one, other in zip(*found, strict=True):
+        # Draws of a custom posterior are nodes of its rule, all else is exact.
+        assert_close(one, other, rtol=1e-9, atol=1e-7 if index == 4 else 1e-9)
+
+
+def test_another_guide_of_y_is_short_by_its_divergence():
+    prior = Gaussian(DIM, 0.4)
+    z = prior(3).sample((50_000,))
+    exact = prior.posterior_y(z)
+    q = dist.Normal(exact.mean + 0.1, 1.5 * exact.stddev).to_event(1)
+    y = q.sample()
+    value = prior.content().log_prob(y) + prior.given(y.unsqueeze(1)).log_prob(z).sum(1)
+    short = prior.log_prob(z) - (value - q.log_prob(y))
+    divergence = torch.distributions.kl_divergence(q, exact)
+    gap = short - divergence
+    assert abs(gap.mean()) < 5 * gap.std() / math.sqrt(len(z))
+
+
+def test_model_has_the_sites_y_z_and_x_with_the_stated_shapes():
+    prior = Gaussian(DIM, dist.LogNormal(-1.0, 0.5))
+    model = joint(prior, Exact(prior), ps.guides.DiagonalGaussian)
+    batch = Batch(torch.randn(4, 3, EVENT))
+    trace = poutine.trace(model.model).get_trace(batch)
+    sites = [name for name in trace.stochastic_nodes if name != "item"]
+    assert sites == ["scale", "y", "z"]
+    assert trace.nodes["y"]["fn"].event_shape == (DIM,)
+    assert trace.nodes["z"]["fn"].batch_shape == (4,)
+    assert trace.nodes["z"]["fn"].event_shape == (3, DIM)
+    drawn = Predictive(model.model, num_samples=7, parallel=True)(batch)
+    assert drawn["y"].shape == (7, 4, DIM) and drawn["z"].shape == (7, 4, 3, DIM)
+
+
+@pytest.mark.parametrize("event", [(), (DIM,)])
+def test_particles_of_a_random_scale_reach_p_of_z_given_y(event):
+    wide = dist.LogNormal(-1.0, 0.5).expand(event).to_event(len(event))
+    prior = Gaussian(DIM, wide)
+    model = joint(prior, Exact(prior), ps.guides.DiagonalGaussian)
+    scale, y = torch.rand(6, 1, *event) + 0.1, torch.randn(6, 4, DIM)
+    conditioned = poutine.condition(model.model, {"scale": scale, "y": y})
+    with pyro.plate("particles", 6, dim=-2):
+        trace = poutine.trace(conditioned).get_trace(Batch(torch.randn(4, 3, EVENT)))
+    z, found = trace.nodes["z"]["value"], trace.nodes["z"]["fn"]
+    for k in range(6):
+        each = dist.Normal(y[k].unsqueeze(1), scale[k]).log_prob(z[k])
+        assert_close(found.log_prob(z)[k], each.sum((-2, -1)))
+
+
+def test_a_prior_without_quadrature_is_fitted_with_an_explicit_content():
+    torch.manual_seed(0)
+    prior = Custom(Mixing(DIM), DIM)
+    assert isinstance(prior.integral, ImportanceSampling)
+    model = joint(prior, ps.guides.Content(DIM), ps.guides.DiagonalGaussian)
+    objective = ps.limits.SimVAE(model)
+    data = torch.randn(64, EVENT)
+    history = ps.fit(objective, data, views=pair, epochs=30, progress=False)
+    assert history["value"][-1] > history["value"][0] + 1.0
+    idata = ps.to_arviz(objective, data, draws=9, items=4, views=pair)
+    assert idata.posterior["y"].dims == ("chain", "draw", "item", "dim")
+    assert idata.prior["y"].shape == (1, 9, DIM)
+    assert ps.evidence(objective, data[:5], views=pair).log_evidence.shape == (5,)
+
+
+def pair(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) + 0.1 * torch.randn(len(x), 2, *x.shape[1:])
+
+
+def test_log_weights_in_arviz_count_y_on_both_sides():
+    prior = Gaussian(DIM, 0.4)
+    model = joint(prior, Exact(prior), ps.guides.Coupled)
+    with torch.no_grad():  # x = z + noise: the coupled guide is then exact
+        idata = ps.to_arviz(model, torch.randn(3, EVENT), draws=20)
+    z = torch.from_numpy(idata.posterior["z"].values)
+    y = torch.from_numpy(idata.posterior["y"].values)
+    weight = idata.sample_stats["log_p"] - idata.sample_stats["log_q"]
+    weight = torch.from_numpy(weight.values)
+    likelihood = torch.from_numpy(idata.log_likelihood["x"].values)
+    q = torch.from_numpy(idata.sample_stats["log_q"].values)
+    q = q - prior.posterior_y(z).log_prob(y)  # what is left is q(z | x)
+    assert_close(weight, likelihood + prior.log_prob(z) - q)
+
+
+def test_joint_with_content_comes_back_from_a_folder(tmp_path):
+    model = joint(
+        Gaussian(DIM, 0.4), ps.guides.Content(DIM), ps.guides.DiagonalGaussian
+    )
+    again = ps.load(ps.save(model, tmp_path))
+    batch = Batch(torch.randn(4, 2, EVENT))
+    found = []
+    for each in (model.eval(), again):
+        torch.manual_seed(1)
+        found.append(sum(ELBO(3)(each, batch)))
+    assert_close(*found)
+
+
+def test_options_of_a_guide_are_saved_with_the_joint(tmp_path):
+    def full(encoder: nn.Module) -> nn.Module:
+        return ps.guides.FullGaussian(encoder, floor=0.03)
+
+    model = joint(Gaussian(DIM, 0.4), None, full)
+    assert ps.load(ps.save(model, tmp_path)).posterior.floor == 0.03
+
+
+@pytest.mark.parametrize(
+    "prior, error, message",
+    [
+        (StudentT(DIM), TypeError, "StudentT without a method content"),
+        (ps.priors.Mixture(DIM, 3), TypeError, "Mixture without"),
+        (Gaussian(DIM, 1.0, math.inf), ValueError, "y_scale"),
+    ],
+)
+def test_a_prior_without_a_content_of_its_own_is_refused(prior, error, message):
+    with pytest.raises(error, match=message):
+        joint(prior, ps.guides.Content(DIM), ps.guides.DiagonalGaussian)
