@@ -6,17 +6,20 @@ objectives of joint embedding as its limits.
 
 from . import (
     bounds,
+    calibration,
     data,
     distributions,
     entropies,
     evaluation,
     guides,
+    hyper,
     likelihoods,
     limits,
     nn,
     plots,
     priors,
     special,
+    testing,
     views,
 )
 from .compare import Comparison, compare
@@ -34,6 +37,7 @@ __all__ = [
     "Joint",
     "Terms",
     "bounds",
+    "calibration",
     "compare",
     "data",
     "distributions",
@@ -43,6 +47,7 @@ __all__ = [
     "evidence",
     "fit",
     "guides",
+    "hyper",
     "learned",
     "likelihoods",
     "limits",
@@ -55,6 +60,7 @@ __all__ = [
     "save",
     "special",
     "steps",
+    "testing",
     "to_arviz",
     "views",
 ]

@@ -14,6 +14,10 @@ from torch.distributions import Distribution, ExpTransform, Transform
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "learned", "mapped"]
 
+# How wide a guide of log θ starts at most: one as wide as its prior would drown the
+# gradients of all else in noise.
+START = 0.05
+
 Number = float | tuple[float, ...]
 
 
@@ -38,7 +42,7 @@ class Positive(nn.Module):
 
     A number is kept in a buffer; `learned` makes :math:`\log(\theta - \text{floor})` a
     parameter; a Pyro distribution makes it a random variable with the guide
-    :math:`q(\log \theta) = N(m, s^2)`.
+    :math:`q(\log \theta) = N(m, s^2)`, which starts at the median of its prior.
 
     Arguments:
         value: The number, ``learned(number)``, or a Pyro distribution over positive
@@ -74,7 +78,7 @@ class Positive(nn.Module):
             self.size = _check_distribution(self.value, draws, name, dim)
             start = draws.log()
             self.loc = nn.Parameter(start.median(0).values)
-            self.log_scale = nn.Parameter(start.std(0).clamp(1e-2, 1.0).log())
+            self.log_scale = nn.Parameter(start.std(0).clamp(1e-4, START).log())
             return
         self.value = learned(value.value) if isinstance(value, Learned) else value
         number = _plain(value.value if isinstance(value, Learned) else value)

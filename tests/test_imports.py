@@ -23,15 +23,17 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "posterior": {
         "bounds",
         "data",
+        "embedding",
         "guides",
         "joint",
         "likelihoods",
         "priors",
         "terms",
     },
+    "calibration": {"bounds", "data", "joint", "posterior", "terms"},
 }
 OUTERMOST = {"compare", "recipes", "saving", "cli", "testing", "lightning", "__init__"}
-LAZY = ("arviz", "matplotlib", "pandas", "sklearn", "scipy", "xarray", "PIL")
+LAZY = ("arviz", "matplotlib", "pandas", "sklearn", "scipy", "xarray", "PIL", "zuko")
 
 
 def room(path: Path) -> str:

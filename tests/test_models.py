@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+import probssl as ps
+
 MODELS = Path(__file__).parent.parent / "models"
 
 
@@ -17,7 +19,28 @@ def digits(module: ModuleType, folder: Path) -> None:
     assert (folder / "digits.json").is_file()
 
 
-SHORT = {"digits": digits}
+def scale_calibration(module: ModuleType, folder: Path) -> None:
+    figures = module.main(repeats=10, steps=5, bins=2, results=folder / "ranks.json")
+    assert 0 <= figures["p_value"] <= 1
+    assert (folder / "ranks.json").is_file() and (folder / "ranks.png").is_file()
+
+
+def scale_of_views(module: ModuleType, folder: Path) -> None:
+    grey = ps.data.digits()
+    images, labels = (grey.train.images > 0.5, grey.train.labels)
+    data = ps.data.arrays(images, labels)
+    rows = module.main(seeds=2, epochs=1, scales=(0.1, 1.0), data=data, results=folder)
+    assert len(rows) == 12 and {row["fixed"] for row in rows} == {0.1, 1.0, None}
+    assert all(row["sd of Var(z|y)"] > 0 for row in rows if row["fixed"] is None)
+    assert (folder / "scale_of_views.json").is_file()
+    assert (folder / "scale_of_views.png").is_file()
+
+
+SHORT = {
+    "digits": digits,
+    "scale_calibration": scale_calibration,
+    "scale_of_views": scale_of_views,
+}
 
 
 def test_every_model_has_a_short_form():

@@ -5,12 +5,17 @@ import io
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
+import probssl as ps
 from probssl import plots
+from probssl.calibration import Ranks
 from probssl.train import History
 
 EPOCHS = pd.DataFrame(
@@ -265,7 +270,77 @@ class TestTables:
             plots.terms(SCORES[["linear_probe"]])
 
 
+def steps(panel: Axes) -> list[np.ndarray]:
+    """The values of what is drawn in steps: band, mean and counts."""
+    return [patch.get_data().values for patch in panel.patches]
+
+
+class TestRanks:
+    def test_steps_are_the_counts_over_the_band_of_a_uniform(self):
+        ranks = Ranks(np.repeat([0, 7, 99], [10, 20, 70]), 99)
+        figure = rendered(plots.ranks(ranks, bins=5))
+        high, mean, counts = steps(figure.axes[0])
+        assert counts.tolist() == [30, 0, 0, 0, 70]
+        np.testing.assert_allclose(mean, 20.0)
+        low = figure.axes[0].patches[0].get_data().baseline
+        inside = stats.binom(100, 0.2)
+        assert (inside.cdf(high) - inside.cdf(low - 1) >= 0.99).all()
+        assert (inside.cdf(high - 1) - inside.cdf(low) < 0.99).all()
+        assert figure.axes[0].get_ylim()[1] > 70
+        assert figure.get_supxlabel().startswith("rank among 99 draws")
+
+    def test_bins_that_do_not_divide_expect_what_they_hold(self):
+        _, mean, counts = steps(plots.ranks(Ranks(np.arange(100), 99), bins=7).axes[0])
+        np.testing.assert_allclose(mean, counts)
+
+    def test_views_and_dimensions_have_a_panel_each_on_one_scale(self):
+        values = np.random.default_rng(0).integers(0, 10, (50, 2, 3))
+        values[:, 1, 0] = 4
+        figure = rendered(plots.ranks(Ranks(values, 9)))
+        assert titles(figure) == ["0, 0", "0, 1", "0, 2", "1, 0", "1, 1", "1, 2"]
+        tops = [axes.get_ylim()[1] for axes in figure.axes]
+        np.testing.assert_allclose(tops, 55.0)
+
+    def test_axes_at_hand_are_drawn_into(self):
+        figure = Figure(layout="constrained")
+        left, right = figure.subplots(1, 2)
+        assert plots.ranks(Ranks(np.arange(100), 99), ax=right) is figure
+        rendered(figure)
+        assert not left.patches and right.get_ylabel() == "count"
+
+    def test_mistakes_are_explained(self):
+        many = Ranks(np.zeros((9, 60), int), 9)
+        with pytest.raises(ValueError, match="1 to 50 quantities"):
+            plots.ranks(many)
+        with pytest.raises(ValueError, match="1 to 1 quantities"):
+            plots.ranks(Ranks(many.ranks[:, :2], 9), ax=Figure().subplots())
+        with pytest.raises(ValueError, match="1 to 10 bins"):
+            plots.ranks(Ranks(np.arange(10), 9), bins=11)
+
+
 def test_closing_frees_what_figures_hold():
     figures = [plots.terms(SCORES), plots.comparison(SCORES)]
     plots.close(figures)
     assert [figure.axes for figure in figures] == [[], []]
+
+
+def test_hyper_parameters_show_prior_and_posterior_by_name():
+    prior = dist.LogNormal(-1.0, 1.0)
+    objective = ps.limits.SimCLR(torch.nn.Identity(), temperature=prior)
+    idata = ps.to_arviz(objective, torch.zeros(3, 2), draws=500)
+    (panel,) = plots.hyper_parameters(idata).axes
+    median = float(np.median(idata.posterior["temperature"]))
+    assert panel.get_title().startswith(f"temperature = {median:.3g}")
+    assert panel.get_xscale() == "log"
+    assert [patch.get_label() for patch in panel.patches] == ["prior", "posterior"]
+
+
+def test_hyper_parameters_that_are_not_random_are_asked_for():
+    import xarray
+
+    groups = {
+        name: xarray.Dataset({"z": (("chain", "draw", "item"), np.zeros((1, 4, 2)))})
+        for name in ("posterior", "prior")
+    }
+    with pytest.raises(ValueError, match="Pyro distribution"):
+        plots.hyper_parameters(groups)

@@ -326,6 +326,14 @@ def test_posterior_of_the_content_is_that_of_the_closed_form():
     assert ((draws.mean(0) - exact.mean).abs() < error).all()
 
 
+def test_posterior_of_the_content_takes_many_contents_at_once():
+    prior, z = Custom(laplace(0.3), 2), torch.randn(4, 3, 2)
+    posterior, y = prior.posterior_y(z), torch.randn(5, 4, 2)
+    each = torch.stack([posterior.log_prob(one) for one in y])
+    assert_close(posterior.log_prob(y), each)
+    assert_close(posterior.log_prob(y[0, 0]), posterior.log_prob(y[0, 0].expand(4, 2)))
+
+
 @pytest.mark.parametrize("plug_in", [False, True])
 def test_kernel_is_that_of_the_closed_form(plug_in, monkeypatch):
     ours, exact = Custom(normal(0.3), 3), Gaussian(3, 0.3)

@@ -214,8 +214,10 @@ class ContentPosterior(TorchDistribution):
         return nodes.take_along_dim(index.unsqueeze(-1), -1).squeeze(-1)
 
     def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Tensor:
-        with validation_enabled(False):
-            log_joint = self.views.log_joint(value.unsqueeze(0), self.value).squeeze(0)
+        shape = self.batch_shape + self.event_shape
+        many = value.expand(torch.broadcast_shapes(value.shape, shape))
+        with validation_enabled(False):  # further axes in front are so many nodes
+            log_joint = self.views.log_joint(many.reshape(-1, *shape), self.value)
         if self.views.integral.each:
             log_joint = log_joint.sum(-1)
-        return log_joint - self.log_evidence
+        return log_joint.view(many.shape[:-1]) - self.log_evidence

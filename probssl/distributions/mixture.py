@@ -13,6 +13,8 @@ from pyro.distributions import (
 )
 from torch import Size, Tensor
 
+from .coupled import CoupledComponents
+
 __all__ = ["SharedComponent"]
 
 Shape = Size | list[int] | tuple[int, ...]
@@ -120,6 +122,18 @@ class SharedComponent(TorchDistribution):
         normal = Normal(*self._content(value, self.present), validate_args=False)
         k = self.component(value)
         return MixtureSameFamily(k, normal.to_event(1), validate_args=False)
+
+    def times(
+        self, loc: Tensor, scale: Tensor, present: Tensor | None = None
+    ) -> CoupledComponents:
+        r"""The normalised product with a normal factor for each view.
+
+        .. math:: q(z) \propto p(z) \prod_{v \text{ present}} N(z_v \mid m_v, r_v^2)
+
+        Absent views follow the prior given the present ones. Unlike `complete` its
+        samples carry a gradient.
+        """
+        return CoupledComponents(self, loc, scale, present)
 
     def complete(
         self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]

@@ -80,8 +80,14 @@ class Coupled(_Guide):
     .. math:: q(z_1, \dots, z_V \mid x) \propto
         p(z_1, \dots, z_V) \prod_v N(z_v \mid m(x_v), r(x_v)^2)
 
-    In closed form, for any subset of the views, where the prior is Gaussian. It is the
-    exact posterior where the likelihood is a normal function of z.
+    In closed form, for any subset of the views, under `priors.Gaussian`, `Independent`,
+    `Mixture` and `TwoTier`. It is the exact posterior where the likelihood is a normal
+    function of z. Under the mixtures, the component summed out, its samples carry the
+    exact gradient as well; see `distributions.NormalMixture`.
+
+    Raises:
+        ValueError: Under any other prior: the product of `StudentT`, `Spherical` or
+            `Custom` with normal factors has no closed form.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -98,7 +104,9 @@ class Coupled(_Guide):
         if not hasattr(joint, "times"):
             raise ValueError(
                 "expected a prior whose product with normal factors is closed for the "
-                f"guide Coupled, got {type(joint).__name__}; use DiagonalGaussian"
+                "guide Coupled (Gaussian, Independent, Mixture or TwoTier; StudentT, "
+                f"Spherical and Custom have none), got {type(joint).__name__}; use "
+                "DiagonalGaussian, or on the sphere guides.PowerSpherical"
             )
         loc, scale = self.factors(x)
         return joint.times(loc, scale, present)

@@ -1,22 +1,26 @@
-"""Figures from arrays and tables: curves, maps, images and comparisons.
+"""Figures from arrays and tables: curves, maps, images, ranks and comparisons.
 
 Each function returns a matplotlib Figure of its own, which a notebook shows as the last
 value of a cell and ``figure.savefig("name.png")`` writes. Nothing is shown or set
 elsewhere; colours can be told apart by colour-blind readers.
 """
 
+from .calibration import ranks
 from .curves import learning_curves
 from .maps import latent_map
 from .pictures import images, reconstructions, views
+from .posterior import hyper_parameters
 from .style import close
 from .tables import comparison, terms
 
 __all__ = [
     "close",
     "comparison",
+    "hyper_parameters",
     "images",
     "latent_map",
     "learning_curves",
+    "ranks",
     "reconstructions",
     "terms",
     "views",

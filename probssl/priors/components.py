@@ -1,7 +1,7 @@
 r"""Where the components of a mixture are: learned, or at the posteriors of inputs.
 
 A module with the attribute `number`, the number K of components, that returns their
-means and scales, shapes (component, dim) and (component, dim) or (component, 1).
+means and scales, shapes (component, dim) and any that broadcasts to it.
 """
 
 import math
@@ -56,7 +56,7 @@ class Components(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return the means and the relative scales."""
         if self.log_scale is None:
-            return self.loc, torch.ones_like(self.loc[:, :1])
+            return self.loc, torch.ones_like(self.loc[:1, :1])  # one for all
         return self.loc, self.log_scale.exp()
 
 

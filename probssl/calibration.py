@@ -1,0 +1,246 @@
+r"""Simulation-based calibration: whether posteriors are as wide as they should be.
+
+Where parameters are drawn from their prior, data given them, and posterior draws given
+the data, the parameters and the draws are exchangeable: the rank of the truth among L
+draws is uniform on 0..L. A posterior that is too narrow puts the truth at both ends,
+one that is too wide in the middle, a biased one on one side.
+
+.. math:: \theta \sim p(\theta), \quad x \sim p(x \mid \theta), \quad
+    \theta_1, \dots, \theta_L \sim p(\theta \mid x) \quad \Rightarrow \quad
+    \#\{l : \theta_l < \theta\} \sim \mathrm{Uniform}\{0, \dots, L\}
+
+References:
+    Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et
+    al., 2018)
+    https://arxiv.org/abs/1804.06788
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pyro import poutine
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .data.splits import Groups
+from .posterior.items import PATIENCE, array, evaluating
+from .posterior.joints import check_proper, check_spread, joint_of
+from .terms import Batch
+
+__all__ = ["ChiSquare", "Ranks", "Simulated", "latent_ranks", "rank", "simulate"]
+__all__ += ["simulation_based_calibration"]
+
+
+class Simulated(NamedTuple):
+    """A data set from the model, and what it was drawn from.
+
+    Arguments:
+        data: The views x, as `fit` takes them.
+        z: The representations of the views.
+        y: The content of each item, where the model draws it; else None.
+        hyper: The random hyper-parameters by their names, drawn once for all items.
+    """
+
+    data: Groups
+    z: Float[Tensor, "item view dim"]
+    y: Float[Tensor, "item dim"] | None
+    hyper: dict[str, Tensor]
+
+
+class ChiSquare(NamedTuple):
+    """Pearson's statistic of counts in bins, and the probability of a larger one."""
+
+    statistic: np.ndarray
+    p_value: np.ndarray
+
+
+class Ranks(NamedTuple):
+    """Ranks of true values among draws, independent along the first axis alone.
+
+    Further axes (the views and dimensions of z, say) are each judged by themselves.
+
+    Arguments:
+        ranks: How many draws lie below the truth, from 0 to `draws`.
+        draws: The number L of draws.
+    """
+
+    ranks: Int[np.ndarray, "repeat *shape"]
+    draws: int
+
+    def counts(self, bins: int = 10) -> Int[np.ndarray, "bins *shape"]:
+        """Count the ranks in bins of equal width."""
+        bin_of = self.ranks * bins // (self.draws + 1)
+        return np.stack([(bin_of == b).sum(0) for b in range(bins)])
+
+    def expected(self, bins: int = 10) -> Float[np.ndarray, " bins"]:
+        """The mean counts of uniform ranks; all equal if bins divides draws + 1."""
+        possible = np.arange(self.draws + 1) * bins // (self.draws + 1)
+        share = np.bincount(possible, minlength=bins) / (self.draws + 1)
+        return len(self.ranks) * share
+
+    def chi_square(self, bins: int = 10) -> ChiSquare:
+        r"""Test whether the ranks are uniform.
+
+        .. math:: \chi^2 = \sum_b \frac{(n_b - E n_b)^2}{E n_b}, \qquad
+            \text{with bins} - 1 \text{ degrees of freedom}
+
+        Raises:
+            ValueError: If a bin expects fewer than five ranks, too few for its law.
+        """
+        from scipy.stats import chi2
+
+        expected = self.expected(bins)
+        if bins < 2 or expected.min() < 5:
+            raise ValueError(
+                f"expected 2 or more bins with at least 5 ranks each, got {bins} bins "
+                f"for {len(self.ranks)} ranks among {self.draws} draws; take fewer "
+                "bins or more repeats"
+            )
+        each = expected.reshape(-1, *[1] * (self.ranks.ndim - 1))
+        statistic = ((self.counts(bins) - each) ** 2 / each).sum(0)
+        return ChiSquare(statistic, np.asarray(chi2.sf(statistic, bins - 1)))
+
+    def coverage(self, level: float = 0.9) -> Float[np.ndarray, "*shape"]:
+        """The share of truths within the central interval of that probability.
+
+        Raises:
+            ValueError: If the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"expected a level between 0 and 1, got {level}; try 0.9")
+        quantile = (self.ranks + 0.5) / (self.draws + 1)
+        return (np.abs(quantile - 0.5) < level / 2).mean(0)
+
+    def to_json(self) -> str:
+        """The ranks and the number of draws as JSON, for `Ranks.from_json`."""
+        return json.dumps({"draws": self.draws, "ranks": self.ranks.tolist()})
+
+    @staticmethod
+    def from_json(text: str) -> "Ranks":
+        """The ranks that `to_json` wrote."""
+        read = json.loads(text)
+        return Ranks(np.array(read["ranks"]), read["draws"])
+
+
+def rank(
+    true: Float[Tensor, "*shape"], draws: Float[Tensor, "draw *shape"]
+) -> Int[np.ndarray, "*shape"]:
+    """Count the draws below the truth; of a continuous quantity, so without ties.
+
+    Raises:
+        ValueError: If the draws are not of the shape of the truth.
+    """
+    if draws.ndim != true.ndim + 1 or draws.shape[1:] != true.shape:
+        raise ValueError(
+            f"expected draws of shape (draw, *{tuple(true.shape)}), got "
+            f"{tuple(draws.shape)}; stack them along a first axis"
+        )
+    return array((draws < true).sum(0))
+
+
+def simulate(objective: nn.Module, items: int, views: int = 2) -> Simulated:
+    """Draw a data set from the model, random hyper-parameters from their prior.
+
+    Raises:
+        ValueError: If there is no joint distribution, or p(y) is flat.
+    """
+    _check_counts(items=items, views=views)
+    joint = joint_of(objective, "a simulation")
+    check_proper(joint, "a simulation")
+    anything = Batch(torch.empty(items, views))  # only counted, never looked at
+    with evaluating(objective):
+        model = poutine.trace(poutine.uncondition(joint.model))
+        sites: dict[str, Any] = dict(model.get_trace(anything).nodes)
+    hyper = {h.name: sites[h.name]["value"] for h in joint.prior.random()}
+    y = sites["y"]["value"] if "y" in sites else None
+    return Simulated(Groups(sites["x"]["value"]), sites["z"]["value"], y, hyper)
+
+
+def simulation_based_calibration(
+    build: Callable[[], nn.Module],
+    fit: Callable[[Any, Groups], object],
+    *,
+    items: int = 100,
+    views: int = 2,
+    repeats: int = 300,
+    draws: int = 99,
+) -> dict[str, Ranks]:
+    """Rank true hyper-parameters among draws of the guides fitted to their data.
+
+    Each repeat builds an objective, simulates a data set from it, fits it to this, and
+    ranks the hyper-parameters of the data set. The decoder and the likelihood that
+    `build` gives are part of the truth: `fit` must leave them as they are, which
+    ``requires_grad_(False)`` ensures.
+
+    Arguments:
+        build: Makes a joint, or an objective that has one, with random
+            hyper-parameters.
+        fit: Takes an objective and its data set, and fits the objective in place.
+        repeats: The number of data sets.
+        draws: The number of draws; 99 make 100 ranks.
+
+    Returns:
+        The ranks of each hyper-parameter by its name.
+
+    Raises:
+        ValueError: If there is no random hyper-parameter, or no model to draw from.
+    """
+    _check_counts(repeats=repeats, draws=draws)
+    found: dict[str, list[np.ndarray]] = {}
+    for _ in tqdm(range(repeats), "calibration", delay=PATIENCE, unit="data set"):
+        objective = build()
+        joint = joint_of(objective, "simulation-based calibration")
+        true = simulate(objective, items, views)
+        if not true.hyper:
+            raise ValueError(
+                "expected random hyper-parameters to calibrate, got none; give the "
+                "prior a Pyro distribution, or check the encoder with latent_ranks"
+            )
+        fit(objective, true.data)
+        for h in joint.prior.random():
+            drawn = h.posterior().sample((draws,))
+            found.setdefault(h.name, []).append(rank(true.hyper[h.name], drawn))
+    return {name: Ranks(np.stack(ranks), draws) for name, ranks in found.items()}
+
+
+def latent_ranks(
+    objective: nn.Module,
+    items: int = 1000,
+    views: int = 2,
+    *,
+    draws: int = 99,
+    batch_size: int = 128,
+) -> Ranks:
+    """Rank the z of simulated items among draws of q(z|x): is the encoder calibrated?
+
+    The items are drawn from the objective as it stands, random hyper-parameters at the
+    median of their guide. Ranks have the shape (item, view, dim); views and dimensions
+    of an item depend on one another, so they are judged apart. Uniform ranks do not
+    prove q right: the likelihood alone, normalised as under a flat prior, may pass too.
+
+    Raises:
+        ValueError: If there is no joint distribution with a proper p(y) and a guide
+            with a density.
+    """
+    _check_counts(items=items, views=views, draws=draws, batch_size=batch_size)
+    joint = joint_of(objective, "ranks of z")
+    check_proper(joint, "ranks of z")
+    check_spread(joint, "ranks of z")
+    parts = []
+    starts = range(0, items, batch_size)
+    with evaluating(objective):
+        for start in tqdm(starts, "ranks", delay=PATIENCE, unit="batch"):
+            z = joint.prior(views).sample((min(batch_size, items - start),))
+            q = joint.encode(Batch(joint.decode(z).sample()))
+            parts.append(rank(z, q.sample((draws,))))
+    return Ranks(np.concatenate(parts), draws)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"expected {name} of at least 1, got {count}; raise it")

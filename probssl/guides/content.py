@@ -1,0 +1,141 @@
+r"""Guides q(y | z_1..V) of the content, for joints in which y is explicit."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import Normal, TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import normalize, softplus
+
+from ..distributions.spherical import PowerSpherical
+
+__all__ = ["Content", "SphericalContent"]
+
+
+class _Summary(nn.Module):
+    r"""What a set of views says about its content, whatever their order and number.
+
+    .. math:: h(z_1, \dots, z_V)
+        = A \, \big[g\big(\tfrac1V \textstyle\sum_v f(z_v), \log V\big), \; \bar z, \;
+            \log V\big] + b
+
+    f and g are networks. A and b start at zero.
+
+    Raises:
+        ValueError: If a size is not a positive whole number, or z is not of the
+            dimension.
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        sizes = (dim, *hidden)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(
+                f"expected dim and hidden as positive whole numbers, got {dim!r} and "
+                f"{hidden!r}; give for instance dim=10, hidden=(64,)"
+            )
+        self.dim = dim
+        self.each = _dense(*sizes)
+        self.together = _dense(sizes[-1] + 1, *hidden)
+        width = hidden[-1] if hidden else dim + 1
+        self.head = nn.Linear(width + dim + 1, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, z: Float[Tensor, "*batch view dim"]
+    ) -> Float[Tensor, "*batch output"]:
+        if z.dim() < 2 or z.shape[-1] != self.dim:
+            raise ValueError(
+                f"expected z with shape (*batch, view, {self.dim}), got "
+                f"{tuple(z.shape)}; build the guide of the content with the dim of z"
+            )
+        count = z.new_full((*z.shape[:-2], 1), math.log(z.shape[-2]))
+        pooled = self.together(torch.cat([self.each(z).mean(-2), count], -1))
+        return self.head(torch.cat([pooled, z.mean(-2), count], -1))
+
+
+class Content(nn.Module):
+    r"""A normal around the mean of the views, moved and scaled by what they are.
+
+    .. math:: q(y \mid z_1, \dots, z_V) = N(\bar z + h_1(z), \; s(h_2(z))^2)
+
+    h is a deep set: permuting the views changes nothing, and there may be any number of
+    them. It starts at :math:`y \sim N(\bar z, s(0)^2)`, with s the softplus function
+    plus a floor, and contains the posterior of y under `priors.Gaussian`.
+
+    Arguments:
+        dim: The dimension of z, and of y.
+        hidden: The widths of the layers before and after the mean over views.
+        floor: The least standard deviation.
+
+    Raises:
+        ValueError: If a size is not a positive whole number; when called, if z is not
+            of the dimension.
+
+    References:
+        Deep Sets (Zaheer et al., 2017)
+        https://arxiv.org/abs/1703.06114
+    """
+
+    def __init__(
+        self, dim: int, hidden: Sequence[int] = (64,), floor: float = 1e-4
+    ) -> None:
+        super().__init__()
+        self.dim, self.hidden, self.floor = dim, tuple(hidden), floor
+        self.summary = _Summary(dim, self.hidden, 2 * dim)
+
+    def forward(self, z: Float[Tensor, "*batch view dim"]) -> TorchDistribution:
+        """Return q(y | z_1..V), event shape (dim,)."""
+        move, raw = self.summary(z).chunk(2, -1)
+        scale = softplus(raw) + self.floor
+        return Normal(z.mean(-2) + move, scale, validate_args=False).to_event(1)
+
+
+class SphericalContent(nn.Module):
+    r"""Power-spherical around the views' mean direction, for contents on a sphere.
+
+    .. math:: q(y \mid z_1, \dots, z_V) \propto (1 + \mu^\top y)^c, \qquad
+        \mu \propto \bar z + h_1(z), \quad c = s(h_2(z))
+
+    h and s are those of `Content`. It starts at the direction of the views' mean, that
+    of the posterior of y under `priors.Spherical`, with a low concentration.
+
+    Arguments:
+        dim: The dimension of the space around the sphere, at least 2.
+        hidden: The widths of the layers before and after the mean over views.
+        floor: The least concentration.
+
+    Raises:
+        ValueError: If a size is not a positive whole number, or dim is less than 2;
+            when called, if z is not of the dimension.
+    """
+
+    def __init__(
+        self, dim: int, hidden: Sequence[int] = (64,), floor: float = 1e-2
+    ) -> None:
+        super().__init__()
+        if dim == 1:
+            raise ValueError(
+                "expected dim of at least 2 for a content on a sphere, got 1; use "
+                "Content for a single dimension"
+            )
+        self.dim, self.hidden, self.floor = dim, tuple(hidden), floor
+        self.summary = _Summary(dim, self.hidden, dim + 1)
+
+    def forward(self, z: Float[Tensor, "*batch view dim"]) -> TorchDistribution:
+        """Return q(y | z_1..V), event shape (dim,)."""
+        output = self.summary(z)
+        loc = normalize(z.mean(-2) + output[..., :-1], dim=-1)
+        concentration = softplus(output[..., -1]) + self.floor
+        return PowerSpherical(loc, concentration, validate_args=False)
+
+
+def _dense(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers)

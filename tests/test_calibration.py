@@ -1,0 +1,321 @@
+"""Calibration: ranks are uniform for exact posteriors, and for no others."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.calibration import (
+    Ranks,
+    latent_ranks,
+    rank,
+    simulate,
+    simulation_based_calibration,
+)
+
+MODELS = Path(__file__).parent.parent / "models"
+DIM, EVENT, NOISE, SCALE = 2, 3, 0.4, 0.6
+SURELY, NEVER = 1e-4, 1e-8  # p-values: of what holds, and of what does not
+
+
+@pytest.fixture(autouse=True)
+def double(float64):
+    """All of this in float64."""
+
+
+class ExactFactors(nn.Module):
+    """The likelihood as a normal function of z, with the raw scale that gives it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight, self.precision = weight, weight.square().sum(0) / NOISE**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc = x @ self.weight / NOISE**2 / self.precision
+        raw = (self.precision.rsqrt() - 1e-4).expm1().log()
+        return torch.cat([loc, raw.expand_as(loc)], -1)
+
+
+def linear_gaussian(
+    guide: type[nn.Module] = ps.guides.Coupled,
+    scale: object = SCALE,
+    content: nn.Module | None = None,
+) -> ps.Joint:
+    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
+    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
+    decoder = nn.Linear(DIM, EVENT, bias=False)
+    decoder.weight = nn.Parameter(weight, requires_grad=False)
+    return ps.Joint(
+        ps.priors.Gaussian(DIM, scale),
+        ps.likelihoods.Gaussian(NOISE),
+        ExactFactors(weight),
+        decoder,
+        guide=guide,
+        content=content,
+    )
+
+
+def best_of_independent_views(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The ELBO's optimum among q = ∏ N(a l_v, s²), l_v the factor's location.
+
+    With P the precision of two views under the prior and r² the factor's variance,
+    s² = 1 / (P_vv + 1/r²) and a = E l² / (E l² + r² + r⁴ P_vv). Returns a, s, r².
+    """
+    noise = NOISE**2 / weight.square().sum(0)
+    own = (SCALE**2 * torch.eye(2) + 1.0).inverse()[0, 0]
+    square = SCALE**2 + 1 + noise
+    share = square / (square + noise + noise.square() * own)
+    return share, (own + 1 / noise).rsqrt(), noise
+
+
+class BestFactors(ExactFactors):
+    """Locations and raw scales of `best_of_independent_views`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, scale, _ = best_of_independent_views(self.weight)
+        loc = super().forward(x)[:, :DIM]
+        raw = (scale - 1e-4).expm1().log().expand_as(loc)
+        return torch.cat([share * loc, raw], -1)
+
+
+def conjugate(width: float = 1.0, shift: float = 0.0, repeats: int = 4_000) -> Ranks:
+    """Ranks of θ ~ N(0, 1) given x ~ N(θ, 1), its posterior N(x/2, 1/2) altered."""
+    true = torch.randn(repeats)
+    x = true + torch.randn(repeats)
+    sd = math.sqrt(0.5)
+    posterior = Normal(x / 2 + shift * sd, width * sd)
+    return Ranks(rank(true, posterior.sample((99,))), 99)
+
+
+class TestRanks:
+    def test_a_rank_is_the_number_of_draws_below(self):
+        draws = torch.tensor([[0.0, 5.0], [1.0, 6.0], [2.0, 7.0]])
+        found = rank(torch.tensor([1.5, 4.0]), draws)
+        assert found.tolist() == [2, 0]
+        with pytest.raises(ValueError, match="first axis"):
+            rank(torch.tensor(1.5), draws)
+
+    def test_those_of_exact_posterior_draws_are_uniform(self):
+        ranks = conjugate()
+        assert ranks.chi_square().p_value > SURELY
+        for level in (0.5, 0.9):
+            error = 5 * math.sqrt(level * (1 - level) / len(ranks.ranks))
+            assert abs(ranks.coverage(level) - level) < error
+
+    @pytest.mark.parametrize(
+        "altered", [{"width": 0.8}, {"width": 1.25}, {"shift": 0.2}], ids=str
+    )
+    def test_those_of_other_posteriors_are_not(self, altered):
+        assert conjugate(**altered).chi_square().p_value < NEVER
+
+    def test_a_narrow_posterior_covers_what_it_should(self):
+        ranks = conjugate(width=0.8)
+        # The ends of a rank among 99 draws are quantiles of order k/100, nearly.
+        expected = 2 * stats.norm.cdf(0.8 * stats.norm.ppf(0.95)) - 1
+        error = 5 * math.sqrt(expected * (1 - expected) / len(ranks.ranks))
+        assert abs(ranks.coverage(0.9) - expected) < error + 0.005
+
+    def test_every_rank_once_covers_each_level_exactly(self):
+        ranks = Ranks(np.arange(100), 99)
+        for level in (0.1, 0.5, 0.9, 0.98):
+            assert_close(float(ranks.coverage(level)), level)
+        assert ranks.counts(20).tolist() == [5] * 20
+        assert ranks.chi_square(20).statistic == 0
+
+    def test_bins_of_unequal_width_expect_unequal_counts(self):
+        ranks = Ranks(np.arange(100).repeat(3), 99)
+        np.testing.assert_allclose(ranks.counts(7), ranks.expected(7))
+        assert set(ranks.counts(7)) == {42, 45}
+
+    def test_chi_square_is_that_of_scipy(self):
+        ranks = conjugate(repeats=200)
+        theirs = stats.chisquare(ranks.counts(10), 20.0)
+        np.testing.assert_allclose(ranks.chi_square(10), theirs)
+
+    def test_further_axes_are_judged_by_themselves(self):
+        flat, narrow = conjugate(), conjugate(width=0.5)
+        both = Ranks(np.stack([flat.ranks, narrow.ranks], 1), 99)
+        np.testing.assert_allclose(
+            both.chi_square().p_value,
+            [flat.chi_square().p_value, narrow.chi_square().p_value],
+        )
+        assert both.coverage(0.5).tolist() == [flat.coverage(0.5), narrow.coverage(0.5)]
+
+    def test_they_go_through_json(self):
+        ranks = Ranks(np.array([[3, 0], [9, 5]]), 9)
+        back = Ranks.from_json(ranks.to_json())
+        assert back.draws == 9 and back.ranks.tolist() == [[3, 0], [9, 5]]
+
+    def test_mistakes_are_explained(self):
+        with pytest.raises(ValueError, match="fewer bins or more repeats"):
+            Ranks(np.arange(20), 99).chi_square(10)
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            Ranks(np.arange(20), 99).coverage(90)
+
+
+class TestSimulate:
+    def test_covariance_of_views_is_that_of_the_model(self):
+        joint = linear_gaussian()
+        joint.train()
+        items, views = 20_000, 3
+        drawn = simulate(joint, items, views)
+        assert joint.training and drawn.hyper == {} and drawn.y is None
+        over_views = SCALE**2 * torch.eye(views) + 1.0
+        weight = torch.kron(torch.eye(views), joint.decoder.weight.contiguous())
+        z = torch.kron(over_views, torch.eye(DIM))
+        x = weight @ z @ weight.T + NOISE**2 * torch.eye(views * EVENT)
+        for sample, expected in ((drawn.z, z), (drawn.data.views, x)):
+            products = torch.einsum("ni,nj->nij", sample.flatten(1), sample.flatten(1))
+            error = 5 * products.std(0) / math.sqrt(items)
+            assert (products.mean(0) - expected).abs().lt(error).all()
+
+    def test_hyper_parameters_are_drawn_once_for_all_items(self):
+        joint = linear_gaussian(scale=dist.LogNormal(-0.5, 0.7))
+        logs = []
+        for _ in range(200):
+            drawn = simulate(joint, 400)
+            scale = drawn.hyper["scale"]
+            assert scale.shape == ()
+            within = (drawn.z[:, 0] - drawn.z[:, 1]).square().flatten() / 2
+            error = 5 * within.std() / math.sqrt(len(within))
+            assert abs(within.mean() - scale**2) < error
+            logs.append(scale.log())
+        assert abs(torch.stack(logs).mean() + 0.5) < 5 * 0.7 / math.sqrt(200)
+        assert abs(torch.stack(logs).std() - 0.7) < 5 * 0.7 / math.sqrt(2 * 200)
+
+    def test_an_explicit_content_is_what_the_views_share(self):
+        class Anything(nn.Module):
+            def forward(self, z: Tensor) -> dist.TorchDistribution:
+                return dist.Normal(z.mean(-2), 1.0).to_event(1)
+
+        drawn = simulate(linear_gaussian(content=Anything()), 20_000, views=3)
+        assert drawn.y.shape == (20_000, DIM)
+        rest = (drawn.z - drawn.y.unsqueeze(1)).flatten()
+        error = 5 * rest.square().std() / math.sqrt(len(rest) / 3)
+        assert abs(rest.square().mean() - SCALE**2) < error
+
+    def test_mistakes_are_explained(self):
+        with pytest.raises(ValueError, match="items of at least 1"):
+            simulate(linear_gaussian(), 0)
+        with pytest.raises(ValueError, match="no p"):
+            simulate(ps.limits.SimCLR(nn.Linear(2, 2)), 5)
+        flat = linear_gaussian()
+        flat.prior = ps.priors.Gaussian(DIM, SCALE, y_scale=math.inf)
+        with pytest.raises(ValueError, match="y_scale"):
+            simulate(flat, 5)
+
+
+class TestLatentRanks:
+    def test_those_of_the_exact_guide_are_uniform(self):
+        ranks = latent_ranks(linear_gaussian(), items=3_000, views=3)
+        assert ranks.ranks.shape == (3_000, 3, DIM)
+        assert (ranks.chi_square().p_value > SURELY).all()
+
+    def test_those_of_independent_views_are_too_narrow_by_as_much_as_computed(self):
+        joint = linear_gaussian(ps.guides.DiagonalGaussian)
+        joint.posterior = ps.guides.DiagonalGaussian(BestFactors(joint.decoder.weight))
+        ranks = latent_ranks(joint, items=3_000)
+        share, scale, noise = best_of_independent_views(joint.decoder.weight)
+        missed = ((1 - share) ** 2 * (SCALE**2 + 1) + share**2 * noise).sqrt()
+        z = 1.645 * scale / missed  # of the interval that should hold 90 %
+        expected = Normal(0.0, 1.0).cdf(z) * 2 - 1
+        assert expected.min() < 0.85
+        assert (ranks.chi_square().p_value[:, 0] < NEVER).all()
+        error = 5 * (expected * (1 - expected) / 3_000).sqrt()
+        # The ends of a rank among 99 draws are quantiles of order k/100, nearly.
+        found = torch.from_numpy(ranks.coverage(0.9))
+        assert (found - expected).abs().lt(error + 0.005).all()
+
+    def test_those_of_the_likelihood_alone_are_uniform_too(self):
+        """What ranks do not see: z - x and q(z|x) - x are alike with a flat prior."""
+        joint = linear_gaussian(ps.guides.DiagonalGaussian)  # with the exact factors
+        ranks = latent_ranks(joint, items=3_000)
+        assert (ranks.chi_square().p_value > SURELY).all()
+
+    def test_a_batch_is_no_matter(self):
+        ranks = latent_ranks(linear_gaussian(), items=10, batch_size=4, draws=7)
+        assert ranks.ranks.shape == (10, 2, DIM) and ranks.ranks.max() <= 7
+
+    def test_a_point_has_no_ranks(self):
+        with pytest.raises(ValueError, match="Point"):
+            latent_ranks(linear_gaussian(ps.guides.Point))
+
+
+def exact_moments(joint: ps.Joint, x: Tensor, width: float = 1.0) -> None:
+    """Give q(scale) the moments of the exact posterior of log scale, found on a grid.
+
+    The columns of the decoder are orthogonal: their factors are all there is to z.
+    """
+    loc, noise = (part.detach() for part in joint.posterior.factors(x))
+    u, views = torch.linspace(-4.0, 2.0, 601), x.shape[1]
+    log_p = joint.prior.scale.value.log_prob(u.exp()) + u
+    for d in range(DIM):
+        within = (2 * u).exp() + noise[0, 0, d] ** 2
+        mean = loc[..., d].mean(1)
+        apart = (loc[..., d] - mean[:, None]).square().sum()
+        for square, variance, count in (
+            (views * mean.square().sum(), within + views, len(x)),
+            (apart, within, len(x) * (views - 1)),
+        ):
+            log_p = log_p - 0.5 * (square / variance + count * variance.log())
+    weight = log_p.softmax(0)
+    mean = (weight * u).sum()
+    sd = (weight * (u - mean).square()).sum().sqrt()
+    joint.prior.scale.loc.data = mean
+    joint.prior.scale.log_scale.data = (width * sd).log()
+
+
+class TestSimulationBasedCalibration:
+    def calibrated(self, width: float) -> Ranks:
+        return simulation_based_calibration(
+            lambda: linear_gaussian(scale=dist.LogNormal(-0.3, 0.4)),
+            lambda joint, data: exact_moments(joint, data.views, width),
+            items=80,
+            repeats=400,
+        )["scale"]
+
+    def test_ranks_of_the_exact_posterior_are_uniform(self):
+        ranks = self.calibrated(1.0)
+        assert ranks.ranks.shape == (400,) and ranks.draws == 99
+        assert ranks.chi_square().p_value > SURELY
+
+    def test_ranks_of_half_its_width_are_not(self):
+        ranks = self.calibrated(0.5)
+        assert ranks.chi_square().p_value < NEVER
+        assert ranks.coverage(0.9) < 0.75
+
+    def test_a_scale_for_each_dimension_is_ranked_for_each(self):
+        each = dist.LogNormal(torch.zeros(DIM), 0.4).to_event(1)
+        ranks = simulation_based_calibration(
+            lambda: ps.limits.SimVAE(linear_gaussian(scale=each)),
+            lambda objective, data: None,  # the guide starts as the prior
+            items=2,
+            repeats=5,
+        )
+        assert ranks["scale"].ranks.shape == (5, DIM)
+
+    def test_without_random_hyper_parameters_there_is_nothing_to_rank(self):
+        with pytest.raises(ValueError, match="latent_ranks"):
+            simulation_based_calibration(linear_gaussian, lambda joint, data: None)
+
+
+@pytest.mark.slow
+def test_fitted_posteriors_of_the_scale_are_calibrated(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    path = MODELS / "scale_calibration.py"
+    spec = importlib.util.spec_from_file_location("scale_calibration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    figures = module.main(results=tmp_path / "scale_ranks.json")
+    assert module.REPEATS >= 300
+    assert figures["p_value"] > 0.01
+    assert figures["mean KL(q‖p)"] < 0.05

@@ -1,0 +1,413 @@
+"""Mixture priors times normal factors: densities, evidences and pathwise gradients."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, Normal
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.bounds import ELBO, log_weights
+from probssl.distributions import CoupledComponents, NormalMixture, SharedComponent
+from probssl.priors import Components, Gaussian, Mixture, Prior, TwoTier
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+DIM, EVENT, CLUSTERS, NOISE, SCALE, Y_SCALE = 2, 5, 3, 0.4, 0.6, 0.8
+exact = partial(assert_close, rtol=1e-10, atol=1e-10)
+
+
+def mixture(dim: int = DIM) -> Mixture:
+    """With weights and scales that all differ."""
+    prior = Mixture(dim, Components(dim, CLUSTERS, own_scales=True), SCALE)
+    nn.init.normal_(prior.logits)
+    nn.init.normal_(prior.components.log_scale, std=0.4)
+    return prior
+
+
+def two_tier(dim: int = DIM) -> TwoTier:
+    components = Components(dim, CLUSTERS, own_scales=True)
+    prior = TwoTier(dim, components, SCALE, Y_SCALE)
+    nn.init.normal_(prior.logits)
+    nn.init.normal_(components.log_scale, std=0.4)
+    return prior
+
+
+class OneScale(Components):
+    """Means, and a single relative scale for all components."""
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.loc, torch.ones_like(self.loc[:1, :1])
+
+
+def narrow(dim: int = DIM) -> Mixture:
+    """Clusters of one scale: views by way of the statistic, y without any spread."""
+    prior = Mixture(dim, OneScale(dim, CLUSTERS), SCALE)
+    nn.init.normal_(prior.logits)
+    return prior
+
+
+PRIORS = {"mixture": mixture, "two tiers": two_tier, "one scale": narrow}
+ALL = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS.keys())
+
+
+def mask(items: int, views: int) -> Tensor:
+    """Views present at random; at least one item has none."""
+    present = torch.rand(items, views) < 0.6
+    present[0] = False
+    return present
+
+
+def within(estimates: Tensor, expected: Tensor) -> None:
+    """Means over the first axis are as expected, to five standard errors."""
+    error = estimates.std(0) / math.sqrt(len(estimates))
+    assert ((estimates.mean(0) - expected).abs() <= 5 * error + 1e-12).all()
+
+
+@ALL
+@pytest.mark.parametrize("views", [1, 2, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_product_with_factors_is_the_mixture_of_the_products(make, views, masked):
+    prior = make()(views)
+    loc, scale = torch.randn(6, views, DIM), torch.rand(6, views, DIM) + 0.2
+    present = mask(6, views) if masked else None
+    q, z = prior.times(loc, scale, present), torch.randn(7, 6, views, DIM)
+    seen = 1.0 if present is None else present.unsqueeze(-1)
+    factors = (seen * Normal(loc, scale).log_prob(z)).sum((-2, -1))
+    # Proportional to prior times factors,
+    ratio = prior.log_prob(z) + factors - q.log_prob(z)
+    exact(ratio, q.log_evidence.expand(7, 6))
+    # and normalised: a mixture of products, each a normal.
+    each = q.each().log_prob(z.unsqueeze(-3))
+    exact(q.log_prob(z), (q.component.logits + each).logsumexp(-1))
+
+
+@ALL
+def test_evidence_is_the_mean_of_the_factors_under_the_prior(make):
+    prior, n, present = make()(3), 100_000, mask(4, 3)
+    loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.5
+    z = prior.expand((4,)).sample((n,))
+    each = present.unsqueeze(-1) * Normal(loc, scale).log_prob(z)
+    q = prior.times(loc, scale, present)
+    within((each.sum((-2, -1)) - q.log_evidence).exp(), torch.ones(4))
+
+
+@ALL
+@pytest.mark.parametrize("masked", [False, True])
+def test_samples_follow_the_product(make, masked):
+    prior, n = make()(3), 50_000
+    loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.5
+    q = prior.times(loc, scale, mask(4, 3) if masked else None)
+    z = q.rsample((n,)).detach()
+    within(z, q.mean)
+    within((z - q.mean).square(), q.variance)
+    # Together: E cos(t z), of which each component has a closed form.
+    t, each = torch.randn(3, DIM), q.each()
+    square = (t * each.scale).square().sum((-2, -1))
+    square = square + (t * each.loading).sum(-2).square().sum(-1)
+    cosine = (-square / 2).exp() * (t * each.loc).sum((-2, -1)).cos()
+    within((t * z).sum((-2, -1)).cos(), (q.component.probs * cosine).sum(-1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_component_at_the_origin_is_the_gaussian_product(masked):
+    one = TwoTier(DIM, 1, SCALE, Y_SCALE)
+    nn.init.zeros_(one.components.loc)
+    loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.2
+    present = mask(4, 3) if masked else None
+    left = one(3).times(loc, scale, present)
+    right = Gaussian(DIM, SCALE, Y_SCALE)(3).times(loc, scale, present)
+    z = left.rsample((50_000,)).detach()
+    exact(left.log_prob(z), right.log_prob(z))
+    exact(left.mean, right.mean)
+    exact(left.variance, right.variance)
+    within((z[..., 0, :] - left.mean[:, 0]).square(), right.variance[:, 0])
+    product = (z[..., 0, :] - left.mean[:, 0]) * (z[..., 1, :] - left.mean[:, 1])
+    within(product, right.loading[:, 0] * right.loading[:, 1])
+
+
+class ExactFactors(nn.Module):
+    """The likelihood as a normal function of z, with the raw scale that gives it."""
+
+    def __init__(self, weight: Tensor, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.precision = weight.square().sum(0) / NOISE**2
+        self.weight, self.floor = weight, floor
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc = x @ self.weight / NOISE**2 / self.precision
+        raw = (self.precision.rsqrt() - self.floor).expm1().log()
+        return torch.cat([loc, raw.expand_as(loc)], -1)
+
+
+def linear_gaussian(prior: Prior) -> ps.Joint:
+    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
+    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
+    decoder = nn.Linear(DIM, EVENT, bias=False)
+    decoder.weight = nn.Parameter(weight)
+    return ps.Joint(
+        prior,
+        ps.likelihoods.Gaussian(NOISE),
+        ExactFactors(weight),
+        decoder,
+        guide=ps.guides.Coupled,
+    )
+
+
+def evidence(joint: ps.Joint, x: Tensor) -> Tensor:
+    """Of one item, all of whose views (view, event) are present."""
+    if not len(x):
+        return torch.zeros(())
+    views, prior = len(x), joint.prior(len(x))
+    decoder = torch.kron(torch.eye(views), joint.decoder.weight.detach().contiguous())
+    each = []
+    for k in range(CLUSTERS):
+        scale, y_scale = (
+            part[k % len(part)].square() for part in (prior.scale, prior.y_scale)
+        )
+        cov = torch.kron(
+            scale * torch.eye(views) + y_scale * torch.ones(views, views),
+            torch.eye(DIM),
+        )
+        cov = decoder @ cov @ decoder.T + NOISE**2 * torch.eye(views * EVENT)
+        loc = decoder @ prior.loc[k].repeat(views)
+        each.append(MultivariateNormal(loc, cov).log_prob(x.flatten()))
+    return (prior.logits.log_softmax(-1) + torch.stack(each)).logsumexp(-1)
+
+
+@ALL
+@pytest.mark.parametrize("views", [1, 2, 3, 4])
+def test_elbo_is_the_evidence_of_mixture_priors(make, views):
+    joint, x = linear_gaussian(make()), torch.randn(6, views, EVENT)
+    value = log_weights(joint, Batch(x), particles=3).local()
+    exact(value, torch.stack([evidence(joint, item) for item in x]).expand(3, -1))
+
+
+@ALL
+def test_elbo_is_the_evidence_of_the_present_views(make):
+    joint, x = linear_gaussian(make()), torch.randn(8, 4, EVENT)
+    present = mask(8, 4)
+    value = log_weights(joint, Batch(x, present=present), particles=3).local()
+    plain = [evidence(joint, x[i, present[i]]) for i in range(8)]
+    exact(value, torch.stack(plain).expand(3, -1))
+
+
+@ALL
+def test_drawn_scales_give_the_product_of_each(make):
+    prior, present = make(), mask(4, 3)
+    loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.2
+    drawn = torch.tensor([[0.4], [0.9]])
+    q = prior(3, scale=drawn).times(loc, scale, present)
+    z = q.rsample((5,))
+    assert q.batch_shape == (2, 4) and z.shape == (5, 2, 4, 3, DIM)
+    for row, number in enumerate(drawn.squeeze(-1)):
+        alone = prior(3, scale=number).times(loc, scale, present)
+        exact(q.log_prob(z)[:, row], alone.log_prob(z[:, row]))
+        exact(q.mean[row], alone.mean)
+
+
+def test_a_random_scale_goes_through_the_bound():
+    prior = TwoTier(DIM, CLUSTERS, scale=dist.LogNormal(-1.0, 0.5), y_scale=Y_SCALE)
+    joint = linear_gaussian(prior)
+    joint.population = torch.tensor(100.0)
+    value = sum(ELBO(4)(joint, Batch(torch.randn(6, 2, EVENT))))
+    slopes = torch.autograd.grad(value, list(prior.parameters()))
+    assert all(slope.isfinite().all() and slope.any() for slope in slopes)
+
+
+def test_every_sample_in_one_dimension_has_the_closed_form_gradient():
+    assert_closed_form(torch.float64, apart=1.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("apart", [1.0, 8.0, 200.0])
+def test_single_precision_keeps_the_gradient_of_separated_components(apart):
+    assert_closed_form(torch.float32, apart, rtol=3e-4)
+
+
+def assert_closed_form(dtype: torch.dtype, apart: float, rtol: float) -> None:
+    """In one dimension there is one field only, dz = -dF / q(z)."""
+    n, loc = 20_000, torch.tensor([-1.0, 0.3, 1.5]) * apart
+    logits, scale = torch.tensor([0.2, -1.0, 0.7]), torch.tensor([0.5, 0.9, 0.7])
+    parameters = (logits, loc.unsqueeze(-1), scale.unsqueeze(-1))
+    each = [part.to(dtype).expand(n, *part.shape).clone() for part in parameters]
+    each = [part.requires_grad_() for part in each]
+    z = NormalMixture(*each).rsample()
+    slopes = torch.autograd.grad(z.sum(), each)
+
+    z = z.detach().double()
+    noise = (z - loc) / scale
+    log_share = logits.log_softmax(-1)
+    density = (log_share - 0.5 * noise.square()).exp() / scale / math.sqrt(2 * math.pi)
+    total = density.sum(-1, keepdim=True)
+    below, above = torch.special.ndtr(noise), torch.special.ndtr(-noise)
+    weight, side = log_share.exp(), z < (log_share.exp() * loc).sum()
+    change = torch.where(
+        side,
+        below - (weight * below).sum(-1, keepdim=True),
+        (weight * above).sum(-1, keepdim=True) - above,
+    )
+    share = density / total
+    plain = (-weight * change / total, share, share * noise)
+    for slope, expected in zip(slopes, plain, strict=True):
+        assert slope.isfinite().all()
+        expected = expected.view_as(slope)
+        close = (slope - expected).abs() <= rtol * (expected.abs() + 1e-2)
+        assert close.all()
+
+
+@ALL
+def test_pathwise_gradient_is_that_of_the_expectation(make):
+    """In two views of one dimension, against the trapezoidal rule."""
+    prior = make(1)(2)
+    parts = {
+        "logits": prior.logits,
+        "loc": prior.loc,
+        "scale": prior.scale,
+        "y_scale": prior.y_scale,
+        "m": torch.tensor([[0.5], [-1.2]]),
+        "r": torch.tensor([[1.1], [0.7]]),
+    }
+    parts = {name: part.detach().clone() for name, part in parts.items()}
+    held = {} if parts["y_scale"].any() else {"y_scale": parts.pop("y_scale")}
+    n = 100_000
+
+    def product(values: list[Tensor]) -> CoupledComponents:
+        p = dict(zip(parts, values, strict=True)) | held
+        scales = p["scale"], p["y_scale"]
+        views = SharedComponent(
+            p["logits"], p["loc"], *scales, views=2, validate_args=False
+        )
+        return views.times(p["m"], p["r"])
+
+    def value(z: Tensor) -> Tensor:
+        return (z[..., 0, 0] * z[..., 1, 0]).sin() + z[..., 0, 0].tanh()
+
+    line = torch.linspace(-12.0, 12.0, 601)
+    nodes = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).unsqueeze(-1)
+    single = [part.clone().requires_grad_() for part in parts.values()]
+    density = product(single).log_prob(nodes).exp() * 0.04**2
+    exact(density.sum(), torch.ones(()))
+    expected = torch.autograd.grad((density * value(nodes)).sum(), single)
+
+    many = [p.expand(n, *p.shape).clone().requires_grad_() for p in parts.values()]
+    slopes = torch.autograd.grad(value(product(many).rsample()).sum(), many)
+    for slope, plain in zip(slopes, expected, strict=True):
+        within(slope, plain)
+
+
+def test_pathwise_gradient_of_a_mixture_in_three_dimensions():
+    n = 100_000
+    parts = [torch.randn(3), torch.randn(3, 3), torch.rand(3, 3) + 0.4]
+
+    def value(z: Tensor) -> Tensor:
+        return (z[..., 0] * z[..., 1]).sin() + z[..., 2].square() * z[..., 0].cos()
+
+    x, w = map(torch.tensor, np.polynomial.hermite_e.hermegauss(32))
+    grid = torch.stack(torch.meshgrid(x, x, x, indexing="ij"), -1)
+    weights = torch.einsum("i,j,k->ijk", w, w, w) / w.sum() ** 3
+    single = [part.clone().requires_grad_() for part in parts]
+    logits, loc, scale = single
+    z = loc[:, None, None, None] + scale[:, None, None, None] * grid
+    each = (weights * value(z)).sum((1, 2, 3))
+    integral = (logits.softmax(-1) * each).sum()
+    expected = torch.autograd.grad(integral, single)
+
+    many = [p.expand(n, *p.shape).clone().requires_grad_() for p in parts]
+    z = NormalMixture(*many).rsample()
+    slopes = torch.autograd.grad(value(z).sum(), many)
+    for slope, plain in zip(slopes, expected, strict=True):
+        within(slope, plain)
+    q = NormalMixture(*parts)
+    within(z.detach(), q.mean)
+    within((z.detach() - q.mean).square(), q.variance)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 64])
+def test_normal_mixture_is_the_mixture_of_its_normals(dim):
+    logits, loc = torch.randn(4), torch.randn(5, 4, dim)
+    scale = torch.rand(5, 4, 1) + 0.1
+    q, z = NormalMixture(logits, loc, scale), torch.randn(7, 5, dim)
+    plain = dist.MixtureSameFamily(
+        dist.Categorical(logits=logits.expand(5, 4)),
+        dist.Normal(loc, scale.expand_as(loc)).to_event(1),
+    )
+    exact(q.log_prob(z), plain.log_prob(z))
+    exact(q.mean, plain.mean)
+    exact(q.variance, plain.variance)
+    exact(q.expand((3, 5)).log_prob(z[:3]), plain.log_prob(z[:3]))
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_finite_far_from_every_component(make, dtype):
+    prior = make().to(dtype)
+    with torch.no_grad():
+        prior.components.loc.mul_(100)
+    loc = (30 * torch.randn(50, 2, DIM)).to(dtype).requires_grad_()
+    raw = torch.full_like(loc, -3.0).requires_grad_()
+    q = prior(2).times(loc, raw.exp())
+    z = q.rsample((10,))
+    value = prior.log_prob(z) - q.log_prob(z)
+    assert z.dtype == dtype and value.isfinite().all()
+    wanted = [loc, raw, *prior.parameters()]
+    for slope in torch.autograd.grad(value.sum() + z.square().sum(), wanted):
+        assert slope.isfinite().all() and slope.dtype == dtype
+
+
+@ALL
+def test_bound_traces_without_asking_the_host(make):
+    joint = linear_gaussian(make())
+    names = [name for name, p in joint.named_parameters()]
+    values = [p.detach().clone() for p in joint.parameters()]
+
+    def step(x: Tensor, *values: Tensor) -> list[Tensor]:
+        values = [value.detach().requires_grad_() for value in values]
+        module = _Bound(joint)
+        replaced = {f"joint.{k}": v for k, v in zip(names, values, strict=True)}
+        value = torch.func.functional_call(module, replaced, (x,))
+        return [value, *torch.autograd.grad(value, values)]
+
+    x = torch.randn(6, 2, EVENT)
+    graph = make_fx(step)(x, *values)
+    asked = ("aten.item", "nonzero", "_local_scalar_dense")
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert not [t for t in targets if any(word in t for word in asked)]
+    torch.manual_seed(1)
+    left = graph(2 * x, *values)
+    torch.manual_seed(1)
+    for a, b in zip(left, step(2 * x, *values), strict=True):
+        exact(a, b)
+
+
+class _Bound(nn.Module):
+    def __init__(self, joint: ps.Joint) -> None:
+        super().__init__()
+        self.joint = joint
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(ELBO(2)(self.joint, Batch(x)))
+
+
+def test_own_scales_beside_a_content_are_refused_where_arguments_are_checked():
+    scale = torch.tensor([[0.5], [0.9]])
+    prior = SharedComponent(
+        torch.zeros(2), torch.randn(2, 3), scale, scale, 2, validate_args=True
+    )
+    loc = torch.randn(4, 2, 3)
+    with pytest.raises(ValueError, match="share one scale"):
+        prior.times(loc, torch.ones_like(loc))
+
+
+@pytest.mark.parametrize(
+    "prior", [ps.priors.StudentT(DIM), ps.priors.Spherical(DIM, 5.0)]
+)
+def test_coupled_guide_names_the_priors_it_serves(prior):
+    guide = ps.guides.Coupled(ps.nn.MLPEncoder((EVENT,), DIM))
+    with pytest.raises(ValueError, match="Gaussian, Independent, Mixture or TwoTier"):
+        guide(torch.randn(4, 2, EVENT), partial(prior, 2))
