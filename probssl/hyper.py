@@ -59,6 +59,9 @@ class Positive(nn.Module):
 
     value: Any  # a number, numbers, Learned, or a Pyro distribution
     fixed: Tensor
+    # A step of Adam at 1e-3 is a thousandth of log θ: a fit would end half way. With a
+    # rate that falls to zero the last values do not jitter.
+    learning_rate_factor = 10.0
 
     def __init__(
         self,

@@ -935,3 +935,33 @@ def test_on_a_gpu_no_step_waits_for_the_device():
         step([batch])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+class Hasty(Autoencoder):
+    """With one number that is to move ten times as fast as the rest."""
+
+    class Number(nn.Module):
+        learning_rate_factor = 10.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.ones(()))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = self.Number()
+
+    def forward(self, batch: Batch) -> Terms:
+        terms = super().forward(batch)
+        return terms._replace(penalty=-self.number.value.square())
+
+
+def test_a_module_may_ask_for_its_own_rate():
+    """The first step of Adam is as long as the rate."""
+    objective = Hasty()
+    before = {k: v.detach().clone() for k, v in objective.named_parameters()}
+    history = fit(objective, torch.randn(8, DIM), epochs=1, batch_size=8)
+    steps = {k: (v - before[k]).abs().max() for k, v in objective.named_parameters()}
+    assert_close(steps["number.value"], torch.tensor(1e-2), rtol=1e-3, atol=0)
+    assert_close(steps["encoder.weight"], torch.tensor(1e-3), rtol=1e-3, atol=0)
+    assert history["lr"] == [1e-3]

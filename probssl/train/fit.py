@@ -83,7 +83,8 @@ def fit(
             the same random numbers every time, which leave those of training alone.
         batch_size: The items of a batch; a DataLoader has its own.
         optimizer: One at hand, or what makes one from the trainable parameters. None
-            means Adam, fused, with `learning_rate`.
+            means Adam, fused, with `learning_rate`; hyper-parameters, and what else is
+            in a module with a `learning_rate_factor`, at that many times the rate.
         scheduler: One at hand, or what makes one from the optimiser. It is stepped once
             per step of the optimiser, not per epoch.
         accumulate: The batches that make up one step.

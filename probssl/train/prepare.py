@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -95,7 +96,7 @@ def prepared_optimizer(
     """
     trainable = _trainable(objective)
     if optimizer is None:
-        return Adam(trainable, lr=learning_rate, fused=True)
+        return Adam(_groups(objective, learning_rate), lr=learning_rate, fused=True)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(trainable)
     if not isinstance(optimizer, Optimizer):
@@ -144,6 +145,26 @@ def total_steps(data: Items | Loaded, epochs: int, accumulate: int) -> int | Non
         return epochs * math.ceil(len(data) / accumulate)
     except TypeError:
         return None
+
+
+def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """The trainable parameters, those apart whose modules ask for another rate.
+
+    They do so by an attribute `learning_rate_factor`.
+    """
+    factors = {
+        parameter: float(getattr(module, "learning_rate_factor", 1.0))
+        for module in objective.modules()
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[float, list[Parameter]] = {1.0: []}
+    for parameter in _trainable(objective):
+        groups.setdefault(factors[parameter], []).append(parameter)
+    return [
+        {"params": parameters, "lr": factor * learning_rate}
+        for factor, parameters in groups.items()
+        if parameters
+    ]
 
 
 def _trainable(objective: nn.Module) -> list[Parameter]:
