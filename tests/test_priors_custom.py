@@ -446,8 +446,37 @@ def test_importance_sampling_from_the_posterior_has_no_error():
     assert_close(prior.effective_sample_size(z), torch.full((4,), 30.0))
 
 
+def test_default_proposal_finds_a_content_that_views_do_not_follow_one_to_one():
+    turn = torch.randn(4, 4) / 3
+
+    def turned(y: Tensor) -> dist.TorchDistribution:
+        return dist.Laplace(y + y.tanh() @ turn, 0.1).to_event(1)
+
+    prior = Custom(turned, 4)
+    z = prior(2).sample((100,))
+    assert prior.effective_sample_size(z).median() > 100  # of 512
+    plain = Custom(turned, 4, integral=ImportanceSampling(512, around_views))
+    assert plain.effective_sample_size(z).median() < 20
+
+
+def around_views(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
+    return dist.Normal(z.mean(-2), 0.1).to_event(1)
+
+
+def test_slope_under_the_default_proposal_is_nearly_that_of_the_closed_form():
+    conditional, exact = mixing(0.5)
+    prior = Custom(conditional, 2, integral=ImportanceSampling(20_000))
+    z = torch.randn(3, 2, 2, requires_grad=True)
+    (slope,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
+    (plain,) = torch.autograd.grad(exact.log_prob(z.flatten(1)).sum(), z)
+    assert_close(slope, plain, rtol=0.05, atol=0.05)
+
+
 def test_slope_of_importance_sampling_is_that_of_the_estimate():
-    prior = Custom(mixing()[0], 2, integral=ImportanceSampling(50))
+    def follows(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
+        return dist.Normal(z.mean(-2), 0.4).to_event(1)
+
+    prior = Custom(mixing()[0], 2, integral=ImportanceSampling(50, follows))
 
     def value(z: Tensor) -> Tensor:
         torch.manual_seed(3)

@@ -4,8 +4,9 @@ from .base import Prior
 from .components import Components, VampComponents
 from .custom import Custom
 from .gaussian import Gaussian, Independent
+from .importance import ImportanceSampling
 from .mixture import Mixture, TwoTier
-from .quadrature import ImportanceSampling, Quadrature
+from .quadrature import Quadrature
 from .spherical import Spherical
 from .student import TSNE, StudentT
 

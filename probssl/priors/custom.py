@@ -20,7 +20,8 @@ from .conditionals import (
     example_of,
     is_factorised,
 )
-from .quadrature import ImportanceSampling, Quadrature, effective_sample_size
+from .importance import ImportanceSampling, effective_sample_size
+from .quadrature import Quadrature
 
 __all__ = ["Custom"]
 

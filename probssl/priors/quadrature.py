@@ -1,4 +1,4 @@
-"""How a content is integrated out: by quadrature, or by importance sampling."""
+"""How a content is integrated out dimension by dimension: quadrature."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,14 +8,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from numpy.polynomial import legendre
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..distributions.content import SharedContent
 
-__all__ = ["ImportanceSampling", "Quadrature"]
+__all__ = ["Quadrature"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -113,75 +112,6 @@ class Quadrature:
         return torch.where(dead, peak, left), torch.where(dead, peak, right)
 
 
-class ImportanceSampling:
-    r"""Samples of a proposal q(y), weighted, for all dimensions of z at once.
-
-    .. math:: \hat p(z_1, \dots, z_V) = \frac1K \sum_k w_k, \qquad
-        w_k = \frac{p(y_k) \prod_v p(z_v \mid y_k)}{q(y_k)}
-
-    The estimate of p is unbiased, so that of log p is too low in the mean: a bound
-    stays a bound. Each call draws anew. Where no gradient is wanted, an effective
-    sample size :math:`(\sum w)^2 / \sum w^2` below `least` is refused.
-
-    Arguments:
-        samples: The number K of samples.
-        proposal: A function of z and of the mask of present views (or None) that
-            returns q(y), event shape (dim,), with reparameterised samples. By default
-            the Gaussian of the first two moments of p(y) and p(z|y), a little wider.
-        least: The smallest effective sample size that is accepted.
-    """
-
-    each = False
-
-    def __init__(
-        self,
-        samples: int = 512,
-        proposal: Callable[[Tensor, Tensor | None], TorchDistribution] | None = None,
-        least: float = 20.0,
-    ) -> None:
-        if not 1 <= least <= samples:
-            raise ValueError(
-                f"expected samples of at least {least:g}, the effective sample size "
-                f"that is required, got {samples}; 512 is the default"
-            )
-        self.samples, self.proposal, self.least = samples, proposal, least
-
-    def __call__(
-        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
-    ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
-        y, log_weight = self.draw(views, value)
-        # A training step must not wait for the host, nor can a trace.
-        if not log_weight.requires_grad and get_proxy_mode() is None:
-            size = float(effective_sample_size(log_weight).min())
-            if not size >= self.least:
-                raise ValueError(
-                    f"expected an effective sample size of at least {self.least:g}, "
-                    f"got {size:.3g} of {self.samples}; raise samples, give "
-                    "ImportanceSampling a proposal nearer to p(y|z), or make y a "
-                    "variable of the model: Joint(…, content=ps.guides.Content(dim))"
-                )
-        return y, log_weight
-
-    def draw(
-        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
-    ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
-        """Samples of the proposal and their log-weights over K, however uneven."""
-        if self.proposal is None:
-            proposal = _around_mean(views, value)
-        else:
-            proposal = self.proposal(value, views.present)
-        y = proposal.rsample((self.samples,))
-        log_weight = views.log_joint(y, value) - proposal.log_prob(y)
-        return y, log_weight - math.log(self.samples)
-
-
-def effective_sample_size(
-    log_weight: Float[Tensor, "node *batch"],
-) -> Float[Tensor, "*batch"]:
-    r"""Return :math:`(\sum w)^2 / \sum w^2`."""
-    return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
-
-
 class _Panels(NamedTuple):
     """Panels, the logarithms of their mass, and of the last Legendre coefficients."""
 
@@ -274,32 +204,6 @@ def _centre(base: TorchDistribution, transform: Transform) -> tuple[Tensor, Tens
     real = base.support is constraints.real
     usable = scale.isfinite() & centre.isfinite() & real
     return centre.nan_to_num(0.0, 0.0, 0.0), torch.where(usable, scale, 1.0)
-
-
-def _around_mean(
-    views: SharedContent, value: Float[Tensor, "*batch view dim"]
-) -> TorchDistribution:
-    r"""The Gaussian posterior for the first two moments of p(y) and of p(z|y).
-
-    A quarter wider, for tails heavier than its own.
-    """
-    ones = torch.ones_like(value)
-    if views.present is not None:
-        ones = ones * views.present.unsqueeze(-1)
-    count = ones.sum(-2)
-    mean = (ones * value).sum(-2) / count.clamp(min=1)
-    try:
-        prior, noise = views.content, views.conditional(mean).variance
-        precision, pull = prior.variance.reciprocal(), count / noise
-        loc = (precision * prior.mean + pull * mean) / (precision + pull)
-    except NotImplementedError as error:
-        raise ValueError(
-            "expected p(y) and p(z|y) with a mean and a variance for the default "
-            "proposal, got ones without; give ImportanceSampling(proposal=…), a "
-            "function of z and the mask of present views that returns q(y)"
-        ) from error
-    scale = 1.25 * (precision + pull).rsqrt()
-    return Normal(loc, scale.expand_as(loc)).to_event(1)
 
 
 def _rule(nodes: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
