@@ -61,7 +61,7 @@ def build() -> ps.limits.SimVAE:
 def fit(simvae: ps.limits.SimVAE, data: ps.data.Groups, steps: int = STEPS) -> None:
     """Fit q(σ) to all items at once, with a step length that falls to zero."""
     simvae.joint.population = torch.tensor(float(len(data.views)))
-    # Early gradients, of scales drawn from the prior, are large: a short memory.
+    # The first gradients, of a scale still far off, are large: a short memory.
     optimizer = torch.optim.Adam(simvae.parameters(), LEARNING_RATE, betas=(0.9, 0.9))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in ps.steps(simvae, repeat(ps.Batch(data.views), steps), optimizer):

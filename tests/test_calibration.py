@@ -297,7 +297,7 @@ class TestSimulationBasedCalibration:
         each = dist.LogNormal(torch.zeros(DIM), 0.4).to_event(1)
         ranks = simulation_based_calibration(
             lambda: ps.limits.SimVAE(linear_gaussian(scale=each)),
-            lambda objective, data: None,  # the guide starts as the prior
+            lambda objective, data: None,  # only shapes are asked for
             items=2,
             repeats=5,
         )

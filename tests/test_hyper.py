@@ -147,6 +147,13 @@ def test_every_method_takes_the_values_that_a_prior_is_at(index):
                 prior.given(y).log_prob(z[:, 0]), fixed.given(y).log_prob(z[:, 0])
             )
             assert_close(prior.content().log_prob(y), fixed.content().log_prob(y))
+            drawn, plain = {name: value}, fixed.given(y).log_prob(z[:, 0])
+            assert_close(fixed.given(y, **drawn).log_prob(z[:, 0]), plain)
+            assert_close(prior.given(y, **drawn).log_prob(z[:, 0]), plain)
+    if not isinstance(prior, StudentT):  # also where no one has put it at them
+        assert_close(prior.given(y, **drawn).log_prob(z[:, 0]), plain)
+        content = fixed.content().log_prob(y)
+        assert_close(prior.content(**drawn).log_prob(y), content)
     assert_close(prior.log_prob(z), before)  # back to where it was
 
 

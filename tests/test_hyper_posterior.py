@@ -130,7 +130,7 @@ def test_fitted_posterior_of_the_scale_is_that_of_quadrature(views):
         ps.data.Groups(x),
         epochs=150,
         batch_size=200,
-        # Early gradients, of scales drawn from the prior, are large: a short memory.
+        # The first gradients, of a scale still far off, are large: a short memory.
         optimizer=lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.9, 0.9)),
         scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 150),
         progress=False,

@@ -113,6 +113,13 @@ def test_kernel_is_the_joint_over_the_marginal(family, scales):
     assert_close(prior.pmi(a, b), kernel - prior.log_prob(b[:, None]))
 
 
+def test_kernel_under_a_flat_content_is_the_joint():
+    a, b = torch.randn(4, 2), torch.randn(5, 2)
+    prior = Gaussian(2, (0.4, 0.7), math.inf)
+    pairs = torch.stack(torch.broadcast_tensors(a.unsqueeze(1), b), -2)
+    assert_close(prior.log_kernel(a, b), prior.log_prob(pairs))
+
+
 def test_kernel_of_a_prior_without_one_comes_from_its_joint_density():
     prior, a, b = Gaussian(3, 0.6, 1.7), torch.randn(4, 3), torch.randn(5, 3)
     assert_close(Prior.log_kernel(prior, a, b), prior.log_kernel(a, b))

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl.priors import Custom, Gaussian, ImportanceSampling, Quadrature
 from probssl.priors import custom as custom_module
+from probssl.priors import importance as importance_module
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -459,6 +460,13 @@ def test_default_proposal_finds_a_content_that_views_do_not_follow_one_to_one():
     assert plain.effective_sample_size(z).median() < 20
 
 
+def test_a_proposal_does_not_shrink_to_its_best_sample():
+    y, log_weight = torch.randn(400, 3, 2), torch.zeros(400, 3)
+    log_weight[7], log_weight[8:20] = 1_000.0, -torch.inf
+    moved = importance_module._moved(y, log_weight)
+    assert (moved.stddev > 0.05).all()
+
+
 def around_views(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
     return dist.Normal(z.mean(-2), 0.1).to_event(1)
 
@@ -708,3 +716,28 @@ def hidden():
 def test_misuse_is_refused_with_a_way_out(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("conditional", ["positive", "sphere", "real"])
+def test_outputs_of_an_encoder_are_brought_to_the_support(conditional):
+    families = {
+        "positive": lambda y: dist.LogNormal(y, 0.3).to_event(1),
+        "sphere": lambda y: ps.distributions.VonMisesFisher(
+            torch.nn.functional.normalize(y, dim=-1), torch.tensor(5.0)
+        ).expand(y.shape[:-1]),
+        "real": laplace(0.3),
+    }
+    prior, z = Custom(families[conditional], 3), torch.randn(4, 2, 3)
+    assert prior(2).support.check(prior.on_support(z)).all()
+    assert torch.equal(prior.on_support(z), z) == (conditional == "real")
+
+
+def test_a_guide_draws_many_completions_at_once():
+    prior, guide = (
+        Custom(laplace(0.3), 2),
+        ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((5,), 2, hidden=(8,))),
+    )
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    q = guide(torch.randn(2, 3, 5), lambda **o: prior(3, **o), present)
+    z = q.rsample((7,))
+    assert z.shape == (7, 2, 3, 2) and q.log_prob(z).shape == (7, 2)

@@ -147,7 +147,7 @@ class SharedContent(TorchDistribution):
         # The views in front: the axes that y shares with z stay one block of memory.
         log_prob = views.log_prob(value.movedim(-2, 0).contiguous())
         if self.present is not None:
-            present = self.present.movedim(-1, 0)
+            present = self.present.expand(value.shape[:-1]).movedim(-1, 0)
             present = present.unsqueeze(-1) if self.integral.each else present
             log_prob = torch.where(present, log_prob, 0.0)
         return content.log_prob(y) + log_prob.sum(1)

@@ -7,9 +7,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import Normal, TorchDistribution, validation_enabled
+from pyro.distributions import (
+    Normal,
+    TorchDistribution,
+    constraints,
+    validation_enabled,
+)
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, biject_to
+from torch.nn.functional import normalize
 
 from ..distributions.content import ContentPosterior, Integral, SharedContent
 from ..hyper import Positive, mapped
@@ -132,6 +138,13 @@ class Custom(Prior):
         """Return p(z|y), event shape (dim,)."""
         with validation_enabled(False):
             return self._conditional(drawn)(y)
+
+    def on_support(self, z: Tensor) -> Tensor:
+        """Bring the output of an encoder to the support of p(z|y)."""
+        support = self.example.support
+        if getattr(support, "base_constraint", support) is constraints.sphere:
+            return normalize(z, dim=-1)
+        return biject_to(support)(z)
 
     def random(self) -> Iterator[Positive]:
         """The hyper-parameters of the conditional that are random variables.

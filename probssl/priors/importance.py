@@ -14,7 +14,8 @@ from ..distributions.content import SharedContent
 __all__ = ["ImportanceSampling", "effective_sample_size"]
 
 STEPS = 12  # towards a content, each as long as the views are away from their mean
-ROUNDS = 2  # of fitting the proposal
+ROUNDS = 3  # of fitting the proposal
+HALVINGS = 16  # of the power of weights, in each
 WIDER = 1.25  # than what it was fitted to, for tails heavier than its own
 
 
@@ -33,7 +34,7 @@ class ImportanceSampling:
         proposal: A function of z and of the mask of present views (or None) that
             returns q(y), event shape (dim,), with reparameterised samples. By default a
             Gaussian that starts at the first two moments of p(y) and p(z|y), and is
-            fitted to weighted samples twice, apart from those that count; a little
+            fitted to weighted samples thrice, apart from those that count; a little
             wider than these, and for the gradient a constant.
         least: The smallest effective sample size that is accepted.
     """
@@ -145,18 +146,31 @@ def _content_of(
     return y
 
 
+def _tempered(
+    log_weight: Float[Tensor, "node *batch"], least: float
+) -> Float[Tensor, "node *batch"]:
+    """Weights to a power of at most one that leaves an effective sample size."""
+    # What is no number, or of no weight at all, comes last; infinite weights would win.
+    top = torch.finfo(log_weight.dtype).max / 4
+    log_weight = log_weight.nan_to_num(-top, top, -top).clamp(-top, top)
+    log_weight = log_weight - log_weight.amax(0)
+    power = torch.ones_like(log_weight[0])
+    for _ in range(HALVINGS):
+        few = effective_sample_size(power * log_weight) < least
+        power = torch.where(few, power / 2, power)
+    return (power * log_weight).softmax(0)
+
+
 def _moved(
     y: Float[Tensor, "node *batch dim"], log_weight: Float[Tensor, "node *batch"]
 ) -> TorchDistribution:
     """The Gaussian of the moments of weighted samples, a little wider.
 
-    No weight counts for more than the square root of their number, so that some always
-    count; correlations are shrunk by as few as they are.
+    Weights are taken to a power at which enough samples count; correlations are shrunk
+    by how few they are.
     """
-    nodes, dim = len(y), y.shape[-1]
-    share = log_weight.nan_to_num(-math.inf, neginf=-math.inf).softmax(0)
-    share = share.nan_to_num(1 / nodes).clamp(max=nodes**-0.5)
-    share = (share / share.sum(0)).unsqueeze(-1)
+    dim = y.shape[-1]
+    share = _tempered(log_weight, 4.0 * dim).unsqueeze(-1)
     loc = (share * y).sum(0)
     away = (y - loc).movedim(0, -2)
     weighted = share.movedim(0, -2) * away

@@ -1,0 +1,287 @@
+"""Laws of a guide q(z_1..V | x_1..V)."""
+
+from collections.abc import Iterator
+from functools import partial
+from inspect import signature
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor, nn
+
+from ..priors import Prior
+from . import modules
+from .densities import integral, samples_follow
+from .laws import BARS, Trial, differs, examine, mean_of, refusal, twin
+from .modules import Valued
+from .references import LogDensity, Reference, fitted
+from .scores import pathwise_is_score
+
+__all__ = ["check_guide"]
+
+ITEMS = 2  # whose densities are integrated
+OF_DENSITIES = (modules.gradients, modules.single_precision)
+OF_NUMBERS = (modules.device, modules.state, modules.saving, modules.tracing)
+
+
+def check_guide(
+    guide: nn.Module,
+    prior: Prior,
+    x: Float[Tensor, "batch view *event"],
+    *,
+    draws: int = 4000,
+    seed: int = 0,
+) -> None:
+    r"""Check a guide of your own against the laws of any :math:`q(z_1..V \mid x_1..V)`.
+
+    ========================  ====================================================
+    shapes                    batch as the items, event (view, dim)
+    support                   samples lie on the support of the prior
+    normalisation             the density of each item integrates to one
+    sampling                  samples follow the density, item by item
+    mean                      samples have the mean that `embed` reads
+    reparameterised gradient  the gradient through `rsample` is that by the score
+    independent items         q of an item depends on no other item
+    corner cases              one item, one view and equal views are served
+    absent views              with `present` the pixels of absent views do not matter,
+                              and samples follow the density
+    gradients, single precision, device, state, saving, tracing: as in `check_prior`
+    ========================  ====================================================
+
+    A guide without spread, a Delta, has no density: laws of densities do not apply. A
+    guide that refuses `present` by an error "expected …" need not serve it; one whose
+    distribution has no `rsample` has no reparameterised gradient.
+
+    Arguments:
+        guide: A module called as ``guide(x, prior_of, present)``, as `ps.guides`.
+        prior: The prior that it is meant for.
+        x: Views of at least two items.
+        draws: The number of draws of an estimate, whose bars are five standard errors.
+        seed: The seed of all that is drawn.
+
+    Raises:
+        LawError: If a law is broken; it names all that are.
+        ValueError: If there are fewer than two items.
+
+    Example:
+        >>> import probssl as ps
+        >>> guide = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((3,), 2, hidden=(4,)))
+        >>> check_guide(guide, ps.priors.Gaussian(2), torch.randn(3, 2, 3), draws=1000)
+    """
+    if len(x) < 2:
+        raise ValueError(
+            f"expected at least 2 items, got {len(x)}; laws compare one with another"
+        )
+    case = _Case(twin(_Pair(guide, prior)), x.detach().cpu().double(), draws, {})
+    own = (shapes, support, normalisation, sampling, mean, reparameterised_gradient)
+    laws: list[Trial] = [
+        (law, lambda: case) for law in (*own, independent_items, corner_cases)
+    ]
+    laws += [(absent_views, lambda: case)]
+    laws += [(law, lambda: _valued(case, False)) for law in OF_DENSITIES]
+    laws += [(law, lambda: _valued(case, True)) for law in OF_NUMBERS]
+    examine(type(guide).__name__, laws, seed)
+
+
+class _Pair(nn.Module):
+    """A guide and the prior that it may follow, which go everywhere together."""
+
+    guide: nn.Module
+    prior: Prior
+
+    def __init__(self, guide: nn.Module, prior: Prior) -> None:
+        super().__init__()
+        self.guide, self.prior = guide, prior
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> TorchDistribution:
+        prior_of = partial(self.prior, x.shape[1])
+        distribution: TorchDistribution = self.guide(x, prior_of, present)
+        return distribution
+
+
+class _Case(NamedTuple):
+    q: _Pair
+    x: Tensor
+    draws: int
+    fits: dict[bool, tuple[list[Reference], Tensor]]  # for all views, and for some
+
+    @property
+    def prior(self) -> Prior:
+        return self.q.prior
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.x.shape[:2], self.prior.known_dim())
+
+
+def shapes(case: _Case) -> Iterator[str]:
+    """Batch as the items, event (view, dim), one log-density for each item."""
+    q, (items, *event) = case.q(case.x), case.shape
+    if tuple(q.batch_shape) != (items,) or tuple(q.event_shape) != tuple(event):
+        yield (
+            f"expected batch shape ({items},) and event shape {tuple(event)}, got "
+            f"{tuple(q.batch_shape)} and {tuple(q.event_shape)}; look at .to_event"
+        )
+        return
+    for sample in ((), (3,), (2, 3)):
+        z = q.rsample(sample) if q.has_rsample else q.sample(sample)
+        found = tuple(z.shape), tuple(q.log_prob(z).shape)
+        if found != ((*sample, items, *event), (*sample, items)):
+            yield (
+                f"expected samples of shape {(*sample, items, *event)} and their "
+                f"log_prob of {(*sample, items)}, got {found[0]} and {found[1]}"
+            )
+
+
+def support(case: _Case) -> Iterator[str]:
+    """Samples lie on the support of the prior."""
+    constraint = case.prior(case.x.shape[1]).support
+    if not bool(constraint.check(case.q(case.x).sample((100,))).all()):
+        yield (
+            f"expected samples on the support of {type(case.prior).__name__}, "
+            f"{constraint}, got others; give this prior another guide"
+        )
+
+
+def normalisation(case: _Case) -> Iterator[str]:
+    """The density of each item integrates to one."""
+    q = case.q(case.x)
+    if _is_point(q):
+        if not torch.equal(q.log_prob(q.sample()), torch.zeros(len(case.x))):
+            yield "expected log_prob 0 of a Delta at its point, got another value"
+        return
+    density, references, _ = _fit(case, q, None)
+    look = "look at the constants in log_prob"
+    yield from integral(density, references, case.draws, "q of an item", look)
+
+
+def sampling(case: _Case, present: Tensor | None = None) -> Iterator[str]:
+    """Samples of each item follow its density."""
+    q = case.q(case.x, present)
+    if _is_point(q):
+        return
+    density, references, samples = _fit(case, q, present)
+    yield from samples_follow(density, references, samples, "samples of an item")
+
+
+def mean(case: _Case) -> Iterator[str]:
+    """Samples have the mean that the distribution gives."""
+    q = case.q(case.x)
+    drawn, expected = mean_of(q.sample((case.draws,)).detach()), q.mean.detach()
+    away = drawn.misses(expected)
+    if float(away.max()) > BARS:
+        worst = int(away.argmax())
+        yield (
+            f"expected the mean {float(drawn.value.flatten()[worst]):.4g} ± "
+            f"{float(drawn.error.flatten()[worst]):.2g} of the samples, got "
+            f"{float(expected.flatten()[worst]):.4g}; look at the property mean"
+        )
+
+
+def reparameterised_gradient(case: _Case) -> Iterator[str]:
+    """The gradient of an expectation through `rsample` is that by the score."""
+    q = case.q(case.x)
+    if _is_point(q) or not q.has_rsample:
+        return
+    named = [(k, p) for k, p in case.q.guide.named_parameters() if p.requires_grad]
+    if named:
+        yield from pathwise_is_score(lambda: case.q(case.x), named, case.draws)
+
+
+def independent_items(case: _Case) -> Iterator[str]:
+    """q of one item does not change with another, nor with their number."""
+    z, other = case.q(case.x).sample(), case.x.clone()
+    other[1:] = torch.randn_like(other[1:])
+    expected = _at(case.q(case.x), z)[:1]
+    for what, x in (("other items beside it", other), ("no other", case.x[:1])):
+        gap = differs(_at(case.q(x), z[: len(x)])[:1], expected)
+        if gap:
+            yield (
+                f"{gap} in q of an item with {what}; look for means over the batch, "
+                "as batch norm takes them in training"
+            )
+
+
+def corner_cases(case: _Case) -> Iterator[str]:
+    """One item, one view and equal views are served."""
+    views = case.x.shape[1]
+    places = {"one item": case.x[:1], "equal views": case.x[:, :1].expand_as(case.x)}
+    if case.prior.proper:
+        places["one view"] = case.x[:, :1]
+    for name, x in places.items():
+        q = case.q(x)
+        z = q.sample()
+        if tuple(z.shape) != (*x.shape[:2], case.shape[2]):
+            yield f"expected z for {name} with {views} views, got {tuple(z.shape)}"
+        elif not (z.isfinite().all() and q.log_prob(z).isfinite().all()):
+            yield f"expected finite samples and log_prob for {name}, got others"
+
+
+def absent_views(case: _Case) -> Iterator[str]:
+    """Pixels of absent views do not matter, and samples follow the density."""
+    items, views = case.x.shape[:2]
+    named = signature(case.q.guide.forward).parameters
+    if "present" not in named or views < 2:
+        return
+    present = torch.ones(items, views).bool()
+    present[:, -1] = False
+    present[-1] = True
+    if not case.prior.proper and views < 3:
+        present[:, -1] = True  # a flat p(y) needs two
+    q = refusal(case.q, case.x, present)
+    if q is None or _is_point(q):
+        return
+    absent = (~present).view(items, views, *[1] * (case.x.dim() - 2))
+    z, other = q.sample(), torch.where(absent, case.x + 7, case.x)
+    gap = differs(_at(case.q(other, present), z), _at(q, z))
+    if gap:
+        yield f"{gap} in log q with other pixels in absent views; mask them"
+    yield from sampling(case, present)
+
+
+def _fit(
+    case: _Case, q: TorchDistribution, present: Tensor | None
+) -> tuple[LogDensity, list[Reference], Float[Tensor, "n item view dim"]]:
+    """The density of the first items, references for it, and samples.
+
+    The other items are as they may be.
+    """
+    rest = q.sample().detach()[ITEMS:]
+
+    def log_density(z: Tensor) -> Tensor:
+        z = torch.cat([z, rest.expand(len(z), *rest.shape)], 1)
+        return q.log_prob(z)[:, :ITEMS].detach()
+
+    masked = present is not None
+    if masked not in case.fits:
+        samples = q.sample((case.draws,)).detach()[:, :ITEMS]
+        support = case.prior(case.x.shape[1]).support
+        case.fits[masked] = fitted(log_density, samples, support), samples
+    return log_density, *case.fits[masked]
+
+
+def _at(q: TorchDistribution, z: Tensor) -> Tensor:
+    """The log-density at z, or of a Delta its point."""
+    return q.sample().flatten(1).sum(1) if _is_point(q) else q.log_prob(z)
+
+
+def _is_point(q: TorchDistribution) -> bool:
+    while hasattr(q, "base_dist"):
+        q = q.base_dist
+    return isinstance(q, Delta)
+
+
+def _valued(case: _Case, drawing: bool) -> Valued:
+    z = case.q(case.x).sample().detach()
+
+    def value(pair: _Pair, x: Tensor, z: Tensor) -> Tensor:
+        q = pair(x)
+        if _is_point(q):
+            return q.rsample().flatten()
+        parts = [q.log_prob(z)]
+        if drawing and q.has_rsample:
+            parts += [q.rsample().flatten()]
+        return torch.cat(parts)
+
+    return Valued(case.q, value, (case.x, z))

@@ -1,0 +1,251 @@
+"""Laws of a likelihood p(x | z)."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ..likelihoods import Likelihood
+from . import modules
+from .densities import integral, samples_follow
+from .laws import BARS, Trial, differs, examine, mean_of, twin
+from .modules import Valued
+from .references import LogDensity, fitted
+
+__all__ = ["check_likelihood"]
+
+ELEMENTS = 5  # of an output, whose densities are integrated
+OF_NUMBERS = (
+    modules.gradients,
+    modules.single_precision,
+    modules.device,
+    modules.state,
+    modules.saving,
+    modules.tracing,
+)
+
+
+def check_likelihood(
+    likelihood: Likelihood,
+    output: Float[Tensor, "n *event"],
+    *,
+    draws: int = 4000,
+    seed: int = 0,
+) -> None:
+    r"""Check a likelihood of your own against the laws of any :math:`p(x \mid z)`.
+
+    ================  ============================================================
+    shapes            batch shape of the output; x of the same shape
+    normalisation     it sums or integrates to one, for every element of x
+    sampling          samples follow it
+    mean              samples have the mean that the distribution gives
+    own samples       `check` accepts them, and refuses NaN with a ValueError
+    extremes          huge outputs give no NaN, and no NaN slope
+    gradients, single precision, device, state, saving, tracing: as in `check_prior`
+    ================  ============================================================
+
+    A `pseudo` likelihood need not be normalised, nor followed by samples. Where
+    `measure` begins with "counting" the values are those that are ever drawn.
+
+    Arguments:
+        output: An example of what a decoder returns; a few items do.
+        draws: The number of draws of an estimate, whose bars are five standard errors.
+        seed: The seed of all that is drawn.
+
+    Raises:
+        LawError: If a law is broken; it names all that are.
+        TypeError: If it is no `Likelihood`.
+
+    Example:
+        >>> import probssl as ps
+        >>> check_likelihood(ps.likelihoods.Binomial(16), torch.randn(3, 4))
+    """
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(
+            f"expected a ps.likelihoods.Likelihood, got {type(likelihood).__name__}; "
+            "inherit from it, for measure, pseudo and check"
+        )
+    case = _Case(twin(likelihood), output.detach().cpu().double(), draws)
+    own = (shapes, normalisation, sampling, mean, own_samples, extremes)
+    laws: list[Trial] = [(law, lambda: case) for law in own]
+    laws += [(law, lambda: _valued(case)) for law in OF_NUMBERS]
+    examine(type(likelihood).__name__, laws, seed)
+
+
+class _Case(NamedTuple):
+    likelihood: Likelihood
+    output: Tensor
+    draws: int
+
+    @property
+    def counts(self) -> bool:
+        return self.likelihood.measure.startswith("counting")
+
+    def of(self, output: Tensor) -> TorchDistribution:
+        distribution: TorchDistribution = self.likelihood(output)
+        return distribution
+
+    def sample(self) -> Float[Tensor, "draw *output"]:
+        return self.of(self.output).sample((self.draws,)).detach()
+
+    def values(self) -> Float[Tensor, " value"]:
+        """The values that are ever drawn, for outputs of all sizes."""
+        sizes = (0.0, 0.5, 1.0, 2.0, 4.0)
+        drawn = [self.of(s * self.output).sample((self.draws,)) for s in sizes]
+        return torch.cat([x.flatten().unique() for x in drawn]).unique()
+
+    def elements(self) -> Float[Tensor, "draw element"]:
+        """Samples of the first elements of x."""
+        return self.sample().flatten(1)[:, :ELEMENTS]
+
+    def over(self, values: Float[Tensor, " value"]) -> Float[Tensor, "value element"]:
+        """The log-densities of the first elements at all values."""
+        elements = min(ELEMENTS, self.output.numel())
+        return self.log_prob(values.unsqueeze(1).expand(-1, elements))
+
+    def log_prob(self, x: Float[Tensor, "n element"]) -> Float[Tensor, "n element"]:
+        """The log-density of the first elements, the others being as they may."""
+        distribution = self.of(self.output)
+        whole = distribution.sample().expand(len(x), *self.output.shape).flatten(1)
+        whole = torch.cat([x, whole[:, x.shape[1] :]], 1)
+        log_prob = distribution.log_prob(whole.view(-1, *self.output.shape))
+        return log_prob.flatten(1)[:, : x.shape[1]].detach()
+
+    def log_density(self) -> LogDensity:
+        """The density of elements, as items with one view of one number."""
+        return lambda x: self.log_prob(x.flatten(2).squeeze(2))
+
+
+def shapes(case: _Case) -> Iterator[str]:
+    """One distribution for every element of the output."""
+    shape = tuple(case.output.shape)
+    wide = case.output.expand(2, *shape)
+    for output in (case.output, case.output[:1], wide):
+        distribution, shape = case.of(output), tuple(output.shape)
+        found = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+        if found != (shape, ()):
+            yield (
+                f"expected batch shape {shape} and event shape () for such an output, "
+                f"got {found[0]} and {found[1]}; leave .to_event to the joint"
+            )
+            return
+        x = distribution.sample()
+        log_prob = distribution.to_event(output.dim() - 1).log_prob(x)
+        if tuple(x.shape) != shape or tuple(log_prob.shape) != shape[:1]:
+            yield (
+                f"expected x of shape {shape} and {shape[:1]} log-densities, got "
+                f"{tuple(x.shape)} and {tuple(log_prob.shape)}"
+            )
+            return
+    gap = differs(
+        case.of(case.output[:1]).log_prob(x[0, :1]),
+        case.of(case.output).log_prob(x[0])[:1],
+    )
+    if gap:
+        yield f"{gap} for one item alone against the same in a batch"
+
+
+def normalisation(case: _Case) -> Iterator[str]:
+    """It sums, or integrates, to one for every element."""
+    if case.likelihood.pseudo:
+        return
+    look = "look at the constants in log_prob, or declare pseudo = True"
+    if not case.counts:
+        samples = case.elements()[..., None, None]
+        density, support = case.log_density(), _support(case)
+        references = fitted(density, samples, support)
+        yield from integral(
+            density, references, case.draws, "p(x) of one element", look
+        )
+        return
+    values = case.values()
+    total = case.over(values).exp().sum(0)
+    # What was never drawn in so many draws is that rare, give or take.
+    unseen = 25 / case.draws
+    worst = total[(total - 1).abs().argmax()]
+    if not -unseen <= float(worst - 1) <= 1e-6:
+        yield (
+            f"expected the sum over {len(values)} values to be 1, got "
+            f"{float(worst):.6g}; log_prob is off by {float(worst.log()):.3g} nats: "
+            f"{look}"
+        )
+
+
+def sampling(case: _Case) -> Iterator[str]:
+    """Samples follow the density."""
+    if case.likelihood.pseudo:
+        return
+    if not case.counts:
+        samples = case.elements()[..., None, None]
+        density, support = case.log_density(), _support(case)
+        references = fitted(density, samples, support)
+        yield from samples_follow(density, references, samples, "samples of x")
+        return
+    values, drawn = case.values(), case.elements()
+    share = case.over(values).softmax(0)
+    for frequency in (0.5, 1.0, 2.0, 4.0):
+        scale = frequency / values.std().clamp(min=1e-12)
+        expected = (share * torch.cos(scale * values).unsqueeze(1)).sum(0)
+        away = mean_of(torch.cos(scale * drawn)).misses(expected)
+        if float(away.max()) > BARS:
+            yield (
+                "expected samples to follow log_prob, got means that differ by "
+                f"{float(away.max()):.0f} standard errors; look at sample"
+            )
+            return
+
+
+def mean(case: _Case) -> Iterator[str]:
+    """Samples have the mean that the distribution gives."""
+    drawn, expected = mean_of(case.sample()), case.of(case.output).mean
+    away = drawn.misses(expected)
+    if float(away.max()) > BARS:
+        worst = int(away.argmax())
+        yield (
+            f"expected the mean {float(drawn.value.flatten()[worst]):.4g} ± "
+            f"{float(drawn.error.flatten()[worst]):.2g} of the samples, got "
+            f"{float(expected.flatten()[worst]):.4g}; look at the property mean"
+        )
+
+
+def own_samples(case: _Case) -> Iterator[str]:
+    """`check` accepts samples, and refuses NaN."""
+    x = case.sample().flatten(0, 1)
+    try:
+        case.likelihood.check(x)
+    except ValueError as error:
+        yield f"expected check to accept its own samples, got ValueError: {error}"
+    try:
+        case.likelihood.check(torch.full_like(x, torch.nan))
+    except ValueError:
+        return
+    yield "expected check to refuse NaN by a ValueError; call super().check(x) in it"
+
+
+def extremes(case: _Case) -> Iterator[str]:
+    """Huge and tiny outputs give no NaN for the x that they make, nor slopes."""
+    for size in (0.0, 1e-12, 1e4):
+        output = (size * case.output).requires_grad_()
+        with torch.no_grad():
+            x = case.of(output).sample()
+        value = case.of(output).log_prob(x)
+        (slope,) = torch.autograd.grad(value[value.isfinite()].sum(), output)
+        if value.isnan().any() or slope.isnan().any():
+            yield f"expected no NaN for outputs about {size:g}, got one"
+
+
+def _support(case: _Case) -> torch.distributions.constraints.Constraint:
+    support = case.of(case.output).support
+    return torch.distributions.constraints.independent(support, 2)
+
+
+def _valued(case: _Case) -> Valued:
+    x = case.of(case.output).sample()
+
+    def value(likelihood: Likelihood, output: Tensor) -> Tensor:
+        return likelihood(output).log_prob(x.to(output))
+
+    return Valued(case.likelihood, value, (case.output,))

@@ -1,0 +1,256 @@
+"""Laws of anything with numbers: gradients, precision, device, state, traces."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..saving import load, save
+from .laws import BARS, differs, precision, seeded
+
+__all__ = ["Valued", "device", "gradients", "saving", "single_precision", "state"]
+__all__ += ["tracing", "under_a_seed"]
+
+STEPS = (1e-4, 1e-3, 1e-5, 1e-6)  # of the differences; one that agrees is enough
+SEED, REPEATS = 2, 20  # of a value that is an estimate
+
+
+class Valued(NamedTuple):
+    """A module, and numbers that it makes of inputs.
+
+    Arguments:
+        module: The module, in float64.
+        value: A function of the module and the inputs that returns one tensor.
+        inputs: Tensors in float64.
+    """
+
+    module: nn.Module
+    value: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
+def under_a_seed(case: Valued, seed: int = SEED) -> Tensor:
+    """The value, with random numbers that are always the same."""
+    seeded(seed)
+    return case.value(case.module, *case.inputs)
+
+
+def gradients(case: Valued) -> Iterator[str]:
+    """Slopes in the inputs and in every parameter are those of differences.
+
+    Of a value that is itself an estimate, in the mean: its gradient may leave out how
+    its draws are made, which differences do not.
+    """
+    inputs = tuple(x.detach().clone().requires_grad_() for x in case.inputs)
+    case = case._replace(inputs=inputs)
+    leaves = {f"argument {i}": x for i, x in enumerate(inputs, 1)}
+    leaves |= {k: p for k, p in case.module.named_parameters() if p.requires_grad}
+    value = under_a_seed(case)
+    weight = torch.rand_like(value) + 0.5
+    if leaves and not value.requires_grad:
+        yield "expected a value with a gradient, got one without; look for .detach()"
+        return
+    repeated = torch.equal(under_a_seed(case, SEED + 1), value)
+    totals = [
+        lambda s=s: (weight * under_a_seed(case, s)).sum()
+        for s in range(1 if repeated else REPEATS)
+    ]
+    slopes = [
+        torch.autograd.grad(
+            total(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        for total in totals
+    ]
+    for name, leaf, *each in zip(leaves, leaves.values(), *slopes, strict=True):
+        yield from _slope(name, leaf, each, totals)
+
+
+def _slope(
+    name: str,
+    leaf: Tensor,
+    slopes: Sequence[Tensor],
+    totals: Sequence[Callable[[], Tensor]],
+) -> Iterator[str]:
+    direction = torch.randn_like(leaf)
+    direction = direction / direction.norm().clamp(min=1e-30)
+    exact = torch.stack([(slope * direction).sum() for slope in slopes])
+    rounding = 1e-6 * (1 + float(totals[0]().detach().abs()))
+    nearest, least = math.inf, math.inf
+    for step in STEPS:
+        found = torch.stack([_difference(leaf, direction, step, t) for t in totals])
+        gap = float((found - exact).mean().abs())
+        bars = BARS * float((found - exact).std(correction=0)) / math.sqrt(len(found))
+        size = max(abs(float(exact.mean())), abs(float(found.mean())))
+        if gap <= 1e-3 * size + rounding + bars:
+            return
+        if gap < least:
+            nearest, least = float(found.mean()), gap
+    yield (
+        f"expected the slope {nearest:.6g} in {name}, by differences, got "
+        f"{float(exact.mean()):.6g} from autograd; look for .detach(), "
+        "torch.no_grad() or in-place writes on the way"
+    )
+
+
+def _difference(
+    leaf: Tensor, direction: Tensor, step: float, total: Callable[[], Tensor]
+) -> Tensor:
+    before, ends = leaf.detach().clone(), []
+    for sign in (-1, 1):
+        with torch.no_grad():
+            leaf.copy_(before + sign * step * direction)
+        ends.append(total().detach())
+    with torch.no_grad():
+        leaf.copy_(before)
+    return (ends[1] - ends[0]) / (2 * step)
+
+
+def single_precision(case: Valued) -> Iterator[str]:
+    """In float32 the value is float32, and close to that in float64."""
+    expected, again = under_a_seed(case), under_a_seed(case, SEED + 1)
+    with precision(torch.float32):
+        single = deepcopy(case.module).float()
+        found = under_a_seed(
+            Valued(single, case.value, tuple(x.float() for x in case.inputs))
+        )
+    if found.dtype != torch.float32:
+        yield (
+            f"expected float32 from float32, got {found.dtype}; look for tensors that "
+            "are made in another type: let them follow their inputs, x.new_tensor(…)"
+        )
+    if not found.isfinite().all() and expected.isfinite().all():
+        yield "expected finite values in float32 as in float64, got others"
+    # What is drawn in another precision is another draw.
+    elif torch.equal(expected, again):
+        gap = differs(found.to(expected), expected, 1e-3, 1e-3)
+        if gap:
+            yield f"{gap} in float32; look for differences of nearly equal numbers"
+
+
+def device(case: Valued) -> Iterator[str]:
+    """On another device the value is there too, and the same.
+
+    Without a GPU the other device is "meta", which has shapes only: that shows which
+    tensors stay behind.
+    """
+    kind = "cuda" if torch.cuda.is_available() else "meta"
+    moved = Valued(
+        deepcopy(case.module).to(kind),
+        case.value,
+        tuple(x.detach().to(kind).requires_grad_() for x in case.inputs),
+    )
+    expected, again = under_a_seed(case), under_a_seed(case, SEED + 1)
+    try:
+        found = under_a_seed(moved)
+    except (RuntimeError, NotImplementedError) as error:
+        yield (
+            f"expected a value on {kind}, got {type(error).__name__}: {error}; make "
+            "tensors that stay behind buffers, and let others follow their inputs"
+        )
+        return
+    if found.device.type != kind:
+        yield f"expected a value on {kind}, got one on {found.device}"
+    elif kind == "cuda" and torch.equal(expected, again):
+        gap = differs(found.cpu(), expected)
+        if gap:
+            yield f"{gap} on {kind}"
+
+
+def state(case: Valued) -> Iterator[str]:
+    """In evaluation mode nothing that is saved moves."""
+    before = {k: v.clone() for k, v in case.module.state_dict().items()}
+    under_a_seed(case)
+    for name, now in case.module.state_dict().items():
+        if not torch.equal(now, before[name]):
+            yield (
+                f"expected {name} to stay in evaluation mode, got another value; "
+                "write it only `if self.training`"
+            )
+
+
+def saving(case: Valued) -> Iterator[str]:
+    """Loaded into one with other numbers, the saved ones give the same value."""
+    expected, other = under_a_seed(case).detach(), deepcopy(case.module)
+    _perturb(other)
+    with TemporaryDirectory() as folder:
+        save(case.module, folder)
+        load(folder, into=other)
+    gap = differs(under_a_seed(case._replace(module=other)), expected)
+    if gap:
+        yield (
+            f"{gap} after ps.save and ps.load(into=…); make numbers that are no "
+            "parameters buffers: self.register_buffer(name, tensor)"
+        )
+
+
+@torch.no_grad()
+def _perturb(module: nn.Module) -> None:
+    """Move what `state_dict` holds, and tensors that are plain attributes."""
+    loose = [
+        part
+        for child in module.modules()
+        for part in vars(child).values()
+        if isinstance(part, Tensor) and part.is_leaf
+    ]
+    for tensor in [*module.state_dict().values(), *loose]:
+        if tensor.is_floating_point():
+            tensor.mul_(1 + 0.2 * torch.rand_like(tensor)).add_(0.02)
+
+
+def tracing(case: Valued) -> Iterator[str]:
+    """Traced, value and gradients are the eager ones; nothing is asked of the host."""
+    under_a_seed(case)  # what fails untraced as well fails here, in plain words
+    call = _Call(case)
+    tensors = {k: p.detach() for k, p in call.named_parameters() if p.requires_grad}
+
+    def step(tensors: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Any:
+        tensors = {k: v.detach().requires_grad_() for k, v in tensors.items()}
+        inputs = tuple(x.detach().requires_grad_() for x in inputs)
+        value = functional_call(call, tensors, inputs)
+        leaves = [*tensors.values(), *inputs]
+        if not leaves or not value.requires_grad:
+            return [value]
+        slopes = torch.autograd.grad(
+            value.sum(), leaves, allow_unused=True, materialize_grads=True
+        )
+        return [value, *slopes]
+
+    trace = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)
+    found = []
+    # Validation asks the host by its nature; whoever traces switches it off.
+    with pyro.validation_enabled(False):
+        try:
+            graph = trace(tensors, case.inputs)
+        except Exception as error:
+            yield (
+                f"expected a function that torch can trace, got {type(error).__name__}:"
+                f" {error}; look for .item(), float(tensor) or `if tensor:`"
+            )
+            return
+        for function in (graph, step):
+            seeded(SEED)
+            found.append(function(tensors, case.inputs))
+    names = ["the value", *(f"the gradient in {k}" for k in tensors)]
+    names += [f"the gradient in argument {i + 1}" for i in range(len(case.inputs))]
+    for name, traced, eager in zip(names, *found, strict=False):
+        gap = differs(traced, eager)
+        if gap:
+            yield f"{gap} in {name}, traced against eager"
+
+
+class _Call(nn.Module):
+    """The value as a forward, for `functional_call`."""
+
+    def __init__(self, case: Valued) -> None:
+        super().__init__()
+        self.module, self.value = case.module, case.value
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.value(self.module, *inputs)

@@ -1,0 +1,246 @@
+"""Laws of an objective, a module that turns a batch of views into terms."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..terms import Batch, Terms
+from ..train.prepare import settle
+from . import modules
+from .laws import BARS, Trial, differs, examine, mean_of, twin
+from .modules import Valued, under_a_seed
+
+__all__ = ["check_objective"]
+
+OF_NUMBERS = (
+    modules.single_precision,
+    modules.device,
+    modules.state,
+    modules.saving,
+    modules.tracing,
+)
+
+
+def check_objective(
+    objective: nn.Module, batch: Batch, *, repeats: int = 40, seed: int = 0
+) -> None:
+    r"""Check an objective of your own: what `fit`, `compare` and `embed` rely on.
+
+    ================  ============================================================
+    terms             `Terms` of finite scalars, some with a gradient
+    gradients         finite, and one for every trainable parameter
+    order of items    does not matter
+    order of views    does not matter
+    corner cases      one item, two, one view, equal views, equal items, huge inputs:
+                      finite terms, or a ValueError from `check` or `forward`
+    representation    `represent(x)` has shape (n, dim), and each item is on its own
+    single precision, device, state, saving, tracing: as in `check_prior`
+    ================  ============================================================
+
+    Where terms are random, their means over repeated draws are compared. All is done on
+    a copy in float64 and, but for gradients, in evaluation mode; the objective and the
+    random state stay as they are. Heuristics without a scalar whose gradient they
+    follow pass as well: gradients are not compared with differences.
+
+    Arguments:
+        batch: A small batch that the objective can take, of at least two items.
+        repeats: How often random terms are drawn; error bars are five standard errors.
+        seed: The seed of all that is drawn.
+
+    Raises:
+        LawError: If a law is broken; it names all that are.
+
+    Example:
+        >>> import probssl as ps
+        >>> encoder = ps.nn.MLPEncoder((3,), 2, hidden=(4,))
+        >>> objective = ps.limits.SimCLR(encoder)
+        >>> check_objective(objective, ps.Batch(torch.randn(5, 2, 3)))
+    """
+    copied = twin(objective)
+    settle(copied, torch.device("cpu"), batch.shape[0])
+    case = _Case(copied, _double(batch), repeats)
+    own = (terms, gradients, order_of_items, order_of_views, corner_cases)
+    laws: list[Trial] = [(law, lambda: case) for law in (*own, representation)]
+    laws += [(law, lambda: _valued(case, case.batch)) for law in OF_NUMBERS]
+    examine(type(objective).__name__, laws, seed)
+
+
+class _Case(NamedTuple):
+    objective: Any  # a module, with methods of its own
+    batch: Batch
+    repeats: int
+
+
+def terms(case: _Case) -> Iterator[str]:
+    """`Terms` of finite scalars, some of which have a gradient."""
+    found = case.objective(case.batch)
+    if not isinstance(found, Terms):
+        yield f"expected ps.Terms from forward, got {type(found).__name__}"
+        return
+    for name, term in found._asdict().items():
+        if isinstance(term, Tensor) and term.dim():
+            yield (
+                f"expected {name} to be a mean over the batch, got shape "
+                f"{tuple(term.shape)}; take its .mean()"
+            )
+        elif not torch.as_tensor(term).isfinite():
+            yield f"expected a finite {name}, got {float(term)}"
+    if not any(isinstance(t, Tensor) and t.requires_grad for t in found):
+        yield "expected a term with a gradient, got none; look for .detach()"
+
+
+def gradients(case: _Case) -> Iterator[str]:
+    """Every trainable parameter gets a finite gradient."""
+    objective = deepcopy(case.objective).train()
+    named = [(k, p) for k, p in objective.named_parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(
+        torch.as_tensor(sum(objective(case.batch))),
+        [parameter for _, parameter in named],
+        allow_unused=True,
+    )
+    for (name, _), slope in zip(named, slopes, strict=True):
+        if slope is None:
+            yield (
+                f"expected a gradient for {name}, got none; use it in forward, or set "
+                "requires_grad_(False)"
+            )
+        elif not slope.isfinite().all():
+            yield f"expected a finite gradient for {name}, got NaN or infinity"
+
+
+def order_of_items(case: _Case) -> Iterator[str]:
+    """Items in another order have the same terms."""
+    order = torch.arange(case.batch.shape[0]).roll(1)
+    yield from _same(case, _items(case.batch, order), "items in another order")
+
+
+def order_of_views(case: _Case) -> Iterator[str]:
+    """Views in another order have the same terms; modalities stay in theirs."""
+    views = case.batch.shape[1]
+    if isinstance(case.batch.views, tuple) or views < 2:
+        return
+    order = torch.arange(views).roll(1)
+    moved = case.batch._replace(views=case.batch.views[:, order])
+    if case.batch.present is not None:
+        moved = moved._replace(present=case.batch.present[:, order])
+    yield from _same(case, moved, "views in another order; treat views alike")
+
+
+def corner_cases(case: _Case) -> Iterator[str]:
+    """Terms are finite, or there is a ValueError that says what was expected."""
+    batch = case.batch
+    items = batch.shape[0]
+    places = {
+        "one item": _items(batch, torch.arange(1)),
+        "two items": _items(batch, torch.arange(2)),
+        "equal items": _items(batch, torch.zeros(items, dtype=torch.long)),
+        "huge inputs": _mapped(batch, lambda x: 1e6 * x),
+    }
+    if not isinstance(batch.views, tuple):
+        first = batch.views[:, :1]
+        alone = None if batch.present is None else batch.present[:, :1]
+        places["one view"] = batch._replace(views=first, present=alone)
+        places["equal views"] = batch._replace(views=first.expand_as(batch.views))
+    for name, place in places.items():
+        try:
+            if hasattr(case.objective, "check"):
+                case.objective.check(place)
+            found = _stacked(case.objective(place))
+        except ValueError:
+            continue
+        except Exception as error:
+            yield (
+                f"expected finite terms or a ValueError for {name}, got "
+                f"{type(error).__name__}: {error}; say what is expected in check(batch)"
+            )
+            continue
+        if not found.isfinite().all():
+            listed = [round(float(t), 3) for t in found]
+            yield f"expected finite terms or a ValueError for {name}, got {listed}"
+
+
+def representation(case: _Case) -> Iterator[str]:
+    """`represent(x)` has shape (n, dim), whatever other items there are."""
+    if not hasattr(case.objective, "represent"):
+        yield "expected a method represent(x) -> (n, dim), which embed calls, got none"
+        return
+    views = case.batch.views
+    x = (views[0] if isinstance(views, tuple) else views)[:, 0]
+    z = case.objective.represent(x).detach()
+    if z.dim() != 2 or len(z) != len(x) or not z.isfinite().all():
+        yield f"expected finite numbers of shape ({len(x)}, dim), got {tuple(z.shape)}"
+        return
+    gap = differs(case.objective.represent(x[:1]).detach(), z[:1])
+    if gap:
+        yield f"{gap} in represent(x) of an item on its own; look for batch statistics"
+
+
+def _same(case: _Case, moved: Batch, what: str) -> Iterator[str]:
+    """The terms of both batches, or their means where they are random."""
+    one, other = (_valued(case, batch) for batch in (case.batch, moved))
+    if torch.equal(under_a_seed(one, 0), under_a_seed(one, 1)):
+        gap = differs(under_a_seed(other), under_a_seed(one))
+        if gap:
+            yield f"{gap} with {what}"
+        return
+    seeds = range(case.repeats)
+    with torch.no_grad():
+        means = [
+            mean_of(torch.stack([under_a_seed(v, 2 * s + i) for s in seeds]))
+            for i, v in enumerate((one, other))
+        ]
+    error = torch.hypot(means[0].error, means[1].error)
+    away = means[0]._replace(error=error).misses(means[1].value)
+    for name, far, was, came in zip(
+        Terms._fields, away, means[0].value, means[1].value, strict=True
+    ):
+        if float(far) > BARS:
+            yield (
+                f"expected the mean {float(was):.5g} of {name}, got {float(came):.5g}, "
+                f"{float(far):.0f} standard errors away, with {what}"
+            )
+
+
+def _valued(case: _Case, batch: Batch) -> Valued:
+    several = isinstance(batch.views, tuple)
+
+    def value(objective: nn.Module, *views: Tensor) -> Tensor:
+        like = views[0]
+        rest = [p.to(like.device) if isinstance(p, Tensor) else p for p in batch[1:]]
+        if isinstance(rest[0], Tensor):
+            rest[0] = rest[0].to(like)
+        return _stacked(objective(Batch(views if several else like, *rest)))
+
+    inputs = batch.views if isinstance(batch.views, tuple) else (batch.views,)
+    return Valued(case.objective, value, inputs)
+
+
+def _stacked(found: Terms) -> Tensor:
+    tensors = [t for t in found if isinstance(t, Tensor)]
+    return torch.stack([torch.as_tensor(t).to(tensors[0].device) for t in found])
+
+
+def _double(batch: Batch) -> Batch:
+    batch = _mapped(batch, lambda x: x.detach().cpu().double())
+    rest = [p.cpu() if isinstance(p, Tensor) else p for p in batch[1:]]
+    if isinstance(rest[0], Tensor):
+        rest[0] = rest[0].double()
+    return Batch(batch.views, *rest)
+
+
+def _mapped(batch: Batch, fn: Callable[[Tensor], Tensor]) -> Batch:
+    if isinstance(batch.views, tuple):
+        return batch._replace(views=tuple(fn(x) for x in batch.views))
+    return batch._replace(views=fn(batch.views))
+
+
+def _items(batch: Batch, rows: Tensor) -> Batch:
+    """The batch of these items; what is no tensor stays."""
+    count = batch.shape[0]
+    rest = [
+        p[rows] if isinstance(p, Tensor) and len(p) == count else p for p in batch[1:]
+    ]
+    return Batch(_mapped(batch, lambda x: x[rows]).views, *rest)

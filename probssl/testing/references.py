@@ -1,0 +1,298 @@
+r"""Densities to draw from where the density in question has to be integrated.
+
+With z drawn from a reference r, :math:`E[p(z) / r(z)] = 1`. The error bar of that mean
+is finite only where r has the heavier tails: on R^n a mixture of Student-t's, on the
+sphere mixtures of von Mises-Fisher densities of all concentrations, 0 included.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Transform, biject_to, constraints
+from torch.nn.functional import normalize
+
+from ..distributions.spherical import SphericalUniform, VonMisesFisher
+from ..distributions.student import IsotropicStudentT
+from ..special import log_area, log_vmf_normaliser
+
+__all__ = ["LogDensity", "Reference", "around", "draw", "fitted", "spherical"]
+
+LogDensity = Callable[[Tensor], Tensor]  # (n, item, view, dim) -> (n, item)
+
+DOFS = (1.0, 8.0)  # the heavy tail, and the bulk
+DOF, FIT, PARTS = 3.0, 5, 6  # of what is fitted, its steps, and its parts
+WHOLE = 0.25  # the share of the one that is fitted to all, relative to its parts
+ROUNDS, SHARE = 3, 4  # of adaptation, and what part of the draws each takes
+LEAST = 30  # the effective sample size of a round
+DECADES = [10.0 ** (k / 2) for k in range(-6, 7)]  # widths that are tried at first
+CONCENTRATIONS = [0.0, *(4.0**k for k in range(8))]
+CENTRES = 64
+
+
+class Reference(Protocol):
+    """What is drawn from, for one item."""
+
+    def sample(self, n: int) -> Float[Tensor, "n view dim"]: ...
+
+    def log_prob(self, z: Float[Tensor, "n view dim"]) -> Float[Tensor, " n"]: ...
+
+    def standard(self, z: Float[Tensor, "n view dim"]) -> Float[Tensor, "n number"]:
+        """The views as numbers of about unit size."""
+        ...
+
+
+def draw(
+    log_density: LogDensity, references: Sequence[Reference], n: int
+) -> tuple[Float[Tensor, "n item view dim"], Float[Tensor, "n item"]]:
+    r"""Draw n times for each item; return z and :math:`\log p(z) - \log r(z)`."""
+    z = torch.stack([r.sample(n) for r in references], 1)
+    log_r = torch.stack([r.log_prob(z[:, i]) for i, r in enumerate(references)], 1)
+    log_ratio = log_density(z).detach() - log_r
+    # Where the map from R^n rounds to the end of the support there is no mass to lose.
+    ends = ~(z.flatten(2).isfinite().all(-1) & log_r.isfinite())
+    return z, log_ratio.masked_fill(ends, -math.inf)
+
+
+def fitted(
+    log_density: LogDensity,
+    samples: Float[Tensor, "n item view dim"],
+    support: constraints.Constraint,
+) -> list[Reference]:
+    """References that start at the samples and then follow the density."""
+    if spherical(support):
+        return [_OnSphere(part[:CENTRES]) for part in samples.unbind(1)]
+    transform = biject_to(support)
+    start = [_student(part, None, transform) for part in samples.unbind(1)]
+    return _adapted(log_density, start, transform, len(samples))
+
+
+def around(
+    log_density: LogDensity,
+    centres: Float[Tensor, "item view dim"],
+    support: constraints.Constraint,
+    n: int,
+) -> list[Reference]:
+    """References that start around points, in all widths, and follow the density."""
+    if spherical(support):
+        return [_OnSphere(centre.unsqueeze(0)) for centre in centres]
+    transform = biject_to(support)
+    start = [_Widths(centre, transform) for centre in centres]
+    return _adapted(log_density, start, transform, n)
+
+
+def spherical(support: constraints.Constraint) -> bool:
+    """Whether z is of unit length, that is, lies where no map from R^n leads."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return type(support).__name__.strip("_").lower() == "sphere"
+
+
+def _adapted(
+    log_density: LogDensity,
+    references: Sequence[Reference],
+    transform: Transform,
+    n: int,
+) -> list[Reference]:
+    """Mixtures fitted to the weighted draws of those before them."""
+    for _ in range(ROUNDS):
+        z, log_weight = draw(log_density, references, max(n // SHARE, 8 * LEAST))
+        pairs = zip(z.unbind(1), log_weight.unbind(1), strict=True)
+        references = [_student(part, weight, transform) for part, weight in pairs]
+    return list(references)
+
+
+def _student(
+    z: Float[Tensor, "n view dim"],
+    log_weight: Float[Tensor, " n"] | None,
+    transform: Transform,
+) -> "_Students":
+    u = transform.inv(z)
+    shape, u = tuple(u.shape[1:]), u.flatten(1)
+    if log_weight is not None:
+        weight = _tempered(log_weight, LEAST + 5 * u.shape[1])
+        u = u[weight.multinomial(len(u), replacement=True)]
+    u = u[u.isfinite().all(1)]
+    # Not the moments, which heavy tails have not: the maximum likelihood of Student's
+    # t. First of one, from medians on; then of several, from points at random on.
+    loc = u.median(0).values.unsqueeze(0)
+    spread = (u - loc).abs().median(0).values.square().diag_embed().unsqueeze(0)
+    frame = _Mixture(torch.ones_like(loc[:, 0]), loc, _cholesky(spread))
+    frame = _maximised(u, frame, None)
+    parts = max(1, min(PARTS, len(u) // (10 * u.shape[1])))
+    loc = _apart(u, frame, parts)
+    scale, share = frame.scale.expand(parts, -1, -1), torch.ones_like(loc[:, 0]) / parts
+    mixture = _maximised(u, _Mixture(share, loc, scale), frame)
+    both = zip(frame._replace(share=WHOLE * frame.share), mixture, strict=True)
+    share, loc, scale = (torch.cat([one, several]) for one, several in both)
+    return _Students(_Mixture(share / share.sum(), loc, scale), frame, shape, transform)
+
+
+class _Mixture(NamedTuple):
+    """Student-t's: their shares, centres, and triangles of scale."""
+
+    share: Float[Tensor, " part"]
+    loc: Float[Tensor, "part number"]
+    scale: Float[Tensor, "part number number"]
+
+    def noise(self, u: Float[Tensor, "n number"]) -> Float[Tensor, "part n number"]:
+        ones = torch.eye(u.shape[1], dtype=u.dtype)
+        inverse = torch.linalg.solve_triangular(self.scale, ones, upper=False)
+        return (u - self.loc.unsqueeze(1)) @ inverse.mT
+
+    def log_parts(self, square: Tensor, dof: float) -> Float[Tensor, "part n"]:
+        size = self.loc.shape[1]
+        peak = math.lgamma((dof + size) / 2) - math.lgamma(dof / 2)
+        peak = peak - size / 2 * math.log(dof * math.pi)
+        log_scale = self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        tail = (dof + size) / 2 * torch.log1p(square / dof)
+        return peak - tail + (self.share.log() - log_scale).unsqueeze(1)
+
+
+def _apart(u: Float[Tensor, "n number"], frame: _Mixture, parts: int) -> Tensor:
+    """Points that lie apart, each drawn by its square distance to those before it."""
+    noise = frame.noise(u)[0]
+    picks = [int(torch.randint(len(u), ()))]
+    for _ in range(parts - 1):
+        square = torch.cdist(noise, noise[picks]).amin(1).square()
+        square = square.clamp(max=float(square.quantile(0.9))) + 1e-12
+        picks.append(int(square.multinomial(1)))
+    return u[picks]
+
+
+def _maximised(
+    u: Float[Tensor, "n number"], mixture: _Mixture, frame: _Mixture | None
+) -> _Mixture:
+    """Expectation and maximisation in turn; a part that is left alone is kept wide."""
+    size = u.shape[1]
+    pull = 0.0 if frame is None else size + 2.0
+    rest = 0.0 if frame is None else 0.1 * pull * frame.scale @ frame.scale.mT
+    for _ in range(FIT):
+        square = mixture.noise(u).square().sum(-1)
+        part = mixture.log_parts(square, DOF).softmax(0)
+        weight = part * (DOF + size) / (DOF + square)
+        loc = weight @ u / weight.sum(1, keepdim=True).clamp(min=1e-30)
+        away = u - loc.unsqueeze(1)
+        covariance = (weight.unsqueeze(-1) * away).mT @ away + rest
+        count = (part.sum(1) + pull)[:, None, None]
+        share = (part.sum(1) + 1) / (len(u) + len(loc))
+        mixture = _Mixture(share, loc, _cholesky(covariance / count))
+    return mixture
+
+
+def _cholesky(covariance: Float[Tensor, "*part k k"]) -> Float[Tensor, "*part k k"]:
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    floor = 1e-9 * diagonal.mean(-1, keepdim=True) + 1e-24
+    return torch.linalg.cholesky(covariance + floor.expand_as(diagonal).diag_embed())
+
+
+def _tempered(log_weight: Float[Tensor, " n"], least: float) -> Float[Tensor, " n"]:
+    """Weights to a power at which enough draws count; one if they do so as they are."""
+    log_weight = log_weight.nan_to_num(-math.inf, neginf=-math.inf)
+    for _ in range(12):
+        weight = log_weight.softmax(0)
+        if float(1 / weight.square().sum()) >= least:
+            break
+        log_weight = log_weight / 2
+    return weight
+
+
+class _Students:
+    """A mixture of Student-t's in the space that the transform starts from."""
+
+    def __init__(
+        self,
+        mixture: _Mixture,
+        frame: _Mixture,
+        shape: tuple[int, ...],
+        transform: Transform,
+    ) -> None:
+        self.mixture, self.frame = mixture, frame
+        self.shape, self.map = shape, transform
+
+    def sample(self, n: int) -> Tensor:
+        share, loc, scale = self.mixture
+        part = share.multinomial(n, replacement=True)
+        dof = share.new_tensor(DOFS)[torch.randint(len(DOFS), (n,))]
+        standard = IsotropicStudentT(dof, torch.zeros_like(loc[part]))
+        noise = (scale[part] @ standard.sample().unsqueeze(-1)).squeeze(-1)
+        return self.map((loc[part] + noise).unflatten(1, self.shape))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        square = self.mixture.noise(self.map.inv(z).flatten(1)).square().sum(-1)
+        each = [self.mixture.log_parts(square, dof) for dof in DOFS]
+        log_t = torch.cat(each).logsumexp(0) - math.log(len(DOFS))
+        return log_t - _log_volume(self.map, z)
+
+    def standard(self, z: Tensor) -> Tensor:
+        return self.frame.noise(self.map.inv(z).flatten(1)).squeeze(0)
+
+
+class _Widths:
+    """Student-t's around one point, of widths from 0.001 to 1000."""
+
+    def __init__(self, centre: Tensor, transform: Transform) -> None:
+        start = transform.inv(centre)
+        self.shape, self.map, self.loc = tuple(start.shape), transform, start.flatten()
+        widths = self.loc.new_tensor(DECADES)
+        loc = self.loc.expand(len(widths), -1)
+        self.each = IsotropicStudentT(3.0, loc, widths, validate_args=False)
+
+    def sample(self, n: int) -> Tensor:
+        pick = torch.randint(len(DECADES), (n,))
+        drawn = self.each.sample((n,))[torch.arange(n), pick]
+        return self.map(drawn.unflatten(1, self.shape))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        u = self.map.inv(z).flatten(1)
+        log_t = self.each.log_prob(u.unsqueeze(1)).logsumexp(1)
+        return log_t - math.log(len(DECADES)) - _log_volume(self.map, z)
+
+    def standard(self, z: Tensor) -> Tensor:
+        return self.map.inv(z).flatten(1) - self.loc
+
+
+class _OnSphere:
+    """Half around centres, half around a first view that is anywhere; all widths."""
+
+    def __init__(self, centres: Float[Tensor, "centre view dim"]) -> None:
+        self.centres = normalize(centres, dim=-1)
+        self.kappa = centres.new_tensor(CONCENTRATIONS)
+        self.peak = log_vmf_normaliser(centres.shape[-1], self.kappa, scaled=True)
+
+    def sample(self, n: int) -> Tensor:
+        views, dim = self.centres.shape[1:]
+        centre = self.centres[torch.randint(len(self.centres), (n,))]
+        first = SphericalUniform(dim, (n, 1), dtype=centre.dtype).sample()
+        kappa = self.kappa[torch.randint(len(self.kappa), (n, 1))].expand(-1, views)
+        near = VonMisesFisher(centre, kappa, validate_args=False).sample()
+        chain = VonMisesFisher(
+            first.expand(-1, views, -1), kappa, validate_args=False
+        ).sample()
+        chain = torch.cat([first, chain[:, 1:]], 1)
+        return torch.where(torch.rand(n, 1, 1) < 0.5, near, chain)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        fall = ((self.centres - z.unsqueeze(1)).square().sum(-1) / 2).sum(-1)
+        near = self._peaks(fall, z.shape[1]).flatten(1).logsumexp(1)
+        near = near - math.log(len(self.centres) * len(self.kappa))
+        fall = ((z[:, 1:] - z[:, :1]).square().sum(-1) / 2).sum(-1)
+        chain = self._peaks(fall, z.shape[1] - 1).logsumexp(1)
+        chain = chain - math.log(len(self.kappa)) - log_area(z.shape[-1])
+        return torch.logaddexp(near, chain) - math.log(2)
+
+    def standard(self, z: Tensor) -> Tensor:
+        return z.flatten(1) * math.sqrt(z.shape[-1])
+
+    def _peaks(self, fall: Tensor, views: int) -> Tensor:
+        """Log-densities of so many views for every concentration."""
+        return views * self.peak - self.kappa * fall.unsqueeze(-1)
+
+
+def _log_volume(transform: Transform, z: Tensor) -> Float[Tensor, " n"]:
+    """How much the transform stretches volumes, in nats."""
+    log_volume = transform.log_abs_det_jacobian(transform.inv(z), z)
+    return log_volume.flatten(1).sum(1) if log_volume.dim() > 1 else log_volume

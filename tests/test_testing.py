@@ -1,0 +1,620 @@
+"""The package's own parts obey the laws, and what is broken is found by name."""
+
+import copy
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Iterator
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import probssl as ps
+from probssl.distributions.gaussian import OneFactorNormal
+from probssl.guides import Coupled, DiagonalGaussian, FullGaussian, Point
+from probssl.likelihoods import Bernoulli, Binomial, Likelihood
+from probssl.priors import (
+    TSNE,
+    Components,
+    Custom,
+    Gaussian,
+    Independent,
+    Mixture,
+    Prior,
+    Spherical,
+    StudentT,
+    TwoTier,
+)
+from probssl.terms import Batch, Terms
+from probssl.testing import (
+    LawError,
+    check_guide,
+    check_likelihood,
+    check_objective,
+    check_prior,
+)
+
+DRAWS, X = 500, torch.linspace(-1, 1, 18).view(3, 2, 3).sin()
+RANDOM = dist.LogNormal(-1.0, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Torch logs every operation that it traces where anyone listens, as pytest."""
+    log = logging.getLogger("torch.__trace")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    yield
+    log.setLevel(before)
+
+
+def laplace(scale: float) -> Callable[[Tensor], dist.TorchDistribution]:
+    return lambda y: dist.Laplace(y, scale).to_event(1)
+
+
+def encoder(dim: int = 2) -> nn.Module:
+    return ps.nn.MLPEncoder((3,), dim, hidden=(8,))
+
+
+def joint(prior: Prior, guide: Callable[..., nn.Module] = DiagonalGaussian) -> ps.Joint:
+    dim = prior.known_dim()
+    decoder = ps.nn.MLPDecoder(dim, (3,), hidden=(8,))
+    likelihood = ps.likelihoods.Gaussian(0.5)
+    return ps.Joint(prior, likelihood, encoder(dim), decoder, guide=guide)
+
+
+def batch(items: int = 6) -> Batch:
+    return Batch(torch.randn(items, 2, 3))
+
+
+PRIORS = {
+    "narrow": lambda: Gaussian(3, ps.learned(0.15)),
+    "flat": lambda: Gaussian(2, 0.3, math.inf),
+    "random scale": lambda: Gaussian(2, RANDOM),
+    "a scale for each dimension": lambda: Gaussian(2, [0.2, 0.9]),
+    "independent": lambda: Independent(2),
+    "circle": lambda: Spherical(2, ps.learned(20.0)),
+    "random concentration": lambda: Spherical(3, dist.LogNormal(2.0, 0.5)),
+    "student": lambda: StudentT(2, 0.5, ps.learned(4.0)),
+    "heavy student": lambda: StudentT(1, ps.learned(0.5), 2.0),
+    "flat student": lambda: StudentT(2, 0.5, 3.0, math.inf),
+    "t-SNE": lambda: TSNE(1, 0.7, 1.0),
+    "t-SNE in a plane": lambda: TSNE(2, 0.7, 3.0),
+    "mixture of random scale": lambda: Mixture(2, 3, RANDOM),
+    "two tiers": lambda: TwoTier(2, 3, 0.3, ps.learned(0.5)),
+    "own scales": lambda: TwoTier(2, Components(2, 3, own_scales=True), 0.3, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_priors_obey_the_laws(name):
+    check_prior(PRIORS[name](), draws=DRAWS)
+
+
+def test_a_prior_with_any_conditional_obeys_the_laws():
+    check_prior(Custom(laplace(0.4), 1), draws=200)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        Bernoulli(),
+        Bernoulli(grey=True),
+        Binomial(16),
+        Binomial(255),
+        ps.likelihoods.Gaussian(0.3),
+        ps.likelihoods.Gaussian(ps.learned(0.3)),
+    ],
+    ids=str,
+)
+def test_likelihoods_obey_the_laws(likelihood):
+    check_likelihood(likelihood, torch.randn(3, 4), draws=DRAWS)
+
+
+GUIDES = {
+    "diagonal and student": (DiagonalGaussian, StudentT(2, 0.5, 4.0)),
+    "diagonal and mixture": (DiagonalGaussian, Mixture(2, 3, 0.5)),
+    "full": (FullGaussian, Gaussian(2, 0.5)),
+    "coupled": (Coupled, Gaussian(2, 0.5)),
+    "coupled and flat": (Coupled, Gaussian(2, 0.5, math.inf)),
+    "coupled and mixture": (Coupled, Mixture(2, 3, 0.5)),
+    "point": (Point, Gaussian(2, 0.5)),
+    "power spherical": (ps.guides.PowerSpherical, Spherical(3, 5.0)),
+}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_guides_obey_the_laws(name):
+    build, prior = GUIDES[name]
+    guide = build(encoder(prior.known_dim()))
+    check_guide(guide, prior, X, draws=DRAWS)
+
+
+def own(prior: Prior, **options: bool) -> nn.Module:
+    return ps.limits.Embedding(
+        encoder(), prior, ps.entropies.KernelDensity(), **options
+    )
+
+
+OBJECTIVES = {
+    "VAE": lambda: ps.limits.VAE(joint(Independent(2))),
+    "SimVAE": lambda: ps.limits.SimVAE(joint(Gaussian(2, 0.5))),
+    "random scale": lambda: ps.limits.SimVAE(joint(Gaussian(2, RANDOM))),
+    "IWAE": lambda: ps.limits.SimVAE(
+        joint(Gaussian(2, 0.5), Coupled), ps.bounds.IWAE(2)
+    ),
+    "spherical SimVAE": lambda: ps.limits.SimVAE(
+        joint(Spherical(3, 5.0), ps.guides.PowerSpherical)
+    ),
+    "SimCLR": lambda: ps.limits.SimCLR(encoder()),
+    "random temperature": lambda: ps.limits.SimCLR(encoder(), temperature=RANDOM),
+    "LogDet": lambda: ps.limits.LogDet(encoder()),
+    "VICReg": lambda: ps.limits.VICReg(encoder(), ps.nn.Projector(2, 8, 4)),
+    "own": lambda: own(StudentT(2, 0.5, 3.0)),
+    "own, y plugged in": lambda: own(TSNE(2, 0.5, 3.0), plug_in=True),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_obey_the_laws(name):
+    check_objective(OBJECTIVES[name](), batch(), repeats=20)
+
+
+def test_an_objective_obeys_the_laws_with_absent_views():
+    present = torch.ones(6, 2).bool()
+    present[-1, 1] = False
+    objective = ps.limits.SimVAE(joint(Gaussian(2, 0.5)))
+    check_objective(objective, batch()._replace(present=present), repeats=20)
+
+
+class Unnormalised(Gaussian):
+    def log_prob(self, z, present=None):
+        return super().log_prob(z, present) + 0.48
+
+
+class _Narrow(OneFactorNormal):
+    def rsample(self, sample_shape=()):
+        return 0.7 * super().rsample(sample_shape)
+
+
+class NarrowSamples(Gaussian):
+    def forward(self, views, **options):
+        views = super().forward(views, **options)
+        views.__class__ = _Narrow
+        return views
+
+
+class FirstViewWeighs(Gaussian):
+    def log_prob(self, z, present=None):
+        factor = torch.ones_like(z[..., :1])
+        factor[..., 0, :] = 1.3
+        return super().log_prob(factor * z, present) + self.dim * math.log(1.3)
+
+
+class KernelInTheOtherArgument(Gaussian):
+    def log_kernel(self, a, b, plug_in=False):
+        if plug_in:
+            return super().log_kernel(a, b, plug_in)
+        return super().log_kernel(b, a).mT
+
+
+class PlugInWithoutItsConstant(Gaussian):
+    def log_kernel(self, a, b, plug_in=False):
+        value = super().log_kernel(a, b, plug_in)
+        return value + self.scale().log() * a.shape[-1] if plug_in else value
+
+
+class WrongPosterior(Gaussian):
+    def posterior_y(self, z, present=None):
+        q = super().posterior_y(z, present).base_dist
+        return dist.Normal(q.loc, 1.1 * q.scale).to_event(1)
+
+
+class WrongMarginal(Gaussian):
+    def log_prob(self, z, present=None):
+        """One view alone is taken to be standard normal."""
+        if z.shape[-2] == 1:
+            return dist.Normal(torch.zeros_like(z), 1.0).log_prob(z).sum((-2, -1))
+        return super().log_prob(z, present)
+
+
+class ForgetsPresence(Gaussian):
+    def forward(self, views, *, present=None, **options):
+        return super().forward(views, **options)
+
+
+class ForgetsDrawnValues(Gaussian):
+    def forward(self, views, *, present=None, dim=None, **drawn):
+        return super().forward(views, present=present)
+
+
+class Counting(Gaussian):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.register_buffer("count", torch.zeros(()))
+
+    def log_prob(self, z, present=None):
+        self.count += 1
+        return super().log_prob(z, present)
+
+
+class DoubleConstant(Gaussian):
+    def log_prob(self, z, present=None):
+        zero = torch.zeros(z.shape[-1], dtype=torch.float64, device=z.device)
+        return super().log_prob(z + zero, present)
+
+
+class AsksTheHost(Gaussian):
+    def log_prob(self, z, present=None):
+        z = z / 1 if z.abs().max().item() > 1e3 else z
+        return super().log_prob(z, present)
+
+
+class Detached(Gaussian):
+    def log_prob(self, z, present=None):
+        mean = z.mean(-2, keepdim=True)
+        return super().log_prob(z - mean + mean.detach(), present)
+
+
+class LooseTensor(Gaussian):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.shift = torch.tensor([0.5, -0.5])
+
+    def log_prob(self, z, present=None):
+        return super().log_prob(z - self.shift, present)
+
+
+class Overflows(Gaussian):
+    def log_prob(self, z, present=None):
+        return super().log_prob(z.sinh().asinh(), present)
+
+
+class OneNumberForEachDimension(Gaussian):
+    def log_prob(self, z, present=None):
+        return super().log_prob(z, present).unsqueeze(-1)
+
+
+BROKEN_PRIORS = {
+    Unnormalised: ("normalisation", "too large by 0."),
+    NarrowSamples: ("sampling", "times as wide"),
+    FirstViewWeighs: ("exchangeability", "treat views alike"),
+    KernelInTheOtherArgument: ("kernel", "normalised in b"),
+    PlugInWithoutItsConstant: ("plug in", "too small by 1.8"),
+    WrongPosterior: ("bayes", "posterior_y"),
+    WrongMarginal: ("marginals", "fewer views"),
+    ForgetsPresence: ("presence", "absent views"),
+    Counting: ("state", "count"),
+    DoubleConstant: ("single precision", "float64"),
+    AsksTheHost: ("tracing", ".item()"),
+    Detached: ("gradients", ".detach()"),
+    LooseTensor: ("saving", "register_buffer"),
+    Overflows: ("extremes", "NaN"),
+    OneNumberForEachDimension: ("shapes", "log_prob(z)"),
+}
+
+
+def broken(check: Callable[..., None], *arguments: object, **options: object):
+    with pytest.raises(LawError) as caught:
+        check(*arguments, **options)
+    return caught.value
+
+
+ALONE = NarrowSamples, Counting, DoubleConstant, WrongPosterior, Detached
+
+
+@pytest.mark.parametrize("kind", BROKEN_PRIORS, ids=lambda kind: kind.__name__)
+def test_a_broken_prior_is_found_by_name(kind):
+    law, detail = BROKEN_PRIORS[kind]
+    error = broken(check_prior, kind(2, 0.4), draws=300)
+    assert law in error.laws and f"- {law}: " in str(error) and detail in str(error)
+    if kind in ALONE:  # one fault breaks one law
+        assert error.laws == (law,)
+    if kind is LooseTensor:  # a tensor stays behind, which needs no GPU to be seen
+        assert "device" in error.laws
+
+
+def test_a_prior_that_forgets_drawn_values_is_found():
+    error = broken(check_prior, ForgetsDrawnValues(2, RANDOM), draws=300)
+    assert error.laws == ("drawn hyper parameters",)
+
+
+class ForgetsAConstant(ps.likelihoods.Gaussian):
+    def forward(self, output):
+        plain = super().forward(output)
+
+        class Plain(dist.Normal):
+            def log_prob(self, value):
+                return -0.5 * ((value - self.loc) / self.scale).square()
+
+        return Plain(plain.loc, plain.scale, validate_args=False)
+
+
+class WideNoise(ps.likelihoods.Gaussian):
+    def forward(self, output):
+        plain = super().forward(output)
+
+        class Wide(dist.Normal):
+            def rsample(self, sample_shape=()):
+                return 2 * super().rsample(sample_shape) - self.loc
+
+            sample = rsample
+
+        return Wide(plain.loc, plain.scale, validate_args=False)
+
+
+class _Half(ps.likelihoods.GreyLevels):
+    @property
+    def mean(self):
+        return 0.5 * super().mean
+
+
+class WrongMean(Binomial):
+    def forward(self, output):
+        return _Half(self.levels, output)
+
+
+class RefusesItself(Binomial):
+    def check(self, x):
+        super().check(x)
+        if (x == 1).any():
+            raise ValueError("expected no white pixel, got one; darken the image")
+
+
+class AcceptsNaN(Binomial):
+    def check(self, x):
+        pass
+
+
+class TwiceTheCount(Binomial):
+    def forward(self, output):
+        class Twice(ps.likelihoods.GreyLevels):
+            def log_prob(self, value):
+                return 2 * super().log_prob(value)
+
+        return Twice(self.levels, output)
+
+
+@pytest.mark.parametrize(
+    "likelihood, law",
+    [
+        (ForgetsAConstant(0.3), "normalisation"),
+        (TwiceTheCount(4), "normalisation"),
+        (WideNoise(0.3), "sampling"),
+        (WrongMean(4), "mean"),
+        (RefusesItself(4), "own samples"),
+        (AcceptsNaN(4), "own samples"),
+    ],
+    ids=str,
+)
+def test_a_broken_likelihood_is_found_by_name(likelihood: Likelihood, law):
+    error = broken(check_likelihood, likelihood, torch.randn(3, 4), draws=DRAWS)
+    assert law in error.laws and f"- {law}: " in str(error)
+
+
+class _NarrowNormal(dist.Normal):
+    def rsample(self, sample_shape=()):
+        return self.loc + 0.7 * (super().rsample(sample_shape) - self.loc)
+
+    sample = rsample
+
+
+class _DetachedNormal(dist.Normal):
+    def rsample(self, sample_shape=()):
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype)
+        return self.loc + self.scale.detach() * noise
+
+
+class NarrowGuide(DiagonalGaussian):
+    kind = _NarrowNormal
+
+    def forward(self, x, prior, present=None):
+        loc, scale = self.factors(x)
+        return self.kind(loc, scale, validate_args=False).to_event(2)
+
+
+class DetachedGuide(NarrowGuide):
+    kind = _DetachedNormal
+
+
+class CoupledItems(DiagonalGaussian):
+    def forward(self, x, prior, present=None):
+        return super().forward(x - x.mean(0, keepdim=True), prior, present)
+
+
+class WrongShape(DiagonalGaussian):
+    def forward(self, x, prior, present=None):
+        return super().forward(x, prior, present).base_dist
+
+
+class SeesAbsentViews(DiagonalGaussian):
+    def forward(self, x, prior, present=None):
+        return super().forward(x.flip(1) + x, prior, present)
+
+
+@pytest.mark.parametrize(
+    "kind, law",
+    [
+        (NarrowGuide, "sampling"),
+        (DetachedGuide, "reparameterised gradient"),
+        (CoupledItems, "independent items"),
+        (WrongShape, "shapes"),
+        (SeesAbsentViews, "absent views"),
+    ],
+)
+def test_a_broken_guide_is_found_by_name(kind, law):
+    error = broken(check_guide, kind(encoder()), Gaussian(2, 0.5), X, draws=2 * DRAWS)
+    assert law in error.laws and f"- {law}: " in str(error)
+
+
+def test_a_guide_off_the_support_of_its_prior_is_found():
+    guide = DiagonalGaussian(encoder(3))
+    error = broken(check_guide, guide, Spherical(3), X, draws=DRAWS)
+    assert "support" in error.laws
+
+
+class _Changed(ps.limits.LogDet):
+    """LogDet with something the matter with it."""
+
+    def __init__(self) -> None:
+        super().__init__(encoder())
+
+
+class FirstViewIsTheAnchor(_Changed):
+    def alignment(self, z):
+        return -(z[:, 1] - z[:, 0].detach()).square().sum() - z[:, 0].square().mean()
+
+
+class FirstItemCountsTwice(_Changed):
+    def alignment(self, z):
+        return super().alignment(z) + z[0].square().mean()
+
+
+class LeavesParametersAndMovesBuffers(_Changed):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(2))
+        self.register_buffer("centre", torch.zeros(2))
+
+    def latents(self, batch):
+        z = super().latents(batch)
+        self.centre += z.detach().mean((0, 1))
+        return z
+
+
+class ReturnsNumbers(_Changed):
+    def forward(self, batch):
+        return super().forward(batch)._asdict()
+
+
+class NotAMean(_Changed):
+    def alignment(self, z):
+        return self.prior.log_prob(z)
+
+
+class InfiniteForEqualItems(_Changed):
+    def alignment(self, z):
+        return super().alignment(z) + z.var(0).log().mean()
+
+
+class HostSync(_Changed):
+    def alignment(self, z):
+        value = super().alignment(z)
+        return value if value.item() > -1e9 else 0 * value
+
+
+class DoublePrecision(_Changed):
+    def alignment(self, z):
+        return super().alignment(z) + z.double().square().mean()
+
+
+class NoRepresentation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ps.limits.LogDet(encoder())
+
+    def forward(self, batch):
+        return self.inner(batch)
+
+
+@pytest.mark.parametrize(
+    "kind, law",
+    [
+        (FirstViewIsTheAnchor, "order of views"),
+        (FirstItemCountsTwice, "order of items"),
+        (LeavesParametersAndMovesBuffers, "gradients"),
+        (ReturnsNumbers, "terms"),
+        (NotAMean, "terms"),
+        (InfiniteForEqualItems, "corner cases"),
+        (HostSync, "tracing"),
+        (DoublePrecision, "single precision"),
+        (NoRepresentation, "representation"),
+    ],
+)
+def test_a_broken_objective_is_found_by_name(kind, law):
+    error = broken(check_objective, kind(), batch(), repeats=10)
+    assert law in error.laws and f"- {law}: " in str(error)
+    if kind is LeavesParametersAndMovesBuffers:
+        assert error.laws == ("gradients", "state")
+        assert "for unused" in str(error) and "centre to stay" in str(error)
+
+
+def test_an_order_that_matters_is_found_among_random_terms():
+    class Anchored(ps.limits.SimVAE):
+        def forward(self, batch: Batch) -> Terms:
+            terms = super().forward(batch)
+            return terms._replace(alignment=terms.alignment + batch.views[:, 0].sum())
+
+    error = broken(check_objective, Anchored(joint(Gaussian(2))), batch(), repeats=20)
+    assert error.laws == ("order of views",)
+
+
+def test_a_check_changes_nothing():
+    prior, state = Counting(2, ps.learned(0.4)), torch.random.get_rng_state()
+    before = copy.deepcopy(prior.state_dict())
+    broken(check_prior, prior, draws=100)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_default_dtype() == torch.float32
+    assert prior.training and all(p.grad is None for p in prior.parameters())
+    for name, now in prior.state_dict().items():
+        assert now.dtype == torch.float32 and torch.equal(now, before[name])
+
+
+def test_every_broken_law_is_listed():
+    class Both(Unnormalised, Counting):
+        pass
+
+    error = broken(check_prior, Both(2, 0.4), draws=300)
+    assert {"normalisation", "state"} <= set(error.laws)
+    assert str(error).startswith(f"Both breaks {len(error.laws)} laws:\n- ")
+    assert isinstance(error, AssertionError)
+
+
+def test_an_error_in_the_middle_is_a_broken_law_with_its_cause():
+    class Raises(Gaussian):
+        def posterior_y(self, z, present=None):
+            return None + z
+
+    error = broken(check_prior, Raises(2, 0.4), draws=200)
+    assert error.laws == ("bayes",) and isinstance(error.__cause__, TypeError)
+
+
+def test_too_few_draws_are_called_undecided():
+    """Many narrow peaks that no reference can find."""
+
+    class Peaks(Gaussian):
+        def log_prob(self, z, present=None):
+            return super().log_prob(z, present) + 400 * (z * 40).sin().sum((-2, -1))
+
+    error = broken(check_prior, Peaks(1, 0.4), draws=100)
+    assert "undecided" in str(error)
+
+
+@pytest.mark.parametrize(
+    "check, error, message",
+    [
+        (lambda: check_prior(nn.Identity()), TypeError, "ps.priors.Prior"),
+        (lambda: check_prior(Gaussian(None)), ValueError, "known dimension"),
+        (
+            lambda: check_likelihood(nn.Identity(), torch.ones(1)),
+            TypeError,
+            "ps.likelihoods.Likelihood",
+        ),
+        (
+            lambda: check_guide(Point(encoder()), Gaussian(2), torch.randn(1, 2, 3)),
+            ValueError,
+            "at least 2 items",
+        ),
+    ],
+)
+def test_misuse_is_refused_with_a_way_out(check, error, message):
+    with pytest.raises(error, match=message):
+        check()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("zuko"), reason="zuko is an extra")
+def test_a_flow_obeys_the_laws():
+    guide = ps.guides.Flow(encoder(), transforms=1, hidden=(4,))
+    check_guide(guide, Gaussian(2, 0.5), X, draws=200)
