@@ -93,8 +93,18 @@ def test_priors_obey_the_laws(name):
     check_prior(PRIORS[name](), draws=DRAWS)
 
 
-def test_a_prior_with_any_conditional_obeys_the_laws():
-    check_prior(Custom(laplace(0.4), 1), draws=200)
+def positive(y: Tensor) -> dist.TorchDistribution:
+    return dist.LogNormal(y, 0.4).to_event(1)
+
+
+@pytest.mark.parametrize("conditional", [laplace(0.4), positive])
+def test_a_prior_with_any_conditional_obeys_the_laws(conditional):
+    check_prior(Custom(conditional, 1), draws=200)
+
+
+def test_a_guide_obeys_the_laws_beside_any_conditional():
+    prior = Custom(laplace(0.4), 1)
+    check_guide(DiagonalGaussian(encoder(1)), prior, X, draws=200)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """One prior object, two worlds: generative and contrastive, from fit to folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pyro.distributions as dist
@@ -122,9 +122,7 @@ def test_a_prior_is_fitted_saved_and_inspected_in_both_worlds(name, digits, tmp_
         if i == 0 or hypers:
             idata = ps.to_arviz(objective, digits.test, draws=7, items=3)
             assert idata.posterior.sizes["draw"] == 7
-            assert set(hypers) <= set(idata.posterior) and set(hypers) <= set(
-                idata.prior
-            )
+            assert set(hypers) <= {*idata.posterior} & {*idata.prior}
 
 
 def prior_of(objective: nn.Module) -> ps.priors.Prior:
@@ -139,22 +137,43 @@ def step(objective: nn.Module, parameters: dict[str, Tensor], views: Tensor) -> 
     return [value, *(slope for slope in slopes if slope is not None)]
 
 
-@pytest.mark.parametrize("name", PRIORS)
-def test_a_training_step_is_one_graph_with_the_eager_value_and_slope(name, digits):
+def graphs(name: str, digits: ps.data.Dataset) -> Iterator[tuple[Callable, ...]]:
+    """A training step in both worlds, and its graph; with what they are called on."""
     views = ps.views.digits()(digits.train.images[:6].double())
     for objective in both(name):
         for module in objective.modules():
             if "population" in module._buffers:
                 module.population = torch.tensor(200.0)
         parameters = dict(objective.named_parameters())
-
         run = partial(step, objective)
-        found = []
-        for each in (run, make_fx(run)(parameters, views)):
-            torch.manual_seed(3)
-            found.append(each(parameters, views))
-        assert_close(*found)
-        assert len(found[0]) > 4
+        graph = make_fx(run)(parameters, views)
+        yield tuple(partial(each, parameters, views) for each in (run, graph))
+
+
+def under_one_seed(*functions: Callable) -> list:
+    found = []
+    for function in functions:
+        torch.manual_seed(3)
+        found.append(function())
+    return found
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_training_step_is_one_graph_with_the_eager_value_and_slope(name, digits):
+    for run, graph in graphs(name, digits):
+        eager, traced = under_one_seed(run, graph)
+        assert_close(traced, eager)
+        assert len(eager) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Inductor's own imports
+@pytest.mark.parametrize("name", ["five lines", "random", "student", "two tiers"])
+def test_a_compiled_step_has_the_eager_value_and_slope(name, digits):
+    for run, graph in graphs(name, digits):
+        with torch._inductor.config.patch(fallback_random=True):
+            compiled = partial(torch.compile(graph.func), *graph.args)
+            assert_close(*under_one_seed(compiled, run))
 
 
 def test_a_custom_prior_stands_beside_others_in_a_comparison(digits):

@@ -212,7 +212,7 @@ def presence(case: PriorCase) -> Iterator[str]:
     for mask in ((1, 1, 0), (0, 1, 1), (1, 1, 1), *[(0, 1, 0)] * case.prior.proper):
         present = torch.tensor(mask).bool()
         absent = ~present.unsqueeze(-1)
-        garbage = case.prior.on_support(torch.where(absent, z.roll(1, 0) + 1, z))
+        garbage = torch.where(absent, case.prior.on_support(torch.randn_like(z)), z)
         found = case.log_prob(garbage, present.expand(ITEMS, -1))
         gap = differs(found, case.log_prob(z[:, present]))
         if gap:
