@@ -109,6 +109,9 @@ class Gaussian(Likelihood):
         scale: The standard deviation :math:`\sigma`, a number or ``learned(number)``.
         floor: What a learned scale cannot fall below. Without a floor the density of
             pixels that a decoder knows exactly grows without bound.
+
+    Raises:
+        ValueError: If the scale is not positive, or a distribution.
     """
 
     def __init__(self, scale: float | Learned = 0.1, floor: float = 1e-3) -> None:
@@ -116,6 +119,11 @@ class Gaussian(Likelihood):
         self.floor = floor
         least = floor if isinstance(scale, Learned) else 0.0
         self.scale = Positive(scale, "scale", floor=least)
+        if self.scale.random:
+            raise ValueError(
+                "expected scale to be a number or ps.learned(number), got a "
+                "distribution; random hyper-parameters are those of the prior"
+            )
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
         return dist.Normal(output, self.scale(), validate_args=False)

@@ -34,6 +34,14 @@ def test_compare_prints_one_table_and_writes_what_it_says(tmp_path, capsys):
     assert isinstance(ps.load(out / "SimCLR"), ps.limits.SimCLR)
 
 
+def test_the_sphere_stands_beside_the_plane(tmp_path):
+    methods = ["--methods", "simvae,sphericalsimvae", "--out", str(tmp_path)]
+    assert main(["compare", *methods, *SHORT]) == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())["methods"]
+    terms = {"reconstruction", "entropy", "alignment", "elbo"}
+    assert all(terms <= set(found[m]["terms"]) for m in ("SimVAE", "SphericalSimVAE"))
+
+
 def test_the_same_seed_gives_the_same_table(tmp_path):
     for name in ("a", "b"):
         folder = str(tmp_path / name)

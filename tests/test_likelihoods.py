@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -101,3 +102,8 @@ def test_bad_arguments_are_refused(build):
 def test_only_real_likelihoods_have_a_measure_to_compare_under():
     assert Bernoulli(grey=True).pseudo and not Bernoulli().pseudo
     assert Binomial(16).measure != Binomial(4).measure != Gaussian().measure
+
+
+def test_a_random_scale_of_the_noise_is_refused():
+    with pytest.raises(ValueError, match="those of the prior"):
+        Gaussian(dist.LogNormal(-1.0, 1.0))

@@ -134,6 +134,11 @@ def test_mutual_information_is_the_mean_pmi():
     assert abs(pmi.mean() - prior.mutual_information()) < 5 * pmi.std() / math.sqrt(n)
 
 
+def test_independent_views_tell_nothing_of_one_another():
+    assert Independent(2).mutual_information() == 0
+    assert (Independent(2).pmi(torch.randn(3, 2), torch.randn(4, 2)) == 0).all()
+
+
 def test_independent_views_are_standard_normal():
     z, prior = torch.randn(5, 3, 4), Independent(4)
     assert_close(prior.log_prob(z), dist.Normal(0.0, 1.0).log_prob(z).sum((1, 2)))

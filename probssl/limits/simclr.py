@@ -40,7 +40,9 @@ class SimCLR(Embedding):
         projector: A module behind it, whose output the objective sees.
         temperature: The temperature :math:`\tau = 1 / \kappa`: a number,
             ``learned(number)``, or a Pyro distribution, which gives it a
-            pseudo-posterior (see `Embedding`).
+            pseudo-posterior (see `Embedding`). Fitted together with the encoder it
+            follows this down, as instances are told apart ever better: for a posterior
+            given an encoder, freeze the encoder.
 
     Raises:
         ValueError: If the temperature is not positive.

@@ -210,3 +210,7 @@ class Independent(Prior):
     ) -> Float[Tensor, "*batch n m"]:
         """Return zero for all pairs: the views are independent."""
         return b.new_zeros(a.shape[:-1] + b.shape[-2:-1])
+
+    def mutual_information(self) -> Float[Tensor, ""]:
+        """Return zero: the views are independent."""
+        return self.one.new_zeros(())

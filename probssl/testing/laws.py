@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
 __all__ = [
     "Estimate",
@@ -27,6 +28,7 @@ __all__ = [
 Trial = tuple[Callable[[Any], Iterator[str]], Callable[[], Any]]
 Module = TypeVar("Module", bound=nn.Module)
 
+PATIENCE = 3.0  # seconds before a progress bar shows
 BARS = 5.0  # standard errors that an estimate may be away from what is expected
 
 
@@ -72,7 +74,7 @@ def examine(subject: str, laws: Iterable[Trial], seed: int) -> None:
     """
     faults: list[tuple[str, str]] = []
     cause: Exception | None = None
-    for law, make in laws:
+    for law, make in tqdm(list(laws), subject, delay=PATIENCE, unit="law", leave=False):
         name = law.__name__.replace("_", " ")
         try:
             with _forked(seed), precision(torch.float64):
