@@ -17,11 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from probssl.distributions.spherical import (
-    PowerSpherical,
-    SphericalUniform,
-    VonMisesFisher,
-)
+from probssl.distributions.spherical import PowerSpherical, VonMisesFisher
+from probssl.distributions.spherical_uniform import SphericalUniform
 from probssl.distributions.student import IsotropicStudentT
 from probssl.special import bessel_ratio, digamma_difference, log_area
 
@@ -76,6 +73,9 @@ def test_samples_have_the_mean_and_the_entropy(cls: Around, dim, kappa):
     # How far the samples fall from the mode, where the mean cannot tell.
     assert_mean((z - around.loc).square().sum(-1) / 2, around._shortfall())
     assert_mean(-around.log_prob(z), around.entropy())
+    assert_mean((z - around.mean).square(), around.variance)
+    shortfall = around._shortfall()
+    assert_close(around.variance.sum(), shortfall * (2 - shortfall))  # 1 - |E z|²
 
 
 @pytest.mark.parametrize("cls", ON_SPHERE)

@@ -6,7 +6,8 @@ from .mixture import SharedComponent
 from .normal_mixture import NormalMixture
 from .shared import SharedDirection
 from .shared_precision import SharedPrecision
-from .spherical import PowerSpherical, SphericalUniform, VonMisesFisher
+from .spherical import PowerSpherical, VonMisesFisher
+from .spherical_uniform import SphericalUniform
 from .student import IsotropicStudentT
 
 __all__ = [

@@ -7,7 +7,8 @@ from torch import Size, Tensor
 from torch.nn.functional import normalize
 
 from ..special import log_area, log_vmf_normaliser
-from .spherical import SphericalUniform, VonMisesFisher
+from .spherical import VonMisesFisher
+from .spherical_uniform import SphericalUniform
 
 __all__ = ["SharedDirection"]
 

@@ -21,12 +21,12 @@ from torch.distributions.kl import register_kl
 from ..special import (
     bessel_ratio,
     digamma_difference,
-    log_area,
     log_gamma_ratio,
     log_vmf_normaliser,
 )
+from .spherical_uniform import SphericalUniform, direction
 
-__all__ = ["PowerSpherical", "SphericalUniform", "VonMisesFisher"]
+__all__ = ["PowerSpherical", "VonMisesFisher"]
 
 Shape = Size | list[int] | tuple[int, ...]
 
@@ -92,11 +92,24 @@ class _AroundLoc(TorchDistribution):
         length = (1 - self._shortfall()).to(self.loc.dtype)
         return length.unsqueeze(-1) * self.loc
 
+    @property
+    def variance(self) -> Float[Tensor, "*batch dim"]:
+        r"""Of each coordinate, with the cosine :math:`t = \mu^\top z`:
+        :math:`\mu_i^2 \mathrm{Var}[t] + (1 - \mu_i^2) E[1 - t^2] / (d - 1)`."""
+        across, along = self._spread()
+        square = self.loc.double().square()
+        each = (1 - square) * across.unsqueeze(-1) / (self.dim - 1)
+        return (each + square * along.unsqueeze(-1)).to(self.loc.dtype)
+
     def entropy(self) -> Float[Tensor, "*batch"]:
         return self._entropy().to(self.concentration.dtype)
 
     def _shortfall(self) -> Float[Tensor, "*batch"]:
         r"""The mean of :math:`1 - \mu^\top z`, without cancellation, in float64."""
+        raise NotImplementedError
+
+    def _spread(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        r"""The mean of :math:`1 - t^2` and the variance of t, in float64."""
         raise NotImplementedError
 
     def _entropy(self) -> Float[Tensor, "*batch"]:
@@ -146,6 +159,13 @@ class VonMisesFisher(_AroundLoc):
     def _shortfall(self) -> Float[Tensor, "*batch"]:
         return bessel_ratio(self.dim, self.concentration.double(), complement=True)
 
+    def _spread(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        kappa, short = self.concentration.double(), self._shortfall()
+        # The ratio to the concentration, which tends to 1 / d as that vanishes.
+        ratio = (1 - short) / kappa.clamp(min=1e-6)
+        across = (self.dim - 1) * torch.where(kappa < 1e-6, 1 / self.dim, ratio)
+        return across, (short * (2 - short) - across).clamp(min=0)
+
     def _entropy(self) -> Float[Tensor, "*batch"]:
         kappa = self.concentration.double()
         mode = log_vmf_normaliser(self.dim, kappa, scaled=True)
@@ -194,74 +214,15 @@ class PowerSpherical(_AroundLoc):
     def _shortfall(self) -> Float[Tensor, "*batch"]:
         return (self.dim - 1) / (self.concentration.double() + (self.dim - 1))
 
+    def _spread(self) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        half = (self.dim - 1) / 2
+        near = self.concentration.double() + half
+        across = 4 * near * half / ((near + half) * (near + half + 1))
+        return across, across / (near + half)
+
     def _entropy(self) -> Float[Tensor, "*batch"]:
         kappa, half = self.concentration.double(), (self.dim - 1) / 2
         return kappa * digamma_difference(half + kappa, half) - self._log_mode()
-
-
-class SphericalUniform(TorchDistribution):
-    """The uniform distribution on the unit sphere of R^dim.
-
-    Arguments:
-        dim: The dimension of the space around the sphere, at least 2.
-        batch_shape: The shape of a batch of them.
-        dtype: The type of the samples; None means torch's default, as for the device.
-
-    Raises:
-        ValueError: If dim is less than 2.
-    """
-
-    arg_constraints = {}
-    support = constraints.sphere
-    has_rsample = True
-
-    def __init__(
-        self,
-        dim: int,
-        batch_shape: Shape = (),
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.log_area = log_area(dim)
-        self.dtype, self.device = dtype, device
-        super().__init__(Size(batch_shape), Size((dim,)), validate_args=validate_args)
-
-    @property
-    def dim(self) -> int:
-        """The dimension of the space around the sphere."""
-        return self.event_shape[0]
-
-    def expand(
-        self, batch_shape: Shape, _instance: "SphericalUniform | None" = None
-    ) -> "SphericalUniform":
-        new = self._get_checked_instance(SphericalUniform, _instance)
-        new.log_area, new.dtype, new.device = self.log_area, self.dtype, self.device
-        super(SphericalUniform, new).__init__(
-            Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
-
-    @property
-    def mean(self) -> Float[Tensor, "*batch dim"]:
-        shape = self._extended_shape()
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
-
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
-        if self._validate_args:
-            self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        return value.new_full(shape, -self.log_area)
-
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
-        shape = self._extended_shape(sample_shape)
-        return _direction(torch.randn(shape, dtype=self.dtype, device=self.device))
-
-    def entropy(self) -> Float[Tensor, "*batch"]:
-        shape = self.batch_shape
-        return torch.full(shape, self.log_area, dtype=self.dtype, device=self.device)
 
 
 def _gamma(shape: Tensor) -> Tensor:
@@ -284,12 +245,6 @@ def _propose(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return odds, log_ratio >= torch.rand_like(kappa).log()
 
 
-def _direction(normal: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    # A vector of zeros, possible in one or two dimensions, has no direction.
-    normal = torch.where(normal == 0, 1, normal)
-    return normal / normal.norm(dim=-1, keepdim=True)
-
-
 def _around(
     loc: Float[Tensor, "*batch dim"], odds: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch dim"]:
@@ -301,7 +256,7 @@ def _around(
     odds = odds.unsqueeze(-1)
     noise = odds.new_empty(odds.shape[:-1] + (loc.shape[-1] - 1,)).normal_()
     sine = 2 * odds.sqrt() / (1 + odds)
-    z = torch.cat([(1 - odds) / (1 + odds), sine * _direction(noise)], -1)
+    z = torch.cat([(1 - odds) / (1 + odds), sine * direction(noise)], -1)
     sign = torch.where(loc[..., :1] < 0, -1.0, 1.0).to(loc.dtype)
     mirror = torch.cat([loc[..., :1] + sign, loc[..., 1:]], -1)
     along = (z * mirror).sum(-1, keepdim=True) / mirror.square().sum(-1, keepdim=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..distributions.shared import SharedDirection
-from ..distributions.spherical import SphericalUniform, VonMisesFisher
+from ..distributions.spherical import VonMisesFisher
+from ..distributions.spherical_uniform import SphericalUniform
 from ..hyper import Learned, Positive
 from ..special import log_vmf_normaliser
 from .base import Prior, check_dim
