@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pyro.distributions as dist
@@ -668,6 +669,19 @@ def hidden():
     return lambda y: dist.Laplace(y, scale).to_event(1)
 
 
+def without(method: str) -> Callable[[Tensor], dist.TorchDistribution]:
+    """A Laplace conditional that lacks one of its methods."""
+
+    def conditional(y: Tensor) -> dist.TorchDistribution:
+        def missing(*_: object) -> Tensor:
+            raise NotImplementedError
+
+        laplace = type("Laplace", (dist.Independent,), {method: missing})
+        return laplace(dist.Laplace(y, 0.3), 1)
+
+    return conditional
+
+
 @pytest.mark.parametrize(
     "build, error, message",
     [
@@ -684,6 +698,8 @@ def hidden():
             ValueError,
             r"expected conditional\(y\) with batch shape \(3, 1\)",
         ),
+        (lambda: Custom(without("log_prob"), 3), TypeError, "Laplace without; write"),
+        (lambda: Custom(without("sample"), 3), TypeError, "distribution with sample"),
         (lambda: Custom(laplace(0.3), None), ValueError, "known dimension"),
         (lambda: Custom(laplace(0.3), 0), ValueError, "at least 1"),
         (lambda: Custom(hidden(), 3), ValueError, "module for conditional"),
