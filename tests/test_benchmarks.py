@@ -1,0 +1,31 @@
+"""Every benchmark runs in a short form; what it measures is never tested."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def priors(module: ModuleType, results: Path) -> None:
+    figures = module.main(blocks=1, steps=1, results=results)
+    assert figures["Gaussian"]["ratio"] == 1
+    assert all(figure["ms"] > 0 for figure in figures.values())
+
+
+SHORT = {"priors": priors}
+
+
+def test_every_benchmark_has_a_short_form():
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == set(SHORT)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_benchmark_runs(name, tmp_path):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    SHORT[name](module, tmp_path / "results.json")
+    assert (tmp_path / "results.json").is_file()
