@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, ExpTransform, Transform
+from torch.distributions import Distribution, Transform
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "learned", "mapped"]
 
@@ -139,9 +139,10 @@ class Positive(nn.Module):
 
     def posterior(self) -> dist.TorchDistribution:
         r"""Return its guide, :math:`q(\log \theta) = N(m, s^2)`."""
-        # Not dist.LogNormal, whose inner normal asks the host whether it is valid.
-        log = dist.Normal(self.loc, self.log_scale.exp(), validate_args=False)
-        guide = dist.TransformedDistribution(log, ExpTransform(), validate_args=False)
+        # validate_args=False would not reach the inner normal, which asks the host.
+        with dist.validation_enabled(False):
+            log_normal = dist.LogNormal(self.loc, self.log_scale.exp())
+        guide = mapped(log_normal, lambda tensor: tensor)
         return guide if self.size is None else guide.to_event(1)
 
     def extra_repr(self) -> str:

@@ -133,6 +133,8 @@ def describe(value: Any) -> Any:
         value = value.value  # constructors take the number and make the module
     if isinstance(value, np.generic | Tensor) and value.ndim == 0:
         value = value.item()
+    if isinstance(value, Tensor):
+        return {"tensor": value.tolist()}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
@@ -163,6 +165,10 @@ def build(description: Any) -> Any:
         return description
     if "float" in description:
         return float(description["float"])
+    if "tensor" in description:
+        return torch.tensor(description["tensor"])
+    if "of" in description:
+        return build(description["of"]).to_event(description["event"])
     if "type" in description:
         return _class(description["type"])
     arguments = {k: build(v) for k, v in description.get("arguments", {}).items()}
@@ -193,6 +199,9 @@ def _describe_distribution(value: torch.distributions.Distribution) -> Any:
     name = type(value).__name__
     if getattr(dist, name, None) is not type(value):
         return _foreign(type(value))
+    if isinstance(value, dist.Independent):
+        event = value.reinterpreted_batch_ndims
+        return {"event": event, "of": _describe_distribution(value.base_dist)}
     parameters = {name: getattr(value, name) for name in value.arg_constraints}
     return {
         "distribution": name,

@@ -165,6 +165,22 @@ def test_a_prior_leaves_its_values_also_after_an_error():
     assert_close(prior.scale(), before)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        dist.LogNormal(-1.0, 0.5),
+        dist.LogNormal(torch.tensor([-1.0, 0.5, 0.0]), 0.5).to_event(1),
+        dist.Gamma(2.0, 3.0).expand([3]).to_event(1),
+    ],
+    ids=str,
+)
+def test_random_hyper_parameters_come_back_from_a_folder(value, tmp_path):
+    prior, drawn = Gaussian(3, value), torch.rand(value.event_shape) + 0.1
+    again = ps.load(ps.save(prior, tmp_path))
+    assert_close(again.scale.value.log_prob(drawn), value.log_prob(drawn))
+    assert_close(again.scale.posterior().mean, prior.scale.posterior().mean)
+
+
 def test_hyper_parameters_of_a_joint_may_be_one_for_each_dimension():
     scale = dist.LogNormal(-torch.ones(2), 0.5).to_event(1)
     joint = ps.Joint(
