@@ -17,6 +17,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from .hyper import known_population
 from .joint import Joint
 from .terms import Batch, Terms
 
@@ -108,7 +109,7 @@ def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
     zeros = batch.stacked.new_zeros(particles, batch.shape[0])
     hyper = _total(_shared(latent), zeros[:, :1]) - _total(_shared(guide), zeros[:, :1])
     if _shared(latent):
-        hyper = hyper / _population(joint)
+        hyper = hyper / known_population(joint.population)
     encoded, content = _split(_local(guide))
     return LogWeights(
         reconstruction=_total(observed, zeros),
@@ -161,13 +162,3 @@ def _log_prob(site: Site) -> Tensor:
     # Not Trace.compute_log_prob: it asks the host for NaNs where validation is on.
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, site["scale"], site["mask"])
-
-
-def _population(joint: Joint) -> Tensor:
-    if joint.population is None:
-        raise ValueError(
-            "expected joint.population, the number of items by which the random "
-            "hyper-parameters are weighted, got None; train with ps.fit, or set "
-            "joint.population = torch.tensor(len(data))"
-        )
-    return joint.population

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .entropies import Entropy
+from .hyper import known_population
 from .priors import Prior
 from .terms import Batch, Terms
 
@@ -111,22 +112,15 @@ class Embedding(nn.Module):
             q = h.posterior()
             drawn[h.name] = value = q.rsample()
             total = total + h.value.log_prob(value) - q.log_prob(value)
-        return drawn, total / self._population() if drawn else total
+        if drawn:
+            total = total / known_population(self.population)
+        return drawn, total
 
     def _value(self, z: Float[Tensor, "batch view dim"]) -> Terms:
         gauge = 1 if self.plug_in else self.prior.gauge(z.shape[1])
         return Terms(
             entropy=gauge * self.entropy(z, self.prior), alignment=self.alignment(z)
         )
-
-    def _population(self) -> Tensor:
-        if self.population is None:
-            raise ValueError(
-                "expected population, the number of items by which the random "
-                "hyper-parameters are weighted, got None; train with ps.fit, or set "
-                "objective.population = torch.tensor(float(len(data)))"
-            )
-        return self.population
 
     def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
         """z of every view, on the support of the prior."""

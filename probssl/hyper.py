@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-__all__ = ["Learned", "Number", "Positive", "Reciprocal", "learned", "mapped"]
+__all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
+__all__ += ["learned", "mapped"]
 
 # How wide a guide of log θ starts at most: one as wide as its prior would drown the
 # gradients of all else in noise.
@@ -29,6 +30,9 @@ class Learned(NamedTuple):
 
 def learned(value: float | Sequence[float] | Tensor) -> Learned:
     """Mark a hyper-parameter as learned, starting from `value`.
+
+    Arguments:
+        value: A positive number, or one for each dimension of z.
 
     Example:
         >>> learned(0.4)
@@ -189,6 +193,21 @@ def mapped(
         if isinstance(new, Distribution):
             new._validate_args = False
     return done[id(part)]
+
+
+def known_population(population: Tensor | None) -> Tensor:
+    """The number of items by which global sites are weighted.
+
+    Raises:
+        ValueError: If it is not known.
+    """
+    if population is None:
+        raise ValueError(
+            "expected population, the number of items by which the random "
+            "hyper-parameters are weighted, got None; train with ps.fit, or set "
+            "population = torch.tensor(float(len(data))) on the joint or objective"
+        )
+    return population
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ References:
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import pyro
 import torch
@@ -158,20 +159,28 @@ class Joint(nn.Module):
 
         Raises:
             ValueError: If there is one view and a flat p(y), if the views are not what
-                the likelihood is a density of, or hold NaN, or if the guide draws what
-                the prior gives no density.
+                the likelihood is a density of, or hold NaN, or if a guide, of z or of
+                y, draws what the prior gives no density.
         """
         self.likelihood.check(batch.stacked)
-        support = self.prior(batch.shape[1]).support
+        support: Any = self.prior(batch.shape[1]).support
         device = batch.stacked.device
         forked = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(forked):  # a check changes nothing
             drawn = self.encode(batch).sample()
-        if not bool(support.check(drawn).all()):
+            self._check_support(self.posterior, "p(z)", support.check(drawn))
+            if self.content is not None:
+                support = self.prior.content().support
+                y = self.content(drawn).sample()
+                self._check_support(self.content, "p(y)", support.check(y))
+
+    def _check_support(self, guide: nn.Module, density: str, inside: Tensor) -> None:
+        if not bool(inside.all()):
             raise ValueError(
-                f"expected draws of {type(self.posterior).__name__} on the support of "
-                f"{type(self.prior).__name__}, {support}, got others; give the joint a "
-                "guide for this prior"
+                f"expected draws of {type(guide).__name__} on the support of {density} "
+                f"of {type(self.prior).__name__}, got others; give the joint a guide "
+                "for this prior, on the sphere guides.PowerSpherical or, for y, "
+                "guides.SphericalContent"
             )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Projector",
     "ResNet18Decoder",
     "ResNet18Encoder",
+    "dense",
 ]
 
 
@@ -60,7 +61,7 @@ class MLPEncoder(Encoder):
     ) -> None:
         shape, hidden = _sizes(event_shape=event_shape), _sizes(hidden=hidden)
         flat = math.prod(shape)
-        trunk = nn.Sequential(_Reshape(shape, (flat,)), *_dense(flat, *hidden))
+        trunk = nn.Sequential(_Reshape(shape, (flat,)), *dense(flat, *hidden))
         super().__init__(trunk, (flat, *hidden)[-1], dim)
         self.event_shape, self.hidden = shape, hidden
 
@@ -156,7 +157,7 @@ class MLPDecoder(Decoder):
         self, dim: int, event_shape: Sequence[int], hidden: Sequence[int] = (256, 256)
     ) -> None:
         shape, hidden = _sizes(event_shape=event_shape), _sizes(hidden=hidden)
-        inner = _dense(_integer("dim", dim), *hidden)
+        inner = dense(_integer("dim", dim), *hidden)
         last = nn.Linear((dim, *hidden)[-1], math.prod(shape))
         super().__init__(nn.Sequential(*inner, last), dim, shape)
         self.hidden = hidden
@@ -286,7 +287,8 @@ def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
-def _dense(*widths: int) -> list[nn.Module]:
+def dense(*widths: int) -> list[nn.Module]:
+    """Linear layers between these widths, each with a rectifier behind it."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]

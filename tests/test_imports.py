@@ -15,9 +15,9 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "likelihoods": {"hyper"},
     "guides": {"distributions", "nn"},
     "joint": {"priors", "likelihoods", "guides", "terms"},
-    "bounds": {"joint", "terms"},
+    "bounds": {"hyper", "joint", "terms"},
     "entropies": {"priors"},
-    "embedding": {"entropies", "priors", "terms"},
+    "embedding": {"entropies", "hyper", "priors", "terms"},
     "limits": {"bounds", "embedding", "entropies", "hyper", "joint", "priors", "terms"},
     "train": {"data", "terms"},
     "posterior": {

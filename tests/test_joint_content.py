@@ -187,6 +187,14 @@ def test_options_of_a_guide_are_saved_with_the_joint(tmp_path):
     assert ps.load(ps.save(model, tmp_path)).posterior.floor == 0.03
 
 
+def test_a_guide_of_y_off_the_support_of_its_prior_is_refused():
+    prior, batch = Spherical(DIM, 5.0), Batch(torch.randn(4, 2, EVENT))
+    guides = ps.guides
+    joint(prior, guides.SphericalContent(DIM), guides.PowerSpherical).check(batch)
+    with pytest.raises(ValueError, match=r"draws of Content on the support of p\(y\)"):
+        joint(prior, guides.Content(DIM), guides.PowerSpherical).check(batch)
+
+
 @pytest.mark.parametrize(
     "prior, error, message",
     [

@@ -2,7 +2,6 @@ r"""Guides q(y | z_1..V) of the content, for joints in which y is explicit."""
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from ..distributions.spherical import PowerSpherical
+from ..nn import dense
 
 __all__ = ["Content", "SphericalContent"]
 
@@ -38,8 +38,8 @@ class _Summary(nn.Module):
                 f"{hidden!r}; give for instance dim=10, hidden=(64,)"
             )
         self.dim = dim
-        self.each = _dense(*sizes)
-        self.together = _dense(sizes[-1] + 1, *hidden)
+        self.each = nn.Sequential(*dense(*sizes))
+        self.together = nn.Sequential(*dense(sizes[-1] + 1, *hidden))
         width = hidden[-1] if hidden else dim + 1
         self.head = nn.Linear(width + dim + 1, outputs)
         nn.init.zeros_(self.head.weight)
@@ -132,10 +132,3 @@ class SphericalContent(nn.Module):
         loc = normalize(z.mean(-2) + output[..., :-1], dim=-1)
         concentration = softplus(output[..., -1]) + self.floor
         return PowerSpherical(loc, concentration, validate_args=False)
-
-
-def _dense(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers)

@@ -10,7 +10,6 @@ References:
 import importlib
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 
-from ..nn import Encoder
+from ..nn import Encoder, dense
 from .factors import Factors, PriorOf, Shape, of_views
 
 __all__ = ["Flow"]
@@ -193,9 +192,7 @@ class _Coupling(nn.Module):
         # A single dimension is always bent.
         self.kept = dim // 2 if not flipped or dim == 1 else (dim + 1) // 2
         self.flipped, self.numbers = flipped, 3 * BINS + 1
-        layers: list[nn.Module] = []
-        for a, b in pairwise((self.kept + context, *hidden)):
-            layers += [nn.Linear(a, b), nn.ReLU()]
+        layers = dense(self.kept + context, *hidden)
         width = hidden[-1] if hidden else self.kept + context
         last = nn.Linear(width, (dim - self.kept) * self.numbers)
         nn.init.zeros_(last.weight)

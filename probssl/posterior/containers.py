@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import arviz
     import xarray
 
-__all__ = ["Variable", "container", "pareto_k"]
+__all__ = ["Variable", "container", "pareto_k", "provenance"]
 
 Variable = tuple[tuple[str, ...], np.ndarray]  # the names of its axes, its values
 Coordinates = Mapping[str, np.ndarray | list[str]]
@@ -42,6 +42,16 @@ def container(
         return _arviz().InferenceData(attrs=dict(attrs), **datasets)
     root = xarray.Dataset(attrs=dict(attrs))
     return xarray.DataTree.from_dict({"/": root} | datasets)
+
+
+def provenance() -> dict[str, str]:
+    """By what the draws were made, as ArviZ names it."""
+    return {
+        "inference": "SVI",
+        "inference_library": "pyro-ppl",
+        "inference_library_version": version("pyro-ppl"),
+        "creation_library": "probssl",
+    }
 
 
 def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, " item"]:

@@ -1,7 +1,6 @@
 """Draws from the posterior and the prior, in ArviZ's container."""
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..data.splits import Groups, Split
 from ..embedding import Embedding
 from ..joint import Joint
 from ..terms import Batch
-from .containers import Variable, container
+from .containers import Variable, container, provenance
 from .items import PATIENCE, Array, Data, Items, Views, array, chunks, evaluating
 from .joints import check_proper, check_spread, joint_of
 from .pseudo import pseudo_posterior
@@ -215,13 +214,7 @@ def _axes(event: int) -> tuple[str, ...]:
 
 
 def _attrs(joint: Joint) -> dict[str, str]:
-    attrs = {
-        "inference": "SVI",
-        "inference_library": "pyro-ppl",
-        "inference_library_version": version("pyro-ppl"),
-        "creation_library": "probssl",
-        "measure": joint.likelihood.measure,
-    }
+    attrs = provenance() | {"measure": joint.likelihood.measure}
     if joint.likelihood.pseudo:
         attrs["log_likelihood"] = (
             f"left out: {type(joint.likelihood).__name__} is a pseudo-likelihood, no "

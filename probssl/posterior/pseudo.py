@@ -1,11 +1,9 @@
 """Draws of the random hyper-parameters of an objective without a joint."""
 
-from importlib.metadata import version
-
 import torch
 
 from ..embedding import Embedding
-from .containers import Variable
+from .containers import Variable, provenance
 from .items import array
 
 __all__ = ["pseudo_posterior"]
@@ -32,11 +30,7 @@ def pseudo_posterior(
         name: (("chain", "draw"), array(value)[None])
         for name, value in (("log_p_hyper", log_p), ("log_q_hyper", log_q))
     }
-    attrs = {
-        "inference": "SVI",
-        "inference_library": "pyro-ppl",
-        "inference_library_version": version("pyro-ppl"),
-        "creation_library": "probssl",
+    attrs = provenance() | {
         "posterior": "pseudo-posterior: the objective as the log-likelihood of an "
         "item, conditional on the encoder",
     }
