@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from .entropies import Entropy
 from .hyper import known_population
+from .nn import PerModality, each_view
 from .priors import Prior
+from .processes import gather
 from .terms import Batch, Terms
 
 __all__ = ["Embedding"]
@@ -32,7 +34,12 @@ class Embedding(nn.Module):
     .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
 
     with the gauge g of the prior, V − 1 for a flat or uniform p(y) and V for a proper
-    one. With `plug_in` one view stands for the content of another,
+    one. With `joint` it is the entropy of all views together that counts, less by what
+    they share: minus the divergence of the z there are from the prior,
+
+    .. math:: E \log p(z_1, \dots, z_V) + \hat H[z_1, \dots, z_V] - (V - g) \hat H[z]
+
+    With `plug_in` one view stands for the content of another,
 
     .. math:: E_{v \ne w} \log p(z_w \mid y = z_v) + \hat H[z]
 
@@ -49,12 +56,21 @@ class Embedding(nn.Module):
     pseudo-posterior.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
+        encoder: A module (n, \*event) -> (n, dim); for views of several kinds
+            `nn.PerModality`.
         prior: p(y) and p(z|y).
-        entropy: The estimator of H[z].
+        entropy: The estimator of H[z], one of `entropies` or a function of z and prior.
         projector: A module (n, dim) -> (n, dim'), whose output the objective sees;
             `embed` gives the encoder's.
         plug_in: Whether to plug one view in for the content of another.
+        joint: Whether the entropy is that of all views together.
+
+    With several processes (torch.distributed) z is gathered from all of them.
+
+    References:
+        Understanding Self-Supervised Learning via Latent Distribution Matching (2026),
+        where the two forms are F_MI and, with `joint`, F_LDM
+        https://arxiv.org/abs/2605.03517
 
     Raises:
         ValueError: If there are fewer than two views or two items, or a random
@@ -75,10 +91,18 @@ class Embedding(nn.Module):
         *,
         projector: nn.Module | None = None,
         plug_in: bool = False,
+        joint: bool = False,
     ) -> None:
         super().__init__()
+        if joint and not hasattr(entropy, "joint"):
+            raise ValueError(
+                "expected an estimator of the entropy of all views together for "
+                f"joint=True, got {type(entropy).__name__}; give it a method joint(z, "
+                "prior), or use LogDeterminant, KernelDensity or NearestNeighbour"
+            )
         self.encoder, self.projector = encoder, projector
-        self.prior, self.entropy, self.plug_in = prior, entropy, plug_in
+        self.prior, self.entropy = prior, entropy
+        self.plug_in, self.joint = plug_in, joint
         # The number of items in the data set, by which hyper-parameters are weighted.
         self.register_buffer("population", None)
 
@@ -117,16 +141,23 @@ class Embedding(nn.Module):
         return drawn, total
 
     def _value(self, z: Float[Tensor, "batch view dim"]) -> Terms:
-        gauge = 1 if self.plug_in else self.prior.gauge(z.shape[1])
-        return Terms(
-            entropy=gauge * self.entropy(z, self.prior), alignment=self.alignment(z)
-        )
+        views = z.shape[1]
+        gauge = 1 if self.plug_in else self.prior.gauge(views)
+        if not self.joint:
+            entropy = gauge * self.entropy(z, self.prior)
+        else:
+            entropy = self.entropy.joint(z, self.prior)
+            if gauge < views:
+                entropy = entropy - (views - gauge) * self.entropy(z, self.prior)
+        return Terms(entropy=entropy, alignment=self.alignment(z))
 
     def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
-        """z of every view, on the support of the prior."""
+        """z of every view of all processes' items, on the support of the prior."""
         self.check(batch)
-        z = self.represent(batch.stacked.flatten(0, 1), "projector")
-        return self.prior.on_support(z).unflatten(0, batch.shape)
+        z = each_view(self.encoder, batch.views)
+        if self.projector is not None:
+            z = self.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        return gather(self.prior.on_support(z))
 
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
         """The mean log-density of views that share their content, in nats."""
@@ -138,9 +169,18 @@ class Embedding(nn.Module):
         total = log_kernel.masked_fill(itself, 0.0).sum((-2, -1))
         return total.mean() / (views * (views - 1))
 
-    def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
-        """The encoder's output for x, or with ``layer="projector"`` the projector's."""
-        z = self.encoder(x).flatten(1)
+    def represent(
+        self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
+    ) -> Tensor:
+        """The encoder's output for x, or with ``layer="projector"`` the projector's.
+
+        Of items of several modalities, a tuple, the mean of their representations.
+        """
+        parts = x if isinstance(x, tuple) else (x,)
+        if isinstance(self.encoder, PerModality):
+            z = torch.stack([out.flatten(1) for out in self.encoder(parts)]).mean(0)
+        else:
+            z = self.encoder(x).flatten(1)
         return self.projector(z) if layer == "projector" and self.projector else z
 
     def check(self, batch: Batch) -> None:

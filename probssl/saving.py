@@ -148,7 +148,7 @@ def describe(value: Any) -> Any:
         return {"class": NAMES[type(value)], "arguments": _described(value)}
     if isinstance(value, torch.distributions.Distribution):
         return _describe_distribution(value)
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list | nn.ModuleList):
         return [describe(part) for part in value]
     return _foreign(type(value))
 

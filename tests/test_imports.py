@@ -8,17 +8,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "probssl"
-LEAVES = {"special", "terms", "hyper", "nn", "views", "data", "evaluation", "plots"}
+LEAVES = {"special", "terms", "hyper", "views", "data", "evaluation", "plots"}
+LEAVES |= {"processes", "teacher"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
+    "nn": {"processes"},
     "distributions": {"special"},
     "priors": {"distributions", "hyper", "special"},
     "likelihoods": {"hyper"},
     "guides": {"distributions", "nn"},
     "joint": {"priors", "likelihoods", "guides", "terms"},
     "bounds": {"hyper", "joint", "terms"},
-    "entropies": {"priors"},
-    "embedding": {"entropies", "hyper", "priors", "terms"},
-    "limits": {"bounds", "embedding", "entropies", "hyper", "joint", "priors", "terms"},
+    "entropies": {"priors", "special"},
+    "embedding": {"entropies", "hyper", "nn", "priors", "processes", "terms"},
+    "limits": {
+        "bounds",
+        "embedding",
+        "entropies",
+        "hyper",
+        "joint",
+        "likelihoods",
+        "nn",
+        "priors",
+        "processes",
+        "teacher",
+        "terms",
+    },
     "train": {"data", "terms"},
     "posterior": {
         "bounds",

@@ -1,51 +1,18 @@
-"""Estimators of the entropy H[z] of the representations, in nats.
-
-Called with z, of shape (batch, view, dim), and the prior whose kernel they may need,
-they return the entropy of one view, averaged over the views. They are what a
-discriminative objective puts in the place of reconstruction and encoder noise.
-"""
+"""Estimates of H[z] from the covariance of z."""
 
 import math
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from .priors import Prior
+from ..priors import Prior
+from .base import Entropy
 
-__all__ = ["Entropy", "KernelDensity", "LogDeterminant", "VarianceCovariance"]
-
-
-class Entropy(Protocol):
-    """What an estimator of H[z] looks like."""
-
-    def __call__(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]: ...
+__all__ = ["LogDeterminant", "VarianceCovariance", "covariance"]
 
 
-class KernelDensity(nn.Module):
-    r"""Kernel density over all representations of the batch but the one in question.
-
-    .. math:: \hat H[z] = -\frac1M \sum_i \log \frac{1}{M - 1} \sum_{j \ne i}
-        p(z' = z_i \mid y = z_j), \qquad M = \text{batch} \cdot \text{view}
-
-    The kernel is the prior's own conditional, y plugged in. The other view of an item
-    is among the neighbours; where views nearly agree the estimate is too low, by up to
-    :math:`\log(M - 1)` plus the log-density of the kernel at its centre.
-    """
-
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
-        z = z.flatten(0, 1)
-        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-        log_kernel = prior.log_kernel(z, z, plug_in=True).masked_fill(itself, -math.inf)
-        return math.log(len(z) - 1) - log_kernel.logsumexp(-2).mean()
-
-
-class LogDeterminant(nn.Module):
+class LogDeterminant(Entropy):
     r"""The entropy of a Gaussian of the same covariance.
 
     .. math:: \hat H[z] = \tfrac12 \log |2 \pi e (\hat \Sigma + \epsilon I)|
@@ -70,8 +37,18 @@ class LogDeterminant(nn.Module):
         log_determinant = (covariance(z) + noise).logdet().mean()
         return 0.5 * (log_determinant + dim * math.log(2 * math.pi * math.e))
 
+    def joint(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
+    ) -> Float[Tensor, ""]:
+        r"""Return the entropy of a Gaussian with the covariance of all views together.
 
-class VarianceCovariance(nn.Module):
+        .. math:: \hat H[z_1, \dots, z_V] = \tfrac12 \log |2 \pi e (\hat
+            \Sigma_{z_1, \dots, z_V} + \epsilon I)|
+        """
+        return self(z.flatten(1).unsqueeze(1))
+
+
+class VarianceCovariance(Entropy):
     r"""VICReg's surrogate of the Gaussian entropy: a hinge and squared correlations.
 
     .. math:: \hat H[z] = \frac d2 \log 2 \pi e - \sum_i \max(0, 1 - s_i)

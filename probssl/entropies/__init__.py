@@ -1,0 +1,12 @@
+"""Estimators of the entropy H[z] of the representations, in nats.
+
+Called with z, of shape (batch, view, dim), and the prior whose kernel they may need,
+they return the entropy of one view, averaged over the views. They are what a
+discriminative objective puts in the place of reconstruction and encoder noise.
+"""
+
+from .base import Entropy
+from .gaussian import LogDeterminant, VarianceCovariance
+from .kernel import KernelDensity
+
+__all__ = ["Entropy", "KernelDensity", "LogDeterminant", "VarianceCovariance"]

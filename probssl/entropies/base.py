@@ -1,0 +1,41 @@
+"""What an estimator of H[z] looks like."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..priors import Prior
+
+__all__ = ["Entropy"]
+
+
+class Entropy(nn.Module):
+    r"""An estimator of the entropy of representations, in nats.
+
+    Called with z, of shape (batch, view, dim), and the prior whose kernel it may need,
+    it returns the marginal entropy H[z] of one view, averaged over the views. `joint`
+    returns that of all views of an item together, which is less by what they share:
+
+    .. math:: H[z_1, \dots, z_V] = \sum_v H[z_v] - I[z_1, \dots, z_V]
+
+    An estimator of your own needs `forward`; and `joint` for objectives with
+    ``joint=True``. A plain function of z and the prior does as well.
+    """
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        raise NotImplementedError(f"{type(self).__name__} has no forward(z, prior)")
+
+    def joint(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        r"""Return :math:`\hat H[z_1, \dots, z_V]`.
+
+        Raises:
+            TypeError: If the estimator has no joint form.
+        """
+        raise TypeError(
+            "expected an estimator of the entropy of all views together for "
+            f"joint=True, got {type(self).__name__}; use LogDeterminant, KernelDensity "
+            "or NearestNeighbour"
+        )

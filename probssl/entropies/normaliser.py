@@ -1,0 +1,131 @@
+r"""Sums over the kernels of all pairs, in memory linear in the number of points.
+
+.. math:: s_j = \log \sum_{i \in A(j)} p(z' = z_j \mid y = z_i), \qquad
+    \frac{\partial s_j}{\partial \theta} = \sum_{i \in A(j)} e^{k_{ij} - s_j} \,
+    \frac{\partial k_{ij}}{\partial \theta}, \qquad k_{ij} = \log p(z_j \mid y = z_i)
+
+The matrix of kernels is made in blocks of columns. Of a block nothing is kept but its
+sums: going back, the block is made again and weighted with its share of them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+from ..priors import Prior
+
+__all__ = ["DENSE", "log_sums"]
+
+Allowed = Callable[[Int[Tensor, " columns"]], Bool[Tensor, "rows columns"]]
+
+# As many kernels as are made at once: more do not fit the caches. Up to so many, all of
+# them are kept, which saves making them again.
+DENSE = 2**21
+
+
+def log_sums(
+    prior: Prior,
+    centres: Float[Tensor, "n dim"],
+    points: Float[Tensor, "m dim"],
+    allowed: Allowed,
+    most: int = DENSE,
+) -> Float[Tensor, " m"]:
+    """Return for each point the log-sum of the kernels around the allowed centres.
+
+    Arguments:
+        allowed: Which centres count for the points with given numbers; at least one.
+        most: How many kernels may be in memory at once.
+    """
+    numbers = torch.arange(len(points), device=points.device)
+    if len(centres) * len(points) <= most:
+        log_kernel = prior.log_kernel(centres, points, plug_in=True)
+        return _masked(log_kernel, allowed(numbers)).logsumexp(-2)
+    blocks = numbers.split(max(1, most // len(centres)))
+    drawn = {h.name: h.drawn for h in prior.random() if h.drawn is not None}
+    kernel = _Kernel(prior)
+    state = dict(kernel.named_parameters())
+
+    def of(a: Tensor, b: Tensor, rest: tuple[Tensor, ...]) -> Tensor:
+        hypers = dict(zip(drawn, rest, strict=False))
+        numbers = dict(zip(state, rest[len(drawn) :], strict=True))
+        with prior.at(**hypers):
+            return functional_call(kernel, numbers, (a, b))
+
+    rest = (*drawn.values(), *state.values())
+    return _LogSums.apply(of, allowed, blocks, centres, points, *rest)
+
+
+class _Kernel(nn.Module):
+    """The kernel of a prior as a module, whose parameters can be given."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.prior.log_kernel(a, b, plug_in=True)
+
+
+class _LogSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, of: Any, allowed: Allowed, blocks: Any, *inputs: Tensor
+    ) -> Tensor:
+        centres, points, *rest = inputs
+        sums = points.new_empty(len(points))
+        for block in blocks:
+            log_kernel = of(centres, points[block], tuple(rest))
+            sums[block] = _masked(log_kernel, allowed(block)).logsumexp(-2)
+        ctx.of, ctx.allowed, ctx.blocks = of, allowed, blocks
+        ctx.save_for_backward(sums, *inputs)
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        sums, *inputs = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        totals = [
+            torch.zeros_like(x) if need else None
+            for x, need in zip(inputs, needed, strict=True)
+        ]
+        for block in ctx.blocks:
+            parts = _slopes(ctx, inputs, block, sums[block], slope[block])
+            for place, (total, part) in enumerate(zip(totals, parts, strict=True)):
+                if total is None or part is None:
+                    continue
+                if place == 1:  # the points of this block alone
+                    total[block] += part
+                else:
+                    total += part
+        return (None, None, None, *totals)
+
+
+def _slopes(
+    ctx: Any, inputs: list[Tensor], block: Tensor, sums: Tensor, slope: Tensor
+) -> Iterator[Tensor | None]:
+    """The gradients of one block in all that needs one."""
+    centres, points, *rest = inputs
+    needed = ctx.needs_input_grad[3:]
+    with torch.enable_grad():
+        leaves = [
+            x.detach().requires_grad_(need)
+            for x, need in zip((centres, points[block], *rest), needed, strict=True)
+        ]
+        log_kernel = ctx.of(leaves[0], leaves[1], tuple(leaves[2:]))
+    share = _masked(log_kernel.detach(), ctx.allowed(block)).sub_(sums).exp_()
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    found = iter(
+        torch.autograd.grad(log_kernel, wanted, share.mul_(slope), allow_unused=True)
+    )
+    return (next(found) if need else None for need in needed)
+
+
+def _masked(log_kernel: Tensor, allowed: Tensor) -> Tensor:
+    return log_kernel.masked_fill(~allowed, -math.inf)
