@@ -1,0 +1,60 @@
+"""Every objective, small, on items of six numbers: for the tests that all must pass."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import probssl as ps
+from probssl import limits
+
+ITEMS, VIEWS, EVENT, DIM = 8, 2, 6, 3
+
+
+def encoder() -> nn.Module:
+    return ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,))
+
+
+def projector() -> nn.Module:
+    return ps.nn.Projector(DIM, width=5, out=4)
+
+
+def decoder() -> nn.Module:
+    return ps.nn.MLPDecoder(DIM, (EVENT,), hidden=(8,))
+
+
+def joint(prior: ps.priors.Prior, **options: Callable) -> ps.Joint:
+    return ps.Joint(
+        prior, ps.likelihoods.Gaussian(0.5), encoder(), decoder(), **options
+    )
+
+
+def spherical_joint() -> ps.Joint:
+    prior = ps.priors.Spherical(DIM, 5.0)
+    return joint(prior, guide=ps.guides.PowerSpherical)
+
+
+OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
+    "SimVAE": lambda: limits.SimVAE(joint(ps.priors.Gaussian(DIM, 0.5))),
+    "spherical SimVAE": lambda: limits.SimVAE(spherical_joint()),
+    "VAE": lambda: limits.VAE(joint(ps.priors.Independent(DIM))),
+    "SimCLR": lambda: limits.SimCLR(encoder(), projector()),
+    "VICReg": lambda: limits.VICReg(encoder(), projector()),
+    "LogDet": lambda: limits.LogDet(encoder()),
+    "LDM": lambda: limits.Embedding(
+        encoder(),
+        ps.priors.Gaussian(None, 0.5, y_scale=math.inf),
+        ps.entropies.LogDeterminant(),
+        joint=True,
+    ),
+}
+
+
+def batch(seed: int = 0, items: int = ITEMS, views: int = VIEWS) -> ps.Batch:
+    """Views of items, the items themselves, and their row numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = torch.get_default_dtype()
+    clean = torch.randn(items, EVENT, generator=generator, dtype=dtype)
+    noise = torch.randn(items, views, EVENT, generator=generator, dtype=dtype)
+    return ps.Batch(clean[:, None] + 0.3 * noise, clean, torch.arange(items))
