@@ -15,7 +15,13 @@ def priors(module: ModuleType, results: Path) -> None:
     assert all(figure["ms"] > 0 for figure in figures.values())
 
 
-SHORT = {"priors": priors}
+def normaliser(module: ModuleType, results: Path) -> None:
+    figures = module.main(items=(16,), many=64, repeats=1, results=results)
+    assert set(figures["seconds"]["16"]) == set(module.PRIORS)
+    assert all(size >= 0 for size in figures["megabytes"].values())
+
+
+SHORT = {"normaliser": normaliser, "priors": priors}
 
 
 def test_every_benchmark_has_a_short_form():

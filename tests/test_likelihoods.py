@@ -5,11 +5,15 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    one_hot,
+)
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.likelihoods import Bernoulli, Binomial, Gaussian
+from probssl.likelihoods import Bernoulli, Binomial, Categorical, Gaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -46,10 +50,63 @@ def test_bernoulli_is_minus_the_cross_entropy():
 
 
 def test_huge_logits_give_finite_values_and_gradients():
-    logits = torch.tensor([-1e4, 1e4], requires_grad=True)
-    value = Binomial(16)(logits).log_prob(torch.tensor([1.0, 0.0])).sum()
-    value.backward()
-    assert value.isfinite() and logits.grad.isfinite().all()
+    for likelihood in (Binomial(16), Categorical(2)):
+        logits = torch.tensor([-1e4, 1e4], requires_grad=True)
+        value = likelihood(logits).log_prob(torch.tensor([1.0, 0.0])).sum()
+        value.backward()
+        assert value.isfinite() and logits.grad.isfinite().all()
+
+
+def test_categorical_sums_to_one_over_its_classes():
+    logits = 10 * torch.randn(7, 5)
+    each = [Categorical(5)(logits).to_event(1).log_prob(x) for x in torch.eye(5)]
+    assert_close(torch.stack(each).logsumexp(0), torch.zeros(7), rtol=0, atol=1e-12)
+
+
+def test_categorical_is_minus_the_cross_entropy():
+    logits, x = torch.randn(6, 3, 5, requires_grad=True), torch.rand(6, 3, 5)
+    labels, soft = torch.randint(5, (6, 3)), x / x.sum(-1, keepdim=True)
+    for target, likelihood in (
+        (one_hot(labels, 5).double(), Categorical(5)),
+        (soft, Categorical(5, soft=True)),
+    ):
+        likelihood.check(target)
+        ours = likelihood(logits).to_event(2).log_prob(target).sum()
+        flat = logits.flatten(0, 1), target.flatten(0, 1)
+        plain = -cross_entropy(*flat, reduction="sum")
+        assert_close(ours, plain)
+        slopes = [torch.autograd.grad(value, logits)[0] for value in (ours, plain)]
+        assert_close(*slopes)
+
+
+def test_categorical_draws_whole_vectors_with_its_probabilities():
+    n, logits = 100_000, torch.tensor([[-2.0, 0.3, 1.0], [0.0, 4.0, 0.0]])
+    distribution = Categorical(3)(logits).to_event(1)
+    x = distribution.sample((n,))
+    Categorical(3).check(x)
+    assert ((x.mean(0) - distribution.mean).abs() < 5 * x.std(0) / math.sqrt(n)).all()
+    square = (x - distribution.mean).square()
+    error = 5 * square.std(0) / math.sqrt(n)
+    assert ((square.mean(0) - distribution.variance).abs() < error).all()
+
+
+def test_a_joint_of_labels_reconstructs_by_the_cross_entropy():
+    encoder = ps.nn.MLPEncoder((4,), 2, hidden=())
+    decoder = ps.nn.MLPDecoder(2, (4,), hidden=())
+    joint = ps.Joint(
+        ps.priors.Gaussian(2, 0.5),
+        Categorical(4),
+        encoder,
+        decoder,
+        guide=ps.guides.Point,
+    ).double()
+    labels = torch.randint(4, (6, 2))
+    batch = ps.Batch(one_hot(labels, 4).double())
+    joint.check(batch)
+    terms = ps.bounds.ELBO()(joint, batch)
+    logits = decoder(encoder(batch.views.flatten(0, 1)))
+    plain = -cross_entropy(logits, labels.flatten(), reduction="sum") / 6
+    assert_close(terms.reconstruction, plain)
 
 
 def test_gaussian_is_the_normal_density():
@@ -78,6 +135,12 @@ def test_learned_scale_stays_above_its_floor():
         (Binomial(16), [0.0, 0.03], "k/16"),
         (Binomial(16), [0.0, 255.0], "255"),
         (Gaussian(), [0.0, math.inf], "infinite"),
+        (Categorical(3), [1.0, 0.0], "3 classes"),
+        (Categorical(3), [1.0, 1.0, 0.0], "one-hot"),
+        (Categorical(3), [0.5, 0.5, 0.0], "one-hot"),
+        (Categorical(3), [math.nan, 0.0, 0.0], "NaN"),
+        (Categorical(3, soft=True), [0.5, 0.6, 0.0], "sum to 1"),
+        (Categorical(3, soft=True), [1.5, -0.5, 0.0], "sum to 1"),
     ],
 )
 def test_data_that_cannot_come_from_it_are_refused(likelihood, x, message):
@@ -91,6 +154,9 @@ def test_data_that_cannot_come_from_it_are_refused(likelihood, x, message):
         lambda: Binomial(0),
         lambda: Binomial(2.5),
         lambda: Gaussian(-1.0),
+        lambda: Categorical(1),
+        lambda: Categorical(2.0),
+        lambda: Categorical(3)(torch.zeros(2, 4)),
         lambda: Gaussian(ps.learned(1e-4), floor=1e-3),
     ],
 )
@@ -101,6 +167,7 @@ def test_bad_arguments_are_refused(build):
 
 def test_only_real_likelihoods_have_a_measure_to_compare_under():
     assert Bernoulli(grey=True).pseudo and not Bernoulli().pseudo
+    assert Categorical(3, soft=True).pseudo and not Categorical(3).pseudo
     assert Binomial(16).measure != Binomial(4).measure != Gaussian().measure
 
 
