@@ -8,7 +8,8 @@ from torch.nn.functional import logsigmoid
 
 from .hyper import Learned, Positive
 
-__all__ = ["Bernoulli", "Binomial", "Gaussian", "GreyLevels", "Likelihood"]
+__all__ = ["Bernoulli", "Binomial", "Categorical", "Gaussian", "GreyLevels"]
+__all__ += ["Likelihood", "OneHot"]
 
 Shape = Size | list[int] | tuple[int, ...]
 
@@ -19,10 +20,14 @@ class Likelihood(nn.Module):
     Attributes:
         measure: What a density is a density of. Evidences compare under one measure.
         pseudo: Whether it is only a pseudo-likelihood, without evidence.
+        elementwise: Whether elements of x are independent given z. If not, vectors in
+            the last axis are drawn as a whole, and `log_prob` gives summands whose sum
+            over that axis is the log-probability.
     """
 
     measure: str = "Lebesgue"
     pseudo: bool = False
+    elementwise: bool = True
 
     def check(self, x: Tensor) -> None:
         """Raise an error if x cannot have come from this likelihood."""
@@ -100,6 +105,62 @@ class Binomial(Likelihood):
             )
 
 
+class Categorical(Likelihood):
+    r"""One class of several, such as a label: x is one-hot in its last axis.
+
+    .. math:: \log p(x \mid z) = \sum_c x_c \, \Big( a_c - \log \sum_{c'} e^{a_{c'}}
+        \Big), \qquad a = \mathrm{decoder}(z)
+
+    Axes before the last one hold classes that are independent given z.
+
+    Arguments:
+        classes: The number of classes, the length of the last axis.
+        soft: Whether to admit probabilities of the classes, as smoothed labels are.
+            The formula is then no density of x, only a pseudo-likelihood.
+
+    Raises:
+        ValueError: If there are less than two classes.
+    """
+
+    elementwise = False
+
+    def __init__(self, classes: int, soft: bool = False) -> None:
+        super().__init__()
+        if not isinstance(classes, int) or classes < 2:
+            raise ValueError(
+                f"expected classes to be a whole number of at least 2, got {classes!r};"
+                " give the number of classes, for instance 10"
+            )
+        self.classes, self.soft, self.pseudo = classes, soft, soft
+        counting = f"counting, {classes} classes"
+        self.measure = "none (pseudo-likelihood)" if soft else counting
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        self._check_last_axis(output, "the decoder's output")
+        return OneHot(output)
+
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        self._check_last_axis(x, "x")
+        one = ((x.sum(-1) - 1).abs() < 1e-3).all() & (x >= 0).all()
+        hard = ((x == 0) | (x == 1)).all()
+        if not bool(one & (hard | self.soft)):
+            form = "probabilities that sum to 1" if self.soft else "one-hot vectors"
+            raise ValueError(
+                f"expected {form} in the last axis for Categorical, got other values "
+                f"between {float(x.min()):.3g} and {float(x.max()):.3g}; give "
+                f"torch.nn.functional.one_hot(labels, {self.classes}) as floats, or "
+                "probabilities to the pseudo-likelihood Categorical(…, soft=True)"
+            )
+
+    def _check_last_axis(self, x: Tensor, what: str) -> None:
+        if x.shape[-1:] != (self.classes,):
+            raise ValueError(
+                f"expected {what} to have a last axis of {self.classes} classes, got "
+                f"shape {tuple(x.shape)}; give it the event shape ({self.classes},)"
+            )
+
+
 class Gaussian(Likelihood):
     r"""Real values around the output of the decoder.
 
@@ -171,6 +232,42 @@ class GreyLevels(dist.TorchDistribution):
         n = torch.full((), self.levels + 1.0, dtype=value.dtype, device=value.device)
         count = value * self.levels + 1
         return log_prob + n.lgamma() - count.lgamma() - (n + 1 - count).lgamma()
+
+
+class OneHot(dist.TorchDistribution):
+    r"""One-hot vectors in the last axis, drawn as a whole.
+
+    The classes are counted among the batch shape, as the elements of other likelihoods
+    are: `log_prob` gives each class its own summand :math:`x_c \log p_c`, of which only
+    the sum over classes, that of ``to_event(1)``, is a log-probability. For
+    probabilities x it is minus the cross-entropy.
+    """
+
+    arg_constraints = {"logits": constraints.real}
+    support = constraints.unit_interval
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.softmax(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1 - self.mean)
+
+    def expand(self, batch_shape: Shape, _instance: "OneHot | None" = None) -> "OneHot":
+        return OneHot(self.logits.expand(batch_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        whole = dist.OneHotCategorical(logits=self.logits, validate_args=False)
+        return whole.sample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value * self.logits.log_softmax(-1)
 
 
 def _check_unit_interval(x: Tensor, name: str) -> None:

@@ -114,6 +114,8 @@ def test_a_guide_obeys_the_laws_beside_any_conditional():
         Bernoulli(grey=True),
         Binomial(16),
         Binomial(255),
+        ps.likelihoods.Categorical(4),
+        ps.likelihoods.Categorical(4, soft=True),
         ps.likelihoods.Gaussian(0.3),
         ps.likelihoods.Gaussian(ps.learned(0.3)),
     ],
@@ -366,6 +368,25 @@ class WrongMean(Binomial):
         return _Half(self.levels, output)
 
 
+class _Uneven(ps.likelihoods.OneHot):
+    def sample(self, sample_shape=()):
+        return ps.likelihoods.OneHot(2 * self.logits).sample(sample_shape)
+
+
+class UnevenClasses(ps.likelihoods.Categorical):
+    def forward(self, output):
+        return _Uneven(output)
+
+
+class UnnormalisedClasses(ps.likelihoods.Categorical):
+    def forward(self, output):
+        class Raw(ps.likelihoods.OneHot):
+            def log_prob(self, value):
+                return value * self.logits
+
+        return Raw(output)
+
+
 class RefusesItself(Binomial):
     def check(self, x):
         super().check(x)
@@ -393,6 +414,8 @@ class TwiceTheCount(Binomial):
         (ForgetsAConstant(0.3), "normalisation"),
         (TwiceTheCount(4), "normalisation"),
         (WideNoise(0.3), "sampling"),
+        (UnevenClasses(4), "sampling"),
+        (UnnormalisedClasses(4), "normalisation"),
         (WrongMean(4), "mean"),
         (RefusesItself(4), "own samples"),
         (AcceptsNaN(4), "own samples"),

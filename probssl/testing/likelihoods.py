@@ -91,20 +91,37 @@ class _Case(NamedTuple):
     def sample(self) -> Float[Tensor, "draw *output"]:
         return self.of(self.output).sample((self.draws,)).detach()
 
-    def values(self) -> Float[Tensor, " value"]:
+    def values(self) -> Float[Tensor, "value *whole"]:
         """The values that are ever drawn, for outputs of all sizes."""
         sizes = (0.0, 0.5, 1.0, 2.0, 4.0)
         drawn = [self.of(s * self.output).sample((self.draws,)) for s in sizes]
-        return torch.cat([x.flatten().unique() for x in drawn]).unique()
+        return torch.cat([self.parts(x).unique(dim=0) for x in drawn]).unique(dim=0)
+
+    def parts(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "part *whole"]:
+        """What is drawn as a whole: elements, or vectors in the last axis."""
+        return x.flatten() if self.likelihood.elementwise else x.flatten(0, -2)
 
     def elements(self) -> Float[Tensor, "draw element"]:
-        """Samples of the first elements of x."""
-        return self.sample().flatten(1)[:, :ELEMENTS]
+        """Samples of the first elements of x, of vectors as numbers."""
+        return self.numbers(self.sample()).flatten(1)[:, :ELEMENTS]
 
-    def over(self, values: Float[Tensor, " value"]) -> Float[Tensor, "value element"]:
-        """The log-densities of the first elements at all values."""
-        elements = min(ELEMENTS, self.output.numel())
-        return self.log_prob(values.unsqueeze(1).expand(-1, elements))
+    def numbers(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*numbers"]:
+        """A number for each part, by which parts are told apart."""
+        if self.likelihood.elementwise:
+            return x
+        return x @ torch.arange(1.0, x.shape[-1] + 1, dtype=x.dtype)
+
+    def over(
+        self, values: Float[Tensor, "value *whole"]
+    ) -> Float[Tensor, "value element"]:
+        """The log-densities of the first elements, or vectors, at all values."""
+        if self.likelihood.elementwise:
+            elements = min(ELEMENTS, self.output.numel())
+            return self.log_prob(values.unsqueeze(1).expand(-1, elements))
+        distribution = self.of(self.output).to_event(1)
+        lead = [1] * (self.output.dim() - 1)
+        log_prob = distribution.log_prob(values.unflatten(0, (-1, *lead)))
+        return log_prob.flatten(1)[:, :ELEMENTS].detach()
 
     def log_prob(self, x: Float[Tensor, "n element"]) -> Float[Tensor, "n element"]:
         """The log-density of the first elements, the others being as they may."""
@@ -185,7 +202,7 @@ def sampling(case: _Case) -> Iterator[str]:
         yield from samples_follow(density, references, samples, "samples of x")
         return
     values, drawn = case.values(), case.elements()
-    share = case.over(values).softmax(0)
+    share, values = case.over(values).softmax(0), case.numbers(values)
     for frequency in (0.5, 1.0, 2.0, 4.0):
         scale = frequency / values.std().clamp(min=1e-12)
         expected = (share * torch.cos(scale * values).unsqueeze(1)).sum(0)

@@ -1,0 +1,128 @@
+r"""Denoising autoencoder: the clean item is read off the representation of a view.
+
+Extracting and Composing Robust Features with Denoising Autoencoders
+(Vincent et al., 2008)
+https://doi.org/10.1145/1390156.1390294
+Joint Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
+Self-Supervised Learning (Van Assel et al., 2025), whose reconstruction it is for a
+Gaussian likelihood
+https://arxiv.org/abs/2505.12477
+
+The choices: p(y) absent, p(z) flat; z is kept informative by p(x|z) of the clean item
+x, where z is that of a corrupted view :math:`\tilde x_v`.
+
+.. math:: \frac1V \sum_v E \log p(x \mid z_v), \quad z_v = f(\tilde x_v), \qquad
+    \text{for } N(g(z), \sigma^2 I) \text{:} \quad
+    - \frac{1}{2 \sigma^2 V} \sum_v E \lVert x - g(f(\tilde x_v)) \rVert^2
+    - \frac d2 \log 2 \pi \sigma^2
+
+The limit: q → a point; what is left is the log-likelihood of a model of
+:math:`x \mid \tilde x`. With the decoder of the clean item in place of that of the
+view, the inequality of `embedding` reads
+
+.. math:: E \log p(x \mid z) \le -H[x \mid z] \le -H[x \mid \tilde x], \qquad
+    H[x] + E \log p(x \mid z) \le I(x; z)
+
+The first is an equality iff the decoder is the exact posterior of x given z, the second
+iff z holds all that :math:`\tilde x` tells about x.
+
+Status: exact bound of its own: below :math:`-H[x \mid \tilde x]`, for any encoder and
+decoder. It drops the content, the noise of the encoder and the density of z: there is
+no evidence of x, and nothing to sample z from.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..likelihoods import Likelihood
+from ..nn import each_view
+from ..terms import Batch, Terms
+
+__all__ = ["DenoisingAutoencoder"]
+
+
+class DenoisingAutoencoder(nn.Module):
+    r"""The log-likelihood of the clean item given a corrupted view, per item, in nats.
+
+    Any number of views will do, one included; the mean over them counts.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        decoder: A module (n, dim) -> (n, \*event), where the event is that of x.
+        likelihood: p(x|z) from the decoder's output.
+        noise: A module (n, \*event) -> (n, \*event) that corrupts the views once more,
+            such as `views.Noise` or `views.Mask`: in training and in evaluation, since
+            what is left of x is part of what is measured. By default the views are the
+            corruption.
+
+    Raises:
+        ValueError: If a batch has no `clean`, absent views, or another shape than the
+            decoder's output.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        *,
+        noise: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        self.noise = noise
+
+    def forward(self, batch: Batch) -> Terms:
+        clean = _clean(batch).unsqueeze(1)
+        z = each_view(self.encoder, self._corrupted(batch.views))
+        output = self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        if output.shape[2:] != clean.shape[2:]:
+            raise ValueError(
+                "expected a decoder that returns items of the shape of clean ones, "
+                f"{tuple(clean.shape[2:])}, got {tuple(output.shape[2:])}; build it "
+                "with that event shape"
+            )
+        likelihood = self.likelihood(output).to_event(output.dim() - 2)
+        return Terms(reconstruction=likelihood.log_prob(clean).mean())
+
+    def _corrupted(
+        self, views: Tensor | tuple[Tensor, ...]
+    ) -> Tensor | tuple[Tensor, ...]:
+        if self.noise is None:
+            return views
+        if isinstance(views, tuple):
+            return tuple(self._noisy(self.noise, part) for part in views)
+        return self._noisy(self.noise, views)
+
+    @staticmethod
+    def _noisy(noise: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
+        return noise(views.flatten(0, 1)).view_as(views)
+
+    def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
+        """The encoder's output for x as it is, without noise."""
+        return self.encoder(x).flatten(1)
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if clean items are missing, or not of the likelihood's kind.
+
+        Raises:
+            ValueError: If there are none, or views are absent, or the likelihood
+                refuses them.
+        """
+        self.likelihood.check(_clean(batch))
+
+
+def _clean(batch: Batch) -> Tensor:
+    if batch.clean is None:
+        raise ValueError(
+            "expected clean items beside their views, got clean=None; fit sets it but "
+            "for Groups, otherwise give Batch(views, clean=…)"
+        )
+    if batch.present is not None:
+        raise ValueError(
+            "expected all views to be present for DenoisingAutoencoder, got a mask; "
+            "drop the incomplete items, or use SimVAE, which integrates out absent "
+            "views"
+        )
+    return batch.clean

@@ -1,0 +1,161 @@
+r"""Masked autoencoder: what is hidden is read off the representation of the rest.
+
+Masked Autoencoders Are Scalable Vision Learners (He et al., 2022)
+https://arxiv.org/abs/2111.06377
+
+The choices: p(y) absent, p(z) flat; z is kept informative by p(x|z) of the hidden part
+of a view, where z is that of the visible part. Exactly a share of the patches is
+hidden, all such sets m being equally likely:
+
+.. math:: E_m \sum_{i \in m} \log p(x_i \mid z), \qquad z = f(x \odot (1 - m))
+
+For a Gaussian likelihood that is the published squared error of the hidden pixels,
+times :math:`-1 / 2 \sigma^2` and summed where the paper takes the mean, and the
+constant of the density.
+
+The limit: q → a point; what is left is the exact log-likelihood of a model of
+:math:`x_m \mid x_{\setminus m}`, whose pixels are independent given z. As in the
+inequality of `embedding`, for each set m and any encoder and decoder
+
+.. math:: E \sum_{i \in m} \log p(x_i \mid z) \le -H[x_m \mid z]
+    \le -H[x_m \mid x_{\setminus m}], \qquad
+    H[x_m] + E \sum_{i \in m} \log p(x_i \mid z) \le I(x_m; z)
+
+so z has to hold what the visible part tells about the hidden one.
+
+Status: exact bound of its own: below :math:`-H[x_m \mid x_{\setminus m}]`. It drops the
+content, the noise of the encoder and the density of z; what the hidden pixels have in
+common beyond z; and of the paper the transformer, which leaves hidden patches out
+where any encoder is here given zeros in their place, and the normalised patches.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..likelihoods import Likelihood
+from ..terms import Batch, Terms
+
+__all__ = ["MaskedAutoencoder"]
+
+
+class MaskedAutoencoder(nn.Module):
+    r"""The log-likelihood of hidden patches given the others, per item, in nats.
+
+    Any number of views will do, one included; the mean over them counts. Patches are
+    drawn anew from torch's generator at each call, in evaluation as well.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim), which gets zeros where x is hidden.
+        decoder: A module (n, dim) -> (n, \*event).
+        likelihood: p(x|z) from the decoder's output, its elements independent.
+        share: The share of the patches that is hidden, rounded to whole patches: at
+            least one, and at most all but one. The paper has 0.75.
+        patch: The edge of a patch of an image in pixels; all its channels are hidden
+            together. The paper has 16 for images of 224, a grid of 14 by 14. Features
+            of rows of numbers are hidden one by one, whatever `patch` is.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1, the edge is no positive whole
+            number or does not divide an image, or a batch has absent views or another
+            shape than the decoder's output.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        *,
+        share: float = 0.75,
+        patch: int = 2,
+    ) -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise ValueError(
+                f"expected share between 0 and 1, got {share}; the paper has 0.75"
+            )
+        if not isinstance(patch, int) or patch < 1:
+            raise ValueError(
+                f"expected patch as a positive number of pixels, got {patch!r}; give "
+                "one that divides height and width, for instance 2"
+            )
+        if not likelihood.elementwise:
+            raise ValueError(
+                "expected a likelihood of independent elements, got "
+                f"{type(likelihood).__name__}, whose classes cannot be hidden one by "
+                "one; use DenoisingAutoencoder"
+            )
+        self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        self.share, self.patch = share, patch
+
+    def forward(self, batch: Batch) -> Terms:
+        x = _views(batch).flatten(0, 1)
+        hidden = self.mask(x)
+        output = self.decoder(self.encoder(x.masked_fill(hidden, 0.0)).flatten(1))
+        if output.shape != x.shape:
+            raise ValueError(
+                f"expected a decoder that returns {tuple(x.shape)} for such views, got "
+                f"{tuple(output.shape)}; build it with the event shape of x"
+            )
+        log_prob = self.likelihood(output).log_prob(x).masked_fill(~hidden, 0.0)
+        return Terms(reconstruction=log_prob.flatten(1).sum(1).mean())
+
+    def mask(self, x: Float[Tensor, "n *event"]) -> Bool[Tensor, "n *event"]:
+        """Draw which elements are hidden, as many patches for each item."""
+        grid = self._grid(x.shape[1:])
+        patches = math.prod(grid)
+        count = min(max(round(self.share * patches), 1), patches - 1)
+        # Not in a lower precision of x, where ties would prefer some patches.
+        noise = torch.rand(len(x), patches, dtype=torch.float32, device=x.device)
+        hidden = (noise.argsort(-1) < count).view(len(x), *grid)
+        if len(grid) == 1:
+            return hidden
+        for axis in (-2, -1):
+            hidden = hidden.repeat_interleave(self.patch, axis)
+        channels = (1,) * (x.dim() - 3)
+        return hidden.view(len(x), *channels, *x.shape[-2:]).expand_as(x)
+
+    def _grid(self, event: torch.Size) -> tuple[int, ...]:
+        """The numbers of patches along each axis that is cut."""
+        edges = tuple(event[-2:])
+        patch = self.patch if len(edges) == 2 else 1
+        if any(edge % patch for edge in edges):
+            raise ValueError(
+                f"expected images of a whole number of patches of {patch} by {patch} "
+                f"pixels, got {edges[0]} by {edges[1]}; take a patch that divides both"
+            )
+        grid = tuple(edge // patch for edge in edges)
+        if math.prod(grid) < 2:
+            raise ValueError(
+                "expected at least 2 patches, one to hide and one to see, got "
+                f"{math.prod(grid)} for event shape {tuple(event)}; take a smaller "
+                "patch"
+            )
+        return grid
+
+    def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
+        """The encoder's output for the whole of x, of which nothing is hidden."""
+        return self.encoder(x).flatten(1)
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the batch cannot have come from the likelihood.
+
+        Raises:
+            ValueError: If the likelihood refuses the views, some are absent, or patches
+                do not fit.
+        """
+        views = _views(batch)
+        self._grid(views.shape[2:])
+        self.likelihood.check(views)
+
+
+def _views(batch: Batch) -> Tensor:
+    if batch.present is not None:
+        raise ValueError(
+            "expected all views to be present for MaskedAutoencoder, got a mask; drop "
+            "the incomplete items, or use SimVAE, which integrates out absent views"
+        )
+    return batch.stacked
