@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from .entropies import Entropy
 from .hyper import known_population
-from .nn import PerModality, each_view
 from .priors import Prior
 from .processes import gather
+from .siamese import Siamese
 from .terms import Batch, Terms
 
-__all__ = ["Embedding"]
+__all__ = ["Embedding", "over_pairs"]
 
 
-class Embedding(nn.Module):
+class Embedding(Siamese):
     r"""An alignment log-density under a prior, plus an estimate of H[z].
 
     .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
@@ -38,6 +38,9 @@ class Embedding(nn.Module):
     they share: minus the divergence of the z there are from the prior,
 
     .. math:: E \log p(z_1, \dots, z_V) + \hat H[z_1, \dots, z_V] - (V - g) \hat H[z]
+
+    For a flat or uniform p(y) what is added is the conditional entropy
+    :math:`\hat H[z_2, \dots, z_V \mid z_1]`.
 
     With `plug_in` one view stands for the content of another,
 
@@ -78,8 +81,6 @@ class Embedding(nn.Module):
     """
 
     population: Tensor | None
-    encoder: nn.Module
-    projector: nn.Module | None
     prior: Prior
     entropy: Entropy
 
@@ -93,14 +94,14 @@ class Embedding(nn.Module):
         plug_in: bool = False,
         joint: bool = False,
     ) -> None:
-        super().__init__()
-        if joint and not hasattr(entropy, "joint"):
+        super().__init__(encoder, projector)
+        if joint and not isinstance(entropy, Entropy):
             raise ValueError(
                 "expected an estimator of the entropy of all views together for "
-                f"joint=True, got {type(entropy).__name__}; give it a method joint(z, "
-                "prior), or use LogDeterminant, KernelDensity or NearestNeighbour"
+                f"joint=True, got {type(entropy).__name__}; make it an Entropy with a "
+                "method joint(z, prior), or use LogDeterminant, KernelDensity or "
+                "NearestNeighbour"
             )
-        self.encoder, self.projector = encoder, projector
         self.prior, self.entropy = prior, entropy
         self.plug_in, self.joint = plug_in, joint
         # The number of items in the data set, by which hyper-parameters are weighted.
@@ -145,6 +146,8 @@ class Embedding(nn.Module):
         gauge = 1 if self.plug_in else self.prior.gauge(views)
         if not self.joint:
             entropy = gauge * self.entropy(z, self.prior)
+        elif gauge == views - 1:
+            entropy = self.entropy.conditional(z, self.prior)
         else:
             entropy = self.entropy.joint(z, self.prior)
             if gauge < views:
@@ -154,47 +157,20 @@ class Embedding(nn.Module):
     def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
         """z of every view of all processes' items, on the support of the prior."""
         self.check(batch)
-        z = each_view(self.encoder, batch.views)
-        if self.projector is not None:
-            z = self.projector(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        return gather(self.prior.on_support(z))
+        return gather(self.prior.on_support(self.network(batch.views)))
 
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
         """The mean log-density of views that share their content, in nats."""
         if not self.plug_in:
             return self.prior.log_prob(z).mean()
-        views = z.shape[1]
-        log_kernel = self.prior.log_kernel(z, z, plug_in=True)
-        itself = torch.eye(views, dtype=torch.bool, device=z.device)
-        total = log_kernel.masked_fill(itself, 0.0).sum((-2, -1))
-        return total.mean() / (views * (views - 1))
+        return over_pairs(self.prior.log_kernel(z, z, plug_in=True)).mean()
 
-    def represent(
-        self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
-    ) -> Tensor:
-        """The encoder's output for x, or with ``layer="projector"`` the projector's.
 
-        Of items of several modalities, a tuple, the mean of their representations.
-        """
-        parts = x if isinstance(x, tuple) else (x,)
-        if isinstance(self.encoder, PerModality):
-            z = torch.stack([out.flatten(1) for out in self.encoder(parts)]).mean(0)
-        else:
-            z = self.encoder(x).flatten(1)
-        return self.projector(z) if layer == "projector" and self.projector else z
-
-    def check(self, batch: Batch) -> None:
-        """Raise an error if the batch has one view, one item or absent views."""
-        items, views = batch.shape
-        if views < 2 or items < 2:
-            raise ValueError(
-                f"expected at least 2 items with at least 2 views each, got {items} "
-                f"with {views}; give fit a view sampler, for instance "
-                "views=ps.views.Augment(), and a larger batch"
-            )
-        if batch.present is not None:
-            raise ValueError(
-                f"expected all views to be present for {type(self).__name__}, got a "
-                "mask; drop the incomplete items, or use SimVAE, which integrates out "
-                "absent views"
-            )
+def over_pairs(
+    pairs: Float[Tensor, "*batch view view"],
+) -> Float[Tensor, "*batch"]:
+    """Return the mean over the ordered pairs of different views."""
+    views = pairs.shape[-1]
+    itself = torch.eye(views, dtype=torch.bool, device=pairs.device)
+    total = pairs.masked_fill(itself, 0.0).sum((-2, -1))
+    return total / (views * (views - 1))

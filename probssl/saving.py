@@ -19,7 +19,17 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import bounds, entropies, guides, hyper, joint, likelihoods, limits, priors
+from . import (
+    bounds,
+    entropies,
+    guides,
+    hyper,
+    joint,
+    likelihoods,
+    limits,
+    priors,
+    views,
+)
 from . import nn as networks
 
 __all__ = ["load", "save"]
@@ -38,6 +48,7 @@ ROOMS = {
         limits,
         networks,
         priors,
+        views,
     )
 }
 CLASSES: dict[str, type] = {"torch.Identity": nn.Identity} | {

@@ -39,7 +39,17 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "SimVAE": lambda: limits.SimVAE(joint(ps.priors.Gaussian(DIM, 0.5))),
     "spherical SimVAE": lambda: limits.SimVAE(spherical_joint()),
     "VAE": lambda: limits.VAE(joint(ps.priors.Independent(DIM))),
+    "IWAE": lambda: limits.VAE(
+        joint(ps.priors.Independent(DIM)), bound=ps.bounds.IWAE(3)
+    ),
     "SimCLR": lambda: limits.SimCLR(encoder(), projector()),
+    "SimCLR, decoupled, with a queue": lambda: limits.SimCLR(
+        encoder(), decoupled=True, queue=24
+    ),
+    "InfoNCE": lambda: limits.CLIP(encoder()),
+    "MoCo": lambda: limits.MoCo(encoder(), projector(), queue=24),
+    "instance discrimination": lambda: limits.InstanceDiscrimination(encoder(), ITEMS),
+    "t-SimCLR": lambda: limits.TSimCLR(encoder(), projector()),
     "VICReg": lambda: limits.VICReg(encoder(), projector()),
     "LogDet": lambda: limits.LogDet(encoder()),
     "LDM": lambda: limits.Embedding(
@@ -47,6 +57,19 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
         ps.priors.Gaussian(None, 0.5, y_scale=math.inf),
         ps.entropies.LogDeterminant(),
         joint=True,
+    ),
+    "nearest neighbour": lambda: limits.Embedding(
+        encoder(), ps.priors.Gaussian(DIM, 0.5), ps.entropies.NearestNeighbour()
+    ),
+    "Barlow Twins": lambda: limits.BarlowTwins(encoder(), projector()),
+    "W-MSE": lambda: limits.WMSE(encoder()),
+    "BYOL": lambda: limits.BYOL(encoder(), projector()),
+    "SimSiam": lambda: limits.SimSiam(encoder(), projector()),
+    "SwAV": lambda: limits.SwAV(encoder(), prototypes=5),
+    "deep clustering": lambda: limits.DeepClustering(encoder(), 4, ITEMS),
+    "DINO": lambda: limits.DINO(encoder(), prototypes=5),
+    "denoising autoencoder": lambda: limits.DenoisingAutoencoder(
+        encoder(), decoder(), ps.likelihoods.Gaussian(0.5)
     ),
 }
 

@@ -104,13 +104,52 @@ def test_kernel_density_equals_a_plain_double_loop():
     assert_close(KernelDensity()(z, prior), total)
 
 
-def test_kernel_density_tends_to_the_entropy_of_the_smoothed_density():
-    # Items without a common content: the estimate is the cross-entropy to N(0, 1 + s²).
-    n, scale = 2_000, 0.5
-    z = torch.randn(n, 1, 1)
-    value = KernelDensity()(z, ps.priors.Gaussian(1, scale))
-    exact = 0.5 * (math.log(2 * math.pi * (1 + scale**2)) + 1 / (1 + scale**2))
-    assert abs(value - exact) < 5 * math.sqrt(2 / n)
+@pytest.mark.parametrize("dim", [1, 3])
+def test_log_determinant_of_views_together_is_the_entropy_of_their_joint(dim):
+    """The total correlation is that of the sample's own covariance."""
+    z = torch.randn(40, 3, dim) + torch.randn(40, 1, dim)
+    entropy = LogDeterminant(0.0)
+    together = z.flatten(1).T.cov()
+    exact = MultivariateNormal(torch.zeros(3 * dim), together).entropy()
+    assert_close(entropy.joint(z), exact)
+    blocks = torch.block_diag(*(z[:, view].T.cov().view(dim, dim) for view in range(3)))
+    shared = 0.5 * (blocks.logdet() - together.logdet())
+    assert_close(3 * entropy(z) - entropy.joint(z), shared)
+    assert_close(entropy.conditional(z, None), exact - entropy(z))
+
+
+def test_log_determinant_of_correlated_gaussian_pairs_is_their_total_correlation():
+    rho, n, entropy = 0.6, 300, LogDeterminant(0.0)
+    values = []
+    for _ in range(30):
+        z = gaussian(n, torch.eye(2)) @ torch.diag(torch.tensor([1.0, 2.0]))
+        z[:, 1] = rho * z[:, 0] + math.sqrt(1 - rho**2) * z[:, 1]
+        values.append(2 * entropy(z) - entropy.joint(z))
+    found = torch.stack(values)
+    # Fitted to the sample, it is too high by about d² / (2 n), besides the error bar.
+    bar = 5 * found.std() / math.sqrt(30) + 4 / n
+    assert (found.mean() + math.log(1 - rho**2)).abs() < bar
+
+
+def test_sampled_covariance_makes_the_log_determinant_too_low_at_first_order():
+    dim, gaps = 4, []
+    for n in (20, 200):
+        z = torch.randn(n, 40_000 // n, dim)
+        each = LogDeterminant(0.0)(z) - dim * UNIT
+        gaps.append(float(each))
+        half = (torch.arange(n - dim, n) / 2).digamma().sum() + dim * math.log(2)
+        exact = 0.5 * (half - dim * math.log(n - 1))  # E log |Σ̂| of a Wishart
+        bar = 5 * math.sqrt(dim / (2 * 40_000))  # Var log |Σ̂| ≈ 2 d / n
+        assert each < 0 and abs(each - exact) < 2 * bar
+    assert gaps[0] < 5 * gaps[1]  # d (d + 1) / 4 n
+
+
+def test_variance_and_covariance_are_the_entropy_of_unit_normals_and_below_if_less():
+    assert_close(
+        VarianceCovariance(epsilon=0.0)(whitened(torch.eye(4))), torch.tensor(4 * UNIT)
+    )
+    narrow = VarianceCovariance(epsilon=0.0)(whitened(correlated(0.1)))
+    assert narrow < 6 * UNIT
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "probssl"
-LEAVES = {"special", "terms", "hyper", "views", "data", "evaluation", "plots"}
+LEAVES = {"special", "terms", "hyper", "data", "evaluation", "plots"}
 LEAVES |= {"processes", "teacher"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "nn": {"processes"},
+    "views": {"terms"},
     "distributions": {"special"},
     "priors": {"distributions", "hyper", "special"},
     "likelihoods": {"hyper"},
     "guides": {"distributions", "nn"},
-    "joint": {"priors", "likelihoods", "guides", "terms"},
+    "joint": {"priors", "likelihoods", "guides", "nn", "terms"},
     "bounds": {"hyper", "joint", "terms"},
     "entropies": {"priors", "special"},
-    "embedding": {"entropies", "hyper", "nn", "priors", "processes", "terms"},
+    "siamese": {"nn", "terms"},
+    "embedding": {"entropies", "hyper", "priors", "processes", "siamese", "terms"},
+    "distillation": {"embedding", "nn", "priors", "siamese", "terms"},
+    "clusters": {"embedding", "entropies", "nn", "priors", "terms"},
     "limits": {
         "bounds",
+        "clusters",
+        "distillation",
         "embedding",
         "entropies",
         "hyper",
@@ -30,6 +36,8 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
         "nn",
         "priors",
         "processes",
+        "siamese",
+        "special",
         "teacher",
         "terms",
     },

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 import probssl as ps
@@ -90,51 +89,8 @@ def test_elbo_is_below_alignment_plus_entropies_minus_those_of_the_data():
         assert gap or abs(bound - elbo) < 1e-9
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """The loss as printed: mean over 2N anchors of -log softmax of the positive."""
-    a, b = normalize(a, dim=-1), normalize(b, dim=-1)
-    total, n = 0.0, len(a)
-    z = torch.cat([a, b])
-    for i in range(2 * n):
-        j = (i + n) % (2 * n)
-        others = [k for k in range(2 * n) if k != i]
-        logits = torch.stack([z[i] @ z[k] / temperature for k in others])
-        total += cross_entropy(logits, torch.tensor(others.index(j))) / (2 * n)
-    return total
-
-
 def value_and_slope(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), torch.autograd.grad(value, z)[0]
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 5.0])
-@pytest.mark.parametrize("dim", [2, 3, 64])
-def test_simclr_is_log_2n_minus_1_minus_nt_xent(dim, temperature):
-    z = torch.randn(6, 2, dim, requires_grad=True)
-    ours = sum(SimCLR(nn.Identity(), temperature=temperature)(Batch(z)))
-    plain = math.log(11) - nt_xent(z[:, 0], z[:, 1], temperature)
-    for left, right in zip(
-        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
-    ):
-        assert_close(left, right, rtol=1e-10, atol=1e-10)
-
-
-def test_simclr_alignment_is_the_density_of_a_view_around_the_other():
-    z = normalize(torch.randn(6, 2, 5), dim=-1)
-    terms = SimCLR(nn.Identity(), temperature=0.2)(Batch(z))
-    uniform = -ps.special.log_area(5)
-    kernel = ps.distributions.VonMisesFisher(z[:, 0], torch.tensor(5.0))
-    assert_close(terms.alignment, kernel.log_prob(z[:, 1]).mean())
-    hot = SimCLR(nn.Identity(), temperature=1e9)(Batch(z))
-    assert_close(hot.alignment, torch.tensor(uniform), rtol=0, atol=1e-8)
-
-
-def test_simclr_with_a_learned_temperature_has_a_slope_for_it():
-    objective = SimCLR(nn.Identity(), temperature=ps.learned(0.2))
-    sum(objective(Batch(torch.randn(6, 2, 5)))).backward()
-    (parameter,) = objective.parameters()
-    assert_close(objective.prior.concentration(), torch.tensor(5.0))
-    assert parameter.grad.isfinite() and parameter.grad != 0
 
 
 def vicreg(a: Tensor, b: Tensor, weights: tuple[float, float, float]) -> Tensor:

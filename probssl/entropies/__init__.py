@@ -6,7 +6,25 @@ discriminative objective puts in the place of reconstruction and encoder noise.
 """
 
 from .base import Entropy
+from .collision import Collision
+from .equipartition import Clusters, Equipartition, sinkhorn
 from .gaussian import LogDeterminant, VarianceCovariance
 from .kernel import KernelDensity
+from .nearest import NearestNeighbour
+from .plug_in import PlugIn
+from .queue import Queue, QueuedKernelDensity
 
-__all__ = ["Entropy", "KernelDensity", "LogDeterminant", "VarianceCovariance"]
+__all__ = [
+    "Clusters",
+    "Collision",
+    "Entropy",
+    "Equipartition",
+    "KernelDensity",
+    "LogDeterminant",
+    "NearestNeighbour",
+    "PlugIn",
+    "Queue",
+    "QueuedKernelDensity",
+    "VarianceCovariance",
+    "sinkhorn",
+]

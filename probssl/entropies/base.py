@@ -39,3 +39,12 @@ class Entropy(nn.Module):
             f"joint=True, got {type(self).__name__}; use LogDeterminant, KernelDensity "
             "or NearestNeighbour"
         )
+
+    def conditional(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`, each view being the first.
+
+        .. math:: H[z_2, \dots, z_V \mid z_1] = H[z_1, \dots, z_V] - H[z_1]
+        """
+        return self.joint(z, prior) - self(z, prior)

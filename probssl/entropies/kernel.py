@@ -24,7 +24,8 @@ class KernelDensity(Entropy):
     view of an item is among them and views nearly agree, the estimate is too low, by up
     to :math:`\log |A|` plus the log-density of the kernel at its centre. Otherwise it
     is the cross-entropy of z under its own smoothed density: too high by the divergence
-    between them, which grows with the width of the kernel.
+    between them, which grows as the fourth power of a small width h of the kernel, and
+    by a term of order :math:`1 / (M h^d)`, the noise of the average in the logarithm.
 
     Memory is linear in M: beyond a few thousand representations the kernels are made
     in blocks, and again on the way back.

@@ -5,10 +5,43 @@ informative, the limit that is taken, its status, and what it drops.
 """
 
 from ..embedding import Embedding
+from .barlow import BarlowTwins
+from .byol import BYOL
+from .clip import CLIP
+from .deep_clustering import DeepClustering
+from .denoising import DenoisingAutoencoder
+from .dino import DINO
+from .instance import InstanceDiscrimination
 from .logdet import LogDet
+from .masked import MaskedAutoencoder
+from .moco import MoCo
 from .simclr import SimCLR
+from .simsiam import SimSiam
 from .simvae import SimVAE
+from .swav import SwAV
+from .tsimclr import TSimCLR
 from .vae import VAE
 from .vicreg import VICReg
+from .wmse import WMSE
 
-__all__ = ["VAE", "Embedding", "LogDet", "SimCLR", "SimVAE", "VICReg"]
+__all__ = [
+    "BYOL",
+    "CLIP",
+    "DINO",
+    "VAE",
+    "WMSE",
+    "BarlowTwins",
+    "DeepClustering",
+    "DenoisingAutoencoder",
+    "Embedding",
+    "InstanceDiscrimination",
+    "LogDet",
+    "MaskedAutoencoder",
+    "MoCo",
+    "SimCLR",
+    "SimSiam",
+    "SimVAE",
+    "SwAV",
+    "TSimCLR",
+    "VICReg",
+]

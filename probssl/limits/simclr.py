@@ -3,6 +3,10 @@ r"""SimCLR: one view stands for the content, and a kernel density for the entrop
 A Simple Framework for Contrastive Learning of Visual Representations
 (Chen et al., 2020)
 https://arxiv.org/abs/2002.05709
+Decoupled Contrastive Learning (Yeh et al., 2022)
+https://arxiv.org/abs/2110.06848
+Cross-Batch Memory for Embedding Learning (Wang et al., 2020)
+https://arxiv.org/abs/1912.06798
 
 The choices: p(y) empirical, y = the other view; p(z|y) von Mises-Fisher with
 concentration κ = 1/τ, τ the temperature; z is kept informative by a leave-one-out
@@ -11,14 +15,21 @@ kernel density estimate of H[z] with the same kernel.
 .. math:: \frac12 \sum_{v} E \log p(z_v \mid y = z_{\bar v}) + \hat H[z]
     = \log(2 N - 1) - \text{NT-Xent}
 
-The constants of the von Mises-Fisher density cancel between the two.
+The constants of the von Mises-Fisher density cancel between the two. With V views the
+alignment is the mean over the ordered pairs of them, and each has VN − 1 neighbours.
+
+Decoupled, the other views of the item itself are no neighbours. That takes from the
+estimate what it shares with the alignment, and the value is
+:math:`\log(2 N - 2) - \text{DCL}`. With a queue, representations of earlier batches are
+neighbours too: log(2N − 1 + |Q|) minus the loss with so many more negatives.
 
 The limit: q → a point on the sphere, the content plugged in, and H[z] → its kernel
 estimate, in the bound of `embedding`.
 
 Status: identity. It drops the decoder, the noise of the encoder, and the uncertainty
-of y. The estimate is never above log(2N − 1) plus the kernel's constants, so neither is
-the value above log(2N − 1).
+of y; with a queue also the gradient through what is queued. The estimate is never above
+log(2N − 1) plus the kernel's constants, so neither is the value above log(2N − 1);
+decoupled it has no such ceiling.
 """
 
 from pyro.distributions import TorchDistribution
@@ -26,7 +37,9 @@ from torch import nn
 
 from ..embedding import Embedding
 from ..entropies import KernelDensity
+from ..entropies.queue import QueuedKernelDensity
 from ..hyper import Learned, Reciprocal
+from ..nn import dim_of
 from ..priors import Spherical
 
 __all__ = ["SimCLR"]
@@ -43,9 +56,14 @@ class SimCLR(Embedding):
             pseudo-posterior (see `Embedding`). Fitted together with the encoder it
             follows this down, as instances are told apart ever better: for a posterior
             given an encoder, freeze the encoder.
+        decoupled: Whether the other views of an item are left out of its neighbours.
+        queue: How many representations of earlier batches are neighbours too. They
+            come from the encoder as it was, so that few steps should fill the queue.
+        dim: The dimension of z, for a queue behind networks that do not tell theirs.
 
     Raises:
-        ValueError: If the temperature is not positive.
+        ValueError: If the temperature is not positive, or the queue is no whole number
+            of at least 0 or its dim is not known.
     """
 
     def __init__(
@@ -53,9 +71,17 @@ class SimCLR(Embedding):
         encoder: nn.Module,
         projector: nn.Module | None = None,
         temperature: float | Learned | TorchDistribution = 0.5,
+        *,
+        decoupled: bool = False,
+        queue: int = 0,
+        dim: int | None = None,
     ) -> None:
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
-        super().__init__(
-            encoder, prior, KernelDensity(), projector=projector, plug_in=True
-        )
+        entropy = KernelDensity(same_item=not decoupled)
+        if queue:
+            entropy = QueuedKernelDensity(
+                queue, dim_of(encoder, projector, dim), same_item=not decoupled
+            )
+        super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)
         self.temperature = prior.concentration.value
+        self.decoupled, self.queue, self.dim = decoupled, queue, dim

@@ -9,6 +9,7 @@ from .base import Decoder, Encoder, dense
 from .conv import ConvDecoder, ConvEncoder
 from .mlp import MLPDecoder, MLPEncoder, Projector
 from .modalities import PerModality, each_view
+from .network import Network, dim_of
 from .normalisation import BatchNorm1d, BatchNorm2d
 from .resnet import ResNet18Decoder, ResNet18Encoder
 
@@ -21,10 +22,12 @@ __all__ = [
     "Encoder",
     "MLPDecoder",
     "MLPEncoder",
+    "Network",
     "PerModality",
     "Projector",
     "ResNet18Decoder",
     "ResNet18Encoder",
     "dense",
+    "dim_of",
     "each_view",
 ]

@@ -2,6 +2,7 @@
 
 from .fit import fit
 from .history import History
+from .rounds import fit_rounds
 from .steps import Step, steps
 
-__all__ = ["History", "Step", "fit", "steps"]
+__all__ = ["History", "Step", "fit", "fit_rounds", "steps"]

@@ -7,6 +7,7 @@ items of any shape. All randomness is torch's global generator's.
 from .augment import Augment, Grid, digits, simclr, simvae_cifar10, simvae_mnist
 from .colour import Colour, Grey
 from .geometry import Affine
+from .multicrop import MultiCrop
 from .noise import Blur, Mask, Noise
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Grey",
     "Grid",
     "Mask",
+    "MultiCrop",
     "Noise",
     "digits",
     "simclr",

@@ -1,0 +1,99 @@
+r"""Content that is one of K clusters: what the objectives with prototypes share.
+
+.. math:: p(y = k) = \frac1K, \qquad p(z_v \mid y = k) = p(z_v \mid y = c_k)
+
+Codes q say to which clusters an item belongs. The log-density of z in them, and the
+cross-entropy of z under the mixture, add up to a classification by the clusters:
+
+.. math:: E \sum_k q(k) \log p(z \mid y = k) - E \log \frac1K \sum_k p(z \mid y = k)
+    = \log K + E \sum_k q(k) \log p(y = k \mid z)
+
+Where the codes share the items equally among the clusters, so that H[y] = log K, that
+is a lower bound on the mutual information of y and z.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .embedding import Embedding
+from .entropies.equipartition import Clusters
+from .nn import PerModality, dim_of
+from .priors import Prior
+from .terms import Terms
+
+__all__ = ["Clustered", "swapped", "whole"]
+
+
+class Clustered(Embedding):
+    r"""An embedding whose content is one of K clusters, around learned points c_k.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        prior: What gives the kernel p(z|y).
+        components: The number K of clusters.
+        projector: A module behind the encoder, whose output the objective sees.
+        dim: The dimension of z; None takes `out` of the projector or `dim` of the
+            encoder.
+
+    Raises:
+        ValueError: If the dimension is not known, or a hyper-parameter of the prior is
+            random.
+    """
+
+    entropy: Clusters
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        prior: Prior,
+        components: int,
+        projector: nn.Module | None = None,
+        dim: int | None = None,
+    ) -> None:
+        for hyper in prior.random():
+            raise ValueError(
+                f"expected {hyper.name} as a number or ps.learned(number), got "
+                f"{hyper.value}; for a posterior of it use SimCLR"
+            )
+        dim = dim_of(encoder, projector, dim)
+        clusters = Clusters(components, dim, 1 / math.sqrt(dim))  # lengths of about 1
+        super().__init__(encoder, prior, clusters, projector=projector)
+        self.dim = dim
+
+
+def swapped(
+    codes: Float[Tensor, "coded batch component"],
+    log_density: Float[Tensor, "view batch component"],
+) -> Terms:
+    r"""Return the terms where each view has the codes of every other view.
+
+    .. math:: E_{w \ne v} \sum_k q_w(k) \log p(z_v \mid k)
+        - E_{w \ne v} \log \frac1K \sum_k p(z_v \mid k)
+
+    Arguments:
+        codes: The codes q of the first views.
+        log_density: :math:`\log p(z_v \mid k)` of all views.
+    """
+    coded, items, components = codes.shape
+    alignment = codes.flatten(1) @ log_density.flatten(1).mT / items
+    entropy = math.log(components) - log_density.logsumexp(-1).mean(-1)
+    itself = torch.eye(*alignment.shape, dtype=torch.bool, device=codes.device)
+    pairs = coded * (len(log_density) - 1)
+    return Terms(
+        entropy=entropy.expand_as(alignment).masked_fill(itself, 0.0).sum() / pairs,
+        alignment=alignment.masked_fill(itself, 0.0).sum() / pairs,
+    )
+
+
+def whole(encoder: nn.Module, views: Any) -> Any:
+    """Return the views that show whole items: of several sizes those of the first.
+
+    Several modalities, for which the encoder is a `PerModality`, all do.
+    """
+    if isinstance(views, tuple) and not isinstance(encoder, PerModality):
+        return views[0]
+    return views

@@ -1,0 +1,79 @@
+r"""Self-distillation: one view predicts the target that a network makes of another.
+
+.. math:: E_{v \ne w} \log p(z_w' \mid y = g(z_v)), \qquad
+    p(z \mid y) = C_d(\kappa) \, e^{\kappa z^\top y}
+
+with g the predictor and z' the target, through which no gradient flows. It is the
+plug-in alignment of `embedding` with a predicted content, and without an entropy: by
+itself it is largest, :math:`\log C_d(\kappa) + \kappa`, where all z are one point.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .embedding import over_pairs
+from .nn import Projector, dim_of, each_view
+from .priors import Spherical
+from .siamese import Siamese
+from .terms import Batch, Terms
+
+__all__ = ["Distillation"]
+
+
+class Distillation(Siamese):
+    r"""What objectives with a predictor and a stopped gradient share.
+
+    Each item counts on its own: several processes need gather nothing.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        projector: A module behind it, whose output the objective sees.
+        predictor: The module g, (n, dim) -> (n, dim). None makes a `Projector` of two
+            layers; for `nn.Identity` as the network that gives z, `nn.Identity`.
+        dim: The dimension of z for that, where neither projector nor encoder tells it
+            by an attribute `out` or `dim`.
+        concentration: The concentration :math:`\kappa`. It sets the size of the
+            gradient and nothing else.
+
+    Raises:
+        ValueError: If a predictor is to be made and the dimension is not known.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module | None,
+        predictor: nn.Module | None,
+        dim: int | None,
+        concentration: float,
+    ) -> None:
+        super().__init__(encoder, projector)
+        self.prior = Spherical(None, concentration)
+        self.predictor = predictor or _predictor(encoder, projector, dim)
+        self.dim = dim
+
+    def forward(self, batch: Batch) -> Terms:
+        self.check(batch)
+        z = self.network(batch.views)
+        predicted = self.prior.on_support(each_view(self.predictor, z))
+        target = self.prior.on_support(self.target(z, batch))
+        log_kernel = self.prior.log_kernel(predicted, target, plug_in=True)
+        return Terms(alignment=over_pairs(log_kernel).mean())
+
+    def target(
+        self, z: Float[Tensor, "batch view dim"], batch: Batch
+    ) -> Float[Tensor, "batch view dim"]:
+        """Return z', without a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has no target(z, batch)")
+
+
+def _predictor(
+    encoder: nn.Module, projector: nn.Module | None, dim: int | None
+) -> nn.Module:
+    try:
+        dim = dim_of(encoder, projector, dim)
+    except ValueError:
+        if isinstance(projector or encoder, nn.Identity):
+            return nn.Identity()
+        raise
+    return Projector(dim, out=dim)

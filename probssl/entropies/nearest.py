@@ -1,0 +1,189 @@
+r"""Nearest-neighbour estimates of H[z], in flat space and on the sphere.
+
+The mass within the distance to the k-th of n − 1 neighbours has, whatever the density,
+:math:`E \log \text{mass} = \psi(k) - \psi(n)`. Spread evenly over the ball it fills, it
+is a density.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..priors import Prior, Spherical
+from ..priors.pairs import square_distances
+from ..special import log_area
+from .base import Entropy
+from .normaliser import DENSE
+
+__all__ = ["NearestNeighbour", "log_ball", "log_cap"]
+
+
+class NearestNeighbour(Entropy):
+    r"""The entropy from the distance of each item to its k-th nearest neighbour.
+
+    .. math:: \hat H[z] = \psi(n) - \psi(k) + \frac1n \sum_j \log |B_j|
+
+    :math:`B_j` is the ball around :math:`z_j` that reaches to the k-th nearest of the
+    other items, in the same view: :math:`|B_j| \propto \varepsilon_j^d`. Where the
+    prior lives on the sphere it is a cap, and :math:`|B_j|` its exact area. There is
+    no kernel and no scale to choose: stretching z by c adds :math:`d \log c`.
+
+    For z uniform on the sphere the estimate is unbiased, whatever n and k. Otherwise
+    the bias is of the order of the squared distances, :math:`(k / n)^{2/d}`, with d
+    less by one on the sphere: downwards in few dimensions, upwards in many, where n
+    would have to grow exponentially with d. A smaller k has less bias and more
+    variance.
+
+    The neighbours are found in blocks: memory is linear in n, time quadratic.
+
+    Arguments:
+        k: Which neighbour, 1 the nearest.
+        epsilon: The least distance that counts, as if z were not known more finely. It
+            keeps the value finite where items are equal; these get no gradient from
+            each other, having no direction to part in.
+
+    Raises:
+        ValueError: If k is not a whole number of at least 1, epsilon is not positive,
+            or there are not more than k items.
+
+    References:
+        Sample Estimate of the Entropy of a Random Vector (Kozachenko and Leonenko,
+        1987)
+        https://www.mathnet.ru/eng/ppi797
+        Estimating Mutual Information (Kraskov et al., 2004)
+        https://arxiv.org/abs/cond-mat/0305641
+    """
+
+    def __init__(self, k: int = 3, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        if not isinstance(k, int) or k < 1:
+            raise ValueError(
+                f"expected k to be a whole number of at least 1, got {k!r}; 3 is a "
+                "compromise of bias and variance"
+            )
+        if not epsilon > 0:
+            raise ValueError(
+                f"expected epsilon > 0, got {epsilon!r}; it is the least distance that "
+                "counts, without which equal items have the entropy −∞"
+            )
+        self.k, self.epsilon = k, epsilon
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
+    ) -> Float[Tensor, ""]:
+        each = [self._entropy(v.unsqueeze(1), prior) for v in z.unbind(1)]
+        return torch.stack(each).mean()
+
+    def joint(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
+    ) -> Float[Tensor, ""]:
+        r"""Return the estimate for all views together.
+
+        In flat space that is the entropy of the views in one long vector. On the sphere
+        the distance is the largest of those of the views, and :math:`B_j` a product of
+        caps, whose area is exact as well.
+        """
+        if isinstance(prior, Spherical):
+            return self._entropy(z, prior)
+        return self._entropy(z.flatten(1).unsqueeze(1), prior)
+
+    def _entropy(
+        self, z: Float[Tensor, "batch part dim"], prior: Prior | None
+    ) -> Float[Tensor, ""]:
+        """The entropy of the parts together, each with a ball of the same radius."""
+        items, parts, dim = z.shape
+        if items <= self.k:
+            raise ValueError(
+                f"expected more than k = {self.k} items for a nearest-neighbour "
+                f"entropy, got {items}; use larger batches or a smaller k"
+            )
+        gap = z - z[_neighbour(z, self.k)]
+        square = gap.square().sum(-1).amax(-1).clamp(min=self.epsilon**2)
+        log_volume = log_cap if isinstance(prior, Spherical) else log_ball
+        digammas = sum(1 / i for i in range(self.k, items))  # ψ(n) - ψ(k)
+        return digammas + parts * log_volume(dim, square).mean()
+
+
+def log_ball(dim: int, square: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    r"""Log volume of a ball in R^dim, of the given squared radius."""
+    unit = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
+    return unit + dim / 2 * square.log()
+
+
+def log_cap(dim: int, square: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    r"""Log area of a cap of the unit sphere of R^dim.
+
+    With the squared chord :math:`c = \varepsilon^2` from its centre to its rim,
+
+    .. math:: \log |S^{d-1}| + \log I_{c / 4}(\tfrac{d-1}2, \tfrac{d-1}2)
+
+    with the regularised incomplete beta function I. Computed in float64, with an error
+    below 1e-12 for dim up to 512 and all c in (0, 4].
+
+    Arguments:
+        dim: The dimension of the space around the sphere, at least 2.
+        square: The squared chord; what is beyond 4 is the whole sphere.
+    """
+    share = (square.double() / 4).clamp(max=1)
+    return log_area(dim) + _LogShare.apply(share, (dim - 1) / 2).to(square.dtype)
+
+
+class _LogShare(torch.autograd.Function):
+    r"""The log of the incomplete beta function :math:`I_x(a, a)`, for 0 < x ≤ 1."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, half: float) -> Tensor:
+        small = torch.minimum(x, 1 - x)
+        lesser = _log_lesser_share(small, half)
+        return torch.where(x > 0.5, torch.log1p(-lesser.exp()), lesser)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.half = inputs
+        ctx.save_for_backward(x, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, value = ctx.saved_tensors
+        x = x.clamp(max=1 - 1e-15)  # for a < 1 the slope at 1 is infinite
+        density = (ctx.half - 1) * (x.log() + torch.log1p(-x)) - _log_beta(ctx.half)
+        return grad * (density - value).exp(), None
+
+
+def _log_beta(half: float) -> float:
+    return 2 * math.lgamma(half) - math.lgamma(2 * half)
+
+
+def _log_lesser_share(x: Tensor, half: float) -> Tensor:
+    """The same for x up to 1/2, by its continued fraction (DLMF 8.17.22)."""
+    value = torch.ones_like(x)
+    # So many terms are exact to rounding at x = 1/2, where they fall off most slowly.
+    for term in range(24 + math.ceil(3 * math.sqrt(half)), 0, -1):
+        i = term // 2
+        if term % 2:
+            rate = -(half + i) * (2 * half + i) / ((half + 2 * i) * (half + 2 * i + 1))
+        else:
+            rate = i * (half - i) / ((half + 2 * i - 1) * (half + 2 * i))
+        value = 1 + rate * x / value
+    log_power = half * (x.log() + torch.log1p(-x)) - math.log(half)
+    return log_power - _log_beta(half) - value.log()
+
+
+@torch.no_grad()
+def _neighbour(z: Float[Tensor, "batch part dim"], k: int) -> Int[Tensor, " batch"]:
+    """The k-th neighbour of each item, by the largest of the distances of its parts."""
+    items, parts, _ = z.shape
+    z, number = z.transpose(0, 1), torch.arange(items, device=z.device)
+    found = []
+    # By matrix products, many times as fast as by differences. What is misplaced by
+    # their rounding is as near as the neighbour meant, and its own distance is exact.
+    for block in number.split(max(1, DENSE // (items * parts))):
+        square = square_distances(z[:, block], z).amax(0)
+        square.masked_fill_(block[:, None] == number, math.inf)
+        found.append(square.topk(k, largest=False).indices[:, -1])
+    return torch.cat(found)

@@ -1,0 +1,104 @@
+r"""Conditional entropy by plug-in: how badly one view is predicted from another."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..priors import Prior
+from .base import Entropy
+
+__all__ = ["PlugIn"]
+
+
+class PlugIn(Entropy):
+    r"""The cross-entropy of a view under the density that another view predicts.
+
+    .. math:: \hat H[z_w \mid z_v] = -E_{v \ne w} \log p(z_w \mid y = g(z_v))
+        \ge H[z_w \mid z_v]
+
+    with the predictor g and the kernel of the prior: an upper bound, with equality iff
+    they make up the true conditional. Of an item with V views,
+
+    .. math:: \hat H[z_2, \dots, z_V \mid z_1] = (V - 1) \, \hat H[z_w \mid z_v]
+
+    which each view takes its turn to be the first of. This is what
+    ``Embedding(…, joint=True)`` adds to an alignment under a flat or uniform p(y), and
+    no entropy of a single view is needed. For a proper p(y) one is: `marginal`.
+
+    An objective raises its entropy, but the predictor has to lower it: a bound is
+    lowered to be tight. So with `stop_gradient` the gradient is not that of the value.
+
+    - The predictor follows the reversed one: it is fitted.
+    - The representation follows it through the predicted view :math:`z_w` alone. What
+      is dropped, the gradient through :math:`z_v`, has mean zero under the true
+      conditional, for changes of :math:`z_v` that depend on :math:`z_v`.
+
+    Added to the log-density of the prediction, :math:`E \log p(z_w \mid y = g(z_v))`,
+    nothing is left of the gradient but that through :math:`g(z_v)`: what BYOL and
+    SimSiam do by stopping the gradient of the target.
+
+    Arguments:
+        predictor: A module g, (n, dim) -> (n, dim), whose output is brought to the
+            support of the prior.
+        marginal: The estimator of H[z] of one view; only a proper p(y) needs it.
+        stop_gradient: Whether the gradient is as above. Without, it is that of the
+            value, and the predictor is to be frozen.
+
+    References:
+        Understanding Self-Supervised Learning via Latent Distribution Matching (2026)
+        https://arxiv.org/abs/2605.03517
+        Exploring Simple Siamese Representation Learning (Chen and He, 2021)
+        https://arxiv.org/abs/2011.10566
+
+    Raises:
+        ValueError: If H[z] of one view is asked for and there is no `marginal`, or if
+            there are fewer than two views.
+    """
+
+    def __init__(
+        self,
+        predictor: nn.Module,
+        marginal: Entropy | None = None,
+        *,
+        stop_gradient: bool = True,
+    ) -> None:
+        super().__init__()
+        self.predictor, self.marginal = predictor, marginal
+        self.stop_gradient = stop_gradient
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        if self.marginal is None:
+            raise ValueError(
+                "expected an estimator of H[z] of one view, which a conditional "
+                "entropy is not, got marginal=None; give PlugIn a marginal, such as "
+                "LogDeterminant(), or use joint=True with a flat or uniform p(y)"
+            )
+        return self.marginal(z, prior)
+
+    def joint(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        r"""Return :math:`\hat H[z_1] + \hat H[z_2, \dots, z_V \mid z_1]`."""
+        return self(z, prior) + self.conditional(z, prior)
+
+    def conditional(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`."""
+        views = z.shape[1]
+        if views < 2:
+            raise ValueError(
+                f"expected at least 2 views, one to predict another, got {views}; give "
+                "a sampler that makes more, such as ps.views.Augment()"
+            )
+        log_kernel = prior.log_kernel(self._predicted(z, prior), z, plug_in=True)
+        itself = torch.eye(views, dtype=torch.bool, device=z.device)
+        return -log_kernel.masked_fill(itself, 0.0).sum((-2, -1)).mean() / views
+
+    def _predicted(self, z: Tensor, prior: Prior) -> Float[Tensor, "batch view dim"]:
+        seen = z.detach() if self.stop_gradient else z
+        y = self.predictor(seen.flatten(0, 1)).unflatten(0, z.shape[:2])
+        y = prior.on_support(y)
+        return 2 * y.detach() - y if self.stop_gradient else y  # y, its slope reversed

@@ -1,0 +1,119 @@
+r"""Barlow Twins: decorrelation as an entropy, and the square of an alignment.
+
+Barlow Twins: Self-Supervised Learning via Redundancy Reduction
+(Zbontar et al., 2021)
+https://arxiv.org/abs/2103.03230
+
+The choices: p(y) flat, p(z|y) = N(y, s² I) for z standardised over the batch; z is kept
+informative by the squares of its correlations.
+
+With :math:`C = E[\hat z_1 \hat z_2^\top]`, the cross-correlation of two views, the
+published loss
+
+.. math:: L = \sum_i (1 - C_{ii})^2 + \lambda \sum_{i \ne j} C_{ij}^2
+
+becomes nats by the factor 1/(4λ): then for equal views, whose C is the correlation
+matrix R, the second sum is the second order of the entropy of a Gaussian of unit
+variances, :math:`\frac12 \log |2 \pi e R|`,
+
+.. math:: -\frac{L}{4 \lambda} + \frac d2 \log 2 \pi e
+    = \underbrace{\frac d2 \log 2 \pi e - \frac14 \sum_{i \ne j} C_{ij}^2}_{\hat H[z]}
+    \; \underbrace{- \frac{1}{4 \lambda} \sum_i (1 - C_{ii})^2}_{\text{no density}}
+
+The first sum is the square of an alignment: the Gaussian's is
+:math:`-\frac{1}{2 s^2} \sum_i (1 - C_{ii})` up to a constant, since
+:math:`1 - C_{ii} = \frac12 E(\hat z_{1i} - \hat z_{2i})^2`. They have the same slope in
+:math:`C_{ii}` where :math:`s^2 = \lambda / (1 - C_{ii})`: the published λ = 0.005 asks
+of unrelated views to agree as under s = 0.07, of those with C = 0.95 as under s = 0.3,
+and of equal views nothing.
+
+The limit: log-det at unit variances, with :math:`\log |R|` replaced by its second
+order, the correlation within a view by that between views, and the alignment by its
+square.
+
+Status: surrogate. The entropy is second order, up to third-order terms, for equal
+views; the square of the alignment is no log-density, and counts as a penalty. It drops
+what log-det drops, and the variances of z: any shift or stretch of a dimension leaves
+the value as it is, but for `epsilon`.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..embedding import Embedding
+from ..entropies import Entropy
+from ..priors import Gaussian, Prior
+from ..terms import Batch, Terms
+
+__all__ = ["BarlowTwins"]
+
+
+class BarlowTwins(Embedding):
+    r"""Cross-correlations between views, near the identity; a mean over their pairs.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        projector: A module behind it, whose output the objective sees; published with
+            three layers, far wider than the representation.
+        redundancy: The published weight :math:`\lambda`.
+        epsilon: What is added to a variance before its root, as in batch norm.
+
+    Raises:
+        ValueError: If redundancy is not positive, or epsilon negative.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module | None = None,
+        *,
+        redundancy: float = 0.005,
+        epsilon: float = 1e-5,
+    ) -> None:
+        if not redundancy > 0 or not epsilon >= 0:
+            raise ValueError(
+                "expected redundancy > 0 and epsilon >= 0, got "
+                f"{redundancy} and {epsilon}; 0.005 and 1e-5 are published"
+            )
+        prior = Gaussian(None, math.sqrt(redundancy), y_scale=math.inf)
+        super().__init__(encoder, prior, _CrossCorrelation(), projector=projector)
+        self.redundancy, self.epsilon = redundancy, epsilon
+
+    def forward(self, batch: Batch) -> Terms:
+        z = self.latents(batch)
+        apart = (1 - _diagonals(z)).square().sum(-1).mean()
+        return Terms(
+            entropy=self.entropy(z, self.prior), penalty=-apart / (4 * self.redundancy)
+        )
+
+    def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
+        """z of all processes' items, each dimension of each view standardised."""
+        z = super().latents(batch)
+        variance = z.var(0, correction=0)
+        return (z - z.mean(0)) * (variance + self.epsilon).rsqrt()
+
+
+class _CrossCorrelation(Entropy):
+    """The entropy of a Gaussian of unit variances, to second order, between views."""
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        first, second = _pairs(z)
+        correlation = torch.einsum("npi,npj->pij", first, second) / len(z)
+        square = correlation.square().sum((-2, -1)) - _diagonals(z).square().sum(-1)
+        return 0.5 * z.shape[-1] * math.log(2 * math.pi * math.e) - square.mean() / 4
+
+
+def _diagonals(z: Float[Tensor, "batch view dim"]) -> Float[Tensor, "pair dim"]:
+    first, second = _pairs(z)
+    return (first * second).mean(0)
+
+
+def _pairs(z: Float[Tensor, "batch view dim"]) -> tuple[Tensor, Tensor]:
+    """Both views of every pair, each pair once."""
+    first, second = torch.triu_indices(z.shape[1], z.shape[1], 1, device=z.device)
+    return z[:, first], z[:, second]

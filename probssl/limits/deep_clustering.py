@@ -1,0 +1,178 @@
+r"""Deep clustering: K-means on z, and a classification by its clusters, in turn.
+
+Deep Clustering for Unsupervised Learning of Visual Features (Caron et al., 2018)
+https://arxiv.org/abs/1807.05520
+
+The choices: p(y) categorical, 1/K for each of K clusters; p(z|y = k) von Mises-Fisher
+around c_k with concentration κ (or another, such as N(c_k, s² I)); the cluster a_i of
+each item is a point estimate, kept between rounds. z is kept informative by
+H[y] = log K: items are weighted so that all clusters count the same,
+
+.. math:: w_i = \frac{N}{K N_{a_i}}, \qquad
+    E w_i \log p(z_i \mid y = a_i) - E w_i \log \frac1K \sum_k p(z_i \mid y = k)
+    = \log K - E w_i \, \text{cross-entropy}(a_i)
+
+with N_k items in cluster k, and in the weights K the clusters that have any. The
+authors draw items instead, uniformly over clusters, which is the same in the mean. The
+logits of the cross-entropy are those of their linear classifier, with features and
+weights of unit length and no bias: :math:`\kappa \, c_k^\top z`. Of a Gaussian they are
+:math:`c_k^\top z / s^2 - \lVert c_k \rVert^2 / 2 s^2`.
+
+The limit: hard expectation maximisation. q(z|x) → a point, the posterior of y → its
+mode, that of K-means, and H[z] → the cross-entropy under the mixture, an upper bound.
+
+Status: identity of the loss with these terms; surrogate of the likelihood of the
+mixture: assignments lag behind z, and an assignment that maximises the alignment knows
+nothing of the entropy. It drops the decoder, the noise of the encoder, and of the
+published recipe the whitening of what K-means sees, though not its unit length, and the
+new classifier of each round: the c_k start anew at the means.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..clusters import Clustered
+from ..priors import Prior, Spherical
+from ..processes import gather
+from ..terms import Batch, Terms
+
+__all__ = ["DeepClustering"]
+
+
+class DeepClustering(Clustered):
+    r"""Classification by the clusters of K-means, per view, in nats.
+
+    The clusters of the items are random until `assign` is first called, with all
+    representations; `train.fit_rounds` does so before every round:
+
+    ``fit_rounds(o, data, lambda: o.assign(ps.embed(o, data, layer="projector")))``
+
+    (without a projector, ``layer="backbone"``).
+
+    Any number of views does. Batches need `index`, which `fit` gives for data that are
+    not loaded by a DataLoader.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        components: The number K of clusters.
+        items: The number N of items in the training set.
+        projector: A module behind the encoder, whose output the objective sees.
+        prior: What gives the kernel p(z|y); None means von Mises-Fisher with κ = 10.
+            With ``Gaussian(None, scale)`` z may grow without bound from round to round.
+        balanced: Whether all clusters count the same, whatever their size.
+        dim: The dimension of z; None takes it from the projector or the encoder.
+
+    Raises:
+        ValueError: If there are fewer items than clusters, a number is out of its
+            range, or the dimension is not known.
+    """
+
+    assignment: Tensor
+    weight: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        components: int,
+        items: int,
+        projector: nn.Module | None = None,
+        *,
+        prior: Prior | None = None,
+        balanced: bool = True,
+        dim: int | None = None,
+    ) -> None:
+        prior = Spherical(None, 10.0) if prior is None else prior
+        super().__init__(encoder, prior, components, projector, dim)
+        if not isinstance(items, int) or items < components:
+            raise ValueError(
+                f"expected items as a whole number of at least the {components} "
+                f"clusters, got {items!r}; give the length of the training set"
+            )
+        self.components, self.items = components, items
+        self.balanced = balanced
+        start = torch.arange(items)[torch.randperm(items)] % components
+        self.register_buffer("assignment", start)
+        self.register_buffer("weight", self._weights(start))
+
+    def forward(self, batch: Batch) -> Terms:
+        index = gather(self._index(batch))
+        z = gather(self.network(batch.views))
+        log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
+        cluster = self.assignment[index]
+        place = cluster.expand(log_density.shape[:2]).unsqueeze(-1)
+        weight = self.weight[cluster]
+        log_mixture = log_density.logsumexp(-1) - math.log(self.components)
+        return Terms(
+            entropy=-(weight * log_mixture).mean(),
+            alignment=(weight * log_density.gather(-1, place).squeeze(-1)).mean(),
+        )
+
+    @torch.no_grad()
+    def assign(self, z: Float[Any, "item dim"], seed: int = 0) -> None:
+        """Cluster the items anew by K-means, and move the c_k to its means.
+
+        Arguments:
+            z: What the encoder, or the projector if there is one, makes of each item of
+                the training set, in its order: a tensor or array.
+            seed: Of K-means.
+
+        Raises:
+            ValueError: If there is not one representation for each item.
+        """
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+
+        points = torch.as_tensor(z).detach().cpu()
+        expected = (self.items, self.dim)
+        if tuple(points.shape) != expected or not points.isfinite().all():
+            raise ValueError(
+                f"expected finite z of shape {expected}, got {tuple(points.shape)}; "
+                'give ps.embed(objective, data.train, layer="projector"), or without '
+                'a projector layer="backbone"'
+            )
+        means = KMeans(self.components, random_state=seed)
+        points = self.prior.on_support(points)
+        # On small data threads only wait for each other.
+        with threadpool_limits(1 if points.numel() < 1_000_000 else None):
+            found = means.fit_predict(points.numpy())
+        assignment = torch.from_numpy(found).to(self.assignment)
+        self.assignment.copy_(assignment)
+        self.weight.copy_(self._weights(assignment))
+        centres = torch.from_numpy(means.cluster_centers_)
+        self.entropy.centres.copy_(self.prior.on_support(centres))
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the batch has no index of the items, or absent views."""
+        index = self._index(batch)
+        least, most = int(index.min()), int(index.max())
+        if least < 0 or most >= self.items:
+            raise ValueError(
+                f"expected an index from 0 to {self.items - 1}, got one from {least} "
+                f"to {most}; build the objective with items={most + 1} or more"
+            )
+
+    def _index(self, batch: Batch) -> Int[Tensor, " batch"]:
+        """The index, checked as far as the device need not be waited for."""
+        if batch.index is None:
+            raise ValueError(
+                "expected Batch.index, the rows of the items in the training set, got "
+                "None; give fit a Split, Groups or tensor, not a DataLoader"
+            )
+        if batch.present is not None:
+            raise ValueError(
+                "expected all views to be present for DeepClustering, got a mask; drop "
+                "the incomplete items"
+            )
+        return batch.index
+
+    def _weights(self, assignment: Int[Tensor, " item"]) -> Float[Tensor, " component"]:
+        sizes = torch.bincount(assignment, minlength=self.components)
+        taken = sizes > 0
+        if not self.balanced:
+            return taken.to(torch.get_default_dtype())
+        equal = self.items / (taken.sum() * sizes.clamp(min=1))
+        return equal.where(taken, 0.0)

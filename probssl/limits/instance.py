@@ -1,0 +1,147 @@
+r"""Instance discrimination: every image of the training set is a content of its own.
+
+Unsupervised Feature Learning via Non-Parametric Instance Discrimination
+(Wu et al., 2018)
+https://arxiv.org/abs/1805.01978
+
+The choices: p(y) categorical over the N images of the training set, 1/N each; p(z|y=i)
+von Mises-Fisher about a direction :math:`b_i` of each image, kept in a bank, with
+concentration κ = 1/τ; z is kept informative by its entropy under their mixture.
+
+.. math:: E \log p(z \mid y = i) - E \log \frac1N \sum_j p(z \mid y = j)
+    = \log N + E \log p(y = i \mid z)
+
+The constants of the von Mises-Fisher density cancel. The value is at most log N, and
+in expectation the information z has of the image it comes from, were the mixture the
+density of z. After each step the directions follow what was seen of their images,
+
+.. math:: b_i \leftarrow \frac{m \, b_i + (1 - m) \, \bar z_i}
+    {\lVert m \, b_i + (1 - m) \, \bar z_i \rVert}
+
+The limit: q → a point on the sphere, p(y) → a prototype for each image, and H[z] → the
+cross-entropy of z with the mixture, an upper bound on it.
+
+Status: identity. It drops the decoder, the noise of the encoder, and the gradient
+through the bank. The published loss estimates the sum over all images by noise
+contrast, and adds a proximal term; here the sum is exact, in blocks, and there is none.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ..entropies.normaliser import log_sums
+from ..hyper import Learned, Reciprocal
+from ..nn import dim_of
+from ..priors import Spherical
+from ..processes import gather
+from ..siamese import Siamese
+from ..terms import Batch, Terms
+
+__all__ = ["InstanceDiscrimination"]
+
+
+class InstanceDiscrimination(Siamese):
+    r"""The log-probability of the right image plus log N, per view, in nats.
+
+    It is meant for the items it was trained with, whose rows `Batch.index` holds: for
+    others there is no direction in the bank. One view is enough. An item should be in a
+    batch once; of several the bank keeps any.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
+        items: The number N of images in the training set.
+        projector: A module behind it, whose output the objective sees.
+        temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
+            ``learned(number)``.
+        momentum: The share m of a direction that stays when its image is seen, from 0
+            to below 1.
+        dim: The dimension of z, for networks that do not tell theirs.
+
+    Raises:
+        ValueError: If there are fewer than two items, the temperature or the momentum
+            is out of range, or the dimension is not known.
+    """
+
+    bank: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        items: int,
+        projector: nn.Module | None = None,
+        *,
+        temperature: float | Learned = 0.07,
+        momentum: float = 0.5,
+        dim: int | None = None,
+    ) -> None:
+        super().__init__(encoder, projector)
+        if not isinstance(items, int) or items < 2 or not 0 <= momentum < 1:
+            raise ValueError(
+                "expected items of at least 2 and momentum from 0 to below 1, got "
+                f"{items!r} and {momentum!r}; give items=len(data) and, as published, "
+                "momentum=0.5"
+            )
+        self.items = items
+        self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
+        if self.prior.concentration.random:
+            raise ValueError(
+                f"expected temperature as a number or learned(number), got "
+                f"{temperature}; for a posterior of it use SimCLR"
+            )
+        self.temperature = self.prior.concentration.value
+        self.momentum, self.dim = momentum, dim
+        directions = torch.randn(items, dim_of(encoder, projector, dim))
+        self.register_buffer("bank", normalize(directions, dim=-1))
+
+    def forward(self, batch: Batch) -> Terms:
+        index, z = gather(_index(batch)), self._latents(batch)
+        # A copy: the bank is written before the way back, which needs what was there.
+        bank = self.bank.to(z, copy=True)
+        alignment = self.prior.log_kernel(bank[index].unsqueeze(1), z, plug_in=True)
+        every = torch.ones(1, 1, dtype=torch.bool, device=z.device)
+        sums = log_sums(self.prior, bank, z.flatten(0, 1), lambda _: every)
+        if self.training:
+            self._follow(index, z)
+        entropy = math.log(self.items) - sums.mean()
+        return Terms(entropy=entropy, alignment=alignment.mean())
+
+    @torch.no_grad()
+    def _follow(
+        self, index: Int[Tensor, " batch"], z: Float[Tensor, "batch view dim"]
+    ) -> None:
+        seen = self.bank[index].lerp(z.mean(1).to(self.bank), 1 - self.momentum)
+        self.bank.index_copy_(0, index, normalize(seen, dim=-1))
+
+    def _latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
+        z = self.network(batch.views)
+        if z.shape[-1] != self.bank.shape[1]:
+            raise ValueError(
+                f"expected z with dim {self.bank.shape[1]}, as the bank, got "
+                f"{z.shape[-1]}; build the objective with dim={z.shape[-1]}"
+            )
+        return gather(self.prior.on_support(z))
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the rows of the items are not known or not in the bank."""
+        index = _index(batch)
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= self.items:
+            raise ValueError(
+                f"expected rows from 0 to {self.items - 1} in Batch.index, got {low} "
+                f"to {high}; build the objective with items=len(data), and measure it "
+                "on its training data only"
+            )
+
+
+def _index(batch: Batch) -> Int[Tensor, " batch"]:
+    if batch.index is None or batch.present is not None:
+        found = "no index" if batch.index is None else "a mask of absent views"
+        raise ValueError(
+            "expected the rows of the items in Batch.index and all views present, got "
+            f"{found}; train with ps.fit, or give Batch(views, index=rows)"
+        )
+    return batch.index

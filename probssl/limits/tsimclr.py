@@ -1,0 +1,77 @@
+r"""t-SimCLR: contrastive learning as t-SNE, with a heavy tail and one normaliser.
+
+Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
+(Hu et al., 2023)
+https://arxiv.org/abs/2205.14814
+Visualizing Data using t-SNE (van der Maaten and Hinton, 2008)
+https://jmlr.org/papers/v9/vandermaaten08a.html
+
+The choices: p(y) empirical, y = the other view; p(z|y) the kernel of t-SNE, Student's t
+with the exponent of one dimension; z is kept informative by its collision entropy,
+estimated with the same kernel over all pairs of the batch.
+
+.. math:: E_{v \ne w} \log p(z_w \mid y = z_v) + \hat H_2[z]
+    = \log M (M - 1) - \frac{\nu + 1}2 E \log \Big(1 + \frac{D^+}{\tau \nu}\Big)
+    - \log \sum_{i \ne j} \Big(1 + \frac{D_{ij}}{\tau \nu}\Big)^{-(\nu + 1) / 2}
+
+with D the squared distances, D⁺ those of views of one item, and M all representations.
+The constant of the kernel cancels. With P uniform over the pairs of one item, and Q
+the kernel, normalised over all pairs, it is t-SNE's divergence, up to a constant:
+
+.. math:: \text{value} = \log \frac{M - 1}{V - 1} - KL(P \,\|\, Q)
+
+SimCLR's value is so by the divergence of SNE, with P and Q normalised for each
+representation.
+
+The limit: q → a point, the content plugged in, and H[z] → its kernel estimate in the
+bound of `embedding`; and, beyond that, :math:`H_2[z] \le H[z]` in the place of H[z].
+For ν → ∞ the kernel is Gaussian with variance τ.
+
+Status: identity, with :math:`H_2` for H. Only for dim < ν + 1 is the kernel a density,
+and the two terms are nats of their own: the published dim of 128 with ν = 5 is far from
+that, and only their sum means anything. It drops the decoder, the noise of the encoder,
+and the uncertainty of y.
+"""
+
+import math
+
+from torch import nn
+
+from ..embedding import Embedding
+from ..entropies.collision import Collision
+from ..priors import TSNE
+
+__all__ = ["TSimCLR"]
+
+
+class TSimCLR(Embedding):
+    r"""Heavy-tailed alignment plus collision entropy, per view, in nats.
+
+    z is not normalised. Stretching it by s turns the value for τ into that for s²τ.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        projector: A module behind it, whose output the objective sees.
+        dof: The degrees of freedom :math:`\nu`.
+        temperature: The temperature :math:`\tau`, a squared length.
+
+    Raises:
+        ValueError: If dof or temperature is not a positive finite number.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module | None = None,
+        *,
+        dof: float = 5.0,
+        temperature: float = 8.0,
+    ) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"expected a positive finite temperature, got {temperature}; 8 is "
+                "published"
+            )
+        prior = TSNE(None, math.sqrt(temperature), dof)
+        super().__init__(encoder, prior, Collision(), projector=projector, plug_in=True)
+        self.dof, self.temperature = dof, temperature

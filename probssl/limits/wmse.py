@@ -1,0 +1,147 @@
+r"""W-MSE: log-det with its entropy held where it is, by whitening.
+
+Whitening for Self-Supervised Representation Learning (Ermolov et al., 2021)
+https://arxiv.org/abs/2007.06346
+
+The choices: p(y) flat, p(z|y) = N(y, I/4) for whitened z, or with `normalise` p(y)
+empirical, y = the other view, and p(z|y) von Mises-Fisher with concentration 2 for
+their directions; z is kept informative by a constraint, covariance I.
+
+.. math:: w_v = L_v^{-1} (z_v - E z_v), \qquad L_v L_v^\top = \hat \Sigma_v
+
+Of whitened z the Gaussian entropy is :math:`\frac d2 \log 2 \pi e`, whatever the
+encoder. So log-det at scale 1/2 is, for two views and without `normalise`, the squared
+distance, d times the published mean square,
+
+.. math:: E \log p(w_1, w_2) + \hat H[w] = -E \lVert w_1 - w_2 \rVert^2
+    - \frac d2 \log \pi + \frac d2 \log 2 \pi e
+
+and for V of them V − 1 times its mean over their pairs. With `normalise`, and as the
+mean over pairs for any V,
+
+.. math:: E \log p(\bar w_2 \mid y = \bar w_1) + \log |S^{d-1}| = -E (2 - 2 \cos(w_1,
+    w_2)) + \log C_d(2) + 2 + \log |S^{d-1}|
+
+The limit: log-det under a hard constraint, an infinite weight on
+:math:`\Sigma = I`, where VICReg and Barlow Twins have a finite one.
+
+Status: without `normalise` identity, to log-det at w. With it surrogate: whitening
+holds the entropy of w, but that of the directions only where w is symmetric under
+rotations, as a Gaussian is; :math:`\log |S^{d-1}|` is then exact, and otherwise an
+upper bound. It drops what log-det drops, and the covariances of z: those of the
+representation, before it is whitened, may come out far from white.
+
+Each view is whitened by itself. A linear map of z that all views share leaves the
+value as it is if it is lower triangular (a shift or a stretch of a dimension is). Any
+other turns the whitened views, each a little differently as their covariances differ.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..embedding import Embedding
+from ..entropies import Entropy
+from ..entropies.gaussian import covariance
+from ..priors import Gaussian, Prior, Spherical
+from ..processes import gather
+from ..special import log_area
+from ..terms import Batch
+
+__all__ = ["WMSE"]
+
+
+class WMSE(Embedding):
+    r"""The distance between whitened views, per item, in nats.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        projector: A module behind it, whose output the objective sees; published with
+            2 layers and 64 or 128 dimensions.
+        size: How many items are whitened together in training, at least, drawn at
+            random; None means the whole batch. Published is twice the dimension of z.
+        rounds: How often a batch is divided, in training; 4 where z is of 128
+            dimensions.
+        normalise: Whether the directions of whitened z are compared, as published.
+        epsilon: The share :math:`\epsilon` of :math:`(1 - \epsilon) \hat \Sigma +
+            \epsilon I`, which is whitened. It keeps the value finite where items are
+            equal; published is 0.
+
+    In evaluation mode a batch is whitened as a whole, so that nothing is random.
+
+    Raises:
+        ValueError: If size or rounds is below 1, or epsilon not from 0 to 1; in a
+            forward pass if fewer items than dim + 1 are whitened together.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module | None = None,
+        *,
+        size: int | None = None,
+        rounds: int = 1,
+        normalise: bool = True,
+        epsilon: float = 1e-4,
+    ) -> None:
+        if rounds < 1 or (size is not None and size < 1) or not 0 <= epsilon <= 1:
+            raise ValueError(
+                "expected size and rounds of at least 1 and epsilon from 0 to 1, got "
+                f"size={size}, rounds={rounds} and epsilon={epsilon}; None, 1 and 1e-4 "
+                "whiten the batch as a whole"
+            )
+        flat = Gaussian(None, 0.5, y_scale=math.inf)
+        prior: Prior = Spherical(None, 2.0) if normalise else flat
+        super().__init__(
+            encoder, prior, _White(), projector=projector, plug_in=normalise
+        )
+        self.size, self.rounds = size, rounds
+        self.normalise, self.epsilon = normalise, epsilon
+
+    def latents(self, batch: Batch) -> Float[Tensor, "draw view dim"]:
+        """Whitened z of all processes' items, in training in random order."""
+        self.check(batch)
+        z = gather(self.network(batch.views))
+        parts = [whitened(part, self.epsilon) for part in self._divided(z)]
+        return self.prior.on_support(torch.cat(parts))
+
+    def _divided(self, z: Float[Tensor, "batch view dim"]) -> list[Tensor]:
+        items, _, dim = z.shape
+        parts = max(1, items // self.size) if self.size and self.training else 1
+        if items // parts <= dim:
+            raise ValueError(
+                f"expected more items than the {dim} dimensions of z to whiten "
+                f"together, got {items // parts}; use larger batches or size, or a "
+                "projector to fewer dimensions"
+            )
+        if parts == 1:  # any order is the same
+            return [z]
+        orders = [torch.randperm(items, device=z.device) for _ in range(self.rounds)]
+        return [part for order in orders for part in z[order].tensor_split(parts)]
+
+
+class _White(Entropy):
+    """The entropy of a white Gaussian, or on the sphere of its direction."""
+
+    def forward(
+        self, z: Float[Tensor, "batch view dim"], prior: Prior
+    ) -> Float[Tensor, ""]:
+        dim = z.shape[-1]
+        gaussian = 0.5 * dim * math.log(2 * math.pi * math.e)
+        return z.new_tensor(log_area(dim) if isinstance(prior, Spherical) else gaussian)
+
+
+def whitened(
+    z: Float[Tensor, "batch view dim"], epsilon: float
+) -> Float[Tensor, "batch view dim"]:
+    """Each view by the Cholesky factor of its own covariance."""
+    identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    root, failed = torch.linalg.cholesky_ex(
+        torch.lerp(covariance(z), identity, epsilon)
+    )
+    # A factor that does not exist must not pass as one; to raise asks the host.
+    root = root.masked_fill(failed[:, None, None] > 0, math.nan)
+    centred = (z - z.mean(0)).permute(1, 2, 0)
+    return torch.linalg.solve_triangular(root, centred, upper=False).permute(2, 0, 1)

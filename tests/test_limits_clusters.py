@@ -1,0 +1,559 @@
+"""SwAV, deep clustering and DINO as limits with a categorical content."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from pyro.distributions import LogNormal
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.clusters import swapped
+from probssl.entropies.equipartition import sinkhorn
+from probssl.limits.deep_clustering import DeepClustering
+from probssl.limits.dino import DINO
+from probssl.limits.swav import SwAV
+from probssl.terms import Batch
+from probssl.train import fit_rounds
+from probssl.views import MultiCrop
+
+pytestmark = pytest.mark.usefixtures("float64")
+ITEMS = 20
+
+
+def swav(**options) -> SwAV:
+    return SwAV(nn.Identity(), prototypes=5, dim=4, **options)
+
+
+def dino(**options) -> DINO:
+    return DINO(nn.Identity(), prototypes=5, dim=4, **options).eval()
+
+
+def deep_clustering(**options) -> DeepClustering:
+    return DeepClustering(nn.Identity(), 5, ITEMS, dim=4, **options)
+
+
+OBJECTIVES = [swav, dino, deep_clustering]
+
+
+def batch(views: int | Tensor = 2, items: int = 9) -> Batch:
+    z = torch.randn(items, views, 4) if isinstance(views, int) else views
+    return Batch(z, index=torch.randperm(ITEMS)[: len(z)])
+
+
+def value_and_slopes(value: Tensor, *leaves: Tensor) -> list[Tensor]:
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+def assert_equal(ours: list[Tensor], plain: list[Tensor]) -> None:
+    for left, right in zip(ours, plain, strict=True):
+        assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+def published_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    q = torch.exp(scores.detach() / epsilon).T
+    for _ in range(iterations):
+        q = q / q.sum(1, keepdim=True) / len(q)
+        q = q / q.sum(0, keepdim=True) / q.shape[1]
+    return (q * q.shape[1]).T
+
+
+def swapped_loss(
+    scores: list[Tensor], codes: list[Tensor], temperature: float
+) -> Tensor:
+    """Mean over coded views and others, of −Σ q log softmax, item by item."""
+    total, pairs = torch.zeros(()), 0
+    for w, code in enumerate(codes):
+        for v, score in enumerate(scores):
+            if v == w:
+                continue
+            pairs += 1
+            for q, s in zip(code, score, strict=True):
+                total = total - (q * (s / temperature).log_softmax(0)).sum() / len(code)
+    return total / pairs
+
+
+# SwAV
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize(("epsilon", "iterations"), [(0.05, 3), (0.2, 1)])
+def test_swav_is_log_k_minus_the_published_loss(views, epsilon, iterations):
+    z = torch.randn(9, views, 4, requires_grad=True)
+    objective = swav(epsilon=epsilon, iterations=iterations)
+    centres = objective.entropy.centres
+    ours = sum(objective(Batch(z)))
+    directions = normalize(centres, dim=1)
+    scores = [normalize(z[:, v], dim=1) @ directions.T for v in range(views)]
+    codes = [published_codes(s, epsilon, iterations) for s in scores]
+    plain = math.log(5) - swapped_loss(scores, codes, 0.1)
+    assert_equal(
+        value_and_slopes(ours, z, centres), value_and_slopes(plain, z, centres)
+    )
+
+
+def test_swav_takes_codes_from_large_crops_and_predicts_them_from_all_others():
+    large, small = torch.randn(9, 2, 4), torch.randn(9, 3, 4)
+    objective = swav()
+    directions = normalize(objective.entropy.centres, dim=1)
+    both = torch.cat([large, small], 1)
+    scores = [normalize(both[:, v], dim=1) @ directions.T for v in range(5)]
+    codes = [published_codes(s, 0.05, 3) for s in scores[:2]]
+    plain = math.log(5) - swapped_loss(scores, codes, 0.1)
+    assert_close(sum(objective(Batch((large, small)))), plain)
+
+
+def test_swav_takes_codes_from_every_modality():
+    encoder = ps.nn.PerModality(
+        [ps.nn.MLPEncoder((3,), 4, hidden=()), ps.nn.MLPEncoder((6,), 4, hidden=())]
+    )
+    objective = SwAV(encoder, prototypes=5)
+    a, b = torch.randn(9, 1, 3), torch.randn(9, 1, 6)
+    z = torch.stack(encoder((a[:, 0], b[:, 0])), 1)
+    alone = swav()
+    alone.entropy.load_state_dict(objective.entropy.state_dict())
+    assert_close(sum(objective(Batch((a, b)))), sum(alone(Batch(z))))
+
+
+def test_swav_terms_are_densities_of_the_mixture():
+    objective, data = swav(temperature=0.2), batch()
+    z = normalize(data.views, dim=-1)
+    directions = normalize(objective.entropy.centres, dim=1)
+    kernel = ps.distributions.VonMisesFisher(directions, torch.full((5,), 5.0))
+    log_density = kernel.log_prob(z.unsqueeze(2))  # (item, view, component)
+    terms = objective(data)
+    mixture = log_density.logsumexp(-1) - math.log(5)
+    assert_close(terms.entropy, -mixture.mean())
+    codes = [published_codes(z[:, v] @ directions.T, 0.05, 3) for v in (0, 1)]
+    alignment = sum((codes[1 - v] * log_density[:, v]).sum() for v in (0, 1)) / 18
+    assert_close(terms.alignment, alignment)
+
+
+def test_with_the_posterior_for_a_code_alignment_and_entropy_of_y_are_the_likelihood():
+    """What SwAV approximates: the bound of log p(z_1, …, z_V), tight at p(y|z)."""
+    prior = ps.priors.Mixture(4, 5, scale=0.7, learn_weights=False)
+    z = torch.randn(9, 3, 4)
+    posterior = prior.posterior_y(z).probs
+    centres, _ = prior.components()
+    normal = torch.distributions.Normal(centres, 0.7)
+    log_density = normal.log_prob(z.unsqueeze(2)).sum((1, -1))  # of all views
+    bound = (posterior * (log_density - (5 * posterior).log())).sum(-1)
+    assert_close(bound, prior.log_prob(z))
+
+
+@pytest.mark.parametrize("build", [swav, dino])
+def test_value_is_at_most_log_k_less_the_entropy_of_the_codes(build):
+    objective = build()
+    for size in (0.1, 1.0, 10.0):
+        centres = size * torch.randn(5, 4)
+        with torch.no_grad():
+            objective.entropy.centres.copy_(centres)
+        assert sum(objective(batch(3))) < math.log(5)
+
+
+def test_equal_codes_for_all_clusters_give_a_bound_on_the_information():
+    log_density = 2 * torch.randn(1, 12, 5)
+    codes = sinkhorn(log_density, 0.5, 2000)
+    views = torch.cat([log_density, log_density])
+    value = sum(swapped(codes, views))
+    joint = codes[0] / 12  # of the item and y, with equal shares of y
+    information = (joint * (joint / joint.sum(0) / joint.sum(1, True)).log()).sum()
+    assert value < information
+    tight = codes.clamp(min=1e-30).log()
+    assert_close(sum(swapped(codes, torch.cat([tight, tight]))), information)
+
+
+# DINO
+
+
+def test_dino_follows_the_published_rule_for_two_steps():
+    """Teacher first, then the loss, then the centre; with plain gradient descent."""
+    torch.manual_seed(1)
+    encoder = nn.Linear(3, 4)
+    objective = DINO(encoder, prototypes=5, dim=4, momentum=0.7).train()
+    student = [encoder.weight, encoder.bias, objective.entropy.centres]
+    student = [p.detach().clone().requires_grad_() for p in student]
+    teacher, centre = [p.detach().clone() for p in student], torch.zeros(5)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
+
+    def scores(parameters: list[Tensor], x: Tensor) -> list[Tensor]:
+        weight, bias, centres = parameters
+        z = normalize(x @ weight.T + bias, dim=-1)
+        return [z[:, v] @ normalize(centres, dim=-1).T for v in range(x.shape[1])]
+
+    for _ in range(2):
+        large, small = torch.randn(9, 2, 3), torch.randn(9, 3, 3)
+        ours = sum(objective(Batch((large, small))))
+        optimizer.zero_grad()
+        (-ours).backward()
+        optimizer.step()
+
+        teacher = [
+            0.7 * t + 0.3 * s.detach() for t, s in zip(teacher, student, strict=True)
+        ]
+        told = scores(teacher, large)
+        codes = [((t - centre) / 0.04).softmax(-1) for t in told]
+        seen = scores(student, torch.cat([large, small], 1))
+        plain = math.log(5) - swapped_loss(seen, codes, 0.1)
+        slopes = torch.autograd.grad(plain, student)
+        student = [
+            (s + g).detach().requires_grad_()
+            for s, g in zip(student, slopes, strict=True)
+        ]
+        centre = 0.9 * centre + 0.1 * torch.cat(told).mean(0)
+        assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+        assert_close(objective.centre, centre, rtol=1e-10, atol=1e-10)
+    found = [encoder.weight, encoder.bias, objective.entropy.centres]
+    assert_equal([p.detach() for p in found], [s.detach() for s in student])
+
+
+def test_dino_moves_nothing_in_evaluation():
+    objective = DINO(nn.Linear(3, 4), prototypes=5, dim=4, momentum=0.5).eval()
+    with torch.no_grad():
+        objective.encoder.weight.add_(1.0)
+    before = deepcopy(objective.state_dict())
+    objective(Batch(torch.randn(9, 2, 3)))
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_centre_gives_all_clusters_the_same_share_where_all_items_are_one():
+    objective = dino(centre_momentum=0.0).train()
+    data = Batch(torch.ones(9, 2, 4))
+    objective(data)  # here the centre comes to where all items are
+    told = objective.teacher(data.views)
+    codes = ((told - objective.centre) / 0.04).softmax(-1)
+    assert_close(codes, torch.full((9, 2, 5), 0.2))
+
+
+def test_teacher_is_saved_and_is_not_trained():
+    objective = dino()
+    names = [name for name, _ in objective.named_parameters()]
+    assert "teacher.network.clusters.centres" in names
+    trained = [n for n, p in objective.named_parameters() if p.requires_grad]
+    assert trained == ["entropy.centres"]
+
+
+def field(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Where the steps go from z."""
+    z = z.detach().clone().requires_grad_()
+    return torch.autograd.grad(value(z), z)[0].flatten()
+
+
+def asymmetry(value: Callable[[Tensor], Tensor], z: Tensor) -> float:
+    """How far the Jacobian of that field is from a symmetric one, relatively."""
+    flat, columns = z.flatten(), []
+    for step in 1e-5 * torch.eye(len(flat)):
+        ends = [field(value, (flat + s * step).view_as(z)) for s in (1, -1)]
+        columns.append((ends[0] - ends[1]) / 2e-5)
+    jacobian = torch.stack(columns)
+    return float((jacobian - jacobian.T).norm() / jacobian.norm())
+
+
+def test_steps_of_swav_and_dino_follow_the_gradient_of_no_scalar():
+    z = torch.randn(3, 2, 4)
+    for objective in (swav(epsilon=0.5), dino(teacher_temperature=0.5, momentum=0.0)):
+        assert asymmetry(lambda z, o=objective: sum(o(Batch(z))), z) > 0.1
+    clustering, data = deep_clustering(), batch(2, 3)
+    scalar = asymmetry(lambda z: sum(clustering(data._replace(views=z))), z)
+    assert scalar < 1e-6
+
+
+# Deep clustering
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("scale", [None, 0.5, 2.0])
+def test_deep_clustering_is_log_k_minus_cross_entropy(views, scale):
+    prior = None if scale is None else ps.priors.Gaussian(None, scale)
+    objective = deep_clustering(prior=prior)
+    z = torch.randn(ITEMS, views, 4, requires_grad=True)
+    centres = objective.entropy.centres
+    ours = sum(objective(Batch(z, index=torch.arange(ITEMS))))
+    if scale is None:
+        features = normalize(z, dim=-1)
+        weight, bias = 10 * normalize(centres, dim=-1), torch.zeros(5)
+    else:
+        features, weight = z, centres / scale**2
+        bias = -centres.square().sum(1) / (2 * scale**2)
+    losses = [
+        cross_entropy(features[:, v] @ weight.T + bias, objective.assignment)
+        for v in range(views)
+    ]
+    plain = math.log(5) - sum(losses) / views  # all clusters have four items
+    assert_equal(
+        value_and_slopes(ours, z, centres), value_and_slopes(plain, z, centres)
+    )
+
+
+def test_weights_draw_items_uniformly_over_clusters():
+    objective, plain = deep_clustering(), deep_clustering(balanced=False)
+    plain.entropy.load_state_dict(objective.entropy.state_dict())
+    z = torch.randn(ITEMS, 4)
+    z[:12] = z[0] + 1e-3 * z[:12]  # one large cluster
+    for each in (objective, plain):
+        centres = each.entropy.centres.detach().clone()
+        each.assign(z)
+        with torch.no_grad():
+            each.entropy.centres.copy_(centres)
+    sizes = objective.assignment.bincount(minlength=5)
+    assert sizes.max() >= 12 and sizes.min() >= 1
+    one = [Batch(z[i].view(1, 1, 4), index=torch.tensor([i])) for i in range(ITEMS)]
+    values = torch.stack([torch.as_tensor(sum(plain(b))) for b in one])
+    uniformly = torch.stack(
+        [values[objective.assignment == k].mean() for k in range(5)]
+    )
+    whole = Batch(z.unsqueeze(1), index=torch.arange(ITEMS))
+    assert_close(sum(objective(whole)), uniformly.mean())
+    assert_close(sum(plain(whole)), values.mean())
+    shares = objective.weight[objective.assignment]
+    assert_close(shares.mean(), torch.ones(()))
+
+
+def test_entropy_of_deep_clustering_is_the_cross_entropy_of_its_mixture():
+    objective = deep_clustering(prior=ps.priors.Gaussian(None, 0.8))
+    mixture = ps.priors.Mixture(4, 5, scale=0.8, learn_weights=False)
+    with torch.no_grad():
+        mixture.components.loc.copy_(objective.entropy.centres)
+    z = torch.randn(ITEMS, 2, 4)
+    terms = objective(Batch(z, index=torch.arange(ITEMS)))
+    assert_close(terms.entropy, -mixture.log_prob(z.unsqueeze(2)).mean())
+
+
+def test_assigning_finds_clusters_and_their_means():
+    centres = torch.cat([torch.eye(4), -torch.ones(1, 4)])
+    truth = torch.randint(5, (ITEMS,))
+    truth[:5] = torch.arange(5)
+    z = centres[truth] + 1e-3 * torch.randn(ITEMS, 4)
+    prior = ps.priors.Gaussian(None, 0.1)
+    objective = deep_clustering(prior=prior)
+    for given in (z, z.numpy()):
+        objective.assign(given)
+        means = objective.entropy.centres.detach()
+        for k in range(5):
+            inside = objective.assignment == k
+            assert len(truth[inside].unique()) == 1
+            assert_close(means[k], z[inside].mean(0))
+    terms = objective(Batch(z.unsqueeze(1), index=torch.arange(ITEMS)))
+    assert abs(sum(terms) - math.log(5)) < 1e-6
+
+
+def test_a_cluster_without_items_has_no_weight():
+    from sklearn.exceptions import ConvergenceWarning
+
+    objective = deep_clustering()
+    with pytest.warns(ConvergenceWarning, match="distinct clusters"):
+        objective.assign(torch.eye(4)[torch.arange(ITEMS) % 2])
+    assert_close(objective.weight.sort().values, torch.tensor([0.0, 0, 0, 1, 1]))
+    assert sum(objective(batch())).isfinite()
+
+
+def test_deep_clustering_tells_when_rows_are_missing_or_foreign():
+    objective, z = deep_clustering(), torch.randn(9, 1, 4)
+    for broken in (objective, objective.check):
+        with pytest.raises(ValueError, match=r"expected Batch\.index.*not a DataLoad"):
+            broken(Batch(z))
+    for rows in (torch.arange(9) + ITEMS - 8, torch.arange(9) - 1):
+        with pytest.raises(ValueError, match="expected an index from 0 to 19"):
+            objective.check(Batch(z, index=rows))
+    with pytest.raises(ValueError, match=r"shape \(20, 4\).*got \(9, 4\).*projector"):
+        objective.assign(z[:, 0])
+    with pytest.raises(ValueError, match="finite z"):
+        objective.assign(torch.full((ITEMS, 4), math.nan))
+
+
+# All of them
+
+
+@pytest.mark.parametrize("build", OBJECTIVES)
+def test_value_ignores_the_order_of_items_and_views(build):
+    objective, data, order = build(), batch(3), torch.randperm(9)
+    value = sum(objective(data))
+    mixed = data._replace(views=data.views[order], index=data.index[order])
+    assert_close(sum(objective(mixed)), value)
+    assert_close(sum(objective(data._replace(views=data.views.flip(1)))), value)
+
+
+@pytest.mark.parametrize("build", OBJECTIVES)
+def test_value_ignores_rotations_of_z_with_the_clusters(build):
+    objective, data = build(), batch()
+    value = sum(objective(data))
+    rotation = torch.linalg.qr(torch.randn(4, 4)).Q
+    turned = deepcopy(objective)
+    with torch.no_grad():
+        for parameter in turned.parameters():  # the teacher's are among them
+            parameter.copy_(parameter @ rotation)
+    assert_close(sum(turned(data._replace(views=data.views @ rotation))), value)
+
+
+@pytest.mark.parametrize("build", [swav, dino])
+def test_value_ignores_the_lengths_of_z_and_of_the_prototypes(build):
+    objective, data = build(), batch()
+    value = sum(objective(data))
+    with torch.no_grad():
+        objective.entropy.centres.mul_(0.1 + torch.rand(5, 1))
+    assert_close(sum(objective(data._replace(views=7 * data.views))), value)
+
+
+def test_value_of_deep_clustering_ignores_a_stretch_of_z_clusters_and_scale():
+    once, wide = (
+        deep_clustering(prior=ps.priors.Gaussian(None, scale)) for scale in (1.0, 3.0)
+    )
+    data = batch()
+    wide.load_state_dict(once.state_dict() | {"prior.scale.fixed": torch.tensor(3.0)})
+    with torch.no_grad():
+        wide.entropy.centres.mul_(3)
+    found = wide(data._replace(views=3 * data.views))
+    assert_close(sum(found), sum(once(data)))
+    stretch = torch.tensor(4 * math.log(3)) * once.weight[once.assignment].mean()
+    assert_close(found.entropy - once(data).entropy, stretch)
+
+
+@pytest.mark.parametrize("build", OBJECTIVES)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(build, size):
+    z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
+    value = sum(build()(batch(z)))
+    value.backward()
+    assert value.isfinite() and z.grad.isfinite().all()
+
+
+def test_gradients_are_exact_where_codes_stay():
+    objective = deep_clustering()
+    data = batch(2, 5)
+    z = data.views.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: sum(objective(data._replace(views=z))), z)
+    codes, prototypes = torch.rand(1, 5, 3).softmax(-1), torch.randn(3, 4)
+    prior = ps.priors.Spherical(None, 10.0)
+
+    def value(z: Tensor) -> Tensor:
+        z = normalize(z, dim=-1).transpose(0, 1)
+        kernel = prior.log_kernel(normalize(prototypes, dim=-1), z, plug_in=True)
+        return sum(swapped(codes, kernel.mT))
+
+    assert torch.autograd.gradcheck(value, z)
+
+
+@pytest.mark.parametrize("build", [SwAV, DINO])
+def test_a_learned_temperature_has_a_slope(build):
+    objective = build(nn.Identity(), prototypes=5, dim=4, temperature=ps.learned(0.2))
+    sum(objective(batch())).backward()
+    grad = objective.prior.concentration.log.grad
+    assert grad.isfinite() and grad != 0
+
+
+@pytest.mark.parametrize("kind", [SwAV, DINO, DeepClustering])
+def test_objectives_keep_the_laws(kind):
+    encoder = ps.nn.MLPEncoder((3,), 4, hidden=(8,))
+    if kind is DeepClustering:
+        objective = kind(encoder, 5, ITEMS, ps.nn.Projector(4, 8, 4))
+    else:
+        objective = kind(encoder, ps.nn.Projector(4, 8, 4), prototypes=5)
+    views = torch.randn(9, 2, 3)
+    ps.testing.check_objective(objective, batch(views), repeats=4)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SwAV(nn.Identity()), "dim"),
+        (lambda: swav(temperature=0.0), "temperature"),
+        (lambda: swav(temperature=LogNormal(0.0, 1.0)), "temperature as a number"),
+        (lambda: swav(epsilon=0.0), "epsilon > 0"),
+        (lambda: swav(iterations=-1), "iterations >= 0"),
+        (lambda: SwAV(nn.Identity(), prototypes=1, dim=4), "at least 2"),
+        (lambda: dino(teacher_temperature=-1.0), "teacher_temperature > 0"),
+        (lambda: dino(centre_momentum=1.1), "centre_momentum from 0 to 1"),
+        (lambda: dino(momentum=1.1), "momentum from 0 to 1"),
+        (lambda: DeepClustering(nn.Identity(), 5, 4, dim=4), "at least the 5 clusters"),
+        (lambda: swav()(batch(2, 1)), "at least 2 items"),
+        (lambda: dino()(batch(1)), "at least 2 views"),
+        (lambda: swav()(batch(torch.randn(9, 2, 3))), "dim=3"),
+        (lambda: swav()(batch()._replace(present=torch.ones(9, 2) > 0)), "mask"),
+        (
+            lambda: deep_clustering()(batch()._replace(present=torch.ones(9, 2) > 0)),
+            "mask",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", [SwAV, DINO])
+def test_multi_crop_raises_the_value_on_digits(kind):
+    digits = ps.data.digits().train.rows(slice(128))
+    encoder = ps.nn.MLPEncoder((1, 8, 8), 8, hidden=(32,))
+    objective = kind(encoder, ps.nn.Projector(8, 32, 8), prototypes=10)
+    views = MultiCrop(local=2, local_crop=(0.4, 0.7), levels=16)
+    history = ps.fit(
+        objective,
+        digits,
+        views=views,
+        epochs=20,
+        batch_size=64,
+        learning_rate=1e-2,
+        progress=False,
+    )
+    assert history["value"][-1] > history["value"][0] + 0.05
+
+
+def rounds(**options) -> tuple[ps.History, list[Tensor]]:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3)
+    encoder = ps.nn.MLPEncoder((3,), 2, hidden=(8,))
+    objective, seen = DeepClustering(encoder, components=4, items=40), []
+
+    def assign() -> None:
+        objective.assign(ps.embed(objective, x))
+        seen.append(objective.assignment.clone())
+
+    options = {"rounds": 3, "epochs": 2, "batch_size": 20, "progress": False} | options
+    return fit_rounds(objective, x, assign, **options), seen
+
+
+def test_rounds_assign_before_each_fit_and_count_through():
+    history, seen = rounds()
+    assert len(seen) == 3
+    assert history["round"].tolist() == [1, 1, 2, 2, 3, 3]
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert history["step"].tolist() == [2, 4, 6, 8, 10, 12]
+
+
+def test_one_round_is_an_assignment_and_a_fit():
+    history, seen = rounds(rounds=1)
+    torch.manual_seed(0)
+    x = torch.randn(40, 3)
+    encoder = ps.nn.MLPEncoder((3,), 2, hidden=(8,))
+    objective = DeepClustering(encoder, components=4, items=40)
+    objective.assign(ps.embed(objective, x))
+    once = ps.fit(objective, x, epochs=2, batch_size=20, progress=False)
+    assert torch.equal(objective.assignment, seen[0])
+    assert history["value"].tolist() == once["value"].tolist()
+
+
+def test_a_round_that_is_stopped_is_the_last():
+    calls = []
+
+    def stop(epoch: int, row: dict[str, float]) -> bool:
+        calls.append(epoch)
+        return len(calls) == 3
+
+    history, seen = rounds(on_epoch=stop, epochs=2)
+    assert calls == [1, 2, 1] and len(seen) == 2
+    assert history["epoch"].tolist() == [1, 2, 3]
+
+
+def test_rounds_refuse_a_checkpoint_and_no_rounds(tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint for a fit in rounds"):
+        rounds(checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="rounds of at least 1"):
+        rounds(rounds=0)

@@ -1,0 +1,325 @@
+"""Contrastive objectives against their losses as printed, and against one another."""
+
+import math
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.limits.clip import CLIP
+from probssl.limits.instance import InstanceDiscrimination
+from probssl.limits.moco import MoCo
+from probssl.limits.simclr import SimCLR
+from probssl.limits.tsimclr import TSimCLR
+from probssl.terms import Batch
+from probssl.testing import check_objective
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def value_and_slope(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+def assert_same(ours: Tensor, plain: Tensor, z: Tensor) -> None:
+    """In value and in slope."""
+    pairs = zip(value_and_slope(ours, z), value_and_slope(plain, z), strict=True)
+    for left, right in pairs:
+        assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """The loss as printed: mean over 2N anchors of -log softmax of the positive."""
+    a, b = normalize(a, dim=-1), normalize(b, dim=-1)
+    total, n = 0.0, len(a)
+    z = torch.cat([a, b])
+    for i in range(2 * n):
+        j = (i + n) % (2 * n)
+        others = [k for k in range(2 * n) if k != i]
+        logits = torch.stack([z[i] @ z[k] / temperature for k in others])
+        total += cross_entropy(logits, torch.tensor(others.index(j))) / (2 * n)
+    return total
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 5.0])
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_simclr_is_log_2n_minus_1_minus_nt_xent(dim, temperature):
+    z = torch.randn(6, 2, dim, requires_grad=True)
+    ours = sum(SimCLR(nn.Identity(), temperature=temperature)(Batch(z)))
+    plain = math.log(11) - nt_xent(z[:, 0], z[:, 1], temperature)
+    for left, right in zip(
+        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
+    ):
+        assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+def test_simclr_alignment_is_the_density_of_a_view_around_the_other():
+    z = normalize(torch.randn(6, 2, 5), dim=-1)
+    terms = SimCLR(nn.Identity(), temperature=0.2)(Batch(z))
+    uniform = -ps.special.log_area(5)
+    kernel = ps.distributions.VonMisesFisher(z[:, 0], torch.tensor(5.0))
+    assert_close(terms.alignment, kernel.log_prob(z[:, 1]).mean())
+    hot = SimCLR(nn.Identity(), temperature=1e9)(Batch(z))
+    assert_close(hot.alignment, torch.tensor(uniform), rtol=0, atol=1e-8)
+
+
+def test_simclr_with_a_learned_temperature_has_a_slope_for_it():
+    objective = SimCLR(nn.Identity(), temperature=ps.learned(0.2))
+    sum(objective(Batch(torch.randn(6, 2, 5)))).backward()
+    (parameter,) = objective.parameters()
+    assert_close(objective.prior.concentration(), torch.tensor(5.0))
+    assert parameter.grad.isfinite() and parameter.grad != 0
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_decoupled_simclr_is_log_2n_minus_2_minus_the_loss_without_the_positive(dim):
+    z = torch.randn(6, 2, dim, requires_grad=True)
+    ours = sum(SimCLR(nn.Identity(), temperature=0.3, decoupled=True)(Batch(z)))
+    u, loss = normalize(z, dim=-1), 0.0
+    for i in range(6):
+        for v in (0, 1):
+            others = torch.cat([u[k] for k in range(6) if k != i]) @ u[i, v] / 0.3
+            loss -= (u[i, v] @ u[i, 1 - v] / 0.3 - others.logsumexp(0)) / 12
+    assert_same(ours, math.log(10) - loss, z)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_queued_representations_are_further_negatives_once_they_are_there(decoupled):
+    objective = SimCLR(
+        nn.Identity(), temperature=0.3, decoupled=decoupled, queue=7, dim=4
+    )
+    past = torch.zeros(0, 4)
+    own = 4 - 2 * decoupled
+    for step in range(5):
+        z = torch.randn(2, 2, 4, requires_grad=True)
+        u = normalize(z, dim=-1).flatten(0, 1)
+        total = math.log(own - 1 + decoupled + len(past))
+        for j in range(4):
+            near = [k for k in range(4) if k != j and (k != (j ^ 1) or not decoupled)]
+            negatives = torch.cat([u[near], past]) @ u[j] / 0.3
+            total += (u[j] @ u[j ^ 1] / 0.3 - negatives.logsumexp(0)) / 4
+        assert_same(sum(objective(Batch(z))), total, z)
+        past = torch.cat([past, u.detach()])[-7:]
+        assert len(past) == min(4 * (step + 1), 7)
+
+
+def test_simclr_of_more_views_is_the_mean_over_ordered_pairs_of_them():
+    z = torch.randn(4, 3, 5, requires_grad=True)
+    ours = sum(SimCLR(nn.Identity(), temperature=0.4)(Batch(z)))
+    u, total = normalize(z, dim=-1).flatten(0, 1), math.log(11)
+    for j in range(12):
+        others = [u[j] @ u[k] / 0.4 for k in range(12) if k != j]
+        mates = [u[j] @ u[k] / 0.4 for k in range(12) if k != j and k // 3 == j // 3]
+        total += (torch.stack(mates).mean() - torch.stack(others).logsumexp(0)) / 12
+    assert_same(ours, total, z)
+
+
+def test_clip_is_log_n_minus_the_mean_of_both_cross_entropies():
+    images, words = torch.randn(6, 5), torch.randn(6, 3)
+    encoder = ps.nn.PerModality([nn.Linear(5, 4), nn.Linear(3, 4)])
+    ours = sum(CLIP(encoder)(Batch((images[:, None], words[:, None]))))
+    u, w = normalize(encoder.parts[0](images)), normalize(encoder.parts[1](words))
+    logits, right = u @ w.T / 0.07, torch.arange(6)
+    loss = (cross_entropy(logits, right) + cross_entropy(logits.T, right)) / 2
+    assert_same(ours, math.log(6) - loss, encoder.parts[0].weight)
+
+
+def test_info_nce_is_the_probability_of_the_item_with_the_batch_as_contents():
+    z, kappa = torch.randn(6, 2, 4, requires_grad=True), torch.tensor(1 / 0.3)
+    ours = sum(CLIP(nn.Identity(), temperature=0.3)(Batch(z)))
+    total = math.log(6)
+    for v in (0, 1):
+        u = normalize(z, dim=-1)
+        density = ps.distributions.VonMisesFisher(u[:, 1 - v], kappa)
+        for i in range(6):
+            p = density.log_prob(u[i, v]).exp()  # p(z|y) for every y of the batch
+            total += (p[i] / p.sum()).log() / 12
+    assert_same(ours, total, z)
+
+
+def test_learned_temperature_of_clip_starts_as_published_and_stays_above_a_hundredth():
+    objective = CLIP(nn.Identity())
+    (parameter,) = objective.parameters()
+    assert_close(objective.prior.concentration(), torch.tensor(1 / 0.07))
+    sum(objective(Batch(torch.randn(6, 2, 5)))).backward()
+    assert parameter.grad.isfinite() and parameter.grad != 0
+    with torch.no_grad():
+        parameter.fill_(-50.0)
+    assert_close(objective.prior.concentration(), torch.tensor(100.0))
+    assert CLIP(nn.Identity(), temperature=0.005)(Batch(torch.randn(6, 2, 5)))
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_instance_discrimination_is_log_n_plus_the_log_softmax_over_the_bank(views):
+    objective = InstanceDiscrimination(nn.Identity(), 9, temperature=0.2, dim=4)
+    index, bank = torch.tensor([7, 0, 3]), objective.bank.clone()
+    z = torch.randn(3, views, 4, requires_grad=True)
+    logits = normalize(z, dim=-1) @ bank.T / 0.2
+    total = math.log(9)
+    for row, i in enumerate(index):
+        total -= cross_entropy(logits[row], i.expand(views)) / 3
+    assert_same(sum(objective(Batch(z, index=index))), total, z)
+
+
+def test_bank_starts_as_directions_and_follows_the_items_that_were_seen():
+    objective = InstanceDiscrimination(nn.Identity(), 9, momentum=0.7, dim=4)
+    bank, index = objective.bank.clone(), torch.tensor([7, 0, 3])
+    assert_close(bank.norm(dim=-1), torch.ones(9))
+    z = torch.randn(3, 2, 4)
+    objective(Batch(z, index=index))
+    for row, i in enumerate(index):
+        mean = normalize(z[row], dim=-1).mean(0)
+        bank[i] = normalize(0.7 * bank[i] + 0.3 * mean, dim=0)
+    assert_close(objective.bank, bank)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_moco_is_the_log_of_one_and_the_queue_minus_its_loss(views):
+    objective = MoCo(nn.Linear(3, 4), temperature=0.3, momentum=0.9, queue=8, dim=4)
+    slow, past = nn.Linear(3, 4), torch.zeros(0, 4)
+    slow.load_state_dict(objective.encoder.state_dict())
+    for _ in range(3):
+        with torch.no_grad():
+            slow.weight.copy_(0.9 * slow.weight + 0.1 * objective.encoder.weight)
+            slow.bias.copy_(0.9 * slow.bias + 0.1 * objective.encoder.bias)
+        x = torch.randn(2, views, 3, requires_grad=True)
+        query = normalize(objective.encoder(x), dim=-1)
+        key = normalize(slow(x), dim=-1).detach()
+        losses = []
+        for v in range(views):
+            for w in set(range(views)) - {v}:
+                positive = (query[:, w] * key[:, v]).sum(-1, keepdim=True)
+                logits = torch.cat([positive, query[:, w] @ past.T], 1) / 0.3
+                losses.append(cross_entropy(logits, torch.zeros(2).long()))
+        plain = math.log(1 + len(past)) - torch.stack(losses).mean()
+        assert_same(sum(objective(Batch(x))), plain, x)
+        past = torch.cat([past, key.flatten(0, 1)])[-8:]
+        with torch.no_grad():
+            objective.encoder.weight.add_(0.1 * torch.randn(4, 3))
+    assert len(past) == 8
+
+
+def test_moco_has_a_slope_for_the_encoder_only():
+    objective = MoCo(ps.nn.MLPEncoder((3,), 4, hidden=(8,)), ps.nn.Projector(4, 8, 5))
+    for _ in range(2):  # the first step has no negatives, and so no slope
+        objective.zero_grad()
+        sum(objective(Batch(torch.randn(6, 2, 3)))).backward()
+    slopes = [p.grad for p in objective.parameters() if p.requires_grad]
+    assert all(slope.any() for slope in slopes)
+    frozen = [p for p in objective.parameters() if not p.requires_grad]
+    assert len(frozen) == len(slopes) and all(p.grad is None for p in frozen)
+
+
+def test_contrastive_values_on_the_sphere_ignore_rotation_and_size():
+    z, rotation = torch.randn(7, 2, 4), torch.linalg.qr(torch.randn(4, 4)).Q
+    for objective in (SimCLR(nn.Identity(), decoupled=True), CLIP(nn.Identity())):
+        value = sum(objective(Batch(z)))
+        assert_close(sum(objective(Batch(3 * z @ rotation))), value)
+        assert_close(sum(objective(Batch(z.flip(1)[torch.randperm(7)]))), value)
+
+
+def encoder() -> nn.Module:
+    return ps.nn.MLPEncoder((5,), 4, hidden=(8,))
+
+
+OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
+    "queue": lambda: SimCLR(encoder(), ps.nn.Projector(4, 8, 3), queue=20),
+    "CLIP": lambda: CLIP(encoder(), temperature=dist.LogNormal(-2.0, 0.5)),
+    "instance": lambda: InstanceDiscrimination(encoder(), 9),
+    "MoCo": lambda: MoCo(encoder(), ps.nn.Projector(4, 8, 3), queue=20),
+    "t-SimCLR": lambda: TSimCLR(encoder(), ps.nn.Projector(4, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_keep_the_laws(name):
+    objective = OBJECTIVES[name]()
+    objective.population = torch.tensor(9.0)
+    batch = Batch(torch.randn(6, 2, 5), index=torch.tensor([7, 0, 3, 1, 8, 4]))
+    with torch.no_grad():
+        objective(batch)  # so that there is something in queues and banks
+    check_objective(objective, batch, repeats=10)
+
+
+@pytest.mark.parametrize("name", ["queue", "instance", "MoCo"])
+def test_what_is_remembered_moves_in_training_mode_only(name):
+    objective, index = OBJECTIVES[name](), torch.arange(6)
+    batch = Batch(torch.randn(6, 2, 5), index=index)
+    for training in (False, True):
+        before = {k: v.clone() for k, v in objective.state_dict().items()}
+        sum(objective.train(training)(batch)).backward()
+        moved = [k for k, v in objective.state_dict().items() if (v != before[k]).any()]
+        ours = [k for k in moved if "running" not in k and "tracked" not in k]
+        assert bool(ours) == training
+        assert all("memory" in k or "count" in k or k == "bank" for k in ours)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_values_and_slopes_are_finite_for_equal_views_and_extreme_sizes(size):
+    for make in (
+        lambda: SimCLR(nn.Identity(), decoupled=True, queue=5, dim=4),
+        lambda: CLIP(nn.Identity()),
+        lambda: InstanceDiscrimination(nn.Identity(), 9, dim=4),
+        lambda: MoCo(nn.Identity(), dim=4),
+        lambda: TSimCLR(nn.Identity()),
+    ):
+        z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
+        value = sum(make()(Batch(z, index=torch.arange(9))))
+        value.backward()
+        assert value.isfinite() and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SimCLR(nn.Identity(), queue=5, dim=3).eval(),
+        lambda: InstanceDiscrimination(nn.Identity(), 5, temperature=0.5, dim=3).eval(),
+        lambda: TSimCLR(nn.Identity()),
+    ],
+)
+def test_gradients_are_exact(make):
+    objective, index = make(), torch.arange(5)
+    z = (0.5 * torch.randn(5, 2, 3)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: sum(objective(Batch(z, index=index))), z)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: SimCLR(nn.Identity(), queue=5),
+        lambda: SimCLR(nn.Identity(), queue=-1, dim=3),
+        lambda: SimCLR(nn.Identity(), queue=5, dim=3)(Batch(torch.randn(4, 2, 6))),
+        lambda: CLIP(nn.Identity(), temperature=-1.0),
+        lambda: CLIP(nn.Identity(), temperature=ps.learned(0.005)),
+        lambda: CLIP(nn.Identity())(Batch((torch.randn(4, 1, 3),))),
+        lambda: InstanceDiscrimination(nn.Identity(), 9),
+        lambda: InstanceDiscrimination(nn.Identity(), 1, dim=3),
+        lambda: InstanceDiscrimination(nn.Identity(), 9, momentum=1.0, dim=3),
+        lambda: InstanceDiscrimination(
+            nn.Identity(), 9, temperature=dist.LogNormal(0.0, 1.0), dim=3
+        ),
+        lambda: MoCo(nn.Identity(), dim=3, momentum=1.1),
+        lambda: MoCo(nn.Identity(), dim=3, queue=0),
+        lambda: MoCo(nn.Identity(), dim=3, temperature=dist.LogNormal(0.0, 1.0)),
+        lambda: MoCo(nn.Identity(), dim=3)(Batch(torch.randn(4, 1, 3))),
+        lambda: TSimCLR(nn.Identity(), temperature=0.0),
+        lambda: TSimCLR(nn.Identity(), dof=-1.0),
+        lambda: TSimCLR(nn.Identity())(Batch(torch.randn(4, 1, 3))),
+    ],
+)
+def test_bad_arguments_are_refused(build):
+    with pytest.raises(ValueError, match="expected"):
+        build()
+
+
+@pytest.mark.parametrize("index", [None, [0, 9], [-1, 2]])
+def test_rows_that_the_bank_does_not_have_are_refused(index):
+    objective = InstanceDiscrimination(nn.Identity(), 9, dim=3)
+    index = None if index is None else torch.tensor(index)
+    with pytest.raises(ValueError, match="Batch.index"):
+        objective.check(Batch(torch.randn(2, 1, 3), index=index))

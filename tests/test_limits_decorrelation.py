@@ -1,0 +1,325 @@
+"""Barlow Twins and W-MSE: what they are of log-det, as theorems."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.limits import LogDet
+from probssl.limits.barlow import BarlowTwins
+from probssl.limits.wmse import WMSE, whitened
+from probssl.terms import Batch
+from probssl.testing import check_objective
+
+pytestmark = pytest.mark.usefixtures("float64")
+IDENTITY = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def value(objective: nn.Module, z: Tensor) -> Tensor:
+    return torch.as_tensor(sum(objective(Batch(z))))
+
+
+def value_and_slope(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+def pairs(views: int) -> list[tuple[int, int]]:
+    return [(v, w) for v in range(views) for w in range(v)]
+
+
+def barlow(a: Tensor, b: Tensor, redundancy: float, epsilon: float = 1e-5) -> Tensor:
+    """The loss as printed, entry by entry, on what batch norm makes of a and b."""
+    norm, (n, dim) = nn.BatchNorm1d(a.shape[1], affine=False, eps=epsilon), a.shape
+    c, loss = norm(a).T @ norm(b) / n, torch.zeros(())
+    for i in range(dim):
+        loss = loss + (1 - c[i, i]) ** 2
+        for j in range(dim):
+            loss = loss + redundancy * (c[i, j] ** 2 if i != j else 0.0)
+    return loss
+
+
+@pytest.mark.parametrize("redundancy", [0.005, 0.25, 3.0])
+@pytest.mark.parametrize("views", [2, 3])
+def test_barlow_twins_is_minus_its_loss_over_four_times_its_weight(views, redundancy):
+    z = (2 + 0.7 * torch.randn(9, views, 4)).requires_grad_()
+    ours = value(BarlowTwins(nn.Identity(), redundancy=redundancy), z)
+    losses = [barlow(z[:, v], z[:, w], redundancy) for v, w in pairs(views)]
+    plain = -sum(losses) / len(losses) / (4 * redundancy)
+    plain = plain + 2 * math.log(2 * math.pi * math.e)
+    for left, right in zip(
+        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
+    ):
+        assert_close(left, right, **IDENTITY)
+
+
+def test_published_barlow_twins_is_fifty_times_its_loss():
+    z = torch.randn(9, 2, 4)
+    penalty = BarlowTwins(nn.Identity())(Batch(z)).penalty
+    c = [(a - a.mean(0)) / a.var(0, correction=0).add(1e-5).sqrt() for a in z.unbind(1)]
+    assert_close(penalty, -50 * (1 - (c[0] * c[1]).mean(0)).square().sum())
+
+
+def test_the_diagonal_is_half_the_distance_of_standardised_views():
+    """1 − C_ii = ½ E(z_1i − z_2i)²: the Gaussian alignment is linear in C_ii."""
+    objective = BarlowTwins(nn.Identity(), epsilon=0.0)
+    z = objective.latents(Batch(3 * torch.randn(9, 2, 4)))
+    c = (z[:, 0] * z[:, 1]).mean(0)
+    assert_close(1 - c, (z[:, 0] - z[:, 1]).square().mean(0) / 2)
+    s = 0.3
+    alignment = ps.priors.Gaussian(4, s, y_scale=math.inf).log_prob(z).mean()
+    constant = -2 * math.log(4 * math.pi * s**2)
+    assert_close(alignment, constant - (1 - c).sum() / (2 * s**2))
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.5, 0.95])
+def test_the_square_has_the_slope_of_a_gaussian_of_variance_lambda_over_what_is_left(
+    agreement,
+):
+    redundancy, c = 0.005, torch.tensor(agreement, requires_grad=True)
+    penalty = -((1 - c) ** 2) / (4 * redundancy)
+    variance = redundancy / (1 - agreement)
+    gaussian = -(1 - c) / (2 * variance)
+    slopes = [torch.autograd.grad(value, c)[0] for value in (penalty, gaussian)]
+    assert_close(*slopes)
+    # So the objective says, at two dimensions with this cross-correlation.
+    first = torch.tensor([1.0, 1.0, -1.0, -1.0]).unsqueeze(1)
+    other = torch.tensor([1.0, -1.0, 1.0, -1.0]).unsqueeze(1)
+    second = agreement * first + math.sqrt(1 - agreement**2) * other
+    objective = BarlowTwins(nn.Identity(), redundancy=redundancy, epsilon=0.0)
+    found = objective(Batch(torch.stack([first, second], 1))).penalty
+    assert_close(found, penalty.detach())
+
+
+def test_unrelated_views_are_asked_to_agree_as_under_the_scale_of_the_prior():
+    objective = BarlowTwins(nn.Identity(), redundancy=0.02)
+    assert_close(objective.prior.scale().square(), torch.tensor(0.02))
+
+
+def test_barlow_twins_tends_to_log_det_at_third_order_near_white_views():
+    noise = torch.randn(6, 6)
+    noise = (noise + noise.T) / 2
+    gaps = []
+    for size in (1e-2, 1e-3):
+        sigma = torch.eye(6) + size * (noise - noise.diag().diag())
+        z = exactly(sigma)
+        ours = BarlowTwins(nn.Identity(), epsilon=0.0)(Batch(z))
+        log_det = ps.entropies.LogDeterminant(0.0)(z)
+        assert_close(ours.penalty, torch.tensor(0.0))
+        gaps.append(log_det - ours.entropy)
+    assert_close(gaps[0] / gaps[1], torch.tensor(1000.0), rtol=0.1, atol=0)
+
+
+def exactly(sigma: Tensor) -> Tensor:
+    """Two equal views with this very sample covariance."""
+    z = torch.randn(50, len(sigma))
+    z = z - z.mean(0)
+    white = z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / 49)).T
+    return (white @ torch.linalg.cholesky(sigma).T).unsqueeze(1).repeat(1, 2, 1)
+
+
+def test_barlow_twins_ignores_shifts_and_stretches_of_each_dimension_of_a_view():
+    z = torch.randn(9, 2, 4)
+    stretch, shift = 10 ** torch.randn(2, 4), torch.randn(2, 4)
+    objective = BarlowTwins(nn.Identity(), epsilon=0.0)
+    assert_close(value(objective, z * stretch + shift), value(objective, z))
+    rotation = torch.linalg.qr(torch.randn(4, 4)).Q
+    assert (value(objective, z @ rotation) - value(objective, z)).abs() > 1e-3
+
+
+def whitening(a: Tensor) -> Tensor:
+    """By the inverse of the Cholesky factor of the covariance, as in the paper."""
+    root = torch.linalg.cholesky(torch.cov(a.T))
+    return (a - a.mean(0)) @ torch.linalg.inv(root).T
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_w_mse_is_a_constant_minus_its_loss(views):
+    z = torch.randn(12, views, 3, requires_grad=True)
+    ours = value(WMSE(nn.Identity(), epsilon=0.0), z)
+    w = [whitening(z[:, v]) for v in range(views)]
+    losses = [
+        (2 - 2 * nn.functional.cosine_similarity(w[i], w[j])).mean()
+        for i, j in pairs(views)
+    ]
+    # C_3(κ) = κ / (4 π sinh κ), and the area of the sphere is 4 π.
+    constant = math.log(2 / (4 * math.pi * math.sinh(2))) + 2 + math.log(4 * math.pi)
+    plain = constant - sum(losses) / len(losses)
+    for left, right in zip(
+        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
+    ):
+        assert_close(left, right, **IDENTITY)
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_euclidean_w_mse_is_log_det_of_whitened_views(views):
+    z = torch.randn(12, views, 3, requires_grad=True)
+    ours = value(WMSE(nn.Identity(), normalise=False, epsilon=0.0), z)
+    w = torch.stack([whitening(z[:, v]) for v in range(views)], 1)
+    plain = value(LogDet(nn.Identity(), scale=0.5, epsilon=0.0), w)
+    for left, right in zip(
+        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
+    ):
+        assert_close(left, right, **IDENTITY)
+
+
+def test_euclidean_w_mse_of_two_views_is_a_constant_minus_the_squared_distance():
+    z = torch.randn(12, 2, 3)
+    ours = value(WMSE(nn.Identity(), normalise=False, epsilon=0.0), z)
+    w = [whitening(z[:, v]) for v in (0, 1)]
+    constant = 1.5 * math.log(2 * math.pi * math.e) - 1.5 * math.log(math.pi)
+    assert_close(ours, constant - (w[0] - w[1]).square().sum(-1).mean())
+
+
+def test_whitened_views_have_the_entropy_that_is_stated():
+    z = whitened(3 + torch.randn(12, 2, 3) @ torch.randn(3, 3), 0.0)
+    assert_close(z.mean(0), torch.zeros(2, 3))
+    assert_close(torch.cov(z[:, 1].T), torch.eye(3))
+    terms = WMSE(nn.Identity(), normalise=False)(Batch(z))
+    assert_close(terms.entropy, ps.entropies.LogDeterminant(0.0)(z))
+
+
+def test_directions_of_white_gaussians_have_the_entropy_that_is_stated():
+    """Uniform, by the sample's second moments: E u uᵀ = I / d with five bars."""
+    n, dim = 20_000, 3
+    u = nn.functional.normalize(whitened(torch.randn(n, 1, dim), 0.0)[:, 0], dim=-1)
+    products = u.unsqueeze(1) * u.unsqueeze(2)
+    away = products.mean(0) - torch.eye(dim) / dim
+    assert (away.abs() <= 5 * products.std(0) / math.sqrt(n)).all()
+    terms = WMSE(nn.Identity())(Batch(torch.randn(9, 2, dim)))
+    assert_close(terms.entropy, torch.tensor(math.log(4 * math.pi)))
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_w_mse_ignores_triangular_maps_of_z_and_of_equal_views_any_map(normalise):
+    objective = WMSE(nn.Identity(), normalise=normalise, epsilon=0.0)
+    z, linear = torch.randn(12, 2, 3), torch.randn(3, 3) + 2 * torch.eye(3)
+    triangular = linear.tril()
+    assert_close(value(objective, z @ triangular.T + 5), value(objective, z))
+    equal = z[:, :1].repeat(1, 2, 1)
+    assert_close(value(objective, equal @ linear.T), value(objective, equal))
+
+
+def test_any_map_moves_w_mse_less_the_more_alike_the_covariances_of_the_views():
+    """By a turn of one whitened view against the other, at second order."""
+    objective, linear = WMSE(nn.Identity(), epsilon=0.0), torch.randn(3, 3)
+    z, noise = torch.randn(40, 1, 3), torch.randn(40, 1, 3)
+    gaps = []
+    for size in (1e-3, 1e-4):
+        views = torch.cat([z, z + size * noise], 1)
+        gaps.append(value(objective, views @ linear.T) - value(objective, views))
+    assert_close(gaps[0] / gaps[1], torch.tensor(100.0), rtol=0.05, atol=0)
+
+
+def test_sub_batches_are_whitened_by_themselves_in_training_and_not_in_evaluation():
+    z = torch.randn(13, 2, 3)
+    objective = WMSE(nn.Identity(), size=5, rounds=3, epsilon=0.0)
+    torch.manual_seed(3)
+    ours = value(objective, z)
+    torch.manual_seed(3)
+    parts = [z[torch.randperm(13)].tensor_split(2) for _ in range(3)]
+    plain = WMSE(nn.Identity(), epsilon=0.0)
+    total = sum(len(part) * value(plain, part) for two in parts for part in two)
+    assert_close(ours, total / 39)
+    objective.eval()
+    before = torch.get_rng_state()
+    assert_close(value(objective, z), value(plain, z), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_too_few_items_to_whiten_are_refused():
+    for objective in (WMSE(nn.Identity()), WMSE(nn.Identity(), size=4)):
+        with pytest.raises(ValueError, match="more items than the 4 dimensions"):
+            objective(Batch(torch.randn(4 if objective.size is None else 12, 2, 4)))
+
+
+def test_a_covariance_without_a_factor_does_not_pass_as_one():
+    z = torch.randn(9, 20, 1).repeat(1, 1, 2)  # a dimension twice
+    sigma = ps.entropies.gaussian.covariance(z)
+    failed = torch.linalg.cholesky_ex(sigma).info > 0
+    assert failed.any() and whitened(z, 0.0)[:, failed].isnan().all()
+    assert whitened(z, 1e-4).isfinite().all()
+
+
+def test_equal_items_are_whitened_to_zero_and_have_a_finite_slope():
+    z = torch.ones(9, 2, 3, requires_grad=True)
+    found, slope = value_and_slope(value(WMSE(nn.Identity()), z), z)
+    assert found.isfinite() and slope.isfinite().all()
+
+
+OBJECTIVES = [
+    BarlowTwins,
+    WMSE,
+    pytest.param(lambda encoder: WMSE(encoder, normalise=False), id="WMSE-euclidean"),
+]
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_value_ignores_the_order_of_items_and_views(limit):
+    z, objective = torch.randn(9, 3, 4), limit(nn.Identity())
+    expected = value(objective, z)
+    assert_close(value(objective, z[torch.randperm(9)]), expected)
+    assert_close(value(objective, z.flip(1)), expected)
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(limit):
+    for size in (1e-6, 1.0, 1e6):
+        z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
+        found, slope = value_and_slope(value(limit(nn.Identity()), z), z)
+        assert found.isfinite() and slope.isfinite().all()
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_equal_views_are_best(limit):
+    z, objective = torch.randn(9, 2, 4), limit(nn.Identity())
+    equal = z[:, :1].repeat(1, 2, 1)
+    assert value(objective, equal) > value(objective, z)
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_gradients_are_exact(limit):
+    objective = limit(nn.Identity())
+    z = torch.randn(5, 2, 3, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: value(objective, z), z)
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES)
+def test_too_few_views_or_items_are_refused(limit):
+    for shape in ((9, 1, 4), (1, 2, 4)):
+        with pytest.raises(ValueError, match="at least 2 items with at least 2 views"):
+            limit(nn.Identity())(Batch(torch.randn(shape)))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: BarlowTwins(nn.Identity(), redundancy=0.0),
+        lambda: BarlowTwins(nn.Identity(), epsilon=-1.0),
+        lambda: WMSE(nn.Identity(), size=0),
+        lambda: WMSE(nn.Identity(), rounds=0),
+        lambda: WMSE(nn.Identity(), epsilon=2.0),
+    ],
+)
+def test_bad_arguments_are_refused(build):
+    with pytest.raises(ValueError, match="expected"):
+        build()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        BarlowTwins,
+        lambda *networks: WMSE(*networks, size=5, rounds=2),
+        lambda *networks: WMSE(*networks, normalise=False),
+    ],
+    ids=["barlow", "wmse", "wmse-euclidean"],
+)
+def test_laws_of_objectives_hold(build):
+    encoder, projector = (
+        ps.nn.MLPEncoder((5,), 3, hidden=(8,)),
+        ps.nn.Projector(3, 8, 4),
+    )
+    check_objective(build(encoder, projector), Batch(torch.randn(12, 2, 5)))

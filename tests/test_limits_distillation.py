@@ -1,0 +1,295 @@
+"""BYOL and SimSiam: their published updates, and that these are no gradients."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.distillation import Distillation
+from probssl.limits.byol import BYOL
+from probssl.limits.simsiam import SimSiam
+from probssl.terms import Batch
+from probssl.testing import check_objective
+
+pytestmark = pytest.mark.usefixtures("float64")
+IDENTITY = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def value(objective: nn.Module, x: Tensor) -> Tensor:
+    return torch.as_tensor(sum(objective(Batch(x))))
+
+
+def slopes(value: Tensor, module: nn.Module) -> list[Tensor]:
+    """The gradients of all that is trained."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return list(torch.autograd.grad(value, trained))
+
+
+def log_vmf(kappa: float) -> float:
+    """log C_3(κ), κ / (4 π sinh κ)."""
+    return math.log(kappa / (4 * math.pi * math.sinh(kappa)))
+
+
+def networks() -> list[nn.Module]:
+    encoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
+    return [encoder, nn.Linear(6, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh())]
+
+
+def ordered(views: int) -> list[tuple[int, int]]:
+    return [(v, w) for v in range(views) for w in range(views) if v != w]
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_simsiam_follows_the_published_rule(views):
+    encoder, projector, predictor = networks()
+    objective, x = SimSiam(encoder, projector, predictor), torch.randn(7, views, 5)
+    z = [projector(encoder(x[:, v])) for v in range(views)]
+    p = [predictor(each) for each in z]
+    cosines = [cosine_similarity(p[v], z[w].detach()).mean() for v, w in ordered(views)]
+    loss = -sum(cosines) / len(cosines)
+    assert_close(value(objective, x), log_vmf(1.0) - loss, **IDENTITY)
+    for ours, plain in zip(
+        slopes(value(objective, x), objective), slopes(-loss, objective), strict=True
+    ):
+        assert_close(ours, plain, **IDENTITY)
+
+
+def test_byol_follows_the_published_rule_and_its_teacher_too():
+    parts, x = nn.ModuleList(networks()), torch.randn(7, 2, 5)
+    encoder, projector, predictor = parts
+    objective = BYOL(encoder, projector, predictor, momentum=0.9)
+    online = nn.Sequential(encoder, projector)
+    teacher = deepcopy(online)
+    optimizer = torch.optim.SGD(parts.parameters(), 0.5)
+    for _ in range(3):
+        for slow, fast in zip(teacher.parameters(), online.parameters(), strict=True):
+            slow.data = 0.9 * slow.data + 0.1 * fast.data
+        loss = torch.zeros(())
+        for v, w in ordered(2):
+            p = normalize(predictor(online(x[:, v])), dim=-1)
+            aim = normalize(teacher(x[:, w]), dim=-1).detach()
+            loss = loss + (p - aim).square().sum(-1).mean()
+        ours = value(objective, x)  # which moves the teacher
+        assert_close(ours, log_vmf(4.0) + 4 - loss, **IDENTITY)
+        optimizer.zero_grad()
+        loss.backward()
+        for slope, parameter in zip(
+            slopes(ours, parts), parts.parameters(), strict=True
+        ):
+            assert_close(slope, -parameter.grad, **IDENTITY)
+        optimizer.step()
+    pairs = zip(objective.teacher.parameters(), teacher.parameters(), strict=True)
+    for own, plain in pairs:
+        assert_close(own, plain, **IDENTITY)
+
+
+def test_simsiam_is_byol_with_a_teacher_that_follows_at_once():
+    parts, x = networks(), torch.randn(7, 3, 5)
+    byol, simsiam = BYOL(*parts, momentum=0.0), SimSiam(*parts)
+    for _ in range(2):
+        left, right = value(byol, x), value(simsiam, x)
+        assert_close((left - log_vmf(4.0)) / 4, right - log_vmf(1.0), **IDENTITY)
+        found, expected = slopes(left, byol), slopes(right, simsiam)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, 4 * other, **IDENTITY)
+        with torch.no_grad():
+            parts[0][0].weight.add_(torch.randn(6, 5))
+
+
+def test_the_value_is_the_density_of_the_target_around_the_prediction():
+    z, predictor = torch.randn(7, 2, 3), nn.Linear(3, 3)
+    terms = SimSiam(nn.Identity(), predictor=predictor)(Batch(z))
+    y, aim = normalize(predictor(z), dim=-1), normalize(z, dim=-1)
+    kernel = ps.distributions.VonMisesFisher(y, torch.tensor(1.0))
+    assert_close(terms.alignment, kernel.log_prob(aim.flip(1)).mean())
+    assert terms == terms._replace(reconstruction=0.0, entropy=0.0, penalty=0.0)
+
+
+def jacobian(field: nn.Module, x: Tensor, step: float = 1e-5) -> Tensor:
+    """Of the update of what is trained, by central differences."""
+    trained = [p for p in field.parameters() if p.requires_grad]
+    start, columns = nn.utils.parameters_to_vector(trained).detach(), []
+    for direction in torch.eye(len(start)):
+        ends = []
+        for sign in (1, -1):
+            nn.utils.vector_to_parameters(start + sign * step * direction, trained)
+            ends.append(nn.utils.parameters_to_vector(slopes(value(field, x), field)))
+        columns.append((ends[0] - ends[1]) / (2 * step))
+    nn.utils.vector_to_parameters(start, trained)
+    return torch.stack(columns, 1)
+
+
+def asymmetry(matrix: Tensor) -> float:
+    return float((matrix - matrix.T).norm() / matrix.norm())
+
+
+def test_the_update_of_simsiam_is_the_gradient_of_no_scalar():
+    x = torch.randn(6, 2, 4)
+    linear = nn.Linear(4, 3, bias=False)
+    simsiam = SimSiam(linear, predictor=nn.Linear(3, 3, bias=False))
+    assert asymmetry(jacobian(simsiam, x)) > 0.1
+    # Of one that has a scalar the same differences are symmetric.
+    assert asymmetry(jacobian(ps.limits.SimCLR(linear), x)) < 1e-6
+
+
+def test_without_a_predictor_the_stop_only_halves_the_gradient():
+    x, linear = torch.randn(6, 2, 4), nn.Linear(4, 3, bias=False)
+    simsiam = SimSiam(linear, predictor=nn.Identity())
+    z = linear(x)
+    full = slopes(cosine_similarity(z[:, 0], z[:, 1]).mean(), linear)[0]
+    assert_close(slopes(value(simsiam, x), linear)[0], full / 2, **IDENTITY)
+    assert asymmetry(jacobian(simsiam, x)) < 1e-6
+
+
+def test_the_updates_of_byol_and_its_teacher_are_the_gradient_of_no_scalar():
+    """The derivative of θ's update in ξ is no multiple of that of ξ's in θ, which is I.
+
+    So no scalar of (θ, ξ) has both as its gradient, whatever the rates of the two.
+    """
+    x, linear = torch.randn(6, 2, 4), nn.Linear(4, 3, bias=False)
+    byol = BYOL(linear, predictor=nn.Linear(3, 3), momentum=1.0)
+    (xi,) = byol.teacher.parameters()
+    columns, start, step = [], xi.flatten().clone(), 1e-5
+    for direction in torch.eye(12):
+        ends = []
+        for sign in (1, -1):
+            moved = (start + sign * step * direction).view_as(xi)
+            with torch.no_grad():
+                xi.copy_(moved)
+            ends.append(slopes(value(byol, x), linear)[0].flatten())
+        columns.append((ends[0] - ends[1]) / (2 * step))
+    cross = torch.stack(columns, 1)
+    nearest = cross.trace() / 12 * torch.eye(12)
+    assert (cross - nearest).norm() > 0.5 * cross.norm()
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_the_value_is_largest_where_all_z_are_one_point(limit):
+    """What speaks against a collapse is not in the value."""
+    z, predictor = torch.randn(1, 1, 3).repeat(7, 2, 1), nn.Identity()
+    objective = limit(nn.Identity(), predictor=predictor)
+    kappa = float(objective.prior.concentration())
+    assert_close(value(objective, z), torch.tensor(log_vmf(kappa) + kappa))
+    assert value(objective, torch.randn(7, 2, 3)) < value(objective, z)
+
+
+def test_the_teacher_moves_in_training_and_nothing_does_in_evaluation():
+    encoder = ps.nn.MLPEncoder((5,), 4, hidden=(6,))
+    objective, x = BYOL(encoder, ps.nn.Projector(4, 8, 3)), torch.randn(7, 2, 5)
+    with torch.no_grad():
+        encoder.head.weight.add_(1.0)
+    own = objective.teacher.network.encoder.head.weight
+    before = own.clone()
+    value(objective.eval(), x)
+    assert torch.equal(own, before)
+    value(objective.train(), x)
+    assert_close(own, before + 0.01)
+    assert not any(p.requires_grad for p in objective.teacher.parameters())
+
+
+def test_no_gradient_flows_through_the_target():
+    x = torch.randn(7, 2, 3, requires_grad=True)
+    objective = SimSiam(nn.Identity(), predictor=nn.Linear(3, 3))
+    target = objective.target(x, Batch(x))
+    assert not target.requires_grad
+    byol = BYOL(nn.Linear(3, 3), predictor=nn.Linear(3, 3))
+    assert not byol.target(x, Batch(x)).requires_grad
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_the_predictor_has_the_dimension_of_z(limit):
+    encoder = ps.nn.MLPEncoder((5,), 4)
+    projected = limit(encoder, ps.nn.Projector(4, 8, 3)).predictor
+    assert (projected.dim, projected.out, projected.layers) == (3, 3, 2)
+    assert limit(encoder).predictor.out == 4
+    assert limit(nn.Linear(5, 2), dim=2).predictor.out == 2
+    assert limit(encoder, nn.Linear(4, 6), dim=6).predictor.out == 6
+    assert isinstance(limit(nn.Identity()).predictor, nn.Identity)
+    with pytest.raises(ValueError, match="to know the dimension of z"):
+        limit(encoder, nn.Sequential(nn.Linear(4, 6)))
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_value_ignores_the_order_of_items_and_views(limit):
+    z, objective = torch.randn(9, 3, 4), limit(nn.Identity(), dim=4).eval()
+    expected = value(objective, z)
+    assert_close(value(objective, z[torch.randperm(9)]), expected)
+    assert_close(value(objective, z.flip(1)), expected)
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_value_ignores_rotations_if_the_predictor_turns_along(limit):
+    z, rotation = torch.randn(9, 2, 4), torch.linalg.qr(torch.randn(4, 4)).Q
+    predictor, turned = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    turned.weight.data = rotation.T @ predictor.weight @ rotation
+    once = value(limit(nn.Identity(), predictor=predictor), z)
+    assert_close(value(limit(nn.Identity(), predictor=turned), z @ rotation), once)
+    linear = limit(nn.Identity(), predictor=predictor)
+    assert_close(value(linear, 7 * z), once)  # the size of z does not matter
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(limit):
+    for size in (1e-6, 1.0, 1e6):
+        z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
+        found = value(limit(nn.Identity(), dim=4), z)
+        found.backward()
+        assert found.isfinite() and z.grad.isfinite().all()
+
+
+class Fixed(Distillation):
+    """A target that is given."""
+
+    aim: Tensor
+
+    def target(self, z: Tensor, batch: Batch) -> Tensor:
+        return self.aim
+
+
+def test_gradients_are_exact_for_a_target_that_stands_still():
+    y = torch.randn(5, 2, 3, requires_grad=True)
+    objective = Fixed(nn.Identity(), None, nn.Identity(), None, 2.0)
+    objective.aim = torch.randn(5, 2, 3)
+    assert torch.autograd.gradcheck(lambda y: value(objective, y), y)
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_too_few_views_or_items_are_refused(limit):
+    for shape in ((9, 1, 4), (1, 2, 4)):
+        with pytest.raises(ValueError, match="at least 2 items with at least 2 views"):
+            limit(nn.Identity())(Batch(torch.randn(shape)))
+
+
+def test_a_momentum_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="expected momentum from 0 to 1"):
+        BYOL(nn.Identity(), momentum=1.5)
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_laws_of_objectives_hold(limit):
+    encoder, projector = (
+        ps.nn.MLPEncoder((5,), 3, hidden=(8,)),
+        ps.nn.Projector(3, 8, 4),
+    )
+    check_objective(limit(encoder, projector), Batch(torch.randn(12, 2, 5)))
+
+
+@pytest.mark.parametrize("limit", [BYOL, SimSiam])
+def test_modalities_are_taken_and_fit_trains_them(limit):
+    encoder = ps.nn.PerModality(
+        [ps.nn.MLPEncoder((n,), 3, hidden=(8,)) for n in (5, 2)]
+    )
+    objective = limit(encoder)
+    y = torch.randn(32, 2)
+    groups = (y.unsqueeze(1) @ torch.randn(2, 5), y.unsqueeze(1))
+    before = value(objective.eval(), groups)
+    objective.train()
+    optimizer = torch.optim.Adam(objective.parameters(), 1e-2)
+    for _ in ps.train.steps(objective, 50 * [Batch(groups)], optimizer):
+        pass
+    assert value(objective.eval(), groups) > before
