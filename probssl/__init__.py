@@ -25,7 +25,15 @@ from . import (
 from .compare import Comparison, compare
 from .hyper import learned
 from .joint import Joint
-from .posterior import embed, evidence, reconstruct, sample, to_arviz
+from .posterior import (
+    classify,
+    complete,
+    embed,
+    evidence,
+    reconstruct,
+    sample,
+    to_arviz,
+)
 from .saving import load, save
 from .terms import Batch, Terms
 from .train import History, fit, steps
@@ -38,7 +46,9 @@ __all__ = [
     "Terms",
     "bounds",
     "calibration",
+    "classify",
     "compare",
+    "complete",
     "data",
     "distributions",
     "embed",

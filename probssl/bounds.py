@@ -83,7 +83,8 @@ class LogWeights(NamedTuple):
 
     Each has a value for every sample and item, shape (particles, batch); that of the
     hyper-parameters, weighted by 1 / population, one for every sample, (particles, 1).
-    With an explicit y the alignment is :math:`\log p(y, z_1, \dots, z_V) -
+    Where a component k of the prior is observed, :math:`\log p(k)` is part of the
+    alignment. With an explicit y that is :math:`\log p(y, z_1, \dots, z_V) -
     \log q(y \mid z_1, \dots, z_V)`, in the mean below :math:`\log p(z_1, \dots, z_V)`.
     """
 
@@ -104,9 +105,10 @@ def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
         ValueError: If there are random hyper-parameters and no population.
     """
     guide, model = _traces(joint, batch, particles)
-    observed = [site for site in model if site["is_observed"]]
-    latent = [site for site in model if not site["is_observed"]]
-    zeros = batch.stacked.new_zeros(particles, batch.shape[0])
+    observed = [site for site in model if site["name"] in joint.sites]
+    latent = [site for site in model if site["name"] not in joint.sites]
+    one = batch.views[0] if isinstance(batch.views, tuple) else batch.views
+    zeros = one.new_zeros(particles, batch.shape[0])
     hyper = _total(_shared(latent), zeros[:, :1]) - _total(_shared(guide), zeros[:, :1])
     if _shared(latent):
         hyper = hyper / known_population(joint.population)

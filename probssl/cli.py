@@ -16,7 +16,7 @@ from .data import Dataset, Split, load
 from .posterior import embed, reconstruct, sample, to_arviz
 from .saving import load as load_objective
 from .saving import read, save
-from .train import History, fit
+from .train import History
 
 __all__ = ["main"]
 
@@ -102,9 +102,9 @@ def _fitted(
     epochs = options.epochs
     if epochs is None:
         epochs = EPOCHS.get(data.name, 20)
-    history = fit(
+    history = recipes.fit(
         objective,
-        data.train,
+        data,
         views=recipes.views(data),
         epochs=epochs,
         device=options.device,
@@ -139,8 +139,9 @@ def _compare(options: argparse.Namespace) -> None:
         save(objective, options.out / name, data=data.name, seed=options.seed)
         _draw(objective, histories[name], data, options.out / name)
     _draw_table(found, options.out)
-    print(f"\nwritten to {options.out}: comparison.json, comparison.png, and for each")
-    print("method a folder with its weights, figures and, if generative, posterior.nc")
+    print(f"\nwritten to {options.out}: comparison.json and .png, matrix.png, and for")
+    print("each method a folder with its weights, figures and, if it is generative,")
+    print("posterior.nc")
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -194,9 +195,13 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
 def _draw_table(found: Comparison, out: Path) -> None:
     from . import plots
 
-    figure = plots.comparison(found.table)
-    figure.savefig(out / "comparison.png", dpi=120)
-    plots.close([figure])
+    figures = {
+        "comparison": plots.comparison(found.table),
+        "matrix": plots.matrix(found.matrix),
+    }
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
+    plots.close(figures.values())
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ class Embedding(Siamese):
     .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
 
     with the gauge g of the prior, V − 1 for a flat or uniform p(y) and V for a proper
-    one. With `joint` it is the entropy of all views together that counts, less by what
-    they share: minus the divergence of the z there are from the prior,
+    one. With `all_views` it is the entropy of all views together that counts, less by
+    what they share: minus the divergence of the z there are from the prior,
 
     .. math:: E \log p(z_1, \dots, z_V) + \hat H[z_1, \dots, z_V] - (V - g) \hat H[z]
 
@@ -66,13 +66,13 @@ class Embedding(Siamese):
         projector: A module (n, dim) -> (n, dim'), whose output the objective sees;
             `embed` gives the encoder's.
         plug_in: Whether to plug one view in for the content of another.
-        joint: Whether the entropy is that of all views together.
+        all_views: Whether the entropy is that of all views together.
 
     With several processes (torch.distributed) z is gathered from all of them.
 
     References:
         Understanding Self-Supervised Learning via Latent Distribution Matching (2026),
-        where the two forms are F_MI and, with `joint`, F_LDM
+        where the two forms are F_MI and, with `all_views`, F_LDM
         https://arxiv.org/abs/2605.03517
 
     Raises:
@@ -92,18 +92,18 @@ class Embedding(Siamese):
         *,
         projector: nn.Module | None = None,
         plug_in: bool = False,
-        joint: bool = False,
+        all_views: bool = False,
     ) -> None:
         super().__init__(encoder, projector)
-        if joint and not isinstance(entropy, Entropy):
+        if all_views and not isinstance(entropy, Entropy):
             raise ValueError(
                 "expected an estimator of the entropy of all views together for "
-                f"joint=True, got {type(entropy).__name__}; make it an Entropy with a "
-                "method joint(z, prior), or use LogDeterminant, KernelDensity or "
-                "NearestNeighbour"
+                f"all_views=True, got {type(entropy).__name__}; make it an Entropy "
+                "with a method joint(z, prior), or use LogDeterminant, KernelDensity "
+                "or NearestNeighbour"
             )
         self.prior, self.entropy = prior, entropy
-        self.plug_in, self.joint = plug_in, joint
+        self.plug_in, self.all_views = plug_in, all_views
         # The number of items in the data set, by which hyper-parameters are weighted.
         self.register_buffer("population", None)
 
@@ -144,7 +144,7 @@ class Embedding(Siamese):
     def _value(self, z: Float[Tensor, "batch view dim"]) -> Terms:
         views = z.shape[1]
         gauge = 1 if self.plug_in else self.prior.gauge(views)
-        if not self.joint:
+        if not self.all_views:
             entropy = gauge * self.entropy(z, self.prior)
         elif gauge == views - 1:
             entropy = self.entropy.conditional(z, self.prior)

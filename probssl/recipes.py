@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from . import guides, likelihoods, limits, priors
+from .bounds import IWAE
 from .data import Dataset
 from .hyper import learned
 from .joint import Joint
@@ -16,15 +18,20 @@ from .nn import (
     MLPEncoder,
     Projector,
 )
+from .posterior import embed
+from .train import History, fit_rounds
+from .train import fit as fit_once
 from .views import Augment, Noise, digits, simclr
 
-__all__ = ["METHODS", "encoder", "joint", "likelihood", "name", "objective"]
-__all__ += ["views"]
+__all__ = ["METHODS", "decoder", "encoder", "fit", "joint", "likelihood", "name"]
+__all__ += ["objective", "views"]
 
 DIM = 10
 SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
 CONCENTRATION = 50.0  # of z around y on the sphere
 TEMPERATURE = 1.0  # twice the usual: on a sphere of few dimensions points lie close
+PROTOTYPES, CLUSTERS_CONCENTRATION = 100, 3.0
+ROUNDS = 15  # of deep clustering
 PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
 
 
@@ -35,6 +42,33 @@ def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
         ValueError: If there is no such method.
     """
     return METHODS[name(method)](data, dim)
+
+
+def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> History:
+    """`train.fit` on the training items, in rounds if there are clusters to assign.
+
+    Arguments:
+        options: For `train.fit`. Rounds keep no checkpoints: what is asked for is left
+            out.
+    """
+    if not hasattr(objective, "assign"):
+        return fit_once(objective, data.train, epochs=epochs, **options)
+    for name in ("checkpoint", "checkpoint_every", "resume"):
+        options.pop(name, None)
+    layer = "backbone" if objective.projector is None else "projector"
+    rounds = min(ROUNDS, epochs)
+
+    def assign() -> None:
+        objective.assign(embed(objective, data.train, layer=layer))
+
+    return fit_rounds(
+        objective,
+        data.train,
+        assign,
+        rounds=rounds,
+        epochs=epochs // rounds,
+        **options,
+    )
 
 
 def name(method: str) -> str:
@@ -58,6 +92,12 @@ def encoder(data: Dataset, dim: int = DIM) -> nn.Module:
     return ConvEncoder(shape, dim) if _is_colour(shape) else MLPEncoder(shape, dim)
 
 
+def decoder(data: Dataset, dim: int = DIM) -> nn.Module:
+    """A decoder for the size of the items, the mirror of `encoder`."""
+    shape = tuple(data.train.images.shape[1:])
+    return ConvDecoder(dim, shape) if _is_colour(shape) else MLPDecoder(dim, shape)
+
+
 def joint(
     data: Dataset,
     prior: priors.Prior,
@@ -65,13 +105,11 @@ def joint(
 ) -> Joint:
     """The distribution with this prior and guide, and a likelihood fit for the data."""
     dim = prior.known_dim()
-    shape = tuple(data.train.images.shape[1:])
-    decoder = ConvDecoder if _is_colour(shape) else MLPDecoder
     return Joint(
         prior,
         likelihood(data),
         encoder(data, dim),
-        decoder(dim, shape),
+        decoder(data, dim),
         guide=guide,
     )
 
@@ -101,8 +139,28 @@ def _is_colour(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and (shape[0] > 1 or math.prod(shape) > PIXELS_OF_AN_MLP)
 
 
+def _projector(dim: int) -> Projector:
+    return Projector(dim, width=256, out=64)
+
+
+def _patch(shape: tuple[int, ...]) -> int:
+    """Four pixels, or what divides the image; single ones of an image of a few."""
+    sides = shape[1:] or (1,)
+    if min(sides) < 16:
+        return 1
+    return next(p for p in (4, 2, 1) if not any(side % p for side in sides))
+
+
 def _vae(data: Dataset, dim: int) -> nn.Module:
     return limits.VAE(joint(data, priors.Independent(dim)))
+
+
+def _beta_vae(data: Dataset, dim: int) -> nn.Module:
+    return limits.VAE(joint(data, priors.Independent(dim)), beta=4.0)
+
+
+def _iwae(data: Dataset, dim: int) -> nn.Module:
+    return limits.VAE(joint(data, priors.Independent(dim)), bound=IWAE(5))
 
 
 def _simvae(data: Dataset, dim: int) -> nn.Module:
@@ -118,20 +176,104 @@ def _simclr(data: Dataset, dim: int) -> nn.Module:
     return limits.SimCLR(encoder(data, dim), temperature=TEMPERATURE)
 
 
+def _infonce(data: Dataset, dim: int) -> nn.Module:
+    return limits.CLIP(encoder(data, dim), temperature=TEMPERATURE)
+
+
+def _moco(data: Dataset, dim: int) -> nn.Module:
+    return limits.MoCo(encoder(data, dim), temperature=TEMPERATURE, queue=1024)
+
+
+def _instance(data: Dataset, dim: int) -> nn.Module:
+    items = len(data.train.images)
+    return limits.InstanceDiscrimination(
+        encoder(data, dim), items, temperature=TEMPERATURE
+    )
+
+
+def _tsimclr(data: Dataset, dim: int) -> nn.Module:
+    return limits.TSimCLR(encoder(data, dim), _projector(dim), temperature=1.0)
+
+
 def _logdet(data: Dataset, dim: int) -> nn.Module:
     return limits.LogDet(encoder(data, dim))
 
 
 def _vicreg(data: Dataset, dim: int) -> nn.Module:
     # Its axes are what it decorrelates: that belongs behind the representation.
-    return limits.VICReg(encoder(data, dim), Projector(dim, width=256, out=64))
+    return limits.VICReg(encoder(data, dim), _projector(dim))
+
+
+def _barlow(data: Dataset, dim: int) -> nn.Module:
+    return limits.BarlowTwins(encoder(data, dim), _projector(dim))
+
+
+def _wmse(data: Dataset, dim: int) -> nn.Module:
+    return limits.WMSE(encoder(data, dim))
+
+
+def _byol(data: Dataset, dim: int) -> nn.Module:
+    return limits.BYOL(encoder(data, dim), _projector(dim))
+
+
+def _simsiam(data: Dataset, dim: int) -> nn.Module:
+    return limits.SimSiam(encoder(data, dim), _projector(dim))
+
+
+def _swav(data: Dataset, dim: int) -> nn.Module:
+    return limits.SwAV(encoder(data, dim), prototypes=PROTOTYPES)
+
+
+def _deep_clustering(data: Dataset, dim: int) -> nn.Module:
+    items = len(data.train.images)
+    return limits.DeepClustering(
+        encoder(data, dim),
+        min(PROTOTYPES, items),
+        items,
+        prior=priors.Spherical(None, CLUSTERS_CONCENTRATION),
+    )
+
+
+def _dino(data: Dataset, dim: int) -> nn.Module:
+    return limits.DINO(encoder(data, dim), _projector(dim), prototypes=PROTOTYPES)
+
+
+def _denoising(data: Dataset, dim: int) -> nn.Module:
+    return limits.DenoisingAutoencoder(
+        encoder(data, dim), decoder(data, dim), likelihood(data)
+    )
+
+
+def _masked(data: Dataset, dim: int) -> nn.Module:
+    return limits.MaskedAutoencoder(
+        encoder(data, dim),
+        decoder(data, dim),
+        likelihood(data),
+        share=0.5,
+        patch=_patch(tuple(data.train.images.shape[1:])),
+    )
 
 
 METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
     "VAE": _vae,
+    "BetaVAE": _beta_vae,
+    "IWAE": _iwae,
     "SimVAE": _simvae,
     "SphericalSimVAE": _spherical,
     "SimCLR": _simclr,
-    "VICReg": _vicreg,
+    "InfoNCE": _infonce,
+    "MoCo": _moco,
+    "InstanceDiscrimination": _instance,
+    "TSimCLR": _tsimclr,
     "LogDet": _logdet,
+    "VICReg": _vicreg,
+    "BarlowTwins": _barlow,
+    "WMSE": _wmse,
+    "BYOL": _byol,
+    "SimSiam": _simsiam,
+    "SwAV": _swav,
+    "DeepClustering": _deep_clustering,
+    "DINO": _dino,
+    "DenoisingAutoencoder": _denoising,
+    "MaskedAutoencoder": _masked,
 }

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .nn import Network, PerModality
 from .terms import Batch
 
-__all__ = ["Siamese"]
+__all__ = ["Siamese", "check_no_content"]
 
 
 class Siamese(nn.Module):
@@ -46,7 +46,7 @@ class Siamese(nn.Module):
         return self.projector(z) if layer == "projector" and self.projector else z
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if the batch has one view, one item or absent views."""
+        """Raise an error if there is one view or item, or absent views or contents."""
         items, views = batch.shape
         if views < 2 or items < 2:
             raise ValueError(
@@ -60,3 +60,14 @@ class Siamese(nn.Module):
                 "mask; drop the incomplete items, or use SimVAE, which integrates out "
                 "absent views"
             )
+        check_no_content(self, batch)
+
+
+def check_no_content(objective: nn.Module, batch: Batch) -> None:
+    """Raise an error if contents are given, which the objective would not look at."""
+    if batch.content is not None:
+        raise ValueError(
+            f"expected no content for {type(objective).__name__}, which has no use for "
+            "labels, got some; leave fit's content out, or use SimVAE with "
+            "priors.Mixture"
+        )

@@ -18,6 +18,8 @@ class Batch(NamedTuple):
         present: Which views were observed, bool, with shape (batch, view); None means
             all of them.
         transform: What the view sampler did (boxes, masks).
+        content: Observed contents, whole numbers with shape (batch,): the component of
+            the prior that an item belongs to, -1 where it is not known.
     """
 
     views: Tensor | tuple[Tensor, ...]
@@ -25,13 +27,35 @@ class Batch(NamedTuple):
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
     present: Tensor | None = None
     transform: Any | None = None
+    content: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """The numbers of items and of views."""
         if isinstance(self.views, tuple):
-            return len(self.views[0]), sum(part.shape[1] for part in self.views)
+            return len(self.views[0]), sum(self.widths)
         return self.views.shape[0], self.views.shape[1]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The number of views of each modality."""
+        parts = self.views if isinstance(self.views, tuple) else (self.views,)
+        return tuple(part.shape[1] for part in parts)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The views of each modality; zeros, whatever was there, where one is absent.
+
+        Views that are one tensor are one part.
+        """
+        parts = self.views if isinstance(self.views, tuple) else (self.views,)
+        if self.present is None:
+            return parts
+        seen = self.present.split(self.widths, 1)
+        return tuple(
+            part.masked_fill(~one.view(one.shape + (1,) * (part.dim() - 2)), 0)
+            for part, one in zip(parts, seen, strict=True)
+        )
 
     @property
     def stacked(self) -> Tensor:
@@ -45,10 +69,7 @@ class Batch(NamedTuple):
                 "expected views of one modality, a tensor (batch, view, *event), got "
                 f"{len(self.views)} tensors; this objective takes a single modality"
             )
-        if self.present is None:
-            return self.views
-        event = (1,) * (self.views.dim() - 2)
-        return self.views.where(self.present.view(self.present.shape + event), 0.0)
+        return self.parts[0]
 
 
 class Terms(NamedTuple):

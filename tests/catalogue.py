@@ -56,7 +56,7 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
         encoder(),
         ps.priors.Gaussian(None, 0.5, y_scale=math.inf),
         ps.entropies.LogDeterminant(),
-        joint=True,
+        all_views=True,
     ),
     "nearest neighbour": lambda: limits.Embedding(
         encoder(), ps.priors.Gaussian(DIM, 0.5), ps.entropies.NearestNeighbour()

@@ -23,12 +23,13 @@ def test_compare_prints_one_table_and_writes_what_it_says(tmp_path, capsys):
     assert found["data"] == "digits" and found["seed"] == 0
     scores = {"linear_probe", "knn", "few_label_probe", "ari", "effective_rank"}
     for row in found["methods"].values():
-        assert set(row) == {"terms", "scores", "seconds"}
+        assert {"terms", "scores", "matrix", "errors", "left_out"} <= set(row)
         assert scores <= set(row["scores"])
     assert {"reconstruction", "entropy", "alignment"} <= set(
         found["methods"]["SimVAE"]["terms"]
     )
-    assert (out / "comparison.png").stat().st_size > 10_000
+    for name in ("comparison.png", "matrix.png"):
+        assert (out / name).stat().st_size > 10_000
     idata = arviz.from_netcdf(str(out / "SimVAE" / "posterior.nc"))
     assert "z" in idata["posterior"]
     assert isinstance(ps.load(out / "SimCLR"), ps.limits.SimCLR)

@@ -1,7 +1,10 @@
 """The comparison measures alike: with unit weights, and never off a loss."""
 
+import json
 import math
+from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,20 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl import recipes
-from probssl.compare import gaussian_terms, own_terms, sampled
+from probssl.compare import own_terms, representation_terms, sampled
+from probssl.compare.decoding import decoded
+from probssl.compare.densities import gaussian, student
+from probssl.compare.table import MATRIX, SHOWN
+from probssl.evaluation.errors import estimate
+
+# Behind the function of the same name.
+decoding, run = (
+    import_module(f"probssl.compare.{name}") for name in ("decoding", "run")
+)
+CPU = torch.device("cpu")
+SUMS = ["log_det", "gaussian_kernel", "gaussian_nearest", "student_nearest"]
+SPHERE = ["spherical_kernel", "info_nce", "view_distance", "uniformity"]
+INFORMATION = ["gaussian_information", "nearest_information"]
 
 
 @pytest.fixture(scope="module")
@@ -19,90 +35,278 @@ def digits() -> ps.data.Dataset:
     return digits._replace(train=train, test=test)
 
 
-def test_log_det_terms_of_gaussian_views_bound_their_mutual_information(float64):
-    prior, n = ps.priors.Gaussian(4, 0.5), 100_000
-    z = prior(2).rsample((n,))
-    terms = gaussian_terms(z)
-    # E log N(z'; z, 2 s²) + H[z] in closed form, with Var(z) = 1 + s².
-    exact = 2 * (math.log(1.25) - math.log(2 * 0.25))
-    assert_close(terms["log_det"], exact, rtol=0, atol=0.02)
-    assert terms["log_det"] < float(prior.mutual_information())
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "STEPS", 20)
 
 
-def test_log_det_does_not_move_when_z_is_rescaled_or_rotated(float64):
-    z = torch.randn(200, 1, 5) + 0.3 * torch.randn(200, 2, 5)
-    rotation = torch.linalg.qr(torch.randn(5, 5)).Q
-    once, moved = gaussian_terms(z), gaussian_terms(7 * z @ rotation + 3)
-    assert_close(moved["log_det"], once["log_det"])
-    assert abs(moved["gaussian_alignment"] - once["gaussian_alignment"]) > 1
+def two_views(n: int = 200, dim: int = 4, noise: float = 0.4) -> torch.Tensor:
+    return torch.randn(n, 1, dim) + noise * torch.randn(n, 2, dim)
 
 
-def test_log_det_is_left_out_where_the_covariance_is_singular():
-    assert gaussian_terms(torch.zeros(50, 2, 3)) == {}
-    flat = torch.randn(50, 2, 1).expand(-1, -1, 3).double()
-    assert gaussian_terms(flat) == {}
+class TestTerms:
+    def test_sums_are_near_the_information_of_gaussian_views(self, float64):
+        prior = ps.priors.Gaussian(2, 0.5)
+        terms, found, left_out = representation_terms(prior(2).rsample((1_000,)))
+        information = float(prior.mutual_information())
+        # E log N(z'; z, 2 s²) + H[z] in closed form, with Var(z) = 1 + s².
+        exact = math.log(1.25) - math.log(2 * 0.25)
+        assert not left_out and exact < information
+        error = found["log_det"].standard_error
+        assert abs(found["log_det"].value - exact) < 5 * error
+        for name in ("gaussian_nearest", "gaussian_kernel"):
+            assert abs(found[name].value - exact) < 5 * error + 0.05  # and their bias
+        assert found["gaussian_kernel"].value > found["log_det"].value  # too wide
+        for name in INFORMATION:
+            entry = found[name]
+            assert abs(entry.value - information) < 5 * entry.standard_error + 0.1
+
+    def test_heavy_tails_are_likelier_under_a_heavy_tailed_prior(self, float64):
+        for z, sign in [
+            (ps.priors.StudentT(3, 0.3)(2).rsample((5_000,)), 1),
+            (ps.priors.Gaussian(3, 0.3)(2).rsample((5_000,)), -1),
+        ]:
+            apart = estimate(sign * (student(z) - gaussian(z)))
+            assert apart.value > 5 * apart.standard_error
+
+    def test_the_matrix_does_not_move_when_z_is_rescaled_rotated_or_shifted(
+        self, float64
+    ):
+        z = two_views()
+        rotation = torch.linalg.qr(torch.randn(4, 4)).Q
+        once = representation_terms(z)
+        turned, shifted = (
+            representation_terms(moved) for moved in (70 * z @ rotation, 7 * z + 3)
+        )
+        assert set(once.matrix) == {*SUMS, *SPHERE, *INFORMATION}
+        for name, entry in once.matrix.items():
+            assert turned.matrix[name] == pytest.approx(entry, rel=1e-6), name
+            if name not in SPHERE:
+                assert shifted.matrix[name] == pytest.approx(entry, rel=1e-6), name
+        for name in ("gaussian_alignment", "student_alignment"):
+            fall = once.terms[name].value - turned.terms[name].value
+            assert fall == pytest.approx(4 * math.log(70))
+        for name in ("gaussian_entropy", "kernel_entropy", "nearest_entropy"):
+            rise = turned.terms[name].value - once.terms[name].value
+            assert rise == pytest.approx(4 * math.log(70))
+
+    def test_more_views_are_measured_in_their_gauge(self, float64):
+        z = torch.randn(300, 1, 3) + 0.4 * torch.randn(300, 3, 3)
+        once, moved = representation_terms(z), representation_terms(5 * z)
+        for name in SUMS:
+            expected = once.matrix[name]
+            assert moved.matrix[name] == pytest.approx(expected, rel=1e-6)
+
+    def test_order_of_items_and_views_does_not_matter(self, float64):
+        z = two_views(100)
+        once, again = representation_terms(z), representation_terms(z.flip(0, 1))
+        for name, entry in once.matrix.items():
+            assert again.matrix[name] == pytest.approx(entry, rel=1e-6), name
+
+    def test_what_has_no_density_is_left_out_with_a_reason(self):
+        for z, said in [
+            (torch.ones(50, 2, 3), "0 of 3 dimensions"),
+            (torch.randn(50, 2, 1).expand(-1, -1, 3), "1 of 3 dimensions"),
+            (torch.zeros(50, 2, 3), "0 of 3 dimensions"),
+            (torch.randn(10, 2, 20), "9 of 20 dimensions"),
+        ]:
+            found = representation_terms(z)
+            assert not set(found.matrix) & set(SUMS)
+            assert all(said in found.left_out[name] for name in SUMS)
+            every = [*found.terms.values(), *found.matrix.values()]
+            assert all(np.isfinite(entry).all() for entry in every)
+
+    def test_on_the_sphere_only_gaussians_are_seen_from_outside(self):
+        z = nn.functional.normalize(two_views(), dim=-1)
+        found = representation_terms(z)
+        assert {"log_det", "spherical_kernel"} <= set(found.matrix)
+        assert "lies on a sphere" in found.left_out["gaussian_nearest"]
+
+    def test_views_that_agree_exactly_have_no_scale(self):
+        found = representation_terms(torch.randn(50, 1, 3).expand(-1, 2, -1))
+        assert "agree exactly" in found.left_out["log_det"]
+        assert "agree exactly" in found.left_out["spherical_kernel"]
+        assert "infinite" in found.left_out["gaussian_information"]
+
+    @pytest.mark.parametrize("scale", [1e-12, 1e12])
+    def test_huge_and_tiny_z_are_measured(self, scale, float64):
+        z = two_views(60)
+        once, moved = representation_terms(z), representation_terms(scale * z)
+        assert moved.matrix.keys() == once.matrix.keys() and not moved.left_out
+        for name in (*SUMS, *INFORMATION):
+            assert moved.matrix[name] == pytest.approx(once.matrix[name], rel=1e-5)
 
 
-def test_terms_of_a_bound_carry_unit_weights(digits):
-    vae = recipes.objective("vae", digits)
-    heavy = ps.limits.VAE(vae.joint, beta=50.0)
-    views = sampled(recipes.views(digits), digits.test, seed=0)
-    values = []
-    for objective in (vae, heavy):
-        torch.manual_seed(0)
-        values.append(own_terms(objective, views))
-    assert values[0] == values[1]
-    assert values[0]["elbo"] == pytest.approx(sum(list(values[0].values())[:3]))
+class TestBounds:
+    def test_terms_of_a_bound_carry_unit_weights(self, digits):
+        vae = recipes.objective("vae", digits)
+        heavy = ps.limits.VAE(vae.joint, beta=50.0)
+        views = sampled(recipes.views(digits), digits.test, seed=0)
+        found = []
+        for objective in (vae, heavy):
+            torch.manual_seed(0)
+            found.append(own_terms(objective, views))
+        assert found[0] == found[1]
+        values = [entry.value for entry in found[0].values()]
+        assert values[-1] == pytest.approx(sum(values[:3]))
+
+    def test_errors_of_a_bound_are_those_over_items(self, digits):
+        vae = recipes.objective("vae", digits)
+        views = sampled(recipes.views(digits), digits.test, seed=0)
+        found = own_terms(vae, views, particles=64)["reconstruction"]
+        each = [own_terms(vae, v[None], 64)["reconstruction"].value for v in views]
+        assert found.value == pytest.approx(np.mean(each), rel=1e-2)
+        error = np.std(each, ddof=1) / math.sqrt(len(each))
+        # of twenty parts: known to 1 / √38 of itself
+        assert abs(found.standard_error / error - 1) < 5 / math.sqrt(38)
+
+    def test_flat_content_has_no_evidence_to_list(self, digits):
+        joint = recipes.joint(digits, ps.priors.Gaussian(10, 0.2, math.inf))
+        views = sampled(recipes.views(digits), digits.test, seed=0)
+        assert own_terms(ps.limits.SimVAE(joint), views) == {}
 
 
-def test_flat_content_has_no_evidence_to_list(digits):
-    joint = recipes.joint(digits, ps.priors.Gaussian(10, 0.2, math.inf))
-    views = sampled(recipes.views(digits), digits.test, seed=0)
-    assert own_terms(ps.limits.SimVAE(joint), views) == {}
+class TestDecoded:
+    def test_it_is_below_the_conditional_entropy_and_near(self, monkeypatch):
+        monkeypatch.setattr(decoding, "STEPS", 800)
+        n, s = 2_000, 0.5
+        z = torch.randn(2 * n, 2)
+        x = z @ torch.randn(2, 6) + s * torch.randn(2 * n, 6)
+        train, test = ps.data.Split(x[:n]), ps.data.Split(x[n:])
+        data = ps.data.Dataset(train, test, levels=None, name="linear")
+        z = 1e3 * z.double() + 5
+        found = decoded(data, z[:n], z[n:], CPU)
+        exact = -3 * math.log(2 * math.pi * math.e * s**2)
+        error = float(found.std()) / math.sqrt(n)
+        assert exact - 0.2 < float(found.mean()) < exact + 5 * error
+
+    def test_a_collapsed_encoder_leaves_the_marginal(self, digits, monkeypatch):
+        monkeypatch.setattr(decoding, "STEPS", 300)
+        shapes = len(digits.train.images), len(digits.test.images)
+        constant = (torch.full((n, 3), 0.1).double() for n in shapes)
+        found = float(decoded(digits, *constant, CPU).mean())
+        mean = digits.train.images.float().mean(0).clamp(0.01, 0.99)
+        x = digits.test.images.float()
+        independent = ps.likelihoods.Binomial(16)(mean.logit()).log_prob(x)
+        assert found == pytest.approx(float(independent.sum((1, 2, 3)).mean()), rel=0.1)
 
 
-def test_table_has_a_row_for_each_method_and_baseline(digits, tmp_path):
-    methods = {name: recipes.objective(name, digits) for name in ("VAE", "SimCLR")}
-    found = ps.compare(methods, digits, seconds={"VAE": 3.0}, progress=False)
-    rows = ["VAE", "SimCLR", "raw pixels", "PCA-10", "untrained encoder"]
-    assert list(found.table.index) == rows
-    assert found.table["seconds"]["VAE"] == 3
-    assert math.isnan(found.table["elbo"]["SimCLR"])
-    found.to_json(tmp_path / "comparison.json")
-    again = ps.Comparison.from_json(tmp_path / "comparison.json")
-    assert again.methods == found.methods and str(again) == str(found)
+class TestComparison:
+    def test_table_has_a_row_for_each_method_and_baseline(self, digits, tmp_path):
+        methods = {name: recipes.objective(name, digits) for name in ("VAE", "SimCLR")}
+        found = ps.compare(methods, digits, seconds={"VAE": 3.0}, progress=False)
+        rows = ["VAE", "SimCLR", "raw pixels", "PCA-10", "untrained encoder"]
+        assert list(found.table.index) == list(found.matrix.index) == rows
+        assert found.table["seconds"]["VAE"] == 3
+        assert found.table["seconds"].notna().sum() == 1
+        assert math.isnan(found.table["elbo"]["SimCLR"])
+        assert found.table["log_det"]["VAE"] == found.matrix["log_det"]["VAE"]
+        assert found.matrix["decoded"].notna().sum() == 4
+        assert found.methods["raw pixels"]["left_out"]["decoded"]
+        found.to_json(tmp_path / "comparison.json")
+        again = ps.Comparison.from_json(tmp_path / "comparison.json")
+        assert again.methods == found.methods and str(again) == str(found)
+
+    def test_every_encoder_is_measured_on_every_prior(self, digits):
+        names = ("SphericalSimVAE", "SimCLR", "LogDet")
+        methods = {name: recipes.objective(name, digits) for name in names}
+        found = ps.compare(methods, digits, baselines=False, progress=False)
+        matrix = found.matrix
+        assert matrix.notna().all(axis=None)
+        listed = {*SUMS, *SPHERE, *INFORMATION, "decoded", "effective_rank"}
+        assert {*matrix.columns[::2]} == listed
+        content = json.loads(found.to_json())
+        for row in content["methods"].values():
+            assert set(row["errors"]) >= {*row["terms"], *row["matrix"]}
+            assert set(content["marks"]) <= set(row["terms"])
+        assert not set(content["marks"]) & set(matrix.columns)
+        figure = ps.plots.matrix(matrix)
+        assert len(figure.axes[0].texts) == matrix.size / 2
+        ps.plots.close([figure])
+
+    def test_text_fits_a_line_whatever_is_measured(self):
+        numbers = dict.fromkeys((*SHOWN, *MATRIX), -1234.567)
+        errors = dict.fromkeys(MATRIX, 0.0123)
+        row = {"terms": numbers, "scores": {}, "matrix": numbers, "errors": errors}
+        text = str(ps.Comparison("digits", 0, {"a method of some name": row}))
+        assert max(map(len, text.splitlines())) <= 120
+        assert text.count("a method of some name") >= 2
+
+    def test_old_files_are_read(self, tmp_path):
+        row = {"terms": {"log_det": 1.0}, "scores": {"knn": 0.5}, "seconds": 0.0}
+        content = {"data": "digits", "seed": 0, "methods": {"SimVAE": row}}
+        (tmp_path / "old.json").write_text(json.dumps(content))
+        found = ps.Comparison.from_json(tmp_path / "old.json")
+        assert "SimVAE" in str(found) and found.matrix.isna().all(axis=None)
+
+    def test_the_random_state_and_the_objectives_are_left_alone(self, digits):
+        objective = recipes.objective("vicreg", digits).train()
+        joint = recipes.objective("simvae", digits).train()
+        before = {k: v.clone() for k, v in objective.state_dict().items()}
+        state = torch.get_rng_state()
+        methods = {"VICReg": objective, "SimVAE": joint}
+        ps.compare(methods, digits, baselines=False, progress=False)
+        assert_close(torch.get_rng_state(), state)
+        assert objective.training and joint.training
+        for key, value in objective.state_dict().items():
+            assert_close(value, before[key], rtol=0, atol=0)
+
+    def test_any_encoder_can_be_compared(self, digits):
+        encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        found = ps.compare({"linear": encoder}, digits, baselines=False, progress=False)
+        assert found.table["linear_probe"]["linear"] > 0.3
+
+    def test_pairs_are_taken_of_so_many_items_only(self, digits, monkeypatch):
+        monkeypatch.setattr(run, "PAIRED", 40)
+        encoder = nn.Flatten()
+        found = ps.compare({"x": encoder}, digits, baselines=False, progress=False)
+        assert found.matrix["info_nce"]["x"] < math.log(40)
+        assert "40 items are too few" in found.methods["x"]["left_out"][INFORMATION[0]]
 
 
-def test_comparison_leaves_the_random_state_and_the_objectives_alone(digits):
-    objective = recipes.objective("vicreg", digits).train()
-    before = {k: v.clone() for k, v in objective.state_dict().items()}
-    state = torch.get_rng_state()
-    ps.compare({"VICReg": objective}, digits, baselines=False, progress=False)
-    assert_close(torch.get_rng_state(), state)
-    assert objective.training
-    for key, value in objective.state_dict().items():
-        assert_close(value, before[key], rtol=0, atol=0)
+class TestRefused:
+    def test_evidences_under_different_measures(self, digits):
+        grey = recipes.objective("vae", digits)
+        dense = recipes.objective("vae", digits._replace(levels=255))
+        with pytest.raises(ValueError, match="one measure"):
+            ps.compare({"grey": grey, "dense": dense}, digits)
 
+    def test_pseudo_likelihoods_beside_densities(self, digits):
+        density = recipes.objective("vae", digits)
+        joint = ps.Joint(
+            ps.priors.Independent(10),
+            ps.likelihoods.Bernoulli(grey=True),
+            recipes.encoder(digits),
+            ps.nn.MLPDecoder(10, (1, 8, 8)),
+        )
+        with pytest.raises(ValueError, match="no density of x is no evidence"):
+            ps.compare({"a": density, "b": ps.limits.VAE(joint)}, digits)
 
-def test_evidences_under_different_measures_are_refused(digits):
-    grey = recipes.objective("vae", digits)
-    dense = recipes.objective("vae", digits._replace(levels=255))
-    with pytest.raises(ValueError, match="one measure"):
-        ps.compare({"grey": grey, "dense": dense}, digits)
+    def test_encoders_of_several_modalities(self, digits):
+        several = ps.nn.PerModality([recipes.encoder(digits), recipes.encoder(digits)])
+        with pytest.raises(ValueError, match="2 modalities"):
+            ps.compare({"SimCLR": ps.limits.SimCLR(several)}, digits)
 
+    def test_embeddings_that_are_not_finite(self, digits):
+        objective = recipes.objective("simclr", digits)
+        with torch.no_grad():
+            next(objective.parameters()).fill_(math.nan)
+        with pytest.raises(ValueError, match="for .* items by SimCLR; its fit has"):
+            ps.compare({"SimCLR": objective}, digits, progress=False)
 
-def test_missing_labels_and_methods_are_refused(digits):
-    unlabelled = digits._replace(train=digits.train._replace(labels=None))
-    with pytest.raises(ValueError, match="labels"):
-        ps.compare({"SimCLR": recipes.objective("simclr", digits)}, unlabelled)
-    with pytest.raises(ValueError, match="at least one objective"):
-        ps.compare({}, digits)
-
-
-def test_any_encoder_can_be_compared(digits):
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    found = ps.compare({"linear": encoder}, digits, baselines=False, progress=False)
-    assert found.table["linear_probe"]["linear"] > 0.3
+    def test_missing_labels_items_views_and_methods(self, digits):
+        simclr = {"SimCLR": recipes.objective("simclr", digits)}
+        unlabelled = digits._replace(train=digits.train._replace(labels=None))
+        with pytest.raises(ValueError, match="labels"):
+            ps.compare(simclr, unlabelled)
+        with pytest.raises(ValueError, match="at least one objective"):
+            ps.compare({}, digits)
+        with pytest.raises(ValueError, match="20 test items"):
+            ps.compare(simclr, digits._replace(test=digits.test.take(19)))
+        with pytest.raises(ValueError, match="2 views of each item"):
+            ps.compare(simclr, digits, views=lambda x: x[:, None])
+        with pytest.raises(ValueError, match="names than those of baselines"):
+            ps.compare({"raw pixels": simclr["SimCLR"]}, digits)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (7,)])
@@ -112,4 +316,5 @@ def test_recipes_fit_the_shape_of_the_data(shape):
     for name in recipes.METHODS:
         objective = recipes.objective(name, data, dim=4)
         views = recipes.views(data)(data.train.images)
-        assert sum(objective(ps.Batch(views))).isfinite()
+        batch = ps.Batch(views, data.train.images, index=torch.arange(len(views)))
+        assert sum(objective(batch)).isfinite()

@@ -241,7 +241,7 @@ def test_all_views_together_are_refused():
     with pytest.raises(TypeError, match="Equipartition"):
         Equipartition(3, 4).joint(torch.randn(9, 2, 4), flat(1.0))
     embedding = ps.limits.Embedding(
-        nn.Identity(), flat(1.0), Equipartition(3, 4), joint=True
+        nn.Identity(), flat(1.0), Equipartition(3, 4), all_views=True
     )
     with pytest.raises(TypeError, match="Equipartition"):
         embedding(ps.Batch(torch.randn(9, 2, 4)))

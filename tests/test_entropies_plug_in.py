@@ -153,11 +153,11 @@ def test_without_stopping_the_gradient_it_is_that_of_the_value(prior):
 def test_embedding_with_a_flat_content_adds_the_conditional_entropy():
     z, predictor = torch.randn(6, 2, 3), nn.Linear(3, 3)
     entropy, prior = PlugIn(predictor), flat(0.5)
-    terms = Embedding(nn.Identity(), prior, entropy, joint=True)(Batch(z))
+    terms = Embedding(nn.Identity(), prior, entropy, all_views=True)(Batch(z))
     assert_close(terms.entropy, entropy.conditional(z, prior), rtol=0, atol=0)
     assert_close(terms.alignment, prior.log_prob(z).mean())
     sphere = Spherical(3, 4.0)
-    terms = Embedding(nn.Identity(), sphere, entropy, joint=True)(Batch(z))
+    terms = Embedding(nn.Identity(), sphere, entropy, all_views=True)(Batch(z))
     plain = entropy.conditional(normalize(z, dim=-1), sphere)
     assert_close(terms.entropy, plain, rtol=0, atol=0)
 
@@ -165,7 +165,7 @@ def test_embedding_with_a_flat_content_adds_the_conditional_entropy():
 def test_embedding_with_a_proper_content_adds_the_marginal_entropy_as_well():
     z, prior = torch.randn(20, 3, 2), Gaussian(2, 0.5)
     entropy = PlugIn(nn.Linear(2, 2), LogDeterminant())
-    terms = Embedding(nn.Identity(), prior, entropy, joint=True)(Batch(z))
+    terms = Embedding(nn.Identity(), prior, entropy, all_views=True)(Batch(z))
     plain = LogDeterminant()(z) + entropy.conditional(z, prior)
     assert_close(terms.entropy, plain)
 
@@ -174,7 +174,7 @@ def test_embedding_with_a_proper_content_adds_the_marginal_entropy_as_well():
 def test_conditional_entropy_of_the_others_is_that_of_all_less_that_of_one(entropy):
     z, prior = torch.randn(20, 2, 2), flat(0.5)
     plain = entropy.joint(z, prior) - entropy(z, prior)
-    terms = Embedding(nn.Identity(), prior, entropy, joint=True)(Batch(z))
+    terms = Embedding(nn.Identity(), prior, entropy, all_views=True)(Batch(z))
     assert_close(terms.entropy, plain)
 
 
@@ -202,7 +202,7 @@ def test_value_and_gradient_are_those_of_the_trace():
 def test_objective_with_a_predictor_keeps_all_laws():
     encoder = ps.nn.MLPEncoder((6,), 3, hidden=(8,))
     predictor = ps.nn.MLPEncoder((3,), 3, hidden=(4,))
-    objective = Embedding(encoder, flat(0.5), PlugIn(predictor), joint=True)
+    objective = Embedding(encoder, flat(0.5), PlugIn(predictor), all_views=True)
     check_objective(objective, Batch(torch.randn(8, 2, 6)))
 
 
@@ -214,8 +214,8 @@ def test_what_has_no_meaning_is_refused():
         PlugIn(nn.Identity()).conditional(z[:, :1], flat(0.5))
     with pytest.raises(TypeError, match="entropy of all views together"):
         objective = Embedding(
-            nn.Identity(), flat(0.5), VarianceCovariance(), joint=True
+            nn.Identity(), flat(0.5), VarianceCovariance(), all_views=True
         )
         objective(Batch(z))
     with pytest.raises(ValueError, match="make it an Entropy"):
-        Embedding(nn.Identity(), flat(0.5), lambda z, prior: z.mean(), joint=True)
+        Embedding(nn.Identity(), flat(0.5), lambda z, prior: z.mean(), all_views=True)

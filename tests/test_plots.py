@@ -259,7 +259,31 @@ class TestTables:
         shades = np.asarray(figure.axes[0].images[0].get_array())
         assert shades[1, 0].sum() < shades[2, 0].sum()  # the higher, the darker
 
+    def test_the_matrix_has_values_over_errors_and_the_better_is_darker(self):
+        table = pd.DataFrame(
+            {
+                "log_det": [-0.7123, 3.861, np.nan],
+                "log_det_se": [0.213, 0.0317, np.nan],
+                "uniformity": [-0.4, -2.9, -1.0],
+                "effective_rank": [9.0, 9.5, 0.0],
+                "effective_rank_se": [0.1, 12.0, 0.0],
+            },
+            index=["SimVAE", "PCA-10", "raw pixels"],
+        )
+        figure = rendered(plots.matrix(table))
+        assert texts(figure) == [
+            *["−0.7\n± 0.2", "9.0\n± 0.1", "−0.40"],
+            *["3.86\n± 0.03", "10\n± 12", "−2.90"],
+            *["–", "0.00", "−1.00"],
+        ]
+        shades = np.asarray(figure.axes[0].images[0].get_array()).sum(-1)
+        assert shades[1, 0] < shades[0, 0]
+        assert shades[1, 2] < shades[2, 2] < shades[0, 2]  # less is better
+        assert "standard error" in figure.axes[0].get_xlabel()
+        assert len(texts(rendered(plots.matrix(table, ["uniformity"])))) == 3
+
     def test_one_method_is_enough(self):
+        rendered(plots.matrix(SCORES[1:2].rename(columns={"entropy": "log_det"})))
         rendered(plots.terms(SCORES[1:2]))
         rendered(plots.comparison(SCORES[1:2]))
 
@@ -268,6 +292,8 @@ class TestTables:
             plots.comparison(SCORES, ["linear_probe", "knn"])
         with pytest.raises(ValueError, match="reconstruction"):
             plots.terms(SCORES[["linear_probe"]])
+        with pytest.raises(ValueError, match="log_det"):
+            plots.matrix(SCORES[["linear_probe"]])
 
 
 def steps(panel: Axes) -> list[np.ndarray]:

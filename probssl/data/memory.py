@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .splits import Dataset, Groups, Split
 from .tensors import check_grid, check_values, fixed_split, label_tensors, value_tensor
 
-__all__ = ["arrays", "groups"]
+__all__ = ["arrays", "groups", "observed_content"]
 
 
 def arrays(
@@ -68,18 +68,25 @@ def arrays(
     return Dataset(Split(whole, codes), Split(held_out, test_codes), levels, name)
 
 
-def groups(views: Any, labels: Any = None, present: Any = None) -> Groups:
+def groups(
+    views: Any, labels: Any = None, present: Any = None, *, content: Any = None
+) -> Groups:
     """Ready-made groups: pairs of photographs, modalities, repeated measurements.
 
     Arguments:
         views: An array (n, view, \\*event), or a list with one array (n, \\*event) for
-            each view. Views of one event shape are stacked; modalities of different
-            event shapes stay a tuple of tensors (n, 1, \\*event).
+            each view. Views of one event shape are stacked, which a `Joint` with a
+            modality for each view takes as well; modalities of different event shapes
+            stay a tuple of tensors (n, 1, \\*event).
         present: Booleans (n, view), False where a view is missing. What stands there,
             NaN included, is replaced by zeros.
+        content: Whole numbers (n,) that the objective may see, as the components of a
+            mixture that the items belong to; -1 where one is not known. Labels, which
+            evaluate, are seen by no objective.
 
     Raises:
-        TypeError: Values that are no numbers, `present` that is not Boolean.
+        TypeError: Values that are no numbers, `present` that is not Boolean, `content`
+            that is not whole numbers.
         ValueError: No items, lengths that do not match, an item without any view, NaN
             or infinity in a view that is present.
     """
@@ -95,7 +102,31 @@ def groups(views: Any, labels: Any = None, present: Any = None) -> Groups:
     for part in parts:
         check_values(part, "views")
     (codes,) = label_tensors(labels=(labels, parts[0]))
-    return Groups(parts[0] if len(parts) == 1 else tuple(parts), codes, mask)
+    many = len(parts) > 1
+    known = None if content is None else observed_content(content, len(parts[0]))
+    return Groups(tuple(parts) if many else parts[0], codes, mask, known)
+
+
+def observed_content(content: Any, n: int) -> Int[Tensor, " n"]:
+    """Contents that are observed, -1 where one is not known, as a tensor.
+
+    Raises:
+        TypeError: If they are no whole numbers.
+        ValueError: If there are not n of them, or one is below -1.
+    """
+    known = content if isinstance(content, Tensor) else torch.tensor(np.array(content))
+    if known.dtype == torch.bool or known.is_floating_point() or known.is_complex():
+        raise TypeError(
+            f"expected whole numbers in content, got {known.dtype}; give the number of "
+            "a component for each item, -1 where it is not known"
+        )
+    if known.shape != (n,) or int(known.min()) < -1:
+        raise ValueError(
+            f"expected {n} contents, one for each item and none below -1 (unknown), "
+            f"got shape {tuple(known.shape)}"
+            + (f" and the least {int(known.min())}" if known.numel() else "")
+        )
+    return known.long()
 
 
 def _default_levels(values: Any) -> int | None:

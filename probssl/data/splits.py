@@ -52,13 +52,16 @@ class Groups(NamedTuple):
     Arguments:
         views: The views of each item, with shape (n, view, \\*event); or one such
             tensor for each modality, where their event shapes differ.
-        labels: The content of each item.
+        labels: The content of each item, for evaluation: no objective sees it.
         present: Which views were observed; None means all of them.
+        content: Observed contents, which reach the objective in `Batch.content`: whole
+            numbers, -1 where one is not known.
     """
 
     views: Shaped[Tensor, "n view *event"] | tuple[Tensor, ...]
     labels: Int[Tensor, " n"] | None = None
     present: Bool[Tensor, "n view"] | None = None
+    content: Int[Tensor, " n"] | None = None
 
     def rows(self, index: Shaped[Tensor, " m"] | slice) -> "Groups":
         """The items with these row numbers, in this order; or where a mask is true."""
@@ -69,6 +72,7 @@ class Groups(NamedTuple):
             else views[index],
             None if self.labels is None else self.labels[index],
             None if self.present is None else self.present[index],
+            None if self.content is None else self.content[index],
         )
 
 

@@ -122,7 +122,8 @@ class NormalMixture(TorchDistribution):
             return z
         with torch.no_grad():
             slope = self._slope_of_weights(noise, log_density)
-        moved = (self.logits - self.logits.detach()).unsqueeze(-1)
+        # A component without weight has none to move: -inf less itself is NaN.
+        moved = (self.logits - self.logits.detach()).nan_to_num().unsqueeze(-1)
         return z + (slope @ moved).squeeze(-1)
 
     def _weights(self) -> Float[Tensor, "*batch component 1"]:

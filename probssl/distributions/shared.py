@@ -1,7 +1,7 @@
 """Directions that share one mean direction: the spherical prior of the views."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.nn.functional import normalize
@@ -33,6 +33,8 @@ class SharedDirection(TorchDistribution):
         concentration: The concentration :math:`\kappa`, with the batch shape.
         views: The number V of views.
         dim: The dimension d of the space the sphere lies in.
+        present: The views whose marginal density is meant, bool, with shape
+            (\*batch, view); None means all. V and S are then those of present views.
     """
 
     arg_constraints = {"concentration": constraints.positive}
@@ -43,12 +45,16 @@ class SharedDirection(TorchDistribution):
         concentration: Tensor,
         views: int,
         dim: int,
+        *,
+        present: Bool[Tensor, "*batch view"] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.concentration = concentration
-        super().__init__(
-            concentration.shape, Size((views, dim)), validate_args=validate_args
-        )
+        batch = concentration.shape
+        if present is not None:
+            batch = torch.broadcast_shapes(batch, present.shape[:-1])
+            present = present.expand(batch + present.shape[-1:])
+        self.concentration, self.present = concentration.expand(batch), present
+        super().__init__(batch, Size((views, dim)), validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -58,7 +64,9 @@ class SharedDirection(TorchDistribution):
         self, batch_shape: Shape, _instance: "SharedDirection | None" = None
     ) -> "SharedDirection":
         new = self._get_checked_instance(SharedDirection, _instance)
-        new.concentration = self.concentration.expand(batch_shape)
+        new.concentration, new.present = self.concentration.expand(batch_shape), None
+        if self.present is not None:
+            new.present = self.present.expand(Size(batch_shape) + self.event_shape[:1])
         super(SharedDirection, new).__init__(
             Size(batch_shape), self.event_shape, validate_args=False
         )
@@ -80,20 +88,54 @@ class SharedDirection(TorchDistribution):
     def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        views, dim = self.event_shape
-        kappa, length = self.concentration, resultant_length(value)
+        dim, kappa = self.event_shape[1], self.concentration
+        views = self.event_shape[0] if self.present is None else self.present.sum(-1)
+        length = resultant_length(_seen(value, self.present))
         return (
             views * log_vmf_normaliser(dim, kappa, scaled=True)
             - log_vmf_normaliser(dim, kappa * length, scaled=True)
-            - kappa * _shortfall(value, length)
+            - kappa * _shortfall(value, self.present, length)
             - log_area(dim)
         )
 
     def direction(self, value: Float[Tensor, "*batch view dim"]) -> VonMisesFisher:
-        """The posterior of the shared direction given the views."""
-        length = resultant_length(value)
+        """The posterior of the shared direction given the (present) views."""
+        return self._direction(value, self.present)
+
+    def complete(
+        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
+    ) -> Float[Tensor, "*batch view dim"]:
+        """Draw the absent views given the present ones, which are returned as given.
+
+        No gradient reaches what is drawn: it comes from rejection.
+        """
+        with torch.no_grad():
+            y = self._direction(value, present).draw().unsqueeze(-2)
+            kappa = self.concentration.unsqueeze(-1).expand(value.shape[:-1])
+            drawn = VonMisesFisher(
+                y.expand_as(value), kappa, validate_args=False
+            ).draw()
+        return torch.where(present.unsqueeze(-1), value, drawn)
+
+    def complete_mean(
+        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
+    ) -> Float[Tensor, "*batch view dim"]:
+        r"""The mean of what `complete` draws, inside the sphere.
+
+        .. math:: E[z_\text{absent}] = A_d(\kappa) \, A_d(\kappa \lVert S \rVert) \,
+            S / \lVert S \rVert
+
+        with :math:`A_d(\kappa)` the mean length of a von Mises-Fisher variable.
+        """
+        y = self._direction(value, present).mean
+        mean = VonMisesFisher(y, self.concentration, validate_args=False).mean
+        return torch.where(present.unsqueeze(-1), value, mean.unsqueeze(-2))
+
+    def _direction(self, value: Tensor, present: Tensor | None) -> VonMisesFisher:
+        value = _seen(value, present)
         loc = normalize(value.sum(-2), dim=-1)
-        return VonMisesFisher(loc, self.concentration * length, validate_args=False)
+        kappa = self.concentration * resultant_length(value)
+        return VonMisesFisher(loc, kappa, validate_args=False)
 
 
 def resultant_length(z: Float[Tensor, "*batch view dim"]) -> Float[Tensor, "*batch"]:
@@ -102,8 +144,18 @@ def resultant_length(z: Float[Tensor, "*batch view dim"]) -> Float[Tensor, "*bat
     return square.clamp(min=torch.finfo(z.dtype).tiny).sqrt()
 
 
-def _shortfall(z: Tensor, length: Tensor) -> Tensor:
+def _seen(z: Tensor, present: Tensor | None) -> Float[Tensor, "*batch view dim"]:
+    """The views, zeros where they are absent."""
+    return z if present is None else z.where(present.unsqueeze(-1), 0.0)
+
+
+def _shortfall(z: Tensor, present: Tensor | None, length: Tensor) -> Tensor:
     r""":math:`V - \lVert S \rVert`, from the distances between the views."""
-    views = z.shape[-2]
-    centred = z - z.mean(-2, keepdim=True)
-    return views * centred.square().sum((-2, -1)) / (views + length)
+    if present is None:
+        count: Tensor | int = z.shape[-2]
+        apart = z - z.mean(-2, keepdim=True)
+    else:
+        count = present.sum(-1)
+        total = _seen(z, present).sum(-2) / count.clamp(min=1).unsqueeze(-1)
+        apart = _seen(z - total.unsqueeze(-2), present)
+    return count * apart.square().sum((-2, -1)) / (count + length)

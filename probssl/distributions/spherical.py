@@ -30,6 +30,8 @@ __all__ = ["PowerSpherical", "VonMisesFisher"]
 
 Shape = Size | list[int] | tuple[int, ...]
 
+PROPOSALS = 40  # of which none is accepted once in 10^18 draws
+
 
 class _AroundLoc(TorchDistribution):
     r"""A density of the cosine :math:`\mu^\top z` to the mean direction alone."""
@@ -155,6 +157,19 @@ class VonMisesFisher(_AroundLoc):
             odds[rest[accepted]] = proposed[accepted]
             rest = rest[~accepted]
         return _around(self.loc, odds.reshape(shape[:-1]).to(self.loc.dtype))
+
+    @torch.no_grad()
+    def draw(self) -> Float[Tensor, "*batch dim"]:
+        """One sample each, without asking the host, so that it can be compiled.
+
+        It is the first accepted of so many proposals that one surely is: each is
+        accepted with a probability above 0.65.
+        """
+        kappa = self.concentration.double().expand(PROPOSALS, *self.batch_shape)
+        odds, accepted = _propose(kappa, self.dim)
+        first = accepted.int().argmax(0, keepdim=True)
+        odds = odds.take_along_dim(first, 0).squeeze(0)
+        return _around(self.loc, odds.to(self.loc.dtype))
 
     def _shortfall(self) -> Float[Tensor, "*batch"]:
         return bessel_ratio(self.dim, self.concentration.double(), complement=True)

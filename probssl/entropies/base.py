@@ -18,7 +18,7 @@ class Entropy(nn.Module):
     .. math:: H[z_1, \dots, z_V] = \sum_v H[z_v] - I[z_1, \dots, z_V]
 
     An estimator of your own needs `forward`; and `joint` for objectives with
-    ``joint=True``. A plain function of z and the prior does as well.
+    ``all_views=True``. A plain function of z and the prior does as well.
     """
 
     def forward(
@@ -36,8 +36,8 @@ class Entropy(nn.Module):
         """
         raise TypeError(
             "expected an estimator of the entropy of all views together for "
-            f"joint=True, got {type(self).__name__}; use LogDeterminant, KernelDensity "
-            "or NearestNeighbour"
+            f"all_views=True, got {type(self).__name__}; use LogDeterminant, "
+            "KernelDensity or NearestNeighbour"
         )
 
     def conditional(

@@ -22,8 +22,8 @@ class PlugIn(Entropy):
     .. math:: \hat H[z_2, \dots, z_V \mid z_1] = (V - 1) \, \hat H[z_w \mid z_v]
 
     which each view takes its turn to be the first of. This is what
-    ``Embedding(…, joint=True)`` adds to an alignment under a flat or uniform p(y), and
-    no entropy of a single view is needed. For a proper p(y) one is: `marginal`.
+    ``Embedding(…, all_views=True)`` adds to an alignment under a flat or uniform p(y),
+    and no entropy of a single view is needed. For a proper p(y) one is: `marginal`.
 
     An objective raises its entropy, but the predictor has to lower it: a bound is
     lowered to be tight. So with `stop_gradient` the gradient is not that of the value.
@@ -73,7 +73,7 @@ class PlugIn(Entropy):
             raise ValueError(
                 "expected an estimator of H[z] of one view, which a conditional "
                 "entropy is not, got marginal=None; give PlugIn a marginal, such as "
-                "LogDeterminant(), or use joint=True with a flat or uniform p(y)"
+                "LogDeterminant(), or use all_views=True with a flat or uniform p(y)"
             )
         return self.marginal(z, prior)
 

@@ -12,6 +12,12 @@ from .collapse import (
     effective_rank,
     rankme,
 )
+from .errors import Estimate, Undefined
+from .information import (
+    gaussian_information,
+    info_nce,
+    nearest_neighbour_information,
+)
 from .neighbours import knn
 from .probes import FewLabel, few_label_probe, linear_probe, mlp_probe
 from .style import style_probe
@@ -20,15 +26,20 @@ from .summary import scores
 __all__ = [
     "AlignmentUniformity",
     "Clustering",
+    "Estimate",
     "FewLabel",
+    "Undefined",
     "alignment_uniformity",
     "cluster",
     "effective_rank",
     "few_label_probe",
+    "gaussian_information",
+    "info_nce",
     "knn",
     "linear_probe",
     "matched_accuracy",
     "mlp_probe",
+    "nearest_neighbour_information",
     "rankme",
     "scores",
     "style_probe",

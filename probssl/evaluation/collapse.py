@@ -8,6 +8,7 @@ from jaxtyping import Float
 from .arrays import Array, finite, representations
 
 __all__ = ["AlignmentUniformity", "alignment_uniformity", "effective_rank", "rankme"]
+__all__ += ["alignment_uniformity_values", "effective_rank_values"]
 
 
 class AlignmentUniformity(NamedTuple):
@@ -31,12 +32,27 @@ def effective_rank(z: Float[Array, "n dim"]) -> float:
         2007)
         https://ieeexplore.ieee.org/document/7098875
     """
+    return float(effective_rank_values(z).mean())
+
+
+def effective_rank_values(z: Float[Array, "n dim"]) -> Float[np.ndarray, " n"]:
+    r"""The effective rank as a mean over items: itself and its influence function.
+
+    What more weight on item i adds to the i-th singular value follows from
+    :math:`d \log \sigma_j^2 = n u_{ij}^2 - 1`, u the left singular vectors.
+    """
     (z,) = representations(z)
-    spectrum = np.linalg.svd(z - z.mean(0), compute_uv=False)
+    n = len(z)
+    axes, spectrum, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
     # what is left of a constant z is rounding error
     rounding = np.finfo(float).eps * max(z.shape) * np.linalg.norm(z)
-    spectrum = spectrum[spectrum > rounding]
-    return _exp_entropy(spectrum / spectrum.sum()) if len(spectrum) else 0.0
+    kept = spectrum > rounding
+    if not kept.any():
+        return np.zeros(n)
+    p = spectrum[kept] / spectrum[kept].sum()
+    rank = _exp_entropy(p)
+    slope = -(np.log(p) + np.log(rank)) * p / 2  # of the entropy in log σ²
+    return rank * (1 + (n * np.square(axes[:, kept]) - 1) @ slope)
 
 
 def rankme(z: Float[Array, "n dim"]) -> float:
@@ -71,6 +87,18 @@ def alignment_uniformity(z: Float[Array, "n view dim"]) -> AlignmentUniformity:
         uniformity on the hypersphere (Wang and Isola, 2020)
         https://arxiv.org/abs/2005.10242
     """
+    apart, uniformity = alignment_uniformity_values(z)
+    return AlignmentUniformity(float(apart.mean()), float(uniformity.mean()))
+
+
+def alignment_uniformity_values(
+    z: Float[Array, "n view dim"],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Both as means over items: themselves and their influence functions.
+
+    Raises:
+        ValueError: As `alignment_uniformity`.
+    """
     z = finite(z)
     if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:
         raise ValueError(
@@ -86,15 +114,16 @@ def alignment_uniformity(z: Float[Array, "n view dim"]) -> AlignmentUniformity:
     u = z / norm
     apart = 2 * np.square(u - u.mean(1, keepdims=True)).sum((1, 2)) / (u.shape[1] - 1)
     uniformity = [_uniformity(u[:, view]) for view in range(u.shape[1])]
-    return AlignmentUniformity(float(apart.mean()), float(np.mean(uniformity)))
+    return apart, np.mean(uniformity, 0)
 
 
-def _uniformity(u: np.ndarray, rows: int = 1_024) -> float:
+def _uniformity(u: np.ndarray, rows: int = 1_024) -> np.ndarray:
     """Log-mean of exp(-2 |u_i - u_j|²) = exp(4 u_i·u_j - 4) over the pairs i ≠ j."""
     n = len(u)
     blocks = (u[start : start + rows] @ u.T for start in range(0, n, rows))
-    total = sum(np.exp(4 * block - 4).sum() for block in blocks)
-    return float(np.log((total - n) / (n * (n - 1))))  # an item beside itself gives 1
+    kernels = [np.exp(4 * block - 4).sum(1) for block in blocks]
+    each = (np.concatenate(kernels) - 1) / (n - 1)  # an item beside itself gives 1
+    return np.log(each.mean()) + 2 * (each / each.mean() - 1)
 
 
 def _exp_entropy(p: np.ndarray) -> float:

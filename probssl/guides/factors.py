@@ -1,19 +1,23 @@
 """What every guide has: an encoder, a second head, and views that may be absent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from ..nn import Encoder
+from ..nn import Encoder, PerModality
 
-__all__ = ["Factors", "GaussianFactors", "PriorOf", "of_views"]
+__all__ = ["Factors", "GaussianFactors", "PriorOf", "Views", "of_views"]
 
 PriorOf = Callable[..., Any]  # a distribution of the views, as `Prior` returns
+# (batch, view, *event), or one such tensor for each modality
+Views = Float[Tensor, "batch view ..."] | tuple[Tensor, ...]
 Shape = Size | list[int] | tuple[int, ...]
 
 
@@ -22,31 +26,52 @@ class Factors(nn.Module):
 
     An `nn.Encoder` gives the location by its own head; a second head on the same
     trunk, made here, gives the spread. Any other module must return both, side by side.
+    In an `nn.PerModality` this holds for each of its networks.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim), or (n, dim + spread).
+        encoder: A module (n, \*event) -> (n, dim), or (n, dim + spread); or an
+            `nn.PerModality` of these.
         spread: The number of raw spreads for each dimension d: a function of d.
     """
 
     def __init__(self, encoder: nn.Module, spread: Callable[[int], int]) -> None:
         super().__init__()
         self.encoder, self.size = encoder, spread
-        self.spread: nn.Linear | None = None
-        if isinstance(encoder, Encoder):
-            self.spread = nn.Linear(encoder.width, spread(encoder.dim))
+        self.spread: nn.Module | None = None
+        if isinstance(encoder, PerModality):
+            self.spread = nn.ModuleList(_head(part, spread) for part in encoder.parts)
+        elif isinstance(encoder, Encoder):
+            self.spread = _head(encoder, spread)
 
-    def forward(self, x: Float[Tensor, "batch view ..."]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Views) -> tuple[Tensor, Tensor]:
         """Return location and raw spread, (batch, view, dim) and (batch, view, size).
+
+        The views of several modalities follow one another.
 
         Raises:
             ValueError: If the outputs of a module cannot be both.
         """
+        if isinstance(x, Tensor):
+            return self._of(self.encoder, self.spread, x)
+        encoders: Iterable[nn.Module] = repeat(self.encoder, len(x))
+        heads: Iterable[nn.Module | None] = repeat(self.spread, len(x))
+        if isinstance(self.encoder, PerModality):
+            assert isinstance(self.spread, nn.ModuleList)
+            encoders, heads = self.encoder.parts, self.spread
+        each = [self._of(*part) for part in zip(encoders, heads, x, strict=True)]
+        loc, raw = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+        return loc, raw
+
+    def _of(
+        self, encoder: nn.Module, head: nn.Module | None, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Location and raw spread of the views of one modality."""
         flat = x.flatten(0, 1)
-        if self.spread is None or not isinstance(self.encoder, Encoder):
-            loc, raw = self._split(self.encoder(flat))
+        if isinstance(encoder, Encoder) and head is not None:
+            features = encoder.trunk(flat)
+            loc, raw = encoder.head(features), head(features)
         else:
-            features = self.encoder.trunk(flat)
-            loc, raw = self.encoder.head(features), self.spread(features)
+            loc, raw = self._split(encoder(flat))
         return loc.unflatten(0, x.shape[:2]), raw.unflatten(0, x.shape[:2])
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +91,8 @@ class GaussianFactors(Factors):
     r"""One normal factor :math:`N(z_v \mid m(x_v), r(x_v)^2)` for each view.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim), or (n, 2·dim); see `Factors`.
+        encoder: A module (n, \*event) -> (n, dim), or (n, 2·dim), or one for each
+            modality; see `Factors`.
         floor: The least standard deviation, so that no log-density is infinite.
     """
 
@@ -74,10 +100,17 @@ class GaussianFactors(Factors):
         super().__init__(encoder, lambda dim: dim)
         self.floor = floor
 
-    def forward(self, x: Float[Tensor, "batch view ..."]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Views) -> tuple[Tensor, Tensor]:
         """Return m and r, each with shape (batch, view, dim)."""
         loc, raw = super().forward(x)
         return loc, softplus(raw) + self.floor
+
+
+def _head(encoder: nn.Module, spread: Callable[[int], int]) -> nn.Module:
+    """A second head on the trunk of an encoder; other modules return both."""
+    if not isinstance(encoder, Encoder):
+        return nn.Identity()
+    return nn.Linear(encoder.width, spread(encoder.dim))
 
 
 def of_views(

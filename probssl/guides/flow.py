@@ -20,8 +20,8 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 
-from ..nn import Encoder, dense
-from .factors import Factors, PriorOf, Shape, of_views
+from ..nn import Encoder, PerModality, dense
+from .factors import Factors, PriorOf, Shape, Views, of_views
 
 __all__ = ["Flow"]
 
@@ -86,7 +86,9 @@ class Flow(nn.Module):
                 "expected transforms and hidden as positive whole numbers, got "
                 f"{transforms!r} and {hidden!r}; give for instance 2 and (64, 64)"
             )
-        features = max(self.hidden, default=dim) if isinstance(encoder, Encoder) else 0
+        nets = encoder.parts if isinstance(encoder, PerModality) else [encoder]
+        wide = all(isinstance(net, Encoder) for net in nets)
+        features = max(self.hidden, default=dim) if wide else 0
         self.factors = Factors(encoder, lambda size: size + features)
         self.layers = nn.ModuleList(
             _Coupling(dim, 2 * dim + features, self.hidden, flipped=bool(i % 2))
@@ -100,7 +102,7 @@ class Flow(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch view ..."],
+        x: Views,
         prior: PriorOf,
         present: Bool[Tensor, "batch view"] | None = None,
     ) -> TorchDistribution:

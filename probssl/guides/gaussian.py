@@ -2,11 +2,11 @@
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .factors import Factors, GaussianFactors, PriorOf, of_views
+from .factors import Factors, GaussianFactors, PriorOf, Views, of_views
 
 __all__ = ["Coupled", "DiagonalGaussian", "FullGaussian"]
 
@@ -35,7 +35,7 @@ class DiagonalGaussian(_Guide):
 
     def forward(
         self,
-        x: Float[Tensor, "batch view ..."],
+        x: Views,
         prior: PriorOf,
         present: Bool[Tensor, "batch view"] | None = None,
     ) -> dist.TorchDistribution:
@@ -60,14 +60,14 @@ class FullGaussian(_Guide):
 
     def forward(
         self,
-        x: Float[Tensor, "batch view ..."],
+        x: Views,
         prior: PriorOf,
         present: Bool[Tensor, "batch view"] | None = None,
     ) -> dist.TorchDistribution:
         loc, raw = self.factors(x)
         dim = loc.shape[-1]
         diagonal = softplus(raw[..., :dim]) + self.floor
-        below = torch.tril_indices(dim, dim, -1, device=x.device)
+        below = torch.tril_indices(dim, dim, -1, device=loc.device)
         tril = diagonal.diag_embed()
         tril[..., below[0], below[1]] = raw[..., dim:]
         each = dist.MultivariateNormal(loc, scale_tril=tril, validate_args=False)
@@ -96,7 +96,7 @@ class Coupled(_Guide):
 
     def forward(
         self,
-        x: Float[Tensor, "batch view ..."],
+        x: Views,
         prior: PriorOf,
         present: Bool[Tensor, "batch view"] | None = None,
     ) -> dist.TorchDistribution:

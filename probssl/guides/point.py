@@ -1,10 +1,11 @@
 """The guide without spread."""
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 
-from .factors import PriorOf
+from ..nn import each_view
+from .factors import PriorOf, Views
 
 __all__ = ["Point"]
 
@@ -22,7 +23,7 @@ class Point(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch view ..."],
+        x: Views,
         prior: PriorOf,
         present: Bool[Tensor, "batch view"] | None = None,
     ) -> TorchDistribution:
@@ -32,5 +33,5 @@ class Point(nn.Module):
                 "use DiagonalGaussian or Coupled, which follow the prior where a view "
                 "is absent"
             )
-        loc = self.encoder(x.flatten(0, 1)).view(*x.shape[:2], -1)
+        loc = each_view(self.encoder, x)
         return Delta(loc, event_dim=2, validate_args=False)

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from ..clusters import Clustered
 from ..priors import Prior, Spherical
 from ..processes import gather
+from ..siamese import check_no_content
 from ..terms import Batch, Terms
 
 __all__ = ["DeepClustering"]
@@ -147,6 +148,7 @@ class DeepClustering(Clustered):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if the batch has no index of the items, or absent views."""
+        check_no_content(self, batch)
         index = self._index(batch)
         least, most = int(index.min()), int(index.max())
         if least < 0 or most >= self.items:

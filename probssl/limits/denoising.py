@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..nn import each_view
+from ..siamese import check_no_content
 from ..terms import Batch, Terms
 
 __all__ = ["DenoisingAutoencoder"]
@@ -110,6 +111,7 @@ class DenoisingAutoencoder(nn.Module):
             ValueError: If there are none, or views are absent, or the likelihood
                 refuses them.
         """
+        check_no_content(self, batch)
         self.likelihood.check(_clean(batch))
 
 

@@ -38,7 +38,7 @@ from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Spherical
 from ..processes import gather
-from ..siamese import Siamese
+from ..siamese import Siamese, check_no_content
 from ..terms import Batch, Terms
 
 __all__ = ["InstanceDiscrimination"]
@@ -127,6 +127,7 @@ class InstanceDiscrimination(Siamese):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if the rows of the items are not known or not in the bank."""
+        check_no_content(self, batch)
         index = _index(batch)
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= self.items:

@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
+from ..siamese import check_no_content
 from ..terms import Batch, Terms
 
 __all__ = ["MaskedAutoencoder"]
@@ -147,6 +148,7 @@ class MaskedAutoencoder(nn.Module):
             ValueError: If the likelihood refuses the views, some are absent, or patches
                 do not fit.
         """
+        check_no_content(self, batch)
         views = _views(batch)
         self._grid(views.shape[2:])
         self.likelihood.check(views)

@@ -1,6 +1,7 @@
 """Views of several kinds: one network for all of them, or one for each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ class PerModality(nn.Module):
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
-        dims = {part.dim for part in parts if hasattr(part, "dim")}
+        dims: set[Any] = {part.dim for part in parts if hasattr(part, "dim")}
         if not parts or len(dims) > 1:
             found = f"the dimensions {sorted(dims)}" if dims else "none"
             raise ValueError(

@@ -11,7 +11,7 @@ from .maps import latent_map
 from .pictures import images, reconstructions, views
 from .posterior import hyper_parameters
 from .style import close
-from .tables import comparison, terms
+from .tables import comparison, matrix, terms
 
 __all__ = [
     "close",
@@ -20,6 +20,7 @@ __all__ = [
     "images",
     "latent_map",
     "learning_curves",
+    "matrix",
     "ranks",
     "reconstructions",
     "terms",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["comparison", "terms"]
+__all__ = ["comparison", "matrix", "terms"]
 
 SCORES = {
     "linear_probe": "linear probe",
@@ -24,6 +24,21 @@ SCORES = {
 }
 TERMS = ["reconstruction", "entropy", "alignment", "hyper", "penalty", "value", "elbo"]
 TERMS += ["gaussian_alignment", "gaussian_entropy", "information"]
+MATRIX = {
+    "log_det": "Gaussian\n+ log-det",
+    "gaussian_kernel": "Gaussian\n+ KDE",
+    "gaussian_nearest": "Gaussian\n+ neighbours",
+    "student_nearest": "Student-t\n+ neighbours",
+    "spherical_kernel": "sphere\n+ KDE",
+    "info_nce": "I(z; z′)\nInfoNCE",
+    "gaussian_information": "I(z; z′)\nGaussian",
+    "nearest_information": "I(z; z′)\nneighbours",
+    "decoded": "log p(x|z)\ndecoder",
+    "effective_rank": "effective\nrank",
+    "view_distance": "distance\nof views",
+    "uniformity": "uniformity",
+}
+LOWER = ("view_distance", "uniformity")  # of which less is better
 
 
 def comparison(
@@ -63,26 +78,80 @@ def terms(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "F
     Raises:
         ValueError: If a column is missing, or there is none to draw.
     """
-    from matplotlib import colormaps
-
     chosen = _columns(table, TERMS if columns is None else columns, columns is None)
     values = table[chosen].to_numpy(dtype=float)
+    texts = [[_written(value, 2) for value in row] for row in values]
+    figure = blank(1.8 + 1.15 * len(chosen), 1.2 + 0.36 * len(table))
+    panel = figure.subplots()
+    _heat(panel, values, texts)
+    _label(panel, table, [_title(name) for name in chosen])
+    panel.set_xlabel("nats per item; the darker, the higher within its column")
+    return figure
+
+
+def matrix(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "Figure":
+    """Draw what does not move when z is rescaled as a table in colour, with errors.
+
+    The darker, the better within its column; a column with ``_se`` behind the name is
+    its standard error.
+
+    Arguments:
+        table: `Comparison.matrix`: one row for each method, what is missing NaN.
+        columns: The columns to draw; by default those of a comparison.
+
+    Raises:
+        ValueError: If a column is missing, or there is none to draw.
+    """
+    wanted = list(MATRIX) if columns is None else columns
+    chosen = _columns(table, wanted, columns is None)
+    values = table[chosen].to_numpy(dtype=float)
+    bars = table.reindex(columns=[f"{name}_se" for name in chosen]).to_numpy(float)
+    texts = [
+        [_with_error(value, bar) for value, bar in zip(*row, strict=True)]
+        for row in zip(values, bars, strict=True)
+    ]
+    signs = [-1 if name in LOWER else 1 for name in chosen]
+    figure = blank(1.8 + 1.0 * len(chosen), 1.3 + 0.46 * len(table))
+    panel = figure.subplots()
+    _heat(panel, values * signs, texts)
+    _label(panel, table, [MATRIX.get(name, _title(name)) for name in chosen])
+    panel.set_xlabel(
+        "nats per item, but for rank, distance and uniformity; ± standard error; the "
+        "darker, the better within its column"
+    )
+    return figure
+
+
+def _heat(panel: "Axes", values: np.ndarray, texts: Sequence[Sequence[str]]) -> None:
+    """Texts on colours, the darker, the higher within a column; grey where missing."""
+    from matplotlib import colormaps
+
     low, high = np.nanmin(values, 0), np.nanmax(values, 0)
     share = (values - low) / np.where(high > low, high - low, np.inf)
     colours = colormaps["Blues"](0.05 + 0.5 * share)  # light enough for dark ink
     colours[np.isnan(values)] = (0.95, 0.95, 0.95, 1.0)
-    figure = blank(1.8 + 1.15 * len(chosen), 1.2 + 0.36 * len(table))
-    panel = figure.subplots()
     panel.imshow(colours, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        text = "–" if np.isnan(value) else f"{value:,.2f}".replace("-", "−")
-        panel.text(j, i, text, ha="center", va="center", color=INK, fontsize=9)
-    panel.set_xticks(range(len(chosen)), [_title(name) for name in chosen])
+    for (i, j), _ in np.ndenumerate(values):
+        panel.text(j, i, texts[i][j], ha="center", va="center", color=INK, fontsize=9)
+
+
+def _label(panel: "Axes", table: "pandas.DataFrame", titles: list[str]) -> None:
+    panel.set_xticks(range(len(titles)), titles)
     panel.set_yticks(range(len(table)), [str(method) for method in table.index])
     panel.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
     panel.spines[:].set_visible(False)
-    panel.set_xlabel("nats per item; the darker, the higher within its column")
-    return figure
+
+
+def _written(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def _with_error(value: float, error: float) -> str:
+    """The value, and below it its error, both to the error's first digit."""
+    if np.isnan(value) or not error > 0:
+        return _written(value, 2)
+    digits = int(np.clip(np.ceil(-np.log10(error) - 0.02), 0, 4))
+    return f"{_written(value, digits)}\n± {error:.{digits}f}"
 
 
 def _columns(

@@ -5,8 +5,18 @@ precision of the objective, and leaves the objective as it was. Bytes are read a
 Random draws follow ``torch.manual_seed``.
 """
 
+from .completion import classify, complete
 from .draws import to_arviz
 from .evidence import Evidence, evidence
 from .representation import embed, reconstruct, sample
 
-__all__ = ["Evidence", "embed", "evidence", "reconstruct", "sample", "to_arviz"]
+__all__ = [
+    "Evidence",
+    "classify",
+    "complete",
+    "embed",
+    "evidence",
+    "reconstruct",
+    "sample",
+    "to_arviz",
+]

@@ -1,7 +1,7 @@
 """Draws from the posterior and the prior, in ArviZ's container."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
@@ -50,12 +50,16 @@ def to_arviz(
                           (with y, where it is explicit):
                           their difference is the log-weight of importance sampling;
                           for random hyper-parameters h log_p_hyper and log_q_hyper
-    log_likelihood        x: log p(x | z) of each item, given its own z
+    log_likelihood        x: log p(x | z) of each item, given its own z, absent views
+                          left out
     prior                 z (chain, draw, view, dim) of any item, hyper-parameters
     prior_predictive      x (chain, draw, view, \*event)
     observed_data         x (item, view, \*event), NaN where a view is absent
     constant_data         label (item), if there are labels
     ====================  =========================================================
+
+    Of several modalities there are x_0, x_1 and so on. Observed contents are given:
+    log_p is then that of x, z and the component.
 
     Draws are independent, so there is one chain, and no diagnostics of chains apply:
     ``az.summary(idata, kind="stats")``. Nor does leave-one-out: an item has a z of its
@@ -66,7 +70,8 @@ def to_arviz(
     posterior, sample_stats and prior.
 
     Arguments:
-        data: A `Split`, `Groups`, or a tensor or array (n, \*event).
+        data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
+            one for each modality.
         draws: The number of draws.
         items: The first so many items, or the row numbers of some, which are the
             coordinates of "item".
@@ -89,12 +94,13 @@ def to_arviz(
     with evaluating(objective) as like:
         source = Items(data, like, views)
         rows = _rows(items, len(source))
-        batch = source.batch(torch.from_numpy(rows))
+        batch = joint.arranged(source.batch(torch.from_numpy(rows)))
         joint.check(batch)
         after = _many(_posterior, joint, batch, draws, predictive)
-        anyone = Batch(batch.views[:1])  # whose data the prior does not see
+        parts = batch.parts  # of an item whose data the prior does not see
+        anyone = Batch(tuple(x[:1] for x in parts) if joint.several else parts[0][:1])
         before = _many(_prior, joint, anyone, draws, predictive)
-    groups = _sampled(joint, after, before) | _observed(data, batch, rows)
+    groups = _sampled(joint, after, before) | _observed(joint, data, batch, rows)
     return container(groups, {"item": rows}, _attrs(joint))
 
 
@@ -124,10 +130,12 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
         model = poutine.trace(poutine.replay(joint.model, guide)).get_trace(batch)
     q, p = _sites(guide), _sites(model)
     latent = [name for name in ("z", "y") if name in p]
-    log_likelihood = _log_prob(p["x"])
+    likelihoods = {f"log_{name}": _log_prob(p[name]) for name in joint.sites}
+    rest = latent + ["component"] * ("component" in p)
+    log_p = [*likelihoods.values(), *(_log_prob(p[name]) for name in rest)]
     found = {name: q[name]["value"] for name in latent} | {
-        "log_likelihood": log_likelihood,
-        "log_p": sum((_log_prob(p[name]) for name in latent), log_likelihood),
+        **likelihoods,
+        "log_p": torch.stack(log_p).sum(0),
         "log_q": torch.stack([_log_prob(q[name]) for name in latent]).sum(0),
     }
     hyper = [h.name for h in joint.prior.random()]
@@ -135,7 +143,7 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
         found["log_p_hyper"] = torch.cat([_log_prob(p[h]) for h in hyper], 1).sum(1)
         found["log_q_hyper"] = torch.cat([_log_prob(q[h]) for h in hyper], 1).sum(1)
     if predictive:
-        found["x"] = p["x"]["fn"].sample()
+        found |= {name: p[name]["fn"].sample() for name in joint.sites}
     return found | {h: q[h]["value"].squeeze(1) for h in hyper}
 
 
@@ -143,7 +151,8 @@ def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
     with pyro.plate("particles", n, dim=-2):
         model = poutine.trace(poutine.uncondition(joint.model)).get_trace(batch)
     p = _sites(model)
-    names = [name for name in ("z", "y") if name in p] + ["x"] * predictive
+    names: list[str] = [name for name in ("z", "y") if name in p]
+    names += list(joint.sites) * predictive
     names += [h.name for h in joint.prior.random()]
     return {name: p[name]["value"].squeeze(1) for name in names}
 
@@ -169,7 +178,7 @@ def _sampled(
 
     axes = {"z": ("view", "dim"), "y": ("dim",)}
     latent = [name for name in axes if name in before]
-    hyper = [name for name in before if name not in {*latent, "x"}]
+    hyper = [name for name in before if name not in {*latent, *joint.sites}]
     groups = {
         "posterior": {name: named(after[name], "item", *axes[name]) for name in latent}
         | {name: named(after[name], *many(after[name])) for name in hyper},
@@ -181,36 +190,48 @@ def _sampled(
         | {name: named(before[name], *many(before[name])) for name in hyper},
     }
     if not joint.likelihood.pseudo:
-        log_likelihood = named(after["log_likelihood"], "item")
-        groups["log_likelihood"] = {"x": log_likelihood}
-    if "x" in after:
-        event = ("view", *_axes(before["x"].ndim - 2))
-        groups["posterior_predictive"] = {"x": named(after["x"], "item", *event)}
-        groups["prior_predictive"] = {"x": named(before["x"], *event)}
+        groups["log_likelihood"] = {
+            name: named(after[f"log_{name}"], "item") for name in joint.sites
+        }
+    if joint.sites[0] in after:
+        views = {
+            name: _axes(joint, name, before[name].ndim - 2) for name in joint.sites
+        }
+        groups["posterior_predictive"] = {
+            name: named(after[name], "item", *axes) for name, axes in views.items()
+        }
+        groups["prior_predictive"] = {
+            name: named(before[name], *axes) for name, axes in views.items()
+        }
     return groups
 
 
 def _observed(
-    data: Data | Groups, batch: Batch, rows: Array
+    joint: Joint, data: Data | Groups, batch: Batch, rows: Array
 ) -> dict[str, dict[str, Variable]]:
-    x = array(cast(Tensor, batch.views))
+    parts = list(map(array, batch.parts))
     if batch.present is not None:
-        x = np.where(
-            array(batch.present).reshape(*x.shape[:2], *[1] * (x.ndim - 2)), x, np.nan
-        )
-    axes = ("item", "view", *_axes(x.ndim - 2))
-    groups: dict[str, dict[str, Variable]] = {"observed_data": {"x": (axes, x)}}
+        seen = np.split(array(batch.present), np.cumsum(batch.widths)[:-1], 1)
+        parts = [
+            np.where(one.reshape(*one.shape, *[1] * (x.ndim - 2)), x, np.nan)
+            for x, one in zip(parts, seen, strict=True)
+        ]
+    groups: dict[str, dict[str, Variable]] = {"observed_data": {}}
+    for name, x in zip(joint.sites, parts, strict=True):
+        axes = ("item", *_axes(joint, name, x.ndim - 2))
+        groups["observed_data"][name] = axes, x
     labels = data.labels if isinstance(data, Split | Groups) else None
     if labels is not None:
         groups["constant_data"] = {"label": (("item",), array(labels)[rows])}
     return groups
 
 
-def _axes(event: int) -> tuple[str, ...]:
-    """Names for the axes of an item."""
-    if event == 3:
-        return "channel", "height", "width"
-    return tuple(f"axis_{i}" for i in range(event))
+def _axes(joint: Joint, name: str, event: int) -> tuple[str, ...]:
+    """Names for the axes of the views, of one modality those of z."""
+    image = ("channel", "height", "width")
+    own = image if event == 3 else tuple(f"axis_{i}" for i in range(event))
+    axes = ("view", *own)
+    return tuple(f"{axis}_{name}" for axis in axes) if joint.several else axes
 
 
 def _attrs(joint: Joint) -> dict[str, str]:

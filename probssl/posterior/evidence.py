@@ -66,10 +66,12 @@ def evidence(
 
     Its mean is the importance-weighted bound, below the evidence and rising to it with
     K. Random hyper-parameters are drawn from their guide: then it is the predictive
-    log-density of x under their posterior.
+    log-density of x under their posterior. Where contents are observed, in
+    `Groups.content`, it is that of x and the content, :math:`\log p(x, k)`.
 
     Arguments:
-        data: A `Split`, `Groups`, or a tensor or array (n, \*event).
+        data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
+            one for each modality.
         particles: The number K of samples.
         views: A sampler of views, all of which are then the data of an item,
             :math:`\log p(x_1, \dots, x_V)`; without one the item is seen alone.

@@ -20,7 +20,7 @@ __all__ = ["PATIENCE", "Array", "Data", "Items", "Views", "array", "chunks"]
 __all__ += ["evaluating"]
 
 Array = np.ndarray
-Data = Split | Tensor | np.ndarray
+Data = Split | Tensor | np.ndarray | tuple[Tensor | np.ndarray, ...]
 Views = Callable[[Tensor], Tensor | Batch]
 
 PATIENCE = 3.0  # seconds before a progress bar shows
@@ -49,7 +49,8 @@ class Items:
     r"""Items that become batches for an objective.
 
     Arguments:
-        data: A `Split`, `Groups`, or a tensor or array (n, \*event).
+        data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
+            one for each modality.
         like: A tensor of the device and the precision that the objective takes; None
             means those of the data.
         views: A sampler (batch, \*event) -> (batch, view, \*event), or -> Batch. Groups
@@ -65,20 +66,24 @@ class Items:
     ) -> None:
         self.grouped = isinstance(data, Groups)
         self.present = data.present if isinstance(data, Groups) else None
-        if self.grouped and views is not None:
+        self.content = data.content if isinstance(data, Groups) else None
+        values = _values(data)
+        self.several, self.sampler = isinstance(values, tuple), views
+        if views is not None and (self.grouped or self.several):
             raise ValueError(
-                "expected no views for Groups, which have their own; leave views out, "
-                "or pass a Split of single views"
+                "expected no views for Groups or several modalities, which have their "
+                "own; leave views out, or pass a Split of single views"
             )
-        self.values, self.sampler = _checked(data), views
-        whole = self.values.new_zeros((), dtype=torch.get_default_dtype())
-        own = self.values if self.values.is_floating_point() else whole
+        self.parts = _checked(values if isinstance(values, tuple) else (values,))
+        one = self.parts[0]
+        default = one.new_zeros((), dtype=torch.get_default_dtype())
+        own = one if one.is_floating_point() else default
         self.like = own if like is None else like
         if isinstance(views, nn.Module):
             views.to(self.like.device)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.parts[0])
 
     def rows(self, size: int, title: str) -> Iterator[Int[Tensor, " batch"]]:
         """All row numbers, in parts; with a progress bar if it takes a while."""
@@ -87,8 +92,10 @@ class Items:
         parts = torch.arange(len(self)).split(size)
         yield from tqdm(parts, title, delay=PATIENCE, unit="batch")
 
-    def alone(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
-        """The items in these rows, each by itself.
+    def alone(
+        self, rows: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *event"] | tuple[Tensor, ...]:
+        """The items in these rows, each by itself; a tuple if so the data are.
 
         Raises:
             TypeError: If they are groups.
@@ -96,21 +103,32 @@ class Items:
         if self.grouped:
             raise TypeError(
                 "expected single items, got Groups; pass one view: groups.views[:, 0]"
+                if not self.several
+                else "expected single items, got Groups; pass a view of each modality: "
+                "tuple(part[:, 0] for part in groups.views)"
             )
-        return self._converted(rows)
+        parts = self._converted(rows)
+        return parts if self.several else parts[0]
 
     def batch(self, rows: Int[Tensor, " batch"]) -> Batch:
         """The items in these rows with their views, and what is known of them."""
-        x = self._converted(rows)
+        parts = self._converted(rows)
+        if not self.grouped and not self.several:
+            return self._viewed(parts[0])._replace(index=rows)
         if not self.grouped:
-            return self._viewed(x)._replace(index=rows)
-        if self.present is None:
-            return Batch(x, index=rows)
-        present = self.present[rows.to(self.present.device)]
-        return Batch(x, index=rows, present=present.to(x.device))
+            return Batch(tuple(part.unsqueeze(1) for part in parts), index=rows)
+        known = (
+            None if one is None else one[rows.to(one.device)].to(parts[0].device)
+            for one in (self.present, self.content)
+        )
+        present, content = known
+        views = parts if self.several else parts[0]
+        return Batch(views, index=rows, present=present, content=content)
 
-    def _converted(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch ..."]:
-        x = self.values[rows.to(self.values.device)]
+    def _converted(self, rows: Int[Tensor, " batch"]) -> tuple[Tensor, ...]:
+        return tuple(self._values(part[rows.to(part.device)]) for part in self.parts)
+
+    def _values(self, x: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         values = x.to(self.like.device, self.like.dtype)
         return values / 255 if x.dtype == torch.uint8 else values
 
@@ -143,21 +161,37 @@ def chunks(draws: int, batch: Batch) -> list[int]:
     return [min(most, draws - start) for start in range(0, draws, most)]
 
 
-def _checked(data: Data | Groups) -> Shaped[Tensor, "item ..."]:
-    values: Any = data
+def _values(data: Data | Groups) -> Any:
+    """What the views are made of; zeros where one of a group is absent."""
     if isinstance(data, Split):
-        values = data.images
-    elif isinstance(data, Groups):
-        values = data.views
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        values = torch.tensor(values)  # keeps float64 for an objective in float64
-    if not isinstance(values, Tensor | np.ndarray):
-        hint = "one modality at a time" if isinstance(values, tuple) else "these"
-        hint = "its .train or .test" if hasattr(data, "train") else hint
+        return data.images
+    if hasattr(data, "train"):
         raise TypeError(
             "expected data to be a Split or a tensor or array (n, *event), got "
-            f"{type(data).__name__}; pass {hint}"
+            f"{type(data).__name__}; pass its .train or .test"
         )
-    tensor = value_tensor(values, "data")
-    check_values(tensor, "data")
-    return tensor
+    if not isinstance(data, Groups) or data.present is None:
+        return data.views if isinstance(data, Groups) else data
+    parts = Batch(data.views, present=data.present).parts
+    return parts if isinstance(data.views, tuple) else parts[0]
+
+
+def _checked(parts: tuple[Any, ...]) -> tuple[Shaped[Tensor, "item ..."], ...]:
+    found = []
+    for values in parts:
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            values = torch.tensor(values)  # keeps float64 for an objective in float64
+        if not isinstance(values, Tensor | np.ndarray):
+            raise TypeError(
+                "expected data to be a Split, a tensor or array (n, *event), or a "
+                f"tuple of these, got {type(values).__name__}; pass one of these"
+            )
+        found.append(value_tensor(values, "data"))
+        check_values(found[-1], "data")
+    if len({len(part) for part in found}) > 1:
+        raise ValueError(
+            "expected as many items in each modality, got "
+            f"{[len(part) for part in found]}; mark what is absent in present: "
+            "ps.data.groups(views, present=…)"
+        )
+    return tuple(found)

@@ -1,12 +1,15 @@
 """The joint of an objective, and whether it can answer what it is asked."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
 
 from ..guides import Point
 from ..joint import Joint
 
-__all__ = ["check_density", "check_proper", "check_spread", "joint_of"]
+__all__ = ["check_density", "check_proper", "check_spread", "decoded", "joint_of"]
 
 
 def joint_of(objective: nn.Module, what: str) -> Joint:
@@ -25,6 +28,15 @@ def joint_of(objective: nn.Module, what: str) -> Joint:
             "hyper-parameter; fit SimVAE or VAE, or use embed alone"
         )
     return joint
+
+
+def decoded(
+    joint: Joint, z: Tensor, widths: Sequence[int]
+) -> tuple[TorchDistribution, ...]:
+    """p(x_v | z_v) of each modality, which have so many views."""
+    if joint.several:
+        return joint.decode(z.split(list(widths), -2))
+    return (joint.decode(z),)
 
 
 def check_proper(joint: Joint, what: str) -> None:

@@ -1,23 +1,26 @@
 """Means of the posterior, and what the decoder makes of them."""
 
 from collections.abc import Callable
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..data.splits import Groups
 from ..joint import Joint
 from .items import Array, Data, Items, array, evaluating
-from .joints import check_proper, joint_of
+from .joints import check_proper, decoded, joint_of
 
 __all__ = ["embed", "reconstruct", "sample"]
+
+Images = Array | Any  # an array; for several modalities a tuple of arrays
 
 
 @overload
 def embed(
     objective: nn.Module,
-    data: Data,
+    data: Data | Groups,
     *,
     layer: str = ...,
     return_std: Literal[False] = False,
@@ -28,7 +31,7 @@ def embed(
 @overload
 def embed(
     objective: nn.Module,
-    data: Data,
+    data: Data | Groups,
     *,
     layer: str = ...,
     return_std: Literal[True],
@@ -38,7 +41,7 @@ def embed(
 
 def embed(
     objective: nn.Module,
-    data: Data,
+    data: Data | Groups,
     *,
     layer: str = "backbone",
     return_std: bool = False,
@@ -46,9 +49,13 @@ def embed(
 ) -> Array | tuple[Array, Array]:
     r"""Return the representation of each item seen alone: of a joint the mean of q.
 
+    Of several modalities it is the mean over those that are there.
+
     Arguments:
         objective: An objective, a joint, or a bare encoder.
-        data: A `Split`, or a tensor or array (n, \*event); bytes stand for k/255.
+        data: A `Split`, a tensor or array (n, \*event), or a tuple of these, one for
+            each modality; bytes stand for k/255. A joint of several modalities, some of
+            which may be absent, also takes `Groups`.
         layer: ``"backbone"``, or ``"projector"`` for what the objective compares.
         return_std: Whether to return the standard deviation of q(z|x) as well.
 
@@ -62,6 +69,11 @@ def embed(
     with evaluating(objective) as like:
         items = Items(data, like)
         for rows in items.rows(batch_size, "embed"):
+            if items.grouped and items.several:
+                whole = joint_of(objective, "representations of groups")
+                batch = items.batch(rows)
+                means.append(array(whole.pooled(batch)))
+                continue
             x = items.alone(rows)
             means.append(array(represent(x)))
             if joint is not None:
@@ -70,50 +82,63 @@ def embed(
     return (z, np.concatenate(deviations)) if return_std else z
 
 
-def reconstruct(
-    objective: nn.Module, data: Data, *, batch_size: int = 1024
-) -> Float[Array, "item *event"]:
+def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> Images:
     """Return the mean of p(x | z) where z is the mean of q(z|x), each item seen alone.
+
+    An array (item, \\*event); for several modalities, a tuple of these. Views that are
+    absent come from `complete`.
 
     Raises:
         ValueError: If the objective has no decoder.
     """
     joint = joint_of(objective, "reconstructions")
-    means = []
+    parts = []
     with evaluating(objective) as like:
         items = Items(data, like)
         for rows in items.rows(batch_size, "reconstruct"):
-            z = joint.prior.on_support(joint.represent(items.alone(rows)))
-            means.append(array(joint.decode(z.unsqueeze(1)).mean.squeeze(1)))
-    return np.concatenate(means)
+            z = joint.prior.on_support(joint.alone(items.alone(rows)).mean)
+            means = (p.mean for p in decoded(joint, z, (1,) * z.shape[1]))
+            parts.append([array(mean.squeeze(1)) for mean in means])
+    return joined(joint, parts)
 
 
 def sample(
-    objective: nn.Module, n: int, views: int = 2, *, batch_size: int = 1024
-) -> Float[Array, "item view *event"]:
+    objective: nn.Module, n: int, views: int | None = None, *, batch_size: int = 1024
+) -> Images:
     """Return the mean of p(x_v | z_v) for n draws of z_1..V from the prior.
 
-    Random hyper-parameters stand at the median of their guide.
+    An array (item, view, \\*event); for several modalities, a tuple of these. Random
+    hyper-parameters stand at the median of their guide.
+
+    Arguments:
+        views: How many of each item; None means 2, or one of each modality.
 
     Raises:
         ValueError: If the objective has no decoder, or p(y) is flat.
     """
+    joint = joint_of(objective, "samples")
+    views = (1 if joint.several else 2) if views is None else views
     if min(n, views, batch_size) < 1:
         raise ValueError(
             f"expected n, views and batch_size of at least 1, got {n}, {views} and "
             f"{batch_size}; raise them"
         )
-    joint = joint_of(objective, "samples")
     check_proper(joint, "samples")
-    means = []
+    widths, parts = (views,) * len(joint.sites), []
     with evaluating(objective):
         for start in range(0, n, batch_size):
-            z = joint.prior(views).sample((min(batch_size, n - start),))
-            means.append(array(joint.decode(z).mean))
-    return np.concatenate(means)
+            z = joint.prior(sum(widths)).sample((min(batch_size, n - start),))
+            parts.append([array(p.mean) for p in decoded(joint, z, widths)])
+    return joined(joint, parts)
 
 
-def _represent(objective: nn.Module, layer: str) -> Callable[[Tensor], Tensor]:
+def joined(joint: Joint, parts: list[list[Array]], axis: int = 0) -> Images:
+    """One array of what came in parts; of several modalities a tuple of them."""
+    whole = tuple(np.concatenate(each, axis) for each in zip(*parts, strict=True))
+    return whole if joint.several else whole[0]
+
+
+def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
     if layer not in ("backbone", "projector"):
         raise ValueError(
             f'expected layer to be "backbone" or "projector", got {layer!r}; '
@@ -140,10 +165,12 @@ def _encoded(z: object, encoder: nn.Module) -> Float[Tensor, "batch dim"]:
     return z.flatten(1)
 
 
-def _deviation(joint: Joint, x: Tensor) -> Float[Tensor, "batch dim"]:
+def _deviation(
+    joint: Joint, x: Tensor | tuple[Tensor, ...]
+) -> Float[Tensor, "batch dim"]:
     q = joint.alone(x)
     try:
-        return q.stddev.squeeze(1)
+        return q.stddev.mean(1)
     except NotImplementedError:
         raise ValueError(
             f"expected q(z|x) to have a standard deviation, got {type(q).__name__}, "

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor, nn
 
 from ..hyper import Positive
@@ -89,6 +89,26 @@ class Prior(nn.Module):
         """
         raise TypeError(_no_content(self, "given(y)"))
 
+    def component(self) -> Categorical:
+        """Return p(k), of the component of p(y) that an item belongs to.
+
+        Raises:
+            ValueError: If p(y) has no components.
+        """
+        raise ValueError(_no_components(self))
+
+    def responsibilities(
+        self,
+        z: Float[Tensor, "*batch view dim"],
+        present: Bool[Tensor, "*batch view"] | None = None,
+    ) -> Categorical:
+        r"""Return :math:`p(k \mid z_1, \dots, z_V)`, of the component of an item.
+
+        Raises:
+            ValueError: If p(y) has no components.
+        """
+        raise ValueError(_no_components(self))
+
     @contextmanager
     def at(self, **drawn: Tensor) -> Iterator["Prior"]:
         """Within it, random hyper-parameters have these values, one for all items.
@@ -165,6 +185,14 @@ def _no_content(prior: Prior, method: str) -> str:
     return (
         f"expected a prior with p(y) and p(z|y) of its own, got {type(prior).__name__} "
         f"without a method {method}; integrate the content out: Joint(…, content=None)"
+    )
+
+
+def _no_components(prior: Prior) -> str:
+    return (
+        "expected a prior with components for observed contents, got "
+        f"{type(prior).__name__}; use priors.Mixture or priors.TwoTier, or leave "
+        "content out of the batch"
     )
 
 

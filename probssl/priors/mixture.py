@@ -8,7 +8,7 @@ References:
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro.distributions import (
     Categorical,
     MixtureSameFamily,
@@ -55,6 +55,7 @@ class _Clusters(Prior):
         views: int,
         *,
         present: Bool[Tensor, "*batch view"] | None = None,
+        component: Int[Tensor, "*batch"] | None = None,
         **drawn: Tensor,
     ) -> SharedComponent:
         """Return the distribution of the views, the cluster summed out.
@@ -62,14 +63,21 @@ class _Clusters(Prior):
         Arguments:
             views: The number of views.
             present: The views whose marginal density is meant; None means all.
+            component: The clusters that are known, which are then given; -1 where one
+                is not, and is summed out.
             drawn: Values of hyper-parameters, whose shape becomes the batch shape.
         """
         loc, relative = self.components()
         self._check_shapes(self.known_dim(), loc.shape[-1])
         scales = self._scales(relative, drawn)
+        logits = _restricted(self.logits, component)
         return SharedComponent(
-            self.logits, loc, *scales, views, present=present, validate_args=False
+            logits, loc, *scales, views, present=present, validate_args=False
         )
+
+    def component(self) -> Categorical:
+        r"""Return p(k), the weights π of the clusters."""
+        return Categorical(logits=self.logits, validate_args=False)
 
     def responsibilities(
         self,
@@ -237,13 +245,23 @@ class TwoTier(_Clusters):
         responsibilities, event shape (dim,)."""
         return self._views(z, present).content(z)
 
-    def content(self, **drawn: Tensor) -> MixtureSameFamily:
-        """Return p(y), a mixture of normals, event shape (dim,)."""
+    def content(
+        self, *, component: Int[Tensor, "*batch"] | None = None, **drawn: Tensor
+    ) -> MixtureSameFamily:
+        """Return p(y), a mixture of normals, event shape (dim,).
+
+        Where a component is known, not -1, it is the normal of that component.
+        """
         loc, relative = self.components()
         scale = self.y_scale.over(drawn) * relative
-        shape = torch.broadcast_shapes(loc.shape, scale.shape)
-        normal = Normal(loc.expand(shape), scale, validate_args=False).to_event(1)
-        logits = self.logits.expand(shape[:-1])
+        logits = _restricted(self.logits, component)
+        shape = torch.broadcast_shapes(
+            logits.unsqueeze(-1).shape, loc.shape, scale.shape
+        )
+        normal = Normal(
+            loc.expand(shape), scale.expand(shape), validate_args=False
+        ).to_event(1)
+        logits = logits.expand(shape[:-1])
         cluster = Categorical(logits=logits, validate_args=False)
         return MixtureSameFamily(cluster, normal, validate_args=False)
 
@@ -277,6 +295,17 @@ class TwoTier(_Clusters):
         self, relative: Tensor, drawn: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         return self.scale.over(drawn), self.y_scale.over(drawn) * relative
+
+
+def _restricted(
+    logits: Float[Tensor, " component"], known: Int[Tensor, "*batch"] | None
+) -> Float[Tensor, "*batch component"]:
+    """Log-weights with all the mass on the component that is known, if it is."""
+    if known is None:
+        return logits
+    known = known.unsqueeze(-1)
+    others = torch.arange(len(logits), device=logits.device) != known
+    return logits.expand(others.shape).masked_fill(others & (known >= 0), -torch.inf)
 
 
 def _check_own_scales(components: nn.Module, scale: Positive) -> None:

@@ -9,7 +9,7 @@ References:
 """
 
 import pyro.distributions as dist
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -60,12 +60,28 @@ class Spherical(Prior):
         return views - 1
 
     def forward(
-        self, views: int, *, dim: int | None = None, **drawn: Tensor
+        self,
+        views: int,
+        *,
+        present: Bool[Tensor, "*batch view"] | None = None,
+        dim: int | None = None,
+        **drawn: Tensor,
     ) -> SharedDirection:
-        """Return the distribution of the views, y integrated out."""
-        concentration = self.concentration.of(drawn)
-        dim = dim or self.known_dim()
-        return SharedDirection(concentration, views, dim, validate_args=False)
+        """Return the distribution of the views, y integrated out.
+
+        Arguments:
+            views: The number of views.
+            present: The views whose marginal density is meant; None means all.
+            dim: The dimension, if the prior leaves it open.
+            drawn: Values of hyper-parameters, whose shape becomes the batch shape.
+        """
+        return SharedDirection(
+            self.concentration.of(drawn),
+            views,
+            dim or self.known_dim(),
+            present=present,
+            validate_args=False,
+        )
 
     def on_support(self, z: Tensor) -> Tensor:
         """Normalise to length 1."""
@@ -83,9 +99,13 @@ class Spherical(Prior):
         concentration = self.concentration.of(drawn).expand(y.shape[:-1])
         return VonMisesFisher(y, concentration, validate_args=False)
 
-    def posterior_y(self, z: Float[Tensor, "*batch view dim"]) -> VonMisesFisher:
+    def posterior_y(
+        self,
+        z: Float[Tensor, "*batch view dim"],
+        present: Bool[Tensor, "*batch view"] | None = None,
+    ) -> VonMisesFisher:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, von Mises-Fisher about the sum."""
-        return self.of(z).direction(z)
+        return self.of(z, present).direction(z)
 
     def log_kernel(
         self,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..nn import PerModality
 from ..terms import Batch, Terms
 from ..train.prepare import settle
 from . import modules
@@ -167,15 +168,24 @@ def representation(case: _Case) -> Iterator[str]:
     if not hasattr(case.objective, "represent"):
         yield "expected a method represent(x) -> (n, dim), which embed calls, got none"
         return
-    views = case.batch.views
-    x = (views[0] if isinstance(views, tuple) else views)[:, 0]
-    z = case.objective.represent(x).detach()
-    if z.dim() != 2 or len(z) != len(x) or not z.isfinite().all():
-        yield f"expected finite numbers of shape ({len(x)}, dim), got {tuple(z.shape)}"
+    items = case.batch.shape[0]
+    z = case.objective.represent(_alone(case, items)).detach()
+    if z.dim() != 2 or len(z) != items or not z.isfinite().all():
+        yield f"expected finite numbers of shape ({items}, dim), got {tuple(z.shape)}"
         return
-    gap = differs(case.objective.represent(x[:1]).detach(), z[:1])
+    gap = differs(case.objective.represent(_alone(case, 1)).detach(), z[:1])
     if gap:
         yield f"{gap} in represent(x) of an item on its own; look for batch statistics"
+
+
+def _alone(case: _Case, items: int) -> Tensor | tuple[Tensor, ...]:
+    """The first view of some items; of several modalities that of each."""
+    views = case.batch.views
+    if not isinstance(views, tuple):
+        return views[:items, 0]
+    first = tuple(part[:items, 0] for part in views)
+    several = any(isinstance(m, PerModality) for m in case.objective.modules())
+    return first if several else first[0]
 
 
 def _same(case: _Case, moved: Batch, what: str) -> Iterator[str]:

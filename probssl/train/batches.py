@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..data.memory import observed_content
 from ..data.splits import Groups, Split
 from ..data.tensors import check_values, value_tensor
 from ..terms import Batch
@@ -129,6 +130,7 @@ def source(
     batch_size: int,
     order: Generator,
     target: Target,
+    content: Any = None,
 ) -> Items | Loaded:
     """The batches of a data set, which is checked, and moved unless it is loaded.
 
@@ -137,16 +139,30 @@ def source(
     Raises:
         TypeError: If the data are of no known kind.
         ValueError: If there are no items, NaN or infinity, lengths that do not match,
-            or both groups and views.
+            both groups and views, or contents twice or beside a loader.
     """
     if isinstance(views, nn.Module):
         views.to(target.device)
+    if content is not None and isinstance(data, DataLoader):
+        raise ValueError(
+            "expected no content for a DataLoader, got one; let it yield Batches with "
+            "their content"
+        )
     if isinstance(data, DataLoader):
         return Loaded(data, views, order, target)
     if isinstance(data, Groups):
         at, count = _of_groups(data, views, target)
     else:
         at, count = _of_items(data, views, target)
+    if isinstance(data, Groups) and data.content is not None:
+        if content is not None:
+            raise ValueError(
+                "expected contents once, got those of the Groups and others; leave "
+                "content out of one of them"
+            )
+        content = data.content
+    if content is not None:
+        at = _with_content(at, observed_content(content, count).to(target.device))
     return Items(at, count, batch_size, order, target.device)
 
 
@@ -222,6 +238,11 @@ def _of_groups(data: Groups, views: Views | None, target: Target) -> tuple[At, i
         return _converted(batch, target)
 
     return at, lengths[0]
+
+
+def _with_content(at: At, content: Int[Tensor, " n"]) -> At:
+    """Batches with the observed contents of their items."""
+    return lambda rows: at(rows)._replace(content=content[rows])
 
 
 def _moved(values: Any, target: Target, what: str) -> Shaped[Tensor, "n *event"]:

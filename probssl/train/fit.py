@@ -42,6 +42,7 @@ def fit(
     data: Data,
     *,
     views: Views | None = None,
+    content: Any = None,
     valid: Data | None = None,
     epochs: int = 100,
     batch_size: int = 128,
@@ -79,6 +80,10 @@ def fit(
             is one, or of Batches. Buffers named ``population`` are set to its length.
         views: A sampler (batch, \\*event) -> (batch, view, \\*event), or -> Batch.
             Without one the items are their only view; Groups have their own.
+        content: Contents of some of the items that the objective may see, as
+            `Batch.content`: whole numbers (n,), the components of a mixture prior, -1
+            where one is not known. Labels of a `Split` are not seen. Validation goes
+            without, unless its data are Groups that have their own.
         valid: Further data, measured after every epoch: all items, the same views, and
             the same random numbers every time, which leave those of training alone.
         batch_size: The items of a batch; a DataLoader has its own.
@@ -120,7 +125,7 @@ def fit(
     target = target_of(objective, device)
     order = Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
     make = partial(source, views=views, batch_size=batch_size, order=order)
-    train = make(data, target=target)
+    train = make(data, target=target, content=content)
     held_out = None if valid is None else make(valid, target=target)
     settle(objective, target.device, population=train.count)
     optimizer = prepared_optimizer(optimizer, objective, learning_rate)

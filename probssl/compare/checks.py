@@ -1,0 +1,95 @@
+"""What does not compare, and why."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import Dataset
+from ..joint import Joint
+from ..nn import PerModality
+
+__all__ = ["LEAST", "check", "check_finite", "check_views"]
+
+LEAST = 20  # test items, below which errors over items mean nothing
+
+
+def check(objectives: dict[str, nn.Module], data: Dataset, taken: list[str]) -> None:
+    """Raise a ValueError for what cannot stand in one table.
+
+    Arguments:
+        taken: Names that baselines have.
+    """
+    if not objectives:
+        raise ValueError(
+            "expected at least one objective to compare, got none; give "
+            "{'SimVAE': simvae, …}"
+        )
+    if both := [name for name in objectives if name in taken]:
+        raise ValueError(
+            f"expected other names than those of baselines, got {both[0]!r}; rename "
+            "it, or set baselines=False"
+        )
+    for part, split in (("training", data.train), ("test", data.test)):
+        if split.labels is None:
+            raise ValueError(
+                f"expected labels for the {part} items of {data.name}, got none; "
+                "scores need them: give the data set labels"
+            )
+    if len(data.test.images) < LEAST:
+        raise ValueError(
+            f"expected at least {LEAST} test items for entropies and errors over "
+            f"items, got {len(data.test.images)}; hold out more"
+        )
+    for name, objective in objectives.items():
+        _check_one_modality(name, objective)
+    joints = {name: getattr(o, "joint", None) for name, o in objectives.items()}
+    _check_evidences({k: j for k, j in joints.items() if isinstance(j, Joint)})
+
+
+def _check_one_modality(name: str, objective: nn.Module) -> None:
+    for module in objective.modules():
+        if isinstance(module, PerModality):
+            raise ValueError(
+                f"expected encoders of one kind of items, got {name} with "
+                f"{len(module)} modalities; its parts compare one by one on data of "
+                "theirs: encoder.parts[0]"
+            )
+
+
+def _check_evidences(joints: dict[str, Joint]) -> None:
+    measures = {name: joint.likelihood.measure for name, joint in joints.items()}
+    listed = "; ".join(f"{name}: {measure}" for name, measure in measures.items())
+    pseudo = {joint.likelihood.pseudo for joint in joints.values()}
+    if len(pseudo) > 1:
+        raise ValueError(
+            "expected evidences or pseudo-likelihoods, got both: "
+            f"{listed}; what is no density of x is no evidence: give all joints one "
+            "kind of likelihood"
+        )
+    if len(set(measures.values())) > 1:
+        raise ValueError(
+            "expected evidences under one measure of the data, got "
+            f"{listed}; they are no comparison: give all joints one kind of likelihood"
+        )
+
+
+def check_finite(name: str, *parts: np.ndarray) -> None:
+    """Raise a ValueError for embeddings that diverged."""
+    bad = sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
+    if bad:
+        raise ValueError(
+            f"expected finite embeddings, got NaN or infinity for {bad} items by "
+            f"{name}; its fit has diverged: lower the learning rate, or leave it out"
+        )
+
+
+def check_views(views: object) -> Tensor:
+    """Return the views of a sampler, which must be two or more of one kind."""
+    views = getattr(views, "views", views)
+    if not isinstance(views, Tensor) or views.ndim < 3 or views.shape[1] < 2:
+        shape = tuple(views.shape) if isinstance(views, Tensor) else type(views)
+        raise ValueError(
+            "expected a sampler of 2 views of each item or more, (n, view, *event), "
+            f"got {shape}; by default it is recipes.views(data)"
+        )
+    return views if views.is_floating_point() else views.to(torch.get_default_dtype())

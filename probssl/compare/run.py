@@ -1,0 +1,191 @@
+"""Every method on the same data, the same views and the same measures."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import recipes
+from ..data import Dataset, Split
+from ..evaluation import scores
+from ..evaluation.collapse import effective_rank_values
+from ..evaluation.errors import Estimate, estimate
+from ..posterior import embed
+from ..terms import Batch
+from .checks import check, check_finite, check_views
+from .decoding import as_float, decoded
+from .table import Comparison, Row
+from .terms import own_terms, representation_terms
+
+__all__ = ["compare", "sampled"]
+
+Sampler = Callable[[Tensor], Tensor | Batch]
+
+PAIRED = 2_000  # test items at most for what takes all their pairs
+RAW, UNTRAINED = "raw pixels", "untrained encoder"
+
+
+class Embedded(NamedTuple):
+    """What a method makes of the items, each alone, and of their views."""
+
+    train: Float[np.ndarray, "n dim"]
+    test: Float[np.ndarray, "m dim"]
+    views: Float[Tensor, "k view dim"]
+    device: torch.device
+
+
+def compare(
+    objectives: dict[str, nn.Module],
+    data: Dataset,
+    *,
+    views: Sampler | None = None,
+    baselines: bool = True,
+    seconds: Mapping[str, float] | None = None,
+    max_train: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Measure fitted objectives on the terms, in nats, and on the scores.
+
+    Terms are measured on two views of each test item, the same for all, with unit
+    weights; they are never read off a loss. Every encoder is measured under every prior
+    and by every estimator of H[z], of at most 2,000 of the items. Scores see each item
+    alone, through the mean of q or the encoder's output, fitted on the training split.
+
+    Arguments:
+        objectives: Fitted objectives by name.
+        data: The data set, with labels.
+        views: The sampler of the views; by default `recipes.views`.
+        baselines: Whether to add rows for raw pixels, PCA and an untrained encoder.
+        seconds: The training time of each objective, to be listed.
+        max_train: Fit probes on at most so many training items.
+        seed: Of the views, the noise, the draws of the probes, and the decoders.
+
+    Raises:
+        ValueError: If labels are missing, there are fewer than 20 test items or no
+            pairs of views, embeddings are not finite, encoders take several modalities,
+            or evidences under different measures of the data, or pseudo-likelihoods
+            beside densities, would stand side by side.
+    """
+    check(objectives, data, [RAW, UNTRAINED] if baselines else [])
+    pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
+    few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
+    subjects: dict[str, object] = dict(objectives)
+    if baselines:
+        subjects |= _baselines(objectives, data, seed)
+    bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
+    embedded = {}
+    for name, subject in subjects.items():  # all of them before any is measured
+        bar.set_postfix_str(name)
+        embedded[name] = _embedded(name, subject, data, pair[np.sort(few)])
+        bar.update()
+    rows: dict[str, Row] = {}
+    bar.set_description("measure")
+    for name, subject in subjects.items():
+        bar.set_postfix_str(name)
+        with _seeded(seed, embedded[name].device):
+            own = own_terms(subject, pair)
+        row = _row(own, embedded[name], data, seed, max_train, raw=name == RAW)
+        if seconds is not None and name in seconds:
+            row["seconds"] = seconds[name]
+        rows[name] = row
+        bar.update()
+    bar.close()
+    return Comparison(data.name, seed, rows)
+
+
+def _row(
+    own: dict[str, Estimate],
+    z: Embedded,
+    data: Dataset,
+    seed: int,
+    max_train: int | None,
+    raw: bool,
+) -> Row:
+    labels = data.train.labels, data.test.labels
+    assert labels[0] is not None and labels[1] is not None
+    probes = scores(z.train, labels[0], z.test, labels[1], seed, max_train=max_train)
+    terms, matrix, left_out = representation_terms(z.views)
+    matrix["effective_rank"] = estimate(effective_rank_values(z.test))
+    if raw:
+        left_out["decoded"] = "z is the item itself"
+    else:
+        with _seeded(seed, z.device):
+            train, test = (torch.from_numpy(x).double() for x in (z.train, z.test))
+            matrix["decoded"] = estimate(decoded(data, train, test, z.device))
+    if "log_det" in matrix:
+        terms["log_det"] = matrix["log_det"]
+    found = own | terms | matrix
+    errors = {name: entry.standard_error for name, entry in found.items()}
+    errors["few_label_probe"] = probes["few_label_probe_se"]
+    for name in ("linear_probe", "knn"):
+        right = probes[name]
+        errors[name] = float(np.sqrt(right * (1 - right) / len(z.test)))
+    return {
+        "terms": {name: entry.value for name, entry in (own | terms).items()},
+        "scores": probes,
+        "matrix": {name: entry.value for name, entry in matrix.items()},
+        "errors": errors,
+        "left_out": left_out,
+    }
+
+
+def sampled(
+    sampler: Sampler, split: Split, seed: int
+) -> Float[Tensor, "n view *event"]:
+    """Views of all items of a split, always the same for one seed."""
+    with _seeded(seed, torch.device("cpu")):
+        parts = as_float(split).split(1024)
+        return torch.cat([check_views(sampler(part)) for part in parts])
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Randomness of its own, also on the device."""
+    forked = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(forked):
+        torch.manual_seed(seed)
+        yield
+
+
+def _embedded(name: str, subject: object, data: Dataset, pair: Tensor) -> Embedded:
+    train, test = (_represent(subject, split) for split in (data.train, data.test))
+    each = [_represent(subject, Split(view)) for view in pair.unbind(1)]
+    check_finite(name, train, test, *each)
+    tensors = [torch.from_numpy(np.asarray(z)) for z in each]
+    device = torch.device("cpu")
+    if isinstance(subject, nn.Module):
+        numbers = itertools.chain(subject.parameters(), subject.buffers())
+        device = next((number.device for number in numbers), device)
+    return Embedded(train, test, torch.stack(tensors, 1).flatten(2), device)
+
+
+def _represent(subject: object, split: Split) -> np.ndarray:
+    if isinstance(subject, nn.Module):
+        return np.asarray(embed(subject, split))
+    return subject(as_float(split).flatten(1).numpy())  # type: ignore[operator]
+
+
+def _baselines(
+    objectives: dict[str, nn.Module], data: Dataset, seed: int
+) -> dict[str, object]:
+    """Raw pixels, PCA to the dimension of the first objective, an untrained encoder."""
+    from sklearn.decomposition import PCA
+
+    first = next(iter(objectives.values()))
+    dim = embed(first, Split(data.test.images[:2])).shape[1]
+    train = as_float(data.train).flatten(1).numpy()
+    pca = PCA(min(dim, *train.shape), random_state=seed).fit(train)
+    with _seeded(seed, torch.device("cpu")):
+        untrained = recipes.encoder(data, dim)
+    return {
+        RAW: lambda x: x,
+        f"PCA-{pca.n_components_}": pca.transform,
+        UNTRAINED: untrained,
+    }

@@ -1,0 +1,203 @@
+"""What a comparison found, as tables, text and JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["MARKS", "Comparison", "Row"]
+
+Row = dict[str, Any]
+
+SHOWN = {
+    "reconstruction": "E log p(x|z)",
+    "entropy": "H[q]",
+    "alignment": "E log p(z)",
+    "elbo": "ELBO",
+    "log_det": "log-det",
+    "linear_probe": "linear",
+    "few_label_probe": "few-label",
+    "knn": "5-NN",
+    "cluster_accuracy": "cluster",
+    "ari": "ARI",
+    "effective_rank": "rank",
+    "seconds": "seconds",
+}
+DIGITS = {"effective_rank": 1, "seconds": 1, "linear_probe": 3, "few_label_probe": 3}
+DIGITS |= {"knn": 3, "cluster_accuracy": 3, "ari": 3}
+TERMS = {"reconstruction", "entropy", "alignment", "elbo", "log_det"}
+TERMS |= {"gaussian_alignment", "gaussian_entropy"}
+
+MATRIX = {
+    "log_det": ("Gaussian", "log-det"),
+    "gaussian_kernel": ("Gaussian", "KDE"),
+    "gaussian_nearest": ("Gaussian", "NN"),
+    "student_nearest": ("Student", "NN"),
+    "spherical_kernel": ("sphere", "KDE"),
+    "info_nce": ("I(z;z')", "InfoNCE"),
+    "gaussian_information": ("I(z;z')", "Gauss"),
+    "nearest_information": ("I(z;z')", "NN"),
+    "decoded": ("log p(x|z)", "decoder"),
+    "effective_rank": ("", "rank"),
+    "view_distance": ("view", "dist."),
+    "uniformity": ("uni-", "formity"),
+}
+
+# Terms that say nothing by themselves, and why.
+MARKS = dict.fromkeys(
+    (
+        "gaussian_alignment",
+        "gaussian_entropy",
+        "student_alignment",
+        "kernel_entropy",
+        "nearest_entropy",
+    ),
+    "moves when z is rescaled: compare sums of alignment and entropy",
+) | dict.fromkeys(
+    ("spherical_alignment", "spherical_entropy"),
+    "one part of a sum, on the sphere: compare the sum",
+)
+
+WIDTH = 120
+
+
+class Comparison:
+    """What `compare` found: for each method its terms, scores and seconds.
+
+    Attributes:
+        data: The name of the data set.
+        seed: The seed of the views and of all draws.
+        methods: For each name ``{"terms": …, "scores": …, "matrix": …, "errors": …,
+            "left_out": …}``, and ``"seconds"`` where they are known. `errors` are
+            standard errors by the names of the other entries; `left_out` says why an
+            entry of the matrix is missing.
+    """
+
+    def __init__(self, data: str, seed: int, methods: dict[str, Row]) -> None:
+        self.data, self.seed, self.methods = data, seed, methods
+
+    @property
+    def table(self) -> "pandas.DataFrame":
+        """One row for each method, terms in nats per item; NaN where undefined."""
+        rows = {
+            name: {k: v for k, v in row["terms"].items() if k in TERMS}
+            | row["scores"]
+            | {"seconds": row.get("seconds", math.nan)}
+            for name, row in self.methods.items()
+        }
+        table = _frame(rows)
+        return table.reindex(columns=[*SHOWN, *table.columns.difference([*SHOWN])])
+
+    @property
+    def matrix(self) -> "pandas.DataFrame":
+        r"""One row for each method, one column for each quantity that has no gauge.
+
+        Nothing here moves when z is rescaled or rotated. The columns are, with two
+        views in nats per item,
+
+        ========================  ==================================================
+        log_det                   Gaussian alignment + log-determinant entropy
+        gaussian_kernel           Gaussian alignment + kernel density entropy
+        gaussian_nearest          Gaussian alignment + nearest-neighbour entropy
+        student_nearest           Student-t alignment + nearest-neighbour entropy
+        spherical_kernel          von Mises-Fisher alignment + kernel density entropy
+        info_nce                  lower bound on I(z; z'), at most log n
+        gaussian_information      I(z; z') of Gaussians
+        nearest_information       I(z; z') by nearest neighbours
+        decoded                   E log p(x|z) by a decoder fitted afterwards
+        effective_rank            of the test items, in dimensions
+        view_distance             squared, of directions (the less, the closer)
+        uniformity                Wang and Isola's, of directions (less is better)
+        ========================  ==================================================
+
+        and each has a column of its standard error, its name with ``_se`` behind.
+        """
+        rows = {}
+        for name, row in self.methods.items():
+            values, errors = row.get("matrix", {}), row.get("errors", {})
+            rows[name] = {
+                key: entry
+                for column in MATRIX
+                for key, entry in (
+                    (column, values.get(column, math.nan)),
+                    (f"{column}_se", errors.get(column, math.nan)),
+                )
+            }
+        return _frame(rows)
+
+    def __str__(self) -> str:
+        table, matrix = self.table, self.matrix
+        main = {
+            name: ["", title, *(_number(x, DIGITS.get(name, 2)) for x in table[name])]
+            for name, title in SHOWN.items()
+            if table[name].notna().any()
+        }
+        beside = {
+            name: [*title, *map(_with_error, matrix[name], matrix[f"{name}_se"])]
+            for name, title in MATRIX.items()
+            if name != "effective_rank" and matrix[name].notna().any()
+        }
+        text = _aligned([*self.methods], main)
+        if not beside:
+            return text
+        said = "what does not move when z is rescaled; (standard error of last digits)"
+        return f"{text}\n\n{said}\n{_aligned([*self.methods], beside)}"
+
+    __repr__ = __str__
+
+    def to_json(self, path: str | PathLike[str] | None = None) -> str:
+        """The comparison as JSON, also written to `path` if it is given.
+
+        ``"marks"`` says of some terms why they do not compare by themselves.
+        """
+        content = {"data": self.data, "seed": self.seed, "marks": MARKS}
+        content["methods"] = self.methods
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, path: str | PathLike[str]) -> "Comparison":
+        """Read what `to_json` wrote."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(content["data"], content["seed"], content["methods"])
+
+
+def _frame(rows: Mapping[str, Mapping[str, float]]) -> "pandas.DataFrame":
+    import pandas
+
+    return pandas.DataFrame.from_dict(rows, orient="index").astype(float)
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _with_error(value: float, error: float) -> str:
+    """The value with the error of its last digits: 1.23(4) is 1.23 ± 0.04."""
+    if math.isnan(value) or not error > 0:
+        return _number(value, 2)
+    digits = min(max(0, math.ceil(-math.log10(error) - 0.02)), 4)
+    return f"{value:.{digits}f}({error * 10**digits:.0f})"
+
+
+def _aligned(names: list[str], columns: dict[str, list[str]]) -> str:
+    """Columns under titles of two lines, in blocks no wider than a line."""
+    left = max(map(len, names)) + 1
+    blocks: list[list[str]] = []
+    for cells in columns.values():
+        width = max(map(len, cells)) + 1
+        if not blocks or len(blocks[-1][0]) + width > WIDTH:
+            blocks.append([name.ljust(left) for name in ("", "", *names)])
+        blocks[-1] = [
+            line + cell.rjust(width)
+            for line, cell in zip(blocks[-1], cells, strict=True)
+        ]
+    shown = ([line for line in block if line.strip()] for block in blocks)
+    return "\n\n".join("\n".join(lines) for lines in shown)

@@ -1,0 +1,181 @@
+"""The terms of one encoder, with unit weights, and what makes them comparable."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..bounds import ELBO
+from ..evaluation.collapse import alignment_uniformity_values
+from ..evaluation.errors import Estimate, Undefined, estimate
+from ..evaluation.information import (
+    gaussian_information,
+    info_nce,
+    nearest_neighbour_information,
+)
+from ..joint import Joint
+from ..posterior.items import evaluating
+from ..terms import Batch
+from .densities import (
+    directions,
+    full_rank,
+    gaussian,
+    gaussian_peak,
+    kernel_density,
+    log_determinant,
+    nearest,
+    off_sphere,
+    spherical,
+    spherical_peak,
+    square_distances,
+    student,
+)
+
+__all__ = ["SUMS", "Measured", "attempt", "own_terms", "representation_terms"]
+
+T = TypeVar("T")
+
+PARTS = 20  # of the items, whose spread is the error of a bound's terms
+
+# Alignment and entropy whose sum does not move when z is rescaled.
+SUMS = {
+    "log_det": ("gaussian_alignment", "gaussian_entropy"),
+    "gaussian_kernel": ("gaussian_alignment", "kernel_entropy"),
+    "gaussian_nearest": ("gaussian_alignment", "nearest_entropy"),
+    "student_nearest": ("student_alignment", "nearest_entropy"),
+    "spherical_kernel": ("spherical_alignment", "spherical_entropy"),
+}
+
+
+class Measured(NamedTuple):
+    """What was measured of one encoder, by name.
+
+    Arguments:
+        terms: Alignments and entropies, in nats per item.
+        matrix: What does not move when z is rescaled or rotated.
+        left_out: Why what is missing is missing.
+    """
+
+    terms: dict[str, Estimate]
+    matrix: dict[str, Estimate]
+    left_out: dict[str, str]
+
+
+def representation_terms(z: Float[Tensor, "n view dim"]) -> Measured:
+    r"""Alignment under every prior, H[z] by every estimator, and what they share.
+
+    Flat or uniform p(y), a scale by maximum likelihood, and so the gauge
+    :math:`(V - 1) H[z]`, with which entropies are given: the sums
+
+    .. math:: \hat I = E \log p(z_1, \dots, z_V) + (V - 1) \hat H[z]
+
+    do not move when z is rescaled or rotated, nor, but on the sphere, when it is
+    shifted. For two views each is a lower bound on their mutual information if
+    :math:`\hat H` is the entropy; log-determinant and kernel densities are above it.
+    Mutual information itself is that of the first two views.
+    """
+    z = z.double()
+    n, views, dim = z.shape
+    flat = cache(lambda: full_rank(z))
+    unit = cache(lambda: directions(z))
+    square = cache(lambda: square_distances(off_sphere(flat())))
+    chord = cache(lambda: square_distances(full_rank(unit(), centre=False)))
+    makers: dict[str, Callable[[], Tensor]] = {
+        "gaussian_alignment": lambda: gaussian(flat()),
+        "gaussian_entropy": lambda: log_determinant(flat()),
+        "student_alignment": lambda: student(flat()),
+        "kernel_entropy": lambda: kernel_density(square(), dim, gaussian_peak),
+        "nearest_entropy": lambda: nearest(square(), dim),
+        "spherical_alignment": lambda: spherical(full_rank(unit(), centre=False)),
+        "spherical_entropy": lambda: kernel_density(chord(), dim, spherical_peak),
+    }
+    found, left_out = attempt(makers)
+    values = {
+        name: (views - 1) * value if name.endswith("entropy") else value
+        for name, value in found.items()
+    }
+    sums = {
+        name: values[alignment] + values[entropy]
+        for name, (alignment, entropy) in SUMS.items()
+        if alignment in values and entropy in values
+    }
+    left_out |= {
+        name: next(left_out[part] for part in parts if part in left_out)
+        for name, parts in SUMS.items()
+        if name not in sums
+    }
+    matrix, missing = attempt(_shared(z, unit))
+    terms = {name: estimate(value) for name, value in values.items()}
+    return Measured(
+        terms,
+        {name: estimate(value) for name, value in sums.items()} | matrix,
+        left_out | missing,
+    )
+
+
+def _shared(
+    z: Float[Tensor, "n view dim"], unit: Callable[[], Tensor]
+) -> dict[str, Callable[[], Estimate]]:
+    """Mutual information and the distances on the sphere, none of them with a gauge."""
+    first, second = z[:, 0], z[:, 1]
+    spread = cache(lambda: alignment_uniformity_values(unit()))
+    return {
+        "info_nce": lambda: info_nce(first, second),
+        "gaussian_information": lambda: gaussian_information(first, second),
+        "nearest_information": lambda: nearest_neighbour_information(first, second),
+        "view_distance": lambda: estimate(spread()[0]),
+        "uniformity": lambda: estimate(spread()[1]),
+    }
+
+
+def attempt(
+    makers: Mapping[str, Callable[[], T]],
+) -> tuple[dict[str, T], dict[str, str]]:
+    """What can be measured, by name, and why the rest cannot."""
+    found: dict[str, T] = {}
+    left_out: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except Undefined as error:
+            left_out[name] = str(error)
+    return found, left_out
+
+
+def own_terms(
+    objective: object, views: Float[Tensor, "n view *event"], particles: int = 8
+) -> dict[str, Estimate]:
+    """The terms of the evidence bound of a joint for all views of an item, in nats.
+
+    Unit weights whatever the objective's own; empty where there is no joint, or none
+    that is proper. The errors are those of means over twenty parts of the items.
+    """
+    joint = getattr(objective, "joint", None)
+    if not isinstance(joint, Joint) or not joint.prior.proper:
+        return {}
+    parts = torch.arange(len(views)).tensor_split(min(PARTS, len(views)))
+    sizes, values = [], []
+    with evaluating(joint) as like:
+        for rows in itertools.chain.from_iterable(part.split(512) for part in parts):
+            x = views[rows] if like is None else views[rows].to(like)
+            terms = ELBO(particles)(joint, Batch(x))[:3]
+            sizes.append(len(rows))
+            values.append([float(term) for term in terms])
+    table = np.array([[*row, sum(row)] for row in values])
+    names = ("reconstruction", "entropy", "alignment", "elbo")
+    return {
+        name: _weighted(column, np.array(sizes) / sum(sizes))
+        for name, column in zip(names, table.T, strict=True)
+    }
+
+
+def _weighted(means: np.ndarray, shares: np.ndarray) -> Estimate:
+    """The mean of means over parts of the items, and its error."""
+    mean = (shares * means).sum()
+    variance = (shares * np.square(means - mean)).sum() / max(1, len(means) - 1)
+    return Estimate(float(mean), float(np.sqrt(variance)))

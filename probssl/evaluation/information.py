@@ -1,0 +1,215 @@
+r"""The mutual information :math:`I(a; b)` of two views' representations, in nats.
+
+None of the estimates moves when a and b are rescaled or rotated together.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from .arrays import Array, representations
+from .errors import Estimate, Undefined, estimate
+from .maximum import maximiser
+
+__all__ = ["gaussian_information", "info_nce", "nearest_neighbour_information"]
+
+IDENTICAL = 1e-12  # below, 1 - ρ² is rounding error
+KEPT = 2**21  # distances that are in memory at once
+
+
+def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
+    r"""The InfoNCE lower bound with a von Mises-Fisher kernel, at its best temperature.
+
+    .. math:: I \ge \max_\tau E_i \log
+        \frac{e^{a_i^\top b_i / \tau}}{\frac1n \sum_j e^{a_i^\top b_j / \tau}},
+        \qquad \lVert a \rVert = \lVert b \rVert = 1,
+
+    averaged over both directions. It cannot exceed :math:`\log n`. The temperature is
+    fitted to the same items, which makes the bound optimistic by about 1/n nats, as one
+    fitted number does. Memory grows with the square of n.
+
+    Raises:
+        Undefined: If a representation is zero.
+
+    References:
+        Representation Learning with Contrastive Predictive Coding (van den Oord et al.,
+        2018)
+        https://arxiv.org/abs/1807.03748
+        On Variational Bounds of Mutual Information (Poole et al., 2019)
+        https://arxiv.org/abs/1905.06922
+    """
+    a, b = (_directions(z) for z in _pairs(a, b))
+    n = len(a)
+    matched, square = np.square(a - b).sum(1), _squares(a, b)
+    typical = square.mean()
+    if not typical > 0:
+        raise Undefined("all representations have one direction: it tells nothing")
+    nearest = [square.min(axis, keepdims=True) for axis in (1, 0)]
+
+    def kernels(inverse: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for axis, near in zip((1, 0), nearest, strict=True):
+            kernel = np.exp(-0.5 * inverse * (square - near))
+            total = kernel.sum(axis, keepdims=True)
+            values = 0.5 * inverse * (near.ravel() - matched) - np.log(
+                total.ravel() / n
+            )
+            yield kernel, total, values
+
+    def bound(inverse: float) -> float:
+        return float(np.mean([values for *_, values in kernels(inverse)]))
+
+    # concave in 1 / τ; at the upper end each item is told from all others, or none is
+    best = maximiser(bound, 1e-3 / typical, 1e6 / typical)
+    # as one of the others, an item lowers the values by its share of their sums
+    adds = [
+        values - (kernel / total).sum(1 - axis) + 1
+        for axis, (kernel, total, values) in zip((1, 0), kernels(best), strict=True)
+    ]
+    return estimate(np.mean(adds, 0))
+
+
+def gaussian_information(
+    a: Float[Array, "n dim"], b: Float[Array, "n dim"]
+) -> Estimate:
+    r"""The mutual information of two Gaussians, from their canonical correlations.
+
+    .. math:: I = -\frac12 \sum_i \log(1 - \rho_i^2)
+        = \frac12 \log \frac{|\Sigma_a| \, |\Sigma_b|}{|\Sigma|}
+
+    less what it is too large on average for Gaussian a and b, which is known exactly
+    from the log-determinants of Wishart matrices. Dimensions along which a or b do not
+    vary are left out: they tell nothing. Where a and b are Gaussian each by itself it
+    is a lower bound, up to sampling error.
+
+    Raises:
+        Undefined: If there are as many dimensions as items, or one of a is a linear
+            function of b.
+    """
+    a, b = (_uncorrelated(z) for z in _pairs(a, b))
+    left, rho, right = np.linalg.svd(a.T @ b)
+    freedom, dims = len(a) - 1, (a.shape[1], b.shape[1])
+    if freedom < sum(dims):
+        raise Undefined(
+            f"{len(a)} items are too few for the covariance of {dims[0]} + {dims[1]} "
+            "dimensions"
+        )
+    rest = 1 - rho**2
+    if rest.min() < IDENTICAL:
+        raise Undefined("one view is a linear function of the other: I is infinite")
+    bias = [_log_determinant_bias(freedom, dim) for dim in (*dims, sum(dims))]
+    value = -0.5 * np.log(rest).sum() - (bias[0] + bias[1] - bias[2]) / 2
+
+    p, q = ((z @ axes[:, : len(rho)]) for z, axes in ((a, left), (b, right.T)))
+    apart = (p**2 + q**2 - 2 * rho * p * q) / rest - p**2 - q**2
+    influence = -0.5 * freedom * apart.sum(1)
+    return estimate(value + influence - influence.mean())
+
+
+def nearest_neighbour_information(
+    a: Float[Array, "n dim"], b: Float[Array, "n dim"], k: int = 3
+) -> Estimate:
+    r"""The estimate by nearest neighbours of Kraskov, Stögbauer and Grassberger.
+
+    .. math:: \hat I = \psi(k) + \psi(n)
+        - E_i\big[\psi(n_a(i) + 1) + \psi(n_b(i) + 1)\big],
+
+    where :math:`n_a(i)` counts the items whose a is nearer to :math:`a_i` than the k-th
+    neighbour is in the larger of the two distances. It is nearly unbiased where a and b
+    are independent, and too low where they depend strongly or have many dimensions.
+    Time grows with the square of n, memory with n. The error is that of the jackknife,
+    which leaves out one item at a time.
+
+    Arguments:
+        k: Which neighbour; the more, the less noise, and the more bias.
+
+    References:
+        Estimating mutual information (Kraskov, Stögbauer and Grassberger, 2004)
+        https://arxiv.org/abs/cond-mat/0305641
+    """
+    from scipy.special import digamma
+
+    first, second = _pairs(a, b)
+    n = len(first)
+    if not 1 <= k < n - 1:
+        raise ValueError(
+            f"expected k from 1 to {n - 2}, two less than there are items, got {k}; "
+            "lower k or give more"
+        )
+    first, second = (z - z.mean(0) for z in (first, second))
+    if not np.abs(first).max() > 0 or not np.abs(second).max() > 0:
+        raise Undefined("all representations are equal: they tell nothing")
+    values, adds = np.empty(n), np.zeros(n)
+    for rows in np.array_split(np.arange(n), -(-n * n // KEPT)):
+        squares = _squares(first[rows], first), _squares(second[rows], second)
+        for square in squares:
+            square[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
+        values[rows], others = _neighbourhoods(*squares, k)
+        adds -= others
+    adds += values
+    value = values.mean() + digamma(k) + digamma(n)
+    return estimate(value + adds - adds.mean())
+
+
+def _neighbourhoods(
+    a: Float[np.ndarray, "rows n"], b: Float[np.ndarray, "rows n"], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minus the digammas of each row, and how they rise without each of the columns.
+
+    Without a neighbour the next one takes its place; without another item within reach
+    there is one less to count.
+    """
+    from scipy.special import digamma
+
+    together = np.maximum(a, b)
+    ordered = np.partition(together, (k - 1, k), axis=1)[:, k - 1 : k + 1]
+    reach, beyond = ordered[:, :1], ordered[:, 1:]
+    value, next_value, rise = np.zeros(len(a)), np.zeros(len(a)), np.zeros(a.shape)
+    for square in (a, b):
+        within = square < reach
+        count = within.sum(1)
+        value -= digamma(count + 1)
+        next_value -= digamma(np.maximum((square < beyond).sum(1), 1))
+        rise += within / np.maximum(count, 1)[:, None]
+    rise = np.where(together <= reach, (next_value - value)[:, None], rise)
+    return value, rise.sum(0)
+
+
+def _pairs(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:
+    (a,), (b,) = representations(a), representations(b)
+    if len(a) != len(b) or len(a) < 3:
+        raise ValueError(
+            f"expected two representations of the same 3 items or more, got {len(a)} "
+            f"and {len(b)}; embed the views of the same items, in one order"
+        )
+    return a, b
+
+
+def _directions(z: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(z, axis=1, keepdims=True)
+    if not length.all():
+        raise Undefined(f"{(length == 0).sum()} representations are zero")
+    return z / length
+
+
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The squared distances of all pairs."""
+    norms = np.square(a).sum(1)[:, None] + np.square(b).sum(1)
+    return np.maximum(norms - 2 * a @ b.T, 0)
+
+
+def _uncorrelated(z: np.ndarray) -> np.ndarray:
+    """Orthonormal columns that span those of z less their means."""
+    columns, spread, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
+    rounding = np.finfo(float).eps * max(z.shape) * np.linalg.norm(z)
+    if not (spread > rounding).any():
+        raise Undefined("all representations are equal: they tell nothing")
+    return columns[:, spread > rounding]
+
+
+def _log_determinant_bias(freedom: int, dim: int) -> float:
+    r"""How much :math:`E \log |S|` exceeds :math:`\log |\Sigma|` for Gaussians."""
+    from scipy.special import digamma
+
+    each = digamma((freedom - np.arange(dim)) / 2) - np.log(freedom / 2)
+    return float(each.sum())

@@ -1,0 +1,110 @@
+"""What is missing: absent views from the present ones, components from the views."""
+
+import numpy as np
+from jaxtyping import Float
+from torch import nn
+from tqdm import tqdm
+
+from ..data.splits import Groups
+from ..joint import Joint
+from ..terms import Batch
+from .items import PATIENCE, Array, Data, Items, Views, array, chunks, evaluating
+from .joints import decoded, joint_of
+from .representation import Images, joined
+
+__all__ = ["classify", "complete"]
+
+
+def complete(
+    objective: nn.Module,
+    data: Groups | Batch,
+    *,
+    draws: int | None = None,
+    batch_size: int = 64,
+) -> Images:
+    r"""Return what p(x_v | z_v) says of every view, absent ones given the present.
+
+    .. math:: p(x_\text{absent} \mid x_\text{present}) \approx \int
+        p(x_\text{absent} \mid z_\text{absent}) \,
+        p(z_\text{absent} \mid z_\text{present}) \,
+        q(z_\text{present} \mid x_\text{present}) \, dz
+
+    One modality is generated from another by marking the other as absent. Observed
+    contents, where the data have some, are given as well. The result is an array
+    (item, view, \*event), with as many draws in front; for several modalities, a tuple
+    of these.
+
+    Arguments:
+        data: `Groups`, or a `Batch`, which say what is present.
+        draws: The number of draws of x; None means the mean of p(x_v | z_v) where z is
+            the mean of its distribution. The mean over draws is that over z as well.
+
+    Raises:
+        ValueError: If there is no joint distribution, or the data cannot have come from
+            it.
+    """
+    if min(batch_size, 1 if draws is None else draws) < 1:
+        raise ValueError(
+            f"expected draws and batch_size of at least 1, got {draws} and "
+            f"{batch_size}; raise them"
+        )
+    joint = joint_of(objective, "completions")
+    if isinstance(data, Batch):
+        data = Groups(data.views, None, data.present, data.content)
+    parts = []
+    with evaluating(objective) as like:
+        items = Items(data, like)
+        for rows in items.rows(batch_size, "complete"):
+            batch = joint.arranged(items.batch(rows))
+            joint.check(batch)
+            found = (
+                _mean(joint, batch) if draws is None else _drawn(joint, batch, draws)
+            )
+            parts.append(found)
+    return joined(joint, parts, axis=0 if draws is None else 1)
+
+
+def classify(
+    objective: nn.Module,
+    data: Data | Groups,
+    *,
+    views: Views | None = None,
+    draws: int = 16,
+    batch_size: int = 64,
+) -> Float[Array, "item component"]:
+    r"""Return :math:`p(k \mid x_1, \dots, x_V)` of each item under a mixture prior.
+
+    Trained with observed contents, the components are classes, and this classifies.
+    Contents that the data have are not looked at.
+
+    Arguments:
+        data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
+            one for each modality.
+        views: A sampler of views, all of which are then seen; without one the item is
+            seen alone.
+        draws: The number of draws of q that it is a mean over; under the guide
+            `Coupled` it is exact without.
+
+    Raises:
+        ValueError: If there is no joint distribution with a mixture prior.
+    """
+    joint = joint_of(objective, "a classification")
+    parts = []
+    with evaluating(objective) as like:
+        items = Items(data, like, views)
+        for rows in items.rows(batch_size, "classify"):
+            parts.append(array(joint.responsibilities(items.batch(rows), draws)))
+    return np.concatenate(parts)
+
+
+def _mean(joint: Joint, batch: Batch) -> list[Array]:
+    z = joint.prior.on_support(joint.encode(batch).mean)
+    return [array(p.mean) for p in decoded(joint, z, batch.widths)]
+
+
+def _drawn(joint: Joint, batch: Batch, draws: int) -> list[Array]:
+    q, found = joint.encode(batch), []
+    for n in tqdm(chunks(draws, batch), "draws", delay=PATIENCE, leave=False):
+        each = decoded(joint, q.sample((n,)), batch.widths)
+        found.append([array(p.sample()) for p in each])
+    return [np.concatenate(part) for part in zip(*found, strict=True)]

@@ -1,0 +1,677 @@
+"""Several modalities, absent views and observed contents in one joint."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.bounds import ELBO, IWAE, log_weights
+from probssl.data.splits import Groups, Split
+from probssl.posterior import classify, complete, embed, reconstruct, sample, to_arviz
+from probssl.posterior import evidence as evidence_of
+from probssl.priors import Gaussian, Mixture, Prior, Spherical, TwoTier
+from probssl.terms import Batch
+from probssl.testing import check_guide, check_objective
+
+pytestmark = pytest.mark.usefixtures("float64")
+DIM, EVENTS, NOISES = 2, (5, 3), (0.4, 0.7)
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+class ExactFactors(nn.Module):
+    """The likelihood as a normal function of z, with the raw scale that gives it."""
+
+    def __init__(self, weight: Tensor, noise: float, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.precision = weight.square().sum(0) / noise**2
+        self.weight, self.noise, self.floor = weight, noise, floor
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc = x @ self.weight / self.noise**2 / self.precision
+        raw = (self.precision.rsqrt() - self.floor).expm1().log()
+        return torch.cat([loc, raw.expand_as(loc)], -1)
+
+
+def linear_gaussian(prior: Prior, guide: Callable = ps.guides.Coupled) -> ps.Joint:
+    """x = W z + noise in each modality; orthogonal columns make factors diagonal."""
+    encoders, decoders = [], []
+    for event, noise in zip(EVENTS, NOISES, strict=True):
+        weight = torch.linalg.qr(torch.randn(event, DIM)).Q * torch.tensor([0.5, 2.0])
+        decoders.append(nn.Linear(DIM, event, bias=False))
+        decoders[-1].weight = nn.Parameter(weight)
+        encoders.append(ExactFactors(weight, noise))
+    likelihoods = tuple(ps.likelihoods.Gaussian(noise) for noise in NOISES)
+    networks = (ps.nn.PerModality(encoders), ps.nn.PerModality(decoders))
+    return ps.Joint(prior, likelihoods, *networks, guide=guide)
+
+
+def evidence(joint: ps.Joint, batch: Batch, means: Tensor, y_scale: float) -> Tensor:
+    """log p(x present | k) of all items and components, by dense linear algebra."""
+    views = batch.shape[1]
+    share = joint.prior.scale().square() * torch.eye(views) + y_scale**2
+    z = torch.kron(share, torch.eye(DIM))
+    weights, noises = [], []
+    for net, noise, width in zip(
+        joint.decoder.parts, NOISES, batch.widths, strict=True
+    ):
+        weights += [net.weight.detach()] * width
+        noises += [torch.full((len(net.weight),), noise**2)] * width
+    weight = torch.block_diag(*weights)
+    covariance = weight @ z @ weight.T + torch.cat(noises).diag()
+    x = torch.cat([part.flatten(1) for part in batch.parts], 1)
+    found = []
+    for i in range(len(x)):
+        seen = torch.cat(
+            [
+                torch.full(
+                    (len(w),), batch.present is None or bool(batch.present[i, v])
+                )
+                for v, w in enumerate(weights)
+            ]
+        )
+        normal = MultivariateNormal(
+            torch.zeros(int(seen.sum())), covariance[seen][:, seen]
+        )
+        centres = [(weight @ mean.repeat(views))[seen] for mean in means]
+        found.append(torch.stack([normal.log_prob(x[i, seen] - c) for c in centres]))
+    return torch.stack(found)
+
+
+def two_modalities(items: int = 6) -> Batch:
+    """Two views of one modality and one of the other."""
+    return Batch((torch.randn(items, 2, EVENTS[0]), torch.randn(items, 1, EVENTS[1])))
+
+
+def some_absent(batch: Batch) -> Batch:
+    """Every pattern of present views but none; what is absent holds NaN."""
+    present = torch.tensor(
+        [[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 0, 0], [0, 0, 1]]
+    ).bool()
+    parts = zip(batch.views, present.split(batch.widths, 1), strict=True)
+    views = tuple(x.where(seen.unsqueeze(-1), math.nan) for x, seen in parts)
+    return batch._replace(views=views, present=present)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_elbo_of_two_modalities_is_the_evidence_under_the_coupled_guide(absent):
+    joint, batch = linear_gaussian(Gaussian(DIM, 0.6, 1.3)), two_modalities()
+    batch = some_absent(batch) if absent else batch
+    joint.check(batch)
+    found = log_weights(joint, batch, particles=3).local()
+    exact = evidence(joint, batch, torch.zeros(1, DIM), 1.3).squeeze(1)
+    assert_close(found, exact.expand(3, -1), **EXACT)
+
+
+def priors(weights: Tensor) -> list[tuple[Prior, float]]:
+    found: list[tuple[Prior, float]] = [
+        (Mixture(DIM, 3, 0.6), 0.0),
+        (TwoTier(DIM, 3, 0.6, 1.3), 1.3),
+    ]
+    for prior, _ in found:
+        prior.logits.data = weights.log()
+    return found
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("absent", [False, True])
+def test_elbo_with_observed_contents_is_their_joint_evidence(index, absent):
+    weights = torch.tensor([0.2, 0.3, 0.5])
+    prior, y_scale = priors(weights)[index]
+    joint, batch = linear_gaussian(prior), two_modalities()
+    batch = some_absent(batch) if absent else batch
+    content = torch.tensor([0, 2, -1, 1, -1, 2])
+    log_joint = weights.log() + evidence(
+        joint, batch, prior.components()[0].detach(), y_scale
+    )
+    exact = torch.stack(
+        [
+            row.logsumexp(0) if k < 0 else row[k]
+            for row, k in zip(log_joint, content, strict=True)
+        ]
+    )
+    batch = batch._replace(content=content)
+    joint.check(batch)
+    found = log_weights(joint, batch, particles=3)
+    assert_close(found.local(), exact.expand(3, -1), **EXACT)
+    share = joint.responsibilities(batch)
+    assert_close(share, log_joint.softmax(1), **EXACT)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_gradients_with_observed_contents_are_those_of_the_evidence(index):
+    prior, y_scale = priors(torch.tensor([0.2, 0.3, 0.5]))[index]
+    joint, batch = linear_gaussian(prior), some_absent(two_modalities())
+    content = torch.tensor([0, 2, -1, 1, -1, 2])
+    value = sum(ELBO(2)(joint, batch._replace(content=content)))
+    log_joint = prior.logits.log_softmax(0) + evidence(
+        joint, batch, prior.components()[0], y_scale
+    )
+    exact = torch.where(
+        content < 0,
+        log_joint.logsumexp(1),
+        log_joint.gather(1, content.clamp(min=0).unsqueeze(1)).squeeze(1),
+    )
+    # The weights and means of the prior: all else is held fixed in `evidence`.
+    leaves = [prior.logits, *prior.components.parameters()]
+    slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+    assert all(slope.isfinite().all() for slope in slopes if slope is not None)
+    expected = torch.autograd.grad(exact.mean(), leaves, allow_unused=True)
+    assert_close(slopes, expected, **EXACT)
+
+
+def test_the_density_of_observed_contents_counts_as_alignment():
+    prior, _ = priors(torch.tensor([0.2, 0.3, 0.5]))[1]
+    joint, content = linear_gaussian(prior), torch.tensor([0, 2, -1, 1, -1, 2])
+    batch = two_modalities()._replace(content=content)
+    torch.manual_seed(3)
+    terms = ELBO()(joint, batch)
+    torch.manual_seed(3)
+    z = poutine.trace(joint.guide).get_trace(batch).nodes["z"]["value"]
+    each = torch.stack(
+        [prior(3, component=torch.tensor(k)).log_prob(z) for k in range(3)]
+    )
+    each = each + torch.tensor([[0.2], [0.3], [0.5]]).log()
+    one = each.gather(0, content.clamp(min=0).unsqueeze(0)).squeeze(0)
+    assert_close(
+        terms.alignment, torch.where(content < 0, each.logsumexp(0), one).mean()
+    )
+    p = joint.decode(z.split((2, 1), -2))
+    plain = [q.log_prob(x).sum(1) for q, x in zip(p, batch.views, strict=True)]
+    assert_close(terms.reconstruction, sum(plain).mean())
+
+
+def test_unknown_contents_change_nothing():
+    joint, batch = linear_gaussian(Mixture(DIM, 3)), two_modalities()
+    unknown = batch._replace(content=torch.full((6,), -1))
+    values = []
+    for each in (batch, unknown):
+        torch.manual_seed(1)
+        values.append(ELBO(2)(joint, each))
+    for one, other in zip(*values, strict=True):
+        assert_close(one, other)
+
+
+def test_observed_contents_are_sites_of_their_own_for_pyros_tools():
+    joint = linear_gaussian(Mixture(DIM, 3))
+    batch = two_modalities()._replace(content=torch.tensor([0, 1, 2, -1, 0, 1]))
+    nodes = poutine.trace(joint.model).get_trace(batch).nodes
+    assert [n for n in nodes if n in {"component", "z", "x_0", "x_1"}] == [
+        "component",
+        "z",
+        "x_0",
+        "x_1",
+    ]
+    drawn = Predictive(poutine.uncondition(joint.model), num_samples=7, parallel=True)
+    sites = drawn(batch)
+    assert sites["component"].shape == (7, 6)
+    assert sites["x_0"].shape == (7, 6, 2, 5) and sites["x_1"].shape == (7, 6, 1, 3)
+
+
+def test_an_explicit_content_is_drawn_in_the_component_that_is_known():
+    prior = TwoTier(DIM, 3, 0.6, 1.3)
+    known = torch.tensor([2, -1, 0])
+    p, y = prior.content(component=known), torch.randn(3, DIM)
+    loc = prior.components()[0]
+    each = torch.distributions.Normal(loc, 1.3).log_prob(y.unsqueeze(1)).sum(-1)
+    whole = (prior.logits.log_softmax(0) + each).logsumexp(1)
+    expected = torch.stack([each[0, 2], whole[1], each[2, 0]])
+    assert_close(p.log_prob(y), expected)
+    joint = linear_gaussian(prior, ps.guides.DiagonalGaussian)
+    joint.content = ps.guides.Content(DIM)
+    batch = two_modalities()._replace(content=torch.tensor([0, 1, 2, -1, 0, 1]))
+    sum(ELBO()(joint, batch)).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in joint.parameters())
+
+
+@pytest.mark.parametrize(
+    "content, match",
+    [
+        (torch.tensor([0, 1, 3, 0, 0, 0]), "from -1"),
+        (torch.tensor([0, 1, -2, 0, 0, 0]), "from -1"),
+        (torch.zeros(5).long(), "6 whole numbers"),
+        (torch.zeros(6), "whole numbers"),
+    ],
+)
+def test_contents_that_are_no_components_are_refused(content, match):
+    joint = linear_gaussian(Mixture(DIM, 3))
+    with pytest.raises(ValueError, match=match):
+        joint.check(two_modalities()._replace(content=content))
+
+
+def test_other_priors_refuse_contents_and_name_those_that_take_them():
+    joint, batch = linear_gaussian(Gaussian(DIM)), two_modalities()
+    batch = batch._replace(content=torch.zeros(6).long())
+    for call in (joint.check, joint.encode, joint.model, joint.responsibilities):
+        with pytest.raises(ValueError, match=r"priors\.Mixture"):
+            call(batch)
+
+
+def test_contents_reach_the_objective_by_row_and_labels_do_not():
+    seen: list[Batch] = []
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, batch: Batch) -> ps.Terms:
+            seen.append(batch)
+            return ps.Terms(alignment=self.scale * batch.views.mean())
+
+    x, known = torch.arange(20.0).view(20, 1), torch.arange(20) - 1
+    split = ps.data.Split(x, labels=torch.arange(20))
+    options = {"epochs": 1, "batch_size": 5, "progress": False}
+    ps.fit(Watching(), split, **options)
+    assert all(batch.content is None for batch in seen)
+    grouped = ps.data.groups(x.unsqueeze(1), content=known.tolist())
+    for data, own in ((split, known), (x, known.numpy()), (grouped, None)):
+        seen.clear()
+        ps.fit(Watching(), data, content=own, **options)
+        for batch in seen:
+            assert_close(batch.content, batch.views[:, 0, 0].long() - 1)
+    for bad, error in (
+        (known[:5], ValueError),
+        (known - 1, ValueError),
+        (known.double(), TypeError),
+    ):
+        with pytest.raises(error, match="content"):
+            ps.fit(Watching(), split, content=bad, **options)
+    with pytest.raises(ValueError, match="once"):
+        ps.fit(Watching(), grouped, content=known, **options)
+    assert_close(grouped.rows(torch.tensor([3, 1])).content, torch.tensor([2, 0]))
+
+
+def mlp(guide: Callable = ps.guides.DiagonalGaussian, prior: Prior | None = None):
+    likelihoods = (ps.likelihoods.Gaussian(ps.learned(0.5)), ps.likelihoods.Binomial(4))
+    encoders = [ps.nn.MLPEncoder((n,), DIM, hidden=(6,)) for n in EVENTS]
+    decoders = [ps.nn.MLPDecoder(DIM, (n,), hidden=(6,)) for n in EVENTS]
+    networks = (ps.nn.PerModality(encoders), ps.nn.PerModality(decoders))
+    prior = Gaussian(DIM, 0.5) if prior is None else prior
+    return ps.Joint(prior, likelihoods, *networks, guide=guide)
+
+
+def measured(items: int = 5) -> Batch:
+    """Two views of a real vector, one of grey levels."""
+    grey = torch.randint(0, 5, (items, 1, EVENTS[1])) / 4.0
+    return Batch((torch.randn(items, 2, EVENTS[0]), grey))
+
+
+GUIDES = ("DiagonalGaussian", "Coupled", "FullGaussian", "Flow")
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_absent_modalities_hold_anything_and_change_nothing(name):
+    if name == "Flow":
+        pytest.importorskip("zuko")
+    joint, batch = mlp(getattr(ps.guides, name)), measured()
+    present = torch.tensor([[True, True, False]] * 5)
+    values = []
+    for filler in (math.nan, 7.0):
+        grey = torch.full_like(batch.views[1], filler)
+        absent = Batch((batch.views[0], grey), present=present)
+        joint.check(absent)
+        torch.manual_seed(1)
+        value = sum(ELBO(3)(joint, absent))
+        slopes = torch.autograd.grad(value, list(joint.parameters()), allow_unused=True)
+        values.append([value, *(s for s in slopes if s is not None)])
+    assert all(v.isfinite().all() for v in values[0])
+    for one, other in zip(*values, strict=True):
+        assert_close(one, other)
+
+
+def test_reconstruction_is_the_sum_over_modalities():
+    joint, batch = mlp(), measured()
+    torch.manual_seed(3)
+    terms = ELBO()(joint, batch)
+    torch.manual_seed(3)
+    guide = poutine.trace(joint.guide).get_trace(batch)
+    model = poutine.trace(poutine.replay(joint.model, trace=guide)).get_trace(batch)
+    model.compute_log_prob()
+    each = [model.nodes[name]["log_prob"] for name in ("x_0", "x_1")]
+    assert_close(terms.reconstruction, sum(each).mean())
+    z = guide.nodes["z"]["value"]
+    p = joint.decode(z.split((2, 1), -2))
+    plain = [q.log_prob(x).sum(1) for q, x in zip(p, batch.views, strict=True)]
+    assert_close(terms.reconstruction, sum(plain).mean())
+
+
+def test_one_view_of_each_modality_may_be_one_tensor():
+    joint = linear_gaussian(Gaussian(DIM))
+    joint.decoder.parts[1] = nn.Linear(DIM, EVENTS[0])
+    joint.posterior.factors.encoder.parts[1] = joint.encoder.parts[0]
+    x = torch.randn(4, 2, EVENTS[0])
+    found = []
+    for views in (x, x.split(1, 1)):
+        torch.manual_seed(1)
+        found.append(IWAE(3)(joint, Batch(views)))
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "guide, absent",
+    [(ps.guides.DiagonalGaussian, True), (ps.guides.Coupled, False)],
+)
+def test_two_modalities_keep_the_laws_of_objectives(guide, absent):
+    batch = measured()
+    if absent:
+        present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0], [1, 0, 0]])
+        batch = batch._replace(present=present.bool())
+    check_objective(ps.limits.SimVAE(mlp(guide)), batch, repeats=10)
+
+
+def test_observed_contents_keep_the_laws_of_objectives():
+    batch = measured()._replace(content=torch.tensor([0, -1, 2, 1, -1]))
+    joint = mlp(ps.guides.Coupled, TwoTier(DIM, 3, 0.5))
+    check_objective(ps.limits.SimVAE(joint), batch, repeats=10)
+
+
+def test_two_modalities_come_back_from_a_folder(tmp_path):
+    objective, batch = ps.limits.SimVAE(mlp(ps.guides.Coupled)), measured()
+    again = ps.load(ps.save(objective, tmp_path))
+    assert again.joint.likelihood.measure == "Lebesgue × counting, {0, …, 4} / 4"
+    values = []
+    for each in (objective.eval(), again):
+        torch.manual_seed(1)
+        values.append(sum(each(batch)))
+    assert_close(*values)
+
+
+def test_modalities_that_do_not_match_are_refused():
+    gaussian, net = ps.likelihoods.Gaussian(), ps.nn.MLPEncoder((3,), DIM)
+    out = ps.nn.MLPDecoder(DIM, (3,))
+    several = ps.nn.PerModality([net, net]), ps.nn.PerModality([out, out])
+    for likelihood, encoder, decoder in (
+        (gaussian, *several),
+        ((gaussian, gaussian), net, several[1]),
+        ((gaussian, gaussian), several[0], out),
+        ((gaussian,) * 3, *several),
+    ):
+        with pytest.raises(ValueError, match="for each modality"):
+            ps.Joint(Gaussian(DIM), likelihood, encoder, decoder)
+    joint = mlp()
+    with pytest.raises(ValueError, match="2 modalities"):
+        joint.check(Batch(torch.randn(2, 3, 3)))
+    with pytest.raises(ValueError, match="2 modalities"):
+        joint.check(Batch((torch.randn(2, 3, 3),)))
+    with pytest.raises(ValueError, match="one for each modality"):
+        joint.decode(torch.randn(2, 2, DIM))
+    with pytest.raises(ValueError, match="grey levels"):
+        joint.check(Batch((torch.randn(2, 1, 5), torch.full((2, 1, 3), 0.3))))
+    with pytest.raises(ValueError, match="one modality"):
+        single = ps.Joint(Gaussian(DIM), gaussian, net, out)
+        single.check(Batch((torch.randn(2, 1, 3), torch.randn(2, 1, 3))))
+
+
+class TestSphere:
+    """Absent views under a content on the sphere."""
+
+    @staticmethod
+    def joint() -> ps.Joint:
+        return mlp(ps.guides.PowerSpherical, Spherical(DIM, 4.0))
+
+    def test_density_of_present_views_is_that_of_so_many(self):
+        prior, z = Spherical(3, 6.0), nn.functional.normalize(torch.randn(5, 4, 3), -1)
+        z.requires_grad_()
+        for seen in (1, 2, 3, 4):
+            present = (torch.arange(4) < seen).expand(5, 4)
+            values = prior.log_prob(z, present), prior.log_prob(z[:, :seen])
+            assert_close(*values, **EXACT)
+            slopes = [torch.autograd.grad(v.sum(), z)[0] for v in values]
+            assert_close(*slopes, **EXACT)
+            y = prior.posterior_y(z, present), prior.posterior_y(z[:, :seen])
+            assert_close(y[0].loc, y[1].loc, **EXACT)
+            assert_close(y[0].concentration, y[1].concentration, **EXACT)
+        none = torch.zeros(5, 4).bool()
+        assert_close(prior.log_prob(z, none), torch.zeros(5), **EXACT)
+
+    def test_absent_views_follow_the_prior_given_the_present_ones(self):
+        n, prior = 8_000, Spherical(3, 4.0)
+        z = nn.functional.normalize(torch.randn(1, 3, 3), dim=-1)
+        present = torch.tensor([[True, True, False]])
+        views = prior(3)
+        drawn = views.complete(z.expand(n, 3, 3), present)
+        assert_close(drawn[:, :2], z.expand(n, 3, 3)[:, :2])
+        last = drawn[:, 2]
+        assert_close(last.norm(dim=-1), torch.ones(n))
+        away = last.mean(0) - views.complete_mean(z, present)[0, 2]
+        assert (away.abs() < 5 * last.std(0) / math.sqrt(n)).all()
+        # Against uniform points: the conditional density has this mean, too.
+        u = nn.functional.normalize(torch.randn(n, 3), dim=-1)
+        both = torch.cat([z[:, :2].expand(n, 2, 3), u.unsqueeze(1)], 1)
+        log_ratio = prior.log_prob(both) - prior.log_prob(z, present)
+        weight = (log_ratio + ps.special.log_area(3)).exp()
+        assert abs(weight.mean() - 1) < 5 * weight.std() / math.sqrt(n)
+        moment = weight * u.square()[:, 0]
+        error = torch.hypot(moment.std(), last[:, 0].square().std()) / math.sqrt(n)
+        assert abs(moment.mean() - last[:, 0].square().mean()) < 5 * error
+
+    @pytest.mark.parametrize("dim", [2, 3, 16])
+    @pytest.mark.parametrize("concentration", [0.0, 2.0, 200.0])
+    def test_a_draw_of_few_proposals_is_a_sample(self, dim, concentration):
+        loc = nn.functional.normalize(torch.randn(dim), dim=-1)
+        p = ps.distributions.VonMisesFisher(loc, concentration)
+        cosine = p.expand((4_000,)).draw() @ loc
+        away = cosine.mean() - p.mean @ loc
+        assert abs(away) < 5 * cosine.std() / math.sqrt(len(cosine))
+
+    def test_the_bound_does_not_depend_on_what_is_drawn_for_absent_views(self):
+        joint, batch = self.joint(), measured()
+        present = torch.tensor([[True, True, False]] * 5)
+        parts, without = batch.parts, joint.encode(batch._replace(present=present))
+        z, values = without.rsample(), []
+        for other in (z, torch.cat([z[:, :2], -z[:, 2:]], 1)):
+            q = joint.encode(batch._replace(present=present)).log_prob(other)
+            values.append(joint.prior.log_prob(other) - q)
+        assert_close(*values)
+        alone = joint.prior.log_prob(z[:, :2])
+        q = joint.encode(Batch((parts[0], parts[1]))).base_dist.log_prob(z)[:, :2]
+        assert_close(values[0], alone - q.sum(1))
+
+    def test_guide_and_objective_keep_their_laws(self):
+        prior, net = Spherical(2, 4.0), ps.nn.MLPEncoder((3,), 2, hidden=(4,))
+        check_guide(
+            ps.guides.PowerSpherical(net), prior, torch.randn(3, 2, 3), draws=500
+        )
+        present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0], [1, 0, 0]])
+        batch = measured()._replace(present=present.bool())
+        check_objective(ps.limits.SimVAE(self.joint()), batch, repeats=10)
+
+
+class TestCompletion:
+    """What the posterior functions make of modalities."""
+
+    def test_absent_views_come_from_the_exact_conditional_of_a_linear_model(self):
+        joint = linear_gaussian(Gaussian(DIM, 0.6, 1.3))
+        x = two_modalities(4)
+        groups = Groups(x.views, present=torch.tensor([[True, True, False]] * 4))
+        found = complete(joint, groups)
+        # E[x absent | x present], by dense linear algebra.
+        share = 0.36 * torch.eye(3) + 1.69
+        weight = torch.block_diag(
+            *(joint.decoder.parts[m].weight.detach() for m in (0, 0, 1))
+        )
+        covariance = weight @ torch.kron(share, torch.eye(DIM)) @ weight.T
+        seen = covariance[:10, :10] + 0.16 * torch.eye(10)
+        signal = torch.linalg.solve(seen, x.views[0].flatten(1).T)
+        exact = (covariance[10:, :10] @ signal).T.unsqueeze(1)
+        assert_close(torch.from_numpy(found[1]), exact)
+        assert [part.shape for part in found] == [(4, 2, 5), (4, 1, 3)]
+        drawn = complete(joint, x._replace(present=groups.present), draws=4_000)[1]
+        assert drawn.shape == (4_000, 4, 1, 3)
+        error = 5 * drawn.std(0) / math.sqrt(len(drawn))
+        assert (abs(drawn.mean(0) - exact.numpy()) < error).all()
+
+    def test_of_one_modality_there_is_one_array(self):
+        net, out = ps.nn.MLPEncoder((3,), DIM), ps.nn.MLPDecoder(DIM, (3,))
+        joint = ps.Joint(Gaussian(DIM), ps.likelihoods.Gaussian(), net, out)
+        present = torch.tensor([[True, False], [True, True]])
+        groups = ps.data.groups(torch.randn(2, 2, 3), present=present)
+        assert complete(joint, groups).shape == (2, 2, 3)
+        assert complete(joint, groups, draws=5).shape == (5, 2, 2, 3)
+        with pytest.raises(ValueError, match="draws"):
+            complete(joint, groups, draws=0)
+
+    def test_representations_are_means_over_the_modalities_that_are_there(self):
+        joint, n = mlp(), 4
+        joint.eval()
+        x = torch.randn(n, EVENTS[0]), torch.randint(0, 5, (n, EVENTS[1])) / 4.0
+        z = joint.posterior.factors(tuple(part.unsqueeze(1) for part in x))[0]
+        found = embed(joint, x)
+        assert_close(torch.from_numpy(found), z.mean(1).detach())
+        again, deviation = embed(joint, x, return_std=True)
+        assert_close(again, found)
+        assert deviation.shape == (n, DIM)
+        present = torch.tensor(
+            [[True, True], [True, False], [False, True]] + [[True] * 2]
+        )
+        groups = ps.data.groups(x, present=present)
+        plain = [row[seen].mean(0) for row, seen in zip(z, present, strict=True)]
+        found = embed(joint, groups)
+        assert_close(torch.from_numpy(found), torch.stack(plain).detach())
+
+    def test_samples_reconstructions_and_evidences_have_a_part_for_each_modality(self):
+        joint, n = mlp(), 4
+        x = torch.randn(n, EVENTS[0]), torch.randint(0, 5, (n, EVENTS[1])) / 4.0
+        assert [part.shape for part in reconstruct(joint, x)] == [(n, 5), (n, 3)]
+        assert [part.shape for part in sample(joint, 3)] == [(3, 1, 5), (3, 1, 3)]
+        assert sample(joint, 3, 2)[1].shape == (3, 2, 3)
+        assert evidence_of(joint, x, particles=5).log_evidence.shape == (n,)
+        idata = to_arviz(joint, measured_groups(), draws=6)
+        assert idata.posterior_predictive["x_1"].shape == (1, 6, 5, 1, 3)
+        assert idata.observed_data["x_0"].isnull().sum() == 5
+        log_p = idata.log_likelihood["x_0"] + idata.log_likelihood["x_1"]
+        assert (idata.sample_stats["log_p"] != log_p).all()
+
+    def test_observed_contents_are_part_of_the_evidence(self):
+        joint, batch = linear_gaussian(Mixture(DIM, 3, 0.6)), two_modalities()
+        log_joint = math.log(1 / 3) + evidence(
+            joint, batch, joint.prior.components()[0].detach(), 0.0
+        )
+        content = torch.tensor([0, 2, -1, 1, -1, 2])
+        groups = Groups(batch.views, content=content)
+        exact = torch.where(
+            content < 0,
+            log_joint.logsumexp(1),
+            log_joint.gather(1, content.clamp(min=0).unsqueeze(1)).squeeze(1),
+        )
+        found = evidence_of(joint, groups, particles=2).log_evidence
+        assert_close(torch.from_numpy(found), exact)
+        assert_close(torch.from_numpy(classify(joint, groups)), log_joint.softmax(1))
+        idata = to_arviz(joint, groups, draws=3)
+        weight = idata.sample_stats["log_p"] - idata.sample_stats["log_q"]
+        assert_close(torch.from_numpy(weight.values)[0], exact.expand(3, -1))
+
+    def test_classes_without_closed_form_are_means_over_draws(self):
+        joint, batch = mlp(prior=TwoTier(DIM, 3, 0.5)), measured()
+        share = joint.responsibilities(batch, draws=4_000)
+        z = joint.encode(batch).sample((4_000,))
+        each = joint.prior.responsibilities(z).probs
+        error = 5 * math.sqrt(2) * each.std(0) / math.sqrt(4_000)
+        assert ((share - each.mean(0)).abs() < error).all()
+        assert_close(share.sum(1), torch.ones(5))
+
+    def test_data_that_do_not_fit_are_refused(self):
+        joint, x = mlp(), torch.randn(4, 5)
+        with pytest.raises(ValueError, match="as many items"):
+            embed(joint, (x, x[:3, :3]))
+        with pytest.raises(ValueError, match="no views"):
+            evidence_of(joint, (x, x[:, :3]), views=lambda x: x)
+        with pytest.raises(TypeError, match="one of these"):
+            embed(joint, (x, "x"))
+        with pytest.raises(ValueError, match=r"priors\.Mixture"):
+            classify(joint, (x, torch.zeros(4, 3)))
+
+
+def measured_groups() -> Groups:
+    present = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]])
+    return Groups(measured().views, present=present.bool())
+
+
+class TestDigits:
+    """Real data, a few seconds of training: halves of digits, digits and labels."""
+
+    @pytest.fixture(autouse=True)
+    def single(self, float64: None) -> None:
+        torch.set_default_dtype(torch.float32)
+
+    @staticmethod
+    def fitted(groups: Groups, likelihoods: tuple, shapes: list, dim: int) -> ps.Joint:
+        encoders = [ps.nn.MLPEncoder(shape, dim, hidden=(64,)) for shape in shapes]
+        decoders = [ps.nn.MLPDecoder(dim, shape, hidden=(64,)) for shape in shapes]
+        joint = ps.Joint(
+            Gaussian(dim, 0.3),
+            likelihoods,
+            ps.nn.PerModality(encoders),
+            ps.nn.PerModality(decoders),
+            guide=ps.guides.Coupled,
+        )
+        options = {"epochs": 15, "learning_rate": 3e-3, "progress": False}
+        ps.fit(ps.limits.SimVAE(joint), groups, **options)
+        return joint
+
+    @staticmethod
+    def some(n: int, share: float) -> Tensor:
+        present = torch.rand(n, 2) < share
+        present[:, 0] |= ~present.any(1)
+        return present
+
+    def test_one_half_of_a_digit_tells_of_the_other(self):
+        digits = ps.data.digits()
+        train, test = halves(digits.train), halves(digits.test)
+        present = self.some(len(train[0]), 0.7)
+        assert 0.2 < 1 - present.double().mean() < 0.35
+        likelihoods = (ps.likelihoods.Binomial(16),) * 2
+        groups = Groups(train, present=present)
+        joint = self.fitted(groups, likelihoods, [(1, 8, 4)] * 2, 8)
+
+        seen = torch.tensor([[True, False]]).expand(len(test[0]), 2)
+        with torch.no_grad():
+            z = joint.encode(Batch(test, present=seen)).sample((64,))
+            each = joint.decode(z.split(1, -2))[1].to_event(1).log_prob(test[1])
+        found = each.logsumexp(0) - math.log(64)
+        mean = (16 * train[1].sum(0) + 0.5) / (16 * len(train[1]) + 1)
+        plain = ps.likelihoods.GreyLevels(16, mean.logit()).to_event(4)
+        gain = found - plain.log_prob(test[1])
+        assert gain.mean() > 20 + 5 * gain.std() / math.sqrt(len(gain))
+        assert complete(joint, Groups(test, present=seen))[1].shape == test[1].shape
+
+    def test_a_label_is_a_modality_of_its_own(self):
+        digits = ps.data.digits()
+        train, test = ((s.images.unsqueeze(1), one_hot(s)) for s in digits[:2])
+        present = torch.ones(len(train[0]), 2).bool()
+        present[:, 1] = torch.rand(len(present)) < 0.5
+        likelihoods = ps.likelihoods.Binomial(16), ps.likelihoods.Categorical(10)
+        groups = Groups(train, present=present)
+        joint = self.fitted(groups, likelihoods, [(1, 8, 8), (10,)], 10)
+
+        n, image_only = len(test[0]), torch.tensor([[True, False]])
+        labels = digits.test.labels
+        found = complete(joint, Groups(test, present=image_only.expand(n, 2)))[1]
+        share = torch.from_numpy(found)[:, 0].gather(1, labels.unsqueeze(1))
+        right = torch.from_numpy(found)[:, 0].argmax(1) == labels
+        assert right.double().mean() > 0.1 + 5 * math.sqrt(0.25 / n)
+        assert share.log().mean() > math.log(0.1)
+        # An image of the label is nearer to its own class than to another one.
+        images = complete(joint, Groups(test, present=~image_only.expand(n, 2)))[0]
+        logits = torch.from_numpy(images).clamp(1e-3, 1 - 1e-3).logit()
+        p = ps.likelihoods.GreyLevels(16, logits).to_event(4)
+        q = ps.likelihoods.GreyLevels(16, logits.roll(1, 0)).to_event(4)
+        gain = (p.log_prob(test[0]) - q.log_prob(test[0]))[labels != labels.roll(1, 0)]
+        assert gain.mean() > 5 * gain.std() / math.sqrt(len(gain))
+
+
+def halves(split: Split) -> tuple[Tensor, Tensor]:
+    images = split.images.unsqueeze(1)
+    return images[..., :4], images[..., 4:]
+
+
+def one_hot(split: Split) -> Tensor:
+    return nn.functional.one_hot(split.labels, 10).float().unsqueeze(1)
