@@ -30,8 +30,9 @@ DIM = 10
 SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
 CONCENTRATION = 50.0  # of z around y on the sphere
 TEMPERATURE = 1.0  # twice the usual: on a sphere of few dimensions points lie close
-PROTOTYPES, CLUSTERS_CONCENTRATION = 100, 3.0
-ROUNDS = 15  # of deep clustering
+PROTOTYPES = 100
+CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of K-means, on the sphere
+ROUNDS = 10  # of deep clustering
 PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
 
 
@@ -228,7 +229,7 @@ def _deep_clustering(data: Dataset, dim: int) -> nn.Module:
     items = len(data.train.images)
     return limits.DeepClustering(
         encoder(data, dim),
-        min(PROTOTYPES, items),
+        min(CLUSTERS, items),
         items,
         prior=priors.Spherical(None, CLUSTERS_CONCENTRATION),
     )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,14 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(default)
+
+
+@pytest.fixture
+def short_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoders that `compare` fits afterwards, hardly fitted."""
+    # The module lies behind the function of the same name.
+    decoding = import_module("probssl.compare.decoding")
+    monkeypatch.setattr(decoding, "STEPS", 20)
 
 
 @pytest.fixture(scope="session")

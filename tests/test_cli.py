@@ -9,6 +9,7 @@ import torch
 import probssl as ps
 from probssl.cli import main
 
+pytestmark = pytest.mark.usefixtures("short_decoders")
 SHORT = ["--epochs", "1", "--items", "200", "--device", "cpu"]
 
 

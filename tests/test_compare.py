@@ -22,6 +22,7 @@ from probssl.evaluation.errors import estimate
 decoding, run = (
     import_module(f"probssl.compare.{name}") for name in ("decoding", "run")
 )
+pytestmark = pytest.mark.usefixtures("short_decoders")
 CPU = torch.device("cpu")
 SUMS = ["log_det", "gaussian_kernel", "gaussian_nearest", "student_nearest"]
 SPHERE = ["spherical_kernel", "info_nce", "view_distance", "uniformity"]
@@ -33,11 +34,6 @@ def digits() -> ps.data.Dataset:
     digits = ps.data.digits()
     train, test = digits.train.take(300), digits.test.take(150)
     return digits._replace(train=train, test=test)
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "STEPS", 20)
 
 
 def two_views(n: int = 200, dim: int = 4, noise: float = 0.4) -> torch.Tensor:
@@ -223,6 +219,18 @@ class TestComparison:
         figure = ps.plots.matrix(matrix)
         assert len(figure.axes[0].texts) == matrix.size / 2
         ps.plots.close([figure])
+
+    def test_gains_over_pca_are_paired_by_their_labels(self, digits):
+        pixels = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        found = ps.compare({"linear": pixels}, digits, progress=False)
+        scores = {name: row["scores"] for name, row in found.methods.items()}
+        errors = {name: row["errors"] for name, row in found.methods.items()}
+        gain = scores["linear"]["few_label_probe"] - scores["PCA-10"]["few_label_probe"]
+        assert scores["linear"]["few_label_gain"] == pytest.approx(gain)
+        assert errors["PCA-10"]["few_label_gain"] == 0
+        # What all draws share drops out: less error than of two that are independent.
+        apart = [errors[name]["few_label_probe"] for name in ("raw pixels", "PCA-10")]
+        assert 0 < errors["raw pixels"]["few_label_gain"] < math.hypot(*apart)
 
     def test_text_fits_a_line_whatever_is_measured(self):
         numbers = dict.fromkeys((*SHOWN, *MATRIX), -1234.567)

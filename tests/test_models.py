@@ -8,6 +8,7 @@ import pytest
 
 import probssl as ps
 
+pytestmark = pytest.mark.usefixtures("short_decoders")
 MODELS = Path(__file__).parent.parent / "models"
 
 

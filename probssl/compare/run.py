@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from .. import recipes
 from ..data import Dataset, Split
-from ..evaluation import scores
+from ..evaluation import FewLabel
 from ..evaluation.collapse import effective_rank_values
 from ..evaluation.errors import Estimate, estimate
+from ..evaluation.summary import scores_and_draws
 from ..posterior import embed
 from ..terms import Batch
 from .checks import check, check_finite, check_views
@@ -86,17 +87,21 @@ def compare(
         embedded[name] = _embedded(name, subject, data, pair[np.sort(few)])
         bar.update()
     rows: dict[str, Row] = {}
+    few_labels: dict[str, FewLabel] = {}
     bar.set_description("measure")
     for name, subject in subjects.items():
         bar.set_postfix_str(name)
         with _seeded(seed, embedded[name].device):
             own = own_terms(subject, pair)
-        row = _row(own, embedded[name], data, seed, max_train, raw=name == RAW)
+        row, few_labels[name] = _row(
+            own, embedded[name], data, seed, max_train, raw=name == RAW
+        )
         if seconds is not None and name in seconds:
             row["seconds"] = seconds[name]
         rows[name] = row
         bar.update()
     bar.close()
+    _add_gains(rows, few_labels)
     return Comparison(data.name, seed, rows)
 
 
@@ -107,10 +112,12 @@ def _row(
     seed: int,
     max_train: int | None,
     raw: bool,
-) -> Row:
+) -> tuple[Row, FewLabel]:
     labels = data.train.labels, data.test.labels
     assert labels[0] is not None and labels[1] is not None
-    probes = scores(z.train, labels[0], z.test, labels[1], seed, max_train=max_train)
+    probes, few = scores_and_draws(
+        z.train, labels[0], z.test, labels[1], seed, max_train
+    )
     terms, matrix, left_out = representation_terms(z.views)
     matrix["effective_rank"] = estimate(effective_rank_values(z.test))
     if raw:
@@ -127,13 +134,25 @@ def _row(
     for name in ("linear_probe", "knn"):
         right = probes[name]
         errors[name] = float(np.sqrt(right * (1 - right) / len(z.test)))
-    return {
+    row = {
         "terms": {name: entry.value for name, entry in (own | terms).items()},
         "scores": probes,
         "matrix": {name: entry.value for name, entry in matrix.items()},
         "errors": errors,
         "left_out": left_out,
     }
+    return row, few
+
+
+def _add_gains(rows: dict[str, Row], few_labels: dict[str, FewLabel]) -> None:
+    """What few labels gain over PCA, paired: all probes see the same labels."""
+    pca = next((few for name, few in few_labels.items() if name[:4] == "PCA-"), None)
+    if pca is None:
+        return
+    for name, few in few_labels.items():
+        gain = estimate(np.subtract(few.draws, pca.draws))
+        rows[name]["scores"]["few_label_gain"] = gain.value
+        rows[name]["errors"]["few_label_gain"] = gain.standard_error
 
 
 def sampled(

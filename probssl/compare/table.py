@@ -22,6 +22,7 @@ SHOWN = {
     "log_det": "log-det",
     "linear_probe": "linear",
     "few_label_probe": "few-label",
+    "few_label_gain": "over PCA",
     "knn": "5-NN",
     "cluster_accuracy": "cluster",
     "ari": "ARI",
@@ -133,7 +134,7 @@ class Comparison:
     def __str__(self) -> str:
         table, matrix = self.table, self.matrix
         main = {
-            name: ["", title, *(_number(x, DIGITS.get(name, 2)) for x in table[name])]
+            name: ["", title, *self._cells(name)]
             for name, title in SHOWN.items()
             if table[name].notna().any()
         }
@@ -149,6 +150,14 @@ class Comparison:
         return f"{text}\n\n{said}\n{_aligned([*self.methods], beside)}"
 
     __repr__ = __str__
+
+    def _cells(self, name: str) -> list[str]:
+        """A column of the main table; a difference with its paired standard error."""
+        column = self.table[name]
+        if name != "few_label_gain":
+            return [_number(value, DIGITS.get(name, 2)) for value in column]
+        errors = (row.get("errors", {}).get(name, 0.0) for row in self.methods.values())
+        return list(map(_with_error, column, errors))
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The comparison as JSON, also written to `path` if it is given.

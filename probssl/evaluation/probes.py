@@ -17,10 +17,15 @@ __all__ = ["FewLabel", "few_label_probe", "linear_probe", "mlp_probe"]
 
 
 class FewLabel(NamedTuple):
-    """Accuracy from few labels: its mean and standard error over draws of labels."""
+    """Accuracy from few labels: its mean and standard error over draws of labels.
+
+    `draws` has the accuracy of each: for the same seed and items the labels drawn are
+    the same whatever z is, so that differences of two representations are paired.
+    """
 
     mean: float
     standard_error: float
+    draws: tuple[float, ...]
 
 
 def linear_probe(
@@ -89,7 +94,7 @@ def few_label_probe(
             labelled = z_train[known], y_train[known]
             accuracy.append(_logistic_regression(*labelled, z_test, y_test))
     error = np.std(accuracy, ddof=1) / np.sqrt(repeats)
-    return FewLabel(float(np.mean(accuracy)), float(error))
+    return FewLabel(float(np.mean(accuracy)), float(error), tuple(accuracy))
 
 
 def mlp_probe(

@@ -7,9 +7,9 @@ from .arrays import Array, train_test
 from .clustering import cluster
 from .collapse import effective_rank
 from .neighbours import knn
-from .probes import few_label_probe, linear_probe
+from .probes import FewLabel, few_label_probe, linear_probe
 
-__all__ = ["scores"]
+__all__ = ["scores", "scores_and_draws"]
 
 
 def scores(
@@ -31,6 +31,18 @@ def scores(
         seed: Of the draws of labels, of the clustering and of `max_train`.
         max_train: Use at most so many training items, drawn at random; all by default.
     """
+    return scores_and_draws(z_train, y_train, z_test, y_test, seed, max_train)[0]
+
+
+def scores_and_draws(
+    z_train: Float[Array, "n dim"],
+    y_train: Shaped[Array, " n"],
+    z_test: Float[Array, "m dim"],
+    y_test: Shaped[Array, " m"],
+    seed: int = 0,
+    max_train: int | None = None,
+) -> tuple[dict[str, float], FewLabel]:
+    """What `scores` returns, and the few-label probe with each of its draws."""
     z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
     if max_train is not None and max_train < len(z_train):
         random = np.random.default_rng(seed)
@@ -41,7 +53,7 @@ def scores(
         few_label_probe(*data, seed=seed),
         cluster(z_test, y_test, seed=seed),
     )
-    return {
+    found = {
         "linear_probe": linear_probe(*data),
         "few_label_probe": few.mean,
         "few_label_probe_se": few.standard_error,
@@ -51,3 +63,4 @@ def scores(
         "ari": clusters.ari,
         "effective_rank": effective_rank(z_test),
     }
+    return found, few
