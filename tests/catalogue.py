@@ -68,6 +68,9 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "SwAV": lambda: limits.SwAV(encoder(), prototypes=5),
     "deep clustering": lambda: limits.DeepClustering(encoder(), 4, ITEMS),
     "DINO": lambda: limits.DINO(encoder(), prototypes=5),
+    "masked autoencoder": lambda: limits.MaskedAutoencoder(
+        encoder(), decoder(), ps.likelihoods.Gaussian(0.5)
+    ),
     "denoising autoencoder": lambda: limits.DenoisingAutoencoder(
         encoder(), decoder(), ps.likelihoods.Gaussian(0.5)
     ),

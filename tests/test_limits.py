@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from catalogue import OBJECTIVES, batch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
@@ -252,10 +253,62 @@ def test_any_prior_and_entropy_make_an_objective():
     assert_close(terms.entropy, 3 * ps.entropies.LogDeterminant()(z))
 
 
-OBJECTIVES = [SimCLR, LogDet, VICReg]
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_obeys_the_laws(name):
+    """The order of items and of views, corner cases, precision, state, tracing, …"""
+    ps.testing.check_objective(OBJECTIVES[name](), batch(), repeats=20)
 
 
-@pytest.mark.parametrize("limit", OBJECTIVES)
+def on_z(name: str) -> nn.Module:
+    """An objective of z itself; the network that predicts is none."""
+    if name in ("BYOL", "SimSiam"):
+        return getattr(ps.limits, name)(nn.Identity())
+    options = {"InstanceDiscrimination": (9,), "DeepClustering": (3, 9)}
+    needs = {"MoCo", "InstanceDiscrimination", "SwAV", "DINO", "DeepClustering"}
+    dim = {"dim": 4} if name in needs else {}
+    if name in ("SwAV", "DINO"):
+        dim["prototypes"] = 5
+    limit = getattr(ps.limits, name)
+    return limit(nn.Identity(), *options.get(name, ()), **dim).eval()
+
+
+def value_of(objective: nn.Module, z: Tensor) -> Tensor:
+    return sum(objective(Batch(z, z[:, 0], torch.arange(len(z)))))
+
+
+DIRECTIONS = ["SimCLR", "CLIP", "MoCo", "InstanceDiscrimination", "BYOL", "SimSiam"]
+DIRECTIONS += ["SwAV", "DINO", "DeepClustering"]
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_objectives_of_directions_do_not_see_the_length_of_z(name):
+    z, objective = torch.randn(9, 2, 4), on_z(name)
+    length = 0.1 + torch.rand(9, 2, 1)
+    assert_close(value_of(objective, length * z), value_of(objective, z))
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "CLIP", "MoCo", "BYOL", "SimSiam"])
+def test_objectives_without_axes_do_not_see_rotations(name):
+    z, objective = torch.randn(9, 2, 4), on_z(name)
+    rotation = torch.linalg.qr(torch.randn(4, 4)).Q
+    assert_close(value_of(objective, z @ rotation), value_of(objective, z))
+
+
+@pytest.mark.parametrize("name", ["SwAV", "DINO", "DeepClustering"])
+def test_prototypes_turn_with_z(name):
+    z, objective = torch.randn(9, 2, 4), on_z(name)
+    rotation, value = torch.linalg.qr(torch.randn(4, 4)).Q, value_of(objective, z)
+    with torch.no_grad():
+        for key, tensor in objective.state_dict().items():
+            if key.endswith("centres"):
+                tensor.copy_(tensor @ rotation)
+    assert_close(value_of(objective, z @ rotation), value)
+
+
+OBJECTIVES_OF_Z = [SimCLR, LogDet, VICReg]
+
+
+@pytest.mark.parametrize("limit", OBJECTIVES_OF_Z)
 def test_value_ignores_the_order_of_items_and_views(limit):
     z, objective = torch.randn(9, 2, 4), limit(nn.Identity())
     value = sum(objective(Batch(z)))
@@ -270,7 +323,7 @@ def test_value_ignores_rotations_of_z(limit):
     assert_close(sum(objective(Batch(z @ rotation))), sum(objective(Batch(z))))
 
 
-@pytest.mark.parametrize("limit", OBJECTIVES)
+@pytest.mark.parametrize("limit", OBJECTIVES_OF_Z)
 def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(limit):
     for size in (1e-6, 1.0, 1e6):
         z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
@@ -279,14 +332,14 @@ def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(limit):
         assert value.isfinite() and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("limit", OBJECTIVES)
+@pytest.mark.parametrize("limit", OBJECTIVES_OF_Z)
 def test_gradients_are_exact(limit):
     objective = limit(nn.Identity())
     z = (0.5 * torch.randn(5, 2, 3)).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: sum(objective(Batch(z))), z)
 
 
-@pytest.mark.parametrize("limit", OBJECTIVES)
+@pytest.mark.parametrize("limit", OBJECTIVES_OF_Z)
 def test_too_few_views_or_items_are_refused(limit):
     for shape in ((9, 1, 4), (1, 2, 4)):
         with pytest.raises(ValueError, match="at least 2 items with at least 2 views"):

@@ -446,17 +446,6 @@ def test_a_learned_temperature_has_a_slope(build):
     assert grad.isfinite() and grad != 0
 
 
-@pytest.mark.parametrize("kind", [SwAV, DINO, DeepClustering])
-def test_objectives_keep_the_laws(kind):
-    encoder = ps.nn.MLPEncoder((3,), 4, hidden=(8,))
-    if kind is DeepClustering:
-        objective = kind(encoder, 5, ITEMS, ps.nn.Projector(4, 8, 4))
-    else:
-        objective = kind(encoder, ps.nn.Projector(4, 8, 4), prototypes=5)
-    views = torch.randn(9, 2, 3)
-    ps.testing.check_objective(objective, batch(views), repeats=4)
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl import processes
+from probssl import limits, processes
 from probssl.distributions import PowerSpherical
 
 WORLD, STEPS = 2, 2
@@ -43,9 +43,14 @@ def noise_of_items(rows: Tensor) -> Iterator[None]:
             guide.loc + noise / guide.concentration.sqrt()[..., None], dim=-1
         )
 
+    def mask(objective: limits.MaskedAutoencoder, x: Tensor) -> Tensor:
+        """Hidden by what is there: a mask that belongs to the item."""
+        return x > x.median(-1, keepdim=True).values
+
+    masks = mock.patch.object(limits.MaskedAutoencoder, "mask", mask)
     sphere = mock.patch.object(PowerSpherical, "rsample", on_the_sphere)
     plane = mock.patch("torch.distributions.normal._standard_normal", standard_normal)
-    with sphere, plane:
+    with masks, sphere, plane:
         yield
 
 
