@@ -159,7 +159,7 @@ def test_density_over_a_queue_is_that_over_one_batch_of_all_its_members():
         kernel = prior.log_kernel(others, flat[j : j + 1], plug_in=True)
         total = total - (kernel.logsumexp(0).squeeze() - math.log(8)) / 5
     assert_close(entropy(second, prior), total)
-    with pytest.raises(TypeError, match="joint"):
+    with pytest.raises(TypeError, match="all views together"):
         entropy.joint(second, prior)
 
 

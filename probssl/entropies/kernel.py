@@ -27,6 +27,12 @@ class KernelDensity(Entropy):
     between them, which grows as the fourth power of a small width h of the kernel, and
     by a term of order :math:`1 / (M h^d)`, the noise of the average in the logarithm.
 
+    To be raised it needs an alignment that falls as fast. Where z is stretched so far
+    that kernels no longer reach each other, the estimate for a Gaussian kernel grows
+    with the square of the stretch: under a flat p(y) that is integrated out the value
+    may then grow without bound. With ``plug_in=True`` and the other views among the
+    neighbours it is at most :math:`\log |A|`; on the sphere nothing can be stretched.
+
     Memory is linear in M: beyond a few thousand representations the kernels are made
     in blocks, and again on the way back.
 
