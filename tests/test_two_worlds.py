@@ -176,6 +176,7 @@ def test_a_compiled_step_has_the_eager_value_and_slope(name, digits):
             assert_close(*under_one_seed(compiled, run))
 
 
+@pytest.mark.usefixtures("short_decoders")
 def test_a_custom_prior_stands_beside_others_in_a_comparison(digits):
     objectives = {
         f"{name}, {i}": objective
