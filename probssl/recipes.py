@@ -49,12 +49,19 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
     """`train.fit` on the training items, in rounds if there are clusters to assign.
 
     Arguments:
-        options: For `train.fit`. Rounds keep no checkpoints: what is asked for is left
-            out.
+        options: For `train.fit`. Rounds keep no checkpoints.
+
+    Raises:
+        ValueError: If rounds are to be resumed.
     """
     if not hasattr(objective, "assign"):
         return fit_once(objective, data.train, epochs=epochs, **options)
-    for name in ("checkpoint", "checkpoint_every", "resume"):
+    if options.pop("resume", False):
+        raise ValueError(
+            f"expected no resume for {type(objective).__name__}, which is fitted in "
+            "rounds that keep no checkpoints; fit it anew"
+        )
+    for name in ("checkpoint", "checkpoint_every"):
         options.pop(name, None)
     layer = "backbone" if objective.projector is None else "projector"
     rounds = min(ROUNDS, epochs)

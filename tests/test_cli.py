@@ -89,6 +89,7 @@ def test_compare_runs_on_real_data(data, data_root, tmp_path):
         (["compare", "--data", "mnist", "--root", "nowhere"], "train-images"),
         (["compare", "--items", "0"], "--items"),
         (["compare", "--epochs", "0", "--items", "50"], "epochs"),
+        (["fit", "deepclustering", "--resume", "--items", "50"], "in rounds"),
         (["inspect", "nowhere"], "probssl.json"),
     ],
 )

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.entropies import KernelDensity
-from probssl.entropies.normaliser import log_sums
+from probssl.entropies.normaliser import log_sums, log_sums_of_views
 from probssl.priors import Gaussian, Prior, Spherical, StudentT
 from probssl.special import log_area, log_vmf_normaliser
 
@@ -186,6 +186,23 @@ def sums(
         found.square().sum(), leaves, allow_unused=True, materialize_grads=True
     )
     return found, *slopes
+
+
+def test_sums_of_views_in_blocks_are_those_of_products_at_once():
+    prior, number = ps.priors.Gaussian(2, ps.learned(0.7)), torch.arange(7)
+    z = torch.randn(7, 3, 2, requires_grad=True)
+    scale = prior.scale.log
+    found = log_sums_of_views(prior, z, lambda c: number[:, None] != c, most=15)
+    kernels = [prior.log_kernel(v, v, plug_in=True) for v in z.unbind(1)]
+    plain = sum(kernels).masked_fill(torch.eye(7).bool(), -math.inf).logsumexp(0)
+    weight = torch.rand(7)
+    for left, right in zip(
+        torch.autograd.grad((weight * found).sum(), (z, scale)),
+        torch.autograd.grad((weight * plain).sum(), (z, scale)),
+        strict=True,
+    ):
+        assert_close(left, right, rtol=1e-12, atol=1e-12)
+    assert_close(found, plain, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("most", [1, 20, 45])

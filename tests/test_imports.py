@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "guides": {"distributions", "nn"},
     "joint": {"priors", "likelihoods", "guides", "nn", "terms"},
     "bounds": {"hyper", "joint", "terms"},
-    "entropies": {"priors", "special"},
+    "entropies": {"hyper", "priors", "special"},
     "siamese": {"nn", "terms"},
     "embedding": {"entropies", "hyper", "priors", "processes", "siamese", "terms"},
     "distillation": {"embedding", "nn", "priors", "siamese", "terms"},

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..priors import Prior
 from .base import Entropy
-from .normaliser import log_sums
+from .normaliser import log_sums, log_sums_of_views
 
 __all__ = ["Collision"]
 
@@ -58,10 +58,9 @@ class Collision(Entropy):
         .. math:: \hat H_2[z_1, \dots, z_V] = -\log \frac{1}{N (N - 1)}
             \sum_{i \ne j} \prod_v p(z_v' = z_{jv} \mid y = z_{iv})
         """
-        itself = torch.eye(_several(len(z)), dtype=torch.bool, device=z.device)
-        kernels = [prior.log_kernel(v, v, plug_in=True) for v in z.unbind(1)]
-        log_kernel = torch.stack(kernels).sum(0).masked_fill(itself, -math.inf)
-        return _log_pairs(len(z)) - log_kernel.flatten().logsumexp(0)
+        number = torch.arange(_several(len(z)), device=z.device)
+        sums = log_sums_of_views(prior, z, lambda items: number[:, None] != items)
+        return _log_pairs(len(z)) - sums.logsumexp(0)
 
 
 def _log_pairs(points: int) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..priors import Prior
 from .base import Entropy
-from .normaliser import Allowed, log_sums
+from .normaliser import Allowed, log_sums, log_sums_of_views
 
 __all__ = ["KernelDensity"]
 
@@ -85,12 +85,9 @@ class KernelDensity(Entropy):
         .. math:: \hat H[z_1, \dots, z_V] = -\frac1N \sum_j \log \frac{1}{N - 1}
             \sum_{i \ne j} \prod_v p(z_v' = z_{jv} \mid y = z_{iv})
         """
-        items = len(z)
-        log_kernel = sum(prior.log_kernel(v, v, plug_in=True) for v in z.unbind(1))
-        itself = torch.eye(items, dtype=torch.bool, device=z.device)
-        assert isinstance(log_kernel, Tensor)
-        sums = log_kernel.masked_fill(itself, -math.inf).logsumexp(-2)
-        return math.log(items - 1) - sums.mean()
+        number = torch.arange(len(z), device=z.device)
+        sums = log_sums_of_views(prior, z, lambda items: number[:, None] != items)
+        return math.log(len(z) - 1) - sums.mean()
 
     def neighbours(self, items: int, views: int) -> int:
         """How many neighbours each representation has.

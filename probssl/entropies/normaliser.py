@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from ..hyper import Positive
 from ..priors import Prior
 
-__all__ = ["DENSE", "log_sums"]
+__all__ = ["DENSE", "log_sums", "log_sums_of_views"]
 
 Allowed = Callable[[Int[Tensor, " columns"]], Bool[Tensor, "rows columns"]]
 
@@ -59,6 +60,38 @@ def log_sums(
 
     rest = (*drawn.values(), *state.values())
     return _LogSums.apply(of, allowed, blocks, centres, points, *rest)
+
+
+def log_sums_of_views(
+    prior: Prior,
+    z: Float[Tensor, "n view dim"],
+    allowed: Allowed,
+    most: int = DENSE,
+) -> Float[Tensor, " n"]:
+    r"""Return the log-sums of the kernels of all views of an item together.
+
+    .. math:: s_j = \log \sum_{i \in A(j)} \prod_v p(z_v' = z_{jv} \mid y = z_{iv})
+    """
+    flat = z.flatten(1)
+    return log_sums(_Product(prior, z.shape[1]), flat, flat, allowed, most)
+
+
+class _Product(Prior):
+    """Views that are independent given theirs, side by side in one long vector."""
+
+    def __init__(self, prior: Prior, views: int) -> None:
+        super().__init__()
+        self.prior, self.views = prior, views
+
+    def random(self) -> Iterator[Positive]:
+        return self.prior.random()
+
+    def log_kernel(self, a: Tensor, b: Tensor, plug_in: bool = False) -> Tensor:
+        each = (x.unflatten(-1, (self.views, -1)).unbind(-2) for x in (a, b))
+        first, *rest = (
+            self.prior.log_kernel(x, y, plug_in) for x, y in zip(*each, strict=True)
+        )
+        return sum(rest, start=first)
 
 
 class _Kernel(nn.Module):
