@@ -29,13 +29,74 @@ def test_the_commands_are_those_of_the_continuous_integration():
             assert all(word in commands for word in words), command
 
 
-def test_every_figure_in_the_table_was_measured():
+def rows(cells: str, columns: int) -> dict[str, list[str]]:
+    """The rows of the table whose cells look like this, by their names."""
+    found = re.findall(rf"^\| ([^|]+) \|((?: {cells} \|){{{columns}}})$", README, re.M)
+    return {name: row.strip(" |").split(" | ") for name, row in found}
+
+
+def measured() -> dict[str, dict[str, tuple[float, float]]]:
     results = ROOT / "benchmarks" / "results" / "digits.json"
-    measured = json.loads(results.read_text())["mean and sd"]
-    columns = ["linear_probe", "few_label_probe", "knn", "cluster_accuracy"]
-    rows = re.findall(r"^\| (.+?) \|((?: [.\d]+ ± [.\d]+ \|){4})", README, re.MULTILINE)
-    assert {name for name, _ in rows} == set(measured)
-    for name, cells in rows:
-        shown = [cell.strip() for cell in cells.strip(" |").split("|")]
-        expected = (measured[name][column] for column in columns)
-        assert shown == [f"{mean:.3f} ± {sd:.3f}" for mean, sd in expected]
+    return json.loads(results.read_text())["mean and sd"]
+
+
+def test_every_score_in_the_table_was_measured():
+    figures, shown = measured(), rows(r"[-+]?[.\d]+ ± [.\d]+", 6)
+    assert shown.keys() == figures.keys()
+    formats = {
+        "linear_probe": ".3f",
+        "few_label_probe": ".3f",
+        "few_label_gain": "+.3f",
+        "knn": ".3f",
+        "cluster_accuracy": ".3f",
+        "effective_rank": ".1f",
+    }
+    for name, cells in shown.items():
+        for cell, (column, form) in zip(cells, formats.items(), strict=True):
+            mean, sd = figures[name][column]
+            assert cell == f"{mean:{form}} ± {sd:{form.lstrip('+')}}", (name, column)
+
+
+def test_every_entry_of_the_matrix_was_measured():
+    figures, shown = measured(), rows(r"(?:-?[.\d]+ ± [.\d]+|–)", 7)
+    assert shown.keys() == figures.keys()
+    columns = ["log_det", "gaussian_kernel", "gaussian_nearest", "spherical_kernel"]
+    columns += ["info_nce", "gaussian_information", "decoded"]
+    for name, cells in shown.items():
+        for cell, column in zip(cells, columns, strict=True):
+            mean, sd = figures[name].get(column, (None, None))
+            expected = "–" if mean is None else f"{mean:.1f} ± {sd:.1f}"
+            assert cell == expected, (name, column)
+
+
+def test_every_figure_in_the_text_was_measured():
+    figures = measured()
+    for method in ("SimVAE", "VAE", "SphericalSimVAE"):
+        mean, sd = figures[method]["elbo"]
+        assert f"{mean:.1f} ± {sd:.1f}" in README
+    generative = [name for name, row in figures.items() if "elbo" in row]
+    generative += ["DenoisingAutoencoder", "MaskedAutoencoder"]
+    baselines = {"raw pixels", "PCA-10", "untrained encoder"}
+    without = figures.keys() - set(generative) - baselines
+    for some in (generative, without):
+        decoded = [figures[name]["decoded"][0] for name in some]
+        assert f"{max(decoded):.1f} to {min(decoded):.1f}" in README
+    assert f"PCA-10 has {figures['PCA-10']['decoded'][0]:.1f}" in README
+    shared = [f"{figures[name]['info_nce'][0]:.1f}" for name in ("SimVAE", "VAE")]
+    assert "InfoNCE {} against {} nats".format(*shared) in README
+    ruler = [f"{figures['LogDet'][c][0]:.1f}" for c in ("log_det", "gaussian_kernel")]
+    assert "LogDet has {} nats by its own and {}".format(*ruler) in README
+
+
+def test_every_method_holds_what_the_table_says():
+    """Above the untrained encoder; from few labels above PCA, or the text says why."""
+    figures = measured()
+    untrained = figures["untrained encoder"]["knn"][0]
+    for name, row in figures.items():
+        if name == "untrained encoder":
+            continue
+        assert row["knn"][0] >= untrained + 0.1 and row["effective_rank"][0] >= 3
+    exempt = {"VAE", "BetaVAE", "IWAE", "MaskedAutoencoder", "TSimCLR", "PCA-10"}
+    for name in figures.keys() - exempt - {"untrained encoder"}:
+        gain, error = figures[name]["few_label_gain"]
+        assert gain > 2 * error, name
