@@ -45,8 +45,11 @@ def one_seed(seed: int, epochs: int, methods: tuple[str, ...]) -> Figures:
     found = ps.compare(
         fitted, digits, views=views, seconds=seconds, seed=seed, progress=False
     )
-    table = found.table.join(found.matrix, rsuffix=" (matrix)")
-    return {row: entries.dropna().to_dict() for row, entries in table.iterrows()}
+    tables = (found.matrix.T.to_dict(), found.table.T.to_dict())
+    return {
+        row: {k: v for k, v in (tables[0][row] | tables[1][row]).items() if v == v}
+        for row in tables[0]
+    }
 
 
 def by_seed(seeds: int, epochs: int, methods: tuple[str, ...]) -> list[Figures]:

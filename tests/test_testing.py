@@ -126,20 +126,20 @@ def test_likelihoods_obey_the_laws(likelihood):
 
 
 GUIDES = {
-    "diagonal and student": (DiagonalGaussian, StudentT(2, 0.5, 4.0)),
-    "diagonal and mixture": (DiagonalGaussian, Mixture(2, 3, 0.5)),
-    "full": (FullGaussian, Gaussian(2, 0.5)),
-    "coupled": (Coupled, Gaussian(2, 0.5)),
-    "coupled and flat": (Coupled, Gaussian(2, 0.5, math.inf)),
-    "coupled and mixture": (Coupled, Mixture(2, 3, 0.5)),
-    "point": (Point, Gaussian(2, 0.5)),
-    "power spherical": (ps.guides.PowerSpherical, Spherical(3, 5.0)),
+    "diagonal and student": lambda: (DiagonalGaussian, StudentT(2, 0.5, 4.0)),
+    "diagonal and mixture": lambda: (DiagonalGaussian, Mixture(2, 3, 0.5)),
+    "full": lambda: (FullGaussian, Gaussian(2, 0.5)),
+    "coupled": lambda: (Coupled, Gaussian(2, 0.5)),
+    "coupled and flat": lambda: (Coupled, Gaussian(2, 0.5, math.inf)),
+    "coupled and mixture": lambda: (Coupled, Mixture(2, 3, 0.5)),
+    "point": lambda: (Point, Gaussian(2, 0.5)),
+    "power spherical": lambda: (ps.guides.PowerSpherical, Spherical(3, 5.0)),
 }
 
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_guides_obey_the_laws(name):
-    build, prior = GUIDES[name]
+    build, prior = GUIDES[name]()
     guide = build(encoder(prior.known_dim()))
     check_guide(guide, prior, X, draws=DRAWS)
 
