@@ -64,8 +64,12 @@ def test_fit_resumes_and_inspect_says_what_is_there(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "data",
-    # 60,000 JPEG files of CIFAR-10 take half a minute to decode
-    ["mnist", "fashion-mnist", pytest.param("cifar10", marks=pytest.mark.slow)],
+    # the 60,000 JPEG files of CIFAR-10 take half a minute to decode
+    [
+        "mnist",
+        pytest.param("fashion-mnist", marks=pytest.mark.slow),
+        pytest.param("cifar10", marks=pytest.mark.slow),
+    ],
 )
 def test_compare_runs_on_real_data(data, data_root, tmp_path):
     folder = {"cifar10": "cifar-10-jpeg"}.get(data, data)
