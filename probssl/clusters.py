@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .embedding import Embedding
+from .embedding import Embedding, check_not_random
 from .entropies.equipartition import Clusters
 from .nn import PerModality, dim_of
 from .priors import Prior
@@ -54,11 +54,7 @@ class Clustered(Embedding):
         projector: nn.Module | None = None,
         dim: int | None = None,
     ) -> None:
-        for hyper in prior.random():
-            raise ValueError(
-                f"expected {hyper.name} as a number or ps.learned(number), got "
-                f"{hyper.value}; for a posterior of it use SimCLR"
-            )
+        check_not_random(prior)
         dim = dim_of(encoder, projector, dim)
         clusters = Clusters(components, dim, 1 / math.sqrt(dim))  # lengths of about 1
         super().__init__(encoder, prior, clusters, projector=projector)

@@ -25,7 +25,7 @@ from .processes import gather
 from .siamese import Siamese
 from .terms import Batch, Terms
 
-__all__ = ["Embedding", "over_pairs"]
+__all__ = ["Embedding", "check_not_random", "over_pairs"]
 
 
 class Embedding(Siamese):
@@ -174,3 +174,12 @@ def over_pairs(
     itself = torch.eye(views, dtype=torch.bool, device=pairs.device)
     total = pairs.masked_fill(itself, 0.0).sum((-2, -1))
     return total / (views * (views - 1))
+
+
+def check_not_random(prior: Prior) -> None:
+    """Raise an error if a hyper-parameter is random, where it has no posterior."""
+    for hyper in prior.random():
+        raise ValueError(
+            f"expected {hyper.name} as a number or ps.learned(number), got "
+            f"{hyper.value}; for a posterior of it use SimCLR"
+        )

@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..embedding import check_not_random
 from ..entropies.normaliser import log_sums
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
@@ -87,11 +88,7 @@ class InstanceDiscrimination(Siamese):
             )
         self.items = items
         self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
-        if self.prior.concentration.random:
-            raise ValueError(
-                f"expected temperature as a number or learned(number), got "
-                f"{temperature}; for a posterior of it use SimCLR"
-            )
+        check_not_random(self.prior)
         self.temperature = self.prior.concentration.value
         self.momentum, self.dim = momentum, dim
         directions = torch.randn(items, dim_of(encoder, projector, dim))

@@ -28,7 +28,7 @@ pair in one order only, and shuffles items between processes for batch norm.
 
 from torch import nn
 
-from ..embedding import over_pairs
+from ..embedding import check_not_random, over_pairs
 from ..entropies.queue import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
@@ -70,11 +70,7 @@ class MoCo(Siamese):
     ) -> None:
         super().__init__(encoder, projector)
         self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
-        if self.prior.concentration.random:
-            raise ValueError(
-                f"expected temperature as a number or learned(number), got "
-                f"{temperature}; for a posterior of it use SimCLR"
-            )
+        check_not_random(self.prior)
         self.temperature = self.prior.concentration.value
         self.momentum, self.queue, self.dim = momentum, queue, dim
         self.teacher = Teacher(self.network, momentum)
