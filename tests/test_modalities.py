@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from linear import ExactFactors
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor, nn
@@ -23,20 +24,6 @@ from probssl.testing import check_guide, check_objective
 pytestmark = pytest.mark.usefixtures("float64")
 DIM, EVENTS, NOISES = 2, (5, 3), (0.4, 0.7)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-
-
-class ExactFactors(nn.Module):
-    """The likelihood as a normal function of z, with the raw scale that gives it."""
-
-    def __init__(self, weight: Tensor, noise: float, floor: float = 1e-4) -> None:
-        super().__init__()
-        self.precision = weight.square().sum(0) / noise**2
-        self.weight, self.noise, self.floor = weight, noise, floor
-
-    def forward(self, x: Tensor) -> Tensor:
-        loc = x @ self.weight / self.noise**2 / self.precision
-        raw = (self.precision.rsqrt() - self.floor).expm1().log()
-        return torch.cat([loc, raw.expand_as(loc)], -1)
 
 
 def linear_gaussian(prior: Prior, guide: Callable = ps.guides.Coupled) -> ps.Joint:

@@ -6,6 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from linear import ExactFactors
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
@@ -21,20 +22,6 @@ from probssl.terms import Batch
 pytestmark = pytest.mark.usefixtures("float64")
 DIM, EVENT, NOISE, SCALE, Y_SCALE = 2, 5, 0.4, 0.6, 1.3
 IMAGE = (1, 4, 4)
-
-
-class ExactFactors(nn.Module):
-    """The likelihood as a normal function of z, with the raw scale that gives it."""
-
-    def __init__(self, weight: Tensor, noise: float, floor: float = 1e-4) -> None:
-        super().__init__()
-        self.precision = weight.square().sum(0) / noise**2
-        self.weight, self.noise, self.floor = weight, noise, floor
-
-    def forward(self, x: Tensor) -> Tensor:
-        loc = x @ self.weight / self.noise**2 / self.precision
-        raw = (self.precision.rsqrt() - self.floor).expm1().log()
-        return torch.cat([loc, raw.expand_as(loc)], -1)
 
 
 def linear_gaussian(guide: type[nn.Module] = ps.guides.Coupled, **prior) -> ps.Joint:
