@@ -8,6 +8,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from linear import ExactFactors
 from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -32,19 +33,6 @@ def double(float64):
     """All of this in float64."""
 
 
-class ExactFactors(nn.Module):
-    """The likelihood as a normal function of z, with the raw scale that gives it."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight, self.precision = weight, weight.square().sum(0) / NOISE**2
-
-    def forward(self, x: Tensor) -> Tensor:
-        loc = x @ self.weight / NOISE**2 / self.precision
-        raw = (self.precision.rsqrt() - 1e-4).expm1().log()
-        return torch.cat([loc, raw.expand_as(loc)], -1)
-
-
 def linear_gaussian(
     guide: type[nn.Module] = ps.guides.Coupled,
     scale: object = SCALE,
@@ -57,7 +45,7 @@ def linear_gaussian(
     return ps.Joint(
         ps.priors.Gaussian(DIM, scale),
         ps.likelihoods.Gaussian(NOISE),
-        ExactFactors(weight),
+        ExactFactors(weight, NOISE),
         decoder,
         guide=guide,
         content=content,
@@ -222,7 +210,9 @@ class TestLatentRanks:
 
     def test_those_of_independent_views_are_too_narrow_by_as_much_as_computed(self):
         joint = linear_gaussian(ps.guides.DiagonalGaussian)
-        joint.posterior = ps.guides.DiagonalGaussian(BestFactors(joint.decoder.weight))
+        joint.posterior = ps.guides.DiagonalGaussian(
+            BestFactors(joint.decoder.weight, NOISE)
+        )
         ranks = latent_ranks(joint, items=3_000)
         share, scale, noise = best_of_independent_views(joint.decoder.weight)
         missed = ((1 - share) ** 2 * (SCALE**2 + 1) + share**2 * noise).sqrt()

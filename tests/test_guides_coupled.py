@@ -7,6 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from linear import ExactFactors
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -132,20 +133,6 @@ def test_one_component_at_the_origin_is_the_gaussian_product(masked):
     within(product, right.loading[:, 0] * right.loading[:, 1])
 
 
-class ExactFactors(nn.Module):
-    """The likelihood as a normal function of z, with the raw scale that gives it."""
-
-    def __init__(self, weight: Tensor, floor: float = 1e-4) -> None:
-        super().__init__()
-        self.precision = weight.square().sum(0) / NOISE**2
-        self.weight, self.floor = weight, floor
-
-    def forward(self, x: Tensor) -> Tensor:
-        loc = x @ self.weight / NOISE**2 / self.precision
-        raw = (self.precision.rsqrt() - self.floor).expm1().log()
-        return torch.cat([loc, raw.expand_as(loc)], -1)
-
-
 def linear_gaussian(prior: Prior) -> ps.Joint:
     """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
     weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
@@ -154,7 +141,7 @@ def linear_gaussian(prior: Prior) -> ps.Joint:
     return ps.Joint(
         prior,
         ps.likelihoods.Gaussian(NOISE),
-        ExactFactors(weight),
+        ExactFactors(weight, NOISE),
         decoder,
         guide=ps.guides.Coupled,
     )
