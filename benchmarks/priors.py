@@ -9,16 +9,13 @@ to benchmarks/results/priors.json.
 Takes a minute on one CPU core.
 """
 
-import json
-import platform
-import statistics
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyro.distributions as dist
 import torch
+from measure import interleaved, report
 from torch import Tensor, nn
 
 import probssl as ps
@@ -69,39 +66,30 @@ def objectives() -> dict[str, nn.Module]:
     return found
 
 
+def step(objective: nn.Module, batch: ps.Batch) -> None:
+    """The value of an objective and its gradient."""
+    objective.zero_grad()
+    (-sum(objective(batch))).backward()
+
+
 def main(
     blocks: int = BLOCKS, steps: int = STEPS, results: Path = RESULTS
 ) -> dict[str, dict[str, float]]:
     """Return milliseconds per step and ratios to the first objective."""
     torch.manual_seed(0)
     batch = ps.Batch(ps.views.digits()(ps.data.digits().train.images[:ITEMS]))
-    timed: dict[str, list[float]] = {}
-    subjects = objectives()
-    for _ in range(blocks + 1):
-        for name, objective in subjects.items():
-            began = time.perf_counter()
-            for _ in range(steps):
-                objective.zero_grad()
-                (-sum(objective(batch))).backward()
-            seconds = time.perf_counter() - began
-            timed.setdefault(name, []).append(1e3 * seconds / steps)
-    medians = {name: statistics.median(t[1:]) for name, t in timed.items()}
-    first = next(iter(medians.values()))
+    subjects = {name: partial(step, each, batch) for name, each in objectives().items()}
+    timed = interleaved(subjects, blocks, steps)
+    first = next(iter(timed.values()))
     figures = {
-        name: {"ms": round(ms, 2), "ratio": round(ms / first, 2)}
-        for name, ms in medians.items()
+        name: {
+            "ms": round(1e3 * timing.median, 2),
+            "ratio": round(timing.ratio(first), 2),
+        }
+        for name, timing in timed.items()
     }
-    report = {
-        "script": "benchmarks/priors.py",
-        "items, views, dim": [ITEMS, 2, DIM],
-        "blocks, steps": [blocks, steps],
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "figures": figures,
-    }
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    sizes = {"items, views, dim": [ITEMS, 2, DIM], "blocks, steps": [blocks, steps]}
+    report("benchmarks/priors.py", results, figures, **sizes)
     for name, figure in figures.items():
         print(f"{name}: {figure['ms']:.1f} ms, {figure['ratio']:.2f} times")
     return figures

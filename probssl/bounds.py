@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .hyper import known_population
 from .joint import Joint
+from .precision import in_float32
 from .terms import Batch, Terms
 
 __all__ = ["ELBO", "IWAE", "LogWeights", "log_weights"]
@@ -98,6 +99,7 @@ class LogWeights(NamedTuple):
         return self.reconstruction + self.entropy + self.alignment
 
 
+@in_float32
 def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
     """Draw from the guide of a joint, and weigh what was drawn.
 

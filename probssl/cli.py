@@ -14,6 +14,7 @@ from . import recipes
 from .compare import Comparison, compare
 from .data import Dataset, Split, load
 from .posterior import embed, reconstruct, sample, to_arviz
+from .processes import alone, first, rank, start, wait
 from .saving import load as load_objective
 from .saving import read, save
 from .train import History
@@ -28,13 +29,19 @@ MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status, 2 after an error, which is printed."""
+    """Run a command; return its exit status, 2 after an error, which is printed.
+
+    Under torchrun all processes fit together, and the first one does the rest.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = _parser().parse_args(arguments)
     try:
+        start()
         options.run(options)
+        wait()
     except MISUSE as error:
-        print(f"probssl: {error}", file=sys.stderr)
+        which = "" if first() else f" in process {rank()}"
+        print(f"probssl{which}: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -121,11 +128,25 @@ def _compare(options: argparse.Namespace) -> None:
         methods = list(recipes.METHODS)
     data = _data(options)
     methods = [recipes.name(method) for method in methods]  # before any work
-    fitted, seconds, histories = {}, {}, {}
+    fitted: dict[str, nn.Module] = {}
+    seconds, histories = {}, {}
     for method in methods:
         began = time.perf_counter()
         fitted[method], histories[method] = _fitted(method, data, options, None)
         seconds[method] = time.perf_counter() - began
+    if first():
+        with alone():
+            _show(data, fitted, seconds, histories, options)
+
+
+def _show(
+    data: Dataset,
+    fitted: dict[str, nn.Module],
+    seconds: dict[str, float],
+    histories: dict[str, History],
+    options: argparse.Namespace,
+) -> None:
+    """Measure what was fitted, print the table, and write all to a folder."""
     found = compare(
         fitted, data, seconds=seconds, max_train=MAX_TRAIN, seed=options.seed
     )
@@ -149,9 +170,12 @@ def _fit(options: argparse.Namespace) -> None:
     objective, history = _fitted(
         options.method, data, options, options.out / "checkpoints"
     )
-    save(objective, options.out, data=data.name, seed=options.seed)
-    (options.out / "history.json").write_text(history.to_json(), encoding="utf-8")
-    _draw(objective, history, data, options.out)
+    if not first():
+        return
+    with alone():
+        save(objective, options.out, data=data.name, seed=options.seed)
+        (options.out / "history.json").write_text(history.to_json(), encoding="utf-8")
+        _draw(objective, history, data, options.out)
     print(f"{history}\nwritten to {options.out}; look inside: probssl inspect", end=" ")
     print(options.out)
 

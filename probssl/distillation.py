@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .embedding import over_pairs
 from .nn import Projector, dim_of, each_view
+from .precision import in_float32
 from .priors import Spherical
 from .siamese import Siamese
 from .terms import Batch, Terms
@@ -52,6 +53,7 @@ class Distillation(Siamese):
         self.predictor = predictor or _predictor(encoder, projector, dim)
         self.dim = dim
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         self.check(batch)
         z = self.network(batch.views)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .entropies import Entropy
 from .hyper import known_population
+from .precision import in_float32
 from .priors import Prior
 from .processes import gather
 from .siamese import Siamese
@@ -107,12 +108,14 @@ class Embedding(Siamese):
         # The number of items in the data set, by which hyper-parameters are weighted.
         self.register_buffer("population", None)
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         drawn, hyper = self._draw()
         z = self.latents(batch)
         with self.prior.at(**drawn):
             return self._value(z)._replace(hyper=hyper)
 
+    @in_float32
     def model(self, batch: Batch) -> None:
         r"""The pseudo-posterior of the hyper-parameters, for Pyro's tools.
 

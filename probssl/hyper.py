@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from .processes import number, shared
+
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
 __all__ += ["learned", "mapped"]
 
@@ -142,10 +144,15 @@ class Positive(nn.Module):
         return pyro.sample(self.name, self.posterior())
 
     def posterior(self) -> dist.TorchDistribution:
-        r"""Return its guide, :math:`q(\log \theta) = N(m, s^2)`."""
+        r"""Return its guide, :math:`q(\log \theta) = N(m, s^2)`.
+
+        In training mode several processes draw the same from it, as one would.
+        """
         # validate_args=False would not reach the inner normal, which asks the host.
         with dist.validation_enabled(False):
             log_normal = dist.LogNormal(self.loc, self.log_scale.exp())
+            if self.training and number() > 1:
+                log_normal.base_dist = _Shared(self.loc, self.log_scale.exp())
         guide = mapped(log_normal, lambda tensor: tensor)
         return guide if self.size is None else guide.to_event(1)
 
@@ -173,6 +180,15 @@ class Reciprocal(Positive):
 
     def of(self, drawn: dict[str, Tensor]) -> Tensor:
         return drawn[self.name].reciprocal() if self.name in drawn else self()
+
+
+class _Shared(dist.Normal):
+    """A normal distribution of which all processes draw what the first one does."""
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + shared(noise) * self.scale
 
 
 def mapped(

@@ -31,6 +31,7 @@ from . import (
     views,
 )
 from . import nn as networks
+from .processes import first, wait
 
 __all__ = ["load", "save"]
 
@@ -63,12 +64,20 @@ NAMES = {known: name for name, known in CLASSES.items()}
 def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
     """Write an objective to a folder, which is made if need be.
 
+    Of several processes, all of which call it, the first one writes.
+
     Arguments:
         objective: The objective, or any module of this package.
         folder: Where `model.safetensors` and `probssl.json` go.
         notes: What else to keep in `probssl.json`; anything JSON can hold.
     """
-    folder = Path(folder)
+    if first():
+        _write(objective, Path(folder), notes)
+    wait()
+    return Path(folder)
+
+
+def _write(objective: nn.Module, folder: Path, notes: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {k: v.detach().clone() for k, v in objective.state_dict().items()}
     description = {
@@ -80,7 +89,6 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
     save_file({k: v.contiguous() for k, v in numbers.items()}, folder / NUMBERS)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    return folder
 
 
 def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .nn import Network, PerModality
+from .precision import lowered
 from .terms import Batch
 
 __all__ = ["Siamese", "check_no_content"]
@@ -40,10 +41,13 @@ class Siamese(nn.Module):
         """
         if isinstance(self.encoder, PerModality):
             parts = x if isinstance(x, tuple) else (x,)
-            z = torch.stack([out.flatten(1) for out in self.encoder(parts)]).mean(0)
+            each = lowered(self.encoder, parts)
+            z = torch.stack([out.flatten(1) for out in each]).mean(0)
         else:
-            z = self.encoder(x).flatten(1)
-        return self.projector(z) if layer == "projector" and self.projector else z
+            z = lowered(self.encoder, x).flatten(1)
+        if layer == "projector" and self.projector:
+            return lowered(self.projector, z)
+        return z
 
     def check(self, batch: Batch) -> None:
         """Raise an error if there is one view or item, or absent views or contents."""

@@ -7,7 +7,9 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .varying import register_varying
 
 __all__ = ["Teacher"]
 
@@ -20,11 +22,15 @@ class Teacher(nn.Module):
 
     Arguments:
         network: What is copied.
-        momentum: The share m of the copy that stays in a step, from 0 to 1.
+        momentum: The share m of the copy that stays in a step, from 0 to 1. It is a
+            buffer, which a schedule may set; float32 holds m = 0.996 to 3e-8, and so
+            1 - m to 8e-6 of itself.
 
     Raises:
         ValueError: If the momentum is not from 0 to 1.
     """
+
+    momentum: Tensor
 
     def __init__(self, network: nn.Module, momentum: float = 0.99) -> None:
         super().__init__()
@@ -33,7 +39,8 @@ class Teacher(nn.Module):
                 f"expected momentum from 0 to 1, got {momentum}; 0.99 follows within a "
                 "hundred steps"
             )
-        self.network, self.momentum = deepcopy(network).requires_grad_(False), momentum
+        self.network = deepcopy(network).requires_grad_(False)
+        register_varying(self, "momentum", momentum)
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
@@ -42,7 +49,7 @@ class Teacher(nn.Module):
             return
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
         for own, leading in pairs:
-            own.lerp_(leading.to(own.dtype), 1 - self.momentum)
+            own.lerp_(leading.to(own.dtype), (1 - self.momentum).to(own.dtype))
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Any:

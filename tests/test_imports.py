@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "probssl"
-LEAVES = {"special", "terms", "hyper", "data", "evaluation", "plots"}
-LEAVES |= {"processes", "teacher"}
+LEAVES = {"special", "terms", "evaluation", "plots"}
+LEAVES |= {"processes", "varying"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
+    "hyper": {"processes"},
     "nn": {"processes"},
+    "teacher": {"varying"},
+    "data": {"terms"},
     "views": {"terms"},
     "distributions": {"special"},
     "priors": {"distributions", "hyper", "special"},
@@ -40,8 +43,9 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
         "special",
         "teacher",
         "terms",
+        "varying",
     },
-    "train": {"data", "terms"},
+    "train": {"data", "processes", "terms"},
     "posterior": {
         "bounds",
         "data",

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl.bounds import log_weights
 from probssl.data import Split, groups
+from probssl.data.batches import Items
 from probssl.posterior import embed, evidence, reconstruct, sample, to_arviz
 from probssl.posterior.containers import pareto_k
-from probssl.posterior.items import Items
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")

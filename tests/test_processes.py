@@ -1,15 +1,20 @@
 """Two processes with half the batch each are one process with all of it."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed as distributed
-from catalogue import ITEMS, OBJECTIVES, batch
-from torch import Tensor
+from catalogue import DIM, ITEMS, OBJECTIVES, batch, encoder, joint
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
@@ -19,18 +24,51 @@ from probssl.distributions import PowerSpherical
 
 WORLD, STEPS = 2, 2
 Outcome = dict[str, Tensor]
+TRACED = ("SimCLR", "VICReg", "MoCo", "SimCLR, random temperature")
+
+
+def random_prior() -> ps.priors.Prior:
+    return ps.priors.Gaussian(DIM, dist.LogNormal(math.log(0.5), 0.3))
+
+
+# With random numbers that are not the items' own, but those of all processes.
+RANDOM: dict[str, Callable[[], nn.Module]] = {
+    "SimCLR, random temperature": lambda: limits.SimCLR(
+        encoder(), temperature=dist.LogNormal(-1.0, 0.5)
+    ),
+    "SimVAE, random scale": lambda: limits.SimVAE(joint(random_prior())),
+    "SimVAE, random scale, three particles": lambda: limits.SimVAE(
+        joint(random_prior()), bound=ps.bounds.ELBO(3)
+    ),
+    "W-MSE, divided": lambda: limits.WMSE(encoder(), size=4, rounds=2),
+}
+ALL = OBJECTIVES | RANDOM
+
+
+def objective_of(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    objective = ALL[name]().train()
+    for module in objective.modules():
+        if "population" in module._buffers:
+            module.population = torch.tensor(float(ITEMS))
+    return objective
+
+
+def part_of(rows: Tensor, step: int = 0) -> ps.Batch:
+    whole = batch(step)
+    return ps.Batch(whole.views[rows], whole.clean[rows], whole.index[rows])
 
 
 @contextmanager
 def noise_of_items(rows: Tensor) -> Iterator[None]:
     """Normal draws that belong to the items, whichever process has them."""
-    generator = torch.Generator().manual_seed(3)
+    generator, randn = torch.Generator().manual_seed(3), torch.randn
 
     def standard_normal(shape: torch.Size, dtype: torch.dtype, device: object):
-        # The items are the third axis from the end; what has no items is shared.
+        # The items are the third axis from the end; the rest is each process's own.
         if len(shape) < 3 or shape[-3] != len(rows):
-            return torch.randn(shape, generator=generator, dtype=dtype)
-        whole = torch.randn(
+            return randn(shape, dtype=dtype)
+        whole = randn(
             (*shape[:-3], ITEMS, *shape[-2:]), generator=generator, dtype=dtype
         )
         return whole[..., rows, :, :]
@@ -50,20 +88,20 @@ def noise_of_items(rows: Tensor) -> Iterator[None]:
     masks = mock.patch.object(limits.MaskedAutoencoder, "mask", mask)
     sphere = mock.patch.object(PowerSpherical, "rsample", on_the_sphere)
     plane = mock.patch("torch.distributions.normal._standard_normal", standard_normal)
-    with masks, sphere, plane:
+    others = mock.patch("torch.randn", standard_normal)
+    with masks, sphere, plane, others:
         yield
 
 
 def outcome(name: str, rows: Tensor) -> Outcome:
     """Values and gradients of some steps on these items, and the state at the end."""
-    torch.manual_seed(0)
-    objective, found = OBJECTIVES[name]().train(), {}
+    objective, found = objective_of(name), {}
+    torch.manual_seed(processes.rank())
     optimizer = torch.optim.SGD(
         [p for p in objective.parameters() if p.requires_grad], lr=0.01
     )
     for step in range(STEPS):
-        whole = batch(step)
-        part = ps.Batch(whole.views[rows], whole.clean[rows], whole.index[rows])
+        part = part_of(rows, step)
         with noise_of_items(rows):
             value = sum(objective(part))
         optimizer.zero_grad()
@@ -77,26 +115,104 @@ def outcome(name: str, rows: Tensor) -> Outcome:
     return found | {f"state {k}": v for k, v in objective.state_dict().items()}
 
 
-def one_of_them(rank: int, folder: str) -> None:
+def as_graph(
+    name: str, rows: Tensor
+) -> tuple[Callable[..., list[Tensor]], torch.fx.GraphModule, list[Tensor]]:
+    """Value and gradient of a step as a function, as a graph, and their inputs."""
+    objective, part = objective_of(name), part_of(rows)
+    named = dict(objective.named_parameters()) | dict(objective.named_buffers())
+    names = [key for key, p in objective.named_parameters() if p.requires_grad]
+
+    def step(*values: Tensor) -> list[Tensor]:
+        state = dict(zip(named, values, strict=True))
+        state |= {key: state[key].detach().requires_grad_() for key in names}
+        with torch.enable_grad():
+            value = sum(functional_call(objective, state, (part,)))
+            leaves = [state[key] for key in names]
+            slopes = torch.autograd.grad(value, leaves, materialize_grads=True)
+        return [value.detach(), *slopes]
+
+    values = [tensor.detach() for tensor in named.values()]
+    with pyro.validation_enabled(False):
+        trace = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)
+        return step, trace(*values), values
+
+
+def called(function: Callable[..., list[Tensor]], values: Sequence[Tensor]) -> Outcome:
+    """What a step gives, and what it writes, with the noise of this process."""
+    torch.manual_seed(processes.rank())
+    copies = [value.clone() for value in values]
+    with torch.no_grad():
+        results = [*function(*copies), *copies]
+    return {str(i): result for i, result in enumerate(results)}
+
+
+def traced(name: str, rows: Tensor) -> dict[str, Outcome]:
+    step, graph, values = as_graph(name, rows)
+    return {"eager": called(step, values), "traced": called(graph, values)}
+
+
+def compiled(name: str, rows: Tensor) -> dict[str, Outcome]:
+    from torch import _inductor
+
+    step, graph, values = as_graph(name, rows)
+    call = _inductor.compile(graph, values, options={"fallback_random": True})
+    return {"eager": called(step, values), "compiled": called(call, values)}
+
+
+def together(rows: Tensor) -> Outcome:
+    """What each of the functions does with the rows of this process."""
+    mine = float(processes.rank())
+    averaged = [torch.full((2, 3), mine).mT, torch.tensor(mine).long(), rows.double()]
+    processes.average(averaged[::2])
+    equal = [torch.full((2, 3), mine).mT, rows.clone(), torch.tensor(mine > 0)]
+    processes.broadcast(equal)
+    agreed = processes.agreed({"rank": processes.rank(), "inf": math.inf})
+    some, none = processes.anywhere(mine == 1), processes.anywhere(False)
+    with processes.alone():
+        apart = {"number": processes.number(), "first": processes.first()}
+        apart["anywhere"] = processes.anywhere(mine == 1)
+        single = processes.gather(rows), processes.mean(rows), processes.shared(rows)
+        apart["own"] = all(torch.equal(x, rows) for x in single)
+    flags = {
+        "some": some,
+        "none": none,
+        "agreed": agreed == {"rank": 0, "inf": math.inf},
+    }
+    flags |= apart | {"world": processes.number(), "rank": processes.rank()}
+    tensors = {f"average {i}": x for i, x in enumerate(averaged)}
+    tensors |= {f"broadcast {i}": x for i, x in enumerate(equal)}
+    tensors |= {"gather": processes.gather(rows), "shared": processes.shared(rows)}
+    return tensors | {key: torch.tensor(value) for key, value in flags.items()}
+
+
+def one_of_them(rank: int, folder: str, which: str) -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     place = f"file://{folder}/rendezvous"
     distributed.init_process_group("gloo", place, rank=rank, world_size=WORLD)
     rows = torch.arange(ITEMS).chunk(WORLD)[rank]
-    found = {name: outcome(name, rows) for name in OBJECTIVES}
-    found["gather"] = {"x": processes.gather(rows), "n": torch.tensor(WORLD)}
+    if which == "compiled":
+        found = {name: compiled(name, rows) for name in TRACED}
+    else:
+        found = {name: outcome(name, rows) for name in ALL}
+        found["traced"] = {name: traced(name, rows) for name in TRACED}
+        found["together"] = together(rows)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
+def all_of_them(folder: Path, which: str) -> list[dict[str, Outcome]]:
+    torch.multiprocessing.spawn(one_of_them, (str(folder), which), WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
-    folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(one_of_them, (str(folder),), WORLD)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
+    return all_of_them(tmp_path_factory.mktemp("processes"), "eager")
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ALL)
 def test_two_processes_have_the_value_gradient_and_state_of_one(name, found, float64):
     alone = outcome(name, torch.arange(ITEMS))
     for rank in range(WORLD):
@@ -107,12 +223,80 @@ def test_two_processes_have_the_value_gradient_and_state_of_one(name, found, flo
             )
 
 
+@pytest.mark.parametrize("name", TRACED)
+def test_a_step_of_two_processes_can_be_traced(name, found):
+    for rank in range(WORLD):
+        both = found[rank]["traced"][name]
+        assert_close(both["traced"], both["eager"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow  # Inductor takes half a minute for each objective
+def test_a_step_of_two_processes_can_be_compiled(tmp_path):
+    for found in all_of_them(tmp_path, "compiled"):
+        for both in found.values():
+            assert_close(both["compiled"], both["eager"], rtol=1e-10, atol=1e-10)
+
+
 def test_rows_are_gathered_in_the_order_of_the_ranks(found):
     for rank in range(WORLD):
-        assert_close(found[rank]["gather"]["x"], torch.arange(ITEMS))
+        assert_close(found[rank]["together"]["gather"], torch.arange(ITEMS))
+
+
+def test_tensors_of_all_kinds_are_averaged_and_shared_at_once(found, float64):
+    parts = torch.arange(ITEMS).chunk(WORLD)
+    for rank in range(WORLD):
+        has = found[rank]["together"]
+        assert_close(has["average 0"], torch.full((3, 2), 0.5))
+        assert has["average 1"] == rank  # was not among them
+        assert_close(has["average 2"], torch.stack(parts).double().mean(0))
+        assert_close(has["broadcast 0"], torch.zeros(3, 2))
+        assert_close(has["broadcast 1"], parts[0])
+        assert not has["broadcast 2"]
+        assert_close(has["shared"], parts[0])
+
+
+def test_flags_and_values_are_those_of_all_and_apart_those_of_one(found):
+    for rank in range(WORLD):
+        has = found[rank]["together"]
+        assert has["world"] == WORLD and has["rank"] == rank
+        assert has["some"] and not has["none"] and has["agreed"]
+        assert has["number"] == 1 and has["first"] and has["own"]
+        assert bool(has["anywhere"]) == (rank == 1)
 
 
 def test_one_process_gathers_nothing():
     x = torch.randn(3, 2)
-    assert processes.gather(x) is x and processes.mean(x) is x
-    assert processes.number() == 1
+    for same in (processes.gather, processes.mean, processes.shared):
+        assert same(x) is x
+    assert processes.number() == 1 and processes.rank() == 0 and processes.first()
+    before = x.clone()
+    processes.average([x])
+    processes.broadcast([x])
+    processes.wait()
+    assert torch.equal(x, before) and processes.anywhere(True)
+    assert processes.agreed(x) is x
+
+
+def test_without_torchrun_nothing_is_started(monkeypatch):
+    processes.start()
+    assert not distributed.is_initialized()
+    for name in processes.ENVIRONMENT:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    processes.start()
+    assert not distributed.is_initialized()
+
+
+@pytest.mark.parametrize("kind", [ps.nn.BatchNorm1d, ps.nn.BatchNorm2d])
+def test_a_cumulative_average_of_moments_is_torchs_and_can_be_traced(kind, float64):
+    shape = (6, 3) if kind is ps.nn.BatchNorm1d else (6, 3, 2, 2)
+    ours, theirs = kind(3, momentum=None), getattr(nn, kind.__name__)(3, momentum=None)
+    for _ in range(3):
+        x = torch.randn(shape)
+        assert_close(ours(x), theirs(x))
+    assert_close(ours.state_dict(), theirs.state_dict())
+    state = {key: value.clone() for key, value in ours.state_dict().items()}
+    trace = make_fx(lambda s, y: functional_call(ours, s, (y,)), tracing_mode="fake")
+    graph = trace(state, x)
+    assert_close(graph(state, x), theirs(x))
+    assert_close(state, dict(theirs.state_dict()))

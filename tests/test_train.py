@@ -27,7 +27,7 @@ from probssl.data import Groups, Split
 from probssl.terms import Batch, Terms
 from probssl.train import History, Step, steps
 from probssl.train import fit as shown_fit
-from probssl.train.batches import Items, Target, source
+from probssl.train.batches import Target, source
 from probssl.train.checkpoint import read, write
 
 fit = partial(shown_fit, progress=False)
@@ -342,7 +342,7 @@ def test_modalities_of_different_shapes_stay_apart():
     order = torch.Generator().manual_seed(0)
     target = Target(torch.device("cpu"), torch.float32)
     data = source(Groups(parts), None, 4, order, target)
-    (first, *_), sweep = list(data.epoch()), list(data.sweep())
+    (first, *_), sweep = map(data.batch, data.epoch()), list(map(data.batch, data.sweep()))
     assert [tuple(part.shape) for part in first.views] == [(4, 1, 3), (4, 1, 2, 2)]
     assert_close(first.views[1], parts[1][first.index] / 255, rtol=0, atol=0)
     assert torch.cat([batch.index for batch in sweep]).tolist() == list(range(9))
@@ -350,10 +350,10 @@ def test_modalities_of_different_shapes_stay_apart():
 
 
 def test_a_sweep_has_all_items_in_batches_as_equal_as_can_be():
-    order, cpu = torch.Generator(), torch.device("cpu")
-    data = Items(lambda rows: Batch(rows[:, None]), 130, 128, order, cpu)
-    assert [len(batch.views) for batch in data.sweep()] == [65, 65]
-    assert [len(batch.views) for batch in data.epoch()] == [128]
+    target = Target(torch.device("cpu"), torch.float32)
+    data = source(points(130), None, 128, torch.Generator(), target)
+    assert [data.batch(load).shape for load in data.sweep()] == [(65, 1), (65, 1)]
+    assert [data.batch(load).shape for load in data.epoch()] == [(128, 1)]
 
 
 def to_batch(rows: list[Tensor]) -> Batch:

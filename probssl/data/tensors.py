@@ -1,16 +1,25 @@
 """Arrays of any origin, checked once and made into tensors; the fixed split."""
 
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from .splits import Dataset, Split
 
-__all__ = ["check_grid", "check_values", "fixed_split", "label_tensors", "value_tensor"]
+__all__ = [
+    "check_finite",
+    "check_grid",
+    "check_items",
+    "check_values",
+    "fixed_split",
+    "label_tensors",
+    "value_tensor",
+]
 
 
 def value_tensor(values: Any, what: str) -> Shaped[Tensor, "*shape"]:
@@ -48,16 +57,32 @@ def value_tensor(values: Any, what: str) -> Shaped[Tensor, "*shape"]:
 
 def check_values(tensor: Shaped[Tensor, "*shape"], what: str) -> None:
     """Raise a ValueError unless there are items (n, \\*event), all of them finite."""
-    if tensor.ndim < 2 or tensor.numel() == 0:
+    check_items(tensor.shape, what)
+    check_finite([(tensor,)], len(tensor), what)
+
+
+def check_items(shape: Sequence[int], what: str) -> None:
+    """Raise a ValueError unless this is a shape (n, \\*event) with items."""
+    if len(shape) < 2 or 0 in shape:
         raise ValueError(
             f"expected {what} with shape (n, *event) and at least one item, "
-            f"got shape {tuple(tensor.shape)}"
+            f"got shape {tuple(shape)}"
         )
-    if tensor.dtype.is_floating_point and not (finite := tensor.isfinite()).all():
+
+
+def check_finite(
+    chunks: Iterable[tuple[Shaped[Tensor, "chunk *event"], ...]], n: int, what: str
+) -> None:
+    """Raise a ValueError if an item is not finite.
+
+    Arguments:
+        chunks: The n items, some at a time, with each of their modalities.
+    """
+    broken = sum(int(_broken(parts).sum()) for parts in chunks)
+    if broken:
         raise ValueError(
-            f"expected finite numbers in {what}, got NaN or infinity in "
-            f"{int((~finite).flatten(1).any(1).sum())} of {len(tensor)} items; "
-            "drop or impute them first"
+            f"expected finite numbers in {what}, got NaN or infinity in {broken} of "
+            f"{n} items; drop or impute them first"
         )
 
 
@@ -177,3 +202,11 @@ def _label_array(labels: Any, n: int, what: str) -> np.ndarray:
             f"{array[:1].tolist()[0]!r}"
         )
     return array
+
+
+def _broken(
+    parts: tuple[Shaped[Tensor, "chunk *event"], ...],
+) -> Bool[Tensor, " chunk"]:
+    floating = [part for part in parts if part.is_floating_point()]
+    finite = [part.isfinite().flatten(1).all(1) for part in floating]
+    return ~torch.stack(finite).all(0) if finite else torch.zeros(0, dtype=torch.bool)

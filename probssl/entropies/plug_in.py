@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..precision import lowered
 from ..priors import Prior
 from .base import Entropy
 
@@ -99,6 +100,6 @@ class PlugIn(Entropy):
 
     def _predicted(self, z: Tensor, prior: Prior) -> Float[Tensor, "batch view dim"]:
         seen = z.detach() if self.stop_gradient else z
-        y = self.predictor(seen.flatten(0, 1)).unflatten(0, z.shape[:2])
+        y = lowered(self.predictor, seen.flatten(0, 1)).unflatten(0, z.shape[:2])
         y = prior.on_support(y)
         return 2 * y.detach() - y if self.stop_gradient else y  # y, its slope reversed

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from ..nn import Encoder, PerModality
+from ..precision import lowered
 
 __all__ = ["Factors", "GaussianFactors", "PriorOf", "Views", "of_views"]
 
@@ -52,14 +53,15 @@ class Factors(nn.Module):
             ValueError: If the outputs of a module cannot be both.
         """
         if isinstance(x, Tensor):
-            return self._of(self.encoder, self.spread, x)
+            return lowered(self._of, self.encoder, self.spread, x)
         encoders: Iterable[nn.Module] = repeat(self.encoder, len(x))
         heads: Iterable[nn.Module | None] = repeat(self.spread, len(x))
         if isinstance(self.encoder, PerModality):
             assert isinstance(self.spread, nn.ModuleList)
             encoders, heads = self.encoder.parts, self.spread
-        each = [self._of(*part) for part in zip(encoders, heads, x, strict=True)]
-        loc, raw = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+        parts = zip(encoders, heads, x, strict=True)
+        each = [lowered(self._of, *part) for part in parts]
+        loc, raw = (torch.cat(found, 1) for found in zip(*each, strict=True))
         return loc, raw
 
     def _of(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..nn import PerModality
+from ..precision import lowered
 from ..terms import Batch
 
 __all__ = ["Likelihoods", "arranged", "decoded", "seen"]
@@ -55,7 +56,7 @@ def decoded(
     nets = decoder.parts if isinstance(decoder, PerModality) else (decoder,)
     found = []
     for net, likelihood, part in zip(nets, likelihoods, z, strict=True):
-        output = net(part.flatten(0, -2))
+        output = lowered(net, part.flatten(0, -2))
         distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
         found.append(distribution.to_event(output.dim() - 1))
     return tuple(found)

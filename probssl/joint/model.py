@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..guides import DiagonalGaussian
 from ..likelihoods import Likelihood
+from ..precision import in_float32
 from ..priors import Prior
 from ..terms import Batch
 from .checks import check_content, check_networks, check_support
@@ -133,6 +134,7 @@ class Joint(nn.Module):
         each = (found,) if isinstance(found, Likelihood) else found
         return cast(tuple[Likelihood, ...], tuple(each))
 
+    @in_float32
     def model(self, batch: Batch) -> None:
         """p(h), p(z_1..V | h), p(x_v | z_v)."""
         batch = self.arranged(batch)
@@ -147,6 +149,7 @@ class Joint(nn.Module):
                 x = x if mask is None else x.mask(mask)
                 pyro.sample(name, x.to_event(1), obs=part)
 
+    @in_float32
     def guide(self, batch: Batch) -> None:
         """q(h), q(z_1..V | x_1..V, h), and q(y | z_1..V) if y is explicit."""
         items, _ = batch.shape
@@ -156,6 +159,7 @@ class Joint(nn.Module):
             if self.content is not None:
                 pyro.sample("y", self.content(z))
 
+    @in_float32
     def encode(self, batch: Batch, **drawn: Tensor) -> TorchDistribution:
         """Return q(z_1..V | x_1..V), event shape (view, dim)."""
         batch = self.arranged(batch)
@@ -169,6 +173,7 @@ class Joint(nn.Module):
     @overload
     def decode(self, z: Sequence[Tensor]) -> tuple[TorchDistribution, ...]: ...
 
+    @in_float32
     def decode(
         self, z: Tensor | Sequence[Tensor]
     ) -> TorchDistribution | tuple[TorchDistribution, ...]:
@@ -228,6 +233,7 @@ class Joint(nn.Module):
         each = self.prior.given(y.unsqueeze(-2), **lifted)
         return each.expand(y.shape[:-1] + (views,)).to_event(1)
 
+    @in_float32
     def responsibilities(
         self, batch: Batch, draws: int = 16
     ) -> Float[Tensor, "batch component"]:
@@ -247,6 +253,7 @@ class Joint(nn.Module):
         z = q.sample((draws,))
         return self.prior.responsibilities(z, batch.present).probs.mean(0)
 
+    @in_float32
     def represent(
         self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
     ) -> Tensor:
@@ -256,6 +263,7 @@ class Joint(nn.Module):
         """
         return self.alone(x).mean.mean(1)
 
+    @in_float32
     def pooled(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """The mean of q(z_1..V | x_1..V), and over the views that are present."""
         mean = self.encode(batch).mean

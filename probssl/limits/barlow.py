@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 from ..embedding import Embedding
 from ..entropies import Entropy
+from ..precision import in_float32
 from ..priors import Gaussian, Prior
 from ..terms import Batch, Terms
 
@@ -82,6 +83,7 @@ class BarlowTwins(Embedding):
         super().__init__(encoder, prior, _CrossCorrelation(), projector=projector)
         self.redundancy, self.epsilon = redundancy, epsilon
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         z = self.latents(batch)
         apart = (1 - _diagonals(z)).square().sum(-1).mean()

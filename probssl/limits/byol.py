@@ -50,8 +50,10 @@ class BYOL(Distillation):
             2 layers and 256 dimensions.
         predictor: The module g, (n, dim) -> (n, dim). None makes a `Projector` of two
             layers; for ``nn.Identity()`` as encoder, `nn.Identity`.
-        momentum: The share m of the teacher that stays in a step. Published is 0.996,
-            which rises to 1 over the 1000 epochs of training.
+        momentum: The share m of the teacher that stays in a step, at first: the buffer
+            ``teacher.momentum`` has the present one. Published is 0.996, which rises to
+            1 over the 1000 epochs of training, in `fit` by
+            ``schedules={"teacher.momentum": ps.train.cosine(0.996, 1.0)}``.
         dim: The dimension of z, for a predictor to be made where neither projector nor
             encoder tells it by an attribute `out` or `dim`.
 

@@ -36,6 +36,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..clusters import Clustered
+from ..precision import in_float32
 from ..priors import Prior, Spherical
 from ..processes import gather
 from ..siamese import check_no_content
@@ -99,6 +100,7 @@ class DeepClustering(Clustered):
         self.register_buffer("assignment", start)
         self.register_buffer("weight", self._weights(start))
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         index = gather(self._index(batch))
         z = gather(self.network(batch.views))

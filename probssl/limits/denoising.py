@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..nn import each_view
+from ..precision import in_float32, lowered
 from ..siamese import check_no_content
 from ..terms import Batch, Terms
 
@@ -74,10 +75,11 @@ class DenoisingAutoencoder(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.noise = noise
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         clean = _clean(batch).unsqueeze(1)
         z = each_view(self.encoder, self._corrupted(batch.views))
-        output = self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        output = lowered(self.decoder, z.flatten(0, 1)).unflatten(0, z.shape[:2])
         if output.shape[2:] != clean.shape[2:]:
             raise ValueError(
                 "expected a decoder that returns items of the shape of clean ones, "
@@ -102,7 +104,7 @@ class DenoisingAutoencoder(nn.Module):
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
         """The encoder's output for x as it is, without noise."""
-        return self.encoder(x).flatten(1)
+        return lowered(self.encoder, x).flatten(1)
 
     def check(self, batch: Batch) -> None:
         """Raise an error if clean items are missing, or not of the likelihood's kind.

@@ -25,9 +25,9 @@ held up by the centre in the place of log K by Sinkhorn's algorithm.
 Status: heuristic. The value is that of the published loss, and the gradient that of
 the published rule, in which the codes are held fixed: it is the gradient of no scalar.
 Nothing ensures H[y]. It drops the decoder, the noise of the encoder, and of the
-published recipe the schedules (momentum from 0.996 to 1, τ' from 0.04 to 0.07), the
-prototypes frozen in the first epoch, and the 65536 of them for ImageNet: the default is
-for small data.
+published recipe the prototypes frozen in the first epoch, and the 65536 of them for
+ImageNet: the default is for small data. Momentum and τ' stay as they are, unless `fit`
+has schedules for them; published are from 0.996 to 1, and from 0.04 to 0.07.
 """
 
 import torch
@@ -38,10 +38,12 @@ from torch.nn.functional import normalize
 from ..clusters import Clustered, swapped, whole
 from ..entropies.equipartition import Clusters
 from ..hyper import Learned, Reciprocal
+from ..precision import in_float32
 from ..priors import Spherical
 from ..processes import gather
 from ..teacher import Teacher
 from ..terms import Batch, Terms
+from ..varying import register_varying
 
 __all__ = ["DINO"]
 
@@ -58,9 +60,12 @@ class DINO(Clustered):
         prototypes: The number K of clusters.
         temperature: The temperature :math:`\tau` of the clusters; a number or
             ``learned(number)``.
-        teacher_temperature: That of the teacher's codes, :math:`\tau'`.
-        momentum: The share of the teacher that stays in a step.
-        centre_momentum: The share of the centre b that stays in a step.
+        teacher_temperature: That of the teacher's codes, :math:`\tau'`; a buffer,
+            ``teacher_temperature``.
+        momentum: The share of the teacher that stays in a step, at first: the buffer
+            ``teacher.momentum`` has the present one.
+        centre_momentum: The share of the centre b that stays in a step; a buffer,
+            ``centre_momentum``.
         dim: The dimension of z; None takes it from the projector or the encoder.
 
     Raises:
@@ -69,6 +74,8 @@ class DINO(Clustered):
 
     prior: Spherical
     centre: Tensor
+    teacher_temperature: Tensor
+    centre_momentum: Tensor
 
     def __init__(
         self,
@@ -91,11 +98,13 @@ class DINO(Clustered):
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
         super().__init__(encoder, prior, prototypes, projector, dim)
         self.prototypes, self.temperature = prototypes, prior.concentration.value
-        self.teacher_temperature, self.momentum = teacher_temperature, momentum
-        self.centre_momentum = centre_momentum
+        self.momentum = momentum
+        register_varying(self, "teacher_temperature", teacher_temperature)
+        register_varying(self, "centre_momentum", centre_momentum)
         self.teacher = Teacher(self._cosines(), momentum)
         self.register_buffer("centre", torch.zeros(prototypes))
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         self.teacher.follow(self._cosines())
         log_density = self.entropy.log_density(self.latents(batch), self.prior)
@@ -108,7 +117,7 @@ class DINO(Clustered):
     def _move_centre(self, told: Float[Tensor, "batch view component"]) -> None:
         if self.training:
             mean = told.mean((0, 1)).to(self.centre.dtype)
-            self.centre.lerp_(mean, 1 - self.centre_momentum)
+            self.centre.lerp_(mean, (1 - self.centre_momentum).to(mean))
 
     def _cosines(self) -> "_Cosines":
         return _Cosines(self.network, self.entropy)

@@ -37,10 +37,12 @@ from ..embedding import check_not_random
 from ..entropies.normaliser import log_sums
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
+from ..precision import in_float32
 from ..priors import Spherical
 from ..processes import gather
 from ..siamese import Siamese, check_no_content
 from ..terms import Batch, Terms
+from ..varying import register_varying
 
 __all__ = ["InstanceDiscrimination"]
 
@@ -59,7 +61,7 @@ class InstanceDiscrimination(Siamese):
         temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
             ``learned(number)``.
         momentum: The share m of a direction that stays when its image is seen, from 0
-            to below 1.
+            to below 1; a buffer, ``momentum``.
         dim: The dimension of z, for networks that do not tell theirs.
 
     Raises:
@@ -68,6 +70,7 @@ class InstanceDiscrimination(Siamese):
     """
 
     bank: Tensor
+    momentum: Tensor
 
     def __init__(
         self,
@@ -90,10 +93,12 @@ class InstanceDiscrimination(Siamese):
         self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
         check_not_random(self.prior)
         self.temperature = self.prior.concentration.value
-        self.momentum, self.dim = momentum, dim
+        self.dim = dim
+        register_varying(self, "momentum", momentum)
         directions = torch.randn(items, dim_of(encoder, projector, dim))
         self.register_buffer("bank", normalize(directions, dim=-1))
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         index, z = gather(_index(batch)), self._latents(batch)
         # A copy: the bank is written before the way back, which needs what was there.
@@ -110,7 +115,8 @@ class InstanceDiscrimination(Siamese):
     def _follow(
         self, index: Int[Tensor, " batch"], z: Float[Tensor, "batch view dim"]
     ) -> None:
-        seen = self.bank[index].lerp(z.mean(1).to(self.bank), 1 - self.momentum)
+        share = (1 - self.momentum).to(self.bank)
+        seen = self.bank[index].lerp(z.mean(1).to(self.bank), share)
         self.bank.index_copy_(0, index, normalize(seen, dim=-1))
 
     def _latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:

@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
+from ..precision import in_float32, lowered
 from ..siamese import check_no_content
 from ..terms import Batch, Terms
 
@@ -92,10 +93,12 @@ class MaskedAutoencoder(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.share, self.patch = share, patch
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         x = _views(batch).flatten(0, 1)
         hidden = self.mask(x)
-        output = self.decoder(self.encoder(x.masked_fill(hidden, 0.0)).flatten(1))
+        z = lowered(self.encoder, x.masked_fill(hidden, 0.0)).flatten(1)
+        output = lowered(self.decoder, z)
         if output.shape != x.shape:
             raise ValueError(
                 f"expected a decoder that returns {tuple(x.shape)} for such views, got "
@@ -139,7 +142,7 @@ class MaskedAutoencoder(nn.Module):
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
         """The encoder's output for the whole of x, of which nothing is hidden."""
-        return self.encoder(x).flatten(1)
+        return lowered(self.encoder, x).flatten(1)
 
     def check(self, batch: Batch) -> None:
         """Raise an error if the batch cannot have come from the likelihood.

@@ -32,6 +32,7 @@ from ..embedding import check_not_random, over_pairs
 from ..entropies.queue import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
+from ..precision import in_float32
 from ..priors import Spherical
 from ..processes import gather
 from ..siamese import Siamese
@@ -49,8 +50,9 @@ class MoCo(Siamese):
         projector: A module behind it, whose output the objective sees.
         temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
             ``learned(number)``; 0.07 in the first paper, 0.2 in the second.
-        momentum: The share m of the teacher that stays in a step. Published is 0.999,
-            for a million steps; 0.99 is for some thousands.
+        momentum: The share m of the teacher that stays in a step, at first: the buffer
+            ``teacher.momentum`` has the present one. Published is 0.999, for a million
+            steps; 0.99 is for some thousands.
         queue: How many keys of earlier batches are kept; 65536 for ImageNet.
         dim: The dimension of z, for networks that do not tell theirs.
 
@@ -76,6 +78,7 @@ class MoCo(Siamese):
         self.teacher = Teacher(self.network, momentum)
         self.keys = Queue(queue, dim_of(encoder, projector, dim))
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         self.check(batch)
         self.teacher.follow(self.network)

@@ -30,6 +30,7 @@ from torch import nn
 from ..clusters import Clustered, swapped, whole
 from ..entropies.equipartition import sinkhorn
 from ..hyper import Learned, Reciprocal
+from ..precision import in_float32
 from ..priors import Spherical
 from ..terms import Batch, Terms
 
@@ -79,6 +80,7 @@ class SwAV(Clustered):
         self.prototypes, self.temperature = prototypes, prior.concentration.value
         self.epsilon, self.iterations = epsilon, iterations
 
+    @in_float32
     def forward(self, batch: Batch) -> Terms:
         log_density = self.entropy.log_density(self.latents(batch), self.prior)
         _, coded = Batch(whole(self.encoder, batch.views)).shape

@@ -24,6 +24,7 @@ from ..bounds import ELBO, IWAE
 from ..joint import Joint
 from ..priors import Independent
 from ..terms import Batch, Terms
+from ..varying import register_varying
 
 __all__ = ["VAE"]
 
@@ -34,12 +35,15 @@ class VAE(nn.Module):
     Arguments:
         joint: The distribution and its guide; its prior is `priors.Independent`.
         beta: The weight :math:`\beta` of entropy and alignment, together minus the
-            Kullback-Leibler divergence from the prior to q.
+            Kullback-Leibler divergence from the prior to q. It is a buffer, ``beta``,
+            which a schedule may warm up.
         bound: The bound, `bounds.ELBO` or `bounds.IWAE`.
 
     Raises:
         ValueError: If the views of the joint share a content, or beta is negative.
     """
+
+    beta: Tensor
 
     def __init__(
         self,
@@ -55,7 +59,8 @@ class VAE(nn.Module):
             )
         if not beta >= 0:
             raise ValueError(f"expected beta of at least 0, got {beta}; 1 is the VAE's")
-        self.joint, self.beta, self.bound = joint, beta, bound
+        self.joint, self.bound = joint, bound
+        register_varying(self, "beta", beta)
 
     def forward(self, batch: Batch) -> Terms:
         terms = self.bound(self.joint, batch)

@@ -46,7 +46,7 @@ from ..embedding import Embedding
 from ..entropies import Entropy
 from ..entropies.gaussian import covariance
 from ..priors import Gaussian, Prior, Spherical
-from ..processes import gather
+from ..processes import gather, shared
 from ..special import log_area
 from ..terms import Batch
 
@@ -118,7 +118,9 @@ class WMSE(Embedding):
             )
         if parts == 1:  # any order is the same
             return [z]
-        orders = [torch.randperm(items, device=z.device) for _ in range(self.rounds)]
+        orders = [
+            shared(torch.randperm(items, device=z.device)) for _ in range(self.rounds)
+        ]
         return [part for order in orders for part in z[order].tensor_split(parts)]
 
 

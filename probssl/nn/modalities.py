@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..precision import lowered
+
 __all__ = ["PerModality", "each_view"]
 
 
@@ -64,9 +66,9 @@ def each_view(
     parts: tuple[Tensor, ...] = views if isinstance(views, tuple) else (views,)
     flat = [part.flatten(0, 1) for part in parts]
     if isinstance(encoder, PerModality):
-        encoded = encoder(flat if several else flat[0])
+        encoded = lowered(encoder, flat if several else flat[0])
     else:
-        encoded = [encoder(part) for part in flat]
+        encoded = [lowered(encoder, part) for part in flat]
     z = [
         out.flatten(1).unflatten(0, part.shape[:2])
         for out, part in zip(encoded, parts, strict=True)

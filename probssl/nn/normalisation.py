@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..processes import mean, number
+from ..processes import gather, number
 
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
 
@@ -12,29 +12,36 @@ class BatchNorm1d(nn.BatchNorm1d):
     """torch's, with the moments of the batch over all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        alone = number() == 1 or not self.training
-        return super().forward(x) if alone else _normalised(self, x)
+        return _normalised(self, x) if _is_ours(self) else super().forward(x)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """torch's, with the moments of the batch over all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        alone = number() == 1 or not self.training
-        return super().forward(x) if alone else _normalised(self, x)
+        return _normalised(self, x) if _is_ours(self) else super().forward(x)
+
+
+def _is_ours(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
+    # torch's cumulative average asks the host, which cannot be traced.
+    cumulative = norm.track_running_stats and norm.momentum is None
+    return norm.training and (number() > 1 or cumulative)
 
 
 def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     axes = [axis for axis in range(x.dim()) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
-    centre = mean(x.mean(axes))
-    apart = x - centre.view(shape)
-    variance = mean(apart.square().mean(axes))
+    # As torch's: moments and what follows from them in single precision at least.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, centre = torch.var_mean(wide, axes, correction=0)
+    centres, variances = gather(torch.stack([centre, variance])[None]).unbind(1)
+    centre = centres.mean(0)
+    variance = (variances + (centres - centre).square()).mean(0)
     _remember(norm, centre, variance, number() * x.numel() // x.shape[1])
-    scaled = apart * (variance + norm.eps).rsqrt().view(shape)
-    if norm.weight is None:
-        return scaled
-    return scaled * norm.weight.view(shape) + norm.bias.view(shape)
+    scaled = (wide - centre.view(shape)) * (variance + norm.eps).rsqrt().view(shape)
+    if norm.weight is not None:
+        scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
+    return scaled.to(x.dtype)
 
 
 @torch.no_grad()
@@ -43,10 +50,10 @@ def _remember(
 ) -> None:
     if norm.running_mean is None or norm.running_var is None:
         return
-    share = norm.momentum
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1
+    share: float | Tensor | None = norm.momentum
     if share is None:  # a cumulative average
-        share = 1 / float(norm.num_batches_tracked)
+        share = norm.num_batches_tracked.to(centre.dtype).reciprocal()
     norm.running_mean.lerp_(centre, share)
     norm.running_var.lerp_(variance * count / max(1, count - 1), share)

@@ -5,10 +5,11 @@ from jaxtyping import Float
 from torch import nn
 from tqdm import tqdm
 
+from ..data.batches import Data, Items, Views
 from ..data.splits import Groups
 from ..joint import Joint
 from ..terms import Batch
-from .items import PATIENCE, Array, Data, Items, Views, array, chunks, evaluating
+from .items import PATIENCE, Array, array, chunks, evaluating, in_parts
 from .joints import decoded, joint_of
 from .representation import Images, joined
 
@@ -54,7 +55,7 @@ def complete(
     parts = []
     with evaluating(objective) as like:
         items = Items(data, like)
-        for rows in items.rows(batch_size, "complete"):
+        for rows in in_parts(len(items), batch_size, "complete"):
             batch = joint.arranged(items.batch(rows))
             joint.check(batch)
             found = (
@@ -66,7 +67,7 @@ def complete(
 
 def classify(
     objective: nn.Module,
-    data: Data | Groups,
+    data: Data,
     *,
     views: Views | None = None,
     draws: int = 16,
@@ -92,7 +93,7 @@ def classify(
     parts = []
     with evaluating(objective) as like:
         items = Items(data, like, views)
-        for rows in items.rows(batch_size, "classify"):
+        for rows in in_parts(len(items), batch_size, "classify"):
             parts.append(array(joint.responsibilities(items.batch(rows), draws)))
     return np.concatenate(parts)
 

@@ -10,12 +10,13 @@ from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.batches import Data, Items, Views
 from ..data.splits import Groups, Split
 from ..embedding import Embedding
 from ..joint import Joint
 from ..terms import Batch
 from .containers import Variable, container, provenance
-from .items import PATIENCE, Array, Data, Items, Views, array, chunks, evaluating
+from .items import PATIENCE, Array, array, chunks, evaluating
 from .joints import check_proper, check_spread, joint_of
 from .pseudo import pseudo_posterior
 
@@ -30,7 +31,7 @@ Draws = dict[str, Tensor]
 
 def to_arviz(
     objective: nn.Module,
-    data: Data | Groups,
+    data: Data,
     *,
     draws: int = 500,
     items: int | Sequence[int] = 100,
@@ -207,7 +208,7 @@ def _sampled(
 
 
 def _observed(
-    joint: Joint, data: Data | Groups, batch: Batch, rows: Array
+    joint: Joint, data: Data, batch: Batch, rows: Array
 ) -> dict[str, dict[str, Variable]]:
     parts = list(map(array, batch.parts))
     if batch.present is not None:

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..bounds import log_weights
-from ..data.splits import Groups
+from ..data.batches import Data, Items, Views
 from ..joint import Joint
 from ..terms import Batch
 from .containers import pareto_k
-from .items import Array, Data, Items, Views, array, chunks, evaluating
+from .items import Array, array, chunks, evaluating, in_parts
 from .joints import check_density, check_proper, check_spread, joint_of
 
 __all__ = ["Evidence", "evidence"]
@@ -53,7 +53,7 @@ class Evidence(NamedTuple):
 
 def evidence(
     objective: nn.Module,
-    data: Data | Groups,
+    data: Data,
     *,
     particles: int = 100,
     views: Views | None = None,
@@ -94,7 +94,7 @@ def evidence(
     parts = []
     with evaluating(objective) as like:
         items = Items(data, like, views)
-        for rows in items.rows(batch_size, "evidence"):
+        for rows in in_parts(len(items), batch_size, "evidence"):
             batch = items.batch(rows)
             joint.check(batch)
             parts.append(_weigh(_log_weights(joint, batch, particles)))

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..data.splits import Groups
+from ..data.batches import Data, Items
 from ..joint import Joint
-from .items import Array, Data, Items, array, evaluating
+from .items import Array, array, evaluating, in_parts
 from .joints import check_proper, decoded, joint_of
 
 __all__ = ["embed", "reconstruct", "sample"]
@@ -20,7 +20,7 @@ Images = Array | Any  # an array; for several modalities a tuple of arrays
 @overload
 def embed(
     objective: nn.Module,
-    data: Data | Groups,
+    data: Data,
     *,
     layer: str = ...,
     return_std: Literal[False] = False,
@@ -31,7 +31,7 @@ def embed(
 @overload
 def embed(
     objective: nn.Module,
-    data: Data | Groups,
+    data: Data,
     *,
     layer: str = ...,
     return_std: Literal[True],
@@ -41,7 +41,7 @@ def embed(
 
 def embed(
     objective: nn.Module,
-    data: Data | Groups,
+    data: Data,
     *,
     layer: str = "backbone",
     return_std: bool = False,
@@ -68,7 +68,7 @@ def embed(
     means, deviations = [], []
     with evaluating(objective) as like:
         items = Items(data, like)
-        for rows in items.rows(batch_size, "embed"):
+        for rows in in_parts(len(items), batch_size, "embed"):
             if items.grouped and items.several:
                 whole = joint_of(objective, "representations of groups")
                 batch = items.batch(rows)
@@ -95,7 +95,7 @@ def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> 
     parts = []
     with evaluating(objective) as like:
         items = Items(data, like)
-        for rows in items.rows(batch_size, "reconstruct"):
+        for rows in in_parts(len(items), batch_size, "reconstruct"):
             z = joint.prior.on_support(joint.alone(items.alone(rows)).mean)
             means = (p.mean for p in decoded(joint, z, (1,) * z.shape[1]))
             parts.append([array(mean.squeeze(1)) for mean in means])

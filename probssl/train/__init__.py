@@ -3,6 +3,7 @@
 from .fit import fit
 from .history import History
 from .rounds import fit_rounds
+from .schedules import cosine, linear
 from .steps import Step, steps
 
-__all__ = ["History", "Step", "fit", "fit_rounds", "steps"]
+__all__ = ["History", "Step", "cosine", "fit", "fit_rounds", "linear", "steps"]

@@ -16,16 +16,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..processes import agreed_bytes, first
 from .run import Run
 
 __all__ = ["Checkpoints", "read", "write"]
 
-FORMAT = "probssl checkpoint 1"
+# The first one has a single random state, that of one process.
+FORMATS = ("probssl checkpoint 1", "probssl checkpoint 2")
 LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
 
 
 class Checkpoints:
     """The folder of a run: its last epoch, its best one, and its history as JSON.
+
+    Of several processes the first one alone reads and writes files.
 
     ``read(folder / "best.safetensors")["objective"]`` is a `state_dict`.
 
@@ -54,36 +58,26 @@ class Checkpoints:
                 )
             return
         last = self.folder / LAST
-        if last.exists() and not resume:
-            raise FileExistsError(
-                f"expected a folder without a checkpoint, got {last}; pass resume=True "
-                "to go on from it, or another folder"
-            )
-        if last.exists():
-            run.load(read(last), last)
+        data = agreed_bytes(_found(self.folder, resume) if first() else b"")
+        if data:
+            run.load(_parsed(data, last), last)
             self.epoch = len(run.history)
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        others = [f.name for f in self.folder.iterdir() if f.name[0] != "."]
-        if resume and others:
-            raise FileNotFoundError(
-                f"expected {last} to resume from, got a folder with {others[0]!r} but "
-                "no checkpoint; pass the folder of the run, or an empty one"
-            )
-        write(last, run.state())
+        else:
+            _write(last, run)
 
     def save(self, run: Run, best: bool) -> None:
         """Write down the epoch that is done, if it is the best or its turn has come."""
         if self.folder is not None and best:
-            write(self.folder / BEST, run.state())
+            _write(self.folder / BEST, run)
         if len(run.history) % self.every == 0:
             self.close(run)
 
     def close(self, run: Run) -> None:
         """Write down the last epoch, unless it was."""
         if self.folder is not None and self.epoch != len(run.history):
-            write(self.folder / LAST, run.state())
-            _replace(self.folder / HISTORY, run.history.to_json().encode())
+            _write(self.folder / LAST, run)
+            if first():
+                _replace(self.folder / HISTORY, run.history.to_json().encode())
             self.epoch = len(run.history)
 
     @property
@@ -103,7 +97,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_pack(state, "", tensors))
-    data = safetensors.torch.save(tensors, {"format": FORMAT, "state": plain})
+    data = safetensors.torch.save(tensors, {"format": FORMATS[-1], "state": plain})
     _replace(path, data)
 
 
@@ -113,15 +107,49 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is no checkpoint.
     """
-    with safetensors.safe_open(path, "pt") as file:
-        header = file.metadata() or {}
-        if header.get("format") != FORMAT:
-            raise ValueError(
-                f"expected {FORMAT!r} in the header of {path}, got "
-                f"{header.get('format')!r}; pass the folder of a run of fit"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return _unpack(json.loads(header["state"]), tensors)
+    return _parsed(path.read_bytes(), path)
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+    tensors = safetensors.torch.load(data)
+    end = 8 + int.from_bytes(data[:8], "little")  # of the header, behind its length
+    header = json.loads(data[8:end]).get("__metadata__", {})
+    if header.get("format") not in FORMATS:
+        raise ValueError(
+            f"expected {FORMATS[-1]!r} in the header of {path}, got "
+            f"{header.get('format')!r}; pass the folder of a run of fit"
+        )
+    state = _unpack(json.loads(header["state"]), tensors)
+    if header["format"] == FORMATS[0]:
+        state["random"] = [state["random"] | {"order": state.pop("order")}]
+    return state
+
+
+def _found(folder: Path, resume: bool) -> bytes:
+    """The checkpoint to go on from; empty if there is none, and the folder is made."""
+    last = folder / LAST
+    if last.exists() and not resume:
+        raise FileExistsError(
+            f"expected a folder without a checkpoint, got {last}; pass resume=True "
+            "to go on from it, or another folder"
+        )
+    if last.exists():
+        return last.read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [f.name for f in folder.iterdir() if f.name[0] != "."]
+    if resume and others:
+        raise FileNotFoundError(
+            f"expected {last} to resume from, got a folder with {others[0]!r} but "
+            "no checkpoint; pass the folder of the run, or an empty one"
+        )
+    return b""
+
+
+def _write(path: Path, run: Run) -> None:
+    """Write a run, whose state all processes have a part in."""
+    state = run.state()
+    if first():
+        write(path, state)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

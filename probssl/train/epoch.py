@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..terms import Batch, Terms
-from .batches import Items, Loaded
+from ..processes import alone, anywhere, broadcast
+from ..terms import Terms
+from .batches import Source
 from .history import Row, Tally
 from .progress import Progress
-from .randomness import same_randomness
-from .steps import Step
+from .randomness import random_state, same_randomness, set_random_state
+from .steps import Step, written
 
 __all__ = ["ascend", "validate"]
 
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 def ascend(
     step: Step,
-    groups: Iterable[list[Batch]],
+    groups: Iterable[list[Any]],
     tally: Tally,
     bar: Progress,
     on_step: Callable[[int, Terms], Any] | None = None,
 ) -> bool:
-    """Make one step for each group of batches; return whether `on_step` wants to stop.
+    """Make one step for each group of loads; return whether `on_step` wants to stop.
 
     The objective is in training mode meanwhile, and in evaluation mode afterwards.
 
@@ -35,15 +35,18 @@ def ascend(
         ValueError: If there are no batches.
     """
     step.objective.train()
-    check, stop = getattr(step.objective, "check", None), False
+    step.look()
+    stop = False
     for group in groups:
-        if step.count == 0 and check is not None:
-            check(group[0])
+        if step.count == 0:
+            _check_first(step, group[0])
         terms = step(group)
-        tally.add(terms, sum(batch.shape[0] for batch in group))
+        tally.add(terms, step.items)
         bar.look(tally)
-        if on_step is not None and on_step(step.count, terms):
-            stop = True
+        if on_step is not None:
+            stop = anywhere(bool(on_step(step.count, terms)))
+            step.look()
+        if stop:
             break
     if step.count == tally.start:
         raise ValueError(
@@ -52,27 +55,40 @@ def ascend(
         )
     bar.look(tally, always=True)
     _check_parameters(step, tally.remedy)
+    tally.pool()
+    # Moments of a process's own items, such as those of torch's BatchNorm, differ.
+    broadcast(list(written(step.objective).values()))
     step.objective.eval()
     return stop
 
 
 @torch.no_grad()
-def validate(
-    objective: nn.Module, data: Items | Loaded, seed: int, device: torch.device
-) -> Row:
+def validate(step: Step, data: Source, seed: int, device: torch.device) -> Row:
     """The mean terms over all items, with the randomness of a seed.
 
     The same random numbers each time make epochs comparable, and leave those of
-    training as they are. The mode is that of `ascend` at its end, evaluation.
+    training as they are. The mode is that of `ascend` at its end, evaluation. Every
+    process measures all items by itself.
     """
     tally = Tally()
-    with same_randomness(seed, device):
-        for batch in data.sweep():
-            tally.add(objective(batch), batch.shape[0])
+    with same_randomness(seed, device), step.around(), alone():
+        for load in data.sweep():
+            batch = data.batch(load)
+            tally.add(step.objective(batch), batch.shape[0])
     row = {f"valid_{name}": value for name, value in tally.mean().items()}
     if tally.broken is not None:
         logger.warning("in validation, %s", tally.broken)
     return row
+
+
+def _check_first(step: Step, load: Any) -> None:
+    """Have the objective check the first batch, which will be made once more."""
+    check = getattr(step.objective, "check", None)
+    if check is not None:
+        device = next(step.objective.parameters()).device
+        before = random_state(device)
+        check(step.make(load))
+        set_random_state(before, device)
 
 
 def _check_parameters(step: Step, remedy: str) -> None:

@@ -2,22 +2,25 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Generator, nn
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..processes import alone, anywhere, broadcast, first, number, start
 from ..terms import Terms
 from .batches import Data, Views, grouped, source
 from .checkpoint import Checkpoints
+from .compiled import worth_compiling
 from .epoch import ascend, validate
 from .history import History, Row, Tally
+from .precision import prepared_precision
 from .prepare import (
     check_at_least_one,
     check_monitor,
@@ -28,7 +31,10 @@ from .prepare import (
     total_steps,
 )
 from .progress import Progress
+from .randomness import drawn_order
+from .replay import accelerate
 from .run import Run
+from .schedules import Schedule, Schedules
 from .steps import Step
 from .stopping import EarlyStopping
 
@@ -58,6 +64,10 @@ def fit(
     resume: bool = False,
     on_step: Callable[[int, Terms], Any] | None = None,
     on_epoch: Callable[[int, Row], Any] | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
+    compile: bool | Literal["auto"] | None = "auto",
+    precision: torch.dtype | None = None,
+    tf32: bool = False,
     device: str | torch.device = "auto",
     progress: bool = True,
 ) -> History:
@@ -74,6 +84,16 @@ def fit(
 
     Interrupting it from the keyboard ends the fit; what was reached is kept.
 
+    Under torchrun, or where torch.distributed is set up, it is one fit in several
+    processes, each of which calls it with the same arguments, and returns the same.
+    Parameters start as the first one's. Each process takes its part of every batch, the
+    items in the order that one process would take them, and has noise of its own;
+    gradients are averaged. Validation is done by each on all items. The first alone
+    shows progress and writes files. With as many processes a run is resumed as with
+    one; with more or fewer in the same order of the items, but with other noise. From
+    the keyboard the processes are interrupted as errors would: their last checkpoint is
+    what is kept.
+
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \\*event), which is kept on the
             device as a whole; or a DataLoader of tensors, of tuples whose first entry
@@ -86,7 +106,8 @@ def fit(
             without, unless its data are Groups that have their own.
         valid: Further data, measured after every epoch: all items, the same views, and
             the same random numbers every time, which leave those of training alone.
-        batch_size: The items of a batch; a DataLoader has its own.
+        batch_size: The items of a batch, over all processes; a DataLoader has its own,
+            for each process.
         optimizer: One at hand, or what makes one from the trainable parameters. None
             means Adam, fused, with `learning_rate`; hyper-parameters, and what else is
             in a module with a `learning_rate_factor`, at that many times the rate.
@@ -109,6 +130,22 @@ def fit(
             and with it the fit.
         on_epoch: Called after each epoch with its number and its row of the history, to
             which it may add numbers. If it returns a true value, the fit ends.
+        schedules: Numbers that change as the run goes on: for the name of a buffer of
+            the objective, such as ``teacher.momentum``, a function of the share of the
+            run that is done, such as `train.cosine` and `train.linear` make.
+        compile: Whether value and gradient are traced, handlers of Pyro and all, and
+            compiled for each shape of batch; on a CUDA device whole steps, views and
+            update included, are then replayed as one graph. It takes some ten seconds
+            at the start; ``"auto"`` does it for runs of at least 10,000 steps, None and
+            False never. The result is that of an uncompiled run, up to rounding. A
+            warning says why, if it cannot be done. Numbers that are to change during
+            the run belong in buffers; a plain attribute that changes, in `on_step` or
+            `on_epoch`, means another compilation.
+        precision: ``torch.bfloat16`` runs the networks in it, by `torch.autocast`;
+            densities, normalisers and entropies stay in float32. None is the precision
+            of the objective.
+        tf32: Whether float32 matrix products on a CUDA device may round their factors
+            to TF32.
         device: ``"auto"`` is where the objective lies if that is an accelerator, else a
             CUDA device if there is one, else the CPU.
 
@@ -122,36 +159,53 @@ def fit(
     check_at_least_one(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
     check_at_least_one(patience=patience, checkpoint_every=checkpoint_every)
     check_monitor(monitor, validated=valid is not None, extended=on_epoch is not None)
+    start()
     target = target_of(objective, device)
-    order = Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
-    make = partial(source, views=views, batch_size=batch_size, order=order)
+    numbers = prepared_precision(precision, tf32, target.dtype)
+    make = partial(source, views=views, batch_size=batch_size, order=drawn_order())
     train = make(data, target=target, content=content)
-    held_out = None if valid is None else make(valid, target=target)
+    with alone():
+        held_out = None if valid is None else make(valid, target=target)
     settle(objective, target.device, population=train.count)
+    broadcast([*objective.parameters(), *objective.buffers()])
     optimizer = prepared_optimizer(optimizer, objective, learning_rate)
-    schedule = prepared_scheduler(scheduler, optimizer)
-    step = Step(objective, optimizer, scheduler=schedule, clip=clip)
+    total = total_steps(train, epochs, accumulate)
+    step = Step(
+        objective,
+        optimizer,
+        scheduler=prepared_scheduler(scheduler, optimizer),
+        clip=clip,
+        make=train.batch,
+        prepare=Schedules(objective, schedules, total).set,
+        around=partial(numbers.active, target.device),
+    )
     run = Run(step, train.order, EarlyStopping(monitor, patience), target.device)
     folder = Checkpoints(checkpoint, checkpoint_every)
     folder.begin(run, resume)
-    bar = Progress(total_steps(train, epochs, accumulate), step.count, shown=progress)
+    bar = Progress(total, step.count, shown=progress and first())
+    if worth_compiling(compile, total):
+        accelerate(step, bar.title)
     try:
         for epoch in run.remaining(epochs):
             began = perf_counter()
             bar.title(f"epoch {epoch}/{epochs}")
             tally = Tally(step.count, folder.remedy)
-            stop = ascend(step, grouped(train.epoch(), accumulate), tally, bar, on_step)
+            stop = ascend(
+                step, grouped(train.epoch(epoch), accumulate), tally, bar, on_step
+            )
             row = {"epoch": epoch, "step": step.count} | tally.mean()
             if held_out is not None:
                 seed = run.order.initial_seed()
-                row |= validate(objective, held_out, seed, target.device)
+                row |= validate(step, held_out, seed, target.device)
             row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
-            stop |= on_epoch is not None and bool(on_epoch(epoch, row))
+            stop |= on_epoch is not None and anywhere(bool(on_epoch(epoch, row)))
             folder.save(run, best=run.finish(row))
             if stop:
                 break
         folder.close(run)
     except KeyboardInterrupt:
+        if number() > 1:  # others may be waiting for this one
+            raise
         logger.warning("interrupted after epoch %d: all is kept", len(run.history))
     finally:
         bar.close()

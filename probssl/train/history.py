@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ..processes import collected
 from ..terms import Terms
 
 if TYPE_CHECKING:
@@ -101,6 +102,13 @@ class Tally:
                 found = [f"{name} = {t}" for name, t in named if not np.isfinite(t)]
                 self.broken = f"{' and '.join(found)} at step {self.steps}"
         self.pending = []
+
+    def pool(self) -> None:
+        """Take in the items and terms of all processes, each of which calls it."""
+        self.read()
+        sums = collected(torch.tensor([self.items, *self.total], dtype=torch.double))
+        items, *total = sums.sum(0).tolist()
+        self.items, self.total = int(items), np.array(total)
 
     def mean(self) -> Row:
         """The mean terms over all items so far, and their sum, the value."""

@@ -11,7 +11,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..terms import Terms
-from .batches import Items, Loaded, Target
+from .batches import Source, Target
 
 __all__ = [
     "check_at_least_one",
@@ -96,7 +96,7 @@ def prepared_optimizer(
     """
     trainable = _trainable(objective)
     if optimizer is None:
-        return Adam(_groups(objective, learning_rate), lr=learning_rate, fused=True)
+        return _adam(objective, learning_rate)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(trainable)
     if not isinstance(optimizer, Optimizer):
@@ -139,12 +139,22 @@ def prepared_scheduler(
     return scheduler
 
 
-def total_steps(data: Items | Loaded, epochs: int, accumulate: int) -> int | None:
+def total_steps(data: Source, epochs: int, accumulate: int) -> int | None:
     """The steps of the whole run; None if the length of the data is not known."""
     try:
         return epochs * math.ceil(len(data) / accumulate)
     except TypeError:
         return None
+
+
+def _adam(objective: nn.Module, learning_rate: float) -> Adam:
+    groups = _groups(objective, learning_rate)
+    device = groups[0]["params"][0].device
+    if device.type != "cuda":
+        return Adam(groups, lr=learning_rate, fused=True)
+    for group in groups:  # in tensors, so that a recorded step follows a schedule
+        group["lr"] = torch.tensor(group["lr"], device=device)
+    return Adam(groups, fused=True, capturable=True)
 
 
 def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

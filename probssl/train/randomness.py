@@ -1,12 +1,25 @@
 """The state of torch's global generators: kept in checkpoints, held in validation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-__all__ = ["random_state", "same_randomness", "set_random_state"]
+from ..processes import agreed, collected, first, number, rank
+
+__all__ = ["drawn_order", "go_on", "random_state", "random_states"]
+__all__ += ["same_randomness", "set_random_state"]
+
+
+def drawn_order() -> Generator:
+    """A generator for the order of the items, seeded by the first process.
+
+    The others draw their noise, from here on, from a seed that is made of it.
+    """
+    seed = agreed(int(torch.randint(2**63 - 1, ())))
+    _seed_others(seed)
+    return Generator().manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -28,6 +41,32 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def random_states(device: torch.device, order: Generator) -> list[dict[str, Tensor]]:
+    """The states of all processes, with that of the order of their items."""
+    state = random_state(device) | {"order": order.get_state()}
+    every = {name: collected(part) for name, part in state.items()}
+    return [{name: every[name][i] for name in state} for i in range(number())]
+
+
+def go_on(
+    states: Sequence[Mapping[str, Tensor]], device: torch.device, order: Generator
+) -> None:
+    """Go back to the states of all processes.
+
+    If there are more or fewer now, the first one has its own, the order of the items
+    included; the others have noise from a new seed, which follows from the order.
+    """
+    if len(states) == number():
+        set_random_state(states[rank()], device)
+        order.set_state(states[rank()]["order"])
+        return
+    order.set_state(states[0]["order"])
+    if first():
+        set_random_state(states[0], device)
+    fork = order.clone_state()
+    _seed_others(int(torch.randint(2**63 - 1, (), generator=fork)))
+
+
 @contextmanager
 def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Draw the same random numbers every time; leave the generators as they were."""
@@ -42,3 +81,9 @@ def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_random_state(before, device)
+
+
+def _seed_others(seed: int) -> None:
+    """Seed the global generators of all processes but the first."""
+    if not first():
+        torch.manual_seed((seed + rank()) % 2**63)

@@ -8,8 +8,9 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
+from ..processes import agreed
 from .history import History, Row
-from .randomness import random_state, set_random_state
+from .randomness import go_on, random_states
 from .steps import Step
 from .stopping import EarlyStopping
 
@@ -39,13 +40,17 @@ class Run:
             yield epoch
 
     def finish(self, row: Row) -> bool:
-        """End an epoch with its row of the history; return whether it is the best."""
+        """End an epoch with its row of the history; return whether it is the best.
+
+        The row is that of the first process.
+        """
         row = {name: x if isinstance(x, int) else float(x) for name, x in row.items()}
+        row = agreed(row)
         self.history.rows.append(row)
         return self.stopping.improves(row, self.step.objective)
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, with the states of all random generators."""
+        """Tensors and plain values, with the random states of all processes."""
         step = self.step
         return {
             "objective": step.objective.state_dict(),
@@ -54,8 +59,7 @@ class Run:
             "steps": step.count,
             "stopping": self.stopping.state(),
             "history": self.history.rows,
-            "random": random_state(self.device),
-            "order": self.order.get_state(),
+            "random": random_states(self.device, self.order),
         }
 
     def load(self, state: Mapping[str, Any], origin: object) -> None:
@@ -75,8 +79,7 @@ class Run:
         if step.scheduler is not None:
             step.scheduler.load_state_dict(state["scheduler"])
         step.count, self.history = state["steps"], History(state["history"])
-        set_random_state(state["random"], self.device)
-        self.order.set_state(state["order"])
+        go_on(state["random"], self.device, self.order)
 
 
 def _entries(state: Mapping[str, Any] | None) -> dict[str, str]:

@@ -5,7 +5,9 @@ r"""Steps of gradient ascent on the value of an objective, the sum of its terms.
 The minus sign stands here, and nowhere else.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..terms import Batch, Terms
+from .averaged import Averaged
 
-__all__ = ["Step", "add_gradient", "steps"]
+__all__ = ["Gradient", "Step", "add_gradient", "parts_of", "steps", "written"]
+
+Gradient = Callable[[nn.Module, Batch, float], Terms]
 
 
 def steps(
@@ -39,11 +44,19 @@ def add_gradient(objective: nn.Module, batch: Batch, share: float = 1.0) -> Term
         ValueError: If a term is no mean over the batch, or none has a gradient.
     """
     terms = objective(batch)
-    _check(terms)
-    # Plain numbers, the terms that are not in play, have no gradient.
-    first, *rest = (term for term in terms if isinstance(term, Tensor))
-    (-share * sum(rest, start=first)).backward()
+    (-share * _value(terms)).backward()
     return Terms(*(t.detach() if isinstance(t, Tensor) else t for t in terms))
+
+
+def parts_of(
+    objective: nn.Module, batch: Batch, parameters: Sequence[Tensor]
+) -> tuple[Terms, tuple[Tensor | None, ...]]:
+    """The terms, and the gradient of the loss, None where a parameter has no part.
+
+    What `add_gradient` adds, as a function that leaves the parameters alone.
+    """
+    terms = objective(batch)
+    return terms, torch.autograd.grad(-_value(terms), parameters, allow_unused=True)
 
 
 class Step:
@@ -56,6 +69,10 @@ class Step:
     Arguments:
         scheduler: Is stepped once per step, not per epoch.
         clip: The largest Euclidean norm of the gradient.
+        make: What makes a batch of what a step is called with; by default it is one.
+        gradient: What adds the gradient of a batch, as `add_gradient` does.
+        prepare: Called with the number of steps made before each one.
+        around: The context of a step, such as `torch.autocast`.
 
     Raises:
         ValueError: If `clip` is not positive.
@@ -68,6 +85,10 @@ class Step:
         *,
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
+        make: Callable[[Any], Batch] = lambda batch: batch,
+        gradient: Gradient = add_gradient,
+        prepare: Callable[[int], Any] = lambda count: None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         if clip is not None and not clip > 0:
             raise ValueError(
@@ -75,31 +96,54 @@ class Step:
             )
         self.objective, self.optimizer = objective, optimizer
         self.scheduler, self.clip = scheduler, clip
-        self.count = 0
+        self.make, self.add_gradient = make, gradient
+        self.prepare, self.around = prepare, around
+        self.average = Averaged(optimizer)
+        self.count, self.items = 0, 0
+        # What makes the step on the device: `ascend`, or a replay of it.
+        self.run: Callable[[Sequence[Any]], Terms] = self.ascend
+        # Called when others may have changed the objective or the optimiser.
+        self.watchers: list[Callable[[], Any]] = []
 
-    def __call__(self, batches: Sequence[Batch]) -> Terms:
+    def __call__(self, loads: Sequence[Any]) -> Terms:
         """Make the step; return its terms, as means over the items of all batches."""
+        self.prepare(self.count)
+        with self.around():
+            terms = self.run(loads)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.count += 1
+        return terms
+
+    def ascend(self, loads: Sequence[Any]) -> Terms:
+        """What happens on the device: the batches, their gradient, the update."""
         self.optimizer.zero_grad()
-        terms = self.gradient(batches)
+        terms = self.gradient([self.make(load) for load in loads])
         self.update()
         return terms
 
     def gradient(self, batches: Sequence[Batch]) -> Terms:
         """Add the gradient of the mean over the items of all batches."""
-        if len(batches) == 1:
-            return add_gradient(self.objective, batches[0])
         items = [batch.shape[0] for batch in batches]
-        shares = [n / sum(items) for n in items]
-        before = [tensor.clone() for tensor in _written(self.objective)]
+        self.items = sum(items)
+        if len(batches) == 1:
+            return self.add_gradient(self.objective, batches[0], 1.0)
+        shares = [n / self.items for n in items]
+        before = [tensor.clone() for tensor in written(self.objective).values()]
         parts: list[Terms] = []
         for batch, share in zip(batches, shares, strict=True):
             if parts:
-                _copy(before, _written(self.objective))
-            parts.append(add_gradient(self.objective, batch, share))
+                _copy(before, written(self.objective).values())
+            parts.append(self.add_gradient(self.objective, batch, share))
         columns = zip(*parts, strict=True)
         return Terms(
             *(sum(s * t for s, t in zip(shares, c, strict=True)) for c in columns)
         )
+
+    def look(self) -> None:
+        """Take note that the objective or the optimiser may have been changed."""
+        for watcher in self.watchers:
+            watcher()
 
     @property
     def learning_rate(self) -> float:
@@ -107,30 +151,29 @@ class Step:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self) -> None:
-        """Move the parameters along their gradient."""
+        """Move the parameters along their gradient, the mean of all processes'."""
+        self.average()
         if self.clip is not None:
             groups = self.optimizer.param_groups
             parameters = [p for group in groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        self.count += 1
 
 
-def _written(objective: nn.Module) -> list[Tensor]:
-    """What `forward` may write: buffers and frozen parameters."""
-    frozen = (p for p in objective.parameters() if not p.requires_grad)
-    return [*objective.buffers(), *frozen]
+def written(objective: nn.Module) -> dict[str, Tensor]:
+    """What `forward` may write, by name: buffers and frozen parameters."""
+    frozen = {k: p for k, p in objective.named_parameters() if not p.requires_grad}
+    return dict(objective.named_buffers()) | frozen
 
 
 @torch.no_grad()
-def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
     for before, now in zip(source, target, strict=True):
         now.copy_(before)
 
 
-def _check(terms: object) -> None:
+def _value(terms: object) -> Tensor:
+    """The sum of terms that are checked."""
     if not isinstance(terms, Terms):
         raise TypeError(
             f"expected the objective to return Terms, got {type(terms).__name__}; "
@@ -147,3 +190,6 @@ def _check(terms: object) -> None:
             "expected a value that depends on trainable parameters, got terms without "
             "a gradient; train a part that the objective uses"
         )
+    # Plain numbers, the terms that are not in play, have no gradient.
+    first, *rest = (term for term in terms if isinstance(term, Tensor))
+    return sum(rest, start=first)

@@ -1,0 +1,112 @@
+"""How long a first look takes: the import, and the first step of a fit.
+
+`import probssl` against `import torch, pyro`, which it cannot do without, the start of
+Python included; then the first step on scikit-learn's digits, from the call of `fit`, not
+compiled, to the first terms, against a step that is written by hand, from the making of
+its optimiser: the first one in a process has torch load its compiler. All in fresh
+processes in turns. Writes medians and ratios to benchmarks/results/imports.json.
+
+Takes three minutes on two CPU cores.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from measure import Timing, digits, interleaved, report, table
+
+BLOCKS, ITEMS = 7, 128
+RESULTS = Path(__file__).parent / "results" / "imports.json"
+IMPORTS = {"torch and pyro": "import torch, pyro", "probssl": "import probssl"}
+
+
+def by_hand() -> float:
+    """Seconds of the first step of a loop that is written by hand."""
+    import torch
+    from handwritten import SimVAE
+
+    model, x = SimVAE(64, (256, 256), 10, 0.15), torch.ones(ITEMS, 2, 64)
+    began = perf_counter()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    loss = model(x)
+    loss.backward()
+    optimizer.step()
+    loss.item()
+    return perf_counter() - began
+
+
+def by_fit() -> float:
+    """Seconds from the call of `fit` to the end of its first step."""
+    import probssl as ps
+
+    data, views = ps.data.digits(), ps.views.digits()
+    joint = ps.Joint(
+        ps.priors.Gaussian(10, 0.15),
+        ps.likelihoods.Binomial(16),
+        ps.nn.MLPEncoder((1, 8, 8), 10),
+        ps.nn.MLPDecoder(10, (1, 8, 8)),
+    )
+    objective, ended = ps.limits.SimVAE(joint), []
+
+    def end(count: int, terms: ps.Terms) -> bool:
+        sum(terms).item()
+        ended.append(perf_counter())
+        return True
+
+    options: dict[str, Any] = {"batch_size": ITEMS, "compile": None, "progress": False}
+    began = perf_counter()
+    ps.fit(objective, data.train, views=views, on_step=end, **options)
+    return ended[0] - began
+
+
+STEPS = {"by hand": by_hand, "fit": by_fit}
+
+
+def in_fresh_process(name: str) -> float:
+    """Seconds of this first step, where nothing has been used before."""
+    command = [sys.executable, __file__, name]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(run.stdout)
+
+
+def main(
+    imports: Mapping[str, str] = IMPORTS,
+    first: Callable[[str], float] = in_fresh_process,
+    blocks: int = BLOCKS,
+    results: Path = RESULTS,
+) -> dict[str, dict[str, Any]]:
+    """Return milliseconds of imports and first steps, and ratios to the first of each.
+
+    Arguments:
+        imports: Statements by name.
+        first: What gives the seconds of a first step by its name.
+    """
+    command = [sys.executable, "-c"]
+    subjects = {
+        f"import of {name}": partial(subprocess.run, [*command, code], check=True)
+        for name, code in imports.items()
+    }
+    imported = interleaved(subjects, blocks)
+    each = zip(*([first(name) for name in STEPS] for _ in range(blocks)), strict=True)
+    names = [f"first step, {name}" for name in STEPS]
+    stepped = dict(zip(names, map(Timing, each), strict=True))
+    figures: dict[str, dict[str, Any]] = {}
+    for timed in (imported, stepped):
+        reference = next(iter(timed.values()))
+        for name, timing in timed.items():
+            ratio = digits(timing.ratio(reference))
+            figures[name] = timing.figures() | {"ratio": ratio}
+    report("benchmarks/imports.py", results, figures, blocks=blocks)
+    table(figures)
+    return figures
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        print(STEPS[sys.argv[1]]())
+    else:
+        main()

@@ -1,0 +1,223 @@
+"""What the benchmarks share: timing in turns, the ceiling of a machine, the report.
+
+Subjects are timed in turns, a block of calls of each after the other, so that a busy
+machine slows all alike. What counts are ratios of medians over the blocks; seconds
+depend on the machine, which the report names.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+__all__ = [
+    "Timing",
+    "device_of",
+    "digits",
+    "hardware",
+    "interleaved",
+    "matrix_ceiling",
+    "matrix_units",
+    "report",
+    "seconds_of",
+    "synchronise",
+    "table",
+]
+
+Subject = Callable[[], object]
+
+
+class Timing(NamedTuple):
+    """Seconds per call, one number for each block."""
+
+    blocks: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.blocks)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.blocks) < 2:
+            return self.blocks[0], self.blocks[0]
+        low, _, high = statistics.quantiles(self.blocks, n=4, method="inclusive")
+        return low, high
+
+    def ratio(self, other: "Timing") -> float:
+        """The median over that of another."""
+        return self.median / other.median
+
+    def figures(self) -> dict[str, Any]:
+        """Median and quartiles in milliseconds, for the report."""
+        low, high = self.quartiles
+        return {
+            "ms": digits(1e3 * self.median),
+            "quartiles": [digits(1e3 * low), digits(1e3 * high)],
+        }
+
+
+def interleaved(
+    subjects: Mapping[str, Subject],
+    blocks: int = 7,
+    repeats: int = 1,
+    device: torch.device | str = "cpu",
+) -> dict[str, Timing]:
+    """Time all subjects in turns; a first block of each is thrown away.
+
+    Every block starts with another subject, so that none always follows the same one.
+
+    Arguments:
+        blocks: The number of blocks that count.
+        repeats: The calls of a subject in a block.
+        device: Where they compute; a GPU is waited for at both ends of a block.
+    """
+    names = list(subjects)
+    timed: dict[str, list[float]] = {name: [] for name in names}
+    bar = tqdm(total=(blocks + 1) * len(names), leave=False, disable=None)
+    for block in range(blocks + 1):
+        first = block % len(names)
+        for name in names[first:] + names[:first]:
+            bar.set_description(name)
+            timed[name].append(seconds_of(subjects[name], repeats, device))
+            bar.update()
+    bar.close()
+    return {name: Timing(tuple(each[1:])) for name, each in timed.items()}
+
+
+def seconds_of(
+    subject: Subject, repeats: int = 1, device: torch.device | str = "cpu"
+) -> float:
+    """Seconds per call."""
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        subject()
+    synchronise(device)
+    return (time.perf_counter() - began) / repeats
+
+
+def synchronise(device: torch.device | str) -> None:
+    """Wait for a GPU; a processor has always done what it was asked."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_of(name: str = "auto") -> torch.device:
+    """The device of this name; ``"auto"`` is a GPU if there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def matrix_ceiling(
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 1.0,
+    device: torch.device | str = "cpu",
+    sizes: tuple[int, ...] | None = None,
+) -> float:
+    """The best GFLOP/s of products of large square matrices in so many seconds."""
+    if sizes is None:
+        large = torch.device(device).type == "cuda"
+        sizes = (4_096, 8_192) if large else (1_024, 2_048)
+    products = [_square_product(n, dtype, device) for n in sizes]
+    best, end = 0.0, time.perf_counter() + seconds
+    for product in products:
+        product()  # what is loaded and chosen on first use
+    while best == 0 or time.perf_counter() < end:
+        for n, product in zip(sizes, products, strict=True):
+            best = max(best, 2e-9 * n**3 / seconds_of(product, 2, device))
+    return best
+
+
+def _square_product(
+    n: int, dtype: torch.dtype, device: torch.device | str
+) -> Callable[[], object]:
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def matrix_units(device: torch.device | str = "cpu") -> bool:
+    """Whether the hardware itself multiplies matrices of bfloat16."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = set(_processor("flags").split())
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What the figures were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found: dict[str, Any] = {
+        "processor": _processor("model name") or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory, GB": round(memory / 1e9),
+    }
+    if torch.device(device).type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        found["GPU"] = gpu.name
+        found["memory of the GPU, GB"] = round(gpu.total_memory / 1e9)
+    return found
+
+
+def _processor(key: str) -> str:
+    """What the system says of its first processor, where it says so."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for k, _, value in pairs if k.strip() == key), "")
+
+
+def report(
+    script: str,
+    path: Path,
+    figures: Any,
+    *,
+    device: torch.device | str = "cpu",
+    **settings: Any,
+) -> None:
+    """Write the figures with hardware, versions and settings, as JSON.
+
+    Arguments:
+        script: The file that measured them, from the root of the repository.
+        settings: What was measured: sizes, repeats. An underscore becomes a space.
+    """
+    packages = ("torch", "pyro-ppl", "probssl")
+    versions = {"python": platform.python_version()}
+    versions |= {package: version(package) for package in packages}
+    content = {
+        "script": script,
+        **{name.replace("_", " "): value for name, value in settings.items()},
+        "hardware": hardware(device),
+        "versions": versions,
+        "figures": figures,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def table(rows: Mapping[str, Mapping[str, object]], title: str = "") -> None:
+    """Print a table: a row for each name, a column for each figure; no figure is -."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    lines = [[title, *columns]]
+    lines += [
+        [name, *(str(row.get(c, "-")) for c in columns)] for name, row in rows.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *cells in lines:
+        padded = (cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))
+        print(name.ljust(widths[0]), *padded, sep="  ")
+
+
+def digits(x: float, figures: int = 3) -> float:
+    """The number with so many significant digits."""
+    return float(f"{x:.{figures}g}")

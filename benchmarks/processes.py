@@ -1,0 +1,189 @@
+"""Weak scaling of `fit`: W processes, each with as many items to a step as one has alone.
+
+Epochs are made by the first process alone, the others idle; by all, each for itself,
+which is what cores or devices that share a machine leave of one; and by all together,
+their gradients averaged. All take turns in one run. The efficiency is the rate of all
+together, over W times that of one alone. The average of a gradient is timed by itself as
+well.
+
+On a processor each process has one thread, and steps are not compiled; on a machine with
+CUDA each has a device, steps are compiled, and SimCLR is that of CIFAR-10 with ResNet-18.
+Writes items per second and the efficiency to benchmarks/results/processes.json.
+
+Takes three minutes on two CPU cores.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from measure import Timing, device_of, digits, interleaved, report, table
+from subjects import CIFAR, HIDDEN, MNIST, ink, simclr, simclr_resnet, simvae
+from torch import nn
+
+import probssl as ps
+from probssl import processes
+
+BLOCKS, STEPS, BATCH = 3, 40, 64
+RESULTS = Path(__file__).parent / "results" / "processes.json"
+
+Figures = dict[str, dict[str, Any]]
+Case = tuple[nn.Module, nn.Module, tuple[int, ...]]  # objective, views, shape
+
+
+def cases(cuda: bool, hidden: tuple[int, ...]) -> dict[str, Case]:
+    """What is fitted, by name."""
+    mnist = ps.views.simvae_mnist()
+    found: dict[str, Case] = {"SimVAE, MLP": (simvae(hidden=hidden), mnist, MNIST)}
+    if cuda:
+        found["SimCLR, ResNet-18"] = simclr_resnet(), ps.views.simclr(), CIFAR
+    else:
+        found["SimCLR, MLP"] = simclr(hidden), mnist, MNIST
+    return found
+
+
+def seconds(case: Case, steps: int, device: torch.device) -> float:
+    """Seconds of an epoch of so many steps."""
+    objective, views, shape = case
+    batch_size = BATCH * processes.number()
+    history = ps.fit(
+        objective,
+        ink(batch_size * steps, shape),
+        views=views,
+        epochs=2,  # the first one warms up
+        batch_size=batch_size,
+        compile=device.type == "cuda",
+        device=device,
+        progress=False,
+    )
+    return history["seconds"][-1]
+
+
+def in_turns(
+    case: Case, steps: int, blocks: int, device: torch.device
+) -> dict[str, Timing]:
+    """Seconds of the epochs of one, of each for itself, and of all together."""
+    timed: dict[str, list[float]] = {"alone": [], "side by side": [], "together": []}
+    run = partial(seconds, case, steps, device)
+    for _ in range(blocks):
+        distributed.barrier()
+        with processes.alone():
+            if distributed.get_rank() == 0:
+                timed["alone"].append(run())
+        distributed.barrier()
+        with processes.alone():
+            timed["side by side"].append(run())
+        distributed.barrier()
+        timed["together"].append(run())
+    return {name: Timing(tuple(each)) for name, each in timed.items() if each}
+
+
+def measured(
+    hidden: tuple[int, ...], steps: int, blocks: int, device: torch.device
+) -> Figures:
+    """The figures of all cases, on the first process; on the others they are none."""
+    torch.manual_seed(0)
+    figures: Figures = {}
+    for name, case in cases(device.type == "cuda", hidden).items():
+        timed = in_turns(case, steps, blocks, device)
+        gradient = [torch.zeros_like(p) for p in case[0].parameters()]
+        average = partial(processes.average, gradient)
+        spent = interleaved({"average": average}, 20, device=device)["average"]
+        if processes.first():
+            figures[name] = row(timed, spent, steps)
+    return figures
+
+
+def row(timed: dict[str, Timing], average: Timing, steps: int) -> dict[str, Any]:
+    """Rates, efficiencies, and what the average of a gradient takes."""
+    one, many, world = timed["alone"], timed["together"], processes.number()
+    items = BATCH * steps
+    return {
+        "items/s of one": digits(items / one.median),
+        "items/s of all": digits(world * items / many.median),
+        "efficiency": digits(one.ratio(many)),
+        "side by side": digits(one.ratio(timed["side by side"])),
+        "average, ms": digits(1e3 * average.median),
+        "its share of a step": digits(average.median * steps / many.median),
+    }
+
+
+def launched(world: int, *sizes: Any) -> Figures:
+    """The figures of so many fresh processes, which torchrun starts."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figures.json"
+        script = [f"--nproc-per-node={world}", __file__, "--worker", str(path)]
+        command = [*launcher, *script, json.dumps(sizes)]
+        subprocess.run(command, env=environment, check=True)
+        return json.loads(path.read_text())
+
+
+def work(path: Path, hidden: list[int], steps: int, blocks: int, device: str) -> None:
+    """What each of them does; the first one writes the figures down."""
+    place = torch.device(device)
+    processes.start()
+    if place.type == "cuda":
+        place = torch.device("cuda", torch.cuda.current_device())
+    figures = measured(tuple(hidden), steps, blocks, place)
+    if processes.first():
+        path.write_text(json.dumps(figures))
+
+
+def main(
+    world: int | None = None,
+    hidden: tuple[int, ...] = HIDDEN,
+    steps: int = STEPS,
+    blocks: int = BLOCKS,
+    device: str = "auto",
+    results: Path = RESULTS,
+    run: Callable[..., Figures] = launched,
+) -> Figures:
+    """Return rates, the efficiency and the share of the average, for each case.
+
+    Arguments:
+        world: The number of processes; None means as many as there are CUDA devices,
+            without these two.
+        steps: The steps of an epoch.
+        run: What has so many processes measure.
+
+    Raises:
+        ValueError: If there are fewer than two processes.
+    """
+    place = device_of(device)
+    if world is None:
+        world = torch.cuda.device_count() if place.type == "cuda" else 2
+    if world < 2:
+        raise ValueError(
+            f"expected at least 2 processes, got {world}; on a machine with one CUDA "
+            "device pass --device cpu"
+        )
+    figures = run(world, hidden, steps, blocks, place.type)
+    sizes = {"processes": world, "items_of_each": BATCH, "steps": steps}
+    sizes["blocks"] = blocks
+    report("benchmarks/processes.py", results, figures, device=place, **sizes)
+    table(figures, f"{world} processes")
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", help="cpu or cuda")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        path, sizes = arguments.worker
+        work(Path(path), *json.loads(sizes))
+    else:
+        main(arguments.processes, device=arguments.device)

@@ -1,0 +1,122 @@
+"""What a training step of SimVAE costs as each size grows: time per item, and memory.
+
+One size at a time is changed: the items of a step, the views of an item, the dimension of
+z, and the items of the data set, on which the time of a step must not depend. A step is
+one of `fit`, views and update included, eager and compiled; the images are noise. Steps
+of all sizes are timed in turns in one run. Memory is what a step needs at most beyond what
+is held between steps: the parameters, Adam's moments and the data. Writes medians to
+benchmarks/results/scaling.json.
+
+Takes about ten minutes on two CPU cores, most of it to compile.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from measure import device_of, digits, interleaved, report, table
+from memory import peak
+from subjects import HIDDEN, Steps, ink, simvae
+from tqdm import tqdm
+
+import probssl as ps
+
+BLOCKS, REPEATS = 5, 3
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+
+
+class Sizes(NamedTuple):
+    """What a step is of, and the data set; here as it is where another size grows."""
+
+    items: int = 64
+    views: int = 2
+    dim: int = 10
+    data: int = 10_000
+
+
+AXES: dict[str, Sequence[int]] = {
+    "items": (16, 64, 256, 1_024),
+    "views": (2, 4, 8),
+    "dim": (2, 10, 64, 512),
+    "data": (1_000, 10_000, 60_000),
+}
+
+
+def subject(
+    sizes: Sizes, compiled: bool, hidden: tuple[int, ...], device: torch.device
+) -> Steps:
+    """Steps of these sizes, the first one made."""
+    views = ps.views.simvae_mnist(views=sizes.views)
+    objective, data = simvae(sizes.dim, hidden), ink(sizes.data)
+    steps = Steps(objective, data, views, sizes.items, compiled, device)
+    steps()
+    return steps
+
+
+def memory(steps: Steps, device: torch.device) -> float:
+    """Megabytes that a step needs at most beyond what is held between steps."""
+    steps.step.optimizer.zero_grad()
+    return peak(steps, device)
+
+
+def main(
+    axes: Mapping[str, Sequence[int]] = AXES,
+    forms: Mapping[str, bool] = {"eager": False, "compiled": True},
+    hidden: tuple[int, ...] = HIDDEN,
+    blocks: int = BLOCKS,
+    repeats: int = REPEATS,
+    device: str = "auto",
+    results: Path = RESULTS,
+) -> dict[str, dict[str, Any]]:
+    """Return milliseconds per step and per item, and megabytes, for all sizes.
+
+    Arguments:
+        forms: Whether to compile, by name.
+    """
+    place = device_of(device)
+    torch.manual_seed(0)
+    base = Sizes()
+    wanted = {axis: [base._replace(**{axis: n}) for n in axes[axis]] for axis in axes}
+    distinct = dict.fromkeys(sizes for each in wanted.values() for sizes in each)
+    made = {
+        (sizes, form): subject(sizes, compiled, hidden, place)
+        for sizes in tqdm(distinct, "building", leave=False, disable=None)
+        for form, compiled in forms.items()
+    }
+    named = {f"{form} {tuple(sizes)}": (sizes, form) for sizes, form in made}
+    timed = interleaved(
+        {name: made[key] for name, key in named.items()}, blocks, repeats, place
+    )
+    measured = {
+        key: {
+            "ms per step": digits(1e3 * timed[name].median),
+            "ms per item": digits(1e3 * timed[name].median / key[0].items),
+            "MB": digits(memory(made[key], place)),
+        }
+        for name, key in named.items()
+    }
+    figures = {
+        f"{axis} {getattr(sizes, axis)}, {form}": measured[sizes, form]
+        for form in forms
+        for axis, each in wanted.items()
+        for sizes in each
+    }
+    settings = {"sizes_but_for_one": base._asdict(), "blocks": blocks}
+    report(
+        "benchmarks/scaling.py",
+        results,
+        figures,
+        device=place,
+        repeats=repeats,
+        **settings,
+    )
+    table(figures)
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    main(device=parser.parse_args().device)

@@ -1,0 +1,305 @@
+"""One training step, by hand, in Pyro and in probssl; its share of the matrix ceiling.
+
+A step is value, gradient and update for a batch that is given; all have the same
+weights, noise and fused Adam, and their losses are compared before they are timed. They
+take turns in one run; what counts are ratios of medians over the blocks:
+
+- by hand: `handwritten`, as it is and through torch.compile;
+- Pyro: its own Trace_ELBO, with the validation that is its default, and without;
+- probssl: `train.steps.Step`, as it is and with the compiled gradient of `ps.fit`.
+
+The matrix products of a step are a floor for its time. They are counted, and done alone
+in their own shapes with nowhere to allocate; products of large square matrices give the
+ceiling of the machine. The update is done alone as well: it is bound by memory.
+
+bfloat16 is measured where the hardware multiplies matrices of it. Writes milliseconds
+and ratios to benchmarks/results/steps.json.
+
+Takes six minutes on two CPU cores, half of it compilation.
+"""
+
+import argparse
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from handwritten import PyroSimVAE, SimCLR, SimVAE
+from measure import (
+    Timing,
+    device_of,
+    digits,
+    interleaved,
+    matrix_units,
+    report,
+    table,
+)
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import probssl as ps
+from probssl.train.compiled import Compiled
+from probssl.train.steps import Step
+
+ITEMS, DIM, SCALE, TEMPERATURE, BLOCKS = 64, 10, 0.15, 0.5, 7
+LEARNING_RATE = 1e-4
+HAND, STOCK = "by hand, compiled", "Pyro"
+RESULTS = Path(__file__).parent / "results" / "steps.json"
+
+Make = Callable[[], Tensor]  # a step, which returns its loss
+
+
+class Case(NamedTuple):
+    """What a step is measured for.
+
+    Arguments:
+        net: The widths of SimVAE's encoder, mirrored in its decoder; or what makes the
+            encoder of SimCLR.
+        repeats: The steps of a block.
+        side: That of the square matrices.
+    """
+
+    shape: tuple[int, ...]
+    net: tuple[int, ...] | Callable[..., nn.Module]
+    items: int = ITEMS
+    repeats: int = 1
+    blocks: int = BLOCKS
+    side: int = 1_024
+
+
+CASES = {
+    "SimVAE, large MLP": Case((1, 28, 28), (2_000, 500, 500), repeats=5),
+    "SimVAE, small MLP": Case((1, 8, 8), (256, 256), repeats=50),
+    "SimCLR, ResNet-18": Case((3, 32, 32), ps.nn.ResNet18Encoder, blocks=5),
+}
+
+
+def objective_of(case: Case) -> nn.Module:
+    """What probssl maximises."""
+    if callable(case.net):
+        return ps.limits.SimCLR(case.net(case.shape, 128), temperature=TEMPERATURE)
+    joint = ps.Joint(
+        ps.priors.Gaussian(DIM, SCALE),
+        ps.likelihoods.Bernoulli(),
+        ps.nn.MLPEncoder(case.shape, DIM, hidden=case.net),
+        ps.nn.MLPDecoder(DIM, case.shape, hidden=case.net[::-1]),
+    )
+    return ps.limits.SimVAE(joint)
+
+
+def by_hand(objective: nn.Module, case: Case, in_pyro: bool = False) -> nn.Module:
+    """The same loss with the same weights, without probssl."""
+    if callable(case.net):
+        return SimCLR(deepcopy(objective.network.encoder), TEMPERATURE)
+    kind = PyroSimVAE if in_pyro else SimVAE
+    pixels = torch.Size(case.shape).numel()
+    return kind(pixels, case.net, DIM, SCALE).copy(objective.joint)
+
+
+def adam(module: nn.Module) -> Adam:
+    return Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
+
+
+def plain(
+    module: nn.Module,
+    x: Tensor,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Make:
+    """The loop's body that everyone writes."""
+    optimizer = adam(module)
+    # The same random numbers as eager mode, so that the losses can be compared.
+    options = {"fallback_random": True}
+    loss_of = torch.compile(module, options=options) if compiled else module
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+            loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def without_validation(step: Make) -> Make:
+    """The same step, Pyro's checks switched off."""
+
+    def unchecked() -> Tensor:
+        with pyro.validation_enabled(False):
+            return step()
+
+    return unchecked
+
+
+def ours(
+    objective: nn.Module,
+    x: Tensor,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Make:
+    """A step as `ps.fit` makes it."""
+    objective = deepcopy(objective)
+    options: dict[str, Any] = {"gradient": Compiled()} if compiled else {}
+    if dtype is not None:
+        options["around"] = partial(torch.autocast, x.device.type, dtype)
+    step, batches = Step(objective, adam(objective), **options), [ps.Batch(x)]
+    return lambda: -torch.as_tensor(sum(step(batches)))
+
+
+def steps_of(
+    objective: nn.Module, case: Case, x: Tensor, compiled: bool
+) -> dict[str, Make]:
+    """All steps of a case by name."""
+    flat = x if callable(case.net) else x.flatten(2)
+    hand = partial(by_hand, objective, case)
+    found = {"by hand": plain(hand().to(x.device), flat)}
+    if not callable(case.net):
+        stock = [plain(hand(in_pyro=True).to(x.device), flat) for _ in range(2)]
+        found[STOCK] = stock[0]
+        found["Pyro, no validation"] = without_validation(stock[1])
+    found["probssl"] = ours(objective, x)
+    kinds = {"compiled": None}
+    if matrix_units(x.device):
+        kinds["compiled, bfloat16"] = torch.bfloat16
+    for name, dtype in kinds.items() if compiled else ():
+        found[f"by hand, {name}"] = plain(hand().to(x.device), flat, dtype, True)
+        found[f"probssl, {name}"] = ours(objective, x, dtype, True)
+    return found
+
+
+def agree(steps: dict[str, Make]) -> None:
+    """Raise an error unless all steps have the same losses, updates between them."""
+    losses: dict[str, list[Tensor]] = {}
+    for name, step in steps.items():
+        torch.manual_seed(1)
+        losses[name] = [step() for _ in range(3)]
+    expected = torch.stack(losses["by hand"])
+    for name, found in losses.items():
+        near = 3e-2 if "bfloat16" in name else 1e-4
+        torch.testing.assert_close(
+            torch.stack(found),
+            expected,
+            rtol=near,
+            atol=10 * near,
+            msg=lambda text, name=name: f"{name}, by hand: {text}",
+        )
+
+
+class Products(TorchDispatchMode):
+    """Takes note of the matrix products that are done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operands: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.operands.append(args[-2:])
+        return func(*args, **kwargs or {})
+
+    def again(self) -> Callable[[], None]:
+        """All of them, on copies that lie alike, with memory for results at hand."""
+        copies = [tuple(map(_like, pair)) for pair in self.operands]
+        results = [a @ b for a, b in copies]
+
+        def products() -> None:
+            for (a, b), out in zip(copies, results, strict=True):
+                torch.mm(a, b, out=out)
+
+        return products
+
+    def flops(self) -> int:
+        return sum(2 * a.numel() * b.shape[1] for a, b in self.operands)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), device=x.device).normal_()
+
+
+def counted(step: Make) -> tuple[Products, int]:
+    """The matrix products of a step, and the operations of these and convolutions."""
+    counter, products = FlopCounterMode(display=False), Products()
+    with counter, products:
+        step()
+    return products, counter.get_total_flops()
+
+
+def alone(module: nn.Module, products: Products, side: int) -> dict[str, Any]:
+    """What bounds the time of a step from below, each done by itself."""
+    optimizer = adam(module)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    a, b = torch.randn(2, side, side, device=parameter.device)
+    return {
+        "the update": optimizer.step,
+        "its matrix products": products.again(),
+        "a square product": partial(torch.mm, a, b, out=torch.empty_like(a)),
+    }
+
+
+def measured(case: Case, device: torch.device, compiled: bool) -> dict[str, Any]:
+    """The figures of a case: of steps, of their parts alone, and of the ceiling."""
+    torch.manual_seed(0)
+    x = torch.rand(case.items, 2, *case.shape, device=device).round()
+    objective = objective_of(case).to(device)
+    steps = steps_of(objective, case, x, compiled)
+    agree(steps)
+    module = by_hand(objective, case).to(device)
+    products, flops = counted(plain(module, x if callable(case.net) else x.flatten(2)))
+    parts = alone(module, products, case.side)
+    if products.flops() < flops:  # convolutions are no matrix products of torch's
+        del parts["its matrix products"]
+    timed = interleaved(steps | parts, case.blocks, case.repeats, device)
+    ceiling = 2 * case.side**3 / timed["a square product"].median
+    return {
+        "steps": {name: compared(name, timed, flops / ceiling) for name in steps},
+        "parts alone": {name: timed[name].figures() for name in parts},
+        "GFLOP of a step": digits(1e-9 * flops),
+        "GFLOP/s of square products": digits(1e-9 * ceiling),
+    }
+
+
+def compared(name: str, timed: dict[str, Timing], floor: float) -> dict[str, Any]:
+    """Milliseconds, ratios to others, and the share of the ceiling: a row."""
+    row = timed[name].figures()
+    for other in (HAND, STOCK):
+        if other in timed:
+            row[f"to {other}"] = digits(timed[name].ratio(timed[other]))
+    if "bfloat16" not in name:  # whose ceiling is another
+        row["of ceiling"] = digits(floor / timed[name].median)
+    return row
+
+
+def main(
+    cases: dict[str, Case] = CASES,
+    device: str = "auto",
+    compiled: bool = True,
+    results: Path = RESULTS,
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each case."""
+    place = device_of(device)
+    figures = {name: measured(case, place, compiled) for name, case in cases.items()}
+    sizes = {"items, views": [ITEMS, 2], "blocks": BLOCKS}
+    report("benchmarks/steps.py", results, figures, device=place, **sizes)
+    for name, found in figures.items():
+        table(found["steps"], name)
+        table(found["parts alone"], "parts alone")
+        print(*(f"{value} {unit}" for unit, value in found.items() if "GF" in unit))
+    if not matrix_units(place):
+        print("no bfloat16: this processor has no matrix units for it")
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="auto", help="cpu or cuda")
+    main(device=parser.parse_args().device)

@@ -1,0 +1,271 @@
+"""What data look like as batches: items, taken as they lie, then made into views."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from ..terms import Batch
+from .memory import observed_content
+from .splits import Groups, Split
+from .tensors import check_finite, check_items, value_tensor
+
+__all__ = ["Data", "Items", "Target", "Views", "nested", "viewed"]
+
+Data = Split | Groups | Tensor | np.ndarray | tuple[Tensor | np.ndarray, ...]
+Views = Callable[[Tensor], Tensor | Batch]
+Part = Tensor | np.memmap  # a file is read batch by batch
+
+AT_ONCE = 2**24  # numbers that are checked at once
+
+
+def nested(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """All tensors in a nest of lists, tuples and dictionaries, changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: nested(change, part) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(nested(change, part) for part in value))
+    if isinstance(value, list | tuple):
+        return type(value)(nested(change, part) for part in value)
+    return value
+
+
+class Target(NamedTuple):
+    """Where batches go: the device, and the precision of the objective."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def move(self, value: Any) -> Any:
+        """All tensors in a nest of lists, tuples and dictionaries, on the device."""
+        # What goes to the host must be there before it is read.
+        wait = self.device.type == "cpu"
+        return nested(lambda x: x.to(self.device, non_blocking=not wait), value)
+
+    def values(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Bytes k as k/255, other numbers as they are, in the objective's precision."""
+        return self._number(self.move(x))
+
+    def batch(self, batch: Batch) -> Batch:
+        """A batch on the device, its views and originals as values."""
+        moved = self.move(batch)
+        views, clean = (nested(self._number, x) for x in (moved.views, moved.clean))
+        return moved._replace(views=views, clean=clean)
+
+    def _number(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        numbers = x.to(self.dtype)
+        return numbers.div_(255) if x.dtype == torch.uint8 else numbers
+
+
+class Items:
+    r"""Items that become batches for an objective.
+
+    Arguments:
+        data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
+            one for each modality. A `numpy.memmap` stays on the disk.
+        like: What has the device and the precision of the objective, such as one of its
+            parameters; None means those of the data.
+        views: A sampler (batch, \*event) -> (batch, view, \*event), or -> Batch. Groups
+            and several modalities have their own views; else without a sampler the
+            items are their only one.
+        content: Contents of some of the items, as `Batch.content`.
+
+    Raises:
+        TypeError: If the data are of no known kind.
+        ValueError: If there are no items, NaN or infinity in views that are present,
+            lengths that do not match, both groups and views, or contents twice.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        like: Target | Tensor | None,
+        views: Views | None = None,
+        content: Any = None,
+    ) -> None:
+        values = _values(data)
+        self.grouped, self.several = isinstance(data, Groups), isinstance(values, tuple)
+        if views is not None and (self.grouped or self.several):
+            raise ValueError(
+                "expected no views for Groups or several modalities, which have their "
+                "own; leave views out, or make a Split of single views"
+            )
+        what = "the views of Groups" if self.grouped else "data"
+        parts = values if isinstance(values, tuple) else (values,)
+        self.parts: tuple[Part, ...] = tuple(_part(part, what) for part in parts)
+        self.present = data.present if isinstance(data, Groups) else None
+        _check_lengths(self.parts, self.present)
+        self.content = _known(data, content, len(self))
+        self.first = self._raw(slice(1)).parts  # says the types of all
+        self._check_finite(what)
+        like = _own(self.first[0]) if like is None else like
+        self.target, self.views = Target(like.device, like.dtype), views
+        if isinstance(views, nn.Module):
+            views.to(self.target.device)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    @property
+    def size(self) -> int:
+        """The bytes that the views of all items take on the device."""
+        return len(self) * sum(x.numel() * self._kept(x).itemsize for x in self.first)
+
+    def settle(self) -> None:
+        """Move all items to the device; bytes stay bytes, a quarter of the memory."""
+        move = self.target.move
+        parts = (_rows(part, slice(None)) for part in self.parts)
+        self.parts = tuple(move(part).to(self._kept(part)) for part in parts)
+        self.present, self.content = move(self.present), move(self.content)
+
+    def take(self, rows: Int[Tensor, " batch"]) -> Batch:
+        """The items in these rows as they lie, bytes as bytes, without a sampler."""
+        return self._raw(rows)._replace(index=rows)
+
+    def make(self, taken: Batch) -> Batch:
+        """What was taken, on the device and in its precision, with the views."""
+        batch = self.target.batch(taken)
+        if self.grouped or self.several:
+            return batch
+        drawn = viewed(batch.stacked[:, 0], self.views, batch.index)
+        return drawn if batch.content is None else drawn._replace(content=batch.content)
+
+    def batch(self, rows: Int[Tensor, " batch"]) -> Batch:
+        """The items in these rows with their views, and what is known of them."""
+        return self.make(self.take(rows))
+
+    def alone(
+        self, rows: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch *event"] | tuple[Tensor, ...]:
+        """The items in these rows, each by itself; a tuple if so the data are.
+
+        Raises:
+            TypeError: If they are groups.
+        """
+        if self.grouped:
+            raise TypeError(
+                "expected single items, got Groups; pass one view: groups.views[:, 0]"
+                if not self.several
+                else "expected single items, got Groups; pass a view of each modality: "
+                "tuple(part[:, 0] for part in groups.views)"
+            )
+        parts = tuple(self.target.values(_rows(part, rows)) for part in self.parts)
+        return parts if self.several else parts[0]
+
+    def _raw(self, rows: Int[Tensor, " batch"] | slice) -> Batch:
+        parts = tuple(_rows(part, rows) for part in self.parts)
+        if not self.grouped:
+            parts = tuple(part.unsqueeze(1) for part in parts)
+        present, content = (
+            None if known is None else _rows(known, rows)
+            for known in (self.present, self.content)
+        )
+        views = parts if self.several else parts[0]
+        return Batch(views, present=present, content=content)
+
+    def _kept(self, part: Tensor) -> torch.dtype:
+        return part.dtype if part.dtype == torch.uint8 else self.target.dtype
+
+    def _check_finite(self, what: str) -> None:
+        if any(one.is_floating_point() for one in self.first):
+            step = max(1, AT_ONCE // sum(one.numel() for one in self.first))
+            starts = range(0, len(self), step)
+            chunks = (self._raw(slice(start, start + step)).parts for start in starts)
+            check_finite(chunks, len(self), what)
+
+
+def viewed(
+    x: Shaped[Tensor, "batch *event"],
+    views: Views | None,
+    index: Int[Tensor, " batch"] | None = None,
+) -> Batch:
+    """Views of the items x; without a sampler the items are their only view.
+
+    Raises:
+        TypeError: If the sampler returns neither a tensor nor a Batch.
+        ValueError: If the shape of what it returns is not (batch, view, \\*event).
+    """
+    drawn = x.unsqueeze(1) if views is None else views(x)
+    if isinstance(drawn, Tensor) and drawn.ndim == x.ndim + 1:
+        drawn = Batch(drawn)
+    if not isinstance(drawn, Tensor | Batch):
+        raise TypeError(
+            "expected views to return a tensor (batch, view, *event) or a Batch, got "
+            f"{type(drawn).__name__}; stack them: torch.stack([a, b], dim=1)"
+        )
+    if isinstance(drawn, Tensor) or drawn.shape[0] != len(x):
+        parts = drawn if isinstance(drawn, Tensor) else drawn.views
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        raise ValueError(
+            f"expected views of shape ({len(x)}, view, *event) for items of shape "
+            f"{tuple(x.shape)}, got {', '.join(str(tuple(p.shape)) for p in parts)}; "
+            "stack them: torch.stack([a, b], dim=1)"
+        )
+    clean = x if drawn.clean is None else drawn.clean
+    return drawn._replace(clean=clean, index=index)
+
+
+def _values(data: Any) -> Any:
+    """What the views are made of."""
+    values = data.images if isinstance(data, Split) else data
+    values = data.views if isinstance(data, Groups) else values
+    for part in values if type(values) is tuple else (values,):
+        if not isinstance(part, Tensor | np.ndarray):
+            hint = "its .train or .test" if hasattr(part, "train") else "one of these"
+            raise TypeError(
+                "expected data to be a Split, Groups, a tensor or array (n, *event), a "
+                f"tuple of these or, to fit, a DataLoader, got {type(part).__name__}; "
+                f"pass {hint}"
+            )
+    return values
+
+
+def _part(values: Tensor | np.ndarray, what: str) -> Part:
+    part = values if isinstance(values, np.memmap) else _numbers(values, what)
+    check_items(part.shape, what)
+    return part
+
+
+def _numbers(values: Tensor | np.ndarray, what: str) -> Tensor:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        return torch.tensor(values)  # keeps float64 for an objective in float64
+    return value_tensor(values, what)
+
+
+def _rows(values: Part, rows: Int[Tensor, " batch"] | slice) -> Shaped[Tensor, "..."]:
+    if isinstance(values, np.memmap):
+        chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        return _numbers(values[chosen], "data")
+    return values[rows if isinstance(rows, slice) else rows.to(values.device)]
+
+
+def _own(values: Tensor) -> Target:
+    dtype = values.dtype if values.is_floating_point() else torch.get_default_dtype()
+    return Target(values.device, dtype)
+
+
+def _check_lengths(parts: tuple[Part, ...], present: Tensor | None) -> None:
+    lengths = [len(part) for part in (*parts, present) if part is not None]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            "expected as many items in each modality, and in present, all of one "
+            f"length, got {lengths}; mark what is absent in present: "
+            "ps.data.groups(views, present=…)"
+        )
+
+
+def _known(data: Data, content: Any, n: int) -> Int[Tensor, " n"] | None:
+    """Contents, those of Groups or others."""
+    if isinstance(data, Groups) and data.content is not None:
+        if content is not None:
+            raise ValueError(
+                "expected contents once, got those of the Groups and others; leave "
+                "content out of one of them"
+            )
+        content = data.content
+    return None if content is None else observed_content(content, n)

@@ -1,0 +1,257 @@
+"""An objective as a LightningModule, for those who have a Trainer of their own.
+
+It needs the package lightning, ``pip install "probssl[lightning]"``, and is imported by
+its name::
+
+    import lightning
+    import probssl as ps
+    from probssl.lightning import Module
+    from torch.utils.data import DataLoader
+
+    digits = ps.data.digits()
+    simclr = ps.limits.SimCLR(ps.nn.MLPEncoder((1, 8, 8), 10))
+    module = Module(simclr, views=ps.views.digits())
+    train = DataLoader(digits.train.images, 128, shuffle=True, drop_last=True)
+    valid = DataLoader(digits.test.images, 128)
+    trainer = lightning.Trainer(max_epochs=50, precision="bf16-mixed")
+    trainer.fit(module, train, valid)
+    z = ps.embed(simclr, digits.test)
+
+The Trainer has the loop, the devices, the precision, clipping, accumulation, loggers,
+checkpoints. What is asked of the objective is as in `fit`, and so is the result.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sized
+from contextlib import ExitStack
+from typing import Any
+
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .data.batches import Views, viewed
+from .terms import Batch, Terms
+from .train.history import Tally
+from .train.prepare import prepared_optimizer, prepared_scheduler, settle, target_of
+from .train.randomness import same_randomness
+from .train.schedules import Schedule, Schedules
+from .train.steps import written
+
+__all__ = ["Module"]
+
+PENDING = 256  # batches whose terms lie on the device before they are read
+
+
+class Module(LightningModule):
+    """Maximises the value of an objective, the sum of its terms, in Lightning.
+
+    DataLoaders yield items, tuples whose first entry is items, or Batches; nothing else
+    of them, such as labels, reaches the objective. Views are drawn on the device. Bytes
+    reach them as k/255, other numbers as they are, in the objective's precision. The
+    first batch goes to the method `check` of the objective, if it has one, and buffers
+    named ``population`` are set to the length of the training set.
+
+    The value and the terms are logged as means over the items of an epoch and of all
+    processes, under the names that `History` has: ``value`` and ``valid_value``, say.
+    The larger, the better: `ModelCheckpoint` and `EarlyStopping` need ``mode="max"``.
+    Validation draws the same random numbers every time, and those of training follow as
+    if it had drawn none.
+
+    Batches that Lightning accumulates to one step all see the buffers and frozen
+    parameters as they stood before it: so a teacher or a queue moves once per step. As
+    always in Lightning they count alike, however many items they have.
+
+    With several processes the gradients are averaged, and what couples items sees those
+    of all processes, so that the value is that of the whole batch; all must have
+    equally many. Seed them apart, or they draw the same views.
+
+    Checkpoints of Lightning hold tensors and plain values only, and no arguments::
+
+        Module.load_from_checkpoint(path, weights_only=True, objective=simclr)
+
+    Arguments:
+        views: A sampler (batch, \\*event) -> (batch, view, \\*event), or -> Batch.
+            Without one the items are their only view; Batches have their own.
+        optimizer: One at hand, or what makes one from the trainable parameters. None
+            means Adam, fused, with `learning_rate`; hyper-parameters, and what else is
+            in a module with a `learning_rate_factor`, at that many times the rate.
+        scheduler: One at hand, or what makes one from the optimiser. It is stepped once
+            per step of the optimiser, not per epoch.
+        schedules: Numbers that change as the run goes on: for the name of a buffer of
+            the objective a function of the share of the run that is done.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        views: Views | None = None,
+        *,
+        optimizer: Optimizer | Callable[[list[Parameter]], Optimizer] | None = None,
+        learning_rate: float = 1e-3,
+        scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None = None,
+        schedules: Mapping[str, Schedule] | None = None,
+    ) -> None:
+        super().__init__()
+        self.objective, self.views = objective, views
+        self.optimizer, self.learning_rate = optimizer, learning_rate
+        self.scheduler, self.schedules = scheduler, schedules
+        self._schedules: Schedules | None = None
+        self._before: dict[str, Tensor] = {}
+        self._randomness = ExitStack()
+        self._train, self._held_out = Tally(), Tally()
+
+    def forward(self, batch: Batch) -> Terms:
+        """The terms of the objective, means over the items of the batch."""
+        return self.objective(batch)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and its scheduler if there is one."""
+        optimizer = prepared_optimizer(
+            self.optimizer, self.objective, self.learning_rate
+        )
+        scheduler = prepared_scheduler(self.scheduler, optimizer)
+        if scheduler is None:
+            return optimizer
+        schedule = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, in bfloat16 also for a fused optimiser."""
+        plugin = self.trainer.precision_plugin
+        if not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        # Gradients without a scale need no unscaling, by which Lightning refuses here.
+        super(MixedPrecision, plugin).clip_gradients(
+            optimizer,
+            gradient_clip_val or 0.0,
+            GradClipAlgorithmType(gradient_clip_algorithm or "norm"),
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """The batch in what was loaded, its views drawn on the device.
+
+        Raises:
+            TypeError: If it is neither a tensor, nor begins with one, nor is a Batch.
+            ValueError: If it is a Batch, but there is a view sampler.
+        """
+        target = target_of(self.objective, self.device)
+        if isinstance(batch, Batch):
+            if self.views is not None:
+                raise ValueError(
+                    "expected no views for a DataLoader of Batches, which has its own; "
+                    "leave views out, or load the items alone"
+                )
+            return target.batch(batch)
+        x = batch[0] if isinstance(batch, list | tuple) else batch
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
+                f"got {type(x).__name__}; give it a collate_fn that makes one of these"
+            )
+        return viewed(target.values(x), self.views)
+
+    def on_fit_start(self) -> None:
+        """Train all of the objective, which may come from an earlier fit."""
+        self.objective.train()
+
+    def on_train_start(self) -> None:
+        """Make ready what depends on the length of the data and of the run."""
+        self._count_items()
+        if self.schedules:
+            total = self.trainer.estimated_stepping_batches
+            known = None if math.isinf(total) else int(total)
+            self._schedules = Schedules(self.objective, self.schedules, known)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Put the buffers where the step that this batch belongs to finds them."""
+        accumulate = self.trainer.accumulate_grad_batches
+        if batch_idx % accumulate == 0:
+            check = getattr(self.objective, "check", None)
+            if self.global_step == 0 and check is not None:
+                check(batch)
+            if self._schedules is not None:
+                self._schedules.set(self.global_step)
+            now = written(self.objective) if accumulate > 1 else {}
+            self._before = {name: tensor.clone() for name, tensor in now.items()}
+            return
+        now = written(self.objective)
+        for name, before in self._before.items():
+            now[name].copy_(before)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        """The loss, minus the value."""
+        return -self._value(batch, self._train)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the value and the terms."""
+        self._log("", self._train)
+        self._train = Tally()
+
+    def on_validation_start(self) -> None:
+        """Draw what every validation draws."""
+        if self.trainer.sanity_checking:  # the training set is not yet looked at
+            self.trainer.fit_loop.setup_data()
+            self._count_items()
+        # Processes have other items each, and shall not draw the same for them.
+        randomness = same_randomness(self.global_rank, self.device)
+        self._randomness.enter_context(randomness)
+        self._held_out = Tally()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure the terms."""
+        self._value(batch, self._held_out)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the value and the terms as ``valid_…``."""
+        self._log("valid_", self._held_out)
+
+    def on_validation_end(self) -> None:
+        """Go back to the random numbers of training."""
+        self._randomness.close()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the value and the terms as ``test_…``."""
+        self._log("test_", self._held_out)
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+    test_step = validation_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for the populations, which are None before a fit."""
+        for name, value in checkpoint["state_dict"].items():
+            if name.endswith(".population"):
+                settle(self.objective, self.device, int(value))
+
+    def _value(self, batch: Batch, tally: Tally) -> Float[Tensor, ""]:
+        """The sum of the terms, which are taken down."""
+        terms = self(batch)
+        known = (t.detach() if isinstance(t, Tensor) else t for t in terms)
+        tally.add(Terms(*known), batch.shape[0])
+        if len(tally.pending) == PENDING:
+            tally.read()
+        value: Any = sum(terms)
+        return value
+
+    def _log(self, prefix: str, tally: Tally) -> None:
+        # Once per epoch: at every step it would take longer than many a step itself.
+        row = {prefix + name: mean for name, mean in tally.mean().items()}
+        self.log(prefix + "value", row.pop(prefix + "value"), True, sync_dist=True)
+        self.log_dict(row, sync_dist=True)
+
+    def _count_items(self) -> None:
+        """Tell the objective the length of the training set, if it has one."""
+        data = getattr(self.trainer.train_dataloader, "dataset", None)
+        count = len(data) if isinstance(data, Sized) else None
+        settle(self.objective, self.device, count)

@@ -1,0 +1,163 @@
+"""Whole steps on a CUDA device, recorded once and replayed as one graph.
+
+A step is hundreds of kernels, and Python takes longer to launch them than a GPU to run
+them. Recorded are the views, the gradient, clipping and the update; what comes with
+each step, the loads, is copied to where the record reads it. What a schedule writes
+lies in tensors, and random numbers go on, as torch sees to it.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from ..processes import number
+from ..terms import Terms
+from .compiled import Compiled, plain
+from .steps import Step
+
+__all__ = ["Replay", "accelerate"]
+
+logger = logging.getLogger(__name__)
+
+WARM = 3  # steps before a record, in which libraries choose and allocate
+
+
+def accelerate(step: Step, notice: Callable[[str], Any] = lambda text: None) -> None:
+    """Compile the gradient of a step, and on a CUDA device replay it as a whole.
+
+    Arguments:
+        notice: Called with a text while something takes its time.
+    """
+    compiled = Compiled(notice)
+    step.add_gradient = compiled
+    step.watchers.append(compiled.look)
+    if next(step.objective.parameters()).device.type != "cuda":
+        return
+    obstacle = _obstacle(step)
+    if obstacle is not None:
+        logger.warning("steps are compiled, but not replayed: %s", obstacle)
+        return
+    step.run = replay = Replay(step)
+    step.watchers.append(replay.look)
+
+
+class Replay:
+    """What `Step.ascend` does, from a record of it.
+
+    The first steps with loads of a kind are made as they are, on a stream of their own;
+    the next one is recorded. If that fails, a warning says why, once, and steps are
+    made as they are.
+
+    Arguments:
+        step: Its optimiser is `capturable`.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.records: dict[Hashable, _Record] = {}
+        self.made: dict[Hashable, int] = {}
+        self.stream = torch.cuda.Stream()
+        self.settings: Hashable | None = None
+        self.broken = False
+
+    def look(self) -> None:
+        """Take note that the objective or the optimiser may have been changed."""
+        self.settings = None
+
+    def __call__(self, loads: Sequence[Any]) -> Terms:
+        if self.broken:
+            return self.step.ascend(loads)
+        if self.settings is None:
+            self.settings = plain(self.step.objective), _settings(self.step.optimizer)
+        key = self.settings, _kinds(loads)
+        if key not in self.records and self.made.get(key, 0) < WARM:
+            self.made[key] = self.made.get(key, 0) + 1
+            return self._warm(loads)
+        if key not in self.records:
+            try:
+                self.records[key] = self._record(loads)
+            except RuntimeError as error:
+                self.broken = True
+                logger.warning("steps are compiled, but not replayed: %s", error)
+                return self.step.ascend(loads)
+        return self.records[key].replay(self.step, loads)
+
+    def _warm(self, loads: Sequence[Any]) -> Terms:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            terms = self.step.ascend(loads)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return terms
+
+    def _record(self, loads: Sequence[Any]) -> "_Record":
+        held = tree_map_only(Tensor, torch.clone, list(loads))
+        self.step.optimizer.zero_grad()  # gradients are to lie in the graph's memory
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            terms = self.step.ascend(held)
+            tensors = [term for term in terms if isinstance(term, Tensor)]
+            values = torch.stack(tensors)
+        numbers = tuple(None if isinstance(t, Tensor) else t for t in terms)
+        return _Record(graph, held, values, numbers, self.step.items)
+
+
+class _Record(NamedTuple):
+    graph: "torch.cuda.CUDAGraph"
+    held: list[Any]  # the loads that the graph reads
+    values: Tensor
+    numbers: tuple[float | None, ...]  # the terms, None for those among the values
+    items: int
+
+    def replay(self, step: Step, loads: Sequence[Any]) -> Terms:
+        for held, load in zip(*map(_tensors, (self.held, loads)), strict=True):
+            held.copy_(load, non_blocking=True)
+        self.graph.replay()
+        step.items = self.items
+        values = iter(self.values.clone().unbind())  # the next step writes over them
+        return Terms(*(next(values) if t is None else t for t in self.numbers))
+
+
+def _obstacle(step: Step) -> str | None:
+    """Why a step cannot be recorded, if it cannot."""
+    if number() > 1:
+        return "several processes exchange their gradients between the graphs"
+    groups = step.optimizer.param_groups
+    if not all(group.get("capturable") for group in groups):
+        return (
+            f"{type(step.optimizer).__name__} is not capturable; leave the optimiser to "
+            "fit, or build it with capturable=True and lr=torch.tensor(rate)"
+        )
+    fixed = [g for g in groups if not isinstance(g["lr"], Tensor)]
+    if step.scheduler is not None and fixed:
+        return (
+            "a schedule changes a learning rate that is a number; build the optimiser "
+            "with lr=torch.tensor(rate)"
+        )
+    return None
+
+
+def _settings(optimizer: Optimizer) -> Hashable:
+    """The numbers of an optimiser, which a record freezes."""
+    return tuple(
+        (name, value)
+        for group in optimizer.param_groups
+        for name, value in group.items()
+        if isinstance(value, bool | int | float | str | tuple)
+    )
+
+
+def _tensors(loads: Sequence[Any]) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(list(loads))[0] if isinstance(leaf, Tensor)]
+
+
+def _kinds(loads: Sequence[Any]) -> Hashable:
+    leaves, tree = tree_flatten(list(loads))
+    return tree, *(
+        (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
+        for leaf in leaves
+    )

@@ -1,0 +1,318 @@
+"""A compiled step is the step it was compiled from."""
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from catalogue import DIM, EVENT, ITEMS, OBJECTIVES, batch, encoder
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.entropies.queue import Queue
+from probssl.teacher import Teacher
+from probssl.train import compiled
+from probssl.train.compiled import Compiled, worth_compiling
+from probssl.train.replay import accelerate
+from probssl.train.steps import Step, add_gradient
+
+STEPS = 3
+
+
+class Everything(nn.Module):
+    """Batch norm, dropout, a teacher, a queue, noise, a number that is scheduled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = [nn.Linear(EVENT, 8), nn.BatchNorm1d(8), nn.Dropout(0.3)]
+        self.network = nn.Sequential(*body, nn.Tanh(), nn.Linear(8, DIM))
+        self.scale = ps.hyper.Positive(dist.LogNormal(0.0, 0.5))
+        self.teacher, self.queue = Teacher(self.network, 0.9), Queue(12, DIM)
+        self.register_buffer("weight", torch.tensor(0.5))
+
+    def forward(self, batch: ps.Batch) -> ps.Terms:
+        self.teacher.follow(self.network)
+        views = batch.stacked.flatten(0, 1)
+        z, target = self.network(views), self.teacher(views)
+        z = z + 0.1 * torch.randn_like(z)
+        scale = self.scale.posterior().rsample()
+        prior = ps.priors.Gaussian(DIM)
+        crowd = self.queue.log_sums(prior, z).clamp(min=-10).mean()
+        self.queue.push(target)
+        near = (z - target).square().mean() / scale
+        return ps.Terms(entropy=-self.weight * crowd, alignment=-near - scale.log())
+
+
+class Plain(nn.Module):
+    """Linear, with what a test does in `forward`."""
+
+    def __init__(self, act: Callable[["Plain", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.act, self.factor = nn.Linear(EVENT, DIM), act, 1.0
+
+    def forward(self, batch: ps.Batch) -> ps.Terms:
+        value = self.act(self, self.linear(batch.stacked))
+        return ps.Terms(alignment=-value.square().mean() * self.factor)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Graphs that run as they are traced, which is quicker; how many there were."""
+    made: list[int] = []
+
+    def as_it_is(graph: torch.fx.GraphModule, values: list[Tensor]) -> Callable:
+        made.append(len(values))
+        return graph
+
+    monkeypatch.setattr(compiled, "_inductor", as_it_is)
+    return made
+
+
+Outcome = tuple[list[Tensor], dict[str, Tensor], Tensor]
+
+
+def outcome(
+    objective: nn.Module,
+    gradient: Any,
+    groups: Sequence[Sequence[ps.Batch]] | None = None,
+    **options: Any,
+) -> Outcome:
+    """Values of some steps, the state after them, and the next random number."""
+    objective = deepcopy(objective).train()
+    groups = groups or [[batch(i)] for i in range(STEPS)]
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+    step = Step(objective, optimizer, gradient=gradient, **options)
+    torch.manual_seed(1)
+    values = [torch.as_tensor(sum(step(group))) for group in groups]
+    return values, objective.state_dict(), torch.rand(())
+
+
+def assert_alike(objective: nn.Module, tolerance: float = 1e-10, **options: Any) -> Any:
+    """Compiled steps, of which the graphs are returned, against eager ones."""
+    gradient = Compiled()
+    eager = outcome(objective, add_gradient, **options)
+    found = outcome(objective, gradient, **options)
+    assert gradient.reason is None
+    assert_close(found, eager, rtol=tolerance, atol=tolerance)
+    return gradient
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_takes_the_same_steps_as_a_graph(name, float64, traced):
+    torch.manual_seed(0)
+    assert_alike(OBJECTIVES[name]())
+    assert len(traced) == 1
+
+
+@pytest.mark.slow  # half a minute for each objective
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_every_objective_takes_the_same_steps_compiled(name, dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        torch.manual_seed(0)
+        assert_alike(OBJECTIVES[name](), 1e-10 if dtype == torch.float64 else 1e-5)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_state_dropout_noise_and_random_scales_are_compiled_with_the_rest(float64):
+    torch.manual_seed(0)
+    assert_alike(Everything())
+
+
+@pytest.mark.parametrize("options", [{}, {"clip": 0.1}], ids=["free", "clipped"])
+def test_accumulated_batches_count_as_one(options, float64, traced):
+    torch.manual_seed(0)
+    batches = [batch(i) for i in range(4)]
+    assert_alike(Everything(), groups=[batches[:2], batches[2:]], **options)
+    assert len(traced) == 1
+
+
+def test_there_is_one_graph_for_each_shape(float64, traced):
+    groups = [[batch(i, items)] for i, items in enumerate((8, 6, 8, 6, 5))]
+    found = assert_alike(OBJECTIVES["SimVAE"](), groups=groups)
+    assert len(found.graphs) == len(traced) == 3
+
+
+def test_a_schedule_moves_a_graph_and_needs_no_other(float64, traced):
+    objectives: list[nn.Module] = []
+
+    def outcome_of(gradient: Any) -> Outcome:
+        objective = Everything()
+        objectives.append(objective)
+        schedule = {"weight": ps.train.linear(1.0, 0.0), "teacher.momentum": abs}
+
+        def prepare(count: int) -> None:
+            for name, value in schedule.items():
+                step.objective.get_buffer(name).fill_(value(count / STEPS))
+
+        optimizer = torch.optim.SGD(
+            [p for p in objective.parameters() if p.requires_grad], lr=0.01
+        )
+        objective.train()
+        step = Step(objective, optimizer, gradient=gradient, prepare=prepare)
+        torch.manual_seed(1)
+        values = [torch.as_tensor(sum(step([batch(i)]))) for i in range(STEPS)]
+        return values, objective.state_dict(), torch.rand(())
+
+    found = []
+    for gradient in (add_gradient, Compiled()):
+        torch.manual_seed(0)
+        found.append(outcome_of(gradient))
+    assert_close(*found, rtol=1e-10, atol=1e-10)
+    assert len(traced) == 1
+
+
+def test_an_attribute_that_changes_means_another_graph(float64, traced):
+    objective, gradient = Plain(lambda self, z: z).train(), Compiled()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.0)
+    step = Step(objective, optimizer, gradient=gradient)
+    step.watchers.append(gradient.look)
+    first = step([batch()])
+    objective.factor = 2.0
+    step.look()
+    second = step([batch()])
+    objective.linear.bias.requires_grad_(False)
+    step.look()
+    step([batch()])
+    assert_close(second.alignment, 2 * first.alignment)
+    assert len(traced) == 3 and objective.linear.bias.grad is None
+
+
+def test_gradients_have_memory_of_their_own(float64, traced):
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.ones(3, 2)) for _ in range(2))
+            self.unused = nn.Parameter(torch.ones(2))
+
+        def forward(self, batch: ps.Batch) -> ps.Terms:
+            return ps.Terms(alignment=(self.a + self.b.T.contiguous().T).sum())
+
+    assert_alike(Sum(), clip=0.5)
+    objective = Sum()
+    Compiled()(objective, batch())
+    assert objective.a.grad.data_ptr() != objective.b.grad.data_ptr()
+    assert objective.a.grad.stride() == objective.a.stride()
+    assert objective.unused.grad is None
+
+
+def counted(self: Plain, z: Tensor) -> Tensor:
+    self.factor += 0.1
+    return z
+
+
+REASONS = {
+    "asks the host": (lambda self, z: z if z.sum() > 0 else -z, ".item()"),
+    "counts": (counted, "plain attributes"),
+    "draws outside torch": (lambda self, z: z * random.random(), "no tensor"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_what_cannot_be_compiled_is_said_once_and_run_as_it_is(
+    case, float64, traced, caplog
+):
+    act, reason = REASONS[case]
+    objective, gradient, found = Plain(act), Compiled(), []
+    for each in (add_gradient, gradient):
+        random.seed(0)
+        if each is gradient:  # what a comparison draws is not ours to give back
+            objective = Plain(counted if act is counted else lambda self, z: z)
+            objective.act = act
+        torch.manual_seed(0)
+        nn.init.normal_(objective.linear.weight)
+        nn.init.zeros_(objective.linear.bias)
+        with caplog.at_level(logging.WARNING):
+            found.append(outcome(objective, each)[1])
+    if case != "draws outside torch":
+        assert_close(*found)
+    assert reason in gradient.reason
+    assert caplog.text.count("is not compiled") == 1
+
+
+def test_too_many_shapes_are_said_and_run_as_they_are(float64, traced, caplog):
+    gradient = Compiled()
+    groups = [[batch(0, items)] for items in range(2, compiled.SHAPES + 4)]
+    found = outcome(OBJECTIVES["VICReg"](), gradient, groups)
+    assert len(found[0]) == len(groups)
+    assert "one shape" in gradient.reason
+
+
+def test_what_is_wrong_in_an_objective_is_said_as_without_a_graph(caplog):
+    class Wrong(nn.Linear):
+        def forward(self, batch: ps.Batch) -> Tensor:
+            return super().forward(batch.stacked)
+
+    with pytest.raises(TypeError, match="return Terms"):
+        Compiled()(Wrong(EVENT, 1), batch())
+
+
+def test_the_length_of_a_run_decides():
+    assert worth_compiling("auto", compiled.MANY)
+    assert not worth_compiling("auto", compiled.MANY - 1)
+    assert not worth_compiling("auto", None)
+    assert worth_compiling(True, 1) and not worth_compiling(None, 10**6)
+    with pytest.raises(ValueError, match="'auto'"):
+        worth_compiling("always", 1)
+
+
+def test_a_fit_says_that_it_compiles_and_ends_where_an_eager_one_does(
+    float64, traced, capsys
+):
+    ends = []
+    for choice in (None, True):
+        torch.manual_seed(0)
+        objective = OBJECTIVES["SimVAE"]()
+        x = batch(items=4 * ITEMS).clean
+        options = {"epochs": 2, "batch_size": ITEMS, "compile": choice}
+        ps.fit(objective, x, views=noisy, **options)
+        ends.append(objective.state_dict())
+    assert_close(*ends, rtol=1e-10, atol=1e-10)
+    assert len(traced) == 1
+    assert "compiling" in capsys.readouterr().err
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x[:, None] + 0.1 * torch.randn(len(x), 2, EVENT, dtype=x.dtype)
+
+
+def test_an_optimiser_that_cannot_be_recorded_is_named():
+    from probssl.train.replay import _obstacle
+
+    parameters = [nn.Parameter(torch.ones(2))]
+    sgd = Step(encoder(), torch.optim.SGD(parameters, lr=0.1))
+    assert "SGD is not capturable" in _obstacle(sgd)
+    adam = torch.optim.Adam(parameters, lr=0.1, capturable=True)
+    assert _obstacle(Step(encoder(), adam)) is None
+    schedule = torch.optim.lr_scheduler.ConstantLR(adam)
+    assert "learning rate" in _obstacle(Step(encoder(), adam, scheduler=schedule))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_replayed_steps_are_the_eager_ones(name):
+    found = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        objective = OBJECTIVES[name]().cuda().train()
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(
+            parameters, lr=torch.tensor(1e-3, device="cuda"), capturable=True
+        )
+        step = Step(objective, optimizer, clip=5.0)
+        if fast:
+            accelerate(step)
+        loads = [ps.data.batches.nested(Tensor.cuda, batch(i)) for i in range(8)]
+        torch.manual_seed(1)
+        found.append([float(sum(step([load]))) for load in loads])
+    assert_close(*found, rtol=1e-4, atol=1e-4)

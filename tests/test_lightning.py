@@ -1,0 +1,314 @@
+"""The objective in Lightning: what `fit` does, a Trainer does."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LinearLR
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+
+import probssl as ps
+from probssl.terms import Batch, Terms
+
+lightning = pytest.importorskip("lightning", reason="lightning is an extra")
+
+from probssl.lightning import Module  # noqa: E402  # it needs lightning
+
+pytestmark = [
+    # Lightning's own: its advice, and how it takes trees of tensors apart.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.* have no `val_dataloader`. Skipping val loop"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+]
+DIM = 6
+Trainer = Callable[..., Any]
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    """A Trainer that writes only where it may, and hardly that."""
+    return partial(
+        lightning.Trainer,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def exact(float64: None) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def encoder() -> nn.Module:
+    return ps.nn.MLPEncoder((DIM,), 3, hidden=(8,))
+
+
+def vicreg() -> nn.Module:
+    return ps.limits.VICReg(encoder(), ps.nn.Projector(3, width=5, out=4))
+
+
+def moco() -> nn.Module:
+    return ps.limits.MoCo(encoder(), ps.nn.Projector(3, width=5, out=4), queue=24)
+
+
+def byol() -> nn.Module:
+    return ps.limits.BYOL(encoder(), ps.nn.Projector(3, width=5, out=4))
+
+
+def random_scale() -> nn.Module:
+    """An objective that needs the number of items."""
+    prior = ps.priors.Gaussian(3, dist.LogNormal(-1.0, 0.3))
+    return ps.limits.Embedding(encoder(), prior, ps.entropies.KernelDensity())
+
+
+def pairs(x: Tensor) -> Tensor:
+    """Two views that differ and are not drawn."""
+    return torch.stack([x, x.roll(1, -1) * 0.9], 1)
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x[:, None] + 0.1 * torch.randn(len(x), 2, DIM)
+
+
+def items(n: int = 32) -> Tensor:
+    return torch.randn(n, DIM)
+
+
+class Recorder(nn.Module):
+    """Keeps what it sees, and with which parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.seen: list[Any] = []
+        self.modes: list[bool] = []
+
+    def forward(self, batch: Batch) -> Terms:
+        self.seen.append(batch)
+        self.modes.append(self.training)
+        return Terms(alignment=self.weight * batch.stacked.mean())
+
+
+def twins(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
+    one, other = make(), make()
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+@pytest.mark.parametrize("make", [vicreg, moco, byol])
+def test_a_trainer_makes_the_steps_of_fit(make, trainer):
+    """The steps, with their clipping and schedule; the state; the terms of an epoch."""
+    fitted, ours = twins(make)
+    loader = DataLoader(items(28), 8)
+    rules = {
+        "optimizer": partial(SGD, lr=0.05, momentum=0.9),
+        "scheduler": lambda o: LinearLR(o, 1.0, 0.1, total_iters=9),
+    }
+    history = ps.fit(
+        fitted, loader, valid=loader, views=pairs, epochs=3, clip=0.1,
+        progress=False, **rules
+    )  # fmt: skip
+    loop = trainer(max_epochs=3, gradient_clip_val=0.1)
+    loop.fit(Module(ours, pairs, **rules), loader, loader)
+    assert_close(ours.state_dict(), fitted.state_dict(), rtol=1e-10, atol=1e-10)
+    for column, value in loop.callback_metrics.items():
+        assert float(value) == pytest.approx(history[column][-1], rel=1e-10, abs=1e-10)
+    assert len(loop.callback_metrics) == 2 * (1 + len(Terms._fields))
+
+
+def test_without_an_optimizer_it_is_that_of_fit(trainer):
+    scale = ps.learned(0.5)
+    prior = partial(ps.priors.Gaussian, 3, scale)
+
+    def make() -> nn.Module:
+        return ps.limits.Embedding(encoder(), prior(), ps.entropies.KernelDensity())
+
+    fitted, ours = twins(make)
+    loader = DataLoader(items(), 8)
+    ps.fit(fitted, loader, views=pairs, epochs=2, learning_rate=3e-3, progress=False)
+    trainer(max_epochs=2).fit(Module(ours, pairs, learning_rate=3e-3), loader)
+    assert_close(ours.state_dict(), fitted.state_dict(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [moco, byol])
+def test_a_teacher_and_a_queue_move_once_per_step(make, trainer):
+    fitted, ours = twins(make)
+    loader = DataLoader(items(32), 8)
+    rules = {"optimizer": partial(SGD, lr=0.05)}
+    ps.fit(fitted, loader, views=pairs, epochs=2, accumulate=2, progress=False, **rules)
+    loop = trainer(max_epochs=2, accumulate_grad_batches=2)
+    loop.fit(Module(ours, pairs, **rules), loader)
+    assert loop.global_step == 4
+    assert_close(ours.state_dict(), fitted.state_dict(), rtol=1e-10, atol=1e-10)
+
+
+def test_a_step_of_one_batch_at_the_end_of_an_epoch_starts_anew(trainer):
+    moves = []
+
+    class Counted(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("moves", torch.zeros(()))
+
+        def forward(self, batch: Batch) -> Terms:
+            self.moves += 1
+            moves.append(int(self.moves))
+            return super().forward(batch)
+
+    module = Module(Counted(), optimizer=partial(SGD, lr=0.1))
+    loop = trainer(max_epochs=2, accumulate_grad_batches=2)
+    loop.fit(module, DataLoader(items(24), 8))
+    assert moves == [1, 1, 2, 3, 3, 4] and loop.global_step == 4
+
+
+def test_only_the_items_reach_the_objective(trainer):
+    x, labels = torch.arange(8 * DIM).view(8, DIM).to(torch.uint8), torch.arange(8)
+    loader = DataLoader(TensorDataset(x, labels), 4)
+    objective = Recorder()
+    module = Module(objective, optimizer=partial(SGD, lr=0.1))
+    trainer(max_epochs=1).fit(module, loader)
+    for batch, part in zip(objective.seen, x.split(4), strict=True):
+        assert_close(batch, Batch((part / 255.0)[:, None], clean=part / 255.0))
+
+
+def test_a_loader_may_yield_batches(trainer):
+    def collate(rows: list[Tensor]) -> Batch:
+        x = torch.stack(rows)
+        return Batch(noisy(x).float(), index=x[:, 0], present=torch.ones(len(x), 2) > 0)
+
+    objective = Recorder()
+    loader = DataLoader(items(8), 4, collate_fn=collate)
+    trainer(max_epochs=1).fit(Module(objective), loader)
+    batch = objective.seen[0]
+    assert batch.views.dtype == torch.float64 and batch.present.all()
+    with pytest.raises(ValueError, match="expected no views for a DataLoader of Batc"):
+        trainer(max_epochs=1).fit(Module(objective, views=noisy), loader)
+    loader = DataLoader([{"x": 1.0}] * 4, 2)
+    with pytest.raises(TypeError, match="expected the DataLoader .* got dict; give"):
+        trainer(max_epochs=1).fit(Module(objective), loader)
+
+
+def test_the_objective_may_check_the_first_batch(trainer):
+    class Checked(Recorder):
+        def check(self, batch: Batch) -> None:
+            raise ValueError(f"expected 3 views, got {batch.shape[1]}")
+
+    with pytest.raises(ValueError, match="expected 3 views, got 2"):
+        trainer(max_epochs=1).fit(Module(Checked(), noisy), DataLoader(items(), 8))
+
+
+def test_validation_draws_the_same_and_leaves_training_alone(trainer):
+    """In evaluation mode, in training mode before and after."""
+    values, data, rest = [], items(8), items(8)
+    # With generators of their own, loaders draw nothing from the global one.
+    load = partial(DataLoader, batch_size=8, generator=torch.Generator())
+
+    class Watch(lightning.Callback):
+        def on_validation_end(self, loop: Any, module: Module) -> None:
+            values.append(float(loop.callback_metrics["valid_value"]))
+
+    alone, beside = Recorder(), Recorder().eval()
+    module = Module(beside, noisy, learning_rate=0.0)
+    torch.manual_seed(1)
+    trainer(max_epochs=3).fit(Module(alone, noisy), load(data))
+    loop = trainer(max_epochs=3, num_sanity_val_steps=1, callbacks=Watch())
+    torch.manual_seed(1)
+    loop.fit(module, load(data), load(rest))
+    assert len(set(values)) == 1 and len(values) == 4
+    assert beside.modes == [False, *[True, False] * 3]
+    assert_close(beside.seen[1::2], alone.seen, rtol=0, atol=0)
+    (row,) = loop.test(module, load(rest), verbose=False)
+    assert row["test_value"] == pytest.approx(values[0])
+
+
+def test_the_population_is_known_before_the_first_validation(trainer):
+    objective = random_scale()
+    module = Module(objective, pairs)
+    loader = DataLoader(items(24), 8)
+    trainer(max_epochs=1).fit(module, loader, DataLoader(items(8), 8))
+    assert objective.population == 24 and not objective.population.is_inference()
+
+
+def test_schedules_follow_the_share_of_the_run_that_is_done(trainer):
+    class Weighted(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("share", torch.zeros(()))
+
+        def forward(self, batch: Batch) -> Terms:
+            shares.append(float(self.share))
+            return super().forward(batch)
+
+    shares: list[float] = []
+    module = Module(Weighted(), schedules={"share": lambda share: share})
+    loop = trainer(max_epochs=2, accumulate_grad_batches=2)
+    loop.fit(module, DataLoader(items(32), 8))
+    assert shares == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("make", [moco, random_scale])
+def test_a_checkpoint_holds_tensors_and_the_run_goes_on_from_it(make, trainer):
+    class Seeded(lightning.Callback):
+        def on_train_epoch_start(self, loop: Any, module: Module) -> None:
+            torch.manual_seed(loop.current_epoch)
+
+    (whole, first), rest = twins(make), make()
+    # A loader draws a seed whenever it begins, which a run that goes on does once more.
+    loader = DataLoader(items(24), 8, generator=torch.Generator())
+    trainer = partial(trainer, callbacks=Seeded())
+    rule = {"scheduler": lambda o: LinearLR(o, 1.0, 0.1, total_iters=9)}
+    loop = trainer(max_epochs=2)
+    loop.fit(Module(first, pairs, **rule), loader)
+    path = Path(loop.default_root_dir, "two.ckpt")
+    loop.save_checkpoint(path)
+
+    read = Module.load_from_checkpoint(path, weights_only=True, objective=make())
+    assert_close(read.objective.state_dict(), first.state_dict(), rtol=0, atol=0)
+    assert not torch.load(path, weights_only=True).get("hyper_parameters")
+
+    trainer(max_epochs=3).fit(Module(whole, pairs, **rule), loader)
+    trainer(max_epochs=3).fit(Module(rest, pairs, **rule), loader, ckpt_path=path)
+    assert_close(rest.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_gradient_for_a_fused_optimizer_is_clipped(precision, trainer):
+    objective, x = vicreg().float(), items(8).float()
+    before = nn.utils.parameters_to_vector(objective.parameters()).detach()
+    loop = trainer(max_epochs=1, precision=precision, gradient_clip_val=0.25)
+    rule = {"optimizer": partial(SGD, lr=1.0, fused=True)}
+    loop.fit(Module(objective, pairs, **rule), DataLoader(x, 8))
+    after = nn.utils.parameters_to_vector(objective.parameters()).detach()
+    assert_close((after - before).norm(), torch.tensor(0.25), check_dtype=False)
+
+
+@pytest.mark.slow  # processes that each import everything
+@pytest.mark.parametrize("make", [vicreg, moco, byol])
+def test_two_processes_make_the_steps_of_one(make, trainer):
+    """Lightning gives every second item to each, so that they share the same batch."""
+    one, two = twins(make)
+    data, rules = items(32), {"optimizer": partial(SGD, lr=0.05)}
+    loop = trainer(max_epochs=2, accumulate_grad_batches=2)
+    loop.fit(Module(one, pairs, **rules), DataLoader(data, 8), DataLoader(data, 8))
+    both = trainer(
+        max_epochs=2, accumulate_grad_batches=2, devices=2, strategy="ddp_spawn"
+    )
+    both.fit(Module(two, pairs, **rules), DataLoader(data, 4), DataLoader(data, 4))
+    for key, value in one.named_parameters():
+        assert_close(two.get_parameter(key), value, rtol=1e-8, atol=1e-8)
+    for column, value in loop.callback_metrics.items():
+        assert_close(both.callback_metrics[column], value, rtol=1e-8, atol=1e-8)

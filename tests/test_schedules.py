@@ -1,0 +1,299 @@
+"""Numbers that change during a run: schedules, and the buffers that they write."""
+
+import json
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from catalogue import OBJECTIVES, batch, encoder, joint
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.limits import BYOL, DINO, VAE, SimCLR
+from probssl.train import cosine, linear
+from probssl.train.schedules import Schedules
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+BIT_FOR_BIT = {"rtol": 0, "atol": 0}
+
+
+def numbers(objective: nn.Module) -> list[str]:
+    """The names of all buffers that a schedule may set."""
+    named = objective.named_buffers()
+    return [k for k, b in named if b.ndim == 0 and b.is_floating_point()]
+
+
+def vae() -> VAE:
+    return VAE(joint(ps.priors.Independent(3)))
+
+
+# The ready-made functions
+
+
+def test_cosine_is_half_a_wave_and_that_of_byol():
+    ours = cosine(0.996, 1.0)
+    for k in range(9):
+        published = 1 - (1 - 0.996) * (math.cos(math.pi * k / 8) + 1) / 2
+        assert ours(k / 8) == pytest.approx(published, abs=1e-15)
+    assert cosine(0.1, 0.7)(0.0) == 0.1 and cosine(0.1, 0.7)(1.0) == 0.7
+
+
+def test_linear_is_constant_after_its_end():
+    ours = linear(0.04, 0.07, until=0.3)
+    assert ours(0.0) == 0.04 and ours(0.3) == ours(0.5) == ours(1.0) == 0.07
+    assert ours(0.1) == pytest.approx(0.05, abs=1e-15)
+
+
+@pytest.mark.parametrize("until", [0.0, -1.0, 1.5, math.nan])
+def test_an_end_outside_the_run_is_refused(until):
+    with pytest.raises(ValueError, match="until above 0 and at most 1"):
+        linear(0.0, 1.0, until=until)
+
+
+# Runs
+
+
+def byol_by_hand(
+    parts: nn.ModuleList, x: Tensor, momenta: list[float]
+) -> tuple[list[Tensor], nn.Module]:
+    """The losses of steps with these momenta, and the teacher at the end."""
+    network, predictor = parts
+    teacher = deepcopy(network)
+    optimizer, losses = torch.optim.SGD(parts.parameters(), 0.1), []
+    for m in momenta:
+        for slow, fast in zip(teacher.parameters(), network.parameters(), strict=True):
+            slow.data = m * slow.data + (1 - m) * fast.data
+        loss = torch.zeros(())
+        for v, w in ((0, 1), (1, 0)):
+            p = normalize(predictor(network(x[:, v])), dim=-1)
+            aim = normalize(teacher(x[:, w]), dim=-1).detach()
+            loss = loss + (p - aim).square().sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses, teacher
+
+
+def test_byol_with_a_schedule_is_a_loop_with_that_momentum(float64):
+    parts = nn.ModuleList([nn.Linear(5, 4), nn.Linear(4, 4)])
+    plain, x, steps = deepcopy(parts), torch.randn(16, 2, 5), 12
+    objective = BYOL(parts[0], predictor=parts[1], momentum=0.5)
+    history = ps.fit(
+        objective,
+        ps.data.Groups(x),
+        epochs=steps,
+        batch_size=16,
+        optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        schedules={"teacher.momentum": cosine(0.9, 1.0)},
+        progress=False,
+    )
+    momenta = [1 - 0.1 * (math.cos(math.pi * k / steps) + 1) / 2 for k in range(steps)]
+    losses, teacher = byol_by_hand(plain, x, momenta)
+    constant = ps.distributions.VonMisesFisher(torch.eye(4)[0], torch.tensor(4.0))
+    top = constant.log_prob(torch.eye(4)[0])  # where the loss is 0
+    assert_close(torch.tensor(history["value"]), top - torch.stack(losses), **EXACT)
+    pairs = zip(objective.teacher.parameters(), teacher.parameters(), strict=True)
+    for own, by_hand in pairs:
+        assert_close(own, by_hand, **EXACT)
+
+
+def test_beta_warms_up():
+    objective, seen = vae(), []
+    ps.fit(
+        objective,
+        torch.randn(24, 6),
+        epochs=2,
+        batch_size=6,
+        schedules={"beta": linear(0.0, 2.0, until=0.5)},
+        on_step=lambda step, terms: seen.append((float(objective.beta), terms)),
+        progress=False,
+    )
+    assert [beta for beta, _ in seen] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
+    first = seen[0][1]
+    assert first.entropy == first.alignment == 0 != first.reconstruction
+
+
+def test_a_buffer_may_be_written_in_on_step():
+    objective, seen = SimCLR(encoder(), temperature=1.0), []
+    temperature = objective.prior.concentration.fixed
+
+    def halve(step: int, terms: ps.Terms) -> None:
+        temperature.mul_(0.5)
+        seen.append(float(objective.prior.concentration()))
+
+    views = ps.data.Groups(batch(items=24).views)
+    ps.fit(objective, views, epochs=1, on_step=halve, batch_size=8, progress=False)
+    assert seen == [2.0, 4.0, 8.0]
+
+
+def test_a_killed_run_goes_on_with_its_schedule_bit_for_bit(tmp_path):
+    views = ps.data.Groups(batch(items=24).views)
+    schedules = {
+        "teacher.momentum": cosine(0.9, 1.0),
+        "teacher_temperature": linear(0.04, 0.07, until=0.5),
+    }
+
+    def run(name: str, **options: object) -> DINO:
+        torch.manual_seed(4)
+        objective = DINO(encoder(), prototypes=5)
+        folder = tmp_path / name
+        options |= {"checkpoint": folder, "schedules": schedules, "batch_size": 8}
+        ps.fit(objective, views, epochs=4, progress=False, **options)
+        return objective
+
+    whole = run("whole")
+    run("parts", on_epoch=lambda epoch, row: epoch == 2)
+    parts = run("parts", resume=True)
+    assert float(parts.teacher.momentum) == pytest.approx(cosine(0.9, 1.0)(11 / 12))
+    assert_close(parts.state_dict(), whole.state_dict(), **BIT_FOR_BIT)
+
+
+# Compiled steps
+
+
+TRACED = ["SimVAE", "VAE", "MoCo", "instance discrimination", "t-SimCLR", "VICReg"]
+TRACED += ["BYOL", "SwAV", "DINO"]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_traced_step_follows_every_number_that_is_a_buffer(name, float64):
+    objective, items = OBJECTIVES[name]().train(), batch()
+    state = dict(objective.named_parameters()) | dict(objective.named_buffers())
+    with torch.no_grad():  # a teacher that is not its network, a queue with something
+        for parameter in objective.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        objective(items)
+
+    def step(tensors: dict[str, Tensor]) -> Tensor:
+        return torch.as_tensor(sum(functional_call(objective, tensors, (items,))))
+
+    def after(function, changed: str | None = None) -> list[Tensor]:
+        """The value, and all that the step has written."""
+        tensors = {k: t.detach().clone() for k, t in state.items()}
+        if changed is not None:
+            tensors[changed].mul_(0.8)
+        torch.manual_seed(1)
+        return [function(tensors), *tensors.values()]
+
+    copies = {k: t.detach().clone() for k, t in state.items()}
+    graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(copies)
+    before = after(graph)
+    for changed in numbers(objective):
+        found, expected = after(graph, changed), after(step, changed)
+        assert_close(found, expected)
+        place = 1 + list(state).index(changed)
+        pairs = zip(found, before, strict=True)
+        moved = [i for i, (f, b) in enumerate(pairs) if not torch.equal(f, b)]
+        assert set(moved) - {place}, f"{changed} changes nothing"
+
+
+# What is saved
+
+
+VARYING = ["teacher.momentum", "momentum", "beta"]
+VARYING += ["teacher_temperature", "centre_momentum"]
+
+
+def varied() -> list[nn.Module]:
+    """Objectives with numbers that are not those they were built with."""
+    objectives = [
+        BYOL(encoder(), momentum=0.9),
+        DINO(encoder(), prototypes=5),
+        vae(),
+        OBJECTIVES["MoCo"](),
+        OBJECTIVES["instance discrimination"](),
+    ]
+    for objective in objectives:
+        names = [name for name in numbers(objective) if name in VARYING]
+        Schedules(objective, dict.fromkeys(names, linear(0.1, 0.4)), 2).set(1)
+        assert names and all(objective.get_buffer(name) == 0.25 for name in names)
+    return objectives
+
+
+def test_present_numbers_are_saved(tmp_path):
+    for objective in varied():
+        ps.save(objective, tmp_path)
+        loaded = ps.load(tmp_path)
+        assert_close(loaded.state_dict(), objective.state_dict(), **BIT_FOR_BIT)
+
+
+def test_folders_from_before_they_were_buffers_can_be_read(tmp_path):
+    """They tell what the objective was built with, which then did not change."""
+    path, described = tmp_path / "model.safetensors", tmp_path / "probssl.json"
+    for objective in varied():
+        ps.save(objective, tmp_path)
+        kept, text = load_file(path), json.loads(described.read_text())
+        missing = [name for name in VARYING if kept.pop(name, None) is not None]
+        save_file(kept, path)
+        for name in missing:
+            text["objective"]["arguments"][name.removeprefix("teacher.")] = 0.75
+        described.write_text(json.dumps(text))
+        loaded = ps.load(tmp_path)
+        assert missing and all(loaded.get_buffer(name) == 0.75 for name in missing)
+
+
+def test_numbers_follow_the_precision_of_the_objective():
+    objective = BYOL(encoder(), momentum=0.75)
+    schedules = Schedules(objective, {"teacher.momentum": linear(0.1, 0.1)}, 1)
+    objective.double()
+    schedules.set(0)
+    assert objective.teacher.momentum == torch.tensor(0.1, dtype=torch.float64)
+
+
+# What is refused
+
+
+def test_without_schedules_nothing_is_asked_for():
+    Schedules(vae(), None, None).set(3)
+    Schedules(vae(), {}, None).set(3)
+
+
+def test_a_module_that_two_parts_share_is_known_by_both_names():
+    objective = nn.ModuleDict({"one": vae()})
+    objective["other"] = objective["one"]
+    schedules = {"one.beta": linear(0.5, 0.5), "other.beta": linear(0.5, 0.5)}
+    Schedules(objective, schedules, 1).set(0)
+    assert objective["one"].beta == 0.5
+
+
+@pytest.mark.parametrize("name", ["momentum", "network.0.weight"])
+def test_names_of_no_buffer_are_refused_and_those_there_are_listed(name):
+    with pytest.raises(ValueError, match=r"got .*; .*'teacher\.momentum'"):
+        Schedules(BYOL(encoder()), {name: cosine(0.9, 1.0)}, 10)
+
+
+@pytest.mark.parametrize("name", ["centre", "steps"])
+def test_buffers_of_several_numbers_or_whole_ones_are_refused(name):
+    objective = DINO(encoder(), prototypes=5)
+    objective.register_buffer("steps", torch.tensor(0))
+    with pytest.raises(ValueError, match="a buffer of one real number"):
+        Schedules(objective, {name: linear(0.0, 1.0)}, 10)
+
+
+def test_data_of_unknown_length_are_refused():
+    with pytest.raises(ValueError, match="data of known length"):
+        Schedules(vae(), {"beta": linear(0.0, 1.0)}, None)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused(bad):
+    for schedule in (lambda t: bad, lambda t: bad if t == 1 else 1.0):
+        with pytest.raises(ValueError, match="finite numbers, got"):
+            Schedules(vae(), {"beta": schedule}, 10)
+    inside = Schedules(vae(), {"beta": lambda t: bad if t == 0.5 else 1.0}, 10)
+    inside.set(4)
+    with pytest.raises(ValueError, match=r"finite numbers, got .* at t = 0\.5"):
+        inside.set(5)
+
+
+@pytest.mark.parametrize("bad", [None, "1", torch.tensor(1.0)])
+def test_what_is_no_number_is_refused(bad):
+    with pytest.raises(TypeError, match="to give a number"):
+        Schedules(vae(), {"beta": lambda t: bad}, 10)
