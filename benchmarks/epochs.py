@@ -1,11 +1,11 @@
 """Whole epochs of SimVAE on MNIST: a loop as it is written by hand, and `fit`.
 
 The loop is eager PyTorch: a DataLoader draws every view of every image with PIL, as
-torchvision's transforms do; its optimiser is Adam as torch makes it by default, or fused.
-`fit` draws views of the same kinds, crops, turns and flips, for whole batches. All have
-one architecture, and 64 images of two views to a step. After every epoch of the compiled
-fit the others make one of theirs; its first epoch, which compiles, is reported apart. An
-image counts once, whatever its views.
+torchvision's transforms do; its optimiser is Adam as torch makes it by default, or
+fused. `fit` draws views of the same kinds, crops, turns and flips, for whole batches.
+All have one architecture, and 64 images of two views to a step. After every epoch of
+the compiled fit the others make one of theirs; its first epoch, which compiles, is
+reported apart. An image counts once, whatever its views.
 
 The loader has as many processes as serve it best: none, or one for each core. Writes
 images per second and ratios to benchmarks/results/epochs.json. Needs MNIST: the

@@ -1,10 +1,10 @@
 """How long a first look takes: the import, and the first step of a fit.
 
 `import probssl` against `import torch, pyro`, which it cannot do without, the start of
-Python included; then the first step on scikit-learn's digits, from the call of `fit`, not
-compiled, to the first terms, against a step that is written by hand, from the making of
-its optimiser: the first one in a process has torch load its compiler. All in fresh
-processes in turns. Writes medians and ratios to benchmarks/results/imports.json.
+Python included; then the first step on scikit-learn's digits, from the call of `fit`,
+not compiled, to the first terms, against a step that is written by hand, from the
+making of its optimiser: the first one in a process has torch load its compiler. All in
+fresh processes in turns. Writes medians and ratios to benchmarks/results/imports.json.
 
 Takes three minutes on two CPU cores.
 """

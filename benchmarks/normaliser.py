@@ -2,8 +2,8 @@
 
 Value and gradient of the kernel density over all representations of a batch of two
 views, 128 dimensions, float32. Times are medians over interleaved repeats in one run,
-given as ratios to the dense form; memory is the peak beyond what is held with the inputs
-made. Writes benchmarks/results/normaliser.json.
+given as ratios to the dense form; memory is the peak beyond what is held with the
+inputs made. Writes benchmarks/results/normaliser.json.
 
 Takes about five minutes on two CPU cores, most of it for 16,384 items, where the dense
 form is left out: one matrix of its kernels alone has 4.3 GB. On a GPU, and with --large
@@ -84,7 +84,9 @@ def main(
     place = device_of(device)
     torch.manual_seed(0)
     memory = {f"blocks, {n}": megabytes("blocks", n, place) for n in many}
-    memory |= {f"{form}, {items[-1]}": megabytes(form, items[-1], place) for form in FORMS}
+    memory |= {
+        f"{form}, {items[-1]}": megabytes(form, items[-1], place) for form in FORMS
+    }
     figures = {
         "seconds": {str(n): seconds(n, repeats, place) for n in items},
         "megabytes": memory,

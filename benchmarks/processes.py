@@ -1,14 +1,15 @@
-"""Weak scaling of `fit`: W processes, each with as many items to a step as one has alone.
+"""Weak scaling of `fit`: W processes, each with as many items as one has alone.
 
 Epochs are made by the first process alone, the others idle; by all, each for itself,
 which is what cores or devices that share a machine leave of one; and by all together,
 their gradients averaged. All take turns in one run. The efficiency is the rate of all
-together, over W times that of one alone. The average of a gradient is timed by itself as
-well.
+together, over W times that of one alone. The average of a gradient is timed by itself
+as well.
 
-On a processor each process has one thread, and steps are not compiled; on a machine with
-CUDA each has a device, steps are compiled, and SimCLR is that of CIFAR-10 with ResNet-18.
-Writes items per second and the efficiency to benchmarks/results/processes.json.
+On a processor each process has one thread, and steps are not compiled; on a machine
+with CUDA each has a device, steps are compiled, and SimCLR is that of CIFAR-10 with
+ResNet-18. Writes items per second and the efficiency to
+benchmarks/results/processes.json.
 
 Takes three minutes on two CPU cores.
 """

@@ -1,11 +1,11 @@
 """What a training step of SimVAE costs as each size grows: time per item, and memory.
 
-One size at a time is changed: the items of a step, the views of an item, the dimension of
-z, and the items of the data set, on which the time of a step must not depend. A step is
-one of `fit`, views and update included, eager and compiled; the images are noise. Steps
-of all sizes are timed in turns in one run. Memory is what a step needs at most beyond what
-is held between steps: the parameters, Adam's moments and the data. Writes medians to
-benchmarks/results/scaling.json.
+One size at a time is changed: the items of a step, the views of an item, the dimension
+of z, and the items of the data set, on which the time of a step must not depend. A step
+is one of `fit`, views and update included, eager and compiled; the images are noise.
+Steps of all sizes are timed in turns in one run. Memory is what a step needs at most
+beyond what is held between steps: the parameters, Adam's moments and the data. Writes
+medians to benchmarks/results/scaling.json.
 
 Takes about ten minutes on two CPU cores, most of it to compile.
 """

@@ -1,8 +1,8 @@
-"""What several benchmarks measure: SimVAE, SimCLR, and steps of them as `fit` makes them.
+"""What several benchmarks measure: SimVAE, SimCLR, and steps as `fit` makes them.
 
-SimVAE is that of its authors for MNIST: 784-2000-500-500-10 with a head for the mean and
-one for the scale, the same turned round as the decoder, and 64 images of two views to a
-step.
+SimVAE is that of its authors for MNIST: 784-2000-500-500-10 with a head for the mean
+and one for the scale, the same turned round as the decoder, and 64 images of two views
+to a step.
 
 References:
     A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)

@@ -12,8 +12,8 @@ What is on inside belongs to a thread, as autocast itself does.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import wraps
+from threading import local
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -27,8 +27,17 @@ R = TypeVar("R")
 
 HALF = (torch.bfloat16, torch.float16)
 
-# What networks are to be lowered to, while autocast itself is off.
-_dtype: ContextVar[torch.dtype | None] = ContextVar("network dtype", default=None)
+
+class _Networks(local):
+    """What networks are to be lowered to, while autocast itself is off.
+
+    Of each thread, as autocast's own state; Dynamo cannot trace a ContextVar.
+    """
+
+    dtype: torch.dtype | None = None
+
+
+_networks = _Networks()
 
 
 def in_float32(function: Callable[P, R]) -> Callable[P, R]:
@@ -75,11 +84,11 @@ def lowering(dtype: torch.dtype | None) -> Iterator[None]:
     Arguments:
         dtype: That of the matrix products of networks; None leaves them alone.
     """
-    token = _dtype.set(dtype)
+    before, _networks.dtype = _networks.dtype, dtype
     try:
         yield
     finally:
-        _dtype.reset(token)
+        _networks.dtype = before
 
 
 def network_dtype(kind: str) -> torch.dtype | None:
@@ -89,7 +98,7 @@ def network_dtype(kind: str) -> torch.dtype | None:
         kind: That of the device: ``"cpu"``, ``"cuda"``.
     """
     on = torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else _dtype.get()
+    return torch.get_autocast_dtype(kind) if on else _networks.dtype
 
 
 def _kind(values: Iterable[Any]) -> str | None:

@@ -4,13 +4,12 @@ A step that was compiled keeps a Python float for good, and reads a buffer anew.
 """
 
 from collections.abc import MutableMapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["register_varying"]
+__all__ = ["complete", "register_varying"]
 
 
 def register_varying(module: nn.Module, name: str, value: float) -> None:
@@ -20,14 +19,18 @@ def register_varying(module: nn.Module, name: str, value: float) -> None:
     before it was a buffer may lack it, and then leaves the present number as it is.
     """
     module.register_buffer(name, torch.tensor(float(value)))
-    module.register_load_state_dict_pre_hook(partial(_complete, name))
+    vars(module).setdefault("_varying", []).append(name)
+    module.register_load_state_dict_pre_hook(_complete)
+
+
+def complete(objective: nn.Module, state: MutableMapping[str, Tensor]) -> None:
+    """Give a `state_dict` the numbers that it lacks, as they are in the objective."""
+    for prefix, module in objective.named_modules():
+        _complete(module, state, f"{prefix}." if prefix else "")
 
 
 def _complete(
-    name: str,
-    module: nn.Module,
-    state: MutableMapping[str, Tensor],
-    prefix: str,
-    *_: Any,
+    module: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    state.setdefault(prefix + name, getattr(module, name))
+    for name in vars(module).get("_varying", ()):
+        state.setdefault(prefix + name, module.get_buffer(name))

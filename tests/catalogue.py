@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable
 
+import pyro.distributions as dist
 import torch
 from torch import nn
 
 import probssl as ps
 from probssl import limits
+from probssl.entropies.queue import Queue
+from probssl.hyper import Positive
+from probssl.teacher import Teacher
 
 ITEMS, VIEWS, EVENT, DIM = 8, 2, 6, 3
 
@@ -33,6 +37,30 @@ def joint(prior: ps.priors.Prior, **options: Callable) -> ps.Joint:
 def spherical_joint() -> ps.Joint:
     prior = ps.priors.Spherical(DIM, 5.0)
     return joint(prior, guide=ps.guides.PowerSpherical)
+
+
+class Everything(nn.Module):
+    """Batch norm, dropout, a teacher, a queue, noise, a number that is scheduled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = [nn.Linear(EVENT, 8), nn.BatchNorm1d(8), nn.Dropout(0.3)]
+        self.network = nn.Sequential(*body, nn.Tanh(), nn.Linear(8, DIM))
+        self.scale = Positive(dist.LogNormal(0.0, 0.5))
+        self.teacher, self.queue = Teacher(self.network, 0.9), Queue(12, DIM)
+        self.register_buffer("weight", torch.tensor(0.5))
+
+    def forward(self, batch: ps.Batch) -> ps.Terms:
+        self.teacher.follow(self.network)
+        views = batch.stacked.flatten(0, 1)
+        z, target = self.network(views), self.teacher(views)
+        z = z + 0.1 * torch.randn_like(z)
+        scale = self.scale.posterior().rsample()
+        prior = ps.priors.Gaussian(DIM)
+        crowd = self.queue.log_sums(prior, z).clamp(min=-10).mean()
+        self.queue.push(target)
+        near = (z - target).square().mean() / scale
+        return ps.Terms(entropy=-self.weight * crowd, alignment=-near - scale.log())
 
 
 OBJECTIVES: dict[str, Callable[[], nn.Module]] = {

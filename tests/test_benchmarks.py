@@ -5,8 +5,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+import torch.distributed as distributed
+
+import probssl as ps
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def ink(items: int, shape: tuple[int, ...] = (1, 28, 28)) -> torch.Tensor:
+    return 255 * torch.randint(2, (items, *shape), dtype=torch.uint8)
 
 
 def priors(module: ModuleType, results: Path) -> None:
@@ -16,24 +24,99 @@ def priors(module: ModuleType, results: Path) -> None:
 
 
 def normaliser(module: ModuleType, results: Path) -> None:
-    figures = module.main(items=(16,), many=64, repeats=1, results=results)
+    figures = module.main(items=(16,), many=(64,), repeats=1, results=results)
     assert set(figures["seconds"]["16"]) == set(module.PRIORS)
     assert all(size >= 0 for size in figures["megabytes"].values())
 
 
-SHORT = {"normaliser": normaliser, "priors": priors}
+def epochs(module: ModuleType, results: Path) -> None:
+    few = {"epochs": 1, "trial": 64, "hidden": (16,), "workers": (0,)}
+    figures = module.main(ink(128), compiled=None, results=results, **few)
+    assert figures["hand-written, default Adam"]["ratio"] == 1
+    assert figures["probssl, compiled"]["images/s"] > 0
+
+
+def gpu(module: ModuleType, results: Path) -> None:
+    shape, split = (3, 32, 32), ps.data.Split
+    # ResNet-18 alone would take seconds to build.
+    module.simclr_resnet = lambda: ps.limits.SimCLR(ps.nn.ConvEncoder(shape, 8))
+    mnist = ps.data.Dataset(split(ink(128)), split(ink(8)), 1, "noise")
+    cifar = mnist._replace(train=split(ink(8, shape)), levels=255)
+    sizes = module.Sizes(1, 128, 4, 2, 16, steps=2, hidden=(16,))
+    figures = module.main(sizes, mnist, cifar, results=results)
+    # Nothing is read, so that the processor never waits for a GPU.
+    assert figures["waits in 2 steps"] == {"SimVAE": 0, "SimCLR": 0}
+
+
+def imports(module: ModuleType, results: Path) -> None:
+    def first(name: str) -> float:
+        return module.STEPS[name]()
+
+    figures = module.main({"json": "import json"}, first, blocks=1, results=results)
+    assert figures["first step, by hand"]["ratio"] == 1
+
+
+def processes(module: ModuleType, results: Path) -> None:
+    def run(world: int, hidden: tuple, steps: int, blocks: int, device: str) -> dict:
+        store = distributed.HashStore()
+        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            return module.measured(hidden, steps, blocks, torch.device(device))
+        finally:
+            distributed.destroy_process_group()
+
+    few = {"hidden": (16,), "steps": 2, "blocks": 1}
+    figures = module.main(2, run=run, results=results, **few)
+    assert all(figure["efficiency"] > 0 for figure in figures.values())
+
+
+def scaling(module: ModuleType, results: Path) -> None:
+    axes, few = {"items": (4, 8), "data": (32,)}, {"blocks": 1, "repeats": 1}
+    figures = module.main(axes, {"eager": False}, (16,), results=results, **few)
+    assert len(figures) == 3
+    assert all(figure["ms per step"] > 0 for figure in figures.values())
+
+
+SHORT = {
+    "epochs": epochs,
+    "gpu": gpu,
+    "imports": imports,
+    "normaliser": normaliser,
+    "priors": priors,
+    "processes": processes,
+    "scaling": scaling,
+}
 
 
 def test_every_benchmark_has_a_short_form():
-    shared = {"measure"}
+    shared = {"handwritten", "measure", "memory", "subjects"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - shared == set(SHORT)
+
+
+def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark as a module, which finds what it shares with others."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_benchmark_runs(name, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)  # as for a script that is run
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    SHORT[name](module, tmp_path / "results.json")
+    SHORT[name](loaded(name, monkeypatch), tmp_path / "results.json")
     assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.slow  # the processes import everything anew
+def test_processes_are_launched(tmp_path, monkeypatch):
+    module = loaded("processes", monkeypatch)
+    figures = module.main(2, (16,), 2, 1, results=tmp_path / "results.json")
+    assert set(figures) == {"SimVAE, MLP", "SimCLR, MLP"}
+
+
+def test_peak_memory_is_that_of_the_call(monkeypatch):
+    peak = loaded("memory", monkeypatch).peak
+    kept = torch.ones(5_000_000)  # held before, so that it does not count
+    assert peak(lambda: kept + 1) == pytest.approx(20, abs=2)
+    assert peak(lambda: None) < 2

@@ -6,46 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
-import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import DIM, EVENT, ITEMS, OBJECTIVES, batch, encoder
+from catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch, encoder
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.entropies.queue import Queue
-from probssl.teacher import Teacher
 from probssl.train import compiled
 from probssl.train.compiled import Compiled, worth_compiling
 from probssl.train.replay import accelerate
 from probssl.train.steps import Step, add_gradient
 
 STEPS = 3
-
-
-class Everything(nn.Module):
-    """Batch norm, dropout, a teacher, a queue, noise, a number that is scheduled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        body = [nn.Linear(EVENT, 8), nn.BatchNorm1d(8), nn.Dropout(0.3)]
-        self.network = nn.Sequential(*body, nn.Tanh(), nn.Linear(8, DIM))
-        self.scale = ps.hyper.Positive(dist.LogNormal(0.0, 0.5))
-        self.teacher, self.queue = Teacher(self.network, 0.9), Queue(12, DIM)
-        self.register_buffer("weight", torch.tensor(0.5))
-
-    def forward(self, batch: ps.Batch) -> ps.Terms:
-        self.teacher.follow(self.network)
-        views = batch.stacked.flatten(0, 1)
-        z, target = self.network(views), self.teacher(views)
-        z = z + 0.1 * torch.randn_like(z)
-        scale = self.scale.posterior().rsample()
-        prior = ps.priors.Gaussian(DIM)
-        crowd = self.queue.log_sums(prior, z).clamp(min=-10).mean()
-        self.queue.push(target)
-        near = (z - target).square().mean() / scale
-        return ps.Terms(entropy=-self.weight * crowd, alignment=-near - scale.log())
 
 
 class Plain(nn.Module):
@@ -261,6 +234,8 @@ def test_the_length_of_a_run_decides():
     assert not worth_compiling("auto", compiled.MANY - 1)
     assert not worth_compiling("auto", None)
     assert worth_compiling(True, 1) and not worth_compiling(None, 10**6)
+    assert worth_compiling("auto", 1, before=True)
+    assert not worth_compiling(False, 1, before=True)
     with pytest.raises(ValueError, match="'auto'"):
         worth_compiling("always", 1)
 

@@ -9,23 +9,31 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "probssl"
 LEAVES = {"special", "terms", "evaluation", "plots"}
-LEAVES |= {"processes", "varying"}
+LEAVES |= {"precision", "processes", "varying"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "hyper": {"processes"},
-    "nn": {"processes"},
+    "nn": {"precision", "processes"},
     "teacher": {"varying"},
     "data": {"terms"},
     "views": {"terms"},
     "distributions": {"special"},
     "priors": {"distributions", "hyper", "special"},
     "likelihoods": {"hyper"},
-    "guides": {"distributions", "nn"},
-    "joint": {"priors", "likelihoods", "guides", "nn", "terms"},
-    "bounds": {"hyper", "joint", "terms"},
-    "entropies": {"hyper", "priors", "special"},
-    "siamese": {"nn", "terms"},
-    "embedding": {"entropies", "hyper", "priors", "processes", "siamese", "terms"},
-    "distillation": {"embedding", "nn", "priors", "siamese", "terms"},
+    "guides": {"distributions", "nn", "precision"},
+    "joint": {"priors", "likelihoods", "guides", "nn", "precision", "terms"},
+    "bounds": {"hyper", "joint", "precision", "terms"},
+    "entropies": {"hyper", "precision", "priors", "special"},
+    "siamese": {"nn", "precision", "terms"},
+    "embedding": {
+        "entropies",
+        "hyper",
+        "precision",
+        "priors",
+        "processes",
+        "siamese",
+        "terms",
+    },
+    "distillation": {"embedding", "nn", "precision", "priors", "siamese", "terms"},
     "clusters": {"embedding", "entropies", "nn", "priors", "terms"},
     "limits": {
         "bounds",
@@ -37,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
         "joint",
         "likelihoods",
         "nn",
+        "precision",
         "priors",
         "processes",
         "siamese",
@@ -45,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
         "terms",
         "varying",
     },
-    "train": {"data", "processes", "terms"},
+    "train": {"data", "precision", "processes", "terms", "varying"},
     "posterior": {
         "bounds",
         "data",

@@ -21,6 +21,8 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl import limits, processes
 from probssl.distributions import PowerSpherical
+from probssl.train.compiled import Compiled
+from probssl.train.steps import add_gradient
 
 WORLD, STEPS = 2, 2
 Outcome = dict[str, Tensor]
@@ -153,11 +155,19 @@ def traced(name: str, rows: Tensor) -> dict[str, Outcome]:
 
 
 def compiled(name: str, rows: Tensor) -> dict[str, Outcome]:
-    from torch import _inductor
-
-    step, graph, values = as_graph(name, rows)
-    call = _inductor.compile(graph, values, options={"fallback_random": True})
-    return {"eager": called(step, values), "compiled": called(call, values)}
+    """What a step adds and writes, as it is and compiled."""
+    found, add_compiled = {}, Compiled()
+    for kind, add in {"eager": add_gradient, "compiled": add_compiled}.items():
+        objective = objective_of(name)
+        torch.manual_seed(processes.rank())
+        terms = add(objective, part_of(rows))
+        gradient = {k: p.grad for k, p in objective.named_parameters()}
+        found[kind] = objective.state_dict() | {"terms": torch.tensor(list(terms))}
+        found[kind] |= {
+            f"gradient of {k}": g for k, g in gradient.items() if g is not None
+        }
+    assert add_compiled.reason is None
+    return found
 
 
 def together(rows: Tensor) -> Outcome:

@@ -801,7 +801,7 @@ def test_a_run_is_never_overwritten_nor_resumed_from_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="'notes.txt' but no checkpoint"):
         noisy_fit(epochs=1, checkpoint=tmp_path / "else", resume=True)
     save_file({"x": torch.ones(1)}, tmp_path / "run" / "last.safetensors")
-    with pytest.raises(ValueError, match="'probssl checkpoint 1' in the header"):
+    with pytest.raises(ValueError, match="'probssl checkpoint 2' in the header"):
         noisy_fit(epochs=1, checkpoint=tmp_path / "run", resume=True)
 
 

@@ -25,7 +25,7 @@ ITEMS, DIM, EPOCHS, BEST = 60, 6, 8, 3
 
 
 class Autoencoder(nn.Module):
-    """Without noise; with an idle part, and moments of the process's own items."""
+    """Couples items, without noise; with an idle part, and moments of its own items."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +39,11 @@ class Autoencoder(nn.Module):
         if self.training:
             self.calls += 1
             self.moments.lerp_(x.mean((0, 1)), 0.1)
-        error = (self.decoder(self.encoder(x)) - x).square().sum((1, 2)).mean()
+        z = self.encoder(x)
+        error = (self.decoder(z) - x).square().sum((1, 2)).mean()
+        entropy = processes.gather(z).flatten(0, 1).mT.cov().logdet()
         weight = self.encoder.weight.square().sum()
-        return Terms(reconstruction=-error, penalty=-0.1 * weight)
+        return Terms(reconstruction=-error, entropy=entropy, penalty=-0.1 * weight)
 
 
 def data() -> tuple[Tensor, Tensor]:

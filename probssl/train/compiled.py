@@ -11,7 +11,7 @@ not used.
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -22,11 +22,15 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..precision import network_dtype
+from ..processes import anywhere
 from ..terms import Batch, Terms
 from .randomness import random_state, set_random_state
 from .steps import add_gradient, parts_of, written
 
-__all__ = ["Compiled", "plain", "worth_compiling"]
+__all__ = ["Busy", "Compiled", "plain", "worth_compiling"]
+
+Busy = Callable[[str], AbstractContextManager[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +38,16 @@ MANY = 10_000  # steps, in which a compilation pays
 SHAPES = 8  # of batches, each of which takes a compilation
 # How far a compiled gradient may be off, relative to its norm: rounding, not more.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-AUTOCAST = 0.1
+LOWERED = 0.1  # where networks are in bfloat16
 
 
-def worth_compiling(compile: bool | str | None, steps: int | None) -> bool:
+def worth_compiling(
+    compile: bool | str | None, steps: int | None, before: bool | None = None
+) -> bool:
     """Whether to compile a run of so many steps.
+
+    Arguments:
+        before: What was decided where the run was begun.
 
     Raises:
         ValueError: If `compile` is neither a truth value nor "auto".
@@ -48,7 +57,9 @@ def worth_compiling(compile: bool | str | None, steps: int | None) -> bool:
             f"expected compile to be True, False or 'auto', got {compile!r}; 'auto' "
             f"compiles runs of at least {MANY:,} steps"
         )
-    return (steps or 0) >= MANY if compile == "auto" else bool(compile)
+    if compile != "auto":
+        return bool(compile)
+    return (steps or 0) >= MANY if before is None else before
 
 
 class Compiled:
@@ -60,11 +71,11 @@ class Compiled:
     the objective is called as it is.
 
     Arguments:
-        notice: Called with a text while something takes its time.
+        busy: What is entered, with a text that says so, while it compiles.
     """
 
-    def __init__(self, notice: Callable[[str], Any] = lambda text: None) -> None:
-        self.notice = notice
+    def __init__(self, busy: Busy = nullcontext) -> None:
+        self.busy = busy
         self.reason: str | None = None
         self.graphs: dict[Hashable, _Graph] = {}
         self.tensors: _Tensors | None = None
@@ -81,9 +92,9 @@ class Compiled:
         leaves, tree = tree_flatten(batch)
         key = (self.tensors.key, tree, *map(_kind, leaves))
         if key not in self.graphs:
-            self.notice("compiling")
             try:
-                self._add(key, objective, leaves, tree)
+                with self.busy("compiling"):
+                    self._add(key, objective, leaves, tree)
             except Exception as error:
                 self._give_up(objective, error)
                 return add_gradient(objective, batch, share)
@@ -207,11 +218,35 @@ def _compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> _Graph
     """Trace, compile and check; the objective and the random state stay as they are."""
     copy = deepcopy(objective)
     copy.zero_grad()
-    tensors, before = _Tensors.of(copy), plain(copy)
+    tensors = _Tensors.of(copy)
     layout: dict[str, Any] = {}
     run = _function(copy, tensors, leaves, tree, layout)
     values = [*tensors.values(), *(x for x in leaves if isinstance(x, Tensor))]
     random = random_state(values[0].device)
+    with _on_all():
+        call = _called(run, copy, values)
+    with _on_all():
+        _check(run, call, values, random)
+    return _Graph(call, layout["terms"], layout["used"])
+
+
+@contextmanager
+def _on_all() -> Iterator[None]:
+    """What fails in one process fails in all, as they have to make the same steps."""
+    try:
+        yield
+    except Exception:
+        anywhere(True)
+        raise
+    if anywhere(False):
+        raise ValueError("another process could not compile it")
+
+
+def _called(
+    run: Callable[..., list[Tensor]], copy: nn.Module, values: list[Tensor]
+) -> Callable[..., Sequence[Tensor]]:
+    """The function of a copy of the objective, traced and compiled."""
+    before = plain(copy)
     trace = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
         graph = trace(*values)
@@ -225,9 +260,7 @@ def _compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> _Graph
             "forward changes plain attributes, which a graph cannot; keep them in "
             "buffers and change these in place"
         )
-    call = _inductor(graph, values)
-    _check(run, call, values, random)
-    return _Graph(call, layout["terms"], layout["used"])
+    return _inductor(graph, values)
 
 
 def _inductor(
@@ -293,7 +326,7 @@ def _check(
     values: list[Tensor],
     random: dict[str, Tensor],
 ) -> None:
-    """Raise an error unless both give and write the same, from the same random state."""
+    """Raise an error unless both give and write the same, from one random state."""
     found = []
     for function in (run, call):
         copies = [value.clone() for value in values]
@@ -302,11 +335,9 @@ def _check(
             results = list(function(*copies))
         found.append([*results, *copies])
     set_random_state(random, values[0].device)
-    device = values[0].device.type
+    lowered = network_dtype(values[0].device.type) is not None
     for eager, compiled in zip(*found, strict=True):
-        tolerance = TOLERANCE.get(eager.dtype, 0.0)
-        if torch.is_autocast_enabled(device):
-            tolerance = AUTOCAST
+        tolerance = LOWERED if lowered else TOLERANCE.get(eager.dtype, 0.0)
         _compare(eager, compiled, tolerance, max(map(_norm, found[0])))
 
 

@@ -84,15 +84,13 @@ def fit(
 
     Interrupting it from the keyboard ends the fit; what was reached is kept.
 
-    Under torchrun, or where torch.distributed is set up, it is one fit in several
-    processes, each of which calls it with the same arguments, and returns the same.
-    Parameters start as the first one's. Each process takes its part of every batch, the
-    items in the order that one process would take them, and has noise of its own;
-    gradients are averaged. Validation is done by each on all items. The first alone
-    shows progress and writes files. With as many processes a run is resumed as with
-    one; with more or fewer in the same order of the items, but with other noise. From
-    the keyboard the processes are interrupted as errors would: their last checkpoint is
-    what is kept.
+    Under torchrun, or where torch.distributed is set up, all processes call it alike,
+    and it is one fit. They start with the first one's parameters; each takes its part
+    of every batch, in the order that one process would have, with noise of its own, and
+    gradients are averaged. Each validates on all items. The first one alone shows
+    progress and writes files. Resumed with another number of processes, the order of
+    the items goes on, but noise starts anew. Interrupting it from the keyboard ends the
+    program; the last checkpoint is kept.
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \\*event), which is kept on the
@@ -179,12 +177,14 @@ def fit(
         prepare=Schedules(objective, schedules, total).set,
         around=partial(numbers.active, target.device),
     )
+    worth_compiling(compile, total)  # an error now rather than later
     run = Run(step, train.order, EarlyStopping(monitor, patience), target.device)
     folder = Checkpoints(checkpoint, checkpoint_every)
     folder.begin(run, resume)
     bar = Progress(total, step.count, shown=progress and first())
-    if worth_compiling(compile, total):
-        accelerate(step, bar.title)
+    run.compiled = worth_compiling(compile, total, run.compiled)
+    if run.compiled:
+        accelerate(step, bar.busy)
     try:
         for epoch in run.remaining(epochs):
             began = perf_counter()

@@ -1,5 +1,7 @@
 """The progress bar, and how often the device is looked at."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 from tqdm import tqdm
@@ -26,6 +28,16 @@ class Progress:
     def title(self, text: str) -> None:
         """Write something before the bar."""
         self.bar.set_description(text, refresh=False)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Say so beside the title while something other than steps takes its time."""
+        title = self.bar.desc
+        self.bar.set_description(f"{title}{text}")
+        try:
+            yield
+        finally:
+            self.bar.set_description(title.removesuffix(": "))
 
     def look(self, tally: Tally, always: bool = False) -> None:
         """If it is time, read the terms, check them and show them."""

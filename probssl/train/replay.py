@@ -7,7 +7,8 @@ lies in tensors, and random numbers go on, as torch sees to it.
 """
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ..processes import number
 from ..terms import Terms
-from .compiled import Compiled, plain
+from .compiled import Busy, Compiled, plain
 from .steps import Step
 
 __all__ = ["Replay", "accelerate"]
@@ -27,13 +28,13 @@ logger = logging.getLogger(__name__)
 WARM = 3  # steps before a record, in which libraries choose and allocate
 
 
-def accelerate(step: Step, notice: Callable[[str], Any] = lambda text: None) -> None:
+def accelerate(step: Step, busy: Busy = nullcontext) -> None:
     """Compile the gradient of a step, and on a CUDA device replay it as a whole.
 
     Arguments:
-        notice: Called with a text while something takes its time.
+        busy: What is entered, with a text that says so, while it compiles.
     """
-    compiled = Compiled(notice)
+    compiled = Compiled(busy)
     step.add_gradient = compiled
     step.watchers.append(compiled.look)
     if next(step.objective.parameters()).device.type != "cuda":
@@ -129,8 +130,8 @@ def _obstacle(step: Step) -> str | None:
     groups = step.optimizer.param_groups
     if not all(group.get("capturable") for group in groups):
         return (
-            f"{type(step.optimizer).__name__} is not capturable; leave the optimiser to "
-            "fit, or build it with capturable=True and lr=torch.tensor(rate)"
+            f"{type(step.optimizer).__name__} is not capturable; leave it to fit, or "
+            "build it with capturable=True and lr=torch.tensor(rate)"
         )
     fixed = [g for g in groups if not isinstance(g["lr"], Tensor)]
     if step.scheduler is not None and fixed:

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from ..processes import agreed
+from ..varying import complete
 from .history import History, Row
 from .randomness import go_on, random_states
 from .steps import Step
@@ -31,6 +32,7 @@ class Run:
     stopping: EarlyStopping
     device: torch.device
     history: History = field(default_factory=History)
+    compiled: bool | None = None  # not yet decided
 
     def remaining(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs still to do, until patience runs out."""
@@ -57,6 +59,7 @@ class Run:
             "optimizer": step.optimizer.state_dict(),
             "scheduler": step.scheduler and step.scheduler.state_dict(),
             "steps": step.count,
+            "compiled": self.compiled,
             "stopping": self.stopping.state(),
             "history": self.history.rows,
             "random": random_states(self.device, self.order),
@@ -69,6 +72,7 @@ class Run:
             ValueError: If a key or a shape differs, with the first one and the origin.
         """
         step, current = self.step, self.state()
+        complete(step.objective, state["objective"])
         for part in ("objective", "optimizer", "scheduler"):
             saved, built = (_entries(s[part]) for s in (state, current))
             _check(saved, built, f"the {part} in {origin}")
@@ -79,6 +83,7 @@ class Run:
         if step.scheduler is not None:
             step.scheduler.load_state_dict(state["scheduler"])
         step.count, self.history = state["steps"], History(state["history"])
+        self.compiled = state.get("compiled")  # older files do not say
         go_on(state["random"], self.device, self.order)
 
 

@@ -1,0 +1,84 @@
+"""A run that was killed goes on bit by bit as if it had not been."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killed import BATCHES, EPOCHS, fitted
+from torch import Tensor
+
+from probssl.train import compiled
+from probssl.train.checkpoint import read
+
+SCRIPT = Path(__file__).parent / "killed.py"
+STEPS = EPOCHS * BATCHES // 2
+NEVER_THE_SAME = {"seconds"}
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(compiled, "_inductor", compiled._inductor)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def kill_at(step: int, folder: Path, mode: str) -> None:
+    """Run the script, and end it with SIGKILL where it has made so many steps."""
+    command = [sys.executable, str(SCRIPT), str(folder), mode]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        reached = any(int(line) == step for line in run.stdout)
+        run.kill()
+    assert reached, f"the run ended before step {step}"
+    assert run.returncode != 0, "the run was over before it was killed"
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that is in a checkpoint, by name."""
+    if isinstance(value, dict | list | tuple):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in pairs:
+            if key not in NEVER_THE_SAME:
+                yield from flat(part, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    found, expected = dict(flat(found)), dict(flat(expected))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(found[name], value), name
+        else:
+            assert found[name] == value, name
+
+
+def check(folder: Path, mode: str, kills: list[int]) -> None:
+    """Kill a run where it is told, go on with it, and compare with one in peace."""
+    for step in kills:
+        kill_at(step, folder / "killed", mode)
+    objective, history = fitted(folder / "killed", mode)
+    peaceful, expected = fitted(folder / "peaceful", mode)
+    assert len(history) == EPOCHS
+    assert_same(objective.state_dict(), peaceful.state_dict())
+    assert_same(history.rows, expected.rows)
+    for name in ("last", "best"):
+        files = (folder / run / f"{name}.safetensors" for run in ("killed", "peaceful"))
+        assert_same(*map(read, files))
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(mode, tmp_path):
+    check(tmp_path, mode, [random.randint(1, STEPS - 1)])
+
+
+@pytest.mark.slow  # compiles five times
+def test_a_compiled_run_survives_three_kills(tmp_path):
+    check(tmp_path, "compiled", sorted(random.sample(range(1, STEPS), 3)))
