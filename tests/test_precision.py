@@ -8,6 +8,7 @@ from threading import Thread
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import DIM, OBJECTIVES, batch, decoder, encoder
@@ -202,6 +203,7 @@ def test_a_trace_computes_what_the_objective_does(name: str) -> None:
 
 GUIDES = {
     "coupled": ps.guides.Coupled,
+    "mixture": ps.guides.Coupled,
     "full": ps.guides.FullGaussian,
     "point": ps.guides.Point,
     "flow": ps.guides.Flow,
@@ -211,7 +213,9 @@ GUIDES = {
 def joint_of(name: str) -> ps.Joint:
     if name == "flow":
         pytest.importorskip("zuko", reason="the normalising flows need it")
-    prior = ps.priors.Gaussian(DIM, 0.5)
+    prior: ps.priors.Prior = ps.priors.Gaussian(DIM, 0.5)
+    if name == "mixture":
+        prior = ps.priors.TwoTier(DIM, components=3, scale=0.5)
     likelihood = ps.likelihoods.Gaussian(0.5)
     content = ps.guides.Content(DIM) if name == "content" else None
     guide = GUIDES.get(name, ps.guides.DiagonalGaussian)
@@ -254,6 +258,82 @@ def test_joints_have_distributions_in_float32(name: str) -> None:
     assert (spy.wide > 0) == (name in ("flow", "content"))
 
 
+def turned(x: Tensor) -> Tensor:
+    size = x.shape[-1]
+    turn = torch.linspace(-1, 1, size**2, device=x.device).view(size, size)
+    return x @ torch.linalg.matrix_exp(turn - turn.mT)
+
+
+class Turned(dist.Normal):
+    """A density with a matrix product."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(turned(value))
+
+
+class TurnedGaussian(ps.likelihoods.Likelihood):
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return Turned(turned(output), 0.5)
+
+
+class TurnedPoint(ps.guides.Point):
+    def forward(self, *args: Any) -> dist.TorchDistribution:
+        return dist.Delta(turned(super().forward(*args).mean), event_dim=2)
+
+
+def turned_joint(**options: Any) -> ps.Joint:
+    prior = ps.priors.Gaussian(DIM, 0.5)
+    return ps.Joint(prior, TurnedGaussian(), encoder(), decoder(), **options)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: ps.limits.SimVAE(turned_joint()),
+        lambda: ps.limits.DenoisingAutoencoder(encoder(), decoder(), TurnedGaussian()),
+        lambda: ps.limits.MaskedAutoencoder(encoder(), decoder(), TurnedGaussian()),
+    ],
+)
+def test_likelihoods_are_in_float32(made: Callable[[], nn.Module]) -> None:
+    objective = without_products(made())
+    expected = terms_of(objective, batch())
+    with autocast():
+        found = terms_of(objective, batch())
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_a_joint_makes_of_outputs_is_in_float32() -> None:
+    joint = without_products(turned_joint(guide=TurnedPoint))
+    assert isinstance(joint, ps.Joint)
+
+    def means() -> list[Tensor]:
+        torch.manual_seed(1)
+        nodes = poutine.trace(joint.model).get_trace(batch()).nodes
+        z = nodes["z"]["value"]
+        q, p = joint.encode(batch()), joint.decode(z)
+        return [q.mean, p.mean, nodes["x"]["fn"].mean]
+
+    expected = means()
+    with autocast():
+        found = means()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_pseudo_posterior_has_the_log_density_of_float32() -> None:
+    temperature = dist.LogNormal(0.0, 1.0)
+    objective = without_products(ps.limits.SimCLR(encoder(), temperature=temperature))
+
+    def log_density() -> Tensor:
+        torch.manual_seed(1)
+        return poutine.trace(objective.model).get_trace(batch()).log_prob_sum()
+
+    expected = log_density()
+    with autocast():
+        assert torch.equal(log_density(), expected)
+
+
 def test_a_predictor_of_an_entropy_is_a_network() -> None:
     prior = ps.priors.Spherical(None, 5.0)
     entropy = ps.entropies.PlugIn(nn.Linear(DIM, DIM))
@@ -265,7 +345,16 @@ def test_a_predictor_of_an_entropy_is_a_network() -> None:
     assert all(term.dtype == torch.float32 for term in terms)
 
 
-@pytest.mark.parametrize("name", ["SimCLR", "BYOL", "SimVAE", "denoising autoencoder"])
+REPRESENTING = (
+    "SimCLR",
+    "BYOL",
+    "SimVAE",
+    "denoising autoencoder",
+    "masked autoencoder",
+)
+
+
+@pytest.mark.parametrize("name", REPRESENTING)
 def test_representations_come_out_in_float32(name: str) -> None:
     objective, x = objective_of(name).eval(), batch().views[:, 0]
     layers = ["backbone"] + ["projector"] * hasattr(objective, "projector")
@@ -276,13 +365,14 @@ def test_representations_come_out_in_float32(name: str) -> None:
         assert not torch.equal(z, objective.represent(x, layer))
 
 
-def test_representations_of_several_modalities_come_out_in_float32() -> None:
-    objective = ps.limits.CLIP(ps.nn.PerModality([encoder(), encoder()])).eval()
-    x = batch().views.unbind(1)
-    with autocast():
-        z = objective.represent(x)
-    assert z.dtype == torch.float32
-    assert not torch.equal(z, objective.represent(x))
+def test_networks_of_several_modalities_are_in_bfloat16() -> None:
+    objective = ps.limits.CLIP(ps.nn.PerModality([encoder(), encoder()]))
+    spy, x = Spy(objective), batch().views.unbind(1)
+    data = ps.Batch(tuple(part.unsqueeze(1) for part in x))
+    with autocast(), spy:
+        values = [*terms_of(objective, data), objective.represent(x)]
+    assert spy.linear == 8 and not spy.wide and not spy.found[False]
+    assert all(value.dtype == torch.float32 for value in values)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -179,6 +179,9 @@ def together(rows: Tensor) -> Outcome:
     processes.broadcast(equal)
     agreed = processes.agreed({"rank": processes.rank(), "inf": math.inf})
     some, none = processes.anywhere(mine == 1), processes.anywhere(False)
+    if processes.first():  # if that communicated, it would be out of turn
+        for hyper in random_prior().eval().random():
+            hyper.posterior().rsample()
     with processes.alone():
         apart = {"number": processes.number(), "first": processes.first()}
         apart["anywhere"] = processes.anywhere(mine == 1)

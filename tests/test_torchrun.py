@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from under_torchrun import BEST, everything, with_noise, without_noise
 
 import probssl as ps
-from probssl.train import checkpoint
+from probssl.train import averaged, checkpoint
+from probssl.train.averaged import Averaged
 from probssl.train.checkpoint import read, write
 
 WORLD, ROOT = 2, Path(__file__).parent.parent
@@ -135,6 +136,25 @@ def test_one_of_the_processes_prints_and_writes(found, folder, output):
     assert isinstance(ps.load(folder / "run"), ps.limits.SimCLR)
     assert {has["saved"] for has in found} == {str(folder / "saved")}
     assert (folder / "run" / "map.png").exists()
+
+
+def test_a_parameter_that_another_process_uses_has_gradient_zero_here():
+    mine, theirs, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    average = Averaged(torch.optim.SGD([mine, theirs, late]))
+    mine.grad = torch.ones(2)
+    other = torch.tensor([False, True, False])
+    with (
+        mock.patch.object(averaged, "number", lambda: 2),
+        mock.patch.object(averaged, "collected", lambda x: torch.stack([x, other])),
+        mock.patch.object(averaged, "average") as call,
+    ):
+        average()
+        assert len(call.call_args.args[0]) == 2
+        assert_close(theirs.grad, torch.zeros(2))
+        assert late.grad is None
+        late.grad = torch.ones(2)
+        with pytest.raises(RuntimeError, match="same parameters"):
+            average()
 
 
 @pytest.mark.slow  # starts the command line twice, with all its figures

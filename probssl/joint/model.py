@@ -233,7 +233,6 @@ class Joint(nn.Module):
         each = self.prior.given(y.unsqueeze(-2), **lifted)
         return each.expand(y.shape[:-1] + (views,)).to_event(1)
 
-    @in_float32
     def responsibilities(
         self, batch: Batch, draws: int = 16
     ) -> Float[Tensor, "batch component"]:
@@ -263,7 +262,6 @@ class Joint(nn.Module):
         """
         return self.alone(x).mean.mean(1)
 
-    @in_float32
     def pooled(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """The mean of q(z_1..V | x_1..V), and over the views that are present."""
         mean = self.encode(batch).mean

@@ -93,9 +93,12 @@ def fit(
     program; the last checkpoint is kept.
 
     Arguments:
-        data: A `Split`, `Groups`, a tensor or array (n, \\*event), which is kept on the
-            device as a whole; or a DataLoader of tensors, of tuples whose first entry
-            is one, or of Batches. Buffers named ``population`` are set to its length.
+        data: A `Split`, `Groups`, a tensor or array (n, \\*event), or a tuple of these,
+            one for each modality; they lie on the device as a whole, but are streamed
+            to a CUDA device of which they would take half, and from the disk if they
+            are a `numpy.memmap`. Or a DataLoader of tensors, of tuples whose first
+            entry is one, or of Batches; for several processes with a
+            `DistributedSampler`. Buffers named ``population`` are set to its length.
         views: A sampler (batch, \\*event) -> (batch, view, \\*event), or -> Batch.
             Without one the items are their only view; Groups have their own.
         content: Contents of some of the items that the objective may see, as
@@ -124,8 +127,8 @@ def fit(
             been in between. If the folder is empty or missing, the fit starts anew, so
             that a script can be run again after it was killed.
         on_step: Called after each step with the number of steps made and their terms,
-            which lie on the device. If it returns a true value, the epoch ends there,
-            and with it the fit.
+            which lie on the device. It may write buffers in place. If it returns a true
+            value, the epoch ends there, and with it the fit.
         on_epoch: Called after each epoch with its number and its row of the history, to
             which it may add numbers. If it returns a true value, the fit ends.
         schedules: Numbers that change as the run goes on: for the name of a buffer of

@@ -99,7 +99,10 @@ class Replay:
         held = tree_map_only(Tensor, torch.clone, list(loads))
         self.step.optimizer.zero_grad()  # gradients are to lie in the graph's memory
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        # Other threads may pin memory meanwhile, for the loads to come.
+        with torch.cuda.graph(
+            graph, stream=self.stream, capture_error_mode="thread_local"
+        ):
             terms = self.step.ascend(held)
             tensors = [term for term in terms if isinstance(term, Tensor)]
             values = torch.stack(tensors)
