@@ -135,7 +135,7 @@ def waits(call: Callable[[], object], steps: int, place: torch.device) -> int:
         for _ in range(steps):
             call()
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(warning.message) for warning in said)
+    return sum("called a synchronizing" in str(each.message) for each in said)
 
 
 def all_waits(

@@ -7,7 +7,7 @@ inputs made. Writes benchmarks/results/normaliser.json.
 
 Takes about five minutes on two CPU cores, most of it for 16,384 items, where the dense
 form is left out: one matrix of its kernels alone has 4.3 GB. On a GPU, and with --large
-on a processor, where it takes half an hour more, there are 65,536 items as well.
+on a processor, where it takes some ten minutes more, there are 65,536 items as well.
 """
 
 import argparse

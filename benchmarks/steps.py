@@ -43,7 +43,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import probssl as ps
-from probssl.train.compiled import Compiled
+from probssl.train.prepare import prepared_optimizer
+from probssl.train.replay import accelerate
 from probssl.train.steps import Step
 
 ITEMS, DIM, SCALE, TEMPERATURE, BLOCKS = 64, 10, 0.15, 0.5, 7
@@ -144,12 +145,15 @@ def ours(
     dtype: torch.dtype | None = None,
     compiled: bool = False,
 ) -> Make:
-    """A step as `ps.fit` makes it."""
+    """A step as `ps.fit` makes it; compiled it is replayed as a whole on a GPU."""
     objective = deepcopy(objective)
-    options: dict[str, Any] = {"gradient": Compiled()} if compiled else {}
+    optimizer = prepared_optimizer(None, objective, LEARNING_RATE)
+    options: dict[str, Any] = {}
     if dtype is not None:
         options["around"] = partial(torch.autocast, x.device.type, dtype)
-    step, batches = Step(objective, adam(objective), **options), [ps.Batch(x)]
+    step, batches = Step(objective, optimizer, **options), [ps.Batch(x)]
+    if compiled:
+        accelerate(step)
     return lambda: -torch.as_tensor(sum(step(batches)))
 
 

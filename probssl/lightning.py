@@ -36,10 +36,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .data.batches import Views, viewed
+from .processes import number
 from .terms import Batch, Terms
 from .train.history import Tally
 from .train.prepare import prepared_optimizer, prepared_scheduler, settle, target_of
-from .train.randomness import same_randomness
+from .train.randomness import drawn_order, same_randomness
 from .train.schedules import Schedule, Schedules
 from .train.steps import written
 
@@ -69,7 +70,7 @@ class Module(LightningModule):
 
     With several processes the gradients are averaged, and what couples items sees those
     of all processes, so that the value is that of the whole batch; all must have
-    equally many. Seed them apart, or they draw the same views.
+    equally many. Each draws views and noise of its own.
 
     Checkpoints of Lightning hold tensors and plain values only, and no arguments::
 
@@ -169,6 +170,8 @@ class Module(LightningModule):
     def on_train_start(self) -> None:
         """Make ready what depends on the length of the data and of the run."""
         self._count_items()
+        if number() > 1:
+            drawn_order()  # which seeds the processes apart; Lightning has the order
         if self.schedules:
             total = self.trainer.estimated_stepping_batches
             known = None if math.isinf(total) else int(total)
@@ -245,6 +248,8 @@ class Module(LightningModule):
         return value
 
     def _log(self, prefix: str, tally: Tally) -> None:
+        if not tally.pending and not tally.items:
+            return  # a run that goes on from the end of an epoch has no batches in it
         # Once per epoch: at every step it would take longer than many a step itself.
         row = {prefix + name: mean for name, mean in tally.mean().items()}
         self.log(prefix + "value", row.pop(prefix + "value"), True, sync_dist=True)

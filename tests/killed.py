@@ -10,14 +10,14 @@ from catalogue import EVENT, Everything
 from torch import Tensor, nn
 
 import probssl as ps
-from probssl.train import compiled
+from probssl.train import graph
 
 EPOCHS, BATCHES = 5, 6
 
 
-def as_it_is(graph: torch.fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
+def as_it_is(traced: torch.fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
     """In the place of Inductor: what was traced, which is ready at once."""
-    return graph
+    return traced
 
 
 def noisy(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def fitted(folder: Path, mode: str, on_step: Any = None) -> tuple[nn.Module, Any
     """Go on with the run in a folder, or begin it; return what was fitted."""
     torch.set_num_threads(1)
     if mode == "traced":
-        compiled._inductor = as_it_is
+        graph._inductor = as_it_is
     torch.manual_seed(0)
     objective = Everything()
     data = torch.randn(8 * BATCHES, EVENT)

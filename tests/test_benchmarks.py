@@ -77,6 +77,18 @@ def scaling(module: ModuleType, results: Path) -> None:
     assert all(figure["ms per step"] > 0 for figure in figures.values())
 
 
+def steps(module: ModuleType, results: Path) -> None:
+    few = {"items": 4, "blocks": 1, "side": 16}
+    cases = {
+        "SimVAE": module.Case((1, 4, 4), (8,), **few),
+        "SimCLR": module.Case((3, 8, 8), ps.nn.ConvEncoder, **few),
+    }
+    figures = module.main(cases, compiled=False, results=results)
+    assert figures["SimVAE"]["steps"]["Pyro"]["to Pyro"] == 1
+    for case in figures.values():
+        assert all(row["of ceiling"] > 0 for row in case["steps"].values())
+
+
 SHORT = {
     "epochs": epochs,
     "gpu": gpu,
@@ -85,6 +97,7 @@ SHORT = {
     "priors": priors,
     "processes": processes,
     "scaling": scaling,
+    "steps": steps,
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.train import compiled
+from probssl.train import compiled, graph
 from probssl.train.compiled import Compiled, worth_compiling
 from probssl.train.replay import accelerate
 from probssl.train.steps import Step, add_gradient
@@ -38,11 +38,11 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Graphs that run as they are traced, which is quicker; how many there were."""
     made: list[int] = []
 
-    def as_it_is(graph: torch.fx.GraphModule, values: list[Tensor]) -> Callable:
+    def as_it_is(traced: torch.fx.GraphModule, values: list[Tensor]) -> Callable:
         made.append(len(values))
-        return graph
+        return traced
 
-    monkeypatch.setattr(compiled, "_inductor", as_it_is)
+    monkeypatch.setattr(graph, "_inductor", as_it_is)
     return made
 
 

@@ -12,7 +12,7 @@ import torch
 from killed import BATCHES, EPOCHS, fitted
 from torch import Tensor
 
-from probssl.train import compiled
+from probssl.train import graph
 from probssl.train.checkpoint import read
 
 SCRIPT = Path(__file__).parent / "killed.py"
@@ -22,7 +22,7 @@ NEVER_THE_SAME = {"seconds"}
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(compiled, "_inductor", compiled._inductor)
+    monkeypatch.setattr(graph, "_inductor", graph._inductor)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

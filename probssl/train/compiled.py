@@ -1,34 +1,18 @@
-"""The gradient of an objective, Pyro's handlers and all, as one compiled graph.
-
-`make_fx` runs the objective once on tensors without numbers and writes down what
-happens to them, gradient included; Inductor compiles that. In the graph there is no
-Python left, so it is only as good as the objective is a function of tensors: what else
-it depends on, its plain attributes, is watched, and a change of one means another
-graph. What cannot be traced, or disagrees with the objective when both are called, is
-not used.
-"""
+"""Compiled gradients: when it pays, for which batches, and what if it cannot be."""
 
 import logging
-import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-import pyro
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten
 
-from ..precision import network_dtype
-from ..processes import anywhere
 from ..terms import Batch, Terms
-from .randomness import random_state, set_random_state
-from .steps import add_gradient, parts_of, written
+from .graph import Graph, Tensors, compiled, is_plain
+from .steps import add_gradient
 
-__all__ = ["Busy", "Compiled", "plain", "worth_compiling"]
+__all__ = ["Busy", "Compiled", "worth_compiling"]
 
 Busy = Callable[[str], AbstractContextManager[Any]]
 
@@ -36,9 +20,6 @@ logger = logging.getLogger(__name__)
 
 MANY = 10_000  # steps, in which a compilation pays
 SHAPES = 8  # of batches, each of which takes a compilation
-# How far a compiled gradient may be off, relative to its norm: rounding, not more.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-LOWERED = 0.1  # where networks are in bfloat16
 
 
 def worth_compiling(
@@ -77,8 +58,8 @@ class Compiled:
     def __init__(self, busy: Busy = nullcontext) -> None:
         self.busy = busy
         self.reason: str | None = None
-        self.graphs: dict[Hashable, _Graph] = {}
-        self.tensors: _Tensors | None = None
+        self.graphs: dict[Hashable, Graph] = {}
+        self.tensors: Tensors | None = None
 
     def look(self) -> None:
         """Take note that anything in the objective may have been changed."""
@@ -88,8 +69,9 @@ class Compiled:
         if self.reason is not None:
             return add_gradient(objective, batch, share)
         if self.tensors is None:
-            self.tensors = _Tensors.of(objective)
+            self.tensors = Tensors.of(objective)
         leaves, tree = tree_flatten(batch)
+        leaves = [x.contiguous() if isinstance(x, Tensor) else x for x in leaves]
         key = (self.tensors.key, tree, *map(_kind, leaves))
         if key not in self.graphs:
             try:
@@ -103,14 +85,19 @@ class Compiled:
     def _add(
         self, key: Hashable, objective: nn.Module, leaves: list[Any], tree: TreeSpec
     ) -> None:
+        for part in leaves:
+            if not isinstance(part, Tensor) and not is_plain(part):
+                raise TypeError(
+                    "a batch holds what is neither a tensor nor a plain value, but a "
+                    f"{type(part).__name__}"
+                )
         if len(self.graphs) == SHAPES:
             raise ValueError(
                 f"more than {SHAPES} kinds of batches or settings came, each of which "
                 "would be compiled; give batches of one shape, and keep numbers that "
                 "change in buffers"
             )
-        with _quiet():
-            self.graphs[key] = _compiled(objective, leaves, tree)
+        self.graphs[key] = compiled(objective, leaves, tree)
 
     def _give_up(self, objective: nn.Module, error: Exception) -> None:
         known = isinstance(error, ValueError | TypeError)
@@ -123,234 +110,8 @@ class Compiled:
         )
 
 
-class _Tensors(NamedTuple):
-    """The tensors of an objective, and what else a graph of it depends on."""
-
-    parameters: dict[str, Tensor]
-    state: dict[str, Tensor]
-    key: Hashable
-
-    @classmethod
-    def of(cls, objective: nn.Module) -> "_Tensors":
-        named = objective.named_parameters()
-        parameters = {name: p for name, p in named if p.requires_grad}
-        state = written(objective)
-        both = (tuple(map(_named_kind, part.items())) for part in (parameters, state))
-        return cls(parameters, state, (*both, plain(objective)))
-
-    def values(self) -> list[Tensor]:
-        return [t.detach() for part in self[:2] for t in part.values()]
-
-
-class _Graph(NamedTuple):
-    """A compiled function of tensors, and where its results belong."""
-
-    call: Callable[..., Sequence[Tensor]]
-    terms: tuple[float | None, ...]  # None stands for a tensor
-    used: tuple[bool, ...]  # the parameters that have a gradient
-
-    def add(self, tensors: _Tensors, leaves: list[Any], share: float) -> Terms:
-        values = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        with torch.no_grad():
-            results = iter(self.call(*tensors.values(), *values))
-        terms = Terms(*(next(results) if t is None else t for t in self.terms))
-        for used, parameter in zip(self.used, tensors.parameters.values(), strict=True):
-            if used:
-                _add_to(parameter, next(results), share)
-        return terms
-
-
-def plain(objective: nn.Module) -> Hashable:
-    """What a graph of an objective freezes: modes and attributes that are no tensors.
-
-    Numbers, texts and tuples of them, in all modules.
-    """
-    return tuple(
-        (name, type(module), *_plain_items(vars(module)))
-        for name, module in objective.named_modules()
-    )
-
-
-def _plain_items(attributes: dict[str, Any]) -> Iterator[Hashable]:
-    for name, value in attributes.items():
-        if _is_plain(value):
-            yield name, value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
-
-
 def _kind(value: Any) -> Hashable:
-    """What of an argument a graph depends on."""
+    """What of a part of a batch a graph depends on."""
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
-    if not _is_plain(value):
-        raise TypeError(
-            f"expected tensors and plain values in a batch, got {type(value).__name__}"
-        )
-    return value
-
-
-def _named_kind(named: tuple[str, Tensor]) -> Hashable:
-    return named[0], *_kind(named[1])  # type: ignore[misc]
-
-
-def _add_to(parameter: Tensor, slope: Tensor, share: float) -> None:
-    slope = slope if share == 1 else slope.mul_(share)
-    if parameter.grad is None:
-        parameter.grad = slope
-    else:
-        parameter.grad += slope
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No validation, which asks the host, and no warnings of the compiler's imports."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-
-
-def _compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> _Graph:
-    """Trace, compile and check; the objective and the random state stay as they are."""
-    copy = deepcopy(objective)
-    copy.zero_grad()
-    tensors = _Tensors.of(copy)
-    layout: dict[str, Any] = {}
-    run = _function(copy, tensors, leaves, tree, layout)
-    values = [*tensors.values(), *(x for x in leaves if isinstance(x, Tensor))]
-    random = random_state(values[0].device)
-    with _on_all():
-        call = _called(run, copy, values)
-    with _on_all():
-        _check(run, call, values, random)
-    return _Graph(call, layout["terms"], layout["used"])
-
-
-@contextmanager
-def _on_all() -> Iterator[None]:
-    """What fails in one process fails in all, as they have to make the same steps."""
-    try:
-        yield
-    except Exception:
-        anywhere(True)
-        raise
-    if anywhere(False):
-        raise ValueError("another process could not compile it")
-
-
-def _called(
-    run: Callable[..., list[Tensor]], copy: nn.Module, values: list[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
-    """The function of a copy of the objective, traced and compiled."""
-    before = plain(copy)
-    trace = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)
-    try:
-        graph = trace(*values)
-    except Exception as error:
-        raise ValueError(
-            "it cannot be traced; look for .item(), float(tensor) or `if tensor:` in "
-            f"forward ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-        ) from error
-    if plain(copy) != before:
-        raise ValueError(
-            "forward changes plain attributes, which a graph cannot; keep them in "
-            "buffers and change these in place"
-        )
-    return _inductor(graph, values)
-
-
-def _inductor(
-    graph: torch.fx.GraphModule, values: list[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
-    from torch import _inductor  # takes a second, which not every run needs
-
-    return _inductor.compile(graph, values, options={"fallback_random": True})
-
-
-def _function(
-    objective: nn.Module,
-    tensors: _Tensors,
-    leaves: list[Any],
-    tree: TreeSpec,
-    layout: dict[str, Any],
-) -> Callable[..., list[Tensor]]:
-    """Terms and gradient as a function of all tensors; writes down their layout."""
-    names = [*tensors.parameters, *tensors.state]
-    many = len(tensors.parameters)
-
-    def run(*values: Tensor) -> list[Tensor]:
-        named = dict(zip(names, values, strict=False))
-        for name in names[:many]:
-            named[name] = named[name].detach().requires_grad_()
-        rest = iter(values[len(names) :])
-        batch = tree_unflatten(
-            [next(rest) if isinstance(x, Tensor) else x for x in leaves], tree
-        )
-        leading = [named[name] for name in names[:many]]
-        with torch.enable_grad():
-            terms, slopes = parts_of(
-                lambda b: functional_call(objective, named, (b,)), batch, leading
-            )
-        layout["terms"] = tuple(None if isinstance(t, Tensor) else t for t in terms)
-        layout["used"] = tuple(slope is not None for slope in slopes)
-        return [
-            *(t.detach() for t in terms if isinstance(t, Tensor)),
-            *_apart(slopes, leading),
-        ]
-
-    return run
-
-
-def _apart(
-    slopes: Sequence[Tensor | None], leading: Sequence[Tensor]
-) -> Iterator[Tensor]:
-    """Each gradient in memory of its own, which is laid out as the parameter's."""
-    seen: set[int] = set()
-    for slope, parameter in zip(slopes, leading, strict=True):
-        if slope is None:
-            continue
-        place = slope.untyped_storage()._cdata
-        if place in seen or slope.stride() != parameter.stride():
-            slope = torch.empty_like(parameter).copy_(slope)
-        seen.add(place)
-        yield slope
-
-
-def _check(
-    run: Callable[..., list[Tensor]],
-    call: Callable[..., Sequence[Tensor]],
-    values: list[Tensor],
-    random: dict[str, Tensor],
-) -> None:
-    """Raise an error unless both give and write the same, from one random state."""
-    found = []
-    for function in (run, call):
-        copies = [value.clone() for value in values]
-        set_random_state(random, values[0].device)
-        with torch.no_grad():
-            results = list(function(*copies))
-        found.append([*results, *copies])
-    set_random_state(random, values[0].device)
-    lowered = network_dtype(values[0].device.type) is not None
-    for eager, compiled in zip(*found, strict=True):
-        tolerance = LOWERED if lowered else TOLERANCE.get(eager.dtype, 0.0)
-        _compare(eager, compiled, tolerance, max(map(_norm, found[0])))
-
-
-def _compare(eager: Tensor, compiled: Tensor, tolerance: float, largest: float) -> None:
-    off = _norm(eager.double() - compiled.double())
-    # What is zero but for rounding is held against the largest of all.
-    if not off <= tolerance * (_norm(eager) + 1e-3 * largest):
-        raise ValueError(
-            f"the graph is off by {off:.1e}, where the objective has a term, a "
-            f"gradient or a state of norm {_norm(eager):.1e}; it depends on something "
-            "that is no tensor"
-        )
-
-
-def _norm(value: Tensor) -> float:
-    return float(value.double().norm())
+        return value.shape, value.dtype, value.device
+    return (value,) if is_plain(value) else (type(value),)

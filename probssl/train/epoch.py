@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..precision import lowered
 from ..processes import alone, anywhere, broadcast
 from ..terms import Terms
 from .batches import Source
@@ -74,7 +75,7 @@ def validate(step: Step, data: Source, seed: int, device: torch.device) -> Row:
     with same_randomness(seed, device), step.around(), alone():
         for load in data.sweep():
             batch = data.batch(load)
-            tally.add(step.objective(batch), batch.shape[0])
+            tally.add(lowered(step.objective, batch), batch.shape[0])
     row = {f"valid_{name}": value for name, value in tally.mean().items()}
     if tally.broken is not None:
         logger.warning("in validation, %s", tally.broken)

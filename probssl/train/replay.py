@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from ..processes import number
 from ..terms import Terms
-from .compiled import Busy, Compiled, plain
+from .compiled import Busy, Compiled
+from .graph import plain
 from .steps import Step
 
 __all__ = ["Replay", "accelerate"]

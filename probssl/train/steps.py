@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..precision import lowered
 from ..terms import Batch, Terms
 from .averaged import Averaged
 
@@ -43,19 +44,19 @@ def add_gradient(objective: nn.Module, batch: Batch, share: float = 1.0) -> Term
         TypeError: If the objective does not return `Terms`.
         ValueError: If a term is no mean over the batch, or none has a gradient.
     """
-    terms = objective(batch)
+    terms = lowered(objective, batch)
     (-share * _value(terms)).backward()
     return Terms(*(t.detach() if isinstance(t, Tensor) else t for t in terms))
 
 
 def parts_of(
-    objective: nn.Module, batch: Batch, parameters: Sequence[Tensor]
+    objective: Callable[[Batch], Terms], batch: Batch, parameters: Sequence[Tensor]
 ) -> tuple[Terms, tuple[Tensor | None, ...]]:
     """The terms, and the gradient of the loss, None where a parameter has no part.
 
     What `add_gradient` adds, as a function that leaves the parameters alone.
     """
-    terms = objective(batch)
+    terms = lowered(objective, batch)
     return terms, torch.autograd.grad(-_value(terms), parameters, allow_unused=True)
 
 
@@ -72,7 +73,7 @@ class Step:
         make: What makes a batch of what a step is called with; by default it is one.
         gradient: What adds the gradient of a batch, as `add_gradient` does.
         prepare: Called with the number of steps made before each one.
-        around: The context of a step, such as `torch.autocast`.
+        around: The context of a step, such as that of a `Precision`.
 
     Raises:
         ValueError: If `clip` is not positive.
