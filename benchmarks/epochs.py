@@ -20,7 +20,7 @@ import os
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,10 @@ def loops(
     hidden: tuple[int, ...], batches: DataLoader, device: torch.device
 ) -> dict[str, Callable[[], float]]:
     """The loop with each optimiser, by name."""
-    found = {}
-    for name, options in {"default Adam": {}, "fused Adam": {"fused": True}}.items():
+    found: dict[str, Callable[[], float]] = {}
+    for name, fused in {"default Adam": None, "fused Adam": True}.items():
         model = SimVAE(28 * 28, hidden, 10, 0.15).to(device)
-        optimizer = Adam(model.parameters(), RATE, **options)
+        optimizer = Adam(model.parameters(), RATE, fused=fused)
         run = partial(loop, model, optimizer, batches, device)
         found[f"hand-written, {name}"] = run
     return found
@@ -162,7 +162,7 @@ def views_alone(images: Tensor, place: torch.device) -> dict[str, Any]:
 
 
 def in_turns(
-    rivals: dict[str, Callable[[], object]],
+    rivals: Mapping[str, Callable[[], object]],
     images: Tensor,
     hidden: tuple[int, ...],
     epochs: int,
@@ -173,7 +173,8 @@ def in_turns(
     fit = partial(ps.fit, data=images, views=batched(), batch_size=BATCH, device=place)
     fit = partial(fit, learning_rate=RATE, progress=sys.stderr.isatty())
     ours, eager = simvae(hidden=hidden), simvae(hidden=hidden)
-    others = rivals | {"probssl, eager": partial(fit, eager, epochs=1, compile=None)}
+    plain = partial(fit, eager, epochs=1, compile=None)
+    others = dict(rivals) | {"probssl, eager": plain}
     timed: dict[str, list[float]] = defaultdict(list)
 
     def turn(epoch: int, row: dict[str, float]) -> None:

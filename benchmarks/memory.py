@@ -21,10 +21,10 @@ def peak(call: Callable[[], object], device: torch.device | str = "cpu") -> floa
     all that was freed before has been given back, which only Linux tells.
     """
     if torch.device(device).type == "cuda":
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+        return (torch.cuda.max_memory_allocated(device) - held) / 1e6
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")
     before = _most()
@@ -32,6 +32,6 @@ def peak(call: Callable[[], object], device: torch.device | str = "cpu") -> floa
     return (_most() - before) / 1e6
 
 
-def _most() -> float:
+def _most() -> int:
     """The peak of the resident memory of this process in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

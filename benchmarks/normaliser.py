@@ -87,7 +87,7 @@ def main(
     memory |= {
         f"{form}, {items[-1]}": megabytes(form, items[-1], place) for form in FORMS
     }
-    figures = {
+    figures: dict[str, dict] = {
         "seconds": {str(n): seconds(n, repeats, place) for n in items},
         "megabytes": memory,
     }

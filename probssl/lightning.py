@@ -35,14 +35,15 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .data.batches import Views, viewed
+from .data.batches import Views
 from .processes import number
 from .terms import Batch, Terms
+from .train.batches import loaded
 from .train.history import Tally
 from .train.prepare import prepared_optimizer, prepared_scheduler, settle, target_of
 from .train.randomness import drawn_order, same_randomness
 from .train.schedules import Schedule, Schedules
-from .train.steps import written
+from .train.steps import loss, written
 
 __all__ = ["Module"]
 
@@ -148,20 +149,7 @@ class Module(LightningModule):
             ValueError: If it is a Batch, but there is a view sampler.
         """
         target = target_of(self.objective, self.device)
-        if isinstance(batch, Batch):
-            if self.views is not None:
-                raise ValueError(
-                    "expected no views for a DataLoader of Batches, which has its own; "
-                    "leave views out, or load the items alone"
-                )
-            return target.batch(batch)
-        x = batch[0] if isinstance(batch, list | tuple) else batch
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
-                f"got {type(x).__name__}; give it a collate_fn that makes one of these"
-            )
-        return viewed(target.values(x), self.views)
+        return loaded(batch, self.views, target)
 
     def on_fit_start(self) -> None:
         """Train all of the objective, which may come from an earlier fit."""
@@ -195,7 +183,7 @@ class Module(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The loss, minus the value."""
-        return -self._value(batch, self._train)
+        return loss(self._terms(batch, self._train))
 
     def on_train_epoch_end(self) -> None:
         """Log the value and the terms."""
@@ -214,7 +202,7 @@ class Module(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the terms."""
-        self._value(batch, self._held_out)
+        self._terms(batch, self._held_out)
 
     def on_validation_epoch_end(self) -> None:
         """Log the value and the terms as ``valid_…``."""
@@ -237,15 +225,14 @@ class Module(LightningModule):
             if name.endswith(".population"):
                 settle(self.objective, self.device, int(value))
 
-    def _value(self, batch: Batch, tally: Tally) -> Float[Tensor, ""]:
-        """The sum of the terms, which are taken down."""
+    def _terms(self, batch: Batch, tally: Tally) -> Terms:
+        """The terms, which are taken down."""
         terms = self(batch)
         known = (t.detach() if isinstance(t, Tensor) else t for t in terms)
         tally.add(Terms(*known), batch.shape[0])
         if len(tally.pending) == PENDING:
             tally.read()
-        value: Any = sum(terms)
-        return value
+        return terms
 
     def _log(self, prefix: str, tally: Tally) -> None:
         if not tally.pending and not tally.items:

@@ -17,7 +17,8 @@ from ..processes import number, rank
 from ..terms import Batch
 from .stream import made_ahead, moved
 
-__all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped", "source"]
+__all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
+__all__ += ["loaded", "source"]
 
 Data = batches.Data | DataLoader
 Load = TypeVar("Load")
@@ -109,21 +110,8 @@ class Loaded:
         return moved(self.loader, self.target)
 
     def batch(self, load: Any) -> Batch:
-        """The batch in what was loaded: a batch, the items, or (items, labels, …)."""
-        if isinstance(load, Batch):
-            if self.views is not None:
-                raise ValueError(
-                    "expected no views for a DataLoader of Batches, which has its own; "
-                    "leave views out, or load the items alone"
-                )
-            return self.target.batch(load)
-        x = load[0] if isinstance(load, list | tuple) else load
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
-                f"got {type(x).__name__}; give it a collate_fn that makes one of these"
-            )
-        return viewed(self.target.values(x), self.views)
+        """The batch in what was loaded."""
+        return loaded(load, self.views, self.target)
 
 
 Source = Stored | Loaded
@@ -165,6 +153,29 @@ def source(
     return Stored(
         items, batch_size, order, _large(items) if streamed is None else streamed
     )
+
+
+def loaded(load: Any, views: Views | None, target: Target) -> Batch:
+    """The batch in what a DataLoader gave: a Batch, items, or (items, labels, …).
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If it is a Batch, but there is a view sampler.
+    """
+    if isinstance(load, Batch):
+        if views is not None:
+            raise ValueError(
+                "expected no views for a DataLoader of Batches, which has its own; "
+                "leave views out, or load the items alone"
+            )
+        return target.batch(load)
+    x = load[0] if isinstance(load, list | tuple) else load
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
+            f"got {type(x).__name__}; give it a collate_fn that makes one of these"
+        )
+    return viewed(target.values(x), views)
 
 
 def grouped(loads: Iterable[Load], size: int) -> Iterator[list[Load]]:

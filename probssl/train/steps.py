@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,7 +19,7 @@ from ..precision import lowered
 from ..terms import Batch, Terms
 from .averaged import Averaged
 
-__all__ = ["Gradient", "Step", "add_gradient", "parts_of", "steps", "written"]
+__all__ = ["Gradient", "Step", "add_gradient", "loss", "parts_of", "steps", "written"]
 
 Gradient = Callable[[nn.Module, Batch, float], Terms]
 
@@ -41,12 +42,40 @@ def add_gradient(objective: nn.Module, batch: Batch, share: float = 1.0) -> Term
         share: The weight of the batch among those of the same step.
 
     Raises:
-        TypeError: If the objective does not return `Terms`.
-        ValueError: If a term is no mean over the batch, or none has a gradient.
+        TypeError: As `loss`.
+        ValueError: As `loss`.
     """
     terms = lowered(objective, batch)
-    (-share * _value(terms)).backward()
+    (share * loss(terms)).backward()
     return Terms(*(t.detach() if isinstance(t, Tensor) else t for t in terms))
+
+
+def loss(terms: object) -> Float[Tensor, ""]:
+    """Minus the sum of the terms.
+
+    Raises:
+        TypeError: If they are no `Terms`.
+        ValueError: If one is no mean over the batch, or none has a gradient.
+    """
+    if not isinstance(terms, Terms):
+        raise TypeError(
+            f"expected the objective to return Terms, got {type(terms).__name__}; "
+            "return Terms(reconstruction=…, alignment=…) with what it is made of"
+        )
+    for name, term in terms._asdict().items():
+        if isinstance(term, Tensor) and term.ndim:
+            raise ValueError(
+                f"expected terms to be means over the batch, got {name} with shape "
+                f"{tuple(term.shape)}; take its .mean()"
+            )
+    if not any(isinstance(term, Tensor) and term.requires_grad for term in terms):
+        raise ValueError(
+            "expected a value that depends on trainable parameters, got terms without "
+            "a gradient; train a part that the objective uses"
+        )
+    # Plain numbers, the terms that are not in play, have no gradient.
+    first, *rest = (term for term in terms if isinstance(term, Tensor))
+    return -sum(rest, start=first)
 
 
 def parts_of(
@@ -57,7 +86,7 @@ def parts_of(
     What `add_gradient` adds, as a function that leaves the parameters alone.
     """
     terms = lowered(objective, batch)
-    return terms, torch.autograd.grad(-_value(terms), parameters, allow_unused=True)
+    return terms, torch.autograd.grad(loss(terms), parameters, allow_unused=True)
 
 
 class Step:
@@ -171,26 +200,3 @@ def written(objective: nn.Module) -> dict[str, Tensor]:
 def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
     for before, now in zip(source, target, strict=True):
         now.copy_(before)
-
-
-def _value(terms: object) -> Tensor:
-    """The sum of terms that are checked."""
-    if not isinstance(terms, Terms):
-        raise TypeError(
-            f"expected the objective to return Terms, got {type(terms).__name__}; "
-            "return Terms(reconstruction=…, alignment=…) with what it is made of"
-        )
-    for name, term in terms._asdict().items():
-        if isinstance(term, Tensor) and term.ndim:
-            raise ValueError(
-                f"expected terms to be means over the batch, got {name} with shape "
-                f"{tuple(term.shape)}; take its .mean()"
-            )
-    if not any(isinstance(term, Tensor) and term.requires_grad for term in terms):
-        raise ValueError(
-            "expected a value that depends on trainable parameters, got terms without "
-            "a gradient; train a part that the objective uses"
-        )
-    # Plain numbers, the terms that are not in play, have no gradient.
-    first, *rest = (term for term in terms if isinstance(term, Tensor))
-    return sum(rest, start=first)
