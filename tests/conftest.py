@@ -10,6 +10,8 @@ import pytest
 import torch
 
 matplotlib.use("Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 

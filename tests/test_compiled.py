@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.train import compiled, graph
-from probssl.train.compiled import Compiled, worth_compiling
+from probssl.train.compiled import Compiled, check_compile, worth_compiling
 from probssl.train.replay import accelerate
 from probssl.train.steps import Step, add_gradient
 
@@ -237,7 +237,7 @@ def test_the_length_of_a_run_decides():
     assert worth_compiling("auto", 1, before=True)
     assert not worth_compiling(False, 1, before=True)
     with pytest.raises(ValueError, match="'auto'"):
-        worth_compiling("always", 1)
+        check_compile("always")
 
 
 def test_a_fit_says_that_it_compiles_and_ends_where_an_eager_one_does(

@@ -342,7 +342,10 @@ def test_modalities_of_different_shapes_stay_apart():
     order = torch.Generator().manual_seed(0)
     target = Target(torch.device("cpu"), torch.float32)
     data = source(Groups(parts), None, 4, order, target)
-    (first, *_), sweep = map(data.batch, data.epoch()), list(map(data.batch, data.sweep()))
+    (first, *_), sweep = (
+        map(data.batch, data.epoch()),
+        list(map(data.batch, data.sweep())),
+    )
     assert [tuple(part.shape) for part in first.views] == [(4, 1, 3), (4, 1, 2, 2)]
     assert_close(first.views[1], parts[1][first.index] / 255, rtol=0, atol=0)
     assert torch.cat([batch.index for batch in sweep]).tolist() == list(range(9))

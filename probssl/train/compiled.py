@@ -12,7 +12,7 @@ from ..terms import Batch, Terms
 from .graph import Graph, Tensors, compiled, is_plain
 from .steps import add_gradient
 
-__all__ = ["Busy", "Compiled", "worth_compiling"]
+__all__ = ["Busy", "Compiled", "check_compile", "worth_compiling"]
 
 Busy = Callable[[str], AbstractContextManager[Any]]
 
@@ -22,6 +22,15 @@ MANY = 10_000  # steps, in which a compilation pays
 SHAPES = 8  # of batches, each of which takes a compilation
 
 
+def check_compile(compile: bool | str | None) -> None:
+    """Raise a ValueError unless it is a truth value or "auto"."""
+    if compile not in (True, False, None, "auto"):
+        raise ValueError(
+            f"expected compile to be True, False or 'auto', got {compile!r}; 'auto' "
+            f"compiles runs of at least {MANY:,} steps"
+        )
+
+
 def worth_compiling(
     compile: bool | str | None, steps: int | None, before: bool | None = None
 ) -> bool:
@@ -29,15 +38,7 @@ def worth_compiling(
 
     Arguments:
         before: What was decided where the run was begun.
-
-    Raises:
-        ValueError: If `compile` is neither a truth value nor "auto".
     """
-    if compile not in (True, False, None, "auto"):
-        raise ValueError(
-            f"expected compile to be True, False or 'auto', got {compile!r}; 'auto' "
-            f"compiles runs of at least {MANY:,} steps"
-        )
     if compile != "auto":
         return bool(compile)
     return (steps or 0) >= MANY if before is None else before
@@ -101,7 +102,8 @@ class Compiled:
 
     def _give_up(self, objective: nn.Module, error: Exception) -> None:
         known = isinstance(error, ValueError | TypeError)
-        self.reason = f"{error}" if known else f"{type(error).__name__}: {error}"
+        line = str(error).partition("\n")[0]
+        self.reason = line if known else f"{type(error).__name__}: {line}"
         self.graphs = {}
         logger.warning(
             "%s is not compiled, its steps are made as they are: %s",

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal
@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..processes import alone, anywhere, broadcast, first, number, start
 from ..terms import Terms
-from .batches import Data, Views, grouped, source
+from .batches import Data, Source, Views, grouped, source
 from .checkpoint import Checkpoints
-from .compiled import worth_compiling
+from .compiled import check_compile, worth_compiling
 from .epoch import ascend, validate
 from .history import History, Row, Tally
 from .precision import prepared_precision
@@ -159,6 +159,7 @@ def fit(
     """
     check_at_least_one(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
     check_at_least_one(patience=patience, checkpoint_every=checkpoint_every)
+    check_compile(compile)
     check_monitor(monitor, validated=valid is not None, extended=on_epoch is not None)
     start()
     target = target_of(objective, device)
@@ -180,7 +181,6 @@ def fit(
         prepare=Schedules(objective, schedules, total).set,
         around=partial(numbers.active, target.device),
     )
-    worth_compiling(compile, total)  # an error now rather than later
     run = Run(step, train.order, EarlyStopping(monitor, patience), target.device)
     folder = Checkpoints(checkpoint, checkpoint_every)
     folder.begin(run, resume)
@@ -190,17 +190,10 @@ def fit(
         accelerate(step, bar.busy)
     try:
         for epoch in run.remaining(epochs):
-            began = perf_counter()
             bar.title(f"epoch {epoch}/{epochs}")
             tally = Tally(step.count, folder.remedy)
-            stop = ascend(
-                step, grouped(train.epoch(epoch), accumulate), tally, bar, on_step
-            )
-            row = {"epoch": epoch, "step": step.count} | tally.mean()
-            if held_out is not None:
-                seed = run.order.initial_seed()
-                row |= validate(step, held_out, seed, target.device)
-            row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
+            groups = grouped(train.epoch(epoch), accumulate)
+            row, stop = _epoch(run, groups, held_out, tally, bar, on_step)
             stop |= on_epoch is not None and anywhere(bool(on_epoch(epoch, row)))
             folder.save(run, best=run.finish(row))
             if stop:
@@ -214,3 +207,20 @@ def fit(
         bar.close()
     run.stopping.restore(objective.eval())
     return run.history
+
+
+def _epoch(
+    run: Run,
+    groups: Iterable[list[Any]],
+    held_out: Source | None,
+    tally: Tally,
+    bar: Progress,
+    on_step: Callable[[int, Terms], Any] | None,
+) -> tuple[Row, bool]:
+    """Make the steps and measure what came of them: a row, and whether to stop."""
+    step, began = run.step, perf_counter()
+    stop = ascend(step, groups, tally, bar, on_step)
+    row = {"epoch": len(run.history) + 1, "step": step.count} | tally.mean()
+    if held_out is not None:
+        row |= validate(step, held_out, run.order.initial_seed(), run.device)
+    return row | {"lr": step.learning_rate, "seconds": perf_counter() - began}, stop

@@ -110,9 +110,10 @@ def _add_to(parameter: Tensor, slope: Tensor, share: float) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No validation, which asks the host, and no warnings of the compiler's imports."""
+    """No validation, which asks the host, and no warnings of the compiler's own."""
     with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
         yield
 
 
