@@ -25,9 +25,10 @@ __all__ = ["DENSE", "log_sums", "log_sums_of_views"]
 
 Allowed = Callable[[Int[Tensor, " columns"]], Bool[Tensor, "rows columns"]]
 
-# As many kernels as are made at once: more do not fit the caches. Up to so many, all of
-# them are kept, which saves making them again.
-DENSE = 2**21
+# As many kernels as are made at once: more do not fit the caches of a processor, and
+# fewer leave a GPU waiting for launches. Up to so many, all of them are kept, which
+# saves making them again.
+DENSE, DENSE_ON_GPU = 2**21, 2**26
 
 
 def log_sums(
@@ -35,14 +36,16 @@ def log_sums(
     centres: Float[Tensor, "n dim"],
     points: Float[Tensor, "m dim"],
     allowed: Allowed,
-    most: int = DENSE,
+    most: int | None = None,
 ) -> Float[Tensor, " m"]:
     """Return for each point the log-sum of the kernels around the allowed centres.
 
     Arguments:
         allowed: Which centres count for the points with given numbers; at least one.
-        most: How many kernels may be in memory at once.
+        most: How many kernels may be in memory at once; None knows the device.
     """
+    if most is None:
+        most = DENSE if points.device.type == "cpu" else DENSE_ON_GPU
     numbers = torch.arange(len(points), device=points.device)
     if len(centres) * len(points) <= most:
         log_kernel = prior.log_kernel(centres, points, plug_in=True)
@@ -66,7 +69,7 @@ def log_sums_of_views(
     prior: Prior,
     z: Float[Tensor, "n view dim"],
     allowed: Allowed,
-    most: int = DENSE,
+    most: int | None = None,
 ) -> Float[Tensor, " n"]:
     r"""Return the log-sums of the kernels of all views of an item together.
 
