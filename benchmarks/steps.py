@@ -96,7 +96,11 @@ def objective_of(case: Case) -> nn.Module:
 def by_hand(objective: nn.Module, case: Case, in_pyro: bool = False) -> nn.Module:
     """The same loss with the same weights, without probssl."""
     if callable(case.net):
-        return SimCLR(deepcopy(objective.network.encoder), TEMPERATURE)
+        encoder = deepcopy(objective.network.encoder)
+        for module in encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):  # torch's own, for torch.compile
+                module.__class__ = nn.BatchNorm2d
+        return SimCLR(encoder, TEMPERATURE)
     kind = PyroSimVAE if in_pyro else SimVAE
     pixels = torch.Size(case.shape).numel()
     return kind(pixels, case.net, DIM, SCALE).copy(objective.joint)
@@ -154,7 +158,15 @@ def ours(
     step, batches = Step(objective, optimizer, **options), [ps.Batch(x)]
     if compiled:
         accelerate(step)
-    return lambda: -torch.as_tensor(sum(step(batches)))
+
+    def ascend() -> Tensor:
+        loss = -torch.as_tensor(sum(step(batches)))
+        reason = getattr(step.add_gradient, "reason", None)
+        if reason is not None:  # else the eager step would be timed again
+            raise RuntimeError(f"expected a compiled step, got an eager one: {reason}")
+        return loss
+
+    return ascend
 
 
 def steps_of(

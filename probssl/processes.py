@@ -14,9 +14,9 @@ import atexit
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -31,7 +31,12 @@ __all__ += ["start", "wait"]
 # What torchrun tells the processes that it starts.
 ENVIRONMENT = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
-_alone = ContextVar("alone", default=False)
+
+class _State(threading.local):  # which, unlike a ContextVar, Dynamo can trace
+    alone = False
+
+
+_state = _State()
 
 
 def start() -> None:
@@ -67,7 +72,7 @@ def start() -> None:
 
 def number() -> int:
     """How many processes there are; 1 without torch.distributed, and `alone`."""
-    if _alone.get() or not distributed.is_available():
+    if _state.alone or not distributed.is_available():
         return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
@@ -85,11 +90,11 @@ def first() -> bool:
 @contextmanager
 def alone() -> Iterator[None]:
     """A context in which this process is the only one, and nothing communicates."""
-    token = _alone.set(True)
+    before, _state.alone = _state.alone, True
     try:
         yield
     finally:
-        _alone.reset(token)
+        _state.alone = before
 
 
 def gather(x: Shaped[Tensor, "batch *shape"]) -> Shaped[Tensor, "all *shape"]:

@@ -31,6 +31,9 @@ __all__ = ["Graph", "Tensors", "compiled", "is_plain", "plain"]
 # How far a compiled gradient may be off, relative to its norm: rounding, not more.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 LOWERED = 0.1  # where networks are in bfloat16
+# Where rounding matters more, it may be off by as much as so many roundings of the
+# parameters bring about, up to this.
+ROUNDINGS, DOUBT = 30.0, 0.03
 
 
 class Tensors(NamedTuple):
@@ -130,7 +133,7 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
         with _on_all():
             call = _called(run, copy, values)
         with _on_all():
-            _check(run, call, values, random)
+            _check(run, call, values, len(tensors.parameters), random)
     return Graph(call, layout["terms"], layout["used"])
 
 
@@ -229,34 +232,62 @@ def _check(
     run: Callable[..., list[Tensor]],
     call: Callable[..., Sequence[Tensor]],
     values: list[Tensor],
+    many: int,
     random: dict[str, Tensor],
 ) -> None:
-    """Raise an error unless both give and write the same, from one random state."""
-    found = []
-    for function in (run, call):
-        copies = [value.clone() for value in values]
-        set_random_state(random, values[0].device)
-        with torch.no_grad():
-            results = list(function(*copies))
-        found.append([*results, *copies])
+    """Raise an error unless both give and write the same, from one random state.
+
+    How much rounding matters is seen by moving the parameters, which are so many of the
+    values, by a rounding error: a deep network in float32 may well have the third digit
+    of its gradient in doubt.
+    """
+    near = [*map(_moved, values[:many]), *values[many:]]
+    eager, moved, result = (
+        _results(function, inputs, random)
+        for function, inputs in ((run, values), (run, near), (call, values))
+    )
     set_random_state(random, values[0].device)
     lowered = network_dtype(values[0].device.type) is not None
-    largest = max(map(_norm, found[0]))
-    for eager, result in zip(*found, strict=True):
-        tolerance = LOWERED if lowered else TOLERANCE.get(eager.dtype, 0.0)
-        _compare(eager, result, tolerance, largest)
+    largest = max(map(_norm, eager))
+    for expected, other, found in zip(eager, moved, result, strict=True):
+        # What is zero but for rounding is held against the largest of all.
+        size = _norm(expected) + 1e-3 * largest
+        least = LOWERED if lowered else TOLERANCE.get(expected.dtype, 0.0)
+        doubt = min(ROUNDINGS * _distance(expected, other), DOUBT * size)
+        _compare(expected, found, max(least * size, doubt))
 
 
-def _compare(eager: Tensor, result: Tensor, tolerance: float, largest: float) -> None:
-    difference = (eager.double() - result.double()).masked_fill(eager == result, 0.0)
-    off = float(difference.norm())
-    # What is zero but for rounding is held against the largest of all.
-    if not off <= tolerance * (_norm(eager) + 1e-3 * largest):
+def _results(
+    function: Callable[..., Sequence[Tensor]],
+    values: list[Tensor],
+    random: dict[str, Tensor],
+) -> list[Tensor]:
+    """What a function gives and writes, called on copies from one random state."""
+    copies = [value.clone() for value in values]
+    set_random_state(random, values[0].device)
+    with torch.no_grad():
+        return [*function(*copies), *copies]
+
+
+def _moved(value: Tensor) -> Tensor:
+    """Numbers that are off by one rounding, up or down."""
+    sign = torch.rand_like(value).sub(0.5).sign()
+    return value * (1 + torch.finfo(value.dtype).eps * sign)
+
+
+def _compare(expected: Tensor, found: Tensor, most: float) -> None:
+    off = _distance(expected, found)
+    if not off <= most:
         raise ValueError(
             f"the graph is off by {off:.1e}, where the objective has a term, a "
-            f"gradient or a state of norm {_norm(eager):.1e}; it depends on something "
-            "that is no tensor"
+            f"gradient or a state of norm {_norm(expected):.1e}; it depends on "
+            "something that is no tensor"
         )
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """That of two tensors, in which infinities may agree."""
+    return float((a.double() - b.double()).masked_fill(a == b, 0.0).norm())
 
 
 def _norm(value: Tensor) -> float:
