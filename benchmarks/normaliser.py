@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import probssl as ps
-from probssl.entropies.normaliser import DENSE, log_sums
+from probssl.entropies.normaliser import log_sums
 
 ITEMS, DIM, REPEATS = (1_024, 2_048, 4_096), 128, 5
 MANY, LARGE = 16_384, 65_536
 RESULTS = Path(__file__).parent / "results" / "normaliser.json"
-FORMS = {"dense": 2**62, "blocks": DENSE}
+# How many kernels may be in memory at once; None is what the device bears.
+FORMS: dict[str, int | None] = {"dense": 2**62, "blocks": None}
 PRIORS = {
     "von Mises-Fisher": lambda: ps.priors.Spherical(None, 2.0),
     "Gaussian": lambda: ps.priors.Gaussian(None, 0.5),
@@ -40,7 +41,7 @@ def inputs(items: int, device: torch.device) -> Tensor:
     return normalize(torch.randn(2 * items, DIM, device=device), dim=-1)
 
 
-def step(prior: ps.priors.Prior, z: Tensor, most: int) -> None:
+def step(prior: ps.priors.Prior, z: Tensor, most: int | None) -> None:
     """The value of the kernel density and its gradient."""
     numbers = torch.arange(len(z), device=z.device)
     sums = log_sums(prior, z, z, lambda columns: numbers[:, None] != columns, most)

@@ -24,6 +24,7 @@ __all__ = ["main"]
 # Passes over the data; about as many steps for each.
 EPOCHS = {"digits": 150, "mnist": 10, "fashion-mnist": 20, "cifar10": 10}
 MAX_TRAIN = 10_000  # items that probes are fitted on
+COMPILE: dict[str, bool | str] = {"auto": "auto", "always": True, "never": False}
 MAPPED = 1_000  # items in a picture of the latents
 MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
 
@@ -85,6 +86,14 @@ def _add_common(command: argparse.ArgumentParser, out: str) -> None:
     add("--dim", type=int, default=recipes.DIM, help="of z (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add(
+        "--compile",
+        choices=COMPILE,
+        default="auto",
+        help="whether training steps are compiled; auto does it for long runs "
+        "(default: %(default)s)",
+    )
+    add("--bfloat16", action="store_true", help="run the networks in bfloat16")
     add("--out", type=Path, default=Path(out), help="a folder (default: %(default)s)")
 
 
@@ -115,6 +124,8 @@ def _fitted(
         views=recipes.views(data),
         epochs=epochs,
         device=options.device,
+        compile=COMPILE[options.compile],
+        precision=torch.bfloat16 if options.bfloat16 else None,
         checkpoint=checkpoint,
         checkpoint_every=max(1, epochs // 10),
         resume=getattr(options, "resume", False),
