@@ -4,18 +4,21 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch, encoder
+from catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import probssl as ps
 from probssl.train import compiled, graph
 from probssl.train.compiled import Compiled, check_compile, worth_compiling
-from probssl.train.replay import accelerate
+from probssl.train.optimizer import make_capturable
+from probssl.train.precision import Precision
+from probssl.train.replay import _obstacle, accelerate
 from probssl.train.steps import Step, add_gradient
 
 STEPS = 3
@@ -261,15 +264,40 @@ def noisy(x: Tensor) -> Tensor:
 
 
 def test_an_optimiser_that_cannot_be_recorded_is_named():
-    from probssl.train.replay import _obstacle
-
     parameters = [nn.Parameter(torch.ones(2))]
-    sgd = Step(encoder(), torch.optim.SGD(parameters, lr=0.1))
-    assert "SGD is not capturable" in _obstacle(sgd)
-    adam = torch.optim.Adam(parameters, lr=0.1, capturable=True)
-    assert _obstacle(Step(encoder(), adam)) is None
-    schedule = torch.optim.lr_scheduler.ConstantLR(adam)
-    assert "learning rate" in _obstacle(Step(encoder(), adam, scheduler=schedule))
+    assert "SGD cannot be captured" in _obstacle(torch.optim.SGD(parameters, lr=0.1))
+    assert _obstacle(torch.optim.AdamW(parameters, lr=0.1)) is None
+
+
+def test_what_a_record_would_freeze_lies_in_tensors_that_a_scheduler_follows():
+    parameters = [nn.Parameter(torch.ones(2))]
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    parameters[0].grad = torch.ones(2)
+    optimizer.step()
+    make_capturable(optimizer, torch.device("cpu"))
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0]["capturable"] = False  # which asks for a GPU
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert_close(rate, torch.tensor(0.05))
+    assert_close(optimizer.state[parameters[0]]["step"], torch.tensor(2.0))
+
+
+def test_networks_in_bfloat16_are_compiled_as_they_are_run(traced):
+    torch.manual_seed(0)
+    lowered = Precision(torch.bfloat16).active
+    around = partial(lowered, torch.device("cpu"))
+    assert_alike(OBJECTIVES["VICReg"](), 1e-5, around=around)
+
+
+def test_views_may_lie_in_memory_as_they_like(float64, traced):
+    views = batch().views.mT.contiguous().mT
+    assert not views.is_contiguous()
+    groups = [[batch()], [batch()._replace(views=views)]]
+    assert_alike(OBJECTIVES["SimVAE"](), groups=groups)
+    assert len(traced) == 1
 
 
 @pytest.mark.gpu
@@ -281,9 +309,7 @@ def test_replayed_steps_are_the_eager_ones(name):
         torch.manual_seed(0)
         objective = OBJECTIVES[name]().cuda().train()
         parameters = [p for p in objective.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(
-            parameters, lr=torch.tensor(1e-3, device="cuda"), capturable=True
-        )
+        optimizer = torch.optim.Adam(parameters, lr=1e-3)
         step = Step(objective, optimizer, clip=5.0)
         if fast:
             accelerate(step)

@@ -101,3 +101,23 @@ def test_every_method_holds_what_the_table_says():
     for name in figures.keys() - exempt - {"untrained encoder"}:
         gain, error = figures[name]["few_label_gain"]
         assert gain > 2 * error, name
+
+
+STEPS = {
+    "PyTorch by hand": ("by hand", "ms"),
+    "Pyro's `Trace_ELBO`": ("Pyro", "ms"),
+    "probssl": ("probssl", "ms"),
+    "PyTorch by hand, compiled": ("by hand, compiled", "ms"),
+    "probssl, compiled": ("probssl, compiled", "ms"),
+    "ours compiled, to that by hand": ("probssl, compiled", "to by hand, compiled"),
+    "ours compiled, to Pyro's": ("probssl, compiled", "to Pyro"),
+}
+
+
+def test_every_step_time_in_the_table_was_measured():
+    results = ROOT / "benchmarks" / "results" / "steps.json"
+    cases = json.loads(results.read_text())["figures"].values()
+    shown = rows(r"(?:[.\d]+|–)", 3)
+    for name, (step, figure) in STEPS.items():
+        found = (case["steps"].get(step, {}).get(figure) for case in cases)
+        assert shown[name] == ["–" if x is None else f"{x:g}" for x in found], name

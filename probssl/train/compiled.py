@@ -61,6 +61,7 @@ class Compiled:
         self.reason: str | None = None
         self.graphs: dict[Hashable, Graph] = {}
         self.tensors: Tensors | None = None
+        self.known: dict[Hashable, int] = {}  # long keys, each of which gets a number
 
     def look(self) -> None:
         """Take note that anything in the objective may have been changed."""
@@ -71,9 +72,10 @@ class Compiled:
             return add_gradient(objective, batch, share)
         if self.tensors is None:
             self.tensors = Tensors.of(objective)
+            self.number = self.known.setdefault(self.tensors.key, len(self.known))
         leaves, tree = tree_flatten(batch)
         leaves = [x.contiguous() if isinstance(x, Tensor) else x for x in leaves]
-        key = (self.tensors.key, tree, *map(_kind, leaves))
+        key = (self.number, tree, *map(_kind, leaves))
         if key not in self.graphs:
             try:
                 with self.busy("compiling"):

@@ -10,7 +10,9 @@ from ..precision import lowered
 from ..processes import alone, anywhere, broadcast
 from ..terms import Terms
 from .batches import Source
+from .denormals import flushed
 from .history import Row, Tally
+from .prepare import device_of
 from .progress import Progress
 from .randomness import random_state, same_randomness, set_random_state
 from .steps import Step, written
@@ -37,18 +39,8 @@ def ascend(
     """
     step.objective.train()
     step.look()
-    stop = False
-    for group in groups:
-        if step.count == 0:
-            _check_first(step, group[0])
-        terms = step(group)
-        tally.add(terms, step.items)
-        bar.look(tally)
-        if on_step is not None:
-            stop = anywhere(bool(on_step(step.count, terms)))
-            step.look()
-        if stop:
-            break
+    with flushed(device_of(step.objective)):
+        stop = _steps(step, groups, tally, bar, on_step)
     if step.count == tally.start:
         raise ValueError(
             "expected at least one batch in an epoch, got none; give the DataLoader a "
@@ -61,6 +53,27 @@ def ascend(
     broadcast(list(written(step.objective).values()))
     step.objective.eval()
     return stop
+
+
+def _steps(
+    step: Step,
+    groups: Iterable[list[Any]],
+    tally: Tally,
+    bar: Progress,
+    on_step: Callable[[int, Terms], Any] | None,
+) -> bool:
+    for group in groups:
+        if step.count == 0:
+            _check_first(step, group[0])
+        terms = step(group)
+        tally.add(terms, step.items)
+        bar.look(tally)
+        if on_step is not None:
+            stop = anywhere(bool(on_step(step.count, terms)))
+            step.look()
+            if stop:
+                return True
+    return False
 
 
 @torch.no_grad()
@@ -86,7 +99,7 @@ def _check_first(step: Step, load: Any) -> None:
     """Have the objective check the first batch, which will be made once more."""
     check = getattr(step.objective, "check", None)
     if check is not None:
-        device = next(step.objective.parameters()).device
+        device = device_of(step.objective)
         before = random_state(device)
         check(step.make(load))
         set_random_state(before, device)

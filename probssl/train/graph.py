@@ -76,12 +76,16 @@ class Graph(NamedTuple):
 def plain(objective: nn.Module) -> Hashable:
     """What a graph of an objective freezes: modes and attributes that are no tensors.
 
-    Numbers, texts and tuples of them, in all modules.
+    Numbers, texts and tuples of them, in all modules, and which parameters are frozen.
     """
     return tuple(
-        (name, type(module), *_plain_items(vars(module)))
+        (name, type(module), *_plain_items(vars(module)), *_frozen(module))
         for name, module in objective.named_modules()
     )
+
+
+def _frozen(module: nn.Module) -> list[bool]:
+    return [p.requires_grad for p in module.parameters(recurse=False)]
 
 
 def _plain_items(attributes: dict[str, Any]) -> Iterator[Hashable]:

@@ -16,6 +16,7 @@ from .batches import Source, Target
 __all__ = [
     "check_at_least_one",
     "check_monitor",
+    "device_of",
     "prepared_optimizer",
     "prepared_scheduler",
     "settle",
@@ -74,6 +75,11 @@ def target_of(objective: nn.Module, device: str | torch.device) -> Target:
     return Target(torch.device(device), trainable[0].dtype)
 
 
+def device_of(objective: nn.Module) -> torch.device:
+    """Where the parameters lie."""
+    return next(objective.parameters()).device
+
+
 def settle(objective: nn.Module, device: torch.device, population: int | None) -> None:
     """Move the objective, and tell its buffers `population` the number of items."""
     objective.to(device)
@@ -96,7 +102,7 @@ def prepared_optimizer(
     """
     trainable = _trainable(objective)
     if optimizer is None:
-        return _adam(objective, learning_rate)
+        return Adam(_groups(objective, learning_rate), lr=learning_rate, fused=True)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(trainable)
     if not isinstance(optimizer, Optimizer):
@@ -145,16 +151,6 @@ def total_steps(data: Source, epochs: int, accumulate: int) -> int | None:
         return epochs * math.ceil(len(data) / accumulate)
     except TypeError:
         return None
-
-
-def _adam(objective: nn.Module, learning_rate: float) -> Adam:
-    groups = _groups(objective, learning_rate)
-    device = groups[0]["params"][0].device
-    if device.type != "cuda":
-        return Adam(groups, lr=learning_rate, fused=True)
-    for group in groups:  # in tensors, so that a recorded step follows a schedule
-        group["lr"] = torch.tensor(group["lr"], device=device)
-    return Adam(groups, fused=True, capturable=True)
 
 
 def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

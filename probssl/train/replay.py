@@ -7,6 +7,7 @@ lies in tensors, and random numbers go on, as torch sees to it.
 """
 
 import logging
+import warnings
 from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from ..processes import number
 from ..terms import Terms
 from .compiled import Busy, Compiled
 from .graph import plain
+from .optimizer import make_capturable
+from .prepare import device_of
 from .steps import Step
 
 __all__ = ["Replay", "accelerate"]
@@ -38,13 +41,15 @@ def accelerate(step: Step, busy: Busy = nullcontext) -> None:
     compiled = Compiled(busy)
     step.add_gradient = compiled
     step.watchers.append(compiled.look)
-    if next(step.objective.parameters()).device.type != "cuda":
+    device = device_of(step.objective)
+    if device.type != "cuda":
         return
-    obstacle = _obstacle(step)
+    obstacle = _obstacle(step.optimizer)
     if obstacle is not None:
         logger.warning("steps are compiled, but not replayed: %s", obstacle)
         return
-    step.run = replay = Replay(step)
+    make_capturable(step.optimizer, device)
+    step.run = replay = Replay(step, device)
     step.watchers.append(replay.look)
 
 
@@ -56,27 +61,33 @@ class Replay:
     made as they are.
 
     Arguments:
-        step: Its optimiser is `capturable`.
+        step: Its optimiser is `capturable`, with its rates in tensors.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    def __init__(self, step: Step, device: torch.device) -> None:
+        self.step, self.device = step, device
         self.records: dict[Hashable, _Record] = {}
         self.made: dict[Hashable, int] = {}
-        self.stream = torch.cuda.Stream()
-        self.settings: Hashable | None = None
+        self.stream = torch.cuda.Stream(device)
+        self.known: dict[Hashable, int] = {}  # long keys, each of which gets a number
+        self.number: int | None = None
         self.broken = False
 
     def look(self) -> None:
         """Take note that the objective or the optimiser may have been changed."""
-        self.settings = None
+        self.number = None
 
     def __call__(self, loads: Sequence[Any]) -> Terms:
+        with torch.cuda.device(self.device):
+            return self._step(loads)
+
+    def _step(self, loads: Sequence[Any]) -> Terms:
         if self.broken:
             return self.step.ascend(loads)
-        if self.settings is None:
-            self.settings = plain(self.step.objective), _settings(self.step.optimizer)
-        key = self.settings, _kinds(loads)
+        if self.number is None:
+            settings = plain(self.step.objective), _settings(self.step.optimizer)
+            self.number = self.known.setdefault(settings, len(self.known))
+        key = self.number, _kinds(loads)
         if key not in self.records and self.made.get(key, 0) < WARM:
             self.made[key] = self.made.get(key, 0) + 1
             return self._warm(loads)
@@ -91,7 +102,9 @@ class Replay:
 
     def _warm(self, loads: Sequence[Any]) -> Terms:
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream), warnings.catch_warnings():
+            # That a capturable optimiser makes a step of its own, as it now has to.
+            warnings.filterwarnings("ignore", "This instance was constructed")
             terms = self.step.ascend(loads)
         torch.cuda.current_stream().wait_stream(self.stream)
         return terms
@@ -127,21 +140,14 @@ class _Record(NamedTuple):
         return Terms(*(next(values) if t is None else t for t in self.numbers))
 
 
-def _obstacle(step: Step) -> str | None:
-    """Why a step cannot be recorded, if it cannot."""
+def _obstacle(optimizer: Optimizer) -> str | None:
+    """Why steps cannot be recorded, if they cannot."""
     if number() > 1:
         return "several processes exchange their gradients between the graphs"
-    groups = step.optimizer.param_groups
-    if not all(group.get("capturable") for group in groups):
+    if not all("capturable" in group for group in optimizer.param_groups):
         return (
-            f"{type(step.optimizer).__name__} is not capturable; leave it to fit, or "
-            "build it with capturable=True and lr=torch.tensor(rate)"
-        )
-    fixed = [g for g in groups if not isinstance(g["lr"], Tensor)]
-    if step.scheduler is not None and fixed:
-        return (
-            "a schedule changes a learning rate that is a number; build the optimiser "
-            "with lr=torch.tensor(rate)"
+            f"{type(optimizer).__name__} cannot be captured in a graph; take one with "
+            "the argument capturable, such as torch.optim.Adam"
         )
     return None
 

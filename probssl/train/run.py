@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.optim import Optimizer
 
 from ..processes import agreed
 from ..varying import complete
 from .history import History, Row
+from .optimizer import load_optimizer, optimizer_state
 from .randomness import go_on, random_states
 from .steps import Step
 from .stopping import EarlyStopping
@@ -56,7 +56,7 @@ class Run:
         step = self.step
         return {
             "objective": step.objective.state_dict(),
-            "optimizer": step.optimizer.state_dict(),
+            "optimizer": optimizer_state(step.optimizer),
             "scheduler": step.scheduler and step.scheduler.state_dict(),
             "steps": step.count,
             "compiled": self.compiled,
@@ -78,8 +78,7 @@ class Run:
             _check(saved, built, f"the {part} in {origin}")
         self.stopping.load(state["stopping"])
         step.objective.load_state_dict(state["objective"])
-        step.optimizer.load_state_dict(state["optimizer"])
-        _follow_parameters(step.optimizer)
+        load_optimizer(step.optimizer, state["optimizer"])
         if step.scheduler is not None:
             step.scheduler.load_state_dict(state["scheduler"])
         step.count, self.history = state["steps"], History(state["history"])
@@ -114,13 +113,3 @@ def _check(saved: Mapping[str, str], built: Mapping[str, str], what: str) -> Non
                 f"expected {expected} under {key!r}, got {found} for {what}; build it "
                 "as in the run that wrote the checkpoint, or pass another folder"
             )
-
-
-def _follow_parameters(optimizer: Optimizer) -> None:
-    # Fused updates take memory in its own order, so the averages of a parameter must
-    # lie as it does (channels last, say), which files do not keep.
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype)
-                state[name].copy_(value)
