@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 import probssl as ps
 
-EPOCHS, BATCH, TRIAL, RATE = 3, 64, 6_400, 1e-3
+EPOCHS, BATCH, TRIAL, RATE = 2, 64, 3_200, 1e-3
 CROP, RATIO, TURN, FLIP = (0.4, 1.0), (0.75, 1.3), 15.0, 0.5
 RESULTS = Path(__file__).parent / "results" / "epochs.json"
 
