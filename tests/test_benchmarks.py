@@ -29,6 +29,12 @@ def normaliser(module: ModuleType, results: Path) -> None:
     assert all(size >= 0 for size in figures["megabytes"].values())
 
 
+def denormals(module: ModuleType, results: Path) -> None:
+    figures = module.main(ink(64), steps=10, hidden=(8,), results=results)
+    assert set(figures) == {"taken for zero", "as they are"}
+    assert all(ms > 0 for parts in figures.values() for ms in parts.values())
+
+
 def epochs(module: ModuleType, results: Path) -> None:
     few = {"epochs": 1, "trial": 64, "hidden": (16,), "workers": (0,)}
     figures = module.main(ink(128), compiled=None, results=results, **few)
@@ -90,6 +96,7 @@ def steps(module: ModuleType, results: Path) -> None:
 
 
 SHORT = {
+    "denormals": denormals,
     "epochs": epochs,
     "gpu": gpu,
     "imports": imports,

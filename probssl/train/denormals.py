@@ -1,8 +1,8 @@
 """Numbers too small to be normal, below 1e-38 in float32, taken for zero.
 
 Squares of vanishing gradients come there, and Adam keeps them for thousands of steps; a
-processor takes a hundred times as long for them as for others. What they add to a
-parameter is nothing.
+processor is many times slower with them than with others (`benchmarks/denormals.py`).
+What they add to a parameter is nothing.
 """
 
 import ctypes

@@ -1,0 +1,90 @@
+"""What denormal numbers cost on a processor: a step early in a fit, and later on.
+
+Where images of MNIST are always black, gradients vanish as the fit goes on, and Adam
+keeps their squares: numbers below 1e-38, with which a processor is slow. `fit` takes
+them for zero. SimVAE is fitted so, and once more as if it did not; milliseconds are
+medians over parts of the fit. Writes them to benchmarks/results/denormals.json. Needs
+MNIST: the environment variable PROBSSL_DATA names the folder that holds it.
+
+Takes three minutes on two CPU cores.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+from measure import digits, report, table
+from subjects import HIDDEN, simvae
+from torch import Tensor
+
+import probssl as ps
+
+STEPS, PARTS, BATCH = 1_500, 5, 64
+RESULTS = Path(__file__).parent / "results" / "denormals.json"
+
+
+def timed(images: Tensor, hidden: tuple[int, ...], steps: int) -> list[float]:
+    """Seconds of each step of a fit, eager, views included."""
+    seconds, before = [], time.perf_counter()
+
+    def note(count: int, terms: ps.Terms) -> bool:
+        nonlocal before
+        now = time.perf_counter()
+        seconds.append(now - before)
+        before = now
+        return count == steps
+
+    options: dict[str, Any] = {"compile": None, "device": "cpu", "progress": False}
+    torch.manual_seed(0)
+    ps.fit(
+        simvae(hidden=hidden),
+        images,
+        views=ps.views.simvae_mnist(),
+        epochs=1 + steps * BATCH // len(images),
+        batch_size=BATCH,
+        on_step=note,
+        **options,
+    )
+    return seconds
+
+
+def main(
+    images: Tensor | None = None,
+    steps: int = STEPS,
+    hidden: tuple[int, ...] = HIDDEN,
+    results: Path = RESULTS,
+) -> dict[str, dict[str, float]]:
+    """Return milliseconds per step in each part of the fit.
+
+    Arguments:
+        images: Binary images as bytes; None means those of MNIST.
+    """
+    images = ps.data.load("mnist").train.images if images is None else images
+    as_they_are = mock.patch("probssl.train.epoch.flushed", lambda _: nullcontext())
+    contexts: dict[str, Callable[[], Any]] = {
+        "taken for zero": nullcontext,
+        "as they are": lambda: as_they_are,
+    }
+    figures = {}
+    size = steps // PARTS
+    for name, context in contexts.items():
+        with context():
+            seconds = timed(images, hidden, steps)
+        parts = [seconds[i * size : (i + 1) * size] for i in range(PARTS)]
+        figures[name] = {
+            f"to step {(i + 1) * size}": digits(1e3 * median(part))
+            for i, part in enumerate(parts)
+        }
+    sizes = {"batch": BATCH, "steps": steps, "hidden": hidden}
+    report("benchmarks/denormals.py", results, figures, **sizes)
+    table(figures, "ms per step")
+    return figures
+
+
+if __name__ == "__main__":
+    main()
