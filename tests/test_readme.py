@@ -121,3 +121,12 @@ def test_every_step_time_in_the_table_was_measured():
     for name, (step, figure) in STEPS.items():
         found = (case["steps"].get(step, {}).get(figure) for case in cases)
         assert shown[name] == ["–" if x is None else f"{x:g}" for x in found], name
+
+
+def test_every_rate_of_whole_epochs_was_measured():
+    results = ROOT / "benchmarks" / "results" / "epochs.json"
+    figures = json.loads(results.read_text())["figures"]
+    shown = rows(r"[.\d]+", 2)
+    for name in [name for name in figures if "ratio" in figures[name]]:
+        row = figures[name]
+        assert shown[name] == [f"{row[key]:g}" for key in ("images/s", "ratio")]
