@@ -94,7 +94,10 @@ def test_every_objective_takes_the_same_steps_compiled(name, dtype):
     torch.set_default_dtype(dtype)
     try:
         torch.manual_seed(0)
-        assert_alike(OBJECTIVES[name](), 1e-10 if dtype == torch.float64 else 1e-5)
+        if dtype == torch.float64:
+            assert_alike(OBJECTIVES[name]())
+        else:  # one step, for rounding errors grow from step to step
+            assert_alike(OBJECTIVES[name](), 1e-5, groups=[[batch()]])
     finally:
         torch.set_default_dtype(before)
 
