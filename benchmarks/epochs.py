@@ -14,7 +14,6 @@ environment variable PROBSSL_DATA names the folder that holds it.
 Takes about ten minutes on two CPU cores.
 """
 
-import argparse
 import math
 import os
 import random
@@ -28,7 +27,16 @@ from typing import Any
 import numpy as np
 import torch
 from handwritten import SimVAE
-from measure import Timing, device_of, digits, interleaved, report, seconds_of, table
+from measure import (
+    Timing,
+    device_of,
+    digits,
+    interleaved,
+    options,
+    report,
+    seconds_of,
+    table,
+)
 from PIL import Image
 from subjects import HIDDEN, Steps, simvae
 from torch import Tensor
@@ -230,6 +238,4 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="auto")
-    main(device=parser.parse_args().device)
+    main(device=options(__doc__).parse_args().device)

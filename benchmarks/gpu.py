@@ -14,7 +14,6 @@ environment variable PROBSSL_DATA names the folder that holds them.
 Takes about six minutes on an H200, and one on two CPU cores.
 """
 
-import argparse
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +22,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from measure import device_of, digits, report, seconds_of, table
+from measure import device_of, digits, options, report, seconds_of, table
 from normaliser import DIM, FORMS, PRIORS, inputs, megabytes, step
 from subjects import HIDDEN, Steps, simclr_resnet, simvae
 from torch import Tensor, nn
@@ -189,6 +188,4 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="auto", help="cpu or cuda")
-    main(device=parser.parse_args().device)
+    main(device=options(__doc__).parse_args().device)

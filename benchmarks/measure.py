@@ -5,6 +5,7 @@ machine slows all alike. What counts are ratios of medians over the blocks; seco
 depend on the machine, which the report names.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -115,6 +116,13 @@ def device_of(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """What every benchmark takes from the command line, said by its first line."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--device", default="auto", help="cpu or cuda")
+    return parser
 
 
 def matrix_ceiling(

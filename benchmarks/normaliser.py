@@ -10,13 +10,12 @@ form is left out: one matrix of its kernels alone has 4.3 GB. On a GPU, and with
 on a processor, where it takes some ten minutes more, there are 65,536 items as well.
 """
 
-import argparse
 import math
 from functools import partial
 from pathlib import Path
 
 import torch
-from measure import device_of, interleaved, report
+from measure import device_of, interleaved, options, report
 from memory import peak
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -103,8 +102,7 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="auto", help="cpu or cuda")
+    parser = options(__doc__)
     parser.add_argument("--large", action="store_true")
     arguments = parser.parse_args()
     large = arguments.large or device_of(arguments.device).type == "cuda"

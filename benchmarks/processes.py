@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-from measure import Timing, device_of, digits, interleaved, report, table
+from measure import Timing, device_of, digits, interleaved, options, report, table
 from subjects import CIFAR, HIDDEN, MNIST, ink, simclr, simclr_resnet, simvae
 from torch import nn
 
@@ -178,8 +178,7 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="auto", help="cpu or cuda")
+    parser = options(__doc__)
     parser.add_argument("--processes", type=int)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -10,13 +10,12 @@ medians to benchmarks/results/scaling.json.
 Takes about ten minutes on two CPU cores, most of it to compile.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import device_of, digits, interleaved, report, table
+from measure import device_of, digits, interleaved, options, report, table
 from memory import peak
 from subjects import HIDDEN, Steps, ink, simvae
 from tqdm import tqdm
@@ -119,6 +118,4 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="auto")
-    main(device=parser.parse_args().device)
+    main(device=options(__doc__).parse_args().device)

@@ -18,7 +18,6 @@ and ratios to benchmarks/results/steps.json.
 Takes six minutes on two CPU cores, half of it compilation.
 """
 
-import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -34,6 +33,7 @@ from measure import (
     digits,
     interleaved,
     matrix_units,
+    options,
     report,
     table,
 )
@@ -316,6 +316,4 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="auto", help="cpu or cuda")
-    main(device=parser.parse_args().device)
+    main(device=options(__doc__).parse_args().device)

@@ -45,7 +45,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         made.append(len(values))
         return traced
 
-    monkeypatch.setattr(graph, "_inductor", as_it_is)
+    monkeypatch.setattr(graph, "optimised", as_it_is)
     return made
 
 
@@ -100,6 +100,30 @@ def test_every_objective_takes_the_same_steps_compiled(name, dtype):
             assert_alike(OBJECTIVES[name](), 1e-5, groups=[[batch()]])
     finally:
         torch.set_default_dtype(before)
+
+
+class Indexed(nn.Module):
+    """Two halves of z, taken by index: its gradient is a sum into indexed places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(6, 32)
+
+    def forward(self, batch: ps.Batch) -> ps.Terms:
+        z = self.net(batch.views)
+        first, second = torch.triu_indices(2, 2, 1)
+        product = torch.einsum("npi,npj->pij", z[:, first], z[:, second])
+        return ps.Terms(penalty=-(product / len(z)).square().mean())
+
+
+@pytest.mark.slow  # half a minute, and it ends the program where it fails
+def test_sums_by_index_stay_within_their_memory_on_two_threads():
+    threads, views = torch.get_num_threads(), torch.randn(32, 2, 6)
+    torch.set_num_threads(2)
+    try:
+        assert_alike(Indexed(), 1e-5, groups=[[ps.Batch(views)]])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_state_dropout_noise_and_random_scales_are_compiled_with_the_rest(float64):

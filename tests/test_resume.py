@@ -22,7 +22,7 @@ NEVER_THE_SAME = {"seconds"}
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(graph, "_inductor", graph._inductor)
+    monkeypatch.setattr(graph, "optimised", graph.optimised)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -38,6 +38,7 @@ the value as it is, but for `epsilon`.
 """
 
 import math
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -117,5 +118,5 @@ def _diagonals(z: Float[Tensor, "batch view dim"]) -> Float[Tensor, "pair dim"]:
 
 def _pairs(z: Float[Tensor, "batch view dim"]) -> tuple[Tensor, Tensor]:
     """Both views of every pair, each pair once."""
-    first, second = torch.triu_indices(z.shape[1], z.shape[1], 1, device=z.device)
-    return z[:, first], z[:, second]
+    first, second = zip(*combinations(z.unbind(1), 2), strict=True)
+    return torch.stack(first, 1), torch.stack(second, 1)

@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from ..precision import network_dtype
 from ..processes import anywhere
 from ..terms import Terms
+from .inductor import optimised
 from .randomness import random_state, set_random_state
 from .steps import parts_of, written
 
@@ -171,19 +172,7 @@ def _called(
             "forward changes plain attributes, which a graph cannot; keep them in "
             "buffers and change these in place"
         )
-    return _inductor(graph, values)
-
-
-def _inductor(
-    graph: torch.fx.GraphModule, values: list[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
-    from torch import _inductor  # takes a second, which not every run needs
-
-    inputs: list[Any] = list(values)
-    # Vectorised remainders of small float32 sums write beyond their memory on a CPU, as
-    # of torch 2.13: Barlow Twins on eight items ends the program.
-    options = {"fallback_random": True, "cpp.enable_loop_tail_vec": False}
-    return _inductor.compile(graph, inputs, options=options)
+    return optimised(graph, values)
 
 
 def _function(
