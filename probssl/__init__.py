@@ -4,6 +4,9 @@ One distribution, p(y) ∏ p(z_v|y) p(x_v|z_v), its variational inference, and t
 objectives of joint embedding as its limits.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import (
     bounds,
     calibration,
@@ -38,6 +41,9 @@ from .saving import load, save
 from .terms import Batch, Terms
 from .train import History, fit, steps
 
+if TYPE_CHECKING:
+    from . import linear
+
 __all__ = [
     "Batch",
     "Comparison",
@@ -61,6 +67,7 @@ __all__ = [
     "learned",
     "likelihoods",
     "limits",
+    "linear",
     "load",
     "nn",
     "plots",
@@ -74,3 +81,10 @@ __all__ = [
     "to_arviz",
     "views",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`linear`, whose estimators are scikit-learn's, is imported when asked for."""
+    if name == "linear":
+        return import_module(".linear", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

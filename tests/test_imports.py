@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "probssl"
-LEAVES = {"special", "terms", "evaluation", "plots"}
+LEAVES = {"special", "terms", "evaluation", "plots", "linear"}
 LEAVES |= {"precision", "processes", "varying"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "hyper": {"processes"},

@@ -1,0 +1,119 @@
+r"""First and second moments of data and of their views: all a linear method sees.
+
+For images :math:`x_i`, their views :math:`\tau(x_i)` and :math:`\bar x_i = E\,
+\tau(x_i)`,
+
+.. math:: S = \frac1n \sum_i E[\tau(x_i) \tau(x_i)^\top], \quad
+    G = \frac1n \sum_i \bar x_i \bar x_i^\top, \quad
+    B = \frac1n \sum_i x_i \bar x_i^\top,
+
+so that :math:`\Sigma = S - G` is what views of one image vary by. All are kept around
+their means and merged as they are (Chan, Golub and LeVeque, 1983), so that no digits
+are lost where a mean is large.
+
+Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
+Self-Supervised Learning (Van Assel et al., 2025)
+https://arxiv.org/abs/2505.12477
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+__all__ = ["Moments", "of_data", "of_views"]
+
+
+class Moments(NamedTuple):
+    """Means, and second moments around them over images and views, in float64.
+
+    Arguments:
+        n: How many images.
+        mean: That of x, (d,).
+        view_mean: That of the views, (e,).
+        data: The covariance of x, (d, d).
+        total: S, that of the views, (e, e).
+        between: G, that of the mean views of the images, (e, e).
+        cross: B, that of x and its views, (d, e).
+    """
+
+    n: int
+    mean: Float[Array, " d"]
+    view_mean: Float[Array, " e"]
+    data: Float[Array, "d d"]
+    total: Float[Array, "e e"]
+    between: Float[Array, "e e"]
+    cross: Float[Array, "d e"]
+
+    @property
+    def within(self) -> Float[Array, "e e"]:
+        r""":math:`\Sigma = S - G`, the mean covariance of the views of one image."""
+        return self.total - self.between
+
+    def merged(self, other: "Moments") -> "Moments":
+        """The moments of both sets of images together."""
+        share = other.n / (self.n + other.n)
+        x, view = other.mean - self.mean, other.view_mean - self.view_mean
+
+        def mixed(a: Array, b: Array, left: Array, right: Array) -> Array:
+            apart = share * (1 - share) * np.outer(left, right)
+            return (1 - share) * a + share * b + apart
+
+        return Moments(
+            self.n + other.n,
+            self.mean + share * x,
+            self.view_mean + share * view,
+            mixed(self.data, other.data, x, x),
+            mixed(self.total, other.total, view, view),
+            mixed(self.between, other.between, view, view),
+            mixed(self.cross, other.cross, x, view),
+        )
+
+    def about(self, mean: float | Array, view_mean: float | Array) -> "Moments":
+        """Second moments not around the means, but around these points."""
+        x, view = self.mean - mean, self.view_mean - view_mean
+        return Moments(
+            self.n,
+            self.mean - x,
+            self.view_mean - view,
+            self.data + np.outer(x, x),
+            self.total + np.outer(view, view),
+            self.between + np.outer(view, view),
+            self.cross + np.outer(x, view),
+        )
+
+
+def of_data(x: Float[Array, "n d"]) -> Moments:
+    """Those of images that are their own views."""
+    mean = x.mean(0)
+    covariance = _product(x - mean, x - mean) / len(x)
+    return Moments(len(x), mean, mean, *[covariance] * 4)
+
+
+def of_views(x: Float[Array, "n d"], views: Float[Array, "n view e"]) -> Moments:
+    """Those of images and of at least two views of each, drawn at random.
+
+    The mean view of an image is unknown: G is the mean over pairs of different views,
+    which is unbiased, and makes tr(W (S - G) W') the mean over the pairs that were
+    drawn.
+    """
+    n, many, _ = views.shape
+    mean, view_mean = x.mean(0), views.mean((0, 1))
+    x, views = x - mean, views - view_mean
+    each, sums = views.reshape(n * many, -1), views.sum(1)
+    squares = _product(each, each)
+    between = (_product(sums, sums) - squares) / (n * many * (many - 1))
+    return Moments(
+        n,
+        mean,
+        view_mean,
+        _product(x, x) / n,
+        squares / (n * many),
+        between,
+        _product(x, sums) / (n * many),
+    )
+
+
+def _product(a: Array, b: Array) -> Array:
+    return a.T @ b

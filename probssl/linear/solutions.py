@@ -1,0 +1,110 @@
+r"""The two closed forms: what moments say about the best linear maps.
+
+Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
+Self-Supervised Learning (Van Assel et al., 2025), Theorems 3.1 and 3.2
+https://arxiv.org/abs/2505.12477
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from .moments import Moments
+
+__all__ = ["Solution", "agreement", "error", "joint_embedding", "reconstruction"]
+
+
+class Solution(NamedTuple):
+    """Encoder and decoder, all eigen- or singular values, the means of x and views."""
+
+    encoder: Float[Array, "k e"]
+    decoder: Float[Array, "d k"]
+    spectrum: Float[Array, " rank"]
+    mean: Float[Array, " d"]
+    view_mean: Float[Array, " e"]
+
+
+def joint_embedding(
+    moments: Moments, k: int | None = None, ridge: float = 0.0
+) -> Solution:
+    r""":math:`W = Q_k^\top S^{-1/2}` with the eigenvectors Q of :math:`S^{-1/2} G S^{-1/2}`.
+
+    Directions in which the views do not vary are left out, and `ridge` times the mean
+    variance is added to S. There is no decoder.
+
+    Raises:
+        ValueError: If there are fewer directions than k, or the views of each image all
+            agree.
+    """
+    root = _inverse_root(moments, k, ridge)
+    if not np.trace(moments.within) > 1e-12 * np.trace(moments.total):
+        raise ValueError(
+            "expected views that change the images, but all views of each image agree, "
+            "so that any W is a solution; give other views, or use ReconstructionSSL"
+        )
+    omega, directions = np.linalg.eigh(root.T @ moments.between @ root)
+    encoder = (root @ directions[:, ::-1][:, :k]).T
+    none = np.empty((len(moments.mean), 0))
+    means = moments.mean, moments.view_mean
+    return Solution(encoder * _signs(encoder), none, omega[::-1], *means)
+
+
+def reconstruction(
+    moments: Moments, k: int | None = None, ridge: float = 0.0
+) -> Solution:
+    r""":math:`E = P_k^\top S^{-1/2}, D = R_k \Phi_k` with :math:`B S^{-1/2} = R \Phi
+    P^\top`.
+
+    Directions in which the views do not vary are left out, and `ridge` times the mean
+    variance is added to S.
+
+    Raises:
+        ValueError: If there are fewer directions than k.
+    """
+    root = _inverse_root(moments, k, ridge)
+    left, phi, right = np.linalg.svd(moments.cross @ root, full_matrices=False)
+    encoder = (root @ right[:k].T).T
+    signs = _signs(encoder)
+    decoder = left[:, :k] * phi[:k] * signs[:, 0]
+    return Solution(encoder * signs, decoder, phi, moments.mean, moments.view_mean)
+
+
+def agreement(moments: Moments, encoder: Float[Array, "k e"]) -> float:
+    r"""Joint embedding's: :math:`E \lVert W \tau_1 - W \tau_2 \rVert^2`."""
+    return 2 * float(np.sum((encoder @ moments.within) * encoder))
+
+
+def error(
+    moments: Moments, encoder: Float[Array, "k e"], decoder: Float[Array, "d k"]
+) -> float:
+    r"""That of reconstruction: :math:`E \lVert x - D E \tau(x) \rVert^2`."""
+    both = decoder @ encoder
+    explained = np.sum(both * moments.cross)
+    size = np.sum((both @ moments.total) * both)
+    return float(np.trace(moments.data) - 2 * explained + size)
+
+
+def _inverse_root(
+    moments: Moments, k: int | None, ridge: float
+) -> Float[Array, "e rank"]:
+    """A root of the pseudo-inverse of S, which has a rank of at least k."""
+    dim = len(moments.total)
+    extra = ridge * np.trace(moments.total) / dim * np.eye(dim)
+    values, vectors = np.linalg.eigh(moments.total + extra)
+    if not values[-1] > 0:
+        raise ValueError("expected features that vary, but all of them are constant")
+    kept = values > values[-1] * dim * np.finfo(float).eps
+    if k is not None and k > kept.sum():
+        raise ValueError(
+            f"expected at most {kept.sum()} components, in so many directions the "
+            f"views of {moments.n} rows vary, got {k}; give more rows, or ridge > 0"
+        )
+    return vectors[:, kept] / np.sqrt(values[kept])
+
+
+def _signs(rows: Float[Array, "k e"]) -> Float[Array, "k 1"]:
+    """Those of the largest entries, lest a solution depend on the solver."""
+    largest = np.abs(rows).argmax(1)[:, None]
+    return np.where(np.take_along_axis(rows, largest, 1) < 0, -1.0, 1.0)

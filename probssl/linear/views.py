@@ -1,0 +1,293 @@
+r"""Views whose moments are known in closed form, and samplers of any other views.
+
+A view of a row x has the mean :math:`A x + b`, and around it a covariance whose mean
+over the rows depends on their mean and covariance alone. Views of this kind are never
+sampled by the estimators: their moments follow from those of the data.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from .moments import Moments
+
+__all__ = [
+    "AdditiveNoise",
+    "Chain",
+    "ClosedForm",
+    "Flattened",
+    "LinearMaps",
+    "Masking",
+    "Sampler",
+    "drawn",
+]
+
+Sampler = Callable[[Array], Array]
+
+
+class ClosedForm(ABC):
+    """Views with a mean linear in x and a known covariance; called, it draws one."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
+        """One view of each row, drawn with torch's generator."""
+
+    @abstractmethod
+    def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
+        """A (e, d) and b (e,), of the mean A x + b of the views of x.
+
+        Arguments:
+            mean: That of the data, which some views fill in.
+        """
+
+    @abstractmethod
+    def spread(
+        self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
+    ) -> Float[Array, "e e"]:
+        """The covariance of the views of a row, averaged over rows of these moments."""
+
+    def moments(self, data: Moments) -> Moments:
+        """Those of data and views, from those of the data."""
+        a, b = self.linear(data.mean)
+        cross = data.data @ a.T
+        between = a @ cross
+        return data._replace(
+            view_mean=a @ data.mean + b,
+            total=between + self.spread(data.mean, data.data),
+            between=between,
+            cross=cross,
+        )
+
+
+class AdditiveNoise(ClosedForm):
+    r""":math:`\tau(x) = x + \theta` with :math:`\theta \sim N(0, \Theta)`.
+
+    Arguments:
+        covariance: :math:`\Theta`, (d, d); or its diagonal, (d,); or one variance.
+
+    Raises:
+        ValueError: If it is no covariance.
+    """
+
+    def __init__(self, covariance: float | Array) -> None:
+        self.covariance = covariance
+        matrix = np.asarray(covariance, float)
+        if matrix.ndim > 2 or not np.isfinite(matrix).all():
+            raise ValueError(
+                "expected a variance, variances (d,) or a covariance (d, d), got shape "
+                f"{matrix.shape}"
+                + ("" if np.isfinite(matrix).all() else " with NaN or infinity")
+            )
+        if matrix.ndim < 2 and (matrix < 0).any():
+            raise ValueError(f"expected variances of at least 0, got {covariance}")
+        if matrix.ndim == 2 and (
+            matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T)
+        ):
+            raise ValueError("expected a symmetric covariance (d, d)")
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        noise, matrix = _normal(x.shape), np.asarray(self.covariance, float)
+        if matrix.ndim < 2:
+            return x + np.sqrt(matrix) * noise
+        values, vectors = np.linalg.eigh(self._matrix(x.shape[1]))
+        return x + (noise * np.sqrt(values.clip(0))) @ vectors.T
+
+    def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
+        return np.eye(len(mean)), np.zeros(len(mean))
+
+    def spread(
+        self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
+    ) -> Float[Array, "d d"]:
+        return self._matrix(len(mean))
+
+    def _matrix(self, dim: int) -> Float[Array, "d d"]:
+        matrix = np.asarray(self.covariance, float)
+        if matrix.ndim and len(matrix) != dim:
+            raise ValueError(
+                f"expected noise of {dim} features, as the data have, got {len(matrix)}"
+            )
+        return matrix if matrix.ndim == 2 else matrix * np.eye(dim)
+
+
+class Masking(ClosedForm):
+    r"""Each feature is replaced, with probability p, by its mean over the data.
+
+    .. math:: \Sigma = p (1 - p)\, \mathrm{diag}\, \mathrm{Cov}(x),
+
+    so that no feature's unit matters.
+
+    Arguments:
+        probability: p, of a feature to be hidden.
+        fill: What is put in its place; None is the mean of the feature, which, where
+            views are drawn, is that of the rows given.
+
+    Raises:
+        ValueError: If the probability is not between 0 and 1.
+    """
+
+    def __init__(self, probability: float = 0.5, fill: float | None = None) -> None:
+        if not 0 < probability < 1:
+            raise ValueError(
+                "expected the probability of a feature to be hidden to lie between 0 "
+                f"and 1, got {probability}"
+            )
+        self.probability, self.fill = probability, fill
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        hidden = torch.rand(x.shape, dtype=torch.float64).numpy() < self.probability
+        return np.where(hidden, self._fill(x.mean(0)), x)
+
+    def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
+        p = self.probability
+        return (1 - p) * np.eye(len(mean)), p * self._fill(mean)
+
+    def spread(
+        self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
+    ) -> Float[Array, "d d"]:
+        p, square = self.probability, np.square(mean - self._fill(mean))
+        return p * (1 - p) * np.diag(np.diagonal(covariance) + square)
+
+    def _fill(self, mean: Array) -> Array:
+        return mean if self.fill is None else np.full_like(mean, self.fill)
+
+
+class LinearMaps(ClosedForm):
+    r""":math:`\tau(x) = A_j x`, with j drawn at random for each row.
+
+    Arguments:
+        maps: The :math:`A_j`, (map, e, d): shifts, crops, blurs, permutations.
+        probabilities: Those of the maps; None is equal ones.
+
+    Raises:
+        ValueError: If the maps are no stack of matrices, or the probabilities none.
+    """
+
+    def __init__(self, maps: Array, probabilities: Sequence[float] | None = None):
+        self.maps, self.probabilities = maps, probabilities
+        stack, share = np.asarray(maps), self._share()
+        if stack.ndim != 3 or not len(stack) or not np.isfinite(stack).all():
+            raise ValueError(
+                f"expected finite maps (map, e, d), got shape {stack.shape}; one map "
+                "alone is maps[None]"
+            )
+        if share.shape != stack.shape[:1] or (share < 0).any() or share.sum() <= 0:
+            raise ValueError(
+                f"expected {len(stack)} probabilities, one for each map, got "
+                f"{probabilities}"
+            )
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
+        share = torch.as_tensor(self._share())
+        drawn = torch.multinomial(share, len(x), replacement=True).numpy()
+        maps = np.asarray(self.maps, float)
+        views = np.empty((len(x), maps.shape[1]))
+        for j, one in enumerate(maps):
+            views[drawn == j] = x[drawn == j] @ one.T
+        return views
+
+    def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
+        maps = np.asarray(self.maps, float)
+        if maps.shape[2] != len(mean):
+            raise ValueError(
+                f"expected maps of {len(mean)} features, as the data have, got "
+                f"{maps.shape[2]}"
+            )
+        return np.tensordot(self._share(), maps, 1), np.zeros(maps.shape[1])
+
+    def spread(
+        self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
+    ) -> Float[Array, "e e"]:
+        apart = np.asarray(self.maps, float) - self.linear(mean)[0]
+        square = covariance + np.outer(mean, mean)
+        return np.einsum(
+            "j,jad,df,jbf->ab", self._share(), apart, square, apart, optimize=True
+        )
+
+    def _share(self) -> Array:
+        if self.probabilities is None:
+            return np.full(len(self.maps), 1 / len(self.maps))
+        share = np.asarray(self.probabilities, float)
+        return share / share.sum()
+
+
+class Chain(ClosedForm):
+    """One view of another: Chain(first, second)(x) is second(first(x)).
+
+    Arguments:
+        steps: Views of closed form, in the order in which they are applied.
+    """
+
+    def __init__(self, *steps: ClosedForm) -> None:
+        if not steps:
+            raise ValueError("expected at least one kind of view, got none")
+        self.steps = steps
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
+        for step in self.steps:
+            x = step(x)
+        return x
+
+    def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
+        a, b = np.eye(len(mean)), np.zeros(len(mean))
+        for step in self.steps:
+            each, shift = step.linear(a @ mean + b)
+            a, b = each @ a, each @ b + shift
+        return a, b
+
+    def spread(
+        self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
+    ) -> Float[Array, "e e"]:
+        within = np.zeros_like(covariance)
+        for step in self.steps:
+            a, b = step.linear(mean)
+            own = step.spread(mean, covariance)
+            within = a @ within @ a.T + own
+            mean, covariance = a @ mean + b, a @ covariance @ a.T + own
+        return within
+
+
+class Flattened:
+    """A sampler of views of images, such as `views.Augment`, for rows of features.
+
+    Arguments:
+        sampler: Images (n, \\*event) -> views (n, view, \\*event), or a batch of them.
+        shape: The event shape of an image, (channel, height, width).
+    """
+
+    def __init__(self, sampler: Callable[[Any], Any], shape: Sequence[int]) -> None:
+        self.sampler, self.shape = sampler, tuple(shape)
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n view e"]:
+        images = torch.as_tensor(x, dtype=torch.get_default_dtype())
+        with torch.no_grad():
+            views = self.sampler(images.reshape(len(x), *self.shape))
+        views = getattr(views, "views", views)
+        return views.flatten(2).to("cpu", torch.float64).numpy()
+
+
+def drawn(
+    views: Sampler, rows: Float[Array, "n d"], many: int
+) -> Float[Array, "n view e"]:
+    """At least so many views of each row, in float64."""
+    parts: list[Array] = []
+    while sum(part.shape[1] for part in parts) < many:
+        part = np.asarray(views(rows), np.float64)
+        part = part[:, None] if part.ndim == 2 else part
+        if part.ndim != 3 or len(part) != len(rows) or not part.shape[1]:
+            raise ValueError(
+                f"expected views of shape ({len(rows)}, features) or ({len(rows)}, "
+                f"view, features) of {len(rows)} rows, got {part.shape}"
+            )
+        if not np.isfinite(part).all():
+            raise ValueError("expected finite views, got NaN or infinity among them")
+        parts.append(part)
+    return np.concatenate(parts, 1)
+
+
+def _normal(shape: tuple[int, ...]) -> Array:
+    return torch.randn(shape, dtype=torch.float64).numpy()
