@@ -29,7 +29,7 @@ class Solution(NamedTuple):
 def joint_embedding(
     moments: Moments, k: int | None = None, ridge: float = 0.0
 ) -> Solution:
-    r""":math:`W = Q_k^\top S^{-1/2}` with the eigenvectors Q of :math:`S^{-1/2} G S^{-1/2}`.
+    r"""W of joint embedding, from :math:`S^{-1/2} G S^{-1/2} = Q \Omega Q^\top`.
 
     Directions in which the views do not vary are left out, and `ridge` times the mean
     variance is added to S. There is no decoder.
