@@ -1,6 +1,7 @@
-"""The command line: ``probssl compare``, ``probssl fit``, ``probssl inspect``."""
+"""The command line: ``probssl compare``, ``fit``, ``inspect`` and ``advise``."""
 
 import argparse
+import json
 import logging
 import sys
 import time
@@ -69,22 +70,19 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("inspect", help="say what a saved run holds")
     command.add_argument("folder", type=Path)
     command.set_defaults(run=_inspect)
+
+    command = commands.add_parser(
+        "advise", help="joint embedding or reconstruction for these data?"
+    )
+    _add_data(command, out="advice")
+    command.set_defaults(run=_advise)
     return parser
 
 
 def _add_common(command: argparse.ArgumentParser, out: str) -> None:
+    _add_data(command, out)
     add = command.add_argument
-    add(
-        "--data",
-        default="digits",
-        help="digits, mnist, fashion-mnist, cifar10, omniglot, a FILE.npz or a folder "
-        "of images (default: %(default)s)",
-    )
-    add("--root", help="the folder that holds the files of the data set")
-    add("--items", type=int, help="use at most so many items of each split")
     add("--epochs", type=int, help="passes over the training items")
-    add("--dim", type=int, default=recipes.DIM, help="of z (default: %(default)s)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     add(
         "--compile",
@@ -94,6 +92,20 @@ def _add_common(command: argparse.ArgumentParser, out: str) -> None:
         "(default: %(default)s)",
     )
     add("--bfloat16", action="store_true", help="run the networks in bfloat16")
+
+
+def _add_data(command: argparse.ArgumentParser, out: str) -> None:
+    add = command.add_argument
+    add(
+        "--data",
+        default="digits",
+        help="digits, mnist, fashion-mnist, cifar10, omniglot, a FILE.npz or a folder "
+        "of images (default: %(default)s)",
+    )
+    add("--root", help="the folder that holds the files of the data set")
+    add("--items", type=int, help="use at most so many items of each split")
+    add("--dim", type=int, default=recipes.DIM, help="of z (default: %(default)s)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--out", type=Path, default=Path(out), help="a folder (default: %(default)s)")
 
 
@@ -200,6 +212,25 @@ def _inspect(options: argparse.Namespace) -> None:
     for name, value in description["notes"].items():
         print(f"{name}: {value}")
     print("files:", ", ".join(sorted(p.name for p in options.folder.iterdir())))
+
+
+def _advise(options: argparse.Namespace) -> None:
+    """Print the advice for the views that `fit` would draw, and write it down."""
+    from . import plots
+    from .linear import advise
+
+    data = _data(options)
+    torch.manual_seed(options.seed)
+    found = advise(data.train.images, recipes.views(data), n_components=options.dim)
+    print(f"{data.name}, {options.dim} components, the views of `probssl fit`\n")
+    print(found)
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found.as_dict(), indent=1)
+    (options.out / "advice.json").write_text(text + "\n", encoding="utf-8")
+    figure = plots.advice(found)
+    figure.savefig(options.out / "advice.png", dpi=120)
+    plots.close([figure])
+    print(f"\nwritten to {options.out}: advice.json and advice.png")
 
 
 def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> None:

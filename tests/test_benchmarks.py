@@ -62,6 +62,13 @@ def imports(module: ModuleType, results: Path) -> None:
     assert figures["first step, by hand"]["ratio"] == 1
 
 
+def linear(module: ModuleType, results: Path) -> None:
+    module.COMPONENTS, module.matrix_ceiling = 2, lambda dtype: 1.0
+    figures = module.main(ink(60, (1, 8, 8)), (50, 1, 9), results=results)
+    assert all(figure > 0 for figure in figures["seconds"].values())
+    assert figures["parts against memory"] < 1e-10
+
+
 def processes(module: ModuleType, results: Path) -> None:
     def run(world: int, hidden: tuple, steps: int, blocks: int, device: str) -> dict:
         store = distributed.HashStore()
@@ -100,6 +107,7 @@ SHORT = {
     "epochs": epochs,
     "gpu": gpu,
     "imports": imports,
+    "linear": linear,
     "normaliser": normaliser,
     "priors": priors,
     "processes": processes,

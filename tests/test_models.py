@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import probssl as ps
 
@@ -18,6 +19,19 @@ def digits(module: ModuleType, folder: Path) -> None:
     )
     assert {"VAE", "SimCLR", "raw pixels", "PCA-10"} <= set(figures)
     assert (folder / "digits.json").is_file()
+
+
+def joint_embedding_vs_reconstruction(module: ModuleType, folder: Path) -> None:
+    variances = torch.linspace(3e5, 2e4, 60, dtype=torch.float64)
+    x = torch.randn(400, 60, dtype=torch.float64) * variances.sqrt()
+    sets = {"synthetic": ps.data.Split(x, x[:, :10].argmax(1))}
+    rows = module.main(seeds=1, sizes=2, sets=sets, results=folder)
+    last = {tuple(row.values())[1:4]: row["median"][-1] for row in rows}
+    strong = [last["joint embedding", "strong", alpha] for alpha in (0.1, 1.0, 10.0)]
+    assert len(rows) == 18 and strong[0] > 100 * strong[1] > 1000 * strong[2]
+    assert last["reconstruction", "strong", 1.0] > 10 * strong[1]
+    assert (folder / "joint_embedding_vs_reconstruction.json").is_file()
+    assert (folder / "joint_embedding_vs_reconstruction.png").is_file()
 
 
 def scale_calibration(module: ModuleType, folder: Path) -> None:
@@ -37,8 +51,25 @@ def scale_of_views(module: ModuleType, folder: Path) -> None:
     assert (folder / "scale_of_views.png").is_file()
 
 
+def paradigms_under_noise(module: ModuleType, folder: Path) -> None:
+    images, labels = torch.rand(400, 1, 8, 8), torch.arange(400) % 4
+    data = ps.data.arrays(images, labels)
+    m, x = module.amplitude(data, 2.0), data.train.images
+    noise = module.noisy(data, 2.0).train.images - (1 - m) * x
+    signal = (1 - m) * x.var(0).mean().sqrt()
+    assert noise.var(0).mean().sqrt() / signal == pytest.approx(2, rel=0.1)
+
+    rows = module.main(seeds=1, epochs=1, ratios=(0.0, 2.0), data=data, results=folder)
+    assert len(rows) == 9 + 9 + 7
+    assert all(0 <= row["linear_probe"] <= 1 and 0 <= row["knn"] <= 1 for row in rows)
+    assert (folder / "paradigms_under_noise.json").is_file()
+    assert (folder / "paradigms_under_noise.png").is_file()
+
+
 SHORT = {
     "digits": digits,
+    "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
+    "paradigms_under_noise": paradigms_under_noise,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
 }

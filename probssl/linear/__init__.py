@@ -4,12 +4,21 @@ The linear case of self-supervised learning, with scikit-learn's interface: what
 paradigm recovers can be computed, before anything is trained.
 """
 
+from .advice import Advice, advise
 from .estimators import JointEmbeddingSSL, ReconstructionSSL
 from .moments import Moments
+from .theory import (
+    alignment_threshold,
+    asymptotic_spectra,
+    critical_noise,
+    preference,
+    recovered,
+)
 from .views import AdditiveNoise, Chain, ClosedForm, Flattened, LinearMaps, Masking
 
 __all__ = [
     "AdditiveNoise",
+    "Advice",
     "Chain",
     "ClosedForm",
     "Flattened",
@@ -18,4 +27,10 @@ __all__ = [
     "Masking",
     "Moments",
     "ReconstructionSSL",
+    "advise",
+    "alignment_threshold",
+    "asymptotic_spectra",
+    "critical_noise",
+    "preference",
+    "recovered",
 ]

@@ -11,6 +11,8 @@ https://arxiv.org/abs/2505.12477
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import reduce
+from numbers import Integral
 from typing import Self
 
 import numpy as np
@@ -21,16 +23,16 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from tqdm import tqdm
 
 from .moments import Moments, of_data, of_views
 from .solutions import Solution, agreement, error, joint_embedding, reconstruction
-from .views import ClosedForm, Masking, Sampler, drawn
+from .views import LARGEST, ClosedForm, Masking, Sampler, drawn
 
 __all__ = ["JointEmbeddingSSL", "ReconstructionSSL"]
 
-ROWS = 4_096  # of which views are drawn at a time
+ROWS = 2_048  # of which views are drawn at a time
 
 
 class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -51,42 +53,56 @@ class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def fit(self, X: Float[Array, "n d"], y: object = None) -> Self:
         """Solve for the rows of X; y is not used."""
-        X = self._checked(X, reset=True)
+        X = self._checked(X, reset=True, least=2)
         if self.n_components is not None and self.n_components > min(X.shape):
             raise ValueError(
                 f"expected n_components of at most {min(X.shape)}, the lesser of "
                 f"n_samples = {X.shape[0]} and n_features = {X.shape[1]}, got "
                 f"{self.n_components}"
             )
+        self._solution: Solution | None = None
         self.moments_ = self._moments(X)
-        self._solution: Solution | None = self._solve()
+        self._solution = self._solve()
         return self
 
     def partial_fit(self, X: Float[Array, "n d"], y: object = None) -> Self:
-        """Add rows to those seen so far; the solution is that of all of them.
+        """Add rows, one or more, to those seen; the solution is that of all of them.
 
         It is solved for when it is asked for, not at each call.
         """
         first = not hasattr(self, "moments_")
-        found = self._moments(self._checked(X, reset=first))
+        found = self._moments(self._checked(X, reset=first, least=1))
         self.moments_ = found if first else self.moments_.merged(found)
         self._solution = None
         return self
 
     def transform(self, X: Float[Array, "n d"]) -> Float[Array, "n k"]:
-        """z of each row, which is taken for a view."""
+        """z of each row, which is taken for a view: (n, e) where views have e features.
+
+        Raises:
+            ValueError: If rows have not as many features as views.
+        """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
         found = self._solved
-        if X.shape[1] != len(found.view_mean):
+        features = len(found.view_mean)
+        if features == self.n_features_in_:
+            X = validate_data(self, X, dtype=np.float64, reset=False)
+        else:
+            X = check_array(X, dtype=np.float64)
+        if X.shape[1] != features:
             raise ValueError(
-                f"expected rows of {len(found.view_mean)} features, as the views have, "
-                f"got {X.shape[1]}; draw a view of each row first"
+                f"expected rows of {features} features, as the views have, got "
+                f"{X.shape[1]}; draw a view of each row first"
             )
         return (X - found.view_mean) @ found.encoder.T
 
     def score(self, X: Float[Array, "n d"], y: object = None) -> float:
-        """Minus the objective for other rows and their views: larger is better."""
+        """Minus the objective for other rows and their views: larger is better.
+
+        Views of a sampler are drawn anew. The maps stay as they are, so that joint
+        embedding's is to be compared at one n_components and one ridge: each further
+        component takes from it, and a ridge makes W smaller.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         found = self._solved
@@ -122,29 +138,40 @@ class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             self._solution = self._solve()
         return self._solution
 
-    def _checked(self, X: Array, reset: bool) -> Float[Array, "n d"]:
+    def _checked(self, X: Array, reset: bool, least: int) -> Float[Array, "n d"]:
         """X as finite float64, and settings that can be used."""
-        X = validate_data(self, X, dtype=np.float64, reset=reset, ensure_min_samples=2)
-        many = self.n_components
-        if many is not None and (int(many) != many or many < 1):
-            raise ValueError(f"expected n_components of at least 1, got {many}")
-        if self.n_views < 2:
-            raise ValueError(
-                f"expected n_views of at least 2 views of each row, got {self.n_views}"
-            )
+        for name, value, low in (
+            ("n_components", self.n_components, 1),
+            ("n_views", self.n_views, 2),
+        ):
+            whole = isinstance(value, Integral) and value >= low
+            if not whole and not (value is None and name == "n_components"):
+                raise ValueError(
+                    f"expected {name} to be a whole number of at least {low}, got "
+                    f"{value!r}"
+                )
         if not 0 <= self.ridge < np.inf:
-            raise ValueError(f"expected ridge >= 0, got {self.ridge}")
-        return X
+            raise ValueError(f"expected a finite ridge of at least 0, got {self.ridge}")
+        views = self._views()
+        if isinstance(views, type) or not callable(views):
+            raise TypeError(
+                "expected views to be an object such as Masking(0.5), or a function "
+                f"that draws views of rows, got {views!r}"
+            )
+        return validate_data(
+            self, X, dtype=np.float64, reset=reset, ensure_min_samples=least
+        )
 
     def _moments(self, X: Float[Array, "n d"]) -> Moments:
         """Those of the data alone, or with views drawn of them."""
+        if not max(X.max(), -X.min()) < LARGEST:
+            raise ValueError(
+                f"expected entries below {LARGEST:g}, which can be squared, got "
+                f"{max(X.max(), -X.min()):g}; rescale the data"
+            )
         if isinstance(self._views(), ClosedForm):
             return of_data(X)
-        parts = list(self._sampled(X))
-        moments = parts[0]
-        for part in parts[1:]:
-            moments = moments.merged(part)
-        return moments
+        return reduce(Moments.merged, self._sampled(X))
 
     def _sampled(self, X: Float[Array, "n d"]) -> Iterator[Moments]:
         starts = range(0, len(X), ROWS)
@@ -191,10 +218,13 @@ class JointEmbeddingSSL(_LinearSSL):
         n_components: k; None is the rank of S.
         views: Views of closed form, or a sampler: rows (n, d) -> one view of each
             (n, e), or several (n, view, e). None is `Masking()`.
-        n_views: How many views of each row are drawn of a sampler.
-        ridge: What is added to S, as a share of its mean variance. S may be singular,
-            with more features than rows, or constant ones: directions without variance
-            are left out.
+        n_views: How many views of each row are drawn of a sampler, or a few more where
+            it gives several at once.
+        ridge: What is added to S, as a share of its mean variance, as if views had so
+            much more noise; `optimum_` and `score` leave that out. Without it S may be
+            singular, with more features than rows, or constant ones: directions are
+            left out whose standard deviation is below some millionth of the largest.
+            Standardise features whose units are that far apart.
         with_mean: Whether moments are taken around the means; the paper's are not.
         verbose: Show a progress bar while views are drawn.
 
@@ -205,9 +235,16 @@ class JointEmbeddingSSL(_LinearSSL):
         optimum_: The value of the objective, for the k components.
         moments_: Those of the data seen, and of their views if these are drawn.
 
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(100, 5)) * [9, 5, 1, 1, 1]
+        >>> model = JointEmbeddingSSL(2, views=Masking(0.3)).fit(x)
+        >>> model.transform(x).shape
+        (100, 2)
+
     Raises:
-        ValueError: If data or views are not finite, of views of one row agree in all,
-            or there are more components than rows, features or directions of variance.
+        ValueError: If data or views are not finite, all views of each row agree, or
+            there are more components than rows, features or directions of variance.
+        TypeError: If views are neither an object nor a function that can be called.
 
     References:
         Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction
@@ -216,9 +253,14 @@ class JointEmbeddingSSL(_LinearSSL):
     """
 
     def mutual_information(self) -> float:
-        r""":math:`-\frac12 \sum_{i \le k} \log(1 - \omega_i^2)`, in nats per image."""
-        kept = self.spectrum_[: self._n_features_out]
-        return float(-0.5 * np.log1p(-np.square(kept)).sum())
+        r""":math:`-\frac12 \sum_{i \le k} \log(1 - \omega_i^2)`, in nats per image.
+
+        That of two views if they are Gaussian; infinite where views do not change a
+        component. An :math:`\omega_i` estimated to be below 0 counts as 0.
+        """
+        kept = self.spectrum_[: self._n_features_out].clip(0, 1)
+        with np.errstate(divide="ignore"):
+            return float(-0.5 * np.log1p(-np.square(kept)).sum())
 
     def _solve(self) -> Solution:
         return joint_embedding(self._problem(), self.n_components, self.ridge)
@@ -239,13 +281,16 @@ class ReconstructionSSL(_LinearSSL):
     view is the image, the marginalised denoising autoencoder where it is corrupted.
 
     Arguments:
-        n_components: k; None is the rank of S.
+        n_components: k; None is the rank of S, or d if that is less.
         views: Views of closed form, or a sampler: rows (n, d) -> one view of each
             (n, e), or several (n, view, e). None is `Masking()`.
-        n_views: How many views of each row are drawn of a sampler.
-        ridge: What is added to S, as a share of its mean variance. S may be singular,
-            with more features than rows, or constant ones: directions without variance
-            are left out.
+        n_views: How many views of each row are drawn of a sampler, or a few more where
+            it gives several at once.
+        ridge: What is added to S, as a share of its mean variance, as if views had so
+            much more noise; `optimum_` and `score` leave that out. Without it S may be
+            singular, with more features than rows, or constant ones: directions are
+            left out whose standard deviation is below some millionth of the largest.
+            Standardise features whose units are that far apart.
         with_mean: Whether moments are taken around the means; the paper's are not.
         verbose: Show a progress bar while views are drawn.
 
@@ -257,9 +302,16 @@ class ReconstructionSSL(_LinearSSL):
         optimum_: The value of the objective, for the k components.
         moments_: Those of the data seen, and of their views if these are drawn.
 
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(100, 5)) * [9, 5, 1, 1, 1]
+        >>> model = ReconstructionSSL(2, views=Masking(0.3)).fit(x)
+        >>> model.inverse_transform(model.transform(x)).shape
+        (100, 5)
+
     Raises:
         ValueError: If data or views are not finite, or there are more components than
             rows, features or directions of variance.
+        TypeError: If views are neither an object nor a function that can be called.
 
     References:
         Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction
@@ -273,10 +325,14 @@ class ReconstructionSSL(_LinearSSL):
         return self._solved.decoder
 
     def inverse_transform(self, Z: Float[Array, "n k"]) -> Float[Array, "n d"]:
-        """The image of each z."""
+        """The image of each z.
+
+        Raises:
+            ValueError: If z are not finite, or have not k entries.
+        """
         found = self._solved
-        Z = np.asarray(Z, np.float64)
-        if Z.ndim != 2 or Z.shape[1] != len(found.encoder):
+        Z = check_array(Z, dtype=np.float64)
+        if Z.shape[1] != len(found.encoder):
             raise ValueError(
                 f"expected z of shape (n, {len(found.encoder)}), got {Z.shape}"
             )

@@ -52,7 +52,16 @@ class Moments(NamedTuple):
         return self.total - self.between
 
     def merged(self, other: "Moments") -> "Moments":
-        """The moments of both sets of images together."""
+        """The moments of both sets of images together.
+
+        Raises:
+            ValueError: If images or views of the two have different features.
+        """
+        if self.cross.shape != other.cross.shape:
+            raise ValueError(
+                "expected the same features (image, view) in all parts, got "
+                f"{self.cross.shape} and then {other.cross.shape}"
+            )
         share = other.n / (self.n + other.n)
         x, view = other.mean - self.mean, other.view_mean - self.view_mean
 
@@ -71,7 +80,10 @@ class Moments(NamedTuple):
         )
 
     def about(self, mean: float | Array, view_mean: float | Array) -> "Moments":
-        """Second moments not around the means, but around these points."""
+        """Second moments not around the means, but around these points.
+
+        They stand in the place of the means, so that these moments merge no more.
+        """
         x, view = self.mean - mean, self.view_mean - view_mean
         return Moments(
             self.n,
@@ -87,7 +99,7 @@ class Moments(NamedTuple):
 def of_data(x: Float[Array, "n d"]) -> Moments:
     """Those of images that are their own views."""
     mean = x.mean(0)
-    covariance = _product(x - mean, x - mean) / len(x)
+    covariance = _square(x - mean) / len(x)
     return Moments(len(x), mean, mean, *[covariance] * 4)
 
 
@@ -102,18 +114,19 @@ def of_views(x: Float[Array, "n d"], views: Float[Array, "n view e"]) -> Moments
     mean, view_mean = x.mean(0), views.mean((0, 1))
     x, views = x - mean, views - view_mean
     each, sums = views.reshape(n * many, -1), views.sum(1)
-    squares = _product(each, each)
-    between = (_product(sums, sums) - squares) / (n * many * (many - 1))
+    squares = _square(each)
+    between = (_square(sums) - squares) / (n * many * (many - 1))
     return Moments(
         n,
         mean,
         view_mean,
-        _product(x, x) / n,
+        _square(x) / n,
         squares / (n * many),
         between,
-        _product(x, sums) / (n * many),
+        x.T @ sums / (n * many),
     )
 
 
-def _product(a: Array, b: Array) -> Array:
-    return a.T @ b
+def _square(a: Float[Array, "n d"]) -> Float[Array, "d d"]:
+    """NumPy sees that both factors are one array, and computes one half only."""
+    return a.T @ a

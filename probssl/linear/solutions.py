@@ -36,7 +36,7 @@ def joint_embedding(
 
     Raises:
         ValueError: If there are fewer directions than k, or the views of each image all
-            agree.
+            agree, to within rounding.
     """
     root = _inverse_root(moments, k, ridge)
     if not np.trace(moments.within) > 1e-12 * np.trace(moments.total):
@@ -61,9 +61,14 @@ def reconstruction(
     variance is added to S.
 
     Raises:
-        ValueError: If there are fewer directions than k.
+        ValueError: If there are fewer directions than k, or images have fewer features.
     """
     root = _inverse_root(moments, k, ridge)
+    if k is not None and k > len(moments.mean):
+        raise ValueError(
+            f"expected at most {len(moments.mean)} components, as many as an image has "
+            f"features, got {k}"
+        )
     left, phi, right = np.linalg.svd(moments.cross @ root, full_matrices=False)
     encoder = (root @ right[:k].T).T
     signs = _signs(encoder)
@@ -93,9 +98,13 @@ def _inverse_root(
     dim = len(moments.total)
     extra = ridge * np.trace(moments.total) / dim * np.eye(dim)
     values, vectors = np.linalg.eigh(moments.total + extra)
-    if not values[-1] > 0:
-        raise ValueError("expected features that vary, but all of them are constant")
-    kept = values > values[-1] * dim * np.finfo(float).eps
+    if not values[-1] > np.finfo(float).tiny:
+        raise ValueError(
+            "expected features that vary, but all of them are constant, or vary by "
+            "less than can be squared; give other data, or rescale them"
+        )
+    # Rounding leaves directions without variance up to half of dim * eps.
+    kept = values > 10 * values[-1] * dim * np.finfo(float).eps
     if k is not None and k > kept.sum():
         raise ValueError(
             f"expected at most {kept.sum()} components, in so many directions the "

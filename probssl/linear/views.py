@@ -5,6 +5,7 @@ over the rows depends on their mean and covariance alone. Views of this kind are
 sampled by the estimators: their moments follow from those of the data.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray as Array
+from torch import Tensor
 
 from .moments import Moments
 
 __all__ = [
+    "LARGEST",
     "AdditiveNoise",
     "Chain",
     "ClosedForm",
@@ -28,10 +31,21 @@ __all__ = [
 ]
 
 Sampler = Callable[[Array], Array]
+LARGEST = 1e150  # whose square, and the sum of many such, are still numbers
 
 
 class ClosedForm(ABC):
     """Views with a mean linear in x and a known covariance; called, it draws one."""
+
+    def __repr__(self) -> str:
+        """The constructor's call, with shapes for arrays."""
+        given = (
+            f"{name}=array{value.shape}"
+            if isinstance(value, np.ndarray) and value.ndim
+            else f"{name}={value!r}"
+            for name, value in vars(self).items()
+        )
+        return f"{type(self).__name__}({', '.join(given)})"
 
     @abstractmethod
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
@@ -77,25 +91,28 @@ class AdditiveNoise(ClosedForm):
     def __init__(self, covariance: float | Array) -> None:
         self.covariance = covariance
         matrix = np.asarray(covariance, float)
-        if matrix.ndim > 2 or not np.isfinite(matrix).all():
+        if matrix.ndim > 2 or matrix.ndim == 2 and len(matrix) != matrix.shape[1]:
             raise ValueError(
                 "expected a variance, variances (d,) or a covariance (d, d), got shape "
                 f"{matrix.shape}"
-                + ("" if np.isfinite(matrix).all() else " with NaN or infinity")
             )
-        if matrix.ndim < 2 and (matrix < 0).any():
-            raise ValueError(f"expected variances of at least 0, got {covariance}")
-        if matrix.ndim == 2 and (
-            matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T)
-        ):
-            raise ValueError("expected a symmetric covariance (d, d)")
+        if not np.isfinite(matrix).all():
+            raise ValueError("expected a finite covariance, got NaN or infinity in it")
+        scale = np.abs(matrix).max(initial=0.0)
+        if matrix.ndim == 2 and np.abs(matrix - matrix.T).max() > 1e-10 * scale:
+            raise ValueError("expected a symmetric covariance, got one that is not")
+        least = _eigen(matrix)[0].min(initial=0.0)
+        if least < -1e-10 * scale * (matrix.ndim == 2):
+            raise ValueError(
+                f"expected variances of at least 0 in all directions, got {least:.3g}"
+            )
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        noise, matrix = _normal(x.shape), np.asarray(self.covariance, float)
-        if matrix.ndim < 2:
-            return x + np.sqrt(matrix) * noise
-        values, vectors = np.linalg.eigh(self._matrix(x.shape[1]))
-        return x + (noise * np.sqrt(values.clip(0))) @ vectors.T
+        self._matrix(x.shape[1])
+        noise = torch.randn(x.shape, dtype=torch.float64).numpy()
+        variances, directions = _eigen(np.asarray(self.covariance, float))
+        noise *= np.sqrt(variances.clip(0))
+        return x + (noise if directions is None else noise @ directions.T)
 
     def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
         return np.eye(len(mean)), np.zeros(len(mean))
@@ -119,7 +136,7 @@ class Masking(ClosedForm):
 
     .. math:: \Sigma = p (1 - p)\, \mathrm{diag}\, \mathrm{Cov}(x),
 
-    so that no feature's unit matters.
+    so that no feature's unit matters to joint embedding.
 
     Arguments:
         probability: p, of a feature to be hidden.
@@ -127,7 +144,7 @@ class Masking(ClosedForm):
             views are drawn, is that of the rows given.
 
     Raises:
-        ValueError: If the probability is not between 0 and 1.
+        ValueError: If the probability is not between 0 and 1, or the fill not finite.
     """
 
     def __init__(self, probability: float = 0.5, fill: float | None = None) -> None:
@@ -136,6 +153,8 @@ class Masking(ClosedForm):
                 "expected the probability of a feature to be hidden to lie between 0 "
                 f"and 1, got {probability}"
             )
+        if fill is not None and not np.isfinite(fill):
+            raise ValueError(f"expected a finite fill, or None, got {fill}")
         self.probability, self.fill = probability, fill
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -167,36 +186,37 @@ class LinearMaps(ClosedForm):
         ValueError: If the maps are no stack of matrices, or the probabilities none.
     """
 
-    def __init__(self, maps: Array, probabilities: Sequence[float] | None = None):
+    def __init__(
+        self, maps: Array, probabilities: Sequence[float] | None = None
+    ) -> None:
         self.maps, self.probabilities = maps, probabilities
-        stack, share = np.asarray(maps), self._share()
-        if stack.ndim != 3 or not len(stack) or not np.isfinite(stack).all():
+        stack = np.asarray(maps, float)
+        if stack.ndim != 3 or not len(stack):
             raise ValueError(
-                f"expected finite maps (map, e, d), got shape {stack.shape}; one map "
-                "alone is maps[None]"
+                f"expected maps of shape (map, e, d), got {stack.shape}; one map alone "
+                "is maps[None]"
             )
-        if share.shape != stack.shape[:1] or (share < 0).any() or share.sum() <= 0:
+        if not np.isfinite(stack).all():
+            raise ValueError("expected finite maps, got NaN or infinity in them")
+        share = np.ones(len(stack)) if probabilities is None else probabilities
+        share = np.asarray(share, float)
+        fit = share.shape == stack.shape[:1] and (share >= 0).all()
+        if not fit or not 0 < share.sum() < np.inf:
             raise ValueError(
-                f"expected {len(stack)} probabilities, one for each map, got "
-                f"{probabilities}"
+                f"expected {len(stack)} probabilities of at least 0, one for each map, "
+                f"got {probabilities}"
             )
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
-        share = torch.as_tensor(self._share())
+        maps, share = self._stack(x.shape[1]), torch.as_tensor(self._share())
         drawn = torch.multinomial(share, len(x), replacement=True).numpy()
-        maps = np.asarray(self.maps, float)
         views = np.empty((len(x), maps.shape[1]))
         for j, one in enumerate(maps):
             views[drawn == j] = x[drawn == j] @ one.T
         return views
 
     def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
-        maps = np.asarray(self.maps, float)
-        if maps.shape[2] != len(mean):
-            raise ValueError(
-                f"expected maps of {len(mean)} features, as the data have, got "
-                f"{maps.shape[2]}"
-            )
+        maps = self._stack(len(mean))
         return np.tensordot(self._share(), maps, 1), np.zeros(maps.shape[1])
 
     def spread(
@@ -208,7 +228,16 @@ class LinearMaps(ClosedForm):
             "j,jad,df,jbf->ab", self._share(), apart, square, apart, optimize=True
         )
 
-    def _share(self) -> Array:
+    def _stack(self, dim: int) -> Float[Array, "map e d"]:
+        maps = np.asarray(self.maps, float)
+        if maps.shape[2] != dim:
+            raise ValueError(
+                f"expected maps of {dim} features, as the data have, got "
+                f"{maps.shape[2]}"
+            )
+        return maps
+
+    def _share(self) -> Float[Array, " map"]:
         if self.probabilities is None:
             return np.full(len(self.maps), 1 / len(self.maps))
         share = np.asarray(self.probabilities, float)
@@ -220,11 +249,21 @@ class Chain(ClosedForm):
 
     Arguments:
         steps: Views of closed form, in the order in which they are applied.
+
+    Raises:
+        ValueError: If there are none.
+        TypeError: If a step has no closed form.
     """
 
     def __init__(self, *steps: ClosedForm) -> None:
         if not steps:
             raise ValueError("expected at least one kind of view, got none")
+        for step in steps:
+            if not isinstance(step, ClosedForm):
+                raise TypeError(
+                    "expected steps of closed form, such as Masking(0.5), got "
+                    f"{step!r}; a sampler is a view of its own"
+                )
         self.steps = steps
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
@@ -255,18 +294,33 @@ class Flattened:
     """A sampler of views of images, such as `views.Augment`, for rows of features.
 
     Arguments:
-        sampler: Images (n, \\*event) -> views (n, view, \\*event), or a batch of them.
+        sampler: Images (n, \\*event) -> views (n, view, \\*event), or a batch of them,
+            in torch's default dtype. Those of `views` take values in [0, 1].
         shape: The event shape of an image, (channel, height, width).
+
+    Raises:
+        ValueError: If rows have not that shape, or the sampler gives no views (n, view,
+            \\*event): those of several resolutions, or with views left out.
     """
 
     def __init__(self, sampler: Callable[[Any], Any], shape: Sequence[int]) -> None:
         self.sampler, self.shape = sampler, tuple(shape)
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n view e"]:
+        if x.shape[1] != math.prod(self.shape):
+            raise ValueError(
+                f"expected rows of {math.prod(self.shape)} features, images of shape "
+                f"{self.shape}, got {x.shape[1]}"
+            )
         images = torch.as_tensor(x, dtype=torch.get_default_dtype())
         with torch.no_grad():
-            views = self.sampler(images.reshape(len(x), *self.shape))
-        views = getattr(views, "views", views)
+            found = self.sampler(images.reshape(-1, *self.shape))
+        views, present = getattr(found, "views", found), getattr(found, "present", None)
+        if not isinstance(views, Tensor) or views.ndim < 3 or present is not None:
+            raise ValueError(
+                "expected a sampler that gives one tensor (n, view, *event), all of "
+                f"its views present, got {getattr(views, 'shape', type(views))}"
+            )
         return views.flatten(2).to("cpu", torch.float64).numpy()
 
 
@@ -277,17 +331,20 @@ def drawn(
     parts: list[Array] = []
     while sum(part.shape[1] for part in parts) < many:
         part = np.asarray(views(rows), np.float64)
-        part = part[:, None] if part.ndim == 2 else part
-        if part.ndim != 3 or len(part) != len(rows) or not part.shape[1]:
+        if part.ndim not in (2, 3) or len(part) != len(rows) or not part.size:
             raise ValueError(
                 f"expected views of shape ({len(rows)}, features) or ({len(rows)}, "
                 f"view, features) of {len(rows)} rows, got {part.shape}"
             )
-        if not np.isfinite(part).all():
-            raise ValueError("expected finite views, got NaN or infinity among them")
-        parts.append(part)
+        if not (np.abs(part) < LARGEST).all():
+            raise ValueError(
+                f"expected views with entries below {LARGEST:g}, got NaN, infinity or "
+                "larger ones among them"
+            )
+        parts.append(part[:, None] if part.ndim == 2 else part)
     return np.concatenate(parts, 1)
 
 
-def _normal(shape: tuple[int, ...]) -> Array:
-    return torch.randn(shape, dtype=torch.float64).numpy()
+def _eigen(covariance: Array) -> tuple[Array, Array | None]:
+    """Variances, and the directions that have them; None are the axes."""
+    return np.linalg.eigh(covariance) if covariance.ndim == 2 else (covariance, None)

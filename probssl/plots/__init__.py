@@ -5,6 +5,7 @@ value of a cell and ``figure.savefig("name.png")`` writes. Nothing is shown or s
 elsewhere; colours can be told apart by colour-blind readers.
 """
 
+from .advice import advice
 from .calibration import ranks
 from .curves import learning_curves
 from .maps import latent_map
@@ -14,6 +15,7 @@ from .style import close
 from .tables import comparison, matrix, terms
 
 __all__ = [
+    "advice",
     "close",
     "comparison",
     "hyper_parameters",

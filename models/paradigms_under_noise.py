@@ -1,0 +1,324 @@
+"""Joint embedding or reconstruction, where much of an image does not matter? MNIST."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+
+import probssl as ps
+from probssl.linear import Flattened, JointEmbeddingSSL, ReconstructionSSL, advise
+from probssl.plots.style import INK, blank, clean
+
+SEEDS, EPOCHS, IMAGES, TEST, BATCH, DIM = 3, 8, 10_000, 5_000, 125, 16
+RATIOS = (0.0, 0.5, 1.0, 2.0, 4.0)  # of standard deviations, background to digit
+WAVES, DEVIATION = 4, 0.25  # of the backgrounds, down and across
+CHANNELS, LEARNING_RATE, RIDGE = (8, 16), 8e-3, 0.01
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+# Joint embedding in blues, reconstruction in oranges, dashed where it is linear.
+LOOKS = {
+    "SimCLR": ("#0072B2", "-"),
+    "VICReg": ("#56B4E9", "-"),
+    "linear joint embedding": ("#0072B2", "--"),
+    "SimVAE": ("#009E73", "-"),
+    "denoising autoencoder": ("#D55E00", "-"),
+    "masked autoencoder": ("#E69F00", "-"),
+    "linear reconstruction": ("#D55E00", "--"),
+    "PCA": (INK, ":"),
+    "raw pixels": ("#999999", ":"),
+}
+PANELS = {False: "views without the noise", True: "views with it"}
+
+
+class Background(nn.Module):
+    r"""Adds a background of its own to each image, :math:`x + m (b - 1/2)`."""
+
+    def __init__(self, amplitude: float) -> None:
+        super().__init__()
+        self.amplitude = amplitude
+
+    def forward(
+        self, x: Float[Tensor, "n channel height width"]
+    ) -> Float[Tensor, "n channel height width"]:
+        return x + self.amplitude * (backgrounds(x) - 0.5)
+
+
+def backgrounds(like: Float[Tensor, "n channel height width"]) -> Tensor:
+    """Backgrounds b of the shape of these images, from torch's generator.
+
+    Light and shade of mean 1/2 and standard deviation 1/4: products of the `WAVES`
+    longest cosines down and across, with normal amplitudes. They are not clipped, so
+    that they take no more directions than these.
+    """
+    down, across = (_cosines(size).to(like) for size in like.shape[-2:])
+    amplitudes = torch.randn(*like.shape[:2], WAVES, WAVES).to(like)
+    return 0.5 + DEVIATION * (down @ amplitudes @ across.mT)
+
+
+@lru_cache
+def _cosines(size: int) -> Float[Tensor, "size wave"]:
+    """The longest, scaled so that their squares sum to 1 on average."""
+    at, wave = torch.arange(size)[:, None] + 0.5, torch.arange(WAVES)
+    cosines = torch.cos(torch.pi * wave * at / size)
+    return cosines / cosines.square().sum(1).mean().sqrt()
+
+
+@lru_cache
+def mnist() -> ps.data.Dataset:
+    """Digits of 14 x 14 pixels in [0, 1], each the mean of four, read once."""
+    data = ps.data.load("mnist")
+    train, test = (
+        part._replace(images=avg_pool2d(_floats(part.images), 2))
+        for part in (data.train.take(IMAGES), data.test.take(TEST))
+    )
+    return ps.data.Dataset(train, test, None, data.name)
+
+
+def noisy(data: ps.data.Dataset, ratio: float, seed: int = 0) -> ps.data.Dataset:
+    """Images (1 - m) x + m b, where each has one background b that never changes.
+
+    Arguments:
+        ratio: Total standard deviation of the background over that of the image.
+        seed: Of the backgrounds.
+    """
+    m = amplitude(data, ratio)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        train, test = (
+            part._replace(images=(1 - m) * x + m * backgrounds(x))
+            for part in (data.train, data.test)
+            for x in (_floats(part.images),)
+        )
+    return ps.data.Dataset(train, test, None, f"{data.name}, noise {ratio:g}")
+
+
+def amplitude(data: ps.data.Dataset, ratio: float) -> float:
+    """The share m of the background that gives this ratio of standard deviations."""
+    signal = float(_floats(data.train.images).var(0).mean().sqrt())
+    return ratio * signal / (DEVIATION + ratio * signal)
+
+
+def views(amplitude: float, matching: bool) -> ps.views.Augment:
+    """Two small affine maps of each image; `matching` ones add a fresh background.
+
+    As strong as the image's own: an alignment of 1 with what does not matter.
+    """
+    # What comes in from outside is like the rest, so that no frame betrays the map.
+    move = ps.views.Affine(
+        rotate=8, scale=(0.92, 1.08), shift=0.05, padding="reflection"
+    )
+    parts = (move, Background(amplitude)) if matching else (move,)
+    return ps.views.Augment(*parts, clamp=False)
+
+
+def _floats(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def build(method: str, shape: tuple[int, ...]) -> nn.Module:
+    """The objective, with the networks and the likelihood that all have."""
+    encoder = ps.nn.ConvEncoder(shape, DIM, channels=CHANNELS)
+    decoder = ps.nn.MLPDecoder(DIM, shape)
+    pixels = ps.likelihoods.Gaussian(ps.learned(0.2), floor=0.01)
+    prior = ps.priors.Gaussian(DIM, scale=0.15)
+    objectives: dict[str, Callable[[], nn.Module]] = {
+        "SimCLR": lambda: ps.limits.SimCLR(encoder, temperature=0.5),
+        "VICReg": lambda: ps.limits.VICReg(encoder, ps.nn.Projector(DIM, 256, 64)),
+        "SimVAE": lambda: ps.limits.SimVAE(ps.Joint(prior, pixels, encoder, decoder)),
+        "denoising autoencoder": lambda: ps.limits.DenoisingAutoencoder(
+            encoder, decoder, pixels
+        ),
+        "masked autoencoder": lambda: ps.limits.MaskedAutoencoder(
+            encoder, decoder, pixels, share=0.5, patch=2
+        ),
+    }
+    return objectives[method]()
+
+
+DEEP = ("SimCLR", "VICReg", "SimVAE", "denoising autoencoder", "masked autoencoder")
+LINEAR = {
+    "linear joint embedding": JointEmbeddingSSL,
+    "linear reconstruction": ReconstructionSSL,
+}
+FIXED = ("PCA", "raw pixels")  # which have no views
+
+
+class Job(NamedTuple):
+    """One method, on images and with views of one kind."""
+
+    seed: int
+    ratio: float
+    matching: bool
+    method: str
+
+    def needed(self) -> bool:
+        """Whether it is not the same as that without matching views."""
+        return not self.matching or (self.ratio > 0 and self.method not in FIXED)
+
+
+def represented(
+    job: Job, data: ps.data.Dataset, sampler: nn.Module, epochs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """z of the training and of the test images, of a method that is fitted first."""
+    from sklearn.decomposition import PCA
+
+    shape = tuple(data.train.images.shape[1:])
+    if job.method in DEEP:
+        objective = build(job.method, shape)
+        optimizer = Adam(objective.parameters(), LEARNING_RATE, fused=True)
+        steps = epochs * max(1, len(data.train.images) // BATCH)
+        ps.fit(
+            objective,
+            data.train,
+            views=sampler,
+            epochs=epochs,
+            batch_size=BATCH,
+            optimizer=optimizer,
+            scheduler=OneCycleLR(optimizer, LEARNING_RATE, steps),
+            compile=False,
+            progress=False,
+        )
+        return ps.embed(objective, data.train), ps.embed(objective, data.test)
+    x, x_test = (part.images.flatten(1).numpy() for part in (data.train, data.test))
+    if job.method == "raw pixels":
+        return x, x_test
+    if job.method == "PCA":
+        found = PCA(DIM, random_state=job.seed).fit(x)
+    else:
+        flat = Flattened(sampler, shape)
+        found = LINEAR[job.method](DIM, views=flat, ridge=RIDGE).fit(x)
+    return found.transform(x), found.transform(x_test)
+
+
+def one(job: Job, epochs: int, data: ps.data.Dataset | None = None) -> dict[str, Any]:
+    """What job it was, and how well the labels are read from its z."""
+    data, began = mnist() if data is None else data, time.process_time()
+    images = noisy(data, job.ratio, job.seed)
+    sampler = views(amplitude(data, job.ratio), job.matching)
+    torch.manual_seed(job.seed)
+    z, z_test = represented(job, images, sampler, epochs)
+    known = z, images.train.labels, z_test, images.test.labels
+    return job._asdict() | {
+        "linear_probe": ps.evaluation.linear_probe(*known),
+        "knn": ps.evaluation.knn(*known),
+        "cpu_seconds": time.process_time() - began,
+    }
+
+
+def advised(
+    ratio: float, matching: bool, data: ps.data.Dataset, seed: int = 0
+) -> dict[str, Any]:
+    """What `linear.advise` says of the same images and views, without labels."""
+    torch.manual_seed(seed)
+    sampler = views(amplitude(data, ratio), matching)
+    images = noisy(data, ratio, seed).train.images
+    found = advise(images, sampler, n_components=DIM, progress=False)
+    return {
+        "ratio": ratio,
+        "matching": matching,
+        "verdict": found.verdict,
+        "support": found.support,
+        "alignment": found.alignment,
+        "recovered": found.recovered,
+        "thresholds": found.thresholds,
+    }
+
+
+def rows_of(
+    jobs: list[Job], epochs: int, data: ps.data.Dataset | None
+) -> Iterator[dict[str, Any]]:
+    """What comes of the jobs, in their order; those on MNIST run beside one another."""
+    if data is not None:
+        yield from map(partial(one, epochs=epochs, data=data), jobs)
+        return
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        yield from pool.map(partial(one, epochs=epochs), jobs)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw mean and half range of the linear probe over seeds against the ratio."""
+    figure = blank(8.2, 4.0)
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for panel, (matching, title) in zip(panels, PANELS.items(), strict=True):
+        clean(panel)
+        for method, (colour, line) in LOOKS.items():
+            at: dict[float, list[float]] = {}
+            for row in rows:
+                alike = row["ratio"] == 0 or row["method"] in FIXED
+                if row["method"] == method and (alike or row["matching"] == matching):
+                    at.setdefault(row["ratio"], []).append(row["linear_probe"])
+            panel.errorbar(
+                list(at),
+                [np.mean(values) for values in at.values()],
+                [np.ptp(values) / 2 for values in at.values()],
+                color=colour,
+                linestyle=line,
+                marker="." if line == "-" else None,
+                label=method,
+            )
+        panel.set_title(title, fontsize=10)
+        panel.set_xscale("symlog", linthresh=0.5, base=2)
+    figure.supxlabel("standard deviation of background over that of digit", fontsize=10)
+    panels[0].set_ylabel("linear probe")
+    lines, texts = panels[0].get_legend_handles_labels()
+    figure.legend(lines, texts, loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def main(
+    seeds: int = SEEDS,
+    epochs: int = EPOCHS,
+    ratios: tuple[float, ...] = RATIOS,
+    data: ps.data.Dataset | None = None,
+    results: Path = RESULTS,
+) -> list[dict[str, Any]]:
+    """Return the figures of every seed, ratio, kind of views and method."""
+    rows: list[dict[str, Any]] = []
+    images = mnist() if data is None else data
+    advice = [
+        advised(ratio, matching, images)
+        for ratio, matching in product(ratios, (False, True))
+        if ratio or not matching
+    ]
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "paradigms_under_noise.json"
+    every = map(Job._make, product(range(seeds), ratios, (False, True), LOOKS))
+    for row in rows_of([job for job in every if job.needed()], epochs, data):
+        rows.append(row)
+        print(*row.values(), flush=True)
+        report = {
+            "script": "models/paradigms_under_noise.py",
+            "epochs": epochs,
+            "dim": DIM,
+            "cpu_seconds": sum(row["cpu_seconds"] for row in rows),
+            "hardware": f"{platform.processor() or platform.machine()}, "
+            f"{os.cpu_count()} cores, one thread for each fit",
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+            "advice": advice,
+            "rows": rows,
+        }
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    draw(rows, path.with_suffix(".png"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

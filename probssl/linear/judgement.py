@@ -1,0 +1,159 @@
+r"""Which of its directions each paradigm takes, and which of them are relevant.
+
+Directions mix where a spectrum has nearly equal values; the spectrum in which fewer of
+them are relevant sets them apart better, and decides which ones are.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+
+from .moments import Moments, of_views
+from .solutions import Solution, joint_embedding, reconstruction
+from .structure import is_structured, structure
+from .theory import alignment_threshold, critical_noise
+
+__all__ = ["PARADIGMS", "Judgement", "Spectrum", "Verdict", "judged"]
+
+Verdict = Literal["joint embedding", "reconstruction", "either", "neither"]
+PARADIGMS: tuple[Literal["joint embedding"], Literal["reconstruction"]]
+PARADIGMS = ("joint embedding", "reconstruction")
+VERDICTS: dict[tuple[bool, ...], Verdict] = {
+    (True, True): "either",
+    (True, False): "joint embedding",
+    (False, True): "reconstruction",
+    (False, False): "neither",
+}
+
+
+class Spectrum(NamedTuple):
+    """The directions of a paradigm, the largest value first.
+
+    Arguments:
+        values: Its eigen- or singular values.
+        between: Variance of the images along each direction.
+        within: Variance of the views of one image.
+        structure: Nats by which images depart from noise along it.
+        relevant: Whether it is taken for relevant.
+    """
+
+    values: Float[Array, " p"]
+    between: Float[Array, " p"]
+    within: Float[Array, " p"]
+    structure: Float[Array, " p"]
+    relevant: Bool[Array, " p"]
+
+
+class Judgement(NamedTuple):
+    """A verdict on k components and its figures, those of both paradigms in order."""
+
+    verdict: Verdict
+    k: int
+    recovered: tuple[float, float]
+    thresholds: tuple[float, float]
+    alignment: float
+    noise: float
+    spectra: tuple[Spectrum, Spectrum]
+
+
+def judged(
+    images: Float[Array, "n p"],
+    views: Float[Array, "n view p"],
+    nuisance: Float[Array, "p p"] | None,
+    n_components: int | None,
+    tolerance: float,
+) -> Judgement:
+    """The verdict on the first principal components of images and of their views.
+
+    Arguments:
+        nuisance: The covariance of what is known to be irrelevant; without it what is
+            not structured is.
+        n_components: At most; None is as many as there are relevant directions.
+        tolerance: The share of components that may be irrelevant.
+    """
+    moments = of_views(images, views)
+    solutions = joint_embedding(moments), reconstruction(moments)
+    spectra = _spectra(images, moments, solutions, nuisance)
+    counts = [int(spectrum.relevant.sum()) for spectrum in spectra]
+    clearer = int(counts[1] < counts[0])
+    k = min(counts[clearer], n_components or counts[clearer])
+    if not k:
+        return Judgement("neither", 0, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, spectra)
+    shares = _shares(moments, solutions, spectra, clearer, k)
+    good = [share >= 1 - tolerance for share in shares]
+    figures = _figures(spectra[clearer], k)
+    return Judgement(VERDICTS[tuple(good)], k, shares, *figures, spectra)
+
+
+def _spectra(
+    images: Float[Array, "n p"],
+    moments: Moments,
+    solutions: tuple[Solution, Solution],
+    nuisance: Float[Array, "p p"] | None,
+) -> tuple[Spectrum, Spectrum]:
+    encoders = [solution.encoder for solution in solutions]
+    found = [structure(images @ encoder.T) for encoder in encoders]
+    largest = max(index.max() for index, _ in found)
+    spectra = []
+    for solution, encoder, (index, p_value) in zip(
+        solutions, encoders, found, strict=True
+    ):
+        relevant = is_structured(index, p_value, largest)
+        if nuisance is not None:
+            share = _along(encoder, nuisance) / _along(encoder, moments.data)
+            relevant = share < 0.5
+        # Along z = w x the views have the pattern S w, and z the variance 1.
+        size = np.square(encoder @ moments.total).sum(1)
+        between, within = (
+            size * _along(encoder, part) for part in (moments.between, moments.within)
+        )
+        values = solution.spectrum
+        spectra.append(Spectrum(values, between, within, index, relevant))
+    return spectra[0], spectra[1]
+
+
+def _shares(
+    moments: Moments,
+    solutions: tuple[Solution, Solution],
+    spectra: tuple[Spectrum, Spectrum],
+    clearer: int,
+    k: int,
+) -> tuple[float, float]:
+    """The share of the first k components of each paradigm that is relevant.
+
+    In whitened coordinates, where the directions of either are orthonormal.
+    """
+    relevant = solutions[clearer].encoder[spectra[clearer].relevant]
+    joint, other = (
+        np.square(solution.encoder[:k] @ moments.total @ relevant.T).sum() / k
+        for solution in solutions
+    )
+    return float(joint), float(other)
+
+
+def _figures(spectrum: Spectrum, k: int) -> tuple[tuple[float, float], float, float]:
+    """The thresholds of both paradigms, the alignment, and how large the noise is."""
+    relevant = spectrum.relevant & (spectrum.between > 0)
+    irrelevant = ~spectrum.relevant & (spectrum.between > 0)
+    signal = spectrum.between[relevant][:k]
+    spread = spectrum.within[relevant][:k]
+    noise, covered = spectrum.between[irrelevant], spectrum.within[irrelevant]
+    if not len(noise):
+        return (0.0, 0.0), 0.0, 0.0
+    augmentation = np.concatenate([spread.clip(0), np.zeros(len(noise))])
+    joint, other = (
+        alignment_threshold(signal, noise, augmentation, paradigm)
+        for paradigm in PARADIGMS
+    )
+    alignment = float(np.sqrt(covered.sum().clip(0) / noise.sum()))
+    size = float(noise.max() / critical_noise(signal, spread.clip(0)))
+    return (joint, other), alignment, size
+
+
+def _along(
+    encoder: Float[Array, "k p"], second: Float[Array, "p p"]
+) -> Float[Array, " k"]:
+    """The variance of each component under these second moments."""
+    return np.sum((encoder @ second) * encoder, 1)

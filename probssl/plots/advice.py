@@ -1,0 +1,80 @@
+"""What speaks for joint embedding, and what for reconstruction."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .style import BLUE, INK, ORANGE, PALE, blank, clean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["advice"]
+
+SHOWN = 60  # directions of a spectrum
+LEAST = 0.1  # of an axis of alignments, where 0 is drawn
+
+
+def advice(found: Any) -> "Figure":
+    """Draw the spectra of both paradigms, and the alignment each needs.
+
+    Directions taken for relevant are blue, others orange; a paradigm recovers what is
+    relevant if those left of the line, its components, are blue. That is so where the
+    alignment of the views, the upright band, lies right of what the paradigm needs.
+
+    Arguments:
+        found: What `linear.advise` returns.
+    """
+    names = list(found.spectra)
+    figure = blank(10.0, 3.0)
+    panels = figure.subplots(1, len(names) + 1)
+    for panel, name in zip(panels, names, strict=False):
+        clean(panel)
+        _spectrum(panel, found.spectra[name], found.n_components)
+        panel.set_title(name, fontsize=10)
+    panels[0].set_ylabel("eigen- or singular value")
+    clean(panels[-1])
+    _alignments(panels[-1], found)
+    said = f"{found.verdict}, on {found.support:.0%} of random halves of the images"
+    figure.suptitle(said, fontsize=11)
+    return figure
+
+
+def _spectrum(panel: "Axes", spectrum: Any, k: int) -> None:
+    values = np.asarray(spectrum.values)[:SHOWN]
+    relevant = np.asarray(spectrum.relevant)[:SHOWN]
+    ranks = np.arange(1, len(values) + 1)
+    for chosen, colour, said in (
+        (relevant, BLUE, "relevant"),
+        (~relevant, ORANGE, "irrelevant"),
+    ):
+        panel.plot(ranks[chosen], values[chosen], ".", color=colour, label=said)
+    if k:
+        panel.axvline(k + 0.5, color=PALE, linewidth=1.2, zorder=0)
+    panel.set_ylim(bottom=min(0.0, float(values.min())))
+    panel.set_xlabel("direction")
+    panel.legend(frameon=False, fontsize=8, loc="upper right")
+
+
+def _alignments(panel: "Axes", found: Any) -> None:
+    """What each paradigm needs as a dot with its interval, what there is as a band."""
+    if not found.noise.value:
+        panel.text(0.5, 0.5, "nothing irrelevant\nwas found", ha="center", va="center")
+        panel.set_axis_off()
+        return
+    value, low, high = (max(x, LEAST) for x in found.alignment)
+    panel.axvspan(low / 1.02, high * 1.02, color=PALE, zorder=0)
+    panel.axvline(value, color=INK, linewidth=1, label="the views' alignment")
+    for row, (name, threshold) in enumerate(found.thresholds.items()):
+        at, least, most = (max(x, LEAST) for x in threshold)
+        panel.plot([least, most], [row, row], color=ORANGE)
+        panel.plot(at, row, "o", color=ORANGE, label=None if row else "needed")
+        panel.annotate(name, (at, row), (0, 8), textcoords="offset points", ha="center")
+    panel.set_xscale("log")
+    panel.margins(x=0.35)
+    panel.set_ylim(len(found.thresholds) - 0.4, -0.6)
+    panel.set_yticks([])
+    panel.spines["left"].set_visible(False)
+    panel.set_xlabel("alignment")
+    panel.legend(frameon=False, fontsize=8, loc="lower center")

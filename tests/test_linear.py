@@ -1,0 +1,741 @@
+"""Joint embedding and reconstruction: optima, equivalences, and scikit-learn's ways."""
+
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pandas
+import pytest
+import scipy.linalg
+import torch
+from numpy import ndarray as Array
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+import probssl as ps
+from probssl.linear import (
+    AdditiveNoise,
+    Chain,
+    Flattened,
+    JointEmbeddingSSL,
+    LinearMaps,
+    Masking,
+    ReconstructionSSL,
+    estimators,
+)
+from probssl.linear.moments import of_data
+from probssl.linear.solutions import joint_embedding, reconstruction
+
+BOTH = [JointEmbeddingSSL, ReconstructionSSL]
+both = pytest.mark.parametrize("kind", BOTH)
+around = pytest.mark.parametrize("with_mean", [True, False])
+
+
+def rows(n: int = 40, dim: int = 5, seed: int = 0) -> Array:
+    """Correlated features of different means."""
+    rng = np.random.default_rng(seed)
+    mix, mean = rng.normal(size=(dim, dim)), rng.normal(size=dim)
+    return rng.normal(size=(n, dim)) @ mix + mean
+
+
+def given(views: Array) -> Callable[[Array], Array]:
+    """A sampler that draws these."""
+    return lambda rows: views
+
+
+def drawn(x: Array, many: int, dim: int, seed: int = 0) -> Array:
+    """Views of other features than those of the rows, some of them their own."""
+    rng = np.random.default_rng(seed)
+    maps = rng.normal(size=(x.shape[1], dim))
+    return (x @ maps)[:, None] + 0.7 * rng.normal(size=(len(x), many, dim)) + 1
+
+
+def stream(seed: int = 0, many: int = 2) -> Callable[[Array], Array]:
+    """A sampler whose draws do not depend on the parts that rows come in."""
+    rng = np.random.default_rng(seed)
+    return lambda x: x[:, None] + rng.standard_normal((len(x), many, x.shape[1]))
+
+
+@both
+def test_scikit_learns_checks_pass(kind):
+    # What is skipped are arrays of other libraries, unless SCIPY_ARRAY_API is set.
+    results = check_estimator(kind(2), on_skip=None)
+    assert {each["status"] for each in results} <= {"passed", "skipped"}
+    assert sum(each["status"] == "passed" for each in results) > 40
+
+
+# Optima
+
+
+def problem(seed: int) -> tuple[Array, object, Array, Array, int]:
+    """Rows, views, all views of each row and their probabilities, and k."""
+    rng = np.random.default_rng(seed)
+    n, dim, k = [(30, 4, 2), (7, 10, 3), (5, 12, 2), (50, 6, 5), (12, 3, 1)][seed % 5]
+    x = rng.normal(size=(n, dim)) @ rng.normal(size=(dim, dim)) + rng.normal(size=dim)
+    if seed % 3 == 0:
+        maps = rng.normal(size=(3, dim + 1, dim)) / 3 + np.eye(dim + 1, dim)
+        share = rng.dirichlet(np.ones(3))
+        return x, LinearMaps(maps, share), np.einsum("jed,nd->nje", maps, x), share, k
+    if seed % 3 == 1:
+        root = 0.5 * rng.normal(size=(dim, dim))
+        points = np.concatenate([root, -root]) * dim**0.5  # of noise of root' root
+        share = np.full(2 * dim, 0.5 / dim)
+        return x, AdditiveNoise(root.T @ root), x[:, None] + points, share, k
+    views = drawn(x, 2, dim, seed)
+    return x, given(views), views, np.full(2, 0.5), k
+
+
+def plain_moments(
+    seed: int, with_mean: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cov(x), S, the covariance of two views apart, and B, by sums over all views."""
+    x, views, all_views, share, _ = problem(seed)
+    if with_mean:
+        x = x - x.mean(0)
+        all_views = all_views - np.einsum("nve,v->e", all_views, share) / len(x)
+    pairs = np.outer(share, share)
+    if callable(views) and not hasattr(views, "moments"):  # pairs of different views
+        pairs = (1 - np.eye(len(share))) / (len(share) * (len(share) - 1))
+    apart = all_views[:, :, None] - all_views[:, None]
+    found = (
+        np.einsum("nd,nf->df", x, x),
+        np.einsum("nve,nvf,v->ef", all_views, all_views, share),
+        np.einsum("nabe,nabf,ab->ef", apart, apart, pairs, optimize=True),
+        np.einsum("nd,nve,v->de", x, all_views, share),
+    )
+    data, total, apart, cross = (torch.tensor(each / len(x)) for each in found)
+    return data, total, apart, cross
+
+
+def whitening(total: torch.Tensor) -> torch.Tensor:
+    """Coordinates in which descent is quick; what does not vary plays no part."""
+    values, vectors = torch.linalg.eigh(total)
+    kept = values > 1e-10 * values[-1]
+    return vectors[:, kept] * values[kept].rsqrt()
+
+
+def descended(objective: Callable[..., torch.Tensor], *start: torch.Tensor) -> float:
+    """The value that L-BFGS reaches from there."""
+    parameters = [each.clone().requires_grad_() for each in start]
+    settings = {"tolerance_grad": 1e-7, "tolerance_change": 1e-13, "history_size": 10}
+    optimiser = torch.optim.LBFGS(
+        parameters, max_iter=500, line_search_fn="strong_wolfe", **settings
+    )
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = objective(*parameters)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    return float(objective(*parameters).detach())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_descent_gets_below_joint_embedding_and_one_gets_there(seed, float64):
+    x, views, *_, k = problem(seed)
+    with_mean = seed % 2 == 0
+    settings = {"views": views, "n_views": 2, "with_mean": with_mean}
+    found = JointEmbeddingSSL(k, **settings).fit(x)
+    _, total, apart, _ = plain_moments(seed, with_mean)
+
+    def objective(free: torch.Tensor) -> torch.Tensor:
+        """That of W = (U S U')^{-1/2} U, which meets the constraint for any U."""
+        inner = torch.linalg.cholesky(free @ total @ free.T)
+        encoder = torch.linalg.solve_triangular(inner, free, upper=False)
+        return (encoder @ apart @ encoder.T).trace()
+
+    white = whitening(total)
+
+    def descent() -> float:
+        start = torch.randn(k, white.shape[1])
+        return descended(lambda free: objective(free @ white.T), start)
+
+    reached = [descent() for _ in range(3)]
+    assert min(reached) == pytest.approx(found.optimum_, abs=1e-8)
+    own = float(objective(torch.tensor(found.components_)))
+    assert own == pytest.approx(found.optimum_, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_descent_gets_below_reconstruction_and_one_gets_there(seed, float64):
+    x, views, *_, k = problem(seed)
+    with_mean = seed % 2 == 0
+    settings = {"views": views, "n_views": 2, "with_mean": with_mean}
+    found = ReconstructionSSL(k, **settings).fit(x)
+    data, total, _, cross = plain_moments(seed, with_mean)
+
+    def objective(encoder: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
+        both = decoder @ encoder
+        explained = 2 * (both * cross).sum() - (both @ total * both).sum()
+        return data.trace() - explained
+
+    white = whitening(total)
+
+    def descent() -> float:
+        start = torch.randn(k, white.shape[1]), torch.randn(len(data), k)
+        return descended(
+            lambda free, decoder: objective(free @ white.T, decoder), *start
+        )
+
+    reached = [descent() for _ in range(2)]
+    assert min(reached) == pytest.approx(found.optimum_, abs=1e-8)
+    own = map(torch.tensor, (found.components_, found.decoder_))
+    assert float(objective(*own)) == pytest.approx(found.optimum_, abs=1e-9)
+
+
+CLOSED = {
+    "noise": AdditiveNoise(0.5),
+    "masks": Masking(0.4),
+    "maps": LinearMaps(np.random.default_rng(1).normal(size=(3, 5, 5))),
+    "chain": Chain(Masking(0.3, fill=1.0), AdditiveNoise([0.1, 1.0, 2.0, 0.0, 0.3])),
+    "drawn": given(drawn(rows(), 3, 6)),
+}
+
+
+@around
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_optimum_is_told_by_the_spectrum(name, with_mean):
+    x, views = rows(), CLOSED[name]
+    joint = JointEmbeddingSSL(3, views=views, with_mean=with_mean).fit(x)
+    told = 2 * (1 - joint.spectrum_[:3]).sum()
+    assert joint.optimum_ == pytest.approx(told, abs=1e-10)
+    pixels = ReconstructionSSL(3, views=views, with_mean=with_mean).fit(x)
+    size = np.square(x - x.mean(0) * with_mean).sum() / len(x)
+    told = size - np.square(pixels.spectrum_[:3]).sum()
+    assert pixels.optimum_ == pytest.approx(told, abs=1e-10)
+
+
+@around
+def test_the_optimum_is_a_sum_over_rows_and_pairs_of_views(with_mean):
+    x = rows(7)
+    views = drawn(x, 3, 4)
+    settings = {"views": given(views), "n_views": 3, "with_mean": with_mean}
+    joint, apart = JointEmbeddingSSL(2, **settings).fit(x), []
+    for each in joint.transform(views.reshape(21, 4)).reshape(7, 3, 2):
+        apart += [((each[a] - each[b]) ** 2).sum() for a in range(3) for b in range(a)]
+    assert joint.optimum_ == pytest.approx(np.mean(apart), abs=1e-12)
+
+    pixels, errors = ReconstructionSSL(2, **settings).fit(x), []
+    for row, each in zip(x, views, strict=True):
+        errors += list((row - pixels.inverse_transform(pixels.transform(each))) ** 2)
+    assert pixels.optimum_ == pytest.approx(np.sum(errors) / 21, abs=1e-12)
+
+
+@both
+@pytest.mark.parametrize("name", CLOSED)
+def test_representations_of_views_are_white(kind, name):
+    x, views = rows(), CLOSED[name]
+    found = kind(3, views=views).fit(x)
+    total = found._problem().total
+    encoder = found.components_
+    assert_allclose(encoder @ total @ encoder.T, np.eye(3), atol=1e-10)
+    largest = np.take_along_axis(encoder, np.abs(encoder).argmax(1)[:, None], 1)
+    assert (largest > 0).all()
+    if name == "drawn":
+        z = found.transform(views(x).reshape(-1, 6))
+        assert_allclose(z.T @ z / len(z), np.eye(3), atol=1e-10)
+        assert_allclose(z.mean(0), 0, atol=1e-12)
+
+
+@both
+@around
+@pytest.mark.parametrize("name", set(CLOSED) - {"drawn"})
+def test_the_score_of_the_same_rows_is_minus_the_optimum(kind, with_mean, name):
+    found = kind(3, views=CLOSED[name], with_mean=with_mean).fit(rows())
+    assert found.score(rows()) == pytest.approx(-found.optimum_, rel=1e-12)
+
+
+@around
+def test_the_score_of_other_rows_is_their_error_under_the_maps_found(with_mean):
+    x, other = rows(seed=1), rows(30, seed=2)
+    views, parts = drawn(x, 4, 5), drawn(other, 4, 5, seed=3)
+    pixels = ReconstructionSSL(2, views=given(views), with_mean=with_mean).fit(x)
+    joint = JointEmbeddingSSL(2, views=given(views), with_mean=with_mean).fit(x)
+    z = joint.transform(parts.reshape(-1, 5)).reshape(30, 4, 2)
+    apart = ((z[:, :, None] - z[:, None]) ** 2).sum() / (30 * 4 * 3)
+    back = pixels.inverse_transform(pixels.transform(parts.reshape(-1, 5)))
+    errors = ((other[:, None] - back.reshape(30, 4, 5)) ** 2).sum(-1)
+    pixels.views = joint.views = given(parts)
+    assert pixels.score(other) == pytest.approx(-errors.mean(), rel=1e-10)
+    assert joint.score(other) == pytest.approx(-apart, rel=1e-10)
+
+
+@both
+def test_views_are_drawn_in_parts_that_do_not_matter(kind, monkeypatch):
+    x = rows(50)
+    whole = kind(2, views=stream(), n_views=2).fit(x)
+    monkeypatch.setattr(estimators, "ROWS", 7)
+    parts = kind(2, views=stream(), n_views=2).fit(x)
+    assert_allclose(parts.components_, whole.components_, atol=1e-10)
+    assert parts.optimum_ == pytest.approx(whole.optimum_, rel=1e-10)
+
+
+def test_as_many_views_are_drawn_as_are_wanted():
+    counted = []
+    for gives, n_views in ((1, 5), (2, 4), (3, 4)):
+        calls: list[int] = []
+
+        def sampler(x: Array, gives: int = gives, calls: list[int] = calls) -> Array:
+            calls.append(gives)
+            views = stream(len(calls), gives)(x)
+            return views[:, 0] if gives == 1 else views
+
+        JointEmbeddingSSL(1, views=sampler, n_views=n_views).fit(rows())
+        counted.append(sum(calls))
+    assert counted == [5, 4, 6]
+
+
+# Equivalences
+
+
+def principal(x: Array, k: int) -> PCA:
+    return PCA(k, svd_solver="full").fit(x)
+
+
+def same_up_to_signs(left: Array, right: Array, within: float = 1e-10) -> None:
+    """Rows of both, each up to its sign."""
+    signs = np.sign((left * right).sum(1, keepdims=True))
+    assert np.abs(signs * left - right).max() < within * np.abs(right).max()
+
+
+def test_reconstruction_of_the_image_itself_is_pca():
+    x = rows()
+    found, pca = ReconstructionSSL(3, views=AdditiveNoise(0.0)).fit(x), principal(x, 3)
+    variances = pca.explained_variance_ * (len(x) - 1) / len(x)
+    assert_allclose(found.spectrum_[:3] ** 2, variances)
+    same_up_to_signs((found.decoder_ / found.spectrum_[:3]).T, pca.components_)
+    same_up_to_signs(found.components_, pca.components_ / np.sqrt(variances)[:, None])
+    white = pca.transform(x) / np.sqrt(variances)
+    same_up_to_signs(found.transform(x).T, white.T)
+    back = found.inverse_transform(found.transform(x))
+    assert_allclose(back, pca.inverse_transform(pca.transform(x)), atol=1e-12)
+
+
+@pytest.mark.parametrize("views", [Masking(0.5), AdditiveNoise(2.0)])
+def test_what_is_reconstructed_has_rank_k_and_misses_more_under_views(views):
+    x = rows()
+    found = ReconstructionSSL(2, views=views).fit(x)
+    back = found.inverse_transform(found.transform(x))
+    assert np.linalg.matrix_rank(back - back.mean(0)) == 2
+    least = ReconstructionSSL(2, views=AdditiveNoise(0.0)).fit(x).optimum_
+    assert least < np.square(x - back).sum() / len(x) < found.optimum_
+
+
+def test_reconstruction_is_reduced_rank_regression_on_the_views():
+    x = rows()
+    views = drawn(x, 3, 4)
+    found = ReconstructionSSL(2, views=given(views), n_views=3).fit(x)
+    inputs = (views - views.mean((0, 1))).reshape(-1, 4)
+    targets = np.repeat(x - x.mean(0), 3, axis=0)
+    full = np.linalg.lstsq(inputs, targets)[0]
+    kept = np.linalg.svd(inputs @ full)[2][:2]
+    both = (found.decoder_ @ found.components_).T
+    assert_allclose(both, full @ kept.T @ kept, atol=1e-12)
+
+
+def test_joint_embedding_is_canonical_correlation_analysis_of_two_views():
+    x = rows(60)
+    views = drawn(x, 2, 4)
+    found = JointEmbeddingSSL(2, views=given(views), n_views=2).fit(x)
+    # Either view may be the first.
+    one = np.concatenate([views[:, 0], views[:, 1]])
+    two = np.concatenate([views[:, 1], views[:, 0]])
+    cca = CCA(2, scale=False, max_iter=10_000, tol=1e-14).fit(one, two)
+    correlations = [
+        np.corrcoef(left, right)[0, 1]
+        for left, right in zip(*map(np.transpose, cca.transform(one, two)), strict=True)
+    ]
+    assert_allclose(found.spectrum_[:2], correlations, atol=1e-8)
+    scores = cca.transform(one)
+    same_up_to_signs(found.transform(one).T, (scores / scores.std(0)).T, 1e-5)
+
+    around = one.mean(0)
+    cross = (one - around).T @ (two - around)
+    exact = scipy.linalg.eigh(cross, (one - around).T @ (one - around))[0][::-1]
+    assert_allclose(found.spectrum_, exact, atol=1e-12)
+
+
+def test_joint_embedding_under_isotropic_noise_is_pca_of_white_scores():
+    x, noise = rows(), 0.7
+    found, pca = (
+        JointEmbeddingSSL(3, views=AdditiveNoise(noise)).fit(x),
+        principal(x, 3),
+    )
+    variances = pca.explained_variance_ * (len(x) - 1) / len(x)
+    assert_allclose(found.spectrum_[:3], variances / (variances + noise))
+    scales = np.sqrt(variances + noise)[:, None]
+    same_up_to_signs(found.components_, pca.components_ / scales)
+
+
+def test_invertible_maps_of_the_data_leave_joint_embedding_as_it_is():
+    x, rng = rows(), np.random.default_rng(4)
+    views, mix = drawn(x, 3, 5), rng.normal(size=(5, 5))
+    one = JointEmbeddingSSL(3, views=given(views)).fit(x)
+    two = JointEmbeddingSSL(3, views=given(views @ mix + 2)).fit(x @ mix)
+    assert_allclose(two.spectrum_, one.spectrum_, atol=1e-10)
+    moved = two.transform(views[:, 0] @ mix + 2)
+    same_up_to_signs(moved.T, one.transform(views[:, 0]).T, 1e-8)
+
+
+def test_rotations_and_invertible_maps_of_views_leave_reconstruction_as_it_is():
+    x, rng = rows(), np.random.default_rng(4)
+    views, mix = drawn(x, 3, 5), rng.normal(size=(5, 5))
+    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    one = ReconstructionSSL(3, views=given(views)).fit(x)
+    two = ReconstructionSSL(3, views=given(views @ mix)).fit(x @ rotation)
+    assert_allclose(two.spectrum_, one.spectrum_, atol=1e-10)
+    same_up_to_signs(two.decoder_.T, (rotation.T @ one.decoder_).T, 1e-8)
+
+
+def test_units_do_not_matter_to_joint_embedding_under_masks():
+    x, units = rows(), np.array([1e-3, 1.0, 10.0, 1e3, 7.0])
+    one = JointEmbeddingSSL(2, views=Masking(0.3)).fit(x)
+    two = JointEmbeddingSSL(2, views=Masking(0.3)).fit(x * units)
+    assert_allclose(two.spectrum_, one.spectrum_, atol=1e-8)
+    same_up_to_signs(two.transform(x * units).T, one.transform(x).T, 1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e-6, 1e6, 1e140])
+def test_the_scale_of_the_data_moves_through(scale):
+    x = rows()
+    one = JointEmbeddingSSL(2).fit(x)
+    two = JointEmbeddingSSL(2).fit(x * scale)
+    assert_allclose(two.spectrum_, one.spectrum_, rtol=1e-10)
+    assert_allclose(two.components_ * scale, one.components_, atol=1e-8)
+    one, two = ReconstructionSSL(2).fit(x), ReconstructionSSL(2).fit(x * scale)
+    assert_allclose(two.spectrum_ / scale, one.spectrum_, rtol=1e-10)
+    assert_allclose(two.decoder_ / scale, one.decoder_, atol=1e-8)
+    assert two.optimum_ / scale**2 == pytest.approx(one.optimum_)
+
+
+def test_the_mutual_information_is_that_of_two_gaussian_views():
+    x = rows()
+    found = JointEmbeddingSSL(views=AdditiveNoise(0.7)).fit(x)
+    of_one = np.cov(x.T, bias=True) + 0.7 * np.eye(5)
+    of_both = np.block([[of_one, of_one - 0.7 * np.eye(5)]] * 2)
+    of_both[5:] = np.roll(of_both[5:], 5, axis=1)
+    exact = np.linalg.slogdet(of_one)[1] - 0.5 * np.linalg.slogdet(of_both)[1]
+    assert found.mutual_information() == pytest.approx(exact, abs=1e-10)
+
+
+def test_the_mutual_information_is_infinite_where_views_change_nothing():
+    noise = AdditiveNoise([0.0, 1.0, 1.0, 1.0, 1.0])
+    assert JointEmbeddingSSL(1, views=noise).fit(rows()).mutual_information() > 15
+    noise = AdditiveNoise([0.0, 1.0])
+    x = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert JointEmbeddingSSL(1, views=noise).fit(x).mutual_information() == np.inf
+
+
+def test_correlations_estimated_below_zero_tell_nothing():
+    views = np.random.default_rng(0).normal(size=(40, 2, 6))
+    found = JointEmbeddingSSL(5, views=given(views), n_views=2).fit(rows())
+    positive = found.spectrum_[:5][found.spectrum_[:5] > 0]
+    assert 0 < len(positive) < 5
+    expected = -0.5 * np.log1p(-(positive**2)).sum()
+    assert found.mutual_information() == pytest.approx(expected)
+
+
+# More features than rows, ridges, and directions without variance
+
+
+def test_with_more_features_than_rows_maps_lie_in_the_span_of_the_rows():
+    x = rows(6, 10)
+    x = x - x.mean(0)
+    outside = np.eye(10) - np.linalg.pinv(x) @ x
+    maps = LinearMaps(np.stack([np.eye(10), 0.5 * np.eye(10)]))
+    for views in (
+        maps,
+        AdditiveNoise(x.T @ np.diag([1, 2, 3, 4, 5, 6]) @ x),
+    ):
+        for kind in BOTH:
+            found = kind(5, views=views).fit(x)
+            assert len(found.spectrum_) == 5
+            assert np.abs(found.components_ @ outside).max() < 1e-10
+            with pytest.raises(
+                ValueError, match="at most 5 components.*got 6; give more"
+            ):
+                kind(6, views=views).fit(x)
+
+
+@both
+def test_a_ridge_is_noise_of_the_views(kind):
+    for x in (rows(), rows(6, 10)):
+        dim = x.shape[1]
+        views = LinearMaps(np.stack([np.eye(dim), np.diag(np.arange(dim))]))
+        found = kind(2, views=views, ridge=0.2).fit(x)
+        variance = 0.2 * np.trace(found._problem().total) / dim
+        noisy = kind(2, views=Chain(views, AdditiveNoise(variance))).fit(x)
+        assert_allclose(found.components_, noisy.components_, atol=1e-10)
+        assert_allclose(found.spectrum_, noisy.spectrum_, atol=1e-10)
+        maps = found.components_ * np.sqrt(2)  # two views, each with its noise
+        if kind is ReconstructionSSL:
+            maps = found.decoder_ @ found.components_
+        share = variance * np.square(maps).sum()
+        assert found.optimum_ + share == pytest.approx(noisy.optimum_, abs=1e-10)
+
+
+@both
+@pytest.mark.parametrize("constant", [0.0, 0.1, -1e6])
+def test_constant_features_are_left_out(kind, constant):
+    x = rows()
+    padded = np.insert(x, 2, constant, axis=1)
+    found, plain = kind(3).fit(padded), kind(3).fit(x)
+    assert_allclose(np.delete(found.components_, 2, 1), plain.components_, atol=1e-10)
+    assert_allclose(found.components_[:, 2], 0, atol=1e-12)
+    assert_allclose(found.spectrum_, plain.spectrum_, atol=1e-10)
+
+
+@both
+def test_features_that_others_sum_to_are_no_directions(kind):
+    for n in (50, 2_000):
+        mix = np.concatenate([np.eye(5), np.ones((5, 2))], 1)
+        moved = (stream()(rows(n)) @ mix) + 100.0
+        assert len(kind(views=given(moved), n_views=2).fit(rows(n)).spectrum_) == 5
+
+
+@both
+def test_one_feature_and_one_component(kind):
+    x = rows(20, 1)
+    found = kind(1, views=AdditiveNoise(0.5)).fit(x)
+    variance = x.var()
+    assert_allclose(found.components_, [[(variance + 0.5) ** -0.5]])
+    if kind is JointEmbeddingSSL:
+        assert found.optimum_ == pytest.approx(2 * 0.5 / (variance + 0.5))
+    else:
+        assert found.optimum_ == pytest.approx(variance * 0.5 / (variance + 0.5))
+
+
+@both
+def test_all_components_are_kept_where_none_are_named(kind):
+    assert kind().fit(rows()).components_.shape == (5, 5)
+    taller = LinearMaps(np.random.default_rng(0).normal(size=(9, 7, 5)))
+    found = kind(views=taller).fit(rows())
+    assert len(found.components_) == (7 if kind is JointEmbeddingSSL else 5)
+
+
+# What is refused
+
+
+def with_entry(value: float) -> Array:
+    x = rows()
+    x[3, 2] = value
+    return x
+
+
+REFUSED = {
+    "more components than rows": ({"n_components": 4}, rows(3), "at most 3.*got 4"),
+    "more than features": ({"n_components": 6}, rows(), "n_features = 5, got 6"),
+    "one row": ({}, rows(1), "1 sample"),
+    "NaN": ({}, with_entry(np.nan), "NaN"),
+    "infinite": ({}, with_entry(np.inf), "infinity"),
+    "too large": ({}, with_entry(-1e151), "below 1e\\+150.*got 1e\\+151; rescale"),
+    "too small": ({}, rows() * 1e-160, "vary by less than can be squared"),
+    "constant": ({}, np.ones((9, 2)), "all of them are constant"),
+    "one axis": ({}, rows()[0], "2D array"),
+    "no component": ({"n_components": 0}, rows(), "n_components.*at least 1, got 0"),
+    "half a component": ({"n_components": 2.5}, rows(), "whole number.*got 2.5"),
+    "named components": ({"n_components": "all"}, rows(), "got 'all'"),
+    "one view": ({"n_views": 1}, rows(), "n_views.*at least 2, got 1"),
+    "negative ridge": ({"ridge": -0.1}, rows(), "ridge of at least 0, got -0.1"),
+    "infinite ridge": ({"ridge": np.inf}, rows(), "finite ridge.*got inf"),
+    "NaN in views": (
+        {"views": lambda x: np.where(x > 1, np.nan, x)},
+        rows(),
+        "expected views with entries below.*NaN",
+    ),
+    "views of other rows": (
+        {"views": lambda x: x[1:]},
+        rows(),
+        r"\(40, features\).*of 40 rows, got \(39, 5\)",
+    ),
+    "views of one axis": ({"views": lambda x: x[:, 0]}, rows(), r"got \(40,\)"),
+    "no views": ({"views": lambda x: x[:, None][:, :0]}, rows(), r"\(40, 0, 5\)"),
+    "views of no features": ({"views": lambda x: x[:, :0]}, rows(), r"got \(40, 0\)"),
+    "noise of 2 features": (
+        {"views": AdditiveNoise([1.0, 1.0])},
+        rows(),
+        "expected noise of 5 features, as the data have, got 2",
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_used_is_refused(kind, name):
+    settings, x, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words):
+        kind(**settings).fit(x)
+
+
+@both
+@pytest.mark.parametrize("views", [Masking, 0.5, "masks", np.eye(5)])
+def test_views_are_objects_that_can_be_called(kind, views):
+    with pytest.raises(TypeError, match=r"such as Masking\(0.5\), or a function"):
+        kind(views=views).fit(rows())
+
+
+@pytest.mark.parametrize(
+    "views", [AdditiveNoise(0.0), lambda x: x, given(np.repeat(rows()[:, None], 3, 1))]
+)
+def test_views_that_change_nothing_are_for_reconstruction_only(views):
+    with pytest.raises(ValueError, match="all views of each image agree.*Reconstr"):
+        JointEmbeddingSSL(2, views=views).fit(rows())
+    found = ReconstructionSSL(5, views=views).fit(rows())
+    assert found.optimum_ == pytest.approx(0, abs=1e-12)
+
+
+@both
+def test_features_are_those_of_the_fit(kind):
+    found = kind(2).fit(rows())
+    for use in (found.transform, found.score, found.partial_fit):
+        with pytest.raises(ValueError, match="4 features.*expecting 5"):
+            use(rows()[:, :4])
+    found = kind(2, views=given(drawn(rows(), 3, 6))).fit(rows())
+    with pytest.raises(
+        ValueError, match="rows of 6 features, as the views have, got 5"
+    ):
+        found.transform(rows())
+    with pytest.raises(ValueError, match=r"got \(5, 6\) and then \(5, 4\)"):
+        found.set_params(views=given(drawn(rows(), 3, 4))).partial_fit(rows())
+
+
+def test_z_of_another_length_have_no_image():
+    found = ReconstructionSSL(2).fit(rows())
+    with pytest.raises(ValueError, match=r"shape \(n, 2\), got \(40, 5\)"):
+        found.inverse_transform(rows())
+    with pytest.raises(ValueError, match="NaN"):
+        found.inverse_transform([[0.0, np.nan]])
+
+
+def test_images_have_no_more_components_than_features():
+    maps = LinearMaps(np.random.default_rng(0).normal(size=(9, 7, 5)))
+    moments = maps.moments(of_data(rows()))
+    assert len(joint_embedding(moments, 6).encoder) == 6
+    with pytest.raises(ValueError, match="at most 5 components.*image.*got 6"):
+        reconstruction(moments, 6)
+    with pytest.raises(ValueError, match="at most 5 components.*image.*got 6"):
+        ReconstructionSSL(6, views=maps).partial_fit(rows()).transform(rows(9, 7))
+
+
+@both
+def test_nothing_is_known_before_the_fit(kind):
+    for use in ("transform", "score"):
+        with pytest.raises(NotFittedError):
+            getattr(kind(), use)(rows())
+    for name in ("components_", "spectrum_", "optimum_", "decoder_"):
+        assert not hasattr(kind(), name)
+    with pytest.raises(NotFittedError):
+        ReconstructionSSL().inverse_transform(rows())
+    with pytest.raises(NotFittedError):
+        JointEmbeddingSSL().mutual_information()
+
+
+# Scikit-learn's ways
+
+
+@both
+@pytest.mark.parametrize("name", set(CLOSED) - {"drawn"})
+def test_fitting_in_parts_is_fitting_the_whole(kind, name):
+    x = rows()
+    whole, parts = kind(3, views=CLOSED[name]).fit(x), kind(3, views=CLOSED[name])
+    for start, end in ((0, 1), (1, 4), (4, 39), (39, 40)):
+        parts.partial_fit(x[start:end])
+    assert_allclose(parts.components_, whole.components_, atol=1e-10)
+    assert_allclose(parts.transform(x), whole.transform(x), atol=1e-10)
+    assert parts.optimum_ == pytest.approx(whole.optimum_, rel=1e-10)
+
+
+@both
+def test_fitting_in_parts_with_the_same_draws_is_fitting_the_whole(kind):
+    x = rows()
+    whole = kind(3, views=stream(), n_views=2).fit(x)
+    parts = kind(3, views=stream(), n_views=2)
+    for start in range(0, 40, 7):
+        parts.partial_fit(x[start : start + 7])
+        parts.components_  # noqa: B018  # solving in between changes nothing
+    assert_allclose(parts.components_, whole.components_, atol=1e-10)
+    assert parts.moments_.n == 40
+
+
+@both
+def test_a_fit_that_fails_says_so_again(kind):
+    found = kind(2, views=AdditiveNoise(1.0)).fit(rows())
+    with pytest.raises(ValueError, match="constant"):
+        found.set_params(views=AdditiveNoise(0.0)).fit(np.ones((9, 5)))
+    with pytest.raises(ValueError, match="constant"):
+        found.transform(rows())
+
+
+@both
+def test_a_fit_forgets_what_was_seen(kind):
+    found = kind(2).fit(rows(seed=1)).partial_fit(rows(seed=2)).fit(rows())
+    assert_allclose(found.components_, kind(2).fit(rows()).components_, atol=1e-12)
+
+
+@both
+def test_estimators_are_pickled_and_cloned(kind):
+    image = Flattened(ps.views.digits(), (1, 8, 8))
+    for views, x in ((None, rows()), (CLOSED["chain"], rows()), (image, rows(20, 64))):
+        x = x - x.min()
+        x /= x.max()
+        found = kind(2, views=views, n_views=2, ridge=0.1).fit(x)
+        again = pickle.loads(pickle.dumps(found))
+        assert (again.transform(x) == found.transform(x)).all()
+        copy = clone(found)
+        assert not hasattr(copy, "components_")
+        torch.manual_seed(1)
+        copy.fit(x)
+        torch.manual_seed(1)
+        assert (copy.components_ == found.fit(x).components_).all()
+
+
+@both
+def test_tables_and_names_go_in_and_come_out(kind):
+    x = pandas.DataFrame(rows(), columns=list("abcde"))
+    found = kind(2).set_output(transform="pandas").fit(x)
+    z = found.transform(x)
+    names = [f"{kind.__name__.lower()}{i}" for i in range(2)]
+    assert list(z.columns) == list(found.get_feature_names_out()) == names
+    assert_allclose(z, kind(2).fit(rows()).transform(rows()), atol=1e-12)
+    assert list(found.feature_names_in_) == list("abcde")
+
+
+@both
+def test_numbers_of_single_precision_are_taken_as_they_are(kind):
+    single = rows().astype(np.float32)
+    found, exact = kind(2).fit(single), kind(2).fit(single.astype(float))
+    assert found.components_.dtype == np.float64
+    assert (found.components_ == exact.components_).all()
+    assert (found.transform(single) == exact.transform(single.astype(float))).all()
+
+
+def test_estimators_work_in_pipelines_and_searches():
+    x = rows(200, 8)
+    pipeline = make_pipeline(StandardScaler(), ReconstructionSSL(views=Masking(0.2)))
+    grid = {"reconstructionssl__n_components": [1, 2, 5]}
+    search = GridSearchCV(pipeline, grid, cv=3).fit(x)
+    scores = search.cv_results_["mean_test_score"]
+    assert (np.diff(scores) > 0).all() and search.best_index_ == 2
+    assert search.transform(x).shape == (200, 5)
+    # Every component of joint embedding takes from the score.
+    search = GridSearchCV(JointEmbeddingSSL(), {"n_components": [1, 2, 5]}, cv=3).fit(x)
+    assert search.best_params_ == {"n_components": 1}
+
+
+@both
+def test_progress_is_shown_on_request_only(kind, capsys):
+    views = given(drawn(rows(), 2, 5))
+    kind(2, views=views).fit(rows())
+    assert capsys.readouterr() == ("", "")
+    kind(2, views=views, verbose=True).fit(rows())
+    shown = capsys.readouterr()
+    assert "views" in shown.err and not shown.out

@@ -1,0 +1,349 @@
+"""Moments of data and views: against enumeration, sampling, and their own parts."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+import torch
+from numpy import ndarray as Array
+from numpy.testing import assert_allclose
+
+import probssl as ps
+from probssl.linear import (
+    AdditiveNoise,
+    Chain,
+    ClosedForm,
+    Flattened,
+    JointEmbeddingSSL,
+    LinearMaps,
+    Masking,
+)
+from probssl.linear.moments import Moments, of_data, of_views
+
+DIM = 3
+COVARIANCE = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, -0.3], [0.0, -0.3, 0.4]])
+SINGULAR = np.outer([1.0, 2.0, -1.0], [1.0, 2.0, -1.0])
+MAPS = np.random.default_rng(7).normal(size=(4, DIM, DIM))
+CROPS = np.random.default_rng(8).normal(size=(3, 2, DIM))
+VIEWS: dict[str, ClosedForm] = {
+    "noise of one variance": AdditiveNoise(0.7),
+    "noise of variances": AdditiveNoise([0.1, 0.0, 3.0]),
+    "noise of a covariance": AdditiveNoise(COVARIANCE),
+    "noise in one direction": AdditiveNoise(SINGULAR),
+    "masks filled by means": Masking(0.3),
+    "masks filled by zero": Masking(0.6, fill=0.0),
+    "masks filled by a number": Masking(0.2, fill=-1.5),
+    "maps": LinearMaps(MAPS),
+    "maps of unequal probabilities": LinearMaps(MAPS, [0.1, 0.6, 0.0, 0.3]),
+    "crops": LinearMaps(CROPS, [5.0, 2.0, 3.0]),
+    "a chain of maps": Chain(LinearMaps(MAPS), LinearMaps(CROPS)),
+    "a chain of all": Chain(
+        Masking(0.4), AdditiveNoise(COVARIANCE), LinearMaps(MAPS), Masking(0.3, 0.5)
+    ),
+    "a chain in a chain": Chain(
+        Chain(LinearMaps(MAPS), AdditiveNoise(0.2)), Masking(0.4, 1.0), AdditiveNoise(1)
+    ),
+}
+Branches = list[tuple[float, Array]]
+
+
+def rows(n: int = 12, dim: int = DIM, seed: int = 0) -> Array:
+    """Correlated features of different means."""
+    rng = np.random.default_rng(seed)
+    mix, mean = rng.normal(size=(dim, dim)), rng.normal(size=dim)
+    return rng.normal(size=(n, dim)) @ mix + mean
+
+
+def branches(step: ClosedForm, given: Branches) -> Branches:
+    """All views of views and their probabilities; points of the moments of noise."""
+    if isinstance(step, Chain):
+        for one in step.steps:
+            given = branches(one, given)
+        return given
+    mean = sum(share * x.mean(0) for share, x in given)
+    return [
+        (share * weight, view(x))
+        for share, x in given
+        for weight, view in views_of(step, mean)
+    ]
+
+
+def views_of(step: ClosedForm, mean: Array) -> Iterable[tuple[float, Callable]]:
+    dim = len(mean)
+    if isinstance(step, Masking):
+        fill = mean if step.fill is None else np.full(dim, step.fill)
+        for hidden in np.ndindex(*[2] * dim):
+            seen = 1 - np.array(hidden)
+            chance = step.probability ** sum(hidden)
+            chance *= (1 - step.probability) ** seen.sum()
+            yield chance, lambda x, seen=seen: x * seen + fill * (1 - seen)
+    elif isinstance(step, LinearMaps):
+        share = np.array(step.probabilities or [1.0] * len(step.maps))
+        for each, one in zip(share / share.sum(), step.maps, strict=True):
+            yield each, lambda x, one=one: x @ one.T
+    elif isinstance(step, AdditiveNoise):
+        given = np.asarray(step.covariance, float)
+        given = given if given.ndim == 2 else given * np.eye(dim)
+        values, vectors = np.linalg.eigh(given)
+        for point in (vectors * np.sqrt(dim * values.clip(0))).T:
+            yield 0.5 / dim, lambda x, point=point: x + point
+            yield 0.5 / dim, lambda x, point=point: x - point
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_moments_are_those_of_all_views_enumerated(name):
+    x, views = rows(), VIEWS[name]
+    all_views = branches(views, [(1.0, x)])
+    mean_views = sum(share * view for share, view in all_views)
+
+    plain = views.moments(of_data(x)).about(0.0, 0.0)
+    assert sum(share for share, _ in all_views) == pytest.approx(1)
+    total = sum(share * view.T @ view for share, view in all_views)
+    assert_allclose(plain.total, total / len(x), atol=1e-12)
+    assert_allclose(plain.between, mean_views.T @ mean_views / len(x), atol=1e-12)
+    assert_allclose(plain.cross, x.T @ mean_views / len(x), atol=1e-12)
+    assert_allclose(plain.data, x.T @ x / len(x), atol=1e-12)
+    centred = views.moments(of_data(x))
+    assert_allclose(centred.view_mean, mean_views.mean(0), atol=1e-12)
+    around = mean_views - mean_views.mean(0)
+    assert_allclose(centred.between, around.T @ around / len(x), atol=1e-12)
+    assert_allclose(centred.within, plain.within, atol=1e-12)
+
+
+def repeated(views: ClosedForm, x: Array, many: int) -> Array:
+    """So many views of each row, (many, n, e); all rows have the mean of x."""
+    return views(np.tile(x, (many, 1))).reshape(many, len(x), -1)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_moments_are_those_of_drawn_views(name):
+    x, views, many = rows(20), VIEWS[name], 1_500
+    one, two = repeated(views, x, many), repeated(views, x, many)
+    exact = views.moments(of_data(x)).about(0.0, 0.0)
+
+    def agrees(sample: Array, value: Array) -> bool:
+        """Within five standard errors, and rounding where nothing varies."""
+        apart = np.abs(sample.mean(0) - value)
+        return bool((apart <= 5 * sample.std(0) / np.sqrt(many) + 1e-12).all())
+
+    def products(left: Array, right: Array) -> Array:
+        return np.swapaxes(left, -1, -2) @ right / len(x)
+
+    assert agrees(products(one, one), exact.total)
+    assert agrees(products(one, two), exact.between)
+    assert agrees(products(np.broadcast_to(x, (many, *x.shape)), one), exact.cross)
+    assert agrees(one.mean(1), views.moments(of_data(x)).view_mean)
+
+
+def test_views_follow_the_generator_of_torch():
+    for views in VIEWS.values():
+        torch.manual_seed(3)
+        first = views(rows())
+        torch.manual_seed(3)
+        assert (views(rows()) == first).all()
+        assert (views(rows()) != first).any()
+
+
+def plain_moments(x: Array, views: Array) -> dict[str, Array]:
+    """Sums over images, views, and pairs of different views, about the means."""
+    n, many, _ = views.shape
+    x, views = x - x.mean(0), views - views.mean((0, 1))
+    pairs = [(a, b) for a in range(many) for b in range(many) if a != b]
+    total = sum(np.outer(view, view) for each in views for view in each)
+    between = sum(np.outer(each[a], each[b]) for each in views for a, b in pairs)
+    cross = sum(np.outer(x[i], view) for i in range(n) for view in views[i])
+    return {
+        "data": sum(np.outer(each, each) for each in x) / n,
+        "total": total / (n * many),
+        "between": between / (n * len(pairs)),
+        "cross": cross / (n * many),
+    }
+
+
+@pytest.mark.parametrize(("n", "many", "dim"), [(9, 4, 2), (5, 2, 6), (1, 3, 1)])
+def test_moments_of_drawn_views_are_sums_over_views_and_pairs(n, many, dim):
+    x, views = rows(n), np.random.default_rng(1).normal(size=(n, many, dim)) + 3
+    found = of_views(x, views)
+    for name, value in plain_moments(x, views).items():
+        assert_allclose(getattr(found, name), value, atol=1e-13)
+    assert_allclose(found.within, found.total - found.between)
+
+
+def test_the_between_moment_of_drawn_views_is_unbiased():
+    x, views, many = rows(8), AdditiveNoise(COVARIANCE), 1_000
+    exact = views.moments(of_data(x)).about(0.0, 0.0).between
+    pairs = zip(repeated(views, x, many), repeated(views, x, many), strict=True)
+    drawn = [of_views(x, np.stack(pair, 1)) for pair in pairs]
+    sample = np.stack([each.about(0.0, 0.0).between for each in drawn])
+    bars = 5 * sample.std(0) / np.sqrt(many)
+    assert (np.abs(sample.mean(0) - exact) < bars).all()
+
+
+SPLITS = {"equal": (20, 20, 20), "unequal": (3, 50, 7), "single rows": (1,) * 60}
+
+
+def parts_of(x: Array, views: Array | None, sizes: tuple[int, ...]) -> list[Moments]:
+    ends = np.cumsum(sizes)
+    slices = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    if views is None:
+        return [of_data(x[each]) for each in slices]
+    return [of_views(x[each], views[each]) for each in slices]
+
+
+def merged(parts: list[Moments]) -> Moments:
+    first, *others = parts
+    for other in others:
+        first = first.merged(other)
+    return first
+
+
+def same(one: Moments, two: Moments, within: float = 1e-10) -> None:
+    for left, right in zip(one, two, strict=True):
+        assert np.abs(left - right).max() <= within * np.abs(right).max()
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
+def test_merged_parts_have_the_moments_of_the_whole_in_any_order(sizes, drawn):
+    x = rows(60)
+    views = np.random.default_rng(2).normal(size=(60, 3, 4)) + x[:, :1, None]
+    views = views if drawn else None
+    whole, parts = parts_of(x, views, (60,))[0], parts_of(x, views, sizes)
+    same(merged(parts), whole)
+    same(merged(parts[::-1]), whole)
+    order = np.random.default_rng(3).permutation(len(parts))
+    same(merged([parts[i] for i in order]), whole)
+    half = len(parts) // 2
+    same(merged(parts[:half]).merged(merged(parts[half:])), whole)
+
+
+@pytest.mark.parametrize("sizes", SPLITS.values(), ids=SPLITS)
+def test_moments_lose_no_digits_to_large_means(sizes):
+    # Multiples of 2^-20, so that the sums with 1e6 are exact.
+    x = np.round(rows(60) * 2**20) / 2**20
+    views = np.random.default_rng(2).normal(size=(60, 3, DIM))
+    views = x[:, None] + np.round(views * 2**20) / 2**20
+    small = of_views(x, views)
+    for large in (
+        merged(parts_of(x + 1e6, views + 1e6, sizes)),
+        of_views(x + 1e6, views + 1e6),
+    ):
+        for name in ("data", "total", "between", "cross", "within"):
+            apart = np.abs(getattr(large, name) - getattr(small, name)).max()
+            assert apart <= 1e-10 * np.abs(getattr(small, name)).max()
+        assert_allclose(large.mean - 1e6, small.mean, atol=1e-9)
+
+
+def test_moments_about_other_points_are_sums_around_them():
+    x, views = rows(9), np.random.default_rng(1).normal(size=(9, 2, 4))
+    point, view_point = np.array([1.0, -2.0, 3.0]), np.array([0.5, 0.0, -1.0, 2.0])
+    found = of_views(x, views).about(point, view_point)
+    x, views = x - point, views - view_point
+    assert_allclose(found.data, x.T @ x / 9)
+    assert_allclose(found.cross, np.einsum("nd,nve->de", x, views) / 18, atol=1e-14)
+    assert_allclose(found.total, np.einsum("nve,nvf->ef", views, views) / 18)
+    pairs = views[:, 0].T @ views[:, 1] / 9
+    assert_allclose(found.between, (pairs + pairs.T) / 2)
+    assert_allclose((found.mean, found.view_mean[:3]), (point, view_point[:3]))
+
+
+def test_parts_of_different_features_do_not_merge():
+    with pytest.raises(ValueError, match=r"got \(3, 3\) and then \(2, 2\)"):
+        of_data(rows(4)).merged(of_data(rows(4, 2)))
+
+
+class Batches(torch.nn.Module):
+    """A sampler that gives a batch."""
+
+    def __init__(self, present: bool = False) -> None:
+        super().__init__()
+        self.views, self.present = ps.views.digits(views=3), present
+
+    def forward(self, x: torch.Tensor) -> ps.Batch:
+        present = torch.ones(len(x), 3, dtype=torch.bool) if self.present else None
+        return ps.Batch(self.views(x), clean=x, present=present)
+
+
+@pytest.mark.parametrize("make", [lambda: ps.views.digits(views=3), Batches])
+def test_samplers_of_images_are_flattened(make):
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(5)
+    found = Flattened(make(), (1, 8, 8))(images.double().flatten(1).numpy())
+    torch.manual_seed(5)
+    expected = ps.views.digits(views=3)(images)
+    assert found.shape == (6, 3, 64) and found.dtype == np.float64
+    assert (found == expected.flatten(2).double().numpy()).all()
+
+
+def test_views_of_images_are_learned_from():
+    x = torch.rand(100, 64).double().numpy()
+    views = Flattened(ps.views.digits(), [1, 8, 8])
+    found = JointEmbeddingSSL(3, views=views).fit(x)
+    assert found.transform(x).shape == (100, 3)
+    assert 0 < found.optimum_ < 6
+
+
+def test_flattened_says_what_it_takes():
+    views, x = Flattened(ps.views.digits(), (1, 8, 8)), np.zeros((4, 60))
+    with pytest.raises(
+        ValueError, match=r"rows of 64 features, images of shape \(1, 8"
+    ):
+        views(x)
+    crops = ps.views.MultiCrop(local_size=(4, 4))
+    for sampler in (crops, Batches(present=True), lambda x: x[:, 0, 0]):
+        with pytest.raises(ValueError, match="one tensor"):
+            Flattened(sampler, (1, 8, 8))(np.full((4, 64), 0.5))
+
+
+BAD = {
+    "negative variance": (lambda: AdditiveNoise(-1.0), "at least 0"),
+    "negative variances": (lambda: AdditiveNoise([1.0, -1.0]), "at least 0"),
+    "indefinite": (lambda: AdditiveNoise([[1.0, 2.0], [2.0, 1.0]]), "got -1"),
+    "not symmetric": (lambda: AdditiveNoise([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+    "not square": (lambda: AdditiveNoise(np.ones((2, 3))), r"shape \(2, 3\)"),
+    "three axes": (lambda: AdditiveNoise(np.ones((2, 2, 2))), r"shape \(2, 2, 2\)"),
+    "NaN": (lambda: AdditiveNoise(np.nan), "NaN"),
+    "infinite": (lambda: AdditiveNoise([1.0, np.inf]), "infinity"),
+    "never hidden": (lambda: Masking(0.0), "between 0 and 1"),
+    "always hidden": (lambda: Masking(1.0), "between 0 and 1"),
+    "no probability": (lambda: Masking(np.nan), "between 0 and 1"),
+    "no fill": (lambda: Masking(0.5, np.inf), "finite fill"),
+    "one map": (lambda: LinearMaps(np.eye(3)), r"maps\[None\]"),
+    "no map": (lambda: LinearMaps(np.ones((0, 3, 3))), r"\(0, 3, 3\)"),
+    "NaN in maps": (lambda: LinearMaps([[[np.nan]]]), "finite maps"),
+    "too many probabilities": (lambda: LinearMaps(MAPS, [1.0] * 5), "expected 4"),
+    "negative probability": (lambda: LinearMaps(MAPS, [1, 1, 1, -1]), "at least 0"),
+    "NaN probability": (lambda: LinearMaps(MAPS, [1, 1, 1, np.nan]), "at least 0"),
+    "no probabilities": (lambda: LinearMaps(MAPS, [0.0] * 4), "expected 4"),
+    "empty chain": (lambda: Chain(), "at least one"),
+    "noise of 2 features": (
+        lambda: AdditiveNoise([1.0, 2.0]).moments(of_data(rows())),
+        "expected noise of 3 features.*got 2",
+    ),
+    "noise drawn of 2 features": (lambda: AdditiveNoise(np.eye(2))(rows()), "got 2"),
+    "maps of 3 features": (
+        lambda: LinearMaps(MAPS).moments(of_data(rows(5, 4))),
+        "expected maps of 4 features.*got 3",
+    ),
+    "maps drawn of 3 features": (lambda: LinearMaps(MAPS)(rows(5, 4)), "got 3"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
+def test_views_that_are_none_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_chains_take_closed_forms_only():
+    with pytest.raises(TypeError, match="closed form"):
+        Chain(Masking(0.5), lambda x: x)
+
+
+def test_views_show_how_they_were_made():
+    chain = Chain(Masking(0.3), AdditiveNoise(np.eye(3)))
+    assert repr(chain) == (
+        "Chain(steps=(Masking(probability=0.3, fill=None), "
+        "AdditiveNoise(covariance=array(3, 3))))"
+    )
+    assert "Masking(probability=0.3" in repr(JointEmbeddingSSL(views=Masking(0.3)))
