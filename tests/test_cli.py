@@ -62,6 +62,15 @@ def test_fit_resumes_and_inspect_says_what_is_there(tmp_path, capsys):
     assert len(history) == 2
 
 
+def test_advise_says_which_paradigm_and_writes_the_figures_behind_it(tmp_path, capsys):
+    out = tmp_path / "advice"
+    assert main(["advise", "--items", "400", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((out / "advice.json").read_text())
+    assert f"\n{found['verdict']}: " in printed and found["n_components"] == 10
+    assert (out / "advice.png").is_file()
+
+
 @pytest.mark.parametrize(
     "data",
     # the 60,000 JPEG files of CIFAR-10 take half a minute to decode
@@ -92,6 +101,7 @@ def test_compare_runs_on_real_data(data, data_root, tmp_path):
         (["compare", "--epochs", "0", "--items", "50"], "epochs"),
         (["fit", "deepclustering", "--resume", "--items", "50"], "in rounds"),
         (["inspect", "nowhere"], "probssl.json"),
+        (["advise", "--items", "50"], "at least 100"),
     ],
 )
 def test_mistakes_are_said_in_one_sentence(arguments, message, tmp_path, capsys):

@@ -1,22 +1,28 @@
 """Advice without labels: right where the linear theory knows the answer."""
 
+import json
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 import probssl as ps
-from probssl.linear import AdditiveNoise, advise
+from probssl.linear import AdditiveNoise, Flattened, advise
 from probssl.linear.structure import is_structured, structure
-from probssl.linear.theory import asymptotic_spectra
+from probssl.linear.theory import (
+    alignment_threshold,
+    asymptotic_spectra,
+    critical_noise,
+)
 
 VERDICTS = ["joint embedding", "reconstruction", "either", "neither"]
 IMAGES, CASES, MARGIN = 3_000, 20, 1.5
 
 
 def sources(many: int, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Independent signals of variance 1: two clusters, unequal clusters, exponential."""
+    """Independent signals of variance 1: clusters, heavy tails, a skewed one."""
     kinds = [
         lambda: rng.choice([-1.0, 1.0], many) + 0.3 * rng.normal(size=many),
         lambda: rng.choice([0.0, 0.0, 1.0], many) + 0.2 * rng.normal(size=many),
@@ -27,7 +33,16 @@ def sources(many: int, k: int, rng: np.random.Generator) -> np.ndarray:
     return (found - found.mean(0)) / found.std(0)
 
 
-def problem(verdict: str, rng: np.random.Generator) -> dict:
+class Case(NamedTuple):
+    """Variances of signal, noise and views, and the alignment."""
+
+    signal: np.ndarray
+    noise: np.ndarray
+    theta: np.ndarray
+    alpha: float
+
+
+def problem(verdict: str, rng: np.random.Generator) -> Case:
     """Variances, drawn until the theory has this verdict, away from its boundary."""
     while True:
         k, r = rng.integers(2, 5), rng.integers(3, 15)
@@ -41,33 +56,219 @@ def problem(verdict: str, rng: np.random.Generator) -> dict:
                 kept, left = kept / (1 - kept), left / (1 - left)
             gap = math.log(kept.min() / left.max())
             good.append(None if abs(gap) < math.log(MARGIN) else gap > 0)
-        names = {(True, True): "either", (False, False): "neither"}
-        names |= {(True, False): "joint embedding", (False, True): "reconstruction"}
-        if None not in good and names[tuple(good)] == verdict:
-            return {"signal": signal, "noise": noise, "theta": theta, "alpha": alpha}
+        if None not in good and _NAMES[good[0], good[1]] == verdict:
+            return Case(signal, noise, theta, alpha)
+
+
+_NAMES = dict(
+    zip(
+        [(True, False), (False, True), (True, True), (False, False)],
+        VERDICTS,
+        strict=True,
+    )
+)
 
 
 def drawn(
-    case: dict, rng: np.random.Generator, mix: bool = True
-) -> tuple[np.ndarray, AdditiveNoise]:
-    """Images of a case and their views, in a random orthogonal basis."""
-    k, r = len(case["signal"]), len(case["noise"])
-    basis = np.linalg.qr(rng.normal(size=(k + r, k + r)))[0] if mix else np.eye(k + r)
-    signal = sources(IMAGES, k, rng) * np.sqrt(case["signal"])
-    noise = rng.normal(size=(IMAGES, r)) * np.sqrt(case["noise"])
-    variances = case["theta"].copy()
-    variances[k:] += case["alpha"] ** 2 * case["noise"]
+    case: Case, rng: np.random.Generator, gaussian: bool = False
+) -> tuple[np.ndarray, AdditiveNoise, np.ndarray]:
+    """Images of a case, their views, and more of the noise, in a random basis."""
+    k, r = len(case.signal), len(case.noise)
+    basis = np.linalg.qr(rng.normal(size=(k + r, k + r)))[0]
+    signal = rng.normal(size=(IMAGES, k)) if gaussian else sources(IMAGES, k, rng)
+    noise, more = rng.normal(size=(2, IMAGES, r)) * np.sqrt(case.noise)
+    variances = case.theta + np.append(np.zeros(k), case.alpha**2 * case.noise)
     covariance = (basis * variances) @ basis.T
-    images = np.concatenate([signal, noise], 1) @ basis.T
-    return images, AdditiveNoise((covariance + covariance.T) / 2)
+    images = np.concatenate([signal * np.sqrt(case.signal), noise], 1) @ basis.T
+    views = AdditiveNoise((covariance + covariance.T) / 2)
+    return images, views, more @ basis[:, k:].T
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_it_is_right_on_nine_of_ten_constructed_cases(verdict):
-    rng = np.random.default_rng(VERDICTS.index(verdict))
-    right = 0
+    rng, right = np.random.default_rng(VERDICTS.index(verdict)), 0
     for _ in range(CASES):
-        images, views = drawn(problem(verdict, rng), rng)
+        images, views, _ = drawn(problem(verdict, rng), rng)
         found = advise(images, views, halves=1, progress=False)
         right += found.verdict == verdict
     assert right >= 18
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_a_gaussian_signal_is_told_from_noise_by_examples_of_the_noise(verdict):
+    rng, right, unseen = np.random.default_rng(VERDICTS.index(verdict)), 0, 0
+    for _ in range(5):
+        images, views, noise = drawn(problem(verdict, rng), rng, gaussian=True)
+        alone = advise(images, views, halves=1, progress=False)
+        unseen += alone.n_components == 0
+        found = advise(images, views, nuisance=noise, halves=1, progress=False)
+        right += found.verdict == verdict
+    assert right == 5
+    assert unseen >= 4  # one in a hundred is taken for structure by chance
+
+
+CASE = Case(
+    signal=np.array([2.0, 3.0]),
+    noise=np.array([40.0, 30.0, 20.0]),
+    theta=np.full(5, 0.1),
+    alpha=0.5,
+)
+
+
+def test_its_figures_are_those_of_the_theory():
+    torch.manual_seed(0)
+    images, views, _ = drawn(CASE, np.random.default_rng(0))
+    found = advise(images, views, halves=20, progress=False)
+    assert found.verdict == "joint embedding" and found.support == 1
+    assert found.n_components == 2
+    assert found.recovered["joint embedding"].value > 0.99
+    assert found.recovered["reconstruction"].value < 0.01
+    # What views add of their own counts as alignment.
+    covered = CASE.theta[2:] + CASE.alpha**2 * CASE.noise
+    alignment = math.sqrt(covered.sum() / CASE.noise.sum())
+    theta = np.append(CASE.theta[:2], np.zeros(3))
+    expected = {
+        paradigm: alignment_threshold(CASE.signal, CASE.noise, theta, paradigm)
+        for paradigm in found.thresholds
+    }
+    largest = CASE.noise.max() / critical_noise(CASE.signal, CASE.theta[:2])
+    for estimate, value in (
+        (found.alignment, alignment),
+        (found.noise, largest),
+        *((found.thresholds[name], value) for name, value in expected.items()),
+    ):
+        spread = estimate.high - estimate.low  # 3.3 standard errors
+        assert estimate.low <= estimate.value <= estimate.high
+        assert abs(estimate.value - value) < 5 * spread / 3.3
+        assert spread < 0.4 * value
+
+
+def test_neither_labels_nor_the_unit_of_the_data_matter():
+    images, views, _ = drawn(CASE, np.random.default_rng(0))
+    labels, data = torch.arange(IMAGES), torch.as_tensor(images)
+    found = []
+    for x, sampler in (
+        (images, views),
+        (ps.data.Split(data, labels), views),
+        (1e3 * images, lambda x: 1e3 * views(x / 1e3)),
+    ):
+        torch.manual_seed(0)
+        found.append(advise(x, sampler, halves=3, progress=False).as_dict())
+    for other in found[1:]:
+        for name in ("verdict", "n_components", "support"):
+            assert other[name] == found[0][name]
+        for name in ("alignment", "noise"):
+            for part, value in found[0][name].items():
+                assert other[name][part] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_sampler_of_images_serves_images_and_one_of_rows_serves_rows():
+    images = ps.data.digits().train.images
+    views, found = ps.views.digits(), []
+    for x, sampler in (
+        (images, views),
+        (images.flatten(1).double().numpy(), Flattened(views, (1, 8, 8))),
+    ):
+        torch.manual_seed(0)
+        found.append(advise(x, sampler, n_components=10, halves=2, progress=False))
+    assert str(found[0]) == str(found[1])
+    assert found[0].verdict == "either"
+
+
+def test_it_is_printed_drawn_and_written_down():
+    torch.manual_seed(0)
+    images, views, _ = drawn(CASE, np.random.default_rng(0))
+    found = advise(images, views, halves=3, progress=False)
+    assert "joint embedding: it recovers" in str(found)
+    assert "of 2 components" in str(found) and "100% of random halves" in str(found)
+    again = json.loads(json.dumps(found.as_dict()))
+    assert again["recovered"]["joint embedding"]["value"] == pytest.approx(1, abs=0.01)
+    assert len(again["spectra"]["reconstruction"]["values"]) == 5
+    figure = ps.plots.advice(found)
+    assert [panel.get_title() for panel in figure.axes[:2]] == list(found.spectra)
+    assert len(figure.axes) == 3
+
+
+def test_noise_alone_is_said_to_be_nothing_else():
+    torch.manual_seed(0)
+    noise = np.random.default_rng(0).normal(size=(1_000, 6))
+    found = advise(noise, AdditiveNoise(0.5), halves=2, progress=False)
+    assert found.verdict == "neither" and found.n_components == 0
+    assert "nothing in these images stands out" in str(found)
+    assert ps.plots.advice(found).axes
+
+
+def test_gaussian_noise_has_no_structure():
+    rng, least, found = np.random.default_rng(0), [], []
+    for _ in range(200):
+        noise = rng.normal(size=(400, 8)) @ rng.normal(size=(8, 8))
+        white = noise @ np.linalg.inv(np.linalg.cholesky(np.cov(noise.T))).T
+        index, p_value = structure(white)
+        least.append(p_value.min())
+        found.append(index.mean())
+        assert not is_structured(index, p_value, index.max()).any() or least[-1] < 0.005
+    assert abs(np.mean(found)) < 5 * np.std(found) / math.sqrt(200)
+    rejected = np.mean(np.array(least) < 0.05 / 8)
+    assert rejected < 0.05 + 5 * math.sqrt(0.05 * 0.95 / 200)
+
+
+def test_structure_is_the_plain_formula_and_sees_dependence_alone():
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], (2_000, 2))
+    size = np.abs(rng.normal(size=(2_000, 1)))  # normal each, but of one size
+    x = np.concatenate([size * signs, rng.normal(size=(2_000, 2))], 1)
+    index, p_value = structure(x)
+    s = (x - x.mean(0)) / x.std(0)
+    a = abs(s)
+    for i in range(4):
+        odd = np.mean(s[:, i] * np.exp(-(s[:, i] ** 2) / 2)) ** 2
+        even = (a[:, i].mean() - math.sqrt(2 / math.pi)) ** 2
+        plain = odd / (2 * (3**-1.5 - 1 / 8)) + even / (2 * (1 - 3 / math.pi))
+        for j in range(4):
+            if j != i:
+                pairs = (a[:, i], a[:, j]), (a[:, i], s[:, j]), (s[:, i], a[:, j])
+                plain += sum(np.corrcoef(*pair)[0, 1] ** 2 for pair in pairs) / 2
+        assert index[i] == pytest.approx(plain - 11 / 4_000, rel=1e-9, abs=1e-12)
+    relevant = is_structured(index, p_value, index.max())
+    assert relevant.tolist() == [True, True, False, False]
+
+
+def test_a_feature_of_two_values_or_one_is_no_accident():
+    x = np.stack([np.tile([-1.0, 1.0], 500), np.zeros(1_000)], 1)
+    index, p_value = structure(x)
+    assert np.isfinite(index).all() and np.isfinite(p_value).all()
+    assert index[0] > 0.1
+
+
+GOOD = np.random.default_rng(0).normal(size=(200, 6))
+NOISY = AdditiveNoise(0.5)
+
+
+@pytest.mark.parametrize(
+    ("x", "views", "options", "said"),
+    [
+        (GOOD[:99], NOISY, {}, "at least 100 rows"),
+        (GOOD[0], NOISY, {}, "at least 100 rows"),
+        (np.where(GOOD > 2, np.nan, GOOD), NOISY, {}, "finite data"),
+        (np.ones((200, 6)), NOISY, {}, "all of them are the same"),
+        (GOOD, lambda x: x * np.nan, {}, "NaN, infinity"),
+        (GOOD, lambda x: x[:, :3], {}, "views of 6 features"),
+        (GOOD, lambda x: x[:100], {}, "of 200 rows"),
+        (GOOD, lambda x: x, {}, "all views of each image agree"),
+        (GOOD, NOISY, {"n_views": 1}, "n_views of at least 2"),
+        (GOOD, NOISY, {"n_components": 0}, "n_components"),
+        (GOOD, NOISY, {"halves": 0}, "halves of at least 1"),
+        (GOOD, NOISY, {"tolerance": 1.0}, "tolerance"),
+        (GOOD, NOISY, {"nuisance": GOOD[:, :3]}, "nuisance with 6 features"),
+    ],
+)
+def test_bad_input_is_said_before_any_work(x, views, options, said):
+    with pytest.raises(ValueError, match=said):
+        advise(x, views, progress=False, **options)
+
+
+def test_the_bar_is_shown_unless_told_otherwise(capsys):
+    advise(GOOD, NOISY, halves=2)
+    assert "halves" in capsys.readouterr().err
+    advise(GOOD, NOISY, halves=2, progress=False)
+    assert not capsys.readouterr().err

@@ -7,6 +7,7 @@ paradigm recovers can be computed, before anything is trained.
 from .advice import Advice, advise
 from .estimators import JointEmbeddingSSL, ReconstructionSSL
 from .moments import Moments
+from .samplers import Flattened
 from .theory import (
     alignment_threshold,
     asymptotic_spectra,
@@ -14,7 +15,7 @@ from .theory import (
     preference,
     recovered,
 )
-from .views import AdditiveNoise, Chain, ClosedForm, Flattened, LinearMaps, Masking
+from .views import AdditiveNoise, Chain, ClosedForm, LinearMaps, Masking
 
 __all__ = [
     "AdditiveNoise",

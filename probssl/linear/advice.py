@@ -22,7 +22,8 @@ from numpy import ndarray as Array
 from tqdm import tqdm
 
 from .judgement import PARADIGMS, Judgement, Spectrum, Verdict, judged
-from .views import ClosedForm, Flattened, Sampler, drawn
+from .samplers import Flattened, Sampler, drawn
+from .views import ClosedForm
 
 __all__ = ["Advice", "Estimate", "advise"]
 
@@ -95,7 +96,10 @@ class Advice:
         ):
             found[name] = {paradigm: x._asdict() for paradigm, x in both.items()}
         found["spectra"] = {
-            paradigm: {name: part.tolist() for name, part in spectrum._asdict().items()}
+            paradigm: {
+                name: np.asarray(part).tolist()
+                for name, part in spectrum._asdict().items()
+            }
             for paradigm, spectrum in self.spectra.items()
         }
         return found
@@ -250,10 +254,10 @@ def _principal(
     """A map to the principal components that vary."""
     from sklearn.decomposition import PCA
 
+    if not np.ptp(rows, 0).any():
+        raise ValueError("expected images that differ, but all of them are the same")
     pca = PCA(min(most, *rows.shape), random_state=0).fit(rows)
     variances = pca.explained_variance_
-    if not variances[0] > 0:
-        raise ValueError("expected images that differ, but all of them are the same")
     kept = pca.components_[variances > 1e-10 * variances[0]]
     return lambda x: (x - pca.mean_) @ kept.T
 

@@ -37,6 +37,8 @@ class Spectrum(NamedTuple):
         within: Variance of the views of one image.
         structure: Nats by which images depart from noise along it.
         relevant: Whether it is taken for relevant.
+        mixed: How far from clear that is: the sum of p (1 - p) over the shares p of
+            relevant variance, where these are known.
     """
 
     values: Float[Array, " p"]
@@ -44,6 +46,7 @@ class Spectrum(NamedTuple):
     within: Float[Array, " p"]
     structure: Float[Array, " p"]
     relevant: Bool[Array, " p"]
+    mixed: float
 
 
 class Judgement(NamedTuple):
@@ -76,9 +79,11 @@ def judged(
     moments = of_views(images, views)
     solutions = joint_embedding(moments), reconstruction(moments)
     spectra = _spectra(images, moments, solutions, nuisance)
-    counts = [int(spectrum.relevant.sum()) for spectrum in spectra]
-    clearer = int(counts[1] < counts[0])
-    k = min(counts[clearer], n_components or counts[clearer])
+    # A fuller sum, or more directions, come of mixing.
+    joint, other = ((part.mixed, int(part.relevant.sum())) for part in spectra)
+    clearer = int(other < joint)
+    count = (joint, other)[clearer][1]
+    k = min(count, n_components or count)
     if not k:
         return Judgement("neither", 0, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, spectra)
     shares = _shares(moments, solutions, spectra, clearer, k)
@@ -100,17 +105,18 @@ def _spectra(
     for solution, encoder, (index, p_value) in zip(
         solutions, encoders, found, strict=True
     ):
-        relevant = is_structured(index, p_value, largest)
+        relevant, mixed = is_structured(index, p_value, largest), 0.0
         if nuisance is not None:
             share = _along(encoder, nuisance) / _along(encoder, moments.data)
-            relevant = share < 0.5
+            relevant, share = share < 0.5, share.clip(0, 1)
+            mixed = float(np.sum(share * (1 - share)))
         # Along z = w x the views have the pattern S w, and z the variance 1.
         size = np.square(encoder @ moments.total).sum(1)
         between, within = (
             size * _along(encoder, part) for part in (moments.between, moments.within)
         )
         values = solution.spectrum
-        spectra.append(Spectrum(values, between, within, index, relevant))
+        spectra.append(Spectrum(values, between, within, index, relevant, mixed))
     return spectra[0], spectra[1]
 
 
