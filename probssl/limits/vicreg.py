@@ -26,7 +26,10 @@ The limit: log-det, with :math:`\log |\Sigma|` replaced by its tangent at sd 1 (
 and its second order in the correlations, at unit variances.
 
 Status: surrogate. The hinge is a tangent, first order at sd 1 and constant above; the
-covariance term is second order. It drops what log-det drops.
+covariance term is second order. It drops what log-det drops. With a linear encoder the
+optimum lies in the subspace of `linear.JointEmbeddingSSL`; but so light a covariance
+term may give up the direction that the views agree on least
+(`tests/test_linear_bridges.py`).
 """
 
 import math

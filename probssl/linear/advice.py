@@ -130,9 +130,9 @@ def advise(
     X: Any,
     views: Callable[[Any], Any],
     *,
-    n_components: int | None = None,
+    n_components: int = 16,
     nuisance: Float[Array, "m d"] | None = None,
-    tolerance: float = 0.1,
+    tolerance: float = 0.2,
     n_views: int = 4,
     max_features: int = 100,
     halves: int = 50,
@@ -151,8 +151,8 @@ def advise(
         views: A sampler of views. Images, tensors and splits ask for one of tensors,
             such as `views.Augment`; rows that are an array for one of rows, as the
             estimators take it.
-        n_components: Of the representation; at most, and by default, as many as there
-            are relevant directions.
+        n_components: Of the representation; as many as there are relevant directions,
+            if these are fewer.
         nuisance: Examples (m, \*event) of variation that is known to be irrelevant,
             background alone for instance.
         tolerance: The share of components that may be irrelevant.
@@ -230,14 +230,13 @@ def _rows(X: Any) -> tuple[Float[Array, "n d"], tuple[int, ...] | None]:
 
 
 def _check(
-    n_components: int | None,
+    n_components: int,
     tolerance: float,
     n_views: int,
     max_features: int,
     halves: int,
 ) -> None:
-    least = 1 if n_components is None else n_components
-    if min(least, max_features, halves) < 1:
+    if min(n_components, max_features, halves) < 1:
         raise ValueError(
             "expected n_components, max_features and halves of at least 1, got "
             f"{n_components}, {max_features} and {halves}"

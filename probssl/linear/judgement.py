@@ -65,7 +65,7 @@ def judged(
     images: Float[Array, "n p"],
     views: Float[Array, "n view p"],
     nuisance: Float[Array, "p p"] | None,
-    n_components: int | None,
+    n_components: int,
     tolerance: float,
 ) -> Judgement:
     """The verdict on the first principal components of images and of their views.
@@ -73,7 +73,7 @@ def judged(
     Arguments:
         nuisance: The covariance of what is known to be irrelevant; without it what is
             not structured is.
-        n_components: At most; None is as many as there are relevant directions.
+        n_components: At most; there are no more than relevant directions.
         tolerance: The share of components that may be irrelevant.
     """
     moments = of_views(images, views)
@@ -82,8 +82,7 @@ def judged(
     # A fuller sum, or more directions, come of mixing.
     joint, other = ((part.mixed, int(part.relevant.sum())) for part in spectra)
     clearer = int(other < joint)
-    count = (joint, other)[clearer][1]
-    k = min(count, n_components or count)
+    k = min(n_components, (joint, other)[clearer][1])
     if not k:
         return Judgement("neither", 0, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, spectra)
     shares = _shares(moments, solutions, spectra, clearer, k)
