@@ -228,16 +228,9 @@ def advised(
     torch.manual_seed(seed)
     sampler = views(amplitude(data, ratio), matching)
     images = noisy(data, ratio, seed).train.images
-    found = advise(images, sampler, n_components=DIM, progress=False)
-    return {
-        "ratio": ratio,
-        "matching": matching,
-        "verdict": found.verdict,
-        "support": found.support,
-        "alignment": found.alignment,
-        "recovered": found.recovered,
-        "thresholds": found.thresholds,
-    }
+    found = advise(images, sampler, n_components=DIM, progress=False).as_dict()
+    del found["spectra"]
+    return {"ratio": ratio, "matching": matching} | found
 
 
 def rows_of(

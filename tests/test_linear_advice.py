@@ -2,6 +2,8 @@
 
 import json
 import math
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -272,3 +274,35 @@ def test_the_bar_is_shown_unless_told_otherwise(capsys):
     assert "halves" in capsys.readouterr().err
     advise(GOOD, NOISY, halves=2, progress=False)
     assert not capsys.readouterr().err
+
+
+ROOT = Path(__file__).parent.parent
+JOINT, OTHER = ("SimCLR", "VICReg"), ("SimVAE", "denoising autoencoder")
+
+
+@pytest.mark.parametrize("matching", [False, True])
+def test_of_mnist_under_a_strong_background_it_says_what_training_shows(
+    matching, data_root, monkeypatch
+):
+    path = ROOT / "models" / "paradigms_under_noise.py"
+    spec = spec_from_file_location(path.stem, path)
+    model = module_from_spec(spec)
+    spec.loader.exec_module(model)
+    monkeypatch.setenv("PROBSSL_DATA", str(data_root))
+    data, ratio = model.mnist(), 2.0
+    sampler = model.views(model.amplitude(data, ratio), matching)
+    torch.manual_seed(0)
+    images = model.noisy(data, ratio).train
+    verdict = advise(images, sampler, halves=1, progress=False).verdict
+    results = ROOT / "benchmarks" / "results" / f"{path.stem}.json"
+    probes: dict[str, list[float]] = {}
+    for row in json.loads(results.read_text())["rows"]:
+        if row["ratio"] == ratio and row["matching"] == matching:
+            probes.setdefault(row["method"], []).append(row["linear_probe"])
+    joint = [min(probes[name]) for name in JOINT]
+    other = [max(probes[name]) for name in OTHER]
+    if matching:
+        assert verdict == "joint embedding" and min(joint) > max(other) + 0.2
+    else:
+        assert verdict == "neither"
+        assert max(map(max, (probes[name] for name in JOINT + OTHER))) < 0.3

@@ -130,3 +130,26 @@ def test_every_rate_of_whole_epochs_was_measured():
     for name in [name for name in figures if "ratio" in figures[name]]:
         row = figures[name]
         assert shown[name] == [f"{row[key]:g}" for key in ("images/s", "ratio")]
+
+
+def test_what_was_advised_and_measured_under_noise_is_what_the_table_says():
+    path = ROOT / "benchmarks" / "results" / "paradigms_under_noise.json"
+    found = json.loads(path.read_text())
+    row = r"^\| ([\d.]+) \| (moves.*?) \| ([^|]+?) \| (.+) \|$"
+    shown = re.findall(row, README, re.MULTILINE)
+    assert len(shown) == len(found["advice"])
+    methods = ["SimCLR", "VICReg", "linear joint embedding", "SimVAE"]
+    methods += ["denoising autoencoder", "masked autoencoder", "linear reconstruction"]
+    for (ratio, views, verdict, cells), advice in zip(
+        shown, found["advice"], strict=True
+    ):
+        assert float(ratio) == advice["ratio"] and verdict == advice["verdict"]
+        assert views.endswith("background") == advice["matching"]
+        cell = {name: advice[name] for name in ("ratio", "matching")}
+        for method, value in zip(methods, cells.split(" | "), strict=True):
+            probes = [
+                row["linear_probe"]
+                for row in found["rows"]
+                if row["method"] == method and cell.items() <= row.items()
+            ]
+            assert value == f"{sum(probes) / len(probes):.2f}", (cell, method)
