@@ -1,4 +1,46 @@
-"""Joint embedding or reconstruction, where much of an image does not matter? MNIST."""
+r"""Joint embedding or reconstruction, where much of an image does not matter? MNIST.
+
+Digits lie over backgrounds of light and shade, each image over one of its own,
+:math:`(1 - m) x + m b`, in training and in test. The linear theory (`probssl.linear`)
+says that joint embedding forgets even a strong background if the views vary it by more
+than they vary the digit; that reconstruction forgets only a weak one; and that neither
+can know what does not matter if no view says so. Is it so for deep objectives? SimCLR
+and VICReg stand for joint embedding, SimVAE, the denoising and the masked autoencoder
+for reconstruction, all with one small convolutional encoder and z of 16 dimensions;
+beside them are both closed forms, PCA and raw pixels. Views move the image a little;
+"with the noise" they also add a fresh background, as strong as the image's own. Nobody
+is shown a digit alone: a denoising autoencoder's target is the image with its
+background.
+
+What came out, linear probes of test images, means of three seeds (all in the README):
+
+- Backgrounds of twice the digit's standard deviation, views without them: 0.18 to 0.27
+  for all that learns. With them SimCLR has 0.85, VICReg 0.84 and linear joint embedding
+  0.83; SimVAE 0.20, the autoencoders 0.39 and 0.20, linear reconstruction 0.44.
+- At four times only joint embedding finds the digit: the linear one (0.78) better than
+  the deep ones (0.42 and 0.60, seeds 0.25 and 0.14 apart), all others at most 0.20.
+- Backgrounds half as strong as the digit, views without them: reconstruction loses a
+  little (0.74 to 0.84), joint embedding most (0.46 to 0.57), for the background is what
+  views agree in best.
+- With covering views the denoising autoencoder follows linear reconstruction. SimVAE
+  and the masked autoencoder lose more: what they draw is the background as well.
+
+`linear.advise`, on the training images and without labels, says "joint embedding" at 2
+and 4 with the noise in the views (on all, and on 58 %, of random halves of the images),
+"either" at 0, 0.5 and 1 with it, and "neither" wherever the views leave it out; also at
+0.5, where seven of ten components of reconstruction are still relevant.
+
+The backgrounds are sums of 16 long cosines, so that they take 16 of the 196 directions
+of the pixels. They, the encoder, the learning rate and the size of the moves were
+chosen after first trials on one seed. Backgrounds that lie in the strokes' own
+directions, such as smooth random fields, blur the picture.
+
+Prints and writes to benchmarks/results/paradigms_under_noise.json every probe with the
+advice, and draws them to a .png beside it. Needs MNIST: the environment variable
+PROBSSL_DATA names the folder that holds it.
+
+Takes half an hour of one CPU core; fits run beside one another.
+"""
 
 import json
 import os
@@ -269,6 +311,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             )
         panel.set_title(title, fontsize=10)
         panel.set_xscale("symlog", linthresh=0.5, base=2)
+        ratios = sorted({row["ratio"] for row in rows})
+        panel.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
     figure.supxlabel("standard deviation of background over that of digit", fontsize=10)
     panels[0].set_ylabel("linear probe")
     lines, texts = panels[0].get_legend_handles_labels()

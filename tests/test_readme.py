@@ -132,6 +132,14 @@ def test_every_rate_of_whole_epochs_was_measured():
         assert shown[name] == [f"{row[key]:g}" for key in ("images/s", "ratio")]
 
 
+def test_the_seconds_of_a_linear_fit_were_measured():
+    found = json.loads((ROOT / "benchmarks" / "results" / "linear.json").read_text())
+    seconds = found["figures"]["seconds"]
+    text = " ".join(README.split())
+    assert f"are fitted in {seconds['whole fit']:g} s on two CPU cores" in text
+    assert f"{seconds['moments']:g} s of it for the moments" in text
+
+
 def test_what_was_advised_and_measured_under_noise_is_what_the_table_says():
     path = ROOT / "benchmarks" / "results" / "paradigms_under_noise.json"
     found = json.loads(path.read_text())

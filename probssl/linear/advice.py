@@ -63,7 +63,8 @@ class Advice:
         support: The share of random halves of the images with the same verdict.
         n_components: How many components it is about.
         recovered: For each paradigm the share of its components that is relevant.
-        thresholds: For each the least alignment it needs.
+        thresholds: For each the alignment from which on all its components are
+            relevant, the last one too; the verdict tolerates a few that are not.
         alignment: By how much the views vary the irrelevant directions, relative to
             the images: the root of the ratio of variances.
         noise: The largest variance of an irrelevant direction relative to
@@ -105,15 +106,15 @@ class Advice:
         return found
 
     def __str__(self) -> str:
-        lines = [SAID[self.verdict]]
+        again = f"  the same on {self.support:.0%} of random halves of the images"
         if not self.n_components:
-            lines = ["neither: nothing in these images stands out from Gaussian noise"]
-        lines += [f"  the same on {self.support:.0%} of random halves of the images"]
+            nothing = "neither: nothing in these images stands out from Gaussian noise"
+            return "\n".join([nothing, again])
+        lines = [SAID[self.verdict], again]
         for paradigm, share in self.recovered.items():
-            threshold = self.thresholds[paradigm]
             lines += [
                 f"  {paradigm}: of {self.n_components} components a share of {share} "
-                f"is relevant; needs an alignment of {threshold}"
+                f"is relevant; all are at alignments above {self.thresholds[paradigm]}"
             ]
         if self.noise.value:
             lines += [

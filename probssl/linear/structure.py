@@ -6,7 +6,7 @@ image shows. Clusters, strokes and edges are neither.
 
 New Approximations of Differential Entropy for Independent Component Analysis and
 Projection Pursuit (Hyvärinen, 1998)
-https://papers.nips.cc/paper/1408-new-approximations-of-differential-entropy-for-independent-component-analysis-and-projection-pursuit
+Advances in Neural Information Processing Systems 10, page 273
 """
 
 import math

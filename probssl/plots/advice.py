@@ -20,8 +20,10 @@ def advice(found: Any) -> "Figure":
     """Draw the spectra of both paradigms, and the alignment each needs.
 
     Directions taken for relevant are blue, others orange; a paradigm recovers what is
-    relevant if those left of the line, its components, are blue. That is so where the
-    alignment of the views, the upright band, lies right of what the paradigm needs.
+    relevant if those left of the line, its components, are blue. Where directions of
+    both kinds mix, the spectrum with fewer relevant ones decides. All components are
+    relevant where the alignment of the views, the upright line and its interval, lies
+    right of what the paradigm needs.
 
     Arguments:
         found: What `linear.advise` returns.

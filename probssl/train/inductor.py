@@ -27,7 +27,8 @@ def _sums_by_index_as_they_are(device: torch.device) -> Iterator[None]:
     """Leave `index_put` with accumulation, the way back of z[:, index], to ATen.
 
     In tiles of two dimensions Inductor's C++ of torch 2.13 adds the tile's rows to the
-    index twice, and writes beyond the memory (`atomic_add_vec`, more than one thread).
+    index twice, and writes beyond the memory (`atomic_add_vec`, more than one thread):
+    issue 191837 of pytorch/pytorch.
     """
     if device.type != "cpu":
         yield
