@@ -54,7 +54,7 @@ class Estimate(NamedTuple):
 Both = dict[str, Estimate]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Advice:
     r"""What `advise` found; printed, it says so in words.
 
@@ -132,7 +132,7 @@ def advise(
     views: Callable[[Any], Any],
     *,
     n_components: int = 16,
-    nuisance: Float[Array, "m d"] | None = None,
+    nuisance: Any = None,
     tolerance: float = 0.2,
     n_views: int = 4,
     max_features: int = 100,
@@ -154,8 +154,8 @@ def advise(
             estimators take it.
         n_components: Of the representation; as many as there are relevant directions,
             if these are fewer.
-        nuisance: Examples (m, \*event) of variation that is known to be irrelevant,
-            background alone for instance.
+        nuisance: Examples of variation that is known to be irrelevant, background
+            alone for instance: rows (m, d) or images (m, \*event), at least 100.
         tolerance: The share of components that may be irrelevant.
         n_views: How many views of each image are drawn.
         max_features: How many principal components of the images are looked at; never
