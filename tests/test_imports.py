@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "probssl"
 LEAVES = {"special", "terms", "evaluation", "plots", "linear"}
-LEAVES |= {"precision", "processes", "varying"}
+LEAVES |= {"information", "precision", "processes", "varying"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "hyper": {"processes"},
     "nn": {"precision", "processes"},

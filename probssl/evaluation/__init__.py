@@ -12,6 +12,7 @@ from .collapse import (
     effective_rank,
     rankme,
 )
+from .crowding import Crowding, crowding
 from .errors import Estimate, Undefined
 from .information import (
     gaussian_information,
@@ -26,11 +27,13 @@ from .summary import scores
 __all__ = [
     "AlignmentUniformity",
     "Clustering",
+    "Crowding",
     "Estimate",
     "FewLabel",
     "Undefined",
     "alignment_uniformity",
     "cluster",
+    "crowding",
     "effective_rank",
     "few_label_probe",
     "gaussian_information",

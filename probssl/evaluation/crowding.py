@@ -1,0 +1,309 @@
+"""Crowding: how wide the classes are, measured by how far apart they lie.
+
+References:
+    On the Discriminability of Self-Supervised Representation Learning (Song et al.,
+    2024)
+    https://arxiv.org/abs/2407.13541
+    Silhouettes: a graphical aid to the interpretation and validation of cluster
+    analysis (Rousseeuw, 1987)
+    https://doi.org/10.1016/0377-0427(87)90125-7
+    A cluster separation measure (Davies and Bouldin, 1979)
+    https://doi.org/10.1109/TPAMI.1979.4766909
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from .arrays import Array, classes, representations
+from .collapse import alignment_uniformity_values
+from .errors import Undefined
+
+__all__ = ["Crowding", "Interval", "PerClass", "crowding"]
+
+SHOWN = 10  # classes, when printed
+
+
+class Interval(NamedTuple):
+    """A figure, and where 90 % of its resamples lie."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+class PerClass(NamedTuple):
+    """The figures of one class.
+
+    Arguments:
+        label: The class, as it stands in the labels.
+        items: The number of its items.
+        within: The mean squared distance of its items to their mean.
+        nearest: The distance of its mean to the nearest other mean.
+        margin: The mean over its items of the distance to the nearest other mean less
+            the distance to their own.
+    """
+
+    label: Any
+    items: int
+    within: float
+    nearest: float
+    margin: float
+
+
+class Crowding(NamedTuple):
+    """What `crowding` found; printed, it is a table.
+
+    Arguments:
+        crowding: Within over between; smaller is better. Infinite if all class means
+            are the same.
+        within: The mean squared distance of items to the mean of their class.
+        between: The mean squared distance of two class means.
+        margin: The mean over items of the distance to the nearest other class mean less
+            the distance to their own; larger is better.
+        davies_bouldin: The Davies-Bouldin index; smaller is better. Infinite if two
+            class means are the same.
+        silhouette: The mean silhouette of items, from -1 to 1; larger is better.
+        alignment: The mean squared distance of views on the sphere; None without views.
+        uniformity: The log-mean Gaussian kernel of items on the sphere; None without
+            views if z is not normalised.
+        per_class: The figures of each class, in the order of their labels.
+    """
+
+    crowding: Interval
+    within: Interval
+    between: Interval
+    margin: Interval
+    davies_bouldin: Interval
+    silhouette: Interval
+    alignment: Interval | None
+    uniformity: Interval | None
+    per_class: tuple[PerClass, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as plain numbers and lists, for JSON; infinity becomes None."""
+        overall = {name: _plain(each) for name, each in self._overall().items()}
+        return overall | {"per_class": [_plain(each) for each in self.per_class]}
+
+    def __str__(self) -> str:
+        worst = sorted(self.per_class, key=lambda each: each.margin)[:SHOWN]
+        which = f"classes by margin ({len(worst)} of {len(self.per_class)}):"
+        wide = max(len("class"), *(len(str(each.label)) for each in worst))
+        lines = [f"{name:<15}{each}" for name, each in self._overall().items() if each]
+        lines += [which]
+        lines += [f"  {'class':<{wide}}   items    within   nearest    margin"]
+        lines += [
+            f"  {each.label!s:<{wide}}{each.items:>8}{each.within:>10.4g}"
+            f"{each.nearest:>10.4g}{each.margin:>10.4g}"
+            for each in worst
+        ]
+        return "\n".join(lines)
+
+    def _overall(self) -> dict[str, Interval | None]:
+        return dict(zip(self._fields[:-1], self[:-1], strict=True))
+
+
+def crowding(
+    z: Float[Array, "n dim"],
+    labels: Shaped[Array, " n"],
+    *,
+    normalise: bool = True,
+    views: Float[Array, "n view dim"] | None = None,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> Crowding:
+    r"""Within-class scatter W of z over between-class scatter B, and its company.
+
+    .. math:: \frac{W}{B}, \qquad W = \frac{1}{n} \sum_i \lVert z_i - m_{y_i} \rVert^2,
+        \qquad B = \frac{2}{C (C-1)} \sum_{c < d} \lVert m_c - m_d \rVert^2,
+
+    with the means :math:`m_c` of the C classes. It does not change when z is shifted,
+    rotated or rescaled; once items are normalised a shift does change it. Time grows
+    with the square of n (silhouette, uniformity), and with n C dim for each resample.
+
+    Each overall figure comes with the interval that leaves out the lowest and the
+    highest twentieth of its values on resamples, drawn with replacement within each
+    class. Silhouettes of a resample are biased, since an item has copies of itself in
+    its own class: for silhouette, alignment and uniformity what is resampled are the
+    values of items. With k items in each class a resample has W smaller than z by about
+    W / k, B larger by 2 W / k: the intervals of small classes are too optimistic.
+
+    Arguments:
+        normalise: Bring each item to length 1 first.
+        views: Representations of two views or more of each of the items, for alignment
+            and uniformity. Without, uniformity is that of z if it is normalised.
+        bootstrap: The number of resamples, at least 20.
+        seed: Of the resamples.
+
+    Raises:
+        Undefined: If z is constant: W and B are zero.
+        ValueError: For a class with one item, or for items that are zero where they are
+            to be normalised.
+    """
+    (given,) = representations(z)
+    y = classes(labels, len(given))
+    names, counts = np.unique(y, return_counts=True)
+    if counts.min() < 2:
+        raise ValueError(
+            f"expected at least 2 items of each class, got 1 of class "
+            f"{names[counts.argmin()]}; give more items or leave this class out"
+        )
+    if bootstrap < 20:
+        raise ValueError(f"expected bootstrap of at least 20, got {bootstrap}")
+    u = _normalised(given) if normalise else given
+    order = np.argsort(y, kind="stable")  # a class is a slice from here on
+    both = _on_sphere(u, views, normalise)[:, order]
+    # what is left of equal points is rounding error
+    rounding = np.finfo(float).eps * max(u.shape) * np.linalg.norm(u, axis=1).max()
+    u = u[order] - u.mean(0)
+
+    whole = _separation(u, counts, rounding)
+    if not whole.between and not whole.within.any():
+        raise Undefined(
+            "expected representations that differ, got one point for all items: their "
+            "crowding is 0 / 0; look for an encoder that has collapsed"
+        )
+    of_items = np.vstack([_silhouettes(u, counts), both])
+    draws = _draws(u, counts, of_items, rounding, bootstrap, seed)
+    values = np.append(whole.overall(counts), of_items.mean(1))
+    intervals = _intervals(values, draws)
+    columns = (names, counts, whole.within, whole.nearest, whole.margin)
+    per_class = zip(*(column.tolist() for column in columns), strict=True)
+    ratio, within, between, margin, davies_bouldin, silhouette, *on_sphere = intervals
+    return Crowding(
+        ratio,
+        within,
+        between,
+        margin,
+        davies_bouldin,
+        silhouette,
+        alignment=None if views is None else on_sphere[0],
+        uniformity=on_sphere[-1] if on_sphere else None,
+        per_class=tuple(PerClass(*row) for row in per_class),
+    )
+
+
+class _Separation(NamedTuple):
+    """Class by class: scatter, distance to the nearest mean, margin; and B and DB."""
+
+    within: np.ndarray
+    nearest: np.ndarray
+    margin: np.ndarray
+    between: float
+    davies_bouldin: float
+
+    def overall(self, counts: np.ndarray) -> np.ndarray:
+        """Crowding, within, between, margin, Davies-Bouldin: means over items."""
+        within = np.average(self.within, weights=counts)
+        margin = np.average(self.margin, weights=counts)
+        ratio = _ratio(within, self.between)
+        return np.array([ratio, within, self.between, margin, self.davies_bouldin])
+
+
+def _separation(z: np.ndarray, counts: np.ndarray, rounding: float) -> _Separation:
+    """Figures of items that are sorted by their class."""
+    from scipy.spatial.distance import pdist, squareform
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        sums = np.add.reduceat(values, np.cumsum(counts) - counts)
+        return (sums.T / counts).T
+
+    y, means = np.repeat(np.arange(len(counts)), counts), mean(z)
+    own = _lengths(z - means[y], rounding)
+    closeness = z @ means.T - np.square(means).sum(1) / 2
+    closeness[np.arange(len(z)), y] = -np.inf
+    other = _lengths(z - means[closeness.argmax(1)], rounding)
+
+    pairs = pdist(means)
+    pairs[pairs <= rounding] = 0
+    apart, radius = squareform(pairs), mean(own)
+    np.fill_diagonal(apart, np.inf)
+    return _Separation(
+        within=mean(np.square(own)),
+        nearest=apart.min(1),
+        margin=mean(other - own),
+        between=float(np.square(pairs).mean()),
+        davies_bouldin=_ratio(radius[:, None] + radius, apart).max(1).mean(),
+    )
+
+
+def _draws(
+    z: np.ndarray,
+    counts: np.ndarray,
+    of_items: np.ndarray,
+    rounding: float,
+    bootstrap: int,
+    seed: int,
+) -> np.ndarray:
+    """Overall figures of resamples: of z itself, and means of the values of items."""
+    random = np.random.default_rng(seed)
+    end = np.repeat(np.cumsum(counts), counts)
+    start = end - np.repeat(counts, counts)
+    draws = []
+    for _ in range(bootstrap):
+        chosen = random.integers(start, end)
+        again = _separation(z[chosen], counts, rounding).overall(counts)
+        draws.append(np.append(again, of_items[:, chosen].mean(1)))
+    return np.stack(draws)
+
+
+def _intervals(values: np.ndarray, draws: np.ndarray) -> list[Interval]:
+    # order statistics: to interpolate between infinities gives NaN
+    ordered, outside = np.sort(draws, axis=0), len(draws) // 20
+    columns = (values, ordered[outside], ordered[-1 - outside])
+    return [Interval(*map(float, row)) for row in zip(*columns, strict=True)]
+
+
+def _on_sphere(
+    z: np.ndarray, views: Array | None, normalise: bool
+) -> Float[np.ndarray, "figure n"]:
+    """Values of items: alignment and uniformity, uniformity only, or none of them."""
+    if views is not None:
+        alignment, uniformity = alignment_uniformity_values(views)
+        if len(alignment) != len(z):
+            raise ValueError(
+                f"got {len(z)} representations and views of {len(alignment)} items; "
+                "give views of the same items, in the same order"
+            )
+        return np.stack([alignment, uniformity])
+    if normalise:
+        return alignment_uniformity_values(np.stack([z, z], axis=1))[1][None]
+    return np.empty((0, len(z)))
+
+
+def _silhouettes(z: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    from sklearn.metrics import silhouette_samples
+
+    return silhouette_samples(z, np.repeat(np.arange(len(counts)), counts))
+
+
+def _normalised(z: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(z, axis=1, keepdims=True)
+    if not norm.all():
+        raise ValueError(
+            f"expected directions, got {(norm == 0).sum()} representations that are "
+            "zero; leave these items out or pass normalise=False"
+        )
+    return z / norm
+
+
+def _lengths(differences: np.ndarray, rounding: float) -> np.ndarray:
+    lengths = np.linalg.norm(differences, axis=1)
+    return np.where(lengths > rounding, lengths, 0)
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    """a over b; infinite where b is zero, for what is not apart is not separated."""
+    return np.divide(a, b, out=np.full(np.shape(b), np.inf), where=np.asarray(b) > 0)
+
+
+def _plain(row: Interval | PerClass | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    infinite = [name for name, value in row._asdict().items() if value == math.inf]
+    return row._asdict() | dict.fromkeys(infinite)
