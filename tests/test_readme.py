@@ -16,6 +16,7 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     short, found = re.subn(r"epochs=\d+", "epochs=1", code)
     assert found == len(re.findall(r"ps\.fit\(", code))
     short = re.sub(r"(check_prior\(.*\))\)", r"\1, draws=200)", short)
+    short = re.sub(r"(advise\(.*)\)", r"\1, halves=2)", short)
     monkeypatch.chdir(tmp_path)
     exec(compile(short.replace("draws=500", "draws=5"), "README", "exec"), {})
     assert "SimCLR" in capsys.readouterr().out

@@ -57,6 +57,7 @@ class JointEmbeddingSSL(LinearSSL):
         moments_: Those of the data seen, and of their views if these are drawn.
 
     Example:
+        >>> from probssl.linear import Masking
         >>> x = np.random.default_rng(0).normal(size=(100, 5)) * [9, 5, 1, 1, 1]
         >>> model = JointEmbeddingSSL(2, views=Masking(0.3)).fit(x)
         >>> model.transform(x).shape
@@ -124,6 +125,7 @@ class ReconstructionSSL(LinearSSL):
         moments_: Those of the data seen, and of their views if these are drawn.
 
     Example:
+        >>> from probssl.linear import Masking
         >>> x = np.random.default_rng(0).normal(size=(100, 5)) * [9, 5, 1, 1, 1]
         >>> model = ReconstructionSSL(2, views=Masking(0.3)).fit(x)
         >>> model.inverse_transform(model.transform(x)).shape
