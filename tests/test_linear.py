@@ -28,7 +28,7 @@ from probssl.linear import (
     LinearMaps,
     Masking,
     ReconstructionSSL,
-    base,
+    samplers,
 )
 from probssl.linear.moments import of_data
 from probssl.linear.solutions import joint_embedding, reconstruction
@@ -273,7 +273,7 @@ def test_the_score_of_other_rows_is_their_error_under_the_maps_found(with_mean):
 def test_views_are_drawn_in_parts_that_do_not_matter(kind, monkeypatch):
     x = rows(50)
     whole = kind(2, views=stream(), n_views=2).fit(x)
-    monkeypatch.setattr(base, "ROWS", 7)
+    monkeypatch.setattr(samplers, "ROWS", 7)
     parts = kind(2, views=stream(), n_views=2).fit(x)
     assert_allclose(parts.components_, whole.components_, atol=1e-10)
     assert parts.optimum_ == pytest.approx(whole.optimum_, rel=1e-10)

@@ -257,6 +257,7 @@ NOISY = AdditiveNoise(0.5)
         (GOOD, lambda x: x[:, :3], {}, "views of 6 features"),
         (GOOD, lambda x: x[:100], {}, "of 200 rows"),
         (GOOD, lambda x: x, {}, "all views of each image agree"),
+        (GOOD, lambda x: np.random.permutation(x), {}, "keeps the order"),
         (GOOD, NOISY, {"n_views": 1}, "n_views of at least 2"),
         (GOOD, NOISY, {"n_components": 0}, "n_components"),
         (GOOD, NOISY, {"halves": 0}, "halves of at least 1"),

@@ -11,7 +11,7 @@ Self-Supervised Learning (Van Assel et al., 2025)
 https://arxiv.org/abs/2505.12477
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ from numpy import ndarray as Array
 from tqdm import tqdm
 
 from .judgement import PARADIGMS, Judgement, Spectrum, Verdict, judged
-from .samplers import Flattened, Sampler, drawn
+from .moments import of_views
+from .samplers import Flattened, in_parts
+from .solutions import joint_embedding
 from .views import ClosedForm
 
-__all__ = ["Advice", "Estimate", "advise"]
+__all__ = ["Advice", "Interval", "advise"]
 
-ROWS = 4_096  # of which views are drawn at a time
 LEAST = 100  # images, below which nothing can be told from noise
 SAID = {
     "joint embedding": "joint embedding: it recovers what is relevant, reconstruction "
@@ -40,7 +41,7 @@ SAID = {
 }
 
 
-class Estimate(NamedTuple):
+class Interval(NamedTuple):
     """A figure, and where 90 % of its values on random halves of the images lie."""
 
     value: float
@@ -51,7 +52,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
-Both = dict[str, Estimate]
+Both = dict[str, Interval]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,8 @@ class Advice:
     n_components: int
     recovered: Both
     thresholds: Both
-    alignment: Estimate
-    noise: Estimate
+    alignment: Interval
+    noise: Interval
     spectra: dict[str, Spectrum]
 
     def as_dict(self) -> dict[str, Any]:
@@ -166,7 +167,8 @@ def advise(
 
     Raises:
         ValueError: If there are fewer than 100 images, data or views are not finite,
-            views have another shape than images, or a number is out of its range.
+            views have another shape than images or nothing in common with one another,
+            or a number is out of its range.
     """
     rows, shape = _rows(X)
     _check(n_components, tolerance, n_views, max_features, halves)
@@ -174,10 +176,12 @@ def advise(
     if shape is not None and not isinstance(views, ClosedForm):
         sampler = Flattened(views, shape)
     project = _principal(rows, min(max_features, len(rows) // 10))
-    known = None if nuisance is None else _covariance(project, nuisance, rows.shape[1])
-    drawn_views = _views(sampler, rows, n_views, progress)
-    seen = np.concatenate([project(part) for part in drawn_views])
+    dim = rows.shape[1]
+    known = None if nuisance is None else _covariance(project, nuisance, dim)
+    parts = in_parts(sampler, rows, n_views, progress)
+    seen = np.concatenate([_projected(project, views, dim) for _, views in parts])
     images = project(rows)
+    _check_views(images, seen)
 
     def found(chosen: Array) -> Judgement:
         return judged(images[chosen], seen[chosen], known, n_components, tolerance)
@@ -185,14 +189,15 @@ def advise(
     whole = found(np.arange(len(rows)))
     bar = tqdm(range(halves), "halves", disable=not progress, leave=False)
     half = len(rows) // 2
-    parts = [found(torch.randperm(len(rows))[:half].numpy()) for _ in bar]
-    return _summed_up(whole, parts)
+    return _summed_up(
+        whole, [found(torch.randperm(len(rows))[:half].numpy()) for _ in bar]
+    )
 
 
 def _summed_up(whole: Judgement, parts: list[Judgement]) -> Advice:
-    def estimate(figure: Callable[[Judgement], float]) -> Estimate:
+    def estimate(figure: Callable[[Judgement], float]) -> Interval:
         low, high = np.quantile([figure(part) for part in parts], [0.05, 0.95])
-        return Estimate(figure(whole), float(low), float(high))
+        return Interval(figure(whole), float(low), float(high))
 
     def each(figure: Callable[[Judgement], tuple[float, float]]) -> Both:
         joint, other = PARADIGMS
@@ -226,7 +231,9 @@ def _rows(X: Any) -> tuple[Float[Array, "n d"], tuple[int, ...] | None]:
         )
     rows = values.reshape(len(values), -1).astype(np.float64) / scale
     if not np.isfinite(rows).all():
-        raise ValueError("expected finite data, got NaN or infinity among them")
+        raise ValueError(
+            "expected finite data, got NaN or infinity among them; leave these out"
+        )
     return rows, values.shape[1:] if values.ndim > 2 or tensor is not None else None
 
 
@@ -243,9 +250,29 @@ def _check(
             f"{n_components}, {max_features} and {halves}"
         )
     if n_views < 2:
-        raise ValueError(f"expected n_views of at least 2, got {n_views}")
+        raise ValueError(
+            f"expected n_views of at least 2, whose difference is what views vary by, "
+            f"got {n_views}"
+        )
     if not 0 <= tolerance < 1:
         raise ValueError(f"expected 0 <= tolerance < 1, got {tolerance}")
+
+
+def _check_views(images: Float[Array, "n p"], views: Float[Array, "n view p"]) -> None:
+    """That views of one image have more in common than chance gives them.
+
+    By chance G is a symmetric matrix of variances 1 / (n v (v - 1)), whose largest
+    eigenvalue is about twice the root of p times their root.
+    """
+    n, many, features = views.shape
+    chance = (2 * features**0.5 + 3) / (n * many * (many - 1)) ** 0.5
+    common = joint_embedding(of_views(images, views)).spectrum[0]
+    if not common > chance:
+        raise ValueError(
+            "expected views that show their image, but two views of one have nothing "
+            f"in common (a correlation of {common:.2f}, where chance gives up to "
+            f"{chance:.2f}); look whether the sampler keeps the order of the images"
+        )
 
 
 def _principal(
@@ -262,19 +289,15 @@ def _principal(
     return lambda x: (x - pca.mean_) @ kept.T
 
 
-def _views(
-    sampler: Sampler, rows: Float[Array, "n d"], many: int, progress: bool
-) -> Iterator[Float[Array, "part view d"]]:
-    starts = range(0, len(rows), ROWS)
-    for start in tqdm(starts, "views", disable=not progress, leave=False):
-        part = rows[start : start + ROWS]
-        views = drawn(sampler, part, many)
-        if views.shape[2] != part.shape[1]:
-            raise ValueError(
-                f"expected views of {part.shape[1]} features, as the images have, got "
-                f"{views.shape[2]}"
-            )
-        yield views
+def _projected(
+    project: Callable[[Array], Array], views: Float[Array, "part view e"], dim: int
+) -> Float[Array, "part view p"]:
+    if views.shape[2] != dim:
+        raise ValueError(
+            f"expected views of {dim} features, as the images have, got "
+            f"{views.shape[2]}; views that only choose or mix features have no advice"
+        )
+    return project(views)
 
 
 def _covariance(

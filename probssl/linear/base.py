@@ -1,7 +1,6 @@
 """What linear estimators share: moments that add up, checks, and an encoder."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from functools import reduce
 from numbers import Integral
 from typing import Self
@@ -15,16 +14,13 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
-from tqdm import tqdm
 
 from .moments import Moments, of_data, of_views
-from .samplers import LARGEST, Sampler, drawn
+from .samplers import LARGEST, Sampler, in_parts
 from .solutions import Solution
 from .views import ClosedForm, Masking
 
 __all__ = ["LinearSSL"]
-
-ROWS = 2_048  # of which views are drawn at a time
 
 
 class LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -163,13 +159,8 @@ class LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             )
         if isinstance(self._views(), ClosedForm):
             return of_data(X)
-        return reduce(Moments.merged, self._sampled(X))
-
-    def _sampled(self, X: Float[Array, "n d"]) -> Iterator[Moments]:
-        starts = range(0, len(X), ROWS)
-        for start in tqdm(starts, "views", disable=not self.verbose, leave=False):
-            rows = X[start : start + ROWS]
-            yield of_views(rows, drawn(self._views(), rows, self.n_views))
+        parts = in_parts(self._views(), X, self.n_views, self.verbose)
+        return reduce(Moments.merged, (of_views(*part) for part in parts))
 
     def _views(self) -> Sampler | ClosedForm:
         return Masking() if self.views is None else self.views

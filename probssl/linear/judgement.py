@@ -140,11 +140,11 @@ def _shares(
 
 def _figures(spectrum: Spectrum, k: int) -> tuple[tuple[float, float], float, float]:
     """The thresholds of both paradigms, the alignment, and how large the noise is."""
-    relevant = spectrum.relevant & (spectrum.between > 0)
-    irrelevant = ~spectrum.relevant & (spectrum.between > 0)
-    signal = spectrum.between[relevant][:k]
-    spread = spectrum.within[relevant][:k]
-    noise, covered = spectrum.between[irrelevant], spectrum.within[irrelevant]
+    relevant, within = spectrum.relevant, spectrum.within
+    # Estimated without bias, what is nearly 0 may lie below.
+    between = spectrum.between.clip(1e-9 * np.abs(spectrum.between).max())
+    signal, spread = between[relevant][:k], within[relevant][:k]
+    noise, covered = between[~relevant], within[~relevant]
     if not len(noise):
         return (0.0, 0.0), 0.0, 0.0
     augmentation = np.concatenate([spread.clip(0), np.zeros(len(noise))])

@@ -1,7 +1,7 @@
 """Views that are drawn: of rows, or of images by a sampler of theirs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray as Array
 from torch import Tensor
+from tqdm import tqdm
 
-__all__ = ["LARGEST", "Flattened", "Sampler", "drawn"]
+__all__ = ["LARGEST", "Flattened", "Sampler", "drawn", "in_parts"]
 
 Sampler = Callable[[Array], Array]
+ROWS = 2_048  # of which views are drawn at a time
 LARGEST = 1e150  # whose square, and the sum of many such, are still numbers
 
 
@@ -69,3 +71,13 @@ def drawn(
             )
         parts.append(part[:, None] if part.ndim == 2 else part)
     return np.concatenate(parts, 1)
+
+
+def in_parts(
+    views: Sampler, x: Float[Array, "n d"], many: int, progress: bool
+) -> Iterator[tuple[Float[Array, "part d"], Float[Array, "part view e"]]]:
+    """Some rows and at least so many views of each, then the next ones."""
+    starts = range(0, len(x), ROWS)
+    for start in tqdm(starts, "views", disable=not progress, leave=False):
+        rows = x[start : start + ROWS]
+        yield rows, drawn(views, rows, many)
