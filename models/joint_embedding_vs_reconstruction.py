@@ -38,10 +38,9 @@ Fourteen values are within a factor of 3 of the figure's. The four others are al
 reconstruction's: with weak noise, and with strong noise at 10, which in the figure
 falls with n from 0.3 to what the 30 weakest components are worth. In the closed form
 both paradigms come to the same where all signal is kept; in the figure, with weak noise
-at 10, they differ by a factor of 600. Other draws of the variances do not explain it,
-nor do errors of test images. One drawn view of each image in place of the exact
-covariance gives 4e-6, 4e-6 and 1e-6 with weak noise, but 1e-3 with strong noise at 10;
-the transposed decoder as encoder gives 3e-2 there, but 3e-7 with weak noise.
+at 10, they differ by a factor of 600. Tried, without one reading that gives all four:
+other draws of the variances, errors of test images, views drawn in place of their exact
+covariance, and the transposed decoder as encoder.
 
 Writes medians and ranges over seeds and the thresholds to
 benchmarks/results/joint_embedding_vs_reconstruction.json, and draws them to a .png

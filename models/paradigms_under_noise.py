@@ -32,8 +32,8 @@ and 4 with the noise in the views (on all, and on 58 %, of random halves of the 
 
 The backgrounds are sums of 16 long cosines, so that they take 16 of the 196 directions
 of the pixels. They, the encoder, the learning rate and the size of the moves were
-chosen after first trials on one seed. Backgrounds that lie in the strokes' own
-directions, such as smooth random fields, blur the picture.
+chosen after first trials on one seed, some with smooth random fields for backgrounds:
+these lie in the strokes' own directions, where no linear map tells the two apart.
 
 Prints and writes to benchmarks/results/paradigms_under_noise.json every probe with the
 advice, and draws them to a .png beside it. Needs MNIST: the environment variable
