@@ -1,14 +1,17 @@
 r"""One network for all views of an item: what objectives without a decoder share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .nn import Network, PerModality
 from .precision import lowered
-from .terms import Batch
+from .terms import Batch, Terms
 
-__all__ = ["Siamese", "check_no_content"]
+__all__ = ["Extension", "Siamese", "check_no_content"]
 
 
 class Siamese(nn.Module):
@@ -22,6 +25,7 @@ class Siamese(nn.Module):
 
     encoder: nn.Module
     projector: nn.Module | None
+    _ear: list[Tensor] | None = None
 
     def __init__(self, encoder: nn.Module, projector: nn.Module | None = None) -> None:
         super().__init__()
@@ -30,7 +34,20 @@ class Siamese(nn.Module):
     @property
     def network(self) -> Network:
         """Encoder and projector as one."""
-        return Network(self.encoder, self.projector)
+        network, ear = Network(self.encoder, self.projector), self._ear
+        if ear is not None:
+            network.register_forward_hook(lambda _, __, z: ear.append(z))
+        return network
+
+    @contextmanager
+    def overheard(self) -> Iterator[list[Tensor]]:
+        """Collect the z, shape (batch, view, dim), of every pass of `network`."""
+        ear: list[Tensor] = []
+        self._ear = ear
+        try:
+            yield ear
+        finally:
+            del self._ear
 
     def represent(
         self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
@@ -65,6 +82,55 @@ class Siamese(nn.Module):
                 "absent views"
             )
         check_no_content(self, batch)
+
+
+class Extension(nn.Module):
+    """An objective on top of another, whose representations it shares.
+
+    Arguments:
+        base: The objective below, with an encoder for all views.
+
+    Raises:
+        TypeError: If the base is not one without a decoder.
+    """
+
+    base: Siamese
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(base, Siamese):
+            raise TypeError(
+                "expected a contrastive or joint-embedding objective as base, such as "
+                f"SimCLR(encoder), got {type(base).__name__}; what has a decoder is "
+                "extended by its prior"
+            )
+        self.base = base
+
+    @property
+    def encoder(self) -> nn.Module:
+        """That of the base."""
+        return self.base.encoder
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """That of the base."""
+        return self.base.projector
+
+    def represent(
+        self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
+    ) -> Float[Tensor, "n dim"]:
+        """What the encoder of the base makes of x, or its projector."""
+        return self.base.represent(x, layer)
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the base cannot take the batch."""
+        self.base.check(batch)
+
+    def below(self, batch: Batch) -> tuple[Terms, Float[Tensor, "batch view dim"]]:
+        """The terms of the base, and the z it has them from, in one pass."""
+        with self.base.overheard() as heard:
+            terms = self.base(batch)
+        return terms, heard[0]
 
 
 def check_no_content(objective: nn.Module, batch: Batch) -> None:
