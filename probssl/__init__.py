@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import (
+    affinities,
     bounds,
     calibration,
     data,
@@ -51,6 +52,7 @@ __all__ = [
     "History",
     "Joint",
     "Terms",
+    "affinities",
     "bounds",
     "calibration",
     "classify",

@@ -113,7 +113,7 @@ class Embedding(Siamese):
         drawn, hyper = self._draw()
         z = self.latents(batch)
         with self.prior.at(**drawn):
-            return self._value(z)._replace(hyper=hyper)
+            return self._value(z, batch)._replace(hyper=hyper)
 
     @in_float32
     def model(self, batch: Batch) -> None:
@@ -124,7 +124,7 @@ class Embedding(Siamese):
         drawn = {h.name: h.sample() for h in self.prior.random()}
         items, _ = batch.shape
         with self.prior.at(**drawn):
-            value = torch.as_tensor(sum(self._value(self.latents(batch))))
+            value = torch.as_tensor(sum(self._value(self.latents(batch), batch)))
         pyro.factor("items", items * value)
 
     def guide(self, batch: Batch) -> None:
@@ -144,7 +144,7 @@ class Embedding(Siamese):
             total = total / known_population(self.population)
         return drawn, total
 
-    def _value(self, z: Float[Tensor, "batch view dim"]) -> Terms:
+    def _value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         views = z.shape[1]
         gauge = 1 if self.plug_in else self.prior.gauge(views)
         if not self.all_views:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import (
+    affinities,
     bounds,
     entropies,
     guides,
@@ -40,6 +41,7 @@ DESCRIPTION, NUMBERS = "probssl.json", "model.safetensors"
 ROOMS = {
     room.__name__.rpartition(".")[2]: room
     for room in (
+        affinities,
         bounds,
         entropies,
         guides,

@@ -25,25 +25,32 @@ class Siamese(nn.Module):
 
     encoder: nn.Module
     projector: nn.Module | None
-    _ear: list[Tensor] | None = None
+    _ear: tuple[int, list[Tensor]] | None = None  # behind which of the parts
 
     def __init__(self, encoder: nn.Module, projector: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder, self.projector = encoder, projector
 
     @property
-    def network(self) -> Network:
+    def network(self) -> nn.Module:
         """Encoder and projector as one."""
-        network, ear = Network(self.encoder, self.projector), self._ear
-        if ear is not None:
-            network.register_forward_hook(lambda _, __, z: ear.append(z))
-        return network
+        if self._ear is None:
+            return Network(self.encoder, self.projector)
+        place, ear = self._ear
+        parts = [self.encoder] + ([] if self.projector is None else [self.projector])
+        each = [Network(part) for part in parts]
+        each[place].register_forward_hook(lambda _, __, z: ear.append(z))
+        return nn.Sequential(*each)
 
     @contextmanager
-    def overheard(self) -> Iterator[list[Tensor]]:
-        """Collect the z, shape (batch, view, dim), of every pass of `network`."""
+    def overheard(self, layer: str = "projector") -> Iterator[list[Tensor]]:
+        """Collect the z, shape (batch, view, dim), of every pass of `network`.
+
+        Arguments:
+            layer: ``"backbone"``, or ``"projector"`` for what the objective compares.
+        """
         ear: list[Tensor] = []
-        self._ear = ear
+        self._ear = 0 if layer == "backbone" else -1, ear
         try:
             yield ear
         finally:
@@ -126,9 +133,15 @@ class Extension(nn.Module):
         """Raise an error if the base cannot take the batch."""
         self.base.check(batch)
 
-    def below(self, batch: Batch) -> tuple[Terms, Float[Tensor, "batch view dim"]]:
-        """The terms of the base, and the z it has them from, in one pass."""
-        with self.base.overheard() as heard:
+    def below(
+        self, batch: Batch, layer: str = "projector"
+    ) -> tuple[Terms, Float[Tensor, "batch view dim"]]:
+        """The terms of the base, and the z it has them from, in one pass.
+
+        Arguments:
+            layer: ``"backbone"`` for the z that the encoder gives instead.
+        """
+        with self.base.overheard(layer) as heard:
             terms = self.base(batch)
         return terms, heard[0]
 

@@ -39,6 +39,13 @@ def spherical_joint() -> ps.Joint:
     return joint(prior, guide=ps.guides.PowerSpherical)
 
 
+def pid() -> limits.PID:
+    """With clusters for its items, and a classifier that tells them apart."""
+    objective = limits.PID(limits.SimCLR(encoder(), projector()), 4, ITEMS)
+    objective.assign(torch.randn(ITEMS, objective.classifier.in_features))
+    return objective
+
+
 class Everything(nn.Module):
     """Batch norm, dropout, a teacher, a queue, noise, a number that is scheduled."""
 
@@ -78,6 +85,14 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "MoCo": lambda: limits.MoCo(encoder(), projector(), queue=24),
     "instance discrimination": lambda: limits.InstanceDiscrimination(encoder(), ITEMS),
     "t-SimCLR": lambda: limits.TSimCLR(encoder(), projector()),
+    "SNE": lambda: limits.SNE(encoder(), ps.affinities.Perplexity(3)),
+    "t-SNE of noise": lambda: limits.TSNE(encoder(), ps.affinities.Noise(1.0)),
+    "neighbour embedding with a queue": lambda: limits.NeighbourEmbedding(
+        encoder(), joint=False, queue=24
+    ),
+    "t-MoCo": lambda: limits.MoCo(
+        encoder(), queue=24, prior=ps.priors.TSNE(None, 1.0, 5.0)
+    ),
     "VICReg": lambda: limits.VICReg(encoder(), projector()),
     "LogDet": lambda: limits.LogDet(encoder()),
     "LDM": lambda: limits.Embedding(
@@ -96,6 +111,10 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "SwAV": lambda: limits.SwAV(encoder(), prototypes=5),
     "deep clustering": lambda: limits.DeepClustering(encoder(), 4, ITEMS),
     "DINO": lambda: limits.DINO(encoder(), prototypes=5),
+    "DSA": lambda: limits.DSA(
+        limits.SimCLR(encoder(), projector()), neighbours=ITEMS // 2
+    ),
+    "PID": pid,
     "masked autoencoder": lambda: limits.MaskedAutoencoder(
         encoder(), decoder(), ps.likelihoods.Gaussian(0.5)
     ),

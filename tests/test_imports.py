@@ -35,7 +35,9 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     },
     "distillation": {"embedding", "nn", "precision", "priors", "siamese", "terms"},
     "clusters": {"embedding", "entropies", "nn", "priors", "terms"},
+    "affinities": {"processes", "terms"},
     "limits": {
+        "affinities",
         "bounds",
         "clusters",
         "distillation",
@@ -68,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "calibration": {"bounds", "data", "joint", "posterior", "terms"},
 }
 OUTERMOST = {"compare", "recipes", "saving", "cli", "testing", "lightning", "__init__"}
+OUTERMOST |= {"maps", "shifts"}
 LAZY = ("arviz", "matplotlib", "pandas", "sklearn", "scipy", "xarray", "PIL", "zuko")
 
 

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 import probssl as ps
+from probssl.affinities import Affinity, Noise, Overlap, Perplexity
 from probssl.embedding import Embedding
 from probssl.entropies.collision import Collision
 from probssl.limits.simclr import SimCLR
@@ -103,3 +104,215 @@ def test_t_simclr_moves_with_neither_rotation_nor_translation_nor_a_common_stret
     wide = TSimCLR(nn.Identity(), temperature=9 * 8.0)
     assert_close(sum(wide(Batch(3 * z))), value)
     assert (sum(objective(Batch(3 * z))) - value).abs() > 0.1
+
+
+# The family: P dense or sparse, Q of any kernel, one normaliser or one for each view
+
+
+def gaussian_q(z: Tensor, scale: float, joint: bool) -> Tensor:
+    weight = (-distances(z) / (2 * scale**2)).exp() * ~torch.eye(len(z)).bool()
+    return weight / weight.sum(None if joint else 1, keepdim=True)
+
+
+def cauchy_q(z: Tensor) -> Tensor:
+    weight = 1 / (1 + distances(z)) * ~torch.eye(len(z)).bool()
+    return weight / weight.sum()
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    pairs = ~torch.eye(len(p)).bool()
+    return kl(p[pairs], q[pairs])
+
+
+@pytest.fixture
+def x() -> Batch:
+    return Batch(torch.randn(6, 2, 3))
+
+
+def flat_z(objective: nn.Module, batch: Batch) -> Tensor:
+    return objective.encoder(batch.views.flatten(0, 1))
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(3, 2)
+
+
+def test_sne_is_the_mean_divergence_of_the_neighbours_of_each_point(x):
+    objective = ps.limits.SNE(linear(), Noise(1.5))
+    p = 12 * Noise(1.5)(x)  # P_{j|i}
+    plain = divergence(p, gaussian_q(flat_z(objective, x), math.sqrt(0.5), False)) / 12
+    assert_close(objective.divergence(x), plain)
+    entropy = -torch.xlogy(p, p).sum() / 12
+    assert_close(sum(objective(x)), math.log(11) - entropy - plain)
+
+
+@pytest.mark.parametrize("affinity", [Noise(1.5, symmetric=True), Perplexity(3.0)])
+def test_symmetric_sne_and_t_sne_are_divergences_over_all_pairs(affinity, x):
+    p = affinity(x)
+    symmetric = ps.limits.SymmetricSNE(linear(), affinity, scale=0.8)
+    q = gaussian_q(flat_z(symmetric, x), 0.8, joint=True)
+    assert_close(symmetric.divergence(x), divergence(p, q))
+    heavy = ps.limits.TSNE(linear(), affinity)
+    q = cauchy_q(flat_z(heavy, x))
+    assert_close(heavy.divergence(x), divergence(p, q))
+    entropy = -torch.xlogy(p, p).sum()
+    assert_close(sum(heavy(x)), math.log(12 * 11) - entropy - divergence(p, q))
+
+
+def test_the_gradient_is_that_of_the_divergence(x):
+    for make in (ps.limits.SNE, ps.limits.SymmetricSNE, ps.limits.TSNE):
+        objective = make(linear(), Noise(1.5))
+        names = list(objective.encoder.parameters())
+        down = torch.autograd.grad(objective.divergence(x), names)
+        up = torch.autograd.grad(sum(objective(x)), names)
+        for a, b in zip(down, up, strict=True):
+            assert_close(a, -b)
+
+
+def test_t_sne_has_the_published_gradient():
+    z = torch.randn(9, 1, 2, requires_grad=True)
+    affinity = Fixed(torch.rand(9, 9))
+    (slope,) = torch.autograd.grad(
+        -sum(ps.limits.TSNE(nn.Identity(), affinity)(Batch(z))), z
+    )
+    y, p = z.detach().flatten(0, 1), affinity.p
+    q, plain = cauchy_q(y), torch.zeros(9, 2)
+    for i in range(9):
+        for j in range(9):
+            pull = (p[i, j] + p[j, i]) / 2 - q[i, j]
+            plain[i] += 4 * pull * (y[i] - y[j]) / (1 + (y[i] - y[j]).square().sum())
+    assert_close(slope.flatten(0, 1), plain)
+
+
+class Fixed(Affinity):
+    dense = True
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.p = weight.fill_diagonal_(0.0) / weight.sum()
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.p
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_contrastive_objectives_are_neighbour_embeddings_of_positives(views):
+    x = Batch(torch.randn(5, views, 3))
+    pairs = {
+        TSimCLR(nn.Identity()): (ps.priors.TSNE(None, math.sqrt(8.0), 5.0), True),
+        SimCLR(nn.Identity(), temperature=0.5): (ps.priors.Spherical(None, 2.0), False),
+    }
+    for known, (prior, joint) in pairs.items():
+        own = ps.limits.NeighbourEmbedding(nn.Identity(), None, prior, joint=joint)
+        for a, b in zip(own(x), known(x), strict=True):
+            assert_close(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def test_views_that_overlap_more_are_drawn_closer(x):
+    """A Gaussian kernel pulls by the distance, as often as a pair is drawn."""
+    boxes = torch.tensor([[-1.0, -1, 1, 1], [-1, -1, 1, 0.9], [-1, -1, 0, 0.1]])
+    boxes = boxes.expand(4, 3, 4)
+    z = torch.randn(4, 1, 2) * 5 + torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    z.requires_grad_()
+    prior = ps.priors.Gaussian(None, 1.0, y_scale=math.inf)
+    objective = ps.limits.NeighbourEmbedding(nn.Identity(), Overlap(), prior)
+    x = Batch(z, transform=boxes)
+    (slope,) = torch.autograd.grad(objective(x).alignment, z)
+    p = Overlap()(x)
+    assert (p[:, 0, 1] > 2 * p[:, 0, 2]).all()
+    assert_close(slope[:, 1, 0], -2 * (p[:, 0, 1] + 2 * p[:, 1, 2]))
+    assert_close(slope[:, 2, 0], 2 * (p[:, 0, 2] + 2 * p[:, 1, 2]))
+
+
+def test_rows_of_their_own_give_every_view_the_same_weight():
+    boxes = torch.rand(4, 3, 4) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    x = Batch(torch.randn(4, 3, 2), transform=boxes)
+    objective = ps.limits.NeighbourEmbedding(nn.Identity(), Overlap(), joint=False)
+    assert_close(objective.weights(x).sum(-1), torch.full((4, 3), 1 / 12.0))
+    assert objective.divergence(x) > 0
+
+
+def test_a_queue_widens_what_each_view_is_compared_with(x):
+    objective = ps.limits.NeighbourEmbedding(
+        nn.Identity(), joint=False, queue=20, dim=3
+    )
+    objective(x)  # 12 of 20 places
+    z, queued = torch.randn(6, 2, 3, requires_grad=True), x.views.flatten(0, 1)
+    u = z.flatten(0, 1)
+    log_w = (-distances(u).log1p()).masked_fill(torch.eye(12).bool(), -math.inf)
+    more = -torch.log1p((u[:, None] - queued).square().sum(-1))
+    sums = torch.cat((log_w, more), 1).logsumexp(1)
+    plain = log_w[together(12, 2)].mean() - sums.mean()
+    assert_close(objective.eval().divergence(Batch(z)), -plain)
+    assert_same(sum(objective(Batch(z))), math.log(23) + plain, z)
+
+
+def test_t_moco_is_the_heavy_tail_over_one_key_and_the_queue(x):
+    objective = ps.limits.MoCo(
+        nn.Identity(), queue=20, dim=3, prior=ps.priors.TSNE(None, math.sqrt(0.2), 5.0)
+    )
+    objective(x)
+    z = torch.randn(6, 2, 3, requires_grad=True)
+    queued, plain = x.views.flatten(0, 1), torch.zeros(())
+    for i in range(6):
+        for v in range(2):
+            keys = torch.cat((z[i, 1 - v][None].detach(), queued))
+            square = (z[i, v] - keys).square().sum(1)
+            log_w = -3 * torch.log1p(square / (0.2 * 5.0))
+            plain = plain + log_w[0] - log_w.logsumexp(0)
+    assert_same(sum(objective.eval()(Batch(z))), math.log(13) + plain / 12, z)
+
+
+def test_one_view_of_each_item_is_enough_for_a_dense_p_only():
+    x = Batch(torch.randn(8, 1, 3))
+    assert ps.limits.TSNE(nn.Identity(), Perplexity(3.0)).divergence(x) > 0
+    with pytest.raises(ValueError, match="at least 2 views each, got 8 with 1"):
+        ps.limits.NeighbourEmbedding(nn.Identity())(x)
+    with pytest.raises(ValueError, match="no queue for one normaliser"):
+        ps.limits.NeighbourEmbedding(nn.Identity(), queue=5, dim=3)
+    with pytest.raises(ValueError, match="more other points in a batch"):
+        ps.limits.TSNE(nn.Identity())(x)
+    with pytest.raises(ValueError, match=r"got 1 items with 1"):
+        ps.limits.TSNE(nn.Identity(), Noise(1.0))(Batch(torch.zeros(1, 1, 3)))
+    for dof in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="dof"):
+            ps.limits.TSNE(nn.Identity(), dof=dof)
+        with pytest.raises(ValueError, match="dof"):
+            TSimCLR(nn.Identity(), dof=dof)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e6])
+def test_the_family_is_finite_for_tiny_and_huge_representations(scale):
+    z = (scale * torch.randn(8, 2, 3)).requires_grad_()
+    x = Batch(torch.randn(8, 2, 3))
+    for make in (ps.limits.SNE, ps.limits.SymmetricSNE, ps.limits.TSNE):
+        objective = make(Given(z), Noise(1.0))
+        (slope,) = torch.autograd.grad(sum(objective(x)), z)
+        assert slope.isfinite().all() and objective.divergence(x).isfinite()
+
+
+class Given(nn.Module):
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.z = z.flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.z
+
+
+def test_t_sne_on_points_without_an_encoder_takes_clusters_apart():
+    """Free coordinates in the place of a network: t-SNE as it is usually run."""
+    torch.manual_seed(0)
+    centres = 6 * torch.eye(4).repeat_interleave(15, 0)
+    x = Batch((centres + torch.randn(60, 4))[:, None])
+    z = torch.nn.Parameter(1e-2 * torch.randn(60, 1, 2))
+    objective = ps.limits.TSNE(Given(z), Perplexity(10.0, symmetric=True))
+    start, optimizer = objective.divergence(x).item(), torch.optim.Adam([z], 0.2)
+    for _ in range(200):
+        objective.encoder.z = z.flatten(0, 1)
+        optimizer.zero_grad()
+        (-sum(objective(x))).backward()
+        optimizer.step()
+    labels = torch.arange(60) // 15
+    found = ps.evaluation.knn(z.detach()[:, 0], labels, z.detach()[:, 0], labels)
+    assert objective.divergence(x).item() < start / 2 and found > 0.95

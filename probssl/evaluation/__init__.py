@@ -12,6 +12,7 @@ from .collapse import (
     effective_rank,
     rankme,
 )
+from .components import NumberOfComponents, number_of_components
 from .crowding import Crowding, crowding
 from .errors import Estimate, Undefined
 from .information import (
@@ -30,6 +31,7 @@ __all__ = [
     "Crowding",
     "Estimate",
     "FewLabel",
+    "NumberOfComponents",
     "Undefined",
     "alignment_uniformity",
     "cluster",
@@ -43,6 +45,7 @@ __all__ = [
     "matched_accuracy",
     "mlp_probe",
     "nearest_neighbour_information",
+    "number_of_components",
     "rankme",
     "scores",
     "style_probe",

@@ -12,10 +12,12 @@ References:
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
+from tqdm import tqdm
 
 from .arrays import Array, classes, representations
 from .collapse import alignment_uniformity_values
@@ -24,6 +26,7 @@ from .errors import Undefined
 __all__ = ["Crowding", "Interval", "PerClass", "crowding"]
 
 SHOWN = 10  # classes, when printed
+PATIENCE = 2  # seconds before a progress bar is shown
 
 
 class Interval(NamedTuple):
@@ -116,6 +119,7 @@ def crowding(
     views: Float[Array, "n view dim"] | None = None,
     bootstrap: int = 200,
     seed: int = 0,
+    progress: bool = True,
 ) -> Crowding:
     r"""Within-class scatter W of z over between-class scatter B, and its company.
 
@@ -139,6 +143,7 @@ def crowding(
             and uniformity. Without, uniformity is that of z if it is normalised.
         bootstrap: The number of resamples, at least 20.
         seed: Of the resamples.
+        progress: Show a bar if they take more than two seconds.
 
     Raises:
         Undefined: If z is constant: W and B are zero.
@@ -169,7 +174,11 @@ def crowding(
             "crowding is 0 / 0; look for an encoder that has collapsed"
         )
     of_items = np.vstack([_silhouettes(u, counts), both])
-    draws = _draws(u, counts, of_items, rounding, bootstrap, seed)
+    options = {"delay": PATIENCE, "disable": not progress, "leave": False}
+    chosen = tqdm(
+        _resamples(counts, bootstrap, seed), "resamples", bootstrap, **options
+    )
+    draws = _draws(u, counts, of_items, rounding, chosen)
     values = np.append(whole.overall(counts), of_items.mean(1))
     intervals = _intervals(values, draws)
     columns = (names, counts, whole.within, whole.nearest, whole.margin)
@@ -232,21 +241,27 @@ def _separation(z: np.ndarray, counts: np.ndarray, rounding: float) -> _Separati
     )
 
 
+def _resamples(
+    counts: np.ndarray, bootstrap: int, seed: int
+) -> Iterator[Int[np.ndarray, " n"]]:
+    """Items drawn with replacement within each class."""
+    random = np.random.default_rng(seed)
+    end = np.repeat(np.cumsum(counts), counts)
+    start = end - np.repeat(counts, counts)
+    for _ in range(bootstrap):
+        yield random.integers(start, end)
+
+
 def _draws(
     z: np.ndarray,
     counts: np.ndarray,
     of_items: np.ndarray,
     rounding: float,
-    bootstrap: int,
-    seed: int,
+    resamples: Iterable[Int[np.ndarray, " n"]],
 ) -> np.ndarray:
     """Overall figures of resamples: of z itself, and means of the values of items."""
-    random = np.random.default_rng(seed)
-    end = np.repeat(np.cumsum(counts), counts)
-    start = end - np.repeat(counts, counts)
     draws = []
-    for _ in range(bootstrap):
-        chosen = random.integers(start, end)
+    for chosen in resamples:
         again = _separation(z[chosen], counts, rounding).overall(counts)
         draws.append(np.append(again, of_items[:, chosen].mean(1)))
     return np.stack(draws)

@@ -5,16 +5,20 @@ informative, the limit that is taken, its status, and what it drops.
 """
 
 from ..embedding import Embedding
+from ..sameness import LearnedAffinity, PrincipalComponents, PriorAffinity
 from .barlow import BarlowTwins
 from .byol import BYOL
 from .clip import CLIP
 from .deep_clustering import DeepClustering
 from .denoising import DenoisingAutoencoder
 from .dino import DINO
+from .dsa import DSA
 from .instance import InstanceDiscrimination
 from .logdet import LogDet
 from .masked import MaskedAutoencoder
 from .moco import MoCo
+from .neighbour_embedding import SNE, TSNE, NeighbourEmbedding, SymmetricSNE
+from .pid import PID
 from .simclr import SimCLR
 from .simsiam import SimSiam
 from .simvae import SimVAE
@@ -28,6 +32,10 @@ __all__ = [
     "BYOL",
     "CLIP",
     "DINO",
+    "DSA",
+    "PID",
+    "SNE",
+    "TSNE",
     "VAE",
     "WMSE",
     "BarlowTwins",
@@ -35,13 +43,18 @@ __all__ = [
     "DenoisingAutoencoder",
     "Embedding",
     "InstanceDiscrimination",
+    "LearnedAffinity",
     "LogDet",
     "MaskedAutoencoder",
     "MoCo",
+    "NeighbourEmbedding",
+    "PrincipalComponents",
+    "PriorAffinity",
     "SimCLR",
     "SimSiam",
     "SimVAE",
     "SwAV",
+    "SymmetricSNE",
     "TSimCLR",
     "VICReg",
 ]

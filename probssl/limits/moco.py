@@ -5,6 +5,9 @@ https://arxiv.org/abs/1911.05722
 Improved Baselines with Momentum Contrastive Learning (Chen et al., 2020), where the
 projector and the temperature come from
 https://arxiv.org/abs/2003.04297
+Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
+(Hu et al., 2023), for the heavy tail
+https://arxiv.org/abs/2205.14814
 
 The choices: p(y) empirical, y = the teacher's output t for the other view; p(z|y) von
 Mises-Fisher with concentration κ = 1/τ; z is kept informative by a kernel density
@@ -16,6 +19,10 @@ estimate of H[z], whose kernels sit on that t and on a queue Q of earlier ones.
 in the mean over ordered pairs of views, one as the query, the other as the key. Only
 what is filled of the queue counts. The teacher follows the encoder,
 :math:`\theta' \leftarrow m \theta' + (1 - m) \theta`.
+
+Another prior gives another kernel: with `priors.TSNE` it is t-MoCo, heavy-tailed, each
+query with its own normaliser over its key and the queue (Hu et al., 2023; there z is
+standardised by a batch norm without parameters, which a projector may end in).
 
 The limit: that of SimCLR; with m = 0, a gradient through the keys, and the batch for a
 queue it would be InfoNCE.
@@ -33,7 +40,7 @@ from ..entropies.queue import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..precision import in_float32
-from ..priors import Spherical
+from ..priors import Prior, Spherical
 from ..processes import gather
 from ..siamese import Siamese
 from ..teacher import Teacher
@@ -55,9 +62,12 @@ class MoCo(Siamese):
             steps; 0.99 is for some thousands.
         queue: How many keys of earlier batches are kept; 65536 for ImageNet.
         dim: The dimension of z, for networks that do not tell theirs.
+        prior: What gives the kernel p(z|y), in the place of `temperature`; None means
+            von Mises-Fisher.
 
     Raises:
-        ValueError: If a number is out of range, or the dimension is not known.
+        ValueError: If a number is out of range, the dimension is not known, or a
+            hyper-parameter of the prior is random.
     """
 
     def __init__(
@@ -69,11 +79,13 @@ class MoCo(Siamese):
         momentum: float = 0.99,
         queue: int = 4096,
         dim: int | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__(encoder, projector)
-        self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
+        sphere = Spherical(None, Reciprocal(temperature, "temperature"))
+        self.prior = sphere if prior is None else prior
         check_not_random(self.prior)
-        self.temperature = self.prior.concentration.value
+        self.temperature = sphere.concentration.value
         self.momentum, self.queue, self.dim = momentum, queue, dim
         self.teacher = Teacher(self.network, momentum)
         self.keys = Queue(queue, dim_of(encoder, projector, dim))

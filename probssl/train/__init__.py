@@ -2,8 +2,10 @@
 
 from .fit import fit
 from .history import History
+from .phases import fit_phases, geometric
 from .rounds import fit_rounds
 from .schedules import cosine, linear
 from .steps import Step, steps
 
-__all__ = ["History", "Step", "cosine", "fit", "fit_rounds", "linear", "steps"]
+__all__ = ["History", "Step", "cosine", "fit", "fit_phases", "fit_rounds", "geometric"]
+__all__ += ["linear", "steps"]

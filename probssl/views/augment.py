@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..terms import Batch
 from .colour import Colour, Grey
 from .geometry import Affine
 from .ranges import check_floats, checked_integer
@@ -45,6 +46,13 @@ class Augment(nn.Module):
         levels: The number of grey levels minus one, see `Grid`; None rounds nothing.
         clamp: Whether the values are clamped to [0, 1]; None clamps images (channel,
             height, width) and nothing else. With `levels` they always are.
+        boxes: Whether to return a `Batch`, with the boxes that the one `Affine` among
+            the parts shows as its transform, for `affinities.Overlap`.
+
+    Raises:
+        TypeError: If a part is no module.
+        ValueError: If boxes are asked for and there is not one `Affine`, or the grid
+            and `clamp` do not go together.
 
     Example:
         >>> import torch
@@ -59,6 +67,7 @@ class Augment(nn.Module):
         views: int = 2,
         levels: int | None = None,
         clamp: bool | None = None,
+        boxes: bool = False,
     ) -> None:
         super().__init__()
         for part in parts:
@@ -76,19 +85,32 @@ class Augment(nn.Module):
         self.parts = nn.ModuleList(parts or [default])
         self.views, self.clamp = checked_integer("views", views, 1), clamp
         self.grid = Grid(levels)
-        self.levels = levels
+        self.levels, self.boxes = levels, boxes
+        moves = sum(isinstance(part, Affine) for part in self.parts)
+        if boxes and moves != 1:
+            raise ValueError(
+                f"expected one Affine among the parts for boxes=True, got {moves}; one "
+                "can crop, turn and shift at once"
+            )
 
     def forward(
         self, x: Float[Tensor, "batch *event"]
-    ) -> Float[Tensor, "batch view *event"]:
+    ) -> Float[Tensor, "batch view *event"] | Batch:
         check_floats(x)
-        out = x.repeat_interleave(self.views, 0)
+        out, boxes = x.repeat_interleave(self.views, 0), None
         for part in self.parts:
-            out = part(out)
+            if self.boxes and isinstance(part, Affine):
+                out, boxes = part.with_boxes(out)
+            else:
+                out = part(out)
         images = x.ndim == 4 if self.clamp is None else self.clamp
         if images or self.levels is not None:
             out = self.grid(out)
-        return out.unflatten(0, (len(x), self.views))
+        shape = len(x), self.views
+        views = out.unflatten(0, shape)
+        if boxes is None:
+            return views
+        return Batch(views, clean=x, transform=boxes.unflatten(0, shape))
 
 
 def digits(views: int = 2) -> Augment:

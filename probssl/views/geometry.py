@@ -14,8 +14,8 @@ from .ranges import (
     checked_range,
     ends,
     happens,
+    per_item,
     probability,
-    sometimes,
     uniform,
 )
 
@@ -95,6 +95,16 @@ class Affine(nn.Module):
     def forward(
         self, x: Float[Tensor, "n channel height width"]
     ) -> Float[Tensor, "n channel height width"]:
+        return self.with_boxes(x)[0]
+
+    def with_boxes(
+        self, x: Float[Tensor, "n channel height width"]
+    ) -> tuple[Float[Tensor, "n channel height width"], Float[Tensor, "n 4"]]:
+        """Return the images as well as the boxes that they show.
+
+        A box is left, top, right and bottom, where the whole image is -1, -1, 1, 1. Of
+        what is turned it is the smallest that holds all.
+        """
         check_images(x, "Affine")
         linear, offset = self._map(x)
         across, down = (
@@ -106,7 +116,16 @@ class Affine(nn.Module):
         grid = row.unsqueeze(2) + (column + offset.unsqueeze(2)).unsqueeze(3)
         grid = grid.permute(0, 2, 3, 1)
         moved = grid_sample(x, grid, padding_mode=self.padding, align_corners=False)
-        return sometimes(self.p, moved, x)
+        reach = linear.abs().sum(-1)
+        boxes = torch.cat((offset - reach, offset + reach), -1)
+        if self.p == 1:
+            return moved, boxes
+        chosen = happens(self.p, x.shape[:1], x)
+        whole = boxes.new_tensor((-1.0, -1.0, 1.0, 1.0))
+        return (
+            moved.where(per_item(chosen, x), x),
+            boxes.where(chosen[:, None], whole),
+        )
 
     def _map(self, x: Tensor) -> tuple[Float[Tensor, "n 2 2"], Float[Tensor, "n 2"]]:
         """Where to look, as A u + b, in halves of the width and of the height."""

@@ -1,0 +1,167 @@
+"""How many clusters: what Gaussian mixtures say of items that they were not fitted to.
+
+References:
+    Model Selection for Probabilistic Clustering Using Cross-Validated Likelihood
+    (Smyth, 2000)
+    https://doi.org/10.1023/A:1008940618127
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from .arrays import Array, representations
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["NumberOfComponents", "number_of_components"]
+
+STARTS, RIDGE, DIMENSIONS = 3, 0.01, 64
+Covariance = Literal["full", "tied", "diag", "spherical"]
+
+
+class NumberOfComponents(NamedTuple):
+    """Held-out log-densities of mixtures, and the numbers of components they speak for.
+
+    Arguments:
+        best: The number with the highest log-density.
+        fewest: The smallest one that is no more than one standard error of the
+            difference below the best.
+        candidates: The numbers that were tried, in ascending order.
+        log_density: The mean held-out log-density of an item for each, in nats.
+        difference: The same less that of the best.
+        standard_error: That of the difference, over items.
+    """
+
+    best: int
+    fewest: int
+    candidates: tuple[int, ...]
+    log_density: Float64[np.ndarray, " candidate"]
+    difference: Float64[np.ndarray, " candidate"]
+    standard_error: Float64[np.ndarray, " candidate"]
+
+    @property
+    def table(self) -> "pandas.DataFrame":
+        """A row for each candidate."""
+        import pandas
+
+        columns = ("log_density", "difference", "standard_error")
+        index = pandas.Index(self.candidates, name="components")
+        return pandas.DataFrame({c: getattr(self, c) for c in columns}, index)
+
+
+def number_of_components(
+    z: Float[Array, "n dim"],
+    candidates: Iterable[int] = range(1, 31),
+    *,
+    folds: int = 5,
+    covariance: Covariance = "tied",
+    seed: int = 0,
+    progress: bool = True,
+) -> NumberOfComponents:
+    r"""Choose the number of clusters of z by held-out likelihood, without labels.
+
+    Each item is in one of the folds, and has its log-density from mixtures that were
+    fitted to the others,
+
+    .. math:: \frac1n \sum_i \log p_K(z_i), \qquad
+        p_K(z) = \sum_{k=1}^K \pi_k N(z \mid m_k, \Sigma)
+
+    Numbers are compared item by item: what items have in common takes no part in the
+    error of a difference. What does not show in it is that fits to other items would
+    differ, and that clusters which are not normal are covered by several components.
+
+    It does not change when z is shifted, rotated or rescaled: z is centred and brought
+    to a mean variance of 1, covariances get a ridge of 0.01, and of more than 64
+    dimensions the leading 64 principal ones are kept. The log-densities are of that.
+
+    Arguments:
+        candidates: The numbers K to try.
+        folds: How often mixtures are fitted to the items outside of a fold.
+        covariance: ``"tied"``, one for all components, whose posterior is a linear
+            softmax; ``"full"``, one for each; or ``"diag"`` and ``"spherical"``, which
+            depend on the axes less or not at all.
+        seed: Of the folds and of the k-means that mixtures start from.
+        progress: Whether to show a bar if it takes a while.
+
+    Raises:
+        ValueError: If a number is out of its range, or z has too few distinct items.
+    """
+    (z,) = representations(z)
+    numbers = _checked(candidates, folds, z)
+    z = z - z.mean(0)
+    variances, axes = np.linalg.eigh(z.T @ z / len(z))  # in ascending order
+    z = z @ axes[:, -DIMENSIONS:] / np.sqrt(variances.mean())
+
+    log_density = np.empty((len(numbers), len(z)))
+    for row, train, test in _bar(list(_fits(numbers, folds, len(z), seed)), progress):
+        mixture = _mixture(z[train], numbers[row], covariance, seed)
+        log_density[row, test] = mixture.score_samples(z[test])
+
+    best = int(log_density.mean(1).argmax())
+    paired = log_density - log_density[best]
+    error = paired.std(1, ddof=1) / np.sqrt(len(z))
+    difference = paired.mean(1)
+    fewest = int((difference >= -error).argmax())
+    mean = log_density.mean(1)
+    return NumberOfComponents(
+        numbers[best], numbers[fewest], numbers, mean, difference, error
+    )
+
+
+def _fits(
+    numbers: tuple[int, ...], folds: int, items: int, seed: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import KFold
+
+    split = KFold(folds, shuffle=True, random_state=seed)
+    for train, test in split.split(np.empty(items)):
+        for row in range(len(numbers)):
+            yield row, train, test
+
+
+def _bar(fits: list, progress: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    from threadpoolctl import threadpool_limits
+    from tqdm.auto import tqdm
+
+    with threadpool_limits(1):  # on small data threads only wait for each other
+        yield from tqdm(fits, "mixtures", disable=not progress, delay=3, leave=False)
+
+
+def _mixture(z: np.ndarray, number: int, covariance: Covariance, seed: int) -> Any:
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(
+        number,
+        covariance_type=covariance,
+        n_init=STARTS,
+        max_iter=1_000,
+        reg_covar=RIDGE,
+        random_state=seed,
+    )
+    return mixture.fit(z)
+
+
+def _checked(candidates: Iterable[int], folds: int, z: np.ndarray) -> tuple[int, ...]:
+    if not 2 <= folds <= len(z):
+        raise ValueError(
+            f"expected from 2 folds to the {len(z)} items, got {folds}; 5 will do"
+        )
+    numbers = tuple(sorted({int(number) for number in candidates}))
+    fitted = len(z) - -(-len(z) // folds)
+    if not numbers or numbers[0] < 1 or numbers[-1] > fitted:
+        raise ValueError(
+            f"expected candidates from 1 to the {fitted} items that a mixture is fitted"
+            f" to, got {numbers}; lower them, or give more items"
+        )
+    distinct = len(np.unique(z, axis=0))
+    if distinct < 2 * numbers[-1]:
+        raise ValueError(
+            f"expected at least twice as many distinct items as components, got "
+            f"{distinct} for {numbers[-1]}; lower the candidates, or look for a "
+            "collapse of the representations"
+        )
+    return numbers

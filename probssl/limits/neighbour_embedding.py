@@ -1,0 +1,234 @@
+r"""Stochastic neighbour embedding: pairs that belong together, under a kernel.
+
+Stochastic Neighbor Embedding (Hinton and Roweis, 2002)
+https://papers.nips.cc/paper/2276-stochastic-neighbor-embedding
+Visualizing Data using t-SNE (van der Maaten and Hinton, 2008)
+https://jmlr.org/papers/v9/vandermaaten08a.html
+Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
+(Hu et al., 2023)
+https://arxiv.org/abs/2205.14814
+
+The choices: p(y) empirical, y = another view; p(z|y) the kernel of any prior; which
+views share their content is said by P, an `affinities.Affinity`; z is kept informative
+by the kernel's own normaliser, for each view (a kernel density estimate of H[z]) or one
+for all pairs (the collision entropy).
+
+With Q the kernel, normalised in the same way, M views in all,
+
+.. math:: \sum_{i \ne j} P_{ij} \log p(z_j \mid y = z_i) + \hat H[z]
+    = \log (M - 1) - \bar H(P_{j \mid i}) - KL(P_{j \mid i} \,\|\, Q_{j \mid i})
+
+in the mean over the views i, all of the same weight, where each has its normaliser; and
+
+.. math:: \sum_{i \ne j} P_{ij} \log p(z_j \mid y = z_i) + \hat H_2[z]
+    = \log M (M - 1) - H(P) - KL(P \,\|\, Q)
+
+with one normaliser. P has no parameters, so that the value is minus the divergence of
+SNE, of symmetric SNE and of t-SNE, up to a constant of P.
+
+The limit: q → a point, the content plugged in, and H[z] → the estimate, in the bound of
+`embedding`, with pairs drawn from P. With P uniform over the views of an item it is
+SimCLR on the sphere, and t-SimCLR under `priors.TSNE` with one normaliser.
+
+Status: identity, with :math:`H_2` for H if there is one normaliser. It drops the
+decoder, the noise of the encoder, and the uncertainty of y.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..affinities import Affinity, Perplexity, Positives
+from ..embedding import Embedding
+from ..entropies import Collision, KernelDensity, QueuedKernelDensity
+from ..nn import dim_of
+from ..priors import TSNE as HeavyTail
+from ..priors import Gaussian, Prior
+from ..siamese import check_no_content
+from ..terms import Batch, Terms
+
+__all__ = ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
+
+
+class NeighbourEmbedding(Embedding):
+    r"""Alignment of the pairs of P plus an entropy of z, per view, in nats.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        affinity: P; None means `affinities.Positives`. If it is dense, one view of each
+            item is enough, and time and memory grow with the square of their number.
+        prior: What gives the kernel of Q; None means t-SNE's, ``priors.TSNE(None, 1.0,
+            1.0)``, with the tail of Cauchy's distribution in two dimensions.
+        projector: A module behind the encoder, whose output the objective sees.
+        joint: Whether one normaliser serves all pairs, as in symmetric SNE, t-SNE and
+            t-SimCLR; otherwise each view has its own, as in SNE and InfoNCE, and the
+            same weight, whatever P says.
+        queue: How many representations of earlier batches each view is compared with,
+            without a gradient, besides those of its own; only with ``joint=False``.
+        dim: The dimension of z for the queue, where the networks do not tell.
+
+    Raises:
+        ValueError: If a queue is to serve one normaliser, or the dimension is needed
+            and not known; in a forward pass if P wants more views than there are.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        affinity: Affinity | None = None,
+        prior: Prior | None = None,
+        projector: nn.Module | None = None,
+        *,
+        joint: bool = True,
+        queue: int = 0,
+        dim: int | None = None,
+    ) -> None:
+        if joint and queue:
+            raise ValueError(
+                f"expected no queue for one normaliser of all pairs, got {queue}; with "
+                "joint=False each view has its own, which a queue widens"
+            )
+        entropy = Collision() if joint else KernelDensity()
+        if queue:
+            entropy = QueuedKernelDensity(queue, dim_of(encoder, projector, dim))
+        prior = HeavyTail(None, 1.0, 1.0) if prior is None else prior
+        super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)
+        self.affinity = Positives() if affinity is None else affinity
+        self.joint, self.queue, self.dim = joint, queue, dim
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if P cannot be had of the batch, or contents are given."""
+        if not self.affinity.dense:
+            return super().check(batch)
+        items, views = batch.shape
+        if items * views < 2 or batch.present is not None:
+            raise ValueError(
+                "expected at least 2 views in all, none of them absent, got "
+                f"{items} items with {views}, present={batch.present is not None}; use "
+                "larger batches, and drop the incomplete items"
+            )
+        check_no_content(self, batch)
+
+    def divergence(self, batch: Batch) -> Float[Tensor, ""]:
+        r"""Return KL(P ‖ Q) in nats, in the mean over views if not `joint`.
+
+        What a fit lowers, without the constant of P; 0 where Q is P. Representations in
+        the queue count among the partners, which P does not give any weight.
+        """
+        p = self.weights(batch)
+        views = p.shape[:-1].numel()
+        others = torch.tensor(views - 1)
+        if isinstance(self.entropy, QueuedKernelDensity):
+            others = others + self.entropy.queue.filled
+        terms = self(batch)
+        most = (others * views).to(p).log() + torch.xlogy(p, p).sum()
+        return most - terms.alignment - terms.entropy
+
+    def weights(self, batch: Batch) -> Float[Tensor, "..."]:
+        """Return P; if not `joint`, with the same weight for each view."""
+        p = self.affinity(batch)
+        if self.joint:
+            return p
+        mass = p.sum(-1, keepdim=True)
+        return p / mass / mass.numel()
+
+    def _value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+        p = self.weights(batch)
+        points = z.flatten(0, 1) if self.affinity.dense else z
+        log_kernel = self.prior.log_kernel(points, points, plug_in=True)
+        # A kernel may be infinite at its centre, where P is zero.
+        alignment = (p * log_kernel.where(p > 0, 0.0)).sum()
+        return Terms(entropy=self.entropy(z, self.prior), alignment=alignment)
+
+
+class SNE(NeighbourEmbedding):
+    r"""Stochastic neighbour embedding: a Gaussian kernel, normalised for each view.
+
+    .. math:: Q_{j \mid i} = \frac{\exp(-\lVert z_i - z_j \rVert^2 / 2 \sigma^2)}
+        {\sum_{k \ne i} \exp(-\lVert z_i - z_k \rVert^2 / 2 \sigma^2)}
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        affinity: P; None means `affinities.Perplexity` with 30 neighbours.
+        projector: A module behind the encoder, whose output the objective sees.
+        scale: The standard deviation σ, in the units of z; with :math:`\sqrt{1/2}` the
+            exponent is the squared distance.
+
+    Raises:
+        ValueError: If the scale is not positive.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        affinity: Affinity | None = None,
+        projector: nn.Module | None = None,
+        *,
+        scale: float = math.sqrt(0.5),
+    ) -> None:
+        affinity = Perplexity() if affinity is None else affinity
+        prior = Gaussian(None, scale, y_scale=math.inf)
+        super().__init__(encoder, affinity, prior, projector, joint=False)
+        self.scale = scale
+
+
+class SymmetricSNE(NeighbourEmbedding):
+    r"""Symmetric SNE: a Gaussian kernel, normalised over all pairs.
+
+    .. math:: Q_{ij} = \frac{\exp(-\lVert z_i - z_j \rVert^2 / 2 \sigma^2)}
+        {\sum_{k \ne l} \exp(-\lVert z_k - z_l \rVert^2 / 2 \sigma^2)}
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+        affinity: P; None means `affinities.Perplexity` with 30 neighbours, symmetric.
+        projector: A module behind the encoder, whose output the objective sees.
+        scale: The standard deviation σ, in the units of z.
+
+    Raises:
+        ValueError: If the scale is not positive.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        affinity: Affinity | None = None,
+        projector: nn.Module | None = None,
+        *,
+        scale: float = math.sqrt(0.5),
+    ) -> None:
+        affinity = Perplexity(symmetric=True) if affinity is None else affinity
+        prior = Gaussian(None, scale, y_scale=math.inf)
+        super().__init__(encoder, affinity, prior, projector)
+        self.scale = scale
+
+
+class TSNE(NeighbourEmbedding):
+    r"""t-SNE: the kernel of Cauchy's distribution in 2-D, over all pairs.
+
+    .. math:: Q_{ij} = \frac{(1 + \lVert z_i - z_j \rVert^2)^{-1}}
+        {\sum_{k \ne l} (1 + \lVert z_k - z_l \rVert^2)^{-1}}
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim); two dimensions make a map.
+        affinity: P; None means `affinities.Perplexity` with 30 neighbours, symmetric.
+        projector: A module behind the encoder, whose output the objective sees.
+        dof: The degrees of freedom ν of a heavier or lighter tail, with the exponent
+            (ν + 1) / 2 and distances over :math:`\sqrt \nu`.
+
+    Raises:
+        ValueError: If dof is not positive.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        affinity: Affinity | None = None,
+        projector: nn.Module | None = None,
+        *,
+        dof: float = 1.0,
+    ) -> None:
+        affinity = Perplexity(symmetric=True) if affinity is None else affinity
+        super().__init__(encoder, affinity, HeavyTail(None, 1.0, dof), projector)
+        self.dof = dof

@@ -1,0 +1,294 @@
+r"""PID: views of an item, and clusters of items that each view is to tell.
+
+Rethinking Self-Supervised Learning Within the Framework of Partial Information
+Decomposition (Mohamadi et al., 2024)
+https://arxiv.org/abs/2412.02121
+
+The choices: those of any base without a decoder for its lower tier, the views of one
+item. For the upper tier, :math:`p(\hat y \mid z_v)` is a linear softmax of each view on
+its own, and the cluster :math:`\hat y_i` of an item, found by K-means, is a point
+estimate that is kept between refreshes,
+
+.. math:: \text{base} + \alpha \sum_v E \log p(\hat y \mid z_v), \qquad
+    p(\hat y = k \mid z) = \operatorname{softmax}_k (w_k^\top z + b_k)
+
+What each view adds is, up to the entropy of the labels, a lower bound on what it alone
+says of them. In a partial information decomposition, with R for redundant, U for unique
+and S for synergistic information of the two views,
+
+.. math:: H[\hat y] + E \log p(\hat y \mid z_v) \le I(z_v; \hat y) = R + U_v, \qquad
+    \sum_v I(z_v; \hat y) = 2 R + U_1 + U_2
+
+so that unique parts count, which the alignment of views leaves out. S does not: that
+would take a classifier of both views at once.
+
+The limit: the prior `TwoTier`, equal clusters of items and views around the content of
+their item. Of one view it says
+
+.. math:: p(z_v \mid k) = N(m_k, s^2 I), \quad s^2 = \tau^2 + \sigma^2, \qquad
+    \log p(k \mid z_v) = \frac{m_k^\top z_v}{s^2} - \frac{\lVert m_k \rVert^2}{2 s^2}
+    + \log \pi_k - \text{normaliser}
+
+which is that linear softmax. So are von Mises-Fisher clusters of equal concentration,
+for z of unit length. From the density of the clusters the posterior is kept, from the
+posterior its mode, and the joint one of all views falls into one for each view.
+
+Status: surrogate of the cluster tier of `TwoTier`, as the base is of the other.
+Assignments lag behind z, and are certain of what may be in doubt; :math:`\alpha` counts
+their likelihood less than once. SimVAE with `TwoTier` sums the cluster out instead.
+
+The authors say neither what the classifier is, nor which layer it sees, nor how
+:math:`\alpha` rises from 1e-5 to 1e-1; they take the number of classes for K, which is
+knowledge of the labels (`evaluation.number_of_components` asks z alone).
+"""
+
+import math
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import torch
+from jaxtyping import Float, Int
+from pyro.distributions import Categorical
+from torch import Tensor, nn
+from torch.nn.functional import normalize, one_hot
+from torch.nn.utils import skip_init
+
+from ..nn import dim_of
+from ..precision import in_float32
+from ..siamese import Extension
+from ..terms import Batch, Terms
+from ..varying import register_varying
+
+__all__ = ["PID"]
+
+STARTS = 5  # of K-means, of which the best counts
+LEAST = 1e-4  # of the variance of z, that of a cluster counts as
+
+
+class PID(Extension):
+    r"""A base, and the log-probability of an item's cluster given each of its views.
+
+    Items have no cluster at first, and then count nothing: with weight 0, or without
+    clusters, it is the base bit by bit. `assign` gives them theirs, and
+    `train.fit_phases` does so when the base has been fitted alone for a while:
+
+    ``fit_phases(o, data, lambda: o.assign(ps.embed(o, data, layer=o.layer)), ...)``
+
+    Batches need `index`, which `fit` gives for data that are not loaded by a
+    DataLoader. Validation data have no clusters, and are to be measured by the base.
+
+    Arguments:
+        base: The objective below.
+        components: The number K of clusters. The number of classes is knowledge of the
+            labels, to be reported as such.
+        items: The number N of items in the training set.
+        weight: The weight :math:`\alpha` of the clusters, summed over the views; a
+            buffer, which a schedule may set. Published is a rise from 1e-5 to 1e-1.
+        layer: What is clustered and classified: ``"projector"``, the z that the base
+            compares, or ``"backbone"``, that of the encoder.
+        unit: Whether z is brought to unit length first.
+        dim: The dimension of that z, where the network does not tell it by an attribute
+            `out` or `dim`.
+
+    Raises:
+        TypeError: If the base is not one without a decoder.
+        ValueError: If there are fewer items than clusters or fewer than two clusters,
+            the weight is negative or not finite, there is no such layer, or the
+            dimension is not known.
+    """
+
+    assignment: Tensor
+    weight: Tensor
+    population: Tensor | None
+
+    def __init__(
+        self,
+        base: nn.Module,
+        components: int,
+        items: int,
+        *,
+        weight: float = 0.1,
+        layer: str = "projector",
+        unit: bool = False,
+        dim: int | None = None,
+    ) -> None:
+        super().__init__(base)
+        _check(components, items, weight, layer)
+        self.components, self.items = components, items
+        self.unit, self.dim = unit, dim
+        self.layer = "backbone" if self.projector is None else layer
+        behind = self.projector if self.layer == "projector" else None
+        dim = dim_of(self.encoder, behind, dim)
+        # Without random numbers, so that those of the base stay the same.
+        self.classifier = skip_init(nn.Linear, dim, components)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        register_varying(self, "weight", weight)
+        self.register_buffer("assignment", torch.full((items,), -1))
+        # The number of items in the data set, to be compared with that here.
+        self.register_buffer("population", None)
+
+    @in_float32
+    def forward(self, batch: Batch) -> Terms:
+        label = self.assignment[self._index(batch)]
+        terms, z = self.below(batch, self.layer)
+        log_probability = self._logits(z).log_softmax(-1)
+        place = label.clamp(min=0).expand(z.shape[1], -1).mT.unsqueeze(-1)
+        right = log_probability.gather(-1, place).sum((1, 2))
+        told = right.masked_fill(label < 0, 0.0).mean()
+        return terms._replace(alignment=terms.alignment + self.weight * told)
+
+    def responsibilities(self, z: Float[Tensor, "*batch dim"]) -> Categorical:
+        r"""Return :math:`p(\hat y \mid z)` of each view on its own."""
+        return Categorical(logits=self._logits(z), validate_args=False)
+
+    @torch.no_grad()
+    def assign(self, z: Float[Any, "item dim"], seed: int = 0) -> None:
+        r"""Cluster the items by K-means++, and keep the numbers of their clusters.
+
+        The first time the classifier starts at the posterior of equal normal clusters,
+        with the means, the shares and the mean variance that K-means found. Afterwards
+        it goes on: the new clusters get the numbers of the old ones with which they
+        share the most items, by the one-to-one matching that is best in all.
+
+        Arguments:
+            z: The layer of each item of the training set, in its order: a tensor or
+                array.
+            seed: Of K-means++.
+
+        References:
+            k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii,
+            2007)
+            https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
+
+        Raises:
+            ValueError: If there is not one representation for each item, or there are
+                fewer distinct ones than clusters.
+        """
+        points = self._points(z)
+        found, before = _clusters(points, self.components, seed), self.assignment.cpu()
+        if (before < 0).any():
+            weight, bias = _start(points, found, self.components)
+            self.classifier.weight.copy_(weight)
+            self.classifier.bias.copy_(bias)
+        else:
+            found = _matched(found, before, self.components)
+        self.assignment.copy_(found)
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the base cannot take the batch, or items are not known."""
+        super().check(batch)
+        index = self._index(batch)
+        least, most = int(index.min()), int(index.max())
+        count = self.items if self.population is None else int(self.population)
+        if least < 0 or most >= self.items or count != self.items:
+            raise ValueError(
+                f"expected the {self.items} items that the objective was built with, "
+                f"got {max(count, most + 1)}; build it with items=len(data), and "
+                "measure it on its training data only"
+            )
+
+    def _logits(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch k"]:
+        if z.shape[-1] != self.classifier.in_features:
+            raise ValueError(
+                f"expected z with dim {self.classifier.in_features}, as the classifier,"
+                f" got {z.shape[-1]}; build the objective with dim={z.shape[-1]}"
+            )
+        return self.classifier(normalize(z, dim=-1) if self.unit else z)
+
+    def _points(self, z: Float[Any, "item dim"]) -> Float[Tensor, "item dim"]:
+        points = torch.as_tensor(z).detach().cpu()
+        expected = (self.items, self.classifier.in_features)
+        if tuple(points.shape) != expected or not points.isfinite().all():
+            raise ValueError(
+                f"expected finite z of shape {expected}, got {tuple(points.shape)}; "
+                "give ps.embed(objective, data.train, layer=objective.layer)"
+            )
+        return normalize(points, dim=-1) if self.unit else points
+
+    def _index(self, batch: Batch) -> Int[Tensor, " batch"]:
+        if batch.index is None:
+            raise ValueError(
+                "expected Batch.index, the rows of the items in the training set, got "
+                "None; give fit a Split, Groups or tensor, not a DataLoader"
+            )
+        return batch.index
+
+
+def _clusters(
+    points: Float[Tensor, "item dim"], components: int, seed: int
+) -> Int[Tensor, " item"]:
+    """The clusters of the points, as K-means++ numbers them."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    means = KMeans(components, init="k-means++", n_init=STARTS, random_state=seed)
+    # On small data threads only wait for each other.
+    with threadpool_limits(1 if points.numel() < 1_000_000 else None):
+        with catch_warnings():
+            simplefilter("ignore", ConvergenceWarning)  # of which the error below tells
+            found = torch.from_numpy(means.fit_predict(points.numpy())).long()
+    distinct = len(found.unique())
+    if distinct < components:
+        raise ValueError(
+            f"expected {components} clusters, got {distinct} distinct ones among "
+            f"{len(points)} items; lower components, or look for a base whose "
+            "representations have collapsed"
+        )
+    return found
+
+
+def _start(
+    points: Float[Tensor, "item dim"], label: Int[Tensor, " item"], components: int
+) -> tuple[Float[Tensor, "component dim"], Float[Tensor, " component"]]:
+    """The classifier that equal normal clusters with these members have."""
+    member = one_hot(label, components).to(points)
+    sizes = member.sum(0)
+    loc = member.mT @ points / sizes.unsqueeze(-1)
+    within, whole = (points - loc[label]).square(), (points - points.mean(0)).square()
+    # Clusters that are points would be told apart with infinite weights.
+    variance = within.mean().maximum(LEAST * whole.mean())
+    return _classifier(loc, variance, (sizes / len(points)).log())
+
+
+def _classifier(
+    loc: Float[Tensor, "component dim"],
+    variance: Float[Tensor, ""],
+    log_share: Float[Tensor, " component"],
+) -> tuple[Float[Tensor, "component dim"], Float[Tensor, " component"]]:
+    r"""Weights and biases of :math:`p(k \mid z)` for clusters :math:`N(m_k, s^2 I)`."""
+    return loc / variance, log_share - loc.square().sum(-1) / (2 * variance)
+
+
+def _matched(
+    found: Int[Tensor, " item"], before: Int[Tensor, " item"], components: int
+) -> Int[Tensor, " item"]:
+    """The same clusters, under the numbers of those before that are most like them."""
+    from scipy.optimize import linear_sum_assignment
+
+    pairs = torch.bincount(components * before + found, minlength=components**2)
+    old, new = linear_sum_assignment(pairs.view(components, -1).numpy(), maximize=True)
+    number = torch.empty(components, dtype=torch.long)
+    number[torch.from_numpy(new)] = torch.from_numpy(old)
+    return number[found]
+
+
+def _check(components: int, items: int, weight: float, layer: str) -> None:
+    whole = isinstance(components, int) and isinstance(items, int)
+    if not whole or not 2 <= components <= items:
+        raise ValueError(
+            "expected components of at least 2, and items of at least as many, got "
+            f"components={components!r} and items={items!r}; give the length of the "
+            "training set as items, and lower components if it is small"
+        )
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"expected a weight of at least 0, got {weight!r}; published is a rise to "
+            "0.1"
+        )
+    if layer not in ("backbone", "projector"):
+        raise ValueError(
+            f'expected layer to be "backbone" or "projector", got {layer!r}; '
+            '"projector" is what the base compares'
+        )

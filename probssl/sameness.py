@@ -1,0 +1,228 @@
+r"""Whether two items have the same content: a probability for every pair of them.
+
+On the graph, with y the content and :math:`z_i, z_j` representations of two items,
+
+.. math:: M_{ij} = p(y_i = y_j \mid z_i, z_j), \qquad
+    \log \frac{M_{ij}}{1 - M_{ij}} = \log \frac{p(z_i, z_j)}{p(z_i) \, p(z_j)}
+    + \log \frac{p(y_i = y_j)}{p(y_i \ne y_j)}
+
+with :math:`p(z_i, z_j)` the joint density of two views of one content: Bayes' rule for
+pairs that share their content or have independent ones. `PriorAffinity` is that closed
+form, under a proper prior; `LearnedAffinity` is a network in its place. Both give the
+log-odds, on the left, of all pairs.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from .embedding import check_not_random
+from .hyper import Learned, Positive
+from .nn.sizes import check_items, integer, sizes
+from .priors import Prior
+
+__all__ = ["LearnedAffinity", "PrincipalComponents", "PriorAffinity"]
+__all__ += ["neighbour_score"]
+
+
+class LearnedAffinity(nn.Module):
+    r"""Two layers on both representations of a pair, and their mean over both orders.
+
+    .. math:: g(a, b) = w^\top \sin(A a + B b + c) + w_0, \qquad
+        \text{logit}_{ij} = \tfrac12 \big(g(a_i, b_j) + g(b_j, a_i)\big)
+
+    A sine has no flat side on which a unit would get no gradient and die. And by its
+    addition theorem the hidden units of all pairs are the product of two matrices, so
+    that the memory for n and m items is O(nm + (n + m) width) and not O(nm width).
+
+    It starts with B = −A, as a function of the difference of the two.
+
+    Arguments:
+        dim: The dimension of a representation.
+        width: The number of hidden units.
+        directions: Whether only the directions of representations count. They are then
+            brought to length :math:`\sqrt{\text{dim}}`, at which a coordinate is about
+            1; without, their scale should be about that.
+
+    References:
+        Implicit Neural Representations with Periodic Activation Functions
+        (Sitzmann et al., 2020)
+        https://arxiv.org/abs/2006.09661
+    """
+
+    def __init__(self, dim: int, width: int = 64, *, directions: bool = True) -> None:
+        super().__init__()
+        self.dim, self.width = integer("dim", dim), integer("width", width)
+        self.directions = directions
+        across, onwards = 1 / math.sqrt(2 * dim), 1 / math.sqrt(width)
+        first = torch.empty(width, dim).uniform_(-across, across)
+        self.first, self.second = nn.Parameter(first), nn.Parameter(-first)
+        self.phase = nn.Parameter(torch.empty(width).uniform_(-math.pi, math.pi))
+        self.weight = nn.Parameter(torch.empty(width).uniform_(-onwards, onwards))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]
+    ) -> Float[Tensor, "n m"]:
+        """Return the log-odds of all pairs.
+
+        Raises:
+            ValueError: If the representations are not of the dimension.
+        """
+        (first_a, second_a), (first_b, second_b) = self._phases(a), self._phases(b)
+        weight = self.weight / 2
+        left = [weight * first_a.sin(), weight * first_a.cos()]
+        left += [weight * second_a.sin(), weight * second_a.cos()]
+        right = [second_b.cos(), second_b.sin(), first_b.cos(), first_b.sin()]
+        return torch.cat(left, 1) @ torch.cat(right, 1).mT + self.bias
+
+    def _phases(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What z adds to the phases of the units as the first, and as the second."""
+        check_items(z, (self.dim,))
+        if self.directions:
+            z = math.sqrt(self.dim) * normalize(z, dim=-1)
+        return z @ self.first.mT, z @ self.second.mT + self.phase
+
+
+class PriorAffinity(nn.Module):
+    r"""The log-odds in closed form, under a prior: its `pmi` plus those before z.
+
+    For a Gaussian content of variance t and views of variance s around it, it is, for
+    each dimension,
+
+    .. math:: \log \frac{p(a, b)}{p(a) p(b)} = \frac12 \log \frac{(s + t)^2}{s (s + 2t)}
+        - \frac{t^2 (a^2 + b^2) - 2 t (s + t) a b}{2 s (s + t) (s + 2 t)}
+
+    z of another scale than that of the prior gives odds near 0; a `priors.Spherical`
+    has no scale.
+
+    Arguments:
+        prior: p(y) and p(z|y); p(y) integrates to one. A learned scale is fitted.
+        odds: The odds p(same) / p(different) before the pair is seen: 1 / (C − 1) for C
+            contents that are equally frequent. ``ps.learned(number)`` fits it.
+
+    Raises:
+        ValueError: If p(y) is flat, a hyper-parameter is random, or the odds are not
+            positive.
+    """
+
+    def __init__(self, prior: Prior, odds: float | Learned = 0.1) -> None:
+        super().__init__()
+        if not prior.proper:
+            raise ValueError(
+                "expected a prior with a proper p(y), got a flat one, under which one "
+                "view alone has no density; give it a finite y_scale, such as 1.0"
+            )
+        check_not_random(prior)
+        self.prior, self.odds = prior, Positive(odds, "odds")
+        if self.odds.random:
+            raise ValueError(
+                f"expected odds as a number or ps.learned(number), got {odds}; a "
+                "distribution of them has no posterior here"
+            )
+
+    def forward(
+        self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]
+    ) -> Float[Tensor, "n m"]:
+        """Return the log-odds of all pairs, in nats."""
+        a, b = self.prior.on_support(a), self.prior.on_support(b)
+        return self.prior.pmi(a, b) + self.odds().log()
+
+
+class PrincipalComponents(nn.Module):
+    r"""The first principal components of images: a linear map that labels never saw.
+
+    It is made by ``PrincipalComponents.of(images, dim)``. One that is built by itself
+    holds NaN until it is loaded.
+
+    Arguments:
+        event_shape: The shape of one image.
+        dim: The number of components.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, event_shape: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.event_shape = sizes(event_shape=event_shape)
+        self.dim = integer("dim", dim)
+        flat = math.prod(self.event_shape)
+        self.register_buffer("mean", torch.full((flat,), math.nan))
+        self.register_buffer("components", torch.full((self.dim, flat), math.nan))
+
+    @classmethod
+    def of(
+        cls, images: Shaped[Any, "n *event"], dim: int = 32, seed: int = 0
+    ) -> "PrincipalComponents":
+        """Return those of a tensor or array, in which bytes stand for k/255.
+
+        Arguments:
+            seed: Of scikit-learn's solver, where that is random.
+
+        Raises:
+            ValueError: If there are fewer images, or numbers in one, than components.
+        """
+        from sklearn.decomposition import PCA
+
+        x = torch.as_tensor(images)
+        found = cls(tuple(x.shape[1:]), dim)
+        flat = x.flatten(1).to(found.mean)
+        if min(flat.shape) < dim:
+            raise ValueError(
+                f"expected at least {dim} images of at least {dim} numbers each, got "
+                f"{len(flat)} of {flat.shape[1]}; lower dim, or give more images"
+            )
+        flat = flat / 255 if x.dtype == torch.uint8 else flat
+        pca = PCA(dim, random_state=seed).fit(flat.cpu().numpy())
+        found.mean.copy_(torch.from_numpy(pca.mean_))
+        found.components.copy_(torch.from_numpy(pca.components_))
+        return found
+
+    def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n dim"]:
+        check_items(x, self.event_shape)
+        return (x.flatten(1) - self.mean) @ self.components.mT
+
+
+def neighbour_score(
+    u: Float[Tensor, "n k"], neighbours: int = 20, mutual: int = 1
+) -> Float[Tensor, " n"]:
+    r"""Return how many of the neighbours of each item are well connected to it.
+
+    .. math:: s_i = \frac1k \# \{j \in N(i) : c_{ij} > \mu\}, \qquad
+        c_{ij} = \# \{l \in N(j) : i \in N(l)\}
+
+    with N(i) the k nearest of the other items by the cosine of u. It is 0 for an
+    outlier, which is near to none of those that are near to it, and 1 in the midst of a
+    crowd. Time and memory are O(n (n + k²)).
+
+    Arguments:
+        neighbours: The number k.
+        mutual: The number :math:`\mu`.
+
+    Raises:
+        ValueError: If there are not more items than neighbours.
+    """
+    check_neighbours(neighbours, len(u))
+    itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
+    directions = normalize(u.detach(), dim=-1)
+    cosine = (directions @ directions.mT).masked_fill(itself, -math.inf)
+    near: Int[Tensor, "n k"] = cosine.topk(neighbours, sorted=False).indices
+    is_near = torch.zeros_like(itself).scatter(1, near, True)
+    of_near = near[near].flatten(1)  # the neighbours l of the neighbours j of i
+    found = is_near.mT.gather(1, of_near).view(*near.shape, neighbours).sum(-1)
+    return (found > mutual).to(u).mean(-1)
+
+
+def check_neighbours(neighbours: int, items: int) -> None:
+    """Raise an error if items do not have so many others."""
+    if neighbours >= items:
+        raise ValueError(
+            f"expected batches of more items than neighbours={neighbours}, got "
+            f"{items} items; raise batch_size, or lower neighbours"
+        )

@@ -1,0 +1,277 @@
+"""Parts estimated from items: sources with known parts, bounds, bias and coverage."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from sklearn.neural_network import MLPClassifier
+from sklearn.tree import DecisionTreeClassifier
+
+from probssl.information import (
+    Classifier,
+    Clusters,
+    Decomposition,
+    discrete,
+    estimate,
+)
+from probssl.information.sample import Sample
+
+BITS = [(a, b) for a in (0, 1) for b in (0, 1)]
+GATES = {
+    "and": [(a, b, a & b) for a, b in BITS],
+    "xor": [(a, b, a ^ b) for a, b in BITS],
+    "two bit copy": [(a, b, 2 * a + b) for a, b in BITS],
+    "unique": [(a, b, a) for a, b in BITS],
+    "redundant": [(a, a, a) for a in (0, 1)],
+}
+PARTS = Decomposition._fields
+
+
+def table(outcomes):
+    """p[z1, z2, t] where these outcomes are equally likely."""
+    p = np.zeros([1 + max(values) for values in zip(*outcomes, strict=True)])
+    for outcome in outcomes:
+        p[outcome] += 1 / len(outcomes)
+    return p
+
+
+def source(p, n, seed=0, noise=0.1):
+    """Items of p, with z1 and z2 as noisy corners of a simplex."""
+    random = np.random.default_rng(seed)
+    one, two, t = np.unravel_index(random.choice(p.size, n, p=p.ravel()), p.shape)
+    z1, z2 = (np.eye(k)[z] for k, z in zip(p.shape, (one, two), strict=False))
+    return (
+        z1 + noise * random.normal(size=z1.shape),
+        z2 + noise * random.normal(size=z2.shape),
+        t,
+    )
+
+
+def signs(n, sd, seed=0):
+    """A fair sign t in noise of these standard deviations, one for each view."""
+    random = np.random.default_rng(seed)
+    t = random.integers(2, size=n)
+    return *(2 * t[:, None] - 1 + s * random.normal(size=(n, 1)) for s in sd), t
+
+
+def of_a_sign(*sd):
+    """What these views together tell of the sign, by quadrature over log-odds."""
+    signal = sum(s**-2 for s in sd)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    log_odds = 2 * signal + 2 * math.sqrt(signal) * nodes  # given t = 1
+    lost = weights @ np.logaddexp(0, -log_odds) / weights.sum()
+    return math.log(2) - lost
+
+
+def thresholded(n, sd, seed=0):
+    """Views of a standard normal y, and whether y is above 0."""
+    random = np.random.default_rng(seed)
+    y = random.normal(size=(n, 1))
+    return *(y + s * random.normal(size=(n, 1)) for s in sd), y[:, 0] > 0
+
+
+def of_a_threshold(*sd):
+    """What these views together tell of y > 0, by quadrature over its mean given z."""
+    from scipy.special import entr
+    from scipy.stats import norm
+
+    precision = sum(s**-2 for s in sd)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    p = norm.cdf(math.sqrt(precision) * nodes)
+    return math.log(2) - weights @ (entr(p) + entr(1 - p)) / weights.sum()
+
+
+def near(interval, truth, n):
+    """Within five standard errors, and what is of second order."""
+    error = (interval.high - interval.low) / 3.29  # 90 % of a Gaussian
+    return abs(interval.value - truth) < 5 * error + 10 / n
+
+
+@pytest.mark.parametrize(
+    ("gate", "measure"),
+    [(gate, "i_min") for gate in GATES] + [("two bit copy", "broja")],
+)
+def test_clusters_find_the_parts_of_discrete_sources(gate, measure):
+    p, n = table(GATES[gate]), 1_000
+    found = estimate(*source(p, n), by=Clusters(2, measure), bootstrap=20)
+    for name, truth in discrete(p, measure)._asdict().items():
+        assert near(getattr(found, name), truth, n), name
+
+
+@pytest.mark.parametrize("gate", ["and", "two bit copy", "unique", "redundant"])
+def test_classifiers_find_the_parts_of_sources_that_are_linear(gate):
+    p, n = table(GATES[gate]), 1_000
+    found = estimate(*source(p, n), by=Classifier(folds=2), bootstrap=20)
+    for name, truth in discrete(p, "i_min")._asdict().items():
+        # the penalty of logistic regression leaves some doubt in certain cases
+        assert abs(getattr(found, name).value - truth) < 0.05, name
+
+
+def test_an_exclusive_or_is_synergy_and_no_linear_classifier_sees_it():
+    z1, z2, t = source(table(GATES["xor"]), 1_000)
+    linear = estimate(z1, z2, t, bootstrap=20)
+    assert linear.total.value < 0.02
+    network = MLPClassifier(
+        (4,), "tanh", solver="lbfgs", max_iter=5_000, random_state=0
+    )
+    found = estimate(z1, z2, t, by=Classifier(network, folds=2), bootstrap=20)
+    assert 0.9 * math.log(2) < found.synergistic.value <= math.log(2)
+    assert found.first.value < 0.02 and found.second.value < 0.02
+
+
+@pytest.mark.parametrize("measure", ["i_min", "mmi"])
+@pytest.mark.parametrize("sd", [(1.0, 1.0), (0.8, 1.6)])
+def test_classifiers_find_the_parts_of_a_sign_in_noise(sd, measure):
+    n = 2_000
+    found = estimate(*signs(n, sd), by=Classifier(measure=measure))
+    one, two, both = of_a_sign(sd[0]), of_a_sign(sd[1]), of_a_sign(*sd)
+    truth = {"redundant": two, "unique_1": one - two, "unique_2": 0.0}
+    truth |= {"synergistic": both - one, "first": one, "second": two, "total": both}
+    for name, value in truth.items():
+        assert near(getattr(found, name), value, n), name
+    assert near(found.entropy, math.log(2), n)
+
+
+def test_cells_tell_no_more_than_representations_and_many_tell_as_much():
+    n, sd = 6_000, (0.5, 1.0)
+    views, truth = thresholded(n, sd), of_a_threshold(*sd)
+    few, many = (estimate(*views, by=Clusters(m), bootstrap=20).total for m in (2, 16))
+    error = (many.high - many.low) / 3.29
+    assert few.value < many.value - 5 * error
+    assert abs(many.value - truth) < 5 * error + 0.01  # what 16 cells still lose
+    alone = estimate(*views, bootstrap=20)
+    assert alone.total.value < truth + 5 * error
+    assert near(alone.first, of_a_threshold(sd[0]), 1_000)  # a logistic of a probit
+
+
+@pytest.mark.parametrize("by", [Classifier(folds=2), Clusters(3)])
+def test_the_parts_add_up_exactly(by):
+    z1, z2, t = signs(300, (1.0, 1.5))
+    found = estimate(z1, z2, t, by=by, bootstrap=20)
+    r, u1, u2, s = found.decomposition
+    assert found.first.value == r + u1 and found.second.value == r + u2
+    assert found.total.value == r + u1 + u2 + s == found.decomposition.total
+    assert min(figure.low for figure in found) >= 0
+
+
+class Pool(NamedTuple):
+    """Items that were counted once: an estimator of so many of them, from a start."""
+
+    figures: Callable[[np.ndarray, bool], np.ndarray]
+    start: int
+    n: int
+
+    def sample(self, views, target, random, progress):
+        return Sample(self.n, lambda i, flag: self.figures(self.start + i, flag))
+
+
+def pools(p, n, runs, seed=0):
+    """Disjoint samples of items of p, in cells that are their values."""
+    z1, z2, t = source(p, int(1.02 * n * runs), seed, noise=0.01)
+    cells, random = Clusters(max(p.shape[:2]), share=0.01), np.random.default_rng(0)
+    figures = cells.sample((z1, z2), t, random, False).figures
+    return [Pool(figures, n * run, n) for run in range(runs)]
+
+
+def test_informations_are_without_bias_to_first_order():
+    p = np.random.default_rng(0).dirichlet(np.full(18, 2.0)).reshape(3, 3, 2)
+    n, runs = 150, 800
+    items, truth = np.arange(n), discrete(p, "i_min")
+    truth = np.array([truth.first, truth.second, truth.total])
+    samples = [pool.sample(0, 0, 0, 0).figures for pool in pools(p, n, runs)]
+    plain, less = (
+        np.array([figures(items, flag)[:3] for figures in samples])
+        for flag in (False, True)
+    )
+    error = less.std(0) / math.sqrt(runs)
+    assert (plain.mean(0) - truth > 5 * error).all()
+    assert (np.abs(less.mean(0) - truth) < 5 * error).all()
+
+
+def test_the_jackknife_leaves_out_one_item_at_a_time():
+    (pool,) = pools(table(GATES["and"]), 200, 1)
+    items, n = np.arange(30), 30
+    without = [pool.figures(np.delete(items, i), False) for i in items]
+    slow = n * pool.figures(items, False) - (n - 1) * np.mean(without, 0)
+    assert np.allclose(pool.figures(items, True)[:3], slow[:3], rtol=0, atol=1e-12)
+
+
+def test_intervals_cover_what_they_should():
+    p = np.random.default_rng(1).dirichlet(np.full(18, 0.5)).reshape(3, 3, 2)
+    n, runs, truth = 400, 60, discrete(p, "i_min")
+    hits = {"redundant": 0, "unique_1": 0, "synergistic": 0, "total": 0}
+    nothing = np.zeros((n, 1)), np.zeros((n, 1)), np.arange(n) % 2
+    for pool in pools(p, n, runs):
+        found = estimate(*nothing, by=pool, bootstrap=40)
+        for name in hits:
+            low, high = getattr(found, name)[1:]
+            hits[name] += low <= getattr(truth, name) <= high
+    error = math.sqrt(0.9 * 0.1 / runs)
+    assert all(abs(hit / runs - 0.9) < 5 * error for hit in hits.values()), hits
+
+
+def test_to_exchange_the_views_is_to_exchange_what_is_unique():
+    z1, z2, t = signs(400, (0.8, 1.6))
+    one, two = (estimate(*views, t, bootstrap=20) for views in ((z1, z2), (z2, z1)))
+    r, u1, u2, s = one.decomposition
+    # as far as the optimiser of the classifier of both goes
+    assert two.decomposition == pytest.approx((r, u2, u1, s), abs=1e-3)
+
+
+def test_names_of_classes_and_units_do_not_matter():
+    z1, z2, t = signs(400, (0.8, 1.6))
+    one = estimate(z1, z2, t, bootstrap=20)
+    two = estimate(100 * z1 + 3, z2, np.array(["cat", "dog"])[t], bootstrap=20)
+    assert two.decomposition == pytest.approx(one.decomposition, abs=1e-9)
+
+
+def test_what_a_model_calls_impossible_is_improbable():
+    z1, z2, t = signs(400, (1.0, 1.0))
+    tree = DecisionTreeClassifier(random_state=0)
+    found = estimate(z1, z2, t, by=Classifier(tree), bootstrap=20)
+    assert np.isfinite(np.array(found)).all()
+
+
+def test_an_estimate_prints_as_a_table_and_is_saved_as_numbers():
+    found = estimate(*signs(200, (1.0, 1.0)), bootstrap=20)
+    assert len(str(found).splitlines()) == 8 and "I(z1, z2; t)" in str(found)
+    read = json.loads(json.dumps(found.as_dict()))
+    assert read["redundant"]["low"] == found.redundant.low
+
+
+def test_the_seed_decides():
+    views = signs(300, (1.0, 1.0))
+    one, two, other = (
+        estimate(*views, by=Clusters(3), bootstrap=20, seed=seed) for seed in (0, 0, 1)
+    )
+    assert one == two != other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first": np.zeros(40)}, r"\(n, dim\)"),
+        ({"first": np.full((40, 1), np.nan)}, "NaN or infinity in 40 of 40"),
+        ({"second": np.zeros((39, 1))}, "40 and 39 representations"),
+        ({"target": np.zeros(39)}, r"labels \(39,\)"),
+        ({"target": np.linspace(0, 1, 40)}, "not whole numbers"),
+        ({"target": np.zeros(40)}, "at least two classes"),
+        ({"target": np.arange(40) == 0}, "smallest class has items, 1, got 5"),
+        ({"by": Classifier(measure="broja")}, '"i_min" or "mmi", got \'broja\''),
+        ({"by": Classifier(folds=1)}, "got 1"),
+        ({"by": Clusters(measure="mmi")}, '"broja" or "i_min", got \'mmi\''),
+        ({"by": Clusters(1)}, "2 cells or more"),
+        ({"by": Clusters(2, share=1.0)}, "share between 0 and 1"),
+        ({"by": Clusters(8)}, "8 items to fit cells to and 8² x 2 to count"),
+        ({"by": Clusters(2), "first": np.zeros((40, 1))}, "2 different"),
+        ({"bootstrap": 19}, "at least 20, got 19"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    z1, z2, t = signs(40, (1.0, 1.0))
+    given = {"first": z1, "second": z2, "target": t} | change
+    with pytest.raises(ValueError, match=message):
+        estimate(**given)
