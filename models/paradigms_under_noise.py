@@ -57,7 +57,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torch.optim import Adam
@@ -69,7 +68,7 @@ from probssl.plots.style import INK, blank, clean
 
 SEEDS, EPOCHS, IMAGES, TEST, BATCH, DIM = 3, 8, 10_000, 5_000, 125, 16
 RATIOS = (0.0, 0.5, 1.0, 2.0, 4.0)  # of standard deviations, background to digit
-WAVES, DEVIATION = 4, 0.25  # of the backgrounds, down and across
+BACKGROUND = ps.views.Background(1.0, waves=4)
 CHANNELS, LEARNING_RATE, RIDGE = (8, 16), 8e-3, 0.01
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
@@ -86,39 +85,6 @@ LOOKS = {
     "raw pixels": ("#999999", ":"),
 }
 PANELS = {False: "views without the noise", True: "views with it"}
-
-
-class Background(nn.Module):
-    r"""Adds a background of its own to each image, :math:`x + m (b - 1/2)`."""
-
-    def __init__(self, amplitude: float) -> None:
-        super().__init__()
-        self.amplitude = amplitude
-
-    def forward(
-        self, x: Float[Tensor, "n channel height width"]
-    ) -> Float[Tensor, "n channel height width"]:
-        return x + self.amplitude * (backgrounds(x) - 0.5)
-
-
-def backgrounds(like: Float[Tensor, "n channel height width"]) -> Tensor:
-    """Backgrounds b of the shape of these images, from torch's generator.
-
-    Light and shade of mean 1/2 and standard deviation 1/4: products of the `WAVES`
-    longest cosines down and across, with normal amplitudes. They are not clipped, so
-    that they take no more directions than these.
-    """
-    down, across = (_cosines(size).to(like) for size in like.shape[-2:])
-    amplitudes = torch.randn(*like.shape[:2], WAVES, WAVES).to(like)
-    return 0.5 + DEVIATION * (down @ amplitudes @ across.mT)
-
-
-@lru_cache
-def _cosines(size: int) -> Float[Tensor, "size wave"]:
-    """The longest, scaled so that their squares sum to 1 on average."""
-    at, wave = torch.arange(size)[:, None] + 0.5, torch.arange(WAVES)
-    cosines = torch.cos(torch.pi * wave * at / size)
-    return cosines / cosines.square().sum(1).mean().sqrt()
 
 
 @lru_cache
@@ -143,7 +109,7 @@ def noisy(data: ps.data.Dataset, ratio: float, seed: int = 0) -> ps.data.Dataset
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         train, test = (
-            part._replace(images=(1 - m) * x + m * backgrounds(x))
+            part._replace(images=(1 - m) * x + m * BACKGROUND.draw(x))
             for part in (data.train, data.test)
             for x in (_floats(part.images),)
         )
@@ -153,7 +119,7 @@ def noisy(data: ps.data.Dataset, ratio: float, seed: int = 0) -> ps.data.Dataset
 def amplitude(data: ps.data.Dataset, ratio: float) -> float:
     """The share m of the background that gives this ratio of standard deviations."""
     signal = float(_floats(data.train.images).var(0).mean().sqrt())
-    return ratio * signal / (DEVIATION + ratio * signal)
+    return ratio * signal / (0.25 + ratio * signal)  # 1/4 is the background's own
 
 
 def views(amplitude: float, matching: bool) -> ps.views.Augment:
@@ -165,7 +131,7 @@ def views(amplitude: float, matching: bool) -> ps.views.Augment:
     move = ps.views.Affine(
         rotate=8, scale=(0.92, 1.08), shift=0.05, padding="reflection"
     )
-    parts = (move, Background(amplitude)) if matching else (move,)
+    parts = (move, ps.views.Background(amplitude)) if matching else (move,)
     return ps.views.Augment(*parts, clamp=False)
 
 

@@ -19,7 +19,7 @@ from .nn import (
     Projector,
 )
 from .posterior import embed
-from .train import History, fit_rounds
+from .train import History, fit_phases, fit_rounds
 from .train import fit as fit_once
 from .views import Augment, Noise, digits, simclr
 
@@ -48,6 +48,8 @@ def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
 def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> History:
     """`train.fit` on the training items, in rounds if there are clusters to assign.
 
+    PID's are assigned after three tenths of the epochs, and anew after each fifth.
+
     Arguments:
         options: For `train.fit`. Rounds keep no checkpoints.
 
@@ -56,6 +58,16 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
     """
     if not hasattr(objective, "assign"):
         return fit_once(objective, data.train, epochs=epochs, **options)
+    if isinstance(objective, limits.PID):
+        return fit_phases(
+            objective,
+            data.train,
+            lambda: _assign(objective, data, objective.layer),
+            first=3 * epochs // 10,
+            epochs=epochs,
+            refresh=max(1, epochs // 5),
+            **options,
+        )
     if options.pop("resume", False):
         raise ValueError(
             f"expected no resume for {type(objective).__name__}, which is fitted in "
@@ -66,13 +78,10 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
     layer = "backbone" if objective.projector is None else "projector"
     rounds = min(ROUNDS, epochs)
 
-    def assign() -> None:
-        objective.assign(embed(objective, data.train, layer=layer))
-
     return fit_rounds(
         objective,
         data.train,
-        assign,
+        lambda: _assign(objective, data, layer),
         rounds=rounds,
         epochs=epochs // rounds,
         **options,
@@ -141,6 +150,10 @@ def views(data: Dataset) -> Callable[[Tensor], Tensor]:
     if shape == (1, 8, 8):
         return digits()
     return simclr(levels=data.levels) if shape[0] == 3 else Augment(levels=data.levels)
+
+
+def _assign(objective: Any, data: Dataset, layer: str) -> None:
+    objective.assign(embed(objective, data.train, layer=layer))
 
 
 def _is_colour(shape: tuple[int, ...]) -> bool:

@@ -67,8 +67,8 @@ class LearnedAffinity(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]
-    ) -> Float[Tensor, "n m"]:
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
         """Return the log-odds of all pairs.
 
         Raises:
@@ -79,11 +79,16 @@ class LearnedAffinity(nn.Module):
         left = [weight * first_a.sin(), weight * first_a.cos()]
         left += [weight * second_a.sin(), weight * second_a.cos()]
         right = [second_b.cos(), second_b.sin(), first_b.cos(), first_b.sin()]
-        return torch.cat(left, 1) @ torch.cat(right, 1).mT + self.bias
+        return torch.cat(left, -1) @ torch.cat(right, -1).mT + self.bias
 
     def _phases(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """What z adds to the phases of the units as the first, and as the second."""
-        check_items(z, (self.dim,))
+        if z.shape[-1] != self.dim:
+            raise ValueError(
+                f"expected representations with dim {self.dim} as their last axis, got "
+                f"shape {tuple(z.shape)}; give what the projector, or without one the "
+                f"encoder, makes of items, or build the affinity with {z.shape[-1]}"
+            )
         if self.directions:
             z = math.sqrt(self.dim) * normalize(z, dim=-1)
         return z @ self.first.mT, z @ self.second.mT + self.phase
@@ -127,9 +132,9 @@ class PriorAffinity(nn.Module):
             )
 
     def forward(
-        self, a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]
-    ) -> Float[Tensor, "n m"]:
-        """Return the log-odds of all pairs, in nats."""
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        """Return the log-odds of all pairs."""
         a, b = self.prior.on_support(a), self.prior.on_support(b)
         return self.prior.pmi(a, b) + self.odds().log()
 

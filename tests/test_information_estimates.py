@@ -26,6 +26,7 @@ GATES = {
     "two bit copy": [(a, b, 2 * a + b) for a, b in BITS],
     "unique": [(a, b, a) for a, b in BITS],
     "redundant": [(a, a, a) for a in (0, 1)],
+    "subtle": [(0, 0, 0), (0, 1, 1), (1, 0, 2)],
 }
 PARTS = Decomposition._fields
 
@@ -101,7 +102,7 @@ def test_clusters_find_the_parts_of_discrete_sources(gate, measure):
         assert near(getattr(found, name), truth, n), name
 
 
-@pytest.mark.parametrize("gate", ["and", "two bit copy", "unique", "redundant"])
+@pytest.mark.parametrize("gate", ["and", "two bit copy", "unique", "subtle"])
 def test_classifiers_find_the_parts_of_sources_that_are_linear(gate):
     p, n = table(GATES[gate]), 1_000
     found = estimate(*source(p, n), by=Classifier(folds=2), bootstrap=20)
@@ -191,6 +192,26 @@ def test_informations_are_without_bias_to_first_order():
     assert (np.abs(less.mean(0) - truth) < 5 * error).all()
 
 
+class Plain(NamedTuple):
+    """The plug-in entropy of labels, as what is told of them and as what there is."""
+
+    def sample(self, views, target, random, progress):
+        def figures(chosen, corrected):
+            p = np.bincount(target[chosen]) / len(chosen)
+            return np.full(5, -(p[p > 0] * np.log(p[p > 0])).sum())
+
+        return Sample(len(target), figures)
+
+
+def test_the_mean_error_of_resamples_is_subtracted():
+    random, n, runs = np.random.default_rng(0), 60, 200
+    z, truth = np.zeros((n, 1)), math.log(6)
+    items = random.integers(6, size=(runs, n))
+    found = [estimate(z, z, t, by=Plain(), bootstrap=20).total.value for t in items]
+    error = np.std(found) / math.sqrt(runs)
+    assert abs(np.mean(found) - truth) < 5 * error + 25 / n**2
+
+
 def test_the_jackknife_leaves_out_one_item_at_a_time():
     (pool,) = pools(table(GATES["and"]), 200, 1)
     items, n = np.arange(30), 30
@@ -226,6 +247,14 @@ def test_names_of_classes_and_units_do_not_matter():
     one = estimate(z1, z2, t, bootstrap=20)
     two = estimate(100 * z1 + 3, z2, np.array(["cat", "dog"])[t], bootstrap=20)
     assert two.decomposition == pytest.approx(one.decomposition, abs=1e-9)
+
+
+def test_what_a_model_learns_by_heart_is_no_information():
+    random = np.random.default_rng(0)
+    z, t = random.normal(size=(2, 400, 1)), random.integers(2, size=400)
+    tree = DecisionTreeClassifier(random_state=0)
+    found = estimate(*z, t, by=Classifier(tree), bootstrap=20)
+    assert found.total.value == 0
 
 
 def test_what_a_model_calls_impossible_is_improbable():

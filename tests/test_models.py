@@ -66,7 +66,27 @@ def paradigms_under_noise(module: ModuleType, folder: Path) -> None:
     assert (folder / "paradigms_under_noise.png").is_file()
 
 
+def against_baselines(module: ModuleType, folder: Path) -> None:
+    module.BATCH, names = 50, ("mnist", "fashion-mnist", "omniglot")
+    images, labels = torch.rand(150, 1, 14, 14), torch.arange(150) % 3
+    images[:, :, :7] *= labels[:, None, None, None] / 2
+    data = ps.data.arrays(images, labels)
+    sets = {name: data._replace(name=name) for name in names}
+    assert all(module.build(method, data) for method in module.METHODS)
+    short = ("SimCLR", "t-SimCLR", "SimCLR + DSA", "SimCLR + PID")
+    rows = module.main(seeds=2, epochs=5, methods=short, sets=sets, results=folder)
+    assert len(rows) == 2 * 2 * len(short)
+    clean = [row["shifted"]["clean"] for row in rows]
+    assert all(0 <= each["linear_probe"] <= 1 for each in clean)
+    shown = module.tables(rows)
+    for method in short:
+        own = 1 if module.METHODS[method] == method else 2
+        assert shown.count(f"| {method} |") == 2 * (1 + own)
+    assert (folder / "against_baselines.json").is_file()
+
+
 SHORT = {
+    "against_baselines": against_baselines,
     "digits": digits,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "paradigms_under_noise": paradigms_under_noise,

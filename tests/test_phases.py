@@ -1,4 +1,4 @@
-"""A fit in phases: what the weight is when, when clusters are assigned, and going on."""
+"""A fit in phases: the weight at each step, when clusters are assigned, going on."""
 
 import math
 from collections.abc import Callable

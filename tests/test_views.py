@@ -15,10 +15,12 @@ from torch.testing import assert_close
 from probssl.views import (
     Affine,
     Augment,
+    Background,
     Blur,
     Colour,
     Grey,
     Grid,
+    Invert,
     Mask,
     Noise,
     digits,
@@ -35,8 +37,15 @@ IMAGE_PARTS = [
     Grey(p=0.5),
     Blur((0.5, 1.0)),
     Mask((0.2, 0.6), patch=4, p=0.9),
+    Background(0.7, p=0.5),
 ]
-ARRAY_PARTS = [Noise((0.1, 0.3), p=0.7), Mask(0.3, value=-1), Grid(16), Grid()]
+ARRAY_PARTS = [
+    Noise((0.1, 0.3), p=0.7),
+    Mask(0.3, value=-1),
+    Grid(16),
+    Grid(),
+    Invert(0.5),
+]
 PARTS = IMAGE_PARTS + ARRAY_PARTS
 RECIPES = [digits, simclr, simvae_cifar10, simvae_mnist]
 
@@ -75,6 +84,8 @@ def square(float64: None) -> Tensor:
         Blur(1e-3, p=1),
         Blur(2.0, size=1, p=1),
         Blur(p=0),
+        Background(0.0),
+        Invert(p=0),
         Grid(),
     ],
     ids=name,

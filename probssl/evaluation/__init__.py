@@ -20,8 +20,8 @@ from .information import (
     info_nce,
     nearest_neighbour_information,
 )
-from .neighbours import knn
-from .probes import FewLabel, few_label_probe, linear_probe, mlp_probe
+from .neighbours import knn, knns
+from .probes import FewLabel, few_label_probe, linear_probe, linear_probes, mlp_probe
 from .style import style_probe
 from .summary import scores
 
@@ -41,7 +41,9 @@ __all__ = [
     "gaussian_information",
     "info_nce",
     "knn",
+    "knns",
     "linear_probe",
+    "linear_probes",
     "matched_accuracy",
     "mlp_probe",
     "nearest_neighbour_information",

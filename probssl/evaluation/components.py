@@ -29,7 +29,7 @@ class NumberOfComponents(NamedTuple):
     Arguments:
         best: The number with the highest log-density.
         fewest: The smallest one that is no more than one standard error of the
-            difference below the best.
+            difference below the best; the better choice where others differ little.
         candidates: The numbers that were tried, in ascending order.
         log_density: The mean held-out log-density of an item for each, in nats.
         difference: The same less that of the best.
@@ -90,20 +90,21 @@ def number_of_components(
     Raises:
         ValueError: If a number is out of its range, or z has too few distinct items.
     """
-    (z,) = representations(z)
-    numbers = _checked(candidates, folds, z)
-    z = z - z.mean(0)
-    variances, axes = np.linalg.eigh(z.T @ z / len(z))  # in ascending order
-    z = z @ axes[:, -DIMENSIONS:] / np.sqrt(variances.mean())
+    (points,) = representations(z)
+    numbers = _checked(candidates, folds, points)
+    points = points - points.mean(0)
+    variances, axes = np.linalg.eigh(points.T @ points / len(points))  # ascending
+    points = points @ axes[:, -DIMENSIONS:] / np.sqrt(variances.mean())
 
-    log_density = np.empty((len(numbers), len(z)))
-    for row, train, test in _bar(list(_fits(numbers, folds, len(z), seed)), progress):
-        mixture = _mixture(z[train], numbers[row], covariance, seed)
-        log_density[row, test] = mixture.score_samples(z[test])
+    log_density = np.empty((len(numbers), len(points)))
+    fits = list(_fits(numbers, folds, len(points), seed))
+    for row, train, test in _bar(fits, progress):
+        mixture = _mixture(points[train], numbers[row], covariance, seed)
+        log_density[row, test] = mixture.score_samples(points[test])
 
     best = int(log_density.mean(1).argmax())
     paired = log_density - log_density[best]
-    error = paired.std(1, ddof=1) / np.sqrt(len(z))
+    error = paired.std(1, ddof=1) / np.sqrt(len(points))
     difference = paired.mean(1)
     fewest = int((difference >= -error).argmax())
     mean = log_density.mean(1)

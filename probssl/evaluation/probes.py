@@ -6,6 +6,7 @@ References:
     https://arxiv.org/abs/1610.01644
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from jaxtyping import Float, Shaped
 
 from .arrays import Array, train_test
 
-__all__ = ["FewLabel", "few_label_probe", "linear_probe", "mlp_probe"]
+__all__ = ["FewLabel", "few_label_probe", "linear_probe", "linear_probes"]
+__all__ += ["mlp_probe"]
 
 
 class FewLabel(NamedTuple):
@@ -45,13 +47,29 @@ def linear_probe(
     Arguments:
         penalty: The weight :math:`\lambda` of the ridge; the intercept is free.
     """
-    z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
+    return linear_probes(z_train, y_train, {"": (z_test, y_test)}, penalty=penalty)[""]
+
+
+def linear_probes(
+    z_train: Float[Array, "n dim"],
+    y_train: Shaped[Array, " n"],
+    tests: Mapping[str, tuple[Float[Array, "m dim"], Shaped[Array, " m"]]],
+    *,
+    penalty: float = 1.0,
+) -> dict[str, float]:
+    """The accuracies of one `linear_probe` on several test parts, by their names."""
     if not penalty > 0:
         raise ValueError(
             f"expected a positive penalty, got {penalty}; take 1e-6 for hardly any"
         )
-    z_train, z_test = _standardised(z_train, z_test)
-    return _logistic_regression(z_train, y_train, z_test, y_test, penalty)
+    checked = [train_test(z_train, y_train, z, y) for z, y in tests.values()]
+    train, known = checked[0][:2]
+    mean, scale = _moments(train)
+    score = _logistic_regression((train - mean) / scale, known, penalty)
+    return {
+        name: float(score((z - mean) / scale, y))
+        for name, (_, _, z, y) in zip(tests, checked, strict=True)
+    }
 
 
 def few_label_probe(
@@ -84,7 +102,8 @@ def few_label_probe(
         raise ValueError(
             f"expected repeats of at least 2 for a standard error, got {repeats}"
         )
-    z_train, z_test = _standardised(z_train, z_test)
+    mean, scale = _moments(z_train)
+    z_train, z_test = (z_train - mean) / scale, (z_test - mean) / scale
     members = [np.flatnonzero(y_train == name) for name in names]
     random, accuracy = np.random.default_rng(seed), []
     with threadpool_limits(1):  # on fits so small threads only wait for each other
@@ -92,7 +111,7 @@ def few_label_probe(
             few = [random.choice(m, labels_per_class, replace=False) for m in members]
             known = np.concatenate(few)
             labelled = z_train[known], y_train[known]
-            accuracy.append(_logistic_regression(*labelled, z_test, y_test))
+            accuracy.append(float(_logistic_regression(*labelled)(z_test, y_test)))
     error = np.std(accuracy, ddof=1) / np.sqrt(repeats)
     return FewLabel(float(np.mean(accuracy)), float(error), tuple(accuracy))
 
@@ -115,31 +134,31 @@ def mlp_probe(
     from sklearn.neural_network import MLPClassifier
 
     z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
-    z_train, z_test = _standardised(z_train, z_test)
+    mean, scale = _moments(z_train)
+    z_train, z_test = (z_train - mean) / scale, (z_test - mean) / scale
     probe = MLPClassifier((hidden,), max_iter=10_000, random_state=seed)
     return float(probe.fit(z_train, y_train).score(z_test, y_test))
 
 
-def _standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moments(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of each dimension, the scale 1 where it is constant."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train)
-    return scaler.transform(train), scaler.transform(test)
+    return scaler.mean_, scaler.scale_
 
 
 def _logistic_regression(
-    z_train: np.ndarray,
-    y_train: np.ndarray,
-    z_test: np.ndarray,
-    y_test: np.ndarray,
-    penalty: float = 1.0,
-) -> float:
+    z_train: np.ndarray, y_train: np.ndarray, penalty: float = 1.0
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The accuracy of a fitted classifier, as a function of a test part."""
     from sklearn.linear_model import LogisticRegression
 
-    if z_train.shape[1] > len(z_train):
-        # The ridge leaves no weight outside the span of the items: fit within it.
-        span = np.linalg.qr(z_train.T)[0]
-        z_train, z_test = z_train @ span, z_test @ span
     # some tens of iterations do: the limit only ends what will never converge
     model = LogisticRegression(C=1 / penalty, max_iter=10_000)
-    return float(model.fit(z_train, y_train).score(z_test, y_test))
+    if z_train.shape[1] <= len(z_train):
+        return model.fit(z_train, y_train).score
+    # The ridge leaves no weight outside the span of the items: fit within it.
+    span = np.linalg.qr(z_train.T)[0]
+    model.fit(z_train @ span, y_train)
+    return lambda z, y: model.score(z @ span, y)

@@ -30,9 +30,10 @@ the same: it rises with every M,
     / \tau} \ge 0, \qquad M = \tilde M - \frac{w}{\lambda} \, \frac{2 s d}{\tau} \,
     \frac{e^{s d (2 M - 1) / \tau}}{1 + E \exp(\dots)} \, M (1 - M)
 
-where a pair is at rest, if any M can be had. So M is below what the anchor says, by a
-share w/λ, and without an anchor it is 0, which leaves repulsion alone. Both gradients
-reach z and M; that of :math:`L_w` through M keeps items apart.
+where a pair is at rest, if any M can be had (across views of N items the difference is
+1/N smaller). So M is below what the anchor says, the more the larger w/λ, and without
+an anchor it is 0, which leaves repulsion alone. Both gradients reach z and M; that of
+:math:`L_w` through M keeps items apart.
 
 The limit: none of the joint. On the graph M has a closed form, and then nothing is
 learned but z (`sameness.PriorAffinity`).

@@ -29,17 +29,21 @@ their item. Of one view it says
     \log p(k \mid z_v) = \frac{m_k^\top z_v}{s^2} - \frac{\lVert m_k \rVert^2}{2 s^2}
     + \log \pi_k - \text{normaliser}
 
-which is that linear softmax. So are von Mises-Fisher clusters of equal concentration,
-for z of unit length. From the density of the clusters the posterior is kept, from the
-posterior its mode, and the joint one of all views falls into one for each view.
+which is that linear softmax; for z of unit length so is that of von Mises-Fisher
+clusters of equal concentration. Of the density of the clusters the posterior is kept,
+of the posterior its mode, and the joint one of all views falls into one for each view.
+Behind a projector, which keeps what views share, the base may have one z and the
+clusters another, that of the encoder.
 
 Status: surrogate of the cluster tier of `TwoTier`, as the base is of the other.
 Assignments lag behind z, and are certain of what may be in doubt; :math:`\alpha` counts
 their likelihood less than once. SimVAE with `TwoTier` sums the cluster out instead.
 
-The authors say neither what the classifier is, nor which layer it sees, nor how
-:math:`\alpha` rises from 1e-5 to 1e-1; they take the number of classes for K, which is
-knowledge of the labels (`evaluation.number_of_components` asks z alone).
+Choices made here: the classifier; the layer that it and K-means see, of which
+"learned representations" are taken to be those that are evaluated; unit length; and
+that the classifier goes on when clusters are found anew. K is published as the number
+of classes, which is knowledge of the labels; `evaluation.number_of_components` asks z
+alone.
 """
 
 import math
@@ -84,11 +88,12 @@ class PID(Extension):
         items: The number N of items in the training set.
         weight: The weight :math:`\alpha` of the clusters, summed over the views; a
             buffer, which a schedule may set. Published is a rise from 1e-5 to 1e-1.
-        layer: What is clustered and classified: ``"projector"``, the z that the base
-            compares, or ``"backbone"``, that of the encoder.
-        unit: Whether z is brought to unit length first.
-        dim: The dimension of that z, where the network does not tell it by an attribute
-            `out` or `dim`.
+        layer: What is clustered and classified: ``"backbone"``, the representation that
+            the encoder gives, or ``"projector"``, the z that the base compares.
+        unit: Whether it is brought to unit length first. Otherwise long z and short
+            ones may make clusters of their own.
+        dim: The dimension of that layer, where the network does not tell it by an
+            attribute `out` or `dim`.
 
     Raises:
         TypeError: If the base is not one without a decoder.
@@ -108,8 +113,8 @@ class PID(Extension):
         items: int,
         *,
         weight: float = 0.1,
-        layer: str = "projector",
-        unit: bool = False,
+        layer: str = "backbone",
+        unit: bool = True,
         dim: int | None = None,
     ) -> None:
         super().__init__(base)
@@ -146,7 +151,7 @@ class PID(Extension):
     def assign(self, z: Float[Any, "item dim"], seed: int = 0) -> None:
         r"""Cluster the items by K-means++, and keep the numbers of their clusters.
 
-        The first time the classifier starts at the posterior of equal normal clusters,
+        The first time, the classifier starts at the posterior of equal normal clusters,
         with the means, the shares and the mean variance that K-means found. Afterwards
         it goes on: the new clusters get the numbers of the old ones with which they
         share the most items, by the one-to-one matching that is best in all.

@@ -34,9 +34,9 @@ def fit_phases(
     data: Data,
     assign: Callable[[], Any],
     *,
-    first: int,
-    epochs: int,
-    refresh: int | None = None,
+    first: int = 10,
+    epochs: int = 100,
+    refresh: int | None = 10,
     ramp: tuple[float, float] | Schedule = (1e-5, 1e-1),
     on_epoch: Callable[[int, Row], Any] | None = None,
     schedules: Mapping[str, Schedule] | None = None,
@@ -44,8 +44,10 @@ def fit_phases(
 ) -> History:
     """Fit with weight 0, assign clusters, and go on with a weight that rises.
 
-    Published are 100 epochs alone of 1000 in all, a refresh every 100, and a rise from
-    1e-5 to 1e-1, of a shape that is not stated: it is geometric here.
+    Published are 100 epochs alone of 1000 in all, a refresh every 100, ten times what
+    is the default here, and a rise from 1e-5 to 1e-1, of a shape that is not stated: it
+    is geometric here. That leaves most of the work to the last epochs; a run of a few
+    tens of them may ask for a rise that starts higher.
 
     To the history are added ``phase``, 1 for the base alone and 3 for both tiers (the
     second is the clustering between them), ``round``, how often clusters had been

@@ -1,0 +1,293 @@
+r"""Do the additions of three papers help? Each beside the objective it stands on.
+
+t-SimCLR against SimCLR ("Your Contrastive Learning Is Secretly Doing Stochastic
+Neighbor Embedding", Hu et al., 2023), DSA on three bases ("On the Discriminability of
+Self-Supervised Representation Learning", Song et al., 2024), and PID on four
+("Rethinking Self-Supervised Learning Within the Framework of Partial Information
+Decomposition", Mohamadi et al., 2024), on MNIST and Fashion-MNIST: the same images,
+views, encoder, optimiser, number of steps and batches for all. Representations are what
+the encoder gives. They are scored by probe and neighbours on test images as they are,
+by the crowding of their classes, on shifted test images (`probssl.shifts`: probe and
+neighbours learn from unshifted ones), and on data sets that the encoder never saw.
+
+Prints and writes to benchmarks/results/against_baselines.json the scores of every fit;
+RESULTS.md has the tables, made by ``python models/against_baselines.py --tables``.
+Needs MNIST, Fashion-MNIST and Omniglot: the environment variable PROBSSL_DATA names the
+folder that holds them.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+from torch.optim import Adam
+from torch.optim.lr_scheduler import OneCycleLR
+
+import probssl as ps
+from probssl.train import fit_phases
+from probssl.views import Affine, Augment
+
+SEEDS, EPOCHS, IMAGES, TEST, BATCH = 3, 30, 10_000, 5_000, 250
+SIDE, CHANNELS, DIM = 14, (16, 32), 32
+LEARNING_RATE = 5e-3
+FIRST, REFRESH = 0.2, 3  # of PID: the share of the base alone, epochs of one clustering
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+VIEWS = {
+    "mnist": Affine(rotate=15, scale=(0.8, 1.2), shift=0.1),
+    "fashion-mnist": Affine(crop=(0.4, 1.0), flip=0.5),
+}
+OTHERS = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}
+
+
+def projector(dim: int = DIM) -> nn.Module:
+    return ps.nn.Projector(dim, width=128, out=32)
+
+
+def encoder(shape: tuple[int, ...]) -> nn.Module:
+    return ps.nn.ConvEncoder(shape, DIM, channels=CHANNELS)
+
+
+BASES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "SimCLR": lambda net: ps.limits.SimCLR(net, projector(), temperature=0.5),
+    "BYOL": lambda net: ps.limits.BYOL(net, projector()),
+    "Barlow Twins": lambda net: ps.limits.BarlowTwins(net, projector()),
+    "W-MSE": lambda net: ps.limits.WMSE(net, projector()),
+}
+# What each stands on, to be compared with.
+METHODS = {name: name for name in BASES}
+METHODS |= {"t-SimCLR": "SimCLR"}
+METHODS |= {f"{name} + DSA": name for name in ("SimCLR", "BYOL", "Barlow Twins")}
+METHODS |= {f"{name} + PID": name for name in BASES}
+
+
+def build(method: str, data: ps.data.Dataset) -> nn.Module:
+    """The objective, with the networks that all have."""
+    net = encoder(tuple(data.train.images.shape[1:]))
+    if method == "t-SimCLR":
+        return ps.limits.TSimCLR(net, projector(), dof=5.0, temperature=1.0)
+    base = BASES[METHODS[method]](net)
+    if method.endswith("DSA"):
+        return ps.limits.DSA(base)
+    if method.endswith("PID"):
+        classes = len(data.train.labels.unique())
+        return ps.limits.PID(base, classes, len(data.train.images))
+    return base
+
+
+class Job(NamedTuple):
+    """One fit."""
+
+    data: str
+    seed: int
+    method: str
+
+
+@lru_cache
+def images(name: str, side: int = SIDE) -> ps.data.Dataset:
+    """Images in [0, 1] of so many pixels a side, each a mean of several, read once."""
+    data = ps.data.load(name)
+    train, test = (
+        part._replace(images=adaptive_avg_pool2d(_floats(part.images), side))
+        for split, most in ((data.train, IMAGES), (data.test, TEST))
+        for part in (split.take(min(most, len(split.images))),)
+    )
+    return ps.data.Dataset(train, test, None, data.name)
+
+
+def _floats(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_floating_point() else x.float() / 255
+
+
+def fit(objective: nn.Module, data: ps.data.Dataset, views: nn.Module, epochs: int):
+    """One cycle of the learning rate; for PID clusters after a fifth of the epochs."""
+    optimizer = Adam(objective.parameters(), LEARNING_RATE, fused=True)
+    steps = epochs * max(1, len(data.train.images) // BATCH)
+    options = {
+        "views": Augment(views),
+        "epochs": epochs,
+        "batch_size": BATCH,
+        "optimizer": optimizer,
+        "scheduler": OneCycleLR(optimizer, LEARNING_RATE, steps),
+        "compile": False,
+        "progress": False,
+    }
+    if not isinstance(objective, ps.limits.PID):
+        return ps.fit(objective, data.train, **options)
+
+    def assign() -> None:
+        objective.assign(ps.embed(objective, data.train, layer=objective.layer))
+
+    first = int(FIRST * epochs)
+    return fit_phases(
+        objective, data.train, assign, first=first, refresh=REFRESH, **options
+    )
+
+
+def scores(
+    objective: nn.Module, data: ps.data.Dataset, others: dict[str, ps.data.Dataset]
+) -> dict[str, Any]:
+    """In distribution, of the classes' crowding, shifted, and on other data."""
+    z = ps.embed(objective, data.test)
+    crowding = ps.evaluation.crowding(z, data.test.labels, bootstrap=20)
+    return {
+        "shifted": ps.shifts.shifted(objective, data),
+        "transferred": ps.shifts.transferred(objective, others),
+        "crowding": crowding.crowding.value,
+        "silhouette": crowding.silhouette.value,
+        "effective_rank": ps.evaluation.effective_rank(z),
+    }
+
+
+def one(
+    job: Job, epochs: int, sets: dict[str, ps.data.Dataset] | None = None
+) -> dict[str, Any]:
+    """What fit it was, and what came of it."""
+    began = time.process_time()
+    names = (job.data, OTHERS[job.data], "omniglot")
+    known = sets or {name: images(name) for name in names}
+    data, *others = (known[name] for name in names if name in known)
+    torch.manual_seed(job.seed)
+    objective = build(job.method, data)
+    fit(objective, data, VIEWS[job.data], epochs)
+    seconds = time.process_time() - began
+    found = scores(objective, data, {other.name: other for other in others})
+    return job._asdict() | {"base": METHODS[job.method]} | found | {"seconds": seconds}
+
+
+def rows_of(
+    jobs: list[Job], epochs: int, sets: dict[str, ps.data.Dataset] | None
+) -> Iterator[dict[str, Any]]:
+    """What comes of the jobs, in their order; real ones run beside one another."""
+    if sets is not None:
+        yield from map(partial(one, epochs=epochs, sets=sets), jobs)
+        return
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        yield from pool.map(partial(one, epochs=epochs), jobs)
+
+
+def main(
+    seeds: int = SEEDS,
+    epochs: int = EPOCHS,
+    methods: tuple[str, ...] = tuple(METHODS),
+    sets: dict[str, ps.data.Dataset] | None = None,
+    results: Path = RESULTS,
+) -> list[dict[str, Any]]:
+    """Return the scores of every data set, seed and method."""
+    rows: list[dict[str, Any]] = []
+    results.mkdir(parents=True, exist_ok=True)
+    jobs = [Job(d, s, m) for s, d, m in product(range(seeds), VIEWS, methods)]
+    for row in rows_of(jobs, epochs, sets):
+        rows.append(row)
+        print(*row.values(), flush=True)
+        report = {
+            "script": "models/against_baselines.py",
+            "epochs": epochs,
+            "hardware": f"{platform.processor() or platform.machine()}, "
+            f"{os.cpu_count()} cores, one thread for each fit",
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+            "rows": rows,
+        }
+        path = results / "against_baselines.json"
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+SHOWN = {"linear probe": "linear_probe", "5-NN": "knn"}
+COMPARED = ("linear probe", "5-NN", "crowding")
+
+
+def figures(row: dict[str, Any]) -> dict[str, float]:
+    """The columns of the first table."""
+    clean = row["shifted"]["clean"]
+    return {name: clean[key] for name, key in SHOWN.items()} | {
+        "crowding": row["crowding"],
+        "silhouette": row["silhouette"],
+        "effective rank": row["effective_rank"],
+    }
+
+
+def elsewhere(row: dict[str, Any]) -> dict[str, float]:
+    """The columns of the second table: linear probes out of distribution."""
+    parts = {k: v for k, v in row["shifted"].items() if k != "clean"}
+    parts |= row["transferred"]
+    return {name: part["linear_probe"] for name, part in parts.items()}
+
+
+def gains(rows: list[dict[str, Any]], column: str) -> dict[str, tuple[float, float]]:
+    """Mean and standard error of what each method has above its base, by seeds."""
+    by = {(row["seed"], row["method"]): figures(row)[column] for row in rows}
+    found = {}
+    for method, base in METHODS.items():
+        pairs = [(by[s, m], by[s, base]) for s, m in by if m == method]
+        if method == base or len(pairs) < 2:
+            continue
+        ahead = -torch.tensor(pairs, dtype=torch.float64).diff()[:, 0]
+        found[method] = (ahead.mean().item(), ahead.std().item() / len(pairs) ** 0.5)
+    return found
+
+
+def table(
+    rows: list[dict[str, Any]],
+    columns: Callable[[dict[str, Any]], dict[str, float]],
+    digits: int = 3,
+) -> str:
+    """Mean and standard deviation over seeds of each method, in Markdown."""
+    names = list(columns(rows[0]))
+    lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for method in METHODS:
+        own = [columns(row) for row in rows if row["method"] == method]
+        cells = [_spread([each[name] for each in own], digits) for name in names]
+        lines += [f"| {method} | " + " | ".join(cells) + " |"] if own else []
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    x = torch.tensor(values, dtype=torch.float64)
+    spread = x.std().item() if len(x) > 1 else 0.0
+    return f"{x.mean():.{digits}f} ± {spread:.{digits}f}"
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Both tables of each data set, and the gains over the bases, in Markdown."""
+    parts = []
+    for data in VIEWS:
+        here = [row for row in rows if row["data"] == data]
+        title = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}[data]
+        parts += [f"### {title}", table(here, figures), _gains(here)]
+        parts += [f"{title}, linear probe out of distribution:", table(here, elsewhere)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _gains(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| method, above its base | " + " | ".join(COMPARED) + " |",
+        "|---" * (len(COMPARED) + 1) + "|",
+    ]
+    each = {column: gains(rows, column) for column in COMPARED}
+    for method in next(iter(each.values())):
+        cells = [f"{each[c][method][0]:+.3f} ± {each[c][method][1]:.3f}" for c in each]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--tables"]:
+        saved = json.loads((RESULTS / "against_baselines.json").read_text())
+        print(tables(saved["rows"]))
+    else:
+        main()

@@ -1,0 +1,117 @@
+"""Out of distribution: what a representation is worth where images have changed.
+
+Probe and neighbours learn from training images as they are, and are then asked about
+test images that are turned, noisy, inverted or over a background (`shifted`); or both
+learn and are asked about other data, which the encoder never saw (`transferred`).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .data import Dataset, Split
+from .evaluation.neighbours import knns
+from .evaluation.probes import linear_probes
+from .posterior import embed
+from .views import Affine, Augment, Background, Invert, Noise
+
+__all__ = ["SHIFTS", "apply", "shifted", "transferred"]
+
+SHIFTS: dict[str, nn.Module] = {
+    "rotation": Affine(rotate=45),
+    "noise": Noise(0.3),
+    "inversion": Invert(),
+    "background": Background(1.0),
+}
+"""Turns of up to 45 degrees; Gaussian noise of standard deviation 0.3; bright for dark;
+light and shade of standard deviation 1/4. Values end within [0, 1]."""
+
+
+def shifted(
+    objective: nn.Module,
+    data: Dataset,
+    shifts: Mapping[str, nn.Module] | None = None,
+    *,
+    layer: str = "backbone",
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Return ``linear_probe`` and ``knn`` on test images as they are, and shifted.
+
+    Both are fitted to the training images once. The test images as they are come under
+    the name ``"clean"``.
+
+    Arguments:
+        objective: An objective, a joint, or a bare encoder.
+        shifts: Modules (n, \\*event) -> (n, \\*event); None means `SHIFTS`, for images
+            with values in [0, 1].
+        layer: As for `embed`.
+        seed: Of the shifts, whose draws leave torch's generator as it was.
+
+    Raises:
+        ValueError: If there are no labels, or a shift changes the shape.
+    """
+    shifts = SHIFTS if shifts is None else shifts
+    test = _labelled(data.test)
+    parts = {"clean": test} | {
+        name: apply(shift, test, seed) for name, shift in shifts.items()
+    }
+    return _scores(objective, _labelled(data.train), parts, layer)
+
+
+def transferred(
+    objective: nn.Module, others: Mapping[str, Dataset], *, layer: str = "backbone"
+) -> dict[str, dict[str, float]]:
+    """Return ``linear_probe`` and ``knn`` on other data sets, fitted to each of them.
+
+    The encoder stays as it is. Images have to be of the size that it takes.
+
+    Raises:
+        ValueError: If there are no labels.
+    """
+    return {
+        name: _scores(objective, _labelled(d.train), {name: _labelled(d.test)}, layer)[
+            name
+        ]
+        for name, d in others.items()
+    }
+
+
+def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
+    """Return the items, each shifted, with values that end within [0, 1].
+
+    Raises:
+        ValueError: If the shift changes the shape.
+    """
+    images = split.images
+    floats = images if images.is_floating_point() else images.float() / 255
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        moved: Float[Tensor, n * event] = Augment(shift, views=1)(floats)[:, 0]
+    if moved.shape != images.shape:
+        raise ValueError(
+            f"expected a shift that keeps the shape {tuple(images.shape)}, got "
+            f"{tuple(moved.shape)}; resize what comes out"
+        )
+    return split._replace(images=moved)
+
+
+def _scores(
+    objective: nn.Module, train: Split, tests: Mapping[str, Split], layer: str
+) -> dict[str, dict[str, float]]:
+    z, y = embed(objective, train, layer=layer), train.labels
+    parts = {
+        name: (embed(objective, part, layer=layer), part.labels)
+        for name, part in tests.items()
+    }
+    probes, votes = linear_probes(z, y, parts), knns(z, y, parts)
+    return {n: {"linear_probe": probes[n], "knn": votes[n]} for n in parts}
+
+
+def _labelled(split: Split) -> Split:
+    if split.labels is None:
+        raise ValueError(
+            "expected labels of training and test items, got none; a probe needs them"
+        )
+    return split

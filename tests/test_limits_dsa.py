@@ -1,0 +1,624 @@
+"""DSA against plain double loops, and whether two items are the same against Bayes."""
+
+import math
+
+import pytest
+import torch
+from catalogue import encoder, projector
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.limits import (
+    DSA,
+    LearnedAffinity,
+    PrincipalComponents,
+    PriorAffinity,
+    SimCLR,
+)
+from probssl.sameness import neighbour_score
+from probssl.terms import Batch
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def dsa(**options) -> DSA:
+    """On z themselves, with z as its own reference."""
+    base = SimCLR(nn.Identity())
+    return DSA(
+        base, **{"reference": nn.Identity(), "dim": 4, "neighbours": 3} | options
+    )
+
+
+def items(count: int = 7, views: int = 2) -> Batch:
+    clean = torch.randn(count, 4)
+    return Batch(clean[:, None] + 0.5 * torch.randn(count, views, 4), clean)
+
+
+# The score of neighbours
+
+
+def plain_score(u: Tensor, neighbours: int, mutual: int) -> Tensor:
+    u, near = normalize(u, dim=1), []
+    for i in range(len(u)):
+        others = sorted(
+            (j for j in range(len(u)) if j != i), key=lambda j: -u[i] @ u[j]
+        )
+        near.append(others[:neighbours])
+    score = []
+    for i in range(len(u)):
+        good = 0
+        for j in near[i]:
+            good += sum(i in near[k] for k in near[j]) > mutual
+        score.append(good / neighbours)
+    return torch.tensor(score)
+
+
+@pytest.mark.parametrize(("neighbours", "mutual"), [(1, 0), (4, 0), (5, 2), (29, 3)])
+def test_score_is_that_of_a_double_loop(neighbours, mutual):
+    u = torch.randn(30, 3)
+    score = neighbour_score(u, neighbours, mutual)
+    assert torch.equal(score, plain_score(u, neighbours, mutual))
+    if neighbours == 5:
+        assert len(score.unique()) > 2
+
+
+def test_outlier_has_score_0_and_a_crowd_score_1():
+    crowd = torch.tensor([1.0, 0.0, 0.0]) + 0.1 * torch.randn(12, 3)
+    outlier = torch.tensor([[-1.0, 0.0, 0.0]])
+    score = neighbour_score(torch.cat([crowd, outlier]), 11)
+    assert_close(score, torch.cat([torch.ones(12), torch.zeros(1)]))
+
+
+def test_score_has_no_gradient_and_ignores_lengths():
+    u = torch.randn(20, 3, requires_grad=True)
+    score = neighbour_score(u, 5)
+    assert not score.requires_grad
+    assert torch.equal(neighbour_score(torch.rand(20, 1) * u, 5), score)
+
+
+# The value
+
+
+def plain_penalty(
+    objective: DSA, batch: Batch, z: Tensor
+) -> tuple[Tensor, Tensor, list[float]]:
+    """L_w and L_a pair by pair, with u the views themselves."""
+    count, views, _ = z.shape
+    score = plain_score(batch.clean, objective.neighbours, objective.mutual)
+    zn, un = normalize(z, dim=-1), normalize(batch.views, dim=-1)
+    regulated, anchor = torch.zeros(()), torch.zeros(())
+    for a in range(views):
+        for b in range(views):
+            forces, apart = [], []
+            for i in range(count):
+                for j in range(count):
+                    if i == j and a == b:
+                        continue
+                    pair = (z[i, a][None], z[j, b][None])
+                    m = objective.affinity(*pair).sigmoid().squeeze()
+                    if i != j:
+                        p = torch.exp(-(un[i, a] - un[j, b]).norm() / 0.7)
+                        kl = p * (p / m).log() + (1 - p) * ((1 - p) / (1 - m)).log()
+                        apart.append(kl)
+                    m = torch.ones(()) if i == j else m
+                    d = (zn[i, a] - zn[j, b]).norm()
+                    forces.append(torch.exp(score[i] * d * (2 * m - 1) / 0.3))
+            regulated = regulated + torch.stack(forces).mean() / views**2
+            anchor = anchor + torch.stack(apart).mean() / views**2
+    return torch.log(1 + regulated), anchor, score.tolist()
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_value_and_slope_are_those_of_a_double_loop(views):
+    batch = items(views=views)
+    objective = dsa(
+        weight=1.7, anchor=0.4, temperature=0.3, reference_temperature=0.7, mutual=0
+    )
+    z = batch.views.clone().requires_grad_()
+    ours = sum(objective(batch._replace(views=z)))
+    regulated, anchor, score = plain_penalty(objective, batch, z)
+    assert len(set(score)) > 1
+    base = sum(objective.base(Batch(z)))
+    plain = base - 1.7 * regulated - 0.4 * anchor
+    leaves = [z, *objective.affinity.parameters()]
+    assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+    for left, right in zip(
+        torch.autograd.grad(ours, leaves),
+        torch.autograd.grad(plain, leaves),
+        strict=True,
+    ):
+        assert_close(left, right, rtol=1e-8, atol=1e-10)
+
+
+def test_terms_of_the_base_stay_what_they_are():
+    batch = items()
+    objective = dsa(weight=0.0, anchor=0.0)
+    assert_close(sum(objective(batch)), sum(objective.base(batch)))
+    terms = dsa()(batch)
+    assert_close(terms[:4], objective.base(batch)[:4])
+    assert terms.penalty < -0.1
+
+
+def test_without_a_clean_image_the_score_is_that_of_the_mean_view():
+    batch = items(20)
+    mean = batch._replace(clean=batch.views.mean(1))
+    objective = dsa()
+    assert_close(objective(batch._replace(clean=None)), objective(mean))
+    far = mean._replace(clean=torch.randn(20, 4))
+    assert (objective(far).penalty - objective(mean).penalty).abs() > 1e-6
+
+
+class Recorded(nn.Module):
+    """An affinity that keeps what it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = LearnedAffinity(4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        self.said = self.inner(a, b)
+        return self.said
+
+
+def test_affinity_between_views_is_of_both_views():
+    affinity = Recorded()
+    objective, batch = dsa(affinity=affinity), items()
+
+    def said(views: Tensor) -> Tensor:
+        objective(batch._replace(views=views))
+        return affinity.said.view(7, 2, 7, 2)
+
+    before = said(batch.views)
+    moved = batch.views.clone()
+    moved[1:, 1] += torch.randn(6, 4)  # the second views of all other items
+    after = said(moved)
+    assert_close(after[0, 0, :, 0], before[0, 0, :, 0])
+    assert (after[0, 0, 1:, 1] - before[0, 0, 1:, 1]).abs().min() > 1e-6
+
+
+def test_views_of_one_item_attract_each_other_whatever_the_affinity_says():
+    z = normalize(torch.randn(6, 2, 4), dim=-1).requires_grad_()
+    unsure = torch.zeros(12, 12)  # M = 1/2, which is no force
+    loss = dsa()._regulated(z, unsure, torch.rand(6) + 0.1)
+    (slope,) = torch.autograd.grad(loss, z)
+    toward = z.flip(1) - z
+    toward = toward - (toward * z).sum(-1, keepdim=True) * z  # along the sphere
+    assert_close(normalize(-slope, dim=-1), normalize(toward, dim=-1))
+
+
+def test_regulated_loss_alone_would_have_no_two_items_be_the_same():
+    objective, batch = dsa(anchor=0.0, neighbours=6, mutual=0), items()
+    log_odds = torch.randn(14, 14, requires_grad=True)
+    score = torch.rand(7) + 0.1
+    (slope,) = torch.autograd.grad(
+        objective._regulated(batch.views, log_odds, score), log_odds
+    )
+    own = torch.arange(14).div(2, rounding_mode="floor")
+    own = own[:, None] == own
+    assert (slope[own] == 0).all() and (slope[~own] > 0).all()
+
+
+def test_forces_on_an_affinity_are_those_of_the_docstring():
+    objective, batch = dsa(temperature=0.8), items()
+    log_odds, score = torch.randn(14, 14, requires_grad=True), torch.rand(7) + 0.1
+    regulated = objective._regulated(batch.views, log_odds, score)
+    anchor = objective._anchor(batch.views, log_odds)
+    slopes = [torch.autograd.grad(x, log_odds)[0] for x in (regulated, anchor)]
+    point = torch.arange(14)
+    others = (point // 2)[:, None] != point // 2
+    across = (point % 2)[:, None] != point % 2
+    m, e = log_odds.detach().sigmoid(), normalize(batch.views.flatten(0, 1), dim=-1)
+    d, s = torch.cdist(e, e), score.repeat_interleave(2)[:, None]
+    force = 2 * s * d / 0.8 * (s * d * (2 * m - 1) / 0.8).exp() / regulated.exp()
+    pairs = 4 * torch.where(across, 49, 42)
+    plain = [force * m * (1 - m) / pairs, (m - (-d / 0.5).exp()) / (4 * 42)]
+    for found, expected in zip(slopes, plain, strict=True):
+        assert_close(found[others], expected[others])
+        assert (found[~others] == 0).all()
+
+
+# Corners
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(size):
+    z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
+    value = sum(dsa()(Batch(z)))
+    value.backward()
+    assert value.isfinite() and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_value_and_slope_are_finite_for_zeros_and_one_hot_z(dtype):
+    for views in (
+        torch.zeros(9, 2, 4),
+        torch.eye(4).repeat(3, 1)[:9, None].repeat(1, 2, 1),
+    ):
+        z = views.to(dtype).requires_grad_()
+        objective = dsa(temperature=1e-3).to(dtype)
+        value = objective(Batch(z)).penalty
+        value.backward()
+        assert value.isfinite() and z.grad.isfinite().all()
+
+
+def test_anchor_is_finite_where_an_affinity_is_sure():
+    objective, u = dsa(), torch.randn(7, 2, 4)
+    for odds in (1e4, -1e4):
+        log_odds = torch.full((14, 14), odds, requires_grad=True)
+        value = objective._anchor(u, log_odds)
+        (slope,) = torch.autograd.grad(value, log_odds)
+        assert value.isfinite() and slope.isfinite().all() and slope.any()
+
+
+def test_anchor_is_zero_at_the_reference_and_positive_elsewhere():
+    objective, u = dsa(), torch.randn(7, 2, 4)
+    e = normalize(u.flatten(0, 1), dim=-1)
+    log_odds = (-torch.cdist(e, e) / 0.5).exp().clamp(max=1 - 1e-12).logit()
+    assert_close(objective._anchor(u, log_odds), torch.zeros(()), rtol=0, atol=1e-9)
+    assert objective._anchor(u, log_odds + 0.1) > 1e-4
+
+
+# The learned affinity
+
+
+@pytest.mark.parametrize("directions", [True, False])
+def test_learned_affinity_is_two_layers_on_a_pair_in_both_orders(directions):
+    net, a, b = LearnedAffinity(3, 5, directions=directions), *torch.randn(2, 4, 3)
+    nn.init.normal_(net.second)
+    joint = torch.cat([net.first, net.second], 1)
+    for i in range(4):
+        for j in range(4):
+            x, y = a[i], b[j]
+            if directions:
+                x, y = (math.sqrt(3) * normalize(v, dim=0) for v in (x, y))
+            logits = [
+                net.weight @ torch.sin(joint @ torch.cat(pair) + net.phase) + net.bias
+                for pair in ((x, y), (y, x))
+            ]
+            assert_close(net(a, b)[i, j], sum(logits) / 2)
+
+
+def test_learned_affinity_is_symmetric():
+    net, a, b = LearnedAffinity(3), *torch.randn(2, 4, 3)
+    nn.init.normal_(net.second)
+    assert_close(net(a, b), net(b, a).mT)
+    assert_close(net(a, a), net(a, a).mT)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("directions", [True, False])
+def test_no_unit_of_the_learned_affinity_is_dead(directions, size):
+    for z in (size * torch.randn(9, 4), size * torch.eye(4), size * torch.ones(3, 4)):
+        net = LearnedAffinity(4, 200, directions=directions)
+        net(z, z).square().sum().backward()
+        for parameter in (net.first, net.second, net.phase, net.weight):
+            assert parameter.grad.isfinite().all()
+        assert net.phase.grad.abs().min() > 0
+        assert net.weight.grad.abs().min() > 0
+
+
+def test_learned_affinity_never_holds_the_hidden_units_of_all_pairs():
+    net, z = LearnedAffinity(4, 50), torch.randn(40, 4, requires_grad=True)
+    sizes = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda x: sizes.append(x.numel()) or x, lambda x: x
+    )
+    with hooks:
+        net(z, z).sum().backward()
+    assert max(sizes) <= 4 * 50 * 40
+
+
+# The closed form
+
+
+def pairs_of(
+    prior: ps.priors.Prior, count: int, odds: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of z from the model, and whether they have the same content."""
+    same = torch.rand(count) < odds / (1 + odds)
+    both, others = prior(2).sample((count,)), prior(2).sample((count,))
+    a, b = both.unbind(1)
+    return a, b.where(same[:, None], others[:, 1]), same.to(a)
+
+
+def pair_by_pair(affinity: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+    return affinity(a[:, None], b[:, None]).flatten()
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_gaussian_log_odds_are_those_of_the_densities_and_the_formula(dim):
+    scale, y_scale, odds = 0.6, 1.3, 0.25
+    a, b = torch.randn(5, dim), torch.randn(4, dim)
+    prior = ps.priors.Gaussian(dim, scale, y_scale)
+    found = PriorAffinity(prior, odds)(a, b)
+    s, t = scale**2, y_scale**2
+    covariance = torch.tensor([[s + t, t], [t, s + t]])
+    together = MultivariateNormal(torch.zeros(2), covariance)
+    alone = torch.distributions.Normal(0.0, math.sqrt(s + t))
+    for i in range(5):
+        for j in range(4):
+            density = together.log_prob(torch.stack([a[i], b[j]], -1)).sum()
+            density = density - alone.log_prob(a[i]).sum() - alone.log_prob(b[j]).sum()
+            assert_close(found[i, j], density + math.log(odds))
+            square = t**2 * (a[i] ** 2 + b[j] ** 2) - 2 * t * (s + t) * a[i] * b[j]
+            formula = math.log((s + t) ** 2 / (s * (s + 2 * t))) / 2
+            formula = formula - square / (2 * s * (s + t) * (s + 2 * t))
+            assert_close(formula.sum() + math.log(odds), found[i, j])
+
+
+@pytest.mark.parametrize("kind", [ps.priors.Gaussian, ps.priors.Spherical])
+def test_closed_form_is_the_posterior_that_two_items_are_the_same(kind):
+    """A logistic regression of the truth on the log-odds is the identity."""
+    odds, count, spherical = 0.4, 20_000, kind is ps.priors.Spherical
+    prior = kind(3, 30.0) if spherical else kind(2, 0.6, 1.3)
+    a, b, same = pairs_of(prior, count, odds)
+    log_odds = pair_by_pair(PriorAffinity(prior, odds), a, b).detach()
+    m = log_odds.sigmoid()
+    # The score of intercept and slope at (0, 1) has mean 0 and a known covariance.
+    regressors = torch.stack([torch.ones_like(m), log_odds])
+    score = regressors * (same - m)
+    error = score.std(1) * math.sqrt(count)
+    assert (score.sum(1).abs() < 5 * error).all()
+    information = (regressors * m * (1 - m)) @ regressors.mT
+    away = torch.linalg.solve(information, score.sum(1))  # a step of Newton's method
+    bars = information.inverse().diagonal().sqrt()
+    assert (away.abs() < 5 * bars).all() and bars.max() < 0.05
+    for inside in log_odds.argsort().chunk(10):  # reliability, where any are the same
+        variance = (m * (1 - m))[inside].sum()
+        assert variance < 20 or (same - m)[inside].sum().abs() < 5 * variance.sqrt()
+    # Other odds before the pairs are seen are noticed.
+    wrong = same - (log_odds + 0.3).sigmoid()
+    assert wrong.mean().abs() > 5 * wrong.std() / math.sqrt(count)
+
+
+def test_learned_affinity_approaches_the_closed_form_on_pairs_from_the_model():
+    prior, odds = ps.priors.Gaussian(2, 0.6, 1.3), 0.4
+    closed, net = PriorAffinity(prior, odds), LearnedAffinity(2, directions=False)
+    optimiser = torch.optim.Adam(net.parameters(), 0.03, fused=True)
+    a, b, same = pairs_of(prior, 2000, odds)
+    exact, gaps = pair_by_pair(closed, a, b).sigmoid(), []
+    gaps.append((pair_by_pair(net, a, b).detach().sigmoid() - exact).square().mean())
+    for _ in range(300):
+        x, y, truth = pairs_of(prior, 200, odds)
+        loss = binary_cross_entropy_with_logits(pair_by_pair(net, x, y), truth)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    gaps.append((pair_by_pair(net, a, b).detach().sigmoid() - exact).square().mean())
+    assert gaps[1] < 0.1 * gaps[0]
+
+
+def test_closed_form_follows_directions_or_points_as_its_prior_does():
+    a = torch.randn(5, 3)
+    spherical = PriorAffinity(ps.priors.Spherical(None, 5.0))
+    assert_close(spherical(a, a), spherical(7 * a, a))
+    gaussian = PriorAffinity(ps.priors.Gaussian(None))
+    assert (gaussian(a, a) - gaussian(7 * a, a)).abs().max() > 1
+
+
+def test_learned_odds_and_scale_of_the_closed_form_get_gradients():
+    prior = ps.priors.Spherical(None, ps.learned(5.0))
+    objective = dsa(affinity=PriorAffinity(prior, ps.learned(0.1)))
+    sum(objective(items())).backward()
+    assert all(p.grad.isfinite() and p.grad != 0 for p in objective.parameters())
+
+
+# The reference
+
+
+def test_given_reference_is_a_frozen_copy_in_evaluation_mode():
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5))
+    objective = DSA(SimCLR(encoder()), net, neighbours=3).train()
+    state = {k: v.clone() for k, v in objective.reference.state_dict().items()}
+    batch = Batch(torch.randn(8, 2, 6), torch.randn(8, 6))
+    sum(objective(batch)).backward()
+    assert objective.training and not objective.reference.training
+    assert_close(objective.reference.state_dict(), state, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in objective.reference.parameters())
+    assert net.training and all(p.requires_grad for p in net.parameters())
+
+
+def test_reference_may_be_the_encoder_as_it_was_without_freezing_it():
+    net = encoder()
+    objective = DSA(SimCLR(net), net, neighbours=3)
+    sum(objective(Batch(torch.randn(8, 2, 6)))).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert all(p.grad is None for p in objective.reference.parameters())
+
+
+def test_average_of_the_encoder_moves_at_the_start_of_a_training_step_only():
+    objective = DSA(SimCLR(encoder()), neighbours=3, momentum=0.75)
+    batch = Batch(torch.randn(8, 2, 6))
+    with torch.no_grad():
+        objective.encoder.head.bias += 1
+    before = objective.teacher.network.encoder.head.bias.clone()
+    objective.eval()(batch)
+    assert torch.equal(objective.teacher.network.encoder.head.bias, before)
+    objective.train()(batch)
+    assert_close(objective.teacher.network.encoder.head.bias, before + 0.25)
+
+
+def test_principal_components_are_those_of_the_images():
+    images = torch.randint(0, 256, (50, 1, 3, 4), dtype=torch.uint8)
+    found = PrincipalComponents.of(images, 5)
+    x = images.double() / 255
+    centred = x.flatten(1) - x.flatten(1).mean(0)
+    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    u = found(x)
+    assert_close(u.abs(), (centred @ axes[:5].T).abs())
+    assert not list(found.parameters())
+
+
+def test_principal_components_that_were_never_found_are_not_a_number():
+    assert PrincipalComponents((3,), 2)(torch.ones(1, 3)).isnan().all()
+
+
+# Use
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: DSA(SimCLR(encoder(), projector()), neighbours=3, momentum=0.9),
+        lambda: DSA(SimCLR(encoder()), encoder(), weight=0.3, neighbours=3, mutual=2),
+        lambda: DSA(
+            ps.limits.BYOL(encoder()),
+            PrincipalComponents.of(torch.randn(20, 6), 3),
+            PriorAffinity(ps.priors.Spherical(None, ps.learned(4.0)), ps.learned(0.2)),
+            neighbours=3,
+        ),
+    ],
+)
+def test_saved_and_loaded_it_has_the_same_value(build, tmp_path):
+    objective, batch = build().eval(), Batch(torch.randn(8, 2, 6), torch.randn(8, 6))
+    ps.save(objective, tmp_path)
+    again = ps.load(tmp_path)
+    assert torch.equal(torch.as_tensor(sum(again(batch))), sum(objective(batch)))
+    trained = [k for k, p in objective.named_parameters() if p.requires_grad]
+    assert trained == [k for k, p in again.named_parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        lambda: ps.limits.VICReg(encoder(), projector()),
+        lambda: ps.limits.BYOL(encoder(), projector()),
+        lambda: ps.limits.MoCo(encoder(), projector(), queue=24),
+        lambda: ps.limits.SwAV(encoder(), prototypes=5),
+    ],
+    ids=["VICReg", "BYOL", "MoCo", "SwAV"],
+)
+def test_any_base_without_a_decoder_does(base):
+    objective = DSA(base(), neighbours=3)
+    batch = Batch(torch.randn(8, 2, 6), torch.randn(8, 6))
+    value = sum(objective.train()(batch))
+    value.backward()
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    assert value.isfinite() and all(p.grad.isfinite().all() for p in trained)
+
+
+def test_modalities_have_a_reference_of_their_own():
+    parts = [ps.nn.MLPEncoder((3,), 4, hidden=()), ps.nn.MLPEncoder((6,), 4, hidden=())]
+    objective = DSA(SimCLR(ps.nn.PerModality(parts)), neighbours=3)
+    value = sum(objective(Batch((torch.randn(8, 1, 3), torch.randn(8, 1, 6)))))
+    assert value.isfinite()
+
+
+def test_weights_follow_a_schedule():
+    objective = DSA(SimCLR(encoder()), neighbours=3)
+    schedules = {"weight": ps.train.linear(0.0, 1.0), "anchor": lambda share: 5.0}
+    ps.fit(
+        objective,
+        torch.randn(32, 6),
+        views=lambda x: x[:, None] + 0.1 * torch.randn(len(x), 2, 6),
+        epochs=2,
+        batch_size=8,
+        schedules=schedules,
+    )
+    assert objective.weight > 0.8 and objective.anchor == 5
+
+
+def test_same_gives_a_probability_for_every_pair():
+    objective = DSA(SimCLR(encoder(), projector()), neighbours=3)
+    x, y = torch.randn(9, 6), torch.randn(5, 6)
+    a, b = (ps.embed(objective, each, layer="projector") for each in (x, y))
+    found = objective.same(a, b)
+    assert found.shape == (9, 5) and ((found > 0) & (found < 1)).all()
+    expected = objective.affinity(torch.as_tensor(a), torch.as_tensor(b)).sigmoid()
+    assert_close(found, expected.detach())
+    assert_close(objective.same(a), objective.same(a, a))
+
+
+def test_items_of_one_class_are_found_to_be_the_same():
+    from sklearn.metrics import roc_auc_score
+
+    labels = torch.arange(64) % 4
+    x = 3 * torch.eye(4)[labels] + 0.3 * torch.randn(64, 4)
+    objective = DSA(
+        SimCLR(ps.nn.MLPEncoder((4,), 3, hidden=(16,))),
+        nn.Identity(),
+        neighbours=8,
+        reference_temperature=1.0,
+    )
+    ps.fit(
+        objective,
+        x,
+        views=lambda x: x[:, None] + 0.3 * torch.randn(len(x), 2, 4),
+        epochs=30,
+        batch_size=32,
+        learning_rate=2e-2,
+    )
+    pairs = torch.ones(64, 64).triu(1).bool()
+    truth = (labels[:, None] == labels)[pairs]
+    found = objective.same(ps.embed(objective, x))[pairs]
+    assert roc_auc_score(truth, found) > 0.95
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"neighbours": 0},
+        {"neighbours": 2.5},
+        {"mutual": 3},
+        {"mutual": -1},
+        {"weight": -1.0},
+        {"anchor": math.nan},
+        {"temperature": 0.0},
+        {"reference_temperature": -1.0},
+        {"dim": None},
+        {"reference": None, "momentum": 2.0},
+    ],
+)
+def test_bad_arguments_are_refused(options):
+    with pytest.raises(ValueError, match="expected"):
+        dsa(**options)
+
+
+def test_batches_must_have_more_items_than_neighbours():
+    objective = dsa(neighbours=7)
+    for call in (objective, objective.check):
+        with pytest.raises(ValueError, match="neighbours=7, got 7 items"):
+            call(items(7))
+    assert sum(objective(items(8))).isfinite()
+
+
+def test_base_must_be_without_a_decoder_and_give_a_z_for_each_view():
+    class Halved(SimCLR):
+        @property
+        def network(self) -> nn.Module:
+            network = super().network
+            return lambda views: network(views[:, :2])
+
+    joint = ps.Joint(
+        ps.priors.Gaussian(4),
+        ps.likelihoods.Gaussian(0.4),
+        ps.nn.MLPEncoder((5,), 4),
+        ps.nn.MLPDecoder(4, (5,)),
+    )
+    with pytest.raises(TypeError, match="contrastive or joint-embedding"):
+        DSA(ps.limits.SimVAE(joint))
+    objective = DSA(Halved(nn.Identity()), dim=4, neighbours=3)
+    with pytest.raises(ValueError, match="one z for each of the"):
+        objective(items(views=3))
+
+
+def test_bad_parts_are_refused():
+    flat = ps.priors.Gaussian(None, 1.0, math.inf)
+    bad = [
+        lambda: PriorAffinity(flat),
+        lambda: PriorAffinity(ps.priors.Gaussian(2), -1.0),
+        lambda: PriorAffinity(
+            ps.priors.Gaussian(2), torch.distributions.LogNormal(0.0, 1.0)
+        ),
+        lambda: LearnedAffinity(0),
+        lambda: LearnedAffinity(3)(torch.randn(5, 4), torch.randn(5, 4)),
+        lambda: PrincipalComponents.of(torch.randn(4, 9), 5),
+        lambda: PrincipalComponents.of(torch.randn(40, 3), 5),
+        lambda: neighbour_score(torch.randn(5, 3), 5),
+    ]
+    for build in bad:
+        with pytest.raises(ValueError, match="expected"):
+            build()

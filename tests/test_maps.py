@@ -1,0 +1,252 @@
+"""Parametric maps: neighbours as views, dimensions taken away in stages."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+from torch import nn
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.maps import Neighbourhood, NeighbourMap, estimator
+from probssl.terms import Batch
+
+SHORT = {"neighbours": 3, "epochs": 3, "batch_size": 32, "annealing": 8}
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(40, 1, 8, 8)
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    """Three lumps."""
+    return (torch.randn(60, 5) + 8 * torch.eye(5)[torch.arange(60) % 3]).numpy()
+
+
+def short(**changes: object) -> NeighbourMap:
+    return NeighbourMap(**{**SHORT, "random_state": 0, **changes})
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("annealing", [None, 8])
+def test_a_map_has_the_asked_dimension(images, dim, annealing, joint):
+    model = short(n_components=dim, annealing=annealing, joint=joint, epochs=3)
+    assert model.fit_transform(images).shape == (40, dim)
+    assert model.transform(images[:7]).shape == (7, dim)
+    assert list(model.get_feature_names_out()) == [
+        f"neighbourmap{i}" for i in range(dim)
+    ]
+
+
+def test_items_may_be_rows_images_bytes_or_a_split(rows, images):
+    assert short().fit_transform(rows).shape == (60, 2)
+    assert short().fit_transform(torch.as_tensor(rows)).shape == (60, 2)
+    data = (255 * images).to(torch.uint8)
+    split = ps.data.Split(data, torch.zeros(40).long())
+    z = [short().fit_transform(x) for x in (split, data.numpy(), data.float() / 255)]
+    assert np.array_equal(z[0], z[1])
+    assert_close(*map(torch.tensor, z[1:]), atol=1e-3, rtol=1e-3)
+
+
+def test_a_fit_is_reproducible_and_leaves_the_global_generator_alone(rows):
+    before = torch.random.get_rng_state()
+    one, two, other = (short(random_state=s).fit_transform(rows) for s in (0, 0, 1))
+    assert np.array_equal(one, two) and not np.allclose(one, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_without_a_random_state_it_follows_that_of_torch(rows):
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(short(random_state=None).fit_transform(rows))
+    assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2])
+
+
+def test_the_map_of_the_fitted_items_is_that_of_their_transform(rows):
+    model = short()
+    z = model.fit_transform(rows)
+    assert np.array_equal(z, model.transform(rows))
+    assert_close(z[:9], model.transform(rows[:9]), atol=1e-5, rtol=1e-5)
+
+
+def test_neighbours_are_the_nearest_other_items_and_are_drawn_alike():
+    x = torch.tensor([[0.0], [1.0], [3.0], [7.0], [7.0]])
+    sampler = Neighbourhood(x, 2)
+    near = [{1, 2}, {0, 2}, {1, 0}, {4, 2}, {3, 2}]
+    assert [set(row.tolist()) for row in sampler.near] == near
+    drawn = sampler(torch.zeros(4_000, 1))
+    assert drawn.shape == (4_000, 2) and not drawn.views[:, 0].any()
+    share = (drawn.views[:, 1] == 1).float().mean()
+    assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(4_000)
+    assert ((drawn.views[:, 1] == 1) | (drawn.views[:, 1] == 3)).all()
+    assert sampler.numbers.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_item_and_neighbour_have_as_many_views_each(views):
+    x = torch.arange(6.0)[:, None].repeat(1, 4)
+    shifted = ps.views.Augment(ps.views.Noise(1e-3), views=views)
+    batch = Neighbourhood(x, 1, shifted)(torch.tensor([[5.0], [0.0]]))
+    assert batch.views.shape == (2, 2 * views, 4)
+    assert_close(batch.clean, x[[5, 0]])
+    expected = torch.tensor([[5.0] * views + [4] * views, [0.0] * views + [1] * views])
+    assert_close(batch.views.mean(-1), expected, atol=0.01, rtol=0)
+
+
+def test_bytes_are_shown_as_fractions():
+    x = torch.tensor([[0], [51], [255]], dtype=torch.uint8)
+    batch = Neighbourhood(x, 1)(torch.tensor([[2.0]]))
+    assert_close(batch.views.flatten(), torch.tensor([1.0, 0.2]))
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_the_value_is_that_of_t_sne_for_pairs_of_neighbours(joint):
+    """Against P and Q written as matrices, and a kernel of one degree of freedom."""
+    encoder = nn.Linear(3, 4)
+    model = short(encoder=encoder, joint=joint, temperature=2.0).fit(torch.randn(9, 3))
+    views = torch.randn(6, 2, 3)
+    z = model.objective_.represent(views.flatten(0, 1), "projector")
+    weight = 1 / (1 + (z[:, None] - z).square().sum(-1) / 2)
+    weight = weight - torch.eye(12)
+    mate = torch.arange(12) ^ 1
+    q = weight / (weight.sum() if joint else weight.sum(1, keepdim=True))
+    expected = q[torch.arange(12), mate].log().mean()
+    expected = expected + math.log(12 * 11 if joint else 11)
+    assert_close(sum(model.objective_(Batch(views))), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fresh_head_is_trained_alone_before_all_else(images, monkeypatch):
+    seen: list[dict[str, torch.Tensor]] = []
+    train = estimator.fit
+
+    def spied(objective, *args, **kwargs):
+        before = {k: p.clone() for k, p in objective.named_parameters()}
+        history = train(objective, *args, **kwargs)
+        after = dict(objective.named_parameters())
+        seen.append({"before": before, "after": {k: after[k].clone() for k in after}})
+        return history
+
+    monkeypatch.setattr(estimator, "fit", spied)
+    model = short(epochs=6).fit(images)
+    wide, head, whole = seen
+    last = "projector.net.3.weight"
+    assert wide["after"][last].shape[0] == 8 and head["before"][last].shape[0] == 2
+    for name, value in wide["after"].items():
+        if name != last:  # what was learned is kept
+            assert torch.equal(head["before"][name], value), name
+            assert torch.equal(head["after"][name], value), name
+            assert not torch.equal(whole["after"][name], value), name
+    assert not torch.equal(head["before"][last], head["after"][last])
+    assert {k: len(h) for k, h in model.history_.items()} == {
+        "wide": 2,
+        "head": 1,
+        "map": 3,
+    }
+
+
+def test_what_was_frozen_stays_so(rows):
+    encoder = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4))
+    encoder[0].requires_grad_(False)
+    model = short(encoder=encoder).fit(rows)
+    trained = model.objective_.encoder
+    assert torch.equal(trained[0].weight, encoder[0].weight)
+    assert not torch.equal(trained[1].weight, encoder[1].weight)
+    assert [p.requires_grad for p in trained.parameters()] == [False] * 2 + [True] * 2
+
+
+def test_an_encoder_that_is_given_is_left_as_it_is(rows):
+    encoder = nn.Linear(5, 6)
+    before = encoder.weight.clone()
+    model = short(encoder=encoder).fit(rows)
+    assert torch.equal(encoder.weight, before) and model.encoder is encoder
+    assert model.objective_.encoder is not encoder
+
+
+def test_an_encoder_in_double_precision_makes_a_map_in_it(rows):
+    assert short(encoder=nn.Linear(5, 6).double()).fit_transform(rows).dtype == "f8"
+
+
+def test_views_alone_may_say_what_belongs_together(images):
+    model = short(neighbours=0, views=ps.views.Augment()).fit(images)
+    assert model.neighbourhood_ is None
+    assert model.transform(images).shape == (40, 2)
+
+
+def test_lumps_are_kept_apart_and_new_items_join_them(rows):
+    labels = np.arange(60) % 3
+    model = short(epochs=30).fit(rows[:45])
+    z, new = model.transform(rows[:45]), model.transform(rows[45:])
+    assert ps.evaluation.knn(z, labels[:45], new, labels[45:]) == 1
+
+
+def test_settings_are_kept_by_clone_and_work_in_a_pipeline(rows):
+    model = short(dof=2.0, encoder=nn.Linear(5, 3))
+    copied = clone(model)
+    assert copied.get_params().keys() == model.get_params().keys()
+    assert copied.set_params(epochs=4).epochs == 4 and model.epochs == 3
+    assert make_pipeline(StandardScaler(), copied).fit_transform(rows).shape == (60, 2)
+
+
+def test_it_is_an_estimator_of_scikit_learn():
+    check_estimator(short(neighbours=1), on_skip=None)
+
+
+def test_the_objective_can_be_saved_and_the_map_pickled(images, tmp_path):
+    model = short().fit(images)
+    z = model.transform(images)
+    loaded = ps.load(ps.save(model.objective_, tmp_path / "map"))
+    assert np.array_equal(ps.embed(loaded, images, layer="projector"), z)
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).transform(images), z)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"n_components": 0}, "n_components to be a whole number of at least 1"),
+        ({"n_components": 1.5}, "n_components to be a whole number"),
+        ({"neighbours": -1}, "neighbours to be a whole number of at least 0"),
+        ({"neighbours": 40}, "neighbours from 1 to 39"),
+        ({"neighbours": 0}, "expected neighbours or views"),
+        ({"epochs": 2}, "epochs to be a whole number of at least 3"),
+        ({"annealing": 0}, "annealing to be a whole number of at least 1"),
+        ({"batch_size": 1}, "batch_size to be a whole number of at least 2"),
+        ({"dof": 0.0}, "dof to be a positive finite number"),
+        ({"temperature": math.inf}, "temperature to be a positive finite number"),
+        ({"learning_rate": -1.0}, "learning_rate to be a positive finite number"),
+    ],
+)
+def test_bad_settings_are_named(images, change, words):
+    with pytest.raises(ValueError, match=words):
+        short(**change).fit(images)
+
+
+def test_bad_items_are_named(images):
+    broken = images.clone()
+    broken[3, 0, 1, 1] = math.nan
+    for x, words in (
+        (broken, "NaN"),
+        (images[:1], "minimum of 2"),
+        (torch.ones(9, 1, 8, 8), "items that differ, got 9 times the same"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            short().fit(x)
+    with pytest.raises(NotFittedError):
+        short().transform(images)
+    model = short().fit(images)
+    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\), as those fitted, got"):
+        model.transform(images[..., :7])
+    with pytest.raises(ValueError, match="NaN"):
+        model.transform(broken)
+    with pytest.raises(ValueError, match="at least 2 views, got 40 with 1|32 with 1"):
+        short(neighbours=0, views=ps.views.Augment(views=1)).fit(images)
