@@ -27,7 +27,7 @@ from .nn.sizes import check_items, integer, sizes
 from .priors import Prior
 
 __all__ = ["LearnedAffinity", "PrincipalComponents", "PriorAffinity"]
-__all__ += ["neighbour_score"]
+__all__ += ["check_neighbours", "neighbour_score"]
 
 
 class LearnedAffinity(nn.Module):

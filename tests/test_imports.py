@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "distillation": {"embedding", "nn", "precision", "priors", "siamese", "terms"},
     "clusters": {"embedding", "entropies", "nn", "priors", "terms"},
     "affinities": {"processes", "terms"},
+    "sameness": {"embedding", "hyper", "nn", "priors"},
     "limits": {
         "affinities",
         "bounds",
@@ -50,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
         "precision",
         "priors",
         "processes",
+        "sameness",
         "siamese",
         "special",
         "teacher",

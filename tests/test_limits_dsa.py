@@ -381,7 +381,7 @@ def test_learned_affinity_approaches_the_closed_form_on_pairs_from_the_model():
     a, b, same = pairs_of(prior, 2000, odds)
     exact, gaps = pair_by_pair(closed, a, b).sigmoid(), []
     gaps.append((pair_by_pair(net, a, b).detach().sigmoid() - exact).square().mean())
-    for _ in range(300):
+    for _ in range(200):
         x, y, truth = pairs_of(prior, 200, odds)
         loss = binary_cross_entropy_with_logits(pair_by_pair(net, x, y), truth)
         optimiser.zero_grad()
@@ -439,6 +439,11 @@ def test_average_of_the_encoder_moves_at_the_start_of_a_training_step_only():
     assert torch.equal(objective.teacher.network.encoder.head.bias, before)
     objective.train()(batch)
     assert_close(objective.teacher.network.encoder.head.bias, before + 0.25)
+    # And it is what u comes from.
+    terms = objective.eval()(batch)
+    with torch.no_grad():
+        objective.teacher.network.encoder.head.bias += torch.randn(3)
+    assert (objective(batch).penalty - terms.penalty).abs() > 1e-6
 
 
 def test_principal_components_are_those_of_the_images():
@@ -505,6 +510,23 @@ def test_modalities_have_a_reference_of_their_own():
     objective = DSA(SimCLR(ps.nn.PerModality(parts)), neighbours=3)
     value = sum(objective(Batch((torch.randn(8, 1, 3), torch.randn(8, 1, 6)))))
     assert value.isfinite()
+
+
+def test_views_of_several_sizes_are_all_looked_at():
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 3))
+    objective = DSA(ps.limits.SwAV(pooled, prototypes=5, dim=3), neighbours=3, dim=3)
+    views = torch.randn(8, 2, 1, 6, 6), torch.randn(8, 3, 1, 4, 4)
+    batch = Batch(views, torch.randn(8, 1, 6, 6))
+    moved = (views[0], views[1] + torch.randn(8, 3, 1, 4, 4))
+    terms = [objective(b) for b in (batch, batch._replace(views=moved))]
+    assert (terms[0].penalty - terms[1].penalty).abs() > 1e-6
+
+
+def test_one_view_is_enough_for_a_base_that_needs_no_more():
+    objective = DSA(ps.limits.DeepClustering(encoder(), 4, 8), neighbours=3)
+    value = sum(objective(Batch(torch.randn(8, 1, 6), index=torch.arange(8))))
+    value.backward()
+    assert value.isfinite() and objective.affinity.phase.grad.any()
 
 
 def test_weights_follow_a_schedule():

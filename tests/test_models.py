@@ -21,6 +21,21 @@ def digits(module: ModuleType, folder: Path) -> None:
     assert (folder / "digits.json").is_file()
 
 
+def five_gaussians(module: ModuleType, folder: Path) -> None:
+    centres = module.corners(6)
+    assert torch.allclose(torch.pdist(centres), torch.tensor(1.0))
+    x = torch.randn(40, 3)
+    views = module.mixup(0.5)(x)
+    assert (views - x[:, None]).abs().max() <= 0.5 * (x.max() - x.min())
+    found = module.main(seeds=1, circle_steps=150, steps=2, dims=(2, 6), results=folder)
+    (circle,), rows = found["circle"], found["views"]
+    assert len(rows) == 3 * (1 + 2 * 4) and all(row["crowding"] > 0 for row in rows)
+    assert sum(circle["gaps"]) == pytest.approx(360)
+    assert 30 < min(circle["gaps"]) and max(circle["gaps"]) < 120  # on the way to 72
+    assert (folder / "five_gaussians.json").is_file()
+    assert (folder / "five_gaussians.png").is_file()
+
+
 def joint_embedding_vs_reconstruction(module: ModuleType, folder: Path) -> None:
     variances = torch.linspace(3e5, 2e4, 60, dtype=torch.float64)
     x = torch.randn(400, 60, dtype=torch.float64) * variances.sqrt()
@@ -85,9 +100,22 @@ def against_baselines(module: ModuleType, folder: Path) -> None:
     assert (folder / "against_baselines.json").is_file()
 
 
+def digit_map(module: ModuleType, folder: Path) -> None:
+    images, labels = torch.rand(60, 1, 14, 14), torch.arange(60) % 3
+    images[:, :, :7] *= labels[:, None, None, None] / 2
+    data = ps.data.arrays(images, labels)
+    rows = module.main(seeds=1, epochs=3, data=data, results=folder)
+    assert [row["method"] for row in rows] == list(module.METHODS)
+    assert all(0 <= row["held_out"] <= 1 >= row["silhouette"] for row in rows)
+    assert (folder / "digit_map.json").is_file()
+    assert (folder / "digit_map.png").is_file()
+
+
 SHORT = {
     "against_baselines": against_baselines,
+    "digit_map": digit_map,
     "digits": digits,
+    "five_gaussians": five_gaussians,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "paradigms_under_noise": paradigms_under_noise,
     "scale_calibration": scale_calibration,

@@ -16,6 +16,7 @@ from scipy import stats
 import probssl as ps
 from probssl import plots
 from probssl.calibration import Ranks
+from probssl.plots.maps import latent_maps
 from probssl.train import History
 
 EPOCHS = pd.DataFrame(
@@ -165,6 +166,30 @@ class TestLatentMap:
             plots.latent_map(z, [f"class {i}" for i in range(40)])
         with pytest.raises(ValueError, match="return_std"):
             plots.latent_map(z, std=z[:, :2])
+
+    def test_maps_stand_side_by_side_under_their_names_with_one_legend(self):
+        one, two = np.random.default_rng(0).normal(size=(2, 30, 2))
+        labels = np.arange(30) % 3
+        figure = rendered(latent_maps({"one": one, "two": torch.tensor(two)}, labels))
+        assert [panel.get_title() for panel in figure.axes] == ["one", "two"]
+        for panel, z in zip(figure.axes, (one, two), strict=True):
+            np.testing.assert_allclose(panel.collections[0].get_offsets(), z)
+            assert [t.get_text() for t in panel.texts] == ["0", "1", "2"]
+            assert not len(panel.get_xticks())
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == 3
+        assert not rendered(latent_maps({"one": one})).legends
+
+    def test_maps_that_cannot_be_compared_are_named(self):
+        z = np.zeros((9, 2))
+        for maps, words in (
+            ({}, "got none"),
+            ({"one": z, "two": z[:8]}, r"one \(9, 2\), two \(8, 2\)"),
+            ({"one": np.zeros((9, 3))}, r"one \(9, 3\)"),
+            ({"one": z * np.nan}, "finite"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                latent_maps(maps)
 
 
 def canvas(figure: Figure) -> np.ndarray:

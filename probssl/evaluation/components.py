@@ -73,6 +73,7 @@ def number_of_components(
     Numbers are compared item by item: what items have in common takes no part in the
     error of a difference. What does not show in it is that fits to other items would
     differ, and that clusters which are not normal are covered by several components.
+    Where the largest candidate is the best, the number is not among them.
 
     It does not change when z is shifted, rotated or rescaled: z is centred and brought
     to a mean variance of 1, covariances get a ridge of 0.01, and of more than 64

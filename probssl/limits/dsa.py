@@ -22,9 +22,9 @@ reaches, the items lie as they were before; there :math:`s_i` says how many of t
 nearest neighbours of an item are well connected to it (`sameness.neighbour_score`),
 which leaves outliers alone. KL is that of two Bernoulli distributions.
 
-Pairs with M above 1/2 attract each other, and the more the farther they are apart;
-those below repel each other, and the less. :math:`L_w` by itself would have no pair be
-the same: it rises with every M,
+Pairs with M above 1/2 attract each other, the more the farther they are apart; those
+below repel each other, the less the farther they are. :math:`L_w` by itself would have
+no two items be the same: it rises with every M,
 
 .. math:: \frac{\partial L_w}{\partial M} \propto \frac{2 s d}{\tau} \, e^{s d (2 M - 1)
     / \tau} \ge 0, \qquad M = \tilde M - \frac{w}{\lambda} \, \frac{2 s d}{\tau} \,
@@ -70,8 +70,8 @@ __all__ = ["DSA"]
 class DSA(Extension):
     r"""A base objective minus the regulated loss and its anchor, which are no nats.
 
-    Any number of views does that the base can take. Score and reference are those of
-    `Batch.clean`; of a batch without it, of the mean of u over its views.
+    Any number of views that the base can take does. The score is that of u of
+    `Batch.clean`; without it, of the mean of u over the views of an item.
 
     Arguments:
         base: An objective without a decoder, such as ``SimCLR(encoder, projector)``.
@@ -88,9 +88,9 @@ class DSA(Extension):
         weight: The weight w of the regulated loss, a buffer that a schedule may set.
         anchor: The weight λ of the anchor, likewise.
         temperature: The temperature :math:`\tau` of the regulated loss.
-        reference_temperature: The temperature :math:`\tilde \tau`. With 0.5 items are
-            the same where the cosine of u is above 0.94. For u whose cosines are about
-            0, such as principal components, take it larger.
+        reference_temperature: The temperature :math:`\tilde \tau`. With 0.5 two views
+            count as the same rather than not where the cosine of u is above 0.94, with
+            2 where it is above 0.04, which suits principal components.
         momentum: The share of the average that stays in a step, where that is the
             reference; ``teacher.momentum`` has the present one.
         dim: The dimension of z, for networks that do not tell theirs.
@@ -227,8 +227,8 @@ class DSA(Extension):
         """L_a, over pairs of different items."""
         items, views, _ = u.shape
         log_p = -_distances(u.flatten(0, 1)) / self.reference_temperature
-        p = log_p.exp()
-        entropy = -(p * log_p + torch.special.xlog1py(1 - p, -p))
+        p, rest = log_p.exp(), -log_p.expm1()
+        entropy = -(p * log_p + rest * rest.clamp(min=1e-30).log())  # 0 log 0 = 0
         cross = binary_cross_entropy_with_logits(log_odds, p, reduction="none")
         divergence = (cross - entropy).masked_fill(_own(items, views, u.device), 0.0)
         return divergence.sum() / (views**2 * items * (items - 1))

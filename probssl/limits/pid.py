@@ -125,7 +125,8 @@ class PID(Extension):
         behind = self.projector if self.layer == "projector" else None
         dim = dim_of(self.encoder, behind, dim)
         # Without random numbers, so that those of the base stay the same.
-        self.classifier = skip_init(nn.Linear, dim, components)
+        device = torch.get_default_device()
+        self.classifier = skip_init(nn.Linear, dim, components, device=device)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
         register_varying(self, "weight", weight)

@@ -2,8 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, Self
@@ -17,11 +15,9 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils import Tags, check_array, check_random_state
+from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..data import Split
 from ..data.batches import Views
@@ -34,41 +30,46 @@ from ..posterior import embed
 from ..priors import TSNE
 from ..train import History, fit
 from .neighbourhood import Neighbourhood
+from .stages import alone, seeded, warm_up_and_cosine
 
 __all__ = ["NeighbourMap"]
 
 DIM, WIDTH = 128, 512  # of the encoder that is made by default, and of the layer behind
 WIDE, HEAD = 0.4, 0.05  # the shares of the epochs before the last stage
-WARM_UP = 0.1  # the share of the steps of a stage
 
 
 class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""A network that puts items on a map, where neighbours and views lie together.
 
-    The objective is contrastive, with the heavy-tailed kernel of t-SNE, for
-    :math:`z = f(x)` in the plane,
+    The objective is contrastive. With z the place of a view, and q the heavy-tailed
+    kernel of t-SNE between two places,
 
-    .. math:: E_{(x, x') \sim P} \log q(z, z') - \log \sum q, \qquad
-        q(z, z') = \Big(1 + \frac{\lVert z - z' \rVert^2}{\nu \tau}\Big)^{-(\nu + 1)/2}
+    .. math:: E_{(i, j) \sim P} \log q_{ij} - \log \sum_{k \ne l} q_{kl}, \qquad
+        q_{ij} = \Big(1 + \frac{\lVert z_i - z_j \rVert^2}{\nu \tau}\Big)
+        ^{-(\nu + 1) / 2}
 
     where P pairs views of an item with one another, and with views of its neighbours
-    (see `Neighbourhood`). The sum goes over all pairs of a batch, which is t-SNE's and
-    `limits.TSimCLR`; or, with ``joint=False``, over those of each view, on average,
-    which is InfoNCE with that kernel. Both are estimates of the entropy of z:
-    `entropies.Collision` and `entropies.KernelDensity`. In two dimensions ν = 1 is the
-    kernel of t-SNE itself.
+    (see `Neighbourhood`). That is minus the divergence of Q, the normalised kernel,
+    from P, up to a constant: t-SNE's, estimated on batches, and `limits.TSimCLR`.
+    With ``joint=False`` each view has a normaliser of its own, :math:`E_k \log
+    \sum_{l \ne k} q_{kl}`, which makes it InfoNCE with that kernel. Both are estimates
+    of the entropy of z: `entropies.Collision` and `entropies.KernelDensity`. In two
+    dimensions ν = 1 is the kernel of t-SNE itself.
 
-    A plane leaves no way round for what has to pass, so dimensions are taken away in
+    In a plane there is no way around what lies between, so dimensions are taken away in
     stages: first the network is trained towards `annealing` dimensions, then a fresh
     last layer to the map, alone, then all of it. In each the learning rate rises over a
     tenth of the steps, and falls as half a cosine.
 
-    Rows of features are compared as they are: standardise them first.
+    Rows of features are compared as they are: standardise them first. A few thousand
+    steps are needed: of few items make many epochs.
 
     Arguments:
         n_components: The dimension of the map.
         neighbours: How many neighbours of an item count as views of it; 0 leaves P to
             augmentation alone.
+        refine: Whether neighbours are looked for again after the first stage, where
+            the encoder has put items, as it has learned more than distances of pixels.
         views: A sampler (batch, \*event) -> (batch, view, \*event), such as
             `views.Augment`; one view is enough where there are neighbours. None shows
             items as they are.
@@ -92,7 +93,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     Attributes:
         objective_: What was fitted, for `save`, `embed` and all else that takes one.
         history_: The history of each stage, by its name: wide, head, map.
-        neighbourhood_: Who is near whom; None without neighbours.
+        neighbours_: Who was near whom in the end, (n, neighbours) numbers of rows; None
+            without neighbours.
         event_shape_: The shape of one item.
 
     Example:
@@ -101,16 +103,32 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         (100, 2)
 
     Raises:
-        TypeError: If X holds no real numbers.
-        ValueError: If an argument is out of its range, X is not finite, all its items
-            are the same, or there are too few of them.
+        TypeError: If the encoder is no module.
+        ValueError: If an argument is out of its range, X holds anything but finite
+            numbers, all its items are the same, or there are too few of them.
+
+    References:
+        Visualizing Data using t-SNE (van der Maaten and Hinton, 2008)
+        https://jmlr.org/papers/v9/vandermaaten08a.html
+        Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
+        (Hu et al., 2023)
+        https://arxiv.org/abs/2205.14814
+        Unsupervised visualization of image datasets using contrastive learning
+        (Böhm et al., 2023), for the stages
+        https://arxiv.org/abs/2210.09879
+        With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of
+        Visual Representations (Dwibedi et al., 2021), for neighbours as views
+        https://arxiv.org/abs/2104.14548
     """
+
+    event_shape_: tuple[int, ...]
 
     def __init__(
         self,
         n_components: int = 2,
         *,
         neighbours: int = 10,
+        refine: bool = True,
         views: Views | None = None,
         encoder: nn.Module | None = None,
         annealing: int | None = 128,
@@ -118,14 +136,15 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         temperature: float = 1.0,
         joint: bool = True,
         epochs: int = 60,
-        batch_size: int = 500,
-        learning_rate: float = 2e-3,
+        batch_size: int = 250,
+        learning_rate: float = 4e-3,
         compile: bool | Literal["auto"] | None = "auto",
         random_state: int | np.random.RandomState | None = None,
         progress: bool = False,
         device: str | torch.device = "auto",
     ) -> None:
-        self.n_components, self.neighbours, self.views = n_components, neighbours, views
+        self.n_components, self.neighbours = n_components, neighbours
+        self.refine, self.views = refine, views
         self.encoder, self.annealing = encoder, annealing
         self.dof, self.temperature, self.joint = dof, temperature, joint
         self.epochs, self.batch_size = epochs, batch_size
@@ -141,7 +160,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 f"expected items that differ, got {len(x)} times the same; a map shows "
                 "what distinguishes items: give it those that are to be told apart"
             )
-        with _seeded(self.random_state):
+        with seeded(self.random_state):
             self._train(x)
         return self
 
@@ -154,10 +173,6 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         check_is_fitted(self)
         return embed(self.objective_, self._checked(X), layer="projector")
 
-    @property
-    def _n_features_out(self) -> int:
-        return self.objective_.projector.out
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []  # that of the network
@@ -168,47 +183,61 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _train(self, x: Shaped[Tensor, "n *event"]) -> None:
         """Go through the stages."""
-        sampler, data = self.views, x
-        self.neighbourhood_ = None
-        if self.neighbours:
-            self.neighbourhood_ = Neighbourhood(x, self.neighbours, self.views)
-            sampler, data = self.neighbourhood_, self.neighbourhood_.numbers
-        steps = max(1, len(x) // self.batch_size)
-
-        def stage(objective: nn.Module, epochs: int) -> History:
-            return fit(
-                objective,
-                data,
-                views=sampler,
-                epochs=epochs,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                scheduler=partial(_warm_up_and_cosine, total=epochs * steps),
-                compile=self.compile,
-                device=self.device,
-                progress=self.progress,
-            )
-
         encoder = self._fresh_encoder()
-        projector = partial(Projector, embed(encoder, x[:2]).shape[1], WIDTH)
         like = next(encoder.parameters(), torch.zeros(()))
-        history, last = {}, self._objective(encoder, projector(self.n_components), like)
+        projector = partial(Projector, embed(encoder, x[:2]).shape[1], WIDTH)
+        narrow = projector(self.n_components).to(like)
+        objective, history = self._objective(encoder, narrow), {}
+        near = self._neighbourhood(x)
         if self.annealing is not None:
-            wide, head = round(WIDE * self.epochs), max(1, round(HEAD * self.epochs))
-            first = self._objective(encoder, projector(self.annealing), like)
-            history["wide"] = stage(first, wide)
-            inner = first.projector.net[:-1].state_dict()
-            last.projector.net[:-1].load_state_dict(inner)
-            with _alone(last, last.projector.net[-1]):
-                history["head"] = stage(last, head)
-        done = sum(len(part) for part in history.values())
-        history["map"] = stage(last, self.epochs - done)
-        self.objective_, self.history_ = last, history
+            wide = projector(self.annealing).to(like)
+            share = round(WIDE * self.epochs)
+            history["wide"] = self._stage(
+                self._objective(encoder, wide), x, near, share
+            )
+            if self.refine:
+                near = self._neighbourhood(x, torch.from_numpy(embed(encoder, x)))
+            inner, head = narrow.net[:-1], narrow.net[-1]
+            inner.load_state_dict(wide.net[:-1].state_dict())
+            share = max(1, round(HEAD * self.epochs))
+            with alone(objective, head):
+                history["head"] = self._stage(objective, x, near, share)
+        rest = self.epochs - sum(len(part) for part in history.values())
+        history["map"] = self._stage(objective, x, near, rest)
+        self.objective_, self.history_ = objective, history
+        self.neighbours_ = None if near is None else near.near.cpu().numpy()
+        self._n_features_out = self.n_components
 
-    def _objective(
-        self, encoder: nn.Module, projector: Projector, like: Tensor
-    ) -> Embedding:
-        projector = projector.to(like)
+    def _stage(
+        self,
+        objective: Embedding,
+        x: Shaped[Tensor, "n *event"],
+        near: Neighbourhood | None,
+        epochs: int,
+    ) -> History:
+        steps = epochs * max(1, len(x) // self.batch_size)
+        return fit(
+            objective,
+            x if near is None else near.numbers,
+            views=self.views if near is None else near,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            scheduler=partial(warm_up_and_cosine, steps=steps),
+            compile=self.compile,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def _neighbourhood(
+        self, x: Shaped[Tensor, "n *event"], features: Tensor | None = None
+    ) -> Neighbourhood | None:
+        """Who is near whom, by features or by the items as they are."""
+        if not self.neighbours:
+            return None
+        return Neighbourhood(x, self.neighbours, self.views, features)
+
+    def _objective(self, encoder: nn.Module, projector: Projector) -> Embedding:
         if self.joint:
             return TSimCLR(
                 encoder, projector, dof=self.dof, temperature=self.temperature
@@ -250,7 +279,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return value_tensor(found, "X")
 
     def _check_settings(self) -> None:
-        """Raise a ValueError for what is out of its range, before any work is done."""
+        """Raise an error for what is out of its range, before any work is done."""
         least = {"n_components": 1, "neighbours": 0, "epochs": 1, "batch_size": 2}
         if self.annealing is not None:
             least |= {"annealing": 1, "epochs": 3}
@@ -263,46 +292,17 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 )
         for name in ("dof", "temperature", "learning_rate"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 < value < math.inf:
+            if not isinstance(value, Real) or not 0 < float(value) < math.inf:
                 raise ValueError(
                     f"expected {name} to be a positive finite number, got {value!r}"
                 )
+        if not isinstance(self.encoder, nn.Module | None):
+            raise TypeError(
+                "expected encoder to be a module such as ps.nn.ConvEncoder((1, 28, 28),"
+                f" 128), or None, got {self.encoder!r}; build it first"
+            )
         if not self.neighbours and self.views is None:
             raise ValueError(
                 "expected neighbours or views, which say what belongs together, got "
                 "neighbours=0 and views=None; give one of them"
             )
-
-
-def _warm_up_and_cosine(optimizer: Optimizer, total: int) -> LambdaLR:
-    """The learning rate up to its highest in a straight line, and down by a cosine."""
-    rise = max(1, round(WARM_UP * total))
-
-    def factor(step: int) -> float:
-        share = max(0, step - rise) / max(1, total - rise)
-        return min((step + 1) / rise, (1 + math.cos(math.pi * min(share, 1))) / 2)
-
-    return LambdaLR(optimizer, factor)
-
-
-@contextmanager
-def _alone(objective: nn.Module, part: nn.Module) -> Iterator[None]:
-    """Freeze all but a part, for a while."""
-    thawed = [p for p in objective.parameters() if p.requires_grad]
-    objective.requires_grad_(False)
-    part.requires_grad_(True)
-    yield
-    for parameter in thawed:
-        parameter.requires_grad_(True)
-
-
-@contextmanager
-def _seeded(random_state: int | np.random.RandomState | None) -> Iterator[None]:
-    """Draw from a seed for a while, and go on as before; None changes nothing."""
-    if random_state is None:
-        yield
-        return
-    seed = check_random_state(random_state).randint(2**31 - 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -14,13 +14,14 @@ __all__ = ["Neighbourhood"]
 class Neighbourhood(nn.Module):
     r"""Views of items and of their neighbours, for `fit` on the numbers of the items.
 
-    .. math:: p(x' \mid x_i) = \frac1k \sum_{j \in N(i)} p_{\text{view}}(x' \mid x_j)
+    .. math:: p(x' \mid i) = \sum_j P_{j \mid i} \, p_{\text{view}}(x' \mid x_j),
+        \qquad P_{j \mid i} = \tfrac1k [j \in N(i)]
 
-    N(i) are the k items nearest to the i-th, by Euclidean distance. A neighbour is
-    drawn anew each time; item and neighbour have as many views each as `views` makes,
-    or are shown as they are. Averaged over pairs of views, which have no order, P is
-    symmetric, as that of t-SNE is; in the place of a Gaussian whose width follows a
-    perplexity stand k equal weights.
+    N(i) are the k items nearest to the i-th, by Euclidean distance; one of them is drawn
+    anew each time. Item and neighbour have as many views each as `views` makes, or are
+    shown as they are: then pairs of views, which have no order, come with probability
+    :math:`(P_{j \mid i} + P_{i \mid j}) / 2n`, as in t-SNE, but that k equal weights
+    stand in the place of a Gaussian whose width follows a perplexity.
 
     Called with the numbers of items, of shape (batch, 1), see `numbers`, it gives a
     batch whose `clean` are the items.
@@ -29,9 +30,12 @@ class Neighbourhood(nn.Module):
         items: The items (n, \*event); bytes stand for k/255.
         neighbours: The number k.
         views: A sampler (batch, \*event) -> (batch, view, \*event).
+        features: Numbers (n, \*shape) that distances are of, such as representations;
+            None means the items themselves.
 
     Raises:
-        ValueError: If neighbours is less than 1, or there are not more items.
+        ValueError: If neighbours is less than 1 or there are not more items, or if
+            there are not as many features as items.
     """
 
     items: Tensor
@@ -42,15 +46,23 @@ class Neighbourhood(nn.Module):
         items: Shaped[Tensor, "n *event"],
         neighbours: int = 10,
         views: Views | None = None,
+        features: Float[Tensor, "n *shape"] | None = None,
     ) -> None:
         super().__init__()
+        features = items if features is None else features
+        if len(features) != len(items):
+            raise ValueError(
+                f"expected features of {len(items)} items, got {len(features)}; embed "
+                "the same items"
+            )
         if not 1 <= neighbours < len(items):
             raise ValueError(
                 f"expected neighbours from 1 to {len(items) - 1}, one less than the "
                 f"items, got {neighbours}; lower it, or give more items"
             )
         self.neighbours, self.views = neighbours, views
-        rows = items.flatten(1).float().cpu().numpy()
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        rows = features.flatten(1).to("cpu", dtype).numpy()
         search = NearestNeighbors(n_neighbors=neighbours).fit(rows)
         near = search.kneighbors(return_distance=False)
         self.register_buffer("items", items)

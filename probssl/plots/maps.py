@@ -1,7 +1,7 @@
 """Maps of representations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["latent_map"]
+__all__ = ["latent_map", "latent_maps"]
 
 # Tol's muted scheme, in an order of our own, with a grey for the tenth class.
 COLOURS = ["#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE"]
@@ -69,6 +69,44 @@ def latent_map(
     return figure
 
 
+def latent_maps(
+    maps: Mapping[str, Float[Array, "n 2"]],
+    labels: Shaped[Array, " n"] | Sequence[Any] | None = None,
+) -> "Figure":
+    """Draw several maps of the same items side by side, each under its name.
+
+    Where items lie on such maps means something only in comparison with each other, so
+    that the axes have no numbers.
+
+    Arguments:
+        maps: Places in the plane, by the name of what put them there.
+        labels: Those of the items, as for `latent_map`.
+
+    Raises:
+        ValueError: If there are no maps, or one is not finite, not of two dimensions,
+            or not of as many items as the first.
+    """
+    places = {name: plain(z) for name, z in maps.items()}
+    shapes = {z.shape for z in places.values()}
+    (shape, *others) = shapes or {()}
+    finite = all(np.isfinite(z).all() for z in places.values())
+    if others or len(shape) != 2 or shape[1] != 2 or not finite:
+        found = ", ".join(f"{name} {z.shape}" for name, z in places.items())
+        raise ValueError(
+            "expected finite maps of shape (n, 2), all of the same items, got "
+            f"{found or 'none'}; give each as an array with a row for every item"
+        )
+    figure = blank(3.9 * len(places) + 0.6, 4.2)
+    panels = figure.subplots(1, len(places), squeeze=False)[0]
+    for panel, (name, xy) in zip(panels, places.items(), strict=True):
+        panel.set_title(name, fontsize=11, color=INK)
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+        panel.set_aspect("equal", adjustable="datalim")
+        _points(panel, xy, labels, legend=panel is panels[-1])
+    return figure
+
+
 def _projected(
     z: Float[np.ndarray, "n dim"],
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, str]]:
@@ -88,6 +126,7 @@ def _points(
     panel: "Axes",
     xy: Float[np.ndarray, "n 2"],
     labels: Shaped[Array, " n"] | Sequence[Any] | None,
+    legend: bool = True,
 ) -> Float[np.ndarray, "n 4"]:
     """Draw the items; return the colour of each."""
     from matplotlib.colors import to_rgba_array
@@ -104,7 +143,7 @@ def _points(
         )
     classes, code = np.unique(values, return_inverse=True)
     if len(classes) <= len(COLOURS) * len(MARKERS):
-        return _classes(panel, xy, classes, code, size)
+        return _classes(panel, xy, classes, code, size, legend)
     if values.dtype.kind not in "biuf":
         raise ValueError(
             f"expected at most {len(COLOURS) * len(MARKERS)} classes that are no "
@@ -118,10 +157,14 @@ def _points(
 
 
 def _classes(
-    panel: "Axes", xy: np.ndarray, classes: np.ndarray, code: np.ndarray, size: float
+    panel: "Axes",
+    xy: np.ndarray,
+    classes: np.ndarray,
+    code: np.ndarray,
+    size: float,
+    legend: bool,
 ) -> Float[np.ndarray, "n 4"]:
     from matplotlib.colors import to_rgba_array
-    from matplotlib.lines import Line2D
 
     colours = to_rgba_array(COLOURS)[code % len(COLOURS)]
     for i, marker in enumerate(MARKERS):
@@ -134,13 +177,22 @@ def _classes(
             marker=marker,
             linewidths=0,
         )
-    handles = [
-        Line2D([], [], linestyle="", marker=MARKERS[i // 10], color=COLOURS[i % 10])
-        for i in range(len(classes))
-    ]
     names = [str(name) for name in classes]
     if len(names) <= len(COLOURS) and max(map(len, names)) < 3:
         _names(panel, xy, names, code)
+    if legend:
+        _legend(panel, names)
+    return colours
+
+
+def _legend(panel: "Axes", names: list[str]) -> None:
+    """Say beside the figure which class has which colour and marker."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker=MARKERS[i // 10], color=COLOURS[i % 10])
+        for i in range(len(names))
+    ]
     panel.figure.legend(
         handles,
         names,
@@ -148,7 +200,6 @@ def _classes(
         frameon=False,
         ncols=1 + len(names) // 16,
     )
-    return colours
 
 
 def _names(panel: "Axes", xy: np.ndarray, names: list[str], code: np.ndarray) -> None:

@@ -1,0 +1,192 @@
+r"""Ten thousand digits on a map that has room for more: parametric t-SNE on MNIST.
+
+`maps.NeighbourMap` trains a small convolutional network that gives every image a place
+in the plane, by contrastive learning with the kernel of t-SNE. Beside it stand t-SNE
+itself, which gives places to images but has none for new ones, and PCA, which does but
+is linear. Each is scored by the labels, which none of them sees: five neighbours on the
+map of the training images name those held out, and one another in five folds; and by
+the silhouette of the digits that were held out. All have the same 10,000 training
+images and the same 2,000 held out, averaged over 2 by 2 pixels. t-SNE embeds both
+together: its held-out images had a part in its map.
+
+RESULTS
+
+Prints and writes to benchmarks/results/digit_map.json all figures over three seeds, and
+draws the held-out images on the three maps to digit_map.png beside it. Needs MNIST: the
+environment variable PROBSSL_DATA names the folder that holds it.
+
+TIMES
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from torch.nn.functional import avg_pool2d
+
+import probssl as ps
+from probssl.maps import NeighbourMap
+from probssl.plots.maps import latent_maps
+
+SEEDS, EPOCHS, IMAGES, HELD_OUT, CHANNELS = 3, 50, 10_000, 2_000, (16, 32, 64)
+MILD = ps.views.Augment(
+    ps.views.Affine(rotate=10, scale=(0.9, 1.1), shift=0.05), views=1
+)
+MAPS: dict[str, dict[str, Any]] = {
+    "parametric": {"views": MILD},
+    "one normaliser per view": {"views": MILD, "joint": False},
+    "no annealing": {"views": MILD, "annealing": None},
+    "views alone": {"views": ps.views.Augment(), "neighbours": 0},
+}
+METHODS = ("parametric", "t-SNE", "PCA", *list(MAPS)[1:])
+DRAWN = {"parametric": "parametric map", "t-SNE": "t-SNE", "PCA": "PCA"}
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+class Places(NamedTuple):
+    """Where images lie, and how many seconds of a core it takes to place a new one."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    seconds: float | None
+
+
+def mnist(images: int = IMAGES, held_out: int = HELD_OUT) -> ps.data.Dataset:
+    """Grey digits of 14 by 14 pixels."""
+    folder = Path(os.environ.get("PROBSSL_DATA", ".")) / "mnist"
+    data = ps.data.mnist(folder, binary=False)
+    train, test = (
+        split._replace(images=avg_pool2d(split.images.float() / 255, 2))
+        for split in (data.train.take(images), data.test.take(held_out))
+    )
+    return data._replace(train=train, test=test)
+
+
+def places(method: str, seed: int, data: ps.data.Dataset, epochs: int) -> Places:
+    """Make a map, and put all images on it."""
+    train, test = (split.images for split in (data.train, data.test))
+    if method == "t-SNE":
+        both = torch.cat((train, test)).flatten(1).numpy()
+        z = TSNE(random_state=seed).fit_transform(both)
+        return Places(z[: len(train)], z[len(train) :], None)
+    model: Any = PCA(2)
+    if method in MAPS:
+        encoder = ps.nn.ConvEncoder(train.shape[1:], 128, CHANNELS)
+        model = NeighbourMap(
+            encoder=encoder, epochs=epochs, random_state=seed, **MAPS[method]
+        )
+    else:
+        train, test = (x.flatten(1).numpy() for x in (train, test))
+    z = model.fit_transform(train)
+    began = time.process_time()
+    held_out = model.transform(test)
+    return Places(z, held_out, (time.process_time() - began) / len(test))
+
+
+def measured(found: Places, data: ps.data.Dataset) -> dict[str, float | None]:
+    """Five neighbours, for held-out images and within the training images."""
+    labels, held_out = data.train.labels.numpy(), data.test.labels.numpy()
+    vote = KNeighborsClassifier(5)
+    return {
+        "held_out": float(
+            vote.fit(found.train, labels).score(found.held_out, held_out)
+        ),
+        "train": float(cross_val_score(vote, found.train, labels, cv=5).mean()),
+        "silhouette": float(silhouette_score(found.held_out, held_out)),
+        "seconds_per_new_image": found.seconds,
+    }
+
+
+def one(
+    job: tuple[str, int], epochs: int, data: ps.data.Dataset | None = None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The figures of a method and a seed, and where the held-out images lie."""
+    method, seed = job
+    data = mnist() if data is None else data
+    torch.manual_seed(seed)  # the encoder's first numbers
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = places(method, seed, data, epochs)
+    row: dict[str, Any] = {
+        "method": method,
+        "seed": seed,
+        "cpu_seconds": time.process_time() - cpu,
+        "wall_seconds": time.perf_counter() - wall,
+    }
+    row |= measured(found, data)
+    shown = (f"{name} {value:.3g}" for name, value in list(row.items())[2:] if value)
+    print(method, seed, ", ".join(shown), flush=True)
+    return row, found.held_out
+
+
+def write(
+    found: list[tuple[dict[str, Any], np.ndarray]],
+    epochs: int,
+    data: ps.data.Dataset,
+    path: Path,
+) -> None:
+    """Write all figures so far, and draw the maps of the first seed."""
+    report = {
+        "script": "models/digit_map.py",
+        "images": len(data.train.images),
+        "held_out": len(data.test.images),
+        "epochs": epochs,
+        "hardware": f"{platform.processor() or platform.machine()}, one thread per fit",
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "scikit-learn": sklearn.__version__,
+        },
+        "rows": [row for row, _ in found],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    drawn = {
+        f"{DRAWN[row['method']]}: {row['held_out']:.1%}": z
+        for row, z in found
+        if row["seed"] == 0 and row["method"] in DRAWN
+    }
+    figure = latent_maps(drawn, data.test.labels)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+
+
+def main(
+    seeds: int = SEEDS,
+    epochs: int = EPOCHS,
+    methods: tuple[str, ...] = METHODS,
+    data: ps.data.Dataset | None = None,
+    results: Path = RESULTS,
+) -> list[dict[str, Any]]:
+    """Return the figures of every method and seed; those on MNIST run side by side."""
+    jobs, path = list(product(methods, range(seeds))), results / "digit_map.json"
+    run, found = partial(one, epochs=epochs, data=data), []
+    if data is not None:
+        found = [run(job) for job in jobs]
+        write(found, epochs, data, path)
+        return [row for row, _ in found]
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        for result in pool.map(run, jobs):
+            found.append(result)
+            write(found, epochs, mnist(), path)
+    return [row for row, _ in found]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+r"""Five Gaussians: SimCLR draws a pentagon, and views that know nothing of the data.
+
+Two analyses of the neighbour-embedding view of contrastive learning, on mixtures
+:math:`\frac15 \sum_k N(\mu_k, \sigma^2 I)` with 250 items.
+
+The circle: σ = 0.1, centres in the plane, views with noise of scale σ, SimCLR with
+representations on a circle. Perfect alignment has each class in one point, and perfect
+uniformity puts five points as far apart as they can be (the problem of Tammes): a
+regular pentagon, 72 degrees from one class mean to the next.
+
+The views: noise, :math:`x + s \epsilon`, or mixup, :math:`x + \lambda (x' - x)` with
+another item :math:`x'` and λ uniform up to r. Centres are the corners of a regular
+simplex of side 1 (in the plane a pentagon), in a random direction in d dimensions; the
+classes are round, σ = 0.1 in every dimension, or flat, with the spread that σ = 0.1 has
+in the plane shared among all dimensions: then the data lie near the span of the
+centres.
+
+Prints and writes to benchmarks/results/five_gaussians.json all figures over five seeds,
+and draws them to five_gaussians.png beside it.
+"""
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import probssl as ps
+from probssl.plots.style import BLUE, INK, ORANGE, blank, clean
+
+SEEDS, CLASSES, ITEMS, TEST, SIGMA = 5, 5, 250, 500, 0.1
+CIRCLE_STEPS, STEPS, BATCH, LEARNING_RATE = 600, 150, 64, 3e-3
+HIDDEN, DIM, DIMS = (64, 64), 8, (2, 10, 50, 200)
+OBJECTIVES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "SimCLR": lambda encoder: ps.limits.SimCLR(encoder, temperature=0.5),
+    "t-SimCLR": lambda encoder: ps.limits.TSimCLR(encoder, dof=5.0, temperature=1.0),
+}
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+Views = Callable[[Tensor], Tensor]
+
+
+def noise(scale: float) -> Views:
+    """Two noisy views of each item."""
+    return lambda x: x[:, None] + scale * torch.randn(len(x), 2, x.shape[1])
+
+
+def mixup(reach: float) -> Views:
+    """Two views of each item, on the way to others of the batch."""
+
+    def view(x: Tensor) -> Tensor:
+        other = x[torch.randperm(len(x))]
+        return x + reach * torch.rand(len(x), 1) * (other - x)
+
+    return lambda x: torch.stack([view(x), view(x)], 1)
+
+
+VIEWS = {
+    ("noise", 0.3): noise(0.3),
+    ("noise", 1.0): noise(1.0),
+    ("mixup", 0.3): mixup(0.3),
+    ("mixup", 1.0): mixup(1.0),
+}
+
+
+def scattered() -> Tensor:
+    """Centres in the plane, at random but six standard deviations apart."""
+    while True:
+        centres = torch.randn(CLASSES, 2)
+        if torch.pdist(centres).min() > 6 * SIGMA:
+            return centres
+
+
+def corners(dim: int) -> Tensor:
+    """Centres with smallest distance 1, turned at random: a simplex or a pentagon."""
+    if dim < CLASSES - 1:
+        angles = 2 * math.pi * torch.arange(CLASSES) / CLASSES
+        centres = torch.stack([angles.cos(), angles.sin()], 1)
+    else:
+        left, spread, _ = torch.linalg.svd(torch.eye(CLASSES) - 1 / CLASSES)
+        centres = (left * spread)[:, : CLASSES - 1]
+    turned = torch.linalg.qr(torch.randn(dim, dim))[0][: centres.shape[1]]
+    return centres @ turned / torch.pdist(centres).min()
+
+
+def mixture(centres: Tensor, scale: float, items: int) -> ps.data.Split:
+    """As many items of each class, in mixed order."""
+    labels = torch.arange(items)[torch.randperm(items)] % CLASSES
+    x = centres[labels] + scale * torch.randn(items, centres.shape[1])
+    return ps.data.Split(x, labels)
+
+
+def fitted(
+    make: Callable[[nn.Module], nn.Module], data: Tensor, dim: int, views: Views, n: int
+) -> nn.Module:
+    """The objective after n steps."""
+    encoder = ps.nn.MLPEncoder(tuple(data.shape[1:]), dim, hidden=HIDDEN)
+    objective = make(encoder)
+
+    def batches() -> Iterator[ps.Batch]:
+        for _ in range(n):
+            yield ps.Batch(views(data[torch.randperm(len(data))[:BATCH]]))
+
+    optimizer = torch.optim.Adam(objective.parameters(), LEARNING_RATE, fused=True)
+    for _ in ps.steps(objective, batches(), optimizer):
+        pass
+    return objective.eval()
+
+
+def on_circle(seed: int, steps: int) -> dict[str, Any]:
+    """Alignment and uniformity of test items, and the angles between class means."""
+    torch.manual_seed(seed)
+    centres = scattered()
+    train, test = mixture(centres, SIGMA, ITEMS), mixture(centres, SIGMA, TEST)
+    make, views = OBJECTIVES["SimCLR"], noise(SIGMA)
+    objective = fitted(make, train.images, 2, views, steps)
+    both = [ps.embed(objective, view) for view in views(test.images).unbind(1)]
+    found = ps.evaluation.alignment_uniformity(np.stack(both, 1))
+    z = ps.embed(objective, test)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    means = np.stack([z[test.labels.numpy() == k].mean(0) for k in range(CLASSES)])
+    angles = np.sort(np.degrees(np.arctan2(means[:, 1], means[:, 0])))
+    gaps = np.diff(angles, append=angles[0] + 360)
+    return {
+        "seed": seed,
+        "alignment": found.alignment,
+        "uniformity": found.uniformity,
+        "gaps": gaps.tolist(),
+        "length of class means": np.linalg.norm(means, axis=1).tolist(),
+        "z": z.round(3).tolist() if seed == 0 else None,
+        "labels": test.labels.tolist() if seed == 0 else None,
+    }
+
+
+def pentagon() -> float:
+    """The uniformity of five points that are a regular pentagon."""
+    angles = 2 * np.pi * np.arange(5) / 5
+    return float(np.log(np.exp(-2 * (2 - 2 * np.cos(angles))).mean()))
+
+
+def separation(z: Any, known: Any, labels: Tensor, y: Tensor, unit: bool) -> dict:
+    """Accuracy of five neighbours, and crowding, of test items z."""
+    found = ps.evaluation.crowding(z, y, normalise=unit, bootstrap=20, progress=False)
+    knn = ps.evaluation.knn(known, labels, z, y)
+    return {"knn": knn, "crowding": found.crowding.value}
+
+
+def by_views(seed: int, dim: int, shape: str, steps: int) -> Iterator[dict[str, Any]]:
+    """Separation of classes in the data, and for each objective and view sampler."""
+    torch.manual_seed(seed)
+    centres = corners(dim)
+    scale = SIGMA if shape == "round" else SIGMA * math.sqrt(2 / dim)
+    train, test = mixture(centres, scale, ITEMS), mixture(centres, scale, TEST)
+    y = train.labels, test.labels
+    label = {"seed": seed, "dim": dim, "shape": shape}
+    raw = separation(test.images, train.images, *y, unit=False)
+    yield label | {"method": "data", "views": None, "strength": None} | raw
+    for method, make in OBJECTIVES.items():
+        for (kind, strength), views in VIEWS.items():
+            objective = fitted(make, train.images, DIM, views, steps)
+            z, known = ps.embed(objective, test), ps.embed(objective, train)
+            figures = separation(z, known, *y, unit=method == "SimCLR")
+            of = {"method": method, "views": kind, "strength": strength}
+            yield label | of | figures
+
+
+def draw(
+    circle: list[dict[str, Any]], rows: list[dict[str, Any]], dims: Any, path: Path
+) -> None:
+    """The circle of the first seed, and median crowding against the dimension."""
+    figure = blank(10, 3.4)
+    left, *panels = figure.subplots(1, 3, width_ratios=(1, 1.3, 1.3))
+    panels[1].sharey(panels[0])
+    z, labels = np.array(circle[0]["z"]), np.array(circle[0]["labels"])
+    for k in range(CLASSES):
+        left.scatter(*z[labels == k].T, s=8, alpha=0.5)
+    # the regular pentagon nearest to all items
+    start = np.angle(np.mean((z @ (1, 1j)) ** CLASSES)) / CLASSES
+    angles = start + 2 * np.pi * np.arange(CLASSES + 1) / CLASSES
+    left.plot(np.cos(angles), np.sin(angles), ":", color=INK, lw=1, zorder=0)
+    gaps = np.concatenate([row["gaps"] for row in circle])
+    left.set_title(f"on the circle: gaps {gaps.min():.0f}° to {gaps.max():.0f}°")
+    left.title.set_fontsize(10)
+    left.set_aspect("equal")
+    left.axis("off")
+    for panel, shape in zip(panels, ("round", "flat"), strict=True):
+        clean(panel)
+        own = [row for row in rows if row["shape"] in (shape, "both")]
+        for method, line in (("SimCLR", "-"), ("t-SimCLR", ":")):
+            for (kind, strength), colour, mark in zip(
+                VIEWS, (BLUE, BLUE, ORANGE, ORANGE), "o^o^", strict=True
+            ):
+                of = (method, kind, strength)
+                median = [
+                    np.median([r["crowding"] for r in own if key(r) == (d, *of)])
+                    for d in dims
+                ]
+                said = f"{method}, {kind} {strength:g}"
+                style = {"color": colour, "marker": mark, "ms": 4, "label": said}
+                panel.plot(dims, median, line, **style)
+        raw = [
+            np.median([r["crowding"] for r in own if key(r)[:2] == (d, "data")])
+            for d in dims
+        ]
+        panel.plot(dims, raw, color=INK, lw=1, label="the data")
+        panel.set(xscale="log", yscale="log", xlabel="dimensions of the data")
+        panel.set_xticks(dims, [str(d) for d in dims])
+        panel.minorticks_off()
+        panel.set_title(f"{shape} classes", fontsize=10)
+    panels[0].set_ylabel("crowding")
+    lines, texts = panels[0].get_legend_handles_labels()
+    figure.legend(lines, texts, loc="outside right", frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is about, beside its seed and shape."""
+    return row["dim"], row["method"], row["views"], row["strength"]
+
+
+def main(
+    seeds: int = SEEDS,
+    circle_steps: int = CIRCLE_STEPS,
+    steps: int = STEPS,
+    dims: tuple[int, ...] = DIMS,
+    results: Path = RESULTS,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of every seed: of the circle, and of the views."""
+    began = time.process_time()
+    circle, rows = [], []
+    for seed in range(seeds):
+        circle.append(on_circle(seed, circle_steps))
+        shown = circle[-1]
+        print(
+            f"circle {seed}: alignment {shown['alignment']:.4f}, uniformity "
+            f"{shown['uniformity']:.3f} (pentagon {pentagon():.3f}), gaps",
+            *(f"{gap:.0f}" for gap in shown["gaps"]),
+            flush=True,
+        )
+        for dim in dims:
+            for shape in ("both",) if dim == 2 else ("round", "flat"):
+                for row in by_views(seed, dim, shape, steps):
+                    rows.append(row)
+                    print(*row.values(), flush=True)
+    report = {
+        "script": "models/five_gaussians.py",
+        "steps": [circle_steps, steps],
+        "cpu_seconds": time.process_time() - began,
+        "hardware": f"{platform.processor() or platform.machine()}, "
+        f"{torch.get_num_threads()} threads",
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "uniformity of a pentagon": pentagon(),
+        "circle": circle,
+        "views": rows,
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "five_gaussians.json"
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    draw(circle, rows, dims, path.with_suffix(".png"))
+    return {"circle": circle, "views": rows}
+
+
+if __name__ == "__main__":
+    main()
