@@ -39,10 +39,12 @@ import probssl as ps
 from probssl.train import fit_phases
 from probssl.views import Affine, Augment
 
-SEEDS, EPOCHS, IMAGES, TEST, BATCH = 3, 30, 10_000, 5_000, 250
-SIDE, CHANNELS, DIM = 14, (16, 32), 32
+SEEDS, EPOCHS, IMAGES, TEST, BATCH = 3, 20, 10_000, 5_000, 250
+SIDE, CHANNELS, DIM, FEW = 14, (16, 32), 32, 3
 LEARNING_RATE = 5e-3
-FIRST, REFRESH = 0.2, 3  # of PID: the share of the base alone, epochs of one clustering
+# Of PID, in shares of the epochs: the base alone, and one clustering to the next.
+FIRST, REFRESH = 0.3, 0.2
+RAMP, PUBLISHED_RAMP = (1e-2, 1.0), (1e-5, 1e-1)
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 VIEWS = {
@@ -56,10 +58,6 @@ def projector(dim: int = DIM) -> nn.Module:
     return ps.nn.Projector(dim, width=128, out=32)
 
 
-def encoder(shape: tuple[int, ...]) -> nn.Module:
-    return ps.nn.ConvEncoder(shape, DIM, channels=CHANNELS)
-
-
 BASES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "SimCLR": lambda net: ps.limits.SimCLR(net, projector(), temperature=0.5),
     "BYOL": lambda net: ps.limits.BYOL(net, projector()),
@@ -69,22 +67,35 @@ BASES: dict[str, Callable[[nn.Module], nn.Module]] = {
 # What each stands on, to be compared with.
 METHODS = {name: name for name in BASES}
 METHODS |= {"t-SimCLR": "SimCLR"}
-METHODS |= {f"{name} + DSA": name for name in ("SimCLR", "BYOL", "Barlow Twins")}
+METHODS |= {"SimCLR, 3-D": "SimCLR, 3-D", "t-SimCLR, 3-D": "SimCLR, 3-D"}
+METHODS |= {f"{name} + DSA": name for name in ("SimCLR", "Barlow Twins")}
+METHODS |= {"SimCLR + DSA, closed form": "SimCLR"}
 METHODS |= {f"{name} + PID": name for name in BASES}
+METHODS |= {"SimCLR + PID, published ramp": "SimCLR"}
 
 
 def build(method: str, data: ps.data.Dataset) -> nn.Module:
     """The objective, with the networks that all have."""
-    net = encoder(tuple(data.train.images.shape[1:]))
-    if method == "t-SimCLR":
-        return ps.limits.TSimCLR(net, projector(), dof=5.0, temperature=1.0)
+    shape, few = tuple(data.train.images.shape[1:]), method.endswith("3-D")
+    net = ps.nn.ConvEncoder(shape, FEW if few else DIM, channels=CHANNELS)
+    behind = None if few else projector()
+    if method.startswith("t-SimCLR"):
+        return ps.limits.TSimCLR(net, behind, dof=5.0, temperature=1.0)
+    if few:
+        return ps.limits.SimCLR(net, temperature=0.5)
     base = BASES[METHODS[method]](net)
-    if method.endswith("DSA"):
-        return ps.limits.DSA(base)
-    if method.endswith("PID"):
+    if "PID" in method:
         classes = len(data.train.labels.unique())
         return ps.limits.PID(base, classes, len(data.train.images))
-    return base
+    if method.endswith("closed form"):
+        prior = ps.priors.Spherical(None, ps.learned(5.0))
+        return ps.limits.DSA(
+            base,
+            ps.limits.PrincipalComponents.of(data.train.images, DIM),
+            ps.limits.PriorAffinity(prior, ps.learned(0.1)),
+            reference_temperature=2.0,
+        )
+    return ps.limits.DSA(base) if method.endswith("DSA") else base
 
 
 class Job(NamedTuple):
@@ -111,8 +122,14 @@ def _floats(x: torch.Tensor) -> torch.Tensor:
     return x if x.is_floating_point() else x.float() / 255
 
 
-def fit(objective: nn.Module, data: ps.data.Dataset, views: nn.Module, epochs: int):
-    """One cycle of the learning rate; for PID clusters after a fifth of the epochs."""
+def fit(
+    objective: nn.Module,
+    data: ps.data.Dataset,
+    views: nn.Module,
+    epochs: int,
+    ramp: tuple[float, float] = RAMP,
+) -> ps.History:
+    """One cycle of the learning rate; PID gets its clusters on the way."""
     optimizer = Adam(objective.parameters(), LEARNING_RATE, fused=True)
     steps = epochs * max(1, len(data.train.images) // BATCH)
     options = {
@@ -130,9 +147,15 @@ def fit(objective: nn.Module, data: ps.data.Dataset, views: nn.Module, epochs: i
     def assign() -> None:
         objective.assign(ps.embed(objective, data.train, layer=objective.layer))
 
-    first = int(FIRST * epochs)
+    first, refresh = int(FIRST * epochs), max(1, int(REFRESH * epochs))
     return fit_phases(
-        objective, data.train, assign, first=first, refresh=REFRESH, **options
+        objective,
+        data.train,
+        assign,
+        first=first,
+        refresh=refresh,
+        ramp=ramp,
+        **options,
     )
 
 
@@ -161,7 +184,8 @@ def one(
     data, *others = (known[name] for name in names if name in known)
     torch.manual_seed(job.seed)
     objective = build(job.method, data)
-    fit(objective, data, VIEWS[job.data], epochs)
+    ramp = PUBLISHED_RAMP if job.method.endswith("published ramp") else RAMP
+    fit(objective, data, VIEWS[job.data], epochs, ramp)
     seconds = time.process_time() - began
     found = scores(objective, data, {other.name: other for other in others})
     return job._asdict() | {"base": METHODS[job.method]} | found | {"seconds": seconds}

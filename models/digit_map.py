@@ -157,11 +157,13 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     drawn = {
-        f"{DRAWN[row['method']]}: {row['held_out']:.1%}": z
+        f"{DRAWN[row['method']]}: {100 * row['held_out']:.1f} %": z
         for row, z in found
         if row["seed"] == 0 and row["method"] in DRAWN
     }
     figure = latent_maps(drawn, data.test.labels)
+    said = "digits that were held out, and how many five neighbours on the map name"
+    figure.supxlabel(said, fontsize=10)
     figure.savefig(path.with_suffix(".png"), dpi=150)
 
 

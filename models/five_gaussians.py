@@ -15,8 +15,29 @@ classes are round, σ = 0.1 in every dimension, or flat, with the spread that σ
 in the plane shared among all dimensions: then the data lie near the span of the
 centres.
 
+What came out, of five seeds. The circle: the class means are 63 to 81 degrees apart,
+uniformity is -1.495 to -1.507 (a pentagon has -1.489, points all over the circle
+-1.575), alignment 0.001 to 0.016.
+
+The views, by the median of crowding (after normalisation for SimCLR, which sees
+directions) and by five neighbours (always 1.00 for flat classes and in the plane).
+Noise of s = 0.3 is best nearly everywhere: SimCLR's crowding is 0.002 in the plane and
+0.004 for round classes in 200 dimensions, where that of the data is 1.9, for what
+spreads these classes is noise, and such views wash it out. But the scale must be right:
+s = 1 does well in the plane (0.009) and ends at 1.4 in 200 dimensions, with 0.50 for
+five neighbours. Mixup with r = 0.3 has no scale to suit to the dimension. It separates
+flat classes the better the more dimensions there are, 0.002 in the plane and below
+0.0001 in 200, nearly as well as the best noise; and in 200 dimensions either r is ahead
+of noise of s = 1. Of round classes it keeps the spread, since both views carry most of
+their item's own: 0.40, with 0.93 for five neighbours. So mixup does adapt to data of
+few dimensions; it is better than noise where noise is too large. With t-SimCLR the
+order is the same in 200 dimensions for s = 0.3, r = 0.3 and s = 1; what mixup leaves of
+round classes is less (0.23), what noise of 0.3 leaves is more (0.013).
+
 Prints and writes to benchmarks/results/five_gaussians.json all figures over five seeds,
 and draws them to five_gaussians.png beside it.
+
+Takes five minutes on one CPU core.
 """
 
 import json
@@ -134,8 +155,7 @@ def on_circle(seed: int, steps: int) -> dict[str, Any]:
         "uniformity": found.uniformity,
         "gaps": gaps.tolist(),
         "length of class means": np.linalg.norm(means, axis=1).tolist(),
-        "z": z.round(3).tolist() if seed == 0 else None,
-        "labels": test.labels.tolist() if seed == 0 else None,
+        "items": [z[test.labels.numpy() == k] for k in range(CLASSES)],
     }
 
 
@@ -178,16 +198,16 @@ def draw(
     figure = blank(10, 3.4)
     left, *panels = figure.subplots(1, 3, width_ratios=(1, 1.3, 1.3))
     panels[1].sharey(panels[0])
-    z, labels = np.array(circle[0]["z"]), np.array(circle[0]["labels"])
-    for k in range(CLASSES):
-        left.scatter(*z[labels == k].T, s=8, alpha=0.5)
+    for items in circle[0]["items"]:
+        left.scatter(*items.T, s=8, alpha=0.5)
     # the regular pentagon nearest to all items
+    z = np.concatenate(circle[0]["items"])
     start = np.angle(np.mean((z @ (1, 1j)) ** CLASSES)) / CLASSES
     angles = start + 2 * np.pi * np.arange(CLASSES + 1) / CLASSES
     left.plot(np.cos(angles), np.sin(angles), ":", color=INK, lw=1, zorder=0)
     gaps = np.concatenate([row["gaps"] for row in circle])
-    left.set_title(f"on the circle: gaps {gaps.min():.0f}° to {gaps.max():.0f}°")
-    left.title.set_fontsize(10)
+    said = f"gaps {gaps.min():.0f}° to {gaps.max():.0f}°"
+    left.set_title(said, fontsize=10)
     left.set_aspect("equal")
     left.axis("off")
     for panel, shape in zip(panels, ("round", "flat"), strict=True):
@@ -257,7 +277,7 @@ def main(
         f"{torch.get_num_threads()} threads",
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "uniformity of a pentagon": pentagon(),
-        "circle": circle,
+        "circle": [{k: row[k] for k in row if k != "items"} for row in circle],
         "views": rows,
     }
     results.mkdir(parents=True, exist_ok=True)

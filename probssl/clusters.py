@@ -14,9 +14,10 @@ is a lower bound on the mutual information of y and z.
 
 import math
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .embedding import Embedding, check_not_random
@@ -25,7 +26,7 @@ from .nn import PerModality, dim_of
 from .priors import Prior
 from .terms import Terms
 
-__all__ = ["Clustered", "swapped", "whole"]
+__all__ = ["Clustered", "k_means", "swapped", "whole"]
 
 
 class Clustered(Embedding):
@@ -59,6 +60,41 @@ class Clustered(Embedding):
         clusters = Clusters(components, dim, 1 / math.sqrt(dim))  # lengths of about 1
         super().__init__(encoder, prior, clusters, projector=projector)
         self.dim = dim
+
+
+def k_means(
+    points: Float[Tensor, "item dim"], components: int, seed: int, starts: int = 1
+) -> tuple[Int[Tensor, " item"], Float[Tensor, "component dim"]]:
+    """Return the clusters of the points and their means, begun by K-means++.
+
+    Arguments:
+        starts: How often it is begun anew; the best counts.
+
+    References:
+        k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii, 2007)
+        https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
+
+    Raises:
+        ValueError: If there are fewer distinct points than clusters.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    means = KMeans(components, n_init=starts, random_state=seed)
+    # On small data threads only wait for each other.
+    with threadpool_limits(1 if points.numel() < 1_000_000 else None):
+        with catch_warnings():
+            simplefilter("ignore", ConvergenceWarning)  # of which the error below tells
+            found = torch.from_numpy(means.fit_predict(points.numpy())).long()
+    distinct = len(found.unique())
+    if distinct < components:
+        raise ValueError(
+            f"expected {components} clusters, got {distinct} distinct ones among "
+            f"{len(points)} items; lower components, or look for an encoder whose "
+            "representations have collapsed"
+        )
+    return found, torch.from_numpy(means.cluster_centers_)
 
 
 def swapped(

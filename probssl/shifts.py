@@ -53,11 +53,9 @@ def shifted(
         ValueError: If there are no labels, or a shift changes the shape.
     """
     shifts = SHIFTS if shifts is None else shifts
-    test = _labelled(data.test)
-    parts = {"clean": test} | {
-        name: apply(shift, test, seed) for name, shift in shifts.items()
-    }
-    return _scores(objective, _labelled(data.train), parts, layer)
+    test = data.test
+    parts = {name: apply(shift, test, seed) for name, shift in shifts.items()}
+    return _scores(objective, data.train, {"clean": test} | parts, layer)
 
 
 def transferred(
@@ -70,12 +68,10 @@ def transferred(
     Raises:
         ValueError: If there are no labels.
     """
-    return {
-        name: _scores(objective, _labelled(d.train), {name: _labelled(d.test)}, layer)[
-            name
-        ]
-        for name, d in others.items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for name, data in others.items():
+        found |= _scores(objective, data.train, {name: data.test}, layer)
+    return found
 
 
 def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
@@ -100,18 +96,19 @@ def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
 def _scores(
     objective: nn.Module, train: Split, tests: Mapping[str, Split], layer: str
 ) -> dict[str, dict[str, float]]:
-    z, y = embed(objective, train, layer=layer), train.labels
+    y, labels = _labels(train), {name: _labels(part) for name, part in tests.items()}
+    z = embed(objective, train, layer=layer)
     parts = {
-        name: (embed(objective, part, layer=layer), part.labels)
+        name: (embed(objective, part, layer=layer), labels[name])
         for name, part in tests.items()
     }
     probes, votes = linear_probes(z, y, parts), knns(z, y, parts)
     return {n: {"linear_probe": probes[n], "knn": votes[n]} for n in parts}
 
 
-def _labelled(split: Split) -> Split:
+def _labels(split: Split) -> Tensor:
     if split.labels is None:
         raise ValueError(
             "expected labels of training and test items, got none; a probe needs them"
         )
-    return split
+    return split.labels

@@ -143,6 +143,11 @@ class Extension(nn.Module):
         """
         with self.base.overheard(layer) as heard:
             terms = self.base(batch)
+        if not heard:
+            raise ValueError(
+                f"expected {type(self.base).__name__} to call its `network`, got no "
+                "representations; let forward take z from self.network(batch.views)"
+            )
         return terms, heard[0]
 
 

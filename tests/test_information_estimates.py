@@ -134,6 +134,7 @@ def test_classifiers_find_the_parts_of_a_sign_in_noise(sd, measure):
     for name, value in truth.items():
         assert near(getattr(found, name), value, n), name
     assert near(found.entropy, math.log(2), n)
+    assert found.entropy.high <= math.log(2)
 
 
 def test_cells_tell_no_more_than_representations_and_many_tell_as_much():

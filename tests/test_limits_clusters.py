@@ -343,13 +343,18 @@ def test_assigning_finds_clusters_and_their_means():
 
 
 def test_a_cluster_without_items_has_no_weight():
-    from sklearn.exceptions import ConvergenceWarning
-
     objective = deep_clustering()
-    with pytest.warns(ConvergenceWarning, match="distinct clusters"):
-        objective.assign(torch.eye(4)[torch.arange(ITEMS) % 2])
+    two = torch.arange(ITEMS) % 2
+    objective.assignment.copy_(two)
+    objective.weight.copy_(objective._weights(two))
     assert_close(objective.weight.sort().values, torch.tensor([0.0, 0, 0, 1, 1]))
     assert sum(objective(batch())).isfinite()
+
+
+def test_fewer_distinct_items_than_clusters_are_refused():
+    objective = deep_clustering()
+    with pytest.raises(ValueError, match="expected 5 clusters, got 2 distinct ones"):
+        objective.assign(torch.eye(4)[torch.arange(ITEMS) % 2])
 
 
 def test_deep_clustering_tells_when_rows_are_missing_or_foreign():
@@ -515,6 +520,11 @@ def test_rounds_assign_before_each_fit_and_count_through():
     assert history["round"].tolist() == [1, 1, 2, 2, 3, 3]
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
     assert history["step"].tolist() == [2, 4, 6, 8, 10, 12]
+
+
+def test_rounds_refuse_items_that_have_no_assignment():
+    with pytest.raises(ValueError, match="no validation data for a fit in rounds"):
+        rounds(valid=torch.randn(20, 2, 4))
 
 
 def test_one_round_is_an_assignment_and_a_fit():

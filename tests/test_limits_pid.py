@@ -270,14 +270,16 @@ def test_how_clusters_are_numbered_does_not_matter():
 
 
 def test_a_refresh_does_not_depend_on_the_numbers_of_k_means(monkeypatch):
-    z, clusters, states = torch.randn(60, DIM), room._clusters, []
+    z, clusters, states = torch.randn(60, DIM), room.k_means, []
     moved, order = z + 0.5 * torch.randn(60, DIM), torch.tensor([2, 0, 1])
     for _ in range(2):
         objective = on_z(items=60)
         objective.assign(z)
         with monkeypatch.context() as patch:
             if states:
-                patch.setattr(room, "_clusters", lambda *a: order[clusters(*a)])
+                patch.setattr(
+                    room, "k_means", lambda *a: (order[clusters(*a)[0]], None)
+                )
             objective.assign(moved, 1)
         states.append(objective.state_dict())
     assert_close(states[1], states[0], rtol=0, atol=0)

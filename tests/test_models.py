@@ -27,7 +27,7 @@ def five_gaussians(module: ModuleType, folder: Path) -> None:
     x = torch.randn(40, 3)
     views = module.mixup(0.5)(x)
     assert (views - x[:, None]).abs().max() <= 0.5 * (x.max() - x.min())
-    found = module.main(seeds=1, circle_steps=150, steps=2, dims=(2, 6), results=folder)
+    found = module.main(seeds=1, circle_steps=80, steps=2, dims=(2, 6), results=folder)
     (circle,), rows = found["circle"], found["views"]
     assert len(rows) == 3 * (1 + 2 * 4) and all(row["crowding"] > 0 for row in rows)
     assert sum(circle["gaps"]) == pytest.approx(360)

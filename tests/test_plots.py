@@ -167,7 +167,7 @@ class TestLatentMap:
         with pytest.raises(ValueError, match="return_std"):
             plots.latent_map(z, std=z[:, :2])
 
-    def test_maps_stand_side_by_side_under_their_names_with_one_legend(self):
+    def test_maps_stand_side_by_side_under_their_names(self):
         one, two = np.random.default_rng(0).normal(size=(2, 30, 2))
         labels = np.arange(30) % 3
         figure = rendered(latent_maps({"one": one, "two": torch.tensor(two)}, labels))
@@ -176,9 +176,14 @@ class TestLatentMap:
             np.testing.assert_allclose(panel.collections[0].get_offsets(), z)
             assert [t.get_text() for t in panel.texts] == ["0", "1", "2"]
             assert not len(panel.get_xticks())
-        (legend,) = figure.legends
-        assert len(legend.get_texts()) == 3
-        assert not rendered(latent_maps({"one": one})).legends
+
+    def test_maps_share_a_legend_where_names_are_not_written(self):
+        z, short = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 3
+        maps = {"one": z, "two": z}
+        (legend,) = rendered(latent_maps(maps, np.array(["cat", "dog"] * 15))).legends
+        assert [t.get_text() for t in legend.get_texts()] == ["cat", "dog"]
+        assert not rendered(latent_maps(maps, short)).legends
+        assert not rendered(latent_maps(maps)).legends
 
     def test_maps_that_cannot_be_compared_are_named(self):
         z = np.zeros((9, 2))

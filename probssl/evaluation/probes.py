@@ -90,8 +90,8 @@ def few_label_probe(
     """
     from threadpoolctl import threadpool_limits
 
-    z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
-    names, counts = np.unique(y_train, return_counts=True)
+    z, y, there, y_test = train_test(z_train, y_train, z_test, y_test)
+    names, counts = np.unique(y, return_counts=True)
     if counts.min() < labels_per_class or labels_per_class < 1:
         raise ValueError(
             f"expected from 1 to as many labels_per_class as items of any class, got "
@@ -102,16 +102,16 @@ def few_label_probe(
         raise ValueError(
             f"expected repeats of at least 2 for a standard error, got {repeats}"
         )
-    mean, scale = _moments(z_train)
-    z_train, z_test = (z_train - mean) / scale, (z_test - mean) / scale
-    members = [np.flatnonzero(y_train == name) for name in names]
+    mean, scale = _moments(z)
+    z, there = (z - mean) / scale, (there - mean) / scale
+    members = [np.flatnonzero(y == name) for name in names]
     random, accuracy = np.random.default_rng(seed), []
     with threadpool_limits(1):  # on fits so small threads only wait for each other
         for _ in range(repeats):
             few = [random.choice(m, labels_per_class, replace=False) for m in members]
             known = np.concatenate(few)
-            labelled = z_train[known], y_train[known]
-            accuracy.append(float(_logistic_regression(*labelled)(z_test, y_test)))
+            score = _logistic_regression(z[known], y[known])
+            accuracy.append(float(score(there, y_test)))
     error = np.std(accuracy, ddof=1) / np.sqrt(repeats)
     return FewLabel(float(np.mean(accuracy)), float(error), tuple(accuracy))
 

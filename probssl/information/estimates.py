@@ -118,17 +118,19 @@ def estimate(
     # among resamples the frequencies of all items are the truth
     truth = figures(np.arange(items), False)
     value = figures(np.arange(items), True) - (draws.mean(0) - truth)
-    ordered = np.sort([_named(value + draw - draws.mean(0)) for draw in draws], axis=0)
+    most, shifted = np.log(t.max() + 1), value + draws - draws.mean(0)
+    ordered = np.sort([_named(draw, most) for draw in shifted], axis=0)
     outside = bootstrap // 20
-    columns = (_named(value), ordered[outside], ordered[-1 - outside])
+    columns = (_named(value, most), ordered[outside], ordered[-1 - outside])
     return Estimate(*(Interval(*map(float, row)) for row in zip(*columns, strict=True)))
 
 
-def _named(figures: Float[np.ndarray, "5"]) -> Float[np.ndarray, "8"]:
-    """The figures of an `Estimate`, consistent with one another."""
+def _named(figures: Float[np.ndarray, "5"], most: float) -> Float[np.ndarray, "8"]:
+    """The figures of an `Estimate`, consistent with one another and with most H(t)."""
     first, second, both, redundant, entropy = figures.tolist()
     found = parts(first, second, both, redundant=redundant)
-    return np.array([*found, found.first, found.second, found.total, entropy])
+    informations = found.first, found.second, found.total
+    return np.array([*found, *informations, min(entropy, most)])
 
 
 def _representations(z: np.ndarray) -> Float[np.ndarray, "n dim"]:

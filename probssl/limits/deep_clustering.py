@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..clusters import Clustered
+from ..clusters import Clustered, k_means
 from ..precision import in_float32
 from ..priors import Prior, Spherical
 from ..processes import gather
@@ -124,11 +124,9 @@ class DeepClustering(Clustered):
             seed: Of K-means.
 
         Raises:
-            ValueError: If there is not one representation for each item.
+            ValueError: If there is not one representation for each item, or there are
+                fewer distinct ones than clusters.
         """
-        from sklearn.cluster import KMeans
-        from threadpoolctl import threadpool_limits
-
         points = torch.as_tensor(z).detach().cpu()
         expected = (self.items, self.dim)
         if tuple(points.shape) != expected or not points.isfinite().all():
@@ -137,15 +135,10 @@ class DeepClustering(Clustered):
                 'give ps.embed(objective, data.train, layer="projector"), or without '
                 'a projector layer="backbone"'
             )
-        means = KMeans(self.components, random_state=seed)
         points = self.prior.on_support(points)
-        # On small data threads only wait for each other.
-        with threadpool_limits(1 if points.numel() < 1_000_000 else None):
-            found = means.fit_predict(points.numpy())
-        assignment = torch.from_numpy(found).to(self.assignment)
+        assignment, centres = k_means(points, self.components, seed)
         self.assignment.copy_(assignment)
         self.weight.copy_(self._weights(assignment))
-        centres = torch.from_numpy(means.cluster_centers_)
         self.entropy.centres.copy_(self.prior.on_support(centres))
 
     def check(self, batch: Batch) -> None:

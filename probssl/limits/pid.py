@@ -48,7 +48,6 @@ alone.
 
 import math
 from typing import Any
-from warnings import catch_warnings, simplefilter
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +56,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 from torch.nn.utils import skip_init
 
+from ..clusters import k_means
 from ..nn import dim_of
 from ..precision import in_float32
 from ..siamese import Extension
@@ -162,17 +162,13 @@ class PID(Extension):
                 array.
             seed: Of K-means++.
 
-        References:
-            k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii,
-            2007)
-            https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
-
         Raises:
             ValueError: If there is not one representation for each item, or there are
                 fewer distinct ones than clusters.
         """
         points = self._points(z)
-        found, before = _clusters(points, self.components, seed), self.assignment.cpu()
+        found, _ = k_means(points, self.components, seed, STARTS)
+        before = self.assignment.cpu()
         if (before < 0).any():
             weight, bias = _start(points, found, self.components)
             self.classifier.weight.copy_(weight)
@@ -219,30 +215,6 @@ class PID(Extension):
                 "None; give fit a Split, Groups or tensor, not a DataLoader"
             )
         return batch.index
-
-
-def _clusters(
-    points: Float[Tensor, "item dim"], components: int, seed: int
-) -> Int[Tensor, " item"]:
-    """The clusters of the points, as K-means++ numbers them."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    means = KMeans(components, init="k-means++", n_init=STARTS, random_state=seed)
-    # On small data threads only wait for each other.
-    with threadpool_limits(1 if points.numel() < 1_000_000 else None):
-        with catch_warnings():
-            simplefilter("ignore", ConvergenceWarning)  # of which the error below tells
-            found = torch.from_numpy(means.fit_predict(points.numpy())).long()
-    distinct = len(found.unique())
-    if distinct < components:
-        raise ValueError(
-            f"expected {components} clusters, got {distinct} distinct ones among "
-            f"{len(points)} items; lower components, or look for a base whose "
-            "representations have collapsed"
-        )
-    return found
 
 
 def _start(

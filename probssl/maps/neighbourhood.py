@@ -17,9 +17,9 @@ class Neighbourhood(nn.Module):
     .. math:: p(x' \mid i) = \sum_j P_{j \mid i} \, p_{\text{view}}(x' \mid x_j),
         \qquad P_{j \mid i} = \tfrac1k [j \in N(i)]
 
-    N(i) are the k items nearest to the i-th, by Euclidean distance; one of them is drawn
-    anew each time. Item and neighbour have as many views each as `views` makes, or are
-    shown as they are: then pairs of views, which have no order, come with probability
+    N(i) are the k items nearest to the i-th, by Euclidean distance; one of them is
+    drawn anew each time. Item and neighbour have as many views each as `views` makes,
+    or are shown as they are: then pairs of views, without order, have probability
     :math:`(P_{j \mid i} + P_{i \mid j}) / 2n`, as in t-SNE, but that k equal weights
     stand in the place of a Gaussian whose width follows a perplexity.
 

@@ -75,8 +75,9 @@ def latent_maps(
 ) -> "Figure":
     """Draw several maps of the same items side by side, each under its name.
 
-    Where items lie on such maps means something only in comparison with each other, so
-    that the axes have no numbers.
+    Where an item lies means something only beside the others, so that the axes have no
+    numbers. There is a legend where the names of classes are too many or too long to be
+    written on the maps.
 
     Arguments:
         maps: Places in the plane, by the name of what put them there.
@@ -103,7 +104,7 @@ def latent_maps(
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
         panel.set_aspect("equal", adjustable="datalim")
-        _points(panel, xy, labels, legend=panel is panels[-1])
+        _points(panel, xy, labels, legend=None if panel is panels[-1] else False)
     return figure
 
 
@@ -126,9 +127,13 @@ def _points(
     panel: "Axes",
     xy: Float[np.ndarray, "n 2"],
     labels: Shaped[Array, " n"] | Sequence[Any] | None,
-    legend: bool = True,
+    legend: bool | None = True,
 ) -> Float[np.ndarray, "n 4"]:
-    """Draw the items; return the colour of each."""
+    """Draw the items; return the colour of each.
+
+    Arguments:
+        legend: Whether classes get one; None if their names are not written on the map.
+    """
     from matplotlib.colors import to_rgba_array
 
     size = float(np.clip(12_000 / len(xy), 3, 25))
@@ -162,7 +167,7 @@ def _classes(
     classes: np.ndarray,
     code: np.ndarray,
     size: float,
-    legend: bool,
+    legend: bool | None,
 ) -> Float[np.ndarray, "n 4"]:
     from matplotlib.colors import to_rgba_array
 
@@ -178,9 +183,10 @@ def _classes(
             linewidths=0,
         )
     names = [str(name) for name in classes]
-    if len(names) <= len(COLOURS) and max(map(len, names)) < 3:
+    written = len(names) <= len(COLOURS) and max(map(len, names)) < 3
+    if written:
         _names(panel, xy, names, code)
-    if legend:
+    if legend or (legend is None and not written):
         _legend(panel, names)
     return colours
 

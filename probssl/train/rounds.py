@@ -51,10 +51,15 @@ def fit_rounds(
             each has its own.
 
     Raises:
-        ValueError: If a checkpoint is asked for, which holds one fit only, or a number
-            is below one.
+        ValueError: If a checkpoint is asked for, which holds one fit only, there are
+            validation data, whose items have no assignment, or a number is below one.
     """
     check_at_least_one(rounds=rounds, epochs=epochs)
+    if options.get("valid") is not None:
+        raise ValueError(
+            "expected no validation data for a fit in rounds, whose assignments are "
+            "those of the training items, got some; measure them in on_epoch"
+        )
     refused = {"checkpoint", "checkpoint_every", "resume"} & options.keys()
     if refused:
         raise ValueError(
