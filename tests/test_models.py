@@ -111,6 +111,17 @@ def digit_map(module: ModuleType, folder: Path) -> None:
     assert (folder / "digit_map.png").is_file()
 
 
+def same_content(module: ModuleType, folder: Path) -> None:
+    module.BATCH, colour = 50, torch.rand(4, 3, 1, 1)
+    labels = torch.arange(200) % 4
+    images = (colour[labels] + 0.1 * torch.rand(200, 3, 16, 16)).clamp(max=1)
+    sets = {"cifar10": ps.data.arrays(images, labels)}
+    rows = module.main(seeds=1, epochs=2, sets=sets, results=folder)
+    assert [row["affinity"] for row in rows] == ["learned", "closed form"]
+    assert all(row["cosine of pixels"] > 0.9 and 0 <= row["M"] <= 1 for row in rows)
+    assert (folder / "same_content.json").is_file()
+
+
 SHORT = {
     "against_baselines": against_baselines,
     "digit_map": digit_map,
@@ -118,6 +129,7 @@ SHORT = {
     "five_gaussians": five_gaussians,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "paradigms_under_noise": paradigms_under_noise,
+    "same_content": same_content,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
 }
