@@ -1,21 +1,29 @@
 r"""Ten thousand digits on a map that has room for more: parametric t-SNE on MNIST.
 
 `maps.NeighbourMap` trains a small convolutional network that gives every image a place
-in the plane, by contrastive learning with the kernel of t-SNE. Beside it stand t-SNE
-itself, which gives places to images but has none for new ones, and PCA, which does but
-is linear. Each is scored by the labels, which none of them sees: five neighbours on the
-map of the training images name those held out, and one another in five folds; and by
-the silhouette of the digits that were held out. All have the same 10,000 training
-images and the same 2,000 held out, averaged over 2 by 2 pixels. t-SNE embeds both
-together: its held-out images had a part in its map.
+in the plane, by contrastive learning with the kernel of t-SNE. An image and one of its
+ten nearest neighbours, each turned by up to 10 degrees, scaled by a tenth and shifted
+by a twentieth, are to lie together. Beside it stand t-SNE itself, which gives places to
+images but has none for new ones, and PCA, which does but is linear. Each is scored by
+the labels, which none of them sees: five neighbours on the map of the training images
+name those held out, and one another in five folds; and by the silhouette of the digits
+that were held out. All have the same 10,000 training images and the same 2,000 held
+out, averaged over 2 by 2 pixels. t-SNE embeds both together: its held-out images had a
+part in its map.
 
-RESULTS
+What came out, of three seeds: five neighbours name 0.941 of the held-out digits on the
+parametric map (0.940 to 0.944), 0.954 on that of t-SNE, and 0.409 on that of PCA. They
+do so for 0.940 of the training digits themselves, so that new images fare no worse. The
+silhouette is 0.50, 0.38 and 0.01: the classes of the parametric map lie further apart.
+A new image takes 0.02 ms of a core.
 
 Prints and writes to benchmarks/results/digit_map.json all figures over three seeds, and
 draws the held-out images on the three maps to digit_map.png beside it. Needs MNIST: the
 environment variable PROBSSL_DATA names the folder that holds it.
 
-TIMES
+A fit takes 110 seconds of a CPU core, t-SNE 170 to 200; all three seeds a quarter of an
+hour of one core. ``main(methods=tuple(MAPS))`` compares the choices: one normaliser for
+each view, no annealing, and views without neighbours.
 """
 
 import json
@@ -54,8 +62,8 @@ MAPS: dict[str, dict[str, Any]] = {
     "no annealing": {"views": MILD, "annealing": None},
     "views alone": {"views": ps.views.Augment(), "neighbours": 0},
 }
-METHODS = ("parametric", "t-SNE", "PCA", *list(MAPS)[1:])
 DRAWN = {"parametric": "parametric map", "t-SNE": "t-SNE", "PCA": "PCA"}
+METHODS = tuple(DRAWN)
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 

@@ -104,8 +104,9 @@ def digit_map(module: ModuleType, folder: Path) -> None:
     images, labels = torch.rand(60, 1, 14, 14), torch.arange(60) % 3
     images[:, :, :7] *= labels[:, None, None, None] / 2
     data = ps.data.arrays(images, labels)
-    rows = module.main(seeds=1, epochs=3, data=data, results=folder)
-    assert [row["method"] for row in rows] == list(module.METHODS)
+    methods = tuple(dict.fromkeys([*module.METHODS, *module.MAPS]))
+    rows = module.main(seeds=1, epochs=3, methods=methods, data=data, results=folder)
+    assert [row["method"] for row in rows] == list(methods)
     assert all(0 <= row["held_out"] <= 1 >= row["silhouette"] for row in rows)
     assert (folder / "digit_map.json").is_file()
     assert (folder / "digit_map.png").is_file()
