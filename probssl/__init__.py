@@ -45,7 +45,7 @@ from .terms import Batch, Terms
 from .train import History, fit, steps
 
 if TYPE_CHECKING:
-    from . import linear
+    from . import linear, maps
 
 __all__ = [
     "Batch",
@@ -74,6 +74,7 @@ __all__ = [
     "limits",
     "linear",
     "load",
+    "maps",
     "nn",
     "plots",
     "priors",
@@ -90,7 +91,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`linear`, whose estimators are scikit-learn's, is imported when asked for."""
-    if name == "linear":
-        return import_module(".linear", __name__)
+    """`linear` and `maps`, estimators as scikit-learn's, are imported when asked for."""
+    if name in ("linear", "maps"):
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

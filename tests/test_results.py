@@ -48,9 +48,27 @@ def test_the_tables_of_additions_are_those_of_their_fits():
 def test_the_areas_of_the_affinity_were_measured(data):
     measured = [row for row in figures("same_content")["rows"] if row["data"] == data]
     names = [key for key in measured[0] if key not in ("data", "seed", "affinity")]
-    shown = {cells[1]: cells[2:] for cells in rows("## Same content") if cells[0] == data}
+    shown = {
+        cells[1]: cells[2:] for cells in rows("## Same content") if cells[0] == data
+    }
     assert shown.keys() == {"learned", "closed form"}
     for kind, cells in shown.items():
         own = [row for row in measured if row["affinity"] == kind]
         assert len(own) == 3
         assert cells == [spread([row[name] for row in own]) for name in names]
+
+
+def test_the_scores_of_the_maps_were_measured():
+    measured = figures("digit_map")["rows"]
+    names = {"`maps.NeighbourMap`": "parametric", "t-SNE": "t-SNE", "PCA": "PCA"}
+    digits = {"held_out": 3, "train": 3, "silhouette": 3, "cpu_seconds": 0}
+    shown = rows("## A map of ten thousand digits")
+    assert [cells[0] for cells in shown] == list(names)
+    for cells in shown:
+        own = [row for row in measured if row["method"] == names[cells[0]]]
+        assert len(own) == 3
+        found = [spread([row[key] for row in own], n) for key, n in digits.items()]
+        assert cells[1:] == found
+    best = [row for row in measured if row["method"] == "parametric"]
+    assert all(row["held_out"] >= 0.9 for row in best)
+    assert all(row["cpu_seconds"] < 600 for row in best)

@@ -8,7 +8,7 @@ elsewhere; colours can be told apart by colour-blind readers.
 from .advice import advice
 from .calibration import ranks
 from .curves import learning_curves
-from .maps import latent_map
+from .maps import latent_map, latent_maps
 from .pictures import images, reconstructions, views
 from .posterior import hyper_parameters
 from .style import close
@@ -21,6 +21,7 @@ __all__ = [
     "hyper_parameters",
     "images",
     "latent_map",
+    "latent_maps",
     "learning_curves",
     "matrix",
     "ranks",
