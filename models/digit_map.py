@@ -97,7 +97,11 @@ def places(method: str, seed: int, data: ps.data.Dataset, epochs: int) -> Places
     if method in MAPS:
         encoder = ps.nn.ConvEncoder(train.shape[1:], 128, CHANNELS)
         model = NeighbourMap(
-            encoder=encoder, epochs=epochs, random_state=seed, **MAPS[method]
+            encoder=encoder,
+            epochs=epochs,
+            random_state=seed,
+            progress=False,
+            **MAPS[method],
         )
     else:
         train, test = (x.flatten(1).numpy() for x in (train, test))

@@ -91,7 +91,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`linear` and `maps`, estimators as scikit-learn's, are imported when asked for."""
+    """`linear` and `maps`, made of scikit-learn, are imported when asked for."""
     if name in ("linear", "maps"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

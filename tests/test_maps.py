@@ -19,6 +19,7 @@ from probssl.maps import Neighbourhood, NeighbourMap, estimator
 from probssl.terms import Batch
 
 SHORT = {"neighbours": 3, "epochs": 3, "batch_size": 32, "annealing": 8}
+SHORT |= {"progress": False}
 
 
 @pytest.fixture

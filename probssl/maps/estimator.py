@@ -82,7 +82,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         joint: Whether one normaliser holds for all pairs.
         epochs: Those of all stages: two fifths go to the first, a twentieth to the
             second.
-        batch_size: Items of a batch; all others in it are negatives.
+        batch_size: Items of a batch, with their views and those of a neighbour; all
+            others in it are negatives.
         learning_rate: That of Adam, at its highest.
         compile: Whether steps are compiled, see `fit`.
         random_state: A whole number makes fits reproducible; None follows
@@ -99,7 +100,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(100, 5))
-        >>> NeighbourMap(neighbours=5, epochs=3, random_state=0).fit_transform(x).shape
+        >>> m = NeighbourMap(neighbours=5, epochs=3, random_state=0, progress=False)
+        >>> m.fit_transform(x).shape
         (100, 2)
 
     Raises:
@@ -140,7 +142,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         learning_rate: float = 4e-3,
         compile: bool | Literal["auto"] | None = "auto",
         random_state: int | np.random.RandomState | None = None,
-        progress: bool = False,
+        progress: bool = True,
         device: str | torch.device = "auto",
     ) -> None:
         self.n_components, self.neighbours = n_components, neighbours
