@@ -76,9 +76,9 @@ class DSA(Extension):
     Arguments:
         base: An objective without a decoder, such as ``SimCLR(encoder, projector)``.
         reference: A module (n, \*event) -> (n, k) that gives u and never saw labels,
-            such as `limits.PrincipalComponents` or an untrained encoder. A copy of it
-            is kept, as it is in evaluation mode, and never trained. None means an
-            average of the encoder of the base over the steps.
+            such as `limits.PrincipalComponents`, an untrained encoder, or one that was
+            fitted before. A copy of it is kept, as it is in evaluation mode, and never
+            trained. None means an average of the encoder of the base over the steps.
         affinity: A module of z, shapes (n, dim) and (m, dim), that gives the log-odds
             of M, shape (n, m): `limits.PriorAffinity`, or by default a
             `limits.LearnedAffinity`.
