@@ -53,8 +53,7 @@ import torch
 from jaxtyping import Float, Int
 from pyro.distributions import Categorical
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
-from torch.nn.utils import skip_init
+from torch.nn.functional import linear, normalize, one_hot
 
 from ..clusters import k_means
 from ..nn import dim_of
@@ -124,11 +123,7 @@ class PID(Extension):
         self.layer = "backbone" if self.projector is None else layer
         behind = self.projector if self.layer == "projector" else None
         dim = dim_of(self.encoder, behind, dim)
-        # Without random numbers, so that those of the base stay the same.
-        device = torch.get_default_device()
-        self.classifier = skip_init(nn.Linear, dim, components, device=device)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = _Classifier(dim, components)
         register_varying(self, "weight", weight)
         self.register_buffer("assignment", torch.full((items,), -1))
         # The number of items in the data set, to be compared with that here.
@@ -215,6 +210,22 @@ class PID(Extension):
                 "None; give fit a Split, Groups or tensor, not a DataLoader"
             )
         return batch.index
+
+
+class _Classifier(nn.Module):
+    """The logits, which are of a density: no network that may be lowered to bfloat16.
+
+    It starts at zero, without random numbers, so that those of the base stay the same.
+    """
+
+    def __init__(self, dim: int, components: int) -> None:
+        super().__init__()
+        self.in_features = dim
+        self.weight = nn.Parameter(torch.zeros(components, dim))
+        self.bias = nn.Parameter(torch.zeros(components))
+
+    def forward(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch k"]:
+        return linear(z, self.weight, self.bias)
 
 
 def _start(
