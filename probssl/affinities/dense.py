@@ -1,96 +1,17 @@
-r"""Which views belong together: the P of stochastic neighbour embedding.
-
-P is a distribution over ordered pairs of different views, of a batch as a whole: P_ij
-is the probability to draw view i and then its partner j, and P_{j|i} of the partner
-alone. It says what is alike before anything is learned; the kernel of a prior, which is
-Q, is fitted to it (`limits.NeighbourEmbedding`).
-
-What makes views is what makes P. Of two views drawn from one item nothing is known but
-that they belong together: P is 1 over the number of such pairs, and sparse. Where the
-density :math:`\varphi(x_j \mid x_i)` of a view around a point is known, so that any
-point may have come of any other, P is dense:
-
-.. math:: P_{j \mid i} = \frac{\varphi(x_j \mid x_i)}
-    {\sum_{k \ne i} \varphi(x_k \mid x_i)}, \qquad P_{ij} = \frac1M P_{j \mid i}
-
-References:
-    Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
-    (Hu et al., 2023)
-    https://arxiv.org/abs/2205.14814
-    Stochastic Neighbor Embedding (Hinton and Roweis, 2002)
-    https://papers.nips.cc/paper/2276-stochastic-neighbor-embedding
-"""
+"""Views of all items, by the density of a view around a point."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from .processes import gather, number
-from .terms import Batch
+from ..processes import gather
+from ..terms import Batch
+from .base import Affinity
 
-__all__ = ["Affinity", "Dense", "Mixup", "Noise", "Overlap", "Perplexity"]
-__all__ += ["Positives"]
-
-
-class Affinity(nn.Module):
-    """P of a batch, which sums to one.
-
-    Called with a batch it returns either the pairs within the items of all processes,
-    shape (batch, view, view), or those of all their views, shape (batch · view,
-    batch · view), items first. No view is its own partner: the diagonal is zero.
-
-    An affinity of your own needs `forward`; and `dense`, whether views of different
-    items can belong together, so that one view of each is enough.
-    """
-
-    dense = False
-
-    def forward(self, batch: Batch) -> Float[Tensor, "..."]:
-        raise NotImplementedError(f"{type(self).__name__} has no forward(batch)")
-
-
-class Positives(Affinity):
-    r"""Any two views of one item alike, :math:`P_{ij} = 1 / N V (V - 1)`."""
-
-    def forward(self, batch: Batch) -> Float[Tensor, "batch view view"]:
-        items, views = batch.shape
-        partner = _others(views, batch.stacked)
-        return (partner / (items * number() * views * (views - 1))).expand(
-            items * number(), views, views
-        )
-
-
-class Overlap(Affinity):
-    r"""Views of one item, the more the larger the part of it that both show.
-
-    .. math:: P_{ij} \propto c + (1 - c) \, \frac{|B_i \cap B_j|}{|B_i \cup B_j|}
-
-    with the boxes B that views show. `views.Augment` tells them with ``boxes=True``:
-    ``Batch.transform``, of shape (batch, view, 4), left, top, right and bottom.
-
-    Arguments:
-        floor: The weight c of views that have nothing in common.
-
-    Raises:
-        ValueError: If the floor is not from 0 to 1, or a batch has no boxes. With a
-            floor of 0 at least one pair of each batch has to overlap.
-    """
-
-    def __init__(self, floor: float = 0.1) -> None:
-        super().__init__()
-        if not 0 <= floor <= 1:
-            raise ValueError(f"expected floor from 0 to 1, got {floor}; 0.1 is usual")
-        self.floor = floor
-
-    def forward(self, batch: Batch) -> Float[Tensor, "batch view view"]:
-        boxes = _boxes(batch)
-        weight = self.floor + (1 - self.floor) * intersection_over_union(boxes)
-        weight = gather(weight * _others(boxes.shape[1], boxes))
-        return weight / weight.sum()
+__all__ = ["Dense", "Mixup", "Noise", "Perplexity"]
 
 
 class Dense(Affinity):
@@ -287,34 +208,6 @@ class Perplexity(Dense):
             wide = entropy > math.log(self.perplexity)
             low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
         return -((low + high) / 2).exp() * ratio
-
-
-def intersection_over_union(
-    boxes: Float[Tensor, "*batch view 4"],
-) -> Float[Tensor, "*batch view view"]:
-    """Return the area that two boxes share, over that which either covers."""
-    a, b = boxes.unsqueeze(-2), boxes.unsqueeze(-3)
-    size = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    both = size.clamp(min=0).prod(-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    return both / (area.unsqueeze(-1) + area.unsqueeze(-2) - both)
-
-
-def _boxes(batch: Batch) -> Float[Tensor, "batch view 4"]:
-    boxes: Any = batch.transform
-    if not isinstance(boxes, Tensor) or boxes.shape != (*batch.shape, 4):
-        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else boxes
-        raise ValueError(
-            f"expected boxes of shape {(*batch.shape, 4)} in Batch.transform, got "
-            f"{found}; give fit views=ps.views.Augment(..., boxes=True)"
-        )
-    return boxes
-
-
-def _others(views: int, like: Tensor) -> Float[Tensor, "view view"]:
-    """One where views differ, in the precision of densities."""
-    dtype = like.dtype if like.dtype == torch.float64 else torch.get_default_dtype()
-    return 1 - torch.eye(views, dtype=dtype, device=like.device)
 
 
 def _square_distances(x: Float[Tensor, "point d"]) -> Float[Tensor, "point point"]:
