@@ -37,7 +37,8 @@ class Overlap(Affinity):
 
     Raises:
         ValueError: If the floor is not from 0 to 1, or a batch has no boxes. With a
-            floor of 0 at least one pair of each batch has to overlap.
+            floor of 0 at least one pair of each batch has to overlap, and every view
+            with another where each has a normaliser of its own: else P is 0 / 0.
     """
 
     def __init__(self, floor: float = 0.1) -> None:

@@ -160,6 +160,8 @@ class SNE(NeighbourEmbedding):
         ValueError: If the scale is not positive.
     """
 
+    symmetric = False
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -168,40 +170,23 @@ class SNE(NeighbourEmbedding):
         *,
         scale: float = math.sqrt(0.5),
     ) -> None:
-        affinity = Perplexity() if affinity is None else affinity
+        if affinity is None:
+            affinity = Perplexity(symmetric=self.symmetric)
         prior = Gaussian(None, scale, y_scale=math.inf)
-        super().__init__(encoder, affinity, prior, projector, joint=False)
+        super().__init__(encoder, affinity, prior, projector, joint=self.symmetric)
         self.scale = scale
 
 
-class SymmetricSNE(NeighbourEmbedding):
+class SymmetricSNE(SNE):
     r"""Symmetric SNE: a Gaussian kernel, normalised over all pairs.
 
     .. math:: Q_{ij} = \frac{\exp(-\lVert z_i - z_j \rVert^2 / 2 \sigma^2)}
         {\sum_{k \ne l} \exp(-\lVert z_k - z_l \rVert^2 / 2 \sigma^2)}
 
-    Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        affinity: P; None means `affinities.Perplexity` with 30 neighbours, symmetric.
-        projector: A module behind the encoder, whose output the objective sees.
-        scale: The standard deviation σ, in the units of z.
-
-    Raises:
-        ValueError: If the scale is not positive.
+    The arguments are those of `SNE`; where no P is given it is symmetric as well.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        affinity: Affinity | None = None,
-        projector: nn.Module | None = None,
-        *,
-        scale: float = math.sqrt(0.5),
-    ) -> None:
-        affinity = Perplexity(symmetric=True) if affinity is None else affinity
-        prior = Gaussian(None, scale, y_scale=math.inf)
-        super().__init__(encoder, affinity, prior, projector)
-        self.scale = scale
+    symmetric = True
 
 
 class TSNE(NeighbourEmbedding):
