@@ -41,7 +41,7 @@ def test_the_tables_of_additions_are_those_of_their_fits():
     measured = figures("against_baselines")
     assert script("against_baselines").tables(measured["rows"]).strip() in TEXT
     fits = {(row["data"], row["seed"], row["method"]) for row in measured["rows"]}
-    assert len(fits) == len(measured["rows"]) == 2 * 3 * 15
+    assert len(fits) == len(measured["rows"]) == 2 * 3 * 17
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
