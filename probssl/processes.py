@@ -11,6 +11,7 @@ can be traced and compiled together with the objective that calls them.
 """
 
 import atexit
+import importlib
 import json
 import logging
 import os
@@ -64,6 +65,10 @@ def start() -> None:
             )
         torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"
+    # This module's defaults are the group there is when it is first imported. Dynamo
+    # imports it, in a fit; the group would then outlive its end, and its threads, which
+    # free tensors, might abort the program while Python shuts down.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group(backend)
     if not first():  # warnings would come from all of them alike
         logging.getLogger(__package__).setLevel(logging.ERROR)

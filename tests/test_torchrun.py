@@ -138,6 +138,13 @@ def test_one_of_the_processes_prints_and_writes(found, folder, output):
     assert (folder / "run" / "map.png").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the threads")
+def test_no_thread_of_the_group_is_left_when_python_shuts_down(output, folder):
+    for rank in range(WORLD):
+        left = (folder / f"{rank}.threads").read_text().split()
+        assert left and not any("gloo" in name for name in left)
+
+
 def test_a_parameter_that_another_process_uses_has_gradient_zero_here():
     mine, theirs, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
     average = Averaged(torch.optim.SGD([mine, theirs, late]))

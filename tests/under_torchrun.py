@@ -1,10 +1,12 @@
 """What test_torchrun.py runs under torchrun, and in one process to compare with.
 
 ``torchrun --nproc-per-node 2 tests/under_torchrun.py FOLDER`` writes what each process
-finds to FOLDER/rank.pt.
+finds to FOLDER/rank.pt, and the threads it ends with to FOLDER/rank.threads.
 """
 
+import atexit
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -132,12 +134,20 @@ def main(folder: Path, fails: str = "") -> None:
     if fails:
         fail(fails)
     torch.set_default_dtype(torch.float64)
+    rank = os.environ["RANK"]
+    # Comes last: what is registered first is called last.
+    atexit.register(lambda: (folder / f"{rank}.threads").write_text(threads()))
     processes.start()
     found = everything(folder)
-    torch.save(found, folder / f"{processes.rank()}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     torch.set_default_dtype(torch.float32)
     options = ["--items", "100", "--epochs", "1", "--device", "cpu"]
     assert command(["fit", "SimCLR", "--out", str(folder / "run"), *options]) == 0
+
+
+def threads() -> str:
+    """The names of this process's threads, a line each, where Linux tells them."""
+    return "".join(path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
 
 
 def fail(how: str) -> None:
