@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "probssl"
-LEAVES = {"special", "terms", "evaluation", "plots", "linear"}
-LEAVES |= {"information", "precision", "processes", "varying"}
+LEAVES = {"special", "terms", "plots", "intervals", "precision", "processes", "varying"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
+    "evaluation": {"intervals"},
+    "linear": {"intervals"},
+    "information": {"intervals"},
     "hyper": {"processes"},
     "nn": {"precision", "processes"},
     "teacher": {"varying"},

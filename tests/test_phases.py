@@ -1,7 +1,5 @@
 """A fit in phases: the weight at each step, when clusters are assigned, going on."""
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.limits import BYOL, PID, SimCLR, SimVAE
-from probssl.train import fit_phases, geometric, linear
+from probssl.train import fit_phases, linear
 
 ITEMS, BATCH, CLUSTERS = 32, 8, 3
 STEPS = ITEMS // BATCH
@@ -169,13 +167,6 @@ def test_a_traced_run_has_the_weights_and_clusters_of_a_plain_one(monkeypatch):
     assert torch.equal(traced.objective.assignment, plain.objective.assignment)
 
 
-def test_geometric_is_exact_at_both_ends_and_the_mean_of_logarithms_between():
-    rise = geometric(3e-5, 0.7)
-    assert rise(0.0) == 3e-5 and rise(1.0) == 0.7
-    between = 0.75 * math.log(3e-5) + 0.25 * math.log(0.7)
-    assert math.log(rise(0.25)) == pytest.approx(between)
-
-
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"first": 6}, "first from 0 to below the 6 epochs in all, got 6"),
     ({"first": -1}, "first from 0"),
@@ -197,14 +188,6 @@ def test_bad_arguments_are_refused_before_any_work(options, message):
     with pytest.raises(ValueError, match=message):
         run.fit(**options)
     assert not run.weights and not run.assigned
-
-
-@pytest.mark.parametrize(
-    "build", [lambda: geometric(0.0, 1.0), lambda: geometric(1, -1)]
-)
-def test_a_geometric_rise_needs_positive_numbers(build: Callable):
-    with pytest.raises(ValueError, match="linear"):
-        build()
 
 
 # Beside the prior that sums the cluster out

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.limits import BYOL, DINO, VAE, SimCLR
-from probssl.train import cosine, linear
+from probssl.train import cosine, geometric, linear
 from probssl.train.schedules import Schedules
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -79,6 +80,21 @@ def byol_by_hand(
         optimizer.step()
         losses.append(loss.detach())
     return losses, teacher
+
+
+def test_geometric_is_exact_at_both_ends_and_the_mean_of_logarithms_between():
+    rise = geometric(3e-5, 0.7)
+    assert rise(0.0) == 3e-5 and rise(1.0) == 0.7
+    between = 0.75 * math.log(3e-5) + 0.25 * math.log(0.7)
+    assert math.log(rise(0.25)) == pytest.approx(between)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: geometric(0.0, 1.0), lambda: geometric(1, -1)]
+)
+def test_a_geometric_rise_needs_positive_numbers(build: Callable[[], object]):
+    with pytest.raises(ValueError, match="linear"):
+        build()
 
 
 def test_byol_with_a_schedule_is_a_loop_with_that_momentum(float64):

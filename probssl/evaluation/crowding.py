@@ -19,25 +19,15 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from tqdm import tqdm
 
+from ..intervals import Interval, check_resamples, intervals
 from .arrays import Array, classes, representations
 from .collapse import alignment_uniformity_values
 from .errors import Undefined
 
-__all__ = ["Crowding", "Interval", "PerClass", "crowding"]
+__all__ = ["Crowding", "PerClass", "crowding"]
 
 SHOWN = 10  # classes, when printed
 PATIENCE = 2  # seconds before a progress bar is shown
-
-
-class Interval(NamedTuple):
-    """A figure, and where 90 % of its resamples lie."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
 class PerClass(NamedTuple):
@@ -158,8 +148,7 @@ def crowding(
             f"expected at least 2 items of each class, got 1 of class "
             f"{names[counts.argmin()]}; give more items or leave this class out"
         )
-    if bootstrap < 20:
-        raise ValueError(f"expected bootstrap of at least 20, got {bootstrap}")
+    check_resamples(bootstrap)
     u = _normalised(given) if normalise else given
     order = np.argsort(y, kind="stable")  # a class is a slice from here on
     both = _on_sphere(u, views, normalise)[:, order]
@@ -180,10 +169,10 @@ def crowding(
     )
     draws = _draws(u, counts, of_items, rounding, chosen)
     values = np.append(whole.overall(counts), of_items.mean(1))
-    intervals = _intervals(values, draws)
+    overall = intervals(values, draws)
     columns = (names, counts, whole.within, whole.nearest, whole.margin)
     per_class = zip(*(column.tolist() for column in columns), strict=True)
-    ratio, within, between, margin, davies_bouldin, silhouette, *on_sphere = intervals
+    ratio, within, between, margin, davies_bouldin, silhouette, *on_sphere = overall
     return Crowding(
         ratio,
         within,
@@ -265,13 +254,6 @@ def _draws(
         again = _separation(z[chosen], counts, rounding).overall(counts)
         draws.append(np.append(again, of_items[:, chosen].mean(1)))
     return np.stack(draws)
-
-
-def _intervals(values: np.ndarray, draws: np.ndarray) -> list[Interval]:
-    # order statistics: to interpolate between infinities gives NaN
-    ordered, outside = np.sort(draws, axis=0), len(draws) // 20
-    columns = (values, ordered[outside], ordered[-1 - outside])
-    return [Interval(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
 def _on_sphere(

@@ -22,9 +22,9 @@ References:
 from .classifier import Classifier
 from .clusters import Clusters
 from .covariances import gaussian
-from .estimates import Estimate, Interval, estimate
+from .estimates import Estimate, estimate
 from .parts import Decomposition
 from .tables import discrete
 
-__all__ = ["Classifier", "Clusters", "Decomposition", "Estimate", "Interval"]
+__all__ = ["Classifier", "Clusters", "Decomposition", "Estimate"]
 __all__ += ["discrete", "estimate", "gaussian"]

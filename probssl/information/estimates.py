@@ -6,25 +6,14 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
+from ..intervals import Interval, check_resamples, intervals
 from .classifier import PATIENCE, Classifier
 from .parts import Decomposition, parts
 from .sample import Codes, Estimator
 
-__all__ = ["Estimate", "Interval", "estimate"]
+__all__ = ["Estimate", "estimate"]
 
-FEWEST = 20  # resamples, of which the outer twentieths can be left out
 LOGISTIC = Classifier()
-
-
-class Interval(NamedTuple):
-    """A figure in nats, and where 90 % of its resamples lie."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
 
 
 class Estimate(NamedTuple):
@@ -62,7 +51,7 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         names = ("R", "U1", "U2", "S", "I(z1; t)", "I(z2; t)", "I(z1, z2; t)", "H(t)")
         rows = zip(names, self, strict=True)
-        return "\n".join(f"{name:<14}{figure}" for name, figure in rows)
+        return "\n".join(f"{name:<14}{figure:.4f}" for name, figure in rows)
 
 
 def estimate(
@@ -107,8 +96,7 @@ def estimate(
     """
     views = _representations(first), _representations(second)
     t = _codes(target, *map(len, views))
-    if bootstrap < FEWEST:
-        raise ValueError(f"expected bootstrap of at least {FEWEST}, got {bootstrap}")
+    check_resamples(bootstrap)
     random = np.random.default_rng(seed)
     items, figures = by.sample(views, t, random, progress)
     draws = np.empty((bootstrap, 5))
@@ -119,10 +107,8 @@ def estimate(
     truth = figures(np.arange(items), False)
     value = figures(np.arange(items), True) - (draws.mean(0) - truth)
     most, shifted = np.log(t.max() + 1), value + draws - draws.mean(0)
-    ordered = np.sort([_named(draw, most) for draw in shifted], axis=0)
-    outside = bootstrap // 20
-    columns = (_named(value, most), ordered[outside], ordered[-1 - outside])
-    return Estimate(*(Interval(*map(float, row)) for row in zip(*columns, strict=True)))
+    again = np.stack([_named(draw, most) for draw in shifted])
+    return Estimate(*intervals(_named(value, most), again))
 
 
 def _named(figures: Float[np.ndarray, "5"], most: float) -> Float[np.ndarray, "8"]:

@@ -13,7 +13,7 @@ https://arxiv.org/abs/2505.12477
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 from tqdm import tqdm
 
+from ..intervals import Interval
 from .judgement import PARADIGMS, Judgement, Spectrum, Verdict, judged
 from .moments import of_views
 from .samplers import Flattened, in_parts
 from .solutions import joint_embedding
 from .views import ClosedForm
 
-__all__ = ["Advice", "Interval", "advise"]
+__all__ = ["Advice", "advise"]
 
 LEAST = 100  # images, below which nothing can be told from noise
 SAID = {
@@ -41,23 +42,14 @@ SAID = {
 }
 
 
-class Interval(NamedTuple):
-    """A figure, and where 90 % of its values on random halves of the images lie."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
 Both = dict[str, Interval]
 
 
 @dataclass(frozen=True, eq=False)
 class Advice:
     r"""What `advise` found; printed, it says so in words.
+
+    Figures come with where 90 % of their values on random halves of the images lie.
 
     Arguments:
         verdict: "joint embedding", "reconstruction", "either" or "neither".
@@ -114,14 +106,16 @@ class Advice:
         lines = [SAID[self.verdict], again]
         for paradigm, share in self.recovered.items():
             lines += [
-                f"  {paradigm}: of {self.n_components} components a share of {share} "
-                f"is relevant; all are at alignments above {self.thresholds[paradigm]}"
+                f"  {paradigm}: of {self.n_components} components a share of "
+                f"{share:.2f} is relevant; all are at alignments above "
+                f"{self.thresholds[paradigm]:.2f}"
             ]
         if self.noise.value:
             lines += [
-                f"  alignment of the views with what is irrelevant: {self.alignment}",
-                f"  largest irrelevant variance: {self.noise} times that at which the "
-                "paradigms part",
+                "  alignment of the views with what is irrelevant: "
+                f"{self.alignment:.2f}",
+                f"  largest irrelevant variance: {self.noise:.2f} times that at which "
+                "the paradigms part",
             ]
         else:
             lines += ["  no irrelevant direction was found"]

@@ -2,9 +2,9 @@
 
 from .fit import fit
 from .history import History
-from .phases import fit_phases, geometric
+from .phases import fit_phases
 from .rounds import fit_rounds
-from .schedules import cosine, linear
+from .schedules import cosine, geometric, linear
 from .steps import Step, steps
 
 __all__ = ["History", "Step", "cosine", "fit", "fit_phases", "fit_rounds", "geometric"]

@@ -24,9 +24,9 @@ from .batches import Data
 from .fit import fit
 from .history import History, Row
 from .prepare import check_at_least_one
-from .schedules import Schedule
+from .schedules import Schedule, geometric
 
-__all__ = ["fit_phases", "geometric"]
+__all__ = ["fit_phases"]
 
 
 def fit_phases(
@@ -124,27 +124,6 @@ def fit_phases(
         schedules={**(schedules or {}), "weight": weight},
         **options,
     )
-
-
-def geometric(start: float, end: float) -> Schedule:
-    r"""From one positive number to another by equal factors in equal times.
-
-    .. math:: \text{start}^{1 - t} \, \text{end}^t
-
-    Raises:
-        ValueError: If one of them is not a positive finite number.
-
-    Example:
-        >>> rise = geometric(1e-4, 1e-2)
-        >>> rise(0.0), round(rise(0.5), 12), rise(1.0)
-        (0.0001, 0.001, 0.01)
-    """
-    if not (0 < start < math.inf and 0 < end < math.inf):
-        raise ValueError(
-            f"expected positive finite numbers, got {start} and {end}; to start at "
-            "zero take linear(0.0, end)"
-        )
-    return lambda share: start ** (1 - share) * end**share
 
 
 def _assigned(epoch: int, first: int, refresh: int | None) -> int:

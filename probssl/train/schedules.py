@@ -11,7 +11,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Schedule", "Schedules", "cosine", "linear"]
+__all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
 Schedule = Callable[[float], float]  # of the share of the run that is done
 
@@ -93,6 +93,27 @@ def linear(start: float, end: float, until: float = 1.0) -> Schedule:
             "the run where the end is reached"
         )
     return lambda share: _between(start, end, min(share / until, 1.0))
+
+
+def geometric(start: float, end: float) -> Schedule:
+    r"""From one positive number to another by equal factors in equal times.
+
+    .. math:: \text{start}^{1 - t} \, \text{end}^t
+
+    Raises:
+        ValueError: If one of them is not a positive finite number.
+
+    Example:
+        >>> rise = geometric(1e-4, 1e-2)
+        >>> rise(0.0), round(rise(0.5), 12), rise(1.0)
+        (0.0001, 0.001, 0.01)
+    """
+    if not (0 < start < math.inf and 0 < end < math.inf):
+        raise ValueError(
+            f"expected positive finite numbers, got {start} and {end}; to start at "
+            "zero take linear(0.0, end)"
+        )
+    return lambda share: start ** (1 - share) * end**share
 
 
 def _between(start: float, end: float, weight: float) -> float:
