@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,13 +64,32 @@ def by_seed(seeds: int, epochs: int, methods: tuple[str, ...]) -> list[Figures]:
         return [job.result() for job in jobs]
 
 
+def kept(results: Path, seeds: int, epochs: int) -> dict[str, dict[str, list[float]]]:
+    """The figures that are there, if they are of as many seeds and epochs."""
+    if not results.is_file():
+        return {}
+    report = json.loads(results.read_text())
+    same = (report["seeds"], report["epochs"]) == (seeds, epochs)
+    return report["mean and sd"] if same else {}
+
+
+def in_order(figures: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Methods as recipes have them, then what nothing is fitted for."""
+    place = {name: i for i, name in enumerate(METHODS)}
+    names = sorted(figures, key=lambda name: place.get(name, len(METHODS)))
+    return {name: figures[name] for name in names}
+
+
 def main(
     seeds: int = SEEDS,
     epochs: int = EPOCHS,
     methods: tuple[str, ...] = METHODS,
     results: Path = RESULTS,
 ) -> dict[str, dict[str, list[float]]]:
-    """Return mean and standard deviation over the seeds of every figure."""
+    """Return mean and standard deviation over the seeds of every figure.
+
+    Of other methods the figures that are there are kept, for as many seeds and epochs.
+    """
     found = by_seed(seeds, epochs, methods)
     figures: dict[str, dict[str, list[float]]] = {}
     for row in found[0]:
@@ -80,6 +100,7 @@ def main(
             if name == "few_label_gain":
                 deviation /= np.sqrt(len(values))  # its standard error
             figures[row][name] = [float(np.mean(values)), deviation]
+    figures = in_order(kept(results, seeds, epochs) | figures)
     report = {
         "script": "models/digits.py",
         "seeds": seeds,

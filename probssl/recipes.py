@@ -32,7 +32,9 @@ CONCENTRATION = 50.0  # of z around y on the sphere
 TEMPERATURE = 1.0  # twice the usual: on a sphere of few dimensions points lie close
 PROTOTYPES = 100
 CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of K-means, on the sphere
+NEIGHBOURS = 20  # that tell an outlier
 ROUNDS = 10  # of deep clustering
+GROUPS = 20  # of PID; with many it learns to tell items of one class apart
 PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
 
 
@@ -216,6 +218,10 @@ def _tsimclr(data: Dataset, dim: int) -> nn.Module:
     return limits.TSimCLR(encoder(data, dim), _projector(dim), temperature=1.0)
 
 
+def _tsne(data: Dataset, dim: int) -> nn.Module:
+    return limits.TSNE(encoder(data, dim))
+
+
 def _logdet(data: Dataset, dim: int) -> nn.Module:
     return limits.LogDet(encoder(data, dim))
 
@@ -275,6 +281,16 @@ def _masked(data: Dataset, dim: int) -> nn.Module:
     )
 
 
+def _dsa(data: Dataset, dim: int) -> nn.Module:
+    neighbours = min(NEIGHBOURS, len(data.train.images) - 1)
+    return limits.DSA(_simclr(data, dim), neighbours=neighbours)
+
+
+def _pid(data: Dataset, dim: int) -> nn.Module:
+    items = len(data.train.images)
+    return limits.PID(_simclr(data, dim), min(GROUPS, items), items)
+
+
 METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
     "VAE": _vae,
     "BetaVAE": _beta_vae,
@@ -286,6 +302,7 @@ METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
     "MoCo": _moco,
     "InstanceDiscrimination": _instance,
     "TSimCLR": _tsimclr,
+    "TSNE": _tsne,
     "LogDet": _logdet,
     "VICReg": _vicreg,
     "BarlowTwins": _barlow,
@@ -297,4 +314,6 @@ METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
     "DINO": _dino,
     "DenoisingAutoencoder": _denoising,
     "MaskedAutoencoder": _masked,
+    "DSA": _dsa,
+    "PID": _pid,
 }

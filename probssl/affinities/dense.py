@@ -13,6 +13,8 @@ from .base import Affinity
 
 __all__ = ["Dense", "Mixup", "Noise", "Perplexity"]
 
+BISECTIONS, NEWTON_STEPS = 14, 4  # in search of a perplexity
+
 
 class Dense(Affinity):
     r"""All views of a batch, by a density of differences.
@@ -165,7 +167,7 @@ class Perplexity(Dense):
     .. math:: P_{j \mid i} \propto \exp(-\beta_i \lVert x_i - x_j \rVert^2), \qquad
         e^{H(P_{\cdot \mid i})} = \text{perplexity}
 
-    :math:`\beta_i` is found by bisection, to rounding. Points that agree in so many
+    :math:`\beta_i` is found to rounding. Points that agree in so many
     others that the entropy cannot be so low take the narrowest width there is.
 
     Arguments:
@@ -196,18 +198,41 @@ class Perplexity(Dense):
                 f"expected more other points in a batch than the perplexity, got "
                 f"{others} for {self.perplexity:g}; use larger batches or lower it"
             )
-        square = _square_distances(x).fill_diagonal_(math.inf)
+        square = _square_distances(x)
         # Of each point in units of its nearest neighbour's, where that is not itself.
         nearest = square.masked_fill(square == 0, math.inf).amin(1, keepdim=True)
         ratio = square / nearest.nan_to_num(posinf=1.0)
-        low, high = (ratio.new_full((len(x), 1), end) for end in (-30.0, 30.0))
-        for _ in range(60):
-            middle = (low + high) / 2
-            log_p = (-middle.exp() * ratio).log_softmax(1)
-            entropy = -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(1, keepdim=True)
-            wide = entropy > math.log(self.perplexity)
-            low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
-        return -((low + high) / 2).exp() * ratio
+        return -_precisions(ratio, math.log(self.perplexity)) * ratio
+
+
+def _precisions(
+    square: Float[Tensor, "point point"], entropy: float
+) -> Float[Tensor, "point 1"]:
+    """The precision at which each point's neighbours have this entropy.
+
+    The widest and the narrowest are exp(-30) and exp(30). Bisection comes within 0.004
+    of the logarithm, and a Newton step that leaves the bracket is replaced by another.
+    """
+    apart = square.clone().fill_diagonal_(math.inf)
+    apart -= apart.amin(1, keepdim=True)  # the densest neighbour has weight 1
+    finite = apart.clone().fill_diagonal_(0.0)
+    low, high = (square.new_full((len(square), 1), end) for end in (-30.0, 30.0))
+    middle = (low + high) / 2
+    for step in range(BISECTIONS + NEWTON_STEPS):
+        precision = middle.exp()
+        p = (-precision * apart).softmax(1)
+        weighted = p * finite
+        mean, second = weighted.sum(1, True), (weighted * finite).sum(1, True)
+        excess = precision * mean - p.amax(1, True).log() - entropy
+        low = torch.where(excess > 0, middle, low)
+        high = torch.where(excess > 0, high, middle)
+        half = (low + high) / 2
+        if step >= BISECTIONS:
+            slope = precision.square() * (second - mean.square())
+            ahead = middle + excess / slope
+            half = torch.where((low <= ahead) & (ahead <= high), ahead, half)
+        middle = half
+    return middle.exp()
 
 
 def _square_distances(x: Float[Tensor, "point d"]) -> Float[Tensor, "point point"]:
