@@ -21,9 +21,9 @@ Prints and writes to benchmarks/results/digit_map.json all figures over three se
 draws the held-out images on the three maps to digit_map.png beside it. Needs MNIST: the
 environment variable PROBSSL_DATA names the folder that holds it.
 
-A fit takes 105 to 121 seconds on one thread, t-SNE 181 to 216; all three seeds a quarter of an
-hour of one core. ``main(methods=tuple(MAPS))`` compares the choices: one normaliser for
-each view, no annealing, and views without neighbours.
+A fit takes 105 to 121 seconds on one thread, t-SNE 181 to 216; all three seeds a
+quarter of an hour of one core. ``main(methods=tuple(MAPS))`` compares the choices: one
+normaliser for each view, no annealing, and views without neighbours.
 """
 
 import json

@@ -14,6 +14,7 @@ from torch import nn
 from . import recipes
 from .compare import Comparison, compare
 from .data import Dataset, Split, load
+from .joint import Joint
 from .posterior import embed, reconstruct, sample, to_arviz
 from .processes import alone, first, rank, start, wait
 from .saving import load as load_objective
@@ -239,13 +240,12 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
 
     items = data.test.take(min(MAPPED, len(data.test.images)))
     figures = {"curves": plots.learning_curves(history)}
-    joint = getattr(objective, "joint", None)
-    if joint is None:
-        z, std = embed(objective, items), None
-    else:
+    generative = isinstance(getattr(objective, "joint", None), Joint)
+    z, std = embed(objective, items), None
+    if generative:
         z, std = embed(objective, items, return_std=True)
     figures["map"] = plots.latent_map(z, items.labels, std)
-    if joint is not None:
+    if generative:
         few = Split(items.images[:10])
         figures["reconstructions"] = plots.reconstructions(
             few.images, reconstruct(objective, few)

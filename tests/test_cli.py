@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import probssl as ps
+from probssl import recipes
 from probssl.cli import main
 
 pytestmark = pytest.mark.usefixtures("short_decoders")
@@ -60,6 +61,24 @@ def test_fit_resumes_and_inspect_says_what_is_there(tmp_path, capsys):
     assert "SimVAE" in printed and "parameters" in printed and "curves.png" in printed
     history = ps.History.from_json((tmp_path / "run" / "history.json").read_text())
     assert len(history) == 2
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name in ("TSNE", "PID") else pytest.mark.slow)
+        for name in recipes.METHODS
+    ],
+)
+def test_fit_fits_every_method_and_draws_what_it_has(method, tmp_path, capsys):
+    options = ["--items", "60", "--epochs", "3", "--device", "cpu"]
+    assert main(["fit", method, "--out", str(tmp_path), *options]) == 0
+    objective = ps.load(tmp_path)
+    assert "History(3 epochs" in capsys.readouterr().out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"curves.png", "map.png", "history.json"} <= names
+    generative = isinstance(getattr(objective, "joint", None), ps.Joint)
+    assert ("posterior.nc" in names) == ("samples.png" in names) == generative
 
 
 def test_advise_says_which_paradigm_and_writes_the_figures_behind_it(tmp_path, capsys):
