@@ -11,7 +11,7 @@ from .nn import Network, PerModality
 from .precision import lowered
 from .terms import Batch, Terms
 
-__all__ = ["Extension", "Siamese", "check_no_content"]
+__all__ = ["Extension", "Siamese", "check_no_content", "check_present"]
 
 
 class Siamese(nn.Module):
@@ -82,12 +82,7 @@ class Siamese(nn.Module):
                 f"with {views}; give fit a view sampler, for instance "
                 "views=ps.views.Augment(), and a larger batch"
             )
-        if batch.present is not None:
-            raise ValueError(
-                f"expected all views to be present for {type(self).__name__}, got a "
-                "mask; drop the incomplete items, or use SimVAE, which integrates out "
-                "absent views"
-            )
+        check_present(self, batch)
         check_no_content(self, batch)
 
 
@@ -158,4 +153,14 @@ def check_no_content(objective: nn.Module, batch: Batch) -> None:
             f"expected no content for {type(objective).__name__}, which has no use for "
             "labels, got some; leave fit's content out, or use SimVAE with "
             "priors.Mixture"
+        )
+
+
+def check_present(objective: nn.Module, batch: Batch) -> None:
+    """Raise an error if views are absent, which the objective would take for some."""
+    if batch.present is not None:
+        raise ValueError(
+            f"expected all views to be present for {type(objective).__name__}, got a "
+            "mask; drop the incomplete items, or use SimVAE, which integrates out "
+            "absent views"
         )

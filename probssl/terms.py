@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Batch", "Terms"]
+__all__ = ["Batch", "Terms", "check_rows"]
 
 
 class Batch(NamedTuple):
@@ -41,6 +41,20 @@ class Batch(NamedTuple):
         """The number of views of each modality."""
         parts = self.views if isinstance(self.views, tuple) else (self.views,)
         return tuple(part.shape[1] for part in parts)
+
+    @property
+    def rows(self) -> Tensor:
+        """`index`, where the items must be known.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        if self.index is None:
+            raise ValueError(
+                "expected Batch.index, the rows of the items in the training set, got "
+                "None; give fit a Split, Groups or tensor, not a DataLoader"
+            )
+        return self.index
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -85,3 +99,14 @@ class Terms(NamedTuple):
     alignment: Tensor | float = 0.0
     hyper: Tensor | float = 0.0
     penalty: Tensor | float = 0.0
+
+
+def check_rows(batch: Batch, items: int) -> None:
+    """Raise a ValueError for items that are not known, or not among so many."""
+    low, high = int(batch.rows.min()), int(batch.rows.max())
+    if low < 0 or high >= items:
+        raise ValueError(
+            f"expected rows from 0 to {items - 1} in Batch.index, got {low} to {high}; "
+            "build the objective with items=len(data), and measure it on its training "
+            "data only"
+        )

@@ -9,6 +9,8 @@ import matplotlib
 import pytest
 import torch
 
+import probssl as ps
+
 matplotlib.use("Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     torch.set_num_threads(1)
@@ -34,6 +36,14 @@ def short_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     # The module lies behind the function of the same name.
     decoding = import_module("probssl.compare.decoding")
     monkeypatch.setattr(decoding, "STEPS", 20)
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than a quarter of the digits, for code that fits and measures them."""
+    data = ps.data.digits()
+    few = data._replace(train=data.train.take(300), test=data.test.take(150))
+    monkeypatch.setattr(ps.data, "digits", lambda: few)
 
 
 @pytest.fixture(scope="session")

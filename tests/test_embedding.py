@@ -101,7 +101,7 @@ def test_a_proper_prior_has_a_posterior_of_its_scale_given_z():
     )
     objective.population = torch.tensor(float(ITEMS))
     z = Gaussian(DIM, 0.3)(2).sample((ITEMS,))
-    fitted(objective, Batch(z), 2_000)
+    fitted(objective, Batch(z), 1_000)
     log_grid = torch.linspace(-3.0, 1.0, 2_001)
     grid, step = log_grid.exp(), log_grid[1] - log_grid[0]
     log_p = Gaussian(DIM, log_prior)(2, scale=grid[:, None]).log_prob(z).sum(1)

@@ -363,7 +363,7 @@ def test_deep_clustering_tells_when_rows_are_missing_or_foreign():
         with pytest.raises(ValueError, match=r"expected Batch\.index.*not a DataLoad"):
             broken(Batch(z))
     for rows in (torch.arange(9) + ITEMS - 8, torch.arange(9) - 1):
-        with pytest.raises(ValueError, match="expected an index from 0 to 19"):
+        with pytest.raises(ValueError, match="expected rows from 0 to 19"):
             objective.check(Batch(z, index=rows))
     with pytest.raises(ValueError, match=r"shape \(20, 4\).*got \(9, 4\).*projector"):
         objective.assign(z[:, 0])

@@ -335,7 +335,10 @@ def with_population(count: float) -> PID:
         (lambda: PID(SimCLR(nn.Identity()), 3, 20), "dim=…"),
         (lambda: on_z()(indexed(None)), "expected Batch.index"),
         (lambda: on_z().check(indexed(None)), "expected Batch.index"),
-        (lambda: on_z().check(indexed(torch.arange(15, 24))), "the 20 items.*got 24"),
+        (
+            lambda: on_z().check(indexed(torch.arange(15, 24))),
+            "rows from 0 to 19.*got 15 to 23",
+        ),
         (lambda: with_population(15.0).check(indexed(torch.arange(9))), "got 15"),
         (lambda: on_z(dim=5)(indexed(torch.arange(9))), "dim 5, as the classifier"),
         (

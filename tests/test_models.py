@@ -10,7 +10,7 @@ import torch
 
 import probssl as ps
 
-pytestmark = pytest.mark.usefixtures("short_decoders")
+pytestmark = pytest.mark.usefixtures("few_digits", "short_decoders")
 MODELS = Path(__file__).parent.parent / "models"
 
 

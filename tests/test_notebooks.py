@@ -16,6 +16,10 @@ SETTINGS = """\
 from importlib import import_module
 import torch
 import_module("probssl.compare.decoding").STEPS = 20  # of the decoders in compare
+data = import_module("probssl.data")
+digits = data.digits()
+few = digits._replace(train=digits.train.take(300), test=digits.test.take(150))
+data.digits = lambda: few
 torch.set_num_threads(1)"""  # two notebooks run at a time
 LONG = re.compile(r"^(EPOCHS) = \d+", re.MULTILINE)
 LAWS = re.compile(r"(check_prior\(.*)\)$", re.MULTILINE)

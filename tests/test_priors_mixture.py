@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -477,6 +478,8 @@ def test_bad_arguments_are_refused(family, arguments, message):
         ),
         (lambda: Components(2, 3, spread=0.0), "spread to be a positive"),
         (lambda: Components(2, 0), "components of at least 1"),
+        (lambda: Components.at(torch.zeros(3)), r"shape \(3,\) with 0 numbers"),
+        (lambda: Components.at(torch.full((3, 2), math.nan)), "with 6 numbers"),
         (lambda: Components(None, 3), "expected dim to be a whole number"),
         (lambda: VampComponents(Factors(), 0, (3,)), "components of at least 1"),
         (lambda: Mixture(2, 3).log_prob(torch.zeros(1, 2, 5)), "z with dim 2"),
@@ -485,6 +488,18 @@ def test_bad_arguments_are_refused(family, arguments, message):
 def test_what_does_not_fit_is_refused(misuse, message):
     with pytest.raises(ValueError, match=message):
         misuse()
+
+
+@pytest.mark.parametrize("own_scales", [False, True])
+def test_means_start_at_given_ones_and_are_learned(own_scales):
+    means = np.random.default_rng(0).normal(size=(4, 3))
+    prior = TwoTier(3, Components.at(means, own_scales), SCALE, Y_SCALE)
+    loc, relative = prior.components()
+    exact(loc, torch.tensor(means))
+    assert len(relative) == (4 if own_scales else 1) and (relative == 1).all()
+    assert loc.requires_grad and prior.components.number == 4
+    nearest = prior.responsibilities(loc.unsqueeze(1)).probs.argmax(-1)
+    assert nearest.tolist() == [0, 1, 2, 3]
 
 
 def test_gauge_counts_all_views():

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("short_decoders")
+@pytest.mark.usefixtures("few_digits", "short_decoders")
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
     code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     short, found = re.subn(r"epochs=\d+", "epochs=1", code)

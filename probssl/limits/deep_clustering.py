@@ -39,8 +39,8 @@ from ..clusters import Clustered, k_means
 from ..precision import in_float32
 from ..priors import Prior, Spherical
 from ..processes import gather
-from ..siamese import check_no_content
-from ..terms import Batch, Terms
+from ..siamese import check_no_content, check_present
+from ..terms import Batch, Terms, check_rows
 
 __all__ = ["DeepClustering"]
 
@@ -102,7 +102,8 @@ class DeepClustering(Clustered):
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
-        index = gather(self._index(batch))
+        check_present(self, batch)
+        index = gather(batch.rows)
         z = gather(self.network(batch.views))
         log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
         cluster = self.assignment[index]
@@ -144,27 +145,8 @@ class DeepClustering(Clustered):
     def check(self, batch: Batch) -> None:
         """Raise an error if the batch has no index of the items, or absent views."""
         check_no_content(self, batch)
-        index = self._index(batch)
-        least, most = int(index.min()), int(index.max())
-        if least < 0 or most >= self.items:
-            raise ValueError(
-                f"expected an index from 0 to {self.items - 1}, got one from {least} "
-                f"to {most}; build the objective with items={most + 1} or more"
-            )
-
-    def _index(self, batch: Batch) -> Int[Tensor, " batch"]:
-        """The index, checked as far as the device need not be waited for."""
-        if batch.index is None:
-            raise ValueError(
-                "expected Batch.index, the rows of the items in the training set, got "
-                "None; give fit a Split, Groups or tensor, not a DataLoader"
-            )
-        if batch.present is not None:
-            raise ValueError(
-                "expected all views to be present for DeepClustering, got a mask; drop "
-                "the incomplete items"
-            )
-        return batch.index
+        check_present(self, batch)
+        check_rows(batch, self.items)
 
     def _weights(self, assignment: Int[Tensor, " item"]) -> Float[Tensor, " component"]:
         sizes = torch.bincount(assignment, minlength=self.components)

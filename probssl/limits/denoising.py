@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from ..likelihoods import Likelihood
 from ..nn import each_view
 from ..precision import in_float32, lowered
-from ..siamese import check_no_content
+from ..siamese import check_no_content, check_present
 from ..terms import Batch, Terms
 
 __all__ = ["DenoisingAutoencoder"]
@@ -77,6 +77,7 @@ class DenoisingAutoencoder(nn.Module):
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
+        check_present(self, batch)
         clean = _clean(batch).unsqueeze(1)
         z = each_view(self.encoder, self._corrupted(batch.views))
         output = lowered(self.decoder, z.flatten(0, 1)).unflatten(0, z.shape[:2])
@@ -114,6 +115,7 @@ class DenoisingAutoencoder(nn.Module):
                 refuses them.
         """
         check_no_content(self, batch)
+        check_present(self, batch)
         self.likelihood.check(_clean(batch))
 
 
@@ -122,11 +124,5 @@ def _clean(batch: Batch) -> Tensor:
         raise ValueError(
             "expected clean items beside their views, got clean=None; fit sets it but "
             "for Groups, otherwise give Batch(views, clean=…)"
-        )
-    if batch.present is not None:
-        raise ValueError(
-            "expected all views to be present for DenoisingAutoencoder, got a mask; "
-            "drop the incomplete items, or use SimVAE, which integrates out absent "
-            "views"
         )
     return batch.clean

@@ -40,8 +40,8 @@ from ..nn import dim_of
 from ..precision import in_float32
 from ..priors import Spherical
 from ..processes import gather
-from ..siamese import Siamese, check_no_content
-from ..terms import Batch, Terms
+from ..siamese import Siamese, check_no_content, check_present
+from ..terms import Batch, Terms, check_rows
 from ..varying import register_varying
 
 __all__ = ["InstanceDiscrimination"]
@@ -100,7 +100,8 @@ class InstanceDiscrimination(Siamese):
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
-        index, z = gather(_index(batch)), self._latents(batch)
+        check_present(self, batch)
+        index, z = gather(batch.rows), self._latents(batch)
         # A copy: the bank is written before the way back, which needs what was there.
         bank = self.bank.to(z, copy=True)
         alignment = self.prior.log_kernel(bank[index].unsqueeze(1), z, plug_in=True)
@@ -131,21 +132,5 @@ class InstanceDiscrimination(Siamese):
     def check(self, batch: Batch) -> None:
         """Raise an error if the rows of the items are not known or not in the bank."""
         check_no_content(self, batch)
-        index = _index(batch)
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= self.items:
-            raise ValueError(
-                f"expected rows from 0 to {self.items - 1} in Batch.index, got {low} "
-                f"to {high}; build the objective with items=len(data), and measure it "
-                "on its training data only"
-            )
-
-
-def _index(batch: Batch) -> Int[Tensor, " batch"]:
-    if batch.index is None or batch.present is not None:
-        found = "no index" if batch.index is None else "a mask of absent views"
-        raise ValueError(
-            "expected the rows of the items in Batch.index and all views present, got "
-            f"{found}; train with ps.fit, or give Batch(views, index=rows)"
-        )
-    return batch.index
+        check_present(self, batch)
+        check_rows(batch, self.items)

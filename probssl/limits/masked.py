@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
 from ..precision import in_float32, lowered
-from ..siamese import check_no_content
+from ..siamese import check_no_content, check_present
 from ..terms import Batch, Terms
 
 __all__ = ["MaskedAutoencoder"]
@@ -95,7 +95,8 @@ class MaskedAutoencoder(nn.Module):
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
-        x = _views(batch).flatten(0, 1)
+        check_present(self, batch)
+        x = batch.stacked.flatten(0, 1)
         hidden = self.mask(x)
         z = lowered(self.encoder, x.masked_fill(hidden, 0.0)).flatten(1)
         output = lowered(self.decoder, z)
@@ -152,15 +153,6 @@ class MaskedAutoencoder(nn.Module):
                 do not fit.
         """
         check_no_content(self, batch)
-        views = _views(batch)
-        self._grid(views.shape[2:])
-        self.likelihood.check(views)
-
-
-def _views(batch: Batch) -> Tensor:
-    if batch.present is not None:
-        raise ValueError(
-            "expected all views to be present for MaskedAutoencoder, got a mask; drop "
-            "the incomplete items, or use SimVAE, which integrates out absent views"
-        )
-    return batch.stacked
+        check_present(self, batch)
+        self._grid(batch.stacked.shape[2:])
+        self.likelihood.check(batch.stacked)

@@ -59,7 +59,7 @@ from ..clusters import k_means
 from ..nn import dim_of
 from ..precision import in_float32
 from ..siamese import Extension
-from ..terms import Batch, Terms
+from ..terms import Batch, Terms, check_rows
 from ..varying import register_varying
 
 __all__ = ["PID"]
@@ -131,7 +131,7 @@ class PID(Extension):
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
-        label = self.assignment[self._index(batch)]
+        label = self.assignment[batch.rows]
         terms, z = self.below(batch, self.layer)
         log_probability = self._logits(z).log_softmax(-1)
         place = label.clamp(min=0).expand(z.shape[1], -1).mT.unsqueeze(-1)
@@ -175,14 +175,11 @@ class PID(Extension):
     def check(self, batch: Batch) -> None:
         """Raise an error if the base cannot take the batch, or items are not known."""
         super().check(batch)
-        index = self._index(batch)
-        least, most = int(index.min()), int(index.max())
-        count = self.items if self.population is None else int(self.population)
-        if least < 0 or most >= self.items or count != self.items:
+        check_rows(batch, self.items)
+        if self.population is not None and self.population != self.items:
             raise ValueError(
                 f"expected the {self.items} items that the objective was built with, "
-                f"got {max(count, most + 1)}; build it with items=len(data), and "
-                "measure it on its training data only"
+                f"got {int(self.population)}; build it with items=len(data)"
             )
 
     def _logits(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch k"]:
@@ -202,14 +199,6 @@ class PID(Extension):
                 "give ps.embed(objective, data.train, layer=objective.layer)"
             )
         return normalize(points, dim=-1) if self.unit else points
-
-    def _index(self, batch: Batch) -> Int[Tensor, " batch"]:
-        if batch.index is None:
-            raise ValueError(
-                "expected Batch.index, the rows of the items in the training set, got "
-                "None; give fit a Split, Groups or tensor, not a DataLoader"
-            )
-        return batch.index
 
 
 class _Classifier(nn.Module):

@@ -21,7 +21,16 @@ class Components(nn.Module):
     r"""Means :math:`m_k` that are learned, and relative scales, equal or learned.
 
     The means start as draws of :math:`N(0, \text{spread}^2 I)` from torch's generator,
-    the relative scales at 1.
+    or `at` given ones, the relative scales at 1.
+
+    Example:
+        >>> import torch
+        >>> from sklearn.cluster import KMeans
+        >>> import probssl as ps
+        >>> z = torch.randn(200, 2)  # as of a model that was fitted without clusters
+        >>> means = KMeans(5, random_state=0).fit(z).cluster_centers_
+        >>> ps.priors.TwoTier(2, ps.priors.Components.at(means))(3).event_shape
+        torch.Size([3, 2])
 
     Arguments:
         dim: The dimension of z.
@@ -52,6 +61,29 @@ class Components(nn.Module):
         self.spread, self.own_scales = spread, own_scales
         self.loc = nn.Parameter(spread * torch.randn(number, dim))
         self.log_scale = nn.Parameter(torch.zeros(number, 1)) if own_scales else None
+
+    @classmethod
+    def at(
+        cls, means: Float[Any, "component dim"], own_scales: bool = False
+    ) -> "Components":
+        """Start at these means, a tensor or array; those of clusters of z, say.
+
+        From random means a fit may end with all items in a few of the components.
+
+        Raises:
+            ValueError: If there are not two axes, or not all numbers are finite.
+        """
+        means = torch.as_tensor(means)
+        if means.ndim != 2 or not means.isfinite().all():
+            raise ValueError(
+                "expected finite means, shape (component, dim), got shape "
+                f"{tuple(means.shape)} with {int((~means.isfinite()).sum())} numbers "
+                "that are not finite"
+            )
+        components = cls(means.shape[1], len(means), own_scales=own_scales)
+        with torch.no_grad():
+            components.loc.copy_(means)
+        return components
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return the means and the relative scales."""

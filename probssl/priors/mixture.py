@@ -137,7 +137,8 @@ class Mixture(_Clusters):
         dim: The dimension of z.
         components: The number K of clusters, whose means are then learned and start as
             standard normal draws; or a module that returns means and relative scales,
-            such as `Components` (for scales of their own) or `VampComponents`.
+            such as `Components` (for scales of their own, or ``Components.at(means)``)
+            or `VampComponents`.
         scale: The standard deviation :math:`\sigma` of a view given its cluster; the
             relative scales of a module are multiplied by it.
         learn_weights: Whether the weights π, equal at the start, are learned.
@@ -208,7 +209,8 @@ class TwoTier(_Clusters):
         dim: The dimension of z.
         components: The number K of clusters, whose means are then learned and start as
             standard normal draws; or a module that returns means and relative scales,
-            such as `Components` (for scales of their own) or `VampComponents`.
+            such as `Components` (for scales of their own, or ``Components.at(means)``)
+            or `VampComponents`.
         scale: The standard deviation :math:`\sigma` of a view given its content.
         y_scale: The standard deviation :math:`\tau` of the content in its cluster; the
             relative scales of a module are multiplied by it.
