@@ -8,7 +8,8 @@ writes them, with hardware and versions, to benchmarks/results/digits.json. What
 labels gain over PCA has a standard error over the seeds: in each, all methods are given
 the same labels.
 
-Takes about ten minutes for each seed on one CPU core; seeds run beside one another.
+Takes about a quarter of an hour for each seed on one CPU core; seeds run beside one
+another.
 """
 
 import json

@@ -241,9 +241,10 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
     items = data.test.take(min(MAPPED, len(data.test.images)))
     figures = {"curves": plots.learning_curves(history)}
     generative = isinstance(getattr(objective, "joint", None), Joint)
-    z, std = embed(objective, items), None
     if generative:
         z, std = embed(objective, items, return_std=True)
+    else:
+        z, std = embed(objective, items), None
     figures["map"] = plots.latent_map(z, items.labels, std)
     if generative:
         few = Split(items.images[:10])

@@ -100,7 +100,7 @@ def test_mixup_knows_the_directions_that_matter_and_noise_does_not():
     assert mixed[1] - mixed[2] > 10 and abs(noisy[1] - noisy[2]) < 1e-12
 
 
-@pytest.mark.parametrize("perplexity", [1.5, 4.0, 19.0])
+@pytest.mark.parametrize("perplexity", [1.01, 1.5, 4.0, 19.0, 19.99])
 def test_each_point_has_as_many_neighbours_as_the_perplexity(perplexity, batch):
     p = 21 * Perplexity(perplexity)(batch)
     entropy = -torch.xlogy(p, p).sum(1)
@@ -109,6 +109,22 @@ def test_each_point_has_as_many_neighbours_as_the_perplexity(perplexity, batch):
     row, nearer = p[0, 1:].log(), square[0, 1:]
     slope = (row[1:] - row[:-1]) / (nearer[1:] - nearer[:-1])
     assert_close(slope, slope[:1].expand_as(slope))  # Gaussian, of one width
+
+
+@pytest.mark.parametrize("perplexity", [1.9, 4.0, 5.5])
+def test_points_that_nearly_agree_do_not_hide_the_others(perplexity):
+    x = torch.randn(10, 3).repeat(2, 1)
+    x[10:] += 1e-9 * torch.randn(10, 3)
+    p = 20 * Perplexity(perplexity)(Batch(x[:, None]))
+    entropy = -torch.xlogy(p, p).sum(1)
+    assert_close(entropy.exp(), torch.full((20,), perplexity))
+
+
+def test_a_perplexity_of_one_leaves_the_nearest():
+    x = torch.randn(12, 3)
+    square = torch.cdist(x, x).fill_diagonal_(math.inf)
+    p = 12 * Perplexity(1.0)(Batch(x[:, None]))
+    assert_close(p, torch.eye(12)[square.argmin(1)])
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e8])

@@ -167,8 +167,8 @@ class Perplexity(Dense):
     .. math:: P_{j \mid i} \propto \exp(-\beta_i \lVert x_i - x_j \rVert^2), \qquad
         e^{H(P_{\cdot \mid i})} = \text{perplexity}
 
-    :math:`\beta_i` is found to rounding. Points that agree in so many
-    others that the entropy cannot be so low take the narrowest width there is.
+    :math:`\beta_i` is found to rounding. Points that agree in so many others that the
+    entropy cannot be so low take the narrowest width there is.
 
     Arguments:
         perplexity: The effective number of neighbours of each point.
@@ -198,24 +198,25 @@ class Perplexity(Dense):
                 f"expected more other points in a batch than the perplexity, got "
                 f"{others} for {self.perplexity:g}; use larger batches or lower it"
             )
-        square = _square_distances(x)
-        # Of each point in units of its nearest neighbour's, where that is not itself.
-        nearest = square.masked_fill(square == 0, math.inf).amin(1, keepdim=True)
-        ratio = square / nearest.nan_to_num(posinf=1.0)
+        square = _square_distances(x).fill_diagonal_(math.inf)
+        # The last neighbour that such an entropy needs says how wide to look.
+        number = math.floor(self.perplexity) + 1
+        needed = square.topk(number, largest=False).values[:, -1:]
+        nearest = square.where(square > 0, math.inf).amin(1, keepdim=True)
+        ratio = square / needed.where(needed > 0, nearest.nan_to_num(posinf=1.0))
         return -_precisions(ratio, math.log(self.perplexity)) * ratio
 
 
 def _precisions(
     square: Float[Tensor, "point point"], entropy: float
 ) -> Float[Tensor, "point 1"]:
-    """The precision at which each point's neighbours have this entropy.
+    """The precision at which the neighbours of each point have this entropy.
 
     The widest and the narrowest are exp(-30) and exp(30). Bisection comes within 0.004
     of the logarithm, and a Newton step that leaves the bracket is replaced by another.
     """
-    apart = square.clone().fill_diagonal_(math.inf)
-    apart -= apart.amin(1, keepdim=True)  # the densest neighbour has weight 1
-    finite = apart.clone().fill_diagonal_(0.0)
+    apart = square - square.amin(1, keepdim=True)  # the nearest has weight 1
+    finite = apart.where(apart < math.inf, 0.0)
     low, high = (square.new_full((len(square), 1), end) for end in (-30.0, 30.0))
     middle = (low + high) / 2
     for step in range(BISECTIONS + NEWTON_STEPS):
