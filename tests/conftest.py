@@ -12,9 +12,12 @@ import torch
 import probssl as ps
 
 matplotlib.use("Agg")
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
-    torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_xdist_setupnodes() -> None:
+    """Workers, and the programs that they start, share the cores."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
