@@ -1,7 +1,7 @@
 r"""Do the additions of three papers help? Each beside the objective it stands on.
 
 t-SimCLR against SimCLR ("Your Contrastive Learning Is Secretly Doing Stochastic
-Neighbor Embedding", Hu et al., 2023), DSA on three bases ("On the Discriminability of
+Neighbor Embedding", Hu et al., 2023), DSA on two bases ("On the Discriminability of
 Self-Supervised Representation Learning", Song et al., 2024), and PID on four
 ("Rethinking Self-Supervised Learning Within the Framework of Partial Information
 Decomposition", Mohamadi et al., 2024), on MNIST and Fashion-MNIST: the same images,

@@ -50,7 +50,6 @@ from torch.nn.functional import avg_pool2d
 
 import probssl as ps
 from probssl.maps import NeighbourMap
-from probssl.plots.maps import latent_maps
 
 SEEDS, EPOCHS, IMAGES, HELD_OUT, CHANNELS = 3, 50, 10_000, 2_000, (16, 32, 64)
 MILD = ps.views.Augment(
@@ -173,7 +172,7 @@ def write(
         for row, z in found
         if row["seed"] == 0 and row["method"] in DRAWN
     }
-    figure = latent_maps(drawn, data.test.labels)
+    figure = ps.plots.latent_maps(drawn, data.test.labels)
     said = "digits that were held out, and how many five neighbours on the map name"
     figure.supxlabel(said, fontsize=10)
     figure.savefig(path.with_suffix(".png"), dpi=150)

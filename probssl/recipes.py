@@ -34,7 +34,7 @@ PROTOTYPES = 100
 CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of K-means, on the sphere
 NEIGHBOURS = 20  # that tell an outlier
 ROUNDS = 10  # of deep clustering
-GROUPS = 20  # of PID; with many it learns to tell items of one class apart
+COMPONENTS = 20  # of PID; with many it learns to tell items of one class apart
 PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
 
 
@@ -288,7 +288,7 @@ def _dsa(data: Dataset, dim: int) -> nn.Module:
 
 def _pid(data: Dataset, dim: int) -> nn.Module:
     items = len(data.train.images)
-    return limits.PID(_simclr(data, dim), min(GROUPS, items), items)
+    return limits.PID(_simclr(data, dim), min(COMPONENTS, items), items)
 
 
 METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {

@@ -21,6 +21,8 @@ def digits(module: ModuleType, folder: Path) -> None:
     assert list(figures)[:4] == ["VAE", "SimCLR", "raw pixels", "PCA-10"]
     assert figures["SimCLR"] == first["SimCLR"]
     assert json.loads(path.read_text())["mean and sd"] == figures
+    assert module.kept(path, 1, 1) == figures
+    assert module.kept(path, 2, 1) == module.kept(path, 1, 2) == {}
 
 
 def five_gaussians(module: ModuleType, folder: Path) -> None:

@@ -78,7 +78,7 @@ class Components(nn.Module):
             raise ValueError(
                 "expected finite means, shape (component, dim), got shape "
                 f"{tuple(means.shape)} with {int((~means.isfinite()).sum())} numbers "
-                "that are not finite"
+                "that are not finite; KMeans(…).fit(z).cluster_centers_ has such means"
             )
         components = cls(means.shape[1], len(means), own_scales=own_scales)
         with torch.no_grad():
