@@ -43,8 +43,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import probssl as ps
+from probssl.train.compiled import accelerate
 from probssl.train.prepare import prepared_optimizer
-from probssl.train.replay import accelerate
 from probssl.train.steps import Step
 
 ITEMS, DIM, SCALE, TEMPERATURE, BLOCKS = 64, 10, 0.15, 0.5, 7

@@ -18,8 +18,8 @@ from torch import Generator, Tensor, nn
 import probssl as ps
 from probssl.train import Step
 from probssl.train.batches import source
+from probssl.train.compiled import accelerate
 from probssl.train.prepare import prepared_optimizer, settle, target_of
-from probssl.train.replay import accelerate
 
 __all__ = ["Steps", "ink", "simclr", "simclr_resnet", "simvae"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .hyper import known_population
 from .joint import Joint
-from .precision import in_float32
+from .runtime.precision import in_float32
 from .terms import Batch, Terms
 
 __all__ = ["ELBO", "IWAE", "LogWeights", "log_weights"]

@@ -16,7 +16,7 @@ from .compare import Comparison, compare
 from .data import Dataset, Split, load
 from .joint import Joint
 from .posterior import embed, reconstruct, sample, to_arviz
-from .processes import alone, first, rank, start, wait
+from .runtime.distributed import alone, first, rank, start, wait
 from .saving import load as load_objective
 from .saving import read, save
 from .train import History

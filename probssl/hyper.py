@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from .processes import number, shared
+from .runtime.distributed import number, shared
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
 __all__ += ["learned", "mapped"]

@@ -36,12 +36,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .data.batches import Views
-from .processes import number
+from .runtime.distributed import number
+from .runtime.randomness import drawn_order, same_randomness
 from .terms import Batch, Terms
 from .train.batches import loaded
 from .train.history import Tally
 from .train.prepare import prepared_optimizer, prepared_scheduler, settle, target_of
-from .train.randomness import drawn_order, same_randomness
 from .train.schedules import Schedule, Schedules
 from .train.steps import loss, written
 

@@ -32,7 +32,7 @@ from . import (
     views,
 )
 from . import nn as networks
-from .processes import first, wait
+from .runtime.distributed import first, wait
 
 __all__ = ["load", "save"]
 

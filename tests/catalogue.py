@@ -11,7 +11,7 @@ import probssl as ps
 from probssl import limits
 from probssl.entropies.queue import Queue
 from probssl.hyper import Positive
-from probssl.teacher import Teacher
+from probssl.limits._ema import Teacher
 
 ITEMS, VIEWS, EVENT, DIM = 8, 2, 6, 3
 

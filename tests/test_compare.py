@@ -16,7 +16,7 @@ from probssl.compare import own_terms, representation_terms, sampled
 from probssl.compare.decoding import decoded
 from probssl.compare.densities import gaussian, student
 from probssl.compare.table import MATRIX, SHOWN
-from probssl.evaluation.errors import estimate
+from probssl.estimates import estimate
 
 # Behind the function of the same name.
 decoding, run = (

@@ -15,10 +15,14 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.train import compiled, graph
-from probssl.train.compiled import Compiled, check_compile, worth_compiling
-from probssl.train.optimizer import make_capturable
-from probssl.train.precision import Precision
-from probssl.train.replay import _obstacle, accelerate
+from probssl.train.compiled import (
+    Compiled,
+    _obstacle,
+    accelerate,
+    check_compile,
+    worth_compiling,
+)
+from probssl.train.prepare import Precision, make_capturable
 from probssl.train.steps import Step, add_gradient
 
 STEPS = 3

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from probssl.train.denormals import flushed
+from probssl.runtime.denormals import flushed
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.embedding import Embedding
 from probssl.entropies import KernelDensity, LogDeterminant, VarianceCovariance
 from probssl.entropies.plug_in import PlugIn
+from probssl.limits._base import Embedding
 from probssl.priors import Gaussian, Spherical
 from probssl.terms import Batch
 from probssl.testing import check_objective

@@ -21,13 +21,13 @@ from probssl.compare.densities import (
 )
 from probssl.entropies import KernelDensity, LogDeterminant
 from probssl.entropies.nearest import NearestNeighbour
+from probssl.estimates import Undefined, estimate
 from probssl.evaluation.collapse import (
     alignment_uniformity,
     alignment_uniformity_values,
     effective_rank,
     effective_rank_values,
 )
-from probssl.evaluation.errors import Undefined, estimate
 from probssl.evaluation.information import (
     gaussian_information,
     info_nce,

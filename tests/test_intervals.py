@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probssl.intervals import Interval, check_resamples, intervals
+from probssl.estimates import Interval, check_resamples, intervals
 
 
 @pytest.mark.parametrize(("number", "ends"), [(20, (1, 18)), (119, (5, 113))])

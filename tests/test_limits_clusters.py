@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.clusters import swapped
 from probssl.entropies.equipartition import sinkhorn
+from probssl.limits._prototypes import swapped
 from probssl.limits.deep_clustering import DeepClustering
 from probssl.limits.dino import DINO
 from probssl.limits.swav import SwAV

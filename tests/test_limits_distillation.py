@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.distillation import Distillation
+from probssl.limits._distillation import Distillation
 from probssl.limits.byol import BYOL
 from probssl.limits.simsiam import SimSiam
 from probssl.terms import Batch

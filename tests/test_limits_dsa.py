@@ -18,7 +18,7 @@ from probssl.limits import (
     PriorAffinity,
     SimCLR,
 )
-from probssl.sameness import neighbour_score
+from probssl.limits._pair_affinity import neighbour_score
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.affinities import Affinity, Noise, Overlap, Perplexity
-from probssl.embedding import Embedding
 from probssl.entropies.collision import Collision
+from probssl.limits._base import Embedding
 from probssl.limits.simclr import SimCLR
 from probssl.limits.tsimclr import TSimCLR
 from probssl.terms import Batch

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from probssl.teacher import Teacher
+from probssl.limits._ema import Teacher
 
 
 def pair() -> tuple[nn.Module, Teacher]:

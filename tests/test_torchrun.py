@@ -16,8 +16,8 @@ from under_torchrun import BEST, everything, with_noise, without_noise
 
 import probssl as ps
 from probssl.train import averaged, checkpoint
-from probssl.train.averaged import Averaged
-from probssl.train.checkpoint import read, write
+from probssl.train.run import read, write
+from probssl.train.steps import Averaged
 
 WORLD, ROOT = 2, Path(__file__).parent.parent
 SCRIPT = str(Path(__file__).parent / "under_torchrun.py")

@@ -28,7 +28,7 @@ from probssl.terms import Batch, Terms
 from probssl.train import History, Step, steps
 from probssl.train import fit as shown_fit
 from probssl.train.batches import Target, source
-from probssl.train.checkpoint import read, write
+from probssl.train.run import read, write
 
 fit = partial(shown_fit, progress=False)
 DIM = 6
@@ -562,7 +562,7 @@ def test_the_first_term_that_is_not_finite_is_named_with_its_step(tmp_path):
 
 
 def test_a_term_that_is_not_finite_ends_the_fit_within_the_epoch(monkeypatch):
-    monkeypatch.setattr("probssl.train.progress.PERIOD", 0.0)
+    monkeypatch.setattr("probssl.train.epoch.PERIOD", 0.0)
     objective = Fixed(1, 1, 1, 1, math.nan)
     with pytest.raises(FloatingPointError, match="step 5"):
         fit(objective, points(40), batch_size=2, epochs=1)

@@ -21,8 +21,7 @@ from probssl.data import batches as as_batches
 from probssl.data.batches import Items
 from probssl.terms import Batch, Terms
 from probssl.train import fit
-from probssl.train.batches import Source, Target, source
-from probssl.train.stream import made_ahead
+from probssl.train.batches import Source, Target, made_ahead, source
 
 CPU = Target(torch.device("cpu"), torch.float32)
 N, DIM = 23, 4

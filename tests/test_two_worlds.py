@@ -12,9 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.embedding import Embedding
 from probssl.entropies import KernelDensity, LogDeterminant
 from probssl.hyper import Positive
+from probssl.limits._base import Embedding
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..processes import gather
+from ..runtime.distributed import gather
 from ..terms import Batch
 from .base import Affinity
 

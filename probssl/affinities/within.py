@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..processes import gather, number
+from ..runtime.distributed import gather, number
 from ..terms import Batch
 from .base import Affinity
 

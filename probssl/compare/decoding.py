@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LinearLR
 from .. import recipes
 from ..data import Dataset, Split
 from ..train.prepare import prepared_optimizer
-from ..train.stopping import EarlyStopping
+from ..train.run import EarlyStopping
 
 __all__ = ["as_float", "decoded"]
 

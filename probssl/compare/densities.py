@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from ..entropies import LogDeterminant
 from ..entropies.gaussian import covariance
 from ..entropies.nearest import log_ball
-from ..evaluation.errors import Undefined
+from ..estimates import Undefined
 from ..evaluation.maximum import maximiser
 from ..priors import Gaussian, Spherical, StudentT
 from ..special import log_vmf_normaliser

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from .. import recipes
 from ..data import Dataset, Split
+from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
 from ..evaluation.collapse import effective_rank_values
-from ..evaluation.errors import Estimate, estimate
 from ..evaluation.summary import scores_and_draws
 from ..posterior import embed
 from ..terms import Batch

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..bounds import ELBO
+from ..estimates import Estimate, Undefined, estimate
 from ..evaluation.collapse import alignment_uniformity_values
-from ..evaluation.errors import Estimate, Undefined, estimate
 from ..evaluation.information import (
     gaussian_information,
     info_nce,

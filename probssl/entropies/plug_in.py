@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..precision import lowered
 from ..priors import Prior
+from ..runtime.precision import lowered
 from .base import Entropy
 
 __all__ = ["PlugIn"]

@@ -5,6 +5,7 @@ part are given apart. Errors are raised for labels of another length, NaN, and c
 too few or too small.
 """
 
+from ..estimates import Estimate, Undefined
 from .clustering import Clustering, cluster, matched_accuracy
 from .collapse import (
     AlignmentUniformity,
@@ -14,7 +15,6 @@ from .collapse import (
 )
 from .components import NumberOfComponents, number_of_components
 from .crowding import Crowding, crowding
-from .errors import Estimate, Undefined
 from .information import (
     gaussian_information,
     info_nce,

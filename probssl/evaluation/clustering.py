@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from .arrays import Array, classes, plain, representations
+from ..arrays import Array, classes, plain, representations
 
 __all__ = ["Clustering", "cluster", "matched_accuracy"]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .arrays import Array, finite, representations
+from ..arrays import Array, finite, representations
 
 __all__ = ["AlignmentUniformity", "alignment_uniformity", "effective_rank", "rankme"]
 __all__ += ["alignment_uniformity_values", "effective_rank_values"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from .arrays import Array, representations
+from ..arrays import Array, representations
 
 if TYPE_CHECKING:
     import pandas

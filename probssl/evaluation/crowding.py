@@ -19,10 +19,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from tqdm import tqdm
 
-from ..intervals import Interval, check_resamples, intervals
-from .arrays import Array, classes, representations
+from ..arrays import Array, classes, representations
+from ..estimates import Interval, Undefined, check_resamples, intervals
 from .collapse import alignment_uniformity_values
-from .errors import Undefined
 
 __all__ = ["Crowding", "PerClass", "crowding"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from .arrays import Array, representations
-from .errors import Estimate, Undefined, estimate
+from ..arrays import Array, representations
+from ..estimates import Estimate, Undefined, estimate
 from .maximum import maximiser
 
 __all__ = ["gaussian_information", "info_nce", "nearest_neighbour_information"]

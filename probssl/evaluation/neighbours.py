@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from jaxtyping import Float, Shaped
 
-from .arrays import Array, train_test
+from ..arrays import Array, train_test
 
 __all__ = ["knn", "knns"]
 

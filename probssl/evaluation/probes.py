@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from .arrays import Array, train_test
+from ..arrays import Array, train_test
 
 __all__ = ["FewLabel", "few_label_probe", "linear_probe", "linear_probes"]
 __all__ += ["mlp_probe"]

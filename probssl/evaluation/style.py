@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from .arrays import Array, finite, plain, representations
+from ..arrays import Array, finite, plain, representations
 from .probes import linear_probe
 
 __all__ = ["style_probe"]

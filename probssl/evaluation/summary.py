@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from .arrays import Array, train_test
+from ..arrays import Array, train_test
 from .clustering import cluster
 from .collapse import effective_rank
 from .neighbours import knn

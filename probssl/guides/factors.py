@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from ..nn import Encoder, PerModality
-from ..precision import lowered
+from ..runtime.precision import lowered
 
 __all__ = ["Factors", "GaussianFactors", "PriorOf", "Views", "of_views"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
-from ..intervals import Interval, check_resamples, intervals
+from ..estimates import Interval, check_resamples, intervals
 from .classifier import PATIENCE, Classifier
 from .parts import Decomposition, parts
 from .sample import Codes, Estimator

@@ -4,8 +4,8 @@ Each file states the reference, the choices of p(y), p(z|y) and of what keeps z
 informative, the limit that is taken, its status, and what it drops.
 """
 
-from ..embedding import Embedding
-from ..sameness import LearnedAffinity, PrincipalComponents, PriorAffinity
+from ._base import Embedding
+from ._pair_affinity import LearnedAffinity, PrincipalComponents, PriorAffinity
 from .barlow import BarlowTwins
 from .byol import BYOL
 from .clip import CLIP

@@ -44,11 +44,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..embedding import Embedding
 from ..entropies import Entropy
-from ..precision import in_float32
 from ..priors import Gaussian, Prior
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
+from ._base import Embedding
 
 __all__ = ["BarlowTwins"]
 

@@ -31,9 +31,9 @@ encoder, and the entropy, for which the predictor and the slow target stand.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..distillation import Distillation
-from ..teacher import Teacher
 from ..terms import Batch
+from ._distillation import Distillation
+from ._ema import Teacher
 
 __all__ = ["BYOL"]
 

@@ -34,10 +34,10 @@ of y. Nothing spreads a modality by itself: the two may keep to separate cones.
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from ..embedding import Embedding
 from ..entropies import KernelDensity
 from ..hyper import Learned, Reciprocal
 from ..priors import Spherical
+from ._base import Embedding
 
 __all__ = ["CLIP"]
 

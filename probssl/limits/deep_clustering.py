@@ -35,12 +35,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..clusters import Clustered, k_means
-from ..precision import in_float32
 from ..priors import Prior, Spherical
-from ..processes import gather
-from ..siamese import check_no_content, check_present
+from ..runtime.distributed import gather
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms, check_rows
+from ._base import check_no_content, check_present
+from ._prototypes import Clustered, k_means
 
 __all__ = ["DeepClustering"]
 

@@ -35,15 +35,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..clusters import Clustered, swapped, whole
 from ..entropies.equipartition import Clusters
 from ..hyper import Learned, Reciprocal
-from ..precision import in_float32
 from ..priors import Spherical
-from ..processes import gather
-from ..teacher import Teacher
+from ..runtime.buffers import register_varying
+from ..runtime.distributed import gather
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
-from ..varying import register_varying
+from ._ema import Teacher
+from ._prototypes import Clustered, swapped, whole
 
 __all__ = ["DINO"]
 

@@ -55,14 +55,14 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from ..nn import Network, dim_of
-from ..precision import in_float32
 from ..priors.pairs import square_distances
-from ..processes import gather, number
-from ..sameness import LearnedAffinity, check_neighbours, neighbour_score
-from ..siamese import Extension
-from ..teacher import Teacher
+from ..runtime.buffers import register_varying
+from ..runtime.distributed import gather, number
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
-from ..varying import register_varying
+from ._base import Extension
+from ._ema import Teacher
+from ._pair_affinity import LearnedAffinity, check_neighbours, neighbour_score
 
 __all__ = ["DSA"]
 

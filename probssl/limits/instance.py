@@ -33,16 +33,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..embedding import check_not_random
 from ..entropies.normaliser import log_sums
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
-from ..precision import in_float32
 from ..priors import Spherical
-from ..processes import gather
-from ..siamese import Siamese, check_no_content, check_present
+from ..runtime.buffers import register_varying
+from ..runtime.distributed import gather
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms, check_rows
-from ..varying import register_varying
+from ._base import Siamese, check_no_content, check_not_random, check_present
 
 __all__ = ["InstanceDiscrimination"]
 

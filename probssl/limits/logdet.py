@@ -23,9 +23,9 @@ import math
 
 from torch import nn
 
-from ..embedding import Embedding
 from ..entropies import LogDeterminant
 from ..priors import Gaussian
+from ._base import Embedding
 
 __all__ = ["LogDet"]
 

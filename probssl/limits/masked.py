@@ -36,9 +36,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
-from ..precision import in_float32, lowered
-from ..siamese import check_no_content, check_present
+from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
+from ._base import check_no_content, check_present
 
 __all__ = ["MaskedAutoencoder"]
 

@@ -35,16 +35,15 @@ pair in one order only, and shuffles items between processes for batch norm.
 
 from torch import nn
 
-from ..embedding import check_not_random, over_pairs
 from ..entropies.queue import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
-from ..precision import in_float32
 from ..priors import Prior, Spherical
-from ..processes import gather
-from ..siamese import Siamese
-from ..teacher import Teacher
+from ..runtime.distributed import gather
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
+from ._base import Siamese, check_not_random, over_pairs
+from ._ema import Teacher
 
 __all__ = ["MoCo"]
 

@@ -41,13 +41,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..affinities import Affinity, Perplexity, Positives
-from ..embedding import Embedding
 from ..entropies import Collision, KernelDensity, QueuedKernelDensity
 from ..nn import dim_of
 from ..priors import TSNE as HeavyTail
 from ..priors import Gaussian, Prior
-from ..siamese import check_no_content
 from ..terms import Batch, Terms
+from ._base import Embedding, check_no_content
 
 __all__ = ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
 

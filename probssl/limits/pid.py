@@ -55,12 +55,12 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, one_hot
 
-from ..clusters import k_means
 from ..nn import dim_of
-from ..precision import in_float32
-from ..siamese import Extension
+from ..runtime.buffers import register_varying
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms, check_rows
-from ..varying import register_varying
+from ._base import Extension
+from ._prototypes import k_means
 
 __all__ = ["PID"]
 

@@ -35,12 +35,12 @@ decoupled it has no such ceiling.
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from ..embedding import Embedding
 from ..entropies import KernelDensity
 from ..entropies.queue import QueuedKernelDensity
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Spherical
+from ._base import Embedding
 
 __all__ = ["SimCLR"]
 

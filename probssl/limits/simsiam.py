@@ -28,8 +28,8 @@ decoder, the noise of the encoder, and the entropy.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..distillation import Distillation
 from ..terms import Batch
+from ._distillation import Distillation
 
 __all__ = ["SimSiam"]
 

@@ -27,12 +27,12 @@ prototypes, and the 3000 of them for ImageNet: the default is for small data.
 
 from torch import nn
 
-from ..clusters import Clustered, swapped, whole
 from ..entropies.equipartition import sinkhorn
 from ..hyper import Learned, Reciprocal
-from ..precision import in_float32
 from ..priors import Spherical
+from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
+from ._prototypes import Clustered, swapped, whole
 
 __all__ = ["SwAV"]
 

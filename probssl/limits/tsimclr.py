@@ -37,9 +37,9 @@ import math
 
 from torch import nn
 
-from ..embedding import Embedding
 from ..entropies.collision import Collision
 from ..priors import TSNE
+from ._base import Embedding
 
 __all__ = ["TSimCLR"]
 

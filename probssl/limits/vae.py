@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from ..bounds import ELBO, IWAE
 from ..joint import Joint
 from ..priors import Independent
+from ..runtime.buffers import register_varying
 from ..terms import Batch, Terms
-from ..varying import register_varying
 
 __all__ = ["VAE"]
 

@@ -36,9 +36,9 @@ import math
 
 from torch import nn
 
-from ..embedding import Embedding
 from ..entropies import VarianceCovariance
 from ..priors import Gaussian
+from ._base import Embedding
 
 __all__ = ["VICReg"]
 

@@ -42,13 +42,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..embedding import Embedding
 from ..entropies import Entropy
 from ..entropies.gaussian import covariance
 from ..priors import Gaussian, Prior, Spherical
-from ..processes import gather, shared
+from ..runtime.distributed import gather, shared
 from ..special import log_area
 from ..terms import Batch
+from ._base import Embedding
 
 __all__ = ["WMSE"]
 

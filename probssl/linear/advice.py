@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 from tqdm import tqdm
 
-from ..intervals import Interval
+from ..estimates import Interval
 from .judgement import PARADIGMS, Judgement, Spectrum, Verdict, judged
 from .moments import of_views
 from .samplers import Flattened, in_parts

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..precision import lowered
+from ..runtime.precision import lowered
 
 __all__ = ["PerModality", "each_view"]
 

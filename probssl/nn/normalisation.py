@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..processes import gather, number
+from ..runtime.distributed import gather, number
 
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
 

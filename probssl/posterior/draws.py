@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from ..data.batches import Data, Items, Views
 from ..data.splits import Groups, Split
-from ..embedding import Embedding
 from ..joint import Joint
+from ..limits._base import Embedding
 from ..terms import Batch
 from .containers import Variable, container, provenance
 from .items import PATIENCE, Array, array, chunks, evaluating

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..embedding import Embedding
+from ..limits._base import Embedding
 from .containers import Variable, provenance
 from .items import array
 

@@ -1,9 +1,8 @@
 """Training: the plain steps, and what a notebook wants around them."""
 
+from .alternating import fit_phases, fit_rounds
 from .fit import fit
 from .history import History
-from .phases import fit_phases
-from .rounds import fit_rounds
 from .schedules import cosine, geometric, linear
 from .steps import Step, steps
 

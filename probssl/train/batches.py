@@ -1,7 +1,9 @@
 """Batches of a data set, in a new order at every epoch, shared by all processes."""
 
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -13,12 +15,23 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ..data import batches
 from ..data.batches import Items, Target, Views, nested, viewed
-from ..processes import number, rank
+from ..runtime.distributed import number, rank
 from ..terms import Batch
-from .stream import made_ahead, moved
 
-__all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
-__all__ += ["loaded", "source"]
+__all__ = [
+    "Data",
+    "Loaded",
+    "Source",
+    "Stored",
+    "Target",
+    "Views",
+    "grouped",
+    "loaded",
+    "made_ahead",
+    "moved",
+    "source",
+]
+
 
 Data = batches.Data | DataLoader
 Load = TypeVar("Load")
@@ -229,3 +242,61 @@ def _check_sampler(sampler: Any) -> None:
             f"expected a DataLoader for process {rank()} of {number()}, got one for "
             f"process {found[1]} of {found[0]}; {remedy}"
         )
+
+
+Key = TypeVar("Key")
+
+
+def made_ahead(
+    make: Callable[[Key], Load], keys: Iterable[Key], ahead: int = 2
+) -> Iterator[Load]:
+    """``make(key)`` for each key in turn, so many of them ahead in a thread.
+
+    What `make` raises is raised here, in its turn. The thread ends with the iteration,
+    also where that is left early.
+    """
+    waiting: deque[Future[Load]] = deque()
+    thread = ThreadPoolExecutor(1, "probssl-data", *_here())
+    try:
+        for key in keys:
+            waiting.append(thread.submit(make, key))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def moved(loads: Iterable[Any], target: Target) -> Iterator[Any]:
+    """Loads on the device; a CUDA device copies the next one beside its work.
+
+    The copy waits for nothing if the load lies in pinned memory.
+    """
+    if target.device.type != "cuda":
+        yield from map(target.move, loads)
+        return
+    aside = torch.cuda.Stream(target.device)
+    before: tuple[Any, torch.cuda.Event] | None = None
+    for load in loads:
+        with torch.cuda.stream(aside):
+            copied = target.move(load), aside.record_event()
+        if before is not None:
+            yield _arrived(*before, torch.cuda.current_stream(target.device))
+        before = copied
+    if before is not None:
+        yield _arrived(*before, torch.cuda.current_stream(target.device))
+
+
+def _arrived(load: Any, copied: torch.cuda.Event, stream: torch.cuda.Stream) -> Any:
+    """A load that is there for what follows on a stream, and as long as it is used."""
+    stream.wait_event(copied)
+    nested(lambda x: x.record_stream(stream), load)
+    return load
+
+
+def _here() -> tuple[Any, ...]:
+    """What tells a new thread, which begins with the first, of the device in use."""
+    if not torch.cuda.is_initialized():
+        return ()
+    return torch.cuda.set_device, (torch.cuda.current_device(),)

@@ -13,30 +13,26 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..processes import alone, anywhere, broadcast, first, number, start
+from ..runtime.distributed import alone, anywhere, broadcast, first, number, start
+from ..runtime.randomness import drawn_order
 from ..terms import Terms
 from .batches import Data, Source, Views, grouped, source
-from .checkpoint import Checkpoints
-from .compiled import check_compile, worth_compiling
-from .epoch import ascend, validate
+from .compiled import accelerate, check_compile, worth_compiling
+from .epoch import Progress, ascend, validate
 from .history import History, Row, Tally
-from .precision import prepared_precision
 from .prepare import (
     check_at_least_one,
     check_monitor,
     prepared_optimizer,
+    prepared_precision,
     prepared_scheduler,
     settle,
     target_of,
     total_steps,
 )
-from .progress import Progress
-from .randomness import drawn_order
-from .replay import accelerate
-from .run import Run
+from .run import Checkpoints, EarlyStopping, Run
 from .schedules import Schedule, Schedules
 from .steps import Step
-from .stopping import EarlyStopping
 
 __all__ = ["fit"]
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import deterministic
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from ..precision import network_dtype
-from ..processes import anywhere
+from ..runtime.distributed import anywhere
+from ..runtime.precision import network_dtype
+from ..runtime.randomness import random_state, set_random_state
 from ..terms import Terms
-from .inductor import optimised
-from .randomness import random_state, set_random_state
 from .steps import parts_of, written
 
 __all__ = ["Graph", "Tensors", "compiled", "is_plain", "plain"]
@@ -289,3 +289,36 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def _norm(value: Tensor) -> float:
     """The Euclidean norm of what is finite."""
     return float(value.double().nan_to_num(0.0, 0.0, 0.0).norm())
+
+
+def optimised(
+    graph: torch.fx.GraphModule, values: list[Tensor]
+) -> Callable[..., Sequence[Tensor]]:
+    """A graph of tensors as compiled code, which draws the random numbers it draws."""
+    from torch import _inductor  # takes a second, which not every run needs
+
+    inputs: list[Any] = list(values)
+    with _sums_by_index_as_they_are(values[0].device):
+        return _inductor.compile(graph, inputs, options={"fallback_random": True})
+
+
+@contextmanager
+def _sums_by_index_as_they_are(device: torch.device) -> Iterator[None]:
+    """Leave `index_put` with accumulation, the way back of z[:, index], to ATen.
+
+    In tiles of two dimensions Inductor's C++ of torch 2.13 adds the tile's rows to the
+    index twice, and writes beyond the memory (`atomic_add_vec`, more than one thread):
+    issue 191837 of pytorch/pytorch.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    memory: Any = deterministic  # a module with a property
+    mode, fill = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fill

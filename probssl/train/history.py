@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..processes import collected
+from ..runtime.distributed import collected
 from ..terms import Terms
 
 if TYPE_CHECKING:

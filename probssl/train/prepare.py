@@ -1,23 +1,30 @@
 """What `fit` is given, checked and made ready before any work is done."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ..runtime.precision import lowering
 from ..terms import Terms
 from .batches import Source, Target
 
 __all__ = [
+    "Precision",
     "check_at_least_one",
     "check_monitor",
     "device_of",
+    "load_optimizer",
+    "make_capturable",
+    "optimizer_state",
     "prepared_optimizer",
+    "prepared_precision",
     "prepared_scheduler",
     "settle",
     "target_of",
@@ -175,3 +182,105 @@ def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
 
 def _trainable(objective: nn.Module) -> list[Parameter]:
     return [p for p in objective.parameters() if p.requires_grad]
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Its state, with rates as numbers also where they lie in tensors."""
+    state = optimizer.state_dict()
+    groups = [
+        {key: value.item() if _is_rate(value) else value for key, value in each.items()}
+        for each in state["param_groups"]
+    ]
+    return state | {"param_groups": groups}
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state, but keep how it is built for the device: `capturable`, tensors."""
+    built = [
+        {key: x for key, x in group.items() if key == "capturable" or _is_rate(x)}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(dict(state))
+    for group, kept in zip(optimizer.param_groups, built, strict=True):
+        for key, value in kept.items():
+            group[key] = value.fill_(group[key]) if _is_rate(value) else value
+    _follow_parameters(optimizer)
+
+
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Put in tensors what changes from step to step, for a graph that is replayed."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = torch.as_tensor(
+                state["step"], dtype=torch.float32, device=device
+            )
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def _follow_parameters(optimizer: Optimizer) -> None:
+    # Fused updates take memory in its own order, so the averages of a parameter must
+    # lie as it does (channels last, say), which files do not keep.
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype)
+                state[name].copy_(value)
+
+
+class Precision(NamedTuple):
+    """What the networks are lowered to, and whether float32 products may be in TF32.
+
+    Arguments:
+        autocast: The precision of the networks; None leaves it to the parameters.
+        tf32: Whether matrix products of float32 numbers on a CUDA device round their
+            factors to the 11 binary digits of TF32, those of densities included.
+    """
+
+    autocast: torch.dtype | None = None
+    tf32: bool = False
+
+    @contextmanager
+    def active(self, device: torch.device) -> Iterator[None]:
+        """Compute in this precision, in what is made of views, value and gradient."""
+        if not self.tf32 or device.type != "cuda":
+            with lowering(self.autocast):
+                yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            with lowering(self.autocast):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def prepared_precision(
+    precision: torch.dtype | None, tf32: bool, own: torch.dtype
+) -> Precision:
+    """What `fit` is asked for, checked.
+
+    Arguments:
+        own: The precision of the objective's parameters.
+
+    Raises:
+        ValueError: If the networks can not be lowered to this.
+    """
+    if precision not in (None, torch.bfloat16):
+        raise ValueError(
+            f"expected precision to be torch.bfloat16 or None, got {precision!r}; "
+            "float16 would need a scaled loss, and other types are those of the "
+            "objective: convert it, as objective.double() does"
+        )
+    if precision is not None and own != torch.float32:
+        raise ValueError(
+            f"expected an objective in float32 for precision={precision}, got {own}; "
+            "call objective.float() before, or leave precision out"
+        )
+    return Precision(precision, tf32)

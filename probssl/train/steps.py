@@ -12,14 +12,25 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..precision import lowered
+from ..runtime.distributed import average, collected, number
+from ..runtime.precision import lowered
 from ..terms import Batch, Terms
-from .averaged import Averaged
 
-__all__ = ["Gradient", "Step", "add_gradient", "loss", "parts_of", "steps", "written"]
+__all__ = [
+    "Averaged",
+    "Gradient",
+    "Step",
+    "add_gradient",
+    "loss",
+    "parts_of",
+    "steps",
+    "written",
+]
+
 
 Gradient = Callable[[nn.Module, Batch, float], Terms]
 
@@ -200,3 +211,48 @@ def written(objective: nn.Module) -> dict[str, Tensor]:
 def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
     for before, now in zip(source, target, strict=True):
         now.copy_(before)
+
+
+class Averaged:
+    """Averages the gradients of an optimiser's parameters over the processes.
+
+    Which of them have one is settled in the first step: those that have one on any of
+    the processes. Where they have none it counts as zero from then on.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.used: list[Parameter] | None = None
+
+    def __call__(self) -> None:
+        """Do so, if there are several processes.
+
+        Raises:
+            RuntimeError: If a parameter has a gradient that had none in the first step.
+        """
+        if number() == 1:
+            return
+        groups = self.optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        if self.used is None:
+            self.used = _used(parameters)
+        known = set(map(id, self.used))
+        if any(p.grad is not None and id(p) not in known for p in parameters):
+            raise RuntimeError(
+                "expected a gradient for the same parameters in every step of several "
+                "processes, got one that the first step had not; let all parts of the "
+                "objective take part in the first step, if with weight zero"
+            )
+        average([_slope(parameter) for parameter in self.used])
+
+
+def _used(parameters: list[Parameter]) -> list[Parameter]:
+    here = torch.tensor([p.grad is not None for p in parameters])
+    anywhere = collected(here).any(0).tolist()
+    return [p for p, used in zip(parameters, anywhere, strict=True) if used]
+
+
+def _slope(parameter: Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -2,40 +2,158 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from numpy import ndarray as Array
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils import Tags, check_array
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-from ..data import Split
-from ..data.batches import Views
-from ..data.tensors import value_tensor
-from ..embedding import Embedding
-from ..entropies import KernelDensity
-from ..limits import TSimCLR
-from ..nn import ConvEncoder, MLPEncoder, Projector
-from ..posterior import embed
-from ..priors import TSNE
-from ..train import History, fit
-from .neighbourhood import Neighbourhood
-from .stages import alone, seeded, warm_up_and_cosine
+from .data import Split
+from .data.batches import Views, viewed
+from .data.tensors import value_tensor
+from .entropies import KernelDensity
+from .limits import TSimCLR
+from .limits._base import Embedding
+from .nn import ConvEncoder, MLPEncoder, Projector
+from .posterior import embed
+from .priors import TSNE
+from .terms import Batch
+from .train import History, fit
 
-__all__ = ["NeighbourMap"]
+__all__ = ["NeighbourMap", "Neighbourhood", "alone", "seeded", "warm_up_and_cosine"]
+
 
 DIM, WIDTH = 128, 512  # of the encoder that is made by default, and of the layer behind
 WIDE, HEAD = 0.4, 0.05  # the shares of the epochs before the last stage
+
+
+class Neighbourhood(nn.Module):
+    r"""Views of items and of their neighbours, for `fit` on the numbers of the items.
+
+    .. math:: p(x' \mid i) = \sum_j P_{j \mid i} \, p_{\text{view}}(x' \mid x_j),
+        \qquad P_{j \mid i} = \tfrac1k [j \in N(i)]
+
+    N(i) are the k items nearest to the i-th, by Euclidean distance; one of them is
+    drawn anew each time. Item and neighbour have as many views each as `views` makes,
+    or are shown as they are: then pairs of views, without order, have probability
+    :math:`(P_{j \mid i} + P_{i \mid j}) / 2n`, as in t-SNE, but that k equal weights
+    stand in the place of a Gaussian whose width follows a perplexity.
+
+    Called with the numbers of items, of shape (batch, 1), see `numbers`, it gives a
+    batch whose `clean` are the items.
+
+    Arguments:
+        items: The items (n, \*event); bytes stand for k/255.
+        neighbours: The number k.
+        views: A sampler (batch, \*event) -> (batch, view, \*event).
+        features: Numbers (n, \*shape) that distances are of, such as representations;
+            None means the items themselves.
+
+    Raises:
+        ValueError: If neighbours is less than 1 or there are not more items, or if
+            there are not as many features as items.
+    """
+
+    items: Tensor
+    near: Tensor
+
+    def __init__(
+        self,
+        items: Shaped[Tensor, "n *event"],
+        neighbours: int = 10,
+        views: Views | None = None,
+        features: Float[Tensor, "n *shape"] | None = None,
+    ) -> None:
+        super().__init__()
+        features = items if features is None else features
+        if len(features) != len(items):
+            raise ValueError(
+                f"expected features of {len(items)} items, got {len(features)}; embed "
+                "the same items"
+            )
+        if not 1 <= neighbours < len(items):
+            raise ValueError(
+                f"expected neighbours from 1 to {len(items) - 1}, one less than the "
+                f"items, got {neighbours}; lower it, or give more items"
+            )
+        self.neighbours, self.views = neighbours, views
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        rows = features.flatten(1).to("cpu", dtype).numpy()
+        search = NearestNeighbors(n_neighbors=neighbours).fit(rows)
+        near = search.kneighbors(return_distance=False)
+        self.register_buffer("items", items)
+        self.register_buffer("near", torch.from_numpy(near).to(items.device))
+
+    @property
+    def numbers(self) -> Float[Tensor, "n 1"]:
+        """What `fit` takes for the data: 0, 1, …, as floating point."""
+        # Exact for the 16 million items that float32 can count.
+        return torch.arange(len(self.items), dtype=torch.float32)[:, None]
+
+    def forward(self, numbers: Float[Tensor, "batch 1"]) -> Batch:
+        item = numbers[:, 0].long()
+        drawn = torch.randint(self.neighbours, item.shape, device=item.device)
+        neighbour = self.near[item].gather(1, drawn[:, None])[:, 0]
+        both = self._values(torch.stack((item, neighbour), 1), numbers.dtype)
+        views = viewed(both.flatten(0, 1), self.views).stacked
+        return Batch(views.unflatten(0, (len(item), 2)).flatten(1, 2), both[:, 0])
+
+    def _values(self, rows: Int[Tensor, "*rows"], dtype: torch.dtype) -> Tensor:
+        values = self.items[rows].to(dtype)
+        return values / 255 if self.items.dtype == torch.uint8 else values
+
+
+WARM_UP = 0.1  # the share of the steps
+
+
+def warm_up_and_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """The learning rate up to its highest in a straight line, and down by a cosine."""
+    rise = max(1, round(WARM_UP * steps))
+
+    def factor(step: int) -> float:
+        share = max(0, step - rise) / max(1, steps - rise)
+        return min((step + 1) / rise, (1 + math.cos(math.pi * min(share, 1))) / 2)
+
+    return LambdaLR(optimizer, factor)
+
+
+@contextmanager
+def alone(objective: nn.Module, part: nn.Module) -> Iterator[None]:
+    """Freeze all but a part, for a while."""
+    thawed = [p for p in objective.parameters() if p.requires_grad]
+    objective.requires_grad_(False)
+    part.requires_grad_(True)
+    yield
+    for parameter in thawed:
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def seeded(random_state: int | np.random.RandomState | None) -> Iterator[None]:
+    """Draw from a seed for a while, and go on as before; None changes nothing."""
+    if random_state is None:
+        yield
+        return
+    seed = check_random_state(random_state).randint(2**31 - 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

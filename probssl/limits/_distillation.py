@@ -11,12 +11,11 @@ itself it is largest, :math:`\log C_d(\kappa) + \kappa`, where all z are one poi
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .embedding import over_pairs
-from .nn import Projector, dim_of, each_view
-from .precision import in_float32
-from .priors import Spherical
-from .siamese import Siamese
-from .terms import Batch, Terms
+from ..nn import Projector, dim_of, each_view
+from ..priors import Spherical
+from ..runtime.precision import in_float32
+from ..terms import Batch, Terms
+from ._base import Siamese, over_pairs
 
 __all__ = ["Distillation"]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from ..processes import agreed, collected, first, number, rank
+from .distributed import agreed, collected, first, number, rank
 
 __all__ = ["drawn_order", "go_on", "random_state", "random_states"]
 __all__ += ["same_randomness", "set_random_state"]

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .embedding import Embedding, check_not_random
-from .entropies.equipartition import Clusters
-from .nn import PerModality, dim_of
-from .priors import Prior
-from .terms import Terms
+from ..entropies.equipartition import Clusters
+from ..nn import PerModality, dim_of
+from ..priors import Prior
+from ..terms import Terms
+from ._base import Embedding, check_not_random
 
 __all__ = ["Clustered", "k_means", "swapped", "whole"]
 

@@ -21,10 +21,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from .embedding import check_not_random
-from .hyper import Learned, Positive
-from .nn.sizes import check_items, integer, sizes
-from .priors import Prior
+from ..hyper import Learned, Positive
+from ..nn.sizes import check_items, integer, sizes
+from ..priors import Prior
+from ._base import check_not_random
 
 __all__ = ["LearnedAffinity", "PrincipalComponents", "PriorAffinity"]
 __all__ += ["check_neighbours", "neighbour_score"]

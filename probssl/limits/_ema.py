@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .varying import register_varying
+from ..runtime.buffers import register_varying
 
 __all__ = ["Teacher"]
 

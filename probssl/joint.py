@@ -7,19 +7,75 @@ from typing import Any, cast, overload
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..guides import DiagonalGaussian
-from ..likelihoods import Likelihood
-from ..precision import in_float32
-from ..priors import Prior
-from ..terms import Batch
-from .checks import check_content, check_networks, check_support
-from .modalities import Likelihoods, arranged, decoded, seen
+from .guides import DiagonalGaussian
+from .likelihoods import Likelihood
+from .nn import PerModality
+from .priors import Prior
+from .runtime.precision import in_float32, lowered
+from .terms import Batch
 
-__all__ = ["Joint"]
+__all__ = [
+    "Joint",
+    "Likelihoods",
+    "arranged",
+    "check_content",
+    "check_networks",
+    "check_support",
+    "decoded",
+    "seen",
+]
+
+
+class Likelihoods(nn.ModuleList):
+    """A likelihood for each modality: a density of all of them together."""
+
+    @property
+    def measure(self) -> str:
+        """What the density of all modalities is a density of."""
+        return " × ".join(str(part.measure) for part in self)
+
+    @property
+    def pseudo(self) -> bool:
+        """Whether one of them is only a pseudo-likelihood."""
+        return any(bool(part.pseudo) for part in self)
+
+
+def arranged(batch: Batch, modalities: int) -> Batch:
+    """The batch with its views in a tuple of so many; see `Joint.arranged`."""
+    views = batch.views
+    if isinstance(views, Tensor) and views.shape[1] == modalities:
+        return batch._replace(views=views.split(1, 1))
+    if isinstance(views, Tensor) or len(views) != modalities:
+        found = tuple(views.shape) if isinstance(views, Tensor) else len(views)
+        raise ValueError(
+            f"expected the views of {modalities} modalities, got {found}; give "
+            "Batch.views as a tuple of so many tensors (batch, view, *event)"
+        )
+    return batch
+
+
+def seen(batch: Batch) -> tuple[Bool[Tensor, "batch view"] | None, ...]:
+    """Which views of each modality are present; None means all of them."""
+    if batch.present is None:
+        return (None,) * len(batch.widths)
+    return tuple(batch.present.split(batch.widths, 1))
+
+
+def decoded(
+    decoder: nn.Module, likelihoods: Sequence[Likelihood], z: Sequence[Tensor]
+) -> tuple[TorchDistribution, ...]:
+    """Return p(x_v | z_v) of each modality."""
+    nets = decoder.parts if isinstance(decoder, PerModality) else (decoder,)
+    found = []
+    for net, likelihood, part in zip(nets, likelihoods, z, strict=True):
+        output = lowered(net, part.flatten(0, -2))
+        distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
+        found.append(distribution.to_event(output.dim() - 1))
+    return tuple(found)
 
 
 class Joint(nn.Module):
@@ -310,3 +366,43 @@ def _maker(guide: nn.Module) -> Callable[[nn.Module], nn.Module]:
     names = [name for name in signature(type(guide)).parameters if name != "encoder"]
     options = {name: getattr(guide, name) for name in names if hasattr(guide, name)}
     return partial(type(guide), **options) if options else type(guide)
+
+
+def check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
+    """Raise an error if there is not one network for each modality; None means one."""
+    found = len(net) if isinstance(net, PerModality) else None
+    if found != modalities:
+        raise ValueError(
+            f"expected a likelihood and a {name} for each modality, got "
+            f"{modalities or 1} and {found or 1}; give as many of both, for several "
+            "likelihood=(a, b) and nn.PerModality([a, b]) for the networks"
+        )
+
+
+def check_content(prior: Prior, batch: Batch) -> None:
+    """Raise an error if an observed content is no component of the prior."""
+    if batch.content is None:
+        return
+    k, many = batch.content, prior.component().param_shape[-1]
+    if k.shape != (batch.shape[0],) or k.is_floating_point() or k.is_complex():
+        raise ValueError(
+            f"expected content as {batch.shape[0]} whole numbers, got "
+            f"{tuple(k.shape)} {k.dtype}; give one for each item, -1 if unknown"
+        )
+    if not bool(((k >= -1) & (k < many)).all()):
+        raise ValueError(
+            f"expected content from -1 (unknown) to {many - 1}, a component of "
+            f"{type(prior).__name__}, got {int(k.min())} to {int(k.max())}; "
+            "give the prior as many components as there are contents"
+        )
+
+
+def check_support(guide: nn.Module, prior: Prior, density: str, inside: Tensor) -> None:
+    """Raise an error if draws of a guide are not all on the support of a density."""
+    if not bool(inside.all()):
+        raise ValueError(
+            f"expected draws of {type(guide).__name__} on the support of {density} "
+            f"of {type(prior).__name__}, got others; give the joint a guide "
+            "for this prior, on the sphere guides.PowerSpherical or, for y, "
+            "guides.SphericalContent"
+        )

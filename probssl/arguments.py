@@ -1,0 +1,108 @@
+"""Checks of arguments: one function for each kind, one form of message.
+
+Each returns the argument as a plain Python value, so that a constructor reads
+``self.momentum = between("momentum", momentum, 0, 1)``. A message says what was
+expected, what came and, by `hint`, what to do.
+"""
+
+import math
+import operator
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+__all__ = ["at_least", "between", "choice", "instance", "positive", "whole"]
+
+T = TypeVar("T")
+
+
+def positive(name: str, value: Any, hint: str = "") -> float:
+    """Return a positive finite number as a float.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
+    wanted = f"{name} as a positive finite number"
+    number = _real(wanted, value, hint)
+    if not 0 < number < math.inf:
+        raise ValueError(_message(wanted, value, hint))
+    return number
+
+
+def at_least(name: str, value: Any, least: float, hint: str = "") -> float:
+    """Return a finite number of at least `least` as a float; raises as `positive`."""
+    wanted = f"{name} as a finite number of at least {least:g}"
+    number = _real(wanted, value, hint)
+    if not least <= number < math.inf:
+        raise ValueError(_message(wanted, value, hint))
+    return number
+
+
+def between(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    hint: str = "",
+    *,
+    open: bool = False,
+) -> float:
+    """Return a number from `low` to `high` as a float; raises as `positive`.
+
+    Arguments:
+        open: Whether the two ends are excluded.
+    """
+    kind = "strictly between" if open else "from"
+    wanted = f"{name} {kind} {low:g} {'and' if open else 'to'} {high:g}"
+    number = _real(wanted, value, hint)
+    if not (low < number < high if open else low <= number <= high):
+        raise ValueError(_message(wanted, value, hint))
+    return number
+
+
+def whole(
+    name: str, value: Any, least: int = 1, most: int | None = None, hint: str = ""
+) -> int:
+    """Return a whole number from `least` to `most` as an int; raises as `positive`."""
+    limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+    wanted = f"{name} as a whole number {limit}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(_message(wanted, value, hint)) from None
+    if isinstance(value, bool):
+        raise TypeError(_message(wanted, value, hint))
+    if number < least or (most is not None and number > most):
+        raise ValueError(_message(wanted, value, hint))
+    return number
+
+
+def choice(name: str, value: T, options: Collection[T], hint: str = "") -> T:
+    """Return one of the options; a ValueError names them all."""
+    if not any(value is option or value == option for option in options):
+        listed = ", ".join(map(repr, options))
+        raise ValueError(_message(f"{name} as one of {listed}", value, hint))
+    return value
+
+
+def instance(name: str, value: Any, kinds: Any, expected: str, hint: str = "") -> Any:
+    """Return an object of one of the classes `kinds`; a TypeError says `expected`."""
+    if not isinstance(value, kinds):
+        raise TypeError(_message(f"{name} as {expected}", value, hint))
+    return value
+
+
+def _real(wanted: str, value: Any, hint: str) -> float:
+    if isinstance(value, bool | str | bytes):
+        raise TypeError(_message(wanted, value, hint))
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers
+        raise TypeError(_message(wanted, value, hint)) from None
+
+
+def _message(wanted: str, value: Any, hint: str) -> str:
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = f"{type(value).__name__} {shown[:60]} …"
+    return f"expected {wanted}, got {shown}" + (f"; {hint}" if hint else "")

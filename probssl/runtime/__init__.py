@@ -1,0 +1,3 @@
+"""What a run depends on: processes, precision, random states, denormals, buffers."""
+
+__all__: list[str] = []
