@@ -1,3 +1,5 @@
 """What a run depends on: processes, precision, random states, denormals, buffers."""
 
-__all__: list[str] = []
+from . import buffers, denormals, distributed, precision, randomness
+
+__all__ = ["buffers", "denormals", "distributed", "precision", "randomness"]
