@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from catalogue import EVENT, Everything
+from helpers.catalogue import EVENT, Everything
 from torch import Tensor, nn
 
 import probssl as ps

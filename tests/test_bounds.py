@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from linear import ExactFactors
+from helpers.linear import ExactFactors
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn

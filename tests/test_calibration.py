@@ -8,7 +8,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from linear import ExactFactors
+from helpers.linear import ExactFactors
 from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Normal

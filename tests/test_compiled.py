@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch
+from helpers.catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch
 from torch import Tensor, nn
 from torch.testing import assert_close
 

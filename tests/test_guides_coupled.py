@@ -7,7 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from linear import ExactFactors
+from helpers.linear import ExactFactors
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 from torch.fx.experimental.proxy_tensor import make_fx

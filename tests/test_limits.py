@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from catalogue import OBJECTIVES, batch
+from helpers.catalogue import OBJECTIVES, batch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from catalogue import encoder, projector
+from helpers.catalogue import encoder, projector
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from catalogue import encoder, projector
+from helpers.catalogue import encoder, projector
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.testing import assert_close
@@ -358,7 +358,7 @@ def test_bad_arguments_are_refused(build, message):
 
 
 def test_a_base_with_a_decoder_is_refused():
-    from catalogue import joint
+    from helpers.catalogue import joint
 
     with pytest.raises(TypeError, match="as base"):
         PID(SimVAE(joint(ps.priors.Gaussian(3))), CLUSTERS, ITEMS)

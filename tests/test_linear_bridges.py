@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from linear import ExactFactors
+from helpers.linear import ExactFactors
 from numpy.testing import assert_allclose
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn

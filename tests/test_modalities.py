@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from linear import ExactFactors
+from helpers.linear import ExactFactors
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor, nn

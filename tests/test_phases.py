@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalogue import EVENT, encoder, projector
+from helpers.catalogue import EVENT, encoder, projector
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.testing import assert_close

@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import DIM, OBJECTIVES, batch, decoder, encoder
+from helpers.catalogue import DIM, OBJECTIVES, batch, decoder, encoder
 from pyro import poutine
 from torch import Tensor, nn
 from torch.func import functional_call

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed as distributed
-from catalogue import DIM, ITEMS, OBJECTIVES, batch, encoder, joint
+from helpers.catalogue import DIM, ITEMS, OBJECTIVES, batch, encoder, joint
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from catalogue import ITEMS, batch, encoder
+from helpers.catalogue import ITEMS, batch, encoder
 from torch.testing import assert_close
 
 import probssl as ps

@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from catalogue import OBJECTIVES, batch, encoder, joint
+from helpers.catalogue import OBJECTIVES, batch, encoder, joint
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
