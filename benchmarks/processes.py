@@ -32,7 +32,7 @@ from subjects import CIFAR, HIDDEN, MNIST, ink, simclr, simclr_resnet, simvae
 from torch import nn
 
 import probssl as ps
-from probssl import processes
+from probssl.runtime import distributed as processes
 
 BLOCKS, STEPS, BATCH = 3, 40, 64
 RESULTS = Path(__file__).parent / "results" / "processes.json"
@@ -55,7 +55,7 @@ def cases(cuda: bool, hidden: tuple[int, ...]) -> dict[str, Case]:
 def seconds(case: Case, steps: int, device: torch.device) -> float:
     """Seconds of an epoch of so many steps."""
     objective, views, shape = case
-    batch_size = BATCH * processes.number()
+    batch_size = BATCH * processes.world_size()
     history = ps.fit(
         objective,
         ink(batch_size * steps, shape),
@@ -77,11 +77,11 @@ def in_turns(
     run = partial(seconds, case, steps, device)
     for _ in range(blocks):
         distributed.barrier()
-        with processes.alone():
+        with processes.single_process():
             if distributed.get_rank() == 0:
                 timed["alone"].append(run())
         distributed.barrier()
-        with processes.alone():
+        with processes.single_process():
             timed["side by side"].append(run())
         distributed.barrier()
         timed["together"].append(run())
@@ -99,14 +99,14 @@ def measured(
         gradient = [torch.zeros_like(p) for p in case[0].parameters()]
         average = partial(processes.average, gradient)
         spent = interleaved({"average": average}, 20, device=device)["average"]
-        if processes.first():
+        if processes.is_main():
             figures[name] = row(timed, spent, steps)
     return figures
 
 
 def row(timed: dict[str, Timing], average: Timing, steps: int) -> dict[str, Any]:
     """Rates, efficiencies, and what the average of a gradient takes."""
-    one, many, world = timed["alone"], timed["together"], processes.number()
+    one, many, world = timed["alone"], timed["together"], processes.world_size()
     items = BATCH * steps
     return {
         "items/s of one": digits(items / one.median),
@@ -137,7 +137,7 @@ def work(path: Path, hidden: list[int], steps: int, blocks: int, device: str) ->
     if place.type == "cuda":
         place = torch.device("cuda", torch.cuda.current_device())
     figures = measured(tuple(hidden), steps, blocks, place)
-    if processes.first():
+    if processes.is_main():
         path.write_text(json.dumps(figures))
 
 

@@ -16,7 +16,7 @@ from .compare import Comparison, compare
 from .data import Dataset, Split, load
 from .joint import Joint
 from .posterior import embed, reconstruct, sample, to_arviz
-from .runtime.distributed import alone, first, rank, start, wait
+from .runtime.distributed import barrier, is_main, rank, single_process, start
 from .saving import load as load_objective
 from .saving import read, save
 from .train import History
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         start()
         options.run(options)
-        wait()
+        barrier()
     except MISUSE as error:
-        which = "" if first() else f" in process {rank()}"
+        which = "" if is_main() else f" in process {rank()}"
         print(f"probssl{which}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -158,8 +158,8 @@ def _compare(options: argparse.Namespace) -> None:
         began = time.perf_counter()
         fitted[method], histories[method] = _fitted(method, data, options, None)
         seconds[method] = time.perf_counter() - began
-    if first():
-        with alone():
+    if is_main():
+        with single_process():
             _show(data, fitted, seconds, histories, options)
 
 
@@ -194,9 +194,9 @@ def _fit(options: argparse.Namespace) -> None:
     objective, history = _fitted(
         options.method, data, options, options.out / "checkpoints"
     )
-    if not first():
+    if not is_main():
         return
-    with alone():
+    with single_process():
         save(objective, options.out, data=data.name, seed=options.seed)
         (options.out / "history.json").write_text(history.to_json(), encoding="utf-8")
         _draw(objective, history, data, options.out)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from .runtime.distributed import number, shared
+from .runtime.distributed import from_main, world_size
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
 __all__ += ["learned", "mapped"]
@@ -151,7 +151,7 @@ class Positive(nn.Module):
         # validate_args=False would not reach the inner normal, which asks the host.
         with dist.validation_enabled(False):
             log_normal = dist.LogNormal(self.loc, self.log_scale.exp())
-            if self.training and number() > 1:
+            if self.training and world_size() > 1:
                 log_normal.base_dist = _Shared(self.loc, self.log_scale.exp())
         guide = mapped(log_normal, lambda tensor: tensor)
         return guide if self.size is None else guide.to_event(1)
@@ -188,7 +188,7 @@ class _Shared(dist.Normal):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + shared(noise) * self.scale
+        return self.loc + from_main(noise) * self.scale
 
 
 def mapped(

@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .data.batches import Views
-from .runtime.distributed import number
+from .runtime.distributed import world_size
 from .runtime.randomness import drawn_order, same_randomness
 from .terms import Batch, Terms
 from .train.batches import loaded
@@ -158,7 +158,7 @@ class Module(LightningModule):
     def on_train_start(self) -> None:
         """Make ready what depends on the length of the data and of the run."""
         self._count_items()
-        if number() > 1:
+        if world_size() > 1:
             drawn_order()  # which seeds the processes apart; Lightning has the order
         if self.schedules:
             total = self.trainer.estimated_stepping_batches

@@ -32,7 +32,7 @@ from . import (
     views,
 )
 from . import nn as networks
-from .runtime.distributed import first, wait
+from .runtime.distributed import barrier, is_main
 
 __all__ = ["load", "save"]
 
@@ -73,9 +73,9 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
         folder: Where `model.safetensors` and `probssl.json` go.
         notes: What else to keep in `probssl.json`; anything JSON can hold.
     """
-    if first():
+    if is_main():
         _write(objective, Path(folder), notes)
-    wait()
+    barrier()
     return Path(folder)
 
 

@@ -19,8 +19,9 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl import limits, processes
+from probssl import limits
 from probssl.distributions import PowerSpherical
+from probssl.runtime import distributed as processes
 from probssl.train.compiled import Compiled
 from probssl.train.steps import add_gradient
 
@@ -108,10 +109,10 @@ def outcome(name: str, rows: Tensor) -> Outcome:
             value = sum(objective(part))
         optimizer.zero_grad()
         (-value).backward()
-        found[f"value {step}"] = processes.mean(value.detach())
+        found[f"value {step}"] = processes.all_reduce_mean(value.detach())
         for key, parameter in objective.named_parameters():
             if parameter.grad is not None:
-                parameter.grad = processes.mean(parameter.grad)
+                parameter.grad = processes.all_reduce_mean(parameter.grad)
                 found[f"gradient {step} of {key}"] = parameter.grad.clone()
         optimizer.step()
     return found | {f"state {k}": v for k, v in objective.state_dict().items()}
@@ -177,25 +178,29 @@ def together(rows: Tensor) -> Outcome:
     processes.average(averaged[::2])
     equal = [torch.full((2, 3), mine).mT, rows.clone(), torch.tensor(mine > 0)]
     processes.broadcast(equal)
-    agreed = processes.agreed({"rank": processes.rank(), "inf": math.inf})
-    some, none = processes.anywhere(mine == 1), processes.anywhere(False)
-    if processes.first():  # if that communicated, it would be out of turn
+    agreed = processes.broadcast_object({"rank": processes.rank(), "inf": math.inf})
+    some, none = processes.any_rank(mine == 1), processes.any_rank(False)
+    if processes.is_main():  # if that communicated, it would be out of turn
         for hyper in random_prior().eval().random():
             hyper.posterior().rsample()
-    with processes.alone():
-        apart = {"number": processes.number(), "first": processes.first()}
-        apart["anywhere"] = processes.anywhere(mine == 1)
-        single = processes.gather(rows), processes.mean(rows), processes.shared(rows)
+    with processes.single_process():
+        apart = {"number": processes.world_size(), "first": processes.is_main()}
+        apart["anywhere"] = processes.any_rank(mine == 1)
+        single = (
+            processes.gather(rows),
+            processes.all_reduce_mean(rows),
+            processes.from_main(rows),
+        )
         apart["own"] = all(torch.equal(x, rows) for x in single)
     flags = {
         "some": some,
         "none": none,
         "agreed": agreed == {"rank": 0, "inf": math.inf},
     }
-    flags |= apart | {"world": processes.number(), "rank": processes.rank()}
+    flags |= apart | {"world": processes.world_size(), "rank": processes.rank()}
     tensors = {f"average {i}": x for i, x in enumerate(averaged)}
     tensors |= {f"broadcast {i}": x for i, x in enumerate(equal)}
-    tensors |= {"gather": processes.gather(rows), "shared": processes.shared(rows)}
+    tensors |= {"gather": processes.gather(rows), "shared": processes.from_main(rows)}
     return tensors | {key: torch.tensor(value) for key, value in flags.items()}
 
 
@@ -279,15 +284,15 @@ def test_flags_and_values_are_those_of_all_and_apart_those_of_one(found):
 
 def test_one_process_gathers_nothing():
     x = torch.randn(3, 2)
-    for same in (processes.gather, processes.mean, processes.shared):
+    for same in (processes.gather, processes.all_reduce_mean, processes.from_main):
         assert same(x) is x
-    assert processes.number() == 1 and processes.rank() == 0 and processes.first()
+    assert processes.world_size() == 1 and processes.rank() == 0 and processes.is_main()
     before = x.clone()
     processes.average([x])
     processes.broadcast([x])
-    processes.wait()
-    assert torch.equal(x, before) and processes.anywhere(True)
-    assert processes.agreed(x) is x
+    processes.barrier()
+    assert torch.equal(x, before) and processes.any_rank(True)
+    assert processes.broadcast_object(x) is x
 
 
 def test_without_torchrun_nothing_is_started(monkeypatch):

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import probssl as ps
-from probssl import limits, processes
+from probssl import limits
 from probssl.cli import main as command
+from probssl.runtime import distributed as processes
 from probssl.terms import Batch, Terms
 
 ITEMS, DIM, EPOCHS, BEST = 60, 6, 8, 3
@@ -93,7 +94,7 @@ def ended_by_the_last(name: str) -> list[dict[str, float]]:
     """A fit that one of the processes ends, after three steps or epochs."""
 
     def stop(count: int, found: object) -> bool:
-        return count == 3 and processes.rank() == processes.number() - 1
+        return count == 3 and processes.rank() == processes.world_size() - 1
 
     options: dict[str, Callable] = {"on_epoch": lambda epoch, row: False, name: stop}
     return without_noise(monitor="value", patience=None, **options)["rows"]

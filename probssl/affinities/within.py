@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..runtime.distributed import gather, number
+from ..runtime.distributed import gather, world_size
 from ..terms import Batch
 from .base import Affinity
 
@@ -19,8 +19,8 @@ class Positives(Affinity):
     def forward(self, batch: Batch) -> Float[Tensor, "batch view view"]:
         items, views = batch.shape
         partner = _others(views, batch.stacked)
-        return (partner / (items * number() * views * (views - 1))).expand(
-            items * number(), views, views
+        return (partner / (items * world_size() * views * (views - 1))).expand(
+            items * world_size(), views, views
         )
 
 

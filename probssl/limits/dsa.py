@@ -57,7 +57,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 from ..nn import Network, dim_of
 from ..priors.pairs import square_distances
 from ..runtime.buffers import register_varying
-from ..runtime.distributed import gather, number
+from ..runtime.distributed import gather, world_size
 from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
 from ._base import Extension
@@ -167,7 +167,7 @@ class DSA(Extension):
         """Raise an error if the base cannot take the batch, or it has too few items."""
         super().check(batch)
         items, _ = batch.shape
-        check_neighbours(self.neighbours, items * number())
+        check_neighbours(self.neighbours, items * world_size())
 
     @torch.no_grad()
     def same(

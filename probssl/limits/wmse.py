@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from ..entropies import Entropy
 from ..entropies.gaussian import covariance
 from ..priors import Gaussian, Prior, Spherical
-from ..runtime.distributed import gather, shared
+from ..runtime.distributed import from_main, gather
 from ..special import log_area
 from ..terms import Batch
 from ._base import Embedding
@@ -119,7 +119,8 @@ class WMSE(Embedding):
         if parts == 1:  # any order is the same
             return [z]
         orders = [
-            shared(torch.randperm(items, device=z.device)) for _ in range(self.rounds)
+            from_main(torch.randperm(items, device=z.device))
+            for _ in range(self.rounds)
         ]
         return [part for order in orders for part in z[order].tensor_split(parts)]
 

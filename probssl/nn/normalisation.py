@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..runtime.distributed import gather, number
+from ..runtime.distributed import gather, world_size
 
 __all__ = ["BatchNorm1d", "BatchNorm2d"]
 
@@ -25,7 +25,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 def _is_ours(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
     # torch's cumulative average asks the host, which cannot be traced.
     cumulative = norm.track_running_stats and norm.momentum is None
-    return norm.training and (number() > 1 or cumulative)
+    return norm.training and (world_size() > 1 or cumulative)
 
 
 def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     centres, variances = gather(torch.stack([centre, variance])[None]).unbind(1)
     centre = centres.mean(0)
     variance = (variances + (centres - centre).square()).mean(0)
-    _remember(norm, centre, variance, number() * x.numel() // x.shape[1])
+    _remember(norm, centre, variance, world_size() * x.numel() // x.shape[1])
     scaled = (wide - centre.view(shape)) * (variance + norm.eps).rsqrt().view(shape)
     if norm.weight is not None:
         scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)

@@ -1,13 +1,13 @@
-r"""Several processes, each with its share of a batch: what couples items sees them all.
+r"""Data parallelism over processes (ranks), for objectives that couple items.
 
-With W processes, each with its own items, an objective gathers the representations and
-has the value of the whole batch on every one of them. Gradients of the parameters are
-then averaged over the processes, as `DistributedDataParallel` does, and are those of
-one process with the whole batch. Values that are means over items, such as an ELBO,
-need no gathering: their average is the whole batch's already.
+Each of W ranks has its share of a batch. An objective that couples items all-gathers
+the representations, so that every rank has the value of the whole batch. The gradients
+of the parameters are averaged over the ranks (all-reduce), as in
+`DistributedDataParallel`, and equal those of one process with the whole batch. Values
+that are means over items, such as an ELBO, need no gathering.
 
-`gather`, `mean` and `shared` are made of torch's functional collectives, so that they
-can be traced and compiled together with the objective that calls them.
+`gather`, `all_reduce_mean` and `from_main` call torch's functional collectives, so that
+they are traced and compiled with the objective. Rank 0 is the main process.
 """
 
 import atexit
@@ -25,27 +25,41 @@ import torch.distributed as distributed
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["agreed", "agreed_bytes", "alone", "anywhere", "average", "broadcast"]
-__all__ += ["collected", "first", "gather", "mean", "number", "rank", "shared"]
-__all__ += ["start", "wait"]
+__all__ = [
+    "all_reduce_mean",
+    "any_rank",
+    "average",
+    "barrier",
+    "broadcast",
+    "broadcast_bytes",
+    "broadcast_object",
+    "from_main",
+    "gather",
+    "gather_to_cpu",
+    "is_main",
+    "rank",
+    "single_process",
+    "start",
+    "world_size",
+]
 
-# What torchrun tells the processes that it starts.
+# The variables that torchrun sets for the processes that it starts.
 ENVIRONMENT = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
-class _State(threading.local):  # which, unlike a ContextVar, Dynamo can trace
-    alone = False
+class _State(threading.local):  # Dynamo cannot trace a ContextVar
+    single = False
 
 
 _state = _State()
 
 
 def start() -> None:
-    """Join the processes that torchrun started, until the program ends.
+    """Join the process group of torchrun, until the program ends.
 
-    On a machine with CUDA each of them has a device of its own, the current one from
-    here on. The first alone logs this package's warnings. Nothing happens without
-    torchrun, or if torch.distributed is set up.
+    On a machine with CUDA each rank gets a device of its own, which becomes the current
+    one. Only rank 0 logs this package's warnings. Without torchrun, or if
+    torch.distributed is initialised already, nothing happens.
 
     Raises:
         ValueError: If there are more processes on the machine than CUDA devices.
@@ -60,160 +74,160 @@ def start() -> None:
         if place >= devices:
             raise ValueError(
                 f"expected a CUDA device for each process of a machine, got {devices} "
-                f"for process {place + 1}; lower --nproc-per-node, or set "
+                f"for local rank {place}; lower --nproc-per-node, or set "
                 "CUDA_VISIBLE_DEVICES= to fit on the CPU"
             )
         torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"
-    # This module's defaults are the group there is when it is first imported. Dynamo
-    # imports it, in a fit; the group would then outlive its end, and its threads, which
-    # free tensors, might abort the program while Python shuts down.
+    # Default arguments of this module keep the process group that exists at its first
+    # import. If Dynamo imported it during a fit, the group's threads would outlive
+    # destroy_process_group and could abort the program while Python shuts down.
     importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group(backend)
-    if not first():  # warnings would come from all of them alike
+    if not is_main():  # every rank would log the same warnings
         logging.getLogger(__package__).setLevel(logging.ERROR)
     atexit.register(_end)
 
 
-def number() -> int:
-    """How many processes there are; 1 without torch.distributed, and `alone`."""
-    if _state.alone or not distributed.is_available():
+def world_size() -> int:
+    """The number of ranks; 1 without torch.distributed and in `single_process`."""
+    if _state.single or not distributed.is_available():
         return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return 0 if number() == 1 else distributed.get_rank()
+    """The rank of this process, from 0."""
+    return 0 if world_size() == 1 else distributed.get_rank()
 
 
-def first() -> bool:
-    """Whether this is the first of them."""
+def is_main() -> bool:
+    """Whether this is the main process, of rank 0."""
     return rank() == 0
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """A context in which this process is the only one, and nothing communicates."""
-    before, _state.alone = _state.alone, True
+def single_process() -> Iterator[None]:
+    """A context without communication: the world size is 1."""
+    before, _state.single = _state.single, True
     try:
         yield
     finally:
-        _state.alone = before
+        _state.single = before
 
 
 def gather(x: Shaped[Tensor, "batch *shape"]) -> Shaped[Tensor, "all *shape"]:
-    """Return the rows of all processes, in the order of their ranks.
+    """All-gather: the rows of all ranks, in the order of the ranks.
 
-    The gradient of a row is the sum of those from all processes. All must have equally
-    many rows.
+    The gradient of a row is the sum of the gradients of all ranks. All ranks must have
+    the same number of rows.
     """
-    return x if number() == 1 else _Gather.apply(x)
+    return x if world_size() == 1 else _Gather.apply(x)
 
 
-def mean(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Return the mean over the processes; so is the gradient's."""
-    return x if number() == 1 else _Mean.apply(x)
+def all_reduce_mean(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """All-reduce: the mean over the ranks; the gradient is averaged as well."""
+    return x if world_size() == 1 else _Mean.apply(x)
 
 
-def shared(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Return the first process's x, without a gradient, on all of them."""
-    return x if number() == 1 else _called("broadcast", x.detach(), 0)
+def from_main(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Broadcast: the tensor of rank 0 on all ranks, without a gradient."""
+    return x if world_size() == 1 else _collective("broadcast", x.detach(), 0)
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their means over the processes, all at once."""
-    if number() > 1:
-        _together(tensors, lambda flat: _sum(flat) / number())
+    """Replace tensors in place by their means over the ranks (all-reduce)."""
+    if world_size() > 1:
+        _replace(tensors, lambda flat: _sum(flat) / world_size())
 
 
 def broadcast(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by those of the first process, all at once."""
-    if number() > 1:
-        _together(tensors, shared)
+    """Replace tensors in place by those of rank 0 (broadcast)."""
+    if world_size() > 1:
+        _replace(tensors, from_main)
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether a flag is set on any of the processes."""
-    return flag if number() == 1 else bool(collected(torch.tensor(flag)).any())
+def any_rank(flag: bool) -> bool:
+    """Whether a flag is set on any rank."""
+    return flag if world_size() == 1 else bool(gather_to_cpu(torch.tensor(flag)).any())
 
 
-def collected(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "process *shape"]:
-    """Every process's x, a tensor on the CPU, in the order of their ranks."""
-    return gather(x[None].to(_host())).cpu() if number() > 1 else x[None]
+def gather_to_cpu(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "process *shape"]:
+    """All-gather a tensor to the CPU; the first axis of the result is the rank."""
+    return gather(x[None].to(_host())).cpu() if world_size() > 1 else x[None]
 
 
-def agreed(value: Any) -> Any:
-    """The first process's value, of anything JSON can hold, on all of them."""
-    if number() == 1:
+def broadcast_object(value: Any) -> Any:
+    """The value of rank 0, anything that JSON can hold, on all ranks."""
+    if world_size() == 1:
         return value
-    return json.loads(agreed_bytes(json.dumps(value).encode() if first() else b""))
+    return json.loads(broadcast_bytes(json.dumps(value).encode() if is_main() else b""))
 
 
-def agreed_bytes(data: bytes) -> bytes:
-    """The first process's bytes on all of them."""
-    if number() == 1:
+def broadcast_bytes(data: bytes) -> bytes:
+    """The bytes of rank 0 on all ranks."""
+    if world_size() == 1:
         return data
-    size = int(shared(torch.tensor(len(data), device=_host())))
+    size = int(from_main(torch.tensor(len(data), device=_host())))
     content = torch.zeros(size, dtype=torch.uint8)
-    if first() and size:
+    if is_main() and size:
         content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return shared(content.to(_host())).cpu().numpy().tobytes()
+    return from_main(content.to(_host())).cpu().numpy().tobytes()
 
 
-def wait() -> None:
-    """Go on when all processes have come here."""
-    anywhere(False)
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    any_rank(False)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _called("all_gather_into_tensor", x, number())
+        return _collective("all_gather_into_tensor", x, world_size())
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return _sum(slope).chunk(number())[rank()]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _sum(grad).chunk(world_size())[rank()]
 
 
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _sum(x) / number()
+        return _sum(x) / world_size()
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return _sum(slope) / number()
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _sum(grad) / world_size()
 
 
 def _sum(x: Tensor) -> Tensor:
-    return _called("all_reduce", x, "sum")
+    return _collective("all_reduce", x, "sum")
 
 
-def _called(name: str, x: Tensor, argument: Any) -> Tensor:
-    """The result of a functional collective among all processes."""
+def _collective(name: str, x: Tensor, argument: Any) -> Tensor:
+    """The result of a functional collective over all ranks."""
     group = distributed.group.WORLD
-    assert group is not None  # there is more than one
+    assert group is not None  # the world size is above 1
     call = getattr(torch.ops._c10d_functional, name)
     result = call(x.contiguous(), argument, group.group_name)
     return torch.ops._c10d_functional.wait_tensor(result)
 
 
 @torch.no_grad()
-def _together(tensors: Sequence[Tensor], call: Callable[[Tensor], Tensor]) -> None:
-    """Replace tensors by what becomes of them, one call for all that are alike."""
-    alike: dict[Any, list[Tensor]] = {}
+def _replace(tensors: Sequence[Tensor], call: Callable[[Tensor], Tensor]) -> None:
+    """Apply a collective in place, one call for each device and dtype."""
+    groups: dict[Any, list[Tensor]] = {}
     for tensor in tensors:
-        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    for part in alike.values():
-        flat = call(torch.cat([tensor.reshape(-1) for tensor in part]))
-        pieces = flat.split([tensor.numel() for tensor in part])
-        for tensor, piece in zip(part, pieces, strict=True):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for group in groups.values():
+        flat = call(torch.cat([tensor.reshape(-1) for tensor in group]))
+        pieces = flat.split([tensor.numel() for tensor in group])
+        for tensor, piece in zip(group, pieces, strict=True):
             tensor.copy_(piece.view(tensor.shape))
 
 
 def _host() -> str:
-    """Where plain values travel: on the CPU, unless only CUDA's tensors can."""
+    """The device for plain values: the CPU, unless the backend takes CUDA only."""
     return "cpu" if "cpu" in distributed.get_backend_config() else "cuda"
 
 

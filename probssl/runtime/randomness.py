@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from .distributed import agreed, collected, first, number, rank
+from .distributed import broadcast_object, gather_to_cpu, is_main, rank, world_size
 
 __all__ = ["drawn_order", "go_on", "random_state", "random_states"]
 __all__ += ["same_randomness", "set_random_state"]
@@ -17,7 +17,7 @@ def drawn_order() -> Generator:
 
     The others draw their noise, from here on, from a seed that is made of it.
     """
-    seed = agreed(int(torch.randint(2**63 - 1, ())))
+    seed = broadcast_object(int(torch.randint(2**63 - 1, ())))
     _seed_others(seed)
     return Generator().manual_seed(seed)
 
@@ -44,8 +44,8 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 def random_states(device: torch.device, order: Generator) -> list[dict[str, Tensor]]:
     """The states of all processes, with that of the order of their items."""
     state = random_state(device) | {"order": order.get_state()}
-    every = {name: collected(part) for name, part in state.items()}
-    return [{name: every[name][i] for name in state} for i in range(number())]
+    every = {name: gather_to_cpu(part) for name, part in state.items()}
+    return [{name: every[name][i] for name in state} for i in range(world_size())]
 
 
 def go_on(
@@ -56,12 +56,12 @@ def go_on(
     If there are more or fewer now, the first one has its own, the order of the items
     included; the others have noise from a new seed, which follows from the order.
     """
-    if len(states) == number():
+    if len(states) == world_size():
         set_random_state(states[rank()], device)
         order.set_state(states[rank()]["order"])
         return
     order.set_state(states[0]["order"])
-    if first():
+    if is_main():
         set_random_state(states[0], device)
     fork = order.clone_state()
     _seed_others(int(torch.randint(2**63 - 1, (), generator=fork)))
@@ -85,5 +85,5 @@ def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 def _seed_others(seed: int) -> None:
     """Seed the global generators of all processes but the first."""
-    if not first():
+    if not is_main():
         torch.manual_seed((seed + rank()) % 2**63)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ..data import batches
 from ..data.batches import Items, Target, Views, nested, viewed
-from ..runtime.distributed import number, rank
+from ..runtime.distributed import rank, world_size
 from ..terms import Batch
 
 __all__ = [
@@ -200,7 +200,7 @@ def grouped(loads: Iterable[Load], size: int) -> Iterator[list[Load]]:
 
 def _part(rows: Int[Tensor, " batch"]) -> Int[Tensor, " part"]:
     """The rows of this process, as many as every other has."""
-    return rows[: len(rows) // number() * number()].chunk(number())[rank()]
+    return rows[: len(rows) // world_size() * world_size()].chunk(world_size())[rank()]
 
 
 def _large(items: Items) -> bool:
@@ -216,14 +216,14 @@ def _large(items: Items) -> bool:
 
 
 def _check_shares(batch_size: int, count: int) -> None:
-    if batch_size % number():
+    if batch_size % world_size():
         raise ValueError(
-            f"expected a batch_size that {number()} processes can share, got "
-            f"{batch_size}; take a multiple of {number()}"
+            f"expected a batch_size that {world_size()} processes can share, got "
+            f"{batch_size}; take a multiple of {world_size()}"
         )
-    if count < number():
+    if count < world_size():
         raise ValueError(
-            f"expected an item for each of {number()} processes, got {count}; "
+            f"expected an item for each of {world_size()} processes, got {count}; "
             "start fewer processes"
         )
 
@@ -232,15 +232,15 @@ def _check_sampler(sampler: Any) -> None:
     """Raise a ValueError unless a loader's items are this process's share."""
     shared = isinstance(sampler, DistributedSampler)
     found = (sampler.num_replicas, sampler.rank) if shared else (1, 0)
-    if found != (number(), rank()):
+    if found != (world_size(), rank()):
         remedy = (
             "pass sampler=torch.utils.data.DistributedSampler(dataset)"
-            if number() > 1
+            if world_size() > 1
             else "leave the sampler out: each process goes over all validation data"
         )
         raise ValueError(
-            f"expected a DataLoader for process {rank()} of {number()}, got one for "
-            f"process {found[1]} of {found[0]}; {remedy}"
+            f"expected a DataLoader for rank {rank()} of {world_size()} processes, got "
+            f"one for rank {found[1]} of {found[0]}; {remedy}"
         )
 
 

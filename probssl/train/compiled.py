@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only
 
-from ..runtime.distributed import number
+from ..runtime.distributed import world_size
 from ..terms import Batch, Terms
 from .graph import Graph, Tensors, compiled, is_plain, plain
 from .prepare import device_of, make_capturable
@@ -247,7 +247,7 @@ class _Record(NamedTuple):
 
 def _obstacle(optimizer: Optimizer) -> str | None:
     """Why steps cannot be recorded, if they cannot."""
-    if number() > 1:
+    if world_size() > 1:
         return "several processes exchange their gradients between the graphs"
     if not all("capturable" in group for group in optimizer.param_groups):
         return (

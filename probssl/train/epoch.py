@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..runtime.denormals import flushed
-from ..runtime.distributed import alone, anywhere, broadcast
+from ..runtime.distributed import any_rank, broadcast, single_process
 from ..runtime.precision import lowered
 from ..runtime.randomness import random_state, same_randomness, set_random_state
 from ..terms import Terms
@@ -117,7 +117,7 @@ def _steps(
         tally.add(terms, step.items)
         bar.look(tally)
         if on_step is not None:
-            stop = anywhere(bool(on_step(step.count, terms)))
+            stop = any_rank(bool(on_step(step.count, terms)))
             step.look()
             if stop:
                 return True
@@ -133,7 +133,7 @@ def validate(step: Step, data: Source, seed: int, device: torch.device) -> Row:
     process measures all items by itself.
     """
     tally = Tally()
-    with same_randomness(seed, device), step.around(), alone():
+    with same_randomness(seed, device), step.around(), single_process():
         for load in data.sweep():
             batch = data.batch(load)
             tally.add(lowered(step.objective, batch), batch.shape[0])

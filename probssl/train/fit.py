@@ -13,7 +13,14 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..runtime.distributed import alone, anywhere, broadcast, first, number, start
+from ..runtime.distributed import (
+    any_rank,
+    broadcast,
+    is_main,
+    single_process,
+    start,
+    world_size,
+)
 from ..runtime.randomness import drawn_order
 from ..terms import Terms
 from .batches import Data, Source, Views, grouped, source
@@ -162,7 +169,7 @@ def fit(
     numbers = prepared_precision(precision, tf32, target.dtype)
     make = partial(source, views=views, batch_size=batch_size, order=drawn_order())
     train = make(data, target=target, content=content)
-    with alone():
+    with single_process():
         held_out = None if valid is None else make(valid, target=target)
     settle(objective, target.device, population=train.count)
     broadcast([*objective.parameters(), *objective.buffers()])
@@ -180,7 +187,7 @@ def fit(
     run = Run(step, train.order, EarlyStopping(monitor, patience), target.device)
     folder = Checkpoints(checkpoint, checkpoint_every)
     folder.begin(run, resume)
-    bar = Progress(total, step.count, shown=progress and first())
+    bar = Progress(total, step.count, shown=progress and is_main())
     run.compiled = worth_compiling(compile, total, run.compiled)
     if run.compiled:
         accelerate(step, bar.busy)
@@ -190,13 +197,13 @@ def fit(
             tally = Tally(step.count, folder.remedy)
             groups = grouped(train.epoch(epoch), accumulate)
             row, stop = _epoch(run, groups, held_out, tally, bar, on_step)
-            stop |= on_epoch is not None and anywhere(bool(on_epoch(epoch, row)))
+            stop |= on_epoch is not None and any_rank(bool(on_epoch(epoch, row)))
             folder.save(run, best=run.finish(row))
             if stop:
                 break
         folder.close(run)
     except KeyboardInterrupt:
-        if number() > 1:  # others may be waiting for this one
+        if world_size() > 1:  # others may be waiting for this one
             raise
         logger.warning("interrupted after epoch %d: all is kept", len(run.history))
     finally:

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import deterministic
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from ..runtime.distributed import anywhere
+from ..runtime.distributed import any_rank
 from ..runtime.precision import network_dtype
 from ..runtime.randomness import random_state, set_random_state
 from ..terms import Terms
@@ -148,9 +148,9 @@ def _on_all() -> Iterator[None]:
     try:
         yield
     except Exception:
-        anywhere(True)
+        any_rank(True)
         raise
-    if anywhere(False):
+    if any_rank(False):
         raise ValueError("another process could not compile it")
 
 

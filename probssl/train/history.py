@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..runtime.distributed import collected
+from ..runtime.distributed import gather_to_cpu
 from ..terms import Terms
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ class Tally:
     def pool(self) -> None:
         """Take in the items and terms of all processes, each of which calls it."""
         self.read()
-        sums = collected(torch.tensor([self.items, *self.total], dtype=torch.double))
+        sums = gather_to_cpu(
+            torch.tensor([self.items, *self.total], dtype=torch.double)
+        )
         items, *total = sums.sum(0).tolist()
         self.items, self.total = int(items), np.array(total)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..runtime.buffers import complete
-from ..runtime.distributed import agreed, agreed_bytes, first
+from ..runtime.distributed import broadcast_bytes, broadcast_object, is_main
 from ..runtime.randomness import go_on, random_states
 from .history import History, Row
 from .prepare import load_optimizer, optimizer_state
@@ -112,7 +112,7 @@ class Run:
         The row is that of the first process.
         """
         row = {name: x if isinstance(x, int) else float(x) for name, x in row.items()}
-        row = agreed(row)
+        row = broadcast_object(row)
         self.history.rows.append(row)
         return self.stopping.improves(row, self.step.objective)
 
@@ -217,7 +217,7 @@ class Checkpoints:
                 )
             return
         last = self.folder / LAST
-        data = agreed_bytes(_found(self.folder, resume) if first() else b"")
+        data = broadcast_bytes(_found(self.folder, resume) if is_main() else b"")
         if data:
             run.load(_parsed(data, last), last)
             self.epoch = len(run.history)
@@ -235,7 +235,7 @@ class Checkpoints:
         """Write down the last epoch, unless it was."""
         if self.folder is not None and self.epoch != len(run.history):
             _write(self.folder / LAST, run)
-            if first():
+            if is_main():
                 _replace(self.folder / HISTORY, run.history.to_json().encode())
             self.epoch = len(run.history)
 
@@ -307,7 +307,7 @@ def _found(folder: Path, resume: bool) -> bytes:
 def _write(path: Path, run: Run) -> None:
     """Write a run, whose state all processes have a part in."""
     state = run.state()
-    if first():
+    if is_main():
         write(path, state)
 
 

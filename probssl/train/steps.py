@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..runtime.distributed import average, collected, number
+from ..runtime.distributed import average, gather_to_cpu, world_size
 from ..runtime.precision import lowered
 from ..terms import Batch, Terms
 
@@ -230,7 +230,7 @@ class Averaged:
         Raises:
             RuntimeError: If a parameter has a gradient that had none in the first step.
         """
-        if number() == 1:
+        if world_size() == 1:
             return
         groups = self.optimizer.param_groups
         parameters = [p for group in groups for p in group["params"]]
@@ -248,7 +248,7 @@ class Averaged:
 
 def _used(parameters: list[Parameter]) -> list[Parameter]:
     here = torch.tensor([p.grad is not None for p in parameters])
-    anywhere = collected(here).any(0).tolist()
+    anywhere = gather_to_cpu(here).any(0).tolist()
     return [p for p, used in zip(parameters, anywhere, strict=True) if used]
 
 
