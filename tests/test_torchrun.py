@@ -15,10 +15,11 @@ from torch.testing import assert_close
 from under_torchrun import BEST, everything, with_noise, without_noise
 
 import probssl as ps
-from probssl.train import averaged, checkpoint
+from probssl.train import run
 from probssl.train.run import read, write
 from probssl.train.steps import Averaged
 
+STEPS = "probssl.train.steps"
 WORLD, ROOT = 2, Path(__file__).parent.parent
 SCRIPT = str(Path(__file__).parent / "under_torchrun.py")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -125,7 +126,7 @@ def test_a_checkpoint_of_the_first_format_is_resumed(tmp_path, alone, float64):
     state = read(last)
     (random,) = state["random"]
     state |= {"order": random.pop("order"), "random": random}
-    with mock.patch.object(checkpoint, "FORMATS", checkpoint.FORMATS[:1]):
+    with mock.patch.object(run, "FORMATS", run.FORMATS[:1]):
         write(last, state)
     assert b"probssl checkpoint 1" in last.read_bytes()
     assert_close(with_noise(tmp_path, resume=True), alone["noise"], rtol=0, atol=0)
@@ -151,9 +152,9 @@ def test_a_parameter_that_another_process_uses_has_gradient_zero_here():
     mine.grad = torch.ones(2)
     other = torch.tensor([False, True, False])
     with (
-        mock.patch.object(averaged, "number", lambda: 2),
-        mock.patch.object(averaged, "collected", lambda x: torch.stack([x, other])),
-        mock.patch.object(averaged, "average") as call,
+        mock.patch(f"{STEPS}.world_size", lambda: 2),
+        mock.patch(f"{STEPS}.gather_to_cpu", lambda x: torch.stack([x, other])),
+        mock.patch(f"{STEPS}.average") as call,
     ):
         average()
         assert len(call.call_args.args[0]) == 2

@@ -230,7 +230,7 @@ def as_process(rank: int, of: int, make: Callable[[], Any]) -> Any:
     """What one of several processes would have."""
     module = "probssl.train.batches"
     with (
-        mock.patch(f"{module}.number", lambda: of),
+        mock.patch(f"{module}.world_size", lambda: of),
         mock.patch(f"{module}.rank", lambda: rank),
     ):
         return make()
@@ -293,11 +293,15 @@ def test_what_cannot_be_shared_is_refused():
         share(lambda: made(FLOATS, size=6))
     with pytest.raises(ValueError, match="4 processes, got 3; start fewer"):
         share(lambda: made(FLOATS[:3], size=8))
-    with pytest.raises(ValueError, match="process 0 of 4.*process 0 of 1; pass sampl"):
+    with pytest.raises(
+        ValueError, match="rank 0 of 4 processes, got one for rank 0 of 1; pass"
+    ):
         share(lambda: made(DataLoader(FLOATS, 2)))
-    with pytest.raises(ValueError, match="process 0 of 4, got one for process 1 of 4"):
+    with pytest.raises(ValueError, match="got one for rank 1 of 4"):
         share(lambda: made(loader(1, 4)))
-    with pytest.raises(ValueError, match="process 0 of 1.*leave the sampler out"):
+    with pytest.raises(
+        ValueError, match="rank 0 of 1 processes.*leave the sampler out"
+    ):
         made(loader(0, 2))
 
 
