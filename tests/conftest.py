@@ -1,5 +1,6 @@
-"""What all tests share: seeds, float64, and where the real data are."""
+"""Fixtures of all tests: seed, float64, short fits, the folder of real data."""
 
+import logging
 import os
 from collections.abc import Iterator
 from importlib import import_module
@@ -20,6 +21,12 @@ def pytest_xdist_setupnodes() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quiet() -> None:
+    """Keep torch from logging every traced operation, as it does under pytest."""
+    logging.getLogger("torch.__trace").setLevel(logging.WARNING)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
@@ -35,15 +42,15 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def short_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoders that `compare` fits afterwards, hardly fitted."""
-    # The module lies behind the function of the same name.
+    """Fit the decoders that `compare` needs for a few steps only."""
+    # `probssl.compare` is the function, which hides the module of the same name.
     decoding = import_module("probssl.compare.decoding")
     monkeypatch.setattr(decoding, "STEPS", 20)
 
 
 @pytest.fixture
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less than a quarter of the digits, for code that fits and measures them."""
+    """Fit and measure on fewer than a quarter of the digits."""
     data = ps.data.digits()
     few = data._replace(train=data.train.take(300), test=data.test.take(150))
     monkeypatch.setattr(ps.data, "digits", lambda: few)

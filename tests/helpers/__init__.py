@@ -1,1 +1,8 @@
-"""What several test files share: small objectives and data, exact guides, checks."""
+"""Shared by the tests: small parts and objectives, exact answers, and assertions.
+
+- `catalogue`: tables of small priors, likelihoods, guides and objectives. What is
+  listed there is tried on every law of `probssl.testing` (test_testing.py); objectives
+  also by the tests of training, precision, compilation and processes.
+- `linear`: linear-Gaussian joints, whose posterior and evidence are known.
+- `checks`: assertions (means of samples, gradients) and tables of refused arguments.
+"""

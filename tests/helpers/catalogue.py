@@ -1,7 +1,11 @@
-"""Every objective, small, on items of six numbers: for the tests that all must pass."""
+"""Every prior, likelihood, guide and objective, small, for tests of all of them.
+
+Objectives take items of six numbers and guides items of three.
+"""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -12,30 +16,48 @@ from probssl import limits
 from probssl.entropies.queue import Queue
 from probssl.hyper import Positive
 from probssl.limits._ema import Teacher
+from probssl.priors import (
+    TSNE,
+    Components,
+    Custom,
+    Gaussian,
+    Independent,
+    Mixture,
+    Prior,
+    Spherical,
+    StudentT,
+    TwoTier,
+)
 
 ITEMS, VIEWS, EVENT, DIM = 8, 2, 6, 3
 
 
-def encoder() -> nn.Module:
-    return ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,))
+def encoder(dim: int = DIM, event: int = EVENT) -> nn.Module:
+    return ps.nn.MLPEncoder((event,), dim, hidden=(8,))
 
 
 def projector() -> nn.Module:
     return ps.nn.Projector(DIM, width=5, out=4)
 
 
-def decoder() -> nn.Module:
-    return ps.nn.MLPDecoder(DIM, (EVENT,), hidden=(8,))
+def decoder(dim: int = DIM, event: int = EVENT) -> nn.Module:
+    return ps.nn.MLPDecoder(dim, (event,), hidden=(8,))
 
 
-def joint(prior: ps.priors.Prior, **options: Callable) -> ps.Joint:
-    return ps.Joint(
-        prior, ps.likelihoods.Gaussian(0.5), encoder(), decoder(), **options
-    )
+def joint(
+    prior: Prior,
+    likelihood: ps.likelihoods.Likelihood | None = None,
+    event: int = EVENT,
+    **options: Any,
+) -> ps.Joint:
+    """One with small networks; the likelihood is Gaussian(0.5) unless given."""
+    dim, likelihood = prior.known_dim(), likelihood or ps.likelihoods.Gaussian(0.5)
+    networks = encoder(dim, event), decoder(dim, event)
+    return ps.Joint(prior, likelihood, *networks, **options)
 
 
 def spherical_joint() -> ps.Joint:
-    prior = ps.priors.Spherical(DIM, 5.0)
+    prior = Spherical(DIM, 5.0)
     return joint(prior, guide=ps.guides.PowerSpherical)
 
 
@@ -63,20 +85,74 @@ class Everything(nn.Module):
         z, target = self.network(views), self.teacher(views)
         z = z + 0.1 * torch.randn_like(z)
         scale = self.scale.posterior().rsample()
-        prior = ps.priors.Gaussian(DIM)
+        prior = Gaussian(DIM)
         crowd = self.queue.log_sums(prior, z).clamp(min=-10).mean()
         self.queue.push(target)
         near = (z - target).square().mean() / scale
         return ps.Terms(entropy=-self.weight * crowd, alignment=-near - scale.log())
 
 
+RANDOM = dist.LogNormal(-1.0, 0.5)
+
+
+def _laplace(y: torch.Tensor) -> dist.TorchDistribution:
+    return dist.Laplace(y, 0.4).to_event(1)
+
+
+def _positive(y: torch.Tensor) -> dist.TorchDistribution:
+    return dist.LogNormal(y, 0.4).to_event(1)
+
+
+PRIORS: dict[str, Callable[[], Prior]] = {
+    "narrow": lambda: Gaussian(3, ps.learned(0.15)),
+    "flat": lambda: Gaussian(2, 0.3, math.inf),
+    "random scale": lambda: Gaussian(2, RANDOM),
+    "a scale for each dimension": lambda: Gaussian(2, [0.2, 0.9]),
+    "independent": lambda: Independent(2),
+    "circle": lambda: Spherical(2, ps.learned(20.0)),
+    "random concentration": lambda: Spherical(3, dist.LogNormal(2.0, 0.5)),
+    "student": lambda: StudentT(2, 0.5, ps.learned(4.0)),
+    "heavy student": lambda: StudentT(1, ps.learned(0.5), 2.0),
+    "flat student": lambda: StudentT(2, 0.5, 3.0, math.inf),
+    "t-SNE": lambda: TSNE(1, 0.7, 1.0),
+    "t-SNE in a plane": lambda: TSNE(2, 0.7, 3.0),
+    "mixture of random scale": lambda: Mixture(2, 3, RANDOM),
+    "two tiers": lambda: TwoTier(2, 3, 0.3, ps.learned(0.5)),
+    "own scales": lambda: TwoTier(2, Components(2, 3, own_scales=True), 0.3, 0.5),
+    "Laplace conditional": lambda: Custom(_laplace, 1),
+    "positive conditional": lambda: Custom(_positive, 1),
+}
+
+# Each for outputs of four numbers.
+LIKELIHOODS: dict[str, Callable[[], ps.likelihoods.Likelihood]] = {
+    "Bernoulli": ps.likelihoods.Bernoulli,
+    "grey Bernoulli": lambda: ps.likelihoods.Bernoulli(grey=True),
+    "Binomial(16)": lambda: ps.likelihoods.Binomial(16),
+    "Binomial(255)": lambda: ps.likelihoods.Binomial(255),
+    "Categorical": lambda: ps.likelihoods.Categorical(4),
+    "soft Categorical": lambda: ps.likelihoods.Categorical(4, soft=True),
+    "Gaussian": lambda: ps.likelihoods.Gaussian(0.3),
+    "learned Gaussian": lambda: ps.likelihoods.Gaussian(ps.learned(0.3)),
+}
+
+# A guide, made of an encoder, and the prior that it is tried beside.
+GUIDES: dict[str, Callable[[], tuple[Callable[[nn.Module], nn.Module], Prior]]] = {
+    "diagonal, student": lambda: (ps.guides.DiagonalGaussian, StudentT(2, 0.5, 4.0)),
+    "diagonal, mixture": lambda: (ps.guides.DiagonalGaussian, Mixture(2, 3, 0.5)),
+    "diagonal, custom": lambda: (ps.guides.DiagonalGaussian, Custom(_laplace, 1)),
+    "full": lambda: (ps.guides.FullGaussian, Gaussian(2, 0.5)),
+    "coupled": lambda: (ps.guides.Coupled, Gaussian(2, 0.5)),
+    "coupled, flat": lambda: (ps.guides.Coupled, Gaussian(2, 0.5, math.inf)),
+    "coupled, mixture": lambda: (ps.guides.Coupled, Mixture(2, 3, 0.5)),
+    "point": lambda: (ps.guides.Point, Gaussian(2, 0.5)),
+    "power spherical": lambda: (ps.guides.PowerSpherical, Spherical(3, 5.0)),
+}
+
 OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
-    "SimVAE": lambda: limits.SimVAE(joint(ps.priors.Gaussian(DIM, 0.5))),
+    "SimVAE": lambda: limits.SimVAE(joint(Gaussian(DIM, 0.5))),
     "spherical SimVAE": lambda: limits.SimVAE(spherical_joint()),
-    "VAE": lambda: limits.VAE(joint(ps.priors.Independent(DIM))),
-    "IWAE": lambda: limits.VAE(
-        joint(ps.priors.Independent(DIM)), bound=ps.bounds.IWAE(3)
-    ),
+    "VAE": lambda: limits.VAE(joint(Independent(DIM))),
+    "IWAE": lambda: limits.VAE(joint(Independent(DIM)), bound=ps.bounds.IWAE(3)),
     "SimCLR": lambda: limits.SimCLR(encoder(), projector()),
     "SimCLR, decoupled, with a queue": lambda: limits.SimCLR(
         encoder(), decoupled=True, queue=24
@@ -90,19 +166,17 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "neighbour embedding with a queue": lambda: limits.NeighbourEmbedding(
         encoder(), joint=False, queue=24
     ),
-    "t-MoCo": lambda: limits.MoCo(
-        encoder(), queue=24, prior=ps.priors.TSNE(None, 1.0, 5.0)
-    ),
+    "t-MoCo": lambda: limits.MoCo(encoder(), queue=24, prior=TSNE(None, 1.0, 5.0)),
     "VICReg": lambda: limits.VICReg(encoder(), projector()),
     "LogDet": lambda: limits.LogDet(encoder()),
     "LDM": lambda: limits.Embedding(
         encoder(),
-        ps.priors.Gaussian(None, 0.5, y_scale=math.inf),
+        Gaussian(None, 0.5, y_scale=math.inf),
         ps.entropies.LogDeterminant(),
         all_views=True,
     ),
     "nearest neighbour": lambda: limits.Embedding(
-        encoder(), ps.priors.Gaussian(DIM, 0.5), ps.entropies.NearestNeighbour()
+        encoder(), Gaussian(DIM, 0.5), ps.entropies.NearestNeighbour()
     ),
     "Barlow Twins": lambda: limits.BarlowTwins(encoder(), projector()),
     "W-MSE": lambda: limits.WMSE(encoder()),

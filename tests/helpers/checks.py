@@ -1,0 +1,76 @@
+"""Assertions on samples and gradients, and tables of refused arguments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+__all__ = ["assert_mean", "assert_same", "mean_and_bar", "refusals", "value_and_grad"]
+
+BARS = 5.0  # standard errors
+
+
+def mean_and_bar(sample: Any) -> tuple[Any, Any]:
+    """The mean over the first axis, and five of its standard errors.
+
+    Takes a tensor, an array, or a list of numbers or of tensors.
+    """
+    if isinstance(sample, list):
+        sample = torch.stack([torch.as_tensor(each) for each in sample]).detach()
+    spread = sample.std(0, ddof=1) if isinstance(sample, np.ndarray) else sample.std(0)
+    return sample.mean(0), BARS * spread / len(sample) ** 0.5
+
+
+def assert_mean(sample: Any, expected: Any, rounding: float = 1e-12) -> None:
+    """The mean over the first axis is the expected one, to five standard errors.
+
+    Arguments:
+        rounding: Allowed in addition, relative to the largest entry of the sample.
+    """
+    mean, bar = mean_and_bar(sample)
+    largest = max(float(abs(np.asarray(part)).max()) for part in sample)
+    away = abs(mean - expected)
+    assert (away <= bar + rounding * (1 + largest)).all(), (
+        f"expected means within {bar}, got them {away} away"
+    )
+
+
+def value_and_grad(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """A scalar without its graph, and its gradient in z."""
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+def assert_same(
+    ours: Tensor, plain: Tensor, z: Tensor, rtol: float = 1e-10, atol: float = 1e-10
+) -> None:
+    """Two scalar functions of z have the same value and the same gradient."""
+    pairs = zip(value_and_grad(ours, z), value_and_grad(plain, z), strict=True)
+    for left, right in pairs:
+        assert_close(left, right, rtol=rtol, atol=atol)
+
+
+def refusals(
+    *cases: tuple[Callable[[], object], type[Exception], str],
+) -> Callable[..., None]:
+    """A test that every call raises its error with a message that matches.
+
+    Assign it to a name that starts with ``test_``::
+
+        test_arguments_out_of_range_are_refused = refusals(
+            (lambda: Gaussian(2, -1.0), ValueError, "scale as a positive"),
+            (lambda: Gaussian(2, "wide"), TypeError, "scale"),
+        )
+    """
+
+    @pytest.mark.parametrize(
+        "call, error, message", cases, ids=[message for _, _, message in cases]
+    )
+    def test(call: Callable[[], object], error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            call()
+
+    return test
