@@ -17,8 +17,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from probssl.distributions.spherical import PowerSpherical, VonMisesFisher
-from probssl.distributions.spherical_uniform import SphericalUniform
+from probssl.distributions import NormalMixture
+from probssl.distributions.sphere import (
+    PowerSpherical,
+    SphericalUniform,
+    VonMisesFisher,
+)
 from probssl.distributions.student import IsotropicStudentT
 from probssl.special import bessel_ratio, digamma_difference, log_area
 
@@ -439,3 +443,26 @@ def test_errors_of_the_others_name_the_argument():
 def test_mean_of_von_mises_fisher_is_the_bessel_ratio():
     around = VonMisesFisher(direction(7), 3.0)
     assert_close(around.mean.norm(), bessel_ratio(7, torch.tensor(3.0)))
+
+
+def test_gradient_of_mixture_weights_is_exact_where_that_of_pyro_is_not():
+    n, logits = 100_000, torch.zeros(2)
+    loc, scale = torch.tensor([[1.5, 1.5], [-1.5, 1.5]]), torch.ones(2, 2)
+    share, product = logits.softmax(0), loc.prod(-1)  # E[z_1 z_2 | k]
+    exact = share * (product - share @ product)
+    line = torch.linspace(-9.0, 9.0, 301)
+    z = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1)
+    weights = logits.clone().requires_grad_()
+    density = NormalMixture(weights, loc, scale).log_prob(z).exp()
+    (by_quadrature,) = grad((density * z.prod(-1)).sum() * 0.06**2, weights)
+    assert_close(by_quadrature, exact)
+
+    each = [part.expand(n, 2, 2) for part in (loc, scale)]
+    weights = logits.expand(n, 2).clone().requires_grad_()
+    assert_mean(
+        grad(NormalMixture(weights, *each).rsample().prod(-1).sum(), weights)[0], exact
+    )
+    weights = logits.expand(n, 2).clone().requires_grad_()
+    z = dist.MixtureOfDiagNormals(*each, weights).rsample()
+    (pyro_gradient,) = grad(z.prod(-1).sum(), weights)
+    assert (pyro_gradient.mean(0) - exact).abs().min() > 1.0  # the size is 1.125

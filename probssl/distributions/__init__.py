@@ -1,14 +1,9 @@
-"""Distributions that Pyro lacks: on the sphere, Student's t, views that share."""
+"""Distributions that Pyro lacks: on the sphere, Student-t, mixtures, item views."""
 
-from .coupled import CoupledComponents
 from .gaussian import OneFactorNormal
-from .mixture import SharedComponent
-from .normal_mixture import NormalMixture
-from .shared import SharedDirection
-from .shared_precision import SharedPrecision
-from .spherical import PowerSpherical, VonMisesFisher
-from .spherical_uniform import SphericalUniform
-from .student import IsotropicStudentT
+from .mixture import CoupledComponents, NormalMixture, SharedComponent
+from .sphere import PowerSpherical, SharedDirection, SphericalUniform, VonMisesFisher
+from .student import IsotropicStudentT, SharedPrecision
 
 __all__ = [
     "CoupledComponents",

@@ -1,4 +1,4 @@
-"""Views that are independent given a content: any p(y) and any p(z|y)."""
+"""Views that are independent given a latent content: any p(y) and any p(z|y)."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,17 +9,18 @@ from pyro.distributions import TorchDistribution, validation_enabled
 from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
+from ._base import Shape, ViewsDistribution
+
 __all__ = ["ContentPosterior", "Integral", "SharedContent"]
 
-Shape = Size | list[int] | tuple[int, ...]
 Conditional = Callable[..., TorchDistribution]
 
 
 class Integral(Protocol):
-    """How the content is integrated out: nodes y and the logarithms of their weights.
+    """A rule of numerical integration over y: nodes and log-weights.
 
-    The weights sum to the integral: for each dimension, with shape
-    (node, \\*batch, dim), if `each`; else over all of them, (node, \\*batch).
+    The weights sum to the integral: of each dimension, with shape
+    (node, \\*batch, dim), if `each`; else of all dimensions, (node, \\*batch).
     """
 
     each: bool
@@ -29,8 +30,8 @@ class Integral(Protocol):
     ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]: ...
 
 
-class SharedContent(TorchDistribution):
-    r"""Views drawn independently around one content y, which is integrated out.
+class SharedContent(ViewsDistribution):
+    r"""Views drawn independently given one content y, which is integrated out.
 
     .. math:: p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy
 
@@ -39,16 +40,16 @@ class SharedContent(TorchDistribution):
             distribution with that batch shape and event shape (dim,).
         content: p(y), event shape (dim,).
         views: The number V of views.
-        integral: How y is integrated out.
-        example: p(z|y) for some y, for what does not depend on y: its event shape, its
-            support, and whether its samples have gradients.
+        integral: The rule of integration over y.
+        example: p(z|y) for some y, which gives the event shape, the support, and
+            whether samples are reparameterised.
         factorised: Whether p(y) and p(z|y) are products over the dimensions.
         batch_shape: The batch shape of the parameters of `conditional`.
         present: The views whose marginal density is meant, bool, with shape
             (\*batch, view); None means all.
     """
 
-    arg_constraints = {}
+    parts = {"present": 1}
 
     def __init__(
         self,
@@ -77,14 +78,6 @@ class SharedContent(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.example.support, 1)
 
-    def expand(
-        self, batch_shape: Shape, _instance: "SharedContent | None" = None
-    ) -> "SharedContent":
-        present = self.present
-        if present is not None:
-            present = present.expand(Size(batch_shape) + self.event_shape[:1])
-        return self._like(batch_shape, present)
-
     def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
         with torch.no_grad(), validation_enabled(False):
             y = self.content.sample(Size(sample_shape) + self.batch_shape)
@@ -102,34 +95,14 @@ class SharedContent(TorchDistribution):
     def nodes(
         self, value: Float[Tensor, "*batch view dim"]
     ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
-        """Nodes y, and log-weights whose sum is the density of the views."""
+        """Return nodes y, and log-weights whose sum is the density of the views."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         with validation_enabled(False):
             return self.integral(self, value.expand(shape))
 
     def posterior(self, value: Float[Tensor, "*batch view dim"]) -> "ContentPosterior":
-        """The posterior of the content given the views."""
+        """Return the posterior of the content given the views."""
         return ContentPosterior(self, value)
-
-    def complete(
-        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "..."]
-    ) -> Float[Tensor, "*batch view dim"]:
-        """Draw the absent views given the present ones, which are returned as given."""
-        known = self._like(self.batch_shape, present)
-        y = known.posterior(value).sample()
-        with torch.no_grad(), validation_enabled(False):
-            drawn = self._around(y).sample().movedim(0, -2)
-        return torch.where(present.unsqueeze(-1), value, drawn)
-
-    def complete_mean(
-        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "..."]
-    ) -> Float[Tensor, "*batch view dim"]:
-        """The mean of what `complete` draws."""
-        y = self._like(self.batch_shape, present).posterior(value)
-        with validation_enabled(False):
-            expected = self.conditional(y.nodes).mean
-        mean = (y.log_weight.exp() * expected).sum(0).unsqueeze(-2)
-        return torch.where(present.unsqueeze(-1), value, mean)
 
     def log_joint(
         self,
@@ -138,13 +111,13 @@ class SharedContent(TorchDistribution):
     ) -> Tensor:
         r"""Return :math:`\log p(y) + \sum_v \log p(z_v \mid y)` for all nodes.
 
-        For each dimension, with shape (node, \*batch, dim), or over all of them, as the
-        integral is.
+        The shape is (node, \*batch, dim) if the integral has `each`, else
+        (node, \*batch).
         """
         content, views = self.content, self.conditional(y.unsqueeze(1))
         if self.integral.each:
             content, views = content.base_dist, views.base_dist
-        # The views in front: the axes that y shares with z stay one block of memory.
+        # Views in front: the axes that y shares with z stay contiguous.
         log_prob = views.log_prob(value.movedim(-2, 0).contiguous())
         if self.present is not None:
             present = self.present.expand(value.shape[:-1]).movedim(-1, 0)
@@ -155,24 +128,23 @@ class SharedContent(TorchDistribution):
     def _around(self, y: Float[Tensor, "*batch dim"]) -> TorchDistribution:
         return self.conditional(y.expand(self.event_shape[:1] + y.shape))
 
-    def _like(self, batch_shape: Shape, present: Tensor | None) -> "SharedContent":
-        return SharedContent(
-            self.conditional,
-            self.content,
-            self.event_shape[0],
-            self.integral,
-            example=self.example,
-            factorised=self.factorised,
-            batch_shape=batch_shape,
-            present=present,
-        )
+    def _draw_absent(self, value: Tensor, present: Tensor) -> Tensor:
+        y = self.marginal(present).posterior(value).sample()
+        with torch.no_grad(), validation_enabled(False):
+            return self._around(y).sample().movedim(0, -2)
+
+    def _mean_absent(self, value: Tensor, present: Tensor) -> Tensor:
+        y = self.marginal(present).posterior(value)
+        with validation_enabled(False):
+            expected = self.conditional(y.nodes).mean
+        return (y.log_weight.exp() * expected).sum(0).unsqueeze(-2)
 
 
 class ContentPosterior(TorchDistribution):
     r"""The posterior of a content given its views, :math:`p(y \mid z_1, \dots, z_V)`.
 
-    Its density is that of the model; its moments are sums over the nodes of the
-    integral. Its samples are nodes, drawn by their weights.
+    Its density is exact but for the evidence; its moments are weighted sums over the
+    nodes of the integral. Its samples are nodes, drawn with their weights.
 
     Arguments:
         views: The distribution of the views.
@@ -216,7 +188,7 @@ class ContentPosterior(TorchDistribution):
     def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Tensor:
         shape = self.batch_shape + self.event_shape
         many = value.expand(torch.broadcast_shapes(value.shape, shape))
-        with validation_enabled(False):  # further axes in front are so many nodes
+        with validation_enabled(False):  # axes in front of the batch count as nodes
             log_joint = self.views.log_joint(many.reshape(-1, *shape), self.value)
         if self.views.integral.each:
             log_joint = log_joint.sum(-1)

@@ -1,41 +1,40 @@
-"""Normals that share one factor: the Gaussian prior of the views, and its posterior."""
+"""A one-factor normal model: the Gaussian prior of the views, and its posterior."""
 
 import math
 
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Normal, constraints
 
+from ._base import Shape, ViewsDistribution
+
 __all__ = ["OneFactorNormal"]
 
-Shape = Size | list[int] | tuple[int, ...]
 
-
-class OneFactorNormal(TorchDistribution):
-    r"""Views that are normal around one shared factor, in every dimension by itself.
+class OneFactorNormal(ViewsDistribution):
+    r"""A one-factor model: normal views around a shared factor, in each dimension.
 
     .. math:: z_v = \mu_v + u_v f + \sigma_v \epsilon_v, \qquad
         f, \epsilon_v \sim N(0, 1), \qquad
         \mathrm{Cov}[z] = \mathrm{diag}(\sigma^2) + u u^\top
 
     With :math:`\hat f` the posterior mean of the factor, the log-density is a sum of
-    squares (nothing cancels when the views nearly agree), at a cost linear in the
+    squares, without cancellation where views nearly agree, at a cost linear in the
     number of views:
 
     .. math:: -\tfrac12 \Big[ \sum_v \frac{(z_v - \mu_v - u_v \hat f)^2}{\sigma_v^2}
         + \hat f^2 + \sum_v \log 2 \pi \sigma_v^2
         + \log\Big(1 + \sum_v \frac{u_v^2}{\sigma_v^2}\Big) \Big]
 
-    A flat factor (density 1 in :math:`f` everywhere) drops :math:`\hat f^2`, the 1 in
-    the last logarithm, and one :math:`\log 2 \pi`; it is improper and has no samples.
+    A flat factor (density 1 for every :math:`f`) drops :math:`\hat f^2`, the 1 in the
+    last logarithm, and one :math:`\log 2 \pi`; it is improper and has no samples.
 
     Arguments:
         loc: The mean :math:`\mu`, with shape (\*batch, view, dim).
         scale: The standard deviation :math:`\sigma`, broadcastable to it.
         loading: The loading :math:`u`, broadcastable to it.
-        flat: Whether the factor is flat instead of standard normal.
+        flat: Whether the factor has a flat density, not the standard normal one.
         present: The views whose marginal density is meant, bool, with shape
             (\*batch, view); None means all.
     """
@@ -45,7 +44,7 @@ class OneFactorNormal(TorchDistribution):
         "scale": constraints.independent(constraints.positive, 2),
         "loading": constraints.independent(constraints.real, 2),
     }
-    support = constraints.independent(constraints.real, 2)
+    parts = {"loc": 2, "scale": 2, "loading": 2, "present": 1}
 
     def __init__(
         self,
@@ -80,24 +79,6 @@ class OneFactorNormal(TorchDistribution):
             return torch.full_like(self.loc, math.inf)
         return self.scale.square() + self.loading.square()
 
-    def expand(
-        self, batch_shape: Shape, _instance: "OneFactorNormal | None" = None
-    ) -> "OneFactorNormal":
-        new = self._get_checked_instance(OneFactorNormal, _instance)
-        batch_shape = Size(batch_shape)
-        for name in ("loc", "scale", "loading"):
-            part = getattr(self, name).expand(batch_shape + self.event_shape)
-            setattr(new, name, part)
-        new.flat = self.flat
-        new.present = self.present
-        if self.present is not None:
-            new.present = self.present.expand(batch_shape + self.event_shape[:1])
-        super(OneFactorNormal, new).__init__(
-            batch_shape, self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
-
     def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
         self._require_proper("samples")
         shape = self._extended_shape(Size(sample_shape))
@@ -125,7 +106,7 @@ class OneFactorNormal(TorchDistribution):
         return 0.5 * (count + self._log_determinant(present, total))
 
     def factor(self, value: Float[Tensor, "*batch view dim"]) -> Normal:
-        """The posterior of the factor given the views, with shape (\\*batch, dim)."""
+        """Return the posterior of the factor given the views, shape (\\*batch, dim)."""
         _, precision = self._precision()
         mean, total = self._factor(value, precision)
         scale = (total + (not self.flat)).rsqrt()
@@ -134,14 +115,14 @@ class OneFactorNormal(TorchDistribution):
     def times(
         self, loc: Tensor, scale: Tensor, present: Tensor | None = None
     ) -> "OneFactorNormal":
-        r"""The normalised product with a normal factor for each view.
+        r"""Return the normalised product with a normal density for each view.
 
         .. math:: q(z) \propto p(z) \prod_{v \text{ present}} N(z_v \mid m_v, r_v^2)
 
         Absent views follow the prior given the present ones.
         """
         prior, noise = self.scale.square(), scale.square()
-        share = prior / (prior + noise)  # how far the factor moves z_v
+        share = prior / (prior + noise)  # how far the other density moves z_v
         weight = self.loading / (prior + noise)
         if present is not None:
             share = share * present.unsqueeze(-1)
@@ -156,32 +137,14 @@ class OneFactorNormal(TorchDistribution):
             validate_args=False,
         )
 
-    def complete(
-        self, value: Tensor, present: Bool[Tensor, "*batch view"]
-    ) -> Float[Tensor, "*batch view dim"]:
-        """Draw the absent views given the present ones, which are returned as given."""
-        factor = self._known(present).factor(value).rsample().unsqueeze(-2)
-        drawn = self.loc + self.loading * factor
-        drawn = drawn + self.scale * torch.randn_like(drawn)
-        return torch.where(present.unsqueeze(-1), value, drawn)
+    def _draw_absent(self, value: Tensor, present: Tensor) -> Tensor:
+        factor = self.marginal(present).factor(value).rsample().unsqueeze(-2)
+        mean = self.loc + self.loading * factor
+        return mean + self.scale * torch.randn_like(mean)
 
-    def complete_mean(
-        self, value: Tensor, present: Bool[Tensor, "*batch view"]
-    ) -> Float[Tensor, "*batch view dim"]:
-        """The mean of what `complete` draws."""
-        factor = self._known(present).factor(value).mean.unsqueeze(-2)
-        expected = self.loc + self.loading * factor
-        return torch.where(present.unsqueeze(-1), value, expected)
-
-    def _known(self, present: Tensor) -> "OneFactorNormal":
-        return OneFactorNormal(
-            self.loc,
-            self.scale,
-            self.loading,
-            flat=self.flat,
-            present=present,
-            validate_args=False,
-        )
+    def _mean_absent(self, value: Tensor, present: Tensor) -> Tensor:
+        factor = self.marginal(present).factor(value).mean.unsqueeze(-2)
+        return self.loc + self.loading * factor
 
     def _require_proper(self, what: str) -> None:
         if self.flat:
@@ -208,7 +171,7 @@ class OneFactorNormal(TorchDistribution):
         return mean, total
 
     def _plus_prior(self, total: Tensor) -> Tensor:
-        # With a flat factor and no view at all there is nothing to divide by.
+        # A flat factor without any present view has precision 0.
         return torch.where(total > 0, total, 1.0) if self.flat else 1 + total
 
     def _log_determinant(self, present: Tensor | None, total: Tensor) -> Tensor:

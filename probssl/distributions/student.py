@@ -1,4 +1,4 @@
-r"""The multivariate Student-t distribution with one scale for all dimensions.
+r"""Student-t distributions: one vector, or the views of an item that share a precision.
 
 References:
     Multivariate T-Distributions and Their Applications (Kotz and Nadarajah, 2004)
@@ -6,31 +6,32 @@ References:
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import Gamma, TorchDistribution, constraints
+from pyro.distributions import Gamma, constraints
 from torch import Size, Tensor
 
 from ..special import digamma_difference, log_gamma_ratio
+from ._base import Expandable, Shape, ViewsDistribution, broadcast_around
+from .gaussian import OneFactorNormal
 
-__all__ = ["IsotropicStudentT"]
-
-Shape = Size | list[int] | tuple[int, ...]
+__all__ = ["IsotropicStudentT", "SharedPrecision"]
 
 
-class IsotropicStudentT(TorchDistribution):
-    r"""Student-t in d dimensions: a normal whose precision is random and shared.
+class IsotropicStudentT(Expandable):
+    r"""Multivariate Student-t with one scale: a normal of one random precision.
 
     .. math:: p(z)
         = \frac{\Gamma((\nu + d)/2)}{\Gamma(\nu / 2) (\nu \pi \sigma^2)^{d/2}}
         \Big(1 + \frac{\lVert z - \mu \rVert^2}{\nu \sigma^2}\Big)^{-(\nu + d)/2}
 
     Arguments:
-        dof: The degrees of freedom :math:`\nu`; a mean needs more than 1, a variance
-            more than 2.
+        dof: The degrees of freedom :math:`\nu`; the mean exists above 1, the variance
+            above 2.
         loc: The centre :math:`\mu`.
-        scale: The scale :math:`\sigma`; the standard deviation is larger.
+        scale: The scale :math:`\sigma`, less than the standard deviation.
 
     Raises:
         ValueError: If loc has no axis or the shapes do not broadcast; with validation,
@@ -44,6 +45,7 @@ class IsotropicStudentT(TorchDistribution):
     }
     support = constraints.real_vector
     has_rsample = True
+    parts = {"dof": 0, "loc": 1, "scale": 0}
 
     def __init__(
         self,
@@ -53,42 +55,9 @@ class IsotropicStudentT(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        if loc.ndim < 1:
-            raise ValueError(
-                "expected loc with shape (*batch, dim), got a scalar; give "
-                "loc.unsqueeze(-1) for one dimension"
-            )
-        dof, scale = (
-            part if isinstance(part, Tensor) else loc.new_full((), part)
-            for part in (dof, scale)
-        )
-        try:
-            shape = torch.broadcast_shapes(dof.shape, scale.shape, loc.shape[:-1])
-        except RuntimeError as error:
-            raise ValueError(
-                "expected dof and scale to broadcast with the batch shape "
-                f"{tuple(loc.shape[:-1])} of loc, got {tuple(dof.shape)} and "
-                f"{tuple(scale.shape)}; their shapes have no axis for dim"
-            ) from error
-        self.dof, self.scale = dof.expand(shape), scale.expand(shape)
-        self.loc = loc.expand(shape + loc.shape[-1:])
-        super().__init__(shape, loc.shape[-1:], validate_args=validate_args)
-
-    def expand(
-        self, batch_shape: Shape, _instance: "IsotropicStudentT | None" = None
-    ) -> "IsotropicStudentT":
-        new = self._get_checked_instance(IsotropicStudentT, _instance)
-        batch_shape = Size(batch_shape)
-        new.dof, new.scale = (
-            self.dof.expand(batch_shape),
-            self.scale.expand(batch_shape),
-        )
-        new.loc = self.loc.expand(batch_shape + self.event_shape)
-        super(IsotropicStudentT, new).__init__(
-            batch_shape, self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+        self.loc, self.dof, self.scale = broadcast_around(loc, dof=dof, scale=scale)
+        *batch, dim = self.loc.shape
+        super().__init__(Size(batch), Size((dim,)), validate_args=validate_args)
 
     @property
     def mode(self) -> Float[Tensor, "*batch dim"]:
@@ -96,12 +65,12 @@ class IsotropicStudentT(TorchDistribution):
 
     @property
     def mean(self) -> Float[Tensor, "*batch dim"]:
-        """The centre; not a number where dof is at most 1."""
+        """The centre; NaN where dof is at most 1."""
         return torch.where(self.dof.unsqueeze(-1) > 1, self.loc, math.nan)
 
     @property
     def variance(self) -> Float[Tensor, "*batch dim"]:
-        """Of each dimension: infinite for dof in (1, 2], not a number below."""
+        """The variance of each dimension: infinite for dof in (1, 2], NaN below."""
         excess = torch.where(self.dof > 2, self.dof - 2, 1)
         variance = self.scale.square() * self.dof / excess
         variance = torch.where(self.dof > 2, variance, math.inf)
@@ -133,3 +102,146 @@ class IsotropicStudentT(TorchDistribution):
         dof, dim = self.dof.double(), self.event_shape[0]
         log_scale = self.scale.double().log() + (dof * math.pi).log() / 2
         return log_gamma_ratio(dof / 2, dim / 2) - dim * log_scale
+
+
+class SharedPrecision(ViewsDistribution):
+    r"""Student-t views of an item: normal views of one random precision.
+
+    .. math:: g \sim \mathrm{Gamma}(\tfrac\nu2, \tfrac\nu2), \qquad
+        z_v = \mu_v + u_v f + \frac{\sigma_v}{\sqrt g} \epsilon_v, \qquad
+        f \mid g \sim N(0, 1 / g)
+
+    All views and dimensions together are Student-t. Let N be the normal density for
+    g = 1, M the squared Mahalanobis distance of z under N, and m = V·d the number of
+    dimensions. Then
+
+    .. math:: \log p(z) = \log N(\mu)
+        + \log \frac{\Gamma((\nu + m) / 2)}{\Gamma(\nu / 2) \, (\nu / 2)^{m / 2}}
+        - \frac{\nu + m}2 \log\Big(1 + \frac M\nu\Big)
+
+    A flat factor has density 1 for every g: then m = (V − 1)·d, and there are no
+    samples.
+
+    Arguments:
+        normal: The distribution of the (present) views for g = 1.
+        dof: The degrees of freedom :math:`\nu`, broadcastable to the batch shape of the
+            normal.
+    """
+
+    arg_constraints = {"dof": constraints.positive}
+    parts = {"normal": 0, "dof": 0, "log_mode": 0}
+
+    def __init__(
+        self,
+        normal: OneFactorNormal,
+        dof: Float[Tensor, "*batch"],
+        validate_args: bool | None = None,
+    ) -> None:
+        self.normal, self.dof = normal, dof
+        # Before the parts are expanded: the constant is computed once for all items.
+        log_mode = normal.log_prob(normal.loc) + self._of_half_count(_log_ratio)
+        shape = torch.broadcast_shapes(normal.batch_shape, dof.shape)
+        self.normal, self.dof = normal.expand(shape), dof.expand(shape)
+        self.log_mode = log_mode.expand(shape)
+        super().__init__(shape, normal.event_shape, validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.normal.has_rsample
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch view dim"]:
+        """The centre; NaN where dof is at most 1."""
+        dof = self.dof[..., None, None]
+        return torch.where(dof > 1, self.normal.loc, math.nan)
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch view dim"]:
+        """The variance of each dimension: infinite for dof in (1, 2], NaN below."""
+        dof = self.dof[..., None, None]
+        excess = torch.where(dof > 2, dof - 2, 1)
+        variance = torch.where(dof > 2, self.normal.variance * dof / excess, math.inf)
+        return torch.where(dof > 1, variance, math.nan)
+
+    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+        z = self.normal.rsample(sample_shape)
+        half = self.dof / 2
+        precision = Gamma(half, half, validate_args=False).rsample(Size(sample_shape))
+        loc = self.normal.loc
+        return loc + (z - loc) * precision[..., None, None].rsqrt()
+
+    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        tail = torch.log1p(self._square(value) / self.dof)
+        return self.log_mode - (self.dof + self._count()) / 2 * tail
+
+    def entropy(self) -> Tensor:
+        """The entropy, in nats.
+
+        Raises:
+            ValueError: If the factor is flat.
+        """
+        self.normal.entropy()  # raises for a flat factor
+        half = (self.dof + self._count()) / 2
+        return half * self._of_half_count(digamma_difference) - self.log_mode
+
+    def precision(self, value: Float[Tensor, "*batch view dim"]) -> Gamma:
+        r"""The posterior of g given the views,
+        :math:`\mathrm{Gamma}((\nu + m) / 2, (\nu + M) / 2)`."""
+        count, square = self.dof + self._count(), self.dof + self._square(value)
+        count, square = torch.broadcast_tensors(count, square)
+        return Gamma(count / 2, square / 2, validate_args=False)
+
+    def marginal(self, present: Tensor) -> "SharedPrecision":
+        normal = self.normal.marginal(present)
+        return SharedPrecision(normal, self.dof, validate_args=False)
+
+    def _draw_absent(self, value: Tensor, present: Tensor) -> Tensor:
+        known, base = self.marginal(present), self.normal
+        factor = known.normal.factor(value)
+        deviation = factor.stddev * torch.randn_like(factor.stddev)
+        noise = base.scale * torch.randn_like(value) + (
+            base.loading * deviation.unsqueeze(-2)
+        )
+        precision = known.precision(value).rsample()[..., None, None]
+        return self._centre(factor.mean) + noise * precision.rsqrt()
+
+    def _mean_absent(self, value: Tensor, present: Tensor) -> Tensor:
+        return self._centre(self.marginal(present).normal.factor(value).mean)
+
+    def _centre(self, factor: Tensor) -> Tensor:
+        """The centres of the views given the factor."""
+        return self.normal.loc + self.normal.loading * factor.unsqueeze(-2)
+
+    def _square(self, value: Tensor) -> Tensor:
+        """The squared Mahalanobis distance M, a sum of squares."""
+        base, factor = self.normal, self.normal.factor(value).mean
+        square = ((value - self._centre(factor)) / base.scale).square()
+        if base.present is not None:
+            square = square * base.present.unsqueeze(-1)
+        total = square.sum((-2, -1))
+        return total if base.flat else total + factor.square().sum(-1)
+
+    def _count(self) -> Tensor | int:
+        """The number of dimensions m of the present views, d fewer if flat."""
+        (views, dim), fewer = self.normal.event_shape, int(self.normal.flat)
+        if self.normal.present is None:
+            return (views - fewer) * dim
+        return (self.normal.present.sum(-1) - fewer).clamp(min=0) * dim
+
+    def _of_half_count(self, function: Callable[[Tensor, float], Tensor]) -> Tensor:
+        r"""The function of :math:`\nu / 2` and m / 2, computed in float64."""
+        (views, dim), count = self.normal.event_shape, self._count()
+        half = self.dof.double() / 2
+        if isinstance(count, int):
+            return function(half, count / 2).to(self.dof.dtype)
+        # A table over the few values of m, from which each item gathers its own.
+        table = torch.stack([function(half, n * dim / 2) for n in range(views + 1)], -1)
+        table, pick = torch.broadcast_tensors(table, (count // dim).unsqueeze(-1))
+        return table.gather(-1, pick)[..., 0].to(self.dof.dtype)
+
+
+def _log_ratio(a: Tensor, b: float) -> Tensor:
+    r""":math:`\log \Gamma(a + b) / (\Gamma(a) a^b)`, which is 0 for large a."""
+    return log_gamma_ratio(a, b) - b * a.log()

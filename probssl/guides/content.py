@@ -9,7 +9,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from ..distributions.spherical import PowerSpherical
+from ..distributions.sphere import PowerSpherical
 from ..nn import dense
 
 __all__ = ["Content", "SphericalContent"]

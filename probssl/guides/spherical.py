@@ -5,7 +5,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from ..distributions.spherical import PowerSpherical as PowerSphericalDensity
+from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
 from .factors import Factors, PriorOf, Views, of_views
 
 __all__ = ["PowerSpherical"]

@@ -13,9 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..distributions.shared import SharedDirection
-from ..distributions.spherical import VonMisesFisher
-from ..distributions.spherical_uniform import SphericalUniform
+from ..distributions import SharedDirection, SphericalUniform, VonMisesFisher
 from ..hyper import Learned, Positive
 from ..special import log_vmf_normaliser
 from .base import Prior, check_dim

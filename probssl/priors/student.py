@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..distributions.gaussian import OneFactorNormal
-from ..distributions.shared_precision import SharedPrecision
-from ..distributions.student import IsotropicStudentT
+from ..distributions.student import IsotropicStudentT, SharedPrecision
 from ..hyper import Positive
 from ..special import log_gamma_ratio
 from .base import Prior, check_dim

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.nn.functional import normalize
 
-from ..distributions.spherical import VonMisesFisher
-from ..distributions.spherical_uniform import SphericalUniform
+from ..distributions.sphere import SphericalUniform, VonMisesFisher
 from ..distributions.student import IsotropicStudentT
 from ..special import log_area, log_vmf_normaliser
 
