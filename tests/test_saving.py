@@ -1,5 +1,6 @@
 """Objectives survive a round trip through a folder; what is not ours is refused."""
 
+import copy
 import json
 import math
 
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl import recipes
+from probssl.saving import build, describe
 from probssl.terms import Batch
 
 
@@ -72,6 +74,99 @@ def test_every_recipe_is_described_without_a_foreign_part(name, tmp_path):
     ps.load(tmp_path)
 
 
+SHARED = ps.nn.MLPEncoder((5,), 3), ps.nn.MLPDecoder(3, (5,))
+KEPT = {
+    "a network of two modalities": lambda: ps.limits.SimVAE(
+        ps.Joint(
+            ps.priors.Gaussian(3),
+            (ps.likelihoods.Gaussian(0.1),) * 2,
+            ps.nn.PerModality([SHARED[0]] * 2),
+            ps.nn.PerModality([SHARED[1]] * 2),
+        )
+    ),
+    "a frozen encoder": lambda: ps.limits.SimCLR(
+        ps.nn.MLPEncoder((5,), 3).requires_grad_(False), ps.nn.Projector(3, 8, 2)
+    ),
+    "a number given by its reciprocal": lambda: ps.limits.MoCo(
+        ps.nn.MLPEncoder((5,), 3),
+        queue=4,
+        prior=ps.priors.Spherical(None, ps.hyper.Reciprocal(0.2, "temperature")),
+    ),
+    "parts of any number": lambda: ps.views.Augment(
+        ps.views.Noise(0.2), ps.views.Mask(0.5), views=3
+    ),
+}
+
+
+def numbers(module: nn.Module) -> list[tuple[str, bool]]:
+    return [(name, p.requires_grad) for name, p in module.named_parameters()]
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_what_a_constructor_was_given_comes_back(what, tmp_path):
+    module = KEPT[what]()
+    for copied in (module, copy.deepcopy(module)):
+        loaded = ps.load(ps.save(copied, tmp_path))
+        assert repr(loaded) == repr(module) and numbers(loaded) == numbers(module)
+
+
+class Mine(ps.limits.SimCLR):
+    def __init__(self, width: int) -> None:
+        super().__init__(ps.nn.MLPEncoder((5,), width))
+
+
+def test_a_class_of_ones_own_on_one_of_ours_loads_into_one_built_again(tmp_path):
+    ps.save(Mine(2), tmp_path)
+    with pytest.raises(ValueError, match=r"test_saving\.Mine.*into=objective"):
+        ps.load(tmp_path)
+    assert isinstance(ps.load(tmp_path, into=Mine(2)), Mine)
+
+
+CHANGES = {
+    "a layer of the same shape": lambda o: setattr(o.encoder.trunk, "2", nn.Tanh()),
+    "a layer of another shape": lambda o: setattr(o.encoder, "head", nn.Linear(64, 2)),
+    "a setting": lambda o: setattr(o, "plug_in", False),
+    "a method": lambda o: setattr(o.encoder, "forward", lambda x: x),
+    "a hook": lambda o: o.encoder.register_forward_hook(lambda *_: None),
+    "a tied weight": lambda o: setattr(
+        o.encoder.head, "weight", o.encoder.trunk[3].weight
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_objective_loads_only_into_one_with_the_same_changes(
+    change, tmp_path
+):
+    def build() -> nn.Module:
+        encoder = ps.nn.MLPEncoder((5,), 64, hidden=(64, 64))
+        return ps.limits.SimCLR(encoder, ps.nn.Projector(64, 64, 2))
+
+    objective, again = build(), build()
+    CHANGES[change](objective)
+    with pytest.warns(UserWarning, match="instead of"):
+        ps.save(objective, tmp_path)
+    with pytest.raises(ValueError, match="instead of"):
+        ps.load(tmp_path)
+    with pytest.raises(ValueError, match=r"same (arguments and )?changes|fit SimCLR"):
+        ps.load(tmp_path, into=build())
+    CHANGES[change](again)
+    assert ps.load(tmp_path, into=again) is again
+    assert_close(again.state_dict(), objective.state_dict())
+
+
+def test_what_torch_compiled_is_saved_as_what_it_is(tmp_path):
+    objective = ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3))
+    state = objective.state_dict()
+    objective.encoder = torch.compile(objective.encoder, backend="eager")
+    loaded = ps.load(ps.save(torch.compile(objective, backend="eager"), tmp_path))
+    assert_close(loaded.state_dict(), state, rtol=0, atol=0)
+    objective.encoder._orig_mod.requires_grad_(False)
+    ps.load(ps.save(objective, tmp_path), into=objective)
+    assert_close(objective.encoder._orig_mod.head.weight, state["encoder.head.weight"])
+    assert not any(p.requires_grad for p in ps.load(tmp_path).parameters())
+
+
 def test_double_precision_is_kept_to_the_last_bit(float64, tmp_path):
     objective, batch = OBJECTIVES["simvae"](), Batch(torch.randn(7, 2, 5))
     before = value(objective, batch)
@@ -125,6 +220,15 @@ def test_only_distributions_of_pyro_are_built(tmp_path):
     (tmp_path / "probssl.json").write_text(text.replace("LogNormal", "__builtins__"))
     with pytest.raises(ValueError, match="distribution of Pyro"):
         ps.load(tmp_path)
+
+
+def test_a_distribution_is_built_from_the_form_it_was_given():
+    normal = dist.MultivariateNormal(torch.zeros(2), covariance_matrix=2 * torch.eye(2))
+    categorical = dist.Categorical(logits=torch.tensor([0.0, 1.0]))
+    assert normal.precision_matrix.shape == (2, 2)  # now it knows two forms
+    for given, value in ((normal, torch.ones(2)), (categorical, torch.tensor(1))):
+        before = given.log_prob(value)
+        assert_close(build(describe(given)).log_prob(value), before)
 
 
 def test_folders_that_are_no_run_are_refused(tmp_path):
