@@ -12,7 +12,7 @@ LEAVES = {"arguments", "arrays", "special", "terms", "plots", "runtime"}
 ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "estimates": {"arrays"},
     "evaluation": {"arrays", "estimates"},
-    "linear": {"estimates"},
+    "linear": {"arrays", "estimates"},
     "information": {"arrays", "estimates"},
     "hyper": {"runtime"},
     "nn": {"runtime"},

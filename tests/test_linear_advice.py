@@ -12,7 +12,7 @@ import torch
 
 import probssl as ps
 from probssl.linear import AdditiveNoise, Flattened, advise
-from probssl.linear.structure import is_structured, structure
+from probssl.linear.advice import is_structured, structure
 from probssl.linear.theory import (
     alignment_threshold,
     asymptotic_spectra,
@@ -251,16 +251,16 @@ NOISY = AdditiveNoise(0.5)
     [
         (GOOD[:99], NOISY, {}, "at least 100 rows"),
         (GOOD[0], NOISY, {}, "at least 100 rows"),
-        (np.where(GOOD > 2, np.nan, GOOD), NOISY, {}, "finite data"),
+        (np.where(GOOD > 2, np.nan, GOOD), NOISY, {}, "finite numbers"),
         (np.ones((200, 6)), NOISY, {}, "all of them are the same"),
         (GOOD, lambda x: x * np.nan, {}, "NaN, infinity"),
         (GOOD, lambda x: x[:, :3], {}, "views of 6 features"),
         (GOOD, lambda x: x[:100], {}, "of 200 rows"),
         (GOOD, lambda x: x, {}, "all views of each image agree"),
         (GOOD, lambda x: np.random.permutation(x), {}, "keeps the order"),
-        (GOOD, NOISY, {"n_views": 1}, "n_views of at least 2"),
+        (GOOD, NOISY, {"n_views": 1}, "n_views as a whole number of at least 2"),
         (GOOD, NOISY, {"n_components": 0}, "n_components"),
-        (GOOD, NOISY, {"halves": 0}, "halves of at least 1"),
+        (GOOD, NOISY, {"halves": 0}, "halves as a whole number of at least 1"),
         (GOOD, NOISY, {"tolerance": 1.0}, "tolerance"),
         (GOOD, NOISY, {"nuisance": GOOD[:, :3]}, "nuisance with 6 features"),
     ],

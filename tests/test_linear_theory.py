@@ -313,8 +313,8 @@ def test_supervision_ignores_noise_as_images_grow_at_any_alignment(alignment, rn
         ([1.0], [-1.0], 1.0, "variances .* of the noise"),
         ([1.0], [math.nan], 1.0, "variances .* of the noise"),
         ([1.0], 1.0, 1.0, "variances .* of the noise"),
-        ([1.0], [1.0], [1.0, 2, 3], "or 2, those along the 1 directions"),
-        ([1.0], [1.0], [1.0], "or 2, those along the 1 directions"),
+        ([1.0], [1.0], [1.0, 2, 3], "or 2: along the 1 directions"),
+        ([1.0], [1.0], [1.0], "or 2: along the 1 directions"),
         ([1.0], [1.0], -1.0, "variance of the augmentation"),
         ([1.0], [1.0], [1.0, math.inf], "variance of the augmentation"),
     ],
@@ -334,7 +334,9 @@ def test_variances_that_are_none_are_refused(signal, noise, augmentation, messag
 def test_alignments_and_paradigms_that_are_none_are_refused():
     args = np.ones(2), np.ones(2), 1.0
     for alignment in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="alignment of at least 0"):
+        with pytest.raises(
+            ValueError, match="alignment as a finite number of at least 0"
+        ):
             asymptotic_spectra(*args, alignment, "joint embedding")
     with pytest.raises(ValueError, match="has no spectrum"):
         asymptotic_spectra(*args, 1.0, "supervised")

@@ -285,9 +285,7 @@ def test_views_of_images_are_learned_from():
 
 def test_flattened_says_what_it_takes():
     views, x = Flattened(ps.views.digits(), (1, 8, 8)), np.zeros((4, 60))
-    with pytest.raises(
-        ValueError, match=r"rows of 64 features, images of shape \(1, 8"
-    ):
+    with pytest.raises(ValueError, match=r"64 features, for images of shape \(1, 8"):
         views(x)
     crops = ps.views.MultiCrop(local_size=(4, 4))
     for sampler in (crops, Batches(present=True), lambda x: x[:, 0, 0]):
@@ -304,8 +302,8 @@ BAD = {
     "three axes": (lambda: AdditiveNoise(np.ones((2, 2, 2))), r"shape \(2, 2, 2\)"),
     "NaN": (lambda: AdditiveNoise(np.nan), "NaN"),
     "infinite": (lambda: AdditiveNoise([1.0, np.inf]), "infinity"),
-    "never hidden": (lambda: Masking(0.0), "between 0 and 1"),
-    "always hidden": (lambda: Masking(1.0), "between 0 and 1"),
+    "never masked": (lambda: Masking(0.0), "between 0 and 1"),
+    "always masked": (lambda: Masking(1.0), "between 0 and 1"),
     "no probability": (lambda: Masking(np.nan), "between 0 and 1"),
     "no fill": (lambda: Masking(0.5, np.inf), "finite fill"),
     "one map": (lambda: LinearMaps(np.eye(3)), r"maps\[None\]"),

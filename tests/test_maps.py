@@ -15,7 +15,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.maps import Neighbourhood, NeighbourMap, estimator
+from probssl import maps
+from probssl.maps import Neighbourhood, NeighbourMap
 from probssl.terms import Batch
 
 SHORT = {"neighbours": 3, "epochs": 3, "batch_size": 32, "annealing": 8}
@@ -121,13 +122,13 @@ def test_neighbours_may_be_those_of_features():
 
 def test_neighbours_are_looked_for_again_where_the_encoder_put_items(rows, monkeypatch):
     seen: list[torch.Tensor] = []
-    embed = estimator.embed
+    embed = maps.embed
 
     def spied(*arguments):
         seen.append(torch.from_numpy(embed(*arguments)))
         return seen[-1].numpy()
 
-    monkeypatch.setattr(estimator, "embed", spied)
+    monkeypatch.setattr(maps, "embed", spied)
     near = torch.from_numpy(short().fit(rows).neighbours_)
     (learned,) = (z for z in seen if len(z) == len(rows))
     distance = torch.cdist(learned, learned).fill_diagonal_(math.inf)
@@ -156,7 +157,7 @@ def test_the_value_is_that_of_t_sne_for_pairs_of_neighbours(joint):
 
 def test_a_fresh_head_is_trained_alone_before_all_else(images, monkeypatch):
     seen: list[dict[str, torch.Tensor]] = []
-    train = estimator.fit
+    train = maps.fit
 
     def spied(objective, *args, **kwargs):
         before = {k: p.clone() for k, p in objective.named_parameters()}
@@ -165,7 +166,7 @@ def test_a_fresh_head_is_trained_alone_before_all_else(images, monkeypatch):
         seen.append({"before": before, "after": {k: after[k].clone() for k in after}})
         return history
 
-    monkeypatch.setattr(estimator, "fit", spied)
+    monkeypatch.setattr(maps, "fit", spied)
     model = short(epochs=6).fit(images)
     wide, head, whole = seen
     last = "projector.net.3.weight"

@@ -1,13 +1,13 @@
-"""Joint embedding and reconstruction in closed form, their thresholds, and advice.
+"""Linear self-supervised learning in closed form: estimators, thresholds, and advice.
 
-The linear case of self-supervised learning, with scikit-learn's interface: what each
-paradigm recovers can be computed, before anything is trained.
+Linear joint embedding and linear reconstruction as scikit-learn estimators, the theory
+of which of the two recovers the signal, and `advise`, which applies it to data and
+views before any network is trained.
 """
 
 from .advice import Advice, advise
 from .estimators import JointEmbeddingSSL, ReconstructionSSL
 from .moments import Moments
-from .samplers import Flattened
 from .theory import (
     alignment_threshold,
     asymptotic_spectra,
@@ -15,7 +15,14 @@ from .theory import (
     preference,
     recovered,
 )
-from .views import AdditiveNoise, Chain, ClosedForm, LinearMaps, Masking
+from .views import (
+    AdditiveNoise,
+    Chain,
+    ClosedForm,
+    Flattened,
+    LinearMaps,
+    Masking,
+)
 
 __all__ = [
     "AdditiveNoise",

@@ -1,45 +1,87 @@
-r"""Joint embedding or reconstruction for these data and these views? Without labels.
+r"""Advice: joint embedding or reconstruction for these data and views, without labels.
 
-In the linear case the question has an answer (`theory`): a paradigm of k components
+In the linear case the question has an answer (`theory`): a paradigm with k components
 recovers what is relevant if the k largest values of its spectrum belong to relevant
-directions. So the spectra are computed, and it is asked of each direction whether it
-is relevant: whether images are structured along it (`structure`), or, where the
-nuisance is known, whether less than half of its variance is nuisance.
+directions. `advise` computes both spectra from data and views, and decides for each
+direction whether it is relevant: whether the images depart from Gaussian noise along it
+(`structure`), or, where examples of the nuisance are given, whether nuisance makes up
+less than half of its variance. Everything is repeated on random halves of the images,
+which gives intervals.
 
 Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
 Self-Supervised Learning (Van Assel et al., 2025)
 https://arxiv.org/abs/2505.12477
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray as Array
+from sklearn.preprocessing import scale as standardised
 from tqdm import tqdm
 
-from ..estimates import Interval
-from .judgement import PARADIGMS, Judgement, Spectrum, Verdict, judged
-from .moments import of_views
-from .samplers import Flattened, in_parts
-from .solutions import joint_embedding
-from .views import ClosedForm
+from ..arguments import between, whole
+from ..arrays import finite
+from ..estimates import Interval, intervals
+from .moments import Moments, of_views
+from .solutions import Solution, joint_embedding, reconstruction
+from .theory import alignment_threshold, critical_noise
+from .views import ClosedForm, Flattened, in_parts
 
-__all__ = ["Advice", "advise"]
+__all__ = ["Advice", "Spectrum", "advise", "is_structured", "structure"]
 
-LEAST = 100  # images, below which nothing can be told from noise
-SAID = {
+Verdict = Literal["joint embedding", "reconstruction", "either", "neither"]
+PARADIGMS: tuple[Literal["joint embedding"], Literal["reconstruction"]]
+PARADIGMS = ("joint embedding", "reconstruction")
+VERDICTS: dict[tuple[bool, ...], Verdict] = {
+    (True, True): "either",
+    (True, False): "joint embedding",
+    (False, True): "reconstruction",
+    (False, False): "neither",
+}
+MEANING = {
     "joint embedding": "joint embedding: it recovers what is relevant, reconstruction "
     "does not",
     "reconstruction": "reconstruction: it recovers what is relevant, joint embedding "
     "does not",
     "either": "either: both paradigms recover what is relevant",
-    "neither": "neither: your views do not cover the nuisance, so that no paradigm "
-    "will recover what is relevant",
+    "neither": "neither: your views do not vary the nuisance, so that no paradigm "
+    "recovers what is relevant",
 }
+FEWEST_IMAGES = 100
+# A structured direction has at least so many nats, and this share of the largest.
+STRUCTURED_NATS, STRUCTURED_SHARE = 0.005, 0.05
+SIGNIFICANCE = 0.01  # of the test that no direction is structured
+# |s| and s exp(-s²/2) of a normal s: the mean of the first; the variances of their
+# means times n, where mean and variance of s are estimated too.
+MEAN_SIZE = math.sqrt(2 / math.pi)
+EVEN_VARIANCE, ODD_VARIANCE = 1 - 3 / math.pi, 3**-1.5 - 1 / 8
+
+
+class Spectrum(NamedTuple):
+    """The directions of one paradigm, the largest value first.
+
+    Arguments:
+        values: Its eigenvalues or singular values.
+        between: The variance of the images along each direction.
+        within: The variance of the views of one image along it.
+        structure: Nats by which images depart from noise along it.
+        relevant: Whether it counts as relevant.
+        mixed: How ambiguous the decision is: the sum of p (1 - p) over the shares p of
+            relevant variance, where these are known, else 0.
+    """
+
+    values: Float[Array, " p"]
+    between: Float[Array, " p"]
+    within: Float[Array, " p"]
+    structure: Float[Array, " p"]
+    relevant: Bool[Array, " p"]
+    mixed: float
 
 
 Both = dict[str, Interval]
@@ -47,23 +89,24 @@ Both = dict[str, Interval]
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    r"""What `advise` found; printed, it says so in words.
+    r"""The result of `advise`; printed, it is a summary in words.
 
-    Figures come with where 90 % of their values on random halves of the images lie.
+    Figures come with 90 % intervals over random halves of the images.
 
     Arguments:
-        verdict: "joint embedding", "reconstruction", "either" or "neither".
+        verdict: "joint embedding", "reconstruction", "either" or "neither": the
+            paradigms that recover what is relevant.
         support: The share of random halves of the images with the same verdict.
-        n_components: How many components it is about.
-        recovered: For each paradigm the share of its components that is relevant.
-        thresholds: For each the alignment from which on all its components are
-            relevant, the last one too; the verdict tolerates a few that are not.
-        alignment: By how much the views vary the irrelevant directions, relative to
-            the images: the root of the ratio of variances.
-        noise: The largest variance of an irrelevant direction relative to
-            `theory.critical_noise`: above 1 it is large, which favours joint
-            embedding, below it is small. Without irrelevant directions it is 0.
-        spectra: For each paradigm its directions.
+        n_components: The number of components that the verdict is about.
+        recovered: For each paradigm, the share of its components that is relevant.
+        thresholds: For each, the alignment above which all of its components are
+            relevant. The verdict tolerates a few that are not.
+        alignment: How much the views vary the irrelevant directions, relative to the
+            images: the root of the ratio of variances.
+        noise: The largest irrelevant variance, divided by `theory.critical_noise`:
+            above 1 favours joint embedding, below 1 reconstruction. Without irrelevant
+            directions it is 0.
+        spectra: The directions of each paradigm.
     """
 
     verdict: Verdict
@@ -76,49 +119,44 @@ class Advice:
     spectra: dict[str, Spectrum]
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures as plain numbers, lists and texts, for JSON."""
-        found: dict[str, Any] = {
+        """All figures as plain numbers, lists and strings, for JSON."""
+
+        def each(named: dict[str, Any]) -> dict[str, Any]:
+            return {name: value._asdict() for name, value in named.items()}
+
+        return {
             "verdict": self.verdict,
             "support": self.support,
             "n_components": self.n_components,
             "alignment": self.alignment._asdict(),
             "noise": self.noise._asdict(),
+            "recovered": each(self.recovered),
+            "thresholds": each(self.thresholds),
+            "spectra": {
+                paradigm: {k: np.asarray(v).tolist() for k, v in parts.items()}
+                for paradigm, parts in each(self.spectra).items()
+            },
         }
-        for name, both in (
-            ("recovered", self.recovered),
-            ("thresholds", self.thresholds),
-        ):
-            found[name] = {paradigm: x._asdict() for paradigm, x in both.items()}
-        found["spectra"] = {
-            paradigm: {
-                name: np.asarray(part).tolist()
-                for name, part in spectrum._asdict().items()
-            }
-            for paradigm, spectrum in self.spectra.items()
-        }
-        return found
 
     def __str__(self) -> str:
         again = f"  the same on {self.support:.0%} of random halves of the images"
         if not self.n_components:
             nothing = "neither: nothing in these images stands out from Gaussian noise"
             return "\n".join([nothing, again])
-        lines = [SAID[self.verdict], again]
+        lines = [MEANING[self.verdict], again]
         for paradigm, share in self.recovered.items():
             lines += [
                 f"  {paradigm}: of {self.n_components} components a share of "
                 f"{share:.2f} is relevant; all are at alignments above "
                 f"{self.thresholds[paradigm]:.2f}"
             ]
-        if self.noise.value:
-            lines += [
-                "  alignment of the views with what is irrelevant: "
-                f"{self.alignment:.2f}",
-                f"  largest irrelevant variance: {self.noise:.2f} times that at which "
-                "the paradigms part",
-            ]
-        else:
-            lines += ["  no irrelevant direction was found"]
+        if not self.noise.value:
+            return "\n".join([*lines, "  no irrelevant direction was found"])
+        lines += [
+            f"  alignment of the views with what is irrelevant: {self.alignment:.2f}",
+            f"  largest irrelevant variance: {self.noise:.2f} times the critical noise "
+            "(above 1 favours joint embedding)",
+        ]
         return "\n".join(lines)
 
 
@@ -134,38 +172,44 @@ def advise(
     halves: int = 50,
     progress: bool = True,
 ) -> Advice:
-    r"""Which paradigm suits these data under these views, judged without labels.
+    r"""Advise joint embedding or reconstruction for these data and views, unsupervised.
 
-    The answer is that of the linear theory, for the first principal components of the
-    images. It takes for relevant what is structured: a relevant direction along which
-    images are Gaussian and independent of all else cannot be told from noise, unless
-    `nuisance` says what noise is.
+    The linear theory is applied to the first principal components of the images, before
+    any network is trained. Without `nuisance`, structure counts as relevant: a relevant
+    direction along which images are Gaussian and independent of all others cannot be
+    told from noise.
 
     Arguments:
         X: Rows (n, d), images (n, \*event), or a `data.Split`, whose labels are not
-            looked at; bytes are divided by 255.
-        views: A sampler of views. Images, tensors and splits ask for one of tensors,
-            such as `views.Augment`; rows that are an array for one of rows, as the
-            estimators take it.
-        n_components: Of the representation; as many as there are relevant directions,
-            if these are fewer.
-        nuisance: Examples of variation that is known to be irrelevant, background
-            alone for instance: rows (m, d) or images (m, \*event), at least 100.
+            used; bytes are divided by 255. At least 100 items.
+        views: A sampler of augmented views. For images, tensors and splits it takes
+            tensors, such as `views.Augment`; for an array of rows it takes rows, as the
+            estimators do.
+        n_components: The dimension of the representation; reduced to the number of
+            relevant directions if these are fewer.
+        nuisance: Examples of variation known to be irrelevant, such as background
+            alone: rows (m, d) or images (m, \*event), at least 100.
         tolerance: The share of components that may be irrelevant.
-        n_views: How many views of each image are drawn.
-        max_features: How many principal components of the images are looked at; never
-            more than a tenth of their number.
-        halves: On how many random halves of the images everything is done again. They
-            are drawn without replacement, for copies of an image are structure.
+        n_views: The number of views drawn of each image.
+        max_features: The number of principal components of the images; never more than
+            a tenth of the number of images.
+        halves: The number of random halves of the images on which everything is
+            repeated. A bootstrap would not do: duplicates of an image are structure.
         progress: Show a progress bar.
 
     Raises:
+        TypeError: If a number is not of its type.
         ValueError: If there are fewer than 100 images, data or views are not finite,
-            views have another shape than images or nothing in common with one another,
-            or a number is out of its range.
+            views have another shape than images or share nothing within an image, or a
+            number is out of its range.
     """
     rows, shape = _rows(X)
-    _check(n_components, tolerance, n_views, max_features, halves)
+    whole("n_components", n_components)
+    if between("tolerance", tolerance, 0, 1) == 1:
+        raise ValueError("expected a tolerance below 1, which tolerates all, got 1")
+    whole("n_views", n_views, 2)
+    whole("max_features", max_features)
+    whole("halves", halves)
     sampler = views
     if shape is not None and not isinstance(views, ClosedForm):
         sampler = Flattened(views, shape)
@@ -177,102 +221,49 @@ def advise(
     images = project(rows)
     _check_views(images, seen)
 
-    def found(chosen: Array) -> Judgement:
-        return judged(images[chosen], seen[chosen], known, n_components, tolerance)
+    def judge(chosen: Array) -> _Judgement:
+        return _judged(images[chosen], seen[chosen], known, n_components, tolerance)
 
-    whole = found(np.arange(len(rows)))
+    found = judge(np.arange(len(rows)))
     bar = tqdm(range(halves), "halves", disable=not progress, leave=False)
     half = len(rows) // 2
-    return _summed_up(
-        whole, [found(torch.randperm(len(rows))[:half].numpy()) for _ in bar]
-    )
-
-
-def _summed_up(whole: Judgement, parts: list[Judgement]) -> Advice:
-    def estimate(figure: Callable[[Judgement], float]) -> Interval:
-        low, high = np.quantile([figure(part) for part in parts], [0.05, 0.95])
-        return Interval(figure(whole), float(low), float(high))
-
-    def each(figure: Callable[[Judgement], tuple[float, float]]) -> Both:
-        joint, other = PARADIGMS
-        return {
-            joint: estimate(lambda found: figure(found)[0]),
-            other: estimate(lambda found: figure(found)[1]),
-        }
-
+    again = [judge(torch.randperm(len(rows))[:half].numpy()) for _ in bar]
+    figures = np.array([each.figures for each in again])
+    *pairs, alignment, noise = intervals(np.array(found.figures), figures)
     return Advice(
-        whole.verdict,
-        float(np.mean([part.verdict == whole.verdict for part in parts])),
-        whole.k,
-        each(lambda found: found.recovered),
-        each(lambda found: found.thresholds),
-        estimate(lambda found: found.alignment),
-        estimate(lambda found: found.noise),
-        dict(zip(PARADIGMS, whole.spectra, strict=True)),
+        found.verdict,
+        float(np.mean([each.verdict == found.verdict for each in again])),
+        found.k,
+        dict(zip(PARADIGMS, pairs[:2], strict=True)),
+        dict(zip(PARADIGMS, pairs[2:], strict=True)),
+        alignment,
+        noise,
+        dict(zip(PARADIGMS, found.spectra, strict=True)),
     )
+
+
+# The data, in principal components
 
 
 def _rows(X: Any) -> tuple[Float[Array, "n d"], tuple[int, ...] | None]:
-    """Rows in float64, and the shape of an item if views are drawn of tensors."""
+    """Rows in float64, and the shape of an item if the sampler takes tensors."""
     X = getattr(X, "images", X)
-    tensor = X.detach().cpu() if isinstance(X, torch.Tensor) else None
-    values = np.asarray(X if tensor is None else tensor.numpy())
-    scale = 255.0 if values.dtype == np.uint8 else 1.0
-    if values.ndim < 2 or len(values) < LEAST:
+    shape = tuple(X.shape if isinstance(X, torch.Tensor) else np.shape(X))
+    if len(shape) < 2 or shape[0] < FEWEST_IMAGES:
         raise ValueError(
-            f"expected at least {LEAST} rows (n, d) or images (n, *event), got shape "
-            f"{values.shape}; below that nothing can be told from noise"
+            f"expected at least {FEWEST_IMAGES} rows (n, d) or images (n, *event), got "
+            f"shape {shape}; fewer cannot be told from noise"
         )
-    rows = values.reshape(len(values), -1).astype(np.float64) / scale
-    if not np.isfinite(rows).all():
-        raise ValueError(
-            "expected finite data, got NaN or infinity among them; leave these out"
-        )
-    return rows, values.shape[1:] if values.ndim > 2 or tensor is not None else None
-
-
-def _check(
-    n_components: int,
-    tolerance: float,
-    n_views: int,
-    max_features: int,
-    halves: int,
-) -> None:
-    if min(n_components, max_features, halves) < 1:
-        raise ValueError(
-            "expected n_components, max_features and halves of at least 1, got "
-            f"{n_components}, {max_features} and {halves}"
-        )
-    if n_views < 2:
-        raise ValueError(
-            f"expected n_views of at least 2, whose difference is what views vary by, "
-            f"got {n_views}"
-        )
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"expected 0 <= tolerance < 1, got {tolerance}")
-
-
-def _check_views(images: Float[Array, "n p"], views: Float[Array, "n view p"]) -> None:
-    """That views of one image have more in common than chance gives them.
-
-    By chance G is a symmetric matrix of variances 1 / (n v (v - 1)), whose largest
-    eigenvalue is about twice the root of p times their root.
-    """
-    n, many, features = views.shape
-    chance = (2 * features**0.5 + 3) / (n * many * (many - 1)) ** 0.5
-    common = joint_embedding(of_views(images, views)).spectrum[0]
-    if not common > chance:
-        raise ValueError(
-            "expected views that show their image, but two views of one have nothing "
-            f"in common (a correlation of {common:.2f}, where chance gives up to "
-            f"{chance:.2f}); look whether the sampler keeps the order of the images"
-        )
+    scale = 255.0 if getattr(X, "dtype", None) in (torch.uint8, np.uint8) else 1.0
+    rows = finite(X).reshape(shape[0], -1) / scale
+    tensor = isinstance(X, torch.Tensor)
+    return rows, shape[1:] if len(shape) > 2 or tensor else None
 
 
 def _principal(
     rows: Float[Array, "n d"], most: int
 ) -> Callable[[Float[Array, "*n d"]], Float[Array, "*n p"]]:
-    """A map to the principal components that vary."""
+    """A map to the principal components with nonzero variance."""
     from sklearn.decomposition import PCA
 
     if not np.ptp(rows, 0).any():
@@ -288,8 +279,8 @@ def _projected(
 ) -> Float[Array, "part view p"]:
     if views.shape[2] != dim:
         raise ValueError(
-            f"expected views of {dim} features, as the images have, got "
-            f"{views.shape[2]}; views that only choose or mix features have no advice"
+            f"expected views of {dim} features, like the images, got {views.shape[2]}; "
+            "for views that select or mix features there is no advice"
         )
     return project(views)
 
@@ -297,11 +288,207 @@ def _projected(
 def _covariance(
     project: Callable[[Array], Array], nuisance: Any, dim: int
 ) -> Float[Array, "p p"]:
-    """That of examples of the nuisance, in principal components of the images."""
+    """The covariance of the nuisance, in principal components of the images."""
     examples, _ = _rows(nuisance)
     if examples.shape[1] != dim:
         raise ValueError(
-            f"expected examples of the nuisance with {dim} features, as the images "
-            f"have, got {examples.shape[1]}"
+            f"expected examples of the nuisance with {dim} features, like the images, "
+            f"got {examples.shape[1]}"
         )
     return np.atleast_2d(np.cov(project(examples), rowvar=False))
+
+
+def _check_views(images: Float[Array, "n p"], views: Float[Array, "n view p"]) -> None:
+    """Raise an error unless views of one image correlate more than by chance.
+
+    By chance G is a symmetric matrix with entries of variance 1 / (n v (v - 1)), whose
+    largest eigenvalue is about twice the root of p times their root.
+    """
+    n, many, features = views.shape
+    chance = (2 * features**0.5 + 3) / (n * many * (many - 1)) ** 0.5
+    common = joint_embedding(of_views(images, views)).spectrum[0]
+    if not common > chance:
+        raise ValueError(
+            "expected views that show their image, but two views of one have nothing "
+            f"in common (a correlation of {common:.2f}, where chance gives up to "
+            f"{chance:.2f}); check that the sampler keeps the order of the images"
+        )
+
+
+# Structure: which directions are more than noise
+
+
+def structure(
+    features: Float[Array, "n p"],
+) -> tuple[Float[Array, " p"], Float[Array, " p"]]:
+    r"""Nats by which each feature departs from independent Gaussian noise; p-values.
+
+    Noise with many small causes is Gaussian and independent of what an image shows;
+    clusters, strokes and edges are neither. With standardised features s and :math:`a =
+    |s|`, of mean m and correlations :math:`\rho`,
+
+    .. math:: \frac{E[s_i e^{-s_i^2 / 2}]^2}{2 (3^{-3/2} - 1/8)}
+        + \frac{(E\, a_i - m)^2}{2 (1 - 3 / \pi)}
+        + \frac12 \sum_{j \ne i} \big[\rho(a_i, a_j)^2 + \rho(a_i, s_j)^2
+        + \rho(s_i, a_j)^2\big], \qquad m = \sqrt{2 / \pi}.
+
+    The first two terms are Hyvärinen's negentropy of one feature, which is robust to
+    heavy tails. The others are the mutual information with the rest, to second order.
+    Under Gaussian noise 2n times the sum is a chi-square variable, one square for each
+    term: that gives the p-value, and the mean, which is subtracted.
+
+    References:
+        New Approximations of Differential Entropy for Independent Component Analysis
+        and Projection Pursuit (Hyvärinen, 1998)
+        Advances in Neural Information Processing Systems 10, page 273
+    """
+    from scipy import stats
+
+    n, many = features.shape
+    s = standardised(features)
+    a = np.abs(s)
+    odd = np.mean(s * np.exp(-(s**2) / 2), 0) ** 2 / ODD_VARIANCE
+    even = (a.mean(0) - MEAN_SIZE) ** 2 / EVEN_VARIANCE
+    a = standardised(a)
+    sizes, mixed = a.T @ a / n, a.T @ s / n
+    shared = sum(_off_diagonal(part) for part in (sizes, mixed, mixed.T))
+    index, freedom = (odd + even + shared) / 2, 2 + 3 * (many - 1)
+    return index - freedom / (2 * n), stats.chi2.sf(2 * n * index, freedom)
+
+
+def is_structured(
+    index: Float[Array, " p"], p_value: Float[Array, " p"], largest: float
+) -> Bool[Array, " p"]:
+    """Whether features are more than noise, significantly and by a relevant amount.
+
+    Arguments:
+        largest: The index of the most structured feature; a small share of it leaks
+            into features that are noise otherwise.
+    """
+    least = max(STRUCTURED_NATS, STRUCTURED_SHARE * largest)
+    return (index > least) & (p_value < SIGNIFICANCE / len(index))
+
+
+def _off_diagonal(part: Float[Array, "p p"]) -> Float[Array, " p"]:
+    return np.square(part).sum(1) - np.square(np.diagonal(part))
+
+
+# The verdict
+
+
+class _Judgement(NamedTuple):
+    """A verdict on k components, and its figures, of both paradigms in order."""
+
+    verdict: Verdict
+    k: int
+    recovered: tuple[float, float]
+    thresholds: tuple[float, float]
+    alignment: float
+    noise: float
+    spectra: tuple[Spectrum, Spectrum]
+
+    @property
+    def figures(self) -> list[float]:
+        return [*self.recovered, *self.thresholds, self.alignment, self.noise]
+
+
+def _judged(
+    images: Float[Array, "n p"],
+    views: Float[Array, "n view p"],
+    nuisance: Float[Array, "p p"] | None,
+    n_components: int,
+    tolerance: float,
+) -> _Judgement:
+    """The verdict on principal components of images and of their views.
+
+    Directions mix where a spectrum has nearly equal values. The spectrum with fewer
+    relevant directions separates them better, and decides which ones are relevant.
+    """
+    moments = of_views(images, views)
+    solutions = joint_embedding(moments), reconstruction(moments)
+    spectra = _spectra(images, moments, solutions, nuisance)
+    joint, other = ((part.mixed, int(part.relevant.sum())) for part in spectra)
+    clearer = int(other < joint)
+    k = min(n_components, (joint, other)[clearer][1])
+    if not k:
+        return _Judgement("neither", 0, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, spectra)
+    shares = _shares(moments, solutions, spectra, clearer, k)
+    good = [share >= 1 - tolerance for share in shares]
+    figures = _figures(spectra[clearer], k)
+    return _Judgement(VERDICTS[tuple(good)], k, shares, *figures, spectra)
+
+
+def _spectra(
+    images: Float[Array, "n p"],
+    moments: Moments,
+    solutions: tuple[Solution, Solution],
+    nuisance: Float[Array, "p p"] | None,
+) -> tuple[Spectrum, Spectrum]:
+    encoders = [solution.encoder for solution in solutions]
+    found = [structure(images @ encoder.T) for encoder in encoders]
+    largest = max(index.max() for index, _ in found)
+    spectra = []
+    for solution, encoder, (index, p_value) in zip(
+        solutions, encoders, found, strict=True
+    ):
+        relevant, mixed = is_structured(index, p_value, largest), 0.0
+        if nuisance is not None:
+            share = _along(encoder, nuisance) / _along(encoder, moments.data)
+            relevant, share = share < 0.5, share.clip(0, 1)
+            mixed = float(np.sum(share * (1 - share)))
+        # Along z = w x the views have the pattern S w, and z the variance 1.
+        size = np.square(encoder @ moments.total).sum(1)
+        between, within = (
+            size * _along(encoder, part) for part in (moments.between, moments.within)
+        )
+        values = solution.spectrum
+        spectra.append(Spectrum(values, between, within, index, relevant, mixed))
+    return spectra[0], spectra[1]
+
+
+def _shares(
+    moments: Moments,
+    solutions: tuple[Solution, Solution],
+    spectra: tuple[Spectrum, Spectrum],
+    clearer: int,
+    k: int,
+) -> tuple[float, float]:
+    """The relevant share of the first k components of each paradigm.
+
+    In whitened coordinates, where the directions of either paradigm are orthonormal.
+    """
+    relevant = solutions[clearer].encoder[spectra[clearer].relevant]
+    joint, other = (
+        np.square(solution.encoder[:k] @ moments.total @ relevant.T).sum() / k
+        for solution in solutions
+    )
+    return float(joint), float(other)
+
+
+def _figures(spectrum: Spectrum, k: int) -> tuple[tuple[float, float], float, float]:
+    """The thresholds of both paradigms, the alignment, and the relative noise."""
+    relevant, within = spectrum.relevant, spectrum.within
+    # The estimate is unbiased, so that variances near 0 may be negative.
+    variances = spectrum.between.clip(1e-9 * np.abs(spectrum.between).max())
+    signal, spread = variances[relevant][:k], within[relevant][:k].clip(0)
+    noise, varied = variances[~relevant], within[~relevant]
+    if not len(noise):
+        return (0.0, 0.0), 0.0, 0.0
+    augmentation = np.concatenate([spread, np.zeros(len(noise))])
+    joint, other = (
+        alignment_threshold(signal, noise, augmentation, paradigm)
+        for paradigm in PARADIGMS
+    )
+    alignment = float(np.sqrt(varied.sum().clip(0) / noise.sum()))
+    return (
+        (joint, other),
+        alignment,
+        float(noise.max() / critical_noise(signal, spread)),
+    )
+
+
+def _along(
+    encoder: Float[Array, "k p"], second: Float[Array, "p p"]
+) -> Float[Array, " k"]:
+    """The variance of each component under these second moments."""
+    return np.sum((encoder @ second) * encoder, 1)

@@ -1,60 +1,222 @@
 r"""Joint embedding and reconstruction with linear maps, solved in closed form.
 
-Views enter by their moments S, G and B alone (`moments`): those of `ClosedForm` views
-are exact, those of a sampler are sums over the views it draws. Scikit-learn's
-conventions hold, among them `partial_fit` for data that come in parts.
+The estimators follow scikit-learn's conventions, with `partial_fit` for data that
+arrive in parts. Views enter by their moments S, G and B alone (`moments`): exact for
+views with a closed form, sums over the drawn views for a sampler.
 
 Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
 Self-Supervised Learning (Van Assel et al., 2025), Theorems 3.1 and 3.2
 https://arxiv.org/abs/2505.12477
 """
 
+from abc import abstractmethod
+from functools import reduce
+from typing import Self
+
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
-from sklearn.utils.validation import check_array
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from .base import LinearSSL
-from .moments import Moments
+from ..arguments import at_least, whole
+from .moments import Moments, of_data, of_views
 from .solutions import Solution, agreement, error, joint_embedding, reconstruction
+from .views import LARGEST_ENTRY, ClosedForm, Masking, Sampler, in_parts
 
 __all__ = ["JointEmbeddingSSL", "ReconstructionSSL"]
 
 
-class JointEmbeddingSSL(LinearSSL):
-    r"""Linear joint embedding: views of one image agree, all of them stay white.
+class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base class: moments of data and views, argument checks, and the encoder."""
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        *,
+        views: Sampler | ClosedForm | None = None,
+        n_views: int = 4,
+        ridge: float = 0.0,
+        with_mean: bool = True,
+        verbose: bool = False,
+    ) -> None:
+        self.n_components, self.views, self.n_views = n_components, views, n_views
+        self.ridge, self.with_mean, self.verbose = ridge, with_mean, verbose
+
+    def fit(self, X: Float[Array, "n d"], y: object = None) -> Self:
+        """Fit the rows of X; y is ignored."""
+        X = self._checked(X, reset=True, least=2)
+        if self.n_components is not None and self.n_components > min(X.shape):
+            raise ValueError(
+                f"expected n_components of at most {min(X.shape)}, the smaller of "
+                f"n_samples = {X.shape[0]} and n_features = {X.shape[1]}, got "
+                f"{self.n_components}"
+            )
+        self._solution: Solution | None = None
+        self.moments_ = self._moments(X)
+        self._solution = self._solve()
+        return self
+
+    def partial_fit(self, X: Float[Array, "n d"], y: object = None) -> Self:
+        """Add one or more rows to those seen, and fit all of them.
+
+        The maps are solved for on first use, not at each call.
+        """
+        first = not hasattr(self, "moments_")
+        found = self._moments(self._checked(X, reset=first, least=1))
+        self.moments_ = found if first else self.moments_.merged(found)
+        self._solution = None
+        return self
+
+    def transform(self, X: Float[Array, "n d"]) -> Float[Array, "n k"]:
+        """Encode rows, which count as views: (n, e), where views have e features.
+
+        Raises:
+            ValueError: If rows do not have as many features as views.
+        """
+        check_is_fitted(self)
+        found = self._solved
+        features = len(found.view_mean)
+        if features == self.n_features_in_:
+            X = validate_data(self, X, dtype=np.float64, reset=False)
+        else:
+            X = check_array(X, dtype=np.float64)
+        if X.shape[1] != features:
+            raise ValueError(
+                f"expected rows of {features} features, like the views, got "
+                f"{X.shape[1]}; draw a view of each row first"
+            )
+        return (X - found.view_mean) @ found.encoder.T
+
+    def score(self, X: Float[Array, "n d"], y: object = None) -> float:
+        """Minus the objective on other rows and their views: larger is better.
+
+        A sampler draws new views; the maps stay fixed. Joint embedding's scores compare
+        at one n_components and one ridge only: further components lower the score, and
+        a ridge shrinks W.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        found = self._solved
+        moments = self._seen(self._moments(X)).about(found.mean, found.view_mean)
+        return -self._objective(moments)
+
+    @property
+    def components_(self) -> Float[Array, "k e"]:
+        """The encoder W or E: z = components_ @ (view - mean of the views)."""
+        return self._solved.encoder
+
+    @property
+    def spectrum_(self) -> Float[Array, " rank"]:
+        """All eigenvalues or singular values, the largest first."""
+        return self._solved.spectrum
+
+    @property
+    def optimum_(self) -> float:
+        """The objective at the solution, on the data seen."""
+        return self._objective(self._problem())
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "moments_")
+
+    @property
+    def _solved(self) -> Solution:
+        check_is_fitted(self)
+        if self._solution is None:
+            self._solution = self._solve()
+        return self._solution
+
+    def _checked(self, X: Array, reset: bool, least: int) -> Float[Array, "n d"]:
+        """Check the settings, and return X as finite float64."""
+        if self.n_components is not None:
+            whole("n_components", self.n_components)
+        whole("n_views", self.n_views, 2)
+        at_least("ridge", self.ridge, 0)
+        views = self._views()
+        if isinstance(views, type) or not callable(views):
+            raise TypeError(
+                "expected views to be an object such as Masking(0.5), or a function "
+                f"that draws views of rows, got {views!r}"
+            )
+        return validate_data(
+            self, X, dtype=np.float64, reset=reset, ensure_min_samples=least
+        )
+
+    def _moments(self, X: Float[Array, "n d"]) -> Moments:
+        """The moments of the data, with drawn views where these have no closed form."""
+        if not (largest := max(X.max(), -X.min())) < LARGEST_ENTRY:
+            raise ValueError(
+                f"expected entries below {LARGEST_ENTRY:g}, whose squares do not "
+                f"overflow, got {largest:g}; rescale the data"
+            )
+        if isinstance(self._views(), ClosedForm):
+            return of_data(X)
+        parts = in_parts(self._views(), X, self.n_views, self.verbose)
+        return reduce(Moments.merged, (of_views(*part) for part in parts))
+
+    def _views(self) -> Sampler | ClosedForm:
+        return Masking() if self.views is None else self.views
+
+    def _seen(self, moments: Moments) -> Moments:
+        """Add the moments of views with a closed form."""
+        views = self._views()
+        return views.moments(moments) if isinstance(views, ClosedForm) else moments
+
+    def _problem(self) -> Moments:
+        moments = self._seen(self.moments_)
+        return moments if self.with_mean else moments.about(0.0, 0.0)
+
+    @abstractmethod
+    def _solve(self) -> Solution:
+        """The maps for the moments so far."""
+
+    @abstractmethod
+    def _objective(self, moments: Moments) -> float:
+        """The objective of the fitted maps under these moments."""
+
+
+class JointEmbeddingSSL(_LinearSSL):
+    r"""Linear joint embedding: positive views agree, and representations stay white.
 
     .. math:: \min_W \frac1n \sum_i E \lVert W \tau_1(x_i) - W \tau_2(x_i) \rVert^2
         \quad \text{s.t.} \quad
         \frac1n \sum_i E[W \tau(x_i) \tau(x_i)^\top W^\top] = I_k
 
     With :math:`S^{-1/2} G S^{-1/2} = Q \Omega Q^\top` the solution is :math:`W =
-    Q_k^\top S^{-1/2}`, and its value :math:`2 \sum_{i \le k} (1 - \omega_i)`. The
-    :math:`\omega_i` are the canonical correlations of two views, whose mutual
-    information is :math:`-\frac12 \sum_i \log(1 - \omega_i^2)` nats if they are
-    Gaussian, and W spans what probabilistic canonical correlation analysis, the linear
-    p(y) ∏ p(x_v|y), finds.
+    Q_k^\top S^{-1/2}`, and its value :math:`2 \sum_{i \le k} (1 - \omega_i)`. This is
+    canonical correlation analysis (CCA) of two views: the :math:`\omega_i` are the
+    canonical correlations, the mutual information of Gaussian views is
+    :math:`-\frac12 \sum_i \log(1 - \omega_i^2)` nats, and W spans the latents of
+    probabilistic CCA, the linear p(y) ∏ p(x_v|y).
 
     Arguments:
         n_components: k; None is the rank of S.
-        views: Views of closed form, or a sampler: rows (n, d) -> one view of each
+        views: Views with a closed form, or a sampler: rows (n, d) -> one view of each
             (n, e), or several (n, view, e). None is `Masking()`.
-        n_views: How many views of each row are drawn of a sampler, or a few more where
-            it gives several at once.
-        ridge: What is added to S, as a share of its mean variance, as if views had so
-            much more noise; `optimum_` and `score` leave that out. Without it S may be
-            singular, with more features than rows, or constant ones: directions are
-            left out whose standard deviation is below some millionth of the largest.
-            Standardise features whose units are that far apart.
+        n_views: How many views of each row are drawn from a sampler, or a few more
+            where it returns several at once.
+        ridge: Added to S, as a share of its mean variance, like that much more noise in
+            the views; `optimum_` and `score` leave it out. Where S is singular (more
+            features than rows, constant features), directions are left out whose
+            standard deviation is below about a millionth of the largest. Standardise
+            features whose units are that far apart.
         with_mean: Whether moments are taken around the means; the paper's are not.
         verbose: Show a progress bar while views are drawn.
 
     Attributes:
         components_: W, (k, e), each row with its largest entry positive.
-        spectrum_: All :math:`\omega_i`, the largest first. Drawn views may put some
-            slightly below 0: G is estimated without bias.
-        optimum_: The value of the objective, for the k components.
-        moments_: Those of the data seen, and of their views if these are drawn.
+        spectrum_: All :math:`\omega_i`, the largest first. With drawn views some may
+            lie slightly below 0, since the estimate of G is unbiased.
+        optimum_: The value of the objective with k components.
+        moments_: The moments of the data seen, and of drawn views.
 
     Example:
         >>> from probssl.linear import Masking
@@ -64,9 +226,10 @@ class JointEmbeddingSSL(LinearSSL):
         (100, 2)
 
     Raises:
-        ValueError: If data or views are not finite, all views of each row agree, or
-            there are more components than rows, features or directions of variance.
-        TypeError: If views are neither an object nor a function that can be called.
+        ValueError: If data or views are not finite, all views of each row agree, there
+            are more components than rows, features or directions of variance, or a
+            number is out of its range.
+        TypeError: If views are not callable, or a number is not of its type.
 
     References:
         Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction
@@ -77,8 +240,8 @@ class JointEmbeddingSSL(LinearSSL):
     def mutual_information(self) -> float:
         r""":math:`-\frac12 \sum_{i \le k} \log(1 - \omega_i^2)`, in nats per image.
 
-        That of two views if they are Gaussian; infinite where views do not change a
-        component. An :math:`\omega_i` estimated to be below 0 counts as 0.
+        The mutual information of two views if they are Gaussian; infinite where views
+        do not change a component. An :math:`\omega_i` estimated below 0 counts as 0.
         """
         kept = self.spectrum_[: self._n_features_out].clip(0, 1)
         with np.errstate(divide="ignore"):
@@ -91,38 +254,38 @@ class JointEmbeddingSSL(LinearSSL):
         return agreement(moments, self.components_)
 
 
-class ReconstructionSSL(LinearSSL):
-    r"""Linear reconstruction: the image from k numbers of one of its views.
+class ReconstructionSSL(_LinearSSL):
+    r"""Linear denoising autoencoder: reconstruct the image from k features of a view.
 
     .. math:: \min_{E, D} \frac1n \sum_i E \lVert x_i - D E \tau(x_i) \rVert^2
 
     With the singular values :math:`B S^{-1/2} = R \Phi P^\top` the solution is :math:`E
     = P_k^\top S^{-1/2}` and :math:`D = R_k \Phi_k`, up to an invertible map between
     them, and its value :math:`\mathrm{tr}(X^\top X / n) - \sum_{i \le k} \phi_i^2`.
-    That is the reduced-rank regression of x on its views: principal components where a
-    view is the image, the marginalised denoising autoencoder where it is corrupted.
+    This is reduced-rank regression of x on its views: PCA where a view is the image,
+    the marginalised denoising autoencoder where the view is corrupted.
 
     Arguments:
         n_components: k; None is the rank of S, or d if that is less.
-        views: Views of closed form, or a sampler: rows (n, d) -> one view of each
+        views: Views with a closed form, or a sampler: rows (n, d) -> one view of each
             (n, e), or several (n, view, e). None is `Masking()`.
-        n_views: How many views of each row are drawn of a sampler, or a few more where
-            it gives several at once.
-        ridge: What is added to S, as a share of its mean variance, as if views had so
-            much more noise; `optimum_` and `score` leave that out. Without it S may be
-            singular, with more features than rows, or constant ones: directions are
-            left out whose standard deviation is below some millionth of the largest.
-            Standardise features whose units are that far apart.
+        n_views: How many views of each row are drawn from a sampler, or a few more
+            where it returns several at once.
+        ridge: Added to S, as a share of its mean variance, like that much more noise in
+            the views; `optimum_` and `score` leave it out. Where S is singular (more
+            features than rows, constant features), directions are left out whose
+            standard deviation is below about a millionth of the largest. Standardise
+            features whose units are that far apart.
         with_mean: Whether moments are taken around the means; the paper's are not.
         verbose: Show a progress bar while views are drawn.
 
     Attributes:
-        components_: E, (k, e), whose z are white over the views; each row with its
-            largest entry positive.
+        components_: E, (k, e), with z white over the views; each row with its largest
+            entry positive.
         decoder_: D, (d, k).
         spectrum_: All :math:`\phi_i`, the largest first.
-        optimum_: The value of the objective, for the k components.
-        moments_: Those of the data seen, and of their views if these are drawn.
+        optimum_: The value of the objective with k components.
+        moments_: The moments of the data seen, and of drawn views.
 
     Example:
         >>> from probssl.linear import Masking
@@ -132,9 +295,9 @@ class ReconstructionSSL(LinearSSL):
         (100, 5)
 
     Raises:
-        ValueError: If data or views are not finite, or there are more components than
-            rows, features or directions of variance.
-        TypeError: If views are neither an object nor a function that can be called.
+        ValueError: If data or views are not finite, there are more components than
+            rows, features or directions of variance, or a number is out of its range.
+        TypeError: If views are not callable, or a number is not of its type.
 
     References:
         Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction
@@ -148,10 +311,10 @@ class ReconstructionSSL(LinearSSL):
         return self._solved.decoder
 
     def inverse_transform(self, Z: Float[Array, "n k"]) -> Float[Array, "n d"]:
-        """The image of each z.
+        """Decode: the reconstructed image of each z.
 
         Raises:
-            ValueError: If z are not finite, or have not k entries.
+            ValueError: If z is not finite, or does not have k columns.
         """
         found = self._solved
         Z = check_array(Z, dtype=np.float64)

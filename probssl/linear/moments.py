@@ -1,15 +1,15 @@
-r"""First and second moments of data and of their views: all a linear method sees.
+r"""First and second moments of data and of their views, all that a linear method needs.
 
-For images :math:`x_i`, their views :math:`\tau(x_i)` and :math:`\bar x_i = E\,
-\tau(x_i)`,
+For images :math:`x_i`, their views :math:`\tau(x_i)` and the mean view :math:`\bar x_i
+= E\, \tau(x_i)` of each,
 
 .. math:: S = \frac1n \sum_i E[\tau(x_i) \tau(x_i)^\top], \quad
     G = \frac1n \sum_i \bar x_i \bar x_i^\top, \quad
     B = \frac1n \sum_i x_i \bar x_i^\top,
 
-so that :math:`\Sigma = S - G` is what views of one image vary by. All are kept around
-their means and merged as they are (Chan, Golub and LeVeque, 1983), so that no digits
-are lost where a mean is large.
+so that :math:`\Sigma = S - G` is the within-image covariance of the views. All are kept
+around their means and merged by the parallel formula of Chan, Golub and LeVeque (1983),
+which loses no digits where a mean is large.
 
 Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
 Self-Supervised Learning (Van Assel et al., 2025)
@@ -26,16 +26,16 @@ __all__ = ["Moments", "of_data", "of_views"]
 
 
 class Moments(NamedTuple):
-    """Means, and second moments around them over images and views, in float64.
+    """Means and second moments around them, over images and views, in float64.
 
     Arguments:
-        n: How many images.
-        mean: That of x, (d,).
-        view_mean: That of the views, (e,).
+        n: The number of images.
+        mean: The mean of x, (d,).
+        view_mean: The mean of the views, (e,).
         data: The covariance of x, (d, d).
-        total: S, that of the views, (e, e).
-        between: G, that of the mean views of the images, (e, e).
-        cross: B, that of x and its views, (d, e).
+        total: S, the covariance of the views, (e, e).
+        between: G, the covariance of the images' mean views, (e, e).
+        cross: B, the covariance of x and its views, (d, e).
     """
 
     n: int
@@ -80,9 +80,9 @@ class Moments(NamedTuple):
         )
 
     def about(self, mean: float | Array, view_mean: float | Array) -> "Moments":
-        """Second moments not around the means, but around these points.
+        """Second moments around these points instead of the means.
 
-        They stand in the place of the means, so that these moments merge no more.
+        The points replace the means, so that the result cannot be merged any more.
         """
         x, view = self.mean - mean, self.view_mean - view_mean
         return Moments(
@@ -97,36 +97,35 @@ class Moments(NamedTuple):
 
 
 def of_data(x: Float[Array, "n d"]) -> Moments:
-    """Those of images that are their own views."""
+    """The moments of images that are their own views."""
     mean = x.mean(0)
-    covariance = _square(x - mean) / len(x)
+    covariance = _gram(x - mean) / len(x)
     return Moments(len(x), mean, mean, *[covariance] * 4)
 
 
 def of_views(x: Float[Array, "n d"], views: Float[Array, "n view e"]) -> Moments:
-    """Those of images and of at least two views of each, drawn at random.
+    """The moments of images and of at least two random views of each.
 
-    The mean view of an image is unknown: G is the mean over pairs of different views,
-    which is unbiased, and makes tr(W (S - G) W') the mean over the pairs that were
-    drawn.
+    The mean view of an image is unknown: G is the mean over pairs of different views.
+    It is unbiased, and makes tr(W (S - G) W') the mean over the pairs that were drawn.
     """
     n, many, _ = views.shape
     mean, view_mean = x.mean(0), views.mean((0, 1))
     x, views = x - mean, views - view_mean
     each, sums = views.reshape(n * many, -1), views.sum(1)
-    squares = _square(each)
-    between = (_square(sums) - squares) / (n * many * (many - 1))
+    squares = _gram(each)
+    between = (_gram(sums) - squares) / (n * many * (many - 1))
     return Moments(
         n,
         mean,
         view_mean,
-        _square(x) / n,
+        _gram(x) / n,
         squares / (n * many),
         between,
         x.T @ sums / (n * many),
     )
 
 
-def _square(a: Float[Array, "n d"]) -> Float[Array, "d d"]:
-    """NumPy sees that both factors are one array, and computes one half only."""
+def _gram(a: Float[Array, "n d"]) -> Float[Array, "d d"]:
+    """a'a. NumPy recognises the symmetric product, and computes one half only."""
     return a.T @ a

@@ -1,4 +1,4 @@
-r"""The two closed forms: what moments say about the best linear maps.
+r"""The optimal linear maps of both paradigms, in closed form from the moments.
 
 Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
 Self-Supervised Learning (Van Assel et al., 2025), Theorems 3.1 and 3.2
@@ -17,7 +17,7 @@ __all__ = ["Solution", "agreement", "error", "joint_embedding", "reconstruction"
 
 
 class Solution(NamedTuple):
-    """Encoder and decoder, all eigen- or singular values, the means of x and views."""
+    """Encoder and decoder, the whole spectrum, and the means of x and of the views."""
 
     encoder: Float[Array, "k e"]
     decoder: Float[Array, "d k"]
@@ -31,12 +31,13 @@ def joint_embedding(
 ) -> Solution:
     r"""W of joint embedding, from :math:`S^{-1/2} G S^{-1/2} = Q \Omega Q^\top`.
 
-    Directions in which the views do not vary are left out, and `ridge` times the mean
-    variance is added to S. There is no decoder.
+    The generalised eigenproblem of (G, S) on the range of S: directions in which the
+    views do not vary are left out. `ridge` times the mean variance is added to S. There
+    is no decoder.
 
     Raises:
-        ValueError: If there are fewer directions than k, or the views of each image all
-            agree, to within rounding.
+        ValueError: If views vary in fewer than k directions, or all views of each image
+            agree to within rounding.
     """
     root = _inverse_root(moments, k, ridge)
     if not np.trace(moments.within) > 1e-12 * np.trace(moments.total):
@@ -57,17 +58,18 @@ def reconstruction(
     r""":math:`E = P_k^\top S^{-1/2}, D = R_k \Phi_k` with :math:`B S^{-1/2} = R \Phi
     P^\top`.
 
-    Directions in which the views do not vary are left out, and `ridge` times the mean
+    Directions in which the views do not vary are left out. `ridge` times the mean
     variance is added to S.
 
     Raises:
-        ValueError: If there are fewer directions than k, or images have fewer features.
+        ValueError: If views vary in fewer than k directions, or images have fewer than
+            k features.
     """
     root = _inverse_root(moments, k, ridge)
     if k is not None and k > len(moments.mean):
         raise ValueError(
-            f"expected at most {len(moments.mean)} components, as many as an image has "
-            f"features, got {k}"
+            f"expected at most {len(moments.mean)} components, the number of features "
+            f"of an image, got {k}"
         )
     left, phi, right = np.linalg.svd(moments.cross @ root, full_matrices=False)
     encoder = (root @ right[:k].T).T
@@ -77,14 +79,14 @@ def reconstruction(
 
 
 def agreement(moments: Moments, encoder: Float[Array, "k e"]) -> float:
-    r"""Joint embedding's: :math:`E \lVert W \tau_1 - W \tau_2 \rVert^2`."""
+    r"""Joint embedding's objective, :math:`E \lVert W \tau_1 - W \tau_2 \rVert^2`."""
     return 2 * float(np.sum((encoder @ moments.within) * encoder))
 
 
 def error(
     moments: Moments, encoder: Float[Array, "k e"], decoder: Float[Array, "d k"]
 ) -> float:
-    r"""That of reconstruction: :math:`E \lVert x - D E \tau(x) \rVert^2`."""
+    r"""Reconstruction's objective, :math:`E \lVert x - D E \tau(x) \rVert^2`."""
     both = decoder @ encoder
     explained = np.sum(both * moments.cross)
     size = np.sum((both @ moments.total) * both)
@@ -94,26 +96,26 @@ def error(
 def _inverse_root(
     moments: Moments, k: int | None, ridge: float
 ) -> Float[Array, "e rank"]:
-    """A root of the pseudo-inverse of S, which has a rank of at least k."""
+    """A root of the pseudo-inverse of S, whose rank must be at least k."""
     dim = len(moments.total)
     extra = ridge * np.trace(moments.total) / dim * np.eye(dim)
     values, vectors = np.linalg.eigh(moments.total + extra)
     if not values[-1] > np.finfo(float).tiny:
         raise ValueError(
-            "expected features that vary, but all of them are constant, or vary by "
-            "less than can be squared; give other data, or rescale them"
+            "expected features that vary, but all of them are constant, or so small "
+            "that their squares underflow; give other data, or rescale them"
         )
     # Rounding leaves directions without variance up to half of dim * eps.
     kept = values > 10 * values[-1] * dim * np.finfo(float).eps
     if k is not None and k > kept.sum():
         raise ValueError(
-            f"expected at most {kept.sum()} components, in so many directions the "
-            f"views of {moments.n} rows vary, got {k}; give more rows, or ridge > 0"
+            f"expected at most {kept.sum()} components, the number of directions in "
+            f"which views of {moments.n} rows vary, got {k}; give more rows, or a ridge"
         )
     return vectors[:, kept] / np.sqrt(values[kept])
 
 
 def _signs(rows: Float[Array, "k e"]) -> Float[Array, "k 1"]:
-    """Those of the largest entries, lest a solution depend on the solver."""
+    """The signs of the largest entries, which make the solution unique."""
     largest = np.abs(rows).argmax(1)[:, None]
     return np.where(np.take_along_axis(rows, largest, 1) < 0, -1.0, 1.0)

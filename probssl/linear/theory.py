@@ -1,18 +1,18 @@
-r"""How strongly views must imitate the noise before a linear method finds the signal.
+r"""Alignment thresholds: how much views must vary the noise to recover the signal.
 
 The model: images are signal and noise along the columns of one orthogonal matrix Q,
 k directions of signal with variances :math:`a_i = \kappa_i^2 / n`, r directions of
 noise with variances :math:`\gamma_j`. A view adds noise of two kinds, :math:`\tau(x) =
 x + \theta + \alpha g`: :math:`\theta` of any covariance :math:`\Theta = Q\,
 \mathrm{diag}(t)\, Q^\top`, g of the covariance :math:`\Gamma` of the noise in the
-images. The alignment :math:`\alpha \ge 0` says how much the views vary by what should
-be forgotten. As :math:`n \to \infty` the moments of `moments` become diagonal,
+images. The alignment :math:`\alpha \ge 0` is the strength with which views vary what
+should be ignored. As :math:`n \to \infty` the moments of `moments` become diagonal,
 
 .. math:: S = Q\, \mathrm{diag}(a + t,\; t + (1 + \alpha^2) \gamma)\, Q^\top, \qquad
     G = B = Q\, \mathrm{diag}(a, \gamma)\, Q^\top
 
-and with them the spectra, of which an encoder of k rows keeps the k largest values. It
-has found the signal if all of these are the signal's.
+and with them the spectra. An encoder of k rows keeps the k largest values, and recovers
+the signal if all k belong to it.
 
 Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
 Self-Supervised Learning (Van Assel et al., 2025), Propositions 4.2 to 4.4 and
@@ -26,6 +26,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
+
+from ..arguments import at_least, choice
 
 __all__ = [
     "Paradigm",
@@ -55,22 +57,22 @@ def alignment_threshold(
         - \frac{t_{k+j}}{\gamma_j} - 1 \Big], \qquad
         \eta = \min_i \frac{a_i}{\sqrt{a_i + t_i}}
 
-    and 0 where that is negative: then the views as they are do, without any alignment.
-    So joint embedding needs views that vary the noise by a larger share than any of the
-    signal, however strong the noise is; reconstruction needs more the stronger it is.
-    Supervised regression needs no alignment.
+    and 0 where that is negative: then no alignment is needed. Joint embedding needs
+    views that vary the noise by a larger share than the signal, however strong the
+    noise is. Reconstruction needs more alignment the stronger the noise is. Supervised
+    regression needs none.
 
     Arguments:
         signal: The variances a of the signal, all positive.
-        noise: The variances :math:`\gamma` of the noise in the images. Directions
-            without noise compete with no signal.
+        noise: The variances :math:`\gamma` of the noise in the images, at least 0.
+            Directions of variance 0 compete with no signal.
         augmentation: The variances t of :math:`\theta`, along the directions of the
             signal first, or one for all directions.
-        paradigm: Which objective.
+        paradigm: "supervised", "joint embedding" or "reconstruction".
 
     Raises:
-        ValueError: If the variances are no finite numbers of these shapes, or there is
-            no such paradigm.
+        ValueError: If the variances are not finite numbers of these shapes, or the
+            paradigm is another.
     """
     problem = _checked(signal, noise, augmentation, paradigm)
     return math.sqrt(_squared_threshold(problem, paradigm))
@@ -83,15 +85,16 @@ def asymptotic_spectra(
     alignment: float,
     paradigm: Paradigm,
 ) -> tuple[Float[Array, " k"], Float[Array, " r"]]:
-    r"""The values of `spectrum_` as :math:`n \to \infty`, of the signal and the noise.
+    r"""The values of `spectrum_` of signal and noise as :math:`n \to \infty`.
 
     .. math:: \omega_i &= \frac{a_i}{a_i + t_i}, \qquad \omega_{k+j} =
         \frac{\gamma_j}{t_{k+j} + (1 + \alpha^2) \gamma_j} \\
         \phi_i &= \frac{a_i}{\sqrt{a_i + t_i}}, \qquad \phi_{k+j} =
         \frac{\gamma_j}{\sqrt{t_{k+j} + (1 + \alpha^2) \gamma_j}}
 
-    :math:`\omega` is joint embedding's, :math:`\phi` reconstruction's, in the order of
-    the arguments, not sorted. Where nothing varies both are 0.
+    :math:`\omega` is the spectrum of joint embedding, :math:`\phi` that of
+    reconstruction, in the order of the arguments, not sorted. Both are 0 where nothing
+    varies.
 
     Arguments:
         signal: The variances a of the signal, all positive.
@@ -99,10 +102,12 @@ def asymptotic_spectra(
         augmentation: The variances t of :math:`\theta`, along the directions of the
             signal first, or one for all directions.
         alignment: :math:`\alpha`, at least 0.
-        paradigm: Which objective. Supervised regression has no spectrum.
+        paradigm: "joint embedding" or "reconstruction"; supervised regression has no
+            spectrum.
 
     Raises:
-        ValueError: If the variances are no finite numbers of these shapes, the
+        TypeError: If the alignment is not a number.
+        ValueError: If the variances are not finite numbers of these shapes, the
             alignment is negative, or the paradigm is another.
     """
     a, gamma, t, u = _checked(signal, noise, augmentation, paradigm)
@@ -111,8 +116,7 @@ def asymptotic_spectra(
             "expected 'joint embedding' or 'reconstruction', got 'supervised', which "
             "has no spectrum: it recovers the signal at every alignment"
         )
-    if not 0 <= alignment < math.inf:
-        raise ValueError(f"expected an alignment of at least 0, got {alignment}")
+    alignment = at_least("alignment", alignment, 0)
     power = 1.0 if paradigm == "joint embedding" else 0.5
     total = u + (1 + alignment**2) * gamma
     shares = np.divide(gamma, total**power, where=gamma > 0, out=np.zeros_like(gamma))
@@ -128,8 +132,7 @@ def recovered(
 ) -> bool:
     r"""Whether the first k components are the signal's as :math:`n \to \infty`.
 
-    Arguments and errors are those of `asymptotic_spectra`; for "supervised" it is
-    always so.
+    Arguments and errors as in `asymptotic_spectra`; "supervised" always recovers it.
     """
     if paradigm == "supervised":
         _checked(signal, noise, augmentation, paradigm)
@@ -141,23 +144,23 @@ def recovered(
 def critical_noise(
     signal: Float[Array, " k"], augmentation: float | Float[Array, " k"]
 ) -> float:
-    r"""The variance of noise below which reconstruction needs the lesser alignment.
+    r"""The noise variance below which reconstruction needs less alignment.
 
     .. math:: \frac{\eta^2}{\delta} = \min_i \frac{a_i^2}{a_i + t_i} \Big/
         \min_i \frac{a_i}{a_i + t_i}
 
-    If all noise is weaker, :math:`\alpha_\text{JE} > \alpha_\text{RC}`; if all of it is
-    stronger, :math:`\alpha_\text{JE} < \alpha_\text{RC}`; unless both are 0. It lies
-    between the least and the largest a, and is the least a where t is the same in all
-    directions, or the same share of the signal.
+    If all noise is weaker, :math:`\alpha_\text{JE} > \alpha_\text{RC}`; if all noise is
+    stronger, :math:`\alpha_\text{JE} < \alpha_\text{RC}`; unless both are 0. The value
+    lies between the smallest and the largest a. It is the smallest where t is the same
+    in all directions, or the same share of the signal.
 
     Arguments:
         signal: The variances a of the signal, all positive.
-        augmentation: The variances t of :math:`\theta` along its directions, or one for
-            all of them.
+        augmentation: The variances t of :math:`\theta` along the directions of the
+            signal, or one for all of them.
 
     Raises:
-        ValueError: If the variances are no finite numbers of these shapes.
+        ValueError: If the variances are not finite numbers of these shapes.
     """
     a, _, t, _ = _checked(signal, np.empty(0), augmentation, "supervised")
     total = 1 + t / a
@@ -169,18 +172,18 @@ def preference(
     noise: Float[Array, " r"],
     augmentation: float | Float[Array, " k+r"],
 ) -> Preference:
-    r"""The paradigm of the lower threshold: it recovers the signal from more views.
+    r"""The paradigm with the lower alignment threshold.
 
-    Noise of variances all below, or all above, `critical_noise` decides it (Corollary
-    4.5); where they lie on both sides the two thresholds are compared themselves.
-    "either" says that the thresholds are the same, most often 0.
+    It recovers the signal under more views. "either" means that the thresholds are
+    equal, usually 0. If all noise variances lie below, or all above, `critical_noise`,
+    that alone decides (Corollary 4.5).
 
-    Arguments and errors are those of `alignment_threshold`.
+    Arguments and errors as in `alignment_threshold`.
     """
     problem = _checked(signal, noise, augmentation, "supervised")
     joint = _squared_threshold(problem, "joint embedding")
     reconstruction = _squared_threshold(problem, "reconstruction")
-    # The thresholds are pure numbers, differences of terms that may all but cancel.
+    # Dimensionless, but differences of terms that may cancel up to rounding.
     if math.isclose(joint, reconstruction, rel_tol=1e-9, abs_tol=1e-9):
         return "either"
     return "joint embedding" if joint < reconstruction else "reconstruction"
@@ -210,10 +213,8 @@ def _squared_threshold(problem: _Problem, paradigm: Paradigm) -> float:
 def _checked(
     signal: Array, noise: Array, augmentation: float | Array, paradigm: Paradigm
 ) -> _Problem:
-    """The variances as float64, the augmentation's for the signal and for the noise."""
-    if paradigm not in get_args(Paradigm):
-        known = ", ".join(map(repr, get_args(Paradigm)))
-        raise ValueError(f"expected a paradigm among {known}, got {paradigm!r}")
+    """The variances as float64, with the augmentation split into signal and noise."""
+    choice("paradigm", paradigm, get_args(Paradigm))
     a, gamma, t = (np.asarray(one, float) for one in (signal, noise, augmentation))
     if a.ndim != 1 or not len(a) or not ((a > 0) & (a < np.inf)).all():
         raise ValueError(
@@ -228,8 +229,8 @@ def _checked(
     if t.shape not in ((), (many,)) or not ((t >= 0) & (t < np.inf)).all():
         raise ValueError(
             "expected one finite variance of the augmentation, of at least 0, or "
-            f"{many}, those along the {len(a)} directions of the signal first, then "
-            f"along the {len(gamma)} of the noise, got {augmentation}"
+            f"{many}: along the {len(a)} directions of the signal, then along the "
+            f"{len(gamma)} of the noise, got {augmentation}"
         )
     t = np.broadcast_to(t, many)
     return _Problem(a, gamma, t[: len(a)], t[len(a) :])

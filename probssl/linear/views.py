@@ -1,34 +1,49 @@
-r"""Views whose moments are known in closed form.
+r"""Views: those with moments in closed form, and samplers that draw them.
 
-A view of a row x has the mean :math:`A x + b`, and around it a covariance whose mean
-over the rows depends on their mean and covariance alone. Views of this kind are never
-sampled by the estimators: their moments follow from those of the data.
+A view of a row x with a closed form has the mean :math:`A x + b`, and around it a
+covariance whose mean over the rows depends on their mean and covariance alone. The
+estimators never sample such views: their moments follow from those of the data. Any
+other function of rows is a sampler, from which views are drawn.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray as Array
+from torch import Tensor
+from tqdm import tqdm
 
+from ..arguments import between, instance
 from .moments import Moments
 
 __all__ = [
+    "LARGEST_ENTRY",
     "AdditiveNoise",
     "Chain",
     "ClosedForm",
+    "Flattened",
     "LinearMaps",
     "Masking",
+    "Sampler",
+    "drawn",
+    "in_parts",
 ]
+
+Sampler = Callable[[Array], Array]
+ROWS_AT_ONCE = 2_048  # whose views are drawn together
+LARGEST_ENTRY = 1e150  # of data: sums of squares of such entries do not overflow
 
 
 class ClosedForm(ABC):
-    """Views with a mean linear in x and a known covariance; called, it draws one."""
+    """Views with a linear mean and a known covariance; a call draws one."""
 
     def __repr__(self) -> str:
-        """The constructor's call, with shapes for arrays."""
+        """The call of the constructor, with the shapes of arrays."""
         given = (
             f"{name}=array{value.shape}"
             if isinstance(value, np.ndarray) and value.ndim
@@ -39,24 +54,24 @@ class ClosedForm(ABC):
 
     @abstractmethod
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
-        """One view of each row, drawn with torch's generator."""
+        """Draw one view of each row with torch's generator."""
 
     @abstractmethod
     def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
-        """A (e, d) and b (e,), of the mean A x + b of the views of x.
+        """A (e, d) and b (e,), where A x + b is the mean of the views of x.
 
         Arguments:
-            mean: That of the data, which some views fill in.
+            mean: The mean of the data, with which some views fill in features.
         """
 
     @abstractmethod
     def spread(
         self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
     ) -> Float[Array, "e e"]:
-        """The covariance of the views of a row, averaged over rows of these moments."""
+        """The covariance of the views of a row, averaged over the rows."""
 
     def moments(self, data: Moments) -> Moments:
-        """Those of data and views, from those of the data."""
+        """The moments of data and views, from those of the data."""
         a, b = self.linear(data.mean)
         cross = data.data @ a.T
         between = a @ cross
@@ -75,7 +90,7 @@ class AdditiveNoise(ClosedForm):
         covariance: :math:`\Theta`, (d, d); or its diagonal, (d,); or one variance.
 
     Raises:
-        ValueError: If it is no covariance.
+        ValueError: If it is not a covariance: finite, symmetric, no negative variance.
     """
 
     def __init__(self, covariance: float | Array) -> None:
@@ -90,7 +105,9 @@ class AdditiveNoise(ClosedForm):
             raise ValueError("expected a finite covariance, got NaN or infinity in it")
         scale = np.abs(matrix).max(initial=0.0)
         if matrix.ndim == 2 and np.abs(matrix - matrix.T).max() > 1e-10 * scale:
-            raise ValueError("expected a symmetric covariance, got one that is not")
+            raise ValueError(
+                "expected a symmetric covariance, got another; symmetrise it"
+            )
         least = _eigen(matrix)[0].min(initial=0.0)
         if least < -1e-10 * scale * (matrix.ndim == 2):
             raise ValueError(
@@ -116,7 +133,7 @@ class AdditiveNoise(ClosedForm):
         matrix = np.asarray(self.covariance, float)
         if matrix.ndim and len(matrix) != dim:
             raise ValueError(
-                f"expected noise of {dim} features, as the data have, got {len(matrix)}"
+                f"expected noise of {dim} features, like the data, got {len(matrix)}"
             )
         return matrix if matrix.ndim == 2 else matrix * np.eye(dim)
 
@@ -126,30 +143,27 @@ class Masking(ClosedForm):
 
     .. math:: \Sigma = p (1 - p)\, \mathrm{diag}\, \mathrm{Cov}(x),
 
-    so that no feature's unit matters to joint embedding.
+    so that the units of features do not matter to joint embedding.
 
     Arguments:
-        probability: p, of a feature to be hidden.
-        fill: What is put in its place; None is the mean of the feature, which, where
-            views are drawn, is that of the rows given.
+        probability: p, the probability that a feature is masked.
+        fill: The value of a masked feature. None is its mean: over the data in closed
+            form, over the given rows where views are drawn.
 
     Raises:
+        TypeError: If the probability is not a number.
         ValueError: If the probability is not between 0 and 1, or the fill not finite.
     """
 
     def __init__(self, probability: float = 0.5, fill: float | None = None) -> None:
-        if not 0 < probability < 1:
-            raise ValueError(
-                "expected the probability of a feature to be hidden to lie between 0 "
-                f"and 1, got {probability}"
-            )
         if fill is not None and not np.isfinite(fill):
             raise ValueError(f"expected a finite fill, or None, got {fill}")
-        self.probability, self.fill = probability, fill
+        self.probability = between("probability", probability, 0, 1, open=True)
+        self.fill = fill
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        hidden = torch.rand(x.shape, dtype=torch.float64).numpy() < self.probability
-        return np.where(hidden, self._fill(x.mean(0)), x)
+        masked = torch.rand(x.shape, dtype=torch.float64).numpy() < self.probability
+        return np.where(masked, self._fill(x.mean(0)), x)
 
     def linear(self, mean: Float[Array, " d"]) -> tuple[Array, Array]:
         p = self.probability
@@ -166,14 +180,16 @@ class Masking(ClosedForm):
 
 
 class LinearMaps(ClosedForm):
-    r""":math:`\tau(x) = A_j x`, with j drawn at random for each row.
+    r""":math:`\tau(x) = A_j x`, with a map j drawn for each row.
 
     Arguments:
         maps: The :math:`A_j`, (map, e, d): shifts, crops, blurs, permutations.
-        probabilities: Those of the maps; None is equal ones.
+        probabilities: The probabilities of the maps, up to a factor; None makes them
+            equal.
 
     Raises:
-        ValueError: If the maps are no stack of matrices, or the probabilities none.
+        ValueError: If the maps are not a stack of finite matrices, or there is not one
+            probability of at least 0 for each.
     """
 
     def __init__(
@@ -183,8 +199,8 @@ class LinearMaps(ClosedForm):
         stack = np.asarray(maps, float)
         if stack.ndim != 3 or not len(stack):
             raise ValueError(
-                f"expected maps of shape (map, e, d), got {stack.shape}; one map alone "
-                "is maps[None]"
+                f"expected maps of shape (map, e, d), got {stack.shape}; for one map, "
+                "give maps[None]"
             )
         if not np.isfinite(stack).all():
             raise ValueError("expected finite maps, got NaN or infinity in them")
@@ -222,8 +238,7 @@ class LinearMaps(ClosedForm):
         maps = np.asarray(self.maps, float)
         if maps.shape[2] != dim:
             raise ValueError(
-                f"expected maps of {dim} features, as the data have, got "
-                f"{maps.shape[2]}"
+                f"expected maps of {dim} features, like the data, got {maps.shape[2]}"
             )
         return maps
 
@@ -235,25 +250,22 @@ class LinearMaps(ClosedForm):
 
 
 class Chain(ClosedForm):
-    """One view of another: Chain(first, second)(x) is second(first(x)).
+    """Views composed: Chain(first, second)(x) is second(first(x)).
 
     Arguments:
-        steps: Views of closed form, in the order in which they are applied.
+        steps: Views with a closed form, in the order in which they are applied.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there is no step.
         TypeError: If a step has no closed form.
     """
 
     def __init__(self, *steps: ClosedForm) -> None:
+        hint = "compose samplers in a function of your own"
         if not steps:
-            raise ValueError("expected at least one kind of view, got none")
+            raise ValueError("expected at least one step, got none")
         for step in steps:
-            if not isinstance(step, ClosedForm):
-                raise TypeError(
-                    "expected steps of closed form, such as Masking(0.5), got "
-                    f"{step!r}; a sampler is a view of its own"
-                )
+            instance("a step", step, ClosedForm, "views with a closed form", hint)
         self.steps = steps
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
@@ -280,6 +292,71 @@ class Chain(ClosedForm):
         return within
 
 
+class Flattened:
+    """Adapt a sampler of views of images, such as `views.Augment`, to rows of features.
+
+    Arguments:
+        sampler: Images (n, \\*event) -> views (n, view, \\*event), or a batch of them,
+            in torch's default dtype. Those of `views` take values in [0, 1].
+        shape: The event shape of an image, (channel, height, width).
+
+    Raises:
+        ValueError: If rows do not have that many features, or the sampler does not
+            return one tensor (n, view, \\*event) with all views present.
+    """
+
+    def __init__(self, sampler: Callable[[Any], Any], shape: Sequence[int]) -> None:
+        self.sampler, self.shape = sampler, tuple(shape)
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n view e"]:
+        if x.shape[1] != math.prod(self.shape):
+            raise ValueError(
+                f"expected rows of {math.prod(self.shape)} features, for images of "
+                f"shape {self.shape}, got {x.shape[1]}"
+            )
+        images = torch.as_tensor(x, dtype=torch.get_default_dtype())
+        with torch.no_grad():
+            found = self.sampler(images.reshape(-1, *self.shape))
+        views, present = getattr(found, "views", found), getattr(found, "present", None)
+        if not isinstance(views, Tensor) or views.ndim < 3 or present is not None:
+            raise ValueError(
+                "expected a sampler that returns one tensor (n, view, *event) with all "
+                f"views present, got {getattr(views, 'shape', type(views))}"
+            )
+        return views.flatten(2).to("cpu", torch.float64).numpy()
+
+
+def drawn(
+    views: Sampler, rows: Float[Array, "n d"], many: int
+) -> Float[Array, "n view e"]:
+    """Draw at least so many views of each row, in float64."""
+    parts: list[Array] = []
+    while sum(part.shape[1] for part in parts) < many:
+        part = np.asarray(views(rows), np.float64)
+        if part.ndim not in (2, 3) or len(part) != len(rows) or not part.size:
+            raise ValueError(
+                f"expected views of shape ({len(rows)}, features) or ({len(rows)}, "
+                f"view, features) of {len(rows)} rows, got {part.shape}"
+            )
+        if not (np.abs(part) < LARGEST_ENTRY).all():
+            raise ValueError(
+                f"expected views with entries below {LARGEST_ENTRY:g}, got NaN, "
+                "infinity or larger ones among them"
+            )
+        parts.append(part[:, None] if part.ndim == 2 else part)
+    return np.concatenate(parts, 1)
+
+
+def in_parts(
+    views: Sampler, x: Float[Array, "n d"], many: int, progress: bool
+) -> Iterator[tuple[Float[Array, "part d"], Float[Array, "part view e"]]]:
+    """Yield some rows and at least so many views of each, then the next rows."""
+    starts = range(0, len(x), ROWS_AT_ONCE)
+    for start in tqdm(starts, "views", disable=not progress, leave=False):
+        rows = x[start : start + ROWS_AT_ONCE]
+        yield rows, drawn(views, rows, many)
+
+
 def _eigen(covariance: Array) -> tuple[Array, Array | None]:
-    """Variances, and the directions that have them; None are the axes."""
+    """Variances and their directions; None stands for the axes."""
     return np.linalg.eigh(covariance) if covariance.ndim == 2 else (covariance, None)
