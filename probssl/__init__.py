@@ -2,33 +2,27 @@
 
 One distribution, p(y) ∏ p(z_v|y) p(x_v|z_v), its variational inference, and the
 objectives of joint embedding as its limits.
+
+`__all__` holds what most programs need. The other submodules (`ps.affinities`,
+`ps.bounds`, `ps.hyper`, `ps.information`, `ps.maps`, …) are reached as attributes too.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import typing as _typing
 
 from . import (
-    affinities,
-    bounds,
-    calibration,
     data,
-    distributions,
     entropies,
     evaluation,
     guides,
-    hyper,
-    information,
     likelihoods,
     limits,
     nn,
-    plots,
     priors,
-    shifts,
-    special,
-    testing,
+    train,
     views,
 )
-from .compare import Comparison, compare
+from .compare import Comparison as Comparison
+from .compare import compare  # the function: it hides the package of the same name
 from .hyper import learned
 from .joint import Joint
 from .posterior import (
@@ -42,56 +36,59 @@ from .posterior import (
 )
 from .saving import load, save
 from .terms import Batch, Terms
-from .train import History, fit, steps
+from .train import History as History
+from .train import fit, steps
 
-if TYPE_CHECKING:
-    from . import linear, maps
+if _typing.TYPE_CHECKING:
+    from . import linear, plots, recipes, testing
 
 __all__ = [
     "Batch",
-    "Comparison",
-    "History",
     "Joint",
     "Terms",
-    "affinities",
-    "bounds",
-    "calibration",
     "classify",
     "compare",
     "complete",
     "data",
-    "distributions",
     "embed",
     "entropies",
     "evaluation",
     "evidence",
     "fit",
     "guides",
-    "hyper",
-    "information",
     "learned",
     "likelihoods",
     "limits",
     "linear",
     "load",
-    "maps",
     "nn",
     "plots",
     "priors",
+    "recipes",
     "reconstruct",
     "sample",
     "save",
-    "shifts",
-    "special",
     "steps",
     "testing",
     "to_arviz",
+    "train",
     "views",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`linear` and `maps`, made of scikit-learn, are imported when asked for."""
-    if name in ("linear", "maps"):
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __getattr__(name: str) -> _typing.Any:
+    """Import a submodule, or read the version, when it is first asked for."""
+    from importlib import import_module, metadata, util
+
+    if name == "__version__":
+        try:
+            return metadata.version(__name__)
+        except metadata.PackageNotFoundError as error:
+            raise AttributeError(f"{error}; pip install -e . installs it") from error
+    if not name.startswith("_") and util.find_spec(f"{__name__}.{name}"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,16 @@
 """The picture of the house: imports point inwards, and heavy libraries load lazily."""
 
 import ast
+import os
 import subprocess
 import sys
+from configparser import ConfigParser
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import probssl as ps
 
 ROOT = Path(__file__).parent.parent / "probssl"
 LEAVES = {"arguments", "arrays", "special", "terms", "plots", "runtime"}
@@ -56,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
 OUTERMOST = {"compare", "recipes", "saving", "cli", "testing", "lightning", "__init__"}
 OUTERMOST |= {"maps", "shifts"}
 LAZY = ("arviz", "matplotlib", "pandas", "sklearn", "scipy", "xarray", "PIL", "zuko")
+LAZY += tuple(f"probssl.{room}" for room in ("linear", "maps", "plots", "testing"))
 
 
 def room(path: Path) -> str:
@@ -88,6 +94,31 @@ def test_imports_point_inwards(path):
         assert imported(path) <= ALLOWED[room(path)] | {"arguments"}
 
 
+def taken(path: Path) -> set[Path]:
+    """The files that a file imports at its top, under TYPE_CHECKING as well."""
+    found: set[Path] = set()
+    nodes = list(ast.parse(path.read_text()).body)
+    for node in nodes:  # grows by the bodies of if and try, not by those of functions
+        if isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
+            nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = path.parents[node.level - 1]
+            base = folder / (node.module or "").replace(".", "/")
+            for name in node.names:
+                options = (base / f"{name.name}.py", base / name.name / "__init__.py")
+                options += (base.with_suffix(".py"), base / "__init__.py")
+                found.add(next(option for option in options if option.is_file()))
+    return found - {path}
+
+
+def test_no_file_imports_itself_in_a_circle():
+    graph = {path: taken(path) for path in FILES if path != ROOT / "__init__.py"}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" <- ".join(str(p.relative_to(ROOT)) for p in error.args[1]))
+
+
 def test_methods_never_import_one_another():
     for path in (ROOT / "limits").glob("*.py"):
         if path.name != "__init__.py":
@@ -103,6 +134,38 @@ def test_every_module_says_what_it_is_and_what_is_public(path):
     assigned = (n for n in tree.body if isinstance(n, ast.Assign))
     names = [getattr(t, "id", None) for n in assigned for t in n.targets]
     assert "__all__" in names
+
+
+def test_the_top_of_the_package_holds_what_a_user_meets():
+    assert len(ps.__all__) <= 30 and dir(ps) == sorted(ps.__all__) == ps.__all__
+    for name in ps.__all__:
+        assert getattr(ps, name).__doc__, name
+    listed = {path.stem for path in ROOT.glob("*.py")} | set(os.listdir(ROOT))
+    known = {*ps.__all__, *listed, "Comparison", "History"}
+    assert {name for name in vars(ps) if name[0] != "_"} <= known  # nothing leaks
+
+
+def test_submodules_are_reached_as_attributes_and_a_wrong_name_is_refused():
+    for path in ROOT.glob("[a-z]*"):
+        if path.stem not in ("compare", "lightning", "py"):
+            assert getattr(ps, path.stem).__name__ == f"probssl.{path.stem}"
+    with pytest.raises(AttributeError, match="no attribute 'nowhere'"):
+        ps.nowhere  # noqa: B018
+    with pytest.raises(ImportError, match="nowhere"):
+        from probssl import nowhere  # noqa: F401
+
+
+def test_compare_is_the_function_and_its_package_is_imported_by_its_name():
+    code = "import probssl.compare; from probssl.compare import Comparison; "
+    code += "import probssl as ps; assert callable(ps.compare); "
+    code += "assert ps.Comparison is Comparison"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_version_is_that_of_setup_cfg():
+    settings = ConfigParser(interpolation=None)
+    settings.read(ROOT.parent / "setup.cfg")
+    assert ps.__version__ == settings["metadata"]["version"]
 
 
 def test_heavy_libraries_are_not_loaded_by_the_import():
