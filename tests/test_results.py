@@ -1,4 +1,4 @@
-"""RESULTS.md keeps its word: its tables are those of the measured figures."""
+"""Tables and figures of the documentation are those in benchmarks/results."""
 
 import importlib.util
 import json
@@ -11,7 +11,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "RESULTS.md").read_text()
+README = (ROOT / "README.md").read_text()
+DIGITS, PERFORMANCE, ADVICE, TEXT = (
+    (ROOT / "docs" / page).read_text()
+    for page in ("results.md", "performance.md", "howto/advice.md", "papers.md")
+)
 
 
 def figures(name: str) -> dict[str, Any]:
@@ -72,3 +76,142 @@ def test_the_scores_of_the_maps_were_measured():
     best = [row for row in measured if row["method"] == "parametric"]
     assert all(row["held_out"] >= 0.9 for row in best)
     assert all(row["wall_seconds"] < 600 for row in best)
+
+
+def table(text: str, cells: str, columns: int) -> dict[str, list[str]]:
+    """The rows of the table whose cells look like this, by their names."""
+    found = re.findall(rf"^\| ([^|]+) \|((?: {cells} \|){{{columns}}})$", text, re.M)
+    return {name: row.strip(" |").split(" | ") for name, row in found}
+
+
+def measured() -> dict[str, dict[str, tuple[float, float]]]:
+    return figures("digits")["mean and sd"]
+
+
+def test_every_score_in_the_table_was_measured():
+    scores, shown = measured(), table(DIGITS, r"[-+]?[.\d]+ ± [.\d]+", 6)
+    assert shown.keys() == scores.keys()
+    formats = {
+        "linear_probe": ".3f",
+        "few_label_probe": ".3f",
+        "few_label_gain": "+.3f",
+        "knn": ".3f",
+        "cluster_accuracy": ".3f",
+        "effective_rank": ".1f",
+    }
+    for name, cells in shown.items():
+        for cell, (column, form) in zip(cells, formats.items(), strict=True):
+            mean, sd = scores[name][column]
+            assert cell == f"{mean:{form}} ± {sd:{form.lstrip('+')}}", (name, column)
+
+
+def test_every_entry_of_the_matrix_was_measured():
+    scores, shown = measured(), table(DIGITS, r"(?:-?[.\d]+ ± [.\d]+|–)", 7)
+    assert shown.keys() == scores.keys()
+    columns = ["log_det", "gaussian_kernel", "gaussian_nearest", "spherical_kernel"]
+    columns += ["info_nce", "gaussian_information", "decoded"]
+    for name, cells in shown.items():
+        for cell, column in zip(cells, columns, strict=True):
+            mean, sd = scores[name].get(column, (None, None))
+            expected = "–" if mean is None else f"{mean:.1f} ± {sd:.1f}"
+            assert cell == expected, (name, column)
+
+
+def test_every_score_in_the_readme_was_measured():
+    scores, shown = measured(), table(README, r"-?[.\d]+ ± [.\d]+", 4)
+    columns = {"linear_probe": 3, "few_label_probe": 3, "info_nce": 1, "decoded": 1}
+    assert len(shown) == 5
+    for name, cells in shown.items():
+        found = (scores[name][column] for column in columns)
+        digits = columns.values()
+        for cell, (mean, sd), n in zip(cells, found, digits, strict=True):
+            assert cell == f"{mean:.{n}f} ± {sd:.{n}f}", name
+
+
+def test_every_figure_in_the_text_was_measured():
+    scores = measured()
+    for method in ("SimVAE", "VAE", "SphericalSimVAE"):
+        mean, sd = scores[method]["elbo"]
+        assert f"{mean:.1f} ± {sd:.1f}" in DIGITS
+    generative = [name for name, row in scores.items() if "elbo" in row]
+    generative += ["DenoisingAutoencoder", "MaskedAutoencoder"]
+    baselines = {"raw pixels", "PCA-10", "untrained encoder"}
+    without = scores.keys() - set(generative) - baselines
+    for some in (generative, without):
+        decoded = [scores[name]["decoded"][0] for name in some]
+        assert f"{max(decoded):.1f} to {min(decoded):.1f}" in DIGITS
+    assert f"PCA-10 has {scores['PCA-10']['decoded'][0]:.1f}" in DIGITS
+    shared = [f"{scores[name]['info_nce'][0]:.1f}" for name in ("SimVAE", "VAE")]
+    assert "InfoNCE {} against {} nats".format(*shared) in DIGITS
+    ruler = [f"{scores['LogDet'][c][0]:.1f}" for c in ("log_det", "gaussian_kernel")]
+    assert "LogDet has {} nats by its own and {}".format(*ruler) in DIGITS
+
+
+def test_every_method_holds_what_the_table_says():
+    """Above the untrained encoder; from few labels above PCA, or the text says why."""
+    scores = measured()
+    untrained = scores["untrained encoder"]["knn"][0]
+    for name, row in scores.items():
+        if name == "untrained encoder":
+            continue
+        assert row["knn"][0] >= untrained + 0.1 and row["effective_rank"][0] >= 3
+    exempt = {"VAE", "BetaVAE", "IWAE", "MaskedAutoencoder", "TSimCLR", "PCA-10"}
+    for name in scores.keys() - exempt - {"untrained encoder"}:
+        gain, error = scores[name]["few_label_gain"]
+        assert gain > 2 * error, name
+
+
+STEPS = {
+    "PyTorch by hand": ("by hand", "ms"),
+    "Pyro's `Trace_ELBO`": ("Pyro", "ms"),
+    "probssl": ("probssl", "ms"),
+    "PyTorch by hand, compiled": ("by hand, compiled", "ms"),
+    "probssl, compiled": ("probssl, compiled", "ms"),
+    "ours compiled, to that by hand": ("probssl, compiled", "to by hand, compiled"),
+    "ours compiled, to Pyro's": ("probssl, compiled", "to Pyro"),
+}
+
+
+def test_every_step_time_in_the_table_was_measured():
+    cases = figures("steps")["figures"].values()
+    shown = table(PERFORMANCE, r"(?:[.\d]+|–)", 3)
+    for name, (step, figure) in STEPS.items():
+        found = (case["steps"].get(step, {}).get(figure) for case in cases)
+        assert shown[name] == ["–" if x is None else f"{x:g}" for x in found], name
+
+
+def test_every_rate_of_whole_epochs_was_measured():
+    rates = figures("epochs")["figures"]
+    shown = table(PERFORMANCE, r"[.\d]+", 2)
+    for name in [name for name in rates if "ratio" in rates[name]]:
+        row = rates[name]
+        assert shown[name] == [f"{row[key]:g}" for key in ("images/s", "ratio")]
+
+
+def test_the_seconds_of_a_linear_fit_were_measured():
+    seconds = figures("linear")["figures"]["seconds"]
+    text = " ".join(ADVICE.split())
+    assert f"are fitted in {seconds['whole fit']:g} s on two CPU cores" in text
+    assert f"{seconds['moments']:g} s of it for the moments" in text
+
+
+def test_what_was_advised_and_measured_under_noise_is_what_the_table_says():
+    found = figures("paradigms_under_noise")
+    row = r"^\| ([\d.]+) \| (moves.*?) \| ([^|]+?) \| (.+) \|$"
+    shown = re.findall(row, DIGITS, re.MULTILINE)
+    assert len(shown) == len(found["advice"])
+    methods = ["SimCLR", "VICReg", "linear joint embedding", "SimVAE"]
+    methods += ["denoising autoencoder", "masked autoencoder", "linear reconstruction"]
+    for (ratio, views, verdict, cells), advice in zip(
+        shown, found["advice"], strict=True
+    ):
+        assert float(ratio) == advice["ratio"] and verdict == advice["verdict"]
+        assert views.endswith("background") == advice["matching"]
+        cell = {name: advice[name] for name in ("ratio", "matching")}
+        for method, value in zip(methods, cells.split(" | "), strict=True):
+            probes = [
+                row["linear_probe"]
+                for row in found["rows"]
+                if row["method"] == method and cell.items() <= row.items()
+            ]
+            assert value == f"{sum(probes) / len(probes):.2f}", (cell, method)

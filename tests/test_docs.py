@@ -1,0 +1,165 @@
+"""The documentation keeps its word: its code runs, its links lead somewhere.
+
+All Python blocks of a page run in their order, in one namespace and an empty folder.
+For speed a run is shortened: a quarter of the digits, decoders of `compare` that are
+hardly fitted, and in the text ``epochs``, ``draws`` and their like made small
+(`SHORTER`). A block whose last comment is ``# SomeError: words … more words`` has to
+raise that error, with these words in this order. Packages that are not installed are
+replaced by `stand_ins`. Of shell blocks the arguments are read by the command line's
+own parser; tests/test_torchrun.py starts processes.
+"""
+
+import re
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+from probssl import cli, limits
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+import generate  # noqa: E402
+
+README = ROOT / "README.md"
+GENERATED = ("_build", "api", "methods", "notebooks")
+PAGES = [README, ROOT / "CONTRIBUTING.md"] + [
+    path
+    for path in sorted(DOCS.rglob("*.md"))
+    if path.relative_to(DOCS).parts[0] not in GENERATED and path.stem != "gallery"
+]
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+SHORTER = {
+    r"\bepochs=\d{2,}": "epochs=1",
+    r"\bdraws=\d+": "draws=5",
+    r"\bparticles=\d+": "particles=5",
+    r"\bfirst=\d+": "first=0",
+    r"(check_\w+\([^\n]*)\)$": r"\1, **few)",
+    r"(advise\([^\n]*)\)$": r"\1, halves=2)",
+}
+ERROR = re.compile(r"# (\w+(?:Error|Warning)): (.+)\s*$")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def shortened(code: str) -> str:
+    for pattern, replacement in SHORTER.items():
+        code = re.sub(pattern, replacement, code, flags=re.MULTILINE)
+    return re.sub(r"(check_(?!prior|likelihood)\w+\(.*), \*\*few\)", r"\1)", code)
+
+
+class Recorder(MagicMock):
+    """A module, class or object of a package that is not there."""
+
+
+class Rows(list[dict[str, Any]]):
+    """A Hugging Face dataset of a few images: rows, and columns by their name."""
+
+    def with_format(self, kind: str) -> "Rows":
+        return self
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return np.array([row[key] for row in self])
+        return super().__getitem__(key)
+
+
+def load_dataset(*_: str, **__: str) -> Rows:
+    grey = np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(np.uint8)
+    return Rows({"image": image, "label": i % 10} for i, image in enumerate(grey))
+
+
+def stand_ins() -> dict[str, ModuleType]:
+    """Modules that the pages use and that are not installed."""
+    datasets = ModuleType("datasets")
+    datasets.load_dataset = load_dataset  # type: ignore[attr-defined]
+    found = {"datasets": datasets}  # even if it is installed: nothing is downloaded
+    for name in ("torch.utils.tensorboard", "mlflow", "wandb"):
+        try:
+            import_module(name)
+        except ImportError:
+            found[name] = Recorder(spec=None)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but")
+@pytest.mark.usefixtures("few_digits", "short_decoders")
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__", "few": {"draws": 200}}
+    for name, module in stand_ins().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for i, block in enumerate(blocks(path.read_text(), "python")):
+        code = compile(shortened(block), f"{path.name}, block {i + 1}", "exec")
+        promised = ERROR.search(block)
+        if promised is None:
+            exec(code, namespace)
+            continue
+        with pytest.raises(Exception) as caught:
+            exec(code, namespace)
+        assert caught.type.__name__ == promised[1], caught.value
+        words = [re.escape(part.strip()) for part in promised[2].split("…")]
+        assert re.search(".*".join(words), " ".join(str(caught.value).split()))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_the_commands_of_a_page_are_commands(path):
+    ci = (ROOT / ".ci" / "run").read_text()
+    for block in blocks(path.read_text(), "bash"):
+        for command in block.strip().replace("\n", " && ").split(" && "):
+            words = shlex.split(command, comments=True)
+            if words[:1] == ["torchrun"]:
+                words = words[words.index("-m") + 1 :] if "-m" in words else words
+            if words[:1] in (["probssl"], ["probssl.cli"]) and words[1:]:
+                cli._parser().parse_args(words[1:])
+            elif words[:1] != ["torchrun"]:
+                assert all(word in ci for word in words), command
+
+
+@pytest.mark.parametrize("path", PAGES, ids=NAMES)
+def test_the_links_of_a_page_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file = target.partition("#")[0]
+        if "://" in target or not file:
+            continue
+        folder = (path.parent / file).resolve().relative_to(ROOT).parts[:2]
+        made = folder[0] == "docs" and Path(folder[1]).stem in (*GENERATED, "gallery")
+        assert made or (path.parent / file).exists(), target
+    assert not re.search(r"/(home|root|tmp|work)/", text)
+
+
+def test_the_readme_is_short():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120 and len(text.split()) <= 900
+    assert (DOCS / "map.png").stat().st_size < 150_000
+
+
+def test_the_table_of_limits_is_generated_and_complete():
+    text = README.read_text()
+    assert generate.with_table(text) == text, "run python docs/generate.py"
+    listed = [name for row in generate.ROWS for name in row[0].split()]
+    parts = {name for name in limits.__all__ if generate.source_of(name).stem[0] == "_"}
+    assert set(listed) == set(limits.__all__) - parts and len(listed) == len(
+        set(listed)
+    )
+
+
+@pytest.mark.parametrize("row", generate.ROWS, ids=lambda row: row[0])
+def test_the_status_of_a_row_is_that_of_its_docstring(row):
+    for name in row[0].split():
+        text = generate.docstring(generate.source_of(name))
+        status = text.partition("Status:")[2]
+        assert status and "The choices:" in text, name
+        for word in row[4].split(", "):
+            assert word in " ".join(status.split()), (name, word)
