@@ -91,7 +91,11 @@ def stand_ins() -> dict[str, ModuleType]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but")
+@pytest.mark.filterwarnings(  # of Lightning's Trainer, as in test_lightning.py
+    "ignore:.* have no `val_dataloader`. Skipping val loop",
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated",
+    "ignore:.*does not have many workers",
+)
 @pytest.mark.usefixtures("few_digits", "short_decoders")
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
