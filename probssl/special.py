@@ -1,10 +1,10 @@
-r"""Special functions of the sphere and of the Gamma function: stable, differentiable.
+r"""Bessel and Gamma functions, stable and differentiable; squared distances of pairs.
 
-Everything is built in one way: an asymptotic series where the order (or the argument)
-is large, brought down by the recurrence of the function. There are no regimes to choose
-between by the data: the same operations serve tiny and huge values, without
-synchronisation, and can be traced and compiled. All is computed in float64, and
-returned in the type of the input, for arguments up to 1e15.
+Each function is an asymptotic series at a large order (or argument), followed by the
+recurrence of the function down to the one wanted. No branch depends on the data: the
+same operations serve tiny and huge values, without synchronising with the host, and can
+be traced and compiled. The functions compute in float64, for arguments up to 1e15, and
+return the dtype of the input.
 
 The Bessel functions rest on the cumulant function of a direction u that is uniform on
 the sphere of R^d, with :math:`\nu = d/2 - 1`,
@@ -26,6 +26,8 @@ from jaxtyping import Float
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
+from .arguments import at_least, whole
+
 __all__ = [
     "bessel_ratio",
     "digamma_difference",
@@ -33,6 +35,7 @@ __all__ = [
     "log_bessel",
     "log_gamma_ratio",
     "log_vmf_normaliser",
+    "square_distances",
 ]
 
 # From this order on, 20 terms of the asymptotic series are exact to rounding.
@@ -45,12 +48,12 @@ LARGE_ARGUMENT = 10
 
 def log_area(dim: int) -> float:
     r"""Log area of the unit sphere in R^dim, :math:`\log 2 \pi^{d/2} / \Gamma(d/2)`."""
-    _check_dim(dim)
+    dim = whole("dim", dim, 2)
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
 def log_bessel(order: float, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    r"""Exponentially scaled modified Bessel function :math:`\log I_\nu(x) e^{-x}`.
+    r"""Log of the exponentially scaled Bessel function, :math:`\log I_\nu(x) e^{-x}`.
 
     At x = 0 it is minus infinity, and 0 for order 0.
 
@@ -61,11 +64,8 @@ def log_bessel(order: float, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shap
     Raises:
         ValueError: If the order is negative.
     """
-    if not order >= 0:
-        raise ValueError(
-            f"expected an order of at least 0, got {order}; I_ν with ν ≥ 0"
-        )
-    value, _ = _Cumulant.apply(x.double(), float(order), True)
+    order = at_least("order", order, 0)
+    value, _ = _Cumulant.apply(x.double(), order, True)
     if order > 0:
         power = order * (x.double() / 2).log() - math.lgamma(order + 1)
         value = value + power
@@ -85,7 +85,7 @@ def log_vmf_normaliser(
         dim: The dimension d of the space around the sphere, at least 2.
         concentration: The concentration :math:`\kappa \ge 0`; 0 is the uniform density.
         scaled: Return :math:`\log C_d(\kappa) e^\kappa`, the log-density at the mode,
-            without cancellation: what goes with :math:`\kappa (\mu^\top z - 1)`.
+            without cancellation, to be added to :math:`\kappa (\mu^\top z - 1)`.
 
     Raises:
         ValueError: If dim is less than 2.
@@ -100,7 +100,7 @@ def bessel_ratio(
 ) -> Float[Tensor, "*shape"]:
     r"""Mean resultant length :math:`A_d(\kappa) = I_{d/2}(\kappa) / I_{d/2-1}(\kappa)`.
 
-    It is :math:`E[\mu^\top z]` under the von Mises-Fisher distribution.
+    It is :math:`E[\mu^\top z]` of the von Mises-Fisher distribution.
 
     Arguments:
         dim: The dimension d of the space around the sphere, at least 2.
@@ -110,9 +110,34 @@ def bessel_ratio(
     Raises:
         ValueError: If dim is less than 2.
     """
-    _check_dim(dim)
+    dim = whole("dim", dim, 2)
     _, value = _Cumulant.apply(concentration.double(), dim / 2 - 1, complement)
     return (-value if complement else value).to(concentration.dtype)
+
+
+def square_distances(
+    a: Float[Tensor, "*batch n dim"],
+    b: Float[Tensor, "*batch m dim"],
+    *,
+    exact: bool = False,
+) -> Float[Tensor, "*batch n m"]:
+    r"""Return the squared Euclidean distances :math:`\lVert a_i - b_j \rVert^2`.
+
+    By default this is one matrix product of the points minus the mean of b. With ε the
+    machine epsilon and r the largest distance of a point to that mean, the absolute
+    error is at most :math:`4 (d + 4) \epsilon r^2`, and no value is negative.
+
+    Arguments:
+        exact: Sum the squared differences, which is slower: the relative error is at
+            most :math:`(d + 4) \epsilon`, equal points have distance exactly 0, and
+            the distances of points to themselves are symmetric.
+    """
+    if exact:
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
+    centre = b.detach().mean(-2, keepdim=True)
+    a, b = a - centre, b - centre
+    square = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
+    return (square - 2 * a @ b.mT).clamp(min=0)
 
 
 def log_gamma_ratio(a: Float[Tensor, "*shape"], b: float) -> Float[Tensor, "*shape"]:
@@ -127,22 +152,17 @@ def log_gamma_ratio(a: Float[Tensor, "*shape"], b: float) -> Float[Tensor, "*sha
 def digamma_difference(a: Float[Tensor, "*shape"], b: float) -> Float[Tensor, "*shape"]:
     r"""Return :math:`\psi(a + b) - \psi(a)` without cancellation, a, b > 0."""
     top, steps = _shifted(a)
-    above, below = _stirling_slope(torch.stack([top + b, top]))
+    above, below = _stirling_derivative(torch.stack([top + b, top]))
     value = torch.log1p(b / top) + b / (2 * top * (top + b))
     value = value + (above - below) + (b / (steps * (steps + b))).sum(-1)
     return value.to(a.dtype)
-
-
-def _check_dim(dim: int) -> None:
-    if dim < 2:
-        raise ValueError(f"expected dim of at least 2, got {dim}; a sphere has dim ≥ 2")
 
 
 class _Cumulant(torch.autograd.Function):
     r"""Value and derivative of :math:`L_\nu(x)`, or scaled, of :math:`L_\nu(x) - x`.
 
     The derivatives have formulas of their own, since autograd through the formula of L
-    would cancel: for large x it is of order x, but its curvature of order 1 / x².
+    would cancel: for large x, L is of order x, its second derivative of order 1 / x².
     """
 
     generate_vmap_rule = True
@@ -164,7 +184,7 @@ class _Cumulant(torch.autograd.Function):
         x, ratio = ctx.saved_tensors
         total = None if grad is None else grad * ratio
         if grad_ratio is not None:
-            more = grad_ratio * _slope(x, ctx.order)
+            more = grad_ratio * _second_derivative(x, ctx.order)
             total = more if total is None else total + more
         return total, None, None
 
@@ -191,8 +211,8 @@ def _debye(order: float) -> _Debye:
     return _expand(order)
 
 
-# What torch.compiler.assume_constant_result does, which would load the compiler at
-# import and double the time that takes.
+# The effect of torch.compiler.assume_constant_result, whose import of the compiler
+# would double the import time of this package.
 _debye._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -205,7 +225,7 @@ def _expand(order: float) -> _Debye:
     for _ in range(TERMS - 1):
         square = sum(a * b for a, b in zip(terms, terms[-2::-1], strict=False))
         terms.append(((s * terms[-1]).deriv() + s * square) / (2 * order))
-    # The same function with less than half of the coefficients.
+    # The same function with less than half as many coefficients.
     short = Chebyshev.interpolate(sum(terms, 0 * p), 28, domain=[0, 1]).trim(1e-14)
     g = short.convert(kind=Polynomial)
 
@@ -261,32 +281,32 @@ def _cumulant(x: Tensor, order: float, scaled: bool) -> tuple[Tensor, Tensor]:
     return value + torch.log1p(more), ratio / (more + 1)
 
 
-def _slope(x: Tensor, order: float) -> Tensor:
-    """The second derivative, A'; autograd takes it further without cancellation."""
+def _second_derivative(x: Tensor, order: float) -> Tensor:
+    """The second derivative A'; autograd differentiates it without cancellation."""
     top, p, q = _top(x, order)
     debye = _debye(top)
     start = (p + 1).reciprocal()
     ratio = q * (start - p * _polynomial(debye.bend, p) / top)
-    slope = p.square() / top * (start + _polynomial(debye.turn, p) / top)
+    second = p.square() / top * (start + _polynomial(debye.turn, p) / top)
     square = x.square()
     for nu in _down(top, order):
         total = x * ratio + 2 * nu
-        ratio, slope = x / total, (2 * nu - square * slope) / total.square()
-    return slope
+        ratio, second = x / total, (2 * nu - square * second) / total.square()
+    return second
 
 
 def _shifted(a: Tensor) -> tuple[Tensor, Tensor]:
-    """The argument where Stirling's formula is exact, and the steps from a to there."""
+    """An argument at which Stirling's formula is exact, and the steps to it from a."""
     x = a.double()
     steps = torch.arange(LARGE_ARGUMENT, dtype=x.dtype, device=x.device)
     return x + LARGE_ARGUMENT, x.unsqueeze(-1) + steps
 
 
 def _stirling(x: Tensor) -> Tensor:
-    r"""What Stirling's formula leaves of :math:`\log \Gamma(x)`."""
+    r"""The remainder of Stirling's formula for :math:`\log \Gamma(x)`."""
     return _polynomial(STIRLING, x.square().reciprocal()) / x
 
 
-def _stirling_slope(x: Tensor) -> Tensor:
+def _stirling_derivative(x: Tensor) -> Tensor:
     odd = tuple(-(2 * k + 1) * c for k, c in enumerate(STIRLING))
     return _polynomial(odd, x.square().reciprocal()) / x.square()

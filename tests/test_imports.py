@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "joint": {"priors", "likelihoods", "guides", "nn", "runtime", "terms"},
     "bounds": {"hyper", "joint", "runtime", "terms"},
     "entropies": {"hyper", "runtime", "priors", "special"},
-    "affinities": {"runtime", "terms"},
+    "affinities": {"runtime", "special", "terms"},
     "limits": {
         "affinities",
         "bounds",

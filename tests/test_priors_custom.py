@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl.priors import Custom, Gaussian, ImportanceSampling, Quadrature
 from probssl.priors import custom as custom_module
-from probssl.priors import importance as importance_module
+from probssl.priors import integrals as integrals_module
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -464,7 +464,7 @@ def test_default_proposal_finds_a_content_that_views_do_not_follow_one_to_one():
 def test_a_proposal_does_not_shrink_to_its_best_sample():
     y, log_weight = torch.randn(400, 3, 2), torch.zeros(400, 3)
     log_weight[7], log_weight[8:20] = 1_000.0, -torch.inf
-    moved = importance_module._moved(y, log_weight)
+    moved = integrals_module._moved(y, log_weight)
     assert (moved.stddev > 0.05).all()
 
 
@@ -686,7 +686,7 @@ def without(method: str) -> Callable[[Tensor], dist.TorchDistribution]:
     "build, error, message",
     [
         (lambda: Custom(lambda y: y, 3), TypeError, "got Tensor"),
-        (lambda: Custom(0.3, 3), TypeError, "function of y, got float"),
+        (lambda: Custom(0.3, 3), TypeError, "function of y, got 0.3"),
         (lambda: Custom(lambda y: dist.Laplace(y, 0.3), 3), ValueError, "to_event"),
         (
             lambda: Custom(lambda y: dist.Laplace(y[..., :2], 0.3).to_event(1), 3),
@@ -716,7 +716,11 @@ def without(method: str) -> Callable[[Tensor], dist.TorchDistribution]:
             ValueError,
             "discrete",
         ),
-        (lambda: Quadrature(nodes=2), ValueError, "4 nodes"),
+        (
+            lambda: Quadrature(nodes=2),
+            ValueError,
+            "nodes as a whole number of at least 4",
+        ),
         (
             lambda: Custom(laplace(0.3), 3).log_prob(torch.zeros(2, 2, 4)),
             ValueError,

@@ -21,6 +21,7 @@ from ..estimates import Undefined
 from ..evaluation.maximum import maximiser
 from ..priors import Gaussian, Spherical, StudentT
 from ..special import log_vmf_normaliser
+from ..special import square_distances as pairwise
 
 __all__ = ["directions", "full_rank", "gaussian", "gaussian_peak", "kernel_density"]
 __all__ += ["log_determinant", "nearest", "off_sphere", "spherical", "spherical_peak"]
@@ -158,7 +159,7 @@ def spherical_peak(precision: Tensor, dim: int) -> Tensor:
 def square_distances(z: Latents) -> Float[Tensor, "view n n"]:
     """Squared distances within each view; exactly zero only where items coincide."""
     z = z.transpose(0, 1)
-    return torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return pairwise(z, z, exact=True)
 
 
 def directions(z: Latents) -> Latents:

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..priors import Prior, Spherical
-from ..priors.pairs import square_distances
-from ..special import log_area
+from ..special import log_area, square_distances
 from .base import Entropy
 from .normaliser import DENSE
 

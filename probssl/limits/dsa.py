@@ -55,10 +55,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from ..nn import Network, dim_of
-from ..priors.pairs import square_distances
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather, world_size
 from ..runtime.precision import in_float32
+from ..special import square_distances
 from ..terms import Batch, Terms
 from ._base import Extension
 from ._ema import Teacher

@@ -1,12 +1,10 @@
 """Priors over the views of an item: p(y), p(z|y), and p(z_1..V), y integrated out."""
 
 from .base import Prior
-from .components import Components, VampComponents
 from .custom import Custom
 from .gaussian import Gaussian, Independent
-from .importance import ImportanceSampling
-from .mixture import Mixture, TwoTier
-from .quadrature import Quadrature
+from .integrals import ImportanceSampling, Quadrature
+from .mixture import Components, Mixture, TwoTier, VampComponents
 from .spherical import Spherical
 from .student import TSNE, StudentT
 

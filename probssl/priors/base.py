@@ -1,6 +1,7 @@
-"""What every prior over the views of an item shares."""
+"""The base class of priors over the views of an item, and parts that they share."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,25 +10,65 @@ from jaxtyping import Bool, Float
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor, nn
 
-from ..hyper import Positive
+from ..arguments import whole
+from ..hyper import Learned, Positive
+from ..special import square_distances
 
-__all__ = ["Prior", "check_dim"]
+__all__ = ["FLAT_HINT", "Prior", "Scale", "check_dim", "check_scales"]
+__all__ += ["content_scale", "log_normal"]
+
+DIM_HINT = "give the dimension of z, for instance dim=10"
+FLAT_HINT = "under a flat p(y), y_scale=math.inf, one view has no density"
+
+Scale = float | Sequence[float] | Tensor | Learned | TorchDistribution | Positive
 
 
 class Prior(nn.Module):
     r"""A prior :math:`p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy`.
 
-    A prior is one object with two faces. Called, ``prior(views)`` returns the Pyro
-    distribution of the views with the content y integrated out, event shape
-    (view, dim): the alignment term of a generative model. Its `log_kernel` is the
-    density of one view given another: the similarity of a contrastive objective.
+    One prior serves both worlds. Called, ``prior(views)`` returns the Pyro distribution
+    of the views with the content y integrated out, event shape (view, dim): the
+    alignment term of a generative model. `log_kernel` is the density of one view given
+    another: the similarity of a contrastive objective.
 
     A prior of your own needs `dim` and `forward`; for objectives that plug one view in
     for the content, `log_kernel` as well; and for a `Joint` in which the content is a
-    variable of its own, `content` and `given`.
+    latent variable, `content` and `given`.
     """
 
     dim: int | None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._shown())})"
+
+    def _shown(self) -> list[str]:
+        """Numbers, hyper-parameters and the classes of modules, for the `repr`."""
+        numbers = {n: v for n, v in vars(self).items() if isinstance(v, int | float)}
+        hidden = ("training", *(n for n in numbers if n.startswith("_")))
+        shown = [f"{n}={v}" for n, v in numbers.items() if n not in hidden]
+        for name, child in self.named_children():
+            known = isinstance(child, Positive)
+            shown += [
+                f"{child.name}={child.value}"
+                if known
+                else f"{name}={type(child).__name__}"
+            ]
+        return shown
+
+    def forward(
+        self, views: int, *, present: Bool[Tensor, "*batch view"] | None = None
+    ) -> TorchDistribution:
+        """Return the distribution of the views, y integrated out.
+
+        Arguments:
+            views: The number of views.
+            present: The views whose marginal density is meant; None means all.
+
+        Priors take further keyword arguments where they apply: `dim`, the dimension of
+        z, if built with ``dim=None``; and values of random hyper-parameters by name,
+        whose shape becomes the batch shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward(views)")
 
     def log_prob(
         self,
@@ -52,7 +93,7 @@ class Prior(nn.Module):
         """
         if plug_in:
             raise TypeError(
-                "expected a prior that knows p(z|y), got "
+                "expected a prior with p(z|y) for plug_in=True, got "
                 f"{type(self).__name__} without a method log_kernel(a, b, plug_in); "
                 "write one, or use an alignment and an entropy that do not plug in y"
             )
@@ -66,7 +107,7 @@ class Prior(nn.Module):
         r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats.
 
         Raises:
-            ValueError: If one view alone has no density, under a flat p(y).
+            ValueError: If p(y) is flat: then one view alone has no density.
         """
         marginal = self.log_prob(b.unsqueeze(-2))
         return self.log_kernel(a, b) - marginal.unsqueeze(-2)
@@ -75,7 +116,7 @@ class Prior(nn.Module):
         """Return p(y), event shape (dim,).
 
         Raises:
-            TypeError: If the content is no point of the space of z.
+            TypeError: If the content is not a point in the space of z.
         """
         raise TypeError(_no_content(self, "content()"))
 
@@ -85,12 +126,12 @@ class Prior(nn.Module):
         """Return p(z|y), event shape (dim,); drawn values have the batch shape of y.
 
         Raises:
-            TypeError: If views are not independent given a point of the space of z.
+            TypeError: If views are not independent given a point in the space of z.
         """
         raise TypeError(_no_content(self, "given(y)"))
 
     def component(self) -> Categorical:
-        """Return p(k), of the component of p(y) that an item belongs to.
+        """Return p(k), the weights of the components (clusters) of p(y).
 
         Raises:
             ValueError: If p(y) has no components.
@@ -102,7 +143,7 @@ class Prior(nn.Module):
         z: Float[Tensor, "*batch view dim"],
         present: Bool[Tensor, "*batch view"] | None = None,
     ) -> Categorical:
-        r"""Return :math:`p(k \mid z_1, \dots, z_V)`, of the component of an item.
+        r"""Return the posterior of the component, :math:`p(k \mid z_1, \dots, z_V)`.
 
         Raises:
             ValueError: If p(y) has no components.
@@ -111,7 +152,7 @@ class Prior(nn.Module):
 
     @contextmanager
     def at(self, **drawn: Tensor) -> Iterator["Prior"]:
-        """Within it, random hyper-parameters have these values, one for all items.
+        """A context in which random hyper-parameters have these values for all items.
 
         Example:
             >>> import pyro.distributions as dist
@@ -131,13 +172,13 @@ class Prior(nn.Module):
                 h.drawn = value
 
     def on_support(self, z: Tensor) -> Tensor:
-        """Bring the output of an encoder to the space of z: here, all of it."""
+        """Map the output of an encoder to the support of z: here, the identity."""
         return z
 
     def gauge(self, views: int) -> int:
-        """How many entropies H[z] balance the log-density of so many views.
+        """Return how many entropies H[z] balance the log-density of the views.
 
-        V for a proper p(y), V − 1 for a flat or uniform one.
+        It is V for a proper p(y), V − 1 for a flat or uniform one.
         """
         return views if self.proper else views - 1
 
@@ -154,7 +195,7 @@ class Prior(nn.Module):
         """Return the distribution of views shaped like z.
 
         Raises:
-            ValueError: If the last axis of z is not of the prior's dimension.
+            ValueError: If the last axis of z does not have the dimension of the prior.
         """
         if self.dim is not None and z.shape[-1] != self.dim:
             raise ValueError(
@@ -171,7 +212,7 @@ class Prior(nn.Module):
         """The dimension of z.
 
         Raises:
-            ValueError: If the prior leaves it open.
+            ValueError: If the prior was built with ``dim=None``.
         """
         if self.dim is None:
             raise ValueError(
@@ -183,8 +224,8 @@ class Prior(nn.Module):
 
 def _no_content(prior: Prior, method: str) -> str:
     return (
-        f"expected a prior with p(y) and p(z|y) of its own, got {type(prior).__name__} "
-        f"without a method {method}; integrate the content out: Joint(…, content=None)"
+        f"expected a prior with p(y) and p(z|y), got {type(prior).__name__} without a "
+        f"method {method}; integrate the content out: Joint(…, content=None)"
     )
 
 
@@ -197,10 +238,46 @@ def _no_components(prior: Prior) -> str:
 
 
 def check_dim(dim: int | None, least: int = 1) -> int | None:
-    """Return a dimension that is a whole number of at least `least`, or None."""
-    if dim is not None and (not isinstance(dim, int) or dim < least):
+    """Return a dimension of at least `least`, or None."""
+    return None if dim is None else whole("dim", dim, least, hint=DIM_HINT)
+
+
+def content_scale(y_scale: Scale, dim: int | None = None) -> Positive | float:
+    """Return the scale of the content; infinity, a flat p(y), stays a number."""
+    if isinstance(y_scale, float) and y_scale == math.inf:
+        return math.inf
+    return Positive(y_scale, "y_scale", dim=dim)
+
+
+def check_scales(scale: Positive, y_scale: Positive | float) -> None:
+    """Check that the scales are identified: rescaling z must not trade one for another.
+
+    Raises:
+        ValueError: If both are free, or if one is free and p(y) is flat.
+    """
+    if not scale.free:
+        return
+    if not isinstance(y_scale, Positive):
         raise ValueError(
-            f"expected dim to be a whole number of at least {least}, got {dim!r}; give "
-            "the dimension of z, for instance dim=10"
+            "expected a fixed scale with a flat p(y) (y_scale=math.inf), got "
+            f"scale={scale.value!r}; under a flat p(y) a free scale has no optimum: "
+            "fix the scale or give a finite y_scale"
         )
-    return dim
+    if y_scale.free:
+        raise ValueError(
+            "expected at most one free scale, got both scale and y_scale learned or "
+            "random; rescaling z trades one for the other: fix one of them"
+        )
+
+
+def log_normal(
+    a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"], scale: Tensor
+) -> Float[Tensor, "*batch n m"]:
+    r"""Return :math:`\log N(b_j \mid a_i, \text{scale}^2)`.
+
+    Arguments:
+        scale: Broadcastable to a and to b: one number, or one for each dimension.
+    """
+    square = square_distances(a / scale, b / scale)
+    log_variance = 2 * scale.log().mean(-1, keepdim=True) + math.log(2 * math.pi)
+    return -0.5 * (square + a.shape[-1] * log_variance)

@@ -1,4 +1,4 @@
-r"""A prior with any conditional p(z|y): the way in for densities of your own."""
+r"""A prior with any p(y) and any conditional density p(z|y)."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -14,48 +14,43 @@ from pyro.distributions import (
     validation_enabled,
 )
 from torch import Tensor, nn
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution, Independent, biject_to
 from torch.nn.functional import normalize
 
+from ..arguments import instance
 from ..distributions.content import ContentPosterior, Integral, SharedContent
 from ..hyper import Positive, mapped
 from .base import Prior, check_dim
-from .conditionals import (
-    check_parameters,
-    content_sample,
-    example_of,
-    is_factorised,
-)
-from .importance import ImportanceSampling, effective_sample_size
-from .quadrature import Quadrature
+from .integrals import ImportanceSampling, Quadrature, effective_sample_size
 
 __all__ = ["Custom"]
 
-AT_ONCE = 2**18  # numbers in the pairs of views whose kernel is computed at once
+AT_ONCE = 2**18  # numbers in the pairs of views of one block of the kernel
+
+Conditional = Callable[..., TorchDistribution]
 
 
 class Custom(Prior):
-    r"""Views around a content, for any p(z|y) and p(y); y is integrated out.
+    r"""A prior with any p(y) and any p(z|y); y is integrated out numerically.
 
     .. math:: p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy
 
-    Where p(y) and p(z|y) are products over the dimensions the integral is done by
-    deterministic `Quadrature`, else by `ImportanceSampling`. Where neither serves, the
-    content can be a variable of the model, with a guide of its own:
-    ``Joint(…, content=ps.guides.Content(dim))``.
+    Where p(y) and p(z|y) are products over the dimensions the integral is deterministic
+    `Quadrature`, else `ImportanceSampling`. Where neither is accurate, make the content
+    a latent variable with a guide: ``Joint(…, content=ps.guides.Content(dim))``.
 
     Arguments:
         conditional: p(z|y): a function of y with shape (\*batch, dim) that returns a
-            Pyro distribution with event shape (dim,). One with parameters is a module.
+            Pyro distribution with event shape (dim,). With parameters it is a module.
         dim: The dimension of z, and of y.
         y_prior: p(y), event shape (dim,): a Pyro distribution, or a module that returns
             one; by default standard normal.
-        integral: How y is integrated out, if not as above.
+        integral: The rule of integration over y; None chooses as above.
 
     Raises:
-        TypeError: If conditional is no function, or returns no distribution.
-        ValueError: If its event or batch shape is not that of y, if it hides
-            parameters, or if p(y) does not fit.
+        TypeError: If conditional is not a function, or returns no distribution.
+        ValueError: If its event or batch shape is not that of y, if it has parameters
+            outside a module, or if p(y) does not fit.
 
     Example:
         >>> import pyro.distributions as dist
@@ -66,7 +61,7 @@ class Custom(Prior):
 
     def __init__(
         self,
-        conditional: Callable[..., TorchDistribution],
+        conditional: Conditional,
         dim: int,
         *,
         y_prior: TorchDistribution | nn.Module | None = None,
@@ -75,26 +70,33 @@ class Custom(Prior):
         super().__init__()
         self.dim = check_dim(dim)
         self.known_dim()
-        if not callable(conditional):
-            raise TypeError(
-                "expected conditional to be a function of y, got "
-                f"{type(conditional).__name__}; for instance "
-                "lambda y: dist.Laplace(y, 0.3).to_event(1)"
-            )
-        self.conditional = conditional
+        hint = "for instance lambda y: dist.Laplace(y, 0.3).to_event(1)"
+        self.conditional = instance(
+            "conditional", conditional, Callable, "a function of y", hint
+        )
         if isinstance(y_prior, Distribution):
             y_prior = mapped(y_prior, torch.clone)
         self.y_prior = y_prior
         self.register_buffer("one", torch.ones(()), persistent=False)
-        # Of a stream of its own: what is drawn later must not depend on these checks.
+        # The checks leave the state of the random generator unchanged.
         with torch.random.fork_rng(devices=[]):
-            y = content_sample(self.content(), dim)
-            self.example = example_of(conditional, y[:3])
-            check_parameters(conditional, y_prior, self.content())
-            self.factorised = is_factorised(conditional, self.content(), y)
+            y = _content_sample(self.content(), dim)
+            self.example = _example_of(conditional, y[:3])
+            _check_parameters(conditional, y_prior, self.content())
+            self.factorised = _is_factorised(conditional, self.content(), y)
         if integral is None:
             integral = Quadrature() if self.factorised else ImportanceSampling()
         self.integral = integral
+
+    def _shown(self) -> list[str]:
+        parts = {"conditional": self.conditional, "y_prior": self.y_prior}
+        names = {
+            name: getattr(part, "__name__", type(part).__name__)
+            for name, part in parts.items()
+            if part is not None and not isinstance(part, nn.Module)
+        }
+        shown = [f"{name}={kind}" for name, kind in names.items()]
+        return [*super()._shown(), *shown, f"integral={self.integral}"]
 
     def forward(
         self,
@@ -105,11 +107,7 @@ class Custom(Prior):
     ) -> SharedContent:
         """Return the distribution of the views, y integrated out.
 
-        Arguments:
-            views: The number of views.
-            present: The views whose marginal density is meant; None means all.
-            drawn: Values of random hyper-parameters of the conditional, which go to it
-                by name; their shape becomes the batch shape.
+        Drawn values of random hyper-parameters go to the conditional by name.
         """
         return SharedContent(
             self._conditional(drawn),
@@ -140,16 +138,16 @@ class Custom(Prior):
             return self._conditional(drawn)(y)
 
     def on_support(self, z: Tensor) -> Tensor:
-        """Bring the output of an encoder to the support of p(z|y)."""
+        """Map the output of an encoder to the support of p(z|y)."""
         support = self.example.support
         if getattr(support, "base_constraint", support) is constraints.sphere:
             return normalize(z, dim=-1)
         return biject_to(support)(z)
 
     def random(self) -> Iterator[Positive]:
-        """The hyper-parameters of the conditional that are random variables.
+        """The random hyper-parameters of the conditional.
 
-        Its `forward` gets them by name where they are drawn.
+        Its `forward` receives drawn values by name.
         """
         if isinstance(self.conditional, nn.Module):
             parts = self.conditional.modules()
@@ -174,8 +172,8 @@ class Custom(Prior):
         .. math:: p(z' \mid z) = \frac{\int p(y) p(z \mid y) p(z' \mid y) \, dy}
             {\int p(y) p(z \mid y) \, dy}
 
-        With `plug_in`, :math:`p(z' = b \mid y = a)`. Without, every pair is an integral
-        of its own: meant for hundreds of views, not for thousands.
+        With `plug_in`, :math:`p(z' = b \mid y = a)`. Without, every pair needs an
+        integral: feasible for hundreds of views, not for thousands.
         """
         if plug_in:
             with validation_enabled(False):
@@ -189,7 +187,7 @@ class Custom(Prior):
     def quadrature_error(
         self, z: Float[Tensor, "*batch view dim"]
     ) -> Float[Tensor, "*batch"]:
-        """How far log p(z_1..V) is from that of a finer rule, in nats per item.
+        """Return how far log p(z_1..V) is from a finer rule, in nats per item.
 
         Raises:
             TypeError: If y is not integrated out by `Quadrature`.
@@ -197,7 +195,7 @@ class Custom(Prior):
         if not isinstance(self.integral, Quadrature):
             raise TypeError(
                 "expected a prior with Quadrature, got "
-                f"{type(self.integral).__name__}; ask for its effective_sample_size(z)"
+                f"{type(self.integral).__name__}; use effective_sample_size(z)"
             )
         finer = copy.copy(self)
         finer.integral = self.integral.finer()
@@ -207,7 +205,7 @@ class Custom(Prior):
     def effective_sample_size(
         self, z: Float[Tensor, "*batch view dim"]
     ) -> Float[Tensor, "*batch"]:
-        """How many samples of p(y|z) those of the proposal are worth, for each item.
+        """Return the effective sample size of the proposal for p(y|z), for each item.
 
         Raises:
             TypeError: If y is not integrated out by `ImportanceSampling`.
@@ -215,21 +213,138 @@ class Custom(Prior):
         if not isinstance(self.integral, ImportanceSampling):
             raise TypeError(
                 "expected a prior with ImportanceSampling, got "
-                f"{type(self.integral).__name__}; ask for its quadrature_error(z)"
+                f"{type(self.integral).__name__}; use quadrature_error(z)"
             )
         with validation_enabled(False):
             return effective_sample_size(self.integral.draw(self.of(z), z)[1])
 
-    def _conditional(
-        self, drawn: dict[str, Tensor]
-    ) -> Callable[..., TorchDistribution]:
-        """p(z|y) for drawn hyper-parameters, which get an axis for the dimensions."""
+    def _conditional(self, drawn: dict[str, Tensor]) -> Conditional:
+        """p(z|y) for drawn hyper-parameters, with an added axis for the dimensions."""
         columns = {name: value[..., None] for name, value in drawn.items()}
         return partial(self.conditional, **columns) if drawn else self.conditional
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Custom":
-        """Move and convert also the tensors of p(y), which is no module."""
+        """Move and convert also the tensors of a p(y) that is not a module."""
         super()._apply(fn, recurse)
         if isinstance(self.y_prior, Distribution):
             self.y_prior = mapped(self.y_prior, fn)
         return self
+
+
+def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 dim"]:
+    """Samples of p(y), after checks of its class and shapes."""
+    if not isinstance(content, Distribution):
+        raise ValueError(
+            "expected y_prior to be a Pyro distribution, or a module that returns one, "
+            f"got {type(content).__name__}; for instance "
+            f"dist.Laplace(0.0, 1.0).expand([{dim}]).to_event(1)"
+        )
+    if content.event_shape != (dim,) or content.batch_shape:
+        raise ValueError(
+            f"expected y_prior with event shape ({dim},) and no batch shape, got event "
+            f"shape {tuple(content.event_shape)} and batch shape "
+            f"{tuple(content.batch_shape)}; write .expand([{dim}]).to_event(1)"
+        )
+    if content.support is not None and content.support.is_discrete:
+        raise ValueError(
+            "expected a density p(y), got a discrete distribution; sum over a discrete "
+            "content in p(z|y) itself, with dist.MixtureSameFamily"
+        )
+    return content.sample((16, 1))
+
+
+@torch.no_grad()
+def _example_of(
+    conditional: Conditional, y: Float[Tensor, "*batch dim"]
+) -> TorchDistribution:
+    """p(z|y) of some y, after checks of its class and shapes."""
+    example, dim = conditional(y), y.shape[-1]
+    if not isinstance(example, Distribution):
+        raise TypeError(
+            "expected conditional(y) to return a Pyro distribution, got "
+            f"{type(example).__name__}; for instance dist.Laplace(y, 0.3).to_event(1)"
+        )
+    for method in ("sample", "log_prob"):
+        _check_method(example, method)
+    if example.event_shape != (dim,):
+        event, batch = tuple(example.event_shape), tuple(example.batch_shape)
+        hint = f"build prior and conditional with the same dim, here {dim}"
+        if not event and batch[-1:] == (dim,):
+            hint = "append .to_event(1), as in dist.Laplace(y, 0.3).to_event(1)"
+        raise ValueError(
+            f"expected conditional(y) with event shape ({dim},) for y of shape "
+            f"{tuple(y.shape)}, got event shape {event} and batch shape {batch}; {hint}"
+        )
+    if example.batch_shape != y.shape[:-1]:
+        raise ValueError(
+            f"expected conditional(y) with batch shape {tuple(y.shape[:-1])} for y of "
+            f"shape {tuple(y.shape)}, got {tuple(example.batch_shape)}; let every "
+            "parameter follow the leading axes of y, and call .to_event(1) once"
+        )
+    return example
+
+
+def _check_parameters(
+    conditional: Conditional, y_prior: object, content: TorchDistribution
+) -> None:
+    """Raise an error if a density depends on parameters outside a module."""
+    with torch.enable_grad():
+        y = content.sample((1,))
+        views = conditional(y)
+        log_probs = {
+            "conditional": (conditional, views.log_prob(views.sample())),
+            "y_prior": (y_prior, content.log_prob(y)),
+        }
+    for name, (part, log_prob) in log_probs.items():
+        if log_prob.requires_grad and not isinstance(part, nn.Module):
+            raise ValueError(
+                f"expected a module for {name} with parameters, got one of type "
+                f"{type(part).__name__}, whose parameters would not be trained, moved "
+                "or saved; write an nn.Module whose forward returns the distribution"
+            )
+
+
+@torch.no_grad()
+def _is_factorised(
+    conditional: Conditional,
+    content: TorchDistribution,
+    y: Float[Tensor, "n 1 dim"],
+) -> bool:
+    """Whether p(y) and p(z|y) are products over the dimensions.
+
+    Each coordinate of y in turn is changed to other numbers and to NaN, which spreads
+    even through zero weights; the densities of other dimensions must not change.
+    """
+    dim = y.shape[-1]
+    if not all(_is_product(part) for part in (content, conditional(y))):
+        return False
+    with validation_enabled(False):
+        z = conditional(y[0]).sample()
+        before = conditional(y[0]).base_dist.log_prob(z)
+        itself = torch.eye(dim, dtype=torch.bool, device=y.device)
+        for other in (*y[1:], torch.full_like(y[0], torch.nan)):
+            moved = torch.where(itself, other, y[0])
+            after = conditional(moved).base_dist.log_prob(z)
+            if not bool(((after == before) | itself).all()):
+                return False
+    return True
+
+
+def _is_product(distribution: Distribution) -> bool:
+    return (
+        isinstance(distribution, Independent)
+        and distribution.reinterpreted_batch_ndims == 1
+        and not distribution.base_dist.event_shape
+    )
+
+
+def _check_method(example: Distribution, method: str) -> None:
+    """Raise an error if the distribution does not implement a method."""
+    try:
+        argument = example.sample() if method == "log_prob" else ()
+        getattr(example, method)(argument)
+    except NotImplementedError as error:
+        raise TypeError(
+            f"expected conditional(y) to return a distribution with {method}, got "
+            f"{type(example).__name__} without; write its method {method}"
+        ) from error

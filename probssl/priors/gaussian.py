@@ -1,4 +1,4 @@
-r"""Gaussian content and Gaussian views: SimVAE's prior, and without content the VAE's.
+r"""Gaussian priors: SimVAE's, with a shared content, and the VAE's, without one.
 
 References:
     A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
@@ -12,17 +12,24 @@ from jaxtyping import Bool, Float
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
+from ..arguments import whole
 from ..distributions.gaussian import OneFactorNormal
 from ..hyper import Positive
-from .base import Prior, check_dim
-from .pairs import log_normal
-from .scales import Scale, check_scales, content_scale
+from .base import (
+    FLAT_HINT,
+    Prior,
+    Scale,
+    check_dim,
+    check_scales,
+    content_scale,
+    log_normal,
+)
 
 __all__ = ["Gaussian", "Independent"]
 
 
 class Gaussian(Prior):
-    r"""Views around a Gaussian content, which is integrated out exactly.
+    r"""Gaussian views around a Gaussian content, which is integrated out exactly.
 
     .. math:: p(y) = N(0, \tau^2 I), \qquad p(z_v \mid y) = N(y, \sigma^2 I)
 
@@ -31,19 +38,19 @@ class Gaussian(Prior):
         + \frac{\bar z^2}{\tau^2 + \sigma^2 / V}
         + V \log 2 \pi + (V - 1) \log \sigma^2 + \log(\sigma^2 + V \tau^2) \Big]
 
-    ``y_scale=math.inf`` makes p(y) flat with density 1: alignment terms only. It has no
-    samples and no evidence, needs two views, and a fixed scale (nothing would stop a
-    free one: the value grows by d·log c when z is stretched by c).
+    ``y_scale=math.inf`` makes p(y) flat with density 1, for alignment terms only. Then
+    there are no samples and no evidence; two views and a fixed scale are needed: with a
+    free one the value grows by d·log c, without bound, when z is stretched by c.
 
     Arguments:
         dim: The dimension of z; None takes it from z, for objectives without samples.
-        scale: The standard deviation :math:`\sigma` of a view given its content; one
+        scale: The standard deviation :math:`\sigma` of a view given its content: one
             number, or one for each dimension.
         y_scale: The standard deviation :math:`\tau` of the content, likewise.
 
     Raises:
-        ValueError: If a scale is not positive, if both scales are free, or if p(y) is
-            flat where it cannot serve.
+        ValueError: If a scale is not positive, if both scales are free, or if a free
+            scale meets a flat p(y).
     """
 
     scale: Positive
@@ -70,19 +77,9 @@ class Gaussian(Prior):
         dim: int | None = None,
         **drawn: Tensor,
     ) -> OneFactorNormal:
-        """Return the distribution of the views, y integrated out.
-
-        Arguments:
-            views: The number of views.
-            present: The views whose marginal density is meant; None means all.
-            dim: The dimension of z, where the prior leaves it open.
-            drawn: Values of hyper-parameters, whose shape becomes the batch shape.
-        """
-        if not self.proper and views < 2:
-            raise ValueError(
-                f"expected at least 2 views under a flat p(y), got {views}; with "
-                "y_scale=math.inf one view has no density: give a finite y_scale"
-            )
+        """Return the distribution of the views, y integrated out."""
+        if not self.proper:
+            whole("views", views, 2, hint=FLAT_HINT)
         scale, y_scale = self._scales(drawn)
         shape = (views, dim or self.known_dim())
         return OneFactorNormal(
@@ -102,7 +99,7 @@ class Gaussian(Prior):
         """
         if not isinstance(self.y_scale, Positive):
             raise ValueError(
-                "expected a proper p(y) for a content of its own, got a flat one "
+                "expected a proper p(y) for a latent content, got a flat one "
                 "(y_scale=math.inf); give the prior a finite y_scale, such as 1.0"
             )
         y_scale = self.y_scale.over(drawn).squeeze(-2)
@@ -162,8 +159,8 @@ class Gaussian(Prior):
         return shrink, scale * (1 + shrink).sqrt()
 
     def _scales(self, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The scale and the loading of the content, y_scale, or 1 if it is flat; both
-        with axes for the views and the dimensions."""
+        """The scale and the loading of the content (y_scale, or 1 if flat), with axes
+        for the views and the dimensions."""
         scale = self.scale.over(drawn)
         if not isinstance(self.y_scale, Positive):
             return scale, torch.ones_like(scale)
@@ -171,7 +168,7 @@ class Gaussian(Prior):
 
 
 class Independent(Prior):
-    r"""Views that have nothing in common, each standard normal: the VAE's prior.
+    r"""Independent standard normal views: the VAE's prior.
 
     .. math:: p(z_1, \dots, z_V) = \prod_v N(z_v \mid 0, I)
     """
@@ -201,7 +198,7 @@ class Independent(Prior):
         b: Float[Tensor, "*batch m dim"],
         plug_in: bool = False,
     ) -> Float[Tensor, "*batch n m"]:
-        r"""Return :math:`\log p(z' = b)`, which knows nothing of a."""
+        r"""Return :math:`\log p(z' = b)`, which does not depend on a."""
         marginal = self.log_prob(b.unsqueeze(-2)).unsqueeze(-2)
         return marginal.expand(a.shape[:-1] + b.shape[-2:-1])
 

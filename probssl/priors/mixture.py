@@ -1,4 +1,4 @@
-r"""Content that falls into clusters: mixtures, of one tier and of two.
+r"""Mixture priors, whose content falls into K components (clusters).
 
 References:
     Variational Deep Embedding (Jiang et al., 2017)
@@ -6,6 +6,9 @@ References:
     A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
     https://arxiv.org/abs/2402.01399
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,18 +20,18 @@ from pyro.distributions import (
 )
 from torch import Tensor, nn
 
+from ..arguments import positive, whole
 from ..distributions.mixture import SharedComponent
 from ..hyper import Positive
-from .base import Prior, check_dim
-from .components import Components, check_number
-from .pairs import log_normal
-from .scales import Scale, check_scales
+from .base import Prior, Scale, check_dim, check_scales, log_normal
 
-__all__ = ["Mixture", "TwoTier"]
+__all__ = ["Components", "Mixture", "TwoTier", "VampComponents"]
+
+NUMBER_HINT = "or give a module with such an attribute number, as Components has"
 
 
 class _Clusters(Prior):
-    """What a mixture of one tier and of two share: weighted components."""
+    """The base of `Mixture` and `TwoTier`: weighted components."""
 
     components: nn.Module
     scale: Positive
@@ -40,11 +43,14 @@ class _Clusters(Prior):
         super().__init__()
         self.dim = check_dim(dim)
         if not isinstance(components, nn.Module):
-            components = Components(self.known_dim(), components)
+            components = Components(
+                self.known_dim(), whole("components", components, hint=NUMBER_HINT)
+            )
         self.components, self.learn_weights = components, learn_weights
         self._check_shapes(dim, getattr(components, "dim", dim))
         self.scale = Positive(scale, "scale")
-        logits = torch.zeros(check_number(getattr(components, "number", None)))
+        number = getattr(components, "number", None)
+        logits = torch.zeros(whole("components.number", number, hint=NUMBER_HINT))
         if learn_weights:
             self.logits = nn.Parameter(logits)
         else:
@@ -58,14 +64,11 @@ class _Clusters(Prior):
         component: Int[Tensor, "*batch"] | None = None,
         **drawn: Tensor,
     ) -> SharedComponent:
-        """Return the distribution of the views, the cluster summed out.
+        """Return the distribution of the views, the component summed out.
 
         Arguments:
-            views: The number of views.
-            present: The views whose marginal density is meant; None means all.
-            component: The clusters that are known, which are then given; -1 where one
-                is not, and is summed out.
-            drawn: Values of hyper-parameters, whose shape becomes the batch shape.
+            component: Known components, which are conditioned on; -1 where the
+                component is unknown and summed out.
         """
         loc, relative = self.components()
         self._check_shapes(self.known_dim(), loc.shape[-1])
@@ -76,7 +79,7 @@ class _Clusters(Prior):
         )
 
     def component(self) -> Categorical:
-        r"""Return p(k), the weights π of the clusters."""
+        r"""Return p(k), the weights π of the components."""
         return Categorical(logits=self.logits, validate_args=False)
 
     def responsibilities(
@@ -84,12 +87,12 @@ class _Clusters(Prior):
         z: Float[Tensor, "*batch view dim"],
         present: Bool[Tensor, "*batch view"] | None = None,
     ) -> Categorical:
-        r"""Return the posterior of the cluster, :math:`p(k \mid z_1, \dots, z_V)`."""
+        r"""Return the posterior of the component, :math:`p(k \mid z_1..z_V)`."""
         return self._views(z, present).component(z)
 
     def _log_predictive(self, a: Tensor, b: Tensor) -> Tensor:
-        r""":math:`\log p(z' = b \mid z = a)`: that of each component, weighted by
-        :math:`p(k \mid z = a)`."""
+        r""":math:`\log p(z' = b \mid z = a)`: the kernels of the components, weighted
+        by :math:`p(k \mid z = a)`."""
         alone = a.unsqueeze(-2)
         views = self._views(alone)
         log_share = views.component(alone).logits
@@ -122,30 +125,30 @@ class _Clusters(Prior):
 
 
 class Mixture(_Clusters):
-    r"""Views around the mean of their cluster: y is the cluster, one of K.
+    r"""A Gaussian mixture: y is the component (cluster), one of K.
 
     .. math:: p(y = k) = \pi_k, \qquad p(z_v \mid y = k) = N(m_k, \sigma_k^2 I)
 
     .. math:: \log p(z_1, \dots, z_V)
         = \log \sum_k \pi_k \prod_v N(z_v \mid m_k, \sigma_k^2 I)
 
-    Items of one cluster are not told apart: given the cluster, views of one item are as
-    far from one another as views of two. In `TwoTier` they need not be. The means being
-    learned, a free scale leaves z to be stretched with them at no cost.
+    Given the component, views of one item are as far apart as views of two items: the
+    prior does not tell items of one component apart. `TwoTier` does. With learned means
+    a free scale is not identified: rescaling z and the means costs nothing.
 
     Arguments:
         dim: The dimension of z.
-        components: The number K of clusters, whose means are then learned and start as
-            standard normal draws; or a module that returns means and relative scales,
-            such as `Components` (for scales of their own, or ``Components.at(means)``)
-            or `VampComponents`.
-        scale: The standard deviation :math:`\sigma` of a view given its cluster; the
-            relative scales of a module are multiplied by it.
+        components: The number K of components, whose means are learned from standard
+            normal draws; or a module that returns means and relative scales, such as
+            `Components` (for own scales, or ``Components.at(means)``) or
+            `VampComponents`.
+        scale: The standard deviation :math:`\sigma` of a view given its component; it
+            multiplies the relative scales of a module.
         learn_weights: Whether the weights π, equal at the start, are learned.
 
     Raises:
-        ValueError: If the scale is not positive, or free beside components with scales
-            of their own, if there is no cluster, or if dimensions differ.
+        ValueError: If the scale is not positive, or free beside components with own
+            scales, if there is no component, or if dimensions differ.
     """
 
     def __init__(
@@ -177,12 +180,12 @@ class Mixture(_Clusters):
         .. math:: p(z' \mid z) = \sum_k p(k \mid z) \, N(z' \mid m_k, \sigma_k^2 I)
 
         Raises:
-            TypeError: With `plug_in`: y is a cluster, and a is not one.
+            TypeError: With `plug_in`: y is a component, which a cannot replace.
         """
         if plug_in:
             raise TypeError(
-                "expected plug_in=False for a Mixture, whose content is a cluster for "
-                "which no point a can stand; leave plug_in out, or use TwoTier"
+                "expected plug_in=False for a Mixture, whose content is a component, "
+                "not a point of z; leave plug_in out, or use TwoTier"
             )
         return self._log_predictive(a, b)
 
@@ -302,7 +305,7 @@ class TwoTier(_Clusters):
 def _restricted(
     logits: Float[Tensor, " component"], known: Int[Tensor, "*batch"] | None
 ) -> Float[Tensor, "*batch component"]:
-    """Log-weights with all the mass on the component that is known, if it is."""
+    """Log-weights with all mass on the known component; unchanged where it is -1."""
     if known is None:
         return logits
     known = known.unsqueeze(-1)
@@ -313,7 +316,144 @@ def _restricted(
 def _check_own_scales(components: nn.Module, scale: Positive) -> None:
     if getattr(components, "own_scales", False) and scale.free:
         raise ValueError(
-            f"expected a fixed {scale.name} beside components with scales of their "
-            f"own, got {scale.value!r}; stretching moves one into the other: fix "
-            f"{scale.name}, or give components without own_scales"
+            f"expected a fixed {scale.name} beside components with own scales, got "
+            f"{scale.value!r}; rescaling z trades one for the other: fix {scale.name}, "
+            "or give components without own_scales"
         )
+
+
+class Components(nn.Module):
+    r"""Learned means :math:`m_k`, and relative scales, equal or learned.
+
+    The means start as draws of :math:`N(0, \text{spread}^2 I)` from torch's generator,
+    or `at` given values; the relative scales start at 1.
+
+    A module of components has the attribute `number`, K, and returns means, shape
+    (component, dim), and scales that broadcast to it.
+
+    Example:
+        >>> import torch
+        >>> from sklearn.cluster import KMeans
+        >>> import probssl as ps
+        >>> z = torch.randn(200, 2)  # of a model fitted without components
+        >>> means = KMeans(5, random_state=0).fit(z).cluster_centers_
+        >>> ps.priors.TwoTier(2, ps.priors.Components.at(means))(3).event_shape
+        torch.Size([3, 2])
+
+    Arguments:
+        dim: The dimension of z.
+        number: The number K of components.
+        spread: The standard deviation of the means at the start.
+        own_scales: Whether the components differ in scale.
+
+    Raises:
+        TypeError: If dim or number is not a whole number.
+        ValueError: If one of them is below 1, or the spread is not positive.
+    """
+
+    def __init__(
+        self, dim: int, number: int, spread: float = 1.0, own_scales: bool = False
+    ) -> None:
+        super().__init__()
+        self.dim, self.number = whole("dim", dim), whole("number", number)
+        self.spread, self.own_scales = positive("spread", spread), own_scales
+        self.loc = nn.Parameter(spread * torch.randn(number, dim))
+        self.log_scale = nn.Parameter(torch.zeros(number, 1)) if own_scales else None
+
+    @classmethod
+    def at(
+        cls, means: Float[Any, "component dim"], own_scales: bool = False
+    ) -> "Components":
+        """Start at these means, a tensor or array, such as the k-means of z.
+
+        From random means a fit may end with all items in few components.
+
+        Raises:
+            ValueError: If the means do not have two axes, or are not all finite.
+        """
+        means = torch.as_tensor(means)
+        if means.ndim != 2 or not means.isfinite().all():
+            raise ValueError(
+                "expected finite means, shape (component, dim), got shape "
+                f"{tuple(means.shape)} with {int((~means.isfinite()).sum())} numbers "
+                "that are not finite; KMeans(…).fit(z).cluster_centers_ has such means"
+            )
+        components = cls(means.shape[1], len(means), own_scales=own_scales)
+        with torch.no_grad():
+            components.loc.copy_(means)
+        return components
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the means and the relative scales."""
+        if self.log_scale is None:
+            return self.loc, torch.ones_like(self.loc[:1, :1])  # one for all
+        return self.loc, self.log_scale.exp()
+
+
+class VampComponents(nn.Module):
+    r"""Components at the encoder's posteriors of K pseudo-inputs: the VampPrior.
+
+    .. math:: p(z) = \frac1K \sum_k q(z \mid u_k)
+
+    Each call passes K inputs through the encoder of the guide: build the guide first,
+    and give it to `Joint` as ``guide=lambda encoder: guide``.
+
+    Example:
+        >>> import probssl as ps
+        >>> guide = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((6,), 2))
+        >>> components = ps.priors.VampComponents.at(guide.factors, torch.rand(50, 6))
+        >>> ps.priors.Mixture(2, components, learn_weights=False)(3).event_shape
+        torch.Size([3, 2])
+
+    Arguments:
+        factors: A module (batch, view, \*event) -> means and standard deviations,
+            (batch, view, dim) each, such as `guides.GaussianFactors`.
+        number: The number K of pseudo-inputs.
+        event_shape: The shape of one input. The pseudo-inputs start as uniform draws
+            from [0, 1); `at` starts them at given inputs.
+        learn: Whether the pseudo-inputs are learned.
+
+    Raises:
+        TypeError: If the number is not a whole number.
+        ValueError: If it is below 1.
+
+    References:
+        VAE with a VampPrior (Tomczak and Welling, 2018)
+        https://arxiv.org/abs/1705.07120
+    """
+
+    inputs: Tensor
+
+    def __init__(
+        self,
+        factors: nn.Module,
+        number: int,
+        event_shape: Sequence[int],
+        learn: bool = True,
+    ) -> None:
+        super().__init__()
+        self.factors, self.number = factors, whole("number", number)
+        self.event_shape, self.learn = tuple(event_shape), learn
+        inputs = torch.rand(number, *self.event_shape)
+        if learn:
+            self.inputs = nn.Parameter(inputs)
+        else:
+            self.register_buffer("inputs", inputs)
+
+    @classmethod
+    def at(
+        cls,
+        factors: nn.Module,
+        inputs: Float[Tensor, "component *event"],
+        learn: bool = True,
+    ) -> "VampComponents":
+        """Start at the given inputs; without `learn` they stay."""
+        components = cls(factors, len(inputs), inputs.shape[1:], learn)
+        with torch.no_grad():
+            components.inputs.copy_(inputs)
+        return components
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the means and standard deviations, (component, dim) each."""
+        loc, scale = self.factors(self.inputs.unsqueeze(1))
+        return loc.squeeze(1), scale.squeeze(1)

@@ -1,4 +1,4 @@
-r"""Content uniform on the sphere and von Mises-Fisher views: SimCLR's prior.
+r"""SimCLR's prior: content uniform on the sphere, von Mises-Fisher views.
 
 References:
     A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
@@ -22,7 +22,7 @@ __all__ = ["Spherical"]
 
 
 class Spherical(Prior):
-    r"""Views around a direction that is uniform on the sphere, integrated out exactly.
+    r"""Von Mises-Fisher views around a uniform direction, integrated out exactly.
 
     .. math:: p(y) = U(S^{d-1}), \qquad
         p(z_v \mid y) = C_d(\kappa) e^{\kappa z_v^\top y}
@@ -36,7 +36,7 @@ class Spherical(Prior):
         dim: The dimension d of the space the sphere lies in; None takes it from z, for
             objectives without samples.
         concentration: The concentration :math:`\kappa` of a view around its content;
-            ``hyper.Reciprocal`` gives it by a temperature.
+            ``hyper.Reciprocal`` gives it as the reciprocal of a temperature.
 
     Raises:
         ValueError: If dim is below 2, or the concentration is not positive.
@@ -54,7 +54,7 @@ class Spherical(Prior):
         self.concentration = concentration
 
     def gauge(self, views: int) -> int:
-        """V − 1: where a uniform p(y) sits does not matter, as for a flat one."""
+        """Return V − 1: a uniform p(y) has no location, as a flat one."""
         return views - 1
 
     def forward(
@@ -65,14 +65,7 @@ class Spherical(Prior):
         dim: int | None = None,
         **drawn: Tensor,
     ) -> SharedDirection:
-        """Return the distribution of the views, y integrated out.
-
-        Arguments:
-            views: The number of views.
-            present: The views whose marginal density is meant; None means all.
-            dim: The dimension, if the prior leaves it open.
-            drawn: Values of hyper-parameters, whose shape becomes the batch shape.
-        """
+        """Return the distribution of the views, y integrated out."""
         return SharedDirection(
             self.concentration.of(drawn),
             views,
@@ -115,8 +108,8 @@ class Spherical(Prior):
 
         .. math:: 2 \log C_d(\kappa) - \log C_d(\kappa \lVert a + b \rVert)
 
-        With `plug_in`, :math:`\log C_d(\kappa) + \kappa a^\top b`: SimCLR's similarity,
-        with its constant.
+        With `plug_in`, :math:`\log C_d(\kappa) + \kappa a^\top b`: SimCLR's similarity
+        (the cosine over the temperature), with its constant.
         """
         dim, kappa = a.shape[-1], self.concentration.over()
         cosine = a @ b.mT

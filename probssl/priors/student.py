@@ -1,4 +1,4 @@
-r"""Student-t views: a Gaussian prior whose precision is random, one for each item.
+r"""Student-t priors: a Gaussian prior with one random precision for each item.
 
 References:
     Multivariate T-Distributions and Their Applications (Kotz and Nadarajah, 2004)
@@ -16,25 +16,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..arguments import whole
 from ..distributions.gaussian import OneFactorNormal
 from ..distributions.student import IsotropicStudentT, SharedPrecision
 from ..hyper import Positive
-from ..special import log_gamma_ratio
-from .base import Prior, check_dim
-from .pairs import square_distances
-from .scales import Scale, check_scales, content_scale
+from ..special import log_gamma_ratio, square_distances
+from .base import FLAT_HINT, Prior, Scale, check_dim, check_scales, content_scale
 
 __all__ = ["StudentT", "TSNE"]
 
 
 class StudentT(Prior):
-    r"""Views and content of one random precision g, which all views of an item share.
+    r"""Student-t views: views and content of an item share one random precision g.
 
     .. math:: g \sim \mathrm{Gamma}(\tfrac\nu2, \tfrac\nu2), \qquad
         y \mid g \sim N(0, \tfrac{\tau^2}g I), \qquad
         z_v \mid y, g \sim N(y, \tfrac{\sigma^2}g I)
 
-    The views of an item are then Student-t together. With m = V·d,
+    The views of an item are then jointly Student-t. With m = V·d,
 
     .. math:: p(z_1, \dots, z_V)
         = \frac{\Gamma((\nu + m) / 2)}{\Gamma(\nu / 2) \, (\nu \pi)^{m/2}}
@@ -44,23 +43,23 @@ class StudentT(Prior):
     .. math:: Q = \frac{\sum_v \lVert z_v - \bar z \rVert^2}{\sigma^2}
         + \frac{\lVert \bar z \rVert^2}{\tau^2 + \sigma^2 / V}
 
-    For large ν it is `Gaussian`, up to O(1/ν). The content is y and g: given y alone
-    the views still share g.
+    For large ν it is `Gaussian` up to O(1/ν). The content is y together with g: given y
+    alone the views still share g.
 
-    ``y_scale=math.inf`` makes p(y) flat with density 1, whatever g is: then
-    m = (V − 1)·d, the last term of Q goes, and :math:`\sigma^2 + V \tau^2` becomes V.
-    As with `Gaussian`, that serves alignment terms only.
+    ``y_scale=math.inf`` makes p(y) flat with density 1 for every g, for alignment terms
+    only, as in `Gaussian`: then m = (V − 1)·d, the last term of Q vanishes, and
+    :math:`\sigma^2 + V \tau^2` becomes V.
 
     Arguments:
         dim: The dimension of z; None takes it from z, for objectives without samples.
-        scale: The scale :math:`\sigma` of a view given y; the standard deviation is
-            larger.
+        scale: The scale :math:`\sigma` of a view given y, less than the standard
+            deviation.
         dof: The degrees of freedom :math:`\nu`.
         y_scale: The scale :math:`\tau` of the content.
 
     Raises:
-        ValueError: If a scale or dof is not positive, if both scales are free, or if
-            p(y) is flat where it cannot serve.
+        ValueError: If a scale or dof is not positive, if both scales are free, or if a
+            free scale meets a flat p(y).
     """
 
     scale: Positive
@@ -92,19 +91,9 @@ class StudentT(Prior):
         dim: int | None = None,
         **drawn: Tensor,
     ) -> SharedPrecision:
-        """Return the distribution of the views, y and g integrated out.
-
-        Arguments:
-            views: The number of views.
-            present: The views whose marginal density is meant; None means all.
-            dim: The dimension of z, where the prior leaves it open.
-            drawn: Values of hyper-parameters, whose shape becomes the batch shape.
-        """
-        if not self.proper and views < 2:
-            raise ValueError(
-                f"expected at least 2 views under a flat p(y), got {views}; with "
-                "y_scale=math.inf one view has no density: give a finite y_scale"
-            )
+        """Return the distribution of the views, y and g integrated out."""
+        if not self.proper:
+            whole("views", views, 2, hint=FLAT_HINT)
         dim = dim or self.known_dim()
         scale, y_scale, dof = self._values(dim, drawn)
         normal = OneFactorNormal(
@@ -124,7 +113,7 @@ class StudentT(Prior):
     ) -> IsotropicStudentT:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, Student-t, event shape (dim,).
 
-        It has as many more degrees of freedom as the views have dimensions, m.
+        Its degrees of freedom are ν + m.
         """
         views = self.of(z, present)
         assert isinstance(views, SharedPrecision)
@@ -148,14 +137,14 @@ class StudentT(Prior):
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         With :math:`t_\nu(\mu, s)` a Student-t of centre μ and squared scale s,
-        :math:`\rho = \tau^2 / (\tau^2 + \sigma^2)`, and z telling of g as well,
+        :math:`\rho = \tau^2 / (\tau^2 + \sigma^2)`, and g inferred from z as well,
 
         .. math:: p(z' \mid z) = t_{\nu + d}\Big(\rho z, \; \sigma^2 (1 + \rho)
             \frac{\nu + \lVert z \rVert^2 / (\tau^2 + \sigma^2)}{\nu + d}\Big)
 
         With `plug_in`, :math:`p(z' = b \mid y = a) = t_{\nu + d}(a, \sigma^2
         \frac{\nu + \lVert a \rVert^2 / \tau^2}{\nu + d})`. Under a flat p(y) one view,
-        or y, tells nothing of g: :math:`t_\nu(z, 2 \sigma^2)` and
+        or y, does not inform on g: :math:`t_\nu(z, 2 \sigma^2)` and
         :math:`t_\nu(a, \sigma^2)`.
         """
         dim = a.shape[-1]
@@ -167,12 +156,12 @@ class StudentT(Prior):
     def mutual_information(self) -> Float[Tensor, ""]:
         r"""Return :math:`I(z; z') = 2 H[z] - H[z, z']`, in nats.
 
-        Even for :math:`\tau \ll \sigma` it is not zero: the views share g.
+        It is positive even for :math:`\tau \ll \sigma`, since the views share g.
         """
         return 2 * self(1).entropy() - self(2).entropy()
 
     def _conditional(self, a: Tensor, plug_in: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The dof of a kernel, its centres, and dof times its squared scales."""
+        """The dof of a kernel, its centres, and dof times the squared scales."""
         dim = a.shape[-1]
         scale, y_scale, dof = (v[..., None, None] for v in self._values(dim, {}))
         variance = scale.square()
@@ -195,18 +184,18 @@ class StudentT(Prior):
 
 
 class TSNE(StudentT):
-    r"""The heavy tail of t-SNE and t-SimCLR, under a flat p(y): exponent (ν + 1) / 2.
+    r"""The kernel of t-SNE and t-SimCLR, of exponent (ν + 1) / 2, under a flat p(y).
 
     .. math:: p(z' \mid y) \propto
         \Big(1 + \frac{\lVert z' - y \rVert^2}{\nu \sigma^2}\Big)^{-(\nu + 1) / 2}
 
-    Whatever the dimension, the exponent is that of one dimension. Where d < ν + 1 it is
-    a density, that of `StudentT` with ν + 1 − d degrees of freedom and
-    :math:`\sigma^2 \nu / (\nu + 1 - d)` for :math:`\sigma^2`, and all of `StudentT` is
-    here. Where d ≥ ν + 1 its integral is infinite: there is only the kernel with
-    `plug_in`, without a constant, so that only differences of its values mean anything.
+    In every dimension the exponent is that of one dimension. Where d < ν + 1 the kernel
+    is a density, that of `StudentT` with ν + 1 − d degrees of freedom and
+    :math:`\sigma^2 \nu / (\nu + 1 - d)` in place of :math:`\sigma^2`; all methods work.
+    Where d ≥ ν + 1 its integral is infinite: only the kernel with `plug_in` remains,
+    without a constant, and only differences of it are meaningful.
 
-    The temperature of t-SimCLR, of :math:`1 + \lVert z' - y \rVert^2 / (\nu \,
+    The temperature of t-SimCLR, in :math:`1 + \lVert z' - y \rVert^2 / (\nu \,
     \text{temperature})`, is :math:`\sigma^2` with y plugged in, and :math:`2 \sigma^2`
     with y integrated out.
 
@@ -216,8 +205,8 @@ class TSNE(StudentT):
         dof: The degrees of freedom :math:`\nu`, a number.
 
     Raises:
-        ValueError: If scale or dof is not a positive number, or if a density is asked
-            for where there is none.
+        ValueError: If scale or dof is not a positive number; when called, if there is
+            no density in the dimension of z.
     """
 
     def __init__(self, dim: int | None, scale: float = 1.0, dof: float = 5.0) -> None:
@@ -225,12 +214,12 @@ class TSNE(StudentT):
         if self.dof.free:
             raise ValueError(
                 f"expected a fixed dof, got {dof!r}; the kernel has a constant only "
-                "where dim < dof + 1, and without it dof cannot be fitted: give a "
-                "number, or use StudentT"
+                "where dim < dof + 1, so dof cannot be fitted: give a number, or use "
+                "StudentT"
             )
 
     def normalised(self, dim: int) -> bool:
-        """Whether the kernel is a density in so many dimensions."""
+        """Whether the kernel is a density in this dimension."""
         return dim < self.dof.value + 1
 
     def log_kernel(
@@ -242,7 +231,7 @@ class TSNE(StudentT):
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         With `plug_in`, :math:`\log p(z' = b \mid y = a)`: where dim ≥ dof + 1 this is
-        no density, and what is returned is 0 at b = a.
+        no density, and the value is 0 at b = a.
 
         Raises:
             ValueError: Without `plug_in`, where there is no density.

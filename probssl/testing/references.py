@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from ..distributions.sphere import SphericalUniform, VonMisesFisher
 from ..distributions.student import IsotropicStudentT
-from ..special import log_area, log_vmf_normaliser
+from ..special import log_area, log_vmf_normaliser, square_distances
 
 __all__ = ["LogDensity", "Reference", "around", "draw", "fitted", "spherical"]
 
@@ -157,7 +157,7 @@ def _apart(u: Float[Tensor, "n number"], frame: _Mixture, parts: int) -> Tensor:
     noise = frame.noise(u)[0]
     picks = [int(torch.randint(len(u), ()))]
     for _ in range(parts - 1):
-        square = torch.cdist(noise, noise[picks]).amin(1).square()
+        square = square_distances(noise, noise[picks], exact=True).amin(1)
         square = square.clamp(max=float(square.quantile(0.9))) + 1e-12
         picks.append(int(square.multinomial(1)))
     return u[picks]
