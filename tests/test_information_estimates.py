@@ -17,7 +17,7 @@ from probssl.information import (
     discrete,
     estimate,
 )
-from probssl.information.sample import Sample
+from probssl.information.estimators import Sample
 
 BITS = [(a, b) for a in (0, 1) for b in (0, 1)]
 GATES = {
@@ -286,15 +286,21 @@ def test_the_seed_decides():
         ({"first": np.zeros(40)}, r"\(n, dim\)"),
         ({"first": np.full((40, 1), np.nan)}, "NaN or infinity in 40 of 40"),
         ({"second": np.zeros((39, 1))}, "40 and 39 representations"),
-        ({"target": np.zeros(39)}, r"labels \(39,\)"),
-        ({"target": np.linspace(0, 1, 40)}, "not whole numbers"),
+        ({"target": np.zeros(39)}, "40 representations and 39 labels"),
+        ({"target": np.linspace(0, 1, 40)}, "expected classes, got the label"),
         ({"target": np.zeros(40)}, "at least two classes"),
-        ({"target": np.arange(40) == 0}, "smallest class has items, 1, got 5"),
-        ({"by": Classifier(measure="broja")}, '"i_min" or "mmi", got \'broja\''),
+        ({"target": np.arange(40) == 0}, "smallest class has 1 items"),
+        (
+            {"by": Classifier(measure="broja")},
+            "'i_min', 'mmi', got 'broja'",
+        ),
         ({"by": Classifier(folds=1)}, "got 1"),
-        ({"by": Clusters(measure="mmi")}, '"broja" or "i_min", got \'mmi\''),
-        ({"by": Clusters(1)}, "2 cells or more"),
-        ({"by": Clusters(2, share=1.0)}, "share between 0 and 1"),
+        (
+            {"by": Clusters(measure="mmi")},
+            "'broja', 'i_min', got 'mmi'",
+        ),
+        ({"by": Clusters(1)}, "cells as a whole number of at least 2"),
+        ({"by": Clusters(2, share=1.0)}, "share strictly between 0 and 1"),
         ({"by": Clusters(8)}, "8 items to fit cells to and 8² x 2 to count"),
         ({"by": Clusters(2), "first": np.zeros((40, 1))}, "2 different"),
         ({"bootstrap": 19}, "at least 20, got 19"),

@@ -1,15 +1,16 @@
-r"""Partial information decomposition: what two views tell of a target, in four parts.
+r"""Partial information decomposition (PID) of two views and a target.
 
 .. math:: I(z_1, z_2; t) = R + U_1 + U_2 + S, \qquad I(z_1; t) = R + U_1,
     \qquad I(z_2; t) = R + U_2
 
-R is redundant (either view tells it), U is unique (one view tells it, the other does
-not) and S is synergistic (only both together tell it). There are three equations for
-four numbers: a measure of one of them gives the rest. All are in nats.
+R is redundant information (in either view), U is unique (in one view only) and S is
+synergistic (only in both together). These are three equations for four numbers: a
+measure of one of them, such as BROJA or I_min, gives the rest. All are in nats.
 
-`discrete` and `gaussian` decompose what is known: a table of probabilities, or a
-covariance. `estimate` decomposes what representations of items tell of labels or of
-pseudo-labels, by `Classifier` or by `Clusters`, with intervals.
+`discrete` and `gaussian` decompose known distributions: a table of probabilities, a
+covariance. `estimate` decomposes the information of representations about labels or
+pseudo-labels, by `Classifier` or by `Clusters`, with bootstrap intervals. Estimators of
+mutual information alone (InfoNCE, KSG) are in `evaluation`.
 
 References:
     Nonnegative Decomposition of Multivariate Information (Williams and Beer, 2010)
@@ -19,12 +20,9 @@ References:
     https://arxiv.org/abs/2412.02121
 """
 
-from .classifier import Classifier
-from .clusters import Clusters
-from .covariances import gaussian
+from .decomposition import Decomposition, discrete, gaussian
 from .estimates import Estimate, estimate
-from .parts import Decomposition
-from .tables import discrete
+from .estimators import Classifier, Clusters
 
 __all__ = ["Classifier", "Clusters", "Decomposition", "Estimate"]
 __all__ += ["discrete", "estimate", "gaussian"]

@@ -1,4 +1,4 @@
-"""The least information that two views can have with given pairs: BROJA's minimum.
+"""BROJA's minimum: the least information of two views with given pair marginals.
 
 Quantifying unique information (Bertschinger et al., 2014)
 https://arxiv.org/abs/1311.2852
@@ -9,17 +9,19 @@ from jaxtyping import Float
 
 __all__ = ["least_information"]
 
-GAP, STEPS = 1e-11, 200  # nats that the minimum may be too large; for each weight
+LARGEST_GAP = 1e-11  # nats by which the minimum may be too large
+NEWTON_STEPS = 200  # for each weight of the barrier
 
 
 def least_information(p: Float[np.ndarray, "first second target"]) -> float:
-    r"""The least :math:`I_q(t; z_1, z_2)` of all q with the pairs of p.
+    r"""The least :math:`I_q(t; z_1, z_2)` over all q with the pair marginals of p.
 
     It is :math:`H(t) + \min_q f(q)` with the convex :math:`f(q) = \sum q \log q(t \mid
-    z_1, z_2)`. The minimum may lie on the boundary, so that Newton's method follows the
-    minima of :math:`f - \mu \sum \log q`, which are too large by at most :math:`\mu`
-    for each variable. Over :math:`\mu` that is self-concordant, since :math:`|f'''|
-    \le 3 f''` times the step's length for the barrier: damped steps always stay inside.
+    z_1, z_2)`. The minimum may lie on the boundary: an interior-point method follows
+    the minima of :math:`f - \mu \sum \log q`, which are too large by at most
+    :math:`\mu` for each variable, by Newton's method. Over :math:`\mu` that is
+    self-concordant, since :math:`|f'''| \le 3 f''` times the step's length for the
+    barrier: damped steps stay inside.
     """
     from scipy.special import entr
 
@@ -29,7 +31,7 @@ def least_information(p: Float[np.ndarray, "first second target"]) -> float:
     _, cell = np.unique(where[:, 1:], axis=0, return_inverse=True)
     q = (first * second)[inside] / target[where[:, 0]]
     weight = 1.0
-    while weight * len(q) > GAP:
+    while weight * len(q) > LARGEST_GAP:
         weight *= 0.01
         q = _centred(q, where, cell, weight)
     return float((q * _log_conditional(q, cell)).sum() + entr(target).sum())
@@ -47,27 +49,29 @@ def _centred(
     weight: float,
 ) -> Float[np.ndarray, " variable"]:
     r"""The minimum of :math:`f(q) - \mu \sum \log q`, :math:`\mu` being `weight`."""
-    for _ in range(STEPS):
-        slope = _log_conditional(q, cell) - weight / q
-        step, decrement = _newton(q, slope, where, cell, weight)
+    for _ in range(NEWTON_STEPS):
+        grad = _log_conditional(q, cell) - weight / q
+        step, decrement = _newton(q, grad, where, cell, weight)
         sure = 1 / (1 + decrement)
         length = min(1.0, 0.95 / max((-step / q).max(), 0.95))
         while length > sure:
             there = q + length * step
             ahead = (_log_conditional(there, cell) - weight / there) @ step
-            if ahead <= 0.5 * abs(slope @ step):
-                break  # not far beyond the minimum along the step
+            if ahead <= 0.5 * abs(grad @ step):
+                break  # close to the minimum along the step
             length /= 2
         q = q + max(length, sure) * step
         if decrement < 0.25:
             return q
-    raise ArithmeticError(f"the least information was not found in {STEPS} steps")
+    raise ArithmeticError(
+        f"the least information was not found in {NEWTON_STEPS} steps"
+    )
 
 
 def _newton(
-    q: np.ndarray, slope: np.ndarray, where: np.ndarray, cell: np.ndarray, weight: float
+    q: np.ndarray, grad: np.ndarray, where: np.ndarray, cell: np.ndarray, weight: float
 ) -> tuple[Float[np.ndarray, " variable"], float]:
-    """Newton's step that keeps both pairs, and how long it is in the metric there."""
+    """Newton's step that keeps both pair marginals, and its decrement (local norm)."""
     from scipy.linalg import cho_factor, cho_solve
 
     moves = _moves(q, where)
@@ -78,7 +82,7 @@ def _newton(
     curvature = moves.T @ ((1 / q + weight / q**2)[:, None] * moves)
     curvature -= cells.T @ (cells / np.bincount(cell, q)[:, None])
     scale = 1 / np.sqrt(curvature.diagonal())
-    gradient = scale * (slope @ moves)
+    gradient = scale * (grad @ moves)
     factor = cho_factor(scale[:, None] * curvature * scale)
     solution = -cho_solve(factor, gradient)
     decrement = np.sqrt(max(-gradient @ solution, 0.0) / weight)
@@ -86,11 +90,11 @@ def _newton(
 
 
 def _moves(q: np.ndarray, where: np.ndarray) -> Float[np.ndarray, "variable move"]:
-    """The changes of q that keep both pairs, as columns of -1, 0 and 1.
+    """The changes of q that keep both pair marginals, as columns of -1, 0 and 1.
 
-    For each t the variables are the edges between values of z1 and of z2. A spanning
-    tree of the largest ones follows from the others: each of these makes one move, in
-    which it is the smallest. So tiny probabilities stay exact.
+    For each t the variables are edges of a graph of the values of z1 and of z2. The
+    other edges determine a spanning tree of the largest ones: each of them makes one
+    move, in which it is the smallest. So tiny probabilities stay exact.
     """
     from scipy.linalg import block_diag
     from scipy.sparse import coo_array
