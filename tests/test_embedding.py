@@ -96,9 +96,7 @@ def test_a_proper_prior_has_a_posterior_of_its_scale_given_z():
     """With z as data, the entropy a constant: the posterior of a Gaussian scale."""
     log_prior = dist.LogNormal(0.0, 1.0)
     prior = Gaussian(DIM, log_prior)
-    objective = ps.embedding.Embedding(
-        nn.Identity(), prior, ps.entropies.LogDeterminant()
-    )
+    objective = ps.limits.Embedding(nn.Identity(), prior, ps.entropies.LogDeterminant())
     objective.population = torch.tensor(float(ITEMS))
     z = Gaussian(DIM, 0.3)(2).sample((ITEMS,))
     fitted(objective, Batch(z), 1_000)

@@ -609,10 +609,8 @@ def test_batches_must_have_more_items_than_neighbours():
 
 def test_base_must_be_without_a_decoder_and_give_a_z_for_each_view():
     class Halved(SimCLR):
-        @property
-        def network(self) -> nn.Module:
-            network = super().network
-            return lambda views: network(views[:, :2])
+        def layers(self, views: Tensor) -> tuple[Tensor, Tensor]:
+            return super().layers(views[:, :2])
 
     joint = ps.Joint(
         ps.priors.Gaussian(4),

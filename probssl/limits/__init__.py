@@ -4,7 +4,7 @@ Each file states the reference, the choices of p(y), p(z|y) and of what keeps z
 informative, the limit that is taken, its status, and what it drops.
 """
 
-from ._base import Embedding
+from ._base import Embedding, JointEmbedding
 from ._pair_affinity import LearnedAffinity, PrincipalComponents, PriorAffinity
 from .barlow import BarlowTwins
 from .byol import BYOL
@@ -43,6 +43,7 @@ __all__ = [
     "DenoisingAutoencoder",
     "Embedding",
     "InstanceDiscrimination",
+    "JointEmbedding",
     "LearnedAffinity",
     "LogDet",
     "MaskedAutoencoder",

@@ -1,8 +1,5 @@
 r"""One network for all views of an item: what objectives without a decoder share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pyro
 import torch
 from jaxtyping import Float
@@ -10,7 +7,7 @@ from torch import Tensor, nn
 
 from ..entropies import Entropy
 from ..hyper import known_population
-from ..nn import Network, PerModality
+from ..nn import Network, PerModality, each_view
 from ..priors import Prior
 from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
@@ -19,62 +16,105 @@ from ..terms import Batch, Terms
 __all__ = [
     "Embedding",
     "Extension",
-    "Siamese",
-    "check_no_content",
+    "JointEmbedding",
     "check_not_random",
-    "check_present",
+    "check_only_views",
     "over_pairs",
 ]
 
 
-class Siamese(nn.Module):
-    r"""An encoder, and a projector behind it whose output is compared.
+class JointEmbedding(nn.Module):
+    r"""An objective without a decoder: z of every view, then a value of z.
+
+    .. math:: \text{forward}(\text{batch}) = \text{value}(z, \text{batch}), \qquad
+        z_v = \text{projector}(\text{encoder}(x_v))
+
+    An objective of your own implements `value` and nothing else:
+
+    Example:
+        >>> import torch
+        >>> import probssl as ps
+        >>> class Alignment(ps.limits.JointEmbedding):
+        ...     def value(self, z, batch):
+        ...         distance = (z - z.mean(1, keepdim=True)).square().sum((1, 2))
+        ...         return ps.Terms(alignment=-distance.mean())
+        >>> objective = Alignment(torch.nn.Linear(3, 2))
+        >>> terms = objective(ps.Batch(torch.randn(8, 2, 3)))  # 8 items, 2 views each
+
+    State, such as a momentum encoder or a queue, lives in buffers and frozen
+    parameters; `value` may write it in training mode, and reads further inputs, such as
+    the views for a momentum encoder, from the batch.
+
+    What the package needs of any objective, which may be any ``nn.Module``:
+
+    ==================  ==============================================================
+    `fit`               ``forward(batch) -> Terms``; ``check(batch)``, if there is one,
+                        is called with the first batch
+    `embed`, `compare`  ``represent(x, layer="backbone") -> (n, dim)``
+    `save`              nothing; ``load(folder, into=objective)`` restores classes that
+                        are not of this package
+    `DSA`, `PID`        a `JointEmbedding` whose `forward` is not overridden
+    ==================  ==============================================================
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim); for views of several kinds
             `nn.PerModality`.
-        projector: A module (n, dim) -> (n, dim').
+        projector: The projection head, a module (n, dim) -> (n, dim'), whose output is
+            compared; None compares the encoder's.
     """
 
     encoder: nn.Module
     projector: nn.Module | None
-    _ear: tuple[int, list[Tensor]] | None = None  # behind which of the parts
+    coupled = True  # whether `value` couples items, and so needs those of all processes
 
     def __init__(self, encoder: nn.Module, projector: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder, self.projector = encoder, projector
 
-    @property
-    def network(self) -> nn.Module:
-        """Encoder and projector as one."""
-        if self._ear is None:
-            return Network(self.encoder, self.projector)
-        place, ear = self._ear
-        parts = [self.encoder] + ([] if self.projector is None else [self.projector])
-        each = [Network(part) for part in parts]
-        each[place].register_forward_hook(lambda _, __, z: ear.append(z))
-        return nn.Sequential(*each)
+    @in_float32
+    def forward(self, batch: Batch) -> Terms:
+        self.check_shape(batch)
+        return self.value(self.latents(batch), batch)
 
-    @contextmanager
-    def overheard(self, layer: str = "projector") -> Iterator[list[Tensor]]:
-        """Collect the z, shape (batch, view, dim), of every pass of `network`.
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+        """Return the terms of the objective for z, the network's output.
 
         Arguments:
-            layer: ``"backbone"``, or ``"projector"`` for what the objective compares.
+            z: Of every view of the items of all processes, or if not `coupled` of this
+                process.
+            batch: The batch of this process; `runtime.distributed.gather` collects its
+                rows from all of them.
         """
-        ear: list[Tensor] = []
-        self._ear = 0 if layer == "backbone" else -1, ear
-        try:
-            yield ear
-        finally:
-            del self._ear
+        raise NotImplementedError(f"{type(self).__name__} has no value(z, batch)")
+
+    @property
+    def network(self) -> Network:
+        """Encoder and projector as one module."""
+        return Network(self.encoder, self.projector)
+
+    def layers(
+        self, views: Tensor | tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, "batch view dim"], Float[Tensor, "batch view out"]]:
+        """The outputs of encoder and projector for every view, in one pass."""
+        backbone = each_view(self.encoder, views)
+        if self.projector is None:
+            return backbone, backbone
+        return backbone, each_view(self.projector, backbone)
+
+    def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
+        """The z that `value` gets for a batch."""
+        return self.gathered(self.layers(batch.views)[1])
+
+    def gathered(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """The z of all processes, if the objective couples items."""
+        return gather(z) if self.coupled else z
 
     def represent(
         self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
     ) -> Float[Tensor, "n dim"]:
         """The encoder's output for x, or with ``layer="projector"`` the projector's.
 
-        Of items of several modalities, a tuple, the mean of their representations.
+        For items of several modalities, a tuple: the mean of their representations.
         """
         if isinstance(self.encoder, PerModality):
             parts = x if isinstance(x, tuple) else (x,)
@@ -87,7 +127,14 @@ class Siamese(nn.Module):
         return z
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if there is one view or item, or absent views or contents."""
+        """Raise an error if the objective cannot take the batch: `fit`'s first one."""
+        self.check_shape(batch)
+
+    def check_shape(self, batch: Batch) -> None:
+        """Raise an error if there is one view or item, or absent views or contents.
+
+        It runs in every step, and so reads shapes only, never values.
+        """
         items, views = batch.shape
         if views < 2 or items < 2:
             raise ValueError(
@@ -95,31 +142,58 @@ class Siamese(nn.Module):
                 f"with {views}; give fit a view sampler, for instance "
                 "views=ps.views.Augment(), and a larger batch"
             )
-        check_present(self, batch)
-        check_no_content(self, batch)
+        check_only_views(self, batch)
 
 
 class Extension(nn.Module):
-    """An objective on top of another, whose representations it shares.
+    """An addition to a base objective, from the same pass of its network.
 
     Arguments:
-        base: The objective below, with an encoder for all views.
+        base: The base objective.
 
     Raises:
-        TypeError: If the base is not one without a decoder.
+        TypeError: If the base is no `JointEmbedding`, or overrides its `forward`.
     """
 
-    base: Siamese
+    base: JointEmbedding
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        if not isinstance(base, Siamese):
+        if not isinstance(base, JointEmbedding):
             raise TypeError(
                 "expected a contrastive or joint-embedding objective as base, such as "
                 f"SimCLR(encoder), got {type(base).__name__}; what has a decoder is "
                 "extended by its prior"
             )
+        if type(base).forward is not JointEmbedding.forward:
+            raise TypeError(
+                f"expected a base that implements value(z, batch), got "
+                f"{type(base).__name__}, which overrides forward"
+            )
         self.base = base
+
+    @in_float32
+    def forward(self, batch: Batch) -> Terms:
+        self.base.check_shape(batch)
+        backbone, z = self.base.layers(batch.views)
+        terms = self.base.value(self.base.gathered(z), batch)
+        return self.extended(terms, backbone, z, batch)
+
+    def extended(
+        self,
+        terms: Terms,
+        backbone: Float[Tensor, "batch view dim"],
+        z: Float[Tensor, "batch view out"],
+        batch: Batch,
+    ) -> Terms:
+        """Return the terms of the base plus the addition.
+
+        Arguments:
+            terms: Those of the base.
+            backbone: The encoder's output for this process's items.
+            z: The projector's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no extended(…)")
 
     @property
     def encoder(self) -> nn.Module:
@@ -134,52 +208,30 @@ class Extension(nn.Module):
     def represent(
         self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
     ) -> Float[Tensor, "n dim"]:
-        """What the encoder of the base makes of x, or its projector."""
+        """The representation that the base gives x."""
         return self.base.represent(x, layer)
 
     def check(self, batch: Batch) -> None:
         """Raise an error if the base cannot take the batch."""
         self.base.check(batch)
 
-    def below(
-        self, batch: Batch, layer: str = "projector"
-    ) -> tuple[Terms, Float[Tensor, "batch view dim"]]:
-        """The terms of the base, and the z it has them from, in one pass.
 
-        Arguments:
-            layer: ``"backbone"`` for the z that the encoder gives instead.
-        """
-        with self.base.overheard(layer) as heard:
-            terms = self.base(batch)
-        if not heard:
-            raise ValueError(
-                f"expected {type(self.base).__name__} to call its `network`, got no "
-                "representations; let forward take z from self.network(batch.views)"
-            )
-        return terms, heard[0]
-
-
-def check_no_content(objective: nn.Module, batch: Batch) -> None:
-    """Raise an error if contents are given, which the objective would not look at."""
-    if batch.content is not None:
-        raise ValueError(
-            f"expected no content for {type(objective).__name__}, which has no use for "
-            "labels, got some; leave fit's content out, or use SimVAE with "
-            "priors.Mixture"
-        )
-
-
-def check_present(objective: nn.Module, batch: Batch) -> None:
-    """Raise an error if views are absent, which the objective would take for some."""
+def check_only_views(objective: nn.Module, batch: Batch) -> None:
+    """Raise an error for absent views or contents, which the objective would ignore."""
+    name = type(objective).__name__
     if batch.present is not None:
         raise ValueError(
-            f"expected all views to be present for {type(objective).__name__}, got a "
-            "mask; drop the incomplete items, or use SimVAE, which integrates out "
-            "absent views"
+            f"expected all views to be present for {name}, got a mask; drop the "
+            "incomplete items, or use SimVAE, which integrates out absent views"
+        )
+    if batch.content is not None:
+        raise ValueError(
+            f"expected no content for {name}, which has no use for labels, got some; "
+            "leave fit's content out, or use SimVAE with priors.Mixture"
         )
 
 
-class Embedding(Siamese):
+class Embedding(JointEmbedding):
     r"""An alignment log-density under a prior, plus an estimate of H[z].
 
     .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
@@ -258,43 +310,14 @@ class Embedding(Siamese):
         # The number of items in the data set, by which hyper-parameters are weighted.
         self.register_buffer("population", None)
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         drawn, hyper = self._draw()
-        z = self.latents(batch)
         with self.prior.at(**drawn):
-            return self._value(z, batch)._replace(hyper=hyper)
+            return self.estimate(z, batch)._replace(hyper=hyper)
 
-    @in_float32
-    def model(self, batch: Batch) -> None:
-        r"""The pseudo-posterior of the hyper-parameters, for Pyro's tools.
-
-        For the batch as the whole data set: ``MCMC(NUTS(objective.model))``.
-        """
-        drawn = {h.name: h.sample() for h in self.prior.random()}
-        items, _ = batch.shape
-        with self.prior.at(**drawn):
-            value = torch.as_tensor(sum(self._value(self.latents(batch), batch)))
-        pyro.factor("items", items * value)
-
-    def guide(self, batch: Batch) -> None:
-        """q of the hyper-parameters, log-normal each."""
-        for h in self.prior.random():
-            h.sample_guide()
-
-    def _draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
-        """Hyper-parameters from their guides, and log p − log q of them for an item."""
-        drawn: dict[str, Tensor] = {}
-        total: Tensor | float = 0.0
-        for h in self.prior.random():
-            q = h.posterior()
-            drawn[h.name] = value = q.rsample()
-            total = total + h.value.log_prob(value) - q.log_prob(value)
-        if drawn:
-            total = total / known_population(self.population)
-        return drawn, total
-
-    def _value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+    def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+        """Return alignment and entropy, given the hyper-parameters of the prior."""
+        z = self.prior.on_support(z)
         views = z.shape[1]
         gauge = 1 if self.plug_in else self.prior.gauge(views)
         if not self.all_views:
@@ -307,16 +330,40 @@ class Embedding(Siamese):
                 entropy = entropy - (views - gauge) * self.entropy(z, self.prior)
         return Terms(entropy=entropy, alignment=self.alignment(z))
 
-    def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
-        """z of every view of all processes' items, on the support of the prior."""
-        self.check(batch)
-        return gather(self.prior.on_support(self.network(batch.views)))
-
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
         """The mean log-density of views that share their content, in nats."""
         if not self.plug_in:
             return self.prior.log_prob(z).mean()
         return over_pairs(self.prior.log_kernel(z, z, plug_in=True)).mean()
+
+    def _draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Hyper-parameters from their guides, and log p − log q of them per item."""
+        drawn: dict[str, Tensor] = {}
+        total: Tensor | float = 0.0
+        for h in self.prior.random():
+            q = h.posterior()
+            drawn[h.name] = value = q.rsample()
+            total = total + h.value.log_prob(value) - q.log_prob(value)
+        if drawn:
+            total = total / known_population(self.population)
+        return drawn, total
+
+    @in_float32
+    def model(self, batch: Batch) -> None:
+        r"""The pseudo-posterior of the hyper-parameters, for Pyro's tools.
+
+        For the batch as the whole data set: ``MCMC(NUTS(objective.model))``.
+        """
+        drawn = {h.name: h.sample() for h in self.prior.random()}
+        items, _ = batch.shape
+        with self.prior.at(**drawn):
+            value = torch.as_tensor(sum(self.estimate(self.latents(batch), batch)))
+        pyro.factor("items", items * value)
+
+    def guide(self, batch: Batch) -> None:
+        """q of the hyper-parameters, log-normal each."""
+        for h in self.prior.random():
+            h.sample_guide()
 
 
 def over_pairs(

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from ..nn import Projector, dim_of, each_view
 from ..priors import Spherical
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
-from ._base import Siamese, over_pairs
+from ._base import JointEmbedding, over_pairs
 
 __all__ = ["Distillation"]
 
 
-class Distillation(Siamese):
+class Distillation(JointEmbedding):
     r"""What objectives with a predictor and a stopped gradient share.
 
     Each item counts on its own: several processes need gather nothing.
@@ -39,6 +38,8 @@ class Distillation(Siamese):
         ValueError: If a predictor is to be made and the dimension is not known.
     """
 
+    coupled = False
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -52,10 +53,7 @@ class Distillation(Siamese):
         self.predictor = predictor or _predictor(encoder, projector, dim)
         self.dim = dim
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
-        self.check(batch)
-        z = self.network(batch.views)
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         predicted = self.prior.on_support(each_view(self.predictor, z))
         target = self.prior.on_support(self.target(z, batch))
         log_kernel = self.prior.log_kernel(predicted, target, plug_in=True)

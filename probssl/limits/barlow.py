@@ -46,7 +46,6 @@ from torch import Tensor, nn
 
 from ..entropies import Entropy
 from ..priors import Gaussian, Prior
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
 from ._base import Embedding
 
@@ -84,19 +83,12 @@ class BarlowTwins(Embedding):
         super().__init__(encoder, prior, _CrossCorrelation(), projector=projector)
         self.redundancy, self.epsilon = redundancy, epsilon
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
-        z = self.latents(batch)
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+        z = standardised(z, self.epsilon)
         apart = (1 - _diagonals(z)).square().sum(-1).mean()
         return Terms(
             entropy=self.entropy(z, self.prior), penalty=-apart / (4 * self.redundancy)
         )
-
-    def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
-        """z of all processes' items, each dimension of each view standardised."""
-        z = super().latents(batch)
-        variance = z.var(0, correction=0)
-        return (z - z.mean(0)) * (variance + self.epsilon).rsqrt()
 
 
 class _CrossCorrelation(Entropy):
@@ -109,6 +101,14 @@ class _CrossCorrelation(Entropy):
         correlation = torch.einsum("npi,npj->pij", first, second) / len(z)
         square = correlation.square().sum((-2, -1)) - _diagonals(z).square().sum(-1)
         return 0.5 * z.shape[-1] * math.log(2 * math.pi * math.e) - square.mean() / 4
+
+
+def standardised(
+    z: Float[Tensor, "batch view dim"], epsilon: float
+) -> Float[Tensor, "batch view dim"]:
+    """Each dimension of each view with mean 0 and variance 1 over the batch."""
+    variance = z.var(0, correction=0)
+    return (z - z.mean(0)) * (variance + epsilon).rsqrt()
 
 
 def _diagonals(z: Float[Tensor, "batch view dim"]) -> Float[Tensor, "pair dim"]:

@@ -37,9 +37,8 @@ from torch import Tensor, nn
 
 from ..priors import Prior, Spherical
 from ..runtime.distributed import gather
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms, check_rows
-from ._base import check_no_content, check_present
+from ._base import check_only_views
 from ._prototypes import Clustered, k_means
 
 __all__ = ["DeepClustering"]
@@ -100,11 +99,8 @@ class DeepClustering(Clustered):
         self.register_buffer("assignment", start)
         self.register_buffer("weight", self._weights(start))
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
-        check_present(self, batch)
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         index = gather(batch.rows)
-        z = gather(self.network(batch.views))
         log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
         cluster = self.assignment[index]
         place = cluster.expand(log_density.shape[:2]).unsqueeze(-1)
@@ -144,9 +140,12 @@ class DeepClustering(Clustered):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if the batch has no index of the items, or absent views."""
-        check_no_content(self, batch)
-        check_present(self, batch)
+        self.check_shape(batch)
         check_rows(batch, self.items)
+
+    def check_shape(self, batch: Batch) -> None:
+        """Raise an error for absent views or contents; one view is enough."""
+        check_only_views(self, batch)
 
     def _weights(self, assignment: Int[Tensor, " item"]) -> Float[Tensor, " component"]:
         sizes = torch.bincount(assignment, minlength=self.components)

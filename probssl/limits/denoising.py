@@ -39,7 +39,7 @@ from ..likelihoods import Likelihood
 from ..nn import each_view
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
-from ._base import check_no_content, check_present
+from ._base import check_only_views
 
 __all__ = ["DenoisingAutoencoder"]
 
@@ -77,7 +77,7 @@ class DenoisingAutoencoder(nn.Module):
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
-        check_present(self, batch)
+        check_only_views(self, batch)
         clean = _clean(batch).unsqueeze(1)
         z = each_view(self.encoder, self._corrupted(batch.views))
         output = lowered(self.decoder, z.flatten(0, 1)).unflatten(0, z.shape[:2])
@@ -114,8 +114,7 @@ class DenoisingAutoencoder(nn.Module):
             ValueError: If there are none, or views are absent, or the likelihood
                 refuses them.
         """
-        check_no_content(self, batch)
-        check_present(self, batch)
+        check_only_views(self, batch)
         self.likelihood.check(_clean(batch))
 
 

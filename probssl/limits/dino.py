@@ -40,7 +40,6 @@ from ..hyper import Learned, Reciprocal
 from ..priors import Spherical
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
 from ._ema import Teacher
 from ._prototypes import Clustered, swapped, whole
@@ -104,10 +103,9 @@ class DINO(Clustered):
         self.teacher = Teacher(self._cosines(), momentum)
         self.register_buffer("centre", torch.zeros(prototypes))
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         self.teacher.follow(self._cosines())
-        log_density = self.entropy.log_density(self.latents(batch), self.prior)
+        log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
         told = gather(self.teacher(whole(self.encoder, batch.views)))
         codes = ((told - self.centre) / self.teacher_temperature).softmax(-1)
         self._move_centre(told)

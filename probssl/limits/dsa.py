@@ -57,7 +57,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 from ..nn import Network, dim_of
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather, world_size
-from ..runtime.precision import in_float32
 from ..special import square_distances
 from ..terms import Batch, Terms
 from ._base import Extension
@@ -145,13 +144,16 @@ class DSA(Extension):
             self.reference.eval()
         return self
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
-        self.check(batch)
+    def extended(
+        self,
+        terms: Terms,
+        backbone: Float[Tensor, "batch view dim"],
+        z: Float[Tensor, "batch view out"],
+        batch: Batch,
+    ) -> Terms:
+        _check_views(z, batch)
         if self.teacher is not None:
             self.teacher.follow(Network(self.encoder))
-        terms, z = self.below(batch)
-        _check_views(z, batch)
         references, whole = self._references(batch)
 
         score = neighbour_score(gather(whole), self.neighbours, self.mutual)

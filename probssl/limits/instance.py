@@ -39,14 +39,13 @@ from ..nn import dim_of
 from ..priors import Spherical
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms, check_rows
-from ._base import Siamese, check_no_content, check_not_random, check_present
+from ._base import JointEmbedding, check_not_random, check_only_views
 
 __all__ = ["InstanceDiscrimination"]
 
 
-class InstanceDiscrimination(Siamese):
+class InstanceDiscrimination(JointEmbedding):
     r"""The log-probability of the right image plus log N, per view, in nats.
 
     It is meant for the items it was trained with, whose rows `Batch.index` holds: for
@@ -97,10 +96,13 @@ class InstanceDiscrimination(Siamese):
         directions = torch.randn(items, dim_of(encoder, projector, dim))
         self.register_buffer("bank", normalize(directions, dim=-1))
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
-        check_present(self, batch)
-        index, z = gather(batch.rows), self._latents(batch)
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+        if z.shape[-1] != self.bank.shape[1]:
+            raise ValueError(
+                f"expected z with dim {self.bank.shape[1]}, as the bank, got "
+                f"{z.shape[-1]}; build the objective with dim={z.shape[-1]}"
+            )
+        index, z = gather(batch.rows), self.prior.on_support(z)
         # A copy: the bank is written before the way back, which needs what was there.
         bank = self.bank.to(z, copy=True)
         alignment = self.prior.log_kernel(bank[index].unsqueeze(1), z, plug_in=True)
@@ -119,17 +121,11 @@ class InstanceDiscrimination(Siamese):
         seen = self.bank[index].lerp(z.mean(1).to(self.bank), share)
         self.bank.index_copy_(0, index, normalize(seen, dim=-1))
 
-    def _latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
-        z = self.network(batch.views)
-        if z.shape[-1] != self.bank.shape[1]:
-            raise ValueError(
-                f"expected z with dim {self.bank.shape[1]}, as the bank, got "
-                f"{z.shape[-1]}; build the objective with dim={z.shape[-1]}"
-            )
-        return gather(self.prior.on_support(z))
-
     def check(self, batch: Batch) -> None:
         """Raise an error if the rows of the items are not known or not in the bank."""
-        check_no_content(self, batch)
-        check_present(self, batch)
+        self.check_shape(batch)
         check_rows(batch, self.items)
+
+    def check_shape(self, batch: Batch) -> None:
+        """Raise an error for absent views or contents; one view is enough."""
+        check_only_views(self, batch)

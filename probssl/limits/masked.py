@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from ..likelihoods import Likelihood
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
-from ._base import check_no_content, check_present
+from ._base import check_only_views
 
 __all__ = ["MaskedAutoencoder"]
 
@@ -95,7 +95,7 @@ class MaskedAutoencoder(nn.Module):
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
-        check_present(self, batch)
+        check_only_views(self, batch)
         x = batch.stacked.flatten(0, 1)
         hidden = self.mask(x)
         z = lowered(self.encoder, x.masked_fill(hidden, 0.0)).flatten(1)
@@ -152,7 +152,6 @@ class MaskedAutoencoder(nn.Module):
             ValueError: If the likelihood refuses the views, some are absent, or patches
                 do not fit.
         """
-        check_no_content(self, batch)
-        check_present(self, batch)
+        check_only_views(self, batch)
         self._grid(batch.stacked.shape[2:])
         self.likelihood.check(batch.stacked)

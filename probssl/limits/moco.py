@@ -33,22 +33,22 @@ uncertainty of y, and the gradient through the keys. The published method takes 
 pair in one order only, and shuffles items between processes for batch norm.
 """
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..entropies.queue import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Prior, Spherical
 from ..runtime.distributed import gather
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
-from ._base import Siamese, check_not_random, over_pairs
+from ._base import JointEmbedding, check_not_random, over_pairs
 from ._ema import Teacher
 
 __all__ = ["MoCo"]
 
 
-class MoCo(Siamese):
+class MoCo(JointEmbedding):
     r"""The log-probability of the right key plus log(1 + |Q|), per view, in nats.
 
     Arguments:
@@ -89,14 +89,10 @@ class MoCo(Siamese):
         self.teacher = Teacher(self.network, momentum)
         self.keys = Queue(queue, dim_of(encoder, projector, dim))
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
-        self.check(batch)
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         self.teacher.follow(self.network)
-        queries, keys = (
-            gather(self.prior.on_support(network(batch.views)))
-            for network in (self.network, self.teacher)
-        )
+        queries = self.prior.on_support(z)
+        keys = self.prior.on_support(gather(self.teacher(batch.views)))
 
         queued = self.keys.log_sums(self.prior, queries.flatten(0, 1))
         queued = queued.view(len(queries), 1, -1)

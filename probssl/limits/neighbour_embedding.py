@@ -46,7 +46,7 @@ from ..nn import dim_of
 from ..priors import TSNE as HeavyTail
 from ..priors import Gaussian, Prior
 from ..terms import Batch, Terms
-from ._base import Embedding, check_no_content
+from ._base import Embedding, check_only_views
 
 __all__ = ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
 
@@ -97,18 +97,17 @@ class NeighbourEmbedding(Embedding):
         self.affinity = Positives() if affinity is None else affinity
         self.joint, self.queue, self.dim = joint, queue, dim
 
-    def check(self, batch: Batch) -> None:
-        """Raise an error if P cannot be had of the batch, or contents are given."""
+    def check_shape(self, batch: Batch) -> None:
+        """Raise an error if the batch is too small for P; one view may be enough."""
         if not self.affinity.dense:
-            return super().check(batch)
+            return super().check_shape(batch)
         items, views = batch.shape
-        if items * views < 2 or batch.present is not None:
+        if items * views < 2:
             raise ValueError(
-                "expected at least 2 views in all, none of them absent, got "
-                f"{items} items with {views}, present={batch.present is not None}; use "
-                "larger batches, and drop the incomplete items"
+                f"expected at least 2 views in all, got {items} items with {views}; "
+                "use larger batches"
             )
-        check_no_content(self, batch)
+        check_only_views(self, batch)
 
     def divergence(self, batch: Batch) -> Float[Tensor, ""]:
         r"""Return KL(P ‖ Q) in nats, in the mean over views if not `joint`.
@@ -133,7 +132,8 @@ class NeighbourEmbedding(Embedding):
         mass = p.sum(-1, keepdim=True)
         return p / mass / mass.numel()
 
-    def _value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+    def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+        z = self.prior.on_support(z)
         p = self.weights(batch)
         points = z.flatten(0, 1) if self.affinity.dense else z
         log_kernel = self.prior.log_kernel(points, points, plug_in=True)

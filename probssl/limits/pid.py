@@ -57,7 +57,6 @@ from torch.nn.functional import linear, normalize, one_hot
 
 from ..nn import dim_of
 from ..runtime.buffers import register_varying
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms, check_rows
 from ._base import Extension
 from ._prototypes import k_means
@@ -129,10 +128,15 @@ class PID(Extension):
         # The number of items in the data set, to be compared with that here.
         self.register_buffer("population", None)
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
+    def extended(
+        self,
+        terms: Terms,
+        backbone: Float[Tensor, "batch view dim"],
+        z: Float[Tensor, "batch view out"],
+        batch: Batch,
+    ) -> Terms:
         label = self.assignment[batch.rows]
-        terms, z = self.below(batch, self.layer)
+        z = backbone if self.layer == "backbone" else z
         log_probability = self._logits(z).log_softmax(-1)
         place = label.clamp(min=0).expand(z.shape[1], -1).mT.unsqueeze(-1)
         right = log_probability.gather(-1, place).sum((1, 2))

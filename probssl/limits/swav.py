@@ -25,12 +25,12 @@ of the encoder, and of the published recipe the queue, the frozen first steps of
 prototypes, and the 3000 of them for ImageNet: the default is for small data.
 """
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..entropies.equipartition import sinkhorn
 from ..hyper import Learned, Reciprocal
 from ..priors import Spherical
-from ..runtime.precision import in_float32
 from ..terms import Batch, Terms
 from ._prototypes import Clustered, swapped, whole
 
@@ -80,9 +80,8 @@ class SwAV(Clustered):
         self.prototypes, self.temperature = prototypes, prior.concentration.value
         self.epsilon, self.iterations = epsilon, iterations
 
-    @in_float32
-    def forward(self, batch: Batch) -> Terms:
-        log_density = self.entropy.log_density(self.latents(batch), self.prior)
+    def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
+        log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
         _, coded = Batch(whole(self.encoder, batch.views)).shape
         scale = self.epsilon * self.prior.concentration()
         codes = sinkhorn(log_density[:coded], scale, self.iterations)

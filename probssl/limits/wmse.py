@@ -45,9 +45,9 @@ from torch import Tensor, nn
 from ..entropies import Entropy
 from ..entropies.gaussian import covariance
 from ..priors import Gaussian, Prior, Spherical
-from ..runtime.distributed import from_main, gather
+from ..runtime.distributed import from_main
 from ..special import log_area
-from ..terms import Batch
+from ..terms import Batch, Terms
 from ._base import Embedding
 
 __all__ = ["WMSE"]
@@ -100,12 +100,9 @@ class WMSE(Embedding):
         self.size, self.rounds = size, rounds
         self.normalise, self.epsilon = normalise, epsilon
 
-    def latents(self, batch: Batch) -> Float[Tensor, "draw view dim"]:
-        """Whitened z of all processes' items, in training in random order."""
-        self.check(batch)
-        z = gather(self.network(batch.views))
+    def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         parts = [whitened(part, self.epsilon) for part in self._divided(z)]
-        return self.prior.on_support(torch.cat(parts))
+        return super().estimate(torch.cat(parts), batch)
 
     def _divided(self, z: Float[Tensor, "batch view dim"]) -> list[Tensor]:
         items, _, dim = z.shape
