@@ -43,7 +43,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import probssl as ps
-from probssl.train.compiled import accelerate
+from probssl.runtime.precision import Precision
+from probssl.train.compiled import compiled_step
 from probssl.train.prepare import prepared_optimizer
 from probssl.train.steps import Step
 
@@ -152,16 +153,15 @@ def ours(
     """A step as `ps.fit` makes it; compiled it is replayed as a whole on a GPU."""
     objective = deepcopy(objective)
     optimizer = prepared_optimizer(None, objective, LEARNING_RATE)
-    options: dict[str, Any] = {}
-    if dtype is not None:
-        options["around"] = partial(torch.autocast, x.device.type, dtype)
-    step, batches = Step(objective, optimizer, **options), [ps.Batch(x)]
-    if compiled:
-        accelerate(step)
+    kind = compiled_step if compiled else Step
+    step, batches = (
+        kind(objective, optimizer, precision=Precision(dtype)),
+        [ps.Batch(x)],
+    )
 
     def ascend() -> Tensor:
         loss = -torch.as_tensor(sum(step(batches)))
-        reason = getattr(step.add_gradient, "reason", None)
+        reason = getattr(step, "reason", None)
         if reason is not None:  # else the eager step would be timed again
             raise RuntimeError(f"expected a compiled step, got an eager one: {reason}")
         return loss

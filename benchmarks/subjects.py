@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 import probssl as ps
 from probssl.train import Step
 from probssl.train.batches import source
-from probssl.train.compiled import accelerate
+from probssl.train.compiled import compiled_step
 from probssl.train.prepare import prepared_optimizer, settle, target_of
 
 __all__ = ["Steps", "ink", "simclr", "simclr_resnet", "simvae"]
@@ -73,9 +73,8 @@ class Steps:
         self.source = source(data, views, batch_size, order, target)
         settle(objective.train(), target.device, self.source.count)
         optimizer = prepared_optimizer(None, objective, 1e-3)
-        self.step = Step(objective, optimizer, make=self.source.batch)
-        if compiled:
-            accelerate(self.step)
+        kind = compiled_step if compiled else Step
+        self.step = kind(objective, optimizer, make=self.source.batch)
         self.loads = self._loads()
 
     def __call__(self) -> ps.Terms:

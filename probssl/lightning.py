@@ -1,7 +1,7 @@
-"""An objective as a LightningModule, for those who have a Trainer of their own.
+"""An objective as a LightningModule, to be trained by Lightning's Trainer.
 
-It needs the package lightning, ``pip install "probssl[lightning]"``, and is imported by
-its name::
+It needs the package lightning, ``pip install "probssl[lightning]"``, and is imported
+explicitly::
 
     import lightning
     import probssl as ps
@@ -17,8 +17,8 @@ its name::
     trainer.fit(module, train, valid)
     z = ps.embed(simclr, digits.test)
 
-The Trainer has the loop, the devices, the precision, clipping, accumulation, loggers,
-checkpoints. What is asked of the objective is as in `fit`, and so is the result.
+The Trainer has the loop, devices, mixed precision, gradient clipping and accumulation,
+loggers and checkpoints. Objectives and results are those of `fit`.
 """
 
 import math
@@ -43,50 +43,48 @@ from .train.batches import loaded
 from .train.history import Tally
 from .train.prepare import prepared_optimizer, prepared_scheduler, settle, target_of
 from .train.schedules import Schedule, Schedules
-from .train.steps import loss, written
+from .train.steps import loss, mutable_state
 
 __all__ = ["Module"]
 
-PENDING = 256  # batches whose terms lie on the device before they are read
+MAX_PENDING = 256  # batches whose terms stay on the device before they are read
 
 
 class Module(LightningModule):
     """Maximises the value of an objective, the sum of its terms, in Lightning.
 
-    DataLoaders yield items, tuples whose first entry is items, or Batches; nothing else
-    of them, such as labels, reaches the objective. Views are drawn on the device. Bytes
-    reach them as k/255, other numbers as they are, in the objective's precision. The
-    first batch goes to the method `check` of the objective, if it has one, and buffers
-    named ``population`` are set to the length of the training set.
+    DataLoaders yield items, tuples that begin with items, or Batches; labels and other
+    entries do not reach the objective. Views are drawn on the device. Bytes k reach
+    them as k/255, other numbers unchanged, in the objective's dtype. The objective's
+    method `check`, if it has one, is called with the first batch. Buffers named
+    ``population`` are set to the length of the training set.
 
-    The value and the terms are logged as means over the items of an epoch and of all
-    processes, under the names that `History` has: ``value`` and ``valid_value``, say.
-    The larger, the better: `ModelCheckpoint` and `EarlyStopping` need ``mode="max"``.
-    Validation draws the same random numbers every time, and those of training follow as
-    if it had drawn none.
+    The value and the terms are logged under the names of `History` (``value``,
+    ``valid_value``), as means over the items of an epoch and of all ranks. Larger is
+    better: `ModelCheckpoint` and `EarlyStopping` need ``mode="max"``. Validation draws
+    the same random numbers every time, and does not change those of training.
 
-    Batches that Lightning accumulates to one step all see the buffers and frozen
-    parameters as they stood before it: so a teacher or a queue moves once per step. As
-    always in Lightning they count alike, however many items they have.
+    Under gradient accumulation all batches of a step see the buffers and frozen
+    parameters as they were before it: an EMA teacher or a queue moves once per step. As
+    always in Lightning, batches have equal weights whatever their numbers of items.
 
-    With several processes the gradients are averaged, and what couples items sees those
-    of all processes, so that the value is that of the whole batch; all must have
-    equally many. Each draws views and noise of its own.
+    With several ranks the gradients are averaged, and an objective that couples items
+    has the value of the whole batch; all ranks need the same number of items. Each
+    draws its own views and noise.
 
-    Checkpoints of Lightning hold tensors and plain values only, and no arguments::
+    Lightning's checkpoints hold tensors and plain values, but no arguments::
 
         Module.load_from_checkpoint(path, weights_only=True, objective=simclr)
 
     Arguments:
-        views: A sampler (batch, \\*event) -> (batch, view, \\*event), or -> Batch.
-            Without one the items are their only view; Batches have their own.
-        optimizer: One at hand, or what makes one from the trainable parameters. None
-            means Adam, fused, with `learning_rate`; hyper-parameters, and what else is
-            in a module with a `learning_rate_factor`, at that many times the rate.
-        scheduler: One at hand, or what makes one from the optimiser. It is stepped once
-            per step of the optimiser, not per epoch.
-        schedules: Numbers that change as the run goes on: for the name of a buffer of
-            the objective a function of the share of the run that is done.
+        views: A data augmentation (batch, \\*event) -> (batch, view, \\*event), or ->
+            Batch. Without one the items are their only view; Batches have their own.
+        optimizer: As in `fit`: an optimiser, or a function that makes one from the
+            trainable parameters. The default is fused Adam with `learning_rate`.
+        scheduler: As in `fit`: a learning-rate schedule, or a function that makes one
+            from the optimiser, stepped once per optimiser step.
+        schedules: As in `fit`: for the name of a buffer of the objective a function of
+            the finished share of the run.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class Module(LightningModule):
         return self.objective(batch)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and its scheduler if there is one."""
+        """The optimiser, and the scheduler if there is one."""
         optimizer = prepared_optimizer(
             self.optimizer, self.objective, self.learning_rate
         )
@@ -129,12 +127,12 @@ class Module(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, in bfloat16 also for a fused optimiser."""
+        """Clip as Lightning does, under bfloat16 also with a fused optimiser."""
         plugin = self.trainer.precision_plugin
         if not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        # Gradients without a scale need no unscaling, by which Lightning refuses here.
+        # Unscaled gradients need no unscaling, for which Lightning would refuse here.
         super(MixedPrecision, plugin).clip_gradients(
             optimizer,
             gradient_clip_val or 0.0,
@@ -142,31 +140,31 @@ class Module(LightningModule):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """The batch in what was loaded, its views drawn on the device.
+        """The batch of what was loaded, its views drawn on the device.
 
         Raises:
-            TypeError: If it is neither a tensor, nor begins with one, nor is a Batch.
+            TypeError: If it is no tensor, no Batch, and does not begin with a tensor.
             ValueError: If it is a Batch, but there is a view sampler.
         """
         target = target_of(self.objective, self.device)
         return loaded(batch, self.views, target)
 
     def on_fit_start(self) -> None:
-        """Train all of the objective, which may come from an earlier fit."""
+        """Put the objective, which may come from an earlier fit, in training mode."""
         self.objective.train()
 
     def on_train_start(self) -> None:
-        """Make ready what depends on the length of the data and of the run."""
+        """Prepare what depends on the length of the data and of the run."""
         self._count_items()
         if world_size() > 1:
-            drawn_order()  # which seeds the processes apart; Lightning has the order
+            drawn_order()  # reseeds the ranks; Lightning has an order of its own
         if self.schedules:
             total = self.trainer.estimated_stepping_batches
             known = None if math.isinf(total) else int(total)
             self._schedules = Schedules(self.objective, self.schedules, known)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Put the buffers where the step that this batch belongs to finds them."""
+        """Reset the buffers to their values before the step of this batch."""
         accumulate = self.trainer.accumulate_grad_batches
         if batch_idx % accumulate == 0:
             check = getattr(self.objective, "check", None)
@@ -174,10 +172,10 @@ class Module(LightningModule):
                 check(batch)
             if self._schedules is not None:
                 self._schedules.set(self.global_step)
-            now = written(self.objective) if accumulate > 1 else {}
+            now = mutable_state(self.objective) if accumulate > 1 else {}
             self._before = {name: tensor.clone() for name, tensor in now.items()}
             return
-        now = written(self.objective)
+        now = mutable_state(self.objective)
         for name, before in self._before.items():
             now[name].copy_(before)
 
@@ -191,11 +189,11 @@ class Module(LightningModule):
         self._train = Tally()
 
     def on_validation_start(self) -> None:
-        """Draw what every validation draws."""
-        if self.trainer.sanity_checking:  # the training set is not yet looked at
+        """Seed the random numbers, the same for every validation."""
+        if self.trainer.sanity_checking:  # the training set is not loaded yet
             self.trainer.fit_loop.setup_data()
             self._count_items()
-        # Processes have other items each, and shall not draw the same for them.
+        # Ranks have different items, and need different random numbers.
         randomness = same_randomness(self.global_rank, self.device)
         self._randomness.enter_context(randomness)
         self._held_out = Tally()
@@ -209,7 +207,7 @@ class Module(LightningModule):
         self._log("valid_", self._held_out)
 
     def on_validation_end(self) -> None:
-        """Go back to the random numbers of training."""
+        """Restore the random numbers of training."""
         self._randomness.close()
 
     def on_test_epoch_end(self) -> None:
@@ -220,30 +218,30 @@ class Module(LightningModule):
     test_step = validation_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for the populations, which are None before a fit."""
+        """Create the populations, which are None before a fit."""
         for name, value in checkpoint["state_dict"].items():
             if name.endswith(".population"):
                 settle(self.objective, self.device, int(value))
 
     def _terms(self, batch: Batch, tally: Tally) -> Terms:
-        """The terms, which are taken down."""
+        """The terms, which are tallied."""
         terms = self(batch)
         known = (t.detach() if isinstance(t, Tensor) else t for t in terms)
         tally.add(Terms(*known), batch.shape[0])
-        if len(tally.pending) == PENDING:
+        if len(tally.pending) == MAX_PENDING:
             tally.read()
         return terms
 
     def _log(self, prefix: str, tally: Tally) -> None:
         if not tally.pending and not tally.items:
-            return  # a run that goes on from the end of an epoch has no batches in it
-        # Once per epoch: at every step it would take longer than many a step itself.
+            return  # a run resumed at the end of an epoch has no batches in it
+        # Once per epoch: logging at every step can take longer than the step.
         row = {prefix + name: mean for name, mean in tally.mean().items()}
         self.log(prefix + "value", row.pop(prefix + "value"), True, sync_dist=True)
         self.log_dict(row, sync_dist=True)
 
     def _count_items(self) -> None:
-        """Tell the objective the length of the training set, if it has one."""
+        """Set the populations to the length of the training set, if it is known."""
         data = getattr(self.trainer.train_dataloader, "dataset", None)
         count = len(data) if isinstance(data, Sized) else None
         settle(self.objective, self.device, count)

@@ -1,4 +1,4 @@
-"""What a run depends on: processes, precision, random states, denormals, buffers."""
+"""The runtime of training: distributed, precision, random state, denormals, buffers."""
 
 from . import buffers, denormals, distributed, precision, randomness
 

@@ -1,6 +1,6 @@
-"""Numbers that may change while an objective is trained, such as a momentum.
+"""Hyper-parameters that change during training, such as an EMA momentum, as buffers.
 
-A step that was compiled keeps a Python float for good, and reads a buffer anew.
+A Python float is a constant of a compiled step; a buffer is read anew at every step.
 """
 
 from collections.abc import MutableMapping
@@ -13,10 +13,9 @@ __all__ = ["complete", "register_varying"]
 
 
 def register_varying(module: nn.Module, name: str, value: float) -> None:
-    """Keep a number in a buffer of one element, under its name.
+    """Register a number as a buffer without axes, saved and moved with the module.
 
-    It is saved with the module, and moved and converted with it. A `state_dict` from
-    before it was a buffer may lack it, and then leaves the present number as it is.
+    An older `state_dict` may lack it; loading that keeps the present number.
     """
     module.register_buffer(name, torch.tensor(float(value)))
     vars(module).setdefault("_varying", []).append(name)
@@ -24,7 +23,7 @@ def register_varying(module: nn.Module, name: str, value: float) -> None:
 
 
 def complete(objective: nn.Module, state: MutableMapping[str, Tensor]) -> None:
-    """Give a `state_dict` the numbers that it lacks, as they are in the objective."""
+    """Add to a `state_dict` the numbers that it lacks, from the objective."""
     for prefix, module in objective.named_modules():
         _complete(module, state, f"{prefix}." if prefix else "")
 

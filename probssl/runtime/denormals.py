@@ -1,8 +1,8 @@
-"""Numbers too small to be normal, below 1e-38 in float32, taken for zero.
+"""Flush denormals to zero: float32 numbers below 1e-38, with which CPUs are slow.
 
-Squares of vanishing gradients come there, and Adam keeps them for thousands of steps; a
-processor is many times slower with them than with others (`benchmarks/denormals.py`).
-What they add to a parameter is nothing.
+Squares of vanishing gradients become denormal, and Adam's averages stay so for
+thousands of steps, each many times slower (`benchmarks/denormals.py`). They do not
+change a parameter.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _Call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @contextmanager
 def flushed(device: torch.device) -> Iterator[None]:
-    """A context in which torch's threads on a processor compute without them."""
+    """A context in which torch's CPU threads flush denormals to zero."""
     before = _flushing()
     if device.type != "cpu" or before:
         yield
@@ -37,9 +37,9 @@ def _flushing() -> bool:
 
 
 def _set(on: bool) -> None:
-    """Set it in this thread, and in those that OpenMP has ready for torch."""
+    """Switch flushing in this thread and in the threads of torch's OpenMP pool."""
     torch.set_flush_denormal(on)
-    # torch sets it in the thread that calls; threads that exist keep what they have.
+    # torch switches the calling thread only; existing threads keep their mode.
     call = _Call(lambda data: bool(torch.set_flush_denormal(on)) and None)
     for library in _libraries():
         library.GOMP_parallel(call, None, torch.get_num_threads(), 0)
@@ -47,7 +47,7 @@ def _set(on: bool) -> None:
 
 @cache
 def _libraries() -> tuple[ctypes.CDLL, ...]:
-    """The OpenMP that is loaded, which GNU's interface calls in all of its threads."""
+    """The loaded OpenMP libraries with GNU's call of a function in all threads."""
     paths = [d["filepath"] for d in threadpool_info() if d["user_api"] == "openmp"]
     found = map(ctypes.CDLL, paths)
     return tuple(library for library in found if hasattr(library, "GOMP_parallel"))

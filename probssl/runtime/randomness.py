@@ -1,4 +1,4 @@
-"""The state of torch's global generators: kept in checkpoints, held in validation."""
+"""The state of torch's global random generators, for checkpoints and validation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ __all__ += ["same_randomness", "set_random_state"]
 
 
 def drawn_order() -> Generator:
-    """A generator for the order of the items, seeded by the first process.
+    """A generator for the order of the items, with a seed drawn on rank 0.
 
-    The others draw their noise, from here on, from a seed that is made of it.
+    It reseeds the global generators of the other ranks from the same seed, each anew.
     """
     seed = broadcast_object(int(torch.randint(2**63 - 1, ())))
     _seed_others(seed)
@@ -23,7 +23,7 @@ def drawn_order() -> Generator:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of the CPU's generator and of the device's."""
+    """The states of the generators of the CPU and of the device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -33,7 +33,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Go back to a state; that of another kind of device is passed over."""
+    """Restore a state; states of other device types are ignored."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -42,7 +42,7 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
 
 
 def random_states(device: torch.device, order: Generator) -> list[dict[str, Tensor]]:
-    """The states of all processes, with that of the order of their items."""
+    """The states of all ranks, and of the generator of the order of the items."""
     state = random_state(device) | {"order": order.get_state()}
     every = {name: gather_to_cpu(part) for name, part in state.items()}
     return [{name: every[name][i] for name in state} for i in range(world_size())]
@@ -51,10 +51,10 @@ def random_states(device: torch.device, order: Generator) -> list[dict[str, Tens
 def go_on(
     states: Sequence[Mapping[str, Tensor]], device: torch.device, order: Generator
 ) -> None:
-    """Go back to the states of all processes.
+    """Restore the states of all ranks.
 
-    If there are more or fewer now, the first one has its own, the order of the items
-    included; the others have noise from a new seed, which follows from the order.
+    With another world size, rank 0 gets its own state and the order of the items; the
+    other ranks are reseeded from the order.
     """
     if len(states) == world_size():
         set_random_state(states[rank()], device)
@@ -69,7 +69,7 @@ def go_on(
 
 @contextmanager
 def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw the same random numbers every time; leave the generators as they were."""
+    """A context with a fixed seed, after which the random state is restored."""
     before = random_state(device)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -84,6 +84,6 @@ def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _seed_others(seed: int) -> None:
-    """Seed the global generators of all processes but the first."""
+    """Seed the global generators of all ranks but rank 0."""
     if not is_main():
         torch.manual_seed((seed + rank()) % 2**63)

@@ -1,4 +1,4 @@
-"""Training: the plain steps, and what a notebook wants around them."""
+"""Training: plain steps, and `fit` with checkpoints, early stopping and callbacks."""
 
 from .alternating import fit_phases, fit_rounds
 from .fit import fit

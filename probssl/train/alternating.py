@@ -1,4 +1,20 @@
-"""Fits in turn with what needs the whole data set in between, such as a clustering."""
+r"""Fits that alternate with an assignment of all items, such as a clustering.
+
+`fit_rounds` calls `fit` once per round. `fit_phases` is one fit, with one optimiser and
+one order of the items, and a weight :math:`\alpha` of the clusters that rises: with t
+the finished share of the run and f the share of the first phase, where the base is
+alone,
+
+.. math:: \alpha(t) = 0 \quad (t < f), \qquad
+    \alpha(t) = a^{1 - u} \, b^u, \quad u = \frac{t - f}{1 - f} \quad (t \ge f).
+
+A base fitted alone for as many epochs is its fair baseline.
+
+References:
+    Rethinking Self-Supervised Learning Within the Framework of Partial Information
+    Decomposition (Mohamadi et al., 2024)
+    https://arxiv.org/abs/2412.02121
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,11 +22,11 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import whole
 from ..runtime.distributed import broadcast
 from .batches import Data
 from .fit import fit
 from .history import History, Row
-from .prepare import check_at_least_one
 from .schedules import Schedule, geometric
 
 __all__ = ["fit_phases", "fit_rounds"]
@@ -25,11 +41,11 @@ def fit_rounds(
     epochs: int = 10,
     **options: Any,
 ) -> History:
-    """Assign and fit in turn; return the histories of all rounds as one.
+    """Alternate an assignment (pseudo-labels) and a fit; return one history.
 
-    Epochs and steps are counted through, and a column ``round`` is added. Callbacks
-    count within their round. A round that ends before its epochs are over, by a
-    callback, by `patience` or from the keyboard, is the last.
+    Epochs and steps are counted over all rounds, and a column ``round`` is added.
+    Callbacks count within their round. A round that a callback, early stopping or a
+    KeyboardInterrupt cuts short is the last.
 
     Example:
         >>> import torch
@@ -48,36 +64,36 @@ def fit_rounds(
 
     Arguments:
         assign: Called without arguments before each round.
-        rounds: How often that is.
-        epochs: Of each round.
-        options: For `fit`. An optimiser at hand goes on through all rounds; otherwise
-            each has its own.
+        epochs: The epochs of each round.
+        options: Arguments of `fit`. A given optimiser goes on through all rounds;
+            otherwise each round has its own.
 
     Raises:
-        ValueError: If a checkpoint is asked for, which holds one fit only, there are
-            validation data, whose items have no assignment, or a number is below one.
+        ValueError: If there are checkpoints, which hold a single fit, or validation
+            data, whose items have no assignment, or a number is below one.
     """
-    check_at_least_one(rounds=rounds, epochs=epochs)
+    whole("rounds", rounds)
+    whole("epochs", epochs)
     if options.get("valid") is not None:
         raise ValueError(
-            "expected no validation data for a fit in rounds, whose assignments are "
-            "those of the training items, got some; measure them in on_epoch"
+            "expected no validation data for a fit in rounds, which assigns training "
+            "items only, got some; measure them in on_epoch"
         )
     refused = {"checkpoint", "checkpoint_every", "resume"} & options.keys()
     if refused:
         raise ValueError(
-            f"expected no {' or '.join(sorted(refused))} for a fit in rounds, which a "
-            "checkpoint does not hold; leave it out, and save between rounds in assign"
+            f"expected no {' or '.join(sorted(refused))} for a fit in rounds, since a "
+            "checkpoint holds one round; leave it out, and save the objective in assign"
         )
     history = History()
     for number in range(1, rounds + 1):
         assign()
-        found = fit(objective, data, epochs=epochs, **options)
+        part = fit(objective, data, epochs=epochs, **options)
         before = history.rows[-1] if history.rows else {"epoch": 0, "step": 0}
-        for row in found.rows:
+        for row in part.rows:
             counts = {name: before[name] + row[name] for name in ("epoch", "step")}
             history.rows.append(row | counts | {"round": number})
-        if len(found) < epochs:
+        if len(part) < epochs:
             break
     return history
 
@@ -95,18 +111,16 @@ def fit_phases(
     schedules: Mapping[str, Schedule] | None = None,
     **options: Any,
 ) -> History:
-    """Fit with weight 0, assign clusters, and go on with a weight that rises.
+    """Fit the base alone, assign clusters, and go on with a weight that rises.
 
-    Published are 100 epochs alone of 1000 in all, a refresh every 100, ten times what
-    is the default here, and a rise from 1e-5 to 1e-1, of a shape that is not stated: it
-    is geometric here. That leaves most of the work to the last epochs; a run of a few
-    tens of them may ask for a rise that starts higher.
+    The authors train 1000 epochs, 100 of them with the base alone, assign clusters
+    every 100 epochs (the defaults here are a tenth), and raise the weight from 1e-5 to
+    1e-1 in a way that they do not state: geometrically here. Most of the rise falls
+    into the last epochs; a run of a few tens of epochs may need a larger first weight.
 
-    To the history are added ``phase``, 1 for the base alone and 3 for both tiers (the
-    second is the clustering between them), ``round``, how often clusters had been
-    assigned, and ``weight``, that of the last step.
-
-    Checkpoints and `resume` are those of `fit`, which this is.
+    The history has further columns: ``phase``, 1 for the base alone and 3 for both
+    tiers (2 is the clustering between them); ``round``, the number of assignments so
+    far; ``weight``, that of the last step. Checkpoints and `resume` are those of `fit`.
 
     Example:
         >>> import torch
@@ -128,23 +142,25 @@ def fit_phases(
         objective: One with a buffer ``weight``, such as `limits.PID`.
         assign: Called without arguments after the first phase and at each refresh, with
             the objective in evaluation mode.
-        first: The epochs of the base alone; with 0 clusters are assigned at once.
-        epochs: Of all phases together.
-        refresh: The epochs between one assignment and the next. None keeps the first,
-            as in the authors' ablation: ``first=800, epochs=1000``.
-        ramp: The weight at the beginning and at the end of the third phase, between
-            which it rises geometrically; or a function of the share of that phase that
-            is done, such as `linear` makes.
+        first: The epochs of the base alone; with 0 clusters are assigned at the start.
+        epochs: The epochs of all phases together.
+        refresh: The epochs between two assignments. None keeps the first assignment, as
+            in the authors' ablation: ``first=800, epochs=1000``.
+        ramp: The weight at the start and at the end of the third phase, between which
+            it rises geometrically; or a function of the finished share of that phase,
+            such as `linear` returns.
         on_epoch: As in `fit`, after the columns are added and before the assignment.
         schedules: As in `fit`, of other buffers.
-        options: For `fit`.
+        options: Arguments of `fit`.
 
     Raises:
-        ValueError: If the first phase is no part of the run, there is no such buffer or
-            it has a schedule of its own, the ramp does not rise from a positive number,
-            there are validation data, whose items have no clusters, or as `fit`.
+        ValueError: If `first` is not below `epochs`, the buffer is missing or has a
+            schedule of its own, the ramp does not rise from a positive number, there
+            are validation data, whose items have no clusters, or as `fit`.
     """
-    check_at_least_one(epochs=epochs, refresh=refresh)
+    whole("epochs", epochs)
+    if refresh is not None:
+        whole("refresh", refresh)
     _check(objective, first, epochs, schedules or {}, options)
     rise = ramp if callable(ramp) else geometric(*_rising(ramp))
     start = first / epochs
@@ -157,18 +173,18 @@ def fit_phases(
         row["round"] = _assigned(epoch - 1, first, refresh)
         row["weight"] = float(objective.get_buffer("weight"))
         stop = on_epoch is not None and bool(on_epoch(epoch, row))
-        # Also where it stops here, so that it can be resumed.
+        # Also if it stops here, so that it can be resumed.
         if epoch < epochs and _assigned(epoch, first, refresh) > row["round"]:
-            together()
+            assign_on_all_ranks()
         return stop
 
-    def together() -> None:
+    def assign_on_all_ranks() -> None:
         objective.eval()
         assign()
         broadcast([*objective.parameters(), *objective.buffers()])
 
     if first == 0:
-        together()
+        assign_on_all_ranks()
     return fit(
         objective,
         data,
@@ -180,7 +196,7 @@ def fit_phases(
 
 
 def _assigned(epoch: int, first: int, refresh: int | None) -> int:
-    """How often clusters have been assigned when so many epochs are done."""
+    """The number of assignments after so many epochs."""
     if epoch < first:
         return 0
     return 1 if refresh is None else 1 + (epoch - first) // refresh
@@ -191,7 +207,7 @@ def _rising(ramp: tuple[float, float]) -> tuple[float, float]:
     if not 0 < start <= end < math.inf:
         raise ValueError(
             f"expected a ramp that rises from a positive number, got {ramp!r}; "
-            "published is (1e-5, 1e-1)"
+            "the authors use (1e-5, 1e-1)"
         )
     return start, end
 
@@ -211,12 +227,11 @@ def _check(
     if "weight" not in dict(objective.named_buffers()) or "weight" in schedules:
         found = "a schedule of it" if "weight" in schedules else "none"
         raise ValueError(
-            "expected an objective with a buffer 'weight' that is left to the phases, "
-            f"got {found}; give limits.PID, and its weight as ramp"
+            "expected an objective with a buffer 'weight' that fit_phases sets, got "
+            f"{found}; pass limits.PID, and its weight as ramp"
         )
     if options.get("valid") is not None:
         raise ValueError(
-            "expected no validation data for a fit in phases, whose clusters are those "
-            "of the training items, got some; measure the base of the objective in "
-            "on_epoch"
+            "expected no validation data for a fit in phases, which clusters training "
+            "items only, got some; measure the base of the objective in on_epoch"
         )

@@ -1,4 +1,9 @@
-"""Batches of a data set, in a new order at every epoch, shared by all processes."""
+"""Batches of a data set, in a new random order every epoch, split over the ranks.
+
+A `Source` yields loads, cheap descriptions of batches, and makes a `Batch` of a load on
+the device: so a recorded step contains the views. Streamed data are put together in a
+background thread, and copied to a CUDA device while the previous batch is in use.
+"""
 
 import math
 from collections import deque
@@ -11,39 +16,29 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ..data import batches
-from ..data.batches import Items, Target, Views, nested, viewed
+from ..data.batches import Items, Target, Views, viewed
 from ..runtime.distributed import rank, world_size
 from ..terms import Batch
 
-__all__ = [
-    "Data",
-    "Loaded",
-    "Source",
-    "Stored",
-    "Target",
-    "Views",
-    "grouped",
-    "loaded",
-    "made_ahead",
-    "moved",
-    "source",
-]
-
+__all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
+__all__ += ["loaded", "made_ahead", "moved", "source"]
 
 Data = batches.Data | DataLoader
+Key = TypeVar("Key")
 Load = TypeVar("Load")
 
 
 class Stored:
-    """A data set at hand: on the device as a whole, or streamed to it from the host.
+    """A data set in memory or in a file: on the device, or streamed from the host.
 
-    A load is the row numbers of a batch, or what was taken from the host.
+    A load is the row numbers of a batch or, streamed, its items.
 
     Arguments:
-        order: What the order of the items is drawn from.
+        order: The generator of the order of the items.
         streamed: Whether batches are put together on the host, in the background.
     """
 
@@ -61,16 +56,16 @@ class Stored:
         return max(1, self.count // self.batch_size)
 
     def epoch(self, number: int = 1) -> Iterator[Any]:
-        """Loads in random order, without what does not fill the last one.
+        """Loads in random order; a last batch that is not full is dropped.
 
-        All processes draw the same order, and each takes its part of every batch.
+        All ranks draw the same order, and each takes its share of every batch.
         """
         rows = torch.randperm(self.count, generator=self.order).to(self.place)
         size = min(self.batch_size, self.count)
         return self._loads(map(_part, rows[: len(self) * size].split(size)))
 
     def sweep(self) -> Iterator[Any]:
-        """All items in their own order, in loads as equal as can be."""
+        """All items in their own order, in loads of nearly equal size."""
         rows = torch.arange(self.count, device=self.place)
         return self._loads(rows.tensor_split(math.ceil(self.count / self.batch_size)))
 
@@ -85,15 +80,16 @@ class Stored:
 
     def _taken(self, rows: Int[Tensor, " batch"]) -> Batch:
         taken = self.items.take(rows)
-        pinned = self.items.target.device.type == "cuda"
-        return nested(Tensor.pin_memory, taken) if pinned else taken
+        if self.items.target.device.type != "cuda":
+            return taken
+        return tree_map_only(Tensor, Tensor.pin_memory, taken)
 
 
 class Loaded:
-    """A data set that comes from a DataLoader: a load is what it gives.
+    """A data set that a DataLoader loads; a load is what the loader yields.
 
     Raises:
-        ValueError: If there are several processes, and each would go over all items.
+        ValueError: If each of several ranks would go over all items.
     """
 
     def __init__(
@@ -104,7 +100,7 @@ class Loaded:
         self.sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
         data = loader.dataset
         self.count = len(data) if isinstance(data, Sized) else None
-        if not isinstance(data, IterableDataset):  # which has its own way to share
+        if not isinstance(data, IterableDataset):  # which splits its items itself
             _check_sampler(self.sampler)
         if isinstance(views, nn.Module):
             views.to(target.device)
@@ -113,17 +109,17 @@ class Loaded:
         return len(self.loader)
 
     def epoch(self, number: int = 1) -> Iterator[Any]:
-        """What the loader gives, in an order of this epoch if it is shared."""
+        """The loads of one epoch, by which a `DistributedSampler` orders the items."""
         if isinstance(self.sampler, DistributedSampler):
             self.sampler.set_epoch(number)
         return self.sweep()
 
     def sweep(self) -> Iterator[Any]:
-        """What the loader gives."""
+        """The loads, in the order of the loader."""
         return moved(self.loader, self.target)
 
     def batch(self, load: Any) -> Batch:
-        """The batch in what was loaded."""
+        """The batch of a load."""
         return loaded(load, self.views, self.target)
 
 
@@ -140,19 +136,20 @@ def source(
     *,
     streamed: bool | None = None,
 ) -> Source:
-    """The batches of a data set, which is checked, and moved unless it is loaded.
+    """The source of batches of a data set, which is checked here.
 
-    A view sampler that is a module is moved as well.
+    The data are moved to the device unless they are streamed or loaded; a view sampler
+    that is a module is moved as well.
 
     Arguments:
-        streamed: Whether the data stay on the host. None means that they do if they lie
-            in a file (`numpy.memmap`), or do not fit a CUDA device well.
+        streamed: Whether the data stay on the host. By default they do if they are in a
+            file (`numpy.memmap`), or would fill half of a CUDA device.
 
     Raises:
-        TypeError: If the data are of no known kind.
+        TypeError: If the data are of an unknown kind.
         ValueError: If there are no items, NaN or infinity, lengths that do not match,
-            both groups and views, contents twice or beside a loader, or what several
-            processes cannot share.
+            both groups and views, contents twice or with a loader, or numbers of items
+            that the ranks cannot share.
     """
     if isinstance(data, DataLoader):
         if content is not None:
@@ -169,11 +166,11 @@ def source(
 
 
 def loaded(load: Any, views: Views | None, target: Target) -> Batch:
-    """The batch in what a DataLoader gave: a Batch, items, or (items, labels, …).
+    """The batch of what a DataLoader yields: a Batch, items, or (items, labels, …).
 
     Raises:
-        TypeError: If it is none of these.
-        ValueError: If it is a Batch, but there is a view sampler.
+        TypeError: If it yields anything else.
+        ValueError: If it yields Batches, but there is a view sampler.
     """
     if isinstance(load, Batch):
         if views is not None:
@@ -192,24 +189,24 @@ def loaded(load: Any, views: Views | None, target: Target) -> Batch:
 
 
 def grouped(loads: Iterable[Load], size: int) -> Iterator[list[Load]]:
-    """Lists of so many loads in turn; the last one may be shorter."""
+    """Consecutive loads in lists of one size; the last list may be shorter."""
     loads = iter(loads)
     while group := list(islice(loads, size)):
         yield group
 
 
 def _part(rows: Int[Tensor, " batch"]) -> Int[Tensor, " part"]:
-    """The rows of this process, as many as every other has."""
+    """The share of this rank; all ranks have the same number of rows."""
     return rows[: len(rows) // world_size() * world_size()].chunk(world_size())[rank()]
 
 
 def _large(items: Items) -> bool:
-    """Whether the items lie in a file, or would fill much of a CUDA device."""
+    """Whether the items are in a file, or would fill half of a CUDA device."""
     device = items.target.device
     if any(isinstance(part, np.memmap) for part in items.parts):
         return True
-    there = all(isinstance(part, Tensor) and part.is_cuda for part in items.parts)
-    if device.type != "cuda" or there:
+    on_cuda = all(isinstance(part, Tensor) and part.is_cuda for part in items.parts)
+    if device.type != "cuda" or on_cuda:
         return False
     free, _ = torch.cuda.mem_get_info(device)
     return items.size > free / 2
@@ -229,7 +226,7 @@ def _check_shares(batch_size: int, count: int) -> None:
 
 
 def _check_sampler(sampler: Any) -> None:
-    """Raise a ValueError unless a loader's items are this process's share."""
+    """Raise a ValueError unless a loader loads the share of this rank."""
     shared = isinstance(sampler, DistributedSampler)
     found = (sampler.num_replicas, sampler.rank) if shared else (1, 0)
     if found != (world_size(), rank()):
@@ -244,19 +241,16 @@ def _check_sampler(sampler: Any) -> None:
         )
 
 
-Key = TypeVar("Key")
-
-
 def made_ahead(
     make: Callable[[Key], Load], keys: Iterable[Key], ahead: int = 2
 ) -> Iterator[Load]:
-    """``make(key)`` for each key in turn, so many of them ahead in a thread.
+    """``make(key)`` for each key in turn, made ahead in a background thread.
 
-    What `make` raises is raised here, in its turn. The thread ends with the iteration,
-    also where that is left early.
+    Errors of `make` are raised here, in turn. The thread ends with the iteration, also
+    if that ends early.
     """
     waiting: deque[Future[Load]] = deque()
-    thread = ThreadPoolExecutor(1, "probssl-data", *_here())
+    thread = ThreadPoolExecutor(1, "probssl-data", *_set_device())
     try:
         for key in keys:
             waiting.append(thread.submit(make, key))
@@ -269,18 +263,18 @@ def made_ahead(
 
 
 def moved(loads: Iterable[Any], target: Target) -> Iterator[Any]:
-    """Loads on the device; a CUDA device copies the next one beside its work.
+    """Loads on the device; a CUDA device copies the next one on a side stream.
 
-    The copy waits for nothing if the load lies in pinned memory.
+    From pinned memory the copy does not synchronise with the host.
     """
     if target.device.type != "cuda":
         yield from map(target.move, loads)
         return
-    aside = torch.cuda.Stream(target.device)
+    side = torch.cuda.Stream(target.device)
     before: tuple[Any, torch.cuda.Event] | None = None
     for load in loads:
-        with torch.cuda.stream(aside):
-            copied = target.move(load), aside.record_event()
+        with torch.cuda.stream(side):
+            copied = target.move(load), side.record_event()
         if before is not None:
             yield _arrived(*before, torch.cuda.current_stream(target.device))
         before = copied
@@ -289,14 +283,14 @@ def moved(loads: Iterable[Any], target: Target) -> Iterator[Any]:
 
 
 def _arrived(load: Any, copied: torch.cuda.Event, stream: torch.cuda.Stream) -> Any:
-    """A load that is there for what follows on a stream, and as long as it is used."""
+    """Let a stream wait for a copied load, and keep the load while it is in use."""
     stream.wait_event(copied)
-    nested(lambda x: x.record_stream(stream), load)
+    tree_map_only(Tensor, lambda x: x.record_stream(stream), load)
     return load
 
 
-def _here() -> tuple[Any, ...]:
-    """What tells a new thread, which begins with the first, of the device in use."""
+def _set_device() -> tuple[Any, ...]:
+    """A call that gives a new thread the CUDA device of this one."""
     if not torch.cuda.is_initialized():
         return ()
     return torch.cuda.set_device, (torch.cuda.current_device(),)

@@ -1,4 +1,14 @@
-"""Compiled gradients: when it pays, for which batches, and what if it cannot be."""
+"""Compiled training steps: the gradient by Inductor, whole steps as CUDA graphs.
+
+`CompiledStep` compiles value and gradient, once for each shape of batch. `RecordedStep`
+records a whole step on a CUDA device and replays it as one CUDA graph: a step has
+hundreds of kernels, and Python takes longer to launch them than a GPU to run them. The
+record holds views, gradient, clipping and update; the loads of each step are copied to
+where it reads them. Numbers that a schedule writes lie in tensors, and torch advances
+the random number generator at each replay.
+
+Whatever cannot be compiled or recorded runs eagerly, after one warning that says why.
+"""
 
 import logging
 import warnings
@@ -13,252 +23,234 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only
 
 from ..runtime.distributed import world_size
 from ..terms import Batch, Terms
-from .graph import Graph, Tensors, compiled, is_plain, plain
+from .graph import Graph, Tensors, compiled, is_plain, plain_attributes
 from .prepare import device_of, make_capturable
-from .steps import Step, add_gradient
+from .steps import Step
 
-__all__ = [
-    "Busy",
-    "Compiled",
-    "Replay",
-    "accelerate",
-    "check_compile",
-    "worth_compiling",
-]
-
+__all__ = ["CompiledStep", "RecordedStep", "compiled_step", "worth_compiling"]
 
 Busy = Callable[[str], AbstractContextManager[Any]]
 
+COMPILED_STEPS = 10_000  # the shortest run that "auto" compiles
+MAX_GRAPHS = 8  # kinds of batches that are compiled, each of which takes seconds
+WARM_UP = 3  # eager steps before a record, in which libraries choose and allocate
+
 logger = logging.getLogger(__name__)
 
-MANY = 10_000  # steps, in which a compilation pays
-SHAPES = 8  # of batches, each of which takes a compilation
 
+def compiled_step(
+    objective: nn.Module, optimizer: Optimizer, **options: Any
+) -> "CompiledStep":
+    """The fastest step for the device: recorded on CUDA where possible, else compiled.
 
-def check_compile(compile: bool | str | None) -> None:
-    """Raise a ValueError unless it is a truth value or "auto"."""
-    if compile not in (True, False, None, "auto"):
-        raise ValueError(
-            f"expected compile to be True, False or 'auto', got {compile!r}; 'auto' "
-            f"compiles runs of at least {MANY:,} steps"
+    Arguments:
+        options: Those of `CompiledStep`.
+    """
+    if device_of(objective).type != "cuda":
+        return CompiledStep(objective, optimizer, **options)
+    obstacle = _obstacle(optimizer)
+    if obstacle is not None:
+        logger.warning(
+            "steps are compiled, but no CUDA graph is recorded: %s", obstacle
         )
+        return CompiledStep(objective, optimizer, **options)
+    return RecordedStep(objective, optimizer, **options)
 
 
 def worth_compiling(
     compile: bool | str | None, steps: int | None, before: bool | None = None
 ) -> bool:
-    """Whether to compile a run of so many steps.
+    """Whether to compile a run of so many steps; None means an unknown number.
 
     Arguments:
-        before: What was decided where the run was begun.
+        before: The decision in the checkpoint of a run that is resumed.
     """
     if compile != "auto":
         return bool(compile)
-    return (steps or 0) >= MANY if before is None else before
+    return (steps or 0) >= COMPILED_STEPS if before is None else before
 
 
-class Compiled:
-    """What `add_gradient` does, compiled for each shape of batch that comes.
+class CompiledStep(Step):
+    """A step whose value and gradient are compiled for each shape of batch.
 
-    A graph is compared with the objective, on copies, when it is made: terms, gradient
-    and what `forward` writes. Random numbers are drawn as the objective does it, and
-    from the same generators. If there can be no graph, a warning says why, once, and
-    the objective is called as it is.
+    A new graph is compared with the objective, on copies: terms, gradient and the state
+    that `forward` writes. It draws random numbers from the same generators in the same
+    order as the eager step. If compilation fails, a warning gives the reason, and all
+    further steps are eager.
 
     Arguments:
-        busy: What is entered, with a text that says so, while it compiles.
+        busy: A context that is entered with a message while it compiles.
+        options: Those of `Step`.
     """
 
-    def __init__(self, busy: Busy = nullcontext) -> None:
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: Optimizer,
+        *,
+        busy: Busy = nullcontext,
+        **options: Any,
+    ) -> None:
+        super().__init__(objective, optimizer, **options)
         self.busy = busy
-        self.reason: str | None = None
+        self.reason: str | None = None  # why steps are eager, if they are
         self.graphs: dict[Hashable, Graph] = {}
         self.tensors: Tensors | None = None
-        self.known: dict[Hashable, int] = {}  # long keys, each of which gets a number
+        self.keys: dict[Hashable, int] = {}  # long keys, each of which gets a number
 
-    def look(self) -> None:
-        """Take note that anything in the objective may have been changed."""
+    def refresh(self) -> None:
+        """Look at the objective anew before the next step."""
         self.tensors = None
 
-    def __call__(self, objective: nn.Module, batch: Batch, share: float = 1.0) -> Terms:
+    def gradient(self, batch: Batch, share: float = 1.0) -> Terms:
+        """Add the gradient of one batch by its graph; return the terms."""
         if self.reason is not None:
-            return add_gradient(objective, batch, share)
+            return super().gradient(batch, share)
         if self.tensors is None:
-            self.tensors = Tensors.of(objective)
-            self.number = self.known.setdefault(self.tensors.key, len(self.known))
+            self.tensors = Tensors.of(self.objective)
+            self.key = self.keys.setdefault(self.tensors.key, len(self.keys))
         leaves, tree = tree_flatten(batch)
         leaves = [x.contiguous() if isinstance(x, Tensor) else x for x in leaves]
-        key = (self.number, tree, *map(_kind, leaves))
+        key = (self.key, tree, *map(_leaf_key, leaves))
         if key not in self.graphs:
             try:
                 with self.busy("compiling"):
-                    self._add(key, objective, leaves, tree)
+                    self._compile(key, leaves, tree)
             except Exception as error:
-                self._give_up(objective, error)
-                return add_gradient(objective, batch, share)
+                self._give_up(error)
+                return super().gradient(batch, share)
         return self.graphs[key].add(self.tensors, leaves, share)
 
-    def _add(
-        self, key: Hashable, objective: nn.Module, leaves: list[Any], tree: TreeSpec
-    ) -> None:
-        for part in leaves:
-            if not isinstance(part, Tensor) and not is_plain(part):
+    def _compile(self, key: Hashable, leaves: list[Any], tree: TreeSpec) -> None:
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) and not is_plain(leaf):
                 raise TypeError(
-                    "a batch holds what is neither a tensor nor a plain value, but a "
-                    f"{type(part).__name__}"
+                    "a batch may hold tensors and plain values, but this one holds a "
+                    f"{type(leaf).__name__}"
                 )
-        if len(self.graphs) == SHAPES:
+        if len(self.graphs) == MAX_GRAPHS:
             raise ValueError(
-                f"more than {SHAPES} kinds of batches or settings came, each of which "
-                "would be compiled; give batches of one shape, and keep numbers that "
-                "change in buffers"
+                f"it would need more than {MAX_GRAPHS} graphs, one for each shape of "
+                "batch and each value of a plain attribute; give batches of one shape, "
+                "and keep numbers that change in buffers"
             )
-        self.graphs[key] = compiled(objective, leaves, tree)
+        self.graphs[key] = compiled(self.objective, leaves, tree)
 
-    def _give_up(self, objective: nn.Module, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> None:
         known = isinstance(error, ValueError | TypeError)
         line = str(error).partition("\n")[0]
         self.reason = line if known else f"{type(error).__name__}: {line}"
         self.graphs = {}
         logger.warning(
-            "%s is not compiled, its steps are made as they are: %s",
-            type(objective).__name__,
+            "%s is not compiled and runs eagerly: %s",
+            type(self.objective).__name__,
             self.reason,
         )
 
 
-def _kind(value: Any) -> Hashable:
-    """What of a part of a batch a graph depends on."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device
-    return (value,) if is_plain(value) else (type(value),)
+class RecordedStep(CompiledStep):
+    """A compiled step on a CUDA device, recorded once and replayed as a CUDA graph.
 
-
-WARM = 3  # steps before a record, in which libraries choose and allocate
-
-
-def accelerate(step: Step, busy: Busy = nullcontext) -> None:
-    """Compile the gradient of a step, and on a CUDA device replay it as a whole.
-
-    Arguments:
-        busy: What is entered, with a text that says so, while it compiles.
-    """
-    compiled = Compiled(busy)
-    step.add_gradient = compiled
-    step.watchers.append(compiled.look)
-    device = device_of(step.objective)
-    if device.type != "cuda":
-        return
-    obstacle = _obstacle(step.optimizer)
-    if obstacle is not None:
-        logger.warning("steps are compiled, but not replayed: %s", obstacle)
-        return
-    make_capturable(step.optimizer, device)
-    step.run = replay = Replay(step, device)
-    step.watchers.append(replay.look)
-
-
-class Replay:
-    """What `Step.ascend` does, from a record of it.
-
-    The first steps with loads of a kind are made as they are, on a stream of their own;
-    the next one is recorded. If that fails, a warning says why, once, and steps are
-    made as they are.
-
-    Arguments:
-        step: Its optimiser is `capturable`, with its rates in tensors.
+    The first steps with loads of one kind run on a side stream; then one is recorded.
+    If that fails, a warning gives the reason, and further steps are only compiled. The
+    optimiser is made `capturable`, with its learning rates in tensors.
     """
 
-    def __init__(self, step: Step, device: torch.device) -> None:
-        self.step, self.device = step, device
+    def __init__(
+        self, objective: nn.Module, optimizer: Optimizer, **options: Any
+    ) -> None:
+        super().__init__(objective, optimizer, **options)
+        make_capturable(optimizer, self.device)
+        self.stream = torch.cuda.Stream(self.device)
         self.records: dict[Hashable, _Record] = {}
-        self.made: dict[Hashable, int] = {}
-        self.stream = torch.cuda.Stream(device)
-        self.known: dict[Hashable, int] = {}  # long keys, each of which gets a number
-        self.number: int | None = None
+        self.warmed: dict[Hashable, int] = {}
+        self.settings: int | None = None
         self.broken = False
 
-    def look(self) -> None:
-        """Take note that the objective or the optimiser may have been changed."""
-        self.number = None
+    def refresh(self) -> None:
+        """Look at the objective and the optimiser anew before the next step."""
+        super().refresh()
+        self.settings = None
 
-    def __call__(self, loads: Sequence[Any]) -> Terms:
+    def run(self, loads: Sequence[Any]) -> Terms:
+        """Replay the record of the step, or make one."""
         with torch.cuda.device(self.device):
-            return self._step(loads)
+            return super().run(loads) if self.broken else self._recorded(loads)
 
-    def _step(self, loads: Sequence[Any]) -> Terms:
-        if self.broken:
-            return self.step.ascend(loads)
-        if self.number is None:
-            settings = plain(self.step.objective), _settings(self.step.optimizer)
-            self.number = self.known.setdefault(settings, len(self.known))
-        key = self.number, _kinds(loads)
-        if key not in self.records and self.made.get(key, 0) < WARM:
-            self.made[key] = self.made.get(key, 0) + 1
-            return self._warm(loads)
+    def _recorded(self, loads: Sequence[Any]) -> Terms:
+        if self.settings is None:
+            found = plain_attributes(self.objective), _settings(self.optimizer)
+            self.settings = self.keys.setdefault(found, len(self.keys))
+        key = self.settings, _loads_key(loads)
+        if key not in self.records and self.warmed.get(key, 0) < WARM_UP:
+            self.warmed[key] = self.warmed.get(key, 0) + 1
+            return self._warm_up(loads)
         if key not in self.records:
             try:
                 self.records[key] = self._record(loads)
             except RuntimeError as error:
                 self.broken = True
-                logger.warning("steps are compiled, but not replayed: %s", error)
-                return self.step.ascend(loads)
-        return self.records[key].replay(self.step, loads)
+                logger.warning(
+                    "steps are compiled, but no CUDA graph is recorded: %s", error
+                )
+                return super().run(loads)
+        terms, self.items = self.records[key].replay(loads)
+        return terms
 
-    def _warm(self, loads: Sequence[Any]) -> Terms:
+    def _warm_up(self, loads: Sequence[Any]) -> Terms:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream), warnings.catch_warnings():
-            # That a capturable optimiser makes a step of its own, as it now has to.
+            # The warning that a capturable optimiser steps without a graph.
             warnings.filterwarnings("ignore", "This instance was constructed")
-            terms = self.step.ascend(loads)
+            terms = super().run(loads)
         torch.cuda.current_stream().wait_stream(self.stream)
         return terms
 
     def _record(self, loads: Sequence[Any]) -> "_Record":
         held = tree_map_only(Tensor, torch.clone, list(loads))
-        self.step.optimizer.zero_grad()  # gradients are to lie in the graph's memory
+        self.optimizer.zero_grad()  # so that gradients lie in the graph's memory
         graph = torch.cuda.CUDAGraph()
-        # Other threads may pin memory meanwhile, for the loads to come.
+        # Other threads may pin memory meanwhile, for the next loads.
         with torch.cuda.graph(
             graph, stream=self.stream, capture_error_mode="thread_local"
         ):
-            terms = self.step.ascend(held)
-            tensors = [term for term in terms if isinstance(term, Tensor)]
-            values = torch.stack(tensors)
+            terms = super().run(held)
+            values = torch.stack([term for term in terms if isinstance(term, Tensor)])
         numbers = tuple(None if isinstance(t, Tensor) else t for t in terms)
-        return _Record(graph, held, values, numbers, self.step.items)
+        return _Record(graph, held, values, numbers, self.items)
 
 
 class _Record(NamedTuple):
     graph: "torch.cuda.CUDAGraph"
     held: list[Any]  # the loads that the graph reads
     values: Tensor
-    numbers: tuple[float | None, ...]  # the terms, None for those among the values
+    numbers: tuple[float | None, ...]  # the terms, None where they are in `values`
     items: int
 
-    def replay(self, step: Step, loads: Sequence[Any]) -> Terms:
+    def replay(self, loads: Sequence[Any]) -> tuple[Terms, int]:
+        """The terms of a step with these loads, and its number of items."""
         for held, load in zip(*map(_tensors, (self.held, loads)), strict=True):
             held.copy_(load, non_blocking=True)
         self.graph.replay()
-        step.items = self.items
-        values = iter(self.values.clone().unbind())  # the next step writes over them
-        return Terms(*(next(values) if t is None else t for t in self.numbers))
+        values = iter(self.values.clone().unbind())  # the next replay overwrites them
+        terms = Terms(*(next(values) if t is None else t for t in self.numbers))
+        return terms, self.items
 
 
 def _obstacle(optimizer: Optimizer) -> str | None:
-    """Why steps cannot be recorded, if they cannot."""
+    """Why a step with this optimiser cannot be recorded; None if it can."""
     if world_size() > 1:
         return "several processes exchange their gradients between the graphs"
     if not all("capturable" in group for group in optimizer.param_groups):
         return (
-            f"{type(optimizer).__name__} cannot be captured in a graph; take one with "
-            "the argument capturable, such as torch.optim.Adam"
+            f"{type(optimizer).__name__} cannot be captured in a CUDA graph; take one "
+            "with the argument capturable, such as torch.optim.Adam"
         )
     return None
 
 
 def _settings(optimizer: Optimizer) -> Hashable:
-    """The numbers of an optimiser, which a record freezes."""
+    """The plain values in an optimiser's groups, which a record freezes."""
     return tuple(
         (name, value)
         for group in optimizer.param_groups
@@ -271,7 +263,15 @@ def _tensors(loads: Sequence[Any]) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(list(loads))[0] if isinstance(leaf, Tensor)]
 
 
-def _kinds(loads: Sequence[Any]) -> Hashable:
+def _leaf_key(leaf: Any) -> Hashable:
+    """The properties of a leaf of a batch that a graph depends on."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.device
+    return (leaf,) if is_plain(leaf) else (type(leaf),)
+
+
+def _loads_key(loads: Sequence[Any]) -> Hashable:
+    """The properties of loads that a record depends on."""
     leaves, tree = tree_flatten(list(loads))
     return tree, *(
         (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)

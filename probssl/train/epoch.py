@@ -1,4 +1,8 @@
-"""One epoch: steps over the training data, a measurement on the validation data."""
+"""One epoch: training steps, validation, and the progress bar over both.
+
+Terms stay on the device until the bar reads them, a few times per second: each reading
+synchronises with the host.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -16,65 +20,20 @@ from ..runtime.randomness import random_state, same_randomness, set_random_state
 from ..terms import Terms
 from .batches import Source
 from .history import Row, Tally
-from .prepare import device_of
-from .steps import Step, written
+from .steps import Step, mutable_state
 
-__all__ = ["Progress", "ascend", "validate"]
+__all__ = ["Progress", "train_epoch", "validate"]
 
+SECONDS_PER_READING = 0.25  # of the terms, each of which synchronises with the host
 
 logger = logging.getLogger(__name__)
 
 
-PERIOD = 0.25  # seconds between two looks at the device, each of which waits for it
-
-
-class Progress:
-    """A bar over the steps with the mean terms of the epoch; off, it only checks them.
-
-    Arguments:
-        total: The number of steps of the whole run, None if it is not known.
-        done: The number of steps made before.
-    """
-
-    def __init__(self, total: int | None, done: int, shown: bool) -> None:
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=not shown)
-        self.shown, self.done, self.due = shown, done, perf_counter()
-
-    def title(self, text: str) -> None:
-        """Write something before the bar."""
-        self.bar.set_description(text, refresh=False)
-
-    @contextmanager
-    def busy(self, text: str) -> Iterator[None]:
-        """Say so beside the title while something other than steps takes its time."""
-        title = self.bar.desc
-        self.bar.set_description(f"{title}{text}")
-        try:
-            yield
-        finally:
-            self.bar.set_description(title.removesuffix(": "))
-
-    def look(self, tally: Tally, always: bool = False) -> None:
-        """If it is time, read the terms, check them and show them."""
-        if not always and perf_counter() < self.due:
-            return
-        tally.check()
-        if self.shown:
-            named = {name: f"{term:.4g}" for name, term in tally.mean().items() if term}
-            self.bar.set_postfix(named, refresh=False)
-            self.bar.update(tally.steps - self.done)
-        self.done, self.due = tally.steps, perf_counter() + PERIOD
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self.bar.close()
-
-
-def ascend(
+def train_epoch(
     step: Step,
     groups: Iterable[list[Any]],
     tally: Tally,
-    bar: Progress,
+    bar: "Progress",
     on_step: Callable[[int, Terms], Any] | None = None,
 ) -> bool:
     """Make one step for each group of loads; return whether `on_step` wants to stop.
@@ -86,9 +45,20 @@ def ascend(
         ValueError: If there are no batches.
     """
     step.objective.train()
-    step.look()
-    with flushed(device_of(step.objective)):
-        stop = _steps(step, groups, tally, bar, on_step)
+    step.refresh()
+    stop = False
+    with flushed(step.device):
+        for group in groups:
+            if step.count == 0:
+                _check_first(step, group[0])
+            terms = step(group)
+            tally.add(terms, step.items)
+            bar.look(tally)
+            if on_step is not None:
+                stop = any_rank(bool(on_step(step.count, terms)))
+                step.refresh()
+                if stop:
+                    break
     if step.count == tally.start:
         raise ValueError(
             "expected at least one batch in an epoch, got none; give the DataLoader a "
@@ -97,43 +67,21 @@ def ascend(
     bar.look(tally, always=True)
     _check_parameters(step, tally.remedy)
     tally.pool()
-    # Moments of a process's own items, such as those of torch's BatchNorm, differ.
-    broadcast(list(written(step.objective).values()))
+    # Buffers that depend on a rank's own items, as those of torch's BatchNorm, differ.
+    broadcast(list(mutable_state(step.objective).values()))
     step.objective.eval()
     return stop
 
 
-def _steps(
-    step: Step,
-    groups: Iterable[list[Any]],
-    tally: Tally,
-    bar: Progress,
-    on_step: Callable[[int, Terms], Any] | None,
-) -> bool:
-    for group in groups:
-        if step.count == 0:
-            _check_first(step, group[0])
-        terms = step(group)
-        tally.add(terms, step.items)
-        bar.look(tally)
-        if on_step is not None:
-            stop = any_rank(bool(on_step(step.count, terms)))
-            step.look()
-            if stop:
-                return True
-    return False
-
-
 @torch.no_grad()
-def validate(step: Step, data: Source, seed: int, device: torch.device) -> Row:
-    """The mean terms over all items, with the randomness of a seed.
+def validate(step: Step, data: Source, seed: int) -> Row:
+    """The mean terms over all items, in evaluation mode, with a fixed seed.
 
-    The same random numbers each time make epochs comparable, and leave those of
-    training as they are. The mode is that of `ascend` at its end, evaluation. Every
-    process measures all items by itself.
+    With the same random numbers each time, epochs are comparable, and the random state
+    of training is unchanged. Every rank measures all items by itself.
     """
-    tally = Tally()
-    with same_randomness(seed, device), step.around(), single_process():
+    tally, device = Tally(), step.device
+    with same_randomness(seed, device), step.precision.active(device), single_process():
         for load in data.sweep():
             batch = data.batch(load)
             tally.add(lowered(step.objective, batch), batch.shape[0])
@@ -143,18 +91,59 @@ def validate(step: Step, data: Source, seed: int, device: torch.device) -> Row:
     return row
 
 
+class Progress:
+    """A bar over the steps with the mean terms of the epoch; hidden, it checks them.
+
+    Arguments:
+        total: The number of steps of the whole run, None if it is not known.
+        done: The number of steps made before.
+    """
+
+    def __init__(self, total: int | None, done: int, shown: bool) -> None:
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=not shown)
+        self.shown, self.done, self.due = shown, done, perf_counter()
+
+    def title(self, text: str) -> None:
+        """Set the text before the bar."""
+        self.bar.set_description(text, refresh=False)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Add a text to the title while something else than steps takes its time."""
+        title = self.bar.desc
+        self.bar.set_description(f"{title}{text}")
+        try:
+            yield
+        finally:
+            self.bar.set_description(title.removesuffix(": "))
+
+    def look(self, tally: Tally, always: bool = False) -> None:
+        """Read, check and show the terms, if a reading is due."""
+        if not always and perf_counter() < self.due:
+            return
+        tally.check()
+        if self.shown:
+            named = {name: f"{term:.4g}" for name, term in tally.mean().items() if term}
+            self.bar.set_postfix(named, refresh=False)
+            self.bar.update(tally.steps - self.done)
+        self.done, self.due = tally.steps, perf_counter() + SECONDS_PER_READING
+
+    def close(self) -> None:
+        """Leave the bar in its last state."""
+        self.bar.close()
+
+
 def _check_first(step: Step, load: Any) -> None:
-    """Have the objective check the first batch, which will be made once more."""
+    """Call the objective's `check`, if it has one, on the first batch."""
     check = getattr(step.objective, "check", None)
     if check is not None:
-        device = device_of(step.objective)
-        before = random_state(device)
+        before = random_state(step.device)  # the step makes the batch once more
         check(step.make(load))
-        set_random_state(before, device)
+        set_random_state(before, step.device)
 
 
 def _check_parameters(step: Step, remedy: str) -> None:
-    # The terms of the next step would tell, but after a checkpoint of these parameters.
+    """Raise a FloatingPointError before parameters that are not finite are saved."""
     parameters = [p for p in step.objective.parameters() if p.requires_grad]
     if not torch.stack([p.isfinite().all() for p in parameters]).all():
         raise FloatingPointError(

@@ -1,10 +1,10 @@
-"""An objective, Pyro's handlers and gradient included, as one compiled graph.
+"""An objective, Pyro's handlers and backward pass included, as one compiled graph.
 
-`make_fx` runs the objective once on tensors without numbers and writes down what
-happens to them; Inductor compiles that. In the graph there is no Python left, so it is
-only as good as the objective is a function of tensors. What else it depends on, its
-plain attributes, is part of the key under which a graph is kept; and before a graph is
-used, it is compared with the objective.
+`make_fx` runs the objective once on fake tensors and records every operation; Inductor
+compiles the record. A graph contains no Python, so it is right only if the objective is
+a function of tensors. Plain attributes, the other thing that an objective may depend
+on, are part of the key under which a graph is kept, and each new graph is compared with
+the objective before its first use.
 """
 
 import warnings
@@ -25,20 +25,20 @@ from ..runtime.distributed import any_rank
 from ..runtime.precision import network_dtype
 from ..runtime.randomness import random_state, set_random_state
 from ..terms import Terms
-from .steps import parts_of, written
+from .steps import mutable_state, terms_and_grads
 
-__all__ = ["Graph", "Tensors", "compiled", "is_plain", "plain"]
+__all__ = ["Graph", "Tensors", "compiled", "inductor", "is_plain", "plain_attributes"]
 
-# How far a compiled gradient may be off, relative to its norm: rounding, not more.
+# The largest error of a compiled result relative to its norm, which is due to rounding.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-LOWERED = 0.1  # where networks are in bfloat16
-# Where rounding matters more, it may be off by as much as so many roundings of the
-# parameters bring about, up to this.
-ROUNDINGS, DOUBT = 30.0, 0.03
+TOLERANCE_BFLOAT16 = 0.1  # with networks in bfloat16
+# Where rounding matters more, the error may be this many times the change that rounding
+# the parameters causes, up to MAX_TOLERANCE.
+ROUNDINGS, MAX_TOLERANCE = 30.0, 0.03
 
 
 class Tensors(NamedTuple):
-    """The tensors of an objective, and what else a graph of it depends on."""
+    """The tensors of an objective, and a key of all else that a graph depends on."""
 
     parameters: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
@@ -48,8 +48,8 @@ class Tensors(NamedTuple):
     def of(cls, objective: nn.Module) -> "Tensors":
         named = objective.named_parameters()
         parameters = {name: p for name, p in named if p.requires_grad}
-        state = written(objective)
-        key = _kinds(parameters), _kinds(state), plain(objective)
+        state = mutable_state(objective)
+        key = _layouts(parameters), _layouts(state), plain_attributes(objective)
         return cls(parameters, state, key)
 
     def values(self) -> list[Tensor]:
@@ -57,258 +57,90 @@ class Tensors(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A compiled function of tensors, and where its results belong."""
+    """A compiled function of tensors, and what each of its results is."""
 
     call: Callable[..., Sequence[Tensor]]
     terms: tuple[float | None, ...]  # None stands for a tensor
-    used: tuple[bool, ...]  # the parameters that have a gradient
+    used: tuple[bool, ...]  # whether each parameter has a gradient
 
     def add(self, tensors: Tensors, leaves: list[Any], share: float) -> Terms:
+        """Add the gradient, times a share, to the parameters'; return the terms."""
         values = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         with torch.no_grad():
             results = iter(self.call(*tensors.values(), *values))
         terms = Terms(*(next(results) if t is None else t for t in self.terms))
         for used, parameter in zip(self.used, tensors.parameters.values(), strict=True):
             if used:
-                _add_to(parameter, next(results), share)
+                _add_grad(parameter, next(results), share)
         return terms
 
 
-def plain(objective: nn.Module) -> Hashable:
-    """What a graph of an objective freezes: modes and attributes that are no tensors.
+def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
+    """Trace, compile and compare; the objective and the random state are unchanged.
 
-    Numbers, texts and tuples of them, in all modules, and which parameters are frozen.
+    Arguments:
+        leaves: Those of the batch, by `tree_flatten`.
+
+    Raises:
+        ValueError: If the objective cannot be traced, writes plain attributes, or
+            differs from its graph.
+    """
+    copy = deepcopy(objective)
+    copy.zero_grad()
+    tensors = Tensors.of(copy)
+    layout: dict[str, Any] = {}
+    eager = _as_function(copy, tensors, leaves, tree, layout)
+    values = [*tensors.values(), *(x for x in leaves if isinstance(x, Tensor))]
+    random = random_state(values[0].device)
+    with _quiet():
+        with _on_all_ranks():
+            call = _traced(eager, copy, values)
+        with _on_all_ranks():
+            _compare(eager, call, values, len(tensors.parameters), random)
+    return Graph(call, layout["terms"], layout["used"])
+
+
+def plain_attributes(objective: nn.Module) -> Hashable:
+    """The modes and plain attributes of all modules, and which parameters are frozen.
+
+    A graph contains their values as constants.
     """
     return tuple(
-        (name, type(module), *_plain_items(vars(module)), *_frozen(module))
+        (
+            name,
+            type(module),
+            *((key, x) for key, x in vars(module).items() if is_plain(x)),
+            *(p.requires_grad for p in module.parameters(recurse=False)),
+        )
         for name, module in objective.named_modules()
     )
 
 
-def _frozen(module: nn.Module) -> list[bool]:
-    return [p.requires_grad for p in module.parameters(recurse=False)]
-
-
-def _plain_items(attributes: dict[str, Any]) -> Iterator[Hashable]:
-    for name, value in attributes.items():
-        if is_plain(value):
-            yield name, value
-
-
 def is_plain(value: Any) -> bool:
-    """Whether it is a number, a text, None, or a tuple of these."""
+    """Whether it is a number, a string, None, or a tuple of these."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _kinds(tensors: Mapping[str, Tensor]) -> Hashable:
-    return tuple(
-        (name, x.shape, x.stride(), x.dtype, x.device) for name, x in tensors.items()
-    )
-
-
-def _add_to(parameter: Tensor, slope: Tensor, share: float) -> None:
-    slope = slope if share == 1 else slope.mul_(share)
-    if parameter.grad is None:
-        parameter.grad = slope
-    else:
-        parameter.grad += slope
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No validation, which asks the host, and no warnings of the compiler's own."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
-        yield
-
-
-def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
-    """Trace, compile and check; the objective and the random state stay as they are."""
-    copy = deepcopy(objective)
-    copy.zero_grad()
-    tensors = Tensors.of(copy)
-    layout: dict[str, Any] = {}
-    run = _function(copy, tensors, leaves, tree, layout)
-    values = [*tensors.values(), *(x for x in leaves if isinstance(x, Tensor))]
-    random = random_state(values[0].device)
-    with _quiet():
-        with _on_all():
-            call = _called(run, copy, values)
-        with _on_all():
-            _check(run, call, values, len(tensors.parameters), random)
-    return Graph(call, layout["terms"], layout["used"])
-
-
-@contextmanager
-def _on_all() -> Iterator[None]:
-    """What fails in one process fails in all, as they have to make the same steps."""
-    try:
-        yield
-    except Exception:
-        any_rank(True)
-        raise
-    if any_rank(False):
-        raise ValueError("another process could not compile it")
-
-
-def _called(
-    run: Callable[..., list[Tensor]], copy: nn.Module, values: list[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
-    """The function of a copy of the objective, traced and compiled."""
-    before = plain(copy)
-    trace = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)
-    try:
-        graph = trace(*values)
-    except Exception as error:
-        raise ValueError(
-            "it cannot be traced; look for .item(), float(tensor) or `if tensor:` in "
-            f"forward ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-        ) from error
-    if plain(copy) != before:
-        raise ValueError(
-            "forward changes plain attributes, which a graph cannot; keep them in "
-            "buffers and change these in place"
-        )
-    return optimised(graph, values)
-
-
-def _function(
-    objective: nn.Module,
-    tensors: Tensors,
-    leaves: list[Any],
-    tree: TreeSpec,
-    layout: dict[str, Any],
-) -> Callable[..., list[Tensor]]:
-    """Terms and gradient as a function of all tensors; writes down their layout."""
-    names = [*tensors.parameters, *tensors.state]
-    many = len(tensors.parameters)
-
-    def run(*values: Tensor) -> list[Tensor]:
-        named = dict(zip(names, values, strict=False))
-        for name in names[:many]:
-            named[name] = named[name].detach().requires_grad_()
-        rest = iter(values[len(names) :])
-        batch = tree_unflatten(
-            [next(rest) if isinstance(x, Tensor) else x for x in leaves], tree
-        )
-        leading = [named[name] for name in names[:many]]
-        with torch.enable_grad():
-            terms, slopes = parts_of(
-                lambda b: functional_call(objective, named, (b,)), batch, leading
-            )
-        layout["terms"] = tuple(None if isinstance(t, Tensor) else t for t in terms)
-        layout["used"] = tuple(slope is not None for slope in slopes)
-        return [
-            *(t.detach() for t in terms if isinstance(t, Tensor)),
-            *_apart(slopes, leading),
-        ]
-
-    return run
-
-
-def _apart(
-    slopes: Sequence[Tensor | None], leading: Sequence[Tensor]
-) -> Iterator[Tensor]:
-    """Each gradient in memory of its own, which is laid out as the parameter's."""
-    seen: set[int] = set()
-    for slope, parameter in zip(slopes, leading, strict=True):
-        if slope is None:
-            continue
-        place = slope.untyped_storage()._cdata
-        if place in seen or slope.stride() != parameter.stride():
-            slope = torch.empty_like(parameter).copy_(slope)
-        seen.add(place)
-        yield slope
-
-
-def _check(
-    run: Callable[..., list[Tensor]],
-    call: Callable[..., Sequence[Tensor]],
-    values: list[Tensor],
-    many: int,
-    random: dict[str, Tensor],
-) -> None:
-    """Raise an error unless both give and write the same, from one random state.
-
-    How much rounding matters is seen by moving the parameters, which are so many of the
-    values, by a rounding error: a deep network in float32 may well have the third digit
-    of its gradient in doubt.
-    """
-    near = [*map(_moved, values[:many]), *values[many:]]
-    eager, moved, result = (
-        _results(function, inputs, random)
-        for function, inputs in ((run, values), (run, near), (call, values))
-    )
-    set_random_state(random, values[0].device)
-    lowered = network_dtype(values[0].device.type) is not None
-    largest = max(map(_norm, eager))
-    for expected, other, found in zip(eager, moved, result, strict=True):
-        # What is zero but for rounding is held against the largest of all.
-        size = _norm(expected) + 1e-3 * largest
-        least = LOWERED if lowered else TOLERANCE.get(expected.dtype, 0.0)
-        doubt = min(ROUNDINGS * _distance(expected, other), DOUBT * size)
-        _compare(expected, found, max(least * size, doubt))
-
-
-def _results(
-    function: Callable[..., Sequence[Tensor]],
-    values: list[Tensor],
-    random: dict[str, Tensor],
-) -> list[Tensor]:
-    """What a function gives and writes, called on copies from one random state."""
-    copies = [value.clone() for value in values]
-    set_random_state(random, values[0].device)
-    with torch.no_grad():
-        return [*function(*copies), *copies]
-
-
-def _moved(value: Tensor) -> Tensor:
-    """Numbers that are off by one rounding, up or down."""
-    sign = torch.rand_like(value).sub(0.5).sign()
-    return value * (1 + torch.finfo(value.dtype).eps * sign)
-
-
-def _compare(expected: Tensor, found: Tensor, most: float) -> None:
-    off = _distance(expected, found)
-    if not off <= most:
-        raise ValueError(
-            f"the graph is off by {off:.1e}, where the objective has a term, a "
-            f"gradient or a state of norm {_norm(expected):.1e}; it depends on "
-            "something that is no tensor"
-        )
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    """That of two tensors, in which infinities may agree."""
-    return float((a.double() - b.double()).masked_fill(a == b, 0.0).norm())
-
-
-def _norm(value: Tensor) -> float:
-    """The Euclidean norm of what is finite."""
-    return float(value.double().nan_to_num(0.0, 0.0, 0.0).norm())
-
-
-def optimised(
+def inductor(
     graph: torch.fx.GraphModule, values: list[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
-    """A graph of tensors as compiled code, which draws the random numbers it draws."""
-    from torch import _inductor  # takes a second, which not every run needs
+    """Compile a traced graph; its random numbers remain those of the eager code."""
+    from torch import _inductor  # its import takes a second, which not every run needs
 
     inputs: list[Any] = list(values)
-    with _sums_by_index_as_they_are(values[0].device):
+    with _eager_index_put(values[0].device):
         return _inductor.compile(graph, inputs, options={"fallback_random": True})
 
 
 @contextmanager
-def _sums_by_index_as_they_are(device: torch.device) -> Iterator[None]:
-    """Leave `index_put` with accumulation, the way back of z[:, index], to ATen.
+def _eager_index_put(device: torch.device) -> Iterator[None]:
+    """Leave accumulating `index_put`, the backward pass of z[:, index], to ATen.
 
-    In tiles of two dimensions Inductor's C++ of torch 2.13 adds the tile's rows to the
-    index twice, and writes beyond the memory (`atomic_add_vec`, more than one thread):
-    issue 191837 of pytorch/pytorch.
+    In two-dimensional tiles the C++ of Inductor in torch 2.13 adds the tile's rows to
+    the index twice and writes beyond the memory (`atomic_add_vec`, with more than one
+    thread): issue 191837 of pytorch/pytorch.
     """
     if device.type != "cpu":
         yield
@@ -322,3 +154,171 @@ def _sums_by_index_as_they_are(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(mode)
         memory.fill_uninitialized_memory = fill
+
+
+def _layouts(tensors: Mapping[str, Tensor]) -> Hashable:
+    return tuple(
+        (name, x.shape, x.stride(), x.dtype, x.device) for name, x in tensors.items()
+    )
+
+
+def _add_grad(parameter: Tensor, grad: Tensor, share: float) -> None:
+    grad = grad if share == 1 else grad.mul_(share)
+    if parameter.grad is None:
+        parameter.grad = grad
+    else:
+        parameter.grad += grad
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pyro's validation, which synchronises, and the compiler's warnings."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+@contextmanager
+def _on_all_ranks() -> Iterator[None]:
+    """Fail on all ranks if one fails, so that all make the same kind of step."""
+    try:
+        yield
+    except Exception:
+        any_rank(True)
+        raise
+    if any_rank(False):
+        raise ValueError("another process could not compile it")
+
+
+def _as_function(
+    objective: nn.Module,
+    tensors: Tensors,
+    leaves: list[Any],
+    tree: TreeSpec,
+    layout: dict[str, Any],
+) -> Callable[..., list[Tensor]]:
+    """Terms and gradient as a function of all tensors; a call fills in the layout."""
+    names = [*tensors.parameters, *tensors.state]
+    n_parameters = len(tensors.parameters)
+
+    def run(*values: Tensor) -> list[Tensor]:
+        named = dict(zip(names, values, strict=False))
+        for name in names[:n_parameters]:
+            named[name] = named[name].detach().requires_grad_()
+        rest = iter(values[len(names) :])
+        batch = tree_unflatten(
+            [next(rest) if isinstance(x, Tensor) else x for x in leaves], tree
+        )
+        parameters = [named[name] for name in names[:n_parameters]]
+        with torch.enable_grad():
+            terms, grads = terms_and_grads(
+                lambda b: functional_call(objective, named, (b,)), batch, parameters
+            )
+        layout["terms"] = tuple(None if isinstance(t, Tensor) else t for t in terms)
+        layout["used"] = tuple(grad is not None for grad in grads)
+        return [
+            *(t.detach() for t in terms if isinstance(t, Tensor)),
+            *_separate(grads, parameters),
+        ]
+
+    return run
+
+
+def _separate(
+    grads: Sequence[Tensor | None], parameters: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """Each gradient in memory of its own, with the strides of its parameter."""
+    seen: set[int] = set()
+    for grad, parameter in zip(grads, parameters, strict=True):
+        if grad is None:
+            continue
+        storage = grad.untyped_storage()._cdata
+        if storage in seen or grad.stride() != parameter.stride():
+            grad = torch.empty_like(parameter).copy_(grad)
+        seen.add(storage)
+        yield grad
+
+
+def _traced(
+    eager: Callable[..., list[Tensor]], copy: nn.Module, values: list[Tensor]
+) -> Callable[..., Sequence[Tensor]]:
+    """The function of a copy of the objective, traced and compiled."""
+    before = plain_attributes(copy)
+    trace = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)
+    try:
+        graph = trace(*values)
+    except Exception as error:
+        raise ValueError(
+            "tracing failed; look for .item(), float(tensor) or `if tensor:` in "
+            f"forward ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
+    if plain_attributes(copy) != before:
+        raise ValueError(
+            "forward changes plain attributes, which a graph cannot; keep them in "
+            "buffers and change these in place"
+        )
+    return inductor(graph, values)
+
+
+def _compare(
+    eager: Callable[..., list[Tensor]],
+    call: Callable[..., Sequence[Tensor]],
+    values: list[Tensor],
+    n_parameters: int,
+    random: dict[str, Tensor],
+) -> None:
+    """Raise a ValueError unless both return and write the same, from one random state.
+
+    The parameters are the first of the values. Moving them by one rounding error shows
+    how much rounding matters: in float32 the third digit of a deep network's gradient
+    may be in doubt.
+    """
+    near = [*map(_rounded, values[:n_parameters]), *values[n_parameters:]]
+    expected, moved, found = (
+        _results(function, inputs, random)
+        for function, inputs in ((eager, values), (eager, near), (call, values))
+    )
+    set_random_state(random, values[0].device)
+    lowered = network_dtype(values[0].device.type) is not None
+    largest = max(map(_norm, expected))
+    for one, other, result in zip(expected, moved, found, strict=True):
+        # A result that is zero but for rounding is compared with the largest result.
+        size = _norm(one) + 1e-3 * largest
+        tolerance = TOLERANCE_BFLOAT16 if lowered else TOLERANCE.get(one.dtype, 0.0)
+        doubt = min(ROUNDINGS * _distance(one, other), MAX_TOLERANCE * size)
+        error = _distance(one, result)
+        if not error <= max(tolerance * size, doubt):
+            raise ValueError(
+                f"the graph is off by {error:.1e} in a term, a gradient or a buffer of "
+                f"norm {_norm(one):.1e}; the objective depends on something that is "
+                "not a tensor"
+            )
+
+
+def _results(
+    function: Callable[..., Sequence[Tensor]],
+    values: list[Tensor],
+    random: dict[str, Tensor],
+) -> list[Tensor]:
+    """What a function returns and writes, called on copies from one random state."""
+    copies = [value.clone() for value in values]
+    set_random_state(random, values[0].device)
+    with torch.no_grad():
+        return [*function(*copies), *copies]
+
+
+def _rounded(value: Tensor) -> Tensor:
+    """The numbers moved by one rounding error, up or down at random."""
+    sign = torch.rand_like(value).sub(0.5).sign()
+    return value * (1 + torch.finfo(value.dtype).eps * sign)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """The Euclidean distance of two tensors; equal infinities have distance zero."""
+    return float((a.double() - b.double()).masked_fill(a == b, 0.0).norm())
+
+
+def _norm(value: Tensor) -> float:
+    """The Euclidean norm of the finite entries."""
+    return float(value.double().nan_to_num(0.0, 0.0, 0.0).norm())

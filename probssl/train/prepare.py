@@ -1,9 +1,12 @@
-"""What `fit` is given, checked and made ready before any work is done."""
+"""Preparation of a fit: its arguments checked, optimiser and scheduler built.
+
+The state of an optimiser is read and written here as well, in a form that does not
+depend on the device: files hold learning rates as numbers, and no `capturable`.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +14,11 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..runtime.precision import lowering
+from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
 
 __all__ = [
-    "Precision",
-    "check_at_least_one",
     "check_monitor",
     "device_of",
     "load_optimizer",
@@ -32,21 +33,12 @@ __all__ = [
 ]
 
 
-def check_at_least_one(**arguments: int | None) -> None:
-    """Raise a ValueError for an argument below one; None is none."""
-    for name, value in arguments.items():
-        if value is not None and value < 1:
-            raise ValueError(
-                f"expected {name} of at least 1, got {value}; raise it, or leave it out"
-            )
-
-
 def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
-    """Raise a ValueError for a column that the history will not have.
+    """Raise a ValueError for a monitor that is no column of the history.
 
     Arguments:
         validated: Whether there are validation data.
-        extended: Whether further columns may be added to a row.
+        extended: Whether a callback may add columns.
     """
     columns = ["value", *Terms._fields]
     measured = [f"valid_{column}" for column in columns]
@@ -64,7 +56,7 @@ def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
 
 
 def target_of(objective: nn.Module, device: str | torch.device) -> Target:
-    """The device to fit on, and the precision of the trainable parameters.
+    """The device to fit on, and the dtype of the trainable parameters.
 
     Raises:
         ValueError: If nothing is trainable.
@@ -83,12 +75,12 @@ def target_of(objective: nn.Module, device: str | torch.device) -> Target:
 
 
 def device_of(objective: nn.Module) -> torch.device:
-    """Where the parameters lie."""
+    """The device of the parameters."""
     return next(objective.parameters()).device
 
 
 def settle(objective: nn.Module, device: torch.device, population: int | None) -> None:
-    """Move the objective, and tell its buffers `population` the number of items."""
+    """Move the objective; set its buffers `population` to the number of items."""
     objective.to(device)
     for module in objective.modules():
         if population is not None and "population" in module._buffers:
@@ -101,10 +93,10 @@ def prepared_optimizer(
     objective: nn.Module,
     learning_rate: float,
 ) -> Optimizer:
-    """The optimiser at hand, the one that the callable makes, or fused Adam.
+    """The given optimiser, the one that the callable makes, or fused Adam.
 
     Raises:
-        TypeError: If the callable makes something else.
+        TypeError: If the callable returns something else.
         ValueError: If the optimiser holds none of the trainable parameters.
     """
     trainable = _trainable(objective)
@@ -114,7 +106,7 @@ def prepared_optimizer(
         optimizer = optimizer(trainable)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
-            "expected optimizer to be or to make a torch.optim.Optimizer, got "
+            "expected optimizer to be or to return a torch.optim.Optimizer, got "
             f"{type(optimizer).__name__}; pass lambda p: torch.optim.AdamW(p, lr=1e-3)"
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -130,10 +122,10 @@ def prepared_scheduler(
     scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None,
     optimizer: Optimizer,
 ) -> LRScheduler | None:
-    """The scheduler at hand, or the one that the callable makes.
+    """The given scheduler, or the one that the callable makes.
 
     Raises:
-        ValueError: If it is that of another optimiser, or needs a measured value.
+        ValueError: If it schedules another optimiser, or needs a metric.
     """
     if scheduler is None:
         return None
@@ -152,19 +144,76 @@ def prepared_scheduler(
     return scheduler
 
 
+def prepared_precision(
+    precision: torch.dtype | None, tf32: bool, own: torch.dtype
+) -> Precision:
+    """The precision of a fit, checked.
+
+    Arguments:
+        own: The dtype of the objective's parameters.
+
+    Raises:
+        ValueError: If mixed precision is not available for this dtype.
+    """
+    if precision not in (None, torch.bfloat16):
+        raise ValueError(
+            f"expected precision to be torch.bfloat16 or None, got {precision!r}; "
+            "float16 would need a scaled loss, and any other dtype is set on the "
+            "objective, as by objective.double()"
+        )
+    if precision is not None and own != torch.float32:
+        raise ValueError(
+            f"expected an objective in float32 for precision={precision}, got {own}; "
+            "call objective.float() before, or leave precision out"
+        )
+    return Precision(precision, tf32)
+
+
 def total_steps(data: Source, epochs: int, accumulate: int) -> int | None:
-    """The steps of the whole run; None if the length of the data is not known."""
+    """The number of steps of the run; None if the length of the data is unknown."""
     try:
         return epochs * math.ceil(len(data) / accumulate)
     except TypeError:
         return None
 
 
-def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """The trainable parameters, those apart whose modules ask for another rate.
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The `state_dict`, with learning rates as numbers, also those in tensors."""
+    state = optimizer.state_dict()
+    groups = [
+        {key: value.item() if _is_rate(value) else value for key, value in each.items()}
+        for each in state["param_groups"]
+    ]
+    return state | {"param_groups": groups}
 
-    They do so by an attribute `learning_rate_factor`.
-    """
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state, but keep `capturable` and learning rates in tensors."""
+    built = [
+        {key: x for key, x in group.items() if key == "capturable" or _is_rate(x)}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(dict(state))
+    for group, kept in zip(optimizer.param_groups, built, strict=True):
+        for key, value in kept.items():
+            group[key] = value.fill_(group[key]) if _is_rate(value) else value
+    _match_memory_format(optimizer)
+
+
+def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Put learning rates and step counts in tensors, which a CUDA graph reads anew."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = torch.as_tensor(
+                state["step"], dtype=torch.float32, device=device
+            )
+
+
+def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """Parameter groups: one for each `learning_rate_factor` of the modules."""
     factors = {
         parameter: float(getattr(module, "learning_rate_factor", 1.0))
         for module in objective.modules()
@@ -184,103 +233,15 @@ def _trainable(objective: nn.Module) -> list[Parameter]:
     return [p for p in objective.parameters() if p.requires_grad]
 
 
-def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Its state, with rates as numbers also where they lie in tensors."""
-    state = optimizer.state_dict()
-    groups = [
-        {key: value.item() if _is_rate(value) else value for key, value in each.items()}
-        for each in state["param_groups"]
-    ]
-    return state | {"param_groups": groups}
-
-
-def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state, but keep how it is built for the device: `capturable`, tensors."""
-    built = [
-        {key: x for key, x in group.items() if key == "capturable" or _is_rate(x)}
-        for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(dict(state))
-    for group, kept in zip(optimizer.param_groups, built, strict=True):
-        for key, value in kept.items():
-            group[key] = value.fill_(group[key]) if _is_rate(value) else value
-    _follow_parameters(optimizer)
-
-
-def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
-    """Put in tensors what changes from step to step, for a graph that is replayed."""
-    for group in optimizer.param_groups:
-        group["capturable"] = True
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
-    for state in optimizer.state.values():
-        if "step" in state:
-            state["step"] = torch.as_tensor(
-                state["step"], dtype=torch.float32, device=device
-            )
-
-
 def _is_rate(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 0
 
 
-def _follow_parameters(optimizer: Optimizer) -> None:
-    # Fused updates take memory in its own order, so the averages of a parameter must
-    # lie as it does (channels last, say), which files do not keep.
+def _match_memory_format(optimizer: Optimizer) -> None:
+    # Fused updates ignore strides, so the state must have the memory format of its
+    # parameter (channels last, say), which files do not keep.
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype)
                 state[name].copy_(value)
-
-
-class Precision(NamedTuple):
-    """What the networks are lowered to, and whether float32 products may be in TF32.
-
-    Arguments:
-        autocast: The precision of the networks; None leaves it to the parameters.
-        tf32: Whether matrix products of float32 numbers on a CUDA device round their
-            factors to the 11 binary digits of TF32, those of densities included.
-    """
-
-    autocast: torch.dtype | None = None
-    tf32: bool = False
-
-    @contextmanager
-    def active(self, device: torch.device) -> Iterator[None]:
-        """Compute in this precision, in what is made of views, value and gradient."""
-        if not self.tf32 or device.type != "cuda":
-            with lowering(self.autocast):
-                yield
-            return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            with lowering(self.autocast):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
-def prepared_precision(
-    precision: torch.dtype | None, tf32: bool, own: torch.dtype
-) -> Precision:
-    """What `fit` is asked for, checked.
-
-    Arguments:
-        own: The precision of the objective's parameters.
-
-    Raises:
-        ValueError: If the networks can not be lowered to this.
-    """
-    if precision not in (None, torch.bfloat16):
-        raise ValueError(
-            f"expected precision to be torch.bfloat16 or None, got {precision!r}; "
-            "float16 would need a scaled loss, and other types are those of the "
-            "objective: convert it, as objective.double() does"
-        )
-    if precision is not None and own != torch.float32:
-        raise ValueError(
-            f"expected an objective in float32 for precision={precision}, got {own}; "
-            "call objective.float() before, or leave precision out"
-        )
-    return Precision(precision, tf32)

@@ -1,4 +1,9 @@
-"""All that a training run carries from one epoch to the next."""
+"""The state of a training run, its early stopping, and its checkpoints.
+
+A checkpoint is one safetensors file, whose header holds all that is no tensor as JSON.
+It is written under another name, flushed to the disk and renamed, so that a complete
+one always exists. Nothing is pickled: a file can give values, never run code.
+"""
 
 import json
 import math
@@ -14,24 +19,99 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..runtime.buffers import complete
 from ..runtime.distributed import broadcast_bytes, broadcast_object, is_main
 from ..runtime.randomness import go_on, random_states
 from .history import History, Row
 from .prepare import load_optimizer, optimizer_state
-from .steps import Step
 
 __all__ = ["Checkpoints", "EarlyStopping", "Run", "read", "write"]
 
+# Format 1 has the random state of a single process.
+FORMATS = ("probssl checkpoint 1", "probssl checkpoint 2")
+LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
 
-class EarlyStopping:
-    """Watches a column of the history, of which larger is better.
+
+@dataclass
+class Run:
+    """All that a training run carries from one epoch to the next: a checkpoint's state.
 
     Arguments:
-        monitor: The column.
-        patience: So many epochs without a better one are the end; the parameters of the
-            best one are then kept. None means neither.
+        order: The generator of the order of the items.
+        compiled: Whether the steps are compiled; None before that is decided.
+    """
+
+    objective: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    order: Generator
+    stopping: "EarlyStopping"
+    device: torch.device
+    history: History = field(default_factory=History)
+    compiled: bool | None = None
+
+    @property
+    def steps(self) -> int:
+        """The number of steps of the epochs that are finished."""
+        return int(self.history.rows[-1]["step"]) if self.history.rows else 0
+
+    def remaining(self, epochs: int) -> Iterator[int]:
+        """The numbers of the epochs left, until patience runs out."""
+        for epoch in range(len(self.history) + 1, epochs + 1):
+            if self.stopping.gives_up(epoch - 1):
+                return
+            yield epoch
+
+    def finish(self, row: Row) -> bool:
+        """End an epoch: add the row of rank 0; return whether the epoch is the best."""
+        row = {name: x if isinstance(x, int) else float(x) for name, x in row.items()}
+        row = broadcast_object(row)
+        self.history.rows.append(row)
+        return self.stopping.improves(row, self.objective)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, with the random states of all ranks."""
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "scheduler": self.scheduler and self.scheduler.state_dict(),
+            "steps": self.steps,
+            "compiled": self.compiled,
+            "stopping": self.stopping.state(),
+            "history": self.history.rows,
+            "random": random_states(self.device, self.order),
+        }
+
+    def load(self, state: Mapping[str, Any], origin: object) -> None:
+        """Resume from a state: the run goes on as if it had not been interrupted.
+
+        Raises:
+            ValueError: If a key or a shape differs; names the first one and the origin.
+        """
+        current = self.state()
+        complete(self.objective, state["objective"])
+        for part in ("objective", "optimizer", "scheduler"):
+            saved, built = (_entries(s[part]) for s in (state, current))
+            _check(saved, built, f"the {part} in {origin}")
+        self.stopping.load(state["stopping"])
+        self.objective.load_state_dict(state["objective"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.history = History(state["history"])
+        self.compiled = state.get("compiled")  # absent in older files
+        go_on(state["random"], self.device, self.order)
+
+
+class EarlyStopping:
+    """Compares epochs by a column of the history; larger is better.
+
+    Arguments:
+        patience: The number of epochs without a better one after which the run stops,
+            with the parameters of the best epoch. None means no early stopping.
     """
 
     def __init__(self, monitor: str, patience: int | None) -> None:
@@ -40,7 +120,7 @@ class EarlyStopping:
         self.kept: dict[str, Tensor] | None = None
 
     def improves(self, row: Row, objective: nn.Module) -> bool:
-        """Whether this is the best epoch so far; if so, and if needed, it is kept."""
+        """Whether this is the best epoch so far; with patience, keep its parameters."""
         if self.monitor not in row:
             raise ValueError(
                 f"expected monitor to be one of {list(row)}, got {self.monitor!r}; "
@@ -58,157 +138,53 @@ class EarlyStopping:
         return self.patience is not None and epoch - self.epoch >= self.patience
 
     def restore(self, objective: nn.Module) -> None:
-        """Give the objective the parameters that were kept, if any were."""
+        """Load the kept parameters of the best epoch, if there are any."""
         if self.kept is not None:
             objective.load_state_dict(self.kept)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """Its part of a checkpoint."""
         names = ("monitor", "value", "epoch", "kept")
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave.
+        """Resume from what `state` returned.
 
         Raises:
-            ValueError: If another column was watched.
+            ValueError: If another column was monitored.
         """
         if state["monitor"] != self.monitor:
             raise ValueError(
                 f"expected monitor={state['monitor']!r} as in the checkpoint, got "
                 f"{self.monitor!r}; resume with the same one"
             )
-        self.value, self.epoch, self.kept = (
-            state[name] for name in ("value", "epoch", "kept")
-        )
-
-
-@dataclass
-class Run:
-    """What a checkpoint holds.
-
-    Arguments:
-        step: The objective, its optimiser and schedule.
-        order: What the order of the items is drawn from.
-    """
-
-    step: Step
-    order: Generator
-    stopping: EarlyStopping
-    device: torch.device
-    history: History = field(default_factory=History)
-    compiled: bool | None = None  # not yet decided
-
-    def remaining(self, epochs: int) -> Iterator[int]:
-        """The numbers of the epochs still to do, until patience runs out."""
-        for epoch in range(len(self.history) + 1, epochs + 1):
-            if self.stopping.gives_up(epoch - 1):
-                return
-            yield epoch
-
-    def finish(self, row: Row) -> bool:
-        """End an epoch with its row of the history; return whether it is the best.
-
-        The row is that of the first process.
-        """
-        row = {name: x if isinstance(x, int) else float(x) for name, x in row.items()}
-        row = broadcast_object(row)
-        self.history.rows.append(row)
-        return self.stopping.improves(row, self.step.objective)
-
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values, with the random states of all processes."""
-        step = self.step
-        return {
-            "objective": step.objective.state_dict(),
-            "optimizer": optimizer_state(step.optimizer),
-            "scheduler": step.scheduler and step.scheduler.state_dict(),
-            "steps": step.count,
-            "compiled": self.compiled,
-            "stopping": self.stopping.state(),
-            "history": self.history.rows,
-            "random": random_states(self.device, self.order),
-        }
-
-    def load(self, state: Mapping[str, Any], origin: object) -> None:
-        """Go on from what `state` gave, as if nothing had been in between.
-
-        Raises:
-            ValueError: If a key or a shape differs, with the first one and the origin.
-        """
-        step, current = self.step, self.state()
-        complete(step.objective, state["objective"])
-        for part in ("objective", "optimizer", "scheduler"):
-            saved, built = (_entries(s[part]) for s in (state, current))
-            _check(saved, built, f"the {part} in {origin}")
-        self.stopping.load(state["stopping"])
-        step.objective.load_state_dict(state["objective"])
-        load_optimizer(step.optimizer, state["optimizer"])
-        if step.scheduler is not None:
-            step.scheduler.load_state_dict(state["scheduler"])
-        step.count, self.history = state["steps"], History(state["history"])
-        self.compiled = state.get("compiled")  # older files do not say
-        go_on(state["random"], self.device, self.order)
-
-
-def _entries(state: Mapping[str, Any] | None) -> dict[str, str]:
-    """The keys of a state, each with what must agree of its value.
-
-    What an optimiser remembers of each parameter is left out: a fresh one has none.
-    """
-    if state is None:
-        return {}
-    if "param_groups" in state:
-        groups = enumerate(state["param_groups"])
-        state = {f"{i}.{key}": v for i, group in groups for key, v in group.items()}
-    return {key: _kind(value) for key, value in state.items()}
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"shape {tuple(value.shape)}"
-    return f"{len(value)} entries" if isinstance(value, list) else "a value"
-
-
-def _check(saved: Mapping[str, str], built: Mapping[str, str], what: str) -> None:
-    for key in [*built, *saved]:
-        expected, found = built.get(key, "nothing"), saved.get(key, "nothing")
-        if expected != found:
-            raise ValueError(
-                f"expected {expected} under {key!r}, got {found} for {what}; build it "
-                "as in the run that wrote the checkpoint, or pass another folder"
-            )
-
-
-# The first one has a single random state, that of one process.
-FORMATS = ("probssl checkpoint 1", "probssl checkpoint 2")
-LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
+        self.value, self.epoch = state["value"], state["epoch"]
+        self.kept = state["kept"]
 
 
 class Checkpoints:
-    """The folder of a run: its last epoch, its best one, and its history as JSON.
+    """The folder of a run: its last epoch, its best epoch, and its history as JSON.
 
-    Of several processes the first one alone reads and writes files.
-
-    ``read(folder / "best.safetensors")["objective"]`` is a `state_dict`.
+    Only rank 0 reads and writes files. ``read(folder / "best.safetensors")`` has the
+    `state_dict` under ``"objective"``.
 
     Arguments:
-        folder: None keeps nothing.
-        every: So many epochs lie between two of the last one.
+        folder: None means no checkpoints.
+        every: The number of epochs between two checkpoints of the last epoch.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, every: int) -> None:
         self.folder, self.every = None if folder is None else Path(folder), every
-        self.epoch = 0
+        self.epoch = 0  # of the last checkpoint
 
     def begin(self, run: Run, resume: bool) -> None:
-        """Go on from the last epoch, or write down the start, before any work is lost.
+        """Resume from the last epoch, or write a checkpoint before the first one.
 
         Raises:
-            FileExistsError: If there is a checkpoint, but nothing is to be resumed.
+            FileExistsError: If there is a checkpoint, but `resume` is False.
             FileNotFoundError: If the folder holds other files, but no checkpoint.
-            ValueError: If the checkpoint is that of another objective or optimiser, or
-                there is no folder to resume from.
+            ValueError: If the checkpoint is of another objective or optimiser, or there
+                is no folder.
         """
         if self.folder is None:
             if resume:
@@ -225,14 +201,14 @@ class Checkpoints:
             _write(last, run)
 
     def save(self, run: Run, best: bool) -> None:
-        """Write down the epoch that is done, if it is the best or its turn has come."""
+        """Write the finished epoch, if it is the best or a checkpoint is due."""
         if self.folder is not None and best:
             _write(self.folder / BEST, run)
         if len(run.history) % self.every == 0:
             self.close(run)
 
     def close(self, run: Run) -> None:
-        """Write down the last epoch, unless it was."""
+        """Write the last epoch, unless it is written already."""
         if self.folder is not None and self.epoch != len(run.history):
             _write(self.folder / LAST, run)
             if is_main():
@@ -241,7 +217,7 @@ class Checkpoints:
 
     @property
     def remedy(self) -> str:
-        """What to do when the parameters are lost."""
+        """Advice for error messages when the parameters are no longer finite."""
         advice = "lower learning_rate or set clip"
         if self.folder is None:
             return f"{advice}; with checkpoint=FOLDER the epochs before would be kept"
@@ -249,10 +225,10 @@ class Checkpoints:
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Write nested dictionaries, lists and tuples of tensors and plain values.
+    """Write a checkpoint: nested containers of tensors and plain values.
 
     Raises:
-        TypeError: If there is anything else in it.
+        TypeError: If it holds anything else.
     """
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_pack(state, "", tensors))
@@ -261,7 +237,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What was written, its tensors on the CPU.
+    """Read a checkpoint, its tensors on the CPU.
 
     Raises:
         ValueError: If the file is no checkpoint.
@@ -271,7 +247,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     tensors = safetensors.torch.load(data)
-    end = 8 + int.from_bytes(data[:8], "little")  # of the header, behind its length
+    end = 8 + int.from_bytes(data[:8], "little")  # the header follows its length
     header = json.loads(data[8:end]).get("__metadata__", {})
     if header.get("format") not in FORMATS:
         raise ValueError(
@@ -285,7 +261,7 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _found(folder: Path, resume: bool) -> bytes:
-    """The checkpoint to go on from; empty if there is none, and the folder is made."""
+    """The bytes of the checkpoint, empty if there is none; then make the folder."""
     last = folder / LAST
     if last.exists() and not resume:
         raise FileExistsError(
@@ -305,16 +281,16 @@ def _found(folder: Path, resume: bool) -> bytes:
 
 
 def _write(path: Path, run: Run) -> None:
-    """Write a run, whose state all processes have a part in."""
+    """Write a run; all ranks contribute to its state."""
     state = run.state()
     if is_main():
         write(path, state)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors under their names; containers keep their types."""
+    """The value for JSON; its tensors are added to `tensors` under their names."""
     if isinstance(value, Tensor):
-        # A copy: tied parameters share their memory, which the format does not allow.
+        # A copy: safetensors does not allow tied parameters, which share memory.
         tensors[name] = value.detach().to(
             "cpu", copy=True, memory_format=torch.contiguous_format
         )
@@ -350,7 +326,7 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file at once or not at all, also when the machine stops in between."""
+    """Write a file atomically, also if the machine stops meanwhile."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("wb") as file:
@@ -360,3 +336,33 @@ def _replace(path: Path, data: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _entries(state: Mapping[str, Any] | None) -> dict[str, str]:
+    """The keys of a state, each with the property of its value that must agree.
+
+    The state of an optimiser per parameter is left out: a new optimiser has none.
+    """
+    if state is None:
+        return {}
+    if "param_groups" in state:
+        groups = enumerate(state["param_groups"])
+        state = {f"{i}.{key}": v for i, group in groups for key, v in group.items()}
+    return {key: _kind(value) for key, value in state.items()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"shape {tuple(value.shape)}"
+    return f"{len(value)} entries" if isinstance(value, list) else "a value"
+
+
+def _check(saved: Mapping[str, str], built: Mapping[str, str], what: str) -> None:
+    """Raise a ValueError for the first key whose entries differ."""
+    for key in [*built, *saved]:
+        expected, found = built.get(key, "nothing"), saved.get(key, "nothing")
+        if expected != found:
+            raise ValueError(
+                f"expected {expected} under {key!r}, got {found} for {what}; build it "
+                "as in the run that wrote the checkpoint, or pass another folder"
+            )

@@ -1,7 +1,7 @@
-"""Schedules: numbers in buffers of an objective that change as the run goes on.
+"""Schedules of hyper-parameters: buffers of an objective that change during a run.
 
-Between two steps a buffer may be written in place, by a schedule or in `on_step`; a
-step that was compiled reads it anew. What is not in a buffer, a compiled step keeps.
+A schedule or `on_step` writes a buffer in place between two steps, and a compiled step
+reads it anew. A number in a plain attribute is a constant of a compiled step.
 """
 
 import math
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 __all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
-Schedule = Callable[[float], float]  # of the share of the run that is done
+Schedule = Callable[[float], float]  # of the finished share of the run, 0 to 1
 
 
 class Schedules:
-    """Sets buffers of an objective to functions of the share of the run that is done.
+    """Sets buffers of an objective to functions of the finished share of the run.
 
     Arguments:
-        schedules: A function t -> number for each name of a buffer, as
-            ``dict(objective.named_buffers())`` has them, such as ``teacher.momentum``.
-            t is 0 before the first step, and would be 1 after the last.
-        total: The steps of the whole run; None if that is not known.
+        schedules: For each name of a buffer, as in ``dict(objective.named_buffers())``,
+            such as ``teacher.momentum``, a function t -> number. t is 0 before the
+            first step, and would be 1 after the last.
+        total: The number of steps of the run; None if it is unknown.
 
     Raises:
-        TypeError: If a function gives anything but a number.
+        TypeError: If a function returns anything but a number.
         ValueError: If there is no such buffer, it does not hold one real number, a
-            function does not give a finite one, or `total` is needed and not known.
+            number is not finite, or `total` is None.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Schedules:
             )
         for name, schedule in self.schedules.items():
             _check_buffer(objective, name)
-            for share in (0.0, 1.0):  # before any work is lost
+            for share in (0.0, 1.0):  # errors before the first step
                 _number(name, schedule, share)
 
     @torch.no_grad()
     def set(self, step: int) -> None:
-        """Write the buffers in place for the step that comes after so many."""
+        """Write the buffers in place for the step after so many steps."""
         for name, schedule in self.schedules.items():
             # Looked up each time: a module that is moved has other tensors.
             buffer = self.objective.get_buffer(name)
@@ -59,7 +59,7 @@ class Schedules:
 
 
 def cosine(start: float, end: float) -> Schedule:
-    r"""Half a wave of a cosine from one number to another.
+    r"""A schedule along half a period of a cosine (cosine annealing).
 
     .. math:: \text{end} + (\text{start} - \text{end}) \, \frac{1 + \cos \pi t}{2}
 
@@ -72,15 +72,15 @@ def cosine(start: float, end: float) -> Schedule:
 
 
 def linear(start: float, end: float, until: float = 1.0) -> Schedule:
-    r"""A straight line from one number to another, which is then kept.
+    r"""A schedule along a straight line (warm-up), constant after its end.
 
     .. math:: \text{start} + (\text{end} - \text{start}) \, \min(t / \text{until}, 1)
 
     Arguments:
-        until: The share of the run where the end is reached.
+        until: The share of the run at which the end is reached.
 
     Raises:
-        ValueError: If it is not above 0, and at most 1.
+        ValueError: If `until` is not above 0 and at most 1.
 
     Example:
         >>> warm_up = linear(0.0, 1.0, until=0.25)
@@ -90,18 +90,18 @@ def linear(start: float, end: float, until: float = 1.0) -> Schedule:
     if not 0 < until <= 1:
         raise ValueError(
             f"expected until above 0 and at most 1, got {until}; it is the share of "
-            "the run where the end is reached"
+            "the run at which the end is reached"
         )
     return lambda share: _between(start, end, min(share / until, 1.0))
 
 
 def geometric(start: float, end: float) -> Schedule:
-    r"""From one positive number to another by equal factors in equal times.
+    r"""A schedule by equal factors in equal times (exponential decay or growth).
 
     .. math:: \text{start}^{1 - t} \, \text{end}^t
 
     Raises:
-        ValueError: If one of them is not a positive finite number.
+        ValueError: If an end is not a positive finite number.
 
     Example:
         >>> rise = geometric(1e-4, 1e-2)
@@ -111,7 +111,7 @@ def geometric(start: float, end: float) -> Schedule:
     if not (0 < start < math.inf and 0 < end < math.inf):
         raise ValueError(
             f"expected positive finite numbers, got {start} and {end}; to start at "
-            "zero take linear(0.0, end)"
+            "zero use linear(0.0, end)"
         )
     return lambda share: start ** (1 - share) * end**share
 
@@ -121,19 +121,19 @@ def _between(start: float, end: float, weight: float) -> float:
 
 
 def _check_buffer(objective: nn.Module, name: str) -> None:
-    # Under all names that lead to it: parts of an objective may share a module.
+    # With duplicates: parts of an objective may share a module under several names.
     buffers = dict(objective.named_buffers(remove_duplicate=False))
     fit = [key for key, buffer in buffers.items() if _is_number(buffer)]
     if name not in buffers:
         raise ValueError(
             f"expected schedules for buffers of {type(objective).__name__}, got "
-            f"{name!r}; those of one number are {fit}"
+            f"{name!r}; buffers of one number are {fit}"
         )
     if name not in fit:
         buffer = buffers[name]
         raise ValueError(
             f"expected a buffer of one real number for a schedule, got {name!r} of "
-            f"shape {tuple(buffer.shape)} and {buffer.dtype}; there are {fit}"
+            f"shape {tuple(buffer.shape)} and {buffer.dtype}; choose from {fit}"
         )
 
 
@@ -142,16 +142,16 @@ def _is_number(buffer: Tensor) -> bool:
 
 
 def _number(name: str, schedule: Schedule, share: float) -> float:
-    """What a schedule gives, checked; a tensor would have to be waited for."""
+    """The number of a schedule, checked; a tensor would synchronise with the host."""
     number = schedule(share)
     if not isinstance(number, Real):
         raise TypeError(
-            f"expected the schedule of {name!r} to give a number, got "
+            f"expected the schedule of {name!r} to return a number, got "
             f"{type(number).__name__} at t = {share:g}; return a Python float"
         )
     if not math.isfinite(number):
         raise ValueError(
-            f"expected the schedule of {name!r} to give finite numbers, got {number} "
+            f"expected the schedule of {name!r} to return finite numbers, got {number} "
             f"at t = {share:g}; t goes from 0 to 1"
         )
     return float(number)
