@@ -29,7 +29,7 @@ def fitted(folder: Path, mode: str, on_step: Any = None) -> tuple[nn.Module, Any
     """Go on with the run in a folder, or begin it; return what was fitted."""
     torch.set_num_threads(1)
     if mode == "traced":
-        graph.optimised = as_it_is
+        graph.inductor = as_it_is
     torch.manual_seed(0)
     objective = Everything()
     data = torch.randn(8 * BATCHES, EVENT)

@@ -4,7 +4,6 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,18 +11,19 @@ import torch
 from helpers.catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map_only
 
 import probssl as ps
-from probssl.train import compiled, graph
+from probssl.runtime.precision import Precision
+from probssl.train import Step, compiled, graph
 from probssl.train.compiled import (
-    Compiled,
+    CompiledStep,
     _obstacle,
-    accelerate,
-    check_compile,
+    compiled_step,
     worth_compiling,
 )
-from probssl.train.prepare import Precision, make_capturable
-from probssl.train.steps import Step, add_gradient
+from probssl.train.prepare import make_capturable
+from probssl.train.schedules import Schedules
 
 STEPS = 3
 
@@ -42,45 +42,48 @@ class Plain(nn.Module):
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Graphs that run as they are traced, which is quicker; how many there were."""
+    """Graphs run as they are traced, which is quicker; a list of one entry for each."""
     made: list[int] = []
 
     def as_it_is(traced: torch.fx.GraphModule, values: list[Tensor]) -> Callable:
         made.append(len(values))
         return traced
 
-    monkeypatch.setattr(graph, "optimised", as_it_is)
+    monkeypatch.setattr(graph, "inductor", as_it_is)
     return made
+
+
+def step_of(kind: type[Step], objective: nn.Module, **options: Any) -> Any:
+    """A step of a kind on an objective in training mode."""
+    parameters = [p for p in objective.train().parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+    return kind(objective, optimizer, **options)
 
 
 Outcome = tuple[list[Tensor], dict[str, Tensor], Tensor]
 
 
-def outcome(
+def outcome(step: Step, groups: Sequence[Sequence[ps.Batch]] | None = None) -> Outcome:
+    """Values of some steps, the state after them, and the next random number."""
+    torch.manual_seed(1)
+    groups = groups or [[batch(i)] for i in range(STEPS)]
+    values = [torch.as_tensor(sum(step(group))) for group in groups]
+    return values, step.objective.state_dict(), torch.rand(())
+
+
+def assert_alike(
     objective: nn.Module,
-    gradient: Any,
+    tolerance: float = 1e-10,
     groups: Sequence[Sequence[ps.Batch]] | None = None,
     **options: Any,
-) -> Outcome:
-    """Values of some steps, the state after them, and the next random number."""
-    objective = deepcopy(objective).train()
-    groups = groups or [[batch(i)] for i in range(STEPS)]
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-    step = Step(objective, optimizer, gradient=gradient, **options)
-    torch.manual_seed(1)
-    values = [torch.as_tensor(sum(step(group))) for group in groups]
-    return values, objective.state_dict(), torch.rand(())
-
-
-def assert_alike(objective: nn.Module, tolerance: float = 1e-10, **options: Any) -> Any:
-    """Compiled steps, of which the graphs are returned, against eager ones."""
-    gradient = Compiled()
-    eager = outcome(objective, add_gradient, **options)
-    found = outcome(objective, gradient, **options)
-    assert gradient.reason is None
-    assert_close(found, eager, rtol=tolerance, atol=tolerance)
-    return gradient
+) -> CompiledStep:
+    """Compiled steps, which are returned, against eager ones."""
+    kinds = (Step, CompiledStep)
+    steps = [step_of(kind, deepcopy(objective), **options) for kind in kinds]
+    expected, found = (outcome(step, groups) for step in steps)
+    assert steps[1].reason is None
+    assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    return steps[1]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -150,45 +153,27 @@ def test_there_is_one_graph_for_each_shape(float64, traced):
 
 
 def test_a_schedule_moves_a_graph_and_needs_no_other(float64, traced):
-    objectives: list[nn.Module] = []
-
-    def outcome_of(gradient: Any) -> Outcome:
-        objective = Everything()
-        objectives.append(objective)
-        schedule = {"weight": ps.train.linear(1.0, 0.0), "teacher.momentum": abs}
-
-        def prepare(count: int) -> None:
-            for name, value in schedule.items():
-                step.objective.get_buffer(name).fill_(value(count / STEPS))
-
-        optimizer = torch.optim.SGD(
-            [p for p in objective.parameters() if p.requires_grad], lr=0.01
-        )
-        objective.train()
-        step = Step(objective, optimizer, gradient=gradient, prepare=prepare)
-        torch.manual_seed(1)
-        values = [torch.as_tensor(sum(step([batch(i)]))) for i in range(STEPS)]
-        return values, objective.state_dict(), torch.rand(())
-
+    schedules = {"weight": ps.train.linear(1.0, 0.0), "teacher.momentum": abs}
     found = []
-    for gradient in (add_gradient, Compiled()):
+    for kind in (Step, CompiledStep):
         torch.manual_seed(0)
-        found.append(outcome_of(gradient))
+        objective = Everything()
+        written = Schedules(objective, schedules, STEPS)
+        found.append(outcome(step_of(kind, objective, schedules=written)))
     assert_close(*found, rtol=1e-10, atol=1e-10)
     assert len(traced) == 1
 
 
 def test_an_attribute_that_changes_means_another_graph(float64, traced):
-    objective, gradient = Plain(lambda self, z: z).train(), Compiled()
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.0)
-    step = Step(objective, optimizer, gradient=gradient)
-    step.watchers.append(gradient.look)
+    objective = Plain(lambda self, z: z)
+    step = step_of(CompiledStep, objective)
+    step.optimizer.param_groups[0]["lr"] = 0.0
     first = step([batch()])
     objective.factor = 2.0
-    step.look()
+    step.refresh()
     second = step([batch()])
     objective.linear.bias.requires_grad_(False)
-    step.look()
+    step.refresh()
     step([batch()])
     assert_close(second.alignment, 2 * first.alignment)
     assert len(traced) == 3 and objective.linear.bias.grad is None
@@ -206,7 +191,7 @@ def test_gradients_have_memory_of_their_own(float64, traced):
 
     assert_alike(Sum(), clip=0.5)
     objective = Sum()
-    Compiled()(objective, batch())
+    step_of(CompiledStep, objective).gradient(batch())
     assert objective.a.grad.data_ptr() != objective.b.grad.data_ptr()
     assert objective.a.grad.stride() == objective.a.stride()
     assert objective.unused.grad is None
@@ -218,60 +203,53 @@ def counted(self: Plain, z: Tensor) -> Tensor:
 
 
 REASONS = {
-    "asks the host": (lambda self, z: z if z.sum() > 0 else -z, ".item()"),
+    "synchronises": (lambda self, z: z if z.sum() > 0 else -z, ".item()"),
     "counts": (counted, "plain attributes"),
-    "draws outside torch": (lambda self, z: z * random.random(), "no tensor"),
+    "draws outside torch": (lambda self, z: z * random.random(), "not a tensor"),
 }
 
 
 @pytest.mark.parametrize("case", REASONS)
-def test_what_cannot_be_compiled_is_said_once_and_run_as_it_is(
+def test_what_cannot_be_compiled_runs_eagerly_after_one_warning(
     case, float64, traced, caplog
 ):
     act, reason = REASONS[case]
-    objective, gradient, found = Plain(act), Compiled(), []
-    for each in (add_gradient, gradient):
+    steps, found = [], []
+    for kind in (Step, CompiledStep):
         random.seed(0)
-        if each is gradient:  # what a comparison draws is not ours to give back
-            objective = Plain(counted if act is counted else lambda self, z: z)
-            objective.act = act
         torch.manual_seed(0)
-        nn.init.normal_(objective.linear.weight)
-        nn.init.zeros_(objective.linear.bias)
+        steps.append(step_of(kind, Plain(act)))
         with caplog.at_level(logging.WARNING):
-            found.append(outcome(objective, each)[1])
-    if case != "draws outside torch":
+            found.append(outcome(steps[-1])[1])
+    if case != "draws outside torch":  # the comparison draws as well
         assert_close(*found)
-    assert reason in gradient.reason
+    assert reason in steps[1].reason
     assert caplog.text.count("is not compiled") == 1
 
 
-def test_too_many_shapes_are_said_and_run_as_they_are(float64, traced, caplog):
-    gradient = Compiled()
-    groups = [[batch(0, items)] for items in range(2, compiled.SHAPES + 4)]
-    found = outcome(OBJECTIVES["VICReg"](), gradient, groups)
-    assert len(found[0]) == len(groups)
-    assert "one shape" in gradient.reason
+def test_with_too_many_shapes_it_runs_eagerly(float64, traced):
+    step = step_of(CompiledStep, OBJECTIVES["VICReg"]())
+    groups = [[batch(0, items)] for items in range(2, compiled.MAX_GRAPHS + 4)]
+    assert len(outcome(step, groups)[0]) == len(groups)
+    assert "one shape" in step.reason
 
 
-def test_what_is_wrong_in_an_objective_is_said_as_without_a_graph(caplog):
+def test_errors_of_an_objective_are_those_of_an_eager_step():
     class Wrong(nn.Linear):
         def forward(self, batch: ps.Batch) -> Tensor:
             return super().forward(batch.stacked)
 
     with pytest.raises(TypeError, match="return Terms"):
-        Compiled()(Wrong(EVENT, 1), batch())
+        step_of(CompiledStep, Wrong(EVENT, 1))([batch()])
 
 
 def test_the_length_of_a_run_decides():
-    assert worth_compiling("auto", compiled.MANY)
-    assert not worth_compiling("auto", compiled.MANY - 1)
+    assert worth_compiling("auto", compiled.COMPILED_STEPS)
+    assert not worth_compiling("auto", compiled.COMPILED_STEPS - 1)
     assert not worth_compiling("auto", None)
     assert worth_compiling(True, 1) and not worth_compiling(None, 10**6)
     assert worth_compiling("auto", 1, before=True)
     assert not worth_compiling(False, 1, before=True)
-    with pytest.raises(ValueError, match="'auto'"):
-        check_compile("always")
 
 
 def test_a_fit_says_that_it_compiles_and_ends_where_an_eager_one_does(
@@ -318,9 +296,8 @@ def test_what_a_record_would_freeze_lies_in_tensors_that_a_scheduler_follows():
 
 def test_networks_in_bfloat16_are_compiled_as_they_are_run(traced):
     torch.manual_seed(0)
-    lowered = Precision(torch.bfloat16).active
-    around = partial(lowered, torch.device("cpu"))
-    assert_alike(OBJECTIVES["VICReg"](), 1e-5, around=around)
+    precision = Precision(torch.bfloat16)
+    assert_alike(OBJECTIVES["VICReg"](), 1e-5, precision=precision)
 
 
 def test_views_may_lie_in_memory_as_they_like(float64, traced):
@@ -341,10 +318,8 @@ def test_replayed_steps_are_the_eager_ones(name):
         objective = OBJECTIVES[name]().cuda().train()
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=1e-3)
-        step = Step(objective, optimizer, clip=5.0)
-        if fast:
-            accelerate(step)
-        loads = [ps.data.batches.nested(Tensor.cuda, batch(i)) for i in range(8)]
+        step = (compiled_step if fast else Step)(objective, optimizer, clip=5.0)
+        loads = [tree_map_only(Tensor, Tensor.cuda, batch(i)) for i in range(8)]
         torch.manual_seed(1)
         found.append([float(sum(step([load]))) for load in loads])
     assert_close(*found, rtol=1e-4, atol=1e-4)

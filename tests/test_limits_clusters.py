@@ -554,5 +554,5 @@ def test_a_round_that_is_stopped_is_the_last():
 def test_rounds_refuse_a_checkpoint_and_no_rounds(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint for a fit in rounds"):
         rounds(checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="rounds of at least 1"):
+    with pytest.raises(ValueError, match="rounds as a whole number"):
         rounds(rounds=0)

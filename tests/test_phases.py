@@ -157,7 +157,7 @@ def test_a_traced_run_has_the_weights_and_clusters_of_a_plain_one(monkeypatch):
 
     plain = Watched()
     expected = plain.fit(refresh=2, compile=False)
-    monkeypatch.setattr(graph, "optimised", as_it_is)
+    monkeypatch.setattr(graph, "inductor", as_it_is)
     traced = Watched()
     history = traced.fit(refresh=2, compile=True)
     assert traced.weights == plain.weights
@@ -170,8 +170,8 @@ def test_a_traced_run_has_the_weights_and_clusters_of_a_plain_one(monkeypatch):
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"first": 6}, "first from 0 to below the 6 epochs in all, got 6"),
     ({"first": -1}, "first from 0"),
-    ({"epochs": 0}, "epochs of at least 1"),
-    ({"refresh": 0}, "refresh of at least 1"),
+    ({"epochs": 0}, "epochs as a whole number"),
+    ({"refresh": 0}, "refresh as a whole number"),
     ({"ramp": (0.0, 0.1)}, "rises from a positive number"),
     ({"ramp": (0.1, 1e-5)}, "rises from a positive number"),
     ({"ramp": (-1e-5, 0.1)}, "rises from a positive number"),

@@ -20,8 +20,14 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import probssl as ps
-from probssl.runtime.precision import in_float32, lowered, lowering, network_dtype
-from probssl.train.prepare import Precision, prepared_precision
+from probssl.runtime.precision import (
+    Precision,
+    in_float32,
+    lowered,
+    lowering,
+    network_dtype,
+)
+from probssl.train.prepare import prepared_precision
 
 HALF = torch.bfloat16
 # What autocast lowers, and what loses most in a lower precision.

@@ -22,8 +22,8 @@ import probssl as ps
 from probssl import limits
 from probssl.distributions import PowerSpherical
 from probssl.runtime import distributed as processes
-from probssl.train.compiled import Compiled
-from probssl.train.steps import add_gradient
+from probssl.train import Step
+from probssl.train.compiled import CompiledStep
 
 WORLD, STEPS = 2, 2
 Outcome = dict[str, Tensor]
@@ -156,18 +156,19 @@ def traced(name: str, rows: Tensor) -> dict[str, Outcome]:
 
 
 def compiled(name: str, rows: Tensor) -> dict[str, Outcome]:
-    """What a step adds and writes, as it is and compiled."""
-    found, add_compiled = {}, Compiled()
-    for kind, add in {"eager": add_gradient, "compiled": add_compiled}.items():
+    """The gradient of a batch and the state after it, eager and compiled."""
+    found = {}
+    for key, kind in {"eager": Step, "compiled": CompiledStep}.items():
         objective = objective_of(name)
+        step = kind(objective, torch.optim.SGD(objective.parameters()))
         torch.manual_seed(processes.rank())
-        terms = add(objective, part_of(rows))
+        terms = step.gradient(part_of(rows))
         gradient = {k: p.grad for k, p in objective.named_parameters()}
-        found[kind] = objective.state_dict() | {"terms": torch.tensor(list(terms))}
-        found[kind] |= {
+        found[key] = objective.state_dict() | {"terms": torch.tensor(list(terms))}
+        found[key] |= {
             f"gradient of {k}": g for k, g in gradient.items() if g is not None
         }
-    assert add_compiled.reason is None
+    assert step.reason is None
     return found
 
 

@@ -22,7 +22,7 @@ NEVER_THE_SAME = {"seconds"}
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(graph, "optimised", graph.optimised)
+    monkeypatch.setattr(graph, "inductor", graph.inductor)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -311,5 +311,5 @@ def test_numbers_that_are_not_finite_are_refused(bad):
 
 @pytest.mark.parametrize("bad", [None, "1", torch.tensor(1.0)])
 def test_what_is_no_number_is_refused(bad):
-    with pytest.raises(TypeError, match="to give a number"):
+    with pytest.raises(TypeError, match="to return a number"):
         Schedules(vae(), {"beta": lambda t: bad}, 10)

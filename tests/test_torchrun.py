@@ -11,15 +11,15 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 from under_torchrun import BEST, everything, with_noise, without_noise
 
 import probssl as ps
 from probssl.train import run
 from probssl.train.run import read, write
-from probssl.train.steps import Averaged
+from probssl.train.steps import Step
 
-STEPS = "probssl.train.steps"
 WORLD, ROOT = 2, Path(__file__).parent.parent
 SCRIPT = str(Path(__file__).parent / "under_torchrun.py")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -146,23 +146,26 @@ def test_no_thread_of_the_group_is_left_when_python_shuts_down(output, folder):
         assert left and not any("gloo" in name for name in left)
 
 
-def test_a_parameter_that_another_process_uses_has_gradient_zero_here():
-    mine, theirs, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
-    average = Averaged(torch.optim.SGD([mine, theirs, late]))
+def test_a_parameter_that_another_rank_uses_has_gradient_zero_here():
+    parts = nn.ParameterList(torch.ones(2) for _ in range(3))
+    mine, theirs, late = parts
+    step, other = (
+        Step(parts, torch.optim.SGD(parts)),
+        torch.tensor([False, True, False]),
+    )
     mine.grad = torch.ones(2)
-    other = torch.tensor([False, True, False])
+    module = "probssl.train.steps"
     with (
-        mock.patch(f"{STEPS}.world_size", lambda: 2),
-        mock.patch(f"{STEPS}.gather_to_cpu", lambda x: torch.stack([x, other])),
-        mock.patch(f"{STEPS}.average") as call,
+        mock.patch(f"{module}.gather_to_cpu", lambda x: torch.stack([x, other])),
+        mock.patch(f"{module}.average") as average,
     ):
-        average()
-        assert len(call.call_args.args[0]) == 2
+        step._average_gradients()
+        assert len(average.call_args.args[0]) == 2
         assert_close(theirs.grad, torch.zeros(2))
         assert late.grad is None
         late.grad = torch.ones(2)
         with pytest.raises(RuntimeError, match="same parameters"):
-            average()
+            step._average_gradients()
 
 
 @pytest.mark.slow  # starts the command line twice, with all its figures

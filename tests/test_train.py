@@ -562,7 +562,7 @@ def test_the_first_term_that_is_not_finite_is_named_with_its_step(tmp_path):
 
 
 def test_a_term_that_is_not_finite_ends_the_fit_within_the_epoch(monkeypatch):
-    monkeypatch.setattr("probssl.train.epoch.PERIOD", 0.0)
+    monkeypatch.setattr("probssl.train.epoch.SECONDS_PER_READING", 0.0)
     objective = Fixed(1, 1, 1, 1, math.nan)
     with pytest.raises(FloatingPointError, match="step 5"):
         fit(objective, points(40), batch_size=2, epochs=1)
@@ -843,12 +843,12 @@ WRONG_VALUES = {
     "no view axis": ({"views": lambda x: x}, r"\(40, view, \*event\).*got \(40, 6\)"),
     "lost items": ({"views": lambda x: blur(x)[1:]}, r"got \(39, 2, 6\)"),
     "a short batch": ({"views": lambda x: Batch(blur(x)[1:])}, r"got \(39, 2, 6\)"),
-    "epochs": ({"epochs": 0}, "epochs of at least 1, got 0"),
-    "batch size": ({"batch_size": 0}, "batch_size of at least 1"),
-    "accumulate": ({"accumulate": 0}, "accumulate of at least 1"),
-    "patience": ({"patience": 0}, "patience of at least 1"),
-    "every": ({"checkpoint_every": 0}, "checkpoint_every of at least 1"),
-    "clip": ({"clip": 0.0}, "clip > 0"),
+    "epochs": ({"epochs": 0}, "epochs as a whole number of at least 1, got 0"),
+    "batch size": ({"batch_size": 0}, "batch_size as a whole number"),
+    "accumulate": ({"accumulate": 0}, "accumulate as a whole"),
+    "patience": ({"patience": 0}, "patience as a whole"),
+    "every": ({"checkpoint_every": 0}, "checkpoint_every as a whole"),
+    "clip": ({"clip": 0.0}, "clip as a positive finite number"),
     "monitor": ({"monitor": "loss"}, "one of .*'value'.*got 'loss'"),
     "no valid": ({"monitor": "valid_value"}, "pass them as valid, or monitor='value'"),
     "no column": (
