@@ -1,11 +1,15 @@
-"""Parametric t-SNE as an estimator of scikit-learn."""
+"""NeighbourMap: parametric t-SNE, a map for pictures, as a scikit-learn transformer.
+
+A network learns the map with a contrastive objective, as in t-SimCNE: positive pairs
+are augmented views of an item and of its nearest neighbours, the kernel is heavy-tailed
+as in t-SNE, and new items are mapped by the network.
+"""
 
 import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .arguments import instance, positive, whole
 from .data import Split
 from .data.batches import Views, viewed
 from .data.tensors import value_tensor
@@ -36,38 +41,39 @@ from .priors import TSNE
 from .terms import Batch
 from .train import History, fit
 
-__all__ = ["NeighbourMap", "Neighbourhood", "alone", "seeded", "warm_up_and_cosine"]
+__all__ = ["NeighbourMap", "Neighbourhood"]
 
-
-DIM, WIDTH = 128, 512  # of the encoder that is made by default, and of the layer behind
-WIDE, HEAD = 0.4, 0.05  # the shares of the epochs before the last stage
+ENCODER_DIM, HIDDEN_WIDTH = 128, 512  # of the default encoder, of the projector
+WIDE_SHARE, HEAD_SHARE = 0.4, 0.05  # of the epochs, for the first two stages
+WARM_UP_SHARE = 0.1  # of the steps of a stage
 
 
 class Neighbourhood(nn.Module):
-    r"""Views of items and of their neighbours, for `fit` on the numbers of the items.
+    r"""A sampler of views of items and of a neighbour each, for `fit` on row numbers.
 
     .. math:: p(x' \mid i) = \sum_j P_{j \mid i} \, p_{\text{view}}(x' \mid x_j),
         \qquad P_{j \mid i} = \tfrac1k [j \in N(i)]
 
-    N(i) are the k items nearest to the i-th, by Euclidean distance; one of them is
-    drawn anew each time. Item and neighbour have as many views each as `views` makes,
-    or are shown as they are: then pairs of views, without order, have probability
-    :math:`(P_{j \mid i} + P_{i \mid j}) / 2n`, as in t-SNE, but that k equal weights
-    stand in the place of a Gaussian whose width follows a perplexity.
+    N(i) are the k nearest neighbours of item i by Euclidean distance; each call draws
+    one of them. Item and neighbour have as many views each as `views` makes, or appear
+    themselves: then unordered pairs of views have probability :math:`(P_{j \mid i} +
+    P_{i \mid j}) / 2n`, as in t-SNE, with k equal weights in place of a Gaussian whose
+    width follows a perplexity.
 
-    Called with the numbers of items, of shape (batch, 1), see `numbers`, it gives a
-    batch whose `clean` are the items.
+    A call takes row numbers of shape (batch, 1), see `numbers`, and returns a batch
+    whose `clean` are the items.
 
     Arguments:
-        items: The items (n, \*event); bytes stand for k/255.
-        neighbours: The number k.
-        views: A sampler (batch, \*event) -> (batch, view, \*event).
-        features: Numbers (n, \*shape) that distances are of, such as representations;
-            None means the items themselves.
+        items: The items (n, \*event); bytes are divided by 255.
+        neighbours: The number k of neighbours.
+        views: A sampler of augmented views (batch, \*event) -> (batch, view, \*event).
+        features: Numbers (n, \*shape) for the distances, such as representations;
+            None uses the items themselves.
 
     Raises:
-        ValueError: If neighbours is less than 1 or there are not more items, or if
-            there are not as many features as items.
+        TypeError: If neighbours is not a whole number.
+        ValueError: If neighbours is not from 1 to n - 1, or there are not as many
+            features as items.
     """
 
     items: Tensor
@@ -87,12 +93,9 @@ class Neighbourhood(nn.Module):
                 f"expected features of {len(items)} items, got {len(features)}; embed "
                 "the same items"
             )
-        if not 1 <= neighbours < len(items):
-            raise ValueError(
-                f"expected neighbours from 1 to {len(items) - 1}, one less than the "
-                f"items, got {neighbours}; lower it, or give more items"
-            )
-        self.neighbours, self.views = neighbours, views
+        hint = "an item is no neighbour of itself: lower it, or give more items"
+        self.neighbours = whole("neighbours", neighbours, 1, len(items) - 1, hint)
+        self.views = views
         dtype = torch.promote_types(features.dtype, torch.float32)
         rows = features.flatten(1).to("cpu", dtype).numpy()
         search = NearestNeighbors(n_neighbors=neighbours).fit(rows)
@@ -102,7 +105,7 @@ class Neighbourhood(nn.Module):
 
     @property
     def numbers(self) -> Float[Tensor, "n 1"]:
-        """What `fit` takes for the data: 0, 1, …, as floating point."""
+        """Row numbers 0, 1, … as floats: the data to give to `fit`."""
         # Exact for the 16 million items that float32 can count.
         return torch.arange(len(self.items), dtype=torch.float32)[:, None]
 
@@ -119,100 +122,63 @@ class Neighbourhood(nn.Module):
         return values / 255 if self.items.dtype == torch.uint8 else values
 
 
-WARM_UP = 0.1  # the share of the steps
-
-
-def warm_up_and_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
-    """The learning rate up to its highest in a straight line, and down by a cosine."""
-    rise = max(1, round(WARM_UP * steps))
-
-    def factor(step: int) -> float:
-        share = max(0, step - rise) / max(1, steps - rise)
-        return min((step + 1) / rise, (1 + math.cos(math.pi * min(share, 1))) / 2)
-
-    return LambdaLR(optimizer, factor)
-
-
-@contextmanager
-def alone(objective: nn.Module, part: nn.Module) -> Iterator[None]:
-    """Freeze all but a part, for a while."""
-    thawed = [p for p in objective.parameters() if p.requires_grad]
-    objective.requires_grad_(False)
-    part.requires_grad_(True)
-    yield
-    for parameter in thawed:
-        parameter.requires_grad_(True)
-
-
-@contextmanager
-def seeded(random_state: int | np.random.RandomState | None) -> Iterator[None]:
-    """Draw from a seed for a while, and go on as before; None changes nothing."""
-    if random_state is None:
-        yield
-        return
-    seed = check_random_state(random_state).randint(2**31 - 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
 class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    r"""A network that puts items on a map, where neighbours and views lie together.
+    r"""Parametric t-SNE: a network maps items so that neighbours and views lie close.
 
-    The objective is contrastive. With z the place of a view, and q the heavy-tailed
-    kernel of t-SNE between two places,
+    The objective is contrastive. With z the position of a view on the map, and q the
+    heavy-tailed Student-t kernel of two positions,
 
     .. math:: E_{(i, j) \sim P} \log q_{ij} - \log \sum_{k \ne l} q_{kl}, \qquad
         q_{ij} = \Big(1 + \frac{\lVert z_i - z_j \rVert^2}{\nu \tau}\Big)
         ^{-(\nu + 1) / 2}
 
     where P pairs views of an item with one another, and with views of its neighbours
-    (see `Neighbourhood`). That is minus the divergence of Q, the normalised kernel,
-    from P, up to a constant: t-SNE's, estimated on batches, and `limits.TSimCLR`.
-    With ``joint=False`` each view has a normaliser of its own, :math:`E_k \log
-    \sum_{l \ne k} q_{kl}`, which makes it InfoNCE with that kernel. Both are estimates
-    of the entropy of z: `entropies.Collision` and `entropies.KernelDensity`. In two
-    dimensions ν = 1 is the kernel of t-SNE itself.
+    (`Neighbourhood`). Up to a constant this is minus the Kullback-Leibler divergence of
+    P from the normalised kernel Q: the objective of t-SNE, estimated on batches, and
+    that of `limits.TSimCLR`. With ``joint=False`` each view has its own normaliser,
+    :math:`E_k \log \sum_{l \ne k} q_{kl}`: InfoNCE with this kernel. The normalisers
+    are estimates of the entropy of z, `entropies.Collision` and
+    `entropies.KernelDensity`. In two dimensions ν = 1 is the kernel of t-SNE.
 
-    In a plane there is no way around what lies between, so dimensions are taken away in
-    stages: first the network is trained towards `annealing` dimensions, then a fresh
-    last layer to the map, alone, then all of it. In each the learning rate rises over a
-    tenth of the steps, and falls as half a cosine.
+    In a plane, points cannot pass around others, so the dimension is reduced in stages:
+    the network is trained with `annealing` output dimensions, then a new last layer to
+    the map alone, then the whole network. In each stage the learning rate warms up
+    over a tenth of the steps and decays as half a cosine.
 
-    Rows of features are compared as they are: standardise them first. A few thousand
-    steps are needed: of few items make many epochs.
+    Distances between rows depend on their units: standardise features first. Training
+    needs a few thousand steps: raise `epochs` for few items.
 
     Arguments:
         n_components: The dimension of the map.
-        neighbours: How many neighbours of an item count as views of it; 0 leaves P to
-            augmentation alone.
-        refine: Whether neighbours are looked for again after the first stage, where
-            the encoder has put items, as it has learned more than distances of pixels.
-        views: A sampler (batch, \*event) -> (batch, view, \*event), such as
-            `views.Augment`; one view is enough where there are neighbours. None shows
-            items as they are.
+        neighbours: The number of nearest neighbours whose views are positives; 0 leaves
+            positives to augmentation alone.
+        refine: Whether neighbours are searched again after the first stage, by the
+            representations of the encoder.
+        views: A sampler of augmented views (batch, \*event) -> (batch, view, \*event),
+            such as `views.Augment`; one view is enough with neighbours. None uses the
+            items themselves.
         encoder: A module (n, \*event) -> (n, dim), of which a copy is trained. None
-            makes `nn.ConvEncoder` for images of at least 8 by 8 pixels, and
-            `nn.MLPEncoder` for all else. A projector with one hidden layer follows it.
-        annealing: The dimension of the first stage; None has only the last.
+            builds `nn.ConvEncoder` for images of at least 8 by 8 pixels, else
+            `nn.MLPEncoder`. A projector with one hidden layer follows it.
+        annealing: The output dimension of the first stage; None skips the first two
+            stages.
         dof: The degrees of freedom ν of the kernel.
         temperature: :math:`\tau`, the square of the map's unit of length.
-        joint: Whether one normaliser holds for all pairs.
-        epochs: Those of all stages: two fifths go to the first, a twentieth to the
+        joint: Whether all pairs share one normaliser.
+        epochs: The epochs of all stages: two fifths go to the first, a twentieth to the
             second.
-        batch_size: Items of a batch, with their views and those of a neighbour; all
-            others in it are negatives.
-        learning_rate: That of Adam, at its highest.
-        compile: Whether steps are compiled, see `fit`.
-        random_state: A whole number makes fits reproducible; None follows
-            ``torch.manual_seed``.
+        batch_size: The number of items in a batch; views of others are negatives.
+        learning_rate: The highest learning rate of Adam.
+        compile: Whether steps are compiled, as in `fit`.
+        random_state: A seed, which makes fits reproducible; None draws from torch's
+            global generator.
         progress: Whether to show progress bars.
         device: As in `fit`.
 
     Attributes:
-        objective_: What was fitted, for `save`, `embed` and all else that takes one.
-        history_: The history of each stage, by its name: wide, head, map.
-        neighbours_: Who was near whom in the end, (n, neighbours) numbers of rows; None
+        objective_: The fitted objective, for `save` and `embed`.
+        history_: The history of each stage by name: wide, head, map.
+        neighbours_: The row numbers (n, neighbours) of the final neighbours; None
             without neighbours.
         event_shape_: The shape of one item.
 
@@ -223,9 +189,9 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         (100, 2)
 
     Raises:
-        TypeError: If the encoder is no module.
-        ValueError: If an argument is out of its range, X holds anything but finite
-            numbers, all its items are the same, or there are too few of them.
+        TypeError: If the encoder is not a module, or a number not of its type.
+        ValueError: If an argument is out of its range, X is not finite, all of its
+            items are equal, or there are too few of them.
 
     References:
         Visualizing Data using t-SNE (van der Maaten and Hinton, 2008)
@@ -272,46 +238,47 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         self.random_state, self.progress, self.device = random_state, progress, device
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Train the network on X, (n, \\*event) or a `Split`; y is not used."""
+        """Train the network on X, (n, \\*event) or a `Split`; y is ignored."""
         self._check_settings()
         x = self._checked(X, reset=True)
         if bool((x == x[:1]).all()):
             raise ValueError(
                 f"expected items that differ, got {len(x)} times the same; a map shows "
-                "what distinguishes items: give it those that are to be told apart"
+                "how items differ"
             )
-        with seeded(self.random_state):
+        with _seeded(self.random_state):
             self._train(x)
         return self
 
     def transform(self, X: Any) -> Float[Array, "n k"]:
-        """The places of items, of those fitted or of new ones, which is cheap.
+        """Map items, fitted or new, by one forward pass.
 
         Raises:
-            ValueError: If items have not the shape of those fitted, or are not finite.
+            ValueError: If items do not have the shape of the fitted ones, or are not
+                finite.
         """
         check_is_fitted(self)
         return embed(self.objective_, self._checked(X), layer="projector")
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = []  # that of the network
+        tags.transformer_tags.preserves_dtype = []  # the dtype of the network
         return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "objective_")
 
     def _train(self, x: Shaped[Tensor, "n *event"]) -> None:
-        """Go through the stages."""
+        """Train all stages."""
         encoder = self._fresh_encoder()
         like = next(encoder.parameters(), torch.zeros(()))
-        projector = partial(Projector, embed(encoder, x[:2]).shape[1], WIDTH)
+        projector = partial(Projector, embed(encoder, x[:2]).shape[1], HIDDEN_WIDTH)
         narrow = projector(self.n_components).to(like)
         objective, history = self._objective(encoder, narrow), {}
         near = self._neighbourhood(x)
         if self.annealing is not None:
             wide = projector(self.annealing).to(like)
-            share = round(WIDE * self.epochs)
+            share = round(WIDE_SHARE * self.epochs)
             history["wide"] = self._stage(
                 self._objective(encoder, wide), x, near, share
             )
@@ -319,8 +286,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 near = self._neighbourhood(x, torch.from_numpy(embed(encoder, x)))
             inner, head = narrow.net[:-1], narrow.net[-1]
             inner.load_state_dict(wide.net[:-1].state_dict())
-            share = max(1, round(HEAD * self.epochs))
-            with alone(objective, head):
+            share = max(1, round(HEAD_SHARE * self.epochs))
+            with _frozen_but(objective, head):
                 history["head"] = self._stage(objective, x, near, share)
         rest = self.epochs - sum(len(part) for part in history.values())
         history["map"] = self._stage(objective, x, near, rest)
@@ -343,7 +310,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             epochs=epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            scheduler=partial(warm_up_and_cosine, steps=steps),
+            scheduler=partial(_warm_up_and_cosine, steps=steps),
             compile=self.compile,
             device=self.device,
             progress=self.progress,
@@ -352,7 +319,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _neighbourhood(
         self, x: Shaped[Tensor, "n *event"], features: Tensor | None = None
     ) -> Neighbourhood | None:
-        """Who is near whom, by features or by the items as they are."""
+        """The nearest neighbours by features, or by the items themselves."""
         if not self.neighbours:
             return None
         return Neighbourhood(x, self.neighbours, self.views, features)
@@ -372,11 +339,11 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             return copy.deepcopy(self.encoder)
         shape = self.event_shape_
         if len(shape) == 3 and min(shape[1:]) >= 8:
-            return ConvEncoder(shape, DIM)
-        return MLPEncoder(shape, DIM)
+            return ConvEncoder(shape, ENCODER_DIM)
+        return MLPEncoder(shape, ENCODER_DIM)
 
     def _checked(self, X: Any, reset: bool = False) -> Shaped[Tensor, "n *event"]:
-        """X as a finite tensor of items, of the shape of those fitted."""
+        """X as a finite tensor of items, of the shape of the fitted ones."""
         X = X.images if isinstance(X, Split) else X
         X = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
         found = check_array(
@@ -390,39 +357,63 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         known = shape if reset else self.event_shape_
         if shape != known and max(len(shape), len(known)) > 1:
             raise ValueError(
-                f"expected items of shape {known}, as those fitted, got {shape}; "
+                f"expected items of shape {known}, like the fitted ones, got {shape}; "
                 f"reshape X to (n, {', '.join(map(str, known))})"
             )
-        # Compares the number and the names of the features of rows.
+        # Checks the number and the names of the features of rows.
         validate_data(self, X, reset=reset, skip_check_array=True)
         self.event_shape_ = known
         return value_tensor(found, "X")
 
     def _check_settings(self) -> None:
-        """Raise an error for what is out of its range, before any work is done."""
-        least = {"n_components": 1, "neighbours": 0, "epochs": 1, "batch_size": 2}
+        """Raise an error for a setting out of its range, before any work is done."""
+        whole("n_components", self.n_components)
+        whole("neighbours", self.neighbours, 0)
+        whole("batch_size", self.batch_size, 2)
         if self.annealing is not None:
-            least |= {"annealing": 1, "epochs": 3}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < low:
-                raise ValueError(
-                    f"expected {name} to be a whole number of at least {low}, got "
-                    f"{value!r}"
-                )
+            whole("annealing", self.annealing)
+        stages = 1 if self.annealing is None else 3
+        whole("epochs", self.epochs, stages, hint="each stage needs one")
         for name in ("dof", "temperature", "learning_rate"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 < float(value) < math.inf:
-                raise ValueError(
-                    f"expected {name} to be a positive finite number, got {value!r}"
-                )
-        if not isinstance(self.encoder, nn.Module | None):
-            raise TypeError(
-                "expected encoder to be a module such as ps.nn.ConvEncoder((1, 28, 28),"
-                f" 128), or None, got {self.encoder!r}; build it first"
-            )
+            positive(name, getattr(self, name))
+        expected = "a module such as ps.nn.ConvEncoder((1, 28, 28), 128), or None"
+        instance("encoder", self.encoder, nn.Module | None, expected, "build it first")
         if not self.neighbours and self.views is None:
             raise ValueError(
-                "expected neighbours or views, which say what belongs together, got "
+                "expected neighbours or views, which make positive pairs, got "
                 "neighbours=0 and views=None; give one of them"
             )
+
+
+def _warm_up_and_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """A linear warm-up of the learning rate, then half a cosine to zero."""
+    rise = max(1, round(WARM_UP_SHARE * steps))
+
+    def factor(step: int) -> float:
+        share = max(0, step - rise) / max(1, steps - rise)
+        return min((step + 1) / rise, (1 + math.cos(math.pi * min(share, 1))) / 2)
+
+    return LambdaLR(optimizer, factor)
+
+
+@contextmanager
+def _frozen_but(objective: nn.Module, part: nn.Module) -> Iterator[None]:
+    """Freeze all parameters but those of a part, within the context."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    objective.requires_grad_(False)
+    part.requires_grad_(True)
+    yield
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def _seeded(random_state: int | np.random.RandomState | None) -> Iterator[None]:
+    """Seed torch within the context; None leaves the generator alone."""
+    if random_state is None:
+        yield
+        return
+    seed = check_random_state(random_state).randint(2**31 - 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
