@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .data import Dataset, Split
-from .evaluation.neighbours import knns
-from .evaluation.probes import linear_probes
+from .evaluation.probes import knns, linear_probes
 from .posterior import embed
 from .views import Affine, Augment, Background, Invert, Noise
 

@@ -1,9 +1,9 @@
-r"""What each item adds to alignments and entropies of z, in nats, in float64.
+r"""Alignment and entropy estimators of z, as one value per item, in nats and float64.
 
-Each function returns values (n,) of the items. Their mean is the estimate; their spread
-is its error, since they are its influence function, or what leaving out the item takes
-from it: a scale or bandwidth fitted by maximum likelihood adds nothing to first order.
-Sums of estimates are sums of values, whose errors then know of each other.
+Each function returns values (n,) whose mean is the estimate. They are its influence
+function or its jackknife values, so that their spread is its standard error; a scale or
+bandwidth fitted by maximum likelihood adds nothing to first order. The error of a sum
+of estimates is that of the sum of their values, covariances included.
 """
 
 import math
@@ -14,11 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..entropies import LogDeterminant
 from ..entropies.gaussian import covariance
 from ..entropies.nearest import log_ball
 from ..estimates import Undefined
-from ..evaluation.maximum import maximiser
+from ..evaluation.information import maximiser
 from ..priors import Gaussian, Spherical, StudentT
 from ..special import log_vmf_normaliser
 from ..special import square_distances as pairwise
@@ -31,13 +30,13 @@ Values = Float[Tensor, " n"]
 Latents = Float[Tensor, "n view dim"]
 Peak = Callable[[Tensor, int], Tensor]
 
-AGREED = 1e-12  # of the mean square of z: views no further apart agree
-ROUNDING = 1e-6  # of the largest singular value of z, which encoders in float32 reach
+SAME_VIEWS = 1e-12  # times the mean square of z: closer views count as equal
+RANK_TOLERANCE = 1e-6  # times the largest singular value: rounding of float32 encoders
 NEIGHBOUR = 3
 
 
 def gaussian(z: Latents) -> Values:
-    r"""Log-density under a flat p(y) and a Gaussian p(z|y) of the likeliest scale.
+    r"""Log-density under a flat p(y) and a Gaussian p(z|y) of maximum-likelihood scale.
 
     .. math:: \hat \sigma^2 = \frac{E \sum_v \lVert z_v - \bar z \rVert^2}{(V - 1) d}
     """
@@ -46,40 +45,44 @@ def gaussian(z: Latents) -> Values:
 
 
 def student(z: Latents) -> Values:
-    """Log-density under a flat p(y) and a Student-t p(z|y) of the likeliest scale.
+    """Log-density under a flat p(y) and a Student-t p(z|y) of maximum-likelihood scale.
 
     With 5 degrees of freedom, shared by the views.
     """
-    scale = math.sqrt(_variance(z))
+    scale, (views, dim) = math.sqrt(_variance(z)), z.shape[1:]
+    prior = StudentT(None, y_scale=math.inf).to(z.dtype)
 
     def log_prob(scale: float) -> Values:
-        prior = StudentT(None, scale, y_scale=math.inf).to(z.dtype)
-        return prior.log_prob(z)
+        return prior(views, dim=dim, scale=z.new_tensor(scale)).log_prob(z)
 
-    return log_prob(
-        maximiser(lambda s: float(log_prob(s).mean()), scale / 1e3, 10 * scale)
-    )
+    return _at_maximum(log_prob, scale / 1e3, 10 * scale)
 
 
 def spherical(u: Latents) -> Values:
-    r"""Log-density on the sphere, y uniform, of the likeliest concentration of p(z|y).
+    r"""Log-density on the sphere, y uniform, at the maximum-likelihood concentration.
 
     In the gauge :math:`(V - 1) H[z]`: a uniform p(y) pairs with it as a flat one does.
     """
-    apart = _apart(u, 1.0)
+    apart, (views, dim) = _apart(u, 1.0), u.shape[1:]
+    prior = Spherical(None).to(u.dtype)
 
     def log_prob(concentration: float) -> Values:
-        return Spherical(None, concentration).to(u.dtype).log_prob(u)
+        drawn = u.new_tensor(concentration)
+        return prior(views, dim=dim, concentration=drawn).log_prob(u)
 
-    # for directions that nearly agree the likeliest concentration is dim / apart
-    best = maximiser(
-        lambda k: float(log_prob(k).mean()), 1e-3, 10 * u.shape[-1] / apart + 1
-    )
-    return log_prob(best)
+    # where directions nearly agree, the maximum is near dim / apart
+    return _at_maximum(log_prob, 1e-3, 10 * dim / apart + 1)
+
+
+def _at_maximum(
+    log_prob: Callable[[float], Values], low: float, high: float
+) -> Float[Tensor, " n"]:
+    """The log-densities of the items at the parameter with the largest mean."""
+    return log_prob(maximiser(lambda s: float(log_prob(s).mean()), low, high))
 
 
 def log_determinant(z: Latents) -> Values:
-    r"""Entropy of a Gaussian of the same covariance, a mean over views.
+    r"""`LogDeterminant` entropy: a Gaussian of equal covariance, mean over views.
 
     .. math:: \tfrac12 \log |2 \pi e \hat \Sigma| + \tfrac12 (m_i - \bar m), \qquad
         m_i = (z_i - \bar z)^\top \hat \Sigma^{-1} (z_i - \bar z)
@@ -88,13 +91,15 @@ def log_determinant(z: Latents) -> Values:
     centred = (z - z.mean(0)).permute(1, 2, 0)
     white = torch.linalg.solve_triangular(factor, centred, upper=False)
     length = white.square().sum(1).mean(0)
-    return LogDeterminant(epsilon=0.0)(z) + (length - length.mean()) / 2
+    log_factor = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mean()
+    entropy = log_factor + z.shape[-1] / 2 * math.log(2 * math.pi * math.e)
+    return entropy + (length - length.mean()) / 2
 
 
 def nearest(square: Float[Tensor, "view n n"], dim: int) -> Values:
-    """`NearestNeighbour` entropy by the third neighbour, a mean over views.
+    """`NearestNeighbour` entropy by the third neighbour, mean over views.
 
-    Items are left out one by one for what each adds: where it was a neighbour, the
+    The values are those of the jackknife: where the item left out was a neighbour, the
     next one takes its place.
     """
     n = square.shape[-1]
@@ -114,13 +119,13 @@ def nearest(square: Float[Tensor, "view n n"], dim: int) -> Values:
 
 
 def kernel_density(square: Float[Tensor, "view n n"], dim: int, peak: Peak) -> Values:
-    r"""Leave-one-out kernel density entropy of the likeliest bandwidth.
+    r"""Leave-one-out kernel density entropy at the maximum-likelihood bandwidth.
 
     .. math:: \log k_{ij} = \log k(0) - \tfrac12 \beta \lVert z_i - z_j \rVert^2
 
     with :math:`\beta = 1 / h^2` of a Gaussian, :math:`\kappa` of a von Mises-Fisher
-    kernel, one for all views. It is a cross-entropy and so too high, by the divergence
-    of the density from the smoothed one.
+    kernel, one for all views. It is a cross-entropy, and so exceeds H[z] by the
+    divergence of the density from its kernel estimate.
     """
     n = square.shape[-1]
     around = square.masked_fill(torch.eye(n, dtype=torch.bool), math.inf)
@@ -143,21 +148,23 @@ def kernel_density(square: Float[Tensor, "view n n"], dim: int, peak: Peak) -> V
     low, high = 0.01 * dim / float(square.mean()), 10 * dim / float(near.mean())
     precision = maximiser(likelihood, low, high, xatol=1e-4)
     kernel, sums = kernels(precision)
-    # as a neighbour, an item adds to the density of others its share of their sums
+    # an item adds its share of their sums to the densities of the others
     shares = (kernel / sums.unsqueeze(-1)).sum(-2)
     return (1 - shares - log_densities(precision, sums)).mean(0)
 
 
 def gaussian_peak(precision: Tensor, dim: int) -> Tensor:
+    """The log-density of a Gaussian kernel at its centre."""
     return dim / 2 * (precision / (2 * math.pi)).log()
 
 
 def spherical_peak(precision: Tensor, dim: int) -> Tensor:
+    """The log-density of a von Mises-Fisher kernel at its centre."""
     return log_vmf_normaliser(dim, precision, scaled=True)
 
 
 def square_distances(z: Latents) -> Float[Tensor, "view n n"]:
-    """Squared distances within each view; exactly zero only where items coincide."""
+    """Squared distances within each view, exactly 0 only between equal items."""
     z = z.transpose(0, 1)
     return pairwise(z, z, exact=True)
 
@@ -166,10 +173,10 @@ def directions(z: Latents) -> Latents:
     """z on the unit sphere.
 
     Raises:
-        Undefined: If there is no sphere, or no direction.
+        Undefined: If z has one dimension, or some z is zero.
     """
     if z.shape[-1] < 2:
-        raise Undefined("in one dimension there is no sphere to be on")
+        raise Undefined("z has one dimension: directions need at least 2")
     lengths = z.norm(dim=-1)
     if not lengths.all():
         raise Undefined(f"{int((lengths == 0).sum())} representations are zero")
@@ -177,10 +184,14 @@ def directions(z: Latents) -> Latents:
 
 
 def full_rank(z: Latents, centre: bool = True) -> Latents:
-    """z, unless there are dimensions in which it does not vary."""
+    """z, checked to span all of its dimensions, and so to have a density.
+
+    Raises:
+        Undefined: If its rank is lower.
+    """
     centred = z - z.mean(0) if centre else z
     spread, size = (torch.linalg.svdvals(x.transpose(0, 1)) for x in (centred, z))
-    rank = int((spread > ROUNDING * size.amax(-1, keepdim=True)).sum(-1).min())
+    rank = int((spread > RANK_TOLERANCE * size.amax(-1, keepdim=True)).sum(-1).min())
     if rank < z.shape[-1]:
         raise Undefined(
             f"{len(z)} representations span {rank} of {z.shape[-1]} dimensions: no "
@@ -190,9 +201,13 @@ def full_rank(z: Latents, centre: bool = True) -> Latents:
 
 
 def off_sphere(z: Latents) -> Latents:
-    """z, unless all of it has one length, and so a density on the sphere only."""
+    """z, checked not to lie on a sphere, where it has no density in space.
+
+    Raises:
+        Undefined: If all z have one length.
+    """
     lengths = z.norm(dim=-1)
-    if lengths.std() < ROUNDING * lengths.mean():
+    if lengths.std() < RANK_TOLERANCE * lengths.mean():
         raise Undefined("z lies on a sphere: a density is one on it, not in space")
     return z
 
@@ -201,8 +216,8 @@ def _apart(z: Latents, typical: float) -> float:
     """Mean square of a view from the mean of its item, over its degrees of freedom."""
     n, views, _ = z.shape
     square = float((z - z.mean(1, keepdim=True)).square().sum()) / (n * (views - 1))
-    if not square > AGREED * typical:
-        raise Undefined("the views agree exactly: no scale is the likeliest")
+    if not square > SAME_VIEWS * typical:
+        raise Undefined("the views agree exactly: no scale has the maximum likelihood")
     return square
 
 

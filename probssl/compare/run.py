@@ -16,7 +16,7 @@ from ..data import Dataset, Split
 from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
 from ..evaluation.collapse import effective_rank_values
-from ..evaluation.summary import scores_and_draws
+from ..evaluation.probes import scores_and_draws
 from ..posterior import embed
 from ..terms import Batch
 from .checks import check, check_finite, check_views

@@ -20,10 +20,17 @@ from .information import (
     info_nce,
     nearest_neighbour_information,
 )
-from .neighbours import knn, knns
-from .probes import FewLabel, few_label_probe, linear_probe, linear_probes, mlp_probe
-from .style import style_probe
-from .summary import scores
+from .probes import (
+    FewLabel,
+    few_label_probe,
+    knn,
+    knns,
+    linear_probe,
+    linear_probes,
+    mlp_probe,
+    scores,
+    style_probe,
+)
 
 __all__ = [
     "AlignmentUniformity",

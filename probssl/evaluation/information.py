@@ -3,19 +3,21 @@ r"""The mutual information :math:`I(a; b)` of two views' representations, in nat
 None of the estimates moves when a and b are rescaled or rotated together.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Float
 
 from ..arrays import Array, representations
 from ..estimates import Estimate, Undefined, estimate
-from .maximum import maximiser
 
-__all__ = ["gaussian_information", "info_nce", "nearest_neighbour_information"]
+__all__ = ["gaussian_information", "info_nce", "maximiser"]
+__all__ += ["nearest_neighbour_information"]
 
 IDENTICAL = 1e-12  # below, 1 - ρ² is rounding error
-KEPT = 2**21  # distances that are in memory at once
+BLOCK = 2**21  # distances in memory at once
+GRID = 9  # points that bracket the global maximum
 
 
 def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
@@ -140,7 +142,7 @@ def nearest_neighbour_information(
     if not np.abs(first).max() > 0 or not np.abs(second).max() > 0:
         raise Undefined("all representations are equal: they tell nothing")
     values, adds = np.empty(n), np.zeros(n)
-    for rows in np.array_split(np.arange(n), -(-n * n // KEPT)):
+    for rows in np.array_split(np.arange(n), -(-n * n // BLOCK)):
         squares = _squares(first[rows], first), _squares(second[rows], second)
         for square in squares:
             square[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
@@ -173,6 +175,34 @@ def _neighbourhoods(
         rise += within / np.maximum(count, 1)[:, None]
     rise = np.where(together <= reach, (next_value - value)[:, None], rise)
     return value, rise.sum(0)
+
+
+def maximiser(
+    function: Callable[[float], float], low: float, high: float, xatol: float = 1e-6
+) -> float:
+    """Return where a function of a positive number is largest, between low and high.
+
+    The best of a few points evenly spread in the logarithm is refined by Brent's method
+    between its neighbours.
+
+    Arguments:
+        xatol: The accuracy in the logarithm.
+    """
+    from scipy.optimize import minimize_scalar
+
+    step = math.log(high / low) / (GRID - 1)
+    points = [low * math.exp(i * step) for i in range(GRID)]
+    best = max(points, key=function)
+    found = minimize_scalar(
+        lambda t: -function(math.exp(t)),
+        bounds=(
+            max(math.log(low), math.log(best) - step),
+            min(math.log(high), math.log(best) + step),
+        ),
+        method="bounded",
+        options={"xatol": xatol},
+    )
+    return math.exp(found.x)
 
 
 def _pairs(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,7 @@
-"""Probes: how well a simple classifier reads labels off frozen representations.
+"""Probes: how well labels and style factors are predicted from frozen representations.
+
+Linear, few-label and MLP probes, k-NN, the style probe, and `scores`, which has all
+that need labels.
 
 References:
     Understanding intermediate layers using linear classifier probes (Alain and Bengio,
@@ -12,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ..arrays import Array, train_test
+from ..arrays import Array, finite, plain, representations, train_test
+from .clustering import cluster
+from .collapse import effective_rank
 
-__all__ = ["FewLabel", "few_label_probe", "linear_probe", "linear_probes"]
-__all__ += ["mlp_probe"]
+__all__ = ["FewLabel", "few_label_probe", "knn", "knns", "linear_probe"]
+__all__ += ["linear_probes", "mlp_probe", "scores", "scores_and_draws", "style_probe"]
 
 
 class FewLabel(NamedTuple):
@@ -140,6 +145,120 @@ def mlp_probe(
     return float(probe.fit(z_train, y_train).score(z_test, y_test))
 
 
+def knn(
+    z_train: Float[Array, "n dim"],
+    y_train: Shaped[Array, " n"],
+    z_test: Float[Array, "m dim"],
+    y_test: Shaped[Array, " m"],
+    k: int = 5,
+) -> float:
+    """Test accuracy of a vote of the k nearest training items.
+
+    Distances are Euclidean in z as it is, not standardised; on the unit sphere they
+    order items as the cosine does. Ties go to the smaller label.
+    """
+    return knns(z_train, y_train, {"": (z_test, y_test)}, k)[""]
+
+
+def knns(
+    z_train: Float[Array, "n dim"],
+    y_train: Shaped[Array, " n"],
+    tests: Mapping[str, tuple[Float[Array, "m dim"], Shaped[Array, " m"]]],
+    k: int = 5,
+) -> dict[str, float]:
+    """The accuracies of `knn` on several test parts, by their names."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    checked = [train_test(z_train, y_train, z, y) for z, y in tests.values()]
+    train, known = checked[0][:2]
+    if not 1 <= k <= len(train):
+        raise ValueError(
+            f"expected k from 1 to the {len(train)} training items, got {k}; lower k"
+        )
+    vote = KNeighborsClassifier(k).fit(train, known)
+    parts = zip(tests, checked, strict=True)
+    return {name: float(vote.score(z, y)) for name, (_, _, z, y) in parts}
+
+
+def style_probe(
+    z_train: Float[Array, "n dim"],
+    s_train: Shaped[Array, "n *factor"],
+    z_test: Float[Array, "m dim"],
+    s_test: Shaped[Array, "m *factor"],
+) -> list[float]:
+    r"""How well each style factor is read off z by a linear map, at most 1.
+
+    A factor of floating-point numbers is continuous: the test :math:`R^2` of ridge
+    regression (weight 1) on standardised z, 0 for a guess of the mean. Integers, truth
+    values and names are discrete: the accuracy of `linear_probe`. Factors of both kinds
+    do not fit in one array; give them one after the other.
+    """
+    z_train, z_test = representations(z_train, z_test)
+    s_train, s_test = _factors(s_train, len(z_train)), _factors(s_test, len(z_test))
+    if s_train.shape[1] != s_test.shape[1]:
+        raise ValueError(
+            f"expected the same style factors in training and test, got "
+            f"{s_train.shape[1]} and {s_test.shape[1]}"
+        )
+    probe = _ridge if s_train.dtype.kind == "f" else linear_probe
+    pairs = zip(s_train.T, s_test.T, strict=True)
+    return [probe(z_train, train, z_test, test) for train, test in pairs]
+
+
+def scores(
+    z_train: Float[Array, "n dim"],
+    y_train: Shaped[Array, " n"],
+    z_test: Float[Array, "m dim"],
+    y_test: Shaped[Array, " m"],
+    seed: int = 0,
+    *,
+    max_train: int | None = None,
+) -> dict[str, float]:
+    """Probes and neighbours from training to test; clusters and rank of the test part.
+
+    The keys are linear_probe, few_label_probe (5 labels per class), few_label_probe_se
+    (its standard error over 20 draws), knn (k = 5), cluster_accuracy, nmi, ari and
+    effective_rank.
+
+    Arguments:
+        seed: Of the draws of labels, of the clustering and of `max_train`.
+        max_train: Use at most so many training items, drawn at random; all by default.
+    """
+    return scores_and_draws(z_train, y_train, z_test, y_test, seed, max_train)[0]
+
+
+def scores_and_draws(
+    z_train: Float[Array, "n dim"],
+    y_train: Shaped[Array, " n"],
+    z_test: Float[Array, "m dim"],
+    y_test: Shaped[Array, " m"],
+    seed: int = 0,
+    max_train: int | None = None,
+) -> tuple[dict[str, float], FewLabel]:
+    """What `scores` returns, and the few-label probe with each of its draws."""
+    z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
+    if max_train is not None and max_train < len(z_train):
+        random = np.random.default_rng(seed)
+        kept = random.choice(len(z_train), max_train, replace=False)
+        z_train, y_train = z_train[kept], y_train[kept]
+    data = (z_train, y_train, z_test, y_test)
+    few, clusters = (
+        few_label_probe(*data, seed=seed),
+        cluster(z_test, y_test, seed=seed),
+    )
+    found = {
+        "linear_probe": linear_probe(*data),
+        "few_label_probe": few.mean,
+        "few_label_probe_se": few.standard_error,
+        "knn": knn(*data),
+        "cluster_accuracy": clusters.accuracy,
+        "nmi": clusters.nmi,
+        "ari": clusters.ari,
+        "effective_rank": effective_rank(z_test),
+    }
+    return found, few
+
+
 def _moments(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and scale of each dimension, the scale 1 where it is constant."""
     from sklearn.preprocessing import StandardScaler
@@ -162,3 +281,33 @@ def _logistic_regression(
     span = np.linalg.qr(z_train.T)[0]
     model.fit(z_train @ span, y_train)
     return lambda z, y: model.score(z @ span, y)
+
+
+def _factors(s: Array, items: int) -> np.ndarray:
+    array = plain(s)
+    if array.ndim not in (1, 2) or len(array) != items:
+        raise ValueError(
+            f"expected style factors ({items},) or ({items}, factors) for as many "
+            f"representations, got {array.shape}; give one row per item"
+        )
+    return array.reshape(items, -1)
+
+
+def _ridge(
+    z_train: np.ndarray, s_train: np.ndarray, z_test: np.ndarray, s_test: np.ndarray
+) -> float:
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    s_train, s_test = finite(s_train), finite(s_test)
+    if np.ptp(s_test) == 0:
+        raise ValueError(
+            f"expected a style factor that varies, got {s_test[0]} for all test items; "
+            "leave this factor out"
+        )
+    return float(
+        make_pipeline(StandardScaler(), Ridge(1.0))
+        .fit(z_train, s_train)
+        .score(z_test, s_test)
+    )
