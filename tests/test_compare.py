@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.testing import assert_close
 
@@ -14,7 +15,7 @@ import probssl as ps
 from probssl import recipes
 from probssl.compare import own_terms, representation_terms, sampled
 from probssl.compare.decoding import decoded
-from probssl.compare.densities import gaussian, student
+from probssl.compare.densities import directions, gaussian, spherical, student
 from probssl.compare.table import MATRIX, SHOWN
 from probssl.estimates import estimate
 
@@ -132,6 +133,28 @@ class TestTerms:
         for name in (*SUMS, *INFORMATION):
             assert moved.matrix[name] == pytest.approx(once.matrix[name], rel=1e-5)
 
+    @pytest.mark.parametrize(
+        ("density", "prior", "known"),
+        [
+            (student, lambda s: ps.priors.StudentT(None, s, y_scale=math.inf), 5.0),
+            (spherical, lambda k: ps.priors.Spherical(None, k), 12.0),
+        ],
+    )
+    def test_fitted_densities_are_those_of_the_prior_at_its_maximum(
+        self, density, prior, known, float64
+    ):
+        z = directions(two_views()) if density is spherical else two_views()
+        grid = [known * math.exp(t) for t in torch.linspace(-4, 4, 400).tolist()]
+        values = [float(prior(s).double().log_prob(z).mean()) for s in grid]
+        found, best = density(z), max(values)
+        assert best <= float(found.mean()) < best + 1e-3
+        low, high = grid[values.index(best) - 1], grid[values.index(best) + 1]
+        scale = minimize_scalar(
+            lambda s: -float(prior(s).double().log_prob(z).mean()), bounds=(low, high)
+        ).x
+        assert_close(found, prior(scale).double().log_prob(z), rtol=0, atol=1e-3)
+        assert abs(found.mean() - prior(scale).double().log_prob(z).mean()) < 1e-8
+
 
 class TestBounds:
     def test_terms_of_a_bound_carry_unit_weights(self, digits):
@@ -164,7 +187,7 @@ class TestBounds:
 
 class TestDecoded:
     def test_it_is_below_the_conditional_entropy_and_near(self, monkeypatch):
-        monkeypatch.setattr(decoding, "STEPS", 800)
+        monkeypatch.setattr(decoding, "STEPS", 300)
         n, s = 2_000, 0.5
         z = torch.randn(2 * n, 2)
         x = z @ torch.randn(2, 6) + s * torch.randn(2 * n, 6)

@@ -1,5 +1,6 @@
 """Reconstruction from a frozen representation: a decoder fitted afterwards."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -110,9 +111,10 @@ def _fit(
         epoch += 1
         model.train()
         order = torch.randperm(len(x)).to(device)
-        for rows in order.split(BATCH)[: STEPS - step]:
+        batches = zip(x[order].split(BATCH), z[order].split(BATCH), strict=True)
+        for batch in itertools.islice(batches, STEPS - step):
             optimizer.zero_grad()
-            (-model(x[rows], z[rows]).mean()).backward()
+            (-model(*batch).mean()).backward()
             optimizer.step()
             schedule.step()
             step += 1

@@ -50,10 +50,10 @@ def student(z: Latents) -> Values:
     With 5 degrees of freedom, shared by the views.
     """
     scale, (views, dim) = math.sqrt(_variance(z)), z.shape[1:]
-    prior = StudentT(None, y_scale=math.inf).to(z.dtype)
+    unit = StudentT(None, y_scale=math.inf).to(z.dtype)(views, dim=dim)
 
     def log_prob(scale: float) -> Values:
-        return prior(views, dim=dim, scale=z.new_tensor(scale)).log_prob(z)
+        return unit.log_prob(z / scale) - (views - 1) * dim * math.log(scale)
 
     return _at_maximum(log_prob, scale / 1e3, 10 * scale)
 
