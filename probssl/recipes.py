@@ -248,7 +248,7 @@ def _simsiam(data: Dataset, dim: int) -> nn.Module:
 
 
 def _swav(data: Dataset, dim: int) -> nn.Module:
-    return limits.SwAV(encoder(data, dim), prototypes=PROTOTYPES)
+    return limits.SwAV(encoder(data, dim), components=PROTOTYPES)
 
 
 def _deep_clustering(data: Dataset, dim: int) -> nn.Module:
@@ -262,7 +262,7 @@ def _deep_clustering(data: Dataset, dim: int) -> nn.Module:
 
 
 def _dino(data: Dataset, dim: int) -> nn.Module:
-    return limits.DINO(encoder(data, dim), _projector(dim), prototypes=PROTOTYPES)
+    return limits.DINO(encoder(data, dim), _projector(dim), components=PROTOTYPES)
 
 
 def _denoising(data: Dataset, dim: int) -> nn.Module:

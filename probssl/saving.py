@@ -76,7 +76,10 @@ CLASSES: dict[str, type] = {"torch.Identity": nn.Identity} | {
 NAMES = {known: name for name, known in CLASSES.items()}
 
 # Arguments that version 0.1.0 wrote under another name.
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "limits.DINO": {"prototypes": "components"},
+    "limits.SwAV": {"prototypes": "components"},
+}
 
 Plain = bool | int | float | str
 

@@ -267,7 +267,7 @@ def on_z(name: str) -> nn.Module:
     needs = {"MoCo", "InstanceDiscrimination", "SwAV", "DINO", "DeepClustering"}
     dim = {"dim": 4} if name in needs else {}
     if name in ("SwAV", "DINO"):
-        dim["prototypes"] = 5
+        dim["components"] = 5
     limit = getattr(ps.limits, name)
     return limit(nn.Identity(), *options.get(name, ()), **dim).eval()
 

@@ -26,11 +26,11 @@ ITEMS = 20
 
 
 def swav(**options) -> SwAV:
-    return SwAV(nn.Identity(), prototypes=5, dim=4, **options)
+    return SwAV(nn.Identity(), components=5, dim=4, **options)
 
 
 def dino(**options) -> DINO:
-    return DINO(nn.Identity(), prototypes=5, dim=4, **options).eval()
+    return DINO(nn.Identity(), components=5, dim=4, **options).eval()
 
 
 def deep_clustering(**options) -> DeepClustering:
@@ -111,7 +111,7 @@ def test_swav_takes_codes_from_every_modality():
     encoder = ps.nn.PerModality(
         [ps.nn.MLPEncoder((3,), 4, hidden=()), ps.nn.MLPEncoder((6,), 4, hidden=())]
     )
-    objective = SwAV(encoder, prototypes=5)
+    objective = SwAV(encoder, components=5)
     a, b = torch.randn(9, 1, 3), torch.randn(9, 1, 6)
     z = torch.stack(encoder((a[:, 0], b[:, 0])), 1)
     alone = swav()
@@ -174,7 +174,7 @@ def test_dino_follows_the_published_rule_for_two_steps():
     """Teacher first, then the loss, then the centre; with plain gradient descent."""
     torch.manual_seed(1)
     encoder = nn.Linear(3, 4)
-    objective = DINO(encoder, prototypes=5, dim=4, momentum=0.7).train()
+    objective = DINO(encoder, components=5, dim=4, momentum=0.7).train()
     student = [encoder.weight, encoder.bias, objective.entropy.centres]
     student = [p.detach().clone().requires_grad_() for p in student]
     teacher, centre = [p.detach().clone() for p in student], torch.zeros(5)
@@ -212,7 +212,7 @@ def test_dino_follows_the_published_rule_for_two_steps():
 
 
 def test_dino_moves_nothing_in_evaluation():
-    objective = DINO(nn.Linear(3, 4), prototypes=5, dim=4, momentum=0.5).eval()
+    objective = DINO(nn.Linear(3, 4), components=5, dim=4, momentum=0.5).eval()
     with torch.no_grad():
         objective.encoder.weight.add_(1.0)
     before = deepcopy(objective.state_dict())
@@ -445,7 +445,7 @@ def test_gradients_are_exact_where_codes_stay():
 
 @pytest.mark.parametrize("build", [SwAV, DINO])
 def test_a_learned_temperature_has_a_slope(build):
-    objective = build(nn.Identity(), prototypes=5, dim=4, temperature=ps.learned(0.2))
+    objective = build(nn.Identity(), components=5, dim=4, temperature=ps.learned(0.2))
     sum(objective(batch())).backward()
     grad = objective.prior.concentration.log.grad
     assert grad.isfinite() and grad != 0
@@ -459,7 +459,7 @@ def test_a_learned_temperature_has_a_slope(build):
         (lambda: swav(temperature=LogNormal(0.0, 1.0)), "temperature as a number"),
         (lambda: swav(epsilon=0.0), "epsilon > 0"),
         (lambda: swav(iterations=-1), "iterations >= 0"),
-        (lambda: SwAV(nn.Identity(), prototypes=1, dim=4), "at least 2"),
+        (lambda: SwAV(nn.Identity(), components=1, dim=4), "at least 2"),
         (lambda: dino(teacher_temperature=-1.0), "teacher_temperature > 0"),
         (lambda: dino(centre_momentum=1.1), "centre_momentum from 0 to 1"),
         (lambda: dino(momentum=1.1), "momentum from 0 to 1"),
@@ -486,7 +486,7 @@ def test_bad_arguments_are_refused(build, message):
 def test_multi_crop_raises_the_value_on_digits(kind):
     digits = ps.data.digits().train.rows(slice(128))
     encoder = ps.nn.MLPEncoder((1, 8, 8), 8, hidden=(32,))
-    objective = kind(encoder, ps.nn.Projector(8, 32, 8), prototypes=10)
+    objective = kind(encoder, ps.nn.Projector(8, 32, 8), components=10)
     views = MultiCrop(local=2, local_crop=(0.4, 0.7), levels=16)
     history = ps.fit(
         objective,

@@ -492,7 +492,7 @@ def test_saved_and_loaded_it_has_the_same_value(build, tmp_path):
         lambda: ps.limits.VICReg(encoder(), projector()),
         lambda: ps.limits.BYOL(encoder(), projector()),
         lambda: ps.limits.MoCo(encoder(), projector(), queue=24),
-        lambda: ps.limits.SwAV(encoder(), prototypes=5),
+        lambda: ps.limits.SwAV(encoder(), components=5),
     ],
     ids=["VICReg", "BYOL", "MoCo", "SwAV"],
 )
@@ -514,7 +514,7 @@ def test_modalities_have_a_reference_of_their_own():
 
 def test_views_of_several_sizes_are_all_looked_at():
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 3))
-    objective = DSA(ps.limits.SwAV(pooled, prototypes=5, dim=3), neighbours=3, dim=3)
+    objective = DSA(ps.limits.SwAV(pooled, components=5, dim=3), neighbours=3, dim=3)
     views = torch.randn(8, 2, 1, 6, 6), torch.randn(8, 3, 1, 4, 4)
     batch = Batch(views, torch.randn(8, 1, 6, 6))
     moved = (views[0], views[1] + torch.randn(8, 3, 1, 4, 4))

@@ -158,7 +158,7 @@ def test_a_killed_run_goes_on_with_its_schedule_bit_for_bit(tmp_path):
 
     def run(name: str, **options: object) -> DINO:
         torch.manual_seed(4)
-        objective = DINO(encoder(), prototypes=5)
+        objective = DINO(encoder(), components=5)
         folder = tmp_path / name
         options |= {"checkpoint": folder, "schedules": schedules, "batch_size": 8}
         ps.fit(objective, views, epochs=4, progress=False, **options)
@@ -221,7 +221,7 @@ def varied() -> list[nn.Module]:
     """Objectives with numbers that are not those they were built with."""
     objectives = [
         BYOL(encoder(), momentum=0.9),
-        DINO(encoder(), prototypes=5),
+        DINO(encoder(), components=5),
         vae(),
         OBJECTIVES["MoCo"](),
         OBJECTIVES["instance discrimination"](),
@@ -287,7 +287,7 @@ def test_names_of_no_buffer_are_refused_and_those_there_are_listed(name):
 
 @pytest.mark.parametrize("name", ["centre", "steps"])
 def test_buffers_of_several_numbers_or_whole_ones_are_refused(name):
-    objective = DINO(encoder(), prototypes=5)
+    objective = DINO(encoder(), components=5)
     objective.register_buffer("steps", torch.tensor(0))
     with pytest.raises(ValueError, match="a buffer of one real number"):
         Schedules(objective, {name: linear(0.0, 1.0)}, 10)

@@ -133,7 +133,7 @@ def test_objectives_take_two_sizes_with_an_encoder_that_does(kind):
     encoder = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    objective = kind(encoder, prototypes=6, dim=4)
+    objective = kind(encoder, components=6, dim=4)
     views = MultiCrop(local=3, local_size=(4, 4), local_crop=(0.3, 0.6), levels=16)
     digits = ps.data.digits().train.rows(slice(64))
     history = ps.fit(

@@ -65,7 +65,6 @@ class JointEmbedding(nn.Module):
 
     encoder: nn.Module
     projector: nn.Module | None
-    coupled = True  # whether `value` couples items, and so needs those of all processes
 
     def __init__(self, encoder: nn.Module, projector: nn.Module | None = None) -> None:
         super().__init__()
@@ -77,11 +76,11 @@ class JointEmbedding(nn.Module):
         return self.value(self.latents(batch), batch)
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
-        """Return the terms of the objective for z, the network's output.
+        """Return the terms of the objective.
 
         Arguments:
-            z: Of every view of the items of all processes, or if not `coupled` of this
-                process.
+            z: What `latents` makes of the batch: the network's output for every view of
+                the items of all processes.
             batch: The batch of this process; `runtime.distributed.gather` collects its
                 rows from all of them.
         """
@@ -102,12 +101,15 @@ class JointEmbedding(nn.Module):
         return backbone, each_view(self.projector, backbone)
 
     def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
-        """The z that `value` gets for a batch."""
-        return self.gathered(self.layers(batch.views)[1])
+        """The z of a batch, as `value` gets it."""
+        return self.prepared(self.layers(batch.views)[1])
 
-    def gathered(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
-        """The z of all processes, if the objective couples items."""
-        return gather(z) if self.coupled else z
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """The network's output, gathered from all processes.
+
+        Objectives with a prior bring it to the prior's support as well.
+        """
+        return gather(z)
 
     def represent(
         self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
@@ -176,7 +178,7 @@ class Extension(nn.Module):
     def forward(self, batch: Batch) -> Terms:
         self.base.check_shape(batch)
         backbone, z = self.base.layers(batch.views)
-        terms = self.base.value(self.base.gathered(z), batch)
+        terms = self.base.value(self.base.prepared(z), batch)
         return self.extended(terms, backbone, z, batch)
 
     def extended(
@@ -317,7 +319,6 @@ class Embedding(JointEmbedding):
 
     def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         """Return alignment and entropy, given the hyper-parameters of the prior."""
-        z = self.prior.on_support(z)
         views = z.shape[1]
         gauge = 1 if self.plug_in else self.prior.gauge(views)
         if not self.all_views:
@@ -329,6 +330,10 @@ class Embedding(JointEmbedding):
             if gauge < views:
                 entropy = entropy - (views - gauge) * self.entropy(z, self.prior)
         return Terms(entropy=entropy, alignment=self.alignment(z))
+
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """The network's output for all processes' items, on the prior's support."""
+        return self.prior.on_support(gather(z))
 
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
         """The mean log-density of views that share their content, in nats."""

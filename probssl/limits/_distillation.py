@@ -38,8 +38,6 @@ class Distillation(JointEmbedding):
         ValueError: If a predictor is to be made and the dimension is not known.
     """
 
-    coupled = False
-
     def __init__(
         self,
         encoder: nn.Module,
@@ -51,13 +49,16 @@ class Distillation(JointEmbedding):
         super().__init__(encoder, projector)
         self.prior = Spherical(None, concentration)
         self.predictor = predictor or _predictor(encoder, projector, dim)
-        self.dim = dim
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         predicted = self.prior.on_support(each_view(self.predictor, z))
         target = self.prior.on_support(self.target(z, batch))
         log_kernel = self.prior.log_kernel(predicted, target, plug_in=True)
         return Terms(alignment=over_pairs(log_kernel).mean())
+
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """The network's output: items are independent, so that none is gathered."""
+        return z
 
     def target(
         self, z: Float[Tensor, "batch view dim"], batch: Batch

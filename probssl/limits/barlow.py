@@ -84,11 +84,14 @@ class BarlowTwins(Embedding):
         self.redundancy, self.epsilon = redundancy, epsilon
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
-        z = standardised(z, self.epsilon)
         apart = (1 - _diagonals(z)).square().sum(-1).mean()
         return Terms(
             entropy=self.entropy(z, self.prior), penalty=-apart / (4 * self.redundancy)
         )
+
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """z of all processes' items, each dimension of each view standardised."""
+        return standardised(super().prepared(z), self.epsilon)
 
 
 class _CrossCorrelation(Entropy):

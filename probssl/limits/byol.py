@@ -73,7 +73,6 @@ class BYOL(Distillation):
     ) -> None:
         super().__init__(encoder, projector, predictor, dim, concentration=4.0)
         self.teacher = Teacher(self.network, momentum)
-        self.momentum = momentum
 
     def target(
         self, z: Float[Tensor, "batch view dim"], batch: Batch

@@ -72,4 +72,3 @@ class CLIP(Embedding):
         prior = Spherical(None, Reciprocal(temperature, "temperature", floor))
         entropy = KernelDensity(same_view=False)
         super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)
-        self.temperature = prior.concentration.value

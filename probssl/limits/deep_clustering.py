@@ -101,7 +101,7 @@ class DeepClustering(Clustered):
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         index = gather(batch.rows)
-        log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
+        log_density = self.entropy.log_density(z, self.prior)
         cluster = self.assignment[index]
         place = cluster.expand(log_density.shape[:2]).unsqueeze(-1)
         weight = self.weight[cluster]

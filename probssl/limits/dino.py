@@ -56,7 +56,7 @@ class DINO(Clustered):
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
         projector: A module behind it, whose output the objective sees.
-        prototypes: The number K of clusters.
+        components: The number K of clusters, whose centres are called prototypes.
         temperature: The temperature :math:`\tau` of the clusters; a number or
             ``learned(number)``.
         teacher_temperature: That of the teacher's codes, :math:`\tau'`; a buffer,
@@ -81,7 +81,7 @@ class DINO(Clustered):
         encoder: nn.Module,
         projector: nn.Module | None = None,
         *,
-        prototypes: int = 100,
+        components: int = 100,
         temperature: float | Learned = 0.1,
         teacher_temperature: float = 0.04,
         momentum: float = 0.99,
@@ -95,17 +95,15 @@ class DINO(Clustered):
                 "published"
             )
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
-        super().__init__(encoder, prior, prototypes, projector, dim)
-        self.prototypes, self.temperature = prototypes, prior.concentration.value
-        self.momentum = momentum
+        super().__init__(encoder, prior, components, projector, dim)
         register_varying(self, "teacher_temperature", teacher_temperature)
         register_varying(self, "centre_momentum", centre_momentum)
         self.teacher = Teacher(self._cosines(), momentum)
-        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("centre", torch.zeros(components))
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         self.teacher.follow(self._cosines())
-        log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
+        log_density = self.entropy.log_density(z, self.prior)
         told = gather(self.teacher(whole(self.encoder, batch.views)))
         codes = ((told - self.centre) / self.teacher_temperature).softmax(-1)
         self._move_centre(told)

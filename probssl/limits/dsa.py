@@ -135,7 +135,6 @@ class DSA(Extension):
         register_varying(self, "anchor", anchor)
         self.temperature = temperature
         self.reference_temperature = reference_temperature
-        self.momentum, self.dim = momentum, dim
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but a given reference, which stays in evaluation."""

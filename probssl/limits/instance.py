@@ -90,19 +90,12 @@ class InstanceDiscrimination(JointEmbedding):
         self.items = items
         self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
         check_not_random(self.prior)
-        self.temperature = self.prior.concentration.value
-        self.dim = dim
         register_varying(self, "momentum", momentum)
         directions = torch.randn(items, dim_of(encoder, projector, dim))
         self.register_buffer("bank", normalize(directions, dim=-1))
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
-        if z.shape[-1] != self.bank.shape[1]:
-            raise ValueError(
-                f"expected z with dim {self.bank.shape[1]}, as the bank, got "
-                f"{z.shape[-1]}; build the objective with dim={z.shape[-1]}"
-            )
-        index, z = gather(batch.rows), self.prior.on_support(z)
+        index = gather(batch.rows)
         # A copy: the bank is written before the way back, which needs what was there.
         bank = self.bank.to(z, copy=True)
         alignment = self.prior.log_kernel(bank[index].unsqueeze(1), z, plug_in=True)
@@ -112,6 +105,15 @@ class InstanceDiscrimination(JointEmbedding):
             self._follow(index, z)
         entropy = math.log(self.items) - sums.mean()
         return Terms(entropy=entropy, alignment=alignment.mean())
+
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """The network's output for all processes' items, as directions."""
+        if z.shape[-1] != self.bank.shape[1]:
+            raise ValueError(
+                f"expected z with dim {self.bank.shape[1]}, as the bank, got "
+                f"{z.shape[-1]}; build the objective with dim={z.shape[-1]}"
+            )
+        return self.prior.on_support(gather(z))
 
     @torch.no_grad()
     def _follow(

@@ -50,4 +50,3 @@ class LogDet(Embedding):
     ) -> None:
         prior = Gaussian(None, scale, y_scale=math.inf)
         super().__init__(encoder, prior, LogDeterminant(epsilon), projector=projector)
-        self.scale, self.epsilon = scale, epsilon

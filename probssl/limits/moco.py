@@ -84,21 +84,21 @@ class MoCo(JointEmbedding):
         sphere = Spherical(None, Reciprocal(temperature, "temperature"))
         self.prior = sphere if prior is None else prior
         check_not_random(self.prior)
-        self.temperature = sphere.concentration.value
-        self.momentum, self.queue, self.dim = momentum, queue, dim
         self.teacher = Teacher(self.network, momentum)
         self.keys = Queue(queue, dim_of(encoder, projector, dim))
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         self.teacher.follow(self.network)
-        queries = self.prior.on_support(z)
-        keys = self.prior.on_support(gather(self.teacher(batch.views)))
+        keys = self.prepared(self.teacher(batch.views))
 
-        queued = self.keys.log_sums(self.prior, queries.flatten(0, 1))
-        queued = queued.view(len(queries), 1, -1)
-        alignment = self.prior.log_kernel(keys, queries, plug_in=True)
+        queued = self.keys.log_sums(self.prior, z.flatten(0, 1)).view(len(z), 1, -1)
+        alignment = self.prior.log_kernel(keys, z, plug_in=True)
         entropy = (1 + self.keys.filled.to(queued)).log() - alignment.logaddexp(queued)
         self.keys.push(keys.flatten(0, 1))
         return Terms(
             entropy=over_pairs(entropy).mean(), alignment=over_pairs(alignment).mean()
         )
+
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """The network's output for all processes' items, on the prior's support."""
+        return self.prior.on_support(gather(z))

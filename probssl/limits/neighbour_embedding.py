@@ -95,7 +95,7 @@ class NeighbourEmbedding(Embedding):
         prior = HeavyTail(None, 1.0, 1.0) if prior is None else prior
         super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)
         self.affinity = Positives() if affinity is None else affinity
-        self.joint, self.queue, self.dim = joint, queue, dim
+        self.joint = joint
 
     def check_shape(self, batch: Batch) -> None:
         """Raise an error if the batch is too small for P; one view may be enough."""
@@ -133,7 +133,6 @@ class NeighbourEmbedding(Embedding):
         return p / mass / mass.numel()
 
     def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
-        z = self.prior.on_support(z)
         p = self.weights(batch)
         points = z.flatten(0, 1) if self.affinity.dense else z
         log_kernel = self.prior.log_kernel(points, points, plug_in=True)
@@ -173,7 +172,6 @@ class SNE(NeighbourEmbedding):
             affinity = Perplexity(symmetric=self.symmetric)
         prior = Gaussian(None, scale, y_scale=math.inf)
         super().__init__(encoder, affinity, prior, projector, joint=self.symmetric)
-        self.scale = scale
 
 
 class SymmetricSNE(SNE):
@@ -215,4 +213,3 @@ class TSNE(NeighbourEmbedding):
     ) -> None:
         affinity = Perplexity(symmetric=True) if affinity is None else affinity
         super().__init__(encoder, affinity, HeavyTail(None, 1.0, dof), projector)
-        self.dof = dof

@@ -118,7 +118,7 @@ class PID(Extension):
         super().__init__(base)
         _check(components, items, weight, layer)
         self.components, self.items = components, items
-        self.unit, self.dim = unit, dim
+        self.unit = unit
         self.layer = "backbone" if self.projector is None else layer
         behind = self.projector if self.layer == "projector" else None
         dim = dim_of(self.encoder, behind, dim)

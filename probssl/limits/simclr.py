@@ -83,5 +83,3 @@ class SimCLR(Embedding):
                 queue, dim_of(encoder, projector, dim), same_item=not decoupled
             )
         super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)
-        self.temperature = prior.concentration.value
-        self.decoupled, self.queue, self.dim = decoupled, queue, dim

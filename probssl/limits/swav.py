@@ -46,7 +46,7 @@ class SwAV(Clustered):
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
         projector: A module behind it, whose output the objective sees.
-        prototypes: The number K of clusters.
+        components: The number K of clusters, whose centres are called prototypes.
         temperature: The temperature :math:`\tau` of the clusters; a number or
             ``learned(number)``.
         epsilon: The temperature :math:`\epsilon` of the codes.
@@ -64,7 +64,7 @@ class SwAV(Clustered):
         encoder: nn.Module,
         projector: nn.Module | None = None,
         *,
-        prototypes: int = 100,
+        components: int = 100,
         temperature: float | Learned = 0.1,
         epsilon: float = 0.05,
         iterations: int = 3,
@@ -76,12 +76,11 @@ class SwAV(Clustered):
                 f"{epsilon} and {iterations}; 0.05 and 3 are published"
             )
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
-        super().__init__(encoder, prior, prototypes, projector, dim)
-        self.prototypes, self.temperature = prototypes, prior.concentration.value
+        super().__init__(encoder, prior, components, projector, dim)
         self.epsilon, self.iterations = epsilon, iterations
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
-        log_density = self.entropy.log_density(self.prior.on_support(z), self.prior)
+        log_density = self.entropy.log_density(z, self.prior)
         _, coded = Batch(whole(self.encoder, batch.views)).shape
         scale = self.epsilon * self.prior.concentration()
         codes = sinkhorn(log_density[:coded], scale, self.iterations)

@@ -74,4 +74,3 @@ class TSimCLR(Embedding):
             )
         prior = TSNE(None, math.sqrt(temperature), dof)
         super().__init__(encoder, prior, Collision(), projector=projector, plug_in=True)
-        self.dof, self.temperature = dof, temperature

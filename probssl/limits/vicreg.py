@@ -76,8 +76,3 @@ class VICReg(Embedding):
             VarianceCovariance(2 * covariance / variance),
             projector=projector,
         )
-        self.invariance, self.variance, self.covariance = (
-            invariance,
-            variance,
-            covariance,
-        )

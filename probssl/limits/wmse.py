@@ -45,9 +45,8 @@ from torch import Tensor, nn
 from ..entropies import Entropy
 from ..entropies.gaussian import covariance
 from ..priors import Gaussian, Prior, Spherical
-from ..runtime.distributed import from_main
+from ..runtime.distributed import from_main, gather
 from ..special import log_area
-from ..terms import Batch, Terms
 from ._base import Embedding
 
 __all__ = ["WMSE"]
@@ -98,11 +97,12 @@ class WMSE(Embedding):
             encoder, prior, _White(), projector=projector, plug_in=normalise
         )
         self.size, self.rounds = size, rounds
-        self.normalise, self.epsilon = normalise, epsilon
+        self.epsilon = epsilon
 
-    def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
-        parts = [whitened(part, self.epsilon) for part in self._divided(z)]
-        return super().estimate(torch.cat(parts), batch)
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """Whitened z of all processes' items, in training in random order."""
+        parts = [whitened(part, self.epsilon) for part in self._divided(gather(z))]
+        return self.prior.on_support(torch.cat(parts))
 
     def _divided(self, z: Float[Tensor, "batch view dim"]) -> list[Tensor]:
         items, _, dim = z.shape

@@ -182,9 +182,9 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "W-MSE": lambda: limits.WMSE(encoder()),
     "BYOL": lambda: limits.BYOL(encoder(), projector()),
     "SimSiam": lambda: limits.SimSiam(encoder(), projector()),
-    "SwAV": lambda: limits.SwAV(encoder(), prototypes=5),
+    "SwAV": lambda: limits.SwAV(encoder(), components=5),
     "deep clustering": lambda: limits.DeepClustering(encoder(), 4, ITEMS),
-    "DINO": lambda: limits.DINO(encoder(), prototypes=5),
+    "DINO": lambda: limits.DINO(encoder(), components=5),
     "DSA": lambda: limits.DSA(
         limits.SimCLR(encoder(), projector()), neighbours=ITEMS // 2
     ),
