@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .arguments import instance, positive, whole
 from .data import Split
 from .data.batches import Views, viewed
-from .data.tensors import value_tensor
+from .data.memory import value_tensor
 from .entropies import KernelDensity
 from .limits import TSimCLR
 from .limits._base import Embedding

@@ -1,20 +1,25 @@
+"""Data sets: splits, arrays, groups, files that are read without trust, simulators."""
+
 import gzip
 import hashlib
 import io
 import math
 import pickle
+import re
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.checks import refusals
 from PIL import Image
 from torch.testing import assert_close
 
 from probssl import data
-from probssl.data.idx import read_idx
+from probssl.data.published import read_idx
 from probssl.data.simulators import FACTORS, SHAPES
 
 RNG = np.random.RandomState(0)
@@ -96,6 +101,24 @@ def test_take_leaves_the_global_generator_alone():
     assert torch.equal(after, torch.get_rng_state())
 
 
+def test_what_is_printed_is_short_and_len_counts_the_items():
+    digits = data.digits()
+    assert len(digits.train) == 1346 and len(repr(digits)) < 200
+    assert repr(digits.test) == "Split(451 items (1, 8, 8), float32, 10 classes)"
+    assert "<th>test</th><td>451 items (1, 8, 8)" in digits._repr_html_()
+    pair = data.groups([X, X[:, :1]], present=np.ones((6, 2), bool))
+    assert len(pair) == 6
+    assert repr(pair) == "Groups(6 items (1, 2), (1, 1), float32, present)"
+    assert len(repr(data.linear_gaussian(100))) < 150
+
+
+def test_a_split_with_other_tensors_keeps_the_rest():
+    split = data.digits().test
+    brighter = split._replace(images=split.images + 1)
+    assert brighter.labels is split.labels and brighter.style is None
+    assert_close(brighter.images, split.images + 1)
+
+
 # Arrays
 
 
@@ -168,44 +191,78 @@ def test_whole_numbers_become_int64_labels(labels):
 
 
 X = np.linspace(0, 1, 12).reshape(6, 2)
-WRONG = {
-    "at least one item, got shape (0, 2)": (ValueError, X[:0], {}),
-    "at least one item, got shape (12,)": (ValueError, X.flatten(), {}),
-    "each of the 6 images, got 5": (ValueError, X, {"labels": range(5)}),
-    "got 6 with shape (6, 3)": (ValueError, X, {"labels": np.eye(6, 3)}),
-    "infinity in 1 of 6 items": (ValueError, np.where(X == 0, np.nan, X), {}),
-    "infinity in 2 of 6 items": (ValueError, np.where(X > 0.7, np.inf, X), {}),
-    "from 0 to 2": (ValueError, 2 * X, {"levels": 255}),
-    "from -1 to 0": (ValueError, X - 1, {"levels": 255}),
-    "on the grid k/16": (ValueError, X, {"levels": 16}),
-    "on the grid k/1 (a byte k": (ValueError, (X > 0).astype(np.uint8), {"levels": 1}),
-    "levels minus one, 1 or more, got 0": (ValueError, X, {"levels": 0}),
-    "got an array of object": (TypeError, X.astype(object), {}),
-    "got an array of <U": (TypeError, X.astype(str), {}),
-    "got an array of complex": (TypeError, X + 1j, {}),
-    "got torch.complex": (TypeError, torch.tensor(X + 1j), {}),
-    "numbers or strings in labels": (TypeError, X, {"labels": [0.5] * 6}),
-    "such as nan": (TypeError, X, {"labels": [math.nan] * 6}),
-    "such as inf": (TypeError, X, {"labels": [math.inf] * 6}),
-    "such as None": (TypeError, X, {"labels": [None] + ["a"] * 5}),
-    "hand in both": (ValueError, X, {"test_labels": [1]}),
-    "both labels and test_labels": (ValueError, X, {"test": X, "labels": range(6)}),
-    "like the training images, (2,)": (ValueError, X, {"test": X[:, :1]}),
-    "in 6 class(es)": (ValueError, X, {"labels": range(6)}),
-    "some of each": (
-        TypeError,
-        X,
-        {"test": X, "labels": range(6), "test_labels": list("abcdef")},
-    ),
-}
+PAIR, SIX = [X, X], range(6)
 
 
-@pytest.mark.parametrize("message", WRONG)
-def test_arrays_say_what_is_wrong(message):
-    error, images, options = WRONG[message]
-    with pytest.raises(error) as raised:
-        data.arrays(images, **options)
-    assert message in str(raised.value)
+def refuses(make, cases):
+    """A test of calls with these positional and keyword arguments."""
+    return refusals(
+        *(
+            (lambda a=a, o=o: make(*a, **o), error, re.escape(message))
+            for message, error, *a, o in cases
+        )
+    )
+
+
+test_arrays_say_what_is_wrong = refuses(
+    data.arrays,
+    [
+        ("at least one item, got shape (0, 2)", ValueError, X[:0], {}),
+        ("at least one item, got shape (12,)", ValueError, X.flatten(), {}),
+        ("each of the 6 images, got 5", ValueError, X, {"labels": range(5)}),
+        ("got 6 with shape (6, 3)", ValueError, X, {"labels": np.eye(6, 3)}),
+        ("infinity in 1 of 6", ValueError, np.where(X == 0, np.nan, X), {}),
+        ("infinity in 2 of 6", ValueError, np.where(X > 0.7, np.inf, X), {}),
+        ("from 0 to 2", ValueError, 2 * X, {"levels": 255}),
+        ("from -1 to 0", ValueError, X - 1, {"levels": 255}),
+        ("on the grid k/16", ValueError, X, {"levels": 16}),
+        ("grid k/1 (a byte k", ValueError, (X > 0).astype(np.uint8), {"levels": 1}),
+        ("levels as a whole number", ValueError, X, {"levels": 0}),
+        ("got an array of object", TypeError, X.astype(object), {}),
+        ("got an array of <U", TypeError, X.astype(str), {}),
+        ("got an array of complex", TypeError, X + 1j, {}),
+        ("got torch.complex", TypeError, torch.tensor(X + 1j), {}),
+        ("numbers or strings in labels", TypeError, X, {"labels": [0.5] * 6}),
+        ("such as nan", TypeError, X, {"labels": [math.nan] * 6}),
+        ("such as inf", TypeError, X, {"labels": [math.inf] * 6}),
+        ("such as None", TypeError, X, {"labels": [None] + ["a"] * 5}),
+        ("pass both", ValueError, X, {"test_labels": [1]}),
+        ("both labels and test_labels", ValueError, X, {"test": X, "labels": SIX}),
+        ("like the training images, (2,)", ValueError, X, {"test": X[:, :1]}),
+        ("in 6 class(es)", ValueError, X, {"labels": SIX}),
+        (
+            "some of each",
+            TypeError,
+            X,
+            {"test": X, "labels": SIX, "test_labels": list("abcdef")},
+        ),
+    ],
+)
+test_groups_say_what_is_wrong = refuses(
+    data.groups,
+    [
+        ("a list with one array", ValueError, X, {}),
+        ("the same n, got shapes []", ValueError, [], {}),
+        ("the same n, got shapes [(6", ValueError, [X, X[:3]], {}),
+        ("the same n, got shapes [(6,)", ValueError, [X[:, 0], X[:, 0]], {}),
+        ("one type of number", ValueError, [X, X > 0], {}),
+        ("at least one item", ValueError, np.zeros((0, 2, 3)), {}),
+        ("one class for each of the 6", ValueError, PAIR, {"labels": [1, 2]}),
+        ("Booleans", TypeError, PAIR, {"present": np.ones((6, 2))}),
+        ("(6, 2) (n, view)", ValueError, PAIR, {"present": [[True] * 3] * 6}),
+        ("none for 6 of 6", ValueError, PAIR, {"present": [[False] * 2] * 6}),
+    ],
+)
+test_linear_gaussian_says_what_is_wrong = refuses(
+    data.linear_gaussian,
+    [
+        ("y_scale as a finite number", ValueError, 3, {"y_scale": math.inf}),
+        ("scale as a finite number of", ValueError, 3, {"scale": -1}),
+        ("noise as a finite number", ValueError, 3, {"noise": math.nan}),
+        ("views as a whole number", ValueError, 3, {"views": 0}),
+    ],
+)
+test_factors_refuse_no_items = refuses(data.factors, [("got 0", ValueError, 0, {})])
 
 
 @pytest.mark.parametrize("levels", [1, 16, 255])
@@ -240,26 +297,6 @@ def test_groups_replace_what_is_missing_and_leave_what_was_given():
     assert made.views.sum() == 9
     with pytest.raises(ValueError, match="infinity in 1 of 2 items"):
         data.groups(x, present=[[True, True], [True, False]])
-
-
-@pytest.mark.parametrize(
-    "error, message, views, options",
-    [
-        (ValueError, "a list with one array", X, {}),
-        (ValueError, "the same n", [], {}),
-        (ValueError, "the same n", [X, X[:3]], {}),
-        (ValueError, "the same n", [X[:, 0], X[:, 0]], {}),
-        (ValueError, "one type of number", [X, X > 0], {}),
-        (ValueError, "at least one item", np.zeros((0, 2, 3)), {}),
-        (ValueError, "one class for each of the 6", [X, X], {"labels": [1, 2]}),
-        (TypeError, "Booleans", [X, X], {"present": np.ones((6, 2))}),
-        (ValueError, r"\(6, 2\) \(n, view\)", [X, X], {"present": [[True] * 3] * 6}),
-        (ValueError, "none for 6 of 6", [X, X], {"present": [[False] * 2] * 6}),
-    ],
-)
-def test_groups_say_what_is_wrong(error, message, views, options):
-    with pytest.raises(error, match=message):
-        data.groups(views, **options)
 
 
 # idx files
@@ -328,7 +365,7 @@ def test_fashion_mnist_takes_the_whole_or_the_first_20000(tmp_path, train):
         ("requires a buffer", b"\0\0"),
         ("requires a buffer", idx(pixels(3, 3))[:6]),
         ("expected 9 bytes, 1 or more, .* got 8", idx(pixels(3, 3))[:-1]),
-        ("expected 9 bytes, 1 or more, .* got 10", idx(pixels(3, 3)) + b"\0"),
+        ("expected 9 bytes, 1 or more, .* got more", idx(pixels(3, 3)) + b"\0"),
         ("expected 0 bytes, 1 or more", idx(pixels(0, 3))),
     ],
 )
@@ -467,7 +504,7 @@ def test_a_pickle_with_any_other_content_is_refused(tmp_path, order, message):
     write_cifar(tmp_path, canonical)
     (tmp_path / "test_batch").write_bytes(order)
     with pytest.raises(
-        ValueError, match=f"test_batch is no CIFAR-10 batch: .*{message}"
+        ValueError, match=f"test_batch is not a CIFAR-10 batch: .*{message}"
     ):
         data.cifar10(tmp_path)
 
@@ -653,7 +690,9 @@ def test_npz_never_opens_pickled_objects(tmp_path):
 
 def test_npz_without_images_or_without_a_file_says_so(tmp_path):
     with pytest.raises(ValueError, match="expected one of images, .* got labels"):
-        data.npz(archive(tmp_path, labels=[1], other=[2]))
+        data.npz(archive(tmp_path, labels=[1]))
+    with pytest.raises(ValueError, match="keys among images, .* got 'lables'"):
+        data.npz(archive(tmp_path, x=pixels(8, 3), lables=[1] * 8))
     with pytest.raises(FileNotFoundError, match="absent.npz"):
         data.npz(tmp_path / "absent.npz")
 
@@ -725,8 +764,10 @@ def test_image_folder_resizes_where_asked(tmp_path):
 def test_image_folder_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         data.image_folder(tmp_path / "absent")
-    (tmp_path / "a").mkdir()
     with pytest.raises(FileNotFoundError, match=r"CLASS/\*.png, \*.jpg"):
+        data.image_folder(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match=r"every class folder, got none in .*/a;"):
         data.image_folder(tmp_path)
     (tmp_path / "a" / "0.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="0.png cannot be read"):
@@ -734,6 +775,40 @@ def test_image_folder_says_what_is_wrong(tmp_path):
     Image.fromarray(np.zeros((3, 3), np.uint16)).save(tmp_path / "a" / "0.png")
     with pytest.raises(ValueError, match="not 8 bits"):
         data.image_folder(tmp_path)
+    colours = pixels(3, 3, 3)  # which Pillow cannot write with 16 bits
+    (tmp_path / "a" / "0.png").write_bytes(png_of_16_bits(colours))
+    with pytest.raises(ValueError, match="mode RGB, not 8 bits"):
+        data.image_folder(tmp_path)
+
+
+def png_of_16_bits(colours):
+    def part(kind, content):
+        check = zlib.crc32(kind + content)
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+        )
+
+    height, width, _ = colours.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header)
+    return start + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".tif", ".webp"])
+def test_image_folder_reads_every_kind_of_picture(tmp_path, suffix):
+    write_pictures(tmp_path, suffix=suffix)
+    assert data.image_folder(tmp_path).train.images.shape == (6, 3, 6, 5)
+
+
+def test_image_folder_turns_photographs_upright(tmp_path):
+    photograph, exif = Image.fromarray(pixels(6, 5, 3)), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    (tmp_path / "a").mkdir()
+    for i in range(2):
+        photograph.save(tmp_path / "a" / f"{i}.png", exif=exif)
+    upright = np.asarray(photograph.rotate(-90, expand=True)).transpose(2, 0, 1)
+    assert exact(data.image_folder(tmp_path).train.images[0], upright)
 
 
 def test_image_folder_without_pillow_says_what_to_install(tmp_path, monkeypatch):
@@ -842,20 +917,6 @@ def test_linear_gaussian_without_noise_is_its_own_truth():
     )
 
 
-@pytest.mark.parametrize(
-    "message, options",
-    [
-        ("y_scale at least 0 and finite, got inf", {"y_scale": math.inf}),
-        ("scale at least 0 and finite, got -1", {"scale": -1}),
-        ("noise at least 0 and finite, got nan", {"noise": math.nan}),
-        ("got 3, 0, 2 and 8", {"views": 0}),
-    ],
-)
-def test_linear_gaussian_says_what_is_wrong(message, options):
-    with pytest.raises(ValueError, match=message):
-        data.linear_gaussian(3, **options)
-
-
 def test_factors_are_independent_and_uniform():
     n = 4_000
     drawn = data.factors(n)
@@ -893,11 +954,6 @@ def test_drawings_show_their_factors():
     t = style["thickness"]
     area = 16 * t + math.pi * t.square()
     assert ((mass - area) / area)[bar].abs().max() < 0.1  # soft edges add to the ends
-
-
-def test_factors_refuse_no_items():
-    with pytest.raises(ValueError, match="got 0"):
-        data.factors(0)
 
 
 # The real files

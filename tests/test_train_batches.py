@@ -116,7 +116,7 @@ def test_a_large_file_is_checked_in_parts(tmp_path, monkeypatch):
         largest = max(largest, len(values))
         return numbers(values, what)
 
-    monkeypatch.setattr(as_batches, "AT_ONCE", 4 * DIM)
+    monkeypatch.setattr(as_batches, "CHUNK", 4 * DIM)
     monkeypatch.setattr(as_batches, "_numbers", watched)
     with pytest.raises(ValueError, match="infinity in 3 of 23 items"):
         made(file)

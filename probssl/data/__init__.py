@@ -1,13 +1,8 @@
-"""Data sets: embedded, from files, from memory, and simulated with known factors."""
+"""Data sets: published, from files, from memory, and simulated."""
 
-from .archives import npz
-from .catalogue import load
-from .cifar import cifar10
-from .embedded import digits
-from .folders import image_folder
-from .idx import fashion_mnist, mnist
+from .files import image_folder, load, npz
 from .memory import arrays, groups
-from .omniglot import omniglot_small
+from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
 from .simulators import LinearGaussian, factors, linear_gaussian
 from .splits import Dataset, Groups, Split
 

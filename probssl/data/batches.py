@@ -1,4 +1,4 @@
-"""What data look like as batches: items, taken as they lie, then made into views."""
+"""Batches: rows of the data, moved to the device and augmented to views there."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,54 +7,45 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..terms import Batch
-from .memory import observed_content
+from .memory import check_finite, check_items, observed_content, value_tensor
 from .splits import Groups, Split
-from .tensors import check_finite, check_items, value_tensor
 
-__all__ = ["Data", "Items", "Target", "Views", "nested", "viewed"]
+__all__ = ["Data", "Items", "Target", "Views", "viewed"]
 
 Data = Split | Groups | Tensor | np.ndarray | tuple[Tensor | np.ndarray, ...]
 Views = Callable[[Tensor], Tensor | Batch]
 Part = Tensor | np.memmap  # a file is read batch by batch
 
-AT_ONCE = 2**24  # numbers that are checked at once
-
-
-def nested(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """All tensors in a nest of lists, tuples and dictionaries, changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: nested(change, part) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(nested(change, part) for part in value))
-    if isinstance(value, list | tuple):
-        return type(value)(nested(change, part) for part in value)
-    return value
+CHUNK = 2**24  # numbers that are checked for NaN and infinity in one chunk
 
 
 class Target(NamedTuple):
-    """Where batches go: the device, and the precision of the objective."""
+    """The device and the dtype of the objective, to which batches are moved."""
 
     device: torch.device
     dtype: torch.dtype
 
     def move(self, value: Any) -> Any:
-        """All tensors in a nest of lists, tuples and dictionaries, on the device."""
-        # What goes to the host must be there before it is read.
+        """All tensors of a nest of lists, tuples and dictionaries, on the device."""
+        # A copy to the CPU must be complete before it is read.
         wait = self.device.type == "cpu"
-        return nested(lambda x: x.to(self.device, non_blocking=not wait), value)
+        return tree_map_only(
+            Tensor, lambda x: x.to(self.device, non_blocking=not wait), value
+        )
 
     def values(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Bytes k as k/255, other numbers as they are, in the objective's precision."""
+        """Bytes k as k/255, other numbers unchanged, in the objective's dtype."""
         return self._number(self.move(x))
 
     def batch(self, batch: Batch) -> Batch:
-        """A batch on the device, its views and originals as values."""
+        """A batch on the device, its views and originals as `values`."""
         moved = self.move(batch)
-        views, clean = (nested(self._number, x) for x in (moved.views, moved.clean))
+        views, clean = (
+            tree_map_only(Tensor, self._number, x) for x in (moved.views, moved.clean)
+        )
         return moved._replace(views=views, clean=clean)
 
     def _number(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -63,20 +54,20 @@ class Target(NamedTuple):
 
 
 class Items:
-    r"""Items that become batches for an objective.
+    r"""The items of a data set, from which batches for an objective are made.
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
             one for each modality. A `numpy.memmap` stays on the disk.
-        like: What has the device and the precision of the objective, such as one of its
-            parameters; None means those of the data.
-        views: A sampler (batch, \*event) -> (batch, view, \*event), or -> Batch. Groups
-            and several modalities have their own views; else without a sampler the
-            items are their only one.
+        like: A tensor with the device and the dtype of the objective, such as one of
+            its parameters; None means those of the data.
+        views: The data augmentation (batch, \*event) -> (batch, view, \*event), or ->
+            Batch. Groups and several modalities have their own views. Otherwise None
+            means that each item is its only view.
         content: Contents of some of the items, as `Batch.content`.
 
     Raises:
-        TypeError: If the data are of no known kind.
+        TypeError: If the data are of another type.
         ValueError: If there are no items, NaN or infinity in views that are present,
             lengths that do not match, both groups and views, or contents twice.
     """
@@ -101,7 +92,7 @@ class Items:
         self.present = data.present if isinstance(data, Groups) else None
         _check_lengths(self.parts, self.present)
         self.content = _known(data, content, len(self))
-        self.first = self._raw(slice(1)).parts  # says the types of all
+        self.first = self._raw(slice(1)).parts  # has the dtypes of all items
         self._check_finite(what)
         like = _own(self.first[0]) if like is None else like
         self.target, self.views = Target(like.device, like.dtype), views
@@ -113,22 +104,22 @@ class Items:
 
     @property
     def size(self) -> int:
-        """The bytes that the views of all items take on the device."""
+        """The memory that the views of all items take on the device, in bytes."""
         return len(self) * sum(x.numel() * self._kept(x).itemsize for x in self.first)
 
     def settle(self) -> None:
-        """Move all items to the device; bytes stay bytes, a quarter of the memory."""
+        """Move all items to the device; uint8 stays uint8, a quarter of the memory."""
         move = self.target.move
         parts = (_rows(part, slice(None)) for part in self.parts)
         self.parts = tuple(move(part).to(self._kept(part)) for part in parts)
         self.present, self.content = move(self.present), move(self.content)
 
     def take(self, rows: Int[Tensor, " batch"]) -> Batch:
-        """The items in these rows as they lie, bytes as bytes, without a sampler."""
+        """The items in these rows, not yet moved, converted or augmented."""
         return self._raw(rows)._replace(index=rows)
 
     def make(self, taken: Batch) -> Batch:
-        """What was taken, on the device and in its precision, with the views."""
+        """The batch of the items that `take` gave, on the device, with its views."""
         batch = self.target.batch(taken)
         if self.grouped or self.several:
             return batch
@@ -136,16 +127,16 @@ class Items:
         return drawn if batch.content is None else drawn._replace(content=batch.content)
 
     def batch(self, rows: Int[Tensor, " batch"]) -> Batch:
-        """The items in these rows with their views, and what is known of them."""
+        """The batch of the items in these rows."""
         return self.make(self.take(rows))
 
     def alone(
         self, rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch *event"] | tuple[Tensor, ...]:
-        """The items in these rows, each by itself; a tuple if so the data are.
+        """The items in these rows without augmentation; a tuple for several modalities.
 
         Raises:
-            TypeError: If they are groups.
+            TypeError: If the data are groups.
         """
         if self.grouped:
             raise TypeError(
@@ -173,7 +164,7 @@ class Items:
 
     def _check_finite(self, what: str) -> None:
         if any(one.is_floating_point() for one in self.first):
-            step = max(1, AT_ONCE // sum(one.numel() for one in self.first))
+            step = max(1, CHUNK // sum(one.numel() for one in self.first))
             starts = range(0, len(self), step)
             chunks = (self._raw(slice(start, start + step)).parts for start in starts)
             check_finite(chunks, len(self), what)
@@ -184,11 +175,11 @@ def viewed(
     views: Views | None,
     index: Int[Tensor, " batch"] | None = None,
 ) -> Batch:
-    """Views of the items x; without a sampler the items are their only view.
+    """A batch of augmented views of the items x; without `views`, of x itself.
 
     Raises:
-        TypeError: If the sampler returns neither a tensor nor a Batch.
-        ValueError: If the shape of what it returns is not (batch, view, \\*event).
+        TypeError: If `views` returns neither a tensor nor a Batch.
+        ValueError: If its shape is not (batch, view, \\*event).
     """
     drawn = x.unsqueeze(1) if views is None else views(x)
     if isinstance(drawn, Tensor) and drawn.ndim == x.ndim + 1:
@@ -211,7 +202,7 @@ def viewed(
 
 
 def _values(data: Any) -> Any:
-    """What the views are made of."""
+    """The tensors or arrays of the data, without labels."""
     values = data.images if isinstance(data, Split) else data
     values = data.views if isinstance(data, Groups) else values
     for part in values if type(values) is tuple else (values,):
@@ -260,7 +251,7 @@ def _check_lengths(parts: tuple[Part, ...], present: Tensor | None) -> None:
 
 
 def _known(data: Data, content: Any, n: int) -> Int[Tensor, " n"] | None:
-    """Contents, those of Groups or others."""
+    """The observed contents: those of the Groups, or those given."""
     if isinstance(data, Groups) and data.content is not None:
         if content is not None:
             raise ValueError(

@@ -1,17 +1,19 @@
-"""Data sets from what lies in memory: arrays of images, ready-made groups of views."""
+"""Data sets from memory: arrays of any origin, checked once, and groups of views."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from .splits import Dataset, Groups, Split
-from .tensors import check_grid, check_values, fixed_split, label_tensors, value_tensor
+from .. import arguments
+from .splits import Dataset, Groups, Split, fixed_split
 
-__all__ = ["arrays", "groups", "observed_content"]
+__all__ = ["arrays", "check_finite", "check_items", "groups", "observed_content"]
+__all__ += ["value_tensor"]
 
 
 def arrays(
@@ -24,20 +26,20 @@ def arrays(
     name: str = "arrays",
     seed: int = 0,
 ) -> Dataset:
-    """A data set from what lies in memory: NumPy arrays, tensors or pandas objects.
+    """A data set from NumPy arrays, tensors or pandas objects.
 
-    Event shapes are taken as they stand; images have their channel first. Bytes stay
-    bytes and stand for k/255; Boolean images become the bytes 0 and 255; other numbers
-    become floating point. Labels become int64, strings by their sorted order.
+    Event shapes are kept; images have their channel first. Bytes stay bytes and stand
+    for k/255; Boolean images become the bytes 0 and 255; other numbers become floating
+    point. Labels become int64, strings by their sorted order.
 
     Arguments:
         test: The test images; None sets a fixed quarter of every class aside.
         levels: Grey levels minus one, which puts every image on the grid k/levels;
             None means 1 for Boolean images, 255 for bytes, otherwise not quantised.
-        seed: Which split, where `test` is None.
+        seed: The seed of the split, where `test` is None.
 
     Raises:
-        TypeError: Values that are no numbers, labels that are no classes.
+        TypeError: Values that are not numbers, labels that are not classes.
         ValueError: No items, lengths or shapes that do not match, NaN or infinity,
             images outside [0, 1] or off the grid.
     """
@@ -46,7 +48,7 @@ def arrays(
     if test is None:
         if test_labels is not None:
             raise ValueError(
-                "expected test with test_labels, got test_labels only; hand in both"
+                "expected test with test_labels, got test_labels only; pass both"
             )
         (codes,) = label_tensors(labels=(labels, whole))
         return fixed_split(Split(whole, codes), levels, name, seed)
@@ -60,7 +62,7 @@ def arrays(
     if (labels is None) != (test_labels is None):
         raise ValueError(
             "expected labels for both splits or for neither, got them for one; "
-            "hand in both labels and test_labels"
+            "pass both labels and test_labels"
         )
     codes, test_codes = label_tensors(
         labels=(labels, whole), test_labels=(test_labels, held_out)
@@ -71,7 +73,7 @@ def arrays(
 def groups(
     views: Any, labels: Any = None, present: Any = None, *, content: Any = None
 ) -> Groups:
-    """Ready-made groups: pairs of photographs, modalities, repeated measurements.
+    """Positive pairs without augmentation: modalities, repeated measurements.
 
     Arguments:
         views: An array (n, view, \\*event), or a list with one array (n, \\*event) for
@@ -81,11 +83,11 @@ def groups(
         present: Booleans (n, view), False where a view is missing. What stands there,
             NaN included, is replaced by zeros.
         content: Whole numbers (n,) that the objective may see, as the components of a
-            mixture that the items belong to; -1 where one is not known. Labels, which
-            evaluate, are seen by no objective.
+            mixture that the items belong to; -1 where one is not known. No objective
+            sees the labels, which serve evaluation.
 
     Raises:
-        TypeError: Values that are no numbers, `present` that is not Boolean, `content`
+        TypeError: Values that are not numbers, `present` that is not Boolean, `content`
             that is not whole numbers.
         ValueError: No items, lengths that do not match, an item without any view, NaN
             or infinity in a view that is present.
@@ -108,11 +110,11 @@ def groups(
 
 
 def observed_content(content: Any, n: int) -> Int[Tensor, " n"]:
-    """Contents that are observed, -1 where one is not known, as a tensor.
+    """Observed contents as a tensor, -1 where one is not known.
 
     Raises:
-        TypeError: If they are no whole numbers.
-        ValueError: If there are not n of them, or one is below -1.
+        TypeError: If they are not whole numbers.
+        ValueError: If there are not n, or one is below -1.
     """
     known = content if isinstance(content, Tensor) else torch.tensor(np.array(content))
     if known.dtype == torch.bool or known.is_floating_point() or known.is_complex():
@@ -127,6 +129,127 @@ def observed_content(content: Any, n: int) -> Int[Tensor, " n"]:
             + (f" and the least {int(known.min())}" if known.numel() else "")
         )
     return known.long()
+
+
+def value_tensor(values: Any, what: str) -> Shaped[Tensor, "*shape"]:
+    """Numbers as a tensor: bytes unchanged, Booleans as 0 and 255, others as floats.
+
+    NumPy's floating point takes torch's default dtype; a tensor keeps its own.
+
+    Arguments:
+        what: The name of the values in an error.
+
+    Raises:
+        TypeError: Values that are not real numbers.
+    """
+    if isinstance(values, Tensor):
+        tensor = values.detach()
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "buif":
+            raise TypeError(
+                f"expected real numbers in {what}, got an array of {array.dtype}; "
+                "convert it first, for example with .astype('float32')"
+            )
+        # A copy: NumPy's array may be read-only or in another machine's byte order.
+        tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), "C"))
+        if tensor.dtype.is_floating_point:
+            tensor = tensor.to(torch.get_default_dtype())
+    if tensor.is_complex():
+        raise TypeError(f"expected real numbers in {what}, got {tensor.dtype}")
+    if tensor.dtype == torch.bool:
+        return tensor.to(torch.uint8) * 255
+    if tensor.dtype.is_floating_point or tensor.dtype == torch.uint8:
+        return tensor
+    return tensor.to(torch.get_default_dtype())
+
+
+def check_values(tensor: Shaped[Tensor, "*shape"], what: str) -> None:
+    """Raise a ValueError unless there are items (n, \\*event), all of them finite."""
+    check_items(tensor.shape, what)
+    check_finite([(tensor,)], len(tensor), what)
+
+
+def check_items(shape: Sequence[int], what: str) -> None:
+    """Raise a ValueError unless this is a shape (n, \\*event) with items."""
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(
+            f"expected {what} with shape (n, *event) and at least one item, "
+            f"got shape {tuple(shape)}"
+        )
+
+
+def check_finite(
+    chunks: Iterable[tuple[Shaped[Tensor, "chunk *event"], ...]], n: int, what: str
+) -> None:
+    """Raise a ValueError if an item is not finite.
+
+    Arguments:
+        chunks: The n items in chunks, a tensor for each modality.
+    """
+    broken = sum(int(_broken(parts).sum()) for parts in chunks)
+    if broken:
+        raise ValueError(
+            f"expected finite numbers in {what}, got NaN or infinity in {broken} of "
+            f"{n} items; drop or impute them first"
+        )
+
+
+def check_grid(images: Shaped[Tensor, "n *event"], levels: int, what: str) -> None:
+    """Raise a ValueError unless all images lie on the grid k/levels in [0, 1]."""
+    hint = "give the number of grey levels minus one"
+    levels = arguments.whole("levels", levels, hint=hint)
+    if images.dtype == torch.uint8:
+        if levels == 255:
+            return
+        images = images.float() / 255
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(
+            f"expected {what} in [0, 1] where levels is given, got values from "
+            f"{images.min():.4g} to {images.max():.4g}; divide by the largest level"
+        )
+    steps = images * levels
+    # Rounding k/levels and multiplying it again are each off by half an eps, times k.
+    off = (steps - steps.round()).abs() > levels * torch.finfo(steps.dtype).eps
+    if off.any():
+        raise ValueError(
+            f"expected {what} on the grid k/{levels} (a byte k stands for k/255), got "
+            f"{images[off][0]:.6g}; rescale them, or omit levels if they are not "
+            "quantised"
+        )
+
+
+def label_tensors(
+    **parts: tuple[Any, Shaped[Tensor, "_ *event"]],
+) -> list[Int[Tensor, " _"] | None]:
+    """Class numbers as int64 for pairs of labels and their images.
+
+    Strings are numbered by their sorted order over all labels; None stays None.
+
+    Arguments:
+        parts: The pairs, by the name that an error gives them.
+
+    Raises:
+        TypeError: Labels that are neither whole numbers nor strings.
+        ValueError: Labels of another length than the images.
+    """
+    codes = {
+        name: _label_array(labels, len(images), name)
+        for name, (labels, images) in parts.items()
+        if labels is not None
+    }
+    strings = [array.dtype.kind == "U" for array in codes.values()]
+    if any(strings):
+        if not all(strings):
+            raise TypeError("expected strings or numbers as labels, got some of each")
+        classes = np.unique(np.concatenate(list(codes.values())))
+        codes = {name: np.searchsorted(classes, part) for name, part in codes.items()}
+    return [
+        torch.from_numpy(codes[name].astype(np.int64)).to(images.device)
+        if name in codes
+        else None
+        for name, (_, images) in parts.items()
+    ]
 
 
 def _default_levels(values: Any) -> int | None:
@@ -186,3 +309,36 @@ def _mask(present: Any, n: int, views: int) -> Bool[Tensor, "n view"]:
             "leave these items out"
         )
     return mask
+
+
+def _label_array(labels: Any, n: int, what: str) -> np.ndarray:
+    tensor = isinstance(labels, Tensor)
+    array = labels.detach().cpu().numpy() if tensor else np.asarray(labels)
+    if array.shape != (n,):
+        raise ValueError(
+            f"expected {what} with one class for each of the {n} images, "
+            f"got {len(array) if array.ndim else 0} with shape {array.shape}"
+        )
+    if array.dtype.kind in "ST" or all(isinstance(label, str) for label in array):
+        return array.astype(str)
+    if array.dtype.kind == "O" and all(isinstance(label, Integral) for label in array):
+        return array.astype(np.int64)
+    whole = array.dtype.kind in "biu" or (
+        array.dtype.kind == "f"
+        and np.isfinite(array).all()
+        and (array == np.round(array)).all()
+    )
+    if not whole:
+        raise TypeError(
+            f"expected whole numbers or strings in {what}, got {array.dtype} such as "
+            f"{array[:1].tolist()[0]!r}"
+        )
+    return array
+
+
+def _broken(
+    parts: tuple[Shaped[Tensor, "chunk *event"], ...],
+) -> Bool[Tensor, " chunk"]:
+    floating = [part for part in parts if part.is_floating_point()]
+    finite = [part.isfinite().flatten(1).all(1) for part in floating]
+    return ~torch.stack(finite).all(0) if finite else torch.zeros(0, dtype=torch.bool)

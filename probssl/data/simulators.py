@@ -1,4 +1,4 @@
-"""Data whose factors are known: the linear-Gaussian joint, and small drawn shapes."""
+"""Simulated data with known factors: a linear-Gaussian joint, and drawn shapes."""
 
 import math
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import at_least, whole
 from .splits import Groups, Split
 
 __all__ = ["FACTORS", "SHAPES", "LinearGaussian", "factors", "linear_gaussian"]
@@ -30,12 +31,19 @@ _STROKES = (
 
 
 class LinearGaussian(NamedTuple):
-    """What `linear_gaussian` drew: the groups of views, and the truth behind them."""
+    """The groups of views that `linear_gaussian` drew, and their true y, z and W."""
 
     groups: Groups
     y: Float[Tensor, "n dim"]
     z: Float[Tensor, "n view dim"]
     weight: Float[Tensor, "features dim"]
+
+    def __repr__(self) -> str:
+        shapes = [
+            f"{name} {tuple(part.shape)}"
+            for name, part in zip("yzW", self[1:], strict=True)
+        ]
+        return f"LinearGaussian({self.groups}, {', '.join(shapes)})"
 
 
 def linear_gaussian(
@@ -49,28 +57,25 @@ def linear_gaussian(
     noise: float = 0.1,
     weight: Float[Tensor, "features dim"] | None = None,
 ) -> LinearGaussian:
-    r"""Groups of views from the joint with Gaussian prior and a linear likelihood.
+    r"""Draw groups of views from a Gaussian prior and a linear-Gaussian likelihood.
 
     .. math:: y \sim N(0, \texttt{y\_scale}^2 I), \quad
         z_v \mid y \sim N(y, \texttt{scale}^2 I), \quad
         x_v \mid z_v \sim N(W z_v, \texttt{noise}^2 I)
 
     Arguments:
-        weight: W, which then also sets `dim`, `features`, the type and the device; None
-            draws its entries from N(0, 1).
+        weight: W, which then also sets `dim`, `features`, the dtype and the device;
+            None draws its entries from N(0, 1).
 
     Raises:
         ValueError: A scale that is negative or not finite, no items, no views.
     """
     scales = {"scale": scale, "y_scale": y_scale, "noise": noise}
+    sizes = {"n": n, "views": views, "dim": dim, "features": features}
     for name, value in scales.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"expected {name} at least 0 and finite, got {value}")
-    if min(n, views, dim, features) < 1:
-        raise ValueError(
-            "expected n, views, dim and features of 1 or more, "
-            f"got {n}, {views}, {dim} and {features}"
-        )
+        at_least(name, value, 0)
+    for name, size in sizes.items():
+        whole(name, size)
     W = torch.randn(features, dim) if weight is None else weight
     y = y_scale * torch.randn(n, W.shape[1], dtype=W.dtype, device=W.device)
     z = y.unsqueeze(1) + scale * y.new_empty(n, views, W.shape[1]).normal_()
@@ -79,7 +84,7 @@ def linear_gaussian(
 
 
 def factors(n: int) -> Split:
-    """Shapes of 16 × 16 pixels in [0, 1]: the shape is the content, the rest style.
+    """Draw shapes of 16 × 16 pixels in [0, 1]: the shape is content, the rest style.
 
     Shape, position, angle and thickness are independent and uniform. The labels number
     `SHAPES`; the columns of the style are named by `FACTORS`: the position x (to the
@@ -94,9 +99,7 @@ def factors(n: int) -> Split:
     Raises:
         ValueError: No items.
     """
-    if n < 1:
-        raise ValueError(f"expected n of 1 or more, got {n}")
-    shape = torch.randint(len(SHAPES), (n,))
+    shape = torch.randint(len(SHAPES), (whole("n", n),))
     low, high = torch.tensor(_LOW), torch.tensor(_HIGH)
     style = low + (high - low) * torch.rand(n, len(FACTORS))
     position, angle, thickness = style[:, :2], style[:, 2], style[:, 3]

@@ -1,58 +1,90 @@
-"""What a data set is: rows of images, ready-made groups of views, train and test."""
+"""What a data set is: items with labels, groups of views, a training and a test set."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from html import escape
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Dataset", "Groups", "Split"]
+__all__ = ["Dataset", "Groups", "Split", "fixed_split"]
 
 
-class Split(NamedTuple):
-    """Images, and what is known about each: the content and the style.
+@dataclass(frozen=True, eq=False, repr=False)
+class Rows:
+    """Tensors with one row for each item; `len` is the number of items."""
+
+    def __len__(self) -> int:
+        return len(_first(vars(self)[fields(self)[0].name]))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_summary(self)})"
+
+    def rows(self, index: Shaped[Tensor, " m"] | slice) -> Self:
+        """The items with these row numbers, in this order; or where a mask is true."""
+        taken = {
+            name: tuple(part[index] for part in value)
+            if isinstance(value, tuple)
+            else value[index]
+            for name, value in vars(self).items()
+            if value is not None
+        }
+        return replace(self, **taken)
+
+    def _replace(self, **changes: Any) -> Self:
+        """A copy with other tensors; named as for the tuples `Batch` and `Dataset`."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(Rows):
+    """Images or other items, and what is known about each: its class and its style.
 
     Arguments:
         images: Bytes in 0..255, which stand for k/255, or floating point in [0, 1];
             arrays that are no images may hold any finite number.
-        labels: The content, a class number.
+        labels: The class numbers, used for evaluation only: the content.
         style: What varies within a class (the writer, the factors of a simulator).
+
+    Example:
+        >>> import probssl as ps
+        >>> ps.data.digits().train
+        Split(1346 items (1, 8, 8), float32, 10 classes)
     """
 
     images: Shaped[Tensor, "n *event"]
     labels: Int[Tensor, " n"] | None = None
     style: Shaped[Tensor, "n *factors"] | None = None
 
-    def rows(self, index: Shaped[Tensor, " m"] | slice) -> "Split":
-        """The items with these row numbers, in this order; or where a mask is true."""
-        return Split(
-            self.images[index],
-            None if self.labels is None else self.labels[index],
-            None if self.style is None else self.style[index],
-        )
-
     def take(self, n: int, seed: int | None = 0) -> "Split":
         """A random subset of n items, always the same for one seed.
 
         With ``seed=None`` the first n items; files are often sorted by class, which
         is why this is not the default.
+
+        Raises:
+            ValueError: If there are fewer than n items.
         """
-        size = len(self.images)
-        if not 0 < n <= size:
-            raise ValueError(f"expected n from 1 to the {size} items here, got {n}")
+        if not 0 < n <= len(self):
+            raise ValueError(
+                f"expected n from 1 to the {len(self)} items here, got {n}"
+            )
         if seed is None:
             return self.rows(slice(n))
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.rows(order[:n].to(self.images.device))
 
 
-class Groups(NamedTuple):
-    """Natural groups of views, which need no augmentation; made by `groups`.
+@dataclass(frozen=True, eq=False, repr=False)
+class Groups(Rows):
+    """Positive pairs or groups that need no augmentation; `groups` makes them.
 
     Arguments:
         views: The views of each item, with shape (n, view, \\*event); or one such
             tensor for each modality, where their event shapes differ.
-        labels: The content of each item, for evaluation: no objective sees it.
+        labels: The class numbers, used for evaluation only: no objective sees them.
         present: Which views were observed; None means all of them.
         content: Observed contents, which reach the objective in `Batch.content`: whole
             numbers, -1 where one is not known.
@@ -63,21 +95,9 @@ class Groups(NamedTuple):
     present: Bool[Tensor, "n view"] | None = None
     content: Int[Tensor, " n"] | None = None
 
-    def rows(self, index: Shaped[Tensor, " m"] | slice) -> "Groups":
-        """The items with these row numbers, in this order; or where a mask is true."""
-        views = self.views
-        return Groups(
-            tuple(part[index] for part in views)
-            if isinstance(views, tuple)
-            else views[index],
-            None if self.labels is None else self.labels[index],
-            None if self.present is None else self.present[index],
-            None if self.content is None else self.content[index],
-        )
-
 
 class Dataset(NamedTuple):
-    """A training and a test split of one kind of data.
+    """A training and a test set of one kind of data.
 
     Arguments:
         levels: The number of grey levels minus one: 1 for binary images, 16 for
@@ -88,3 +108,68 @@ class Dataset(NamedTuple):
     test: Split
     levels: int | None
     name: str
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, levels={self.levels},\n"
+            f"    train={self.train},\n    test={self.test})"
+        )
+
+    def _repr_html_(self) -> str:
+        grid = "not quantised" if self.levels is None else f"{self.levels + 1} levels"
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{escape(_summary(split))}</td></tr>"
+            for name, split in (("train", self.train), ("test", self.test))
+        )
+        caption = f"<caption>{escape(self.name)}, {grid}</caption>"
+        return f"<table>{caption}{rows}</table>"
+
+
+def fixed_split(whole: Split, levels: int | None, name: str, seed: int = 0) -> Dataset:
+    """Three quarters of every class for training, one for the test, in random order.
+
+    A class with a single item is for training.
+
+    Raises:
+        ValueError: Too few items to set one aside.
+    """
+    n, labels = len(whole), whole.labels
+    # NumPy promises that RandomState never changes its streams: the split is fixed
+    # across versions.
+    order = np.random.RandomState(seed).permutation(n)
+    shuffled = np.zeros(n, int) if labels is None else labels.cpu().numpy()[order]
+    by_class = np.argsort(shuffled, kind="stable")
+    classes, first, size = np.unique(
+        shuffled[by_class], return_index=True, return_counts=True
+    )
+    rank = np.empty(n, int)  # of an item within its class, in random order
+    rank[by_class] = np.arange(n) - np.repeat(first, size)
+    held_out = rank % 4 == 1
+    if not held_out.any():
+        raise ValueError(
+            f"expected a class with two items or more to set a test set aside, got {n} "
+            f"item(s) in {len(classes)} class(es); pass a test set"
+        )
+    train, test = (
+        torch.from_numpy(order[part]).to(whole.images.device)
+        for part in (~held_out, held_out)
+    )
+    return Dataset(whole.rows(train), whole.rows(test), levels, name)
+
+
+def _first(values: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return values[0] if isinstance(values, tuple) else values
+
+
+def _summary(data: Rows) -> str:
+    values, *known = vars(data).items()
+    parts = values[1] if isinstance(values[1], tuple) else (values[1],)
+    shapes = ", ".join(str(tuple(part.shape[1:])) for part in parts)
+    dtype = str(parts[0].dtype).removeprefix("torch.")
+    said = [f"{len(data)} items {shapes}", dtype]
+    for name, value in known:
+        if name == "labels" and value is not None:
+            said.append(f"{len(value.unique())} classes")
+        elif value is not None:
+            said.append(name)
+    return ", ".join(said)

@@ -1,0 +1,275 @@
+"""Data sets by name, from a NumPy archive, or from folders of pictures."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from .memory import arrays
+from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
+from .splits import Dataset, Split, fixed_split
+
+__all__ = ["image_folder", "load", "npz"]
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+_GREY, _COLOURED = ("1", "L", "LA"), ("P", "RGB", "RGBA")
+
+_VARIABLE = "PROBSSL_DATA"
+_FILES: dict[str, tuple[Callable[[Path], Dataset], str]] = {
+    "mnist": (mnist, "mnist"),
+    "fashion-mnist": (fashion_mnist, "fashion-mnist"),
+    "cifar10": (cifar10, "cifar-10-jpeg"),
+    "omniglot": (omniglot_small, "omniglot-small"),
+}
+
+
+def load(
+    name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+) -> Dataset:
+    """A data set by its name, or from a `.npz` file or a folder of pictures.
+
+    The names are digits, mnist (binarised), fashion-mnist, cifar10 and omniglot.
+
+    Arguments:
+        root: The folder of the files of a named data set, or the folder that holds
+            it as `mnist`, `fashion-mnist`, `cifar-10-jpeg` or `omniglot-small`;
+            None means the environment variable `PROBSSL_DATA`.
+
+    Raises:
+        FileNotFoundError: Missing files or folders, each named.
+        ValueError: An unknown name, or `root` where none is used.
+    """
+    name = os.fspath(name_or_path)
+    if name in _FILES:
+        read, folder = _FILES[name]
+        return read(_folder(name, folder, root))
+    if root is not None:
+        raise ValueError(
+            f"expected root with one of {', '.join(_FILES)} only, got it with "
+            f"{name!r}; omit it"
+        )
+    if name == "digits":
+        return digits()
+    path = Path(name)
+    if path.is_dir():
+        return image_folder(path)
+    if path.suffix == ".npz":
+        return npz(path)
+    raise ValueError(
+        f"expected digits, {', '.join(_FILES)}, a .npz file or a folder of pictures, "
+        f"got {name!r}, which is none of them"
+    )
+
+
+def _folder(name: str, folder: str, root: str | os.PathLike[str] | None) -> Path:
+    given = os.environ.get(_VARIABLE) if root is None else root
+    if not given:
+        raise FileNotFoundError(
+            f"expected the folder of the files of {name}, got none; pass root= (on the "
+            f"command line --root), or set {_VARIABLE} to the folder of {folder}"
+        )
+    inside = Path(given) / folder
+    return inside if inside.is_dir() else Path(given)
+
+
+_IMAGES = ("images", "images_train", "x", "x_train")
+_LABELS = ("labels", "labels_train", "y", "y_train")
+_TEST_IMAGES, _TEST_LABELS = ("images_test", "x_test"), ("labels_test", "y_test")
+
+
+def npz(path: str | os.PathLike[str]) -> Dataset:
+    """A data set from a NumPy archive: images or vectors, with or without labels.
+
+    The keys are `images` (or `x`), `labels` (`y`), `images_test` (`x_test`),
+    `labels_test` (`y_test`), also as `images_train` and so on; all but the first are
+    optional. Without test images a fixed quarter is set aside. A number `levels` is
+    the number of grey levels minus one (see `arrays`).
+
+    Images (n, height, width) get a channel axis; one or three channels that come last
+    are moved to the front. Other shapes are kept.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A damaged archive, no images, an unknown key, pickled objects, axes
+            that can be read in two ways, and what `arrays` refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a .npz file at {path.absolute()}")
+    content = _read(path)
+    images = _first(content, _IMAGES)
+    if images is None:
+        raise ValueError(
+            f"expected one of {', '.join(_IMAGES)} in {path}, got "
+            f"{', '.join(content) or 'an empty archive'}"
+        )
+    test = _first(content, _TEST_IMAGES)
+    levels = content.get("levels")
+    return arrays(
+        _channel_first(images, path),
+        _first(content, _LABELS),
+        test=None if test is None else _channel_first(test, path),
+        test_labels=_first(content, _TEST_LABELS),
+        levels=None if levels is None else levels.item(),
+        name=path.stem,
+    )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"expected an archive written by numpy.savez at {path}, got another format"
+        )
+    known = {*_IMAGES, *_LABELS, *_TEST_IMAGES, *_TEST_LABELS, "levels"}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in set(file) - known:
+                raise ValueError(
+                    f"expected keys among {', '.join(sorted(known))}, got {key!r}"
+                )
+            return {key: file[key] for key in file}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}; save arrays of numbers or strings under "
+            "these keys"
+        ) from error
+
+
+def _first(
+    content: Mapping[str, np.ndarray], keys: tuple[str, ...]
+) -> np.ndarray | None:
+    return next((content[key] for key in keys if key in content), None)
+
+
+def _channel_first(images: np.ndarray, path: Path) -> np.ndarray:
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim != 4:
+        return images
+    first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
+    if first == last:
+        raise ValueError(
+            "expected images (n, height, width), (n, channel, height, width) or "
+            "(n, height, width, channel) with one or three channels, got shape "
+            f"{images.shape} in {path}, which is "
+            f"{'two of these' if first else 'none'}; "
+            "probssl.data.arrays takes any shape"
+        )
+    return np.moveaxis(images, 3, 1) if last else images
+
+
+def image_folder(
+    root: str | os.PathLike[str], size: int | tuple[int, int] | None = None
+) -> Dataset:
+    """A data set from picture files CLASS/\\*.png, .jpg, .bmp, .gif, .tif or .webp.
+
+    The labels number the sorted classes. Their folders lie in `root` itself, and a
+    fixed quarter of each is the test set, or in `root/train` and `root/test`. If all
+    pictures are grey they have one channel, otherwise three; transparency is dropped,
+    the EXIF orientation is applied. Needs Pillow.
+
+    Arguments:
+        size: Resize to this height and width, whatever the proportions were; None
+            expects pictures of one size.
+
+    Raises:
+        FileNotFoundError: No such folder, or one without pictures.
+        ImportError: Pillow is missing.
+        ValueError: A class without pictures; pictures of several sizes, damaged or
+            with more than 8 bits a channel.
+    """
+    root = Path(root)
+    name = root.absolute().name
+    if not root.is_dir():
+        raise FileNotFoundError(f"expected a folder at {root.absolute()}")
+    if not ((root / "train").is_dir() and (root / "test").is_dir()):
+        files = _files(root)
+        images = _pixels(files, size)
+        return fixed_split(Split(images, _classes(files, files)), 255, name)
+    train, test = _files(root / "train"), _files(root / "test")
+    images = _pixels(train + test, size)
+    return Dataset(
+        Split(images[: len(train)], _classes(train, train + test)),
+        Split(images[len(train) :], _classes(test, train + test)),
+        255,
+        name,
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    files: list[Path] = []
+    for kind in sorted(folder.iterdir()):
+        if not kind.is_dir() or kind.name.startswith("."):
+            continue
+        pictures = [p for p in sorted(kind.iterdir()) if p.suffix.lower() in _SUFFIXES]
+        if not pictures:
+            raise ValueError(
+                f"expected pictures *{', *'.join(_SUFFIXES)} in every class folder, "
+                f"got none in {kind.absolute()}; add some or remove the folder"
+            )
+        files += pictures
+    if not files:
+        raise FileNotFoundError(
+            f"expected pictures CLASS/*{', *'.join(_SUFFIXES)} in {folder.absolute()}, "
+            "found none"
+        )
+    return files
+
+
+def _classes(files: list[Path], together: list[Path]) -> Tensor:
+    names = sorted({path.parent.name for path in together})
+    number = {name: i for i, name in enumerate(names)}
+    return torch.tensor([number[path.parent.name] for path in files])
+
+
+def _pixels(
+    files: list[Path], size: int | tuple[int, int] | None
+) -> UInt8[Tensor, "n channel height width"]:
+    shape = (size, size) if isinstance(size, int) else size
+    pictures = [
+        _picture(path, shape)
+        for path in tqdm(files, "pictures", leave=False, disable=None)
+    ]
+    for path, picture in zip(files, pictures, strict=True):
+        if picture.shape[:2] != pictures[0].shape[:2]:
+            raise ValueError(
+                "expected pictures of one size, got (height, width) "
+                f"{pictures[0].shape[:2]} in {files[0]} and {picture.shape[:2]} in "
+                f"{path}; give size= to resize them"
+            )
+    channels = max(picture.shape[2] for picture in pictures)
+    stacked = np.empty((len(files), *pictures[0].shape[:2], channels), np.uint8)
+    for row, picture in zip(stacked, pictures, strict=True):
+        row[...] = picture  # a grey one fills all three channels
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+
+def _picture(
+    path: Path, shape: tuple[int, int] | None
+) -> UInt8[np.ndarray, "height width channel"]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError("pictures need Pillow: pip install pillow") from error
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            # Pillow gives colours of 16 bits as 8, without a word.
+            if file.mode not in _GREY + _COLOURED or ";16" in str(file.tile):
+                raise ValueError(f"mode {file.mode}, not 8 bits a channel")
+            upright = ImageOps.exif_transpose(file)
+            # A palette may hold transparency, which only RGBA takes over in full.
+            flat = upright.convert("RGBA") if file.mode == "P" else upright
+            image = flat.convert("L" if file.mode in _GREY else "RGB")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if shape is not None:
+        image = image.resize(shape[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(image.height, image.width, -1)

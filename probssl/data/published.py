@@ -1,0 +1,363 @@
+"""Published data sets: scikit-learn's digits, MNIST, Fashion-MNIST, CIFAR-10, Omniglot.
+
+Their files are read without trust: nothing is unpickled but lists, numbers and bytes.
+
+References:
+    Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998)
+    https://doi.org/10.24432/C50P49
+    Gradient-based learning applied to document recognition (LeCun et al., 1998)
+    https://doi.org/10.1109/5.726791
+    Fashion-MNIST (Xiao et al., 2017)
+    https://arxiv.org/abs/1708.07747
+    Learning multiple layers of features from tiny images (Krizhevsky, 2009)
+    https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
+    Human-level concept learning through probabilistic program induction
+    (Lake et al., 2015), for Omniglot
+    https://doi.org/10.1126/science.aab3050
+"""
+
+import gzip
+import io
+import math
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from .splits import Dataset, Split, fixed_split
+
+__all__ = ["cifar10", "digits", "fashion_mnist", "mnist", "omniglot_small"]
+__all__ += ["read_idx"]
+
+_WRITERS = "mnist-writers.npz"
+_PICKLES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_JPEGS = ("cifar10-train-jpeg.npz", "cifar10-test-jpeg.npz")
+_END_OF_IMAGE = b"\xff\xd9"
+_OMNIGLOT = "omniglot-small.npz"
+_TRAINING_DRAWERS = 15  # of the 20 of every alphabet
+
+
+def digits(seed: int = 0) -> Dataset:
+    """The 1,797 digits of 8 × 8 pixels that come with scikit-learn, in {0, 1/16, …, 1}.
+
+    No file is needed. Each pixel counts the ink in a 4 × 4 block of a binary scan, so
+    that a grey level is Binomial(16). A fixed quarter of every class is the test set.
+
+    Example:
+        >>> digits().train.images.shape
+        torch.Size([1346, 1, 8, 8])
+    """
+    from sklearn.datasets import load_digits
+
+    counts, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(counts.astype(np.float32) / 16).reshape(-1, 1, 8, 8)
+    whole = Split(images, torch.from_numpy(labels.astype(np.int64)))
+    return fixed_split(whole, levels=16, name="digits", seed=seed)
+
+
+def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
+    """The 60,000 + 10,000 handwritten digits of 28 × 28 pixels, as bytes.
+
+    The style is the writer's number where `mnist-writers.npz` lies beside the idx files
+    (keys `train_writer` and `t10k_writer`).
+
+    Arguments:
+        root: The folder of the four idx files, gzip-compressed or not.
+        binary: Make pixels above 127 white and the others black.
+
+    Raises:
+        FileNotFoundError: A missing idx file.
+        ValueError: A file that is damaged or does not match the others.
+    """
+    folder = Path(root)
+    train, test = _split(folder, ("train",)), _split(folder, ("t10k",))
+    if binary:
+        train, test = (
+            part._replace(images=(part.images > 127).to(torch.uint8) * 255)
+            for part in (train, test)
+        )
+    if (folder / _WRITERS).is_file():
+        train = train._replace(style=_writers(folder, "train", len(train)))
+        test = test._replace(style=_writers(folder, "t10k", len(test)))
+    return Dataset(train, test, 1 if binary else 255, "mnist")
+
+
+def fashion_mnist(root: str | os.PathLike[str]) -> Dataset:
+    """Articles of clothing, ten classes of 28 × 28 grey bytes.
+
+    Arguments:
+        root: The folder of the four idx files, gzip-compressed or not. Without
+            `train-…`, `train20k-…` (the first 20,000) is read.
+
+    Raises:
+        FileNotFoundError: A missing idx file.
+        ValueError: A file that is damaged or does not match the others.
+    """
+    folder = Path(root)
+    train, test = _split(folder, ("train", "train20k")), _split(folder, ("t10k",))
+    return Dataset(train, test, 255, "fashion-mnist")
+
+
+def read_idx(path: str | os.PathLike[str]) -> UInt8[Tensor, "*shape"]:
+    """The bytes of an idx file, decompressed if its name ends in `.gz`.
+
+    Raises:
+        ValueError: Another format, another type of number, too few or too many values.
+    """
+    path = Path(path)
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            zero, kind, axes = struct.unpack(">HBB", file.read(4))
+            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            size = math.prod(shape)
+            if zero != 0 or kind != 8 or axes == 0:
+                raise ValueError(
+                    f"expected an idx file of bytes (00 00 08 and the number of axes), "
+                    f"got {zero:04x} {kind:02x} {axes:02x}"
+                )
+            values = bytearray(file.read(size + 1))  # and not whatever it unpacks to
+    except (
+        EOFError,
+        OSError,
+        OverflowError,
+        ValueError,
+        struct.error,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}; copy the file again"
+        ) from error
+    if len(values) != size or size == 0:
+        raise ValueError(
+            f"expected {size} bytes, 1 or more, for shape {shape} in {path}, got "
+            f"{'more' if len(values) > size else len(values)}; copy the file again"
+        )
+    return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)
+
+
+def _split(folder: Path, prefixes: tuple[str, ...]) -> Split:
+    images = read_idx(_find(folder, prefixes, "images-idx3-ubyte"))
+    labels = read_idx(_find(folder, prefixes, "labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"expected images (n, height, width) and n labels of {prefixes[0]} in "
+            f"{folder}, got shapes {tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    return Split(images.unsqueeze(1), labels.long())
+
+
+def _find(folder: Path, prefixes: tuple[str, ...], stem: str) -> Path:
+    names = [f"{p}-{stem}{suffix}" for p in prefixes for suffix in (".gz", "")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"expected {' or '.join(names)} in {folder.absolute()}, found none; "
+        "pass the folder of the idx files as root"
+    )
+
+
+def _writers(folder: Path, prefix: str, n: int) -> Int[Tensor, " n"]:
+    with np.load(folder / _WRITERS, allow_pickle=False) as file:
+        writers = file[f"{prefix}_writer"]
+    if writers.shape != (n,):
+        raise ValueError(
+            f"expected {n} writers of {prefix} in {folder / _WRITERS}, "
+            f"got shape {writers.shape}"
+        )
+    return torch.from_numpy(writers.astype(np.int64))
+
+
+def cifar10(root: str | os.PathLike[str]) -> Dataset:
+    """The 50,000 + 10,000 photographs of ten classes, bytes of shape (3, 32, 32).
+
+    Arguments:
+        root: The folder of the canonical pickles `data_batch_1`, …, `test_batch`, or
+            the one that holds it as `cifar-10-batches-py`; or the folder of
+            `cifar10-train-jpeg.npz` and `cifar10-test-jpeg.npz`, which need Pillow.
+
+    Raises:
+        FileNotFoundError: A missing file.
+        ImportError: JPEGs without Pillow.
+        ValueError: A damaged file, or a pickle that holds anything but bytes.
+    """
+    root = Path(root)
+    for folder in (root / "cifar-10-batches-py", root):
+        if any((folder / name).is_file() for name in _PICKLES):
+            _require(folder, _PICKLES)
+            batches = [_unpickled(folder / name) for name in _PICKLES]
+            train = Split(
+                *(torch.cat(parts) for parts in zip(*batches[:-1], strict=True))
+            )
+            return Dataset(train, Split(*batches[-1]), 255, "cifar10")
+    if not any((root / name).is_file() for name in _JPEGS):
+        raise FileNotFoundError(
+            f"expected {', '.join(_PICKLES)} in {root.absolute()} or its folder "
+            f"cifar-10-batches-py, or {' and '.join(_JPEGS)} in it, found none; "
+            "give the folder of these files as root"
+        )
+    _require(root, _JPEGS)
+    train, test = (_decoded(root / name) for name in _JPEGS)
+    return Dataset(train, test, 255, "cifar10")
+
+
+def _require(folder: Path, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"expected {', '.join(names)} in {folder.absolute()}, "
+            f"missing {', '.join(missing)}"
+        )
+
+
+class _Array:
+    """Replaces a NumPy array while its pickle is read: bytes and a shape."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, _, column_major, values = state
+        values = values.encode("latin1") if isinstance(values, str) else values
+        flat = np.frombuffer(values, np.uint8)
+        self.values = (
+            flat.reshape(shape[::-1]).T if column_major else flat.reshape(shape)
+        )
+
+
+class _Bytes:
+    """Replaces NumPy's byte dtype while a pickle is read."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code != "u1":
+            raise pickle.UnpicklingError(f"expected bytes ('u1'), got type {code!r}")
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the byte order, which a single byte does not have."""
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"expected latin1, got encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, numbers, strings and arrays of bytes, nothing else.
+
+    It calls neither NumPy nor any other library: the five names that such a file refers
+    to are replaced by those above, and every other name is refused.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct":
+                return lambda *_: _Array()
+            case "numpy", "ndarray":
+                return None
+            case "numpy", "dtype":
+                return lambda *arguments: _Bytes(*arguments)
+            case "_codecs", "encode":
+                return lambda *arguments: _encoded(*arguments)
+        raise pickle.UnpicklingError(
+            f"it refers to {module}.{name}, which no CIFAR-10 batch does"
+        )
+
+
+def _unpickled(path: Path) -> tuple[UInt8[torch.Tensor, "n 3 32 32"], torch.Tensor]:
+    try:
+        with open(path, "rb") as file:
+            content = _Unpickler(file, encoding="latin1").load()
+        data, labels = content["data"].values, content["labels"]
+        images = torch.from_numpy(data.copy()).reshape(-1, 3, 32, 32)
+        classes = torch.tensor(labels, dtype=torch.int64)
+    except Exception as error:  # a damaged pickle raises almost any
+        raise ValueError(f"{path} is not a CIFAR-10 batch: {error}") from error
+    if data.shape != (len(labels), 3072) or not labels:
+        raise ValueError(
+            f"expected data of shape (n, 3072) and n labels in {path}, "
+            f"got {data.shape} and {len(labels)}"
+        )
+    return images, classes
+
+
+def _decoded(path: Path) -> Split:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name} holds JPEGs, which need Pillow: pip install pillow"
+        ) from error
+    with np.load(path, allow_pickle=False) as file:
+        keys = ("header", "scans", "lengths", "labels")
+        if missing := set(keys) - set(file):
+            raise ValueError(f"expected {', '.join(sorted(missing))} in {path}")
+        header, scans, lengths, labels = (file[key] for key in keys)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if len(labels) != len(ends) or len(ends) == 0 or ends[-1] != len(scans):
+        raise ValueError(
+            f"expected as many labels as lengths, and lengths that add up to the "
+            f"{len(scans)} bytes of scans in {path}, got {len(labels)} labels, "
+            f"{len(ends)} lengths, sum {lengths.sum()}"
+        )
+    header, scans = header.tobytes(), scans.tobytes()
+    images = np.empty((len(ends), 32, 32, 3), np.uint8)
+    starts = ends - lengths
+    for row in tqdm(range(len(ends)), path.stem, leave=False, disable=None):
+        jpeg = header + scans[starts[row] : ends[row]] + _END_OF_IMAGE
+        try:
+            with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+                if image.size != (32, 32):
+                    raise ValueError(f"got {image.size}")
+                images[row] = np.asarray(image)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"expected a JPEG of 32 × 32 coloured pixels as image {row} of {path}: "
+                f"{error}"
+            ) from error
+    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return Split(channels_first, torch.from_numpy(labels.astype(np.int64)))
+
+
+def omniglot_small(root: str | os.PathLike[str]) -> Dataset:
+    """242 characters of 8 alphabets, each drawn by 20 people: 105 × 105, white ink.
+
+    The labels number the characters over all alphabets, the style is the drawer, 1 to
+    20, numbered anew in every alphabet. Drawers 1 to 15 train, 16 to 20 test.
+
+    Arguments:
+        root: The folder of `omniglot-small.npz`, which holds packed bits.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: An array is missing in it.
+    """
+    path = Path(root) / _OMNIGLOT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected {_OMNIGLOT} in {Path(root).absolute()}, found none; "
+            "give its folder as root"
+        )
+    with np.load(path, allow_pickle=False) as file:
+        keys = ("images", "shape", "alphabet", "character", "drawer")
+        if missing := set(keys) - set(file):
+            raise ValueError(f"expected {', '.join(sorted(missing))} in {path}")
+        packed, shape, alphabet, character, drawer = (file[key] for key in keys)
+    height, width = map(int, shape)
+    ink = np.unpackbits(packed, axis=1, count=height * width) * np.uint8(255)
+    pair = alphabet.astype(np.int64) * 256 + character
+    classes = np.unique(pair, return_inverse=True)[1]
+    style = torch.from_numpy(drawer.astype(np.int64))
+    whole = Split(
+        torch.from_numpy(ink).reshape(-1, 1, height, width),
+        torch.from_numpy(classes.astype(np.int64)),
+        style,
+    )
+    train = style <= _TRAINING_DRAWERS
+    return Dataset(whole.rows(train), whole.rows(~train), 1, "omniglot")
