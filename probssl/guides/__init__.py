@@ -1,17 +1,23 @@
-r"""Guides q(z_1..V | x_1..V): what the output of an encoder means.
+r"""Guides (amortised posteriors): q(z_1..V | x_1..V), and q(y | z_1..V) of the content.
 
-Called with the views, the prior and the mask of present views, a guide returns a
-distribution with event shape (view, dim). The prior comes as a function,
-``prior(present=mask)``, so that a guide can follow it where a view is absent. Guides of
-the content, q(y | z_1..V), are called with z alone.
+A guide of z is called with the views, the prior and the mask of present views, and
+returns a distribution with event shape (view, dim). The prior comes as a function,
+``prior(present=mask)``, so that a guide can follow it where a view is absent. A guide of
+the content is called with z alone.
 """
 
 from .content import Content, SphericalContent
-from .factors import Factors, GaussianFactors
 from .flow import Flow
-from .gaussian import Coupled, DiagonalGaussian, FullGaussian
-from .point import Point
-from .spherical import PowerSpherical
+from .views import (
+    Coupled,
+    DiagonalGaussian,
+    Factors,
+    FullGaussian,
+    GaussianFactors,
+    Guide,
+    Point,
+    PowerSpherical,
+)
 
 __all__ = [
     "Content",
@@ -21,6 +27,7 @@ __all__ = [
     "Flow",
     "FullGaussian",
     "GaussianFactors",
+    "Guide",
     "Point",
     "PowerSpherical",
     "SphericalContent",

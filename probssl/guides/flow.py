@@ -1,4 +1,4 @@
-r"""The guide without a family: a normalising flow for each view.
+r"""A normalising-flow guide: Real-NVP coupling layers with rational-quadratic splines.
 
 References:
     Density estimation using Real NVP (Dinh et al., 2017)
@@ -13,53 +13,53 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 
-from ..nn import Encoder, PerModality, dense
-from .factors import Factors, PriorOf, Shape, Views, of_views
+from ..arguments import whole
+from ..nn import dense
+from .views import Factors, Guide, Shape, Views
 
 __all__ = ["Flow"]
 
-BINS = 8  # of each spline
-SPLINE_SLOPE = 0.1  # the least in relation to the mean: its inverse then keeps digits
-AFFINE_SLOPE = 1e-3
-POINTS = 128  # of the base, over which the mean of q is taken
+SPLINE_BINS = 8
+LEAST_SPLINE_SLOPE = 0.1  # relative to the mean slope: the inverse then keeps digits
+LEAST_AFFINE_SLOPE = 1e-3
+MEAN_POINTS = 128  # points of the base over which `mean` averages
 
 
-class Flow(nn.Module):
-    r"""Independent views, each a normal that a normalising flow has bent.
+class Flow(Guide):
+    r"""Normalising flow for each view: a Gaussian transformed by coupling layers.
 
     .. math:: z_v = m(x_v) + r(x_v) \, T(\epsilon_v; x_v), \qquad
         \epsilon_v \sim N(0, I)
 
-    T is a chain of coupling layers: given one half of the dimensions, and the encoder's
-    features, the other half goes through a monotone spline, a scale and a shift; the
-    halves take turns. Samples and densities cost one pass each. T starts as the
-    identity, so that q starts as that of `DiagonalGaussian`. Absent views are drawn
-    from the prior given the present ones.
+    T is a chain of coupling layers. Each keeps one half of the dimensions and
+    transforms the other by a monotone spline, a scale and a shift, whose parameters
+    depend on the kept half and on features of x; the halves alternate. A sample and a
+    density cost one pass each. T starts as the identity, so that q starts as
+    `DiagonalGaussian`. Absent views are drawn from the prior given the present ones.
 
-    The mean of q has no closed form. Here `mean` and `variance` are averages over 128
-    quasi-random points of the base, the same at each call: a deterministic
-    representation, and exact where T is affine in each dimension.
+    The mean of q has no closed form. `mean` and `variance` average over 128 fixed
+    quasi-random points of the base distribution: a deterministic representation, exact
+    where T is affine in each dimension.
 
     It needs the package zuko: ``pip install "probssl[zuko]"``.
 
     Arguments:
-        encoder: An `nn.Encoder`; or a module (n, \*event) -> (n, 2·dim), locations and
-            raw scales side by side, with the attribute dim.
-        transforms: The number of layers.
-        hidden: The widths of the network in each layer.
+        encoder: A module (n, \*event) -> (n, dim); see `Factors`.
+        transforms: The number of coupling layers.
+        hidden: The widths of the hidden layers of each coupling network.
         floor: The least scale r.
+        dim: The dimension of z, for encoders without the attribute `dim`.
 
     Raises:
         ImportError: If zuko is not installed.
-        ValueError: If the encoder does not tell the dimension of z, or a size is not a
-            positive whole number.
+        ValueError: If dim is not known, or a size is not a positive whole number.
     """
 
     points: Tensor
@@ -70,51 +70,33 @@ class Flow(nn.Module):
         transforms: int = 2,
         hidden: Sequence[int] = (64, 64),
         floor: float = 1e-4,
+        *,
+        dim: int | None = None,
     ) -> None:
         super().__init__()
         _transforms()
-        dim = getattr(encoder, "dim", None)
-        if not isinstance(dim, int):
-            raise ValueError(
-                "expected an encoder with the attribute dim, the dimension of z, got "
-                f"{type(encoder).__name__}; wrap its trunk as "
-                "ps.nn.Encoder(trunk, width, dim)"
-            )
-        self.transforms, self.hidden, self.floor = transforms, tuple(hidden), floor
-        if not all(isinstance(n, int) and n > 0 for n in (transforms, *self.hidden)):
-            raise ValueError(
-                "expected transforms and hidden as positive whole numbers, got "
-                f"{transforms!r} and {hidden!r}; give for instance 2 and (64, 64)"
-            )
-        nets = encoder.parts if isinstance(encoder, PerModality) else [encoder]
-        wide = all(isinstance(net, Encoder) for net in nets)
-        features = max(self.hidden, default=dim) if wide else 0
-        self.factors = Factors(encoder, lambda size: size + features)
-        self.layers = nn.ModuleList(
-            _Coupling(dim, 2 * dim + features, self.hidden, flipped=bool(i % 2))
-            for i in range(transforms)
+        self.transforms, self.floor = whole("transforms", transforms), floor
+        self.hidden = tuple(whole("hidden", width) for width in hidden)
+        self.factors = Factors(
+            encoder, lambda dim: dim + max(self.hidden, default=dim), dim
         )
-        self.register_buffer("points", _base_points(dim), persistent=False)
+        size = self.factors.dim
+        context = 2 * size + max(self.hidden, default=size)
+        self.layers = nn.ModuleList(
+            _Coupling(size, context, self.hidden, flipped=bool(i % 2))
+            for i in range(self.transforms)
+        )
+        self.register_buffer("points", _base_points(size), persistent=False)
 
-    @property
-    def encoder(self) -> nn.Module:
-        return self.factors.encoder
-
-    def forward(
-        self,
-        x: Views,
-        prior: PriorOf,
-        present: Bool[Tensor, "batch view"] | None = None,
-    ) -> TorchDistribution:
+    def each(self, x: Views) -> TorchDistribution:
         loc, raw = self.factors(x)
         scale = softplus(raw[..., : loc.shape[-1]]) + self.floor
         context = torch.cat([loc, raw], -1)
-        each = _Bent(loc, scale, context, self.layers, self.points)
-        return of_views(each, prior, present)
+        return _Bent(loc, scale, context, self.layers, self.points)
 
 
 class _Bent(TorchDistribution):
-    """The law of loc + scale · T(ε; context)."""
+    """The distribution of loc + scale · T(ε; context)."""
 
     arg_constraints = {}
     support = constraints.real_vector
@@ -155,7 +137,7 @@ class _Bent(TorchDistribution):
         base = self.loc.new_empty(shape).normal_()
         bent, stretch = self._bend(base)
         z = self.loc + self.scale * bent
-        # Kept, so that scoring one's own draw needs no inverse.
+        # Cached, so that log_prob of this draw needs no inverse.
         self.drawn = z, _log_normal(base) - stretch - self.scale.log().sum(-1)
         return z
 
@@ -170,7 +152,7 @@ class _Bent(TorchDistribution):
         return _log_normal(base) + total
 
     def _bend(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        """T, and the logarithm of its Jacobian determinant."""
+        """Return T(base) and the log-determinant of its Jacobian."""
         total = base.new_zeros(base.shape[:-1])
         for layer in self.layers:
             base, stretch = layer(base, self.context)
@@ -185,15 +167,15 @@ class _Bent(TorchDistribution):
 
 
 class _Coupling(nn.Module):
-    """One half of the dimensions bent, in each by itself, given the other half."""
+    """A coupling layer: one half of the dimensions transformed given the other."""
 
     def __init__(
         self, dim: int, context: int, hidden: Sequence[int], flipped: bool
     ) -> None:
         super().__init__()
-        # A single dimension is always bent.
+        # A single dimension is always transformed.
         self.kept = dim // 2 if not flipped or dim == 1 else (dim + 1) // 2
-        self.flipped, self.numbers = flipped, 3 * BINS + 1
+        self.flipped, self.numbers = flipped, 3 * SPLINE_BINS + 1
         layers = dense(self.kept + context, *hidden)
         width = hidden[-1] if hidden else self.kept + context
         last = nn.Linear(width, (dim - self.kept) * self.numbers)
@@ -207,18 +189,20 @@ class _Coupling(nn.Module):
         context: Float[Tensor, "*b context"],
         inverse: bool = False,
     ) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*batch"]]:
-        """Return the image and the logarithm of the Jacobian determinant."""
+        """Return the image and the log-determinant of the Jacobian."""
         z = z.flip(-1) if self.flipped else z
         kept, bent = z[..., : self.kept], z[..., self.kept :]
         context = context.expand(*z.shape[:-1], -1)
         numbers = self.net(torch.cat([kept, context], -1))
         numbers = numbers.unflatten(-1, (-1, self.numbers))
-        shift, log_scale, *spline = numbers.split((1, 1, BINS, BINS, BINS - 1), -1)
+        shift, log_scale, *spline = numbers.split(
+            (1, 1, SPLINE_BINS, SPLINE_BINS, SPLINE_BINS - 1), -1
+        )
         zuko = _transforms()
         chain = [
-            zuko.MonotonicRQSTransform(*spline, slope=SPLINE_SLOPE),
+            zuko.MonotonicRQSTransform(*spline, slope=LEAST_SPLINE_SLOPE),
             zuko.MonotonicAffineTransform(
-                shift.squeeze(-1), log_scale.squeeze(-1), slope=AFFINE_SLOPE
+                shift.squeeze(-1), log_scale.squeeze(-1), slope=LEAST_AFFINE_SLOPE
             ),
         ]
         stretch = torch.zeros_like(bent)
@@ -235,9 +219,9 @@ def _log_normal(base: Tensor) -> Tensor:
 
 
 def _base_points(dim: int) -> Float[Tensor, "point dim"]:
-    """Quasi-random points of N(0, I), opposite ones in pairs, each variance 1."""
+    """Antithetic quasi-random points of N(0, I), scaled to unit variance."""
     uniform = SobolEngine(dim, scramble=True, seed=0).draw(
-        POINTS // 2, dtype=torch.float64
+        MEAN_POINTS // 2, dtype=torch.float64
     )
     half = torch.special.ndtri(uniform)
     half = half / half.square().mean(0).sqrt()

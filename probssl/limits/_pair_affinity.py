@@ -21,8 +21,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..arguments import whole
 from ..hyper import Learned, Positive
-from ..nn.sizes import check_items, integer, sizes
+from ..nn.base import check_items, sizes
 from ..priors import Prior
 from ._base import check_not_random
 
@@ -57,7 +58,7 @@ class LearnedAffinity(nn.Module):
 
     def __init__(self, dim: int, width: int = 64, *, directions: bool = True) -> None:
         super().__init__()
-        self.dim, self.width = integer("dim", dim), integer("width", width)
+        self.dim, self.width = whole("dim", dim), whole("width", width)
         self.directions = directions
         across, onwards = 1 / math.sqrt(2 * dim), 1 / math.sqrt(width)
         first = torch.empty(width, dim).uniform_(-across, across)
@@ -156,7 +157,7 @@ class PrincipalComponents(nn.Module):
     def __init__(self, event_shape: Sequence[int], dim: int) -> None:
         super().__init__()
         self.event_shape = sizes(event_shape=event_shape)
-        self.dim = integer("dim", dim)
+        self.dim = whole("dim", dim)
         flat = math.prod(self.event_shape)
         self.register_buffer("mean", torch.full((flat,), math.nan))
         self.register_buffer("components", torch.full((self.dim, flat), math.nan))

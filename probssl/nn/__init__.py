@@ -1,15 +1,15 @@
-r"""Encoders, decoders and projectors: plain networks without a distribution.
+r"""Encoders, decoders and projection heads: networks without a distribution.
 
-An encoder is any module (n, \*event) -> (n, dim), a decoder any module
-(n, dim) -> (n, \*event); those here are only the common ones. Leading axes such as
-(batch, view) are flattened by the caller. Weights start as torch's defaults.
+An encoder is any module (n, \*event) -> (n, dim), which is called and never taken
+apart: its output is what SimCLR compares and the location of q(z|x) in a `Joint`. A
+decoder is any module (n, dim) -> (n, \*event). Objectives flatten leading axes such as
+(batch, view). Weights are initialised by torch's defaults.
 """
 
 from .base import Decoder, Encoder, dense
 from .conv import ConvDecoder, ConvEncoder
 from .mlp import MLPDecoder, MLPEncoder, Projector
-from .modalities import PerModality, each_view
-from .network import Network, dim_of
+from .network import Network, PerModality, dim_of, each_view
 from .normalisation import BatchNorm1d, BatchNorm2d
 from .resnet import ResNet18Decoder, ResNet18Encoder
 

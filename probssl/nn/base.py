@@ -1,38 +1,53 @@
-"""What the networks share: a trunk and a head, and a net from z to x."""
+"""Encoder and decoder base classes, fully connected layers, and checks of sizes."""
 
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .sizes import check_items, integer, sizes
+from ..arguments import whole
 
-__all__ = ["Decoder", "Encoder", "dense"]
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "Reshape",
+    "check_items",
+    "dense",
+    "halvings",
+    "sizes",
+]
 
 
 class Encoder(nn.Module):
-    r"""A representation as a linear map of features, z = head(trunk(x)).
+    r"""An encoder with a linear head: z = head(features(x)).
 
-    A guide that also needs a scale puts a second head on the same `trunk`.
+    Objectives call it, and its output is z, or the location of q(z|x). A guide makes
+    the spread of q(z|x) by a second head on `features`. A subclass may override
+    `forward`, `features`, or both.
 
     Arguments:
-        trunk: The network (n, \*event) -> (n, width).
+        trunk: The network (n, \*event) -> (n, width), also called the backbone.
         width: The number of features that `trunk` returns.
         dim: The dimension of z.
     """
 
     def __init__(self, trunk: nn.Module, width: int, dim: int) -> None:
         super().__init__()
-        self.width, self.dim = integer("width", width), integer("dim", dim)
+        self.width, self.dim = whole("width", width), whole("dim", dim)
         self.trunk, self.head = trunk, nn.Linear(self.width, self.dim)
 
+    def features(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n width"]:
+        """Return the activations before the head."""
+        return self.trunk(x)
+
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n dim"]:
-        return self.head(self.trunk(x))
+        return self.head(self.features(x))
 
 
 class Decoder(nn.Module):
-    r"""A network from z to what a likelihood takes, as logits or a mean: unbounded.
+    r"""A network from z to the parameters of a likelihood: unbounded means or logits.
 
     Arguments:
         net: The network from (n, dim) to (n, \*event), or to as many numbers in
@@ -43,10 +58,7 @@ class Decoder(nn.Module):
 
     def __init__(self, net: nn.Module, dim: int, event_shape: Sequence[int]) -> None:
         super().__init__()
-        self.dim, self.event_shape = (
-            integer("dim", dim),
-            sizes(event_shape=event_shape),
-        )
+        self.dim, self.event_shape = whole("dim", dim), sizes(event_shape=event_shape)
         self.net = net
 
     def forward(self, z: Float[Tensor, "n dim"]) -> Float[Tensor, "n *event"]:
@@ -54,9 +66,69 @@ class Decoder(nn.Module):
         return self.net(z).reshape(len(z), *self.event_shape)
 
 
+class Reshape(nn.Module):
+    """Reshape each item; the first module of every trunk, which checks its input."""
+
+    def __init__(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_items(x, self.before)
+        return x.reshape(len(x), *self.after)
+
+
 def dense(*widths: int) -> list[nn.Module]:
-    """Linear layers between these widths, each with a rectifier behind it."""
+    """Fully connected layers of these widths, each followed by ReLU."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return layers
+
+
+def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+    """Sizes of an image halved repeatedly, rounded up, the largest first.
+
+    Raises:
+        ValueError: If it is no image (channel, height, width), or too small.
+    """
+    least = 2**times
+    if len(shape) != 3 or min(shape[1:]) < least:
+        raise ValueError(
+            f"expected event_shape (channel, height, width) of at least {least} x "
+            f"{least} pixels, got {shape}; take a fully connected network instead"
+        )
+    sizes = [(shape[1], shape[2])]
+    for _ in range(times):
+        sizes += [((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2)]
+    return sizes
+
+
+def check_items(x: Tensor, event_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless x has the shape (n, \\*event_shape)."""
+    if x.shape[1:] != event_shape or x.ndim == 0:
+        expected = ", ".join(["n", *map(str, event_shape)])
+        raise ValueError(
+            f"expected ({expected}), got {tuple(x.shape)}; put all items along one "
+            "first axis, as x.flatten(0, 1) does for views (batch, view, ...)"
+        )
+
+
+def sizes(**named: Sequence[int]) -> tuple[int, ...]:
+    """Return the named argument as a tuple of positive ints, else raise a ValueError.
+
+    Example:
+        >>> sizes(hidden=[64, 32])
+        (64, 32)
+    """
+    ((name, values),) = named.items()
+    try:
+        sizes = tuple(map(operator.index, values))
+    except TypeError:
+        sizes = (0,)
+    if min(sizes, default=1) < 1:
+        raise ValueError(
+            f"expected {name} as a tuple of positive integers, got {values!r}; data x "
+            "(n, ...) have event shape tuple(x.shape[1:]), (50,) for rows of 50 numbers"
+        )
+    return sizes

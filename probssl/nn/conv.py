@@ -6,18 +6,18 @@ from itertools import pairwise
 
 from torch import nn
 
-from .base import Decoder, Encoder
-from .sizes import Reshape, halvings, integer, sizes
+from ..arguments import whole
+from .base import Decoder, Encoder, Reshape, halvings, sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
 class ConvEncoder(Encoder):
-    """A small convolutional net; each layer halves the image, rounding up.
+    """A small convolutional encoder; each layer halves the image, rounding up.
 
-    The features are the last maps, flattened, so that they know where things are.
-    Each image is normalised on its own, over channels and pixels (group norm with one
-    group): training and evaluation agree, and batches may be of any size.
+    The features are the last feature maps, flattened, so that they keep positions.
+    Group norm with one group normalises each image on its own: training and evaluation
+    agree, and batches may have any size.
 
     Arguments:
         event_shape: (channel, height, width), at least 2 ** len(channels) pixels high
@@ -43,10 +43,10 @@ class ConvEncoder(Encoder):
 
 
 class ConvDecoder(Decoder):
-    """The mirror of `ConvEncoder`: each layer doubles the image.
+    """The mirror image of `ConvEncoder`: each transposed convolution doubles the image.
 
     Kernels have 4 pixels along an even side and 3 along an odd one, so that every
-    size is met exactly.
+    size is matched exactly.
 
     Arguments:
         event_shape: (channel, height, width), at least 2 ** len(channels) pixels high
@@ -65,7 +65,7 @@ class ConvDecoder(Decoder):
         *larger, smallest = halvings(shape, len(channels))
         maps = ((shape[0], *channels)[-1], *smallest)
         flat = math.prod(maps)
-        layers: list[nn.Module] = [nn.Linear(integer("dim", dim), flat)]
+        layers: list[nn.Module] = [nn.Linear(whole("dim", dim), flat)]
         layers += [Reshape((flat,), maps)]
         widths = pairwise((*reversed(channels), shape[0]))
         for (a, b), size in zip(widths, reversed(larger), strict=True):

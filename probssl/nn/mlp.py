@@ -1,4 +1,4 @@
-"""Fully connected networks."""
+"""Fully connected networks (MLPs) and the projection head."""
 
 import math
 from collections.abc import Sequence
@@ -7,19 +7,18 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .base import Decoder, Encoder, dense
+from ..arguments import whole
+from .base import Decoder, Encoder, Reshape, check_items, dense, sizes
 from .normalisation import BatchNorm1d
-from .sizes import Reshape, check_items, integer, sizes
 
 __all__ = ["MLPDecoder", "MLPEncoder", "Projector"]
 
 
 class MLPEncoder(Encoder):
-    """Fully connected layers with ReLU; ``hidden=()`` gives a linear encoder.
+    """An MLP encoder with ReLU; ``hidden=()`` gives a linear encoder.
 
     Arguments:
-        hidden: The widths of the layers between x and the features, the last one
-            included.
+        hidden: The widths of the hidden layers, of which the last gives the features.
     """
 
     def __init__(
@@ -33,32 +32,32 @@ class MLPEncoder(Encoder):
 
 
 class MLPDecoder(Decoder):
-    """Fully connected layers with ReLU; ``hidden=()`` gives a linear decoder.
+    """An MLP decoder with ReLU; ``hidden=()`` gives a linear decoder.
 
     Arguments:
-        hidden: The widths of the layers between z and x.
+        hidden: The widths of the hidden layers.
     """
 
     def __init__(
         self, dim: int, event_shape: Sequence[int], hidden: Sequence[int] = (256, 256)
     ) -> None:
         shape, hidden = sizes(event_shape=event_shape), sizes(hidden=hidden)
-        inner = dense(integer("dim", dim), *hidden)
+        inner = dense(whole("dim", dim), *hidden)
         last = nn.Linear((dim, *hidden)[-1], math.prod(shape))
         super().__init__(nn.Sequential(*inner, last), dim, shape)
         self.hidden = hidden
 
 
 class Projector(nn.Module):
-    """The map between a representation and the space where views are compared.
+    """A projection head: from a representation to the space where views are compared.
 
-    Linear layers, each but the last followed by batch norm and ReLU. None has a bias:
-    batch norm has its own, and after the last layer one would shift all items alike.
+    Linear layers without a bias, each but the last followed by batch norm and ReLU.
+    Batch norm has its own bias; one after the last layer would shift all items alike.
 
     Arguments:
-        dim: The dimension of the representation, which comes in.
-        width: The width of the layers between.
-        out: The dimension of what goes out.
+        dim: The dimension of the representation, its input.
+        width: The width of the hidden layers.
+        out: The dimension of the output.
         layers: The number of linear layers; 1 gives a linear map, SimCLR has 2 and
             VICReg 3.
 
@@ -71,8 +70,8 @@ class Projector(nn.Module):
         self, dim: int, width: int = 512, out: int = 128, layers: int = 2
     ) -> None:
         super().__init__()
-        self.dim, self.width = integer("dim", dim), integer("width", width)
-        self.out, self.layers = integer("out", out), integer("layers", layers)
+        self.dim, self.width = whole("dim", dim), whole("width", width)
+        self.out, self.layers = whole("out", out), whole("layers", layers)
         inner: list[nn.Module] = []
         widths = (self.dim, *[self.width] * (self.layers - 1))
         for a, b in pairwise(widths):

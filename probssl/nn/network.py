@@ -1,20 +1,71 @@
-"""Encoder and projector as one network."""
+r"""Networks applied to the views of a batch: one for all views, or one per modality."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .modalities import each_view
+from ..runtime.precision import lowered
 
-__all__ = ["Network", "dim_of"]
+__all__ = [
+    "Network",
+    "PerModality",
+    "called_plainly",
+    "dim_of",
+    "each_view",
+    "known_dim",
+]
+
+
+class PerModality(nn.Module):
+    """One network for each modality, in the order of `Batch.views`.
+
+    Arguments:
+        parts: The networks: encoders with one dimension of z, or decoders.
+
+    Raises:
+        ValueError: If there is none, or encoders differ in their dimension.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        dims: set[Any] = {part.dim for part in parts if hasattr(part, "dim")}
+        if not parts or len(dims) > 1:
+            found = f"the dimensions {sorted(dims)}" if dims else "none"
+            raise ValueError(
+                "expected a network for each modality, all with one dimension of z, "
+                f"got {found}; build all of them with the same dim"
+            )
+        self.parts = nn.ModuleList(parts)
+        self.dim = dims.pop() if dims else None
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def forward(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Apply each network to the tensor of its modality.
+
+        Raises:
+            ValueError: If the numbers of tensors and networks differ.
+        """
+        if isinstance(parts, Tensor) or len(parts) != len(self.parts):
+            found = "one tensor" if isinstance(parts, Tensor) else f"{len(parts)} parts"
+            raise ValueError(
+                f"expected {len(self.parts)} parts, one for each modality, got "
+                f"{found}; give Batch.views as a tuple of so many tensors"
+            )
+        return tuple(net(part) for net, part in zip(self.parts, parts, strict=True))
 
 
 class Network(nn.Module):
-    r"""The network from the views of a batch to the z that are compared.
+    r"""Encoder and projection head (projector) as one network: views to z.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim); for views of several kinds
+        encoder: A module (n, \*event) -> (n, dim); for several modalities a
             `PerModality`.
-        projector: A module (n, dim) -> (n, dim') behind it.
+        projector: The projection head, a module (n, dim) -> (n, dim').
     """
 
     def __init__(self, encoder: nn.Module, projector: nn.Module | None = None) -> None:
@@ -28,19 +79,73 @@ class Network(nn.Module):
         return z if self.projector is None else each_view(self.projector, z)
 
 
+def each_view(
+    encoder: nn.Module, views: Tensor | tuple[Tensor, ...]
+) -> Float[Tensor, "batch view dim"]:
+    r"""Encode every view of a batch; z of several modalities or sizes is concatenated.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim), applied to all views, which may
+            have several sizes; or a `PerModality`.
+        views: Shape (batch, view, \*event), or a tuple of such tensors.
+    """
+    several = isinstance(views, tuple)
+    parts: tuple[Tensor, ...] = views if isinstance(views, tuple) else (views,)
+    flat = [part.flatten(0, 1) for part in parts]
+    if isinstance(encoder, PerModality):
+        encoded = lowered(encoder, flat if several else flat[0])
+    else:
+        encoded = [lowered(encoder, part) for part in flat]
+    z = [
+        out.flatten(1).unflatten(0, part.shape[:2])
+        for out, part in zip(encoded, parts, strict=True)
+    ]
+    return z[0] if len(z) == 1 else torch.cat(z, 1)
+
+
+def called_plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module runs ``kind.forward`` and nothing else.
+
+    Not so with an overridden `forward`, a forward or backward hook on the module
+    itself, or a compiled call (``module.compile()``).
+    """
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    plain = type(module).forward is kind.forward and "forward" not in vars(module)
+    return plain and module._compiled_call_impl is None and not any(hooks)
+
+
+def known_dim(module: nn.Module, name: str = "dim") -> int | None:
+    """The dimension of a network's output where its attributes say it, else None.
+
+    Arguments:
+        name: The attribute that holds it; else `out_features`, as of a linear layer,
+            of the last layer in a sequence.
+    """
+    found = getattr(module, name, None)
+    while found is None and type(module) is nn.Sequential and len(module):
+        module = module[-1]
+    found = getattr(module, "out_features", None) if found is None else found
+    return None if found is None else int(found)
+
+
 def dim_of(
     encoder: nn.Module, projector: nn.Module | None = None, dim: int | None = None
 ) -> int:
-    """The dimension of z: that given, else that of the last network.
+    """The dimension of z: `dim` where given, else that of the last network.
 
     Raises:
         ValueError: If it is not known.
     """
     last, name = (encoder, "dim") if projector is None else (projector, "out")
-    for found in (dim, getattr(last, name, None), getattr(last, "out_features", None)):
-        if found is not None:
-            return int(found)
-    raise ValueError(
-        "expected to know the dimension of z, got a "
-        f"{type(last).__name__} that does not tell; give dim=…"
-    )
+    found = known_dim(last, name) if dim is None else int(dim)
+    if found is None:
+        raise ValueError(
+            "expected to know the dimension of z, got a "
+            f"{type(last).__name__} that does not tell; give dim=…"
+        )
+    return found

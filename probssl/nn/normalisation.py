@@ -1,4 +1,4 @@
-"""Batch normalisation over the items of all processes."""
+"""Synchronised batch normalisation: moments over the batches of all ranks."""
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +9,21 @@ __all__ = ["BatchNorm1d", "BatchNorm2d"]
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """torch's, with the moments of the batch over all processes."""
+    """`torch.nn.BatchNorm1d` with the moments of the batches of all ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _normalised(self, x) if _is_ours(self) else super().forward(x)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, with the moments of the batch over all processes."""
+    """`torch.nn.BatchNorm2d` with the moments of the batches of all ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _normalised(self, x) if _is_ours(self) else super().forward(x)
 
 
 def _is_ours(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
-    # torch's cumulative average asks the host, which cannot be traced.
+    # torch's cumulative average synchronises with the host: no tracing.
     cumulative = norm.track_running_stats and norm.momentum is None
     return norm.training and (world_size() > 1 or cumulative)
 
@@ -31,7 +31,7 @@ def _is_ours(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> bool:
 def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     axes = [axis for axis in range(x.dim()) if axis != 1]
     shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
-    # As torch's: moments and what follows from them in single precision at least.
+    # As in torch, moments and normalisation are in single precision at least.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, centre = torch.var_mean(wide, axes, correction=0)
     centres, variances = gather(torch.stack([centre, variance])[None]).unbind(1)

@@ -1,4 +1,4 @@
-"""The ResNet with 18 layers, in its form for small images, and turned round."""
+"""ResNet-18 for small images, as encoder and as decoder."""
 
 import math
 from collections.abc import Sequence
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import Decoder, Encoder
+from ..arguments import whole
+from .base import Decoder, Encoder, Reshape, halvings, sizes
 from .normalisation import BatchNorm2d
-from .sizes import Reshape, halvings, integer, sizes
 
 __all__ = ["ResNet18Decoder", "ResNet18Encoder"]
 
 
 class ResNet18Encoder(Encoder):
-    """The ResNet with 18 layers in its form for small images; 512 features.
+    """ResNet-18 for small images (the CIFAR form); 512 features.
 
     The first convolution is 3 x 3 with stride 1 and there is no max-pooling; the
-    features are averages over the last maps. Meant for 28 to 64 pixels, at least 8.
+    features are averages over the last feature maps. Meant for 28 to 64 pixels, at least 8.
 
     References:
         Deep Residual Learning for Image Recognition (He et al., 2016)
@@ -41,7 +41,7 @@ class ResNet18Encoder(Encoder):
 
 
 class ResNet18Decoder(Decoder):
-    """The ResNet with 18 layers turned round: nearest neighbours enlarge the maps.
+    """ResNet-18 in reverse: nearest-neighbour upsampling enlarges the feature maps.
 
     Meant for 28 to 64 pixels, at least 8.
     """
@@ -51,7 +51,7 @@ class ResNet18Decoder(Decoder):
         full, half, quarter, eighth = halvings(shape, 3)
         flat = 512 * math.prod(eighth)
         net = nn.Sequential(
-            *(nn.Linear(integer("dim", dim), flat), Reshape((flat,), (512, *eighth))),
+            *(nn.Linear(whole("dim", dim), flat), Reshape((flat,), (512, *eighth))),
             *(_Block(512, 512), _Block(512, 512), nn.Upsample(quarter)),
             *(_Block(512, 256), _Block(256, 256), nn.Upsample(half)),
             *(_Block(256, 128), _Block(128, 128), nn.Upsample(full)),
@@ -62,7 +62,7 @@ class ResNet18Decoder(Decoder):
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut."""
+    """A residual block: two 3 x 3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()

@@ -1,0 +1,386 @@
+r"""Guides of z (amortised posteriors, encoders): :math:`q(z_1, \dots, z_V \mid x)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pyro.distributions import Delta, MultivariateNormal, Normal, TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import normalize, softplus
+
+from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
+from ..nn import Encoder, PerModality, each_view
+from ..nn.network import called_plainly, known_dim
+from ..runtime.precision import lowered
+
+__all__ = [
+    "Coupled",
+    "DiagonalGaussian",
+    "Factors",
+    "FullGaussian",
+    "GaussianFactors",
+    "Guide",
+    "Point",
+    "PowerSpherical",
+    "PriorOf",
+    "Views",
+    "features_width",
+    "of_views",
+]
+
+PriorOf = Callable[..., Any]  # a distribution of the views, as `Prior` returns
+# (batch, view, *event), or one such tensor for each modality
+Views = Float[Tensor, "batch view ..."] | tuple[Tensor, ...]
+Shape = Size | list[int] | tuple[int, ...]
+
+
+class Factors(nn.Module):
+    r"""Location and raw spread of each view: the two heads of a Gaussian encoder.
+
+    .. math:: m(x_v) = \text{encoder}(x_v), \qquad s(x_v) = A \, f(x_v) + b
+
+    The features f(x) are ``encoder.features(x)`` where the encoder has this method and
+    its number of features, `width`; else f(x) = encoder(x). The head A, b is made here,
+    and always on top of the encoder's public methods: overridden methods, hooks and
+    compiled encoders count. One pass gives both where calling an `nn.Encoder` runs its
+    own `forward` and nothing else; otherwise the features cost a second pass.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim); or an `nn.PerModality` of these.
+        spread: The number of raw spreads of a view, a function of dim.
+        dim: The dimension of z, for encoders without the attribute `dim`. A `Joint`
+            gives that of its prior.
+
+    Raises:
+        ValueError: If dim is not known; when called, if the encoder returns another
+            shape than (n, dim).
+    """
+
+    def __init__(
+        self, encoder: nn.Module, spread: Callable[[int], int], dim: int | None = None
+    ) -> None:
+        super().__init__()
+        found = known_dim(encoder) if dim is None else dim
+        if found is None:
+            raise ValueError(
+                "expected an encoder with the attribute dim, the dimension of z, got "
+                f"{type(encoder).__name__}; set encoder.dim = …, or give the guide "
+                "dim=…, as a Joint does"
+            )
+        self.encoder, self.dim = encoder, found
+        several = isinstance(encoder, PerModality)
+        heads = [
+            nn.Linear(features_width(net) or found, spread(found))
+            for net in (encoder.parts if several else [encoder])
+        ]
+        self.spread: nn.Module = nn.ModuleList(heads) if several else heads[0]
+
+    def forward(self, x: Views) -> tuple[Tensor, Tensor]:
+        """Return location and raw spread, (batch, view, dim) and (batch, view, size).
+
+        The views of several modalities are concatenated.
+        """
+        parts = (x,) if isinstance(x, Tensor) else x
+        both = lowered(self._flat, [part.flatten(0, 1) for part in parts])
+        (loc, raw), *others = [
+            [out.unflatten(0, part.shape[:2]) for out in pair]
+            for part, pair in zip(parts, both, strict=True)
+        ]
+        if others:
+            loc = torch.cat([loc, *(other[0] for other in others)], 1)
+            raw = torch.cat([raw, *(other[1] for other in others)], 1)
+        return loc, raw
+
+    def _flat(self, parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Location and raw spread of the flattened views of each modality."""
+        whole, heads = self.encoder, self.spread
+        if not isinstance(whole, PerModality):  # one encoder for views of several sizes
+            return [self._both(whole, heads, part) for part in parts]
+        assert isinstance(heads, nn.ModuleList)
+        rows = list(zip(whole.parts, heads, parts, strict=True))
+        if called_plainly(whole, PerModality):
+            return [self._both(*row) for row in rows]
+        each = zip(rows, whole(parts), strict=True)
+        return [self._spread(*row, loc) for row, loc in each]
+
+    def _both(
+        self, encoder: nn.Module, head: nn.Module, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(encoder, Encoder) and called_plainly(encoder, Encoder):
+            features = encoder.features(x)
+            return encoder.head(features), head(features)
+        return self._spread(encoder, head, x, encoder(x))
+
+    def _spread(
+        self, encoder: nn.Module, head: nn.Module, x: Tensor, loc: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        loc = loc.flatten(1)
+        if loc.shape[-1] != self.dim:
+            raise ValueError(
+                f"expected the encoder to return locations (n, {self.dim}), got "
+                f"{tuple(loc.shape)}; let it return z alone: the guide has a head of "
+                "its own for the spread"
+            )
+        wide = features_width(encoder) is not None
+        return loc, head(encoder.features(x) if wide else loc)
+
+
+def features_width(encoder: nn.Module) -> int | None:
+    """The number of an encoder's features, None where it has no method `features`.
+
+    A submodule of that name, as in torchvision's networks, is no such method.
+    """
+    features, width = (getattr(encoder, name, None) for name in ("features", "width"))
+    if isinstance(features, nn.Module) or not callable(features):
+        return None
+    return width if isinstance(width, int) else None
+
+
+class GaussianFactors(Factors):
+    r"""One normal factor :math:`N(z_v \mid m(x_v), r(x_v)^2)` for each view.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim), or one for each modality; see
+            `Factors`.
+        floor: The least standard deviation, so that no log-density is infinite.
+        dim: The dimension of z, for encoders without the attribute `dim`.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, floor: float = 1e-4, dim: int | None = None
+    ) -> None:
+        super().__init__(encoder, lambda dim: dim, dim)
+        self.floor = floor
+
+    def forward(self, x: Views) -> tuple[Tensor, Tensor]:
+        """Return m and r, each with shape (batch, view, dim)."""
+        loc, raw = super().forward(x)
+        return loc, softplus(raw) + self.floor
+
+
+class Guide(nn.Module):
+    r"""A guide of z: called with views, prior and mask, it returns q(z_1..V | x_1..V).
+
+    Arguments of `forward`:
+        x: Shape (batch, view, \*event), or one such tensor for each modality.
+        prior: The distribution of the views, ``prior(present=mask)``, which a guide may
+            follow where a view is absent.
+        present: Which views are present, bool (batch, view); None means all.
+    """
+
+    factors: Factors
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.factors.encoder
+
+    def forward(
+        self,
+        x: Views,
+        prior: PriorOf,
+        present: Bool[Tensor, "batch view"] | None = None,
+    ) -> TorchDistribution:
+        return of_views(self.each(x), prior, present)
+
+    def each(self, x: Views) -> TorchDistribution:
+        """Return q(z_v | x_v) of independent views, batch (batch, view)."""
+        raise NotImplementedError
+
+
+class DiagonalGaussian(Guide):
+    r"""Mean-field Gaussian, independent views and dimensions: SimVAE's and the VAE's.
+
+    .. math:: q(z_1, \dots, z_V \mid x) = \prod_v N(z_v \mid m(x_v), r(x_v)^2)
+
+    The posterior of views that share their content is not of this form, so the ELBO
+    keeps a gap even with a perfect decoder; `Coupled` closes it. Absent views are drawn
+    from the prior given the present ones, and then add nothing to the bound.
+    """
+
+    def __init__(self, encoder: nn.Module, *, dim: int | None = None) -> None:
+        super().__init__()
+        self.factors = GaussianFactors(encoder, dim=dim)
+
+    def each(self, x: Views) -> TorchDistribution:
+        loc, scale = self.factors(x)
+        return Normal(loc, scale, validate_args=False).to_event(1)
+
+
+class FullGaussian(Guide):
+    r"""Independent views, each a normal with a full covariance over its dimensions.
+
+    .. math:: q(z_1, \dots, z_V \mid x) = \prod_v N(z_v \mid m(x_v), L(x_v) L(x_v)^\top)
+
+    The guide's head gives the lower triangle of L, d (d + 1) / 2 numbers, the diagonal
+    first, whose elements are at least `floor`.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, floor: float = 1e-4, *, dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.factors = Factors(encoder, lambda dim: dim * (dim + 1) // 2, dim)
+        self.floor = floor
+
+    def each(self, x: Views) -> TorchDistribution:
+        loc, raw = self.factors(x)
+        dim = loc.shape[-1]
+        diagonal = softplus(raw[..., :dim]) + self.floor
+        below = torch.tril_indices(dim, dim, -1, device=loc.device)
+        tril = diagonal.diag_embed()
+        tril[..., below[0], below[1]] = raw[..., dim:]
+        return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+
+
+class Coupled(Guide):
+    r"""Structured posterior: the prior times one normal factor per view, normalised.
+
+    .. math:: q(z_1, \dots, z_V \mid x) \propto
+        p(z_1, \dots, z_V) \prod_v N(z_v \mid m(x_v), r(x_v)^2)
+
+    It is in closed form, for any subset of the views, under `priors.Gaussian`,
+    `Independent`, `Mixture` and `TwoTier`, and the exact posterior where the likelihood
+    is a normal function of z. Under the mixtures the component is summed out, and
+    samples carry the exact gradient; see `distributions.NormalMixture`.
+
+    Raises:
+        ValueError: When called under another prior: the product of `StudentT`,
+            `Spherical` or `Custom` with normal factors has no closed form.
+    """
+
+    def __init__(self, encoder: nn.Module, *, dim: int | None = None) -> None:
+        super().__init__()
+        self.factors = GaussianFactors(encoder, dim=dim)
+
+    def forward(
+        self,
+        x: Views,
+        prior: PriorOf,
+        present: Bool[Tensor, "batch view"] | None = None,
+    ) -> TorchDistribution:
+        joint = prior()
+        if not hasattr(joint, "times"):
+            raise ValueError(
+                "expected a prior whose product with normal factors is closed for the "
+                "guide Coupled (Gaussian, Independent, Mixture or TwoTier; StudentT, "
+                f"Spherical and Custom have none), got {type(joint).__name__}; use "
+                "DiagonalGaussian, or on the sphere guides.PowerSpherical"
+            )
+        loc, scale = self.factors(x)
+        return joint.times(loc, scale, present)
+
+
+class PowerSpherical(Guide):
+    r"""Independent views, each power-spherical: the guide for `priors.Spherical`.
+
+    .. math:: q(z_1, \dots, z_V \mid x) \propto \prod_v (1 + m(x_v)^\top z_v)^{c(x_v)}
+
+    The encoder's output is normalised to the mean direction m; the guide's head gives
+    the concentration c. Unlike von Mises-Fisher it is reparameterised. Absent views are
+    drawn from the prior given the present ones. No gradient passes through these draws,
+    and none is lost: the bound does not depend on them, for
+
+    .. math:: \log p(z_1, \dots, z_V) - \log p(z_\text{absent} \mid z_\text{present})
+        = \log p(z_\text{present}).
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim); see `Factors`.
+        floor: The least concentration.
+        dim: The dimension of z, for encoders without the attribute `dim`.
+
+    References:
+        The Power Spherical distribution (De Cao and Aziz, 2020)
+        https://arxiv.org/abs/2006.04437
+    """
+
+    def __init__(
+        self, encoder: nn.Module, floor: float = 1e-2, *, dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.factors, self.floor = Factors(encoder, lambda dim: 1, dim), floor
+
+    def each(self, x: Views) -> TorchDistribution:
+        loc, raw = self.factors(x)
+        direction = normalize(loc, dim=-1)
+        concentration = softplus(raw.squeeze(-1)) + self.floor
+        return PowerSphericalDensity(direction, concentration, validate_args=False)
+
+
+class Point(nn.Module):
+    r"""Point mass at the encoder's output, as an autoencoder's; no entropy.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim).
+
+    Raises:
+        ValueError: When called with a mask of absent views.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self,
+        x: Views,
+        prior: PriorOf,
+        present: Bool[Tensor, "batch view"] | None = None,
+    ) -> TorchDistribution:
+        if present is not None:
+            raise ValueError(
+                "expected all views to be present for the guide Point, got a mask; "
+                "use DiagonalGaussian or Coupled, which follow the prior where a view "
+                "is absent"
+            )
+        return Delta(each_view(self.encoder, x), event_dim=2, validate_args=False)
+
+
+def of_views(
+    each: TorchDistribution, prior: PriorOf, present: Bool[Tensor, "batch view"] | None
+) -> TorchDistribution:
+    """Join independent views; absent ones follow the prior given the present ones."""
+    return each.to_event(1) if present is None else _Completed(each, prior, present)
+
+
+class _Completed(TorchDistribution):
+    r"""Present views from their own q, absent ones from the prior given them.
+
+    .. math:: q(z) = \prod_{\text{present}} q(z_v \mid x_v) \;
+        p(z_\text{absent} \mid z_\text{present})
+    """
+
+    arg_constraints = {}
+    has_rsample = True
+
+    def __init__(
+        self, each: TorchDistribution, prior: PriorOf, present: Tensor
+    ) -> None:
+        self.each, self.prior, self.present = each, prior, present
+        shape = each.batch_shape[-1:] + each.event_shape
+        super().__init__(each.batch_shape[:-1], shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.each.support, 1)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.prior().complete_mean(self.each.mean, self.present)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        return self.prior().complete(self.each.rsample(sample_shape), self.present)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        absent = self.prior().log_prob(value)
+        absent = absent - self.prior(present=self.present).log_prob(value)
+        # Not a product with the mask: q of an absent view may be zero at its draw.
+        return self.each.log_prob(value).where(self.present, 0.0).sum(-1) + absent
+
+    def expand(
+        self, batch_shape: Shape, _instance: "_Completed | None" = None
+    ) -> "_Completed":
+        views = Size(batch_shape) + self.event_shape[:1]
+        each, present = self.each.expand(views), self.present.expand(views)
+        return _Completed(each, self.prior, present)
