@@ -107,10 +107,11 @@ def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
         ValueError: If there are random hyper-parameters and no population.
     """
     guide, model = _traces(joint, batch, particles)
-    observed = [site for site in model if site["name"] in joint.sites]
-    latent = [site for site in model if site["name"] not in joint.sites]
+    names = joint.sites
+    observed = [site for site in model if site["name"] in names]
+    latent = [site for site in model if site["name"] not in names]
     one = batch.views[0] if isinstance(batch.views, tuple) else batch.views
-    zeros = one.new_zeros(particles, batch.shape[0])
+    zeros = one.new_zeros(particles, len(one))
     hyper = _total(_shared(latent), zeros[:, :1]) - _total(_shared(guide), zeros[:, :1])
     if _shared(latent):
         hyper = hyper / known_population(joint.population)

@@ -79,6 +79,10 @@ class Positive(nn.Module):
         super().__init__()
         value = value.value if isinstance(value, Positive) else value
         self.name, self.floor = name, floor
+        self.learned, self.random = (
+            isinstance(value, kind) for kind in (Learned, Distribution)
+        )
+        self.free = self.learned or self.random
         self.drawn: Tensor | None = None  # what `Prior.at` puts in its place
         if isinstance(value, Distribution):
             self.value = mapped(value, torch.clone)
@@ -98,19 +102,6 @@ class Positive(nn.Module):
         else:
             self.value = number
             self.register_buffer("fixed", torch.tensor(number))
-
-    @property
-    def learned(self) -> bool:
-        return isinstance(self.value, Learned)
-
-    @property
-    def random(self) -> bool:
-        return isinstance(self.value, Distribution)
-
-    @property
-    def free(self) -> bool:
-        """Whether it is learned or random."""
-        return self.learned or self.random
 
     def forward(self) -> Tensor:
         """The present value; of a random one the median of its guide."""

@@ -1,7 +1,18 @@
-"""The joint distribution as a module with a Pyro model and its guide."""
+r"""The joint distribution of views, latents and content, as a Pyro model and guide.
+
+.. math:: p(x_1, \dots, x_V) = \int \prod_v p(x_v \mid z_v) \, p(z_1, \dots, z_V) \, dz,
+    \qquad p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy
+
+The views x of an item share the content y; z_v is the latent of view v.
+
+References:
+    A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
+    https://arxiv.org/abs/2402.01399
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from html import escape
 from inspect import signature
 from typing import Any, cast, overload
 
@@ -12,30 +23,23 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from .guides import DiagonalGaussian
+from .hyper import Positive
 from .likelihoods import Likelihood
 from .nn import PerModality
+from .nn.network import known_dim
 from .priors import Prior
 from .runtime.precision import in_float32, lowered
 from .terms import Batch
 
-__all__ = [
-    "Joint",
-    "Likelihoods",
-    "arranged",
-    "check_content",
-    "check_networks",
-    "check_support",
-    "decoded",
-    "seen",
-]
+__all__ = ["Joint", "Likelihoods"]
 
 
 class Likelihoods(nn.ModuleList):
-    """A likelihood for each modality: a density of all of them together."""
+    """One likelihood per modality: the density of all modalities together."""
 
     @property
     def measure(self) -> str:
-        """What the density of all modalities is a density of."""
+        """The measure of the density of all modalities, a product."""
         return " × ".join(str(part.measure) for part in self)
 
     @property
@@ -44,42 +48,8 @@ class Likelihoods(nn.ModuleList):
         return any(bool(part.pseudo) for part in self)
 
 
-def arranged(batch: Batch, modalities: int) -> Batch:
-    """The batch with its views in a tuple of so many; see `Joint.arranged`."""
-    views = batch.views
-    if isinstance(views, Tensor) and views.shape[1] == modalities:
-        return batch._replace(views=views.split(1, 1))
-    if isinstance(views, Tensor) or len(views) != modalities:
-        found = tuple(views.shape) if isinstance(views, Tensor) else len(views)
-        raise ValueError(
-            f"expected the views of {modalities} modalities, got {found}; give "
-            "Batch.views as a tuple of so many tensors (batch, view, *event)"
-        )
-    return batch
-
-
-def seen(batch: Batch) -> tuple[Bool[Tensor, "batch view"] | None, ...]:
-    """Which views of each modality are present; None means all of them."""
-    if batch.present is None:
-        return (None,) * len(batch.widths)
-    return tuple(batch.present.split(batch.widths, 1))
-
-
-def decoded(
-    decoder: nn.Module, likelihoods: Sequence[Likelihood], z: Sequence[Tensor]
-) -> tuple[TorchDistribution, ...]:
-    """Return p(x_v | z_v) of each modality."""
-    nets = decoder.parts if isinstance(decoder, PerModality) else (decoder,)
-    found = []
-    for net, likelihood, part in zip(nets, likelihoods, z, strict=True):
-        output = lowered(net, part.flatten(0, -2))
-        distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
-        found.append(distribution.to_event(output.dim() - 1))
-    return tuple(found)
-
-
 class Joint(nn.Module):
-    r"""Views of items that share a content y, which is integrated out, or explicit.
+    r"""The joint distribution of views that share a content y: a VAE of several views.
 
     ======================  =============================================
     p(h) = the prior's own  random hyper-parameters, outside the plate
@@ -88,39 +58,39 @@ class Joint(nn.Module):
     p(x|z) = `likelihood`   of the decoder's output, for each view: the site "x"; with
                             several modalities "x_0", "x_1" and so on
     q(z|x) = `guide`        of the encoder's output
-    q(y|z) = `content`      of z_1..V, if y is to be explicit
+    q(y|z) = `content`      of z_1..V, if y is a site of the model
     ======================  =============================================
 
-    It is a plain module with the methods `model` and `guide`, so Pyro's tools take it
-    as it is: ``poutine.trace(joint.model)``, ``Predictive``,
-    ``MCMC(NUTS(joint.model))``, ``pyro.render_model``. Items are independent in one
-    plate, "item".
+    `model` and `guide` are methods of a plain module, which Pyro's tools take:
+    ``poutine.trace(joint.model)``, ``Predictive``, ``MCMC(NUTS(joint.model))``,
+    ``pyro.render_model``. Items are independent in one plate, "item".
 
     Several modalities have a likelihood, an encoder and a decoder each; `Batch.views`
     is then a tuple of tensors (batch, view, \*event), and z_1..V has the views of all
-    of them, one modality after the other. Where each has a single view, a tensor with a
-    view for each modality will do. Views that are absent, marked in `Batch.present`,
-    may hold anything.
+    modalities, concatenated. Where each modality has a single view, one tensor with a
+    view per modality is accepted. Absent views, marked in `Batch.present`, may hold any
+    values.
 
     Arguments:
         prior: p(z_1..V), with its hyper-parameters.
         likelihood: p(x_v | z_v) from the decoder's output; or a tuple of these.
-        encoder: A module (n, \*event) -> (n, dim); for several modalities an
-            `nn.PerModality` of these.
+        encoder: A module (n, \*event) -> (n, dim), the location of q(z|x); for several
+            modalities an `nn.PerModality` of these.
         decoder: A module (n, dim) -> (n, \*event); or an `nn.PerModality` of these.
-        guide: What makes the guide from the encoder, `guides.DiagonalGaussian`,
-            `guides.Coupled` or `guides.Point`.
+        guide: The class of the guide, such as `guides.DiagonalGaussian`,
+            `guides.Coupled` or `guides.Point`; or a function of the encoder, which
+            returns a guide. An argument `dim` is given the dimension of the prior.
         content: A guide :math:`q(y \mid z_1, \dots, z_V)`, such as `guides.Content`: a
             module (\*batch, view, dim) -> distribution of y. Then y is a variable of
-            the model, and :math:`E_q[\log p(y) + \sum_v \log p(z_v \mid y) - \log q(y
-            \mid z)]` stands for :math:`\log p(z_1, \dots, z_V)`, which it is below:
-            for priors whose integral over y is not known. By default the prior
-            integrates it out.
+            the model, and the lower bound :math:`E_q[\log p(y) + \sum_v \log p(z_v
+            \mid y) - \log q(y \mid z)]` replaces :math:`\log p(z_1, \dots, z_V)`: for
+            priors whose integral over y is not known. By default the prior integrates
+            y out.
 
     Raises:
-        ValueError: If the dimensions of prior and encoder differ, or there are not as
-            many decoders, or encoders, as likelihoods.
-        TypeError: If y is to be explicit and the prior has no p(z|y) of its own.
+        ValueError: If the dimensions of prior and encoder differ, or the numbers of
+            likelihoods, encoders and decoders.
+        TypeError: If `content` is given and the prior has no p(z|y) of its own.
     """
 
     prior: Prior
@@ -137,11 +107,11 @@ class Joint(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         *,
-        guide: Callable[[nn.Module], nn.Module] = DiagonalGaussian,
+        guide: Callable[..., nn.Module] = DiagonalGaussian,
         content: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        dim = getattr(encoder, "dim", None) or prior.dim
+        dim = known_dim(encoder) or prior.dim
         if prior.dim is None or dim != prior.dim:
             raise ValueError(
                 f"expected prior and encoder of one dimension, got dim={prior.dim} and "
@@ -155,8 +125,10 @@ class Joint(nn.Module):
             else Likelihoods(likelihood)
         )
         for name, net in (("decoder", decoder), ("encoder", encoder)):
-            check_networks(name, net, None if not self.several else len(self.sites))
-        self.posterior, self.content = guide(encoder), content
+            _check_networks(name, net, len(self.sites) if self.several else None)
+        sized = "dim" in signature(guide).parameters
+        self.posterior = guide(encoder, dim=dim) if sized else guide(encoder)
+        self.content = content
         if content is not None:
             with torch.random.fork_rng(devices=[]):  # an error now rather than later
                 prior.given(prior.content().sample())
@@ -170,16 +142,8 @@ class Joint(nn.Module):
         return encoder
 
     @property
-    def arguments(self) -> dict[str, object]:
-        """What the constructor was called with, for `save`."""
-        parts = ("prior", "likelihood", "encoder", "decoder", "content")
-        return {part: getattr(self, part) for part in parts} | {
-            "guide": _maker(self.posterior)
-        }
-
-    @property
     def sites(self) -> tuple[str, ...]:
-        """The names of the observed views, one for each modality."""
+        """The names of the observed sites, one for each modality."""
         many = range(len(self.likelihoods))
         return tuple(f"x_{i}" for i in many) if self.several else ("x",)
 
@@ -190,6 +154,8 @@ class Joint(nn.Module):
         each = (found,) if isinstance(found, Likelihood) else found
         return cast(tuple[Likelihood, ...], tuple(each))
 
+    # The model and its guide
+
     @in_float32
     def model(self, batch: Batch) -> None:
         """p(h), p(z_1..V | h), p(x_v | z_v)."""
@@ -198,16 +164,16 @@ class Joint(nn.Module):
         drawn = {h.name: h.sample() for h in self.prior.random()}
         with pyro.plate("item", items, dim=-1):
             z = pyro.sample("z", self._latents(views, drawn, self._component(batch)))
-            each = self._decoded(z.split(batch.widths, -2))
+            each = self._decoded(z.split(batch.widths, -2) if self.several else (z,))
             for name, x, part, mask in zip(
-                self.sites, each, batch.parts, seen(batch), strict=True
+                self.sites, each, batch.parts, self._masks(batch), strict=True
             ):
                 x = x if mask is None else x.mask(mask)
                 pyro.sample(name, x.to_event(1), obs=part)
 
     @in_float32
     def guide(self, batch: Batch) -> None:
-        """q(h), q(z_1..V | x_1..V, h), and q(y | z_1..V) if y is explicit."""
+        """q(h), q(z_1..V | x_1..V, h), and q(y | z_1..V) with an explicit content."""
         items, _ = batch.shape
         drawn = {h.name: h.sample_guide() for h in self.prior.random()}
         with pyro.plate("item", items, dim=-1):
@@ -219,8 +185,9 @@ class Joint(nn.Module):
     def encode(self, batch: Batch, **drawn: Tensor) -> TorchDistribution:
         """Return q(z_1..V | x_1..V), event shape (view, dim)."""
         batch = self.arranged(batch)
-        prior = partial(self.prior, batch.shape[1], **drawn, **self._observed(batch))
         x = batch.parts if self.several else batch.stacked
+        views = x.shape[1] if isinstance(x, Tensor) else batch.shape[1]
+        prior = partial(self.prior, views, **drawn, **self._observed(batch))
         return self.posterior(x, prior, batch.present)
 
     @overload
@@ -237,10 +204,10 @@ class Joint(nn.Module):
 
         Arguments:
             z: Shape (\\*batch, view, dim); for several modalities a tuple of such
-                tensors, as in `Batch.views`, for which there are so many distributions.
+                tensors, as in `Batch.views`, which gives a tuple of distributions.
 
         Raises:
-            ValueError: If it is a tensor for several modalities, or the other way.
+            ValueError: If z is a tensor for several modalities, or a tuple for one.
         """
         if isinstance(z, Tensor) == self.several:
             raise ValueError(
@@ -252,18 +219,42 @@ class Joint(nn.Module):
         return self._decoded((z,))[0] if isinstance(z, Tensor) else self._decoded(z)
 
     def _decoded(self, z: Sequence[Tensor]) -> tuple[TorchDistribution, ...]:
-        return decoded(self.decoder, self.likelihoods, z)
+        decoder = self.decoder
+        nets = decoder.parts if isinstance(decoder, PerModality) else (decoder,)
+        found = []
+        for net, likelihood, part in zip(nets, self.likelihoods, z, strict=True):
+            output = lowered(net, part.flatten(0, -2))
+            distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
+            found.append(distribution.to_event(output.dim() - 1))
+        return tuple(found)
 
     def arranged(self, batch: Batch) -> Batch:
-        """The batch with its views in a tuple, if there are several modalities.
+        """The batch with one tensor of views per modality, if there are several.
 
         Raises:
-            ValueError: If there are not as many modalities as likelihoods.
+            ValueError: If the numbers of modalities and likelihoods differ.
         """
-        return arranged(batch, len(self.sites)) if self.several else batch
+        if not self.several:
+            return batch
+        views, modalities = batch.views, len(self.sites)
+        if isinstance(views, Tensor) and views.shape[1] == modalities:
+            return batch._replace(views=views.split(1, 1))
+        if isinstance(views, Tensor) or len(views) != modalities:
+            found = tuple(views.shape) if isinstance(views, Tensor) else len(views)
+            raise ValueError(
+                f"expected the views of {modalities} modalities, got {found}; give "
+                "Batch.views as a tuple of so many tensors (batch, view, *event)"
+            )
+        return batch
+
+    def _masks(self, batch: Batch) -> tuple[Bool[Tensor, "batch view"] | None, ...]:
+        """The mask of present views of each modality; None means all."""
+        if batch.present is None:
+            return (None,) * len(self.likelihoods)
+        return tuple(batch.present.split(batch.widths, 1))
 
     def _component(self, batch: Batch) -> dict[str, Tensor]:
-        """p(k) where k is observed; what p(z_1..V) is to know of it."""
+        """Sample p(k) where k is observed; return what p(z_1..V) is conditioned on."""
         observed = self._observed(batch)
         for name, k in observed.items():
             known = k >= 0
@@ -275,13 +266,13 @@ class Joint(nn.Module):
     def _observed(self, batch: Batch) -> dict[str, Tensor]:
         if batch.content is None:
             return {}
-        self.prior.component()  # of a prior that has none this is an error
+        self.prior.component()  # an error if the prior has no components
         return {"component": batch.content}
 
     def _latents(
         self, views: int, drawn: dict[str, Tensor], component: dict[str, Tensor]
     ) -> TorchDistribution:
-        """p(z_1..V | h, k), or with an explicit y its site and p(z_1..V | y, h)."""
+        """p(z_1..V | h, k); with an explicit content y a site and p(z_1..V | y, h)."""
         if self.content is None:
             return self.prior(views, **drawn, **component)
         y = pyro.sample("y", self.prior.content(**drawn, **component))
@@ -289,37 +280,21 @@ class Joint(nn.Module):
         each = self.prior.given(y.unsqueeze(-2), **lifted)
         return each.expand(y.shape[:-1] + (views,)).to_event(1)
 
-    def responsibilities(
-        self, batch: Batch, draws: int = 16
-    ) -> Float[Tensor, "batch component"]:
-        r"""Return :math:`p(k \mid x_1, \dots, x_V) = E_q[p(k \mid z_1, \dots, z_V)]`.
-
-        It is how a mixture classifies items; what `Batch.content` says is not looked
-        at. Under the guide `Coupled` it is exact, else a mean over so many draws.
-
-        Raises:
-            ValueError: If the prior has no components.
-        """
-        self.prior.component()
-        q = self.encode(batch._replace(content=None))
-        exact = getattr(q, "component", None)
-        if exact is not None:
-            return exact.probs
-        z = q.sample((draws,))
-        return self.prior.responsibilities(z, batch.present).probs.mean(0)
+    # Representations
 
     @in_float32
     def represent(
         self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
     ) -> Tensor:
-        """The mean of q(z|x), each item seen alone; there is no projector.
+        """The posterior mean of q(z|x), each item encoded alone: (n, dim).
 
         For several modalities, a tuple of tensors (n, \\*event), the mean over them.
+        There is no projection head: `layer` changes nothing.
         """
         return self.alone(x).mean.mean(1)
 
     def pooled(self, batch: Batch) -> Float[Tensor, "batch dim"]:
-        """The mean of q(z_1..V | x_1..V), and over the views that are present."""
+        """The posterior mean of q(z_1..V | x_1..V), averaged over present views."""
         mean = self.encode(batch).mean
         if batch.present is None:
             return mean.mean(1)
@@ -332,43 +307,101 @@ class Joint(nn.Module):
             return self.encode(Batch(x.unsqueeze(1)))
         return self.encode(Batch(tuple(part.unsqueeze(1) for part in x)))
 
+    def responsibilities(
+        self, batch: Batch, draws: int = 16
+    ) -> Float[Tensor, "batch component"]:
+        r"""Classify items: :math:`p(k \mid x_1, \dots, x_V) = E_q[p(k \mid z_1..V)]`.
+
+        `Batch.content` is ignored. Under the guide `Coupled` the value is exact,
+        otherwise a mean over so many draws.
+
+        Raises:
+            ValueError: If the prior has no components.
+        """
+        self.prior.component()
+        q = self.encode(batch._replace(content=None))
+        exact = getattr(q, "component", None)
+        if exact is not None:
+            return exact.probs
+        z = q.sample((draws,))
+        return self.prior.responsibilities(z, batch.present).probs.mean(0)
+
     def check(self, batch: Batch) -> None:
         """Raise an error if the batch cannot have come from the model.
 
         Raises:
-            ValueError: If there is one view and a flat p(y), if the views are not what
-                the likelihood is a density of, or hold NaN, if an observed content is
-                no component of the prior, or if a guide, of z or of y, draws what the
-                prior gives no density.
+            ValueError: If there is one view and a flat p(y), if the views contain NaN
+                or values outside the likelihood's support, if an observed content is no
+                component of the prior, or if draws of a guide, of z or of y, are off
+                the support of the prior.
         """
         batch = self.arranged(batch)
-        check_content(self.prior, batch)
+        _check_content(self.prior, batch)
         parts = batch.parts if self.several else (batch.stacked,)
         for likelihood, x, mask in zip(
-            self.likelihoods, parts, seen(batch), strict=True
+            self.likelihoods, parts, self._masks(batch), strict=True
         ):
             if mask is None or bool(mask.any()):
                 likelihood.check(x if mask is None else x[mask])
         support: Any = self.prior(batch.shape[1]).support
         device = parts[0].device
         forked = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(forked):  # a check changes nothing
+        with torch.no_grad(), torch.random.fork_rng(forked):
             drawn = self.encode(batch).sample()
-            check_support(self.posterior, self.prior, "p(z)", support.check(drawn))
+            _check_support(self.posterior, self.prior, "p(z)", support.check(drawn))
             if self.content is not None:
                 support = self.prior.content().support
                 y = self.content(drawn).sample()
-                check_support(self.content, self.prior, "p(y)", support.check(y))
+                _check_support(self.content, self.prior, "p(y)", support.check(y))
+
+    # What a notebook shows
+
+    def __repr__(self) -> str:
+        rows = [f"  {part}: {what}, {n:,} parameters" for part, what, n in self._rows()]
+        return "\n".join(["Joint(", *rows, ")"])
+
+    def _repr_html_(self) -> str:
+        rows = [*self._rows(), ("total", "", _size(self))]
+        head = "<tr><th>part</th><th>module</th><th>parameters</th></tr>"
+        body = [
+            f"<tr><th>{part}</th><td>{escape(what)}</td><td>{number:,}</td></tr>"
+            for part, what, number in rows
+        ]
+        return f"<table>{head}{''.join(body)}</table>"
+
+    def _rows(self) -> list[tuple[str, str, int]]:
+        """Name, description and number of parameters of each part."""
+        parts: dict[str, nn.Module | None] = {
+            "prior": self.prior,
+            "likelihood": self.likelihood,
+            "encoder": self.encoder,
+            "decoder": self.decoder,
+            "guide": self.posterior,
+            "content": self.content,
+        }
+        found = {name: part for name, part in parts.items() if part is not None}
+        sizes = {name: _size(part) for name, part in found.items()}
+        sizes["guide"] -= sizes["encoder"]  # only the guide's own heads
+        return [(name, _in_a_line(part), sizes[name]) for name, part in found.items()]
 
 
-def _maker(guide: nn.Module) -> Callable[[nn.Module], nn.Module]:
-    """What makes such a guide from an encoder."""
-    names = [name for name in signature(type(guide)).parameters if name != "encoder"]
-    options = {name: getattr(guide, name) for name in names if hasattr(guide, name)}
-    return partial(type(guide), **options) if options else type(guide)
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
+def _in_a_line(module: nn.Module) -> str:
+    """The class of a module, with its dimension and hyper-parameters."""
+    if isinstance(module, PerModality | nn.ModuleList):
+        parts = module.parts if isinstance(module, PerModality) else module
+        return " × ".join(map(_in_a_line, parts))
+    shown = [module.extra_repr()] if module.extra_repr() else []
+    if isinstance(module, Prior):
+        shown = [f"dim={module.dim}", *shown]
+    shown += [h.extra_repr() for h in module.children() if isinstance(h, Positive)]
+    return f"{type(module).__name__}({', '.join(shown)})"
+
+
+def _check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
     """Raise an error if there is not one network for each modality; None means one."""
     found = len(net) if isinstance(net, PerModality) else None
     if found != modalities:
@@ -379,7 +412,7 @@ def check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
         )
 
 
-def check_content(prior: Prior, batch: Batch) -> None:
+def _check_content(prior: Prior, batch: Batch) -> None:
     """Raise an error if an observed content is no component of the prior."""
     if batch.content is None:
         return
@@ -397,7 +430,9 @@ def check_content(prior: Prior, batch: Batch) -> None:
         )
 
 
-def check_support(guide: nn.Module, prior: Prior, density: str, inside: Tensor) -> None:
+def _check_support(
+    guide: nn.Module, prior: Prior, density: str, inside: Tensor
+) -> None:
     """Raise an error if draws of a guide are not all on the support of a density."""
     if not bool(inside.all()):
         raise ValueError(

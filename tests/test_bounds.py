@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.linear import ExactFactors
+from helpers.linear import ExactFactors, exact
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def linear_gaussian(guide: type[nn.Module]) -> ps.Joint:
         ps.likelihoods.Gaussian(NOISE),
         ExactFactors(weight, NOISE),
         decoder,
-        guide=guide,
+        guide=exact(guide),
     )
 
 

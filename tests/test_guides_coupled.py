@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.linear import ExactFactors
+from helpers.linear import exact as exact_factors
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -143,7 +144,7 @@ def linear_gaussian(prior: Prior) -> ps.Joint:
         ps.likelihoods.Gaussian(NOISE),
         ExactFactors(weight, NOISE),
         decoder,
-        guide=ps.guides.Coupled,
+        guide=exact_factors(ps.guides.Coupled),
     )
 
 

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
     "priors": {"distributions", "hyper", "special"},
     "likelihoods": {"hyper"},
     "guides": {"distributions", "nn", "runtime"},
-    "joint": {"priors", "likelihoods", "guides", "nn", "runtime", "terms"},
+    "joint": {"hyper", "priors", "likelihoods", "guides", "nn", "runtime", "terms"},
     "bounds": {"hyper", "joint", "runtime", "terms"},
     "entropies": {"hyper", "runtime", "priors", "special"},
     "affinities": {"runtime", "special", "terms"},

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.linear import ExactFactors
+from helpers.linear import ExactFactors, exact
 from numpy.testing import assert_allclose
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
@@ -263,7 +263,7 @@ def vae(weight: Tensor, noise: float) -> VAE:
         Gaussian(noise),
         ExactFactors(weight, noise),
         decoder,
-        guide=ps.guides.Coupled,
+        guide=exact(ps.guides.Coupled),
     )
     return VAE(joint)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.linear import ExactFactors
+from helpers.linear import ExactFactors, exact
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def linear_gaussian(prior: Prior, guide: Callable = ps.guides.Coupled) -> ps.Joi
         encoders.append(ExactFactors(weight, noise))
     likelihoods = tuple(ps.likelihoods.Gaussian(noise) for noise in NOISES)
     networks = (ps.nn.PerModality(encoders), ps.nn.PerModality(decoders))
-    return ps.Joint(prior, likelihoods, *networks, guide=guide)
+    return ps.Joint(prior, likelihoods, *networks, guide=exact(guide))
 
 
 def evidence(joint: ps.Joint, batch: Batch, means: Tensor, y_scale: float) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.linear import ExactFactors
+from helpers.linear import ExactFactors, exact
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
@@ -34,7 +34,7 @@ def linear_gaussian(guide: type[nn.Module] = ps.guides.Coupled, **prior) -> ps.J
         ps.likelihoods.Gaussian(NOISE),
         ExactFactors(weight, NOISE),
         decoder,
-        guide=guide,
+        guide=exact(guide),
     )
 
 

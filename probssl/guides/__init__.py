@@ -2,8 +2,8 @@ r"""Guides (amortised posteriors): q(z_1..V | x_1..V), and q(y | z_1..V) of the 
 
 A guide of z is called with the views, the prior and the mask of present views, and
 returns a distribution with event shape (view, dim). The prior comes as a function,
-``prior(present=mask)``, so that a guide can follow it where a view is absent. A guide of
-the content is called with z alone.
+``prior(present=mask)``, so that a guide can follow it where a view is absent. A guide
+of the content is called with z alone.
 """
 
 from .content import Content, SphericalContent

@@ -11,8 +11,9 @@ from torch.distributions import constraints
 from torch.nn.functional import normalize, softplus
 
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
-from ..nn import Encoder, PerModality, each_view
-from ..nn.network import called_plainly, known_dim
+from ..nn import PerModality, each_view
+from ..nn.base import called_plainly, features_of, features_width, with_features
+from ..nn.network import known_dim
 from ..runtime.precision import lowered
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "PowerSpherical",
     "PriorOf",
     "Views",
-    "features_width",
     "of_views",
 ]
 
@@ -71,10 +71,9 @@ class Factors(nn.Module):
             )
         self.encoder, self.dim = encoder, found
         several = isinstance(encoder, PerModality)
-        heads = [
-            nn.Linear(features_width(net) or found, spread(found))
-            for net in (encoder.parts if several else [encoder])
-        ]
+        nets = list(encoder.parts) if isinstance(encoder, PerModality) else [encoder]
+        widths = [features_width(net) or found for net in nets]
+        heads = [nn.Linear(width, spread(found)) for width in widths]
         self.spread: nn.Module = nn.ModuleList(heads) if several else heads[0]
 
     def forward(self, x: Views) -> tuple[Tensor, Tensor]:
@@ -95,47 +94,27 @@ class Factors(nn.Module):
 
     def _flat(self, parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Location and raw spread of the flattened views of each modality."""
-        whole, heads = self.encoder, self.spread
-        if not isinstance(whole, PerModality):  # one encoder for views of several sizes
-            return [self._both(whole, heads, part) for part in parts]
-        assert isinstance(heads, nn.ModuleList)
-        rows = list(zip(whole.parts, heads, parts, strict=True))
-        if called_plainly(whole, PerModality):
-            return [self._both(*row) for row in rows]
-        each = zip(rows, whole(parts), strict=True)
-        return [self._spread(*row, loc) for row, loc in each]
-
-    def _both(
-        self, encoder: nn.Module, head: nn.Module, x: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if isinstance(encoder, Encoder) and called_plainly(encoder, Encoder):
-            features = encoder.features(x)
-            return encoder.head(features), head(features)
-        return self._spread(encoder, head, x, encoder(x))
-
-    def _spread(
-        self, encoder: nn.Module, head: nn.Module, x: Tensor, loc: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        loc = loc.flatten(1)
-        if loc.shape[-1] != self.dim:
-            raise ValueError(
-                f"expected the encoder to return locations (n, {self.dim}), got "
-                f"{tuple(loc.shape)}; let it return z alone: the guide has a head of "
-                "its own for the spread"
-            )
-        wide = features_width(encoder) is not None
-        return loc, head(encoder.features(x) if wide else loc)
-
-
-def features_width(encoder: nn.Module) -> int | None:
-    """The number of an encoder's features, None where it has no method `features`.
-
-    A submodule of that name, as in torchvision's networks, is no such method.
-    """
-    features, width = (getattr(encoder, name, None) for name in ("features", "width"))
-    if isinstance(features, nn.Module) or not callable(features):
-        return None
-    return width if isinstance(width, int) else None
+        whole, spread = self.encoder, self.spread
+        nets = list(whole.parts) if isinstance(whole, PerModality) else [whole]
+        heads = list(spread) if isinstance(spread, nn.ModuleList) else [spread]
+        if len(nets) < len(parts):  # one encoder for views of several sizes
+            nets, heads = nets * len(parts), heads * len(parts)
+        if isinstance(whole, PerModality) and not called_plainly(whole, PerModality):
+            encoded = zip(nets, parts, whole(parts), strict=True)
+            both = [
+                (z.flatten(1), features_of(net, x, z.flatten(1)))
+                for net, x, z in encoded
+            ]
+        else:
+            both = [with_features(net, x) for net, x in zip(nets, parts, strict=True)]
+        for loc, _ in both:
+            if loc.shape[1:] != (self.dim,):
+                raise ValueError(
+                    f"expected the encoder to return locations (n, {self.dim}), got "
+                    f"{tuple(loc.shape)}; let it return z alone: the guide has a head "
+                    "of its own for the spread"
+                )
+        return [(loc, head(f)) for (loc, f), head in zip(both, heads, strict=True)]
 
 
 class GaussianFactors(Factors):

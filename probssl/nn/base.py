@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,10 +14,14 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Reshape",
+    "called_plainly",
     "check_items",
     "dense",
+    "features_of",
+    "features_width",
     "halvings",
     "sizes",
+    "with_features",
 ]
 
 
@@ -44,6 +49,56 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n dim"]:
         return self.head(self.features(x))
+
+
+def called_plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module runs ``kind.forward`` and nothing else.
+
+    Not so with an overridden `forward`, a forward or backward hook on the module
+    itself, or a compiled call (``module.compile()``).
+    """
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    plain = type(module).forward is kind.forward and "forward" not in vars(module)
+    return plain and module._compiled_call_impl is None and not any(hooks)
+
+
+def features_width(encoder: nn.Module) -> int | None:
+    """The number of an encoder's features, None where it has no method `features`.
+
+    A submodule of that name, as in torchvision's networks, is no such method.
+    """
+    features, width = (getattr(encoder, name, None) for name in ("features", "width"))
+    if isinstance(features, nn.Module) or not callable(features):
+        return None
+    return width if isinstance(width, int) else None
+
+
+def features_of(
+    encoder: nn.Module, x: Float[Tensor, "n *event"], z: Float[Tensor, "n dim"]
+) -> Float[Tensor, "n width"]:
+    """Return ``encoder.features(x)`` where the encoder has this method, else z."""
+    features: Any = encoder.features if features_width(encoder) else lambda _: z
+    return features(x)
+
+
+def with_features(
+    encoder: nn.Module, x: Float[Tensor, "n *event"]
+) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n width"]]:
+    """Return ``encoder(x)``, one row per item, and `features_of` the encoder.
+
+    One pass of the trunk gives both where calling an `Encoder` runs its own `forward`
+    and nothing else. Otherwise the features cost a second pass.
+    """
+    if isinstance(encoder, Encoder) and called_plainly(encoder, Encoder):
+        features = encoder.features(x)
+        return encoder.head(features), features
+    z = encoder(x).flatten(1)
+    return z, features_of(encoder, x, z)
 
 
 class Decoder(nn.Module):

@@ -12,7 +12,6 @@ from ..runtime.precision import lowered
 __all__ = [
     "Network",
     "PerModality",
-    "called_plainly",
     "dim_of",
     "each_view",
     "known_dim",
@@ -28,6 +27,8 @@ class PerModality(nn.Module):
     Raises:
         ValueError: If there is none, or encoders differ in their dimension.
     """
+
+    parts: nn.ModuleList
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -101,22 +102,6 @@ def each_view(
         for out, part in zip(encoded, parts, strict=True)
     ]
     return z[0] if len(z) == 1 else torch.cat(z, 1)
-
-
-def called_plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module runs ``kind.forward`` and nothing else.
-
-    Not so with an overridden `forward`, a forward or backward hook on the module
-    itself, or a compiled call (``module.compile()``).
-    """
-    hooks = (
-        module._forward_pre_hooks,
-        module._forward_hooks,
-        module._backward_pre_hooks,
-        module._backward_hooks,
-    )
-    plain = type(module).forward is kind.forward and "forward" not in vars(module)
-    return plain and module._compiled_call_impl is None and not any(hooks)
 
 
 def known_dim(module: nn.Module, name: str = "dim") -> int | None:

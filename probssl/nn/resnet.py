@@ -17,7 +17,8 @@ class ResNet18Encoder(Encoder):
     """ResNet-18 for small images (the CIFAR form); 512 features.
 
     The first convolution is 3 x 3 with stride 1 and there is no max-pooling; the
-    features are averages over the last feature maps. Meant for 28 to 64 pixels, at least 8.
+    features are global averages of the last feature maps. Meant for 28 to 64 pixels, at
+    least 8.
 
     References:
         Deep Residual Learning for Image Recognition (He et al., 2016)

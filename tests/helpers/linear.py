@@ -1,5 +1,6 @@
 """Linear-Gaussian joints, x = W z + noise, whose posterior and evidence are known."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,21 +9,40 @@ from torch.distributions import MultivariateNormal
 
 import probssl as ps
 
-__all__ = ["ExactFactors", "covariances", "evidence", "linear_gaussian"]
+__all__ = ["ExactFactors", "covariances", "evidence", "exact", "linear_gaussian"]
+
+FLOOR = 1e-4  # of the scales of guides
 
 
 class ExactFactors(nn.Module):
-    """The likelihood as a normal function of z, with the raw scale that gives it."""
+    """The likelihood as a normal function of z: its location; `scale` is its scale."""
 
-    def __init__(self, weight: Tensor, noise: float, floor: float = 1e-4) -> None:
+    def __init__(self, weight: Tensor, noise: float) -> None:
         super().__init__()
         self.precision = weight.square().sum(0) / noise**2
-        self.weight, self.noise, self.floor = weight, noise, floor
+        self.weight, self.noise = weight, noise
+        self.scale = self.precision.rsqrt()
 
     def forward(self, x: Tensor) -> Tensor:
-        loc = x @ self.weight / self.noise**2 / self.precision
-        raw = (self.precision.rsqrt() - self.floor).expm1().log()
-        return torch.cat([loc, raw.expand_as(loc)], -1)
+        return x @ self.weight / self.noise**2 / self.precision
+
+
+def exact(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A guide of the kind whose factors have the scale of the encoder, whatever x."""
+
+    def make(encoder: nn.Module, dim: int) -> nn.Module:
+        guide = kind(encoder, dim=dim)
+        spread = guide.factors.spread
+        several = isinstance(spread, nn.ModuleList)
+        nets, heads = (encoder.parts, spread) if several else ([encoder], [spread])
+        for net, head in zip(nets, heads, strict=True):
+            raw = torch.as_tensor(net.scale - FLOOR).expm1().log()
+            nn.init.zeros_(head.weight)
+            head.bias.data.copy_(raw.expand(dim))
+        guide.factors.spread.requires_grad_(False)
+        return guide
+
+    return make
 
 
 def linear_gaussian(
@@ -36,7 +56,7 @@ def linear_gaussian(
     decoder = nn.Linear(2, event, bias=False)
     decoder.weight = nn.Parameter(weight)
     likelihood = ps.likelihoods.Gaussian(noise)
-    options = {"guide": ps.guides.Coupled} | options
+    options["guide"] = exact(options.get("guide", ps.guides.Coupled))
     return ps.Joint(prior, likelihood, ExactFactors(weight, noise), decoder, **options)
 
 
