@@ -1,6 +1,6 @@
-r"""Bounds on the evidence :math:`\log p(x_1, \dots, x_V)`, term by term.
+r"""Lower bounds on the evidence :math:`\log p(x_1, \dots, x_V)`: ELBO and IWAE.
 
-They read the traces of a Pyro model and guide and never synchronise with the host, so
+They read traces of a Pyro model and guide and never synchronise with the host, so that
 they can be traced and compiled. Sites inside a plate are averaged over items; global
 sites, outside all plates, are divided by the number of items in the data set:
 
@@ -28,14 +28,14 @@ Site = Any  # what Pyro calls a message
 
 
 class ELBO(NamedTuple):
-    r"""The evidence lower bound, per item, in nats.
+    r"""ELBO: the evidence lower bound, per item, in nats.
 
     .. math:: \sum_v E_q[\log p(x_v \mid z_v)] + H[q] + E_q[\log p(z_1, \dots, z_V)]
 
-    Called with a joint and a batch it returns these three as `Terms`.
+    Called with a joint and a batch, it returns these three as `Terms`.
 
     Arguments:
-        particles: The number of samples of q that the expectations are averaged over.
+        particles: The number of samples of q over which expectations are averaged.
     """
 
     particles: int = 1
@@ -46,15 +46,15 @@ class ELBO(NamedTuple):
 
 
 class IWAE(NamedTuple):
-    r"""The importance-weighted bound with K samples of q, per item, in nats.
+    r"""IWAE: the importance-weighted bound with K samples of q, per item, in nats.
 
     .. math:: E \log \frac1K \sum_k w_k = E \Big[ \sum_k \tilde w_k \log w_k
         + H[\tilde w] - \log K \Big], \qquad w = \frac{p(x, z)}{q(z \mid x)}, \quad
         \tilde w_k = \frac{w_k}{\sum w}
 
     The identity on the right gives its `Terms`: each term is averaged with the
-    normalised weights, and what the weights gain over q is added to the entropy. The
-    bound grows with K, to the evidence.
+    normalised weights, and their entropy less log K is added to the entropy. The bound
+    grows with K and converges to the evidence.
 
     Arguments:
         particles: The number K of samples.
@@ -82,11 +82,11 @@ class IWAE(NamedTuple):
 class LogWeights(NamedTuple):
     r"""Summands of :math:`\log p(x, z) - \log q(z \mid x)`, in nats.
 
-    Each has a value for every sample and item, shape (particles, batch); that of the
-    hyper-parameters, weighted by 1 / population, one for every sample, (particles, 1).
-    Where a component k of the prior is observed, :math:`\log p(k)` is part of the
-    alignment. With an explicit y that is :math:`\log p(y, z_1, \dots, z_V) -
-    \log q(y \mid z_1, \dots, z_V)`, in the mean below :math:`\log p(z_1, \dots, z_V)`.
+    Each has shape (particles, batch); that of the hyper-parameters, weighted by
+    1 / population, shape (particles, 1). Where a component k of the prior is observed,
+    the alignment includes :math:`\log p(k)`. With an explicit y the alignment is
+    :math:`\log p(y, z_1, \dots, z_V) - \log q(y \mid z_1, \dots, z_V)`, whose mean is
+    at most :math:`\log p(z_1, \dots, z_V)`.
     """
 
     reconstruction: Tensor
@@ -95,13 +95,13 @@ class LogWeights(NamedTuple):
     hyper: Tensor
 
     def local(self) -> Tensor:
-        """The log-weight of each sample and item, hyper-parameters left out."""
+        """The log-weight of each sample and item, without the hyper-parameters."""
         return self.reconstruction + self.entropy + self.alignment
 
 
 @in_float32
 def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
-    """Draw from the guide of a joint, and weigh what was drawn.
+    """Sample z from the guide of a joint; return the log importance weights by term.
 
     Raises:
         ValueError: If there are random hyper-parameters and no population.
@@ -127,7 +127,7 @@ def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
 def _traces(
     joint: Joint, batch: Batch, particles: int
 ) -> tuple[list[Site], list[Site]]:
-    """The sites of the guide, and those of the model where the guide has drawn."""
+    """The sites of the guide, and of the model replayed at the guide's samples."""
     with pyro.plate("particles", particles, dim=-2):
         guide = poutine.trace(joint.guide).get_trace(batch)
         replayed = poutine.replay(joint.model, trace=guide)
@@ -149,7 +149,7 @@ def _shared(sites: list[Site]) -> list[Site]:
 
 
 def _split(guide: list[Site]) -> tuple[list[Site], list[Site]]:
-    """The sites of the encoder, and those that stand in for an integral over y."""
+    """The sites of q(z|x), and those of q(y|z)."""
     encoded = [site for site in guide if site["name"] == "z"]
     return encoded, [site for site in guide if site["name"] != "z"]
 
@@ -164,6 +164,6 @@ def _total(sites: list[Site], zeros: Tensor) -> Tensor:
 
 
 def _log_prob(site: Site) -> Tensor:
-    # Not Trace.compute_log_prob: it asks the host for NaNs where validation is on.
+    # Not Trace.compute_log_prob, which synchronises to look for NaN if validating.
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, site["scale"], site["mask"])

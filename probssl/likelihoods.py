@@ -1,4 +1,4 @@
-"""Likelihoods p(x | z): what the output of a decoder means."""
+"""Likelihoods (observation models) p(x | z) with the decoder's output as parameter."""
 
 import pyro.distributions as dist
 import torch
@@ -6,6 +6,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from .arguments import whole
 from .hyper import Learned, Positive
 
 __all__ = ["Bernoulli", "Binomial", "Categorical", "Gaussian", "GreyLevels"]
@@ -15,14 +16,18 @@ Shape = Size | list[int] | tuple[int, ...]
 
 
 class Likelihood(nn.Module):
-    """A likelihood: `forward` turns a decoder's output into the distribution of x.
+    """A likelihood p(x|z): `forward` maps a decoder's output to the distribution of x.
+
+    A likelihood of your own overrides `forward` and, where x is restricted, `check`.
+    The batch shape of what `forward` returns is the shape of the output.
 
     Attributes:
-        measure: What a density is a density of. Evidences compare under one measure.
-        pseudo: Whether it is only a pseudo-likelihood, without evidence.
+        measure: The reference measure of the density. Evidences are comparable under
+            the same measure only.
+        pseudo: Whether it is only a pseudo-likelihood, which gives no evidence.
         elementwise: Whether elements of x are independent given z. If not, vectors in
-            the last axis are drawn as a whole, and `log_prob` gives summands whose sum
-            over that axis is the log-probability.
+            the last axis are sampled as a whole, and `log_prob` gives summands whose
+            sum over that axis is the log-probability.
     """
 
     measure: str = "Lebesgue"
@@ -30,7 +35,7 @@ class Likelihood(nn.Module):
     elementwise: bool = True
 
     def check(self, x: Tensor) -> None:
-        """Raise an error if x cannot have come from this likelihood."""
+        """Raise a ValueError if x is outside the support of this likelihood."""
         if not bool(torch.isfinite(x).all()):
             raise ValueError(
                 "expected finite data, got NaN or infinite values; remove or impute "
@@ -39,20 +44,23 @@ class Likelihood(nn.Module):
 
 
 class Bernoulli(Likelihood):
-    r"""Binary pixels.
+    r"""Bernoulli likelihood of binary pixels: minus the binary cross-entropy.
 
     .. math:: \log p(x \mid z) = \sum x \, a - \log(1 + e^a), \qquad
         a = \mathrm{decoder}(z)
 
     Arguments:
-        grey: Whether to admit values between 0 and 1, as many released VAEs do. The
-            formula is then no density of x, only a pseudo-likelihood.
+        grey: Whether to accept values between 0 and 1, as many released VAEs do. The
+            formula is then a pseudo-likelihood, no density of x.
     """
 
     def __init__(self, grey: bool = False) -> None:
         super().__init__()
         self.grey = self.pseudo = grey
         self.measure = "none (pseudo-likelihood)" if grey else "counting, {0, 1}"
+
+    def extra_repr(self) -> str:
+        return "grey=True" if self.grey else ""
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
         return GreyLevels(1, output)
@@ -71,24 +79,22 @@ class Bernoulli(Likelihood):
 
 
 class Binomial(Likelihood):
-    r"""Grey levels :math:`x \in \{0, 1/n, \dots, 1\}`, each a count of n.
+    r"""Binomial likelihood of grey levels :math:`x \in \{0, 1/n, \dots, 1\}`.
 
     .. math:: \log p(x \mid z) = \sum \log \binom{n}{n x}
         + n \, (x \, a - \log(1 + e^a)), \qquad a = \mathrm{decoder}(z)
 
     Arguments:
-        levels: The number n of the highest level, 16 for scikit-learn's digits.
+        levels: The highest level n, 16 for scikit-learn's digits.
     """
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        if not isinstance(levels, int) or levels < 1:
-            raise ValueError(
-                f"expected levels to be a positive whole number, got {levels!r}; give "
-                "the number of the highest grey level, for instance 16"
-            )
-        self.levels = levels
+        self.levels = whole("levels", levels, hint="give the highest grey level")
         self.measure = f"counting, {{0, …, {levels}}} / {levels}"
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}"
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
         return GreyLevels(self.levels, output)
@@ -106,34 +112,33 @@ class Binomial(Likelihood):
 
 
 class Categorical(Likelihood):
-    r"""One class of several, such as a label: x is one-hot in its last axis.
+    r"""Categorical likelihood of a class, such as a label: one-hot in the last axis.
 
     .. math:: \log p(x \mid z) = \sum_c x_c \, \Big( a_c - \log \sum_{c'} e^{a_{c'}}
         \Big), \qquad a = \mathrm{decoder}(z)
 
-    Axes before the last one hold classes that are independent given z.
+    It is minus the cross-entropy. Classes along the other axes are independent given z.
 
     Arguments:
         classes: The number of classes, the length of the last axis.
-        soft: Whether to admit probabilities of the classes, as smoothed labels are.
-            The formula is then no density of x, only a pseudo-likelihood.
+        soft: Whether to accept class probabilities, such as smoothed labels. The
+            formula is then a pseudo-likelihood, no density of x.
 
     Raises:
-        ValueError: If there are less than two classes.
+        ValueError: If there are fewer than two classes.
     """
 
     elementwise = False
 
     def __init__(self, classes: int, soft: bool = False) -> None:
         super().__init__()
-        if not isinstance(classes, int) or classes < 2:
-            raise ValueError(
-                f"expected classes to be a whole number of at least 2, got {classes!r};"
-                " give the number of classes, for instance 10"
-            )
-        self.classes, self.soft, self.pseudo = classes, soft, soft
+        self.classes = whole("classes", classes, least=2)
+        self.soft = self.pseudo = soft
         counting = f"counting, {classes} classes"
         self.measure = "none (pseudo-likelihood)" if soft else counting
+
+    def extra_repr(self) -> str:
+        return f"classes={self.classes}" + ", soft=True" * self.soft
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
         self._check_last_axis(output, "the decoder's output")
@@ -162,14 +167,14 @@ class Categorical(Likelihood):
 
 
 class Gaussian(Likelihood):
-    r"""Real values around the output of the decoder.
+    r"""Gaussian likelihood of real values; the decoder's output is the mean.
 
     .. math:: p(x \mid z) = N(\mathrm{decoder}(z), \sigma^2 I)
 
     Arguments:
         scale: The standard deviation :math:`\sigma`, a number or ``learned(number)``.
-        floor: What a learned scale cannot fall below. Without a floor the density of
-            pixels that a decoder knows exactly grows without bound.
+        floor: A lower bound of a learned scale. Without it the density of pixels that
+            the decoder predicts exactly grows without bound.
 
     Raises:
         ValueError: If the scale is not positive, or a distribution.
@@ -191,9 +196,9 @@ class Gaussian(Likelihood):
 
 
 class GreyLevels(dist.TorchDistribution):
-    """A binomial count of `levels`, divided by it: grey values on the grid k/levels.
+    """A binomial count of `levels` trials, divided by `levels`: the grid k/levels.
 
-    Between the grid's values `log_prob` is the continuous extension of the formula.
+    Between grid points `log_prob` is the continuous extension of the formula.
     """
 
     arg_constraints = {"logits": constraints.real}
@@ -225,7 +230,7 @@ class GreyLevels(dist.TorchDistribution):
         return count.sample(sample_shape) / self.levels
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # Not softplus, which rounds to its asymptote from 20 on.
+        # Not softplus, which returns its asymptote above 20.
         log_prob = self.levels * (value * self.logits + logsigmoid(-self.logits))
         if self.levels == 1:
             return log_prob
@@ -235,12 +240,12 @@ class GreyLevels(dist.TorchDistribution):
 
 
 class OneHot(dist.TorchDistribution):
-    r"""One-hot vectors in the last axis, drawn as a whole.
+    r"""One-hot vectors in the last axis, sampled as a whole.
 
-    The classes are counted among the batch shape, as the elements of other likelihoods
-    are: `log_prob` gives each class its own summand :math:`x_c \log p_c`, of which only
-    the sum over classes, that of ``to_event(1)``, is a log-probability. For
-    probabilities x it is minus the cross-entropy.
+    The classes belong to the batch shape, as the elements of other likelihoods do:
+    `log_prob` has a summand :math:`x_c \log p_c` for each class, of which only the sum
+    over classes, that of ``to_event(1)``, is a log-probability. For class probabilities
+    x the sum is minus the cross-entropy.
     """
 
     arg_constraints = {"logits": constraints.real}

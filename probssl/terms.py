@@ -1,4 +1,4 @@
-"""What goes into an objective, `Batch`, and what comes out of it, `Terms`."""
+"""The input of an objective, `Batch`, and its value, `Terms`."""
 
 from typing import Any, NamedTuple
 
@@ -8,18 +8,17 @@ __all__ = ["Batch", "Terms", "check_rows"]
 
 
 class Batch(NamedTuple):
-    """Views of a batch of items, and what is known about them.
+    """A batch of items, each with several views (augmented samples, modalities).
 
     Arguments:
-        views: The views x, with shape (batch, view, \\*event); or one such tensor for
-            each modality or resolution.
-        clean: The untouched originals, with shape (batch, \\*event).
-        index: The rows of the items in their data set, with shape (batch,).
-        present: Which views were observed, bool, with shape (batch, view); None means
-            all of them.
-        transform: What the view sampler did (boxes, masks).
-        content: Observed contents, whole numbers with shape (batch,): the component of
-            the prior that an item belongs to, -1 where it is not known.
+        views: The views x, shape (batch, view, \\*event); or one such tensor for each
+            modality or resolution.
+        clean: The items before data augmentation, shape (batch, \\*event).
+        index: The row of each item in its data set, shape (batch,).
+        present: Mask of the observed views, bool, shape (batch, view); None means all.
+        transform: The parameters of the data augmentation (boxes, masks).
+        content: Observed contents (labels), whole numbers, shape (batch,): the
+            component of the prior that an item belongs to, -1 where unknown.
     """
 
     views: Tensor | tuple[Tensor, ...]
@@ -31,7 +30,7 @@ class Batch(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The numbers of items and of views."""
+        """The numbers of items and of views, all modalities together."""
         if isinstance(self.views, tuple):
             return len(self.views[0]), sum(self.widths)
         return self.views.shape[0], self.views.shape[1]
@@ -44,10 +43,10 @@ class Batch(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """`index`, where the items must be known.
+        """The rows of the items in the data set: `index`, which must be given.
 
         Raises:
-            ValueError: If they are not.
+            ValueError: If `index` is None.
         """
         if self.index is None:
             raise ValueError(
@@ -58,9 +57,9 @@ class Batch(NamedTuple):
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The views of each modality; zeros, whatever was there, where one is absent.
+        """The views of each modality, in which absent views are set to zero.
 
-        Views that are one tensor are one part.
+        If `views` is one tensor there is one part.
         """
         parts = self.views if isinstance(self.views, tuple) else (self.views,)
         if self.present is None:
@@ -73,7 +72,7 @@ class Batch(NamedTuple):
 
     @property
     def stacked(self) -> Tensor:
-        """The views as one tensor; zeros, whatever was there, where one is absent.
+        """The views as one tensor, in which absent views are set to zero.
 
         Raises:
             ValueError: If there are several modalities.
@@ -87,11 +86,11 @@ class Batch(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Summands of an objective, their weights applied; the larger the better.
+    """The terms of an objective, weights applied: the loss is minus their sum.
 
-    The first four are log-densities or entropies, in nats per item, averaged over the
-    batch, with all their constants; `penalty` holds what has no density (not nats).
-    What is not in play is zero. The value of the objective is ``sum(terms)``.
+    The first four are log-densities or entropies, in nats per item, with all constants,
+    averaged over the batch. `penalty` holds terms that are no density (not nats). Terms
+    that an objective does not have are zero.
     """
 
     reconstruction: Tensor | float = 0.0
@@ -102,7 +101,7 @@ class Terms(NamedTuple):
 
 
 def check_rows(batch: Batch, items: int) -> None:
-    """Raise a ValueError for items that are not known, or not among so many."""
+    """Raise a ValueError if `index` is None or has rows outside 0 to items - 1."""
     low, high = int(batch.rows.min()), int(batch.rows.max())
     if low < 0 or high >= items:
         raise ValueError(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.checks import refusals
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
@@ -131,14 +132,9 @@ def test_leading_axes_dtype_and_gradient_follow_z(guide, hidden, batch, dtype):
         assert alone.shape == batch
 
 
-@BOTH
-def test_wrong_sizes_are_refused(guide):
-    with pytest.raises(ValueError, match="positive whole numbers"):
-        guide(0)
-    with pytest.raises(ValueError, match=r"shape \(\*batch, view, 3\)"):
-        guide(3)(torch.randn(5, 2, 4))
-
-
-def test_a_sphere_of_one_dimension_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
-        SphericalContent(1)
+test_wrong_sizes_are_refused = refusals(
+    (lambda: Content(0), ValueError, "dim as a whole number of at least 1"),
+    (lambda: Content(3, (0,)), ValueError, "hidden as a whole number"),
+    (lambda: SphericalContent(1), ValueError, "at least 2, .* use Content"),
+    (lambda: Content(3)(torch.randn(5, 2, 4)), ValueError, r"\(\*batch, view, 3\)"),
+)

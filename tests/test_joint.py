@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.crossings import crossings
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.inspect import get_dependencies
@@ -175,3 +176,36 @@ def test_bad_joints_and_batches_are_refused():
     with pytest.raises(ValueError, match="present"):
         model = joint(guide=ps.guides.Point)
         model.encode(Batch(torch.randn(2, 2, EVENT), present=torch.ones(2, 2).bool()))
+
+
+def test_a_step_of_simvae_crosses_files_at_most_40_times():
+    objective = ps.limits.SimVAE(joint_of_digits())
+    batch = Batch(torch.randint(0, 17, (8, 2, 1, 8, 8)) / 16.0)
+
+    def step() -> None:
+        (-sum(objective(batch))).backward()
+
+    found = crossings(step)
+    assert found.total() <= 40, found
+
+
+def joint_of_digits() -> Joint:
+    return Joint(
+        ps.priors.Gaussian(10, 0.15),
+        ps.likelihoods.Binomial(16),
+        ps.nn.MLPEncoder((1, 8, 8), 10),
+        ps.nn.MLPDecoder(10, (1, 8, 8)),
+    )
+
+
+def test_a_joint_is_shown_in_a_line_or_row_for_each_part():
+    model = joint_of_digits()
+    lines = repr(model).splitlines()
+    assert lines[0] == "Joint(" and len(lines) == 7
+    assert (
+        lines[1] == "  prior: Gaussian(dim=10, scale=0.15, y_scale=1.0), 0 parameters"
+    )
+    assert lines[2].startswith("  likelihood: Binomial(levels=16)")
+    assert lines[5] == "  guide: DiagonalGaussian(), 2,570 parameters"
+    html, total = model._repr_html_(), sum(p.numel() for p in model.parameters())
+    assert html.count("<tr>") == 7 and f"<td>{total:,}</td>" in html

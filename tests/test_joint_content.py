@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -180,9 +181,7 @@ def test_joint_with_content_comes_back_from_a_folder(tmp_path):
 
 
 def test_options_of_a_guide_are_saved_with_the_joint(tmp_path):
-    def full(encoder: nn.Module) -> nn.Module:
-        return ps.guides.FullGaussian(encoder, floor=0.03)
-
+    full = partial(ps.guides.FullGaussian, floor=0.03)
     model = joint(Gaussian(DIM, 0.4), None, full)
     assert ps.load(ps.save(model, tmp_path)).posterior.floor == 0.03
 

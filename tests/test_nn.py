@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from helpers.checks import refusals
 from torch import nn
 from torch.testing import assert_close
 
@@ -208,21 +209,14 @@ def test_decoder_and_projector_refuse_another_dimension(build):
         build()(torch.randn(5, 2, 3))
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: MLPEncoder(50, 2),
-        lambda: MLPEncoder((8.0, 8.0), 2),
-        lambda: MLPDecoder(2, (0, 3)),
-        lambda: MLPEncoder((1, 8, 8), (2,)),
-        lambda: MLPDecoder((1, 8, 8), 2),
-        lambda: MLPEncoder((1, 8, 8), 2, hidden=256),
-        lambda: Projector(10, layers=0),
-    ],
+test_sizes_that_are_no_positive_integers_are_refused = refusals(
+    (lambda: MLPEncoder(50, 2), ValueError, "event_shape as a tuple .* got 50"),
+    (lambda: MLPEncoder((8.0, 8.0), 2), ValueError, "tuple of positive integers"),
+    (lambda: MLPDecoder(2, (0, 3)), ValueError, r"got \(0, 3\)"),
+    (lambda: MLPEncoder((1, 8, 8), (2,)), TypeError, "dim as a whole number"),
+    (lambda: MLPEncoder((1, 8, 8), 2, hidden=256), ValueError, "hidden as a tuple"),
+    (lambda: Projector(10, layers=0), ValueError, "layers as a whole number of at"),
 )
-def test_shapes_must_be_positive_integers(build):
-    with pytest.raises(ValueError, match="positive integer"):
-        build()
 
 
 @pytest.mark.parametrize("event_shape", [(1, 7, 8), (1, 8, 7), (8, 8), (50,)], ids=str)

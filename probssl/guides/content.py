@@ -1,4 +1,4 @@
-r"""Guides q(y | z_1..V) of the content, for joints in which y is explicit."""
+r"""Guides q(y | z_1..V) of the content (deep sets), for joints with an explicit y."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
+from ..arguments import whole
 from ..distributions.sphere import PowerSpherical
 from ..nn import dense
 
@@ -16,27 +17,18 @@ __all__ = ["Content", "SphericalContent"]
 
 
 class _Summary(nn.Module):
-    r"""What a set of views says about its content, whatever their order and number.
+    r"""Deep set: a network of a set of views, whatever their order and number.
 
     .. math:: h(z_1, \dots, z_V)
         = A \, \big[g\big(\tfrac1V \textstyle\sum_v f(z_v), \log V\big), \; \bar z, \;
             \log V\big] + b
 
-    f and g are networks. A and b start at zero.
-
-    Raises:
-        ValueError: If a size is not a positive whole number, or z is not of the
-            dimension.
+    f and g are fully connected networks. A and b start at zero.
     """
 
     def __init__(self, dim: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
-        sizes = (dim, *hidden)
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ValueError(
-                f"expected dim and hidden as positive whole numbers, got {dim!r} and "
-                f"{hidden!r}; give for instance dim=10, hidden=(64,)"
-            )
+        sizes = (whole("dim", dim), *(whole("hidden", width) for width in hidden))
         self.dim = dim
         self.each = nn.Sequential(*dense(*sizes))
         self.together = nn.Sequential(*dense(sizes[-1] + 1, *hidden))
@@ -59,17 +51,17 @@ class _Summary(nn.Module):
 
 
 class Content(nn.Module):
-    r"""A normal around the mean of the views, moved and scaled by what they are.
+    r"""Gaussian q(y|z) around the mean of the views, shifted and scaled by a deep set.
 
     .. math:: q(y \mid z_1, \dots, z_V) = N(\bar z + h_1(z), \; s(h_2(z))^2)
 
-    h is a deep set: permuting the views changes nothing, and there may be any number of
-    them. It starts at :math:`y \sim N(\bar z, s(0)^2)`, with s the softplus function
-    plus a floor, and contains the posterior of y under `priors.Gaussian`.
+    h is a deep set: invariant to permutations of the views, of any number. s is the
+    softplus function plus a floor. It starts at :math:`y \sim N(\bar z, s(0)^2)`, and
+    the posterior of y under `priors.Gaussian` is of this form.
 
     Arguments:
         dim: The dimension of z, and of y.
-        hidden: The widths of the layers before and after the mean over views.
+        hidden: The widths of the hidden layers before and after the mean over views.
         floor: The least standard deviation.
 
     Raises:
@@ -96,17 +88,17 @@ class Content(nn.Module):
 
 
 class SphericalContent(nn.Module):
-    r"""Power-spherical around the views' mean direction, for contents on a sphere.
+    r"""Power-spherical q(y|z) around the views' mean direction, for y on a sphere.
 
     .. math:: q(y \mid z_1, \dots, z_V) \propto (1 + \mu^\top y)^c, \qquad
         \mu \propto \bar z + h_1(z), \quad c = s(h_2(z))
 
-    h and s are those of `Content`. It starts at the direction of the views' mean, that
-    of the posterior of y under `priors.Spherical`, with a low concentration.
+    h and s are as in `Content`. It starts at the direction of the views' mean, which is
+    that of the posterior of y under `priors.Spherical`, with a low concentration.
 
     Arguments:
         dim: The dimension of the space around the sphere, at least 2.
-        hidden: The widths of the layers before and after the mean over views.
+        hidden: The widths of the hidden layers before and after the mean over views.
         floor: The least concentration.
 
     Raises:
@@ -118,11 +110,7 @@ class SphericalContent(nn.Module):
         self, dim: int, hidden: Sequence[int] = (64,), floor: float = 1e-2
     ) -> None:
         super().__init__()
-        if dim == 1:
-            raise ValueError(
-                "expected dim of at least 2 for a content on a sphere, got 1; use "
-                "Content for a single dimension"
-            )
+        whole("dim", dim, least=2, hint="use Content for a single dimension")
         self.dim, self.hidden, self.floor = dim, tuple(hidden), floor
         self.summary = _Summary(dim, self.hidden, dim + 1)
 

@@ -30,6 +30,9 @@ class ExactFactors(nn.Module):
 def exact(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """A guide of the kind whose factors have the scale of the encoder, whatever x."""
 
+    if kind is ps.guides.Point:
+        return kind
+
     def make(encoder: nn.Module, dim: int) -> nn.Module:
         guide = kind(encoder, dim=dim)
         spread = guide.factors.spread
