@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from ..priors import Prior
 from . import modules
-from .densities import integral, samples_follow
-from .laws import BARS, Trial, differs, examine, mean_of, refusal, twin
+from .densities import (
+    integral,
+    mean_is_that_of_samples,
+    pathwise_is_score,
+    samples_follow,
+)
+from .laws import Trial, differs, examine, twin, unless_declined
 from .modules import Valued
-from .references import LogDensity, Reference, fitted
-from .scores import pathwise_is_score
+from .proposals import LogDensity, Proposal, fitted
 
 __all__ = ["check_guide"]
 
-ITEMS = 2  # whose densities are integrated
+INTEGRATED_ITEMS = 2
 OF_DENSITIES = (modules.gradients, modules.single_precision)
 OF_NUMBERS = (modules.device, modules.state, modules.saving, modules.tracing)
 
@@ -36,29 +40,29 @@ def check_guide(
     r"""Check a guide of your own against the laws of any :math:`q(z_1..V \mid x_1..V)`.
 
     ========================  ====================================================
-    shapes                    batch as the items, event (view, dim)
+    shapes                    batch (item,), event (view, dim)
     support                   samples lie on the support of the prior
     normalisation             the density of each item integrates to one
     sampling                  samples follow the density, item by item
-    mean                      samples have the mean that `embed` reads
-    reparameterised gradient  the gradient through `rsample` is that by the score
+    mean                      samples have the mean of the distribution, as in `embed`
+    reparameterised gradient  gradients through `rsample` equal the score-function ones
     independent items         q of an item depends on no other item
-    corner cases              one item, one view and equal views are served
-    absent views              with `present` the pixels of absent views do not matter,
+    corner cases              one item, one view and equal views work
+    absent views              with `present`, the pixels of absent views do not matter,
                               and samples follow the density
     gradients, single precision, device, state, saving, tracing: as in `check_prior`
     ========================  ====================================================
 
-    A guide without spread, a Delta, has no density: laws of densities do not apply. A
-    guide that refuses `present` by an error "expected …" need not serve it; one whose
-    distribution has no `rsample` has no reparameterised gradient.
+    For a point estimate (a Delta) the laws of densities are skipped. A guide may
+    decline `present` by an error "expected …". Without `rsample` there is no law of the
+    reparameterised gradient.
 
     Arguments:
-        guide: A module called as ``guide(x, prior_of, present)``, as `ps.guides`.
-        prior: The prior that it is meant for.
+        guide: A module called as ``guide(x, prior_of, present)``, like `ps.guides`.
+        prior: The prior that it is used with.
         x: Views of at least two items.
-        draws: The number of draws of an estimate, whose bars are five standard errors.
-        seed: The seed of all that is drawn.
+        draws: The number of draws of an estimate; error bars are five standard errors.
+        seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
@@ -71,21 +75,19 @@ def check_guide(
     """
     if len(x) < 2:
         raise ValueError(
-            f"expected at least 2 items, got {len(x)}; laws compare one with another"
+            f"expected at least 2 items, got {len(x)}; some laws compare two"
         )
     case = _Case(twin(_Pair(guide, prior)), x.detach().cpu().double(), draws, {})
     own = (shapes, support, normalisation, sampling, mean, reparameterised_gradient)
-    laws: list[Trial] = [
-        (law, lambda: case) for law in (*own, independent_items, corner_cases)
-    ]
-    laws += [(absent_views, lambda: case)]
+    more = (independent_items, corner_cases, absent_views)
+    laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]
     laws += [(law, lambda: _valued(case, False)) for law in OF_DENSITIES]
     laws += [(law, lambda: _valued(case, True)) for law in OF_NUMBERS]
     examine(type(guide).__name__, laws, seed)
 
 
 class _Pair(nn.Module):
-    """A guide and the prior that it may follow, which go everywhere together."""
+    """A guide and its prior as one module, so that both are moved and saved."""
 
     guide: nn.Module
     prior: Prior
@@ -104,7 +106,7 @@ class _Case(NamedTuple):
     q: _Pair
     x: Tensor
     draws: int
-    fits: dict[bool, tuple[list[Reference], Tensor]]  # for all views, and for some
+    fits: dict[bool, tuple[list[Proposal], Tensor]]  # by whether views are absent
 
     @property
     def prior(self) -> Prior:
@@ -116,7 +118,7 @@ class _Case(NamedTuple):
 
 
 def shapes(case: _Case) -> Iterator[str]:
-    """Batch as the items, event (view, dim), one log-density for each item."""
+    """Batch (item,), event (view, dim), one log-density for each item."""
     q, (items, *event) = case.q(case.x), case.shape
     if tuple(q.batch_shape) != (items,) or tuple(q.event_shape) != tuple(event):
         yield (
@@ -151,9 +153,9 @@ def normalisation(case: _Case) -> Iterator[str]:
         if not torch.equal(q.log_prob(q.sample()), torch.zeros(len(case.x))):
             yield "expected log_prob 0 of a Delta at its point, got another value"
         return
-    density, references, _ = _fit(case, q, None)
+    density, proposals, _ = _fit(case, q, None)
     look = "look at the constants in log_prob"
-    yield from integral(density, references, case.draws, "q of an item", look)
+    yield from integral(density, proposals, case.draws, "q of an item", look)
 
 
 def sampling(case: _Case, present: Tensor | None = None) -> Iterator[str]:
@@ -161,26 +163,19 @@ def sampling(case: _Case, present: Tensor | None = None) -> Iterator[str]:
     q = case.q(case.x, present)
     if _is_point(q):
         return
-    density, references, samples = _fit(case, q, present)
-    yield from samples_follow(density, references, samples, "samples of an item")
+    density, proposals, samples = _fit(case, q, present)
+    yield from samples_follow(density, proposals, samples, "samples of an item")
 
 
 def mean(case: _Case) -> Iterator[str]:
-    """Samples have the mean that the distribution gives."""
+    """Samples have the mean of the distribution."""
     q = case.q(case.x)
-    drawn, expected = mean_of(q.sample((case.draws,)).detach()), q.mean.detach()
-    away = drawn.misses(expected)
-    if float(away.max()) > BARS:
-        worst = int(away.argmax())
-        yield (
-            f"expected the mean {float(drawn.value.flatten()[worst]):.4g} ± "
-            f"{float(drawn.error.flatten()[worst]):.2g} of the samples, got "
-            f"{float(expected.flatten()[worst]):.4g}; look at the property mean"
-        )
+    samples = q.sample((case.draws,)).detach()
+    yield from mean_is_that_of_samples(samples, q.mean.detach())
 
 
 def reparameterised_gradient(case: _Case) -> Iterator[str]:
-    """The gradient of an expectation through `rsample` is that by the score."""
+    """Gradients of an expectation through `rsample` are the score-function ones."""
     q = case.q(case.x)
     if _is_point(q) or not q.has_rsample:
         return
@@ -198,13 +193,13 @@ def independent_items(case: _Case) -> Iterator[str]:
         gap = differs(_at(case.q(x), z[: len(x)])[:1], expected)
         if gap:
             yield (
-                f"{gap} in q of an item with {what}; look for means over the batch, "
-                "as batch norm takes them in training"
+                f"{gap} in q of an item with {what}; look for batch statistics, "
+                "such as batch norm in training mode"
             )
 
 
 def corner_cases(case: _Case) -> Iterator[str]:
-    """One item, one view and equal views are served."""
+    """One item, one view and equal views work."""
     views = case.x.shape[1]
     places = {"one item": case.x[:1], "equal views": case.x[:, :1].expand_as(case.x)}
     if case.prior.proper:
@@ -229,7 +224,7 @@ def absent_views(case: _Case) -> Iterator[str]:
     present[-1] = True
     if not case.prior.proper and views < 3:
         present[:, -1] = True  # a flat p(y) needs two
-    q = refusal(case.q, case.x, present)
+    q = unless_declined(case.q, case.x, present)
     if q is None or _is_point(q):
         return
     absent = (~present).view(items, views, *[1] * (case.x.dim() - 2))
@@ -242,27 +237,24 @@ def absent_views(case: _Case) -> Iterator[str]:
 
 def _fit(
     case: _Case, q: TorchDistribution, present: Tensor | None
-) -> tuple[LogDensity, list[Reference], Float[Tensor, "n item view dim"]]:
-    """The density of the first items, references for it, and samples.
-
-    The other items are as they may be.
-    """
-    rest = q.sample().detach()[ITEMS:]
+) -> tuple[LogDensity, list[Proposal], Float[Tensor, "n item view dim"]]:
+    """The density of the first items, proposals for it, and samples."""
+    rest = q.sample().detach()[INTEGRATED_ITEMS:]
 
     def log_density(z: Tensor) -> Tensor:
         z = torch.cat([z, rest.expand(len(z), *rest.shape)], 1)
-        return q.log_prob(z)[:, :ITEMS].detach()
+        return q.log_prob(z)[:, :INTEGRATED_ITEMS].detach()
 
     masked = present is not None
     if masked not in case.fits:
-        samples = q.sample((case.draws,)).detach()[:, :ITEMS]
+        samples = q.sample((case.draws,)).detach()[:, :INTEGRATED_ITEMS]
         support = case.prior(case.x.shape[1]).support
         case.fits[masked] = fitted(log_density, samples, support), samples
     return log_density, *case.fits[masked]
 
 
 def _at(q: TorchDistribution, z: Tensor) -> Tensor:
-    """The log-density at z, or of a Delta its point."""
+    """The log-density at z; for a Delta, its point."""
     return q.sample().flatten(1).sum(1) if _is_point(q) else q.log_prob(z)
 
 

@@ -1,4 +1,4 @@
-"""A law is a function that yields what breaks it; `examine` gathers the broken ones."""
+"""A law is a generator of faults; `examine` runs laws and collects their faults."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,25 +19,28 @@ __all__ = [
     "examine",
     "mean_of",
     "precision",
-    "refusal",
+    "unless_declined",
     "seeded",
     "twin",
 ]
 
-# A law, and what makes the thing that it is about.
+# A law, and a function that builds the case to which it applies.
 Trial = tuple[Callable[[Any], Iterator[str]], Callable[[], Any]]
 Module = TypeVar("Module", bound=nn.Module)
 
-PATIENCE = 3.0  # seconds before a progress bar shows
-BARS = 5.0  # standard errors that an estimate may be away from what is expected
+BAR_DELAY = 3.0  # seconds before a progress bar is shown
+BARS = 5.0  # standard errors by which an estimate may differ from its expectation
 
 
 class LawError(AssertionError):
-    """Laws that are broken, each with what was expected, what came, where to look.
+    """Broken laws, each with what was expected, what came, and where to look.
 
     Arguments:
-        subject: What breaks them.
-        faults: Pairs of a law's name and of how it is broken.
+        subject: The name of the class that breaks them.
+        faults: Pairs of the name of a law and a fault.
+
+    Attributes:
+        laws: The names of the broken laws, in the order of the check.
     """
 
     def __init__(self, subject: str, faults: Sequence[tuple[str, str]]) -> None:
@@ -54,33 +57,35 @@ class Estimate(NamedTuple):
     error: Float[Tensor, "*shape"]
 
     def misses(self, expected: Tensor | float) -> Tensor:
-        """By how many standard errors it is away; rounding is forgiven."""
+        """The distance from `expected` in standard errors; rounding does not count."""
         away = ((self.value - expected).abs() - 1e-6).clamp(min=0)
         return (away / self.error.clamp(min=1e-12)).nan_to_num(math.inf)
 
 
 def mean_of(sample: Float[Tensor, "n *shape"]) -> Estimate:
-    """The mean over the first axis."""
+    """The mean over the first axis, with its standard error."""
     return Estimate(sample.mean(0), sample.std(0) / math.sqrt(len(sample)))
 
 
 def examine(subject: str, laws: Iterable[Trial], seed: int) -> None:
-    """Try every law on what it is about, each from the same random state, in float64.
+    """Check every law, each in float64 and from the same random state.
 
-    The caller's random state and default precision are left as they were.
+    The random state and the default dtype of the caller are restored.
 
     Raises:
-        LawError: If any is broken, naming all that are.
+        LawError: If a law is broken; it names all that are.
     """
     faults: list[tuple[str, str]] = []
     cause: Exception | None = None
-    for law, make in tqdm(list(laws), subject, delay=PATIENCE, unit="law", leave=False):
+    for law, make in tqdm(
+        list(laws), subject, delay=BAR_DELAY, unit="law", leave=False
+    ):
         name = law.__name__.replace("_", " ")
         try:
             with _forked(seed), precision(torch.float64):
                 for fault in law(make()):
                     faults.append((name, fault))
-        except Exception as error:  # whatever it is, the law does not hold
+        except Exception as error:  # any error breaks the law
             faults.append((name, f"{type(error).__name__}: {error}"))
             cause = cause or error
     if faults:
@@ -90,7 +95,7 @@ def examine(subject: str, laws: Iterable[Trial], seed: int) -> None:
 def differs(
     found: Tensor, expected: Tensor, relative: float = 1e-6, absolute: float = 1e-6
 ) -> str | None:
-    """Say where two tensors differ the most, or None if they agree."""
+    """Describe the largest difference of two tensors; None if they agree."""
     found, expected = found.detach(), expected.detach()
     if found.shape != expected.shape:
         return f"expected shape {tuple(expected.shape)}, got {tuple(found.shape)}"
@@ -103,11 +108,11 @@ def differs(
     return f"expected {was:.6g}, got {came:.6g}, a difference of {came - was:.3g}"
 
 
-def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What a call returns, or None where it says that there is nothing of the kind.
+def unless_declined(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What a call returns, or None if it declines.
 
-    A refusal is a TypeError or ValueError of the form "expected …, got …"; any other
-    error is passed on.
+    It declines by a TypeError or ValueError that begins with "expected"; other errors
+    are raised.
     """
     try:
         return call(*arguments, **options)
@@ -118,7 +123,7 @@ def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def twin(module: Module) -> Module:
-    """A copy in float64 and evaluation mode, on the CPU; the original stays."""
+    """A copy in float64 and evaluation mode, on the CPU."""
     copied = deepcopy(module).cpu().double().eval()
     copied.zero_grad()
     return copied
@@ -126,7 +131,7 @@ def twin(module: Module) -> Module:
 
 @contextmanager
 def precision(dtype: torch.dtype) -> Iterator[None]:
-    """Make a type the default, for modules without a number to take it from."""
+    """Set the default dtype within the context."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -138,8 +143,8 @@ def precision(dtype: torch.dtype) -> Iterator[None]:
 def seeded(seed: int) -> None:
     """Seed torch's generators of this machine.
 
-    Cheaper than `torch.manual_seed`, which without a GPU writes down, each time,
-    where it was called from, for devices yet to come.
+    Cheaper than `torch.manual_seed`, which without a GPU records a traceback at each
+    call, for lazy initialisation of CUDA.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():

@@ -8,24 +8,17 @@ from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ..arguments import instance
 from ..likelihoods import Likelihood
 from . import modules
-from .densities import integral, samples_follow
+from .densities import integral, mean_is_that_of_samples, samples_follow
 from .laws import BARS, Trial, differs, examine, mean_of, twin
 from .modules import Valued
-from .references import LogDensity, fitted
+from .proposals import LogDensity, fitted
 
 __all__ = ["check_likelihood"]
 
-ELEMENTS = 5  # of an output, whose densities are integrated
-OF_NUMBERS = (
-    modules.gradients,
-    modules.single_precision,
-    modules.device,
-    modules.state,
-    modules.saving,
-    modules.tracing,
-)
+MOST_ELEMENTS = 5  # of an output, whose densities are integrated
 
 
 def check_likelihood(
@@ -39,39 +32,40 @@ def check_likelihood(
 
     ================  ============================================================
     shapes            batch shape of the output; x of the same shape
-    normalisation     it sums or integrates to one, for every element of x
-    sampling          samples follow it
-    mean              samples have the mean that the distribution gives
-    own samples       `check` accepts them, and refuses NaN with a ValueError
-    extremes          huge outputs give no NaN, and no NaN slope
+    normalisation     the density sums or integrates to one, for every element of x
+    sampling          samples follow the density
+    mean              samples have the mean of the distribution
+    own samples       `check` accepts samples, and raises a ValueError for NaN
+    extremes          no NaN for huge and tiny outputs, nor in gradients
     gradients, single precision, device, state, saving, tracing: as in `check_prior`
     ================  ============================================================
 
-    A `pseudo` likelihood need not be normalised, nor followed by samples. Where
-    `measure` begins with "counting" the values are those that are ever drawn.
+    A `pseudo` likelihood need not be normalised, nor do its samples follow it. Where
+    `measure` begins with "counting", sums run over all values that were drawn.
 
     Arguments:
-        output: An example of what a decoder returns; a few items do.
-        draws: The number of draws of an estimate, whose bars are five standard errors.
-        seed: The seed of all that is drawn.
+        likelihood: The likelihood.
+        output: An example of a decoder's output, for a few items.
+        draws: The number of draws of an estimate; error bars are five standard errors.
+        seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
-        TypeError: If it is no `Likelihood`.
+        TypeError: If it is not a `Likelihood`.
 
     Example:
         >>> import probssl as ps
         >>> check_likelihood(ps.likelihoods.Binomial(16), torch.randn(3, 4))
     """
-    if not isinstance(likelihood, Likelihood):
-        raise TypeError(
-            f"expected a ps.likelihoods.Likelihood, got {type(likelihood).__name__}; "
-            "inherit from it, for measure, pseudo and check"
-        )
+    hint = "inherit from it, for measure, pseudo and check"
+    expected = "a ps.likelihoods.Likelihood"
+    instance("likelihood", likelihood, Likelihood, expected, hint)
     case = _Case(twin(likelihood), output.detach().cpu().double(), draws)
     own = (shapes, normalisation, sampling, mean, own_samples, extremes)
     laws: list[Trial] = [(law, lambda: case) for law in own]
-    laws += [(law, lambda: _valued(case)) for law in OF_NUMBERS]
+    laws += [
+        (law, lambda: _valued(case)) for law in (*modules.UNTRACED, modules.tracing)
+    ]
     examine(type(likelihood).__name__, laws, seed)
 
 
@@ -92,21 +86,21 @@ class _Case(NamedTuple):
         return self.of(self.output).sample((self.draws,)).detach()
 
     def values(self) -> Float[Tensor, "value *whole"]:
-        """The values that are ever drawn, for outputs of all sizes."""
+        """All values drawn, for outputs of several sizes."""
         sizes = (0.0, 0.5, 1.0, 2.0, 4.0)
         drawn = [self.of(s * self.output).sample((self.draws,)) for s in sizes]
         return torch.cat([self.parts(x).unique(dim=0) for x in drawn]).unique(dim=0)
 
     def parts(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "part *whole"]:
-        """What is drawn as a whole: elements, or vectors in the last axis."""
+        """The parts with a density each: elements, or vectors in the last axis."""
         return x.flatten() if self.likelihood.elementwise else x.flatten(0, -2)
 
     def elements(self) -> Float[Tensor, "draw element"]:
-        """Samples of the first elements of x, of vectors as numbers."""
-        return self.numbers(self.sample()).flatten(1)[:, :ELEMENTS]
+        """Samples of the first elements of x; vectors as one number each."""
+        return self.numbers(self.sample()).flatten(1)[:, :MOST_ELEMENTS]
 
     def numbers(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*numbers"]:
-        """A number for each part, by which parts are told apart."""
+        """One number for each part, which identifies it."""
         if self.likelihood.elementwise:
             return x
         return x @ torch.arange(1.0, x.shape[-1] + 1, dtype=x.dtype)
@@ -116,12 +110,12 @@ class _Case(NamedTuple):
     ) -> Float[Tensor, "value element"]:
         """The log-densities of the first elements, or vectors, at all values."""
         if self.likelihood.elementwise:
-            elements = min(ELEMENTS, self.output.numel())
+            elements = min(MOST_ELEMENTS, self.output.numel())
             return self.log_prob(values.unsqueeze(1).expand(-1, elements))
         distribution = self.of(self.output).to_event(1)
         lead = [1] * (self.output.dim() - 1)
         log_prob = distribution.log_prob(values.unflatten(0, (-1, *lead)))
-        return log_prob.flatten(1)[:, :ELEMENTS].detach()
+        return log_prob.flatten(1)[:, :MOST_ELEMENTS].detach()
 
     def log_prob(self, x: Float[Tensor, "n element"]) -> Float[Tensor, "n element"]:
         """The log-density of the first elements, the others being as they may."""
@@ -166,21 +160,19 @@ def shapes(case: _Case) -> Iterator[str]:
 
 
 def normalisation(case: _Case) -> Iterator[str]:
-    """It sums, or integrates, to one for every element."""
+    """The density sums or integrates to one, for every element."""
     if case.likelihood.pseudo:
         return
     look = "look at the constants in log_prob, or declare pseudo = True"
     if not case.counts:
         samples = case.elements()[..., None, None]
         density, support = case.log_density(), _support(case)
-        references = fitted(density, samples, support)
-        yield from integral(
-            density, references, case.draws, "p(x) of one element", look
-        )
+        proposals = fitted(density, samples, support)
+        yield from integral(density, proposals, case.draws, "p(x) of one element", look)
         return
     values = case.values()
     total = case.over(values).exp().sum(0)
-    # What was never drawn in so many draws is that rare, give or take.
+    # Values that were never drawn have about this probability at most.
     unseen = 25 / case.draws
     worst = total[(total - 1).abs().argmax()]
     if not -unseen <= float(worst - 1) <= 1e-6:
@@ -198,8 +190,8 @@ def sampling(case: _Case) -> Iterator[str]:
     if not case.counts:
         samples = case.elements()[..., None, None]
         density, support = case.log_density(), _support(case)
-        references = fitted(density, samples, support)
-        yield from samples_follow(density, references, samples, "samples of x")
+        proposals = fitted(density, samples, support)
+        yield from samples_follow(density, proposals, samples, "samples of x")
         return
     values, drawn = case.values(), case.elements()
     share, values = case.over(values).softmax(0), case.numbers(values)
@@ -216,20 +208,12 @@ def sampling(case: _Case) -> Iterator[str]:
 
 
 def mean(case: _Case) -> Iterator[str]:
-    """Samples have the mean that the distribution gives."""
-    drawn, expected = mean_of(case.sample()), case.of(case.output).mean
-    away = drawn.misses(expected)
-    if float(away.max()) > BARS:
-        worst = int(away.argmax())
-        yield (
-            f"expected the mean {float(drawn.value.flatten()[worst]):.4g} ± "
-            f"{float(drawn.error.flatten()[worst]):.2g} of the samples, got "
-            f"{float(expected.flatten()[worst]):.4g}; look at the property mean"
-        )
+    """Samples have the mean of the distribution."""
+    yield from mean_is_that_of_samples(case.sample(), case.of(case.output).mean)
 
 
 def own_samples(case: _Case) -> Iterator[str]:
-    """`check` accepts samples, and refuses NaN."""
+    """`check` accepts samples, and raises a ValueError for NaN."""
     x = case.sample().flatten(0, 1)
     try:
         case.likelihood.check(x)
@@ -239,18 +223,18 @@ def own_samples(case: _Case) -> Iterator[str]:
         case.likelihood.check(torch.full_like(x, torch.nan))
     except ValueError:
         return
-    yield "expected check to refuse NaN by a ValueError; call super().check(x) in it"
+    yield "expected a ValueError from check for NaN; call super().check(x) in it"
 
 
 def extremes(case: _Case) -> Iterator[str]:
-    """Huge and tiny outputs give no NaN for the x that they make, nor slopes."""
+    """No NaN for samples of huge and tiny outputs, nor in gradients."""
     for size in (0.0, 1e-12, 1e4):
         output = (size * case.output).requires_grad_()
         with torch.no_grad():
             x = case.of(output).sample()
         value = case.of(output).log_prob(x)
-        (slope,) = torch.autograd.grad(value[value.isfinite()].sum(), output)
-        if value.isnan().any() or slope.isnan().any():
+        (grad,) = torch.autograd.grad(value[value.isfinite()].sum(), output)
+        if value.isnan().any() or grad.isnan().any():
             yield f"expected no NaN for outputs about {size:g}, got one"
 
 

@@ -1,4 +1,4 @@
-"""Laws of anything with numbers: gradients, precision, device, state, traces."""
+"""Laws of any module: gradients, precision, device, state, saving, tracing."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ from ..saving import load, save
 from .laws import BARS, differs, precision, seeded
 
 __all__ = ["Valued", "device", "gradients", "saving", "single_precision", "state"]
-__all__ += ["tracing", "under_a_seed"]
+__all__ += ["UNTRACED", "tracing", "under_a_seed"]
 
-STEPS = (1e-4, 1e-3, 1e-5, 1e-6)  # of the differences; one that agrees is enough
+DIFFERENCES = (1e-4, 1e-3, 1e-5, 1e-6)  # step sizes; one that agrees is enough
 SEED, REPEATS = 2, 20  # of a value that is an estimate
 
 
 class Valued(NamedTuple):
-    """A module, and numbers that it makes of inputs.
+    """A module, and a tensor that it computes from inputs.
 
     Arguments:
         module: The module, in float64.
@@ -37,16 +37,16 @@ class Valued(NamedTuple):
 
 
 def under_a_seed(case: Valued, seed: int = SEED) -> Tensor:
-    """The value, with random numbers that are always the same."""
+    """The value, from the same random numbers each time."""
     seeded(seed)
     return case.value(case.module, *case.inputs)
 
 
 def gradients(case: Valued) -> Iterator[str]:
-    """Slopes in the inputs and in every parameter are those of differences.
+    """Gradients in the inputs and every parameter are those of finite differences.
 
-    Of a value that is itself an estimate, in the mean: its gradient may leave out how
-    its draws are made, which differences do not.
+    For a random value the means are compared: its gradient may leave out how its draws
+    depend on the parameters, which differences include.
     """
     inputs = tuple(x.detach().clone().requires_grad_() for x in case.inputs)
     case = case._replace(inputs=inputs)
@@ -62,28 +62,28 @@ def gradients(case: Valued) -> Iterator[str]:
         lambda s=s: (weight * under_a_seed(case, s)).sum()
         for s in range(1 if repeated else REPEATS)
     ]
-    slopes = [
+    grads = [
         torch.autograd.grad(
             total(), list(leaves.values()), allow_unused=True, materialize_grads=True
         )
         for total in totals
     ]
-    for name, leaf, *each in zip(leaves, leaves.values(), *slopes, strict=True):
-        yield from _slope(name, leaf, each, totals)
+    for name, leaf, *each in zip(leaves, leaves.values(), *grads, strict=True):
+        yield from _gradient(name, leaf, each, totals)
 
 
-def _slope(
+def _gradient(
     name: str,
     leaf: Tensor,
-    slopes: Sequence[Tensor],
+    grads: Sequence[Tensor],
     totals: Sequence[Callable[[], Tensor]],
 ) -> Iterator[str]:
     direction = torch.randn_like(leaf)
     direction = direction / direction.norm().clamp(min=1e-30)
-    exact = torch.stack([(slope * direction).sum() for slope in slopes])
+    exact = torch.stack([(grad * direction).sum() for grad in grads])
     rounding = 1e-6 * (1 + float(totals[0]().detach().abs()))
     nearest, least = math.inf, math.inf
-    for step in STEPS:
+    for step in DIFFERENCES:
         found = torch.stack([_difference(leaf, direction, step, t) for t in totals])
         gap = float((found - exact).mean().abs())
         bars = BARS * float((found - exact).std(correction=0)) / math.sqrt(len(found))
@@ -93,9 +93,9 @@ def _slope(
         if gap < least:
             nearest, least = float(found.mean()), gap
     yield (
-        f"expected the slope {nearest:.6g} in {name}, by differences, got "
+        f"expected the gradient {nearest:.6g} in {name}, by finite differences, got "
         f"{float(exact.mean()):.6g} from autograd; look for .detach(), "
-        "torch.no_grad() or in-place writes on the way"
+        "torch.no_grad() or in-place writes in the forward pass"
     )
 
 
@@ -113,7 +113,7 @@ def _difference(
 
 
 def single_precision(case: Valued) -> Iterator[str]:
-    """In float32 the value is float32, and close to that in float64."""
+    """In float32 the value is float32, and close to the one in float64."""
     expected, again = under_a_seed(case), under_a_seed(case, SEED + 1)
     with precision(torch.float32):
         single = deepcopy(case.module).float()
@@ -122,23 +122,23 @@ def single_precision(case: Valued) -> Iterator[str]:
         )
     if found.dtype != torch.float32:
         yield (
-            f"expected float32 from float32, got {found.dtype}; look for tensors that "
-            "are made in another type: let them follow their inputs, x.new_tensor(…)"
+            f"expected float32 from float32, got {found.dtype}; look for tensors of "
+            "another dtype: let them follow their inputs, as x.new_tensor(…) does"
         )
     if not found.isfinite().all() and expected.isfinite().all():
         yield "expected finite values in float32 as in float64, got others"
-    # What is drawn in another precision is another draw.
+    # In another dtype the same seed gives other draws.
     elif torch.equal(expected, again):
         gap = differs(found.to(expected), expected, 1e-3, 1e-3)
         if gap:
-            yield f"{gap} in float32; look for differences of nearly equal numbers"
+            yield f"{gap} in float32; look for cancellation"
 
 
 def device(case: Valued) -> Iterator[str]:
-    """On another device the value is there too, and the same.
+    """On another device the value is on that device, and the same.
 
-    Without a GPU the other device is "meta", which has shapes only: that shows which
-    tensors stay behind.
+    Without a GPU the other device is "meta", which has shapes only: it shows which
+    tensors are left on the CPU.
     """
     kind = "cuda" if torch.cuda.is_available() else "meta"
     moved = Valued(
@@ -152,7 +152,7 @@ def device(case: Valued) -> Iterator[str]:
     except (RuntimeError, NotImplementedError) as error:
         yield (
             f"expected a value on {kind}, got {type(error).__name__}: {error}; make "
-            "tensors that stay behind buffers, and let others follow their inputs"
+            "tensors of the module buffers, and let others follow their inputs"
         )
         return
     if found.device.type != kind:
@@ -164,19 +164,19 @@ def device(case: Valued) -> Iterator[str]:
 
 
 def state(case: Valued) -> Iterator[str]:
-    """In evaluation mode nothing that is saved moves."""
+    """In evaluation mode `state_dict` does not change."""
     before = {k: v.clone() for k, v in case.module.state_dict().items()}
     under_a_seed(case)
     for name, now in case.module.state_dict().items():
         if not torch.equal(now, before[name]):
             yield (
                 f"expected {name} to stay in evaluation mode, got another value; "
-                "write it only `if self.training`"
+                "update it only `if self.training`"
             )
 
 
 def saving(case: Valued) -> Iterator[str]:
-    """Loaded into one with other numbers, the saved ones give the same value."""
+    """Saved, and loaded into a module with other numbers, it has the same value."""
     expected, other = under_a_seed(case).detach(), deepcopy(case.module)
     _perturb(other)
     with TemporaryDirectory() as folder:
@@ -185,14 +185,14 @@ def saving(case: Valued) -> Iterator[str]:
     gap = differs(under_a_seed(case._replace(module=other)), expected)
     if gap:
         yield (
-            f"{gap} after ps.save and ps.load(into=…); make numbers that are no "
+            f"{gap} after ps.save and ps.load(into=…); make tensors that are not "
             "parameters buffers: self.register_buffer(name, tensor)"
         )
 
 
 @torch.no_grad()
 def _perturb(module: nn.Module) -> None:
-    """Move what `state_dict` holds, and tensors that are plain attributes."""
+    """Change what `state_dict` holds, and tensors that are plain attributes."""
     loose = [
         part
         for child in module.modules()
@@ -205,8 +205,11 @@ def _perturb(module: nn.Module) -> None:
 
 
 def tracing(case: Valued) -> Iterator[str]:
-    """Traced, value and gradients are the eager ones; nothing is asked of the host."""
-    under_a_seed(case)  # what fails untraced as well fails here, in plain words
+    """Traced, as by `torch.compile`, value and gradients are the eager ones.
+
+    Tracing fails where the code synchronises with the host, as `.item()` does.
+    """
+    under_a_seed(case)  # an error in eager mode has the plainer message
     call = _Call(case)
     tensors = {k: p.detach() for k, p in call.named_parameters() if p.requires_grad}
 
@@ -217,14 +220,14 @@ def tracing(case: Valued) -> Iterator[str]:
         leaves = [*tensors.values(), *inputs]
         if not leaves or not value.requires_grad:
             return [value]
-        slopes = torch.autograd.grad(
+        grads = torch.autograd.grad(
             value.sum(), leaves, allow_unused=True, materialize_grads=True
         )
-        return [value, *slopes]
+        return [value, *grads]
 
     trace = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)
     found = []
-    # Validation asks the host by its nature; whoever traces switches it off.
+    # Validation synchronises with the host; tracing switches it off.
     with pyro.validation_enabled(False):
         try:
             graph = trace(tensors, case.inputs)
@@ -246,7 +249,7 @@ def tracing(case: Valued) -> Iterator[str]:
 
 
 class _Call(nn.Module):
-    """The value as a forward, for `functional_call`."""
+    """The value as a forward pass, for `functional_call`."""
 
     def __init__(self, case: Valued) -> None:
         super().__init__()
@@ -254,3 +257,6 @@ class _Call(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.value(self.module, *inputs)
+
+
+UNTRACED = (gradients, single_precision, device, state, saving)

@@ -1,4 +1,4 @@
-"""Laws of an objective, a module that turns a batch of views into terms."""
+"""Laws of an objective: a module that maps a batch of views to `Terms`."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -28,28 +28,30 @@ OF_NUMBERS = (
 def check_objective(
     objective: nn.Module, batch: Batch, *, repeats: int = 40, seed: int = 0
 ) -> None:
-    r"""Check an objective of your own: what `fit`, `compare` and `embed` rely on.
+    r"""Check an objective of your own against what `fit`, `embed` and `compare` need.
 
     ================  ============================================================
     terms             `Terms` of finite scalars, some with a gradient
-    gradients         finite, and one for every trainable parameter
+    gradients         finite, for every trainable parameter
     order of items    does not matter
     order of views    does not matter
     corner cases      one item, two, one view, equal views, equal items, huge inputs:
                       finite terms, or a ValueError from `check` or `forward`
-    representation    `represent(x)` has shape (n, dim), and each item is on its own
+    representation    `represent(x)` has shape (n, dim), each item independent of others
     single precision, device, state, saving, tracing: as in `check_prior`
     ================  ============================================================
 
-    Where terms are random, their means over repeated draws are compared. All is done on
-    a copy in float64 and, but for gradients, in evaluation mode; the objective and the
-    random state stay as they are. Heuristics without a scalar whose gradient they
-    follow pass as well: gradients are not compared with differences.
+    Random terms are compared by their means over repeated draws. The check runs on a
+    copy in float64, in evaluation mode but for gradients. Gradients are not compared
+    with finite differences, so that heuristics whose gradient is not that of a scalar
+    (stop-gradient) pass too.
 
     Arguments:
-        batch: A small batch that the objective can take, of at least two items.
-        repeats: How often random terms are drawn; error bars are five standard errors.
-        seed: The seed of all that is drawn.
+        objective: A module with `forward(batch) -> Terms` and `represent`.
+        batch: A small valid batch of at least two items.
+        repeats: The number of draws of random terms; error bars are five standard
+            errors.
+        seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
@@ -94,32 +96,32 @@ def terms(case: _Case) -> Iterator[str]:
 
 
 def gradients(case: _Case) -> Iterator[str]:
-    """Every trainable parameter gets a finite gradient."""
+    """Every trainable parameter has a finite gradient."""
     objective = deepcopy(case.objective).train()
     named = [(k, p) for k, p in objective.named_parameters() if p.requires_grad]
-    slopes = torch.autograd.grad(
+    grads = torch.autograd.grad(
         torch.as_tensor(sum(objective(case.batch))),
         [parameter for _, parameter in named],
         allow_unused=True,
     )
-    for (name, _), slope in zip(named, slopes, strict=True):
-        if slope is None:
+    for (name, _), grad in zip(named, grads, strict=True):
+        if grad is None:
             yield (
                 f"expected a gradient for {name}, got none; use it in forward, or set "
                 "requires_grad_(False)"
             )
-        elif not slope.isfinite().all():
+        elif not grad.isfinite().all():
             yield f"expected a finite gradient for {name}, got NaN or infinity"
 
 
 def order_of_items(case: _Case) -> Iterator[str]:
-    """Items in another order have the same terms."""
+    """Permuted items have the same terms."""
     order = torch.arange(case.batch.shape[0]).roll(1)
     yield from _same(case, _items(case.batch, order), "items in another order")
 
 
 def order_of_views(case: _Case) -> Iterator[str]:
-    """Views in another order have the same terms; modalities stay in theirs."""
+    """Permuted views have the same terms; modalities are not permuted."""
     views = case.batch.shape[1]
     if isinstance(case.batch.views, tuple) or views < 2:
         return
@@ -131,7 +133,7 @@ def order_of_views(case: _Case) -> Iterator[str]:
 
 
 def corner_cases(case: _Case) -> Iterator[str]:
-    """Terms are finite, or there is a ValueError that says what was expected."""
+    """Terms are finite, or a ValueError says what was expected."""
     batch = case.batch
     items = batch.shape[0]
     places = {
@@ -164,7 +166,7 @@ def corner_cases(case: _Case) -> Iterator[str]:
 
 
 def representation(case: _Case) -> Iterator[str]:
-    """`represent(x)` has shape (n, dim), whatever other items there are."""
+    """`represent(x)` has shape (n, dim), each item independent of the others."""
     if not hasattr(case.objective, "represent"):
         yield "expected a method represent(x) -> (n, dim), which embed calls, got none"
         return
@@ -175,11 +177,11 @@ def representation(case: _Case) -> Iterator[str]:
         return
     gap = differs(case.objective.represent(_alone(case, 1)).detach(), z[:1])
     if gap:
-        yield f"{gap} in represent(x) of an item on its own; look for batch statistics"
+        yield f"{gap} in represent(x) of an item alone; look for batch statistics"
 
 
 def _alone(case: _Case, items: int) -> Tensor | tuple[Tensor, ...]:
-    """The first view of some items; of several modalities that of each."""
+    """The first view of some items; with several modalities, of each."""
     views = case.batch.views
     if not isinstance(views, tuple):
         return views[:items, 0]
@@ -189,7 +191,7 @@ def _alone(case: _Case, items: int) -> Tensor | tuple[Tensor, ...]:
 
 
 def _same(case: _Case, moved: Batch, what: str) -> Iterator[str]:
-    """The terms of both batches, or their means where they are random."""
+    """Compare the terms of two batches, or their means where terms are random."""
     one, other = (_valued(case, batch) for batch in (case.batch, moved))
     if torch.equal(under_a_seed(one, 0), under_a_seed(one, 1)):
         gap = differs(under_a_seed(other), under_a_seed(one))
@@ -248,7 +250,7 @@ def _mapped(batch: Batch, fn: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def _items(batch: Batch, rows: Tensor) -> Batch:
-    """The batch of these items; what is no tensor stays."""
+    """The batch of these items."""
     count = batch.shape[0]
     rest = [
         p[rows] if isinstance(p, Tensor) and len(p) == count else p for p in batch[1:]

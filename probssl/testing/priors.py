@@ -3,102 +3,130 @@
 from collections.abc import Iterator
 from inspect import signature
 from itertools import permutations
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..arguments import instance
 from ..priors import Prior
 from . import modules
-from .cases import PriorCase
-from .contents import bayes, drawn_hyper_parameters, kernel, plug_in
 from .densities import integral, samples_follow
-from .laws import Trial, differs, examine, refusal, twin
-from .modules import Valued
-from .references import LogDensity, Reference, around, fitted, spherical
+from .laws import Trial, differs, examine, seeded, twin, unless_declined
+from .modules import SEED, Valued
+from .proposals import LogDensity, Proposal, around, fitted, spherical
 
 __all__ = ["check_prior"]
 
 ITEMS = 6  # in laws that are exact
-LAWS = (kernel, plug_in, bayes, drawn_hyper_parameters)
-OF_NUMBERS = (
-    modules.gradients,
-    modules.single_precision,
-    modules.device,
-    modules.state,
-    modules.saving,
-)
 
 
 def check_prior(
     prior: Prior, *, views: int = 2, draws: int = 4000, seed: int = 0
 ) -> None:
-    r"""Check a prior of your own against the laws that any :math:`p(z_1..V)` obeys.
+    r"""Check a prior of your own against the laws of any density :math:`p(z_1..V)`.
 
     ======================  ======================================================
-    shapes                  event (view, dim), batch as that of z, or expanded
-    support                 samples are on it, `on_support` leads there
+    shapes                  event (view, dim); batch of z, or as expanded
+    support                 samples and `on_support` lie on the support
     normalisation           the density integrates to one
     sampling                samples follow the density
     exchangeability         the order of the views does not matter
-    marginals               one view integrated out leaves the density of the others
+    marginals               integrating out a view gives the density of the others
     presence                `present` gives the density of the present views
     kernel                  log_kernel(a, b) = log p(a, b) − log p(a), and integrates
                             to one in b
-    plug in                 with `plug_in` too it does, and is `given`
+    plug in                 so does the kernel with `plug_in`, which equals `given`
     bayes                   log p(y) + Σ log p(z_v|y) − log p(y|z) = log p(z)
     drawn hyper parameters  become the batch shape; `at` gives the same
-    extremes                huge, tiny and equal z give no NaN and no NaN slope
-    gradients               in z and in parameters are those of differences
+    extremes                no NaN for huge, tiny and equal z, nor in gradients
+    gradients               equal finite differences, in z and in parameters
     single precision        float32 stays float32, and close to float64
-    device                  all follows z to its device
-    state                   in evaluation mode `state_dict` stays
-    saving                  loaded, what was saved gives the same log_prob
-    tracing                 traced, value and slopes are the eager ones
+    device                  all tensors follow z to its device
+    state                   `state_dict` does not change in evaluation mode
+    saving                  saved and loaded, log_prob is the same
+    tracing                 traced, value and gradients are the eager ones
     ======================  ======================================================
 
-    What a prior says it has not, it need not obey. Under a flat p(y)
-    (``prior.proper`` is False) there are no samples, one view has no density, and
-    `marginals` stands for `normalisation`. Where `content`, `given` or `log_kernel`
-    with `plug_in` refuse by an error "expected …", they are left out.
+    A prior need not have everything. Under a flat p(y) (``prior.proper`` is False)
+    there are no samples, one view has no density, and `marginals` replaces
+    `normalisation`. `content`, `given` and `log_kernel` with `plug_in` may decline by
+    an error "expected …"; their laws are then skipped.
 
-    All is done on a copy in float64: the prior and the random state stay as they are.
-    Integrals are over draws from heavy-tailed densities around the samples, good for up
-    to about 10 numbers, views times dim: build the class with a small dim.
+    The check runs on a copy in float64. Integrals are importance-sampling estimates
+    with heavy-tailed proposals, good for up to about 10 numbers, views times dim: build
+    the class with a small dim.
 
     Arguments:
-        views: The number of views, where one number must do.
-        draws: The number of draws of an estimate, whose bars are five standard errors.
-        seed: The seed of all that is drawn.
+        prior: The prior, with a known dim.
+        views: The number of views, for laws that use one number.
+        draws: The number of draws of an estimate; error bars are five standard errors.
+        seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
-        TypeError: If it is no `Prior`.
-        ValueError: If its dimension is open.
+        TypeError: If it is not a `Prior`.
+        ValueError: If its dim is None.
 
     Example:
         >>> import probssl as ps
         >>> check_prior(ps.priors.Gaussian(dim=2, scale=0.3), draws=1000)
     """
-    if not isinstance(prior, Prior):
-        raise TypeError(
-            f"expected a ps.priors.Prior, got {type(prior).__name__}; inherit from it, "
-            "for its log_prob and log_kernel"
-        )
+    hint = "inherit from it, for its log_prob and log_kernel"
+    instance("prior", prior, Prior, "a ps.priors.Prior", hint)
     prior.known_dim()
-    case = PriorCase(twin(prior), max(views, 1 if prior.proper else 2), draws, {})
+    case = _Case(twin(prior), max(views, 1 if prior.proper else 2), draws, {})
     own = (shapes, support, normalisation, sampling, exchangeability, marginals)
-    laws: list[Trial] = [
-        (law, lambda: case) for law in (*own, presence, *LAWS, extremes)
-    ]
-    laws += [(law, lambda: _valued(case, True)) for law in OF_NUMBERS]
+    more = (presence, kernel, plug_in, bayes, drawn_hyper_parameters, extremes)
+    laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]
+    laws += [(law, lambda: _valued(case, True)) for law in modules.UNTRACED]
     laws += [(modules.tracing, lambda: _valued(case, False))]
     examine(type(prior).__name__, laws, seed)
 
 
-def shapes(case: PriorCase) -> Iterator[str]:
-    """Event (view, dim), batch shape of z or of what it is expanded to."""
+class _Case(NamedTuple):
+    """A prior in float64, with settings.
+
+    Arguments:
+        fits: Proposals and samples by number of views, which several laws share.
+    """
+
+    prior: Prior
+    views: int
+    draws: int
+    fits: dict[int, tuple[list[Proposal], Tensor]]
+
+    @property
+    def dim(self) -> int:
+        return self.prior.known_dim()
+
+    @property
+    def counts(self) -> range:
+        """The numbers of views that have a density, up to three."""
+        return range(1 if self.prior.proper else 2, 4)
+
+    def typical(self, n: int, views: int) -> Float[Tensor, "n view dim"]:
+        """Views on the support: samples, or under a flat p(y) views near each other."""
+        if self.prior.proper:
+            return self.prior(views).sample((n,)).detach()
+        y = torch.randn(n, 1, self.dim)
+        return self.prior.on_support(y + 0.3 * torch.randn(n, views, self.dim))
+
+    def log_prob(self, z: Tensor, present: Tensor | None = None) -> Tensor:
+        """The log-density; an estimated one from the same draws each time."""
+        seeded(SEED)
+        return self.prior.log_prob(z, present).detach()
+
+    def estimated(self) -> bool:
+        """Whether the log-density is a random estimate."""
+        z = self.typical(2, self.views)
+        return not torch.equal(self.prior.log_prob(z), self.prior.log_prob(z))
+
+
+def shapes(case: _Case) -> Iterator[str]:
+    """Event (view, dim), and the batch shape of z or of the expansion."""
     for views in case.counts:
         views_of, event = case.prior(views), (views, case.dim)
         z = case.typical(ITEMS, views)
@@ -123,19 +151,19 @@ def shapes(case: PriorCase) -> Iterator[str]:
             yield from _shapes_of_samples(case, views)
 
 
-def _shapes_of_samples(case: PriorCase, views: int) -> Iterator[str]:
+def _shapes_of_samples(case: _Case, views: int) -> Iterator[str]:
     views_of, event = case.prior(views), (views, case.dim)
     for sample, shape in (((), event), ((4,), (4, *event)), ((2, 3), (2, 3, *event))):
         z = views_of.sample(sample)
         if tuple(z.shape) != shape or z.dtype != torch.float64:
             yield (
-                f"expected sample({sample}) of shape {shape} in float64, as the prior "
-                f"is, got {tuple(z.shape)} in {z.dtype}"
+                f"expected sample({sample}) of shape {shape} in float64, like the "
+                f"prior, got {tuple(z.shape)} in {z.dtype}"
             )
 
 
-def support(case: PriorCase) -> Iterator[str]:
-    """Samples, and what `on_support` makes of any numbers, lie on the support."""
+def support(case: _Case) -> Iterator[str]:
+    """Samples, and the outputs of `on_support`, lie on the support."""
     for views in case.counts:
         constraint = case.prior(views).support
         raw = case.prior.on_support(torch.randn(ITEMS, views, case.dim))
@@ -153,28 +181,28 @@ def support(case: PriorCase) -> Iterator[str]:
             return
 
 
-def normalisation(case: PriorCase) -> Iterator[str]:
+def normalisation(case: _Case) -> Iterator[str]:
     """The density integrates to one."""
     if not case.prior.proper:
         return
     for views in {1, case.views}:
-        log_density, references, _ = _fit(case, views)
+        log_density, proposals, _ = _fit(case, views)
         look = "look at the constants in log_prob"
         what = f"the density of {views} views"
-        yield from integral(log_density, references, case.draws, what, look)
+        yield from integral(log_density, proposals, case.draws, what, look)
 
 
-def sampling(case: PriorCase) -> Iterator[str]:
+def sampling(case: _Case) -> Iterator[str]:
     """Samples follow the density."""
     if not case.prior.proper:
         return
     for views in {1, case.views}:
-        log_density, references, samples = _fit(case, views)
+        log_density, proposals, samples = _fit(case, views)
         what = f"samples of {views} views"
-        yield from samples_follow(log_density, references, samples, what)
+        yield from samples_follow(log_density, proposals, samples, what)
 
 
-def exchangeability(case: PriorCase) -> Iterator[str]:
+def exchangeability(case: _Case) -> Iterator[str]:
     """Views in another order have the same density."""
     z = case.typical(ITEMS, 3)
     for order in permutations(range(3)):
@@ -184,8 +212,8 @@ def exchangeability(case: PriorCase) -> Iterator[str]:
             return
 
 
-def marginals(case: PriorCase) -> Iterator[str]:
-    """One view integrated out leaves the density of the others."""
+def marginals(case: _Case) -> Iterator[str]:
+    """Integrating out a view gives the density of the others."""
     for views in [count for count in case.counts if count - 1 in case.counts]:
         others = case.typical(2, views)[:, 1:]
         log_others = case.prior.log_prob(others).detach()
@@ -198,14 +226,14 @@ def marginals(case: PriorCase) -> Iterator[str]:
 
         constraint = case.prior(1 if case.prior.proper else 2).support
         n = case.draws
-        references = around(log_density, others[:, :1], constraint, n)
+        proposals = around(log_density, others[:, :1], constraint, n)
         what = f"p(z_1..{views}) / p(z_2..{views}) in z_1"
         look = "the density of fewer views is not the integral of that of more"
-        yield from integral(log_density, references, n, what, look)
+        yield from integral(log_density, proposals, n, what, look)
 
 
-def presence(case: PriorCase) -> Iterator[str]:
-    """The density of the present views is that of as many views."""
+def presence(case: _Case) -> Iterator[str]:
+    """With `present`, the density is that of the present views alone."""
     if "present" not in signature(case.prior.forward).parameters:
         return
     z = case.typical(ITEMS, 3)
@@ -219,8 +247,88 @@ def presence(case: PriorCase) -> Iterator[str]:
             yield f"{gap} with present={mask}; sum absent views out of every term"
 
 
-def extremes(case: PriorCase) -> Iterator[str]:
-    """Huge, tiny and equal z give no NaN, nor do slopes."""
+def kernel(case: _Case) -> Iterator[str]:
+    """It is log p(a, b) − log p(a), and integrates to one in b."""
+    yield from _kernel_is_conditional(case, "")
+    look = "it is normalised in b, its second argument, for each a"
+    yield from _kernel_integrates(case, False, look)
+
+
+def plug_in(case: _Case) -> Iterator[str]:
+    """The same with the content plugged in; the kernel is then `given`."""
+    a, b = case.typical(3, 2)[:, 0], case.typical(4, 2)[:, 0]
+    found = unless_declined(case.prior.log_kernel, a, b, plug_in=True)
+    if found is None:
+        return
+    look = "log_kernel(a, b, plug_in=True) is log p(z=b | y=a), with its constant"
+    yield from _kernel_integrates(case, True, look)
+    y = a.unsqueeze(1).expand(-1, len(b), -1)
+    given = unless_declined(case.prior.given, y)
+    gap = differs(found, given.log_prob(b)) if given is not None else None
+    if gap:
+        yield f"{gap} in log_kernel(a, b, plug_in=True) against given(a).log_prob(b)"
+
+
+def bayes(case: _Case) -> Iterator[str]:
+    """p(y) ∏ p(z_v|y) / p(y|z) is p(z), whatever y."""
+    prior: Any = case.prior
+    z = case.typical(4, 3)
+    if not hasattr(prior, "posterior_y"):
+        return
+    seeded(SEED)  # an estimated evidence is then that of log_prob
+    posterior = prior.posterior_y(z)
+    content = unless_declined(prior.content)
+    if not posterior.event_shape or (content is None and prior.proper):
+        return
+    y = posterior.sample((5,)).detach()
+    given = unless_declined(
+        prior.given, y.unsqueeze(-2).expand(*y.shape[:2], *z.shape[1:])
+    )
+    if given is None:
+        return
+    value = given.log_prob(z).sum(-1) - posterior.log_prob(y)
+    value = value + content.log_prob(y) if content is not None else value
+    expected = case.log_prob(z).expand_as(value)
+    if content is None:  # the constant of a flat p(y) is arbitrary
+        expected = expected + (value - expected).mean()
+    gap = differs(value, expected, 1e-6, 1e-5)
+    if gap:
+        yield (
+            f"{gap} in log p(y) + Σ log p(z_v|y) − log p(y|z) against log_prob(z); "
+            "look at content, given and posterior_y"
+        )
+
+
+def drawn_hyper_parameters(case: _Case) -> Iterator[str]:
+    """Drawn values become the batch shape; `at` gives the same densities."""
+    hypers = list(case.prior.random())
+    if not hypers:
+        return
+    drawn = {h.name: h.value.sample((3, 1)) for h in hypers}
+    views, z = case.prior(case.views, **drawn), case.typical(5, case.views)
+    if views.batch_shape != (3, 1):
+        yield (
+            f"expected batch shape (3, 1) from drawn values of that shape, got "
+            f"{tuple(views.batch_shape)}; unsqueeze values over view and dim"
+        )
+        return
+    shape = (3, 1, case.views, case.dim)
+    if case.prior.proper and tuple(views.sample().shape) != shape:
+        yield f"expected samples of shape {shape}, got {tuple(views.sample().shape)}"
+    seeded(SEED)
+    together = views.log_prob(z)
+    for k in range(3):
+        values = {name: value[k, 0] for name, value in drawn.items()}
+        with case.prior.at(**values):
+            alone = case.log_prob(z)
+            yield from _kernel_is_conditional(case, " at drawn values")
+        gap = None if case.estimated() else differs(together[k], alone)
+        if gap:
+            yield f"{gap} in prior(views, **drawn) against `with prior.at(**drawn)`"
+
+
+def extremes(case: _Case) -> Iterator[str]:
+    """No NaN for huge, tiny and equal z, nor in gradients."""
     constraint = case.prior(case.views).support
     z = case.typical(ITEMS, case.views)
     places = {
@@ -239,16 +347,50 @@ def extremes(case: PriorCase) -> Iterator[str]:
     for name, place in places.items():
         place = place.detach().clone().requires_grad_()
         value = case.prior.log_prob(place)
-        (slope,) = torch.autograd.grad(value[value.isfinite()].sum(), place)
-        if value.isnan().any() or slope.isnan().any():
-            what = "log_prob" if value.isnan().any() else "a slope of log_prob"
+        (grad,) = torch.autograd.grad(value[value.isfinite()].sum(), place)
+        if value.isnan().any() or grad.isnan().any():
+            what = "log_prob" if value.isnan().any() else "the gradient of log_prob"
             yield f"expected no NaN for {name}, got one in {what}"
 
 
+def _kernel_is_conditional(case: _Case, where: str) -> Iterator[str]:
+    if case.estimated():  # both are estimates, from different draws
+        return
+    prior = case.prior
+    a, b = case.typical(3, 2)[:, 0], case.typical(4, 2)[:, 1]
+    found = prior.log_kernel(a, b)
+    if tuple(found.shape) != (3, 4):
+        yield f"expected shape (3, 4) of log_kernel(a, b), got {tuple(found.shape)}"
+        return
+    pairs = torch.stack(torch.broadcast_tensors(a.unsqueeze(1), b), -2)
+    expected = prior.log_prob(pairs)
+    if prior.proper:
+        expected = expected - prior.log_prob(a.unsqueeze(1)).unsqueeze(1)
+    else:  # the constant of a flat p(y) is arbitrary
+        expected = expected + (found - expected).mean()
+    gap = differs(found, expected, 1e-5, 1e-5)
+    if gap:
+        yield f"{gap} in log_kernel(a, b) against log p(a, b) − log p(a){where}"
+
+
+def _kernel_integrates(case: _Case, plug_in: bool, look: str) -> Iterator[str]:
+    a = case.typical(1, 2)[:, :1]
+
+    def log_density(z: Tensor) -> Tensor:
+        b = z.squeeze(2).transpose(0, 1)
+        return case.prior.log_kernel(a, b, plug_in).squeeze(1).mT.detach()
+
+    density: LogDensity = log_density
+    constraint = case.prior(1 if case.prior.proper else 2).support
+    proposals = around(density, a, constraint, case.draws)
+    what = "log_kernel(a, b, plug_in=True)" if plug_in else "log_kernel(a, b)"
+    yield from integral(density, proposals, case.draws, f"{what} in b", look)
+
+
 def _fit(
-    case: PriorCase, views: int
-) -> tuple[LogDensity, list[Reference], Float[Tensor, "n 1 view dim"]]:
-    """The density of so many views, references for it, and samples, all of one item."""
+    case: _Case, views: int
+) -> tuple[LogDensity, list[Proposal], Float[Tensor, "n 1 view dim"]]:
+    """The density of so many views of one item, proposals for it, and samples."""
 
     def log_density(z: Tensor) -> Tensor:
         return case.prior.log_prob(z).detach()
@@ -260,10 +402,10 @@ def _fit(
     return log_density, *case.fits[views]
 
 
-def _valued(case: PriorCase, all_kernels: bool) -> Valued:
-    """log_prob and the kernels as one tensor; or of them only what training calls."""
+def _valued(case: _Case, all_kernels: bool) -> Valued:
+    """log_prob and the kernels as one tensor, or only those that training calls."""
     a, b = case.typical(3, case.views)[:, 0], case.typical(4, case.views)[:, 0]
-    plugged = refusal(case.prior.log_kernel, a, b, plug_in=True) is not None
+    plugged = unless_declined(case.prior.log_kernel, a, b, plug_in=True) is not None
 
     def value(prior: Prior, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
         parts = [prior.log_prob(z)]

@@ -1,8 +1,8 @@
-r"""Densities to draw from where the density in question has to be integrated.
+r"""Proposals for importance sampling, with which the laws integrate a density p.
 
-With z drawn from a reference r, :math:`E[p(z) / r(z)] = 1`. The error bar of that mean
-is finite only where r has the heavier tails: on R^n a mixture of Student-t's, on the
-sphere mixtures of von Mises-Fisher densities of all concentrations, 0 included.
+With z drawn from a proposal r, :math:`E[p(z) / r(z)] = 1`. The error bar of that mean
+is finite only where r has the heavier tails: on R^n r is a mixture of Student-t's, on
+the sphere a mixture of von Mises-Fisher densities of all concentrations, 0 included.
 """
 
 import math
@@ -17,42 +17,43 @@ from torch.nn.functional import normalize
 
 from ..distributions.sphere import SphericalUniform, VonMisesFisher
 from ..distributions.student import IsotropicStudentT
+from ..priors.integrals import effective_sample_size
 from ..special import log_area, log_vmf_normaliser, square_distances
 
-__all__ = ["LogDensity", "Reference", "around", "draw", "fitted", "spherical"]
+__all__ = ["LogDensity", "Proposal", "around", "draw", "fitted", "spherical"]
 
 LogDensity = Callable[[Tensor], Tensor]  # (n, item, view, dim) -> (n, item)
 
-DOFS = (1.0, 8.0)  # the heavy tail, and the bulk
-DOF, FIT, PARTS = 3.0, 5, 6  # of what is fitted, its steps, and its parts
-WHOLE = 0.25  # the share of the one that is fitted to all, relative to its parts
-ROUNDS, SHARE = 3, 4  # of adaptation, and what part of the draws each takes
-LEAST = 30  # the effective sample size of a round
-DECADES = [10.0 ** (k / 2) for k in range(-6, 7)]  # widths that are tried at first
+DRAWN_DOFS = (1.0, 8.0)  # degrees of freedom of a proposal: heavy tail, and bulk
+FITTED_DOF, EM_STEPS, COMPONENTS = 3.0, 5, 6  # of the mixture that is fitted
+BROAD_SHARE = 0.25  # of the component fitted to all draws, relative to the others
+ROUNDS, ROUND_SHARE = 3, 4  # of adaptation, each with a fourth of the draws
+LEAST_ESS = 30  # effective sample size of a round
+WIDTHS = [10.0 ** (k / 2) for k in range(-6, 7)]  # tried first
 CONCENTRATIONS = [0.0, *(4.0**k for k in range(8))]
-CENTRES = 64
+MOST_CENTRES = 64  # on the sphere
 
 
-class Reference(Protocol):
-    """What is drawn from, for one item."""
+class Proposal(Protocol):
+    """A proposal for one item."""
 
     def sample(self, n: int) -> Float[Tensor, "n view dim"]: ...
 
     def log_prob(self, z: Float[Tensor, "n view dim"]) -> Float[Tensor, " n"]: ...
 
     def standard(self, z: Float[Tensor, "n view dim"]) -> Float[Tensor, "n number"]:
-        """The views as numbers of about unit size."""
+        """The views as standardised numbers."""
         ...
 
 
 def draw(
-    log_density: LogDensity, references: Sequence[Reference], n: int
+    log_density: LogDensity, proposals: Sequence[Proposal], n: int
 ) -> tuple[Float[Tensor, "n item view dim"], Float[Tensor, "n item"]]:
     r"""Draw n times for each item; return z and :math:`\log p(z) - \log r(z)`."""
-    z = torch.stack([r.sample(n) for r in references], 1)
-    log_r = torch.stack([r.log_prob(z[:, i]) for i, r in enumerate(references)], 1)
+    z = torch.stack([r.sample(n) for r in proposals], 1)
+    log_r = torch.stack([r.log_prob(z[:, i]) for i, r in enumerate(proposals)], 1)
     log_ratio = log_density(z).detach() - log_r
-    # Where the map from R^n rounds to the end of the support there is no mass to lose.
+    # Draws that the map from R^n rounds to the end of the support carry no mass.
     ends = ~(z.flatten(2).isfinite().all(-1) & log_r.isfinite())
     return z, log_ratio.masked_fill(ends, -math.inf)
 
@@ -61,10 +62,10 @@ def fitted(
     log_density: LogDensity,
     samples: Float[Tensor, "n item view dim"],
     support: constraints.Constraint,
-) -> list[Reference]:
-    """References that start at the samples and then follow the density."""
+) -> list[Proposal]:
+    """Proposals that start at the samples and adapt to the density."""
     if spherical(support):
-        return [_OnSphere(part[:CENTRES]) for part in samples.unbind(1)]
+        return [_OnSphere(part[:MOST_CENTRES]) for part in samples.unbind(1)]
     transform = biject_to(support)
     start = [_student(part, None, transform) for part in samples.unbind(1)]
     return _adapted(log_density, start, transform, len(samples))
@@ -75,8 +76,8 @@ def around(
     centres: Float[Tensor, "item view dim"],
     support: constraints.Constraint,
     n: int,
-) -> list[Reference]:
-    """References that start around points, in all widths, and follow the density."""
+) -> list[Proposal]:
+    """Proposals that start around points, with all widths, and adapt to the density."""
     if spherical(support):
         return [_OnSphere(centre.unsqueeze(0)) for centre in centres]
     transform = biject_to(support)
@@ -85,7 +86,7 @@ def around(
 
 
 def spherical(support: constraints.Constraint) -> bool:
-    """Whether z is of unit length, that is, lies where no map from R^n leads."""
+    """Whether the support is a sphere, which no bijection from R^n reaches."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return type(support).__name__.strip("_").lower() == "sphere"
@@ -93,16 +94,18 @@ def spherical(support: constraints.Constraint) -> bool:
 
 def _adapted(
     log_density: LogDensity,
-    references: Sequence[Reference],
+    proposals: Sequence[Proposal],
     transform: Transform,
     n: int,
-) -> list[Reference]:
-    """Mixtures fitted to the weighted draws of those before them."""
+) -> list[Proposal]:
+    """Mixtures, each fitted to the importance-weighted draws of the one before."""
     for _ in range(ROUNDS):
-        z, log_weight = draw(log_density, references, max(n // SHARE, 8 * LEAST))
+        z, log_weight = draw(
+            log_density, proposals, max(n // ROUND_SHARE, 8 * LEAST_ESS)
+        )
         pairs = zip(z.unbind(1), log_weight.unbind(1), strict=True)
-        references = [_student(part, weight, transform) for part, weight in pairs]
-    return list(references)
+        proposals = [_student(part, weight, transform) for part, weight in pairs]
+    return list(proposals)
 
 
 def _student(
@@ -113,26 +116,26 @@ def _student(
     u = transform.inv(z)
     shape, u = tuple(u.shape[1:]), u.flatten(1)
     if log_weight is not None:
-        weight = _tempered(log_weight, LEAST + 5 * u.shape[1])
+        weight = _tempered(log_weight, LEAST_ESS + 5 * u.shape[1])
         u = u[weight.multinomial(len(u), replacement=True)]
     u = u[u.isfinite().all(1)]
-    # Not the moments, which heavy tails have not: the maximum likelihood of Student's
-    # t. First of one, from medians on; then of several, from points at random on.
+    # Heavy tails have no moments: fit Student's t by maximum likelihood. First one,
+    # started at medians, then several, started at random points.
     loc = u.median(0).values.unsqueeze(0)
     spread = (u - loc).abs().median(0).values.square().diag_embed().unsqueeze(0)
     frame = _Mixture(torch.ones_like(loc[:, 0]), loc, _cholesky(spread))
     frame = _maximised(u, frame, None)
-    parts = max(1, min(PARTS, len(u) // (10 * u.shape[1])))
+    parts = max(1, min(COMPONENTS, len(u) // (10 * u.shape[1])))
     loc = _apart(u, frame, parts)
     scale, share = frame.scale.expand(parts, -1, -1), torch.ones_like(loc[:, 0]) / parts
     mixture = _maximised(u, _Mixture(share, loc, scale), frame)
-    both = zip(frame._replace(share=WHOLE * frame.share), mixture, strict=True)
+    both = zip(frame._replace(share=BROAD_SHARE * frame.share), mixture, strict=True)
     share, loc, scale = (torch.cat([one, several]) for one, several in both)
     return _Students(_Mixture(share / share.sum(), loc, scale), frame, shape, transform)
 
 
 class _Mixture(NamedTuple):
-    """Student-t's: their shares, centres, and triangles of scale."""
+    """A mixture of Student-t's: shares, locations, Cholesky factors of the scales."""
 
     share: Float[Tensor, " part"]
     loc: Float[Tensor, "part number"]
@@ -153,7 +156,7 @@ class _Mixture(NamedTuple):
 
 
 def _apart(u: Float[Tensor, "n number"], frame: _Mixture, parts: int) -> Tensor:
-    """Points that lie apart, each drawn by its square distance to those before it."""
+    """k-means++: points far apart, each drawn by its squared distance to the others."""
     noise = frame.noise(u)[0]
     picks = [int(torch.randint(len(u), ()))]
     for _ in range(parts - 1):
@@ -166,14 +169,14 @@ def _apart(u: Float[Tensor, "n number"], frame: _Mixture, parts: int) -> Tensor:
 def _maximised(
     u: Float[Tensor, "n number"], mixture: _Mixture, frame: _Mixture | None
 ) -> _Mixture:
-    """Expectation and maximisation in turn; a part that is left alone is kept wide."""
+    """EM for Student-t mixtures; components without points stay as wide as `frame`."""
     size = u.shape[1]
     pull = 0.0 if frame is None else size + 2.0
     rest = 0.0 if frame is None else 0.1 * pull * frame.scale @ frame.scale.mT
-    for _ in range(FIT):
+    for _ in range(EM_STEPS):
         square = mixture.noise(u).square().sum(-1)
-        part = mixture.log_parts(square, DOF).softmax(0)
-        weight = part * (DOF + size) / (DOF + square)
+        part = mixture.log_parts(square, FITTED_DOF).softmax(0)
+        weight = part * (FITTED_DOF + size) / (FITTED_DOF + square)
         loc = weight @ u / weight.sum(1, keepdim=True).clamp(min=1e-30)
         away = u - loc.unsqueeze(1)
         covariance = (weight.unsqueeze(-1) * away).mT @ away + rest
@@ -190,18 +193,17 @@ def _cholesky(covariance: Float[Tensor, "*part k k"]) -> Float[Tensor, "*part k 
 
 
 def _tempered(log_weight: Float[Tensor, " n"], least: float) -> Float[Tensor, " n"]:
-    """Weights to a power at which enough draws count; one if they do so as they are."""
+    """Weights raised to a power of at most 1 at which the ESS is at least `least`."""
     log_weight = log_weight.nan_to_num(-math.inf, neginf=-math.inf)
     for _ in range(12):
-        weight = log_weight.softmax(0)
-        if float(1 / weight.square().sum()) >= least:
+        if float(effective_sample_size(log_weight)) >= least:
             break
         log_weight = log_weight / 2
-    return weight
+    return log_weight.softmax(0)
 
 
 class _Students:
-    """A mixture of Student-t's in the space that the transform starts from."""
+    """A mixture of Student-t's in R^n, mapped to the support."""
 
     def __init__(
         self,
@@ -216,15 +218,15 @@ class _Students:
     def sample(self, n: int) -> Tensor:
         share, loc, scale = self.mixture
         part = share.multinomial(n, replacement=True)
-        dof = share.new_tensor(DOFS)[torch.randint(len(DOFS), (n,))]
+        dof = share.new_tensor(DRAWN_DOFS)[torch.randint(len(DRAWN_DOFS), (n,))]
         standard = IsotropicStudentT(dof, torch.zeros_like(loc[part]))
         noise = (scale[part] @ standard.sample().unsqueeze(-1)).squeeze(-1)
         return self.map((loc[part] + noise).unflatten(1, self.shape))
 
     def log_prob(self, z: Tensor) -> Tensor:
         square = self.mixture.noise(self.map.inv(z).flatten(1)).square().sum(-1)
-        each = [self.mixture.log_parts(square, dof) for dof in DOFS]
-        log_t = torch.cat(each).logsumexp(0) - math.log(len(DOFS))
+        each = [self.mixture.log_parts(square, dof) for dof in DRAWN_DOFS]
+        log_t = torch.cat(each).logsumexp(0) - math.log(len(DRAWN_DOFS))
         return log_t - _log_volume(self.map, z)
 
     def standard(self, z: Tensor) -> Tensor:
@@ -232,31 +234,31 @@ class _Students:
 
 
 class _Widths:
-    """Student-t's around one point, of widths from 0.001 to 1000."""
+    """Student-t's around one point, with widths from 0.001 to 1000."""
 
     def __init__(self, centre: Tensor, transform: Transform) -> None:
         start = transform.inv(centre)
         self.shape, self.map, self.loc = tuple(start.shape), transform, start.flatten()
-        widths = self.loc.new_tensor(DECADES)
+        widths = self.loc.new_tensor(WIDTHS)
         loc = self.loc.expand(len(widths), -1)
         self.each = IsotropicStudentT(3.0, loc, widths, validate_args=False)
 
     def sample(self, n: int) -> Tensor:
-        pick = torch.randint(len(DECADES), (n,))
+        pick = torch.randint(len(WIDTHS), (n,))
         drawn = self.each.sample((n,))[torch.arange(n), pick]
         return self.map(drawn.unflatten(1, self.shape))
 
     def log_prob(self, z: Tensor) -> Tensor:
         u = self.map.inv(z).flatten(1)
         log_t = self.each.log_prob(u.unsqueeze(1)).logsumexp(1)
-        return log_t - math.log(len(DECADES)) - _log_volume(self.map, z)
+        return log_t - math.log(len(WIDTHS)) - _log_volume(self.map, z)
 
     def standard(self, z: Tensor) -> Tensor:
         return self.map.inv(z).flatten(1) - self.loc
 
 
 class _OnSphere:
-    """Half around centres, half around a first view that is anywhere; all widths."""
+    """Half around centres, half around a uniform first view; all concentrations."""
 
     def __init__(self, centres: Float[Tensor, "centre view dim"]) -> None:
         self.centres = normalize(centres, dim=-1)
@@ -288,11 +290,11 @@ class _OnSphere:
         return z.flatten(1) * math.sqrt(z.shape[-1])
 
     def _peaks(self, fall: Tensor, views: int) -> Tensor:
-        """Log-densities of so many views for every concentration."""
+        """Log-densities of so many views under every concentration."""
         return views * self.peak - self.kappa * fall.unsqueeze(-1)
 
 
 def _log_volume(transform: Transform, z: Tensor) -> Float[Tensor, " n"]:
-    """How much the transform stretches volumes, in nats."""
+    """The log-determinant of the Jacobian of the transform, in nats."""
     log_volume = transform.log_abs_det_jacobian(transform.inv(z), z)
     return log_volume.flatten(1).sum(1) if log_volume.dim() > 1 else log_volume
