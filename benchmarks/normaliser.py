@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import probssl as ps
-from probssl.entropies.normaliser import log_sums
+from probssl.entropies._log_sums import log_sums
 
 ITEMS, DIM, REPEATS = (1_024, 2_048, 4_096), 128, 5
 MANY, LARGE = 16_384, 65_536

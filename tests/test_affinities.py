@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.checks import refusals
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -193,27 +194,34 @@ def test_overlap_is_fitted_with_the_boxes_that_fit_hands_on():
     assert all(map(math.isfinite, history["value"]))
 
 
-def test_bad_input_is_refused(batch):
-    with pytest.raises(ValueError, match="positive finite scale"):
-        Noise(0.0)
-    with pytest.raises(ValueError, match="perplexity of at least 1"):
-        Perplexity(0.5)
-    with pytest.raises(ValueError, match="got 20 for 20"):
-        Perplexity(20.0)(batch)
-    with pytest.raises(ValueError, match="from 0 to 1, got 2"):
-        Overlap(2.0)
-    with pytest.raises(ValueError, match="boxes=True"):
-        Overlap()(Batch(batch.views))
-    with pytest.raises(ValueError, match="one Affine among the parts"):
-        Augment(NoisyViews(0.1), boxes=True)
-    with pytest.raises(ValueError, match="0 < low < high"):
-        Mixup(torch.zeros(2, 2), 1.0, strength=(0.0, 0.5))
-    with pytest.raises(ValueError, match="positive scale"):
-        Mixup(torch.zeros(2), 1.0)
-    with pytest.raises(ValueError, match="items of 3 numbers"):
-        Mixup(torch.zeros(2, 3), 1.0)(batch)
-    with pytest.raises(ValueError, match="at least 2 views in a batch, got 1"):
-        Noise(1.0)(Batch(torch.zeros(1, 1, 2)))
+PLAIN = Batch(torch.zeros(7, 3, 2))
+
+test_bad_input_is_refused = refusals(
+    (lambda: Noise(0.0), ValueError, "scale as a positive"),
+    (lambda: Perplexity(0.5), ValueError, "perplexity as a finite number of at least"),
+    (lambda: Perplexity(20.0)(PLAIN), ValueError, "got 20 for 20"),
+    (lambda: Overlap(2.0), ValueError, "floor from 0 to 1, got 2"),
+    (lambda: Overlap()(PLAIN), ValueError, "boxes=True"),
+    (
+        lambda: Augment(NoisyViews(0.1), boxes=True),
+        ValueError,
+        "one Affine among the parts",
+    ),
+    (
+        lambda: Mixup(torch.zeros(2, 2), 1.0, strength=(0.0, 0.5)),
+        ValueError,
+        "0 < low < high",
+    ),
+    (lambda: Mixup(torch.zeros(2), 1.0), ValueError, r"means of shape \(component, d"),
+    (lambda: Mixup(torch.zeros(2, 2), 0.0), ValueError, "scale as a positive"),
+    (lambda: Mixup(torch.zeros(2, 2), 1.0, nodes=0), ValueError, "nodes as a whole"),
+    (lambda: Mixup(torch.zeros(2, 3), 1.0)(PLAIN), ValueError, "items of 3 numbers"),
+    (
+        lambda: Noise(1.0)(Batch(torch.zeros(1, 1, 2))),
+        ValueError,
+        "at least 2 views in a batch, got 1",
+    ),
+)
 
 
 def test_a_loaded_objective_has_its_affinity(tmp_path):

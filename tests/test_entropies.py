@@ -4,14 +4,27 @@ import math
 
 import pytest
 import torch
+from helpers.checks import refusals
+from torch import nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.entropies import KernelDensity, LogDeterminant, VarianceCovariance
+from probssl.entropies import (
+    Collision,
+    Equipartition,
+    KernelDensity,
+    LogDeterminant,
+    NearestNeighbour,
+    PlugIn,
+    Queue,
+    QueuedKernelDensity,
+    VarianceCovariance,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 UNIT = 0.5 * math.log(2 * math.pi * math.e)
+PRIOR = ps.priors.Gaussian(None, 0.7, y_scale=math.inf)
 
 
 def gaussian(n: int, covariance: torch.Tensor) -> torch.Tensor:
@@ -174,6 +187,51 @@ def test_gradients_are_exact(entropy):
     assert torch.autograd.gradcheck(lambda z: entropy(z, prior), z)
 
 
-def test_one_item_has_no_covariance():
-    with pytest.raises(ValueError, match="at least 2 items"):
-        LogDeterminant()(torch.randn(1, 2, 3))
+Z = torch.zeros(9, 2, 5)
+
+test_bad_arguments_are_refused = refusals(
+    (lambda: LogDeterminant()(Z[:1]), ValueError, "at least 2 items"),
+    (lambda: Collision()(Z[:1, :1], PRIOR), ValueError, "at least 2 representations"),
+    (lambda: Collision().joint(Z[:1], PRIOR), ValueError, "at least 2 representations"),
+    (
+        lambda: KernelDensity(same_view=False, other_views=False),
+        ValueError,
+        "leave same_view or other_views at True",
+    ),
+    (
+        lambda: KernelDensity(other_views=False)(Z[:1], PRIOR),
+        ValueError,
+        "which leave none",
+    ),
+    (lambda: Queue(0, 3), ValueError, "size as a whole number of at least 1"),
+    (lambda: Queue(2.5, 3), TypeError, "size as a whole number"),
+    (lambda: Queue(5, 0), ValueError, "dim as a whole number of at least 1"),
+    (lambda: Queue(5, None), TypeError, "dim as a whole number"),
+    (lambda: Queue(4, 3).log_sums(PRIOR, Z[0]), ValueError, "dimension 3"),
+    (lambda: NearestNeighbour(0), ValueError, "k as a whole number of at least 1"),
+    (lambda: NearestNeighbour(1.5), TypeError, "k as a whole number"),
+    (lambda: NearestNeighbour(epsilon=0.0), ValueError, "epsilon as a positive"),
+    (lambda: NearestNeighbour()(Z[:3]), ValueError, "more than k = 3 items"),
+    (lambda: Equipartition(1, 4), ValueError, "components as a whole number of"),
+    (lambda: Equipartition(3, 0), ValueError, "dim as a whole number of at least 1"),
+    (lambda: Equipartition(3, None), TypeError, "dim as a whole number"),
+    (lambda: Equipartition(3, 4, temperature=0.0), ValueError, "temperature as a pos"),
+    (lambda: Equipartition(3, 4, iterations=-1), ValueError, "iterations as a whole"),
+    (lambda: Equipartition(3, 4)(Z, PRIOR), ValueError, "dim=5"),
+    (lambda: PlugIn(nn.Identity())(Z, PRIOR), ValueError, "give PlugIn a marginal"),
+    (
+        lambda: PlugIn(nn.Identity()).conditional(Z[:, :1], PRIOR),
+        ValueError,
+        "at least 2 views",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "entropy", [VarianceCovariance(), QueuedKernelDensity(9, 5), Equipartition(3, 5)]
+)
+def test_an_entropy_without_a_joint_form_says_so(entropy):
+    objective = ps.limits.Embedding(nn.Identity(), PRIOR, entropy, all_views=True)
+    for call in (lambda: entropy.joint(Z, PRIOR), lambda: objective(ps.Batch(Z))):
+        with pytest.raises(TypeError, match=f"joint .* got {type(entropy).__name__}"):
+            call()

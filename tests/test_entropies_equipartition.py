@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
@@ -219,29 +219,3 @@ def test_it_serves_any_embedding():
     encoder = ps.nn.MLPEncoder((5,), 4, hidden=(8,))
     objective = ps.limits.Embedding(encoder, prior, Equipartition(3, 4))
     ps.testing.check_objective(objective, ps.Batch(torch.randn(9, 2, 5)))
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: Equipartition(1, 4), "components"),
-        (lambda: Equipartition(3, 0), "dim"),
-        (lambda: Equipartition(3, None), "dim"),
-        (lambda: Equipartition(3, 4, temperature=0.0), "temperature > 0"),
-        (lambda: Equipartition(3, 4, iterations=-1), "iterations >= 0"),
-        (lambda: Equipartition(3, 4)(torch.randn(9, 2, 5), flat(1.0)), "dim=5"),
-    ],
-)
-def test_bad_arguments_are_refused(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
-def test_all_views_together_are_refused():
-    with pytest.raises(TypeError, match="Equipartition"):
-        Equipartition(3, 4).joint(torch.randn(9, 2, 4), flat(1.0))
-    embedding = ps.limits.Embedding(
-        nn.Identity(), flat(1.0), Equipartition(3, 4), all_views=True
-    )
-    with pytest.raises(TypeError, match="Equipartition"):
-        embedding(ps.Batch(torch.randn(9, 2, 4)))

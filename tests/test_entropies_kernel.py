@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.entropies import KernelDensity
-from probssl.entropies.normaliser import log_sums, log_sums_of_views
+from probssl.entropies._log_sums import log_sums, log_sums_of_views
 from probssl.priors import Gaussian, Prior, Spherical, StudentT
 from probssl.special import log_area, log_vmf_normaliser
 
@@ -266,13 +266,6 @@ def test_equal_tiny_and_huge_representations_have_finite_values_and_gradients(
     for value in (entropy(z, Gaussian(3)), entropy.joint(z, Gaussian(3))):
         assert value.isfinite()
         assert torch.autograd.grad(value, z)[0].isfinite().all()
-
-
-def test_without_neighbours_there_is_no_estimate():
-    with pytest.raises(ValueError, match="leave same_view or other_views at True"):
-        KernelDensity(same_view=False, other_views=False)
-    with pytest.raises(ValueError, match="which leave none"):
-        KernelDensity(other_views=False)(torch.randn(1, 2, 3), Gaussian(3))
 
 
 def test_scales_of_the_prior_get_gradients_through_the_estimate():

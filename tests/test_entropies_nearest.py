@@ -233,13 +233,3 @@ def test_single_precision_is_that_of_the_input():
     value = entropy(z.float(), prior)
     assert value.dtype == torch.float32
     assert_close(value.double(), entropy(z, prior), rtol=0, atol=1e-5)
-
-
-def test_bad_arguments_are_refused():
-    for k in (0, 1.5):
-        with pytest.raises(ValueError, match="whole number of at least 1"):
-            NearestNeighbour(k)
-    with pytest.raises(ValueError, match="epsilon > 0"):
-        NearestNeighbour(epsilon=0.0)
-    with pytest.raises(ValueError, match="more than k = 3 items"):
-        NearestNeighbour()(torch.randn(3, 2, 2))

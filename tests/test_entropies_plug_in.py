@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.entropies import KernelDensity, LogDeterminant, VarianceCovariance
+from probssl.entropies import KernelDensity, LogDeterminant
 from probssl.entropies.plug_in import PlugIn
 from probssl.limits._base import Embedding
 from probssl.priors import Gaussian, Spherical
@@ -206,16 +206,6 @@ def test_objective_with_a_predictor_keeps_all_laws():
     check_objective(objective, Batch(torch.randn(8, 2, 6)))
 
 
-def test_what_has_no_meaning_is_refused():
-    z = torch.randn(5, 2, 3)
-    with pytest.raises(ValueError, match="marginal"):
-        PlugIn(nn.Identity())(z, flat(0.5))
-    with pytest.raises(ValueError, match="at least 2 views"):
-        PlugIn(nn.Identity()).conditional(z[:, :1], flat(0.5))
-    with pytest.raises(TypeError, match="entropy of all views together"):
-        objective = Embedding(
-            nn.Identity(), flat(0.5), VarianceCovariance(), all_views=True
-        )
-        objective(Batch(z))
+def test_a_function_without_a_conditional_form_is_refused_for_all_views():
     with pytest.raises(ValueError, match="make it an Entropy"):
         Embedding(nn.Identity(), flat(0.5), lambda z, prior: z.mean(), all_views=True)

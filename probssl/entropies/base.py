@@ -1,4 +1,4 @@
-"""What an estimator of H[z] looks like."""
+"""The base class of estimators of H[z]."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ class Entropy(nn.Module):
 
     Called with z, of shape (batch, view, dim), and the prior whose kernel it may need,
     it returns the marginal entropy H[z] of one view, averaged over the views. `joint`
-    returns that of all views of an item together, which is less by what they share:
+    returns the joint entropy of all views of an item, less by their mutual information:
 
     .. math:: H[z_1, \dots, z_V] = \sum_v H[z_v] - I[z_1, \dots, z_V]
 
     An estimator of your own needs `forward`; and `joint` for objectives with
-    ``all_views=True``. A plain function of z and the prior does as well.
+    ``all_views=True``. A plain function of z and the prior works as well.
     """
 
     def forward(
@@ -35,15 +35,15 @@ class Entropy(nn.Module):
             TypeError: If the estimator has no joint form.
         """
         raise TypeError(
-            "expected an estimator of the entropy of all views together for "
+            "expected an estimator of the joint entropy of the views for "
             f"all_views=True, got {type(self).__name__}; use LogDeterminant, "
-            "KernelDensity or NearestNeighbour"
+            "KernelDensity, NearestNeighbour, Collision or PlugIn"
         )
 
     def conditional(
         self, z: Float[Tensor, "batch view dim"], prior: Prior
     ) -> Float[Tensor, ""]:
-        r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`, each view being the first.
+        r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`, a mean over the first view.
 
         .. math:: H[z_2, \dots, z_V \mid z_1] = H[z_1, \dots, z_V] - H[z_1]
         """

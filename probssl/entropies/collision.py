@@ -1,4 +1,4 @@
-"""The collision entropy of z, by kernels: one normaliser for all pairs."""
+"""The Rényi-2 (collision) entropy of z by kernels: one normaliser for all pairs."""
 
 import math
 
@@ -7,32 +7,32 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..priors import Prior
+from ._log_sums import log_sums, log_sums_of_views
 from .base import Entropy
-from .normaliser import log_sums, log_sums_of_views
 
 __all__ = ["Collision"]
 
 
 class Collision(Entropy):
-    r"""Rényi's entropy of order two, by the kernels of all pairs.
+    r"""The Rényi-2 (collision) entropy, from the kernels of all pairs.
 
     .. math:: \hat H_2[z] = -\log \frac{1}{M (M - 1)} \sum_{i \ne j}
         p(z' = z_j \mid y = z_i), \qquad M = \text{batch} \cdot \text{view}
 
-    The kernel is the prior's own conditional, y plugged in, and the representations of
-    all views are one sample. With :math:`p_h` the density of z smoothed by the kernel
-    the sum estimates, without bias where representations are independent,
+    The kernel is the prior's conditional p(z'|y), y plugged in, and the representations
+    of all views are one sample. With :math:`p_h` the density of z smoothed by the
+    kernel the sum estimates, without bias for independent representations,
 
     .. math:: E \, p(z' \mid y = z) = \int p_h(z) \, p(z) \, dz
         \;\le\; \int p(z)^2 \, dz = e^{-H_2[z]}, \qquad H_2[z] \le H[z]
 
     which becomes an equality as the kernel narrows. So the estimate of :math:`H_2` is
-    too high, by the smoothing and, as minus the logarithm is convex, by
-    O(1/M) in the mean. That is no bound on H[z], which :math:`H_2` is below. Views of
-    one item that nearly agree collide more often than others: by them it is too low.
+    too high, by the smoothing and, by Jensen's inequality, by O(1/M) in the mean. It is
+    no bound on H[z], since :math:`H_2` is below H[z]. Nearby views of one item collide
+    more often than independent ones, which makes the estimate too low.
 
-    Where the kernel is no density (`priors.TSNE` in many dimensions) the value is
-    without its constant. Memory is linear in M, as that of `KernelDensity`.
+    Where the kernel is no density (`priors.TSNE` in many dimensions) the value lacks a
+    constant. Memory is linear in M, as in `KernelDensity`.
 
     References:
         On Measures of Entropy and Information (Rényi, 1961)
@@ -53,7 +53,7 @@ class Collision(Entropy):
     def joint(
         self, z: Float[Tensor, "batch view dim"], prior: Prior
     ) -> Float[Tensor, ""]:
-        r"""Return the estimate for all views together, whose kernel is a product.
+        r"""Return the joint estimate for all views, with a product kernel.
 
         .. math:: \hat H_2[z_1, \dots, z_V] = -\log \frac{1}{N (N - 1)}
             \sum_{i \ne j} \prod_v p(z_v' = z_{jv} \mid y = z_{iv})

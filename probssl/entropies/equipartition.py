@@ -1,8 +1,8 @@
-r"""The entropy of z as one of K clusters of equal weight.
+r"""The entropy of z from K clusters (prototypes) of equal weight, with Sinkhorn codes.
 
 .. math:: p(y = k) = \frac1K, \qquad p(z \mid y = k) = p(z \mid y = c_k)
 
-around points c_k, the prototypes, with the kernel of the prior.
+around prototypes c_k, with the kernel of the prior.
 
 References:
     Unsupervised Learning of Visual Features by Contrasting Cluster Assignments
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import positive, whole
 from ..priors import Prior
 from .base import Entropy
 
@@ -30,22 +31,22 @@ def sinkhorn(
     temperature: float | Tensor = 1.0,
     iterations: int = 3,
 ) -> Float[Tensor, "*batch n component"]:
-    r"""Return codes Q, which share the items equally among the clusters.
+    r"""Sinkhorn's algorithm: soft assignments Q of the items to clusters of equal size.
 
     .. math:: Q_{ik} = u_i \, p(z_i \mid k)^{1 / \epsilon} \, w_k, \qquad
         \sum_k Q_{ik} = 1, \qquad \sum_i Q_{ik} \to \frac nK
 
-    Of all Q with these sums it is the one with the largest
-    :math:`\sum_{ik} Q_{ik} \log p(z_i \mid k) + \epsilon H[Q]`. Columns and then rows
-    are normalised in turn, in log space, rows last: they sum to one exactly, columns as
-    the iterations converge. Without iterations it is the posterior of the cluster. No
-    gradient goes through.
+    Among all Q with these sums it maximises :math:`\sum_{ik} Q_{ik} \log p(z_i \mid k)
+    + \epsilon H[Q]`: optimal transport with an entropic penalty. Columns and rows are
+    normalised in turn, in log space, rows last: rows sum to one exactly, columns as the
+    iterations converge. Without iterations Q is the posterior of the cluster. The codes
+    carry no gradient (stop-gradient).
 
     Arguments:
-        log_density: :math:`\log p(z_i \mid k)`, up to a constant for each item; of
-            the items of all processes.
-        temperature: The temperature :math:`\epsilon`, of the log-density.
-        iterations: How often columns and rows are normalised.
+        log_density: :math:`\log p(z_i \mid k)`, up to a constant for each item, of
+            the items of all ranks.
+        temperature: The temperature :math:`\epsilon` that divides the log-density.
+        iterations: The number of iterations.
     """
     log_codes = log_density / temperature
     for _ in range(iterations):
@@ -58,28 +59,23 @@ class Clusters(Entropy):
 
     .. math:: -E \log \frac1K \sum_k p(z \mid y = c_k)
 
-    Raised alone, it pushes the c_k away from z: it is for objectives that place them by
-    an alignment as well. `Equipartition` is for all others.
+    Maximised alone, it pushes the c_k away from z: use it in objectives whose alignment
+    also places the c_k. `Equipartition` is for all others.
 
     Arguments:
         components: The number K of clusters.
         dim: The dimension of z.
-        spread: The standard deviation of the points c_k at the start.
+        spread: The standard deviation of the c_k at initialisation.
 
     Raises:
-        ValueError: If components is not a whole number of at least 2, or dim not of at
-            least 1.
+        TypeError: If components or dim is not a whole number.
+        ValueError: If components is below 2, or dim below 1.
     """
 
     def __init__(self, components: int, dim: int, spread: float = 1.0) -> None:
         super().__init__()
-        for name, value, least in (("components", components, 2), ("dim", dim, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"expected {name} as a whole number of at least {least}, got "
-                    f"{value!r}; give for instance components=100 and the dim of z"
-                )
-        self.components, self.dim, self.spread = components, dim, spread
+        self.components = whole("components", components, 2, hint="100 is a start")
+        self.dim = whole("dim", dim, hint="give the dimension of z")
         self.centres = nn.Parameter(spread * torch.randn(components, dim))
 
     def log_density(
@@ -91,10 +87,10 @@ class Clusters(Entropy):
         r"""Return :math:`\log p(z \mid y = c_k)` for every cluster, in nats.
 
         Arguments:
-            centres: Others than its own.
+            centres: In place of its own prototypes.
 
         Raises:
-            ValueError: If z is not of the dimension of the clusters.
+            ValueError: If z has another dimension than the clusters.
         """
         if z.shape[-1] != self.dim:
             raise ValueError(
@@ -112,32 +108,33 @@ class Clusters(Entropy):
 
 
 class Equipartition(Clusters):
-    r"""The entropy of z that falls into K clusters of equal size.
+    r"""The entropy of z in K clusters of equal size, by Sinkhorn codes, as in SwAV.
 
     .. math:: \hat H[z] = -\frac1n \sum_i \sum_k Q_{ik} \big( \log p(z_i \mid k)
         - \log K Q_{ik} \big) \ge -\frac1n \sum_i \log \frac1K \sum_k p(z_i \mid k)
 
-    with codes Q that share the items of a batch equally among the clusters. By Jensen
-    it is at least the cross-entropy of z under the mixture, with equality iff Q is the
-    posterior of the cluster, and so in the mean at least H[z]: too high by how far z is
-    from the mixture, and Q from the posterior. On K clusters far apart it is log K plus
-    the entropy of one.
+    with codes Q of `sinkhorn`. By Jensen's inequality it is an upper bound on the
+    cross-entropy of z under the mixture, with equality iff Q is the posterior of the
+    cluster, and so in the mean an upper bound on H[z]: too high by the divergences of z
+    from the mixture and of Q from the posterior. On K clusters far apart it is log K
+    plus the entropy of one cluster.
 
-    A bound from above is tight where it is least. So the prototypes follow its gradient
-    down, reversed, while z follows it up: the value has a saddle point.
+    The objective maximises the bound in z, while the prototypes minimise it, to make it
+    tight: their gradient is reversed, and the value has a saddle point.
 
     Arguments:
         components: The number K of clusters; their prototypes start as standard normal
-            draws, brought to the support of the prior.
+            draws, mapped to the support of the prior.
         dim: The dimension of z.
-        temperature: The temperature of the codes; 1 gives the tightest bound there is
-            with equal clusters, less makes the codes harder.
-        iterations: Of Sinkhorn's algorithm; 0 gives the posterior, and clusters of any
-            size.
+        temperature: The temperature of the codes; 1 gives the tightest bound with equal
+            clusters, less makes the codes harder.
+        iterations: Iterations of Sinkhorn's algorithm; 0 gives the posterior, and
+            clusters of any size.
 
     Raises:
-        ValueError: If components is not a whole number of at least 2, dim not of at
-            least 1, the temperature not positive, or iterations negative.
+        TypeError: If a number is of the wrong type.
+        ValueError: If components is below 2, dim below 1, the temperature not positive,
+            or iterations negative.
     """
 
     def __init__(
@@ -149,17 +146,13 @@ class Equipartition(Clusters):
         iterations: int = 3,
     ) -> None:
         super().__init__(components, dim)
-        if not temperature > 0 or iterations < 0:
-            raise ValueError(
-                "expected temperature > 0 and iterations >= 0, got "
-                f"{temperature} and {iterations}; 1.0 and 3 are the defaults"
-            )
-        self.temperature, self.iterations = temperature, iterations
+        self.temperature = positive("temperature", temperature)
+        self.iterations = whole("iterations", iterations, 0)
 
     def forward(
         self, z: Float[Tensor, "batch view dim"], prior: Prior
     ) -> Float[Tensor, ""]:
-        reversed_ = 2 * self.centres.detach() - self.centres  # themselves, slope −1
+        reversed_ = 2 * self.centres.detach() - self.centres  # gradient times −1
         log_density = self.log_density(z, prior, reversed_)
         codes = sinkhorn(log_density, self.temperature, self.iterations)
         bound = (codes * log_density + torch.special.entr(codes)).sum(-1)

@@ -1,4 +1,4 @@
-"""Estimates of H[z] from the covariance of z."""
+"""Gaussian estimates of H[z], from the covariance of z: log-determinant and VICReg."""
 
 import math
 
@@ -13,16 +13,16 @@ __all__ = ["LogDeterminant", "VarianceCovariance", "covariance"]
 
 
 class LogDeterminant(Entropy):
-    r"""The entropy of a Gaussian of the same covariance.
+    r"""The entropy of a Gaussian with the covariance of z (log-determinant).
 
     .. math:: \hat H[z] = \tfrac12 \log |2 \pi e (\hat \Sigma + \epsilon I)|
 
-    The largest entropy any density with this covariance has: an upper bound on H[z],
-    up to the sampling error of the covariance.
+    The Gaussian has the maximum entropy at this covariance: an upper bound on H[z], up
+    to the sampling error of the covariance.
 
     Arguments:
-        epsilon: The variance of the Gaussian noise under which the entropy is meant. It
-            keeps the value finite where there are fewer items than dimensions.
+        epsilon: The variance of Gaussian noise added to z. It keeps the value finite
+            where there are fewer items than dimensions.
     """
 
     def __init__(self, epsilon: float = 1e-4) -> None:
@@ -40,7 +40,7 @@ class LogDeterminant(Entropy):
     def joint(
         self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
     ) -> Float[Tensor, ""]:
-        r"""Return the entropy of a Gaussian with the covariance of all views together.
+        r"""Return the entropy of a Gaussian with the joint covariance of all views.
 
         .. math:: \hat H[z_1, \dots, z_V] = \tfrac12 \log |2 \pi e (\hat
             \Sigma_{z_1, \dots, z_V} + \epsilon I)|
@@ -49,19 +49,19 @@ class LogDeterminant(Entropy):
 
 
 class VarianceCovariance(Entropy):
-    r"""VICReg's surrogate of the Gaussian entropy: a hinge and squared correlations.
+    r"""VICReg's surrogate of the Gaussian entropy: variance hinge, squared covariances.
 
     .. math:: \hat H[z] = \frac d2 \log 2 \pi e - \sum_i \max(0, 1 - s_i)
         - w \sum_{i \ne j} \hat \Sigma_{ij}^2, \qquad
         s_i = \sqrt{\hat \Sigma_{ii} + \epsilon}
 
-    The hinge is the tangent of :math:`\log s_i` at 1, from below, and nothing above; at
-    unit variances the covariance term with :math:`w = 1/4` is the second order of
+    Below 1 the hinge is the tangent of :math:`\log s_i` at 1, above it is zero; at unit
+    variances the covariance term with :math:`w = 1/4` is the second-order expansion of
     :math:`\frac12 \log |\hat \Sigma|`.
 
     Arguments:
         covariance: The weight w.
-        epsilon: What is added to a variance before its root.
+        epsilon: Added to a variance before the square root.
 
     References:
         VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised

@@ -1,8 +1,8 @@
-r"""Nearest-neighbour estimates of H[z], in flat space and on the sphere.
+r"""The k-nearest-neighbour (Kozachenko–Leonenko) entropy, in R^d and on the sphere.
 
-The mass within the distance to the k-th of n − 1 neighbours has, whatever the density,
-:math:`E \log \text{mass} = \psi(k) - \psi(n)`. Spread evenly over the ball it fills, it
-is a density.
+For every density, the mass within the distance to the k-th of n − 1 neighbours has
+:math:`E \log \text{mass} = \psi(k) - \psi(n)`. Divided by the volume of the ball, the
+mass is an estimate of the density.
 """
 
 import math
@@ -12,41 +12,42 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..arguments import positive, whole
 from ..priors import Prior, Spherical
 from ..special import log_area, square_distances
+from ._log_sums import DENSE
 from .base import Entropy
-from .normaliser import DENSE
 
 __all__ = ["NearestNeighbour", "log_ball", "log_cap"]
 
 
 class NearestNeighbour(Entropy):
-    r"""The entropy from the distance of each item to its k-th nearest neighbour.
+    r"""The k-nearest-neighbour (Kozachenko–Leonenko) entropy estimator.
 
     .. math:: \hat H[z] = \psi(n) - \psi(k) + \frac1n \sum_j \log |B_j|
 
-    :math:`B_j` is the ball around :math:`z_j` that reaches to the k-th nearest of the
-    other items, in the same view: :math:`|B_j| \propto \varepsilon_j^d`. Where the
-    prior lives on the sphere it is a cap, and :math:`|B_j|` its exact area. There is
-    no kernel and no scale to choose: stretching z by c adds :math:`d \log c`.
+    :math:`B_j` is the ball around :math:`z_j` up to its k-th nearest neighbour in the
+    same view: :math:`|B_j| \propto \varepsilon_j^d`. For a spherical prior it is a cap,
+    and :math:`|B_j|` its exact area. There is no bandwidth: scaling z by c adds
+    :math:`d \log c`.
 
-    For z uniform on the sphere the estimate is unbiased, whatever n and k. Otherwise
-    the bias is of the order of the squared distances, :math:`(k / n)^{2/d}`, with d
-    less by one on the sphere: downwards in few dimensions, upwards in many, where n
+    For z uniform on the sphere the estimate is unbiased, for every n and k. Otherwise
+    the bias is of the order of the squared distances, :math:`(k / n)^{2/d}` (d − 1 in
+    place of d on the sphere): negative in few dimensions, positive in many, where n
     would have to grow exponentially with d. A smaller k has less bias and more
     variance.
 
     The neighbours are found in blocks: memory is linear in n, time quadratic.
 
     Arguments:
-        k: Which neighbour, 1 the nearest.
-        epsilon: The least distance that counts, as if z were not known more finely. It
-            keeps the value finite where items are equal; these get no gradient from
-            each other, having no direction to part in.
+        k: The rank of the neighbour, 1 for the nearest.
+        epsilon: A lower bound of the distances, which keeps the value finite where
+            items are equal; equal items get no gradient from each other.
 
     Raises:
-        ValueError: If k is not a whole number of at least 1, epsilon is not positive,
-            or there are not more than k items.
+        TypeError: If k is not a whole number.
+        ValueError: If k is below 1, epsilon is not positive, or there are at most k
+            items.
 
     References:
         Sample Estimate of the Entropy of a Random Vector (Kozachenko and Leonenko,
@@ -58,17 +59,8 @@ class NearestNeighbour(Entropy):
 
     def __init__(self, k: int = 3, epsilon: float = 1e-6) -> None:
         super().__init__()
-        if not isinstance(k, int) or k < 1:
-            raise ValueError(
-                f"expected k to be a whole number of at least 1, got {k!r}; 3 is a "
-                "compromise of bias and variance"
-            )
-        if not epsilon > 0:
-            raise ValueError(
-                f"expected epsilon > 0, got {epsilon!r}; it is the least distance that "
-                "counts, without which equal items have the entropy −∞"
-            )
-        self.k, self.epsilon = k, epsilon
+        self.k = whole("k", k, hint="3 is a compromise of bias and variance")
+        self.epsilon = positive("epsilon", epsilon)
 
     def forward(
         self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
@@ -79,11 +71,11 @@ class NearestNeighbour(Entropy):
     def joint(
         self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
     ) -> Float[Tensor, ""]:
-        r"""Return the estimate for all views together.
+        r"""Return the joint estimate for all views.
 
-        In flat space that is the entropy of the views in one long vector. On the sphere
-        the distance is the largest of those of the views, and :math:`B_j` a product of
-        caps, whose area is exact as well.
+        In R^d it is the entropy of the concatenated views. On the sphere the distance
+        is the maximum over the views, and :math:`B_j` a product of caps, whose area is
+        exact as well.
         """
         if isinstance(prior, Spherical):
             return self._entropy(z, prior)
@@ -92,7 +84,7 @@ class NearestNeighbour(Entropy):
     def _entropy(
         self, z: Float[Tensor, "batch part dim"], prior: Prior | None
     ) -> Float[Tensor, ""]:
-        """The entropy of the parts together, each with a ball of the same radius."""
+        """The joint entropy of the parts, each with a ball of the same radius."""
         items, parts, dim = z.shape
         if items <= self.k:
             raise ValueError(
@@ -107,7 +99,7 @@ class NearestNeighbour(Entropy):
 
 
 def log_ball(dim: int, square: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    r"""Log volume of a ball in R^dim, of the given squared radius."""
+    r"""Log volume of a ball in R^dim with the given squared radius."""
     unit = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
     return unit + dim / 2 * square.log()
 
@@ -124,7 +116,7 @@ def log_cap(dim: int, square: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"
 
     Arguments:
         dim: The dimension of the space around the sphere, at least 2.
-        square: The squared chord; what is beyond 4 is the whole sphere.
+        square: The squared chord; values above 4 give the whole sphere.
     """
     share = (square.double() / 4).clamp(max=1)
     return log_area(dim) + _LogShare.apply(share, (dim - 1) / 2).to(square.dtype)
@@ -149,7 +141,7 @@ class _LogShare(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, value = ctx.saved_tensors
-        x = x.clamp(max=1 - 1e-15)  # for a < 1 the slope at 1 is infinite
+        x = x.clamp(max=1 - 1e-15)  # for a < 1 the derivative at 1 is infinite
         density = (ctx.half - 1) * (x.log() + torch.log1p(-x)) - _log_beta(ctx.half)
         return grad * (density - value).exp(), None
 
@@ -159,9 +151,9 @@ def _log_beta(half: float) -> float:
 
 
 def _log_lesser_share(x: Tensor, half: float) -> Tensor:
-    """The same for x up to 1/2, by its continued fraction (DLMF 8.17.22)."""
+    """The same for x up to 1/2, by a continued fraction (DLMF 8.17.22)."""
     value = torch.ones_like(x)
-    # So many terms are exact to rounding at x = 1/2, where they fall off most slowly.
+    # The number of terms is exact to rounding at x = 1/2, the slowest convergence.
     for term in range(24 + math.ceil(3 * math.sqrt(half)), 0, -1):
         i = term // 2
         if term % 2:
@@ -175,12 +167,12 @@ def _log_lesser_share(x: Tensor, half: float) -> Tensor:
 
 @torch.no_grad()
 def _neighbour(z: Float[Tensor, "batch part dim"], k: int) -> Int[Tensor, " batch"]:
-    """The k-th neighbour of each item, by the largest of the distances of its parts."""
+    """The k-th neighbour of each item, by the maximum distance over its parts."""
     items, parts, _ = z.shape
     z, number = z.transpose(0, 1), torch.arange(items, device=z.device)
     found = []
-    # By matrix products, many times as fast as by differences. What is misplaced by
-    # their rounding is as near as the neighbour meant, and its own distance is exact.
+    # Matrix products are several times as fast as exact differences. A neighbour that
+    # rounding misplaces is equally near, and the caller takes its distance exactly.
     for block in number.split(max(1, DENSE // (items * parts))):
         square = square_distances(z[:, block], z).amax(0)
         square.masked_fill_(block[:, None] == number, math.inf)

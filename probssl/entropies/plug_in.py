@@ -1,4 +1,4 @@
-r"""Conditional entropy by plug-in: how badly one view is predicted from another."""
+r"""Conditional entropy by a predictor (plug-in): the cross-entropy of another view."""
 
 import torch
 from jaxtyping import Float
@@ -12,38 +12,38 @@ __all__ = ["PlugIn"]
 
 
 class PlugIn(Entropy):
-    r"""The cross-entropy of a view under the density that another view predicts.
+    r"""The cross-entropy of a view under a predictor of another: BYOL and SimSiam.
 
     .. math:: \hat H[z_w \mid z_v] = -E_{v \ne w} \log p(z_w \mid y = g(z_v))
         \ge H[z_w \mid z_v]
 
     with the predictor g and the kernel of the prior: an upper bound, with equality iff
-    they make up the true conditional. Of an item with V views,
+    they are the true conditional. For an item with V views,
 
     .. math:: \hat H[z_2, \dots, z_V \mid z_1] = (V - 1) \, \hat H[z_w \mid z_v]
 
-    which each view takes its turn to be the first of. This is what
-    ``Embedding(…, all_views=True)`` adds to an alignment under a flat or uniform p(y),
-    and no entropy of a single view is needed. For a proper p(y) one is: `marginal`.
+    averaged over the first view. ``Embedding(…, all_views=True)`` adds this to an
+    alignment under a flat or uniform p(y), and needs no entropy of a single view. A
+    proper p(y) needs one: `marginal`.
 
-    An objective raises its entropy, but the predictor has to lower it: a bound is
-    lowered to be tight. So with `stop_gradient` the gradient is not that of the value.
+    The objective maximises the entropy, but the predictor has to minimise the bound, to
+    make it tight. So with `stop_gradient` the gradient is not that of the value:
 
-    - The predictor follows the reversed one: it is fitted.
-    - The representation follows it through the predicted view :math:`z_w` alone. What
-      is dropped, the gradient through :math:`z_v`, has mean zero under the true
+    - the predictor gets the reversed gradient: it is fitted;
+    - the representation gets the gradient through the predicted view :math:`z_w` alone.
+      The dropped gradient, through :math:`z_v`, has mean zero under the true
       conditional, for changes of :math:`z_v` that depend on :math:`z_v`.
 
     Added to the log-density of the prediction, :math:`E \log p(z_w \mid y = g(z_v))`,
-    nothing is left of the gradient but that through :math:`g(z_v)`: what BYOL and
-    SimSiam do by stopping the gradient of the target.
+    only the gradient through :math:`g(z_v)` remains: that of BYOL and SimSiam, which
+    stop the gradient of the target.
 
     Arguments:
-        predictor: A module g, (n, dim) -> (n, dim), whose output is brought to the
+        predictor: A module g, (n, dim) -> (n, dim), whose output is mapped to the
             support of the prior.
         marginal: The estimator of H[z] of one view; only a proper p(y) needs it.
-        stop_gradient: Whether the gradient is as above. Without, it is that of the
-            value, and the predictor is to be frozen.
+        stop_gradient: Whether the gradient is as above. If False it is that of the
+            value, and the predictor should be frozen.
 
     References:
         Understanding Self-Supervised Learning via Latent Distribution Matching (2026)
@@ -52,8 +52,8 @@ class PlugIn(Entropy):
         https://arxiv.org/abs/2011.10566
 
     Raises:
-        ValueError: If H[z] of one view is asked for and there is no `marginal`, or if
-            there are fewer than two views.
+        ValueError: If H[z] of one view is needed and `marginal` is None, or if there
+            are fewer than two views.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class PlugIn(Entropy):
     ) -> Float[Tensor, ""]:
         if self.marginal is None:
             raise ValueError(
-                "expected an estimator of H[z] of one view, which a conditional "
-                "entropy is not, got marginal=None; give PlugIn a marginal, such as "
-                "LogDeterminant(), or use all_views=True with a flat or uniform p(y)"
+                "expected an estimator of H[z] of one view, got marginal=None; give "
+                "PlugIn a marginal, such as LogDeterminant(), or use all_views=True "
+                "with a flat or uniform p(y)"
             )
         return self.marginal(z, prior)
 
@@ -102,4 +102,4 @@ class PlugIn(Entropy):
         seen = z.detach() if self.stop_gradient else z
         y = lowered(self.predictor, seen.flatten(0, 1)).unflatten(0, z.shape[:2])
         y = prior.on_support(y)
-        return 2 * y.detach() - y if self.stop_gradient else y  # y, its slope reversed
+        return 2 * y.detach() - y if self.stop_gradient else y  # gradient times −1

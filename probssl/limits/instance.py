@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..entropies.normaliser import log_sums
+from ..entropies._log_sums import log_sums
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Spherical

@@ -36,7 +36,7 @@ pair in one order only, and shuffles items between processes for batch norm.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..entropies.queue import Queue
+from ..entropies import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Prior, Spherical

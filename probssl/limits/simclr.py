@@ -35,8 +35,7 @@ decoupled it has no such ceiling.
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from ..entropies import KernelDensity
-from ..entropies.queue import QueuedKernelDensity
+from ..entropies import KernelDensity, QueuedKernelDensity
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Spherical

@@ -13,7 +13,7 @@ from torch import nn
 
 import probssl as ps
 from probssl import limits
-from probssl.entropies.queue import Queue
+from probssl.entropies import Queue
 from probssl.hyper import Positive
 from probssl.limits._ema import Teacher
 from probssl.priors import (

@@ -1,11 +1,12 @@
-r"""Sums over the kernels of all pairs, in memory linear in the number of points.
+r"""Log-sums over the kernels of all pairs, in memory linear in the number of points.
 
 .. math:: s_j = \log \sum_{i \in A(j)} p(z' = z_j \mid y = z_i), \qquad
     \frac{\partial s_j}{\partial \theta} = \sum_{i \in A(j)} e^{k_{ij} - s_j} \,
     \frac{\partial k_{ij}}{\partial \theta}, \qquad k_{ij} = \log p(z_j \mid y = z_i)
 
-The matrix of kernels is made in blocks of columns. Of a block nothing is kept but its
-sums: going back, the block is made again and weighted with its share of them.
+The kernel matrix is computed in blocks of columns. The forward pass keeps the log-sums
+alone; each block is recomputed in the backward pass (gradient checkpointing) and
+weighted by its softmax share :math:`e^{k_{ij} - s_j}`.
 """
 
 import math
@@ -25,9 +26,8 @@ __all__ = ["DENSE", "log_sums", "log_sums_of_views"]
 
 Allowed = Callable[[Int[Tensor, " columns"]], Bool[Tensor, "rows columns"]]
 
-# As many kernels as are made at once: more do not fit the caches of a processor, and
-# fewer leave a GPU waiting for launches. Up to so many, all of them are kept, which
-# saves making them again.
+# The kernels in one block: more do not fit the caches of a CPU, and fewer make a GPU
+# wait for launches. Up to this number, all kernels are kept and none recomputed.
 DENSE, DENSE_ON_GPU = 2**21, 2**26
 
 
@@ -41,8 +41,9 @@ def log_sums(
     """Return for each point the log-sum of the kernels around the allowed centres.
 
     Arguments:
-        allowed: Which centres count for the points with given numbers; at least one.
-        most: How many kernels may be in memory at once; None knows the device.
+        allowed: Maps the indices of points to a mask of the centres that count for
+            them; at least one for each point.
+        most: The number of kernels in memory; None means 2^21 on a CPU, 2^26 on a GPU.
     """
     if most is None:
         most = DENSE if points.device.type == "cpu" else DENSE_ON_GPU
@@ -71,7 +72,7 @@ def log_sums_of_views(
     allowed: Allowed,
     most: int | None = None,
 ) -> Float[Tensor, " n"]:
-    r"""Return the log-sums of the kernels of all views of an item together.
+    r"""Return the log-sums of the product kernels over all views of an item.
 
     .. math:: s_j = \log \sum_{i \in A(j)} \prod_v p(z_v' = z_{jv} \mid y = z_{iv})
     """
@@ -80,7 +81,7 @@ def log_sums_of_views(
 
 
 class _Product(Prior):
-    """Views that are independent given theirs, side by side in one long vector."""
+    """The product of a prior's kernels over views, concatenated into one vector."""
 
     def __init__(self, prior: Prior, views: int) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class _Product(Prior):
 
 
 class _Kernel(nn.Module):
-    """The kernel of a prior as a module, whose parameters can be given."""
+    """The kernel of a prior as a module, for `functional_call`."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class _LogSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sums, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         totals = [
@@ -132,21 +133,21 @@ class _LogSums(torch.autograd.Function):
             for x, need in zip(inputs, needed, strict=True)
         ]
         for block in ctx.blocks:
-            parts = _slopes(ctx, inputs, block, sums[block], slope[block])
+            parts = _block_grads(ctx, inputs, block, sums[block], grad[block])
             for place, (total, part) in enumerate(zip(totals, parts, strict=True)):
                 if total is None or part is None:
                     continue
-                if place == 1:  # the points of this block alone
+                if place == 1:  # only the points of this block
                     total[block] += part
                 else:
                     total += part
         return (None, None, None, *totals)
 
 
-def _slopes(
-    ctx: Any, inputs: list[Tensor], block: Tensor, sums: Tensor, slope: Tensor
+def _block_grads(
+    ctx: Any, inputs: list[Tensor], block: Tensor, sums: Tensor, grad: Tensor
 ) -> Iterator[Tensor | None]:
-    """The gradients of one block in all that needs one."""
+    """The gradients of one block with respect to the inputs that need one."""
     centres, points, *rest = inputs
     needed = ctx.needs_input_grad[3:]
     with torch.enable_grad():
@@ -158,7 +159,7 @@ def _slopes(
     share = _masked(log_kernel.detach(), ctx.allowed(block)).sub_(sums).exp_()
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(
-        torch.autograd.grad(log_kernel, wanted, share.mul_(slope), allow_unused=True)
+        torch.autograd.grad(log_kernel, wanted, share.mul_(grad), allow_unused=True)
     )
     return (next(found) if need else None for need in needed)
 
