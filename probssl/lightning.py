@@ -37,7 +37,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .data.batches import Views
 from .runtime.distributed import world_size
-from .runtime.randomness import drawn_order, same_randomness
+from .runtime.randomness import order_generator, same_randomness
 from .terms import Batch, Terms
 from .train.batches import loaded
 from .train.history import Tally
@@ -157,7 +157,7 @@ class Module(LightningModule):
         """Prepare what depends on the length of the data and of the run."""
         self._count_items()
         if world_size() > 1:
-            drawn_order()  # reseeds the ranks; Lightning has an order of its own
+            order_generator()  # reseeds the ranks; Lightning has an order of its own
         if self.schedules:
             total = self.trainer.estimated_stepping_batches
             known = None if math.isinf(total) else int(total)

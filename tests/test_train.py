@@ -5,6 +5,8 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,11 +289,25 @@ def test_a_batch_holds_views_originals_and_rows():
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
 
 
-def test_without_views_the_items_are_their_only_view():
-    objective, data = Recorder(), points(20)
-    fit(objective, data, epochs=1)
+BYTES = torch.arange(20 * DIM).to(torch.uint8).view(20, DIM)
+EXACT = torch.randn(20, DIM, dtype=torch.float64)
+FROZEN = EXACT.numpy().copy()
+FROZEN.setflags(write=False)
+KINDS = {
+    "numbers": (EXACT.float(), EXACT.float()),
+    "bytes are fractions of 255": (Split(BYTES), BYTES / 255),
+    "numbers of the precision of the objective": (FROZEN, EXACT),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_views_the_items_are_their_only_view(kind):
+    data, values = KINDS[kind]
+    objective = Recorder().to(values.dtype)
+    fit(objective, data, epochs=1, learning_rate=1e-9)
     (batch,) = objective.seen
-    assert_close(batch.views, data[batch.index][:, None], rtol=0, atol=0)
+    assert_close(batch.views, values[batch.index][:, None], rtol=0, atol=0)
+    assert_close(batch.clean, values[batch.index], rtol=0, atol=0)
 
 
 def test_views_may_return_a_batch():
@@ -305,27 +321,6 @@ def test_views_may_return_a_batch():
     assert_close(batch.clean, data[batch.index], rtol=0, atol=0)
 
 
-def test_bytes_reach_the_objective_as_fractions_of_255():
-    objective = Recorder()
-    data = torch.arange(12 * DIM).reshape(12, DIM).to(torch.uint8)
-    fit(objective, Split(data), epochs=1, learning_rate=1e-9)
-    (batch,) = objective.seen
-    assert_close(batch.views[:, 0], data[batch.index] / 255, rtol=0, atol=0)
-    assert_close(batch.clean, data[batch.index] / 255, rtol=0, atol=0)
-
-
-def test_data_take_the_precision_of_the_objective():
-    exact = points(20, torch.float64).numpy()
-    exact.setflags(write=False)
-    objective = Recorder().double()
-    fit(objective, exact, epochs=1)
-    (batch,) = objective.seen
-    assert_close(batch.views[:, 0], torch.tensor(exact)[batch.index], rtol=0, atol=0)
-    objective = Recorder()
-    fit(objective, exact, epochs=1)
-    assert objective.seen[0].views.dtype == torch.float32
-
-
 def test_groups_are_their_own_views():
     pairs, present = torch.randn(20, 2, DIM), torch.rand(20, 2) < 0.5
     objective = Recorder()
@@ -337,15 +332,17 @@ def test_groups_are_their_own_views():
         assert_close(batch.present, present[batch.index])
 
 
+def batches_of(data: object, size: int) -> tuple[list[Batch], list[Batch]]:
+    """Those of an epoch, and those of a sweep over all items."""
+    target = Target(torch.device("cpu"), torch.float32)
+    found = source(data, None, size, torch.Generator(), target)
+    epoch, sweep = found.epoch(), found.sweep()
+    return list(map(found.batch, epoch)), list(map(found.batch, sweep))
+
+
 def test_modalities_of_different_shapes_stay_apart():
     parts = (torch.randn(9, 1, 3), torch.randint(0, 256, (9, 1, 2, 2)).to(torch.uint8))
-    order = torch.Generator().manual_seed(0)
-    target = Target(torch.device("cpu"), torch.float32)
-    data = source(Groups(parts), None, 4, order, target)
-    (first, *_), sweep = (
-        map(data.batch, data.epoch()),
-        list(map(data.batch, data.sweep())),
-    )
+    (first, *_), sweep = batches_of(Groups(parts), 4)
     assert [tuple(part.shape) for part in first.views] == [(4, 1, 3), (4, 1, 2, 2)]
     assert_close(first.views[1], parts[1][first.index] / 255, rtol=0, atol=0)
     assert torch.cat([batch.index for batch in sweep]).tolist() == list(range(9))
@@ -353,17 +350,15 @@ def test_modalities_of_different_shapes_stay_apart():
 
 
 def test_a_sweep_has_all_items_in_batches_as_equal_as_can_be():
-    target = Target(torch.device("cpu"), torch.float32)
-    data = source(points(130), None, 128, torch.Generator(), target)
-    assert [data.batch(load).shape for load in data.sweep()] == [(65, 1), (65, 1)]
-    assert [data.batch(load).shape for load in data.epoch()] == [(128, 1)]
+    epoch, sweep = batches_of(points(130), 128)
+    assert [batch.shape for batch in sweep] == [(65, 1), (65, 1)]
+    assert [batch.shape for batch in epoch] == [(128, 1)]
 
 
 def to_batch(rows: list[Tensor]) -> Batch:
     return Batch(torch.stack(rows)[:, None])
 
 
-BYTES = torch.arange(20 * DIM).to(torch.uint8).view(20, DIM)
 LOADED = {
     "tensors": (BYTES / 255, None),
     "bytes": (BYTES, None),
@@ -424,7 +419,15 @@ def test_rows_are_means_over_items():
 
     data = points(23, torch.float64)
     loader = DataLoader(data, 10)  # batches of 10, 10 and 3 items
-    history = fit(Mean().double(), loader, valid=data, epochs=2, batch_size=10)
+    kinds: set[type] = set()
+    history = fit(
+        Mean().double(),
+        loader,
+        valid=data,
+        epochs=2,
+        on_epoch=lambda epoch, row: kinds.update(map(type, row.values())),
+    )
+    assert kinds == {int, float}  # which any logger takes
     for column in ("value", "entropy", "valid_value", "valid_entropy"):
         assert_close(history[column], np.full(2, float(data.mean())))
     assert (history["alignment"] == 0).all()
@@ -611,7 +614,7 @@ OPTIMISERS = {
 }
 
 
-def noisy_fit(**kwargs) -> tuple[Noisy, History]:
+def noisy_fit(**kwargs: Any) -> tuple[Noisy, History]:
     data = torch.randn(30, DIM, generator=torch.Generator().manual_seed(9))
     objective = Noisy()
     defaults = {
@@ -635,34 +638,68 @@ def kill_at(last: int) -> Callable[[int, Terms], None]:
     return on_step
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_killed_run_resumes_bit_for_bit(schedule, tmp_path):
-    kwargs = {"scheduler": SCHEDULES[schedule], "resume": True}
+def assert_resumes(run: Callable[..., Any], folder: Path, last: int) -> int:
+    """A run that is killed in a step and resumed is the run in one piece.
+
+    Returns the number of epochs in the checkpoint that it is resumed from.
+
+    Arguments:
+        run: Returns the objective and its history; passes its arguments on to `fit`.
+    """
     torch.manual_seed(4)
-    whole, history = noisy_fit(checkpoint=tmp_path / "whole", **kwargs)
+    whole, history = run(checkpoint=folder / "whole")
     torch.manual_seed(4)
     with pytest.raises(RuntimeError, match="killed"):
-        noisy_fit(checkpoint=tmp_path / "parts", on_step=kill_at(8), **kwargs)
+        run(checkpoint=folder / "parts", on_step=kill_at(last))
+    kept = len(read(folder / "parts" / "last.safetensors")["history"])
     torch.manual_seed(123)  # another process: other parameters, another random state
-    parts, resumed = noisy_fit(checkpoint=tmp_path / "parts", **kwargs)
+    parts, resumed = run(checkpoint=folder / "parts", resume=True)
     assert_same(whole, parts)
     assert without_time(resumed) == without_time(history)
-    assert len(resumed) == 4 and resumed["step"][-1] == 12
+    return kept
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_killed_run_resumes_bit_for_bit(schedule, tmp_path):
+    run = partial(noisy_fit, scheduler=SCHEDULES[schedule])
+    assert assert_resumes(run, tmp_path, 8) == 2
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_every_optimiser_resumes_bit_for_bit(name, tmp_path):
     kwargs = {"optimizer": OPTIMISERS[name], "checkpoint_every": 2, "accumulate": 2}
-    torch.manual_seed(4)
-    whole, history = noisy_fit(**kwargs)
-    torch.manual_seed(4)
-    with pytest.raises(RuntimeError, match="killed"):
-        noisy_fit(checkpoint=tmp_path, on_step=kill_at(7), **kwargs)
-    assert len(read(tmp_path / "last.safetensors")["history"]) == 2
-    torch.manual_seed(123)
-    parts, resumed = noisy_fit(checkpoint=tmp_path, resume=True, **kwargs)
-    assert_same(whole, parts)
-    assert without_time(resumed) == without_time(history)
+    assert assert_resumes(partial(noisy_fit, **kwargs), tmp_path, 7) == 2
+
+
+def test_a_shuffled_loader_resumes_bit_for_bit(tmp_path):
+    def run(**kwargs: Any) -> tuple[Noisy, History]:
+        data = TensorDataset(torch.arange(20 * DIM).reshape(20, DIM) / 100)
+        generator = torch.Generator().manual_seed(int(torch.randint(99, ())))
+        loader = DataLoader(data, 5, shuffle=True, generator=generator)
+        objective = Noisy()
+        options = {"views": blur, "valid": loader, "epochs": 5} | kwargs
+        return objective, fit(objective, loader, **options)
+
+    assert_resumes(run, tmp_path, 10)
+
+
+def test_the_memory_order_of_parameters_survives(tmp_path):
+    class Picture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            conv = nn.Conv2d(3, 4, 3)
+            self.conv = conv.to(memory_format=torch.channels_last)
+
+        def forward(self, batch: Batch) -> Terms:
+            return Terms(alignment=-(self.conv(batch.views[:, 0]) - 1).square().mean())
+
+    def run(**kwargs: Any) -> tuple[Picture, History]:
+        data = torch.randn(12, 3, 5, 5, generator=torch.Generator().manual_seed(9))
+        objective = Picture()
+        options = {"epochs": 4, "learning_rate": 0.1} | kwargs
+        return objective, fit(objective, data, **options)
+
+    assert_resumes(run, tmp_path, 3)
 
 
 def test_a_run_can_be_made_longer(tmp_path):
@@ -696,50 +733,6 @@ def test_patience_and_the_best_parameters_survive_a_kill(tmp_path):
         assert len(resumed) == len(history) == 5
     best = read(tmp_path / "best.safetensors")["objective"]
     assert_close(best, dict(whole.state_dict()), rtol=0, atol=0)
-
-
-def test_a_shuffled_loader_resumes_bit_for_bit(tmp_path):
-    def run(**kwargs) -> tuple[Noisy, History]:
-        data = TensorDataset(torch.arange(20 * DIM).reshape(20, DIM) / 100)
-        generator = torch.Generator().manual_seed(int(torch.randint(99, ())))
-        loader = DataLoader(data, 5, shuffle=True, generator=generator)
-        objective = Noisy()
-        history = fit(objective, loader, views=blur, valid=loader, epochs=5, **kwargs)
-        return objective, history
-
-    torch.manual_seed(4)
-    whole, history = run()
-    torch.manual_seed(4)
-    with pytest.raises(RuntimeError, match="killed"):
-        run(checkpoint=tmp_path, on_step=kill_at(10))
-    torch.manual_seed(123)
-    parts, resumed = run(checkpoint=tmp_path, resume=True)
-    assert_same(whole, parts)
-    assert without_time(resumed) == without_time(history)
-
-
-def test_the_memory_order_of_parameters_survives(tmp_path):
-    class Picture(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            conv = nn.Conv2d(3, 4, 3)
-            self.conv = conv.to(memory_format=torch.channels_last)
-
-        def forward(self, batch: Batch) -> Terms:
-            return Terms(alignment=-(self.conv(batch.views[:, 0]) - 1).square().mean())
-
-    def run(**kwargs) -> Picture:
-        data = torch.randn(12, 3, 5, 5, generator=torch.Generator().manual_seed(9))
-        objective = Picture()
-        fit(objective, data, epochs=4, learning_rate=0.1, **kwargs)
-        return objective
-
-    torch.manual_seed(4)
-    whole = run()
-    torch.manual_seed(4)
-    with pytest.raises(RuntimeError, match="killed"):
-        run(checkpoint=tmp_path, on_step=kill_at(3))
-    assert_same(whole, run(checkpoint=tmp_path, resume=True))
 
 
 def test_a_whole_checkpoint_is_always_there(tmp_path, monkeypatch):
@@ -812,7 +805,7 @@ def test_a_run_is_never_overwritten_nor_resumed_from_nothing(tmp_path):
 
 
 class Bare(Autoencoder):
-    """Returns what it is given."""
+    """Returns a given value."""
 
     def __init__(self, value: object) -> None:
         super().__init__()
@@ -831,78 +824,63 @@ def other(kind: type, **kwargs):
 FEW, NAN = torch.rand(4, DIM), torch.full((3, DIM), math.nan)
 PAIRS, PRESENT = torch.rand(4, 2, DIM), torch.ones(3, 2).bool()
 VECTOR = torch.ones(3, requires_grad=True)
-WRONG_VALUES = {
-    "no items": ({"data": FEW[:0]}, "at least one item"),
-    "NaN": ({"data": NAN}, "got NaN or infinity in 3 of 3 items"),
-    "NaN in valid": ({"valid": NAN}, "got NaN or infinity in 3 of 3 items"),
-    "lengths": (
-        {"data": Groups(PAIRS, present=PRESENT)},
-        r"of one length, got \[4, 3\]",
-    ),
-    "groups": ({"data": Groups(PAIRS), "views": blur}, "expected no views for Groups"),
-    "no view axis": ({"views": lambda x: x}, r"\(40, view, \*event\).*got \(40, 6\)"),
-    "lost items": ({"views": lambda x: blur(x)[1:]}, r"got \(39, 2, 6\)"),
-    "a short batch": ({"views": lambda x: Batch(blur(x)[1:])}, r"got \(39, 2, 6\)"),
-    "epochs": ({"epochs": 0}, "epochs as a whole number of at least 1, got 0"),
-    "batch size": ({"batch_size": 0}, "batch_size as a whole number"),
-    "accumulate": ({"accumulate": 0}, "accumulate as a whole"),
-    "patience": ({"patience": 0}, "patience as a whole"),
-    "every": ({"checkpoint_every": 0}, "checkpoint_every as a whole"),
-    "clip": ({"clip": 0.0}, "clip as a positive finite number"),
-    "monitor": ({"monitor": "loss"}, "one of .*'value'.*got 'loss'"),
-    "no valid": ({"monitor": "valid_value"}, "pass them as valid, or monitor='value'"),
-    "no column": (
-        {"monitor": "knn", "on_epoch": lambda *_: None},
-        "one of .*'lr'.* got 'knn'",
-    ),
-    "frozen": (
-        {"objective": Autoencoder().requires_grad_(False)},
-        "in Autoencoder, got",
-    ),
-    "no mean": (
-        {"objective": Bare(Terms(VECTOR))},
-        r"reconstruction with shape \(3,\)",
-    ),
-    "no gradient": ({"objective": Bare(Terms(torch.ones(())))}, "without a gradient"),
-    "optimiser": ({"optimizer": other(torch.optim.SGD)}, "holds none of them"),
-    "scheduler": ({"scheduler": other(LinearLR)}, "one of another"),
-    "plateau": ({"scheduler": ReduceLROnPlateau}, "step it in on_epoch"),
-    "resume": ({"resume": True}, "expected a folder to resume from"),
-    "views twice": (
-        {"data": DataLoader(FEW, collate_fn=to_batch), "views": blur},
-        "no views for a DataLoader of Batches",
-    ),
-    "no batches": (
-        {"data": DataLoader(FEW, 8, drop_last=True)},
-        "one batch in an epoch",
-    ),
-}
-WRONG_TYPES = {
-    "a data set": (
-        {"data": Sets(FEW, FEW, 1, "")},
-        "a Split.*; pass its .train or .test",
-    ),
-    "a list": ({"data": [1.0]}, "a Split.* got list; pass one of these"),
-    "strings": ({"data": np.array([["a"]])}, "expected real numbers"),
-    "a list of views": ({"views": lambda x: [x, x]}, "got list; stack them"),
-    "no terms": ({"objective": Bare(torch.ones(()))}, "return Terms, got Tensor"),
-    "a tuple": ({"objective": Bare((1.0, 2.0))}, "return Terms, got tuple"),
-    "no optimiser": ({"optimizer": lambda parameters: None}, "got NoneType"),
-    "a loader": ({"data": DataLoader([{"a": 1.0}])}, "yield tensors.*got dict"),
-}
+WRONG: list[tuple[type[Exception], str, object, str]] = [
+    (ValueError, "data", FEW[:0], "at least one item"),
+    (ValueError, "data", NAN, "got NaN or infinity in 3 of 3 items"),
+    (ValueError, "valid", NAN, "got NaN or infinity in 3 of 3 items"),
+    (ValueError, "data", Groups(PAIRS, present=PRESENT), r"one length, got \[4, 3\]"),
+    (ValueError, "data", DataLoader(FEW, 8, drop_last=True), "one batch in an epoch"),
+    (ValueError, "views", lambda x: x, r"\(40, view, \*event\).*got \(40, 6\)"),
+    (ValueError, "views", lambda x: blur(x)[1:], r"got \(39, 2, 6\)"),
+    (ValueError, "views", lambda x: Batch(blur(x)[1:]), r"got \(39, 2, 6\)"),
+    (ValueError, "epochs", 0, "epochs as a whole number of at least 1, got 0"),
+    (ValueError, "batch_size", 0, "batch_size as a whole number"),
+    (ValueError, "accumulate", 0, "accumulate as a whole number"),
+    (ValueError, "patience", 0, "patience as a whole number"),
+    (ValueError, "checkpoint_every", 0, "checkpoint_every as a whole number"),
+    (ValueError, "clip", 0.0, "clip as a positive finite number"),
+    (ValueError, "compile", "always", "one of .* 'auto'.*; 'auto' compiles runs of"),
+    (ValueError, "monitor", "loss", "one of .*'value'.*got 'loss'"),
+    (ValueError, "monitor", "valid_value", "pass them as valid, or monitor='value'"),
+    (ValueError, "objective", Autoencoder().requires_grad_(False), "in Autoencoder, g"),
+    (ValueError, "objective", Bare(Terms(VECTOR)), r"reconstruction with shape \(3,\)"),
+    (ValueError, "objective", Bare(Terms(torch.ones(()))), "without a gradient"),
+    (ValueError, "optimizer", other(torch.optim.SGD), "holds none of them"),
+    (ValueError, "scheduler", other(LinearLR), "one of another"),
+    (ValueError, "scheduler", ReduceLROnPlateau, "step it in on_epoch"),
+    (ValueError, "resume", True, "expected a folder to resume from"),
+    (TypeError, "data", Sets(FEW, FEW, 1, ""), "a Split.*; pass its .train or .test"),
+    (TypeError, "data", [1.0], "a Split.* got list; pass one of these"),
+    (TypeError, "data", np.array([["a"]]), "expected real numbers"),
+    (TypeError, "data", DataLoader([{"a": 1.0}]), "yield tensors.*got dict"),
+    (TypeError, "views", lambda x: [x, x], "got list; stack them"),
+    (TypeError, "objective", Bare(torch.ones(())), "return Terms, got Tensor"),
+    (TypeError, "objective", Bare((1.0, 2.0)), "return Terms, got tuple"),
+    (TypeError, "optimizer", lambda parameters: None, "got NoneType"),
+]
+
+
+@pytest.mark.parametrize("error, name, value, message", WRONG)
+def test_an_error_says_what_was_expected(error, name, value, message):
+    arguments = {"objective": Autoencoder(), "data": points(), "epochs": 2}
+    with pytest.raises(error, match=message):
+        fit(**arguments | {name: value})
 
 
 @pytest.mark.parametrize(
-    ("error", "wrong", "message"),
+    "wrong, message",
     [
-        pytest.param(error, *case, id=name)
-        for error, cases in ((ValueError, WRONG_VALUES), (TypeError, WRONG_TYPES))
-        for name, case in cases.items()
+        ({"data": Groups(PAIRS), "views": blur}, "expected no views for Groups"),
+        ({"monitor": "knn", "on_epoch": print}, "one of .*'lr'.* got 'knn'"),
+        (
+            {"data": DataLoader(FEW, collate_fn=to_batch), "views": blur},
+            "no views for a DataLoader of Batches",
+        ),
     ],
 )
-def test_an_error_says_what_was_expected(error, wrong, message):
+def test_an_error_says_what_does_not_fit(wrong, message):
     arguments = {"objective": Autoencoder(), "data": points(), "epochs": 2} | wrong
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         fit(**arguments)
 
 

@@ -8,11 +8,11 @@ from torch import Generator, Tensor
 
 from .distributed import broadcast_object, gather_to_cpu, is_main, rank, world_size
 
-__all__ = ["drawn_order", "go_on", "random_state", "random_states"]
-__all__ += ["same_randomness", "set_random_state"]
+__all__ = ["order_generator", "random_state", "random_states", "same_randomness"]
+__all__ += ["set_random_state", "set_random_states"]
 
 
-def drawn_order() -> Generator:
+def order_generator() -> Generator:
     """A generator for the order of the items, with a seed drawn on rank 0.
 
     It reseeds the global generators of the other ranks from the same seed, each anew.
@@ -48,7 +48,7 @@ def random_states(device: torch.device, order: Generator) -> list[dict[str, Tens
     return [{name: every[name][i] for name in state} for i in range(world_size())]
 
 
-def go_on(
+def set_random_states(
     states: Sequence[Mapping[str, Tensor]], device: torch.device, order: Generator
 ) -> None:
     """Restore the states of all ranks.

@@ -22,7 +22,7 @@ from ..runtime.distributed import (
     start,
     world_size,
 )
-from ..runtime.randomness import drawn_order
+from ..runtime.randomness import order_generator
 from ..terms import Terms
 from .batches import Data, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
@@ -182,7 +182,7 @@ def fit(
     start()
     target = target_of(objective, device)
     numbers = prepared_precision(precision, tf32, target.dtype)
-    make = partial(source, views=views, batch_size=batch_size, order=drawn_order())
+    make = partial(source, views=views, batch_size=batch_size, order=order_generator())
     train = make(data, target=target, content=content)
     with single_process():
         held_out = None if valid is None else make(valid, target=target)

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..runtime.buffers import complete
 from ..runtime.distributed import broadcast_bytes, broadcast_object, is_main
-from ..runtime.randomness import go_on, random_states
+from ..runtime.randomness import random_states, set_random_states
 from .history import History, Row
 from .prepare import load_optimizer, optimizer_state
 
@@ -103,7 +103,7 @@ class Run:
             self.scheduler.load_state_dict(state["scheduler"])
         self.history = History(state["history"])
         self.compiled = state.get("compiled")  # absent in older files
-        go_on(state["random"], self.device, self.order)
+        set_random_states(state["random"], self.device, self.order)
 
 
 class EarlyStopping:
