@@ -3,8 +3,10 @@
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from probssl.runtime.precision import Precision
 from probssl.train import Step, compiled, graph
 from probssl.train.compiled import (
     CompiledStep,
+    RecordedStep,
     _obstacle,
     compiled_step,
     worth_compiling,
@@ -292,6 +295,35 @@ def test_what_a_record_would_freeze_lies_in_tensors_that_a_scheduler_follows():
     assert optimizer.param_groups[0]["lr"] is rate
     assert_close(rate, torch.tensor(0.05))
     assert_close(optimizer.state[parameters[0]]["step"], torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_is_recorded_after_its_warm_up_or_stays_compiled(
+    fails, traced, monkeypatch, caplog
+):
+    """Without a device: streams and contexts do nothing, a graph has no operations."""
+
+    def record(*_: Any, **__: Any) -> AbstractContextManager[None]:
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return nullcontext()
+
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    step = step_of(RecordedStep, OBJECTIVES["SimVAE"]())
+    terms = [step([batch(i)]) for i in range(compiled.WARM_UP + 3)]
+    assert all(isinstance(each, ps.Terms) for each in terms)
+    assert len(step.records) == (0 if fails else 1) and step.items == ITEMS
+    assert caplog.text.count("no CUDA graph is recorded: operation not") == fails
+    graphs = [record.graph.replay.call_count for record in step.records.values()]
+    assert graphs == ([] if fails else [3])
+    step.optimizer.param_groups[0]["momentum"] = 0.5  # which a record would freeze
+    step.refresh()
+    step([batch()])
+    assert len(step.records) == len(graphs) and len(step.warmed) == (1 if fails else 2)
 
 
 def test_networks_in_bfloat16_are_compiled_as_they_are_run(traced):

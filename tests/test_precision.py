@@ -70,32 +70,40 @@ def terms_of(objective: nn.Module, data: ps.Batch) -> list[Tensor]:
     return [term for term in objective(data) if isinstance(term, Tensor)]
 
 
-def slopes_of(objective: nn.Module, terms: list[Tensor]) -> list[Tensor]:
+def grads_of(objective: nn.Module, terms: list[Tensor]) -> list[Tensor]:
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    slopes = torch.autograd.grad(sum(terms), parameters, materialize_grads=True)
-    return list(slopes)
+    grads = torch.autograd.grad(sum(terms), parameters, materialize_grads=True)
+    return list(grads)
 
 
 def step_under(
     context: Callable[[], AbstractContextManager[Any]], objective: nn.Module
 ) -> list[Tensor]:
-    """Terms and gradient of a training step on a copy; autocast is for the way in."""
+    """Terms and gradient of a training step on a copy; autocast covers forward only."""
     objective = deepcopy(objective).train()
     with context():
         terms = terms_of(objective, batch())
         if context is lowered_to_half:
-            return [*terms, *slopes_of(objective, terms)]
-    return [*terms, *slopes_of(objective, terms)]
+            return [*terms, *grads_of(objective, terms)]
+    return [*terms, *grads_of(objective, terms)]
+
+
+def assert_unchanged(call: Callable[[], Any], dtype: torch.dtype | None = None) -> None:
+    """A function returns the same under autocast, bit for bit."""
+    expected = call()
+    with autocast():
+        found = call()
+    assert_close(found, expected, rtol=0, atol=0)
+    assert dtype is None or all(value.dtype == dtype for value in found)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_is_no_network_has_the_value_and_gradient_of_float32(name: str) -> None:
     objective = without_products(objective_of(name))
     plain = step_under(lambda: lowering(None), objective)
+    assert all(value.dtype == torch.float32 for value in plain)
     for context in (autocast, lowered_to_half):
-        for found, expected in zip(step_under(context, objective), plain, strict=True):
-            assert found.dtype == torch.float32
-            assert torch.equal(found, expected)
+        assert_close(step_under(context, objective), plain, rtol=0, atol=0)
 
 
 class Spy(TorchDispatchMode):
@@ -191,10 +199,10 @@ def test_a_trace_computes_what_the_objective_does(name: str) -> None:
         torch.manual_seed(1)
         terms = lowered(functional_call, objective, values, (data,))
         terms = [term for term in terms if isinstance(term, Tensor)]
-        slopes = torch.autograd.grad(
+        grads = torch.autograd.grad(
             sum(terms), list(values.values()), materialize_grads=True
         )
-        return [*terms, *slopes]
+        return [*terms, *grads]
 
     objective.eval()  # so that it writes nothing
     with lowered_to_half(), pyro.validation_enabled(False):
@@ -223,19 +231,15 @@ def joint_of(name: str) -> ps.Joint:
     if name == "mixture":
         prior = ps.priors.TwoTier(DIM, components=3, scale=0.5)
     likelihood = ps.likelihoods.Gaussian(0.5)
-    content = ps.guides.Content(DIM) if name == "content" else None
-    guide = GUIDES.get(name, ps.guides.DiagonalGaussian)
     if name == "several":
-        encoders, decoders = ([make() for _ in range(2)] for make in (encoder, decoder))
-        return ps.Joint(
-            prior,
-            (likelihood, likelihood),
-            ps.nn.PerModality(encoders),
-            ps.nn.PerModality(decoders),
-        )
-    return ps.Joint(
-        prior, likelihood, encoder(), decoder(), guide=guide, content=content
-    )
+        both = [
+            ps.nn.PerModality([make() for _ in range(2)]) for make in (encoder, decoder)
+        ]
+        return ps.Joint(prior, (likelihood, likelihood), *both)
+    options: dict[str, Any] = {"guide": GUIDES.get(name, ps.guides.DiagonalGaussian)}
+    if name == "content":
+        options["content"] = ps.guides.Content(DIM)
+    return ps.Joint(prior, likelihood, encoder(), decoder(), **options)
 
 
 @pytest.mark.parametrize("name", [*GUIDES, "content", "several"])
@@ -302,11 +306,7 @@ def turned_joint(**options: Any) -> ps.Joint:
 )
 def test_likelihoods_are_in_float32(made: Callable[[], nn.Module]) -> None:
     objective = without_products(made())
-    expected = terms_of(objective, batch())
-    with autocast():
-        found = terms_of(objective, batch())
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+    assert_unchanged(lambda: terms_of(objective, batch()))
 
 
 def test_what_a_joint_makes_of_outputs_is_in_float32() -> None:
@@ -320,11 +320,7 @@ def test_what_a_joint_makes_of_outputs_is_in_float32() -> None:
         q, p = joint.encode(batch()), joint.decode(z)
         return [q.mean, p.mean, nodes["x"]["fn"].mean]
 
-    expected = means()
-    with autocast():
-        found = means()
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+    assert_unchanged(means)
 
 
 def test_a_pseudo_posterior_has_the_log_density_of_float32() -> None:
@@ -335,9 +331,7 @@ def test_a_pseudo_posterior_has_the_log_density_of_float32() -> None:
         torch.manual_seed(1)
         return poutine.trace(objective.model).get_trace(batch()).log_prob_sum()
 
-    expected = log_density()
-    with autocast():
-        assert torch.equal(log_density(), expected)
+    assert_unchanged(log_density)
 
 
 def test_a_predictor_of_an_entropy_is_a_network() -> None:
@@ -384,12 +378,7 @@ def test_networks_of_several_modalities_are_in_bfloat16() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_in_float64_stays_in_float64(name: str, float64: None) -> None:
     objective = objective_of(name).eval()
-    expected = terms_of(objective, batch())
-    with autocast():
-        found = terms_of(objective, batch())
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == torch.float64
-        assert torch.equal(one, other)
+    assert_unchanged(lambda: terms_of(objective, batch()), torch.float64)
 
 
 @pytest.mark.parametrize("name", ["SimCLR", "MoCo", "SimVAE"])
@@ -398,9 +387,8 @@ def test_the_cache_of_weights_changes_nothing(name: str) -> None:
         return torch.autocast("cpu", HALF, cache_enabled=False)
 
     objective = objective_of(name)
-    found = step_under(uncached, objective)
-    for one, other in zip(found, step_under(autocast, objective), strict=True):
-        assert torch.equal(one, other)
+    found = (step_under(context, objective) for context in (uncached, autocast))
+    assert_close(*found, rtol=0, atol=0)
 
 
 def test_lowering_is_autocast_for_networks_alone() -> None:
@@ -427,7 +415,7 @@ def test_networks_in_float32_functions_are_lowered_again() -> None:
 
     @in_float32
     def density(x: Tensor, fail: bool = False) -> Any:
-        """Say so."""
+        """A density."""
         assert not torch.is_autocast_enabled("cpu")
         if fail:
             raise KeyError
@@ -444,7 +432,7 @@ def test_networks_in_float32_functions_are_lowered_again() -> None:
     types = [x.dtype for x in (first, second, third, last)]
     assert types == [torch.float32, torch.float64, torch.float32, torch.int64]
     assert seen == [True, True]
-    assert density.__doc__ == "Say so."
+    assert density.__doc__ == "A density."
     assert density(torch.ones(2))[0].dtype == HALF  # its own, without autocast
 
 
@@ -488,10 +476,9 @@ def test_another_thread_is_not_lowered() -> None:
     assert found == [None]
 
 
-def test_a_fit_is_asked_for_what_it_can_do() -> None:
+def test_a_fit_takes_bfloat16_for_objectives_in_float32() -> None:
     assert prepared_precision(None, False, torch.float64) == Precision()
-    found = prepared_precision(HALF, True, torch.float32)
-    assert found == Precision(HALF, True)
+    assert prepared_precision(HALF, True, torch.float32) == Precision(HALF, True)
     with pytest.raises(ValueError, match="scaled loss"):
         prepared_precision(torch.float16, False, torch.float32)
     with pytest.raises(ValueError, match=r"objective\.float\(\)"):
@@ -529,4 +516,4 @@ def test_terms_are_in_float32_on_a_gpu(name: str) -> None:
     with torch.autocast("cuda", HALF):
         terms = terms_of(objective, data)
     assert all(term.dtype == torch.float32 for term in terms)
-    assert all(slope.isfinite().all() for slope in slopes_of(objective, terms))
+    assert all(grad.isfinite().all() for grad in grads_of(objective, terms))

@@ -132,8 +132,8 @@ def as_graph(
         with torch.enable_grad():
             value = sum(functional_call(objective, state, (part,)))
             leaves = [state[key] for key in names]
-            slopes = torch.autograd.grad(value, leaves, materialize_grads=True)
-        return [value.detach(), *slopes]
+            grads = torch.autograd.grad(value, leaves, materialize_grads=True)
+        return [value.detach(), *grads]
 
     values = [tensor.detach() for tensor in named.values()]
     with pyro.validation_enabled(False):
