@@ -1,10 +1,10 @@
-"""What denormal numbers cost on a processor: a step early in a fit, and later on.
+"""The cost of denormal numbers on a CPU: steps early in a fit, and later.
 
-Where images of MNIST are always black, gradients vanish as the fit goes on, and Adam
-keeps their squares: numbers below 1e-38, with which a processor is slow. `fit` takes
-them for zero. SimVAE is fitted so, and once more as if it did not; milliseconds are
-medians over parts of the fit. Writes them to benchmarks/results/denormals.json. Needs
-MNIST: the environment variable PROBSSL_DATA names the folder that holds it.
+Where images of MNIST are always black, gradients vanish during the fit, and Adam keeps
+their squares: denormal numbers, below 1e-38, with which a CPU is slow. `fit` flushes
+them to zero. SimVAE is fitted with and without that; milliseconds are medians over
+parts of the fit. Writes them to benchmarks/results/denormals.json. Needs MNIST: the
+environment variable PROBSSL_DATA names the folder that holds it.
 
 Takes three minutes on two CPU cores.
 """
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "denormals.json"
 
 
 def timed(images: Tensor, hidden: tuple[int, ...], steps: int) -> list[float]:
-    """Seconds of each step of a fit, eager, views included."""
+    """Seconds of each step of an eager fit, views included."""
     seconds, before = [], time.perf_counter()
 
     def note(count: int, terms: ps.Terms) -> bool:
@@ -62,13 +62,13 @@ def main(
     """Return milliseconds per step in each part of the fit.
 
     Arguments:
-        images: Binary images as bytes; None means those of MNIST.
+        images: Binary images as bytes; None loads MNIST.
     """
     images = ps.data.load("mnist").train.images if images is None else images
-    as_they_are = mock.patch("probssl.train.epoch.flushed", lambda _: nullcontext())
+    kept = mock.patch("probssl.train.epoch.flushed", lambda _: nullcontext())
     contexts: dict[str, Callable[[], Any]] = {
-        "taken for zero": nullcontext,
-        "as they are": lambda: as_they_are,
+        "flushed to zero": nullcontext,
+        "kept": lambda: kept,
     }
     figures = {}
     size = steps // PARTS

@@ -1,13 +1,13 @@
-"""Whole epochs of SimVAE on MNIST: a loop as it is written by hand, and `fit`.
+"""Whole epochs of SimVAE on MNIST: a hand-written training loop, and `fit`.
 
 The loop is eager PyTorch: a DataLoader draws every view of every image with PIL, as
-torchvision's transforms do; its optimiser is Adam as torch makes it by default, or
-fused. `fit` draws views of the same kinds, crops, turns and flips, for whole batches.
-All have one architecture, and 64 images of two views to a step. After every epoch of
-the compiled fit the others make one of theirs; its first epoch, which compiles, is
-reported apart. An image counts once, whatever its views.
+torchvision's transforms do; its optimiser is torch's default Adam, or fused Adam. `fit`
+draws the same kinds of views (crops, rotations, flips) for whole batches. All have the
+same architecture, and 64 images of two views per step. After every epoch of the
+compiled fit each other subject runs one; the first compiled epoch, which includes
+compilation, is reported apart. An image counts once, not once for each view.
 
-The loader has as many processes as serve it best: none, or one for each core. Writes
+The loader has the fastest number of workers: none, or one for each core. Writes
 images per second and ratios to benchmarks/results/epochs.json. Needs MNIST: the
 environment variable PROBSSL_DATA names the folder that holds it.
 
@@ -66,7 +66,7 @@ class Drawn(Dataset):
 
 
 def view(image: Image.Image) -> Image.Image:
-    """A crop stretched to full size, turned, and flipped or not."""
+    """A crop resized to full size, rotated, and perhaps flipped."""
     box = drawn_box(*image.size)
     image = image.resize(image.size, Image.Resampling.BILINEAR, box)
     image = image.rotate(random.uniform(-TURN, TURN), Image.Resampling.BILINEAR)
@@ -76,7 +76,7 @@ def view(image: Image.Image) -> Image.Image:
 
 
 def drawn_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a crop; the whole image where ten do not fit."""
+    """Left, top, right and bottom of a crop; the whole image if ten tries fail."""
     low, high = map(math.log, RATIO)
     for _ in range(10):
         area = width * height * random.uniform(*CROP)
@@ -110,7 +110,7 @@ def loader(images: Tensor, workers: int) -> DataLoader:
 def loop(
     model: SimVAE, optimizer: Optimizer, batches: Iterable[Tensor], device: torch.device
 ) -> float:
-    """An epoch as it is written by hand; the mean loss."""
+    """One epoch of a hand-written loop; returns the sum of the losses."""
     total = torch.zeros((), device=device)
     for x in tqdm(batches, "hand-written", leave=False, disable=None):
         optimizer.zero_grad()
@@ -146,7 +146,7 @@ def rate(timing: Timing, images: int) -> dict[str, Any]:
 def best_loader(
     images: Tensor, hidden: tuple[int, ...], workers: Sequence[int], place: torch.device
 ) -> tuple[int, dict[str, dict[str, Any]]]:
-    """How many processes the loop is fastest with; its rates, and the loader's own."""
+    """The fastest number of workers; the rates of the loop and of the loader alone."""
     run = {n: loops(hidden, loader(images, n), place) for n in workers}
     subjects: dict[str, Callable[[], object]] = {}
     for n in workers:
@@ -158,7 +158,7 @@ def best_loader(
 
 
 def views_alone(images: Tensor, place: torch.device) -> dict[str, Any]:
-    """The rate of batches with views as `fit` makes them."""
+    """The rate at which `fit` makes batches with views."""
     source = Steps(simvae(hidden=(1,)), images, batched(), BATCH, False, place).source
 
     def sweep() -> None:
@@ -177,7 +177,7 @@ def in_turns(
     compiled: bool | None,
     place: torch.device,
 ) -> dict[str, list[float]]:
-    """Seconds of the epochs of all; the first of the compiled fit comes first."""
+    """Seconds of the epochs of all, interleaved; the compiled ones with the first."""
     fit = partial(ps.fit, data=images, views=batched(), batch_size=BATCH, device=place)
     fit = partial(fit, learning_rate=RATE, progress=sys.stderr.isatty())
     ours, eager = simvae(hidden=hidden), simvae(hidden=hidden)
@@ -207,11 +207,11 @@ def main(
     """Return images per second, and ratios to the loop with torch's default Adam.
 
     Arguments:
-        images: Binary images as bytes; None means those of MNIST.
-        epochs: The epochs that count.
-        trial: So many images are used for what is measured apart.
-        workers: Numbers of processes of the loader, to choose from.
-        compiled: The `compile` of the fit that is to be compiled.
+        images: Binary images as bytes; None loads MNIST.
+        epochs: The number of measured epochs.
+        trial: The number of images for the choice of workers and for views alone.
+        workers: The numbers of workers to choose from.
+        compiled: The argument `compile` of the compiled fit.
     """
     place = device_of(device)
     torch.manual_seed(0)

@@ -1,15 +1,15 @@
-"""What a GPU is for: long fits, large pictures in bfloat16, large contrastive batches.
+"""Long fits, ResNet-18 in bfloat16 and large contrastive batches on a GPU.
 
 Four figures: the seconds of a whole fit of SimVAE to MNIST, 400 epochs of 64 images of
-two views, from the images in memory to the representations of the test images; the
-pictures per second of SimCLR with ResNet-18 on CIFAR-10 in bfloat16, one picture being
-two views; the memory of the contrastive term, value and gradient, for 65,536 items of
-two views and 128 dimensions; and how often the processor waits for the device within 20
-steps: on a processor how often a number is read, for each of which it would wait.
+two views, from the images in memory to the representations of the test images; images
+per second of SimCLR with ResNet-18 on CIFAR-10 in bfloat16, two views counting as one
+image; the memory of the contrastive term, value and gradient, for 65,536 items of two
+views and 128 dimensions; and the number of synchronisations with the host in 20 steps.
+On a CPU these are the reads of a number, each of which would synchronise with a GPU.
 
-On a machine without CUDA everything is small, not compiled and in float32, and shows
-that the script runs. Writes benchmarks/results/gpu.json. Needs MNIST and CIFAR-10: the
-environment variable PROBSSL_DATA names the folder that holds them.
+On a machine without CUDA all sizes are small, in float32 and not compiled, which only
+shows that the script runs. Writes benchmarks/results/gpu.json. Needs MNIST and
+CIFAR-10: the environment variable PROBSSL_DATA names the folder that holds them.
 
 Takes about six minutes on an H200, and one on two CPU cores.
 """
@@ -32,12 +32,12 @@ import probssl as ps
 
 BATCH = 64
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-WARM = 5  # steps before: compiled, and on a GPU recorded
+WARM_UP = 5  # steps: compiled, and recorded on a GPU
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 
 
 class Sizes(NamedTuple):
-    """How much is done: of MNIST, of CIFAR-10, and of the contrastive term."""
+    """Sizes for MNIST, for CIFAR-10, and for the contrastive term."""
 
     epochs: int
     images: int
@@ -53,7 +53,7 @@ SMALL = Sizes(1, 2_000, 64, 8, 1_024)
 
 
 def whole_fit(train: Tensor, test: Tensor, sizes: Sizes, place: torch.device) -> dict:
-    """Seconds of a fit of SimVAE with all that belongs to it, and of its start."""
+    """Seconds of a whole fit of SimVAE, and of its start."""
     objective, started = simvae(hidden=sizes.hidden), []
 
     def run() -> None:
@@ -79,7 +79,7 @@ def whole_fit(train: Tensor, test: Tensor, sizes: Sizes, place: torch.device) ->
 
 
 def pictures(images: Tensor, sizes: Sizes, place: torch.device) -> dict[str, Any]:
-    """Pictures per second of SimCLR, the first epoch left out."""
+    """Images per second of SimCLR, after the first epoch."""
     cuda = place.type == "cuda"
     history = ps.fit(
         simclr_resnet().to(memory_format=torch.channels_last),
@@ -108,7 +108,7 @@ def contrastive(sizes: Sizes, place: torch.device) -> dict[str, Any]:
 
 
 class Reads(TorchDispatchMode):
-    """Counts the numbers that are read from tensors, for each of which a GPU stops."""
+    """Counts the reads of a number from a tensor, which synchronise with a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Reads(TorchDispatchMode):
 
 
 def waits(call: Callable[[], object], steps: int, place: torch.device) -> int:
-    """How often the processor waits, or would wait, for a GPU within some steps."""
+    """Synchronisations of host and GPU in some steps; on a CPU those that would be."""
     if place.type != "cuda":
         with Reads() as reads:
             for _ in range(steps):
@@ -140,17 +140,17 @@ def waits(call: Callable[[], object], steps: int, place: torch.device) -> int:
 def all_waits(
     mnist: Tensor, cifar: Tensor, sizes: Sizes, place: torch.device
 ) -> dict[str, int]:
-    """The same for SimVAE and SimCLR, once their steps are compiled and recorded."""
+    """Synchronisations of SimVAE and SimCLR, with compiled and recorded steps."""
     subjects: dict[str, tuple[nn.Module, Tensor, nn.Module, int]] = {
         "SimVAE": (simvae(hidden=sizes.hidden), mnist, ps.views.simvae_mnist(), BATCH),
         "SimCLR": (simclr_resnet(), cifar, ps.views.simclr(), sizes.batch),
     }
     compiled, found = place.type == "cuda", {}
     for name, (objective, images, views, size) in subjects.items():
-        # All in one epoch, for the order of each is copied to the device.
-        rows = torch.arange((WARM + 2 * sizes.steps) * size) % len(images)
+        # One epoch: its order is copied to the device once.
+        rows = torch.arange((WARM_UP + 2 * sizes.steps) * size) % len(images)
         call = Steps(objective, images[rows], views, size, compiled, place)
-        for _ in range(WARM):
+        for _ in range(WARM_UP):
             call()
         found[name] = waits(call, sizes.steps, place)
     return found
@@ -166,7 +166,7 @@ def main(
     """Return the figures.
 
     Arguments:
-        sizes: None means all on a GPU, and little of it on a processor.
+        sizes: None means `FULL` on a GPU, `SMALL` on a CPU.
     """
     place = device_of(device)
     if sizes is None:

@@ -1,8 +1,8 @@
-"""The same objectives as a user of PyTorch, or of Pyro, writes them by hand.
+"""Baselines: SimVAE and SimCLR hand-written in PyTorch, and SimVAE in Pyro.
 
-What the benchmarks compare with: one forward pass over all views, closed forms instead
-of distributions, and nothing of probssl but the networks of SimCLR. Each returns the
-loss per item of two views, in nats, all constants kept.
+One forward pass over all views, closed forms instead of distributions, and nothing from
+probssl but the networks of SimCLR. Each returns the loss per item of two views, in
+nats, with all constants.
 """
 
 import math
@@ -23,7 +23,7 @@ import probssl as ps
 
 __all__ = ["PyroSimVAE", "SimCLR", "SimVAE"]
 
-FLOOR = 1e-4  # the least standard deviation of the guide
+FLOOR = 1e-4  # of the standard deviation of the guide
 
 
 class SimVAE(nn.Module):
@@ -59,12 +59,12 @@ class SimVAE(nn.Module):
         square = (first - second).square() / apart + (
             first + second
         ).square() / together
-        # log 2π is in log q and in log p alike, and drops out.
+        # log 2π cancels between log q and log p.
         constant = items * self.dim * 0.5 * math.log(apart * together)
         return (misfit + log_q + 0.25 * square.sum() + constant) / items
 
     def copy(self, joint: ps.Joint) -> "SimVAE":
-        """Take the weights of a joint; return itself."""
+        """Copy the weights of a joint; returns self."""
         factors = joint.posterior.factors
         theirs = (joint.encoder.trunk, joint.encoder.head, factors.spread)
         ours = (self.trunk, self.mean, self.spread, self.decoder)
@@ -76,7 +76,7 @@ class SimVAE(nn.Module):
 
 
 class PyroSimVAE(SimVAE):
-    """The same as a Pyro model and guide, and the loss of Pyro's Trace_ELBO."""
+    """The same as a Pyro model and guide, with the loss of Pyro's Trace_ELBO."""
 
     def __init__(self, *sizes: object) -> None:
         super().__init__(*sizes)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ class PyroSimVAE(SimVAE):
         zero = x.new_zeros(2 * self.dim)
         with pyro.plate("item", len(x)):
             prior = dist.MultivariateNormal(zero, scale_tril=self.tril)
-            z = pyro.sample("z", prior)  # of both views, one after the other
+            z = pyro.sample("z", prior)  # both views, concatenated
             logits = self.decoder(z.unflatten(-1, (2, self.dim)))
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(2), obs=x)
 
@@ -108,7 +108,7 @@ class PyroSimVAE(SimVAE):
 
 
 class SimCLR(nn.Module):
-    """NT-Xent of two views, less the log of the number of neighbours."""
+    """NT-Xent of two views, minus the log of the number of other representations."""
 
     def __init__(self, encoder: nn.Module, temperature: float) -> None:
         super().__init__()

@@ -1,10 +1,11 @@
-"""How long a first look takes: the import, and the first step of a fit.
+"""The time of the import, and of the first step of a fit.
 
-`import probssl` against `import torch, pyro`, which it cannot do without, the start of
-Python included; then the first step on scikit-learn's digits, from the call of `fit`,
-not compiled, to the first terms, against a step that is written by hand, from the
-making of its optimiser: the first one in a process has torch load its compiler. All in
-fresh processes in turns. Writes medians and ratios to benchmarks/results/imports.json.
+`import probssl` is compared with `import torch, pyro`, its dependencies, start of
+Python included. The first step on scikit-learn's digits, from the call of `fit`, not
+compiled, to the first terms, is compared with a hand-written step, from the creation of
+its optimiser: the first optimiser of a process makes torch load its compiler. Each run
+is a new process; runs are interleaved. Writes medians and ratios to
+benchmarks/results/imports.json.
 
 Takes three minutes on two CPU cores.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from measure import Timing, digits, interleaved, report, table
+from measure import Timing, compared, interleaved, report, table
 
 BLOCKS, ITEMS = 7, 128
 RESULTS = Path(__file__).parent / "results" / "imports.json"
@@ -25,7 +26,7 @@ IMPORTS = {"torch and pyro": "import torch, pyro", "probssl": "import probssl"}
 
 
 def by_hand() -> float:
-    """Seconds of the first step of a loop that is written by hand."""
+    """Seconds of the first step of a hand-written loop."""
     import torch
     from handwritten import SimVAE
 
@@ -67,7 +68,7 @@ STEPS = {"by hand": by_hand, "fit": by_fit}
 
 
 def in_fresh_process(name: str) -> float:
-    """Seconds of this first step, where nothing has been used before."""
+    """Seconds of this first step in a new process."""
     command = [sys.executable, __file__, name]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(run.stdout)
@@ -83,7 +84,7 @@ def main(
 
     Arguments:
         imports: Statements by name.
-        first: What gives the seconds of a first step by its name.
+        first: A function of a name in `STEPS` that returns its seconds.
     """
     command = [sys.executable, "-c"]
     subjects = {
@@ -94,12 +95,7 @@ def main(
     each = zip(*([first(name) for name in STEPS] for _ in range(blocks)), strict=True)
     names = [f"first step, {name}" for name in STEPS]
     stepped = dict(zip(names, map(Timing, each), strict=True))
-    figures: dict[str, dict[str, Any]] = {}
-    for timed in (imported, stepped):
-        reference = next(iter(timed.values()))
-        for name, timing in timed.items():
-            ratio = digits(timing.ratio(reference))
-            figures[name] = timing.figures() | {"ratio": ratio}
+    figures = compared(imported) | compared(stepped)
     report("benchmarks/imports.py", results, figures, blocks=blocks)
     table(figures)
     return figures

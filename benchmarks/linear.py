@@ -1,10 +1,10 @@
-"""What a fit of the linear estimators costs: drawing views, moments, and solving.
+"""Time and memory of fitting the linear estimators: views, moments, and solution.
 
-MNIST, 60,000 images of 784 pixels, four crops and flips of each. Time is that of one
-fit in its parts; beside it the least that the products of the moments could take, at
-the measured ceiling of matrices of float64. Memory is the peak of a fit beyond the
-data. `partial_fit` in unequal parts is held against the moments of all views in memory
-at once, the same views, as the largest difference over the largest entry. Writes
+MNIST, 60,000 images of 784 pixels, four crops and flips of each. The time of one fit is
+split into its parts; beside it is the least time that the matrix products of the
+moments could take, at the measured ceiling for float64. Memory is the peak of a fit
+beyond the data. `partial_fit` in unequal parts is compared with the moments of the same
+views, all in memory at once: the largest difference over the largest entry. Writes
 benchmarks/results/linear.json.
 
 Takes about two minutes on two CPU cores, and 5 GB of memory for all views at once. The
@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import digits, matrix_ceiling, report, seconds_of, table
-from memory import peak
+from measure import digits, matrix_ceiling, peak_memory, report, seconds_of, table
 from numpy import ndarray as Array
 from torch import Tensor
 
@@ -34,7 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "linear.json"
 
 
 class Drawn:
-    """Crops and flips of images; it counts the seconds, and may keep what it drew."""
+    """Crops and flips of images, timed; on request it keeps the views."""
 
     def __init__(self, shape: Sequence[int], keep: bool = False) -> None:
         self.sampler = Flattened(ps.views.simvae_mnist(views=VIEWS), shape)
@@ -46,7 +45,7 @@ class Drawn:
         views = self.sampler(x)
         self.seconds += time.perf_counter() - began
         if self.keep:
-            self.kept.append(views.astype(np.float32))  # as they were drawn
+            self.kept.append(views.astype(np.float32))
         return views
 
 
@@ -55,7 +54,7 @@ def fitted(x: Array, shape: Sequence[int]) -> dict[str, float]:
     views = Drawn(shape)
     model = JointEmbeddingSSL(COMPONENTS, views=views)
     seen = seconds_of(lambda: model.partial_fit(x))
-    solve = seconds_of(lambda: model.components_)  # when it is asked for
+    solve = seconds_of(lambda: model.components_)  # solved on first use
     other = seconds_of(lambda: reconstruction(model.moments_, COMPONENTS))
     return {
         "draw views": views.seconds,
@@ -67,12 +66,12 @@ def fitted(x: Array, shape: Sequence[int]) -> dict[str, float]:
 
 
 def products(n: int, dim: int) -> float:
-    """GFLOP of the moments: three symmetric products, one half each, and one other."""
+    """GFLOP of the moments: three symmetric products, half each, and a full one."""
     return 1e-9 * n * dim**2 * (VIEWS + 1 + 1 + 2)
 
 
 def apart(x: Array, shape: Sequence[int], sizes: Sequence[int]) -> float:
-    """How far moments of parts are from those of all views in memory at once."""
+    """The relative difference between moments of parts and of all views at once."""
     views = Drawn(shape, keep=True)
     model, ends = ReconstructionSSL(COMPONENTS, views=views), np.cumsum(sizes)
     for size, end in zip(sizes, ends, strict=True):
@@ -87,23 +86,23 @@ def main(
     sizes: Sequence[int] = PARTS,
     results: Path = RESULTS,
 ) -> dict[str, Any]:
-    """Return seconds, megabytes, and how far streaming is from memory.
+    """Return seconds, megabytes, and the difference of `partial_fit`.
 
     Arguments:
-        images: Images as bytes; None means those of MNIST.
+        images: Images as bytes; None loads MNIST.
         sizes: The rows of the parts of `partial_fit`.
     """
     torch.manual_seed(0)
     images = ps.data.load("mnist").train.images if images is None else images
     shape, x = images.shape[1:], images.flatten(1).double().numpy() / 255
-    fitted(x[: 2 * COMPONENTS], shape)  # what is loaded on first use
+    fitted(x[: 2 * COMPONENTS], shape)  # warm-up
     seconds = fitted(x, shape)
     ceiling = matrix_ceiling(torch.float64)
     seconds["moments, least"] = products(*x.shape) / ceiling
     model = JointEmbeddingSSL(COMPONENTS, views=Drawn(shape))
     figures = {
         "seconds": {name: digits(each) for name, each in seconds.items()},
-        "megabytes": digits(peak(lambda: model.fit(x))),
+        "megabytes": digits(peak_memory(lambda: model.fit(x))),
         "parts against memory": digits(apart(x, shape, sizes), 2),
     }
     settings = {"images": x.shape, "views": VIEWS, "parts": sizes}

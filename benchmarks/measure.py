@@ -1,14 +1,16 @@
-"""What the benchmarks share: timing in turns, the ceiling of a machine, the report.
+"""How all benchmarks measure: interleaved timing, memory, matrix ceiling, reports.
 
-Subjects are timed in turns, a block of calls of each after the other, so that a busy
-machine slows all alike. What counts are ratios of medians over the blocks; seconds
-depend on the machine, which the report names.
+Subjects are timed interleaved, a block of calls of each in turn, so that other load on
+the machine slows all of them alike. The result is a ratio of medians over the blocks;
+seconds depend on the machine, which the report names.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,12 +23,15 @@ from tqdm import tqdm
 
 __all__ = [
     "Timing",
+    "compared",
     "device_of",
     "digits",
     "hardware",
     "interleaved",
     "matrix_ceiling",
     "matrix_units",
+    "options",
+    "peak_memory",
     "report",
     "seconds_of",
     "synchronise",
@@ -34,6 +39,8 @@ __all__ = [
 ]
 
 Subject = Callable[[], object]
+# Writing 5 here resets the peak of the resident memory to the present value.
+CLEAR = Path("/proc/self/clear_refs")
 
 
 class Timing(NamedTuple):
@@ -53,7 +60,7 @@ class Timing(NamedTuple):
         return low, high
 
     def ratio(self, other: "Timing") -> float:
-        """The median over that of another."""
+        """The ratio of the medians."""
         return self.median / other.median
 
     def figures(self) -> dict[str, Any]:
@@ -71,14 +78,14 @@ def interleaved(
     repeats: int = 1,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
-    """Time all subjects in turns; a first block of each is thrown away.
+    """Time all subjects interleaved; the first block of each is a warm-up.
 
-    Every block starts with another subject, so that none always follows the same one.
+    Every round starts with another subject, so that none always follows the same one.
 
     Arguments:
         blocks: The number of blocks that count.
         repeats: The calls of a subject in a block.
-        device: Where they compute; a GPU is waited for at both ends of a block.
+        device: The device of the subjects; a GPU is synchronised around a block.
     """
     names = list(subjects)
     timed: dict[str, list[float]] = {name: [] for name in names}
@@ -106,7 +113,7 @@ def seconds_of(
 
 
 def synchronise(device: torch.device | str) -> None:
-    """Wait for a GPU; a processor has always done what it was asked."""
+    """Wait until a GPU is done; CPU calls are synchronous."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -119,10 +126,45 @@ def device_of(name: str = "auto") -> torch.device:
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """What every benchmark takes from the command line, said by its first line."""
+    """The command line of every benchmark, described by its first line."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--device", default="auto", help="cpu or cuda")
     return parser
+
+
+def compared(timed: Mapping[str, Timing]) -> dict[str, dict[str, Any]]:
+    """Milliseconds of all subjects, and the ratio of each to the first."""
+    first = next(iter(timed.values()))
+    return {
+        name: each.figures() | {"ratio": digits(each.ratio(first))}
+        for name, each in timed.items()
+    }
+
+
+def peak_memory(
+    call: Callable[[], object], device: torch.device | str = "cpu"
+) -> float:
+    """The peak memory of a call in megabytes, beyond what is held before it.
+
+    Call it once before as a warm-up. On a GPU this is the memory that torch allocates;
+    on a CPU the resident memory of this process, after freed memory is returned to the
+    system (Linux only).
+    """
+    if torch.device(device).type == "cuda":
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - held) / 1e6
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")
+    before = _peak_rss()
+    call()
+    return (_peak_rss() - before) / 1e6
+
+
+def _peak_rss() -> int:
+    """The peak of the resident memory of this process in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def matrix_ceiling(
@@ -131,14 +173,14 @@ def matrix_ceiling(
     device: torch.device | str = "cpu",
     sizes: tuple[int, ...] | None = None,
 ) -> float:
-    """The best GFLOP/s of products of large square matrices in so many seconds."""
+    """The best GFLOP/s of products of large square matrices, tried for some seconds."""
     if sizes is None:
         large = torch.device(device).type == "cuda"
         sizes = (4_096, 8_192) if large else (1_024, 2_048)
     products = [_square_product(n, dtype, device) for n in sizes]
     best, end = 0.0, time.perf_counter() + seconds
     for product in products:
-        product()  # what is loaded and chosen on first use
+        product()  # warm-up
     while best == 0 or time.perf_counter() < end:
         for n, product in zip(sizes, products, strict=True):
             best = max(best, 2e-9 * n**3 / seconds_of(product, 2, device))
@@ -154,7 +196,7 @@ def _square_product(
 
 
 def matrix_units(device: torch.device | str = "cpu") -> bool:
-    """Whether the hardware itself multiplies matrices of bfloat16."""
+    """Whether the hardware has matrix units for bfloat16."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     flags = set(_processor("flags").split())
@@ -162,7 +204,7 @@ def matrix_units(device: torch.device | str = "cpu") -> bool:
 
 
 def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Processor, cores, threads, memory and GPU."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found: dict[str, Any] = {
         "processor": _processor("model name") or platform.machine(),
@@ -178,7 +220,7 @@ def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _processor(key: str) -> str:
-    """What the system says of its first processor, where it says so."""
+    """An entry of /proc/cpuinfo for the first processor, or an empty string."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     pairs = (line.partition(":") for line in lines)
@@ -196,8 +238,8 @@ def report(
     """Write the figures with hardware, versions and settings, as JSON.
 
     Arguments:
-        script: The file that measured them, from the root of the repository.
-        settings: What was measured: sizes, repeats. An underscore becomes a space.
+        script: The path of the benchmark from the root of the repository.
+        settings: Sizes and repeats. An underscore becomes a space.
     """
     packages = ("torch", "pyro-ppl", "probssl")
     versions = {"python": platform.python_version()}
@@ -214,7 +256,7 @@ def report(
 
 
 def table(rows: Mapping[str, Mapping[str, object]], title: str = "") -> None:
-    """Print a table: a row for each name, a column for each figure; no figure is -."""
+    """Print a table: a row for each name, a column for each figure, - where missing."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     lines = [[title, *columns]]
     lines += [
@@ -227,5 +269,5 @@ def table(rows: Mapping[str, Mapping[str, object]], title: str = "") -> None:
 
 
 def digits(x: float, figures: int = 3) -> float:
-    """The number with so many significant digits."""
+    """Round to so many significant digits."""
     return float(f"{x:.{figures}g}")

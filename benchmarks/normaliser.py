@@ -1,13 +1,13 @@
-"""The contrastive normaliser in blocks against all kernels at once: time and memory.
+"""The contrastive normaliser in blocks and as one dense matrix: time and memory.
 
 Value and gradient of the kernel density over all representations of a batch of two
 views, 128 dimensions, float32. Times are medians over interleaved repeats in one run,
-given as ratios to the dense form; memory is the peak beyond what is held with the
-inputs made. Writes benchmarks/results/normaliser.json.
+given as ratios to the dense form; memory is the peak beyond the inputs. Writes
+benchmarks/results/normaliser.json.
 
 Takes about five minutes on two CPU cores, most of it for 16,384 items, where the dense
-form is left out: one matrix of its kernels alone has 4.3 GB. On a GPU, and with --large
-on a processor, where it takes some ten minutes more, there are 65,536 items as well.
+form is left out: one matrix of kernels alone has 4.3 GB. On a GPU, and on a CPU with
+--large, which takes some ten minutes more, there are 65,536 items as well.
 """
 
 import math
@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import device_of, interleaved, options, report
-from memory import peak
+from measure import device_of, interleaved, options, peak_memory, report
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -26,7 +25,7 @@ from probssl.entropies._log_sums import log_sums
 ITEMS, DIM, REPEATS = (1_024, 2_048, 4_096), 128, 5
 MANY, LARGE = 16_384, 65_536
 RESULTS = Path(__file__).parent / "results" / "normaliser.json"
-# How many kernels may be in memory at once; None is what the device bears.
+# The most kernels in memory at once; None chooses by the device.
 FORMS: dict[str, int | None] = {"dense": 2**62, "blocks": None}
 PRIORS = {
     "von Mises-Fisher": lambda: ps.priors.Spherical(None, 2.0),
@@ -36,7 +35,7 @@ PRIORS = {
 
 
 def inputs(items: int, device: torch.device) -> Tensor:
-    """Directions of two views for each item, in one row after the other."""
+    """Unit vectors of two views for each item, flattened."""
     return normalize(torch.randn(2 * items, DIM, device=device), dim=-1)
 
 
@@ -65,8 +64,8 @@ def megabytes(form: str, items: int, device: torch.device) -> float:
     """The peak memory of a step, beyond its inputs."""
     prior = PRIORS["von Mises-Fisher"]().to(device)
     few, z = (inputs(n, device).requires_grad_() for n in (32, items))
-    step(prior, few, FORMS[form])  # what is loaded on first use
-    return round(peak(partial(step, prior, z, FORMS[form]), device))
+    step(prior, few, FORMS[form])  # warm-up
+    return round(peak_memory(partial(step, prior, z, FORMS[form]), device))
 
 
 def main(
@@ -79,7 +78,7 @@ def main(
     """Return seconds for each number of items, and megabytes.
 
     Arguments:
-        many: Further numbers of items, for which there are blocks only.
+        many: Further numbers of items, for the form in blocks only.
     """
     place = device_of(device)
     torch.manual_seed(0)

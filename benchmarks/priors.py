@@ -1,10 +1,9 @@
-"""What a prior and its guide cost in a training step of SimVAE, as ratios.
+"""The time of a training step of SimVAE under each prior and guide, as ratios.
 
-All objectives have the same nets and see the same 128 digits of two views; a step is a
-value and its gradient, without the optimiser. Blocks of steps are interleaved in one
-run, so that a busy machine slows all alike; the median over the blocks is compared with
-that of `priors.Gaussian` and `guides.DiagonalGaussian`. Writes milliseconds and ratios
-to benchmarks/results/priors.json.
+All objectives have the same networks and the same 128 digits of two views; a step is a
+value and its gradient, without the optimiser. Ratios are to `priors.Gaussian` with
+`guides.DiagonalGaussian`. Writes them and milliseconds to
+benchmarks/results/priors.json.
 
 Takes a minute on one CPU core.
 """
@@ -12,10 +11,11 @@ Takes a minute on one CPU core.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from measure import interleaved, report
+from measure import compared, interleaved, report, table
 from torch import Tensor, nn
 
 import probssl as ps
@@ -30,7 +30,7 @@ def laplace(y: Tensor) -> dist.TorchDistribution:
 
 
 def simvae(prior: ps.priors.Prior, **options: object) -> nn.Module:
-    """SimVAE for digits under this prior."""
+    """SimVAE for digits with this prior."""
     shape = (1, 8, 8)
     joint = ps.Joint(
         prior,
@@ -44,7 +44,7 @@ def simvae(prior: ps.priors.Prior, **options: object) -> nn.Module:
 
 
 def objectives() -> dict[str, nn.Module]:
-    """The objectives by name, the reference first."""
+    """The objectives by name; ratios are to the first."""
     coupled = {"guide": ps.guides.Coupled}
     priors: dict[str, Callable[[], ps.priors.Prior]] = {
         "Gaussian": lambda: ps.priors.Gaussian(DIM, 0.15),
@@ -74,24 +74,15 @@ def step(objective: nn.Module, batch: ps.Batch) -> None:
 
 def main(
     blocks: int = BLOCKS, steps: int = STEPS, results: Path = RESULTS
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Return milliseconds per step and ratios to the first objective."""
     torch.manual_seed(0)
     batch = ps.Batch(ps.views.digits()(ps.data.digits().train.images[:ITEMS]))
     subjects = {name: partial(step, each, batch) for name, each in objectives().items()}
-    timed = interleaved(subjects, blocks, steps)
-    first = next(iter(timed.values()))
-    figures = {
-        name: {
-            "ms": round(1e3 * timing.median, 2),
-            "ratio": round(timing.ratio(first), 2),
-        }
-        for name, timing in timed.items()
-    }
+    figures = compared(interleaved(subjects, blocks, steps))
     sizes = {"items, views, dim": [ITEMS, 2, DIM], "blocks, steps": [blocks, steps]}
     report("benchmarks/priors.py", results, figures, **sizes)
-    for name, figure in figures.items():
-        print(f"{name}: {figure['ms']:.1f} ms, {figure['ratio']:.2f} times")
+    table(figures)
     return figures
 
 

@@ -1,15 +1,14 @@
-"""Weak scaling of `fit`: W processes, each with as many items as one has alone.
+"""Weak scaling of `fit`: W processes (ranks), each with the items of a single one.
 
-Epochs are made by the first process alone, the others idle; by all, each for itself,
-which is what cores or devices that share a machine leave of one; and by all together,
-their gradients averaged. All take turns in one run. The efficiency is the rate of all
-together, over W times that of one alone. The average of a gradient is timed by itself
-as well.
+Epochs run on rank 0 alone, the others idle; on all ranks independently, which measures
+what sharing the machine costs; and data-parallel on all ranks, with gradients averaged
+by all-reduce. They are interleaved in one run. The efficiency is the data-parallel rate
+divided by W times the rate of rank 0 alone. The all-reduce of a gradient is timed by
+itself as well.
 
-On a processor each process has one thread, and steps are not compiled; on a machine
-with CUDA each has a device, steps are compiled, and SimCLR is that of CIFAR-10 with
-ResNet-18. Writes items per second and the efficiency to
-benchmarks/results/processes.json.
+On a CPU each process has one thread, and steps are not compiled. With CUDA each has a
+device, steps are compiled, and SimCLR is the one for CIFAR-10 with ResNet-18. Writes
+items per second and the efficiency to benchmarks/results/processes.json.
 
 Takes three minutes on two CPU cores.
 """
@@ -42,7 +41,7 @@ Case = tuple[nn.Module, nn.Module, tuple[int, ...]]  # objective, views, shape
 
 
 def cases(cuda: bool, hidden: tuple[int, ...]) -> dict[str, Case]:
-    """What is fitted, by name."""
+    """The fitted objectives by name, with views and shapes."""
     mnist = ps.views.simvae_mnist()
     found: dict[str, Case] = {"SimVAE, MLP": (simvae(hidden=hidden), mnist, MNIST)}
     if cuda:
@@ -60,7 +59,7 @@ def seconds(case: Case, steps: int, device: torch.device) -> float:
         objective,
         ink(batch_size * steps, shape),
         views=views,
-        epochs=2,  # the first one warms up
+        epochs=2,  # the first one is a warm-up
         batch_size=batch_size,
         compile=device.type == "cuda",
         device=device,
@@ -72,7 +71,7 @@ def seconds(case: Case, steps: int, device: torch.device) -> float:
 def in_turns(
     case: Case, steps: int, blocks: int, device: torch.device
 ) -> dict[str, Timing]:
-    """Seconds of the epochs of one, of each for itself, and of all together."""
+    """Seconds of epochs on rank 0 alone, on all independently, and data-parallel."""
     timed: dict[str, list[float]] = {"alone": [], "side by side": [], "together": []}
     run = partial(seconds, case, steps, device)
     for _ in range(blocks):
@@ -91,7 +90,7 @@ def in_turns(
 def measured(
     hidden: tuple[int, ...], steps: int, blocks: int, device: torch.device
 ) -> Figures:
-    """The figures of all cases, on the first process; on the others they are none."""
+    """The figures of all cases on rank 0; empty on the others."""
     torch.manual_seed(0)
     figures: Figures = {}
     for name, case in cases(device.type == "cuda", hidden).items():
@@ -105,7 +104,7 @@ def measured(
 
 
 def row(timed: dict[str, Timing], average: Timing, steps: int) -> dict[str, Any]:
-    """Rates, efficiencies, and what the average of a gradient takes."""
+    """Rates, efficiencies, and the time of the all-reduce."""
     one, many, world = timed["alone"], timed["together"], processes.world_size()
     items = BATCH * steps
     return {
@@ -119,7 +118,7 @@ def row(timed: dict[str, Timing], average: Timing, steps: int) -> dict[str, Any]
 
 
 def launched(world: int, *sizes: Any) -> Figures:
-    """The figures of so many fresh processes, which torchrun starts."""
+    """The figures of so many new processes, launched by torchrun."""
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +130,7 @@ def launched(world: int, *sizes: Any) -> Figures:
 
 
 def work(path: Path, hidden: list[int], steps: int, blocks: int, device: str) -> None:
-    """What each of them does; the first one writes the figures down."""
+    """The work of each rank; rank 0 writes the figures."""
     place = torch.device(device)
     processes.start()
     if place.type == "cuda":
@@ -150,13 +149,12 @@ def main(
     results: Path = RESULTS,
     run: Callable[..., Figures] = launched,
 ) -> Figures:
-    """Return rates, the efficiency and the share of the average, for each case.
+    """Return rates, the efficiency and the share of the all-reduce, for each case.
 
     Arguments:
-        world: The number of processes; None means as many as there are CUDA devices,
-            without these two.
+        world: The world size; None is the number of CUDA devices, or 2 without CUDA.
         steps: The steps of an epoch.
-        run: What has so many processes measure.
+        run: Launches the processes and returns their figures.
 
     Raises:
         ValueError: If there are fewer than two processes.

@@ -1,11 +1,11 @@
-"""What a training step of SimVAE costs as each size grows: time per item, and memory.
+"""How time and memory of a training step of SimVAE grow with each size.
 
-One size at a time is changed: the items of a step, the views of an item, the dimension
-of z, and the items of the data set, on which the time of a step must not depend. A step
-is one of `fit`, views and update included, eager and compiled; the images are noise.
-Steps of all sizes are timed in turns in one run. Memory is what a step needs at most
-beyond what is held between steps: the parameters, Adam's moments and the data. Writes
-medians to benchmarks/results/scaling.json.
+One size at a time is changed: items per step, views per item, the dimension of z, and
+the items of the data set, on which the time of a step must not depend. A step is one of
+`fit`, views and update included, eager and compiled; the images are noise. Steps of all
+sizes are timed interleaved in one run. Memory is the peak of a step beyond what is held
+between steps: parameters, Adam's moments and the data. Writes medians to
+benchmarks/results/scaling.json.
 
 Takes about ten minutes on two CPU cores, most of it to compile.
 """
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import device_of, digits, interleaved, options, report, table
-from memory import peak
+from measure import device_of, digits, interleaved, options, peak_memory, report, table
 from subjects import HIDDEN, Steps, ink, simvae
 from tqdm import tqdm
 
 import probssl as ps
+from probssl.train import Step
 
 BLOCKS, REPEATS = 5, 3
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 
 
 class Sizes(NamedTuple):
-    """What a step is of, and the data set; here as it is where another size grows."""
+    """Sizes of a step and of the data set; the defaults hold while another grows."""
 
     items: int = 64
     views: int = 2
@@ -46,7 +46,7 @@ AXES: dict[str, Sequence[int]] = {
 def subject(
     sizes: Sizes, compiled: bool, hidden: tuple[int, ...], device: torch.device
 ) -> Steps:
-    """Steps of these sizes, the first one made."""
+    """Steps of these sizes, warmed up by one."""
     views = ps.views.simvae_mnist(views=sizes.views)
     objective, data = simvae(sizes.dim, hidden), ink(sizes.data)
     steps = Steps(objective, data, views, sizes.items, compiled, device)
@@ -55,11 +55,11 @@ def subject(
 
 
 def memory(steps: Steps, device: torch.device) -> float:
-    """Megabytes that a step needs at most beyond what is held between steps."""
+    """The peak memory of a step in megabytes, beyond what is held between steps."""
     steps.step.optimizer.zero_grad()
     load = next(steps.loads)
-    # Not as a replay on a GPU, which holds all its memory between steps.
-    return peak(lambda: steps.step.ascend([load]), device)
+    # Not replayed as a CUDA graph, which holds all its memory between steps.
+    return peak_memory(lambda: Step.run(steps.step, [load]), device)
 
 
 def main(

@@ -1,18 +1,18 @@
-"""One training step, by hand, in Pyro and in probssl; its share of the matrix ceiling.
+"""The time of one training step: hand-written, in Pyro, in probssl; and its floor.
 
-A step is value, gradient and update for a batch that is given; all have the same
-weights, noise and fused Adam, and their losses are compared before they are timed. They
-take turns in one run; what counts are ratios of medians over the blocks:
+A step is value, gradient and update for a given batch. All have the same weights, noise
+and fused Adam, and their losses are compared before they are timed, interleaved in one
+run:
 
-- by hand: `handwritten`, as it is and through torch.compile;
-- Pyro: its own Trace_ELBO, with the validation that is its default, and without;
-- probssl: `train.steps.Step`, as it is and with the compiled gradient of `ps.fit`.
+- by hand: `handwritten`, eager and through torch.compile;
+- Pyro: its own Trace_ELBO, with validation, the default, and without;
+- probssl: the steps of `ps.fit`, eager and compiled.
 
-The matrix products of a step are a floor for its time. They are counted, and done alone
-in their own shapes with nowhere to allocate; products of large square matrices give the
-ceiling of the machine. The update is done alone as well: it is bound by memory.
+The matrix products of a step are a floor for its time. They are counted, and timed
+alone in their own shapes without allocation; products of large square matrices give the
+ceiling of the machine. The update, which is bound by memory, is timed alone as well.
 
-bfloat16 is measured where the hardware multiplies matrices of it. Writes milliseconds
+bfloat16 is measured where the hardware has matrix units for it. Writes milliseconds
 and ratios to benchmarks/results/steps.json.
 
 Takes six minutes on two CPU cores, half of it compilation.
@@ -57,13 +57,13 @@ Make = Callable[[], Tensor]  # a step, which returns its loss
 
 
 class Case(NamedTuple):
-    """What a step is measured for.
+    """The setting of a step.
 
     Arguments:
-        net: The widths of SimVAE's encoder, mirrored in its decoder; or what makes the
-            encoder of SimCLR.
+        net: The hidden widths of SimVAE's encoder, mirrored in its decoder; or the
+            class of SimCLR's encoder.
         repeats: The steps of a block.
-        side: That of the square matrices.
+        side: The side of the square matrices.
     """
 
     shape: tuple[int, ...]
@@ -82,7 +82,7 @@ CASES = {
 
 
 def objective_of(case: Case) -> nn.Module:
-    """What probssl maximises."""
+    """The objective of probssl."""
     if callable(case.net):
         return ps.limits.SimCLR(case.net(case.shape, 128), temperature=TEMPERATURE)
     joint = ps.Joint(
@@ -117,7 +117,7 @@ def plain(
     dtype: torch.dtype | None = None,
     compiled: bool = False,
 ) -> Make:
-    """The loop's body that everyone writes."""
+    """The usual body of a training loop."""
     optimizer = adam(module)
     # The same random numbers as eager mode, so that the losses can be compared.
     options = {"fallback_random": True}
@@ -135,7 +135,7 @@ def plain(
 
 
 def without_validation(step: Make) -> Make:
-    """The same step, Pyro's checks switched off."""
+    """The same step without Pyro's validation."""
 
     def unchecked() -> Tensor:
         with pyro.validation_enabled(False):
@@ -150,7 +150,7 @@ def ours(
     dtype: torch.dtype | None = None,
     compiled: bool = False,
 ) -> Make:
-    """A step as `ps.fit` makes it; compiled it is replayed as a whole on a GPU."""
+    """A step of `ps.fit`; a compiled one is replayed as a CUDA graph on a GPU."""
     objective = deepcopy(objective)
     optimizer = prepared_optimizer(None, objective, LEARNING_RATE)
     kind = compiled_step if compiled else Step
@@ -159,14 +159,14 @@ def ours(
         [ps.Batch(x)],
     )
 
-    def ascend() -> Tensor:
+    def make_step() -> Tensor:
         loss = -torch.as_tensor(sum(step(batches)))
         reason = getattr(step, "reason", None)
-        if reason is not None:  # else the eager step would be timed again
+        if reason is not None:  # do not time the eager step twice
             raise RuntimeError(f"expected a compiled step, got an eager one: {reason}")
         return loss
 
-    return ascend
+    return make_step
 
 
 def steps_of(
@@ -191,7 +191,7 @@ def steps_of(
 
 
 def agree(steps: dict[str, Make]) -> None:
-    """Raise an error unless all steps have the same losses, updates between them."""
+    """Raise an error unless the losses of three steps agree among all subjects."""
     losses: dict[str, list[Tensor]] = {}
     for name, step in steps.items():
         torch.manual_seed(1)
@@ -209,7 +209,7 @@ def agree(steps: dict[str, Make]) -> None:
 
 
 class Products(TorchDispatchMode):
-    """Takes note of the matrix products that are done."""
+    """Records the matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class Products(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
     def again(self) -> Callable[[], None]:
-        """All of them, on copies that lie alike, with memory for results at hand."""
+        """A function that repeats them on similar copies, without allocation."""
         copies = [tuple(map(_like, pair)) for pair in self.operands]
         results = [a @ b for a, b in copies]
 
@@ -242,7 +242,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 def counted(step: Make) -> tuple[Products, int]:
-    """The matrix products of a step, and the operations of these and convolutions."""
+    """The matrix products of a step, and the FLOP of these and of convolutions."""
     counter, products = FlopCounterMode(display=False), Products()
     with counter, products:
         step()
@@ -250,7 +250,7 @@ def counted(step: Make) -> tuple[Products, int]:
 
 
 def alone(module: nn.Module, products: Products, side: int) -> dict[str, Any]:
-    """What bounds the time of a step from below, each done by itself."""
+    """Lower bounds of the time of a step, each timed alone."""
     optimizer = adam(module)
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -263,7 +263,7 @@ def alone(module: nn.Module, products: Products, side: int) -> dict[str, Any]:
 
 
 def measured(case: Case, device: torch.device, compiled: bool) -> dict[str, Any]:
-    """The figures of a case: of steps, of their parts alone, and of the ceiling."""
+    """The figures of a case: steps, their parts alone, and the ceiling."""
     torch.manual_seed(0)
     x = torch.rand(case.items, 2, *case.shape, device=device).round()
     objective = objective_of(case).to(device)
@@ -272,7 +272,7 @@ def measured(case: Case, device: torch.device, compiled: bool) -> dict[str, Any]
     module = by_hand(objective, case).to(device)
     products, flops = counted(plain(module, x if callable(case.net) else x.flatten(2)))
     parts = alone(module, products, case.side)
-    if products.flops() < flops:  # convolutions are no matrix products of torch's
+    if products.flops() < flops:  # convolutions are not recorded
         del parts["its matrix products"]
     timed = interleaved(steps | parts, case.blocks, case.repeats, device)
     ceiling = 2 * case.side**3 / timed["a square product"].median
@@ -285,12 +285,12 @@ def measured(case: Case, device: torch.device, compiled: bool) -> dict[str, Any]
 
 
 def compared(name: str, timed: dict[str, Timing], floor: float) -> dict[str, Any]:
-    """Milliseconds, ratios to others, and the share of the ceiling: a row."""
+    """A row: milliseconds, ratios to the baselines, the share of the ceiling."""
     row = timed[name].figures()
     for other in (HAND, STOCK):
         if other in timed:
             row[f"to {other}"] = digits(timed[name].ratio(timed[other]))
-    if "bfloat16" not in name:  # whose ceiling is another
+    if "bfloat16" not in name:  # has another ceiling
         row["of ceiling"] = digits(floor / timed[name].median)
     return row
 

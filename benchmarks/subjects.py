@@ -1,8 +1,7 @@
-"""What several benchmarks measure: SimVAE, SimCLR, and steps as `fit` makes them.
+"""The subjects of several benchmarks: SimVAE, SimCLR, and the training steps of `fit`.
 
-SimVAE is that of its authors for MNIST: 784-2000-500-500-10 with a head for the mean
-and one for the scale, the same turned round as the decoder, and 64 images of two views
-to a step.
+SimVAE is that of its authors for MNIST: an MLP encoder 784-2000-500-500-10 with heads
+for mean and scale, a mirrored decoder, and 64 images of two views per step.
 
 References:
     A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
@@ -27,7 +26,7 @@ MNIST, CIFAR, HIDDEN = (1, 28, 28), (3, 32, 32), (2000, 500, 500)
 
 
 def simvae(dim: int = 10, hidden: tuple[int, ...] = HIDDEN) -> ps.limits.SimVAE:
-    """SimVAE for binary images of MNIST's size."""
+    """SimVAE for binary images of the size of MNIST."""
     joint = ps.Joint(
         ps.priors.Gaussian(dim, 0.15),
         ps.likelihoods.Bernoulli(),
@@ -48,12 +47,12 @@ def simclr_resnet() -> ps.limits.SimCLR:
 
 
 def ink(items: int, shape: tuple[int, ...] = MNIST) -> Tensor:
-    """Binary images as bytes, a fifth of whose pixels are white, as MNIST has it."""
+    """Binary images as bytes with a fifth of the pixels white, as in MNIST."""
     return 255 * (torch.rand(items, *shape) < 0.2).byte()
 
 
 class Steps:
-    """A call is a step of `fit`: rows, views, value and gradient, and the update.
+    """Each call is a training step of `fit`: batch, views, gradient, and update.
 
     Arguments:
         compiled: Whether value and gradient are compiled, and steps replayed on a GPU.
@@ -81,6 +80,6 @@ class Steps:
         return self.step([next(self.loads)])
 
     def _loads(self) -> Iterator[Any]:
-        """What epochs without end consist of."""
+        """The batches of epoch after epoch, without end."""
         while True:
             yield from self.source.epoch()

@@ -1,4 +1,4 @@
-"""Every benchmark runs in a short form; what it measures is never tested."""
+"""Every benchmark runs in a short form; its timings are not tested."""
 
 import importlib.util
 from pathlib import Path
@@ -31,7 +31,7 @@ def normaliser(module: ModuleType, results: Path) -> None:
 
 def denormals(module: ModuleType, results: Path) -> None:
     figures = module.main(ink(64), steps=10, hidden=(8,), results=results)
-    assert set(figures) == {"taken for zero", "as they are"}
+    assert set(figures) == {"flushed to zero", "kept"}
     assert all(ms > 0 for parts in figures.values() for ms in parts.values())
 
 
@@ -50,7 +50,7 @@ def gpu(module: ModuleType, results: Path) -> None:
     cifar = mnist._replace(train=split(ink(8, shape)), levels=255)
     sizes = module.Sizes(1, 128, 4, 2, 16, steps=2, hidden=(16,))
     figures = module.main(sizes, mnist, cifar, results=results)
-    # Nothing is read, so that the processor never waits for a GPU.
+    # No number is read back, so that the host never synchronises with a GPU.
     assert figures["waits in 2 steps"] == {"SimVAE": 0, "SimCLR": 0}
 
 
@@ -117,12 +117,12 @@ SHORT = {
 
 
 def test_every_benchmark_has_a_short_form():
-    shared = {"handwritten", "measure", "memory", "subjects"}
+    shared = {"handwritten", "measure", "subjects"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - shared == set(SHORT)
 
 
 def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The benchmark as a module, which finds what it shares with others."""
+    """The benchmark as a module, with the shared modules on its path."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -136,7 +136,7 @@ def test_benchmark_runs(name, tmp_path, monkeypatch):
     assert (tmp_path / "results.json").is_file()
 
 
-@pytest.mark.slow  # the processes import everything anew
+@pytest.mark.slow  # every process imports everything
 def test_processes_are_launched(tmp_path, monkeypatch):
     module = loaded("processes", monkeypatch)
     figures = module.main(2, (16,), 2, 1, results=tmp_path / "results.json")
@@ -144,7 +144,7 @@ def test_processes_are_launched(tmp_path, monkeypatch):
 
 
 def test_peak_memory_is_that_of_the_call(monkeypatch):
-    peak = loaded("memory", monkeypatch).peak
+    peak = loaded("measure", monkeypatch).peak_memory
     kept = torch.ones(5_000_000)  # held before, so that it does not count
     assert peak(lambda: kept + 1) == pytest.approx(20, abs=2)
     assert peak(lambda: None) < 2
