@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import recipes
+from .arguments import whole
 from .compare import Comparison, compare
 from .data import Dataset, Split, load
 from .joint import Joint
@@ -23,18 +24,19 @@ from .train import History
 
 __all__ = ["main"]
 
-# Passes over the data; about as many steps for each.
+# Epochs by data set, for about as many optimiser steps each.
 EPOCHS = {"digits": 150, "mnist": 10, "fashion-mnist": 20, "cifar10": 10}
-MAX_TRAIN = 10_000  # items that probes are fitted on
+OTHER_EPOCHS = 20
+MAX_TRAIN = 10_000  # training items for the probes, at most
 COMPILE: dict[str, bool | str] = {"auto": "auto", "always": True, "never": False}
-MAPPED = 1_000  # items in a picture of the latents
+MAPPED = 1_000  # items in the figure of the latents, at most
 MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status, 2 after an error, which is printed.
+    """Run a command and return its exit status: 2 after an error, which is printed.
 
-    Under torchrun all processes fit together, and the first one does the rest.
+    Under torchrun all processes fit one model together, and rank 0 does the rest.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = _parser().parse_args(arguments)
@@ -53,27 +55,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("probssl", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("compare", help="fit methods and measure them alike")
+    command = commands.add_parser(
+        "compare", help="fit several methods, measure them alike, print one table"
+    )
     command.add_argument(
         "--methods",
         default="VAE,SimVAE,SimCLR,VICReg",
-        help="separated by commas, or 'all' (default: %(default)s)",
+        help="names separated by commas, or 'all' (default: %(default)s); names: "
+        + ", ".join(recipes.METHODS),
     )
     _add_common(command, out="comparison")
     command.set_defaults(run=_compare)
 
     command = commands.add_parser("fit", help="fit one method and save it")
-    command.add_argument("method", help=", ".join(recipes.METHODS))
+    command.add_argument("method", help="one of " + ", ".join(recipes.METHODS))
     _add_common(command, out="run")
-    command.add_argument("--resume", action="store_true", help="go on where it stopped")
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the checkpoint in the output folder (default: start anew)",
+    )
     command.set_defaults(run=_fit)
 
-    command = commands.add_parser("inspect", help="say what a saved run holds")
-    command.add_argument("folder", type=Path)
+    command = commands.add_parser("inspect", help="describe a saved run")
+    command.add_argument("folder", type=Path, help="a folder that `fit` wrote")
     command.set_defaults(run=_inspect)
 
     command = commands.add_parser(
-        "advise", help="joint embedding or reconstruction for these data?"
+        "advise", help="recommend joint embedding or reconstruction for a data set"
     )
     _add_data(command, out="advice")
     command.set_defaults(run=_advise)
@@ -83,16 +92,29 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(command: argparse.ArgumentParser, out: str) -> None:
     _add_data(command, out)
     add = command.add_argument
-    add("--epochs", type=int, help="passes over the training items")
-    add("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    add(
+        "--epochs",
+        type=int,
+        help="number of epochs (default: "
+        + ", ".join(f"{name} {count}" for name, count in EPOCHS.items())
+        + f", other data {OTHER_EPOCHS})",
+    )
+    add(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: %(default)s, a GPU if there is one)",
+    )
     add(
         "--compile",
         choices=COMPILE,
         default="auto",
-        help="whether training steps are compiled; auto does it for long runs "
-        "(default: %(default)s)",
+        help="compile the training step (default: %(default)s, for long runs only)",
     )
-    add("--bfloat16", action="store_true", help="run the networks in bfloat16")
+    add(
+        "--bfloat16",
+        action="store_true",
+        help="run the networks in bfloat16 (default: float32)",
+    )
 
 
 def _add_data(command: argparse.ArgumentParser, out: str) -> None:
@@ -103,21 +125,39 @@ def _add_data(command: argparse.ArgumentParser, out: str) -> None:
         help="digits, mnist, fashion-mnist, cifar10, omniglot, a FILE.npz or a folder "
         "of images (default: %(default)s)",
     )
-    add("--root", help="the folder that holds the files of the data set")
-    add("--items", type=int, help="use at most so many items of each split")
-    add("--dim", type=int, default=recipes.DIM, help="of z (default: %(default)s)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--out", type=Path, default=Path(out), help="a folder (default: %(default)s)")
+    add(
+        "--root",
+        help="folder with the files of the data set (default: the environment "
+        "variable PROBSSL_DATA)",
+    )
+    add(
+        "--items",
+        type=int,
+        help="number of items of the training and of the test set, at most (default: "
+        "all)",
+    )
+    add(
+        "--dim",
+        type=int,
+        default=recipes.DIM,
+        help="dimension of z (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        default=Path(out),
+        help="output folder, made if need be (default: %(default)s)",
+    )
 
 
 def _data(options: argparse.Namespace) -> Dataset:
     data = load(options.data, options.root)
     if options.items is None:
         return data
-    if options.items < 1:
-        raise ValueError(f"expected --items of at least 1, got {options.items}")
+    items = whole("--items", options.items)
     train, test = (
-        split.take(min(options.items, len(split.images)), options.seed)
+        split.take(min(items, len(split)), options.seed)
         for split in (data.train, data.test)
     )
     return data._replace(train=train, test=test)
@@ -130,7 +170,7 @@ def _fitted(
     objective = recipes.objective(method, data, options.dim)
     epochs = options.epochs
     if epochs is None:
-        epochs = EPOCHS.get(data.name, 20)
+        epochs = EPOCHS.get(data.name, OTHER_EPOCHS)
     history = recipes.fit(
         objective,
         data,
@@ -170,13 +210,13 @@ def _show(
     histories: dict[str, History],
     options: argparse.Namespace,
 ) -> None:
-    """Measure what was fitted, print the table, and write all to a folder."""
+    """Measure the fitted objectives, print the table, and write all to a folder."""
     found = compare(
         fitted, data, seconds=seconds, max_train=MAX_TRAIN, seed=options.seed
     )
     print(f"\n{data.name}, z of {options.dim} dimensions, seed {options.seed}")
-    print("terms in nats per item, both views; scores of the representation, not of a")
-    print("projector; ELBOs compare with one another, scores with all\n")
+    print("terms: nats per item, two views; scores: of the representation, before the")
+    print("projector; compare ELBOs with one another, and scores with all\n")
     print(found)
     options.out.mkdir(parents=True, exist_ok=True)
     found.to_json(options.out / "comparison.json")
@@ -216,7 +256,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _advise(options: argparse.Namespace) -> None:
-    """Print the advice for the views that `fit` would draw, and write it down."""
+    """Print the advice for the augmentation of `fit`, and write it to a folder."""
     from . import plots
     from .linear import advise
 
@@ -235,10 +275,10 @@ def _advise(options: argparse.Namespace) -> None:
 
 
 def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> None:
-    """Curves, the map of the latents and, of a joint, images and the posterior."""
+    """Write figures: learning curves, latents; for a `Joint` images and posterior."""
     from . import plots
 
-    items = data.test.take(min(MAPPED, len(data.test.images)))
+    items = data.test.take(min(MAPPED, len(data.test)))
     figures = {"curves": plots.learning_curves(history)}
     generative = isinstance(getattr(objective, "joint", None), Joint)
     if generative:

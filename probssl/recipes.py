@@ -1,4 +1,4 @@
-"""Working defaults: an objective of each kind, and views, for any data set."""
+"""Working defaults: each method and a data augmentation for any data set."""
 
 import math
 from collections.abc import Callable
@@ -29,17 +29,21 @@ __all__ += ["objective", "views"]
 DIM = 10
 SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
 CONCENTRATION = 50.0  # of z around y on the sphere
-TEMPERATURE = 1.0  # twice the usual: on a sphere of few dimensions points lie close
-PROTOTYPES = 100
-CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of K-means, on the sphere
-NEIGHBOURS = 20  # that tell an outlier
+TEMPERATURE = 1.0  # twice the usual: points lie close on a sphere of few dimensions
+PROTOTYPES = 100  # of SwAV and DINO
+CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of deep clustering, on the sphere
+NEIGHBOURS = 20  # of DSA
 ROUNDS = 10  # of deep clustering
-COMPONENTS = 20  # of PID; with many it learns to tell items of one class apart
-PIXELS_OF_AN_MLP = 1024  # beyond, and for colour, a convolutional net
+COMPONENTS = 20  # of PID; with many it separates items of one class
+PIXELS_OF_AN_MLP = 1024  # above, and for colour, a convolutional network
 
 
 def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
-    """Build the objective of that name for the data.
+    """Build a method for a data set.
+
+    Arguments:
+        method: A name in `METHODS`, in upper or lower case.
+        dim: The dimension of z.
 
     Raises:
         ValueError: If there is no such method.
@@ -48,12 +52,12 @@ def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
 
 
 def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> History:
-    """`train.fit` on the training items, in rounds if there are clusters to assign.
+    """Fit on the training set, in rounds where clusters are assigned in between.
 
-    PID's are assigned after three tenths of the epochs, and anew after each fifth.
+    PID assigns them after three tenths of the epochs, and again after each fifth.
 
     Arguments:
-        options: For `train.fit`. Rounds keep no checkpoints.
+        options: Keyword arguments of `train.fit`. Rounds write no checkpoints.
 
     Raises:
         ValueError: If rounds are to be resumed.
@@ -73,7 +77,7 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
     if options.pop("resume", False):
         raise ValueError(
             f"expected no resume for {type(objective).__name__}, which is fitted in "
-            "rounds that keep no checkpoints; fit it anew"
+            "rounds that write no checkpoints; fit it again from the start"
         )
     for name in ("checkpoint", "checkpoint_every"):
         options.pop(name, None)
@@ -91,7 +95,7 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
 
 
 def name(method: str) -> str:
-    """Return the name of a method as it is written, whatever the case it came in.
+    """Return the name of a method with its capitals, given in any case.
 
     Raises:
         ValueError: If there is no such method.
@@ -106,13 +110,13 @@ def name(method: str) -> str:
 
 
 def encoder(data: Dataset, dim: int = DIM) -> nn.Module:
-    """An encoder for the size of the items: an MLP, or for colour a small convnet."""
+    """An encoder for the shape of the items: an MLP, or for colour a small convnet."""
     shape = tuple(data.train.images.shape[1:])
     return ConvEncoder(shape, dim) if _is_colour(shape) else MLPEncoder(shape, dim)
 
 
 def decoder(data: Dataset, dim: int = DIM) -> nn.Module:
-    """A decoder for the size of the items, the mirror of `encoder`."""
+    """A decoder for the shape of the items, the mirror of `encoder`."""
     shape = tuple(data.train.images.shape[1:])
     return ConvDecoder(dim, shape) if _is_colour(shape) else MLPDecoder(dim, shape)
 
@@ -122,7 +126,7 @@ def joint(
     prior: priors.Prior,
     guide: Callable[[nn.Module], nn.Module] = guides.DiagonalGaussian,
 ) -> Joint:
-    """The distribution with this prior and guide, and a likelihood fit for the data."""
+    """A `Joint` with this prior and guide, and the likelihood for the data."""
     dim = prior.known_dim()
     return Joint(
         prior,
@@ -143,8 +147,11 @@ def likelihood(data: Dataset) -> likelihoods.Likelihood:
 
 
 def views(data: Dataset) -> Callable[[Tensor], Tensor]:
-    """Two views that keep the class: small turns, sizes and shifts; for colour
-    SimCLR's; for items that are no images noise of a tenth of their spread."""
+    """A data augmentation with two views that keeps the class.
+
+    Small rotations, scalings and shifts; for colour images SimCLR's augmentation; for
+    other items Gaussian noise of a tenth of their standard deviation.
+    """
     shape = tuple(data.train.images.shape[1:])
     if len(shape) != 3:
         spread = float(data.train.images.float().std())
@@ -167,153 +174,75 @@ def _projector(dim: int) -> Projector:
 
 
 def _patch(shape: tuple[int, ...]) -> int:
-    """Four pixels, or what divides the image; single ones of an image of a few."""
+    """The side of masked patches: 4 pixels, or what divides the image; 1 if small."""
     sides = shape[1:] or (1,)
     if min(sides) < 16:
         return 1
     return next(p for p in (4, 2, 1) if not any(side % p for side in sides))
 
 
-def _vae(data: Dataset, dim: int) -> nn.Module:
-    return limits.VAE(joint(data, priors.Independent(dim)))
-
-
-def _beta_vae(data: Dataset, dim: int) -> nn.Module:
-    return limits.VAE(joint(data, priors.Independent(dim)), beta=4.0)
-
-
-def _iwae(data: Dataset, dim: int) -> nn.Module:
-    return limits.VAE(joint(data, priors.Independent(dim)), bound=IWAE(5))
-
-
-def _simvae(data: Dataset, dim: int) -> nn.Module:
-    return limits.SimVAE(joint(data, priors.Gaussian(dim, SCALE)))
-
-
-def _spherical(data: Dataset, dim: int) -> nn.Module:
-    prior = priors.Spherical(dim, CONCENTRATION)
-    return limits.SimVAE(joint(data, prior, guides.PowerSpherical))
-
-
-def _simclr(data: Dataset, dim: int) -> nn.Module:
-    return limits.SimCLR(encoder(data, dim), temperature=TEMPERATURE)
-
-
-def _infonce(data: Dataset, dim: int) -> nn.Module:
-    return limits.CLIP(encoder(data, dim), temperature=TEMPERATURE)
-
-
-def _moco(data: Dataset, dim: int) -> nn.Module:
-    return limits.MoCo(encoder(data, dim), temperature=TEMPERATURE, queue=1024)
-
-
-def _instance(data: Dataset, dim: int) -> nn.Module:
-    items = len(data.train.images)
-    return limits.InstanceDiscrimination(
-        encoder(data, dim), items, temperature=TEMPERATURE
-    )
-
-
-def _tsimclr(data: Dataset, dim: int) -> nn.Module:
-    return limits.TSimCLR(encoder(data, dim), _projector(dim), temperature=1.0)
-
-
-def _tsne(data: Dataset, dim: int) -> nn.Module:
-    return limits.TSNE(encoder(data, dim))
-
-
-def _logdet(data: Dataset, dim: int) -> nn.Module:
-    return limits.LogDet(encoder(data, dim))
-
-
-def _vicreg(data: Dataset, dim: int) -> nn.Module:
-    # Its axes are what it decorrelates: that belongs behind the representation.
-    return limits.VICReg(encoder(data, dim), _projector(dim))
-
-
-def _barlow(data: Dataset, dim: int) -> nn.Module:
-    return limits.BarlowTwins(encoder(data, dim), _projector(dim))
-
-
-def _wmse(data: Dataset, dim: int) -> nn.Module:
-    return limits.WMSE(encoder(data, dim))
-
-
-def _byol(data: Dataset, dim: int) -> nn.Module:
-    return limits.BYOL(encoder(data, dim), _projector(dim))
-
-
-def _simsiam(data: Dataset, dim: int) -> nn.Module:
-    return limits.SimSiam(encoder(data, dim), _projector(dim))
-
-
-def _swav(data: Dataset, dim: int) -> nn.Module:
-    return limits.SwAV(encoder(data, dim), components=PROTOTYPES)
-
-
-def _deep_clustering(data: Dataset, dim: int) -> nn.Module:
-    items = len(data.train.images)
-    return limits.DeepClustering(
+# One line for each method: what builds it for a data set and a dimension of z.
+METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
+    "VAE": lambda data, dim: limits.VAE(joint(data, priors.Independent(dim))),
+    "BetaVAE": lambda data, dim: limits.VAE(
+        joint(data, priors.Independent(dim)), beta=4.0
+    ),
+    "IWAE": lambda data, dim: limits.VAE(
+        joint(data, priors.Independent(dim)), bound=IWAE(5)
+    ),
+    "SimVAE": lambda data, dim: limits.SimVAE(joint(data, priors.Gaussian(dim, SCALE))),
+    "SphericalSimVAE": lambda data, dim: limits.SimVAE(
+        joint(data, priors.Spherical(dim, CONCENTRATION), guides.PowerSpherical)
+    ),
+    "SimCLR": lambda data, dim: limits.SimCLR(
+        encoder(data, dim), temperature=TEMPERATURE
+    ),
+    "InfoNCE": lambda data, dim: limits.CLIP(
+        encoder(data, dim), temperature=TEMPERATURE
+    ),
+    "MoCo": lambda data, dim: limits.MoCo(
+        encoder(data, dim), temperature=TEMPERATURE, queue=1024
+    ),
+    "InstanceDiscrimination": lambda data, dim: limits.InstanceDiscrimination(
+        encoder(data, dim), len(data.train), temperature=TEMPERATURE
+    ),
+    "TSimCLR": lambda data, dim: limits.TSimCLR(
+        encoder(data, dim), _projector(dim), temperature=1.0
+    ),
+    "TSNE": lambda data, dim: limits.TSNE(encoder(data, dim)),
+    "LogDet": lambda data, dim: limits.LogDet(encoder(data, dim)),
+    # These decorrelate single axes: of a projection, not of the representation.
+    "VICReg": lambda data, dim: limits.VICReg(encoder(data, dim), _projector(dim)),
+    "BarlowTwins": lambda data, dim: limits.BarlowTwins(
+        encoder(data, dim), _projector(dim)
+    ),
+    "WMSE": lambda data, dim: limits.WMSE(encoder(data, dim)),
+    "BYOL": lambda data, dim: limits.BYOL(encoder(data, dim), _projector(dim)),
+    "SimSiam": lambda data, dim: limits.SimSiam(encoder(data, dim), _projector(dim)),
+    "SwAV": lambda data, dim: limits.SwAV(encoder(data, dim), components=PROTOTYPES),
+    "DeepClustering": lambda data, dim: limits.DeepClustering(
         encoder(data, dim),
-        min(CLUSTERS, items),
-        items,
+        min(CLUSTERS, len(data.train)),
+        len(data.train),
         prior=priors.Spherical(None, CLUSTERS_CONCENTRATION),
-    )
-
-
-def _dino(data: Dataset, dim: int) -> nn.Module:
-    return limits.DINO(encoder(data, dim), _projector(dim), components=PROTOTYPES)
-
-
-def _denoising(data: Dataset, dim: int) -> nn.Module:
-    return limits.DenoisingAutoencoder(
+    ),
+    "DINO": lambda data, dim: limits.DINO(
+        encoder(data, dim), _projector(dim), components=PROTOTYPES
+    ),
+    "DenoisingAutoencoder": lambda data, dim: limits.DenoisingAutoencoder(
         encoder(data, dim), decoder(data, dim), likelihood(data)
-    )
-
-
-def _masked(data: Dataset, dim: int) -> nn.Module:
-    return limits.MaskedAutoencoder(
+    ),
+    "MaskedAutoencoder": lambda data, dim: limits.MaskedAutoencoder(
         encoder(data, dim),
         decoder(data, dim),
         likelihood(data),
         share=0.5,
         patch=_patch(tuple(data.train.images.shape[1:])),
-    )
-
-
-def _dsa(data: Dataset, dim: int) -> nn.Module:
-    neighbours = min(NEIGHBOURS, len(data.train.images) - 1)
-    return limits.DSA(_simclr(data, dim), neighbours=neighbours)
-
-
-def _pid(data: Dataset, dim: int) -> nn.Module:
-    items = len(data.train.images)
-    return limits.PID(_simclr(data, dim), min(COMPONENTS, items), items)
-
-
-METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
-    "VAE": _vae,
-    "BetaVAE": _beta_vae,
-    "IWAE": _iwae,
-    "SimVAE": _simvae,
-    "SphericalSimVAE": _spherical,
-    "SimCLR": _simclr,
-    "InfoNCE": _infonce,
-    "MoCo": _moco,
-    "InstanceDiscrimination": _instance,
-    "TSimCLR": _tsimclr,
-    "TSNE": _tsne,
-    "LogDet": _logdet,
-    "VICReg": _vicreg,
-    "BarlowTwins": _barlow,
-    "WMSE": _wmse,
-    "BYOL": _byol,
-    "SimSiam": _simsiam,
-    "SwAV": _swav,
-    "DeepClustering": _deep_clustering,
-    "DINO": _dino,
-    "DenoisingAutoencoder": _denoising,
-    "MaskedAutoencoder": _masked,
-    "DSA": _dsa,
-    "PID": _pid,
+    ),
+    "DSA": lambda data, dim: limits.DSA(
+        METHODS["SimCLR"](data, dim), neighbours=min(NEIGHBOURS, len(data.train) - 1)
+    ),
+    "PID": lambda data, dim: limits.PID(
+        METHODS["SimCLR"](data, dim), min(COMPONENTS, len(data.train)), len(data.train)
+    ),
 }

@@ -1,17 +1,18 @@
-"""Views against plain formulas, their laws, and the grid they end on."""
+"""Augmentations against plain formulas, their laws, and their quantisation."""
 
 import colorsys
-import inspect
 import math
 
 import numpy as np
 import pytest
 import torch
+from helpers.checks import refusals
 from scipy import ndimage
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
+import probssl as ps
 from probssl.views import (
     Affine,
     Augment,
@@ -22,6 +23,7 @@ from probssl.views import (
     Grid,
     Invert,
     Mask,
+    MultiCrop,
     Noise,
     digits,
     simclr,
@@ -421,29 +423,19 @@ def test_views_are_differentiable(part, float64):
         torch.manual_seed(3)
         return part(x + step * direction).square().sum()
 
-    (slope,) = torch.autograd.grad(value(0.0), x)
+    (grad,) = torch.autograd.grad(value(0.0), x)
     if getattr(part, "levels", None) is None:
         difference = (value(1e-7) - value(-1e-7)) / 2e-7
-        assert_close((slope * direction).sum(), difference, rtol=1e-5, atol=1e-5)
+        assert_close((grad * direction).sum(), difference, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("part", PARTS, ids=name)
-def test_arguments_are_kept_and_build_the_part_again(part):
-    names = inspect.signature(type(part)).parameters
-    arguments = {name: getattr(part, name) for name in names}
-    again = type(part)(**arguments)
-    assert {name: getattr(again, name) for name in names} == arguments
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=name)
-def test_augment_keeps_its_arguments(recipe):
-    first = recipe(views=3)
-    again = Augment(
-        *first.parts, views=first.views, levels=first.levels, clamp=first.clamp
-    )
-    x = torch.rand(4, 3, 8, 8)
+@pytest.mark.parametrize(
+    "part", [*PARTS, *(recipe(views=3) for recipe in RECIPES)], ids=name
+)
+def test_what_was_saved_draws_the_same_views(part, tmp_path):
+    x, again = torch.rand(4, 3, 8, 8), ps.load(ps.save(part, tmp_path))
     torch.manual_seed(1)
-    expected = first(x)
+    expected = part(x)
     torch.manual_seed(1)
     assert torch.equal(again(x), expected)
 
@@ -518,8 +510,9 @@ def test_any_module_is_a_part():
         digits(),
         simclr(),
         Augment(Noise((0.1, 0.3), p=0.5), Mask(0.2, patch=3), Blur((0.5, 1.0))),
+        MultiCrop(local=3, local_size=(6, 6), levels=16),
     ],
-    ids=["digits", "simclr", "noise"],
+    ids=["digits", "simclr", "noise", "multi-crop"],
 )
 def test_a_sampler_compiles_once_without_a_break(sampler):
     counter = CompileCounter()
@@ -533,54 +526,179 @@ def test_a_sampler_compiles_once_without_a_break(sampler):
     assert counter.frame_count == 1
 
 
+# Multi-crop
+
+
+def places(n: int, height: int, width: int) -> Tensor:
+    """Two channels that hold where a pixel is, in fractions of the image."""
+    down, across = (
+        torch.arange(1, 2 * size, 2, dtype=torch.double) / (2 * size)
+        for size in (height, width)
+    )
+    both = torch.stack(torch.meshgrid(across, down, indexing="xy"))
+    return both.expand(n, -1, -1, -1)
+
+
+def areas(crops: Tensor) -> Tensor:
+    """The fraction of the image that each crop of `places` shows."""
+    height, width = crops.shape[-2:]
+    middle = crops[..., height // 2, :], crops[..., width // 2]
+    steps = [line[..., 2:-2].diff(dim=-1).median(-1).values for line in middle]
+    return steps[0][..., 0] * width * steps[1][..., 1] * height
+
+
+def test_crops_come_as_a_batch_of_two_sizes(x):
+    before = x.clone()
+    batch = MultiCrop(views=2, local=5, local_size=(6, 8))(x)
+    assert isinstance(batch, ps.Batch) and batch.shape == (6, 7)
+    large, small = batch.views
+    assert large.shape == (6, 2, 3, 12, 18) and small.shape == (6, 5, 3, 6, 8)
+    assert large.dtype == small.dtype == x.dtype
+    for part in (large, small):
+        assert part.ge(0).all() and part.le(1).all()
+    assert torch.equal(x, before)
+
+
+def test_small_crops_have_the_size_of_the_image_by_default(x):
+    large, small = MultiCrop()(x).views
+    assert large.shape == (6, 2, 3, 12, 18) and small.shape == (6, 6, 3, 12, 18)
+
+
+def test_without_small_crops_there_is_one_tensor(x):
+    views = MultiCrop(local=0, views=3)(x).views
+    assert isinstance(views, Tensor) and views.shape == (6, 3, 3, 12, 18)
+
+
+def test_crops_of_all_of_an_image_are_the_image(x):
+    whole = MultiCrop(views=2, local=2, crop=1.0, local_crop=1.0)
+    whole.large.ratio = whole.small.ratio = (1.0, 1.0)
+    for part in whole(x).views:
+        assert_close(part, x.unsqueeze(1).expand_as(part), rtol=0, atol=1e-12)
+
+
+def test_small_size_is_a_mean_over_what_a_pixel_covers(x):
+    """Against Pillow, whose bilinear filter widens as well where it shrinks."""
+    image = pytest.importorskip("PIL.Image")
+    whole = MultiCrop(local=1, local_crop=1.0, local_size=(5, 6))
+    found = whole(x).views[1][:, 0]
+    for item, small in zip(x.float().numpy(), found, strict=True):
+        for channel, one in zip(item, small, strict=True):
+            plain = image.fromarray(channel).resize((6, 5), image.Resampling.BILINEAR)
+            expected = torch.from_numpy(np.array(plain)).double()
+            assert_close(one, expected, rtol=0, atol=1e-6)
+
+
+def test_crops_show_the_fractions_asked_for():
+    x = places(200, 32, 48)
+    sampler = MultiCrop(views=2, local=3, crop=(0.5, 0.9), local_crop=(0.1, 0.3))
+    large, small = (areas(part).flatten() for part in sampler(x).views)
+    for area, (low, high) in ((large, (0.5, 0.9)), (small, (0.1, 0.3))):
+        assert area.min() > low - 1e-6 and area.max() < high + 1e-6
+        assert area.min() < low + 0.05 and area.max() > high - 0.05
+
+
+def test_every_crop_has_draws_of_its_own_from_the_global_generator(x):
+    sampler = MultiCrop()
+    torch.manual_seed(3)
+    first = sampler(x).views
+    torch.manual_seed(3)
+    again = sampler(x).views
+    other = sampler(x).views
+    for one, same, new in zip(first, again, other, strict=True):
+        assert torch.equal(one, same) and not torch.equal(one, new)
+        assert not torch.equal(one[:, 0], one[:, 1])
+
+
+def test_crops_are_affines_of_their_range(x):
+    sampler = MultiCrop(local=4, crop=(0.3, 0.8), local_crop=(0.1, 0.2), flip=0.5)
+    torch.manual_seed(3)
+    large, small = sampler(x).views
+    torch.manual_seed(3)
+    first = Affine(crop=(0.3, 0.8), flip=0.5)(x.repeat_interleave(2, 0))
+    second = Affine(crop=(0.1, 0.2), flip=0.5)(x.repeat_interleave(4, 0))
+    assert_close(large.flatten(0, 1), first.clamp(0, 1))
+    assert_close(small.flatten(0, 1), second.clamp(0, 1))
+
+
+def test_parts_see_all_crops_and_the_grid_comes_last(x):
+    sampler = MultiCrop(Colour(brightness=0.4), local=3, local_size=(6, 6), levels=16)
+    for part in sampler(x).views:
+        assert_close(part * 16, (part * 16).round())
+    dark = MultiCrop(_Dark(), local=1)
+    for part in dark(x).views:
+        assert not part.any()
+
+
+class _Dark(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x
+
+
+@pytest.mark.parametrize("kind", [ps.limits.SwAV, ps.limits.DINO])
+def test_objectives_take_two_sizes_with_an_encoder_that_does(kind):
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    objective = kind(encoder, components=6, dim=4)
+    views = MultiCrop(local=3, local_size=(4, 4), local_crop=(0.3, 0.6), levels=16)
+    digits = ps.data.digits().train.rows(slice(64))
+    history = ps.fit(
+        objective, digits, views=views, epochs=2, batch_size=32, progress=False
+    )
+    assert np.isfinite(history["value"]).all()
+
+
 # Errors
 
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Affine(rotate=-15), r"rotate.*0 ± a.*got -15"),
-        (lambda: Affine(rotate=(15, -15)), "rotate.*lower end first"),
-        (lambda: Affine(rotate=math.inf), "rotate"),
-        (lambda: Affine(scale=(0, 1)), r"scale.*\(0, inf\], got \(0, 1\)"),
-        (lambda: Affine(scale=(1, 2, 3)), "scale"),
-        (lambda: Affine(shift="far"), "shift"),
-        (lambda: Affine(crop=(0.2, 1.1)), r"crop.*\(0, 1\]"),
-        (lambda: Affine(crop=0), "crop"),
-        (lambda: Affine(ratio=(4 / 3, 3 / 4)), "ratio"),
-        (lambda: Affine(flip=1.5), "flip as a probability"),
-        (lambda: Affine(vertical_flip=-0.5), "vertical_flip as a probability"),
-        (lambda: Affine(p=-0.1), "p as a probability"),
-        (lambda: Affine(p=(0, 1)), "p as a probability"),
-        (lambda: Affine(padding="circular"), "padding.*'circular'"),
-        (lambda: Colour(brightness=1.2), r"brightness.*1 ± a"),
-        (lambda: Colour(contrast=(-0.1, 1)), "contrast"),
-        (lambda: Colour(saturation=(1.2, 0.8)), "saturation"),
-        (lambda: Colour(hue=0.6), r"hue.*\[-0.5, 0.5\]"),
-        (lambda: Grey(p=None), "p as a probability"),
-        (lambda: Noise(-1), "scale"),
-        (lambda: Noise(math.nan), "scale"),
-        (lambda: Mask(1.5), "fraction"),
-        (lambda: Mask(0.5, patch=0), "patch as an integer of 1"),
-        (lambda: Blur(0), "scale"),
-        (lambda: Blur(size=4), "odd size.*take 5"),
-        (lambda: Grid(0), "levels as an integer"),
-        (lambda: Grid(2.5), "levels as an integer"),
-        (lambda: Augment(views=0), "views as an integer"),
-        (lambda: Augment(levels=16, clamp=False), "clamp=True or None with levels=16"),
-    ],
+test_wrong_arguments_are_refused = refusals(
+    (lambda: Affine(rotate=-15), ValueError, r"rotate.*0 ± a.*got -15"),
+    (lambda: Affine(rotate=(15, -15)), ValueError, "rotate.*lower end first"),
+    (lambda: Affine(rotate=math.inf), ValueError, "rotate"),
+    (lambda: Affine(scale=(0, 1)), ValueError, r"scale.*\(0, inf\], got \(0, 1\)"),
+    (lambda: Affine(scale=(1, 2, 3)), ValueError, "scale"),
+    (lambda: Affine(shift="far"), ValueError, "shift"),
+    (lambda: Affine(crop=(0.2, 1.1)), ValueError, r"crop.*\(0, 1\]"),
+    (lambda: Affine(crop=0), ValueError, "crop"),
+    (lambda: Affine(ratio=(4 / 3, 3 / 4)), ValueError, "ratio"),
+    (lambda: Affine(flip=1.5), ValueError, "flip from 0 to 1"),
+    (lambda: Affine(vertical_flip=-0.5), ValueError, "vertical_flip from 0 to 1"),
+    (lambda: Affine(p=-0.1), ValueError, "p from 0 to 1"),
+    (lambda: Affine(p=(0, 1)), TypeError, "p from 0 to 1"),
+    (lambda: Affine(padding="circular"), ValueError, "padding.*'circular'"),
+    (lambda: Colour(brightness=1.2), ValueError, r"brightness.*1 ± a"),
+    (lambda: Colour(contrast=(-0.1, 1)), ValueError, "contrast"),
+    (lambda: Colour(saturation=(1.2, 0.8)), ValueError, "saturation"),
+    (lambda: Colour(hue=0.6), ValueError, r"hue.*\[-0.5, 0.5\]"),
+    (lambda: Grey(p=None), TypeError, "p from 0 to 1"),
+    (lambda: Noise(-1), ValueError, "scale"),
+    (lambda: Noise(math.nan), ValueError, "scale"),
+    (lambda: Mask(1.5), ValueError, "fraction"),
+    (lambda: Mask(0.5, patch=0), ValueError, "patch as a whole number of at least 1"),
+    (lambda: Blur(0), ValueError, "scale"),
+    (lambda: Blur(size=4), ValueError, "odd size.*use 5"),
+    (lambda: Grid(0), ValueError, "levels as a whole number"),
+    (lambda: Grid(2.5), TypeError, "levels as a whole number"),
+    (lambda: Augment(views=0), ValueError, "views as a whole number"),
+    (
+        lambda: Augment(levels=16, clamp=False),
+        ValueError,
+        "clamp=True or None with levels=16",
+    ),
+    (lambda: MultiCrop(views=0), ValueError, "views as a whole number"),
+    (lambda: MultiCrop(local=-1), ValueError, "local as a whole number of at least 0"),
+    (lambda: MultiCrop(crop=(0.5, 1.5)), ValueError, "crop as a number"),
+    (lambda: MultiCrop(local_crop=0.0), ValueError, "local_crop as a number"),
+    (lambda: MultiCrop(local_size=4), ValueError, r"\(height, width\), got 4"),
+    (lambda: MultiCrop(local_size=(4, 0)), ValueError, "local_size as a whole number"),
+    (lambda: MultiCrop(flip=2.0), ValueError, "flip from 0 to 1"),
+    (lambda: MultiCrop(levels=0), ValueError, "levels as a whole number"),
+    (lambda: MultiCrop()(torch.rand(4, 64)), ValueError, "shape .* for MultiCrop"),
+    (lambda: Augment(2), TypeError, "modules.*got 2.*views=2"),
+    (lambda: MultiCrop(2), TypeError, "modules.*got 2.*views=2"),
 )
-def test_a_wrong_range_is_refused_at_once(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
 
 
-def test_parts_are_objects():
-    with pytest.raises(TypeError, match="modules.*got 2.*views=2"):
-        Augment(2)
-
-
-@pytest.mark.parametrize("part", PARTS + [simclr()], ids=name)
+@pytest.mark.parametrize("part", PARTS + [simclr(), MultiCrop()], ids=name)
 def test_bytes_are_refused(part):
     x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(TypeError, match=r"torch.uint8.*x.float\(\) / 255"):

@@ -1,14 +1,21 @@
-"""View generation, batched and on the device, that ends on the data's own grid.
+"""Data augmentation, batched and on the device; a view is one augmented sample.
 
-Images are (batch, channel, height, width) with values in [0, 1]; noise and masks take
-items of any shape. All randomness is torch's global generator's.
+Images are (batch, channel, height, width) with values in [0, 1]; noise and masking take
+items of any shape. The results are quantised as the data are. All random numbers come
+from torch's global generator.
 """
 
-from .augment import Augment, Grid, digits, simclr, simvae_cifar10, simvae_mnist
-from .colour import Colour, Grey
+from .augment import (
+    Augment,
+    Grid,
+    MultiCrop,
+    digits,
+    simclr,
+    simvae_cifar10,
+    simvae_mnist,
+)
+from .colour import Background, Colour, Grey, Invert
 from .geometry import Affine
-from .light import Background, Invert
-from .multicrop import MultiCrop
 from .noise import Blur, Mask, Noise
 
 __all__ = [

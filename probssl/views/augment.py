@@ -1,20 +1,23 @@
-"""Views of items: parts one after the other, and the published recipes."""
+"""View samplers: a chain of augmentations, multi-crop, and published recipes."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from ..arguments import instance, whole
 from ..terms import Batch
 from .colour import Colour, Grey
 from .geometry import Affine
-from .ranges import check_floats, checked_integer
+from .ranges import Range, check_floats, check_images, checked_range
 
-__all__ = ["Augment", "Grid", "digits", "simclr", "simvae_cifar10", "simvae_mnist"]
+__all__ = ["Augment", "Grid", "MultiCrop", "digits", "simclr", "simvae_cifar10"]
+__all__ += ["simvae_mnist"]
 
 
 class Grid(nn.Module):
-    """Values in [0, 1], rounded to the nearest k / levels.
+    """Quantisation: values in [0, 1] rounded to the nearest k / levels.
 
-    A half is rounded to the even k, so that with ``levels=1`` ink needs more than 1/2.
+    A half is rounded to the even k: with ``levels=1``, 1/2 becomes 0.
 
     Arguments:
         levels: The number of grey levels minus one: 1 for binary images, 16 for
@@ -23,7 +26,7 @@ class Grid(nn.Module):
 
     def __init__(self, levels: int | None = None) -> None:
         super().__init__()
-        self.levels = None if levels is None else checked_integer("levels", levels, 1)
+        self.levels = None if levels is None else whole("levels", levels)
 
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
         check_floats(x)
@@ -34,25 +37,27 @@ class Grid(nn.Module):
 
 
 class Augment(nn.Module):
-    r"""Views :math:`x_1, \dots, x_V` of each item, independent of each other given it.
+    r"""Data augmentation: V random views of each item, independent given the item.
 
-    Every view goes through the parts in their order, with draws of its own from torch's
-    global generator, and ends on the grid of the data.
+    Every view goes through the augmentations in their order, with its own draws from
+    torch's global generator, and is then quantised as the data are. The views of an
+    item are positive pairs.
 
     Arguments:
-        parts: Modules (n, \*event) -> (n, \*event). Without any, images are rotated by
-            up to 15 degrees, scaled by 0.85 to 1.15 and shifted by up to a tenth.
+        parts: The augmentations, modules (n, \*event) -> (n, \*event). By default
+            images are rotated by up to 15 degrees, scaled by 0.85 to 1.15 and shifted
+            by up to a tenth of their size.
         views: The number V of views.
-        levels: The number of grey levels minus one, see `Grid`; None rounds nothing.
+        levels: The number of grey levels minus one, see `Grid`; None does not quantise.
         clamp: Whether the values are clamped to [0, 1]; None clamps images (channel,
-            height, width) and nothing else. With `levels` they always are.
-        boxes: Whether to return a `Batch`, with the boxes that the one `Affine` among
-            the parts shows as its transform, for `affinities.Overlap`.
+            height, width) only. With `levels` they always are.
+        boxes: Whether to return a `Batch` whose `transform` holds the boxes that the
+            one `Affine` among the parts shows, for `affinities.Overlap`.
 
     Raises:
-        TypeError: If a part is no module.
-        ValueError: If boxes are asked for and there is not one `Affine`, or the grid
-            and `clamp` do not go together.
+        TypeError: If a part is not a module.
+        ValueError: If `boxes` is given and there is not exactly one `Affine`, or
+            `levels` is given with ``clamp=False``.
 
     Example:
         >>> import torch
@@ -70,12 +75,7 @@ class Augment(nn.Module):
         boxes: bool = False,
     ) -> None:
         super().__init__()
-        for part in parts:
-            if not isinstance(part, nn.Module):
-                raise TypeError(
-                    "expected parts to be modules such as Affine(rotate=15), got "
-                    f"{part!r}; the number of views is given by name: views=2"
-                )
+        _check_modules(parts)
         if levels is not None and clamp is False:
             raise ValueError(
                 f"expected clamp=True or None with levels={levels}, whose grid lies "
@@ -83,14 +83,14 @@ class Augment(nn.Module):
             )
         default = Affine(rotate=15, scale=(0.85, 1.15), shift=0.1)
         self.parts = nn.ModuleList(parts or [default])
-        self.views, self.clamp = checked_integer("views", views, 1), clamp
+        self.views, self.clamp = whole("views", views), clamp
         self.grid = Grid(levels)
         self.levels, self.boxes = levels, boxes
         moves = sum(isinstance(part, Affine) for part in self.parts)
         if boxes and moves != 1:
             raise ValueError(
                 f"expected one Affine among the parts for boxes=True, got {moves}; one "
-                "can crop, turn and shift at once"
+                "can crop, rotate and shift at once"
             )
 
     def forward(
@@ -113,19 +113,105 @@ class Augment(nn.Module):
         return Batch(views, clean=x, transform=boxes.unflatten(0, shape))
 
 
-def digits(views: int = 2) -> Augment:
-    """Small affine maps, for scikit-learn's digits with their 16 levels above zero.
+class MultiCrop(nn.Module):
+    r"""Multi-crop: global and local views of each image, for SwAV and DINO.
 
-    Smaller than by default: a tenth of 8 pixels is most of a stroke.
+    All crops are drawn independently from torch's global generator and then quantised
+    as the data are. Local crops are resized to the size of the image, or to a smaller
+    one, which costs less and needs an encoder for any size.
+
+    The published areas are for photographs. For images of a few pixels use larger local
+    crops: ``MultiCrop(local_crop=(0.3, 0.6), levels=16)`` for scikit-learn's digits.
+
+    Arguments:
+        parts: The augmentations after the crop, modules (n, \*event) -> (n, \*event).
+        views: The number of global crops.
+        local: The number of local crops; with 0 the global ones are the only part.
+        crop: The area of global crops, as a fraction.
+        local_crop: The area of local crops, as a fraction.
+        local_size: The height and width of local crops in pixels; None means those of
+            the image.
+        flip: The probability of a horizontal flip.
+        levels: The number of grey levels minus one, see `Grid`; None does not quantise.
+
+    References:
+        Unsupervised Learning of Visual Features by Contrasting Cluster Assignments
+        (Caron et al., 2020)
+        https://arxiv.org/abs/2006.09882
+        Emerging Properties in Self-Supervised Vision Transformers (Caron et al., 2021),
+        for the areas
+        https://arxiv.org/abs/2104.14294
+
+    Example:
+        >>> import torch
+        >>> sampler = MultiCrop(views=2, local=4, local_size=(4, 4))
+        >>> [tuple(part.shape) for part in sampler(torch.rand(5, 1, 8, 8)).views]
+        [(5, 2, 1, 8, 8), (5, 4, 1, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        *parts: nn.Module,
+        views: int = 2,
+        local: int = 6,
+        crop: Range = (0.4, 1.0),
+        local_crop: Range = (0.05, 0.4),
+        local_size: tuple[int, int] | None = None,
+        flip: float = 0.0,
+        levels: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_modules(parts)
+        if local_size is not None:
+            if isinstance(local_size, int) or len(local_size) != 2:
+                raise ValueError(
+                    f"expected local_size as (height, width), got {local_size!r}; for "
+                    "instance (16, 16)"
+                )
+            height, width = (whole("local_size", size) for size in local_size)
+            local_size = height, width
+        self.parts = nn.ModuleList(parts)
+        self.views = whole("views", views)
+        self.local = whole("local", local, 0)
+        checked_range("local_crop", local_crop, 0, 1, positive=True)
+        self.local_size = local_size
+        self.large = Affine(crop=crop, flip=flip)
+        self.small = Affine(crop=local_crop, flip=flip)
+        self.grid = Grid(levels)
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Batch:
+        """Return a batch whose views are the global and the local crops."""
+        check_images(x, "MultiCrop")
+        large = self._crops(x, self.large, self.views)
+        if not self.local:
+            return Batch(large)
+        return Batch((large, self._crops(x, self.small, self.local, self.local_size)))
+
+    def _crops(
+        self, x: Tensor, crop: Affine, count: int, size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "batch view channel height width"]:
+        out = crop(x.repeat_interleave(count, 0))
+        if size is not None:
+            out = interpolate(out, size, mode="bilinear", antialias=True)
+        for part in self.parts:
+            out = part(out)
+        return self.grid(out).unflatten(0, (len(x), count))
+
+
+def digits(views: int = 2) -> Augment:
+    """Small rotations, scalings and shifts for scikit-learn's digits of 8 × 8 pixels.
+
+    They are smaller than the default: a tenth of 8 pixels is most of a stroke.
     """
     affine = Affine(rotate=10, scale=(0.9, 1.1), shift=0.06)
     return Augment(affine, views=views, levels=16)
 
 
 def simclr(views: int = 2, levels: int | None = 255) -> Augment:
-    """SimCLR's views of small colour images: crop, flip, colour jitter, grey.
+    """SimCLR's augmentation of small colour images.
 
-    The crops are those used for CIFAR, at least a fifth of the area, without blur.
+    Random resized crop of at least a fifth of the area, horizontal flip, colour jitter
+    and grayscale; without the Gaussian blur, as for CIFAR.
 
     References:
         A Simple Framework for Contrastive Learning of Visual Representations
@@ -145,9 +231,9 @@ def simclr(views: int = 2, levels: int | None = 255) -> Augment:
 
 
 def simvae_mnist(views: int = 2, levels: int | None = 1) -> Augment:
-    """SimVAE's views of MNIST, binary; with ``levels=255`` those of Fashion-MNIST.
+    """SimVAE's augmentation of binary MNIST; of Fashion-MNIST with ``levels=255``.
 
-    Crops and vertical flips, as in its authors' code.
+    Random resized crops and vertical flips, as in its authors' code.
 
     References:
         A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
@@ -158,7 +244,9 @@ def simvae_mnist(views: int = 2, levels: int | None = 1) -> Augment:
 
 
 def simvae_cifar10(views: int = 2, levels: int | None = 255) -> Augment:
-    """SimVAE's views of CIFAR-10: strong colour jitter, crops, vertical flips.
+    """SimVAE's augmentation of CIFAR-10.
+
+    Strong colour jitter, random resized crops and vertical flips.
 
     References:
         A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
@@ -170,3 +258,9 @@ def simvae_cifar10(views: int = 2, levels: int | None = 255) -> Augment:
         views=views,
         levels=levels,
     )
+
+
+def _check_modules(parts: tuple[nn.Module, ...]) -> None:
+    hint = "the number of views is a keyword argument: views=2"
+    for part in parts:
+        instance("parts", part, nn.Module, "modules such as Affine(rotate=15)", hint)

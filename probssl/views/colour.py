@@ -1,11 +1,15 @@
-"""What colour pixels have: brightness, contrast, saturation, hue, and none at all."""
+"""Colour jitter, grayscale, inversion, and random light and shade."""
+
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import at_least, whole
 from .ranges import (
     Range,
+    check_floats,
     check_images,
     checked_range,
     ends,
@@ -15,11 +19,13 @@ from .ranges import (
     uniform,
 )
 
-__all__ = ["Colour", "Grey"]
+__all__ = ["Background", "Colour", "Grey", "Invert"]
+
+DEVIATION = 0.25  # of Background around one half
 
 
 class Colour(nn.Module):
-    r"""Brightness, contrast, saturation and hue of each image, in this order.
+    r"""Colour jitter: brightness, contrast, saturation and hue, in this order.
 
     With the grey image :math:`g(x)` (0.299, 0.587 and 0.114 of red, green and blue; the
     mean of the channels if they are not three) the first three are linear,
@@ -27,17 +33,17 @@ class Colour(nn.Module):
     .. math:: x \to b x, \qquad x \to c x + (1 - c) \overline{g(x)}, \qquad
         x \to s x + (1 - s) g(x)
 
-    and done in one pass; then the values are clamped to [0, 1], and the hue is turned
-    in HSV, which keeps the largest and the smallest of the three channels.
-
-    Name what you want: without arguments no colour changes.
+    and done in one pass; then the values are clamped to [0, 1], and the hue is rotated
+    in HSV, which keeps the largest and the smallest of the three channels. Without
+    arguments the image is unchanged.
 
     Arguments:
-        brightness: Factors b; a number a means (1 - a, 1 + a).
-        contrast: Factors c, in the same form.
-        saturation: Factors s, in the same form. For RGB images only.
-        hue: Full turns, within [-1/2, 1/2]; a number a means (-a, a). For RGB only.
-        p: The probability that an item changes at all.
+        brightness: The range of b; a number a means (1 - a, 1 + a).
+        contrast: The range of c, in the same form.
+        saturation: The range of s, in the same form. For RGB images only.
+        hue: Rotations of the hue in full turns, within [-1/2, 1/2]; a number a means
+            (-a, a). For RGB images only.
+        p: The probability that an item is changed at all.
 
     References:
         Color Gamut Transform Pairs (Smith, 1978), for HSV
@@ -84,10 +90,10 @@ class Colour(nn.Module):
 
 
 class Grey(nn.Module):
-    """RGB images without their colour, still with three channels.
+    """Random grayscale: RGB images without colour, still with three channels.
 
     Arguments:
-        p: The probability that an item turns grey.
+        p: The probability that an item becomes grey.
     """
 
     def __init__(self, p: float = 0.2) -> None:
@@ -99,6 +105,55 @@ class Grey(nn.Module):
         return sometimes(self.p, _grey(x).expand_as(x), x)
 
 
+class Background(nn.Module):
+    r"""A random illumination of each image, :math:`x + a (b - 1/2)`.
+
+    b has mean 1/2 and standard deviation 1/4: products of the longest cosines down and
+    across, with normal amplitudes. `Augment` clamps the values at the end.
+
+    Arguments:
+        amplitude: The number a, in the units of x.
+        waves: The number of cosines, down and across.
+        p: The probability that an image is changed.
+    """
+
+    def __init__(self, amplitude: float = 1.0, waves: int = 4, *, p: float = 1.0):
+        super().__init__()
+        self.amplitude = at_least("amplitude", amplitude, 0)
+        self.waves = whole("waves", waves)
+        self.p = probability("p", p)
+
+    def forward(
+        self, x: Float[Tensor, "n channel height width"]
+    ) -> Float[Tensor, "n channel height width"]:
+        check_images(x, "Background")
+        return sometimes(self.p, x + self.amplitude * (self.draw(x) - 0.5), x)
+
+    def draw(self, like: Float[Tensor, "n channel height width"]) -> Tensor:
+        """Draw backgrounds b with the shape of these images."""
+        sides = like.shape[-2:]
+        down, across = (_cosines(size, self.waves).to(like) for size in sides)
+        shape = (*like.shape[:2], self.waves, self.waves)
+        amplitudes = torch.randn(shape, device=like.device).to(like)
+        return 0.5 + DEVIATION * (down @ amplitudes @ across.mT)
+
+
+class Invert(nn.Module):
+    r"""Random inversion of the grey levels, :math:`1 - x`.
+
+    Arguments:
+        p: The probability that an item is inverted.
+    """
+
+    def __init__(self, p: float = 1.0) -> None:
+        super().__init__()
+        self.p = probability("p", p)
+
+    def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
+        check_floats(x)
+        return sometimes(self.p, 1 - x, x)
+
+
 def _grey(x: Tensor) -> Float[Tensor, "n 1 height width"]:
     """Luma as in Rec. 601 for three channels, their mean for other numbers."""
     if x.shape[1] != 3:
@@ -108,7 +163,7 @@ def _grey(x: Tensor) -> Float[Tensor, "n 1 height width"]:
 
 
 def _turned(x: Tensor, turn: Float[Tensor, " n"]) -> Float[Tensor, "n 3 height width"]:
-    r"""The hue h in HSV turned, with m = min and C = max − min of R, G, B.
+    r"""Images with the hue h in HSV rotated, with m = min and C = max − min of R, G, B.
 
     .. math:: 6 h = \pm \left(1 + \frac{G + B - R - m}{C}\right) \in [-3, 3], \qquad
         x_k = m + C \min(1, \max(0, |6 \{h - k / 3\} - 3| - 1)), \quad k = 0, 1, 2
@@ -128,3 +183,11 @@ def _turned(x: Tensor, turn: Float[Tensor, " n"]) -> Float[Tensor, "n 3 height w
     wave = hue + (2 - channels)  # two turns more: frac wants no negative number
     wave = wave.frac_().mul_(6).sub_(3).abs_().sub_(1).clamp_(0, 1)
     return wave.mul_(chroma).add_(low)
+
+
+@lru_cache
+def _cosines(size: int, waves: int) -> Float[Tensor, "size wave"]:
+    """The longest cosines, scaled so that their squares sum to 1 on average."""
+    at, wave = torch.arange(size)[:, None] + 0.5, torch.arange(waves)
+    cosines = torch.cos(torch.pi * wave * at / size)
+    return cosines / cosines.square().sum(1).mean().sqrt()

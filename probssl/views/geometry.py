@@ -1,4 +1,4 @@
-"""Where pixels come from: crops, rotations, scalings, shifts and flips at once."""
+"""Random resized crop, rotation, scaling, translation and flips, in one resampling."""
 
 import math
 from typing import Literal
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
+from ..arguments import choice
 from .ranges import (
     Range,
     check_images,
@@ -21,36 +22,38 @@ from .ranges import (
 
 __all__ = ["Affine"]
 
-_TRIES = 10
+CROP_TRIES = 10  # draws of a box until one fits into the image
 
 
 class Affine(nn.Module):
-    r"""One affine map of each image, resampled once, bilinearly.
+    r"""Random resized crop, flips, rotation, scaling and translation of each image.
 
-    The image is cropped and the crop stretched to full size; that is flipped, then
-    scaled and rotated about its centre, then shifted. With pixels as units, so that
-    nothing shears in images that are not square, a pixel at :math:`q` from the centre
-    shows what was at
+    All are one affine map, resampled once, bilinearly: the crop is stretched to full
+    size, flipped, scaled and rotated about its centre, then shifted. In units of
+    pixels, so that images that are not square do not shear, the pixel at :math:`q` from
+    the centre takes the value at
 
     .. math:: D_b F R_\theta^{-1} (q - t) / s + c
 
     where :math:`D_b` shrinks to the box and :math:`c` is its centre.
 
-    Name what you want: without arguments nothing moves.
+    Without arguments the image is unchanged. Each item draws its own values, uniformly.
 
     Arguments:
-        rotate: Degrees, counter-clockwise; a number a means (-a, a).
-        scale: Factors; above 1 enlarges. Below about 1/2 bilinear sampling aliases.
-        shift: Fractions of the height and of the width, drawn apart, down and to the
-            right; a number a means (-a, a).
-        crop: Fractions of the area; None crops nothing.
-        ratio: Width over height of the box, in pixels. Area and logarithm of the ratio
-            are uniform over the boxes that fit in; where none of ten draws fits, the
-            first takes the nearest ratio that does.
-        flip: The probability to exchange left and right.
-        vertical_flip: The probability to exchange top and bottom.
-        p: The probability that an item is moved at all.
-        padding: What lies outside of the image: zeros, its border, or its reflection.
+        rotate: Rotation in degrees, counter-clockwise; a number a means (-a, a).
+        scale: Zoom factors; above 1 enlarges. Below about 1/2 bilinear sampling
+            aliases.
+        shift: Translation down and to the right, drawn independently, as fractions of
+            the height and of the width; a number a means (-a, a).
+        crop: The area of a random resized crop, as a fraction; None crops nothing.
+        ratio: The aspect ratio of the crop, width over height in pixels. Area and
+            logarithm of the ratio are uniform over the boxes that fit; where none of
+            ten draws fits, the first takes the nearest ratio that does.
+        flip: The probability of a horizontal flip.
+        vertical_flip: The probability of a vertical flip.
+        p: The probability that an item is transformed at all.
+        padding: The values outside the image: ``"zeros"``, its ``"border"``, or its
+            ``"reflection"``.
 
     References:
         Going Deeper with Convolutions (Szegedy et al., 2015), for the crop
@@ -85,12 +88,7 @@ class Affine(nn.Module):
         self.flip = probability("flip", flip)
         self.vertical_flip = probability("vertical_flip", vertical_flip)
         self.p = probability("p", p)
-        if padding not in ("zeros", "border", "reflection"):
-            raise ValueError(
-                "expected padding to be 'zeros', 'border' or 'reflection', "
-                f"got {padding!r}; choose one of them"
-            )
-        self.padding = padding
+        self.padding = choice("padding", padding, ("zeros", "border", "reflection"))
 
     def forward(
         self, x: Float[Tensor, "n channel height width"]
@@ -100,10 +98,10 @@ class Affine(nn.Module):
     def with_boxes(
         self, x: Float[Tensor, "n channel height width"]
     ) -> tuple[Float[Tensor, "n channel height width"], Float[Tensor, "n 4"]]:
-        """Return the images as well as the boxes that they show.
+        """Return the transformed images and the boxes of the original that they show.
 
-        A box is left, top, right and bottom, where the whole image is -1, -1, 1, 1. Of
-        what is turned it is the smallest that holds all.
+        A box is left, top, right and bottom, where the whole image is -1, -1, 1, 1. For
+        a rotated image it is the bounding box.
         """
         check_images(x, "Affine")
         linear, offset = self._map(x)
@@ -128,7 +126,7 @@ class Affine(nn.Module):
         )
 
     def _map(self, x: Tensor) -> tuple[Float[Tensor, "n 2 2"], Float[Tensor, "n 2"]]:
-        """Where to look, as A u + b, in halves of the width and of the height."""
+        """A and b of the sampling position A u + b, in halves of width and height."""
         n, (height, width) = len(x), x.shape[-2:]
         angle = uniform(ends(self.rotate, 0), (n,), x) * (math.pi / 180)
         scale = uniform(ends(self.scale), (n,), x)
@@ -145,18 +143,18 @@ class Affine(nn.Module):
         return linear, torch.stack(offset, -1)
 
     def _box(self, x: Tensor) -> tuple[Float[Tensor, "2 n"], Float[Tensor, "2 n"]]:
-        """The size and the centre of each box, across and down, in the same halves."""
+        """The size and the centre of each crop, across and down, in the same units."""
         if self.crop is None:
             return x.new_ones(2, len(x)), x.new_zeros(2, len(x))
         height, width = x.shape[-2:]
         low, high = map(math.log, ends(self.ratio))
-        shape = (_TRIES, len(x))
+        shape = (CROP_TRIES, len(x))
         area = uniform(ends(self.crop), shape, x)
         ratio = uniform((low, high), shape, x).exp()
         ratio = ratio * (height / width)  # of the fractions, no longer of the pixels
 
         fits = (area <= ratio) & (ratio <= 1 / area)
-        first = fits.int().argmax(0, keepdim=True)  # the very first where none does
+        first = fits.int().argmax(0, keepdim=True)  # the first draw where none fits
         area, ratio = area.gather(0, first)[0], ratio.gather(0, first)[0]
         ratio = ratio.clamp(area, 1 / area)
 

@@ -1,4 +1,4 @@
-"""What is lost on the way: noise, masks and blur."""
+"""Gaussian noise, masking and Gaussian blur."""
 
 import math
 
@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from ..arguments import whole
 from .ranges import (
     Range,
     check_floats,
     check_images,
-    checked_integer,
     checked_range,
     ends,
     happens,
@@ -27,12 +27,12 @@ __all__ = ["Blur", "Mask", "Noise"]
 class Noise(nn.Module):
     r"""Gaussian noise, :math:`x + \sigma \epsilon`, on items of any shape.
 
-    Nothing is clamped here; `Augment` does so at the end.
+    `Augment` clamps the values of images at the end.
 
     Arguments:
         scale: The standard deviation σ, in the units of x; a pair is a range from which
             each item draws its own.
-        p: The probability that an item becomes noisy.
+        p: The probability that noise is added to an item.
     """
 
     def __init__(self, scale: Range = 0.1, *, p: float = 1.0) -> None:
@@ -48,15 +48,15 @@ class Noise(nn.Module):
 
 
 class Mask(nn.Module):
-    r"""Elements or square patches, each hidden independently of the others.
+    r"""Random masking of elements or square patches, independently of one another.
 
     Arguments:
-        fraction: The probability that one is hidden; a pair is a range from which each
+        fraction: The probability that one is masked; a pair is a range from which each
             item draws its own.
-        patch: The edge of the patches in pixels, over all channels, in a grid that
-            starts at the top left (``patch=1`` hides whole pixels); None hides single
+        patch: The side of the patches in pixels, over all channels, in a grid that
+            starts at the top left (``patch=1`` masks whole pixels); None masks single
             elements of items of any shape.
-        value: What stands in their place.
+        value: The value that replaces masked ones.
         p: The probability that an item is masked at all.
 
     References:
@@ -75,7 +75,7 @@ class Mask(nn.Module):
     ) -> None:
         super().__init__()
         self.fraction = checked_range("fraction", fraction, 0, 1)
-        self.patch = None if patch is None else checked_integer("patch", patch, 1)
+        self.patch = None if patch is None else whole("patch", patch)
         self.value, self.p = float(value), probability("p", p)
 
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
@@ -94,13 +94,13 @@ class Mask(nn.Module):
 
 
 class Blur(nn.Module):
-    """Gaussian blur; the border is reflected, so that a constant image stays.
+    """Gaussian blur; the border is reflected, so that a constant image is unchanged.
 
     Arguments:
         scale: The standard deviation in pixels; a pair is a range from which each item
             draws its own.
-        size: The width of the kernel in pixels, odd; None reaches three of the largest
-            standard deviations to each side.
+        size: The width of the kernel in pixels, odd; None means three times the
+            largest standard deviation to each side.
         p: The probability that an item is blurred.
     """
 
@@ -109,9 +109,9 @@ class Blur(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = checked_range("scale", scale, 0, positive=True)
-        if size is not None and checked_integer("size", size, 1) % 2 == 0:
+        if size is not None and whole("size", size) % 2 == 0:
             raise ValueError(
-                f"expected an odd size of the kernel, got {size}; take {size + 1}"
+                f"expected an odd size of the kernel, got {size}; use {size + 1}"
             )
         self.size, self.p = size, probability("p", p)
 

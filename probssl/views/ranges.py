@@ -1,4 +1,4 @@
-"""What the parts of an augmentation share: ranges, draws from them, and checks."""
+"""Ranges that augmentations draw from, the draws, and checks of images."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..arguments import between
+
 __all__ = [
     "Range",
-    "checked_integer",
     "checked_range",
     "check_floats",
     "check_images",
@@ -27,7 +28,7 @@ Range = float | tuple[float, float]
 
 
 def ends(value: Range, centre: float | None = None) -> tuple[float, float]:
-    """A pair as it is; a number a as (a, a), or as (centre − a, centre + a)."""
+    """The pair that a range means; a number a means (a, a), or (centre ± a)."""
     if isinstance(value, tuple):
         return value
     return (value, value) if centre is None else (centre - value, centre + value)
@@ -42,14 +43,14 @@ def checked_range(
     centre: float | None = None,
     positive: bool = False,
 ) -> Range:
-    """`value` as plain numbers, if what it stands for lies within [low, high].
+    """`value` as plain numbers, if the range that it means lies within [low, high].
 
     Arguments:
         centre: See `ends`.
-        positive: Zero is left out.
+        positive: Whether zero is excluded.
 
     Raises:
-        ValueError: If it does not, if its ends are reversed, or if it is no range.
+        ValueError: If it does not, if its ends are reversed, or if it is not a range.
     """
     try:
         plain = _plain(value)
@@ -68,28 +69,8 @@ def checked_range(
 
 
 def probability(name: str, value: Any) -> float:
-    """`value` as a plain number, if it is a probability.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(
-            f"expected {name} as a probability within [0, 1], got {value!r}; "
-            "1 is always, 0 is never"
-        )
-    return float(value)
-
-
-def checked_integer(name: str, value: int, low: int) -> int:
-    """`value`, if it is an integer of `low` or more.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(value, int) or value < low:
-        raise ValueError(f"expected {name} as an integer of {low} or more, got {value}")
-    return value
+    """`value` as a plain number, if it is a probability."""
+    return between(name, value, 0, 1, "1 is always, 0 is never")
 
 
 def check_floats(x: Tensor) -> None:
@@ -106,8 +87,8 @@ def check_images(x: Tensor, name: str, colour: bool = False) -> None:
     """Raise an error unless x holds images in floating point.
 
     Arguments:
-        name: What asks for images.
-        colour: They must have the three channels red, green and blue.
+        name: The augmentation, for the message.
+        colour: Whether there must be three channels, red, green and blue.
 
     Raises:
         TypeError: If x is not in floating point.
@@ -131,7 +112,7 @@ def check_images(x: Tensor, name: str, colour: bool = False) -> None:
 def uniform(
     range_: tuple[float, float], shape: Sequence[int], x: Tensor
 ) -> Float[Tensor, "*shape"]:
-    """Draws from U(low, high), of the type and on the device of x."""
+    """Draws from U(low, high), with the dtype and device of x."""
     return x.new_empty(shape).uniform_(*range_)
 
 
@@ -152,7 +133,7 @@ def sometimes(
 
 
 def per_item(value: Tensor, x: Tensor) -> Tensor:
-    """One value for each item, (n,), in a shape that broadcasts against x."""
+    """One value for each item, (n,), reshaped to broadcast against x."""
     return value.reshape(-1, *[1] * (x.ndim - 1))
 
 
