@@ -5,6 +5,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 import pytest
+from helpers.checks import assert_mean, mean_and_bar, refusals
 from numpy.testing import assert_allclose
 from scipy.linalg import subspace_angles
 
@@ -65,11 +66,6 @@ def top_are_signal(kept, dropped):
 def loss(encoder, basis):
     """The sine of the largest angle between the rows and the columns of the basis."""
     return math.sin(subspace_angles(encoder.T, basis)[0])
-
-
-def mean_and_error(samples):
-    samples = np.asarray(samples)
-    return samples.mean(0), samples.std(0, ddof=1) / math.sqrt(len(samples))
 
 
 # The limit itself.
@@ -241,10 +237,9 @@ def test_above_the_threshold_the_loss_falls_with_the_root_of_n(paradigm, rng):
     small, large = np.transpose(
         [losses(paradigm, rng, sizes, alignment) for _ in range(60)]
     )
-    # Sixteen times the images, a quarter of the loss.
-    mean, error = mean_and_error(small - 4 * large)
-    assert abs(mean) < 5 * error
-    assert large.mean() > 5 * mean_and_error(large)[1] and large.max() < 0.1
+    assert_mean(small - 4 * large, 0)  # sixteen times the images, a quarter of the loss
+    mean, bar = mean_and_bar(large)
+    assert mean > bar and large.max() < 0.1
 
 
 @pytest.mark.parametrize("paradigm", PARADIGMS)
@@ -295,8 +290,7 @@ def test_supervision_ignores_noise_as_images_grow_at_any_alignment(alignment, rn
     small, large = np.transpose(
         [[excess(rng, n, alignment) for n in (1_000, 16_000)] for _ in range(60)]
     )
-    mean, error = mean_and_error(small - 4 * large)
-    assert abs(mean) < 5 * error
+    assert_mean(small - 4 * large, 0)
 
 
 # What is refused.
@@ -331,16 +325,19 @@ def test_variances_that_are_none_are_refused(signal, noise, augmentation, messag
             refuse()
 
 
-def test_alignments_and_paradigms_that_are_none_are_refused():
-    args = np.ones(2), np.ones(2), 1.0
-    for alignment in (-1.0, math.nan, math.inf):
-        with pytest.raises(
-            ValueError, match="alignment as a finite number of at least 0"
-        ):
-            asymptotic_spectra(*args, alignment, "joint embedding")
-    with pytest.raises(ValueError, match="has no spectrum"):
-        asymptotic_spectra(*args, 1.0, "supervised")
-    with pytest.raises(ValueError, match="'supervised', 'joint embedding'"):
-        alignment_threshold(*args, "contrastive")
-    with pytest.raises(ValueError, match="variance of the augmentation"):
-        critical_noise(np.ones(2), np.ones(3))
+ONES = np.ones(2), np.ones(2), 1.0
+test_alignments_and_paradigms_that_are_none_are_refused = refusals(
+    *(
+        (
+            lambda alignment=alignment: asymptotic_spectra(
+                *ONES, alignment, "joint embedding"
+            ),
+            ValueError,
+            "alignment as a finite number of at least 0",
+        )
+        for alignment in (-1.0, math.nan, math.inf)
+    ),
+    (lambda: asymptotic_spectra(*ONES, 1, "supervised"), ValueError, "no spectrum"),
+    (lambda: alignment_threshold(*ONES, "contrastive"), ValueError, "'supervised', 'j"),
+    (lambda: critical_noise(ONES[0], np.ones(3)), ValueError, "of the augmentation"),
+)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 import torch
+from helpers.checks import assert_mean, refusals
 from numpy import ndarray as Array
 from numpy.testing import assert_allclose
 
@@ -121,18 +122,13 @@ def test_moments_are_those_of_drawn_views(name):
     one, two = repeated(views, x, many), repeated(views, x, many)
     exact = views.moments(of_data(x)).about(0.0, 0.0)
 
-    def agrees(sample: Array, value: Array) -> bool:
-        """Within five standard errors, and rounding where nothing varies."""
-        apart = np.abs(sample.mean(0) - value)
-        return bool((apart <= 5 * sample.std(0) / np.sqrt(many) + 1e-12).all())
-
     def products(left: Array, right: Array) -> Array:
         return np.swapaxes(left, -1, -2) @ right / len(x)
 
-    assert agrees(products(one, one), exact.total)
-    assert agrees(products(one, two), exact.between)
-    assert agrees(products(np.broadcast_to(x, (many, *x.shape)), one), exact.cross)
-    assert agrees(one.mean(1), views.moments(of_data(x)).view_mean)
+    assert_mean(products(one, one), exact.total)
+    assert_mean(products(one, two), exact.between)
+    assert_mean(products(np.broadcast_to(x, (many, *x.shape)), one), exact.cross)
+    assert_mean(one.mean(1), views.moments(of_data(x)).view_mean)
 
 
 def test_views_follow_the_generator_of_torch():
@@ -175,8 +171,7 @@ def test_the_between_moment_of_drawn_views_is_unbiased():
     pairs = zip(repeated(views, x, many), repeated(views, x, many), strict=True)
     drawn = [of_views(x, np.stack(pair, 1)) for pair in pairs]
     sample = np.stack([each.about(0.0, 0.0).between for each in drawn])
-    bars = 5 * sample.std(0) / np.sqrt(many)
-    assert (np.abs(sample.mean(0) - exact) < bars).all()
+    assert_mean(sample, exact)
 
 
 SPLITS = {"equal": (20, 20, 20), "unequal": (3, 50, 7), "single rows": (1,) * 60}
@@ -245,11 +240,6 @@ def test_moments_about_other_points_are_sums_around_them():
     pairs = views[:, 0].T @ views[:, 1] / 9
     assert_allclose(found.between, (pairs + pairs.T) / 2)
     assert_allclose((found.mean, found.view_mean[:3]), (point, view_point[:3]))
-
-
-def test_parts_of_different_features_do_not_merge():
-    with pytest.raises(ValueError, match=r"got \(3, 3\) and then \(2, 2\)"):
-        of_data(rows(4)).merged(of_data(rows(4, 2)))
 
 
 class Batches(torch.nn.Module):
@@ -327,15 +317,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("make", "words"), BAD.values(), ids=BAD)
-def test_views_that_are_none_are_refused(make, words):
-    with pytest.raises(ValueError, match=words):
-        make()
-
-
-def test_chains_take_closed_forms_only():
-    with pytest.raises(TypeError, match="closed form"):
-        Chain(Masking(0.5), lambda x: x)
+test_views_that_are_none_are_refused = refusals(
+    *((make, ValueError, words) for make, words in BAD.values()),
+    (lambda: Chain(Masking(0.5), lambda x: x), TypeError, "closed form"),
+    (
+        lambda: of_data(rows(4)).merged(of_data(rows(4, 2))),
+        ValueError,
+        r"got \(3, 3\) and then \(2, 2\)",
+    ),
+)
 
 
 def test_views_show_how_they_were_made():

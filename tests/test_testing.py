@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import catalogue
 from helpers.catalogue import GUIDES, LIKELIHOODS, PRIORS, RANDOM
+from helpers.checks import refusals
 from torch import nn
 
 import probssl as ps
@@ -533,26 +534,20 @@ def test_too_few_draws_are_called_undecided():
     assert "undecided" in str(error)
 
 
-@pytest.mark.parametrize(
-    "check, error, message",
-    [
-        (lambda: check_prior(nn.Identity()), TypeError, "ps.priors.Prior"),
-        (lambda: check_prior(Gaussian(None)), ValueError, "known dimension"),
-        (
-            lambda: check_likelihood(nn.Identity(), torch.ones(1)),
-            TypeError,
-            "ps.likelihoods.Likelihood",
-        ),
-        (
-            lambda: check_guide(Point(encoder()), Gaussian(2), torch.randn(1, 2, 3)),
-            ValueError,
-            "at least 2 items",
-        ),
-    ],
+test_misuse_is_refused_with_a_way_out = refusals(
+    (lambda: check_prior(nn.Identity()), TypeError, "ps.priors.Prior.*inherit"),
+    (lambda: check_prior(Gaussian(None)), ValueError, "known dimension"),
+    (
+        lambda: check_likelihood(nn.Identity(), torch.ones(1)),
+        TypeError,
+        "ps.likelihoods.Likelihood.*inherit",
+    ),
+    (
+        lambda: check_guide(Point(encoder()), Gaussian(2), torch.randn(1, 2, 3)),
+        ValueError,
+        "at least 2 items",
+    ),
 )
-def test_misuse_is_refused_with_a_way_out(check, error, message):
-    with pytest.raises(error, match=message):
-        check()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("zuko"), reason="zuko is an extra")
