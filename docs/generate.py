@@ -21,8 +21,20 @@ LIMITS = ROOT / "probssl" / "limits"
 START = "<!-- limits: written by docs/generate.py -->"
 END = "<!-- end of limits -->"
 
-# Submodules that are public, whether or not the package lists them.
-LAZY = ("bounds", "hyper", "maps", "recipes", "special", "testing", "train")
+# Public, though not in `probssl.__all__`.
+MORE = (
+    "affinities",
+    "bounds",
+    "calibration",
+    "distributions",
+    "hyper",
+    "information",
+    "lightning",
+    "maps",
+    "shifts",
+    "special",
+)
+RETURNED = ("Comparison", "History")
 VMF = "von Mises-Fisher"
 # Objectives; p(y); p(z|y); what keeps z informative; status, each part of which the
 # docstring of the file has after "Status:" (tests/test_docs.py).
@@ -150,7 +162,7 @@ def write_api(folder: Path) -> None:
     folder.mkdir()
     package = import_module("probssl")
     top, modules = heading("probssl"), []
-    for name in package.__all__:
+    for name in (*package.__all__, *RETURNED):
         value = getattr(package, name)
         if ismodule(value):
             modules.append(name)
@@ -158,8 +170,8 @@ def write_api(folder: Path) -> None:
             top += f".. autoclass:: probssl.{name}\n   :members:\n\n"
         elif isfunction(value):
             top += f".. autofunction:: probssl.{name}\n\n"
-    modules = sorted({*modules, *LAZY})
-    above = ", ".join(package.__all__)
+    modules = sorted({*modules, *MORE})
+    above = ", ".join((*package.__all__, *RETURNED))
     for name in modules:
         page = f"{heading(f'probssl.{name}')}.. automodule:: probssl.{name}\n"
         if name != "limits":  # has its own pages

@@ -188,6 +188,17 @@ def test_every_rate_of_whole_epochs_was_measured():
         assert shown[name] == [f"{row[key]:g}" for key in ("images/s", "ratio")]
 
 
+def test_the_figures_of_denormals_and_blocks_were_measured():
+    text = " ".join(PERFORMANCE.split())
+    flushed, kept = figures("denormals")["figures"].values()
+    last = "to step 1500"
+    assert f"one step takes {flushed[last]:g} ms instead of {kept[last]:g}" in text
+    blocks = figures("normaliser")["figures"]
+    assert f"take {blocks['megabytes']['blocks, 16384']} MB" in text
+    ratios = [row["ratio"] for row in blocks["seconds"]["4096"].values()]
+    assert f"take {min(ratios):.1f} to {max(ratios):.1f} of the time" in text
+
+
 def test_the_seconds_of_a_linear_fit_were_measured():
     seconds = figures("linear")["figures"]["seconds"]
     text = " ".join(ADVICE.split())
