@@ -1,7 +1,11 @@
 """How Sphinx builds the site: ``sphinx-build -W docs docs/_build``."""
 
+import re
 import sys
 from pathlib import Path
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 sys.path.insert(0, str(Path(__file__).parent))
 import generate
@@ -10,20 +14,20 @@ import probssl
 
 project, author = "probssl", "The probssl developers"
 copyright = author
-release = version = getattr(probssl, "__version__", "0.2.0")
+release = version = probssl.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
 html_theme = "furo"
 html_title = "probssl"
+html_math_renderer = "mathml"  # by the browser itself: no script, no network
 exclude_patterns = ["_build", "jupyter_execute"]
 default_role = "code"  # single backquotes in docstrings
 nb_execution_mode = "off"  # pages show the committed output
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 autodoc_member_order = "bysource"
@@ -42,7 +46,27 @@ def skip(app, what, name, obj, skip, options):
     return True if module.startswith("sklearn") else None
 
 
+def mathml(text, display="inline"):
+    if "\\\\" in text:
+        text = rf"\begin{{aligned}}{text}\end{{aligned}}"
+    # TeX has a space between a named function and its argument.
+    spaced = re.sub(r"\\(log|exp|min|max|sin)\s+(?=[\w\\])", r"\\\1\\, ", text)
+    return convert(spaced, display=display)
+
+
+def inline_formula(self, node):
+    self.body.append(mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def formula(self, node):
+    self.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
+
     def as_rst(app, what, name, obj, options, lines):
         generate.as_rst(lines)
 

@@ -232,7 +232,8 @@ def write_pages() -> None:
 def as_rst(lines: list[str]) -> None:
     """Change a docstring in place to what Sphinx reads without loss.
 
-    Lines with addresses stay lines, and bars outside of formulas stay bars.
+    Lines with addresses stay lines; outside of formulas ``|`` and a last ``_`` stay
+    what they are.
     """
     math = None  # the indentation of a formula that we are in
     for i, line in enumerate(lines):
@@ -242,7 +243,8 @@ def as_rst(lines: list[str]) -> None:
         if ".. math::" in line:
             math = indent
         if math is None and ":math:" not in line:
-            lines[i] = re.sub(r"(?<!\w)\|(\w+)\|", r"\\|\1\\|", line)
+            line = re.sub(r"(?<!\w)\|(\w+)\|", r"\\|\1\\|", line)
+            lines[i] = re.sub(r"(?<=\s)(\w+)_(?=\s)", r"\1\\_", line)
     for i, line in enumerate(lines):
         if re.match(r"https?://", line):
             first = i

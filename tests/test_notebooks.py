@@ -1,4 +1,8 @@
-"""Every notebook runs from its first cell to its last, with few epochs."""
+"""Every notebook runs from first to last cell, with few epochs, and prints what it did.
+
+Committed outputs come from a full run, so that numbers differ. Their kinds and words,
+in this order, are those of the code.
+"""
 
 import re
 from collections.abc import Iterator
@@ -37,26 +41,48 @@ def shortened(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def failure(path: Path) -> str:
-    """What went wrong in a notebook, if anything did."""
+def printed(cell: nbformat.NotebookNode) -> tuple[list[str], list[str]]:
+    """The kinds of a cell's outputs, and the words of their text."""
+    outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    kinds = [kind for out in outputs for kind in sorted(out.get("data", {}))]
+    text = [out.get("text") or out["data"].get("text/plain", "") for out in outputs]
+    return kinds, re.findall(r"[^\W\d_]{2,}", "".join(text))
+
+
+def executed(path: Path) -> list[tuple[list[str], list[str]]] | str:
+    """What each code cell prints, or what went wrong."""
     notebook = shortened(path)
     try:
         NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     except CellExecutionError as error:
         return str(error)
-    return ""
+    return [printed(cell) for cell in code_cells(notebook)[1:]]
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[dict[Path, Future]]:
     """All notebooks, two at a time."""
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        yield {path: pool.submit(failure, path) for path in NOTEBOOKS}
+        yield {path: pool.submit(executed, path) for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path, runs):
-    assert runs[path].result() == ""
+def test_notebook_runs_and_prints_what_is_committed(path, runs):
+    found = runs[path].result()
+    assert not isinstance(found, str), found
+    cells = code_cells(nbformat.read(path, as_version=4))
+    for i, (cell, now) in enumerate(zip(cells, found, strict=True), 1):
+        assert printed(cell) == now, f"cell [{i}]: run {path.name} anew"
+
+
+def test_notebooks_are_numbered():
+    assert [path.name[:2] for path in NOTEBOOKS] == [
+        f"{i}-" for i in range(1, len(NOTEBOOKS) + 1)
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -64,6 +90,5 @@ def test_notebook_is_committed_with_its_pictures_and_no_machine_in_it(path):
     text = path.read_text()
     assert "image/png" in text
     assert not re.search(r"/(home|root|tmp|work)/", text)
-    cells = nbformat.read(path, as_version=4).cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
+    code = code_cells(nbformat.read(path, as_version=4))
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
