@@ -50,7 +50,8 @@ def check_guide(
     corner cases              one item, one view and equal views work
     absent views              with `present`, the pixels of absent views do not matter,
                               and samples follow the density
-    gradients                 float32, device, state, saving, tracing: as in `check_prior`
+    gradients                 and float32, device, state, saving, tracing: as in
+                              `check_prior`
     ========================  ====================================================
 
     For a point estimate (a Delta) the laws of densities are skipped. A guide may
