@@ -242,8 +242,10 @@ def as_rst(lines: list[str]) -> None:
             math = None
         if ".. math::" in line:
             math = indent
-        if math is None and ":math:" not in line:
-            line = re.sub(r"(?<!\w)\|(\w+)\|", r"\\|\1\\|", line)
+        if math is None:
+            parts = line.split("`")  # every other one is code or a formula
+            parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+            line = re.sub(r"^(Arguments) of .+:$", r"\1:", "`".join(parts))
             lines[i] = re.sub(r"(?<=\s)(\w+)_(?=\s)", r"\1\\_", line)
     for i, line in enumerate(lines):
         if re.match(r"https?://", line):

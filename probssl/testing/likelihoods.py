@@ -37,7 +37,7 @@ def check_likelihood(
     mean              samples have the mean of the distribution
     own samples       `check` accepts samples, and raises a ValueError for NaN
     extremes          no NaN for huge and tiny outputs, nor in gradients
-    gradients, single precision, device, state, saving, tracing: as in `check_prior`
+    gradients         float32, device, state, saving, tracing: as in `check_prior`
     ================  ============================================================
 
     A `pseudo` likelihood need not be normalised, nor do its samples follow it. Where

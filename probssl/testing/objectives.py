@@ -38,7 +38,7 @@ def check_objective(
     corner cases      one item, two, one view, equal views, equal items, huge inputs:
                       finite terms, or a ValueError from `check` or `forward`
     representation    `represent(x)` has shape (n, dim), each item independent of others
-    single precision, device, state, saving, tracing: as in `check_prior`
+    float32           device, state, saving, tracing: as in `check_prior`
     ================  ============================================================
 
     Random terms are compared by their means over repeated draws. The check runs on a
