@@ -235,14 +235,15 @@ def as_rst(lines: list[str]) -> None:
     Lines with addresses stay lines; outside of formulas ``|`` and a last ``_`` stay
     what they are.
     """
-    math = None  # the indentation of a formula that we are in
+    math, table = None, False  # the indentation of a formula; within a table
     for i, line in enumerate(lines):
+        table = bool(line.strip()) and (table or bool(re.match(r" *=+ +=", line)))
         indent = len(line) - len(line.lstrip())
         if math is not None and line.strip() and indent <= math:
             math = None
         if ".. math::" in line:
             math = indent
-        if math is None:
+        if math is None and not table:
             parts = line.split("`")  # every other one is code or a formula
             parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
             line = re.sub(r"^(Arguments) of .+:$", r"\1:", "`".join(parts))
