@@ -64,8 +64,8 @@ def discrete(
     r"""The parts of discrete variables with probabilities :math:`p(z_1, z_2, t)`.
 
     `"broja"` (Bertschinger, Rauh, Olbrich, Jost and Ay) minimises over all q that share
-    the pairs :math:`(z_1, t)` and :math:`(z_2, t)` with p. Unique is what one view
-    tells and the other does not under every such q:
+    the pairs :math:`(z_1, t)` and :math:`(z_2, t)` with p. Unique is the information of
+    one view that the other lacks under every such q:
 
     .. math:: U_1 = \min_q I_q(t; z_1 \mid z_2) = \min_q I_q(t; z_1, z_2) - I(t; z_2)
 
@@ -81,7 +81,7 @@ def discrete(
         \log \frac{p(z_i \mid t)}{p(z_i)}
 
     Example:
-        The exclusive or of two fair bits, of which one alone tells nothing:
+        The exclusive or of two fair bits, of which one alone is uninformative:
 
         >>> xor = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]]) / 4
         >>> print(f"{discrete(xor).synergistic / np.log(2):.6f} bit")
@@ -114,7 +114,7 @@ def discrete(
 def _specific_information(
     pair: Float[np.ndarray, "z target"],
 ) -> Float[np.ndarray, " target"]:
-    r"""What z tells about each t, :math:`\sum_z p(z, t) \log p(z, t) / p(z) p(t)`."""
+    r"""The information about each t, :math:`\sum_z p(z, t) \log p(z, t) / p(z) p(t)`."""
     from scipy.special import rel_entr
 
     return rel_entr(pair, pair.sum(1, keepdims=True) * pair.sum(0)).sum(0)

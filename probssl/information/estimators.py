@@ -148,10 +148,10 @@ class Clusters(NamedTuple):
     r"""Information by counting K-means cells of z against t.
 
     K-means is fitted to some of the items; the others are counted. A cell is a function
-    of z, so that by the data processing inequality it tells at most what z tells. What
-    differs within a cell is lost, which is most of the information where clusters have
-    little to do with t. The parts are those of the cells, and need not be ordered like
-    those of z.
+    of z, so that by the data processing inequality it has at most the information of z.
+    What differs within a cell is lost, which is most of the information where clusters
+    have little to do with t. The parts belong to the cells, and need not be ordered
+    like those of z.
 
     A large table looks informative by chance. The jackknife removes this bias to first
     order in 1/n from informations and from I_min. With few items for each entry of the
@@ -239,7 +239,7 @@ def _surprise(target: Codes, classes: int) -> Float[np.ndarray, " target"]:
 def _specific(
     counts: Int[np.ndarray, "z target"], corrected: bool
 ) -> Float[np.ndarray, " target"]:
-    r"""What z tells about each t, :math:`\sum_z p(z, t) \log p(z, t) / p(z) p(t)`.
+    r"""The information about each t, :math:`\sum_z p(z, t) \log p(z, t) / p(z) p(t)`.
 
     Corrected, it is the jackknife's :math:`n s - (n - 1) \bar s`, where :math:`\bar s`
     is the mean of s over leaving out one of the n items.

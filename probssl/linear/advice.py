@@ -176,8 +176,8 @@ def advise(
 
     The linear theory is applied to the first principal components of the images, before
     any network is trained. Without `nuisance`, structure counts as relevant: a relevant
-    direction along which images are Gaussian and independent of all others cannot be
-    told from noise.
+    direction along which images are Gaussian and independent of all others looks like
+    noise.
 
     Arguments:
         X: Rows (n, d), images (n, \*event), or a `data.Split`, whose labels are not
@@ -252,7 +252,7 @@ def _rows(X: Any) -> tuple[Float[Array, "n d"], tuple[int, ...] | None]:
     if len(shape) < 2 or shape[0] < FEWEST_IMAGES:
         raise ValueError(
             f"expected at least {FEWEST_IMAGES} rows (n, d) or images (n, *event), got "
-            f"shape {shape}; fewer cannot be told from noise"
+            f"shape {shape}; no structure shows in fewer"
         )
     scale = 255.0 if getattr(X, "dtype", None) in (torch.uint8, np.uint8) else 1.0
     rows = finite(X).reshape(shape[0], -1) / scale

@@ -8,8 +8,8 @@ what was expected, what came, and where to look. The first law in the list is of
 cause of the others: a density of the wrong shape, say, also fails its integral.
 
 Laws about samples compare means with error bars of five standard errors, so that a
-correct part fails by chance about once in a million comparisons. "undecided" asks for
-fewer dimensions or more `draws`. In a test suite, parametrise over your parts::
+correct part hardly ever fails by chance; "undecided" means that fewer dimensions or
+more `draws` are needed. In a test suite, parametrise over your parts::
 
     @pytest.mark.parametrize("prior", [MyPrior(2), MyPrior(3, scale=0.1)])
     def test_laws(prior):

@@ -81,7 +81,7 @@ def around(
     if spherical(support):
         return [_OnSphere(centre.unsqueeze(0)) for centre in centres]
     transform = biject_to(support)
-    start = [_Widths(centre, transform) for centre in centres]
+    start = [_all_widths(centre, transform) for centre in centres]
     return _adapted(log_density, start, transform, n)
 
 
@@ -233,28 +233,14 @@ class _Students:
         return self.frame.noise(self.map.inv(z).flatten(1)).squeeze(0)
 
 
-class _Widths:
+def _all_widths(centre: Float[Tensor, "view dim"], transform: Transform) -> _Students:
     """Student-t's around one point, with widths from 0.001 to 1000."""
-
-    def __init__(self, centre: Tensor, transform: Transform) -> None:
-        start = transform.inv(centre)
-        self.shape, self.map, self.loc = tuple(start.shape), transform, start.flatten()
-        widths = self.loc.new_tensor(WIDTHS)
-        loc = self.loc.expand(len(widths), -1)
-        self.each = IsotropicStudentT(3.0, loc, widths, validate_args=False)
-
-    def sample(self, n: int) -> Tensor:
-        pick = torch.randint(len(WIDTHS), (n,))
-        drawn = self.each.sample((n,))[torch.arange(n), pick]
-        return self.map(drawn.unflatten(1, self.shape))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        u = self.map.inv(z).flatten(1)
-        log_t = self.each.log_prob(u.unsqueeze(1)).logsumexp(1)
-        return log_t - math.log(len(WIDTHS)) - _log_volume(self.map, z)
-
-    def standard(self, z: Tensor) -> Tensor:
-        return self.map.inv(z).flatten(1) - self.loc
+    start = transform.inv(centre)
+    loc = start.flatten().expand(len(WIDTHS), -1)
+    width = loc.new_tensor(WIDTHS)
+    scale = width[:, None, None] * torch.eye(loc.shape[1], dtype=loc.dtype)
+    mixture = _Mixture(torch.full_like(width, 1 / len(WIDTHS)), loc, scale)
+    return _Students(mixture, mixture, tuple(start.shape), transform)
 
 
 class _OnSphere:
