@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from functools import partial
 
 import pyro.distributions as dist
@@ -207,23 +206,6 @@ def test_reported_error_is_the_true_one():
     ).max() > (1e-6)
 
 
-def test_views_of_any_batch_shape_have_one_density_each():
-    prior, z = Custom(laplace(0.3), 2), torch.randn(3, 4, 2, 2)
-    assert_close(prior.log_prob(z)[1, 2], prior.log_prob(z[1, 2]))
-    assert prior(2).expand((3, 4)).log_prob(z).shape == (3, 4)
-    assert_close(prior.log_prob(z.flip(2)), prior.log_prob(z))
-
-
-def test_drawn_hyper_parameters_become_the_batch_shape():
-    prior = Custom(LearnedNormal(dist.LogNormal(-1.0, 0.5)), 2)
-    scales, z = torch.tensor([[0.1], [0.5], [2.0]]), torch.randn(5, 3, 2)
-    many = prior(3, scale=scales)
-    assert many.batch_shape == (3, 1) and many.event_shape == (3, 2)
-    each = torch.stack([Gaussian(2, float(s)).log_prob(z) for s in scales])
-    close(many.log_prob(z), each)
-    assert many.sample((4,)).shape == (4, 3, 1, 3, 2)
-
-
 def test_support_is_that_of_the_conditional():
     support = Custom(lambda y: dist.LogNormal(y, 0.3).to_event(1), 2)(3).support
     z = torch.rand(5, 3, 2)
@@ -272,25 +254,6 @@ def test_single_precision_is_that_of_its_input():
     value = Custom(normal(0.3), 4).float().log_prob(z.float())
     assert value.dtype == torch.float32
     assert_close(value.double(), exact, rtol=0, atol=2e-4)
-
-
-def test_marginal_of_present_views_equals_the_prior_of_so_many():
-    prior, z = Custom(laplace(0.3), 2), torch.randn(4, 4, 2)
-    present = torch.arange(4).expand(4, -1) < 2
-    close(prior.log_prob(z, present), prior.log_prob(z[:, :2]))
-    close(prior.log_prob(z, torch.zeros_like(present)), torch.zeros(4))
-
-
-def test_samples_have_the_moments_of_the_closed_form():
-    n, prior = 100_000, Custom(normal(0.5), 2)
-    assert prior(3).has_rsample and prior(3).expand((5,)).sample((2,)).shape == (
-        *(2, 5, 3, 2),
-    )
-    for z in (prior(3).sample((n,)), prior(3).rsample((n,))):
-        products = z.unsqueeze(1) * z.unsqueeze(2)
-        expected = (0.25 * torch.eye(3) + 1).unsqueeze(-1)
-        error = 5 * products.std(0) / math.sqrt(n)
-        assert ((products.mean(0) - expected).abs() < error).all()
 
 
 def test_absent_views_are_drawn_from_the_conditional_given_the_present_ones():
@@ -662,80 +625,6 @@ def test_building_a_prior_draws_no_random_numbers():
     state = torch.random.get_rng_state()
     Custom(LearnedLaplace(), 3)
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def hidden():
-    scale = nn.Parameter(torch.tensor(0.3))
-    return lambda y: dist.Laplace(y, scale).to_event(1)
-
-
-def without(method: str) -> Callable[[Tensor], dist.TorchDistribution]:
-    """A Laplace conditional that lacks one of its methods."""
-
-    def conditional(y: Tensor) -> dist.TorchDistribution:
-        def missing(*_: object) -> Tensor:
-            raise NotImplementedError
-
-        laplace = type("Laplace", (dist.Independent,), {method: missing})
-        return laplace(dist.Laplace(y, 0.3), 1)
-
-    return conditional
-
-
-@pytest.mark.parametrize(
-    "build, error, message",
-    [
-        (lambda: Custom(lambda y: y, 3), TypeError, "got Tensor"),
-        (lambda: Custom(0.3, 3), TypeError, "function of y, got 0.3"),
-        (lambda: Custom(lambda y: dist.Laplace(y, 0.3), 3), ValueError, "to_event"),
-        (
-            lambda: Custom(lambda y: dist.Laplace(y[..., :2], 0.3).to_event(1), 3),
-            ValueError,
-            r"got event shape \(2,\)",
-        ),
-        (
-            lambda: Custom(lambda y: dist.Laplace(torch.zeros(3), 0.3).to_event(1), 3),
-            ValueError,
-            r"expected conditional\(y\) with batch shape \(3, 1\)",
-        ),
-        (lambda: Custom(without("log_prob"), 3), TypeError, "Laplace without; write"),
-        (lambda: Custom(without("sample"), 3), TypeError, "distribution with sample"),
-        (lambda: Custom(laplace(0.3), None), ValueError, "known dimension"),
-        (lambda: Custom(laplace(0.3), 0), ValueError, "at least 1"),
-        (lambda: Custom(hidden(), 3), ValueError, "module for conditional"),
-        (
-            lambda: Custom(laplace(0.3), 3, y_prior=dist.Normal(0.0, 1.0)),
-            ValueError,
-            r"write .expand\(\[3\]\)",
-        ),
-        (lambda: Custom(laplace(0.3), 3, y_prior=2.0), ValueError, "got float"),
-        (
-            lambda: Custom(
-                laplace(0.3), 3, y_prior=dist.Poisson(1.0).expand([3]).to_event(1)
-            ),
-            ValueError,
-            "discrete",
-        ),
-        (
-            lambda: Quadrature(nodes=2),
-            ValueError,
-            "nodes as a whole number of at least 4",
-        ),
-        (
-            lambda: Custom(laplace(0.3), 3).log_prob(torch.zeros(2, 2, 4)),
-            ValueError,
-            "expected z with dim 3",
-        ),
-        (
-            lambda: Custom(laplace(0.3), 3).effective_sample_size(torch.zeros(2, 2, 3)),
-            TypeError,
-            "quadrature_error",
-        ),
-    ],
-)
-def test_misuse_is_refused_with_a_way_out(build, error, message):
-    with pytest.raises(error, match=message):
-        build()
 
 
 @pytest.mark.parametrize("conditional", ["positive", "sphere", "real"])

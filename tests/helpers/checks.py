@@ -32,7 +32,8 @@ def assert_mean(sample: Any, expected: Any, rounding: float = 1e-12) -> None:
         rounding: Allowed in addition, relative to the largest entry of the sample.
     """
     mean, bar = mean_and_bar(sample)
-    largest = max(float(abs(np.asarray(part)).max()) for part in sample)
+    parts = sample if isinstance(sample, list) else [sample]
+    largest = max(float(torch.as_tensor(p).detach().abs().max()) for p in parts)
     away = abs(mean - expected)
     assert (away <= bar + rounding * (1 + largest)).all(), (
         f"expected means within {bar}, got them {away} away"
