@@ -1,8 +1,8 @@
-"""Checks of arguments: one function for each kind, one form of message.
+"""Checks of arguments: one function for each kind of value, one form of message.
 
 Each returns the argument as a plain Python value, so that a constructor reads
 ``self.momentum = between("momentum", momentum, 0, 1)``. A message says what was
-expected, what came and, by `hint`, what to do.
+expected, what was given and, by `hint`, what to do.
 """
 
 import math
@@ -19,7 +19,7 @@ def positive(name: str, value: Any, hint: str = "") -> float:
     """Return a positive finite number as a float.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
         ValueError: If it is out of range.
     """
     wanted = f"{name} as a positive finite number"

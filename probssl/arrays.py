@@ -1,4 +1,4 @@
-"""Representations and labels as NumPy arrays, checked once at the edge."""
+"""Representations and labels as NumPy arrays, checked once where they come in."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ Array = np.ndarray | Tensor
 
 
 def plain(values: Array) -> np.ndarray:
-    """Values as a NumPy array, taken off the graph and the device."""
+    """Values as a NumPy array on the CPU, detached from the autograd graph."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         if values.dtype == torch.bfloat16:  # unknown to NumPy
@@ -21,7 +21,7 @@ def plain(values: Array) -> np.ndarray:
 
 
 def finite(values: Array) -> np.ndarray:
-    """Values in double precision; an error where one is not finite."""
+    """Values in float64; raises a ValueError where one is not finite."""
     array = plain(values).astype(np.float64, copy=False)
     bad = int((~np.isfinite(array)).sum())
     if bad:
@@ -33,7 +33,7 @@ def finite(values: Array) -> np.ndarray:
 
 
 def representations(*parts: Float[Array, "n dim"]) -> list[np.ndarray]:
-    """Representations z of one part of the data or more, in double precision."""
+    """Representations z, shape (n, dim), of one or several data sets, in float64."""
     arrays = [finite(z) for z in parts]
     for z in arrays:
         if z.ndim != 2 or 0 in z.shape:
@@ -44,13 +44,13 @@ def representations(*parts: Float[Array, "n dim"]) -> list[np.ndarray]:
     if len({z.shape[1] for z in arrays}) > 1:
         raise ValueError(
             "expected representations of one dimension, got "
-            f"{[z.shape for z in arrays]}; embed all parts by the same encoder"
+            f"{[z.shape for z in arrays]}; embed all of them by the same encoder"
         )
     return arrays
 
 
 def labels(y: Shaped[Array, " n"], items: int) -> np.ndarray:
-    """One discrete label for each of so many items."""
+    """Discrete labels, shape (n,), one for each item."""
     array = plain(y)
     if array.ndim != 1:
         raise ValueError(
@@ -59,8 +59,8 @@ def labels(y: Shaped[Array, " n"], items: int) -> np.ndarray:
         )
     if len(array) != items:
         raise ValueError(
-            f"got {items} representations and {len(array)} labels; give one label for "
-            "each representation, in the same order"
+            f"expected a label for each representation, got {items} representations "
+            f"and {len(array)} labels; give them in the same order"
         )
     if array.dtype.kind == "f" and (array != np.floor(array)).any():
         raise ValueError(
@@ -71,7 +71,7 @@ def labels(y: Shaped[Array, " n"], items: int) -> np.ndarray:
 
 
 def classes(y: Shaped[Array, " n"], items: int) -> np.ndarray:
-    """Labels of two classes or more."""
+    """Discrete labels of at least two classes."""
     array = labels(y, items)
     if len(found := np.unique(array)) < 2:
         raise ValueError(
@@ -87,7 +87,7 @@ def train_test(
     z_test: Float[Array, "m dim"],
     y_test: Shaped[Array, " m"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Both parts of labelled data, each checked, and checked to fit each other."""
+    """A labelled training set and test set, checked for agreement."""
     z_train, z_test = representations(z_train, z_test)
     y_train, y_test = classes(y_train, len(z_train)), labels(y_test, len(z_test))
     if not np.isin(y_test, y_train).any():
