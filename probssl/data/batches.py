@@ -32,9 +32,7 @@ class Target(NamedTuple):
         """All tensors of a nest of lists, tuples and dictionaries, on the device."""
         # A copy to the CPU must be complete before it is read.
         wait = self.device.type == "cpu"
-        return tree_map_only(
-            Tensor, lambda x: x.to(self.device, non_blocking=not wait), value
-        )
+        return _mapped(lambda x: x.to(self.device, non_blocking=not wait), value)
 
     def values(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Bytes k as k/255, other numbers unchanged, in the objective's dtype."""
@@ -42,15 +40,22 @@ class Target(NamedTuple):
 
     def batch(self, batch: Batch) -> Batch:
         """A batch on the device, its views and originals as `values`."""
-        moved = self.move(batch)
-        views, clean = (
-            tree_map_only(Tensor, self._number, x) for x in (moved.views, moved.clean)
-        )
-        return moved._replace(views=views, clean=clean)
+        views, clean, *known = map(self.move, batch)
+        views, clean = (_mapped(self._number, part) for part in (views, clean))
+        return Batch(views, clean, *known)
 
     def _number(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         numbers = x.to(self.dtype)
         return numbers.div_(255) if x.dtype == torch.uint8 else numbers
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`tree_map_only`, without its overhead where there is no nest."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return change(value)
+    return tree_map_only(Tensor, change, value)
 
 
 class Items:
