@@ -1,17 +1,21 @@
 """Estimators of H[z] against known entropies."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from helpers.checks import refusals
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import probssl as ps
 from probssl.entropies import (
+    Clusters,
     Collision,
+    Entropy,
     Equipartition,
     KernelDensity,
     LogDeterminant,
@@ -21,10 +25,34 @@ from probssl.entropies import (
     QueuedKernelDensity,
     VarianceCovariance,
 )
+from probssl.priors import Prior
 
 pytestmark = pytest.mark.usefixtures("float64")
 UNIT = 0.5 * math.log(2 * math.pi * math.e)
 PRIOR = ps.priors.Gaussian(None, 0.7, y_scale=math.inf)
+DIM = 3
+Estimate = Callable[[Tensor, Prior], Tensor]
+
+
+def gaussian_prior(scale: float) -> Prior:
+    return ps.priors.Gaussian(DIM, 0.7 * scale)
+
+
+def student_prior(scale: float) -> Prior:
+    return ps.priors.StudentT(DIM, 0.7 * scale, y_scale=math.inf)
+
+
+def sphere(dim: int) -> Callable[[float], Prior]:
+    return lambda _: ps.priors.Spherical(dim, 5.0)
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(DIM, DIM)
+
+
+def clusters(entropy: Clusters) -> Clusters:
+    nn.init.normal_(entropy.centres)
+    return entropy
 
 
 def gaussian(n: int, covariance: torch.Tensor) -> torch.Tensor:
@@ -64,19 +92,6 @@ def test_log_determinant_bounds_the_entropy_of_a_mixture_from_above():
     z = 2 * sign + 0.3 * torch.randn(n, 2, 1)
     exact = UNIT + math.log(0.3) + math.log(2)  # the two halves do not overlap
     assert LogDeterminant()(z) > exact + 0.5
-
-
-def test_log_determinant_grows_by_log_of_the_stretch():
-    z = torch.randn(40, 2, 5)
-    gap = LogDeterminant(0.0)(3 * z) - LogDeterminant(0.0)(z)
-    assert_close(gap, torch.tensor(5 * math.log(3)))
-
-
-def test_log_determinant_is_finite_with_fewer_items_than_dimensions():
-    z = torch.randn(4, 2, 16, requires_grad=True)
-    value = LogDeterminant()(z)
-    value.backward()
-    assert value.isfinite() and z.grad.isfinite().all()
 
 
 def test_variance_term_touches_log_sd_at_one_from_below():
@@ -165,26 +180,143 @@ def test_variance_and_covariance_are_the_entropy_of_unit_normals_and_below_if_le
     assert narrow < 6 * UNIT
 
 
-@pytest.mark.parametrize(
-    "entropy", [KernelDensity(), LogDeterminant(), VarianceCovariance()]
+# Laws. The prior of each estimator has a scale of 0.7, and c times that for z times c.
+Made = tuple[Callable[[], Entropy], Callable[[float], Prior]]
+ENTROPIES: dict[str, Made] = {
+    "kernel density": (KernelDensity, gaussian_prior),
+    "same view": (lambda: KernelDensity(other_views=False), gaussian_prior),
+    "other views": (lambda: KernelDensity(same_view=False), gaussian_prior),
+    "other items": (lambda: KernelDensity(same_item=False), student_prior),
+    "kernel density on the sphere": (KernelDensity, sphere(3)),
+    "collision": (Collision, student_prior),
+    "collision on the sphere": (Collision, sphere(3)),
+    "nearest neighbour": (NearestNeighbour, gaussian_prior),
+    "nearest neighbour on the circle": (NearestNeighbour, sphere(2)),
+    "nearest neighbour on the sphere": (NearestNeighbour, sphere(5)),
+    "log-determinant": (lambda: LogDeterminant(0.0), gaussian_prior),
+    "variance and covariance": (VarianceCovariance, gaussian_prior),
+    "equipartition": (lambda: clusters(Equipartition(5, DIM)), gaussian_prior),
+    "clusters": (lambda: clusters(Clusters(5, DIM)), gaussian_prior),
+    "plug-in": (lambda: PlugIn(linear(), LogDeterminant()), gaussian_prior),
+}
+AXES = {"variance and covariance", "equipartition", "clusters", "plug-in"}
+SURROGATE = {"equipartition", "plug-in"}  # whose gradient is not that of the value
+JOINT = [
+    name
+    for name, (make, _) in ENTROPIES.items()
+    if type(make()).joint is not Entropy.joint
+]
+# Each estimator of one view, and of all views where there is one.
+EVERY = pytest.mark.parametrize(
+    ("name", "together"),
+    [(name, False) for name in ENTROPIES] + [(name, True) for name in JOINT],
 )
-def test_estimates_ignore_the_order_of_items_and_views_and_rotation(entropy):
-    z, prior = torch.randn(12, 2, 3), ps.priors.Gaussian(3, 0.7)
-    value = entropy(z, prior)
-    assert_close(entropy(z[torch.randperm(12)], prior), value)
-    assert_close(entropy(z.flip(1), prior), value)
-    if not isinstance(entropy, VarianceCovariance):  # its axes are what it decorrelates
-        rotation = torch.linalg.qr(torch.randn(3, 3)).Q
-        assert_close(entropy(z @ rotation, prior), value)
 
 
-@pytest.mark.parametrize(
-    "entropy", [KernelDensity(), LogDeterminant(), VarianceCovariance()]
-)
-def test_gradients_are_exact(entropy):
-    prior = ps.priors.Gaussian(2, 0.7)
-    z = 0.5 * torch.randn(5, 2, 2, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: entropy(z, prior), z)
+def built(name: str, together: bool, scale: float = 1.0) -> tuple[Estimate, Prior]:
+    """An estimator, of one view or of all together, and the prior for it."""
+    make, prior = ENTROPIES[name]
+    torch.manual_seed(4)
+    entropy = make()
+    if isinstance(entropy, Clusters):
+        entropy.centres.data.mul_(scale)
+    return entropy.joint if together else entropy, prior(scale)
+
+
+def dim_of(prior: Prior) -> int:
+    return prior.dim or DIM
+
+
+@EVERY
+def test_order_rotation_and_translation_do_not_matter(name, together):
+    estimate, prior = built(name, together)
+    z = prior.on_support(torch.randn(12, 3, dim_of(prior)))
+    value = estimate(z, prior)
+    assert_close(estimate(z[torch.randperm(12)], prior), value)
+    assert_close(estimate(z.flip(1), prior), value)
+    if name not in AXES:
+        rotation = torch.linalg.qr(torch.randn(2 * z.shape[-1:])).Q
+        assert_close(estimate(z @ rotation, prior), value)
+    if name not in AXES - {"variance and covariance"} and "on the" not in name:
+        assert_close(estimate(z + torch.tensor([3.0, -1.0, 0.5]), prior), value)
+
+
+@EVERY
+def test_scaling_z_adds_the_log_of_the_scale(name, together):
+    """To each dimension of each view, with the kernel scaled alike."""
+    if "on the" in name or name in ("plug-in", "variance and covariance"):
+        return
+    z, views = torch.randn(40, 2, DIM), 2 if together else 1
+    once, wide = (
+        estimate(scale * z, prior)
+        for scale in (1.0, 3.0)
+        for estimate, prior in [built(name, together, scale)]
+    )
+    assert_close(wide - once, torch.tensor(views * DIM * math.log(3)))
+
+
+@EVERY
+def test_gradients_are_exact(name, together):
+    if name in SURROGATE:
+        return
+    estimate, prior = built(name, together)
+    z = 0.5 * torch.randn(9, 2, dim_of(prior))
+    value = lambda z: estimate(prior.on_support(z), prior)  # noqa: E731
+    assert torch.autograd.gradcheck(value, z.requires_grad_())
+
+
+@EVERY
+@pytest.mark.parametrize("size", [0.0, 1e-300, 1e-9, 1e6])
+def test_equal_tiny_and_huge_representations_have_finite_values_and_gradients(
+    name, together, size
+):
+    if "log-determinant" in name or name == "plug-in":
+        return  # of a singular covariance without noise
+    estimate, prior = built(name, together)
+    noise, offset = torch.randn(8, 2, dim_of(prior)), 0.0 if size in (0, 1e6) else 1.0
+    z = (size * noise + offset).requires_grad_()
+    value = estimate(prior.on_support(z), prior)
+    assert value.isfinite()
+    assert torch.autograd.grad(value, z)[0].isfinite().all()
+
+
+def test_log_determinant_is_finite_with_fewer_items_than_dimensions():
+    z = torch.randn(4, 2, 16, requires_grad=True)
+    value = LogDeterminant()(z)
+    value.backward()
+    assert value.isfinite() and z.grad.isfinite().all()
+
+
+@EVERY
+def test_value_and_gradient_are_those_of_the_trace(name, together):
+    estimate, prior = built(name, together)
+
+    def step(z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.detach().requires_grad_()
+        value = estimate(prior.on_support(z), prior)
+        return value, torch.autograd.grad(value, z)[0]
+
+    z = torch.randn(9, 2, dim_of(prior))
+    trace = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)
+    for traced, eager in zip(trace(torch.zeros_like(z))(z), step(z), strict=True):
+        assert_close(traced, eager)
+
+
+@EVERY
+def test_single_precision_is_that_of_the_input(name, together):
+    estimate, prior = built(name, together)
+    z = prior.on_support(torch.randn(30, 2, dim_of(prior)))
+    value = estimate(z, prior)
+    if isinstance(module := getattr(estimate, "__self__", estimate), nn.Module):
+        module.float()
+    single = estimate(z.float(), prior.float())
+    assert single.dtype == torch.float32
+    assert_close(single.double(), value, rtol=1e-5, atol=1e-5)
+
+
+def test_collision_is_below_the_kernel_density():
+    z, prior = torch.randn(12, 2, 3), gaussian_prior(1.0)
+    assert Collision()(z, prior) < KernelDensity()(z, prior)  # Jensen's inequality
 
 
 Z = torch.zeros(9, 2, 5)

@@ -87,22 +87,6 @@ def test_collision_of_all_views_has_the_product_of_their_kernels():
     assert_close(Collision().joint(z, prior), -mean.log())
 
 
-def test_collision_ignores_order_and_rotation_and_is_below_the_kernel_density():
-    z, prior = torch.randn(12, 2, 3), ps.priors.Gaussian(3, 0.7)
-    value = Collision()(z, prior)
-    assert_close(Collision()(z[torch.randperm(12)].flip(1), prior), value)
-    rotation = torch.linalg.qr(torch.randn(3, 3)).Q
-    assert_close(Collision()(z @ rotation, prior), value)
-    assert value < KernelDensity()(z, prior)  # by Jensen's inequality, always
-
-
-def test_collision_is_exact_in_its_gradient():
-    prior, z = ps.priors.StudentT(2, 0.7, y_scale=math.inf), torch.randn(4, 2, 2)
-    z = z.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: Collision()(z, prior), z)
-    assert torch.autograd.gradcheck(lambda z: Collision().joint(z, prior), z)
-
-
 @pytest.mark.parametrize("pushes", [[2, 2, 2], [5, 5], [3, 12, 1], [7]])
 def test_queue_holds_the_last_that_were_pushed(pushes):
     queue, past = Queue(7, 3), torch.zeros(0, 3)

@@ -196,24 +196,6 @@ def test_raising_the_value_brings_the_prototypes_to_the_clusters():
     assert abs(after - exact) < 5 * math.sqrt(1.5 / 120)
 
 
-def test_entropy_grows_by_log_of_the_stretch():
-    z, centres = torch.randn(30, 2, 3), torch.randn(5, 3)
-    once = placed(Equipartition(5, 3), centres)(z, flat(0.8))
-    wide = placed(Equipartition(5, 3), 3 * centres)(3 * z, flat(2.4))
-    assert_close(wide - once, torch.tensor(3 * math.log(3)))
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e6])
-def test_value_and_slope_are_finite(size):
-    z = (size * torch.randn(9, 2, 4)).requires_grad_()
-    for prior in (flat(0.5), ps.priors.Spherical(None, 10.0)):
-        entropy = Equipartition(5, 4)
-        value = entropy(prior.on_support(z), prior)
-        value.backward()
-        assert value.isfinite() and z.grad.isfinite().all()
-        assert entropy.centres.grad.isfinite().all()
-
-
 def test_it_serves_any_embedding():
     prior = ps.priors.Gaussian(4, 0.5)
     encoder = ps.nn.MLPEncoder((5,), 4, hidden=(8,))

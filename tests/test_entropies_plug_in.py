@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 
@@ -176,27 +175,6 @@ def test_conditional_entropy_of_the_others_is_that_of_all_less_that_of_one(entro
     plain = entropy.joint(z, prior) - entropy(z, prior)
     terms = Embedding(nn.Identity(), prior, entropy, all_views=True)(Batch(z))
     assert_close(terms.entropy, plain)
-
-
-def test_order_of_items_and_views_does_not_matter():
-    z, prior, entropy = torch.randn(6, 3, 2), flat(0.5), PlugIn(nn.Linear(2, 2))
-    value = entropy.conditional(z, prior)
-    assert_close(entropy.conditional(z[torch.randperm(6)], prior), value)
-    assert_close(entropy.conditional(z.roll(1, 1), prior), value)
-
-
-def test_value_and_gradient_are_those_of_the_trace():
-    entropy, prior = PlugIn(nn.Linear(3, 3)), Spherical(3)
-
-    def step(z: Tensor) -> tuple[Tensor, Tensor]:
-        z = z.detach().requires_grad_()
-        value = entropy.conditional(normalize(z, dim=-1), prior)
-        return value, torch.autograd.grad(value, z)[0]
-
-    z = torch.randn(5, 2, 3)
-    trace = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)
-    for traced, eager in zip(trace(torch.zeros(5, 2, 3))(z), step(z), strict=True):
-        assert_close(traced, eager)
 
 
 def test_objective_with_a_predictor_keeps_all_laws():
