@@ -1,4 +1,8 @@
-"""Hyper-parameters: positive numbers that are fixed, learned or random."""
+"""Positive hyper-parameters: fixed, fitted by maximum likelihood, or with a posterior.
+
+A number is fixed. ``ps.learned(number)`` is fitted by gradient, with the networks. A
+Pyro distribution is a prior p(θ), and θ gets a log-normal guide q(θ): a posterior.
+"""
 
 import copy
 import math
@@ -17,21 +21,21 @@ from .runtime.distributed import from_main, world_size
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
 __all__ += ["learned", "mapped"]
 
-# How wide a guide of log θ starts at most: one as wide as its prior would drown the
-# gradients of all else in noise.
-START = 0.05
+# The largest initial standard deviation of q(log θ). One as wide as the prior would
+# drown the gradients of the networks in noise.
+INITIAL_STD = 0.05
 
 Number = float | tuple[float, ...]
 
 
 class Learned(NamedTuple):
-    """A positive number that is fitted by gradient, and where it starts."""
+    """The initial value of a hyper-parameter that is fitted by gradient."""
 
     value: Number
 
 
 def learned(value: float | Sequence[float] | Tensor) -> Learned:
-    """Mark a hyper-parameter as learned, starting from `value`.
+    """Fit a hyper-parameter by gradient (maximum likelihood), starting from `value`.
 
     Arguments:
         value: A positive number, or one for each dimension of z.
@@ -46,27 +50,27 @@ def learned(value: float | Sequence[float] | Tensor) -> Learned:
 class Positive(nn.Module):
     r"""A positive hyper-parameter :math:`\theta`, or one for each dimension of z.
 
-    A number is kept in a buffer; `learned` makes :math:`\log(\theta - \text{floor})` a
-    parameter; a Pyro distribution makes it a random variable with the guide
-    :math:`q(\log \theta) = N(m, s^2)`, which starts at the median of its prior.
+    A number is a buffer; with `learned`, :math:`\log(\theta - \text{floor})` is a
+    parameter; a Pyro distribution makes :math:`\theta` a random variable with the guide
+    :math:`q(\log \theta) = N(m, s^2)`, which starts at the median of the prior.
 
     Arguments:
         value: The number, ``learned(number)``, or a Pyro distribution over positive
             numbers. For each dimension a sequence of numbers, or a distribution with
             the event shape (dim,).
-        name: What errors and Pyro sites call it.
-        floor: A lower bound that a learned value cannot cross.
-        dim: How many numbers there may be; None means a single one.
+        name: The name of its Pyro site, and in error messages.
+        floor: A lower bound of a learned value.
+        dim: The length of a sequence of numbers; None allows a single number only.
 
     Raises:
         ValueError: If the value is not a positive, finite number above the floor, or if
-            there are several where one is meant.
+            the number of values is wrong.
     """
 
     value: Any  # a number, numbers, Learned, or a Pyro distribution
     fixed: Tensor
-    # A step of Adam at 1e-3 is a thousandth of log θ: a fit would end half way. With a
-    # rate that falls to zero the last values do not jitter.
+    # One step of Adam at rate 1e-3 moves log θ by 1e-3: too slow for most fits. With a
+    # learning rate that decays to zero the last values do not fluctuate.
     learning_rate_factor = 10.0
 
     def __init__(
@@ -83,15 +87,15 @@ class Positive(nn.Module):
             isinstance(value, kind) for kind in (Learned, Distribution)
         )
         self.free = self.learned or self.random
-        self.drawn: Tensor | None = None  # what `Prior.at` puts in its place
+        self.drawn: Tensor | None = None  # the value that `Prior.at` sets
         if isinstance(value, Distribution):
             self.value = mapped(value, torch.clone)
-            with torch.random.fork_rng(devices=[]):  # building draws nothing
+            with torch.random.fork_rng(devices=[]):  # keep the random state
                 draws = self.value.sample((1_001,))
             self.size = _check_distribution(self.value, draws, name, dim)
             start = draws.log()
             self.loc = nn.Parameter(start.median(0).values)
-            self.log_scale = nn.Parameter(start.std(0).clamp(1e-4, START).log())
+            self.log_scale = nn.Parameter(start.std(0).clamp(1e-4, INITIAL_STD).log())
             return
         self.value = learned(value.value) if isinstance(value, Learned) else value
         number = _plain(value.value if isinstance(value, Learned) else value)
@@ -104,7 +108,7 @@ class Positive(nn.Module):
             self.register_buffer("fixed", torch.tensor(number))
 
     def forward(self) -> Tensor:
-        """The present value; of a random one the median of its guide."""
+        """The current value; of a random one the median of its guide."""
         if self.drawn is not None:
             return self.drawn
         if self.random:
@@ -112,34 +116,34 @@ class Positive(nn.Module):
         return self.floor + self.log.exp() if self.learned else self.fixed
 
     def of(self, drawn: dict[str, Tensor]) -> Tensor:
-        """The value among those drawn, else the present one."""
+        """The sampled value, where `drawn` has one, else the current value."""
         return drawn[self.name] if self.name in drawn else self()
 
     def over(
         self, drawn: dict[str, Tensor] | None = None
     ) -> Float[Tensor, "*batch 1 #dim"]:
-        """The value with axes for the views and the dimensions."""
+        """The value, with axes for views and dimensions appended."""
         value = self.of(drawn or {}).unsqueeze(-1)
         return value.unsqueeze(-1) if self.size is None else value.mT
 
     def lifted(self, value: Tensor) -> Tensor:
-        """A drawn value with one more batch axis at the end, for the views."""
+        """A sampled value with one more batch axis at the end, for the views."""
         return value.unsqueeze(-1 if self.size is None else -2)
 
     def sample(self) -> Tensor:
-        """Draw it from its prior: a Pyro site."""
+        """Sample it from its prior p(θ), as a Pyro site."""
         return pyro.sample(self.name, self.value)
 
     def sample_guide(self) -> Tensor:
-        """Draw it from its guide: a Pyro site."""
+        """Sample it from its guide q(θ), as a Pyro site."""
         return pyro.sample(self.name, self.posterior())
 
     def posterior(self) -> dist.TorchDistribution:
         r"""Return its guide, :math:`q(\log \theta) = N(m, s^2)`.
 
-        In training mode several processes draw the same from it, as one would.
+        In training mode all ranks draw the same sample.
         """
-        # validate_args=False would not reach the inner normal, which asks the host.
+        # validate_args=False would not reach the inner normal, which then synchronises.
         with dist.validation_enabled(False):
             log_normal = dist.LogNormal(self.loc, self.log_scale.exp())
             if self.training and world_size() > 1:
@@ -153,7 +157,7 @@ class Positive(nn.Module):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> "Positive":
-        """Move and convert also the tensors of its prior, which is no module."""
+        """Move and convert the tensors of its prior as well, which is no module."""
         super()._apply(fn, recurse)
         if self.random:
             self.value = mapped(self.value, fn)
@@ -161,9 +165,9 @@ class Positive(nn.Module):
 
 
 class Reciprocal(Positive):
-    """A hyper-parameter that is given by its reciprocal, as κ is by a temperature 1/κ.
+    """A hyper-parameter given by its reciprocal, as κ by the temperature τ = 1/κ.
 
-    What is fixed, learned or random is the reciprocal; so is what a Pyro site holds.
+    The reciprocal is what is fixed, learned or random, and the value of the Pyro site.
     """
 
     def forward(self) -> Tensor:
@@ -174,7 +178,7 @@ class Reciprocal(Positive):
 
 
 class _Shared(dist.Normal):
-    """A normal distribution of which all processes draw what the first one does."""
+    """A normal distribution of which all ranks draw the sample of rank 0."""
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -185,7 +189,7 @@ class _Shared(dist.Normal):
 def mapped(
     part: Any, fn: Callable[[Tensor], Tensor], done: dict[int, Any] | None = None
 ) -> Any:
-    """A copy of a distribution with all its tensors mapped, validation switched off."""
+    """Copy a distribution, apply `fn` to all its tensors, switch validation off."""
     done = {} if done is None else done
     if isinstance(part, Tensor):
         return fn(part)
@@ -193,7 +197,7 @@ def mapped(
         return [mapped(p, fn, done) for p in part]
     if not isinstance(part, Distribution | Transform):
         return part
-    if id(part) not in done:  # a transform and its inverse hold each other
+    if id(part) not in done:  # a transform and its inverse refer to each other
         new = done[id(part)] = copy.copy(part)
         parts = {name: mapped(p, fn, done) for name, p in vars(part).items()}
         new.__dict__.update(parts)
@@ -203,10 +207,10 @@ def mapped(
 
 
 def known_population(population: Tensor | None) -> Tensor:
-    """The number of items by which global sites are weighted.
+    """Return the number of items, by which global sites are weighted.
 
     Raises:
-        ValueError: If it is not known.
+        ValueError: If it is None.
     """
     if population is None:
         raise ValueError(
@@ -218,7 +222,7 @@ def known_population(population: Tensor | None) -> Tensor:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as Python's own; what is none as it came."""
+    """Numbers, tensors and arrays as Python floats and tuples; all else unchanged."""
     if isinstance(value, Tensor) or hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
@@ -227,7 +231,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_number(number: Any, name: str, floor: float, dim: int | None) -> int | None:
-    """How many numbers there are, None for a single one, if all are in order."""
+    """Check the numbers; return how many there are, None for a single one."""
     numbers = number if isinstance(number, tuple) else (number,)
     if not all(isinstance(n, float) and floor < n < math.inf for n in numbers):
         raise ValueError(

@@ -39,7 +39,6 @@ class ConvEncoder(Encoder):
             layers += [nn.GroupNorm(1, b), nn.ReLU()]
         features = (shape[0], *channels)[-1] * height * width
         super().__init__(nn.Sequential(*layers, nn.Flatten()), features, dim)
-        self.event_shape, self.channels = shape, channels
 
 
 class ConvDecoder(Decoder):
@@ -73,4 +72,3 @@ class ConvDecoder(Decoder):
             layers += [nn.GroupNorm(1, a), nn.ReLU()]
             layers += [nn.ConvTranspose2d(a, b, kernel, stride=2, padding=1)]
         super().__init__(nn.Sequential(*layers), dim, shape)
-        self.channels = channels

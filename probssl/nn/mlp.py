@@ -28,7 +28,6 @@ class MLPEncoder(Encoder):
         flat = math.prod(shape)
         trunk = nn.Sequential(Reshape(shape, (flat,)), *dense(flat, *hidden))
         super().__init__(trunk, (flat, *hidden)[-1], dim)
-        self.event_shape, self.hidden = shape, hidden
 
 
 class MLPDecoder(Decoder):
@@ -45,7 +44,6 @@ class MLPDecoder(Decoder):
         inner = dense(whole("dim", dim), *hidden)
         last = nn.Linear((dim, *hidden)[-1], math.prod(shape))
         super().__init__(nn.Sequential(*inner, last), dim, shape)
-        self.hidden = hidden
 
 
 class Projector(nn.Module):

@@ -38,7 +38,6 @@ class ResNet18Encoder(Encoder):
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
         super().__init__(trunk, 512, dim)
-        self.event_shape = shape
 
 
 class ResNet18Decoder(Decoder):
