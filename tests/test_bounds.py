@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from helpers.linear import ExactFactors, exact
+from helpers import linear
+from helpers.linear import covariances, evidence
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
@@ -20,32 +21,8 @@ DIM, EVENT, NOISE, SCALE, Y_SCALE = 2, 5, 0.4, 0.6, 1.3
 
 
 def linear_gaussian(guide: type[nn.Module]) -> ps.Joint:
-    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
-    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
-    decoder = nn.Linear(DIM, EVENT, bias=False)
-    decoder.weight = nn.Parameter(weight)
-    return ps.Joint(
-        ps.priors.Gaussian(DIM, SCALE, Y_SCALE),
-        ps.likelihoods.Gaussian(NOISE),
-        ExactFactors(weight, NOISE),
-        decoder,
-        guide=exact(guide),
-    )
-
-
-def covariances(joint: ps.Joint, views: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cov(z), the stacked decoder, and Cov(x), all views of an item in one vector."""
-    share = SCALE**2 * torch.eye(views) + Y_SCALE**2
-    z = torch.kron(share, torch.eye(DIM))
-    decoder = torch.kron(torch.eye(views), joint.decoder.weight.detach().contiguous())
-    x = decoder @ z @ decoder.T + NOISE**2 * torch.eye(views * EVENT)
-    return z, decoder, x
-
-
-def evidence(joint: ps.Joint, x: Tensor) -> Tensor:
-    _, _, covariance = covariances(joint, x.shape[1])
-    return MultivariateNormal(torch.zeros(len(covariance)), covariance).log_prob(
-        x.flatten(1)
+    return linear.linear_gaussian(
+        ps.priors.Gaussian(DIM, SCALE, Y_SCALE), EVENT, NOISE, guide=guide
     )
 
 

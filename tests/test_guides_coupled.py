@@ -1,14 +1,15 @@
 """Mixture priors times normal factors: densities, evidences and pathwise gradients."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.linear import ExactFactors
-from helpers.linear import exact as exact_factors
+from helpers import linear
+from helpers.checks import assert_mean, refusals
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -66,12 +67,6 @@ def mask(items: int, views: int) -> Tensor:
     return present
 
 
-def within(estimates: Tensor, expected: Tensor) -> None:
-    """Means over the first axis are as expected, to five standard errors."""
-    error = estimates.std(0) / math.sqrt(len(estimates))
-    assert ((estimates.mean(0) - expected).abs() <= 5 * error + 1e-12).all()
-
-
 @ALL
 @pytest.mark.parametrize("views", [1, 2, 4])
 @pytest.mark.parametrize("masked", [False, True])
@@ -97,7 +92,7 @@ def test_evidence_is_the_mean_of_the_factors_under_the_prior(make):
     z = prior.expand((4,)).sample((n,))
     each = present.unsqueeze(-1) * Normal(loc, scale).log_prob(z)
     q = prior.times(loc, scale, present)
-    within((each.sum((-2, -1)) - q.log_evidence).exp(), torch.ones(4))
+    assert_mean((each.sum((-2, -1)) - q.log_evidence).exp(), torch.ones(4))
 
 
 @ALL
@@ -107,14 +102,14 @@ def test_samples_follow_the_product(make, masked):
     loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.5
     q = prior.times(loc, scale, mask(4, 3) if masked else None)
     z = q.rsample((n,)).detach()
-    within(z, q.mean)
-    within((z - q.mean).square(), q.variance)
+    assert_mean(z, q.mean)
+    assert_mean((z - q.mean).square(), q.variance)
     # Together: E cos(t z), of which each component has a closed form.
     t, each = torch.randn(3, DIM), q.each()
     square = (t * each.scale).square().sum((-2, -1))
     square = square + (t * each.loading).sum(-2).square().sum(-1)
     cosine = (-square / 2).exp() * (t * each.loc).sum((-2, -1)).cos()
-    within((t * z).sum((-2, -1)).cos(), (q.component.probs * cosine).sum(-1))
+    assert_mean((t * z).sum((-2, -1)).cos(), (q.component.probs * cosine).sum(-1))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -129,23 +124,13 @@ def test_one_component_at_the_origin_is_the_gaussian_product(masked):
     exact(left.log_prob(z), right.log_prob(z))
     exact(left.mean, right.mean)
     exact(left.variance, right.variance)
-    within((z[..., 0, :] - left.mean[:, 0]).square(), right.variance[:, 0])
+    assert_mean((z[..., 0, :] - left.mean[:, 0]).square(), right.variance[:, 0])
     product = (z[..., 0, :] - left.mean[:, 0]) * (z[..., 1, :] - left.mean[:, 1])
-    within(product, right.loading[:, 0] * right.loading[:, 1])
+    assert_mean(product, right.loading[:, 0] * right.loading[:, 1])
 
 
 def linear_gaussian(prior: Prior) -> ps.Joint:
-    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
-    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
-    decoder = nn.Linear(DIM, EVENT, bias=False)
-    decoder.weight = nn.Parameter(weight)
-    return ps.Joint(
-        prior,
-        ps.likelihoods.Gaussian(NOISE),
-        ExactFactors(weight, NOISE),
-        decoder,
-        guide=exact_factors(ps.guides.Coupled),
-    )
+    return linear.linear_gaussian(prior, EVENT, NOISE)
 
 
 def evidence(joint: ps.Joint, x: Tensor) -> Tensor:
@@ -205,8 +190,8 @@ def test_a_random_scale_goes_through_the_bound():
     joint = linear_gaussian(prior)
     joint.population = torch.tensor(100.0)
     value = sum(ELBO(4)(joint, Batch(torch.randn(6, 2, EVENT))))
-    slopes = torch.autograd.grad(value, list(prior.parameters()))
-    assert all(slope.isfinite().all() and slope.any() for slope in slopes)
+    grads = torch.autograd.grad(value, list(prior.parameters()))
+    assert all(grad.isfinite().all() and grad.any() for grad in grads)
 
 
 def test_every_sample_in_one_dimension_has_the_closed_form_gradient():
@@ -226,7 +211,7 @@ def assert_closed_form(dtype: torch.dtype, apart: float, rtol: float) -> None:
     each = [part.to(dtype).expand(n, *part.shape).clone() for part in parameters]
     each = [part.requires_grad_() for part in each]
     z = NormalMixture(*each).rsample()
-    slopes = torch.autograd.grad(z.sum(), each)
+    grads = torch.autograd.grad(z.sum(), each)
 
     z = z.detach().double()
     noise = (z - loc) / scale
@@ -242,10 +227,10 @@ def assert_closed_form(dtype: torch.dtype, apart: float, rtol: float) -> None:
     )
     share = density / total
     plain = (-weight * change / total, share, share * noise)
-    for slope, expected in zip(slopes, plain, strict=True):
-        assert slope.isfinite().all()
-        expected = expected.view_as(slope)
-        close = (slope - expected).abs() <= rtol * (expected.abs() + 1e-2)
+    for grad, expected in zip(grads, plain, strict=True):
+        assert grad.isfinite().all()
+        expected = expected.view_as(grad)
+        close = (grad - expected).abs() <= rtol * (expected.abs() + 1e-2)
         assert close.all()
 
 
@@ -284,9 +269,9 @@ def test_pathwise_gradient_is_that_of_the_expectation(make):
     expected = torch.autograd.grad((density * value(nodes)).sum(), single)
 
     many = [p.expand(n, *p.shape).clone().requires_grad_() for p in parts.values()]
-    slopes = torch.autograd.grad(value(product(many).rsample()).sum(), many)
-    for slope, plain in zip(slopes, expected, strict=True):
-        within(slope, plain)
+    grads = torch.autograd.grad(value(product(many).rsample()).sum(), many)
+    for grad, plain in zip(grads, expected, strict=True):
+        assert_mean(grad, plain)
 
 
 def test_pathwise_gradient_of_a_mixture_in_three_dimensions():
@@ -308,12 +293,12 @@ def test_pathwise_gradient_of_a_mixture_in_three_dimensions():
 
     many = [p.expand(n, *p.shape).clone().requires_grad_() for p in parts]
     z = NormalMixture(*many).rsample()
-    slopes = torch.autograd.grad(value(z).sum(), many)
-    for slope, plain in zip(slopes, expected, strict=True):
-        within(slope, plain)
+    grads = torch.autograd.grad(value(z).sum(), many)
+    for grad, plain in zip(grads, expected, strict=True):
+        assert_mean(grad, plain)
     q = NormalMixture(*parts)
-    within(z.detach(), q.mean)
-    within((z.detach() - q.mean).square(), q.variance)
+    assert_mean(z.detach(), q.mean)
+    assert_mean((z.detach() - q.mean).square(), q.variance)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 64])
@@ -344,8 +329,8 @@ def test_gradients_are_finite_far_from_every_component(make, dtype):
     value = prior.log_prob(z) - q.log_prob(z)
     assert z.dtype == dtype and value.isfinite().all()
     wanted = [loc, raw, *prior.parameters()]
-    for slope in torch.autograd.grad(value.sum() + z.square().sum(), wanted):
-        assert slope.isfinite().all() and slope.dtype == dtype
+    for grad in torch.autograd.grad(value.sum() + z.square().sum(), wanted):
+        assert grad.isfinite().all() and grad.dtype == dtype
 
 
 @ALL
@@ -382,20 +367,20 @@ class _Bound(nn.Module):
         return sum(ELBO(2)(self.joint, Batch(x)))
 
 
-def test_own_scales_beside_a_content_are_refused_where_arguments_are_checked():
-    scale = torch.tensor([[0.5], [0.9]])
-    prior = SharedComponent(
-        torch.zeros(2), torch.randn(2, 3), scale, scale, 2, validate_args=True
-    )
-    loc = torch.randn(4, 2, 3)
-    with pytest.raises(ValueError, match="share one scale"):
-        prior.times(loc, torch.ones_like(loc))
+def refused_product() -> None:
+    """Own scales beside a content, where arguments are checked."""
+    scale, loc = torch.tensor([[0.5], [0.9]]), torch.randn(4, 2, 3)
+    parts = torch.zeros(2), torch.randn(2, 3), scale, scale
+    SharedComponent(*parts, 2, validate_args=True).times(loc, torch.ones_like(loc))
 
 
-@pytest.mark.parametrize(
-    "prior", [ps.priors.StudentT(DIM), ps.priors.Spherical(DIM, 5.0)]
-)
-def test_coupled_guide_names_the_priors_it_serves(prior):
+def refused_prior(prior: Prior) -> Callable[[], object]:
     guide = ps.guides.Coupled(ps.nn.MLPEncoder((EVENT,), DIM))
-    with pytest.raises(ValueError, match="Gaussian, Independent, Mixture or TwoTier"):
-        guide(torch.randn(4, 2, EVENT), partial(prior, 2))
+    return lambda: guide(torch.randn(4, 2, EVENT), partial(prior, 2))
+
+
+test_products_without_a_closed_form_are_refused = refusals(
+    (refused_product, ValueError, "share one scale"),
+    (refused_prior(ps.priors.StudentT(DIM)), ValueError, "Gaussian, Independent, Mix"),
+    (refused_prior(ps.priors.Spherical(DIM, 5.0)), ValueError, "Mixture or TwoTier"),
+)
