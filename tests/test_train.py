@@ -125,6 +125,13 @@ def points(n: int = 40, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(n, DIM, dtype=dtype) @ torch.randn(DIM, DIM, dtype=dtype)
 
 
+def twins(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """Two objectives in float64 with the same parameters."""
+    one, other = make().double(), make().double()
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
 def assert_same(one: nn.Module, other: nn.Module) -> None:
     """Bit for bit."""
     assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
@@ -189,46 +196,31 @@ def test_fit_is_the_plain_loop_bit_for_bit():
     assert not fitted.training
 
 
-def test_accumulated_half_batches_make_the_step_of_the_whole_batch():
-    data = points(24, torch.float64)[:, None]
-    whole, halves = Autoencoder(0.1).double(), Autoencoder().double()
-    halves.load_state_dict(whole.state_dict())
-    halves.decay = 0.1
-    for objective, parts in ((whole, [24]), (halves, [14, 10])):
-        optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-        batches = [Batch(part) for part in data.split(parts)]
-        terms = Step(objective, optimizer)(batches)
-        objective.found = sum(terms)
-    assert_close(whole.state_dict(), halves.state_dict())
-    assert_close(whole.found, halves.found)
+@pytest.mark.parametrize("make", [partial(Autoencoder, 0.1), Student])
+def test_accumulated_batches_make_the_step_of_the_whole_batch(make):
+    """Weighted by their items; a teacher moves once, however many there are."""
+    data, found = points(24, torch.float64)[:, None], []
+    whole, parts = twins(make)
+    for objective, sizes in ((whole, [24]), (parts, [14, 6, 4])):
+        step = Step(objective, torch.optim.SGD(objective.parameters(), lr=0.1))
+        batches = [Batch(part) for part in data.split(sizes)]
+        found.append([sum(step(batches)) for _ in range(3)])
+    assert_close(whole.state_dict(), parts.state_dict())
+    assert_close(*found)
 
 
 def test_fit_accumulates_as_if_the_batch_were_larger():
-    data = points(40, torch.float64)
-    whole, halves = Autoencoder().double(), Autoencoder().double()
-    halves.load_state_dict(whole.state_dict())
+    data, found = points(40, torch.float64), []
+    whole, halves = twins(Autoencoder)
     kwargs = {"epochs": 3, "optimizer": partial(torch.optim.SGD, lr=0.01)}
-    for objective, rest in (
-        (whole, {"batch_size": 20}),
-        (halves, {"batch_size": 10, "accumulate": 2}),
-    ):
+    for objective, size, accumulate in ((whole, 20, 1), (halves, 10, 2)):
         torch.manual_seed(1)
-        objective.history = fit(objective, data, **kwargs, **rest)
+        kwargs |= {"batch_size": size, "accumulate": accumulate}
+        history = fit(objective, data, **kwargs)
+        assert list(history["step"]) == [2, 4, 6]
+        found.append(history["value"])
     assert_close(whole.state_dict(), halves.state_dict())
-    assert list(halves.history["step"]) == [2, 4, 6]
-    assert_close(whole.history["value"], halves.history["value"])
-
-
-def test_a_teacher_moves_once_per_step_however_many_batches_it_has():
-    data = points(24, torch.float64)[:, None]
-    whole, parts = Student().double(), Student().double()
-    parts.load_state_dict(whole.state_dict())
-    for objective, size in ((whole, 24), (parts, 8)):
-        step = Step(objective, torch.optim.SGD(objective.parameters(), lr=0.1))
-        for _ in range(3):
-            step([Batch(part) for part in data.split(size)])
-    assert parts.moves == 3
-    assert_close(whole.state_dict(), parts.state_dict())
+    assert_close(*found)
 
 
 def test_the_last_shorter_group_of_batches_is_a_step_too():
@@ -455,8 +447,7 @@ def test_a_history_is_a_table_and_survives_json():
 
 
 def test_validation_leaves_training_as_it_is():
-    data, one, other = points(), Noisy(), Noisy()
-    other.load_state_dict(one.state_dict())
+    data, (one, other) = points(), twins(Noisy)
     for objective, valid in ((one, None), (other, points(9))):
         torch.manual_seed(2)
         fit(objective, data, views=blur, valid=valid, epochs=3, batch_size=16)
@@ -523,7 +514,7 @@ def test_either_callback_can_stop():
     assert history["step"].tolist() == [5, 7]
 
 
-def test_steps_hand_on_detached_terms():
+def test_callbacks_get_detached_terms():
     def look(step: int, terms: Terms) -> None:
         assert isinstance(terms, Terms) and not terms.reconstruction.requires_grad
 
