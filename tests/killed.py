@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.catalogue import EVENT, Everything
+from helpers.catalogue import EVENT, Everything, noisy
 from torch import Tensor, nn
 
 import probssl as ps
@@ -18,11 +18,6 @@ EPOCHS, BATCHES = 5, 6
 def as_it_is(traced: torch.fx.GraphModule, values: list[Tensor]) -> Callable[..., Any]:
     """In the place of Inductor: what was traced, which is ready at once."""
     return traced
-
-
-def noisy(x: Tensor) -> Tensor:
-    """Two views with noise of their own."""
-    return x[:, None] + 0.1 * torch.randn(len(x), 2, EVENT)
 
 
 def fitted(folder: Path, mode: str, on_step: Any = None) -> tuple[nn.Module, Any]:

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers.catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch
+from helpers.catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch, noisy
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map_only
@@ -269,10 +269,6 @@ def test_a_fit_says_that_it_compiles_and_ends_where_an_eager_one_does(
     assert_close(*ends, rtol=1e-10, atol=1e-10)
     assert len(traced) == 1
     assert "compiling" in capsys.readouterr().err
-
-
-def noisy(x: Tensor) -> Tensor:
-    return x[:, None] + 0.1 * torch.randn(len(x), 2, EVENT, dtype=x.dtype)
 
 
 def test_an_optimiser_that_cannot_be_recorded_is_named():

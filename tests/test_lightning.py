@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.catalogue import noisy
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR
@@ -79,10 +80,6 @@ def random_scale() -> nn.Module:
 def pairs(x: Tensor) -> Tensor:
     """Two views that differ and are not drawn."""
     return torch.stack([x, x.roll(1, -1) * 0.9], 1)
-
-
-def noisy(x: Tensor) -> Tensor:
-    return x[:, None] + 0.1 * torch.randn(len(x), 2, DIM)
 
 
 def items(n: int = 32) -> Tensor:

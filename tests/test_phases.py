@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.catalogue import EVENT, encoder, projector
+from helpers.catalogue import EVENT, encoder, noisy, projector
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.testing import assert_close
@@ -19,11 +19,6 @@ STEPS = ITEMS // BATCH
 
 def data() -> Tensor:
     return torch.randn(ITEMS, EVENT, generator=torch.Generator().manual_seed(9))
-
-
-def noisy(x: Tensor) -> Tensor:
-    """Two views with noise of their own."""
-    return x[:, None] + 0.1 * torch.randn(len(x), 2, EVENT)
 
 
 def base(kind: type[nn.Module] = SimCLR) -> nn.Module:

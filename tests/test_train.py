@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.catalogue import noisy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
@@ -116,11 +117,6 @@ class Fixed(nn.Module):
         return Terms(reconstruction=self.weight, entropy=self.weight * term)
 
 
-def blur(x: Tensor) -> Tensor:
-    """Two noisy views."""
-    return x.unsqueeze(1) + 0.1 * torch.randn(len(x), 2, *x.shape[1:], dtype=x.dtype)
-
-
 def points(n: int = 40, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(n, DIM, dtype=dtype) @ torch.randn(DIM, DIM, dtype=dtype)
 
@@ -177,7 +173,7 @@ def test_fit_is_the_plain_loop_bit_for_bit():
     fitted.load_state_dict(plain.state_dict())
 
     torch.manual_seed(5)
-    history = fit(fitted, data, views=blur, epochs=3, batch_size=10, valid=data[:7])
+    history = fit(fitted, data, views=noisy, epochs=3, batch_size=10, valid=data[:7])
 
     torch.manual_seed(5)
     seed = int(torch.randint(2**63 - 1, ()))
@@ -186,7 +182,7 @@ def test_fit_is_the_plain_loop_bit_for_bit():
     for epoch in range(3):
         values = []
         for rows in torch.randperm(43, generator=order)[:40].split(10):
-            terms = plain(Batch(blur(data[rows]), clean=data[rows], index=rows))
+            terms = plain(Batch(noisy(data[rows]), clean=data[rows], index=rows))
             optimizer.zero_grad()
             (-sum(terms)).backward()
             optimizer.step()
@@ -271,7 +267,7 @@ class Recorder(Autoencoder):
 def test_a_batch_holds_views_originals_and_rows():
     objective, data = Recorder(), points(20)
     split = Split(data, labels=torch.zeros(20))
-    fit(objective, split, views=blur, epochs=2, batch_size=8)
+    fit(objective, split, views=noisy, epochs=2, batch_size=8)
     first, second = ([b.index for b in objective.seen[i : i + 2]] for i in (0, 2))
     for batch in objective.seen:
         assert batch.views.shape == (8, 2, DIM) and batch.present is None
@@ -304,7 +300,7 @@ def test_without_views_the_items_are_their_only_view(kind):
 
 def test_views_may_return_a_batch():
     def crop(x: Tensor) -> Batch:
-        return Batch(blur(x), transform={"left": torch.arange(len(x))})
+        return Batch(noisy(x), transform={"left": torch.arange(len(x))})
 
     objective, data = Recorder(), points(20)
     fit(objective, data, views=crop, epochs=1)
@@ -396,7 +392,7 @@ def test_the_objective_may_check_the_first_batch():
 
     objective = Checked()
     with pytest.raises(ValueError, match="expected 3 views, got 2"):
-        fit(objective, points(), views=blur)
+        fit(objective, points(), views=noisy)
     assert not objective.seen
 
 
@@ -450,13 +446,13 @@ def test_validation_leaves_training_as_it_is():
     data, (one, other) = points(), twins(Noisy)
     for objective, valid in ((one, None), (other, points(9))):
         torch.manual_seed(2)
-        fit(objective, data, views=blur, valid=valid, epochs=3, batch_size=16)
+        fit(objective, data, views=noisy, valid=valid, epochs=3, batch_size=16)
     assert_same(one, other)
 
 
 def test_validation_draws_the_same_views_every_time():
     still = {"epochs": 3, "learning_rate": 0.0}
-    history = fit(Autoencoder(), points(), views=blur, valid=points(9), **still)
+    history = fit(Autoencoder(), points(), views=noisy, valid=points(9), **still)
     assert len(set(history["valid_value"])) == 1 and len(set(history["value"])) == 3
 
 
@@ -609,7 +605,7 @@ def noisy_fit(**kwargs: Any) -> tuple[Noisy, History]:
     data = torch.randn(30, DIM, generator=torch.Generator().manual_seed(9))
     objective = Noisy()
     defaults = {
-        "views": blur,
+        "views": noisy,
         "valid": data[:11],
         "epochs": 4,
         "batch_size": 8,
@@ -668,7 +664,7 @@ def test_a_shuffled_loader_resumes_bit_for_bit(tmp_path):
         generator = torch.Generator().manual_seed(int(torch.randint(99, ())))
         loader = DataLoader(data, 5, shuffle=True, generator=generator)
         objective = Noisy()
-        options = {"views": blur, "valid": loader, "epochs": 5} | kwargs
+        options = {"views": noisy, "valid": loader, "epochs": 5} | kwargs
         return objective, fit(objective, loader, **options)
 
     assert_resumes(run, tmp_path, 10)
@@ -822,8 +818,8 @@ WRONG: list[tuple[type[Exception], str, object, str]] = [
     (ValueError, "data", Groups(PAIRS, present=PRESENT), r"one length, got \[4, 3\]"),
     (ValueError, "data", DataLoader(FEW, 8, drop_last=True), "one batch in an epoch"),
     (ValueError, "views", lambda x: x, r"\(40, view, \*event\).*got \(40, 6\)"),
-    (ValueError, "views", lambda x: blur(x)[1:], r"got \(39, 2, 6\)"),
-    (ValueError, "views", lambda x: Batch(blur(x)[1:]), r"got \(39, 2, 6\)"),
+    (ValueError, "views", lambda x: noisy(x)[1:], r"got \(39, 2, 6\)"),
+    (ValueError, "views", lambda x: Batch(noisy(x)[1:]), r"got \(39, 2, 6\)"),
     (ValueError, "epochs", 0, "epochs as a whole number of at least 1, got 0"),
     (ValueError, "batch_size", 0, "batch_size as a whole number"),
     (ValueError, "accumulate", 0, "accumulate as a whole number"),
@@ -861,10 +857,10 @@ def test_an_error_says_what_was_expected(error, name, value, message):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"data": Groups(PAIRS), "views": blur}, "expected no views for Groups"),
+        ({"data": Groups(PAIRS), "views": noisy}, "expected no views for Groups"),
         ({"monitor": "knn", "on_epoch": print}, "one of .*'lr'.* got 'knn'"),
         (
-            {"data": DataLoader(FEW, collate_fn=to_batch), "views": blur},
+            {"data": DataLoader(FEW, collate_fn=to_batch), "views": noisy},
             "no views for a DataLoader of Batches",
         ),
     ],

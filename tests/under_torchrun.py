@@ -15,6 +15,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from helpers.catalogue import noisy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -55,11 +56,6 @@ def data() -> tuple[Tensor, Tensor]:
     x = code @ torch.randn(2, DIM, generator=generator)
     x = x + 0.3 * torch.randn(2 * ITEMS, DIM, generator=generator)
     return x[:ITEMS], x[ITEMS:]
-
-
-def pairs(x: Tensor) -> Tensor:
-    """Two noisy views."""
-    return x.unsqueeze(1) + 0.1 * torch.randn(len(x), 2, *x.shape[1:])
 
 
 def without_noise(folder: Path | None = None, **options: Any) -> dict[str, Any]:
@@ -110,7 +106,7 @@ def with_noise(folder: Path | None = None, **options: Any) -> dict[str, Tensor]:
         ps.nn.MLPDecoder(2, (DIM,), hidden=(8,)),
     )
     objective, (train, _) = limits.SimVAE(joint), data()
-    given: dict[str, Any] = {"epochs": 4, "batch_size": 10, "views": pairs}
+    given: dict[str, Any] = {"epochs": 4, "batch_size": 10, "views": noisy}
     given |= {"checkpoint": folder, "progress": False} | options
     ps.fit(objective, train, **given)
     return objective.state_dict() | {"noise": torch.get_rng_state()}

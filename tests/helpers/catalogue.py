@@ -205,3 +205,9 @@ def batch(seed: int = 0, items: int = ITEMS, views: int = VIEWS) -> ps.Batch:
     clean = torch.randn(items, EVENT, generator=generator, dtype=dtype)
     noise = torch.randn(items, views, EVENT, generator=generator, dtype=dtype)
     return ps.Batch(clean[:, None] + 0.3 * noise, clean, torch.arange(items))
+
+
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    """Two views with noise of their own."""
+    noise = torch.randn(len(x), 2, *x.shape[1:], dtype=x.dtype, device=x.device)
+    return x[:, None] + 0.1 * noise
