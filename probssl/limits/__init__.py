@@ -1,7 +1,9 @@
-"""Objectives as limits of the one distribution, one file for each method.
+"""Self-supervised methods as limits of one distribution, one file for each method.
 
-Each file states the reference, the choices of p(y), p(z|y) and of what keeps z
-informative, the limit that is taken, its status, and what it drops.
+Each file states the reference; the choices of p(y), of p(z|y) and of the term that
+keeps z informative; the limit; its status; and what it drops. The status is *identity*
+(the published loss, exactly), *surrogate* (an approximation of stated order),
+*heuristic* (an update rule that is the gradient of no scalar), or *exact bound*.
 """
 
 from ._base import Embedding, JointEmbedding

@@ -1,4 +1,4 @@
-r"""One network for all views of an item: what objectives without a decoder share."""
+r"""The base classes of objectives without a decoder, and of extensions of them."""
 
 import pyro
 import torch
@@ -239,12 +239,12 @@ class Embedding(JointEmbedding):
     .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
 
     with the gauge g of the prior, V − 1 for a flat or uniform p(y) and V for a proper
-    one. With `all_views` it is the entropy of all views together that counts, less by
-    what they share: minus the divergence of the z there are from the prior,
+    one. With `all_views` the joint entropy of all views counts instead, which gives
+    minus the divergence of the aggregated z from the prior,
 
     .. math:: E \log p(z_1, \dots, z_V) + \hat H[z_1, \dots, z_V] - (V - g) \hat H[z]
 
-    For a flat or uniform p(y) what is added is the conditional entropy
+    For a flat or uniform p(y) the entropy term is the conditional entropy
     :math:`\hat H[z_2, \dots, z_V \mid z_1]`.
 
     With `plug_in` one view stands for the content of another,
@@ -253,25 +253,24 @@ class Embedding(JointEmbedding):
 
     A random hyper-parameter :math:`\theta` of the prior, such as a temperature, is
     drawn from its guide in every step. The value for an item, as a function of
-    :math:`\theta`, stands in for a log-likelihood, each item counted once:
+    :math:`\theta`, replaces a log-likelihood, each item counted once:
 
     .. math:: \log \tilde p(\theta \mid x) = \log p(\theta)
         + \sum_{i=1}^N \text{value}_i(\theta) + \text{const}
 
-    With `plug_in` and a kernel density that is the instance likelihood: a softmax over
-    the views of a batch, of which the other view of the same item is to be told. It is
-    conditional on the encoder, which was fitted to the same items, and so a
-    pseudo-posterior.
+    With `plug_in` and a kernel density that is the instance likelihood, the softmax
+    that identifies the positive among the views of a batch. It is conditional on an
+    encoder that was fitted to the same items, and so a pseudo-posterior.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim); for views of several kinds
             `nn.PerModality`.
         prior: p(y) and p(z|y).
         entropy: The estimator of H[z], one of `entropies` or a function of z and prior.
-        projector: A module (n, dim) -> (n, dim'), whose output the objective sees;
-            `embed` gives the encoder's.
-        plug_in: Whether to plug one view in for the content of another.
-        all_views: Whether the entropy is that of all views together.
+        projector: The projection head, (n, dim) -> (n, dim'); `embed` returns the
+            encoder's output.
+        plug_in: Whether one view stands for the content of another.
+        all_views: Whether the entropy is the joint one of all views.
 
     With several processes (torch.distributed) z is gathered from all of them.
 
@@ -302,14 +301,14 @@ class Embedding(JointEmbedding):
         super().__init__(encoder, projector)
         if all_views and not isinstance(entropy, Entropy):
             raise ValueError(
-                "expected an estimator of the entropy of all views together for "
+                "expected an estimator of the joint entropy of all views for "
                 f"all_views=True, got {type(entropy).__name__}; make it an Entropy "
                 "with a method joint(z, prior), or use LogDeterminant, KernelDensity "
                 "or NearestNeighbour"
             )
         self.prior, self.entropy = prior, entropy
         self.plug_in, self.all_views = plug_in, all_views
-        # The number of items in the data set, by which hyper-parameters are weighted.
+        # The number of items in the data set, which scales log p − log q of θ.
         self.register_buffer("population", None)
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
@@ -382,7 +381,7 @@ def over_pairs(
 
 
 def check_not_random(prior: Prior) -> None:
-    """Raise an error if a hyper-parameter is random, where it has no posterior."""
+    """Raise an error if a hyper-parameter is random: it would have no posterior."""
     for hyper in prior.random():
         raise ValueError(
             f"expected {hyper.name} as a number or ps.learned(number), got "

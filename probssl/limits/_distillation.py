@@ -1,11 +1,11 @@
-r"""Self-distillation: one view predicts the target that a network makes of another.
+r"""Self-distillation: predict a target network's output for another view.
 
 .. math:: E_{v \ne w} \log p(z_w' \mid y = g(z_v)), \qquad
     p(z \mid y) = C_d(\kappa) \, e^{\kappa z^\top y}
 
-with g the predictor and z' the target, through which no gradient flows. It is the
-plug-in alignment of `embedding` with a predicted content, and without an entropy: by
-itself it is largest, :math:`\log C_d(\kappa) + \kappa`, where all z are one point.
+with g the predictor and z' the target, behind a stop-gradient. It is the plug-in
+alignment of `Embedding` with a predicted content and without an entropy: alone it is
+largest, :math:`\log C_d(\kappa) + \kappa`, where all z collapse to one point.
 """
 
 from jaxtyping import Float
@@ -20,22 +20,20 @@ __all__ = ["Distillation"]
 
 
 class Distillation(JointEmbedding):
-    r"""What objectives with a predictor and a stopped gradient share.
-
-    Each item counts on its own: several processes need gather nothing.
+    r"""The base of objectives with a predictor and a stop-gradient.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        projector: A module behind it, whose output the objective sees.
-        predictor: The module g, (n, dim) -> (n, dim). None makes a `Projector` of two
-            layers; for `nn.Identity` as the network that gives z, `nn.Identity`.
-        dim: The dimension of z for that, where neither projector nor encoder tells it
-            by an attribute `out` or `dim`.
-        concentration: The concentration :math:`\kappa`. It sets the size of the
+        projector: The projection head.
+        predictor: The predictor g, (n, dim) -> (n, dim). None makes a `Projector` of
+            two layers, or `nn.Identity` if the network is one.
+        dim: The dimension of z, for a default predictor, if neither projector nor
+            encoder has an attribute `out` or `dim`.
+        concentration: The concentration :math:`\kappa`, which sets the size of the
             gradient and nothing else.
 
     Raises:
-        ValueError: If a predictor is to be made and the dimension is not known.
+        ValueError: If the dimension is needed and not known.
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class Distillation(JointEmbedding):
     def target(
         self, z: Float[Tensor, "batch view dim"], batch: Batch
     ) -> Float[Tensor, "batch view dim"]:
-        """Return z', without a gradient."""
+        """Return the target z', without a gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no target(z, batch)")
 
 

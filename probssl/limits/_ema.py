@@ -1,4 +1,4 @@
-r"""A copy of a network that follows it slowly, for objectives with a moving target.
+r"""EMA teacher: a momentum encoder, also called target network.
 
 .. math:: \theta' \leftarrow m \, \theta' + (1 - m) \, \theta
 """
@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import between
 from ..runtime.buffers import register_varying
 
 __all__ = ["Teacher"]
 
 
 class Teacher(nn.Module):
-    """A frozen copy of a network, whose parameters are a moving average of its.
+    """A frozen copy of a network whose parameters are the EMA of the network's.
 
-    It moves when `follow` is called in training mode, at the start of a step; not in
-    evaluation. Its buffers, such as the moments of batch norm, are its own.
+    `follow` moves it in training mode and does nothing in evaluation mode. Its buffers,
+    such as the moments of batch norm, are its own.
 
     Arguments:
-        network: What is copied.
-        momentum: The share m of the copy that stays in a step, from 0 to 1. It is a
-            buffer, which a schedule may set; float32 holds m = 0.996 to 3e-8, and so
-            1 - m to 8e-6 of itself.
+        network: The network to copy.
+        momentum: The share m that stays in a step, from 0 to 1; a buffer, which a
+            schedule may set. float32 holds m = 0.996 to 3e-8, and so 1 - m to a
+            relative 8e-6.
 
     Raises:
         ValueError: If the momentum is not from 0 to 1.
@@ -34,22 +35,19 @@ class Teacher(nn.Module):
 
     def __init__(self, network: nn.Module, momentum: float = 0.99) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(
-                f"expected momentum from 0 to 1, got {momentum}; 0.99 follows within a "
-                "hundred steps"
-            )
+        hint = "0.99 averages over about a hundred steps"
+        momentum = between("momentum", momentum, 0, 1, hint)
         self.network = deepcopy(network).requires_grad_(False)
         register_varying(self, "momentum", momentum)
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
-        """Move towards the network; in evaluation mode stay."""
+        """Update the average with the network's parameters, in training mode."""
         if not self.training:
             return
         pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        for own, leading in pairs:
-            own.lerp_(leading.to(own.dtype), (1 - self.momentum).to(own.dtype))
+        for average, new in pairs:
+            average.lerp_(new.to(average.dtype), (1 - self.momentum).to(average.dtype))
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Any:

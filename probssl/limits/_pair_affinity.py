@@ -1,6 +1,6 @@
-r"""Whether two items have the same content: a probability for every pair of them.
+r"""Pair affinities: the probability that two items share their content, for all pairs.
 
-On the graph, with y the content and :math:`z_i, z_j` representations of two items,
+With y the content and :math:`z_i, z_j` the representations of two items,
 
 .. math:: M_{ij} = p(y_i = y_j \mid z_i, z_j), \qquad
     \log \frac{M_{ij}}{1 - M_{ij}} = \log \frac{p(z_i, z_j)}{p(z_i) \, p(z_j)}
@@ -8,8 +8,8 @@ On the graph, with y the content and :math:`z_i, z_j` representations of two ite
 
 with :math:`p(z_i, z_j)` the joint density of two views of one content: Bayes' rule for
 pairs that share their content or have independent ones. `PriorAffinity` is that closed
-form, under a proper prior; `LearnedAffinity` is a network in its place. Both give the
-log-odds, on the left, of all pairs.
+form under a proper prior; `LearnedAffinity` is a network in its place. Both return the
+log-odds of all pairs.
 """
 
 import math
@@ -32,23 +32,23 @@ __all__ += ["check_neighbours", "neighbour_score"]
 
 
 class LearnedAffinity(nn.Module):
-    r"""Two layers on both representations of a pair, and their mean over both orders.
+    r"""A network of two layers on pairs of representations, symmetric in the pair.
 
     .. math:: g(a, b) = w^\top \sin(A a + B b + c) + w_0, \qquad
         \text{logit}_{ij} = \tfrac12 \big(g(a_i, b_j) + g(b_j, a_i)\big)
 
-    A sine has no flat side on which a unit would get no gradient and die. And by its
-    addition theorem the hidden units of all pairs are the product of two matrices, so
-    that the memory for n and m items is O(nm + (n + m) width) and not O(nm width).
+    A sine has no flat side on which a unit gets no gradient and dies. By its addition
+    theorem the hidden units of all pairs are a product of two matrices, so that n and m
+    items need memory O(nm + (n + m) width) and not O(nm width).
 
-    It starts with B = −A, as a function of the difference of the two.
+    At initialisation B = −A: a function of the difference of the two.
 
     Arguments:
         dim: The dimension of a representation.
         width: The number of hidden units.
         directions: Whether only the directions of representations count. They are then
-            brought to length :math:`\sqrt{\text{dim}}`, at which a coordinate is about
-            1; without, their scale should be about that.
+            scaled to length :math:`\sqrt{\text{dim}}`, so that a coordinate is about
+            1; otherwise representations should have about that scale.
 
     References:
         Implicit Neural Representations with Periodic Activation Functions
@@ -73,7 +73,7 @@ class LearnedAffinity(nn.Module):
         """Return the log-odds of all pairs.
 
         Raises:
-            ValueError: If the representations are not of the dimension.
+            ValueError: If the representations have another dimension.
         """
         (first_a, second_a), (first_b, second_b) = self._phases(a), self._phases(b)
         weight = self.weight / 2
@@ -83,12 +83,12 @@ class LearnedAffinity(nn.Module):
         return torch.cat(left, -1) @ torch.cat(right, -1).mT + self.bias
 
     def _phases(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What z adds to the phases of the units as the first, and as the second."""
+        """The phases that z adds to the units as first and as second of a pair."""
         if z.shape[-1] != self.dim:
             raise ValueError(
                 f"expected representations with dim {self.dim} as their last axis, got "
-                f"shape {tuple(z.shape)}; give what the projector, or without one the "
-                f"encoder, makes of items, or build the affinity with {z.shape[-1]}"
+                f"shape {tuple(z.shape)}; give the output of the projector, or else "
+                f"of the encoder, or build the affinity with dim={z.shape[-1]}"
             )
         if self.directions:
             z = math.sqrt(self.dim) * normalize(z, dim=-1)
@@ -96,7 +96,7 @@ class LearnedAffinity(nn.Module):
 
 
 class PriorAffinity(nn.Module):
-    r"""The log-odds in closed form, under a prior: its `pmi` plus those before z.
+    r"""The log-odds in closed form under a prior: its `pmi` plus the prior log-odds.
 
     For a Gaussian content of variance t and views of variance s around it, it is, for
     each dimension,
@@ -104,13 +104,13 @@ class PriorAffinity(nn.Module):
     .. math:: \log \frac{p(a, b)}{p(a) p(b)} = \frac12 \log \frac{(s + t)^2}{s (s + 2t)}
         - \frac{t^2 (a^2 + b^2) - 2 t (s + t) a b}{2 s (s + t) (s + 2 t)}
 
-    z of another scale than that of the prior gives odds near 0; a `priors.Spherical`
+    If the scale of z differs from the prior's, the odds are near 0; `priors.Spherical`
     has no scale.
 
     Arguments:
         prior: p(y) and p(z|y); p(y) integrates to one. A learned scale is fitted.
-        odds: The odds p(same) / p(different) before the pair is seen: 1 / (C − 1) for C
-            contents that are equally frequent. ``ps.learned(number)`` fits it.
+        odds: The prior odds p(same) / p(different): 1 / (C − 1) for C equally frequent
+            contents. ``ps.learned(number)`` fits them.
 
     Raises:
         ValueError: If p(y) is flat, a hyper-parameter is random, or the odds are not
@@ -141,10 +141,10 @@ class PriorAffinity(nn.Module):
 
 
 class PrincipalComponents(nn.Module):
-    r"""The first principal components of images: a linear map that labels never saw.
+    r"""The first principal components of images: a linear encoder without labels.
 
-    It is made by ``PrincipalComponents.of(images, dim)``. One that is built by itself
-    holds NaN until it is loaded.
+    ``PrincipalComponents.of(images, dim)`` fits it. The constructor alone fills it with
+    NaN, for `load`.
 
     Arguments:
         event_shape: The shape of one image.
@@ -166,10 +166,10 @@ class PrincipalComponents(nn.Module):
     def of(
         cls, images: Shaped[Any, "n *event"], dim: int = 32, seed: int = 0
     ) -> "PrincipalComponents":
-        """Return those of a tensor or array, in which bytes stand for k/255.
+        """Fit the components of a tensor or array of images; bytes are divided by 255.
 
         Arguments:
-            seed: Of scikit-learn's solver, where that is random.
+            seed: The seed of scikit-learn's solver, where that is random.
 
         Raises:
             ValueError: If there are fewer images, or numbers in one, than components.
@@ -198,14 +198,14 @@ class PrincipalComponents(nn.Module):
 def neighbour_score(
     u: Float[Tensor, "n k"], neighbours: int = 20, mutual: int = 1
 ) -> Float[Tensor, " n"]:
-    r"""Return how many of the neighbours of each item are well connected to it.
+    r"""Return the share of each item's neighbours that are well connected to it.
 
     .. math:: s_i = \frac1k \# \{j \in N(i) : c_{ij} > \mu\}, \qquad
         c_{ij} = \# \{l \in N(j) : i \in N(l)\}
 
-    with N(i) the k nearest of the other items by the cosine of u. It is 0 for an
-    outlier, which is near to none of those that are near to it, and 1 in the midst of a
-    crowd. Time and memory are O(n (n + k²)).
+    with N(i) the k nearest neighbours of item i by the cosine of u. It is 0 for an
+    outlier, which is no neighbour of its neighbours, and 1 within a dense cluster.
+    Time and memory are O(n (n + k²)).
 
     Arguments:
         neighbours: The number k.
@@ -220,13 +220,13 @@ def neighbour_score(
     cosine = (directions @ directions.mT).masked_fill(itself, -math.inf)
     near: Int[Tensor, "n k"] = cosine.topk(neighbours, sorted=False).indices
     is_near = torch.zeros_like(itself).scatter(1, near, True)
-    of_near = near[near].flatten(1)  # the neighbours l of the neighbours j of i
+    of_near = near[near].flatten(1)  # l, the neighbours of the neighbours j of i
     found = is_near.mT.gather(1, of_near).view(*near.shape, neighbours).sum(-1)
     return (found > mutual).to(u).mean(-1)
 
 
 def check_neighbours(neighbours: int, items: int) -> None:
-    """Raise an error if items do not have so many others."""
+    """Raise an error unless there are more items than neighbours."""
     if neighbours >= items:
         raise ValueError(
             f"expected batches of more items than neighbours={neighbours}, got "

@@ -1,15 +1,15 @@
-r"""Content that is one of K clusters: what the objectives with prototypes share.
+r"""Prototypes: a content that is one of K clusters, shared by SwAV, DINO and others.
 
 .. math:: p(y = k) = \frac1K, \qquad p(z_v \mid y = k) = p(z_v \mid y = c_k)
 
-Codes q say to which clusters an item belongs. The log-density of z in them, and the
-cross-entropy of z under the mixture, add up to a classification by the clusters:
+A code q assigns an item to clusters. The log-density of z under its code and the
+cross-entropy of z under the mixture add up to a classification by cluster:
 
 .. math:: E \sum_k q(k) \log p(z \mid y = k) - E \log \frac1K \sum_k p(z \mid y = k)
     = \log K + E \sum_k q(k) \log p(y = k \mid z)
 
-Where the codes share the items equally among the clusters, so that H[y] = log K, that
-is a lower bound on the mutual information of y and z.
+If the codes use all clusters equally, so that H[y] = log K, that is a lower bound on
+the mutual information of y and z.
 """
 
 import math
@@ -26,17 +26,17 @@ from ..priors import Prior
 from ..terms import Terms
 from ._base import Embedding, check_not_random
 
-__all__ = ["Clustered", "k_means", "swapped", "whole"]
+__all__ = ["Clustered", "full_views", "k_means", "swapped"]
 
 
 class Clustered(Embedding):
-    r"""An embedding whose content is one of K clusters, around learned points c_k.
+    r"""An embedding whose content is one of K clusters, around learned prototypes c_k.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        prior: What gives the kernel p(z|y).
+        prior: The prior whose kernel is p(z|y).
         components: The number K of clusters.
-        projector: A module behind the encoder, whose output the objective sees.
+        projector: The projection head.
         dim: The dimension of z; None takes `out` of the projector or `dim` of the
             encoder.
 
@@ -65,10 +65,10 @@ class Clustered(Embedding):
 def k_means(
     points: Float[Tensor, "item dim"], components: int, seed: int, starts: int = 1
 ) -> tuple[Int[Tensor, " item"], Float[Tensor, "component dim"]]:
-    """Return the clusters of the points and their means, begun by K-means++.
+    """Return the cluster of each point and the cluster means, started by K-means++.
 
     Arguments:
-        starts: How often it is begun anew; the best counts.
+        starts: The number of restarts; the best one counts.
 
     References:
         k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii, 2007)
@@ -82,10 +82,10 @@ def k_means(
     from threadpoolctl import threadpool_limits
 
     means = KMeans(components, n_init=starts, random_state=seed)
-    # On small data threads only wait for each other.
+    # On small data several threads are slower than one.
     with threadpool_limits(1 if points.numel() < 1_000_000 else None):
         with catch_warnings():
-            simplefilter("ignore", ConvergenceWarning)  # of which the error below tells
+            simplefilter("ignore", ConvergenceWarning)  # the error below covers it
             found = torch.from_numpy(means.fit_predict(points.numpy())).long()
     distinct = len(found.unique())
     if distinct < components:
@@ -101,7 +101,7 @@ def swapped(
     codes: Float[Tensor, "coded batch component"],
     log_density: Float[Tensor, "view batch component"],
 ) -> Terms:
-    r"""Return the terms where each view has the codes of every other view.
+    r"""Return the terms of swapped prediction: each view with the others' codes.
 
     .. math:: E_{w \ne v} \sum_k q_w(k) \log p(z_v \mid k)
         - E_{w \ne v} \log \frac1K \sum_k p(z_v \mid k)
@@ -121,11 +121,8 @@ def swapped(
     )
 
 
-def whole(encoder: nn.Module, views: Any) -> Any:
-    """Return the views that show whole items: of several sizes those of the first.
-
-    Several modalities, for which the encoder is a `PerModality`, all do.
-    """
+def full_views(encoder: nn.Module, views: Any) -> Any:
+    """Return the full-size views: those of the first size, or of all modalities."""
     if isinstance(views, tuple) and not isinstance(encoder, PerModality):
         return views[0]
     return views

@@ -1,11 +1,11 @@
-r"""Barlow Twins: decorrelation as an entropy, and the square of an alignment.
+r"""Barlow Twins: make the cross-correlation matrix of two views the identity.
 
 Barlow Twins: Self-Supervised Learning via Redundancy Reduction
 (Zbontar et al., 2021)
 https://arxiv.org/abs/2103.03230
 
 The choices: p(y) flat, p(z|y) = N(y, s² I) for z standardised over the batch; z is kept
-informative by the squares of its correlations.
+informative by redundancy reduction, a penalty on squared correlations.
 
 With :math:`C = E[\hat z_1 \hat z_2^\top]`, the cross-correlation of two views, the
 published loss
@@ -20,21 +20,21 @@ variances, :math:`\frac12 \log |2 \pi e R|`,
     = \underbrace{\frac d2 \log 2 \pi e - \frac14 \sum_{i \ne j} C_{ij}^2}_{\hat H[z]}
     \; \underbrace{- \frac{1}{4 \lambda} \sum_i (1 - C_{ii})^2}_{\text{no density}}
 
-The first sum is the square of an alignment: the Gaussian's is
+The first sum is the square of an alignment: the Gaussian alignment is
 :math:`-\frac{1}{2 s^2} \sum_i (1 - C_{ii})` up to a constant, since
-:math:`1 - C_{ii} = \frac12 E(\hat z_{1i} - \hat z_{2i})^2`. They have the same slope in
-:math:`C_{ii}` where :math:`s^2 = \lambda / (1 - C_{ii})`: the published λ = 0.005 asks
-of unrelated views to agree as under s = 0.07, of those with C = 0.95 as under s = 0.3,
-and of equal views nothing.
+:math:`1 - C_{ii} = \frac12 E(\hat z_{1i} - \hat z_{2i})^2`. Their gradients in
+:math:`C_{ii}` agree where :math:`s^2 = \lambda / (1 - C_{ii})`: the published λ = 0.005
+pulls unrelated views together as s = 0.07 does, views with C = 0.95 as s = 0.3 does,
+and equal views not at all.
 
 The limit: log-det at unit variances, with :math:`\log |R|` replaced by its second
 order, the correlation within a view by that between views, and the alignment by its
 square.
 
-Status: surrogate. The entropy is second order, up to third-order terms, for equal
-views; the square of the alignment is no log-density, and counts as a penalty. It drops
-what log-det drops, and the variances of z: any shift or stretch of a dimension leaves
-the value as it is, but for `epsilon`.
+Status: surrogate. The entropy is exact to second order, for equal views; the square of
+the alignment is no log-density and counts as a penalty. It drops what log-det drops,
+and the variances of z: a shift or stretch of a dimension changes the value only through
+`epsilon`.
 """
 
 import math
@@ -44,6 +44,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import at_least, positive
 from ..entropies import Entropy
 from ..priors import Gaussian, Prior
 from ..terms import Batch, Terms
@@ -53,14 +54,14 @@ __all__ = ["BarlowTwins"]
 
 
 class BarlowTwins(Embedding):
-    r"""Cross-correlations between views, near the identity; a mean over their pairs.
+    r"""Barlow Twins' loss in nats per item, averaged over the pairs of views.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        projector: A module behind it, whose output the objective sees; published with
-            three layers, far wider than the representation.
+        projector: The projection head; published with three layers, far wider than the
+            representation.
         redundancy: The published weight :math:`\lambda`.
-        epsilon: What is added to a variance before its root, as in batch norm.
+        epsilon: Added to a variance before its square root, as in batch norm.
 
     Raises:
         ValueError: If redundancy is not positive, or epsilon negative.
@@ -74,14 +75,11 @@ class BarlowTwins(Embedding):
         redundancy: float = 0.005,
         epsilon: float = 1e-5,
     ) -> None:
-        if not redundancy > 0 or not epsilon >= 0:
-            raise ValueError(
-                "expected redundancy > 0 and epsilon >= 0, got "
-                f"{redundancy} and {epsilon}; 0.005 and 1e-5 are published"
-            )
+        redundancy = positive("redundancy", redundancy, "0.005 is published")
         prior = Gaussian(None, math.sqrt(redundancy), y_scale=math.inf)
         super().__init__(encoder, prior, _CrossCorrelation(), projector=projector)
-        self.redundancy, self.epsilon = redundancy, epsilon
+        self.redundancy = redundancy
+        self.epsilon = at_least("epsilon", epsilon, 0, "1e-5 is published")
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         apart = (1 - _diagonals(z)).square().sum(-1).mean()
@@ -95,7 +93,7 @@ class BarlowTwins(Embedding):
 
 
 class _CrossCorrelation(Entropy):
-    """The entropy of a Gaussian of unit variances, to second order, between views."""
+    """The second-order entropy of a unit-variance Gaussian, from pairs of views."""
 
     def forward(
         self, z: Float[Tensor, "batch view dim"], prior: Prior
@@ -109,7 +107,7 @@ class _CrossCorrelation(Entropy):
 def standardised(
     z: Float[Tensor, "batch view dim"], epsilon: float
 ) -> Float[Tensor, "batch view dim"]:
-    """Each dimension of each view with mean 0 and variance 1 over the batch."""
+    """Return z with mean 0 and variance 1 over the batch in each dimension and view."""
     variance = z.var(0, correction=0)
     return (z - z.mean(0)) * (variance + epsilon).rsqrt()
 
@@ -120,6 +118,6 @@ def _diagonals(z: Float[Tensor, "batch view dim"]) -> Float[Tensor, "pair dim"]:
 
 
 def _pairs(z: Float[Tensor, "batch view dim"]) -> tuple[Tensor, Tensor]:
-    """Both views of every pair, each pair once."""
+    """The first and the second views of all unordered pairs."""
     first, second = zip(*combinations(z.unbind(1), 2), strict=True)
     return torch.stack(first, 1), torch.stack(second, 1)

@@ -1,16 +1,16 @@
-r"""BYOL: the content predicted, and what a slower copy of the encoder says of it.
+r"""BYOL: predict a momentum (EMA) encoder's output for another view.
 
 Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning
 (Grill et al., 2020)
 https://arxiv.org/abs/2006.07733
 
 The choices: p(y) empirical, y = g(z_v), a prediction from one view; p(z_w|y) von
-Mises-Fisher with concentration κ = 4; what it is evaluated at is z', the output for the
-other view of a teacher, whose parameters ξ follow the encoder's θ,
+Mises-Fisher with concentration κ = 4, evaluated at z', the output for the other view of
+a target network, whose parameters ξ are an EMA of the encoder's θ,
 
 .. math:: \xi \leftarrow m \xi + (1 - m) \theta
 
-The published loss of two views is a distance of directions, summed over both,
+The published loss of two views is a squared distance of directions, summed over both,
 
 .. math:: L = \sum_{v \ne w} \lVert \overline{g(z_v)} - \bar z_w' \rVert^2
     = \sum_{v \ne w} (2 - 2 \cos(g(z_v), z_w')), \qquad
@@ -21,11 +21,11 @@ over their ordered pairs.
 
 The limit: SimCLR's alignment, with a predicted content and without the entropy.
 
-Status: heuristic. For a teacher that stands still the value is an objective, but one
-that is largest where all z are one point. What is followed is the pair of updates of θ
-and ξ, and that is the gradient of no scalar: the derivative of θ's update with respect
-to ξ is not that of ξ's with respect to θ. It drops the decoder, the noise of the
-encoder, and the entropy, for which the predictor and the slow target stand.
+Status: heuristic. For a fixed target network the value is an objective, but one whose
+maximum is a collapse. Training follows the pair of updates of θ and ξ, which is the
+gradient of no scalar: the derivative of θ's update with respect to ξ is not that of ξ's
+with respect to θ. It drops the decoder, the noise of the encoder, and the entropy, in
+whose place stand the predictor and the slow target.
 """
 
 from jaxtyping import Float
@@ -39,23 +39,22 @@ __all__ = ["BYOL"]
 
 
 class BYOL(Distillation):
-    r"""Log-density of a teacher's z around the prediction from another view, in nats.
+    r"""Log-density of the target network's z around a prediction of it, in nats.
 
-    It does not say whether z is informative: a value near its bound, log C_d(4) + 4, is
-    that of a good fit and of a collapse.
+    The value does not show whether z is informative: it is near its bound,
+    log C_d(4) + 4, for a good fit and for a collapse.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        projector: A module behind it, whose output the objective sees; published with
-            2 layers and 256 dimensions.
-        predictor: The module g, (n, dim) -> (n, dim). None makes a `Projector` of two
-            layers; for ``nn.Identity()`` as encoder, `nn.Identity`.
-        momentum: The share m of the teacher that stays in a step, at first: the buffer
-            ``teacher.momentum`` has the present one. Published is 0.996, which rises to
-            1 over the 1000 epochs of training, in `fit` by
-            ``schedules={"teacher.momentum": ps.train.cosine(0.996, 1.0)}``.
-        dim: The dimension of z, for a predictor to be made where neither projector nor
-            encoder tells it by an attribute `out` or `dim`.
+        projector: The projection head; published with 2 layers and 256 dimensions.
+        predictor: The predictor g, (n, dim) -> (n, dim). None makes a `Projector` of
+            two layers; for ``nn.Identity()`` as encoder, `nn.Identity`.
+        momentum: The initial share m of the target network that stays in a step; the
+            buffer ``teacher.momentum`` holds it. Published is 0.996, rising to 1 over
+            1000 epochs:
+            ``fit(…, schedules={"teacher.momentum": ps.train.cosine(0.996, 1.0)})``.
+        dim: The dimension of z, for a default predictor, if neither projector nor
+            encoder has an attribute `out` or `dim`.
 
     Raises:
         ValueError: If momentum is not from 0 to 1, or the dimension is needed and not
@@ -77,6 +76,6 @@ class BYOL(Distillation):
     def target(
         self, z: Float[Tensor, "batch view dim"], batch: Batch
     ) -> Float[Tensor, "batch view dim"]:
-        """Return the teacher's z, after a move of it in training mode."""
+        """Return the target network's z, after its update in training mode."""
         self.teacher.follow(self.network)
         return self.teacher(batch.views)

@@ -1,34 +1,34 @@
-r"""CLIP and InfoNCE: SimCLR with one kernel density for each modality.
+r"""CLIP and InfoNCE: contrast two modalities, or two views, within a batch.
 
 Learning Transferable Visual Models From Natural Language Supervision
 (Radford et al., 2021)
 https://arxiv.org/abs/2103.00020
 Representation Learning with Contrastive Predictive Coding (van den Oord et al., 2018),
-where the loss, InfoNCE, comes from
+the source of the InfoNCE loss
 https://arxiv.org/abs/1807.03748
 
-The choices: p(y) empirical, y = the item as the other modality shows it; p(z|y) von
-Mises-Fisher with concentration κ = 1/τ, τ learned; z is kept informative by a kernel
-density estimate of the H[z] of one modality, whose kernels sit on those of the other.
+The choices: p(y) empirical, y = the item's representation from the other modality;
+p(z|y) von Mises-Fisher with concentration κ = 1/τ, τ learned; z is kept informative by
+a kernel density estimate of the H[z] of one modality, with kernels at the other's z.
 
 .. math:: \frac12 \sum_v E \log p(z_v \mid y = z_{\bar v}) + \hat H[z]
     = \log N - \tfrac12 (\text{CE}_\text{rows} + \text{CE}_\text{columns})
 
-with the cross-entropies of telling, from the cosines over τ, which of the N items of
-the batch goes with this one. That is instance discrimination with the batch as p(y):
+with the cross-entropies of finding, from the cosines over τ, the positive among the N
+items of the batch. That is instance discrimination with the batch as p(y):
 
 .. math:: \text{InfoNCE} = -E \log p(y = i \mid z_i), \qquad
     p(y = i \mid z) = \frac{p(z \mid y = i)}{\sum_j p(z \mid y = j)}
 
-In expectation the value is a lower bound on the mutual information of the modalities,
-of which it shows log N at most. With more than two views a sum runs over the items in
-all the other views.
+In expectation the value is a lower bound on the mutual information of the modalities;
+it cannot exceed log N. With more than two views the sum runs over the items in all the
+other views.
 
 The limit: that of SimCLR; q → a point on the sphere, the content plugged in, and H[z] →
 its kernel estimate.
 
 Status: identity. It drops the decoders, the noise of the encoders, and the uncertainty
-of y. Nothing spreads a modality by itself: the two may keep to separate cones.
+of y. Nothing spreads z within one modality: the two may occupy separate cones.
 """
 
 from pyro.distributions import TorchDistribution
@@ -41,8 +41,8 @@ from ._base import Embedding
 
 __all__ = ["CLIP"]
 
-PUBLISHED = Learned(0.07)
-COLDEST = 0.01  # where a learned temperature ends: logits are at most 100, as published
+PUBLISHED_TEMPERATURE = Learned(0.07)
+LEAST_TEMPERATURE = 0.01  # of a learned one: logits are at most 100, as published
 
 
 class CLIP(Embedding):
@@ -51,7 +51,7 @@ class CLIP(Embedding):
     Arguments:
         encoder: `nn.PerModality` for views of several kinds; one module
             (n, \*event) -> (n, dim) for views of one kind, which gives InfoNCE.
-        projector: A module behind it, the same for all; heads of their own belong to
+        projector: A projection head shared by all modalities; separate heads belong in
             the encoders.
         temperature: The temperature :math:`\tau = 1 / \kappa`: a number,
             ``learned(number)``, which stays above 0.01, or a Pyro distribution, which
@@ -66,9 +66,9 @@ class CLIP(Embedding):
         self,
         encoder: nn.Module,
         projector: nn.Module | None = None,
-        temperature: float | Learned | TorchDistribution = PUBLISHED,
+        temperature: float | Learned | TorchDistribution = PUBLISHED_TEMPERATURE,
     ) -> None:
-        floor = COLDEST if isinstance(temperature, Learned) else 0.0
+        floor = LEAST_TEMPERATURE if isinstance(temperature, Learned) else 0.0
         prior = Spherical(None, Reciprocal(temperature, "temperature", floor))
         entropy = KernelDensity(same_view=False)
         super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)

@@ -1,31 +1,31 @@
-r"""Deep clustering: K-means on z, and a classification by its clusters, in turn.
+r"""DeepCluster: alternate K-means on z with a classification by its pseudo-labels.
 
 Deep Clustering for Unsupervised Learning of Visual Features (Caron et al., 2018)
 https://arxiv.org/abs/1807.05520
 
 The choices: p(y) categorical, 1/K for each of K clusters; p(z|y = k) von Mises-Fisher
 around c_k with concentration κ (or another, such as N(c_k, s² I)); the cluster a_i of
-each item is a point estimate, kept between rounds. z is kept informative by
-H[y] = log K: items are weighted so that all clusters count the same,
+each item, its pseudo-label, is a point estimate that is kept between rounds. z is kept
+informative by H[y] = log K: weights make all clusters count the same,
 
 .. math:: w_i = \frac{N}{K N_{a_i}}, \qquad
     E w_i \log p(z_i \mid y = a_i) - E w_i \log \frac1K \sum_k p(z_i \mid y = k)
     = \log K - E w_i \, \text{cross-entropy}(a_i)
 
-with N_k items in cluster k, and in the weights K the clusters that have any. The
-authors draw items instead, uniformly over clusters, which is the same in the mean. The
+with N_k items in cluster k; in the weights K counts the clusters that are not empty.
+The authors sample items uniformly over clusters instead, which has the same mean. The
 logits of the cross-entropy are those of their linear classifier, with features and
-weights of unit length and no bias: :math:`\kappa \, c_k^\top z`. Of a Gaussian they are
-:math:`c_k^\top z / s^2 - \lVert c_k \rVert^2 / 2 s^2`.
+weights of unit length and no bias: :math:`\kappa \, c_k^\top z`. For a Gaussian they
+are :math:`c_k^\top z / s^2 - \lVert c_k \rVert^2 / 2 s^2`.
 
 The limit: hard expectation maximisation. q(z|x) → a point, the posterior of y → its
-mode, that of K-means, and H[z] → the cross-entropy under the mixture, an upper bound.
+mode, found by K-means, and H[z] → the cross-entropy under the mixture, an upper bound.
 
-Status: identity of the loss with these terms; surrogate of the likelihood of the
-mixture: assignments lag behind z, and an assignment that maximises the alignment knows
-nothing of the entropy. It drops the decoder, the noise of the encoder, and of the
-published recipe the whitening of what K-means sees, though not its unit length, and the
-new classifier of each round: the c_k start anew at the means.
+Status: identity of the published loss with these terms; surrogate of the likelihood of
+the mixture: assignments lag behind z, and an assignment that maximises the alignment
+ignores the entropy. It drops the decoder, the noise of the encoder, and of the
+published recipe the whitening of the input of K-means (not its unit length) and the new
+classifier of each round: here the c_k restart at the means.
 """
 
 import math
@@ -35,6 +35,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..arguments import whole
 from ..priors import Prior, Spherical
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms, check_rows
@@ -45,25 +46,26 @@ __all__ = ["DeepClustering"]
 
 
 class DeepClustering(Clustered):
-    r"""Classification by the clusters of K-means, per view, in nats.
+    r"""Classification by the pseudo-labels of K-means, per view, in nats.
 
-    The clusters of the items are random until `assign` is first called, with all
-    representations; `train.fit_rounds` does so before every round:
+    Pseudo-labels are random until `assign` is called with the representations of all
+    items; `train.fit_rounds` does so before every round:
 
     ``fit_rounds(o, data, lambda: o.assign(ps.embed(o, data, layer="projector")))``
 
     (without a projector, ``layer="backbone"``).
 
-    Any number of views does. Batches need `index`, which `fit` gives for data that are
-    not loaded by a DataLoader.
+    One view is enough. Batches need `index`, which `fit` sets for data that do not come
+    from a DataLoader.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
         components: The number K of clusters.
         items: The number N of items in the training set.
-        projector: A module behind the encoder, whose output the objective sees.
-        prior: What gives the kernel p(z|y); None means von Mises-Fisher with κ = 10.
-            With ``Gaussian(None, scale)`` z may grow without bound from round to round.
+        projector: The projection head.
+        prior: The prior whose kernel is p(z|y); None means von Mises-Fisher with
+            κ = 10. With ``Gaussian(None, scale)`` z may grow without bound from round
+            to round.
         balanced: Whether all clusters count the same, whatever their size.
         dim: The dimension of z; None takes it from the projector or the encoder.
 
@@ -88,12 +90,9 @@ class DeepClustering(Clustered):
     ) -> None:
         prior = Spherical(None, 10.0) if prior is None else prior
         super().__init__(encoder, prior, components, projector, dim)
-        if not isinstance(items, int) or items < components:
-            raise ValueError(
-                f"expected items as a whole number of at least the {components} "
-                f"clusters, got {items!r}; give the length of the training set"
-            )
-        self.components, self.items = components, items
+        hint = f"give the length of the training set, for {components} clusters"
+        self.items = whole("items", items, components, hint=hint)
+        self.components = components
         self.balanced = balanced
         start = torch.arange(items)[torch.randperm(items)] % components
         self.register_buffer("assignment", start)
@@ -113,12 +112,12 @@ class DeepClustering(Clustered):
 
     @torch.no_grad()
     def assign(self, z: Float[Any, "item dim"], seed: int = 0) -> None:
-        """Cluster the items anew by K-means, and move the c_k to its means.
+        """Assign the items to clusters by K-means, and move the c_k to its means.
 
         Arguments:
-            z: What the encoder, or the projector if there is one, makes of each item of
-                the training set, in its order: a tensor or array.
-            seed: Of K-means.
+            z: The output of the projector, or else of the encoder, for each item of the
+                training set, in its order: a tensor or array.
+            seed: The seed of K-means.
 
         Raises:
             ValueError: If there is not one representation for each item, or there are
@@ -139,7 +138,7 @@ class DeepClustering(Clustered):
         self.entropy.centres.copy_(self.prior.on_support(centres))
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if the batch has no index of the items, or absent views."""
+        """Raise an error if rows are unknown or out of range, or views are absent."""
         self.check_shape(batch)
         check_rows(batch, self.items)
 

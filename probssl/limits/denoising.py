@@ -1,24 +1,24 @@
-r"""Denoising autoencoder: the clean item is read off the representation of a view.
+r"""Denoising autoencoder: reconstruct the clean item from a corrupted view.
 
 Extracting and Composing Robust Features with Denoising Autoencoders
 (Vincent et al., 2008)
 https://doi.org/10.1145/1390156.1390294
 Joint Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
-Self-Supervised Learning (Van Assel et al., 2025), whose reconstruction it is for a
-Gaussian likelihood
+Self-Supervised Learning (Van Assel et al., 2025), whose reconstruction objective it is
+for a Gaussian likelihood
 https://arxiv.org/abs/2505.12477
 
 The choices: p(y) absent, p(z) flat; z is kept informative by p(x|z) of the clean item
-x, where z is that of a corrupted view :math:`\tilde x_v`.
+x, with z the representation of a corrupted view :math:`\tilde x_v`.
 
 .. math:: \frac1V \sum_v E \log p(x \mid z_v), \quad z_v = f(\tilde x_v), \qquad
     \text{for } N(g(z), \sigma^2 I) \text{:} \quad
     - \frac{1}{2 \sigma^2 V} \sum_v E \lVert x - g(f(\tilde x_v)) \rVert^2
     - \frac d2 \log 2 \pi \sigma^2
 
-The limit: q → a point; what is left is the log-likelihood of a model of
-:math:`x \mid \tilde x`. With the decoder of the clean item in place of that of the
-view, the inequality of `embedding` reads
+The limit: q → a point; the log-likelihood of a model of :math:`x \mid \tilde x`
+remains. With a decoder of the clean item instead of the view, the inequality behind
+`Embedding` reads
 
 .. math:: E \log p(x \mid z) \le -H[x \mid z] \le -H[x \mid \tilde x], \qquad
     H[x] + E \log p(x \mid z) \le I(x; z)
@@ -27,8 +27,8 @@ The first is an equality iff the decoder is the exact posterior of x given z, th
 iff z holds all that :math:`\tilde x` tells about x.
 
 Status: exact bound of its own: below :math:`-H[x \mid \tilde x]`, for any encoder and
-decoder. It drops the content, the noise of the encoder and the density of z: there is
-no evidence of x, and nothing to sample z from.
+decoder. It drops the content, the noise of the encoder and the density of z: it has no
+evidence of x and no z to sample.
 """
 
 from collections.abc import Callable
@@ -47,16 +47,16 @@ __all__ = ["DenoisingAutoencoder"]
 class DenoisingAutoencoder(nn.Module):
     r"""The log-likelihood of the clean item given a corrupted view, per item, in nats.
 
-    Any number of views will do, one included; the mean over them counts.
+    One view is enough; with several the value is their mean.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
         decoder: A module (n, dim) -> (n, \*event), where the event is that of x.
         likelihood: p(x|z) from the decoder's output.
-        noise: A module (n, \*event) -> (n, \*event) that corrupts the views once more,
-            such as `views.Noise` or `views.Mask`: in training and in evaluation, since
-            what is left of x is part of what is measured. By default the views are the
-            corruption.
+        noise: A module (n, \*event) -> (n, \*event) that corrupts the views further,
+            such as `views.Noise` or `views.Mask`, in training and in evaluation, since
+            the corruption is part of the measured quantity. By default the augmentation
+            is the corruption.
 
     Raises:
         ValueError: If a batch has no `clean`, absent views, or another shape than the
@@ -104,16 +104,11 @@ class DenoisingAutoencoder(nn.Module):
         return noise(views.flatten(0, 1)).view_as(views)
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
-        """The encoder's output for x as it is, without noise."""
+        """The encoder's output for x, without noise."""
         return lowered(self.encoder, x).flatten(1)
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if clean items are missing, or not of the likelihood's kind.
-
-        Raises:
-            ValueError: If there are none, or views are absent, or the likelihood
-                refuses them.
-        """
+        """Raise an error if views are absent, or the likelihood refuses clean items."""
         check_only_views(self, batch)
         self.likelihood.check(_clean(batch))
 

@@ -1,4 +1,4 @@
-r"""DSA: a base objective, and a force between items by whether they are the same.
+r"""DSA: a base objective plus attraction and repulsion of items by their affinity.
 
 On the Discriminability of Self-Supervised Representation Learning
 (Song et al., 2024)
@@ -16,33 +16,33 @@ score s from 0 to 1, the regulated loss and its anchor are
 .. math:: \text{value} = \text{base} - w L_w - \lambda L_a, \qquad \tilde M^{ab}_{ij}
     = \exp \big(-\lVert \bar u^a_i - \bar u^b_j \rVert / \tilde \tau \big)
 
-as means over ordered pairs of views, a = b among them, and over ordered pairs of items,
-without those of an item in a view with itself. In u, a reference that no gradient
-reaches, the items lie as they were before; there :math:`s_i` says how many of the
-nearest neighbours of an item are well connected to it (`sameness.neighbour_score`),
-which leaves outliers alone. KL is that of two Bernoulli distributions.
+as means over ordered pairs of views, including a = b, and over ordered pairs of items,
+without those of an item in a view with itself. u is the output of a reference network
+behind a stop-gradient; from u comes also :math:`s_i`, the share of the nearest
+neighbours of an item that are well connected to it (`neighbour_score`), which excludes
+outliers. KL is that of two Bernoulli distributions.
 
-Pairs with M above 1/2 attract each other, the more the farther they are apart; those
-below repel each other, the less the farther they are. :math:`L_w` by itself would have
-no two items be the same: it rises with every M,
+Pairs with M above 1/2 attract each other, more strongly the farther apart they are;
+pairs below repel each other, less strongly the farther apart. :math:`L_w` alone would
+let no two items be the same, since it rises with every M,
 
 .. math:: \frac{\partial L_w}{\partial M} \propto \frac{2 s d}{\tau} \, e^{s d (2 M - 1)
     / \tau} \ge 0, \qquad M = \tilde M - \frac{w}{\lambda} \, \frac{2 s d}{\tau} \,
     \frac{e^{s d (2 M - 1) / \tau}}{1 + E \exp(\dots)} \, M (1 - M)
 
-where a pair is at rest, if any M can be had (across views of N items the difference is
-1/N smaller). So M is below what the anchor says, the more the larger w/λ, and without
-an anchor it is 0, which leaves repulsion alone. Both gradients reach z and M; that of
-:math:`L_w` through M keeps items apart.
+where a pair is stationary, if M is free (across views of N items the difference is 1/N
+smaller). So M lies below the anchor, the more the larger w/λ, and without an anchor it
+is 0, which leaves repulsion alone. Both gradients reach z and M; that of :math:`L_w`
+through M keeps items apart.
 
-The limit: none of the joint. On the graph M has a closed form, and then nothing is
-learned but z (`sameness.PriorAffinity`).
+The limit: none of the joint. In the graphical model M has a closed form
+(`PriorAffinity`), and then only z is learned.
 
-Status: heuristic on a derived base. The release learns M of differences within one view
-only, and brings its rows to sum 1, so that nearly all pairs repel each other; takes u
-of a network that was trained with labels; and has for its anchor 0.01 times the
-Frobenius norms of :math:`M - \tilde M`, summed over four matrices: at 256 items and a
-root mean square error e about 10 e, where :math:`10 L_a` is at least 20 e².
+Status: heuristic on a derived base. The authors' code learns M from differences within
+one view, and normalises its rows to sum 1, so that nearly all pairs repel each other;
+takes u from a network trained with labels; and uses as anchor 0.01 times the Frobenius
+norms of :math:`M - \tilde M`, summed over four matrices: at 256 items and a root mean
+square error e about 10 e, where :math:`10 L_a` is at least 20 e².
 """
 
 import math
@@ -54,6 +54,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
+from ..arguments import at_least, positive, whole
 from ..nn import Network, dim_of
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather, world_size
@@ -67,35 +68,34 @@ __all__ = ["DSA"]
 
 
 class DSA(Extension):
-    r"""A base objective minus the regulated loss and its anchor, which are no nats.
+    r"""A base objective minus the regulated loss and its anchor, which are not in nats.
 
-    Any number of views that the base can take does. The score is that of u of
+    It takes any number of views that the base takes. The score is that of u of
     `Batch.clean`; without it, of the mean of u over the views of an item.
 
     Arguments:
-        base: An objective without a decoder, such as ``SimCLR(encoder, projector)``.
-        reference: A module (n, \*event) -> (n, k) that gives u and never saw labels,
-            such as `limits.PrincipalComponents`, an untrained encoder, or one that was
-            fitted before. A copy of it is kept, as it is in evaluation mode, and never
-            trained. None means an average of the encoder of the base over the steps.
-        affinity: A module of z, shapes (n, dim) and (m, dim), that gives the log-odds
-            of M, shape (n, m): `limits.PriorAffinity`, or by default a
-            `limits.LearnedAffinity`.
-        neighbours: How many neighbours the score looks at; batches have more items.
-        mutual: The score counts those that more than so many of their own neighbours
-            connect with the item; from 0 to neighbours − 1.
-        weight: The weight w of the regulated loss, a buffer that a schedule may set.
+        base: A `JointEmbedding`, such as ``SimCLR(encoder, projector)``.
+        reference: A module (n, \*event) -> (n, k) for u, trained without labels, such
+            as `PrincipalComponents`, an untrained encoder, or one fitted before. A copy
+            is kept, frozen and in evaluation mode. None means an EMA of the base's
+            encoder.
+        affinity: A module of z, shapes (n, dim) and (m, dim), that returns the log-odds
+            of M, shape (n, m): `PriorAffinity`, or by default a `LearnedAffinity`.
+        neighbours: The number of neighbours in the score; batches need more items.
+        mutual: A neighbour counts if more than this number of its own neighbours
+            connect it with the item; from 0 to neighbours − 1.
+        weight: The weight w of the regulated loss; a buffer, which a schedule may set.
         anchor: The weight λ of the anchor, likewise.
         temperature: The temperature :math:`\tau` of the regulated loss.
         reference_temperature: The temperature :math:`\tilde \tau`. With 0.5 two views
-            count as the same rather than not where the cosine of u is above 0.94, with
-            2 where it is above 0.04, which suits principal components.
-        momentum: The share of the average that stays in a step, where that is the
-            reference; ``teacher.momentum`` has the present one.
-        dim: The dimension of z, for networks that do not tell theirs.
+            count as the same where the cosine of u is above 0.94, with 2 where it is
+            above 0.04, which suits principal components.
+        momentum: The initial share of the EMA that stays in a step, if that is the
+            reference; the buffer ``teacher.momentum`` holds it.
+        dim: The dimension of z, for networks without an attribute `out` or `dim`.
 
     Raises:
-        TypeError: If the base has a decoder.
+        TypeError: If the base is no `JointEmbedding`.
         ValueError: If a number is out of range, the dimension is needed and not known,
             or a batch has no more items than neighbours.
     """
@@ -121,8 +121,16 @@ class DSA(Extension):
         dim: int | None = None,
     ) -> None:
         super().__init__(base)
-        _check_numbers(neighbours, mutual, weight, anchor)
-        _check_temperatures(temperature, reference_temperature)
+        hint = "20 is published, for batches of 256"
+        self.neighbours = whole("neighbours", neighbours, hint=hint)
+        self.mutual = whole("mutual", mutual, 0, neighbours - 1, "1 is published")
+        hint = "0 leaves the term out"
+        register_varying(self, "weight", at_least("weight", weight, 0, hint))
+        register_varying(self, "anchor", at_least("anchor", anchor, 0, hint))
+        hint = "0.5 is published"
+        self.temperature = positive("temperature", temperature, hint)
+        name = "reference_temperature"
+        self.reference_temperature = positive(name, reference_temperature, hint)
         if affinity is None:
             affinity = LearnedAffinity(dim_of(self.encoder, self.projector, dim))
         self.affinity, self.reference, self.teacher = affinity, None, None
@@ -130,14 +138,9 @@ class DSA(Extension):
             self.teacher = Teacher(Network(self.encoder), momentum)
         else:
             self.reference = deepcopy(reference).requires_grad_(False).eval()
-        self.neighbours, self.mutual = neighbours, mutual
-        register_varying(self, "weight", weight)
-        register_varying(self, "anchor", anchor)
-        self.temperature = temperature
-        self.reference_temperature = reference_temperature
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all but a given reference, which stays in evaluation."""
+        """Set the mode of all but a given reference, which stays in evaluation mode."""
         super().train(mode)
         if self.reference is not None:
             self.reference.eval()
@@ -153,9 +156,9 @@ class DSA(Extension):
         _check_views(z, batch)
         if self.teacher is not None:
             self.teacher.follow(Network(self.encoder))
-        references, whole = self._references(batch)
+        references, of_items = self._references(batch)
 
-        score = neighbour_score(gather(whole), self.neighbours, self.mutual)
+        score = neighbour_score(gather(of_items), self.neighbours, self.mutual)
         z, references = gather(z), gather(references)
         points = z.flatten(0, 1)
         log_odds = self.affinity(points, points)
@@ -174,12 +177,12 @@ class DSA(Extension):
     def same(
         self, a: Float[Any, "n dim"], b: Float[Any, "m dim"] | None = None
     ) -> Float[Tensor, "n m"]:
-        """Return the probability M of having the same content, for all pairs.
+        """Return the probability M of the same content, for all pairs.
 
         Arguments:
-            a: What `embed` returns with ``layer="projector"``, or without a projector
+            a: The output of `embed` with ``layer="projector"``, or without a projector
                 ``layer="backbone"``: a tensor or array.
-            b: Others likewise; None means a itself.
+            b: Likewise for other items; None means a itself.
         """
         first = torch.as_tensor(a).to(self.weight)
         second = first if b is None else torch.as_tensor(b).to(self.weight)
@@ -211,7 +214,7 @@ class DSA(Extension):
         exponent = score.repeat_interleave(views).unsqueeze(1) * distance * sign
         exponent = (exponent / self.temperature).view(items, views, items, views)
 
-        # Of each pair of views the mean over its pairs of items, in log space.
+        # For each pair of views the mean over its pairs of items, in log space.
         alike = torch.eye(views, device=z.device).view(views, 1, views)
         pairs = views**2 * items * (items - alike.to(exponent))
         itself = torch.eye(len(own), dtype=torch.bool, device=z.device)
@@ -236,14 +239,14 @@ class DSA(Extension):
 
 
 def _distances(z: Float[Tensor, "n dim"]) -> Float[Tensor, "n n"]:
-    """Those of directions; with a gradient of 0 where there is no distance."""
+    """Distances of directions, with gradient 0 where the distance is 0."""
     directions = normalize(z, dim=-1)
-    # The slope of the root is infinite at 0; 1e-12 is far below rounding in float32.
+    # The gradient of the root is infinite at 0; 1e-12 is far below rounding in float32.
     return square_distances(directions, directions).clamp(min=1e-12).sqrt()
 
 
 def _own(items: int, views: int, device: torch.device) -> Bool[Tensor, "point point"]:
-    """Which pairs of points are views of one item."""
+    """The pairs of points that are views of one item."""
     item = torch.arange(items, device=device).repeat_interleave(views)
     return item.unsqueeze(1) == item
 
@@ -254,31 +257,4 @@ def _check_views(z: Tensor, batch: Batch) -> None:
             f"expected a base with one z for each of the {batch.shape} views (batch, "
             f"view), got z of shape {tuple(z.shape)}; take a base, such as SimCLR, "
             "that encodes every view"
-        )
-
-
-def _check_numbers(neighbours: int, mutual: int, weight: float, anchor: float) -> None:
-    if not isinstance(neighbours, int) or neighbours < 1:
-        raise ValueError(
-            "expected neighbours as a whole number of at least 1, got "
-            f"{neighbours!r}; 20 is published, for batches of 256"
-        )
-    if not isinstance(mutual, int) or not 0 <= mutual < neighbours:
-        raise ValueError(
-            f"expected mutual as a whole number from 0 to {neighbours - 1}, got "
-            f"{mutual!r}; 1 is published, and {neighbours} or more connect no items"
-        )
-    if not weight >= 0 or not anchor >= 0:
-        raise ValueError(
-            f"expected weight and anchor of at least 0, got {weight} and {anchor}; "
-            "0 leaves out the regulated loss or its anchor"
-        )
-
-
-def _check_temperatures(temperature: float, reference_temperature: float) -> None:
-    if not temperature > 0 or not reference_temperature > 0:
-        raise ValueError(
-            "expected positive temperatures, got temperature="
-            f"{temperature} and reference_temperature={reference_temperature}; 0.5 is "
-            "published for both"
         )

@@ -1,19 +1,19 @@
-r"""Instance discrimination: every image of the training set is a content of its own.
+r"""Instance discrimination: classify every training image as its own class.
 
 Unsupervised Feature Learning via Non-Parametric Instance Discrimination
 (Wu et al., 2018)
 https://arxiv.org/abs/1805.01978
 
 The choices: p(y) categorical over the N images of the training set, 1/N each; p(z|y=i)
-von Mises-Fisher about a direction :math:`b_i` of each image, kept in a bank, with
-concentration κ = 1/τ; z is kept informative by its entropy under their mixture.
+von Mises-Fisher around a direction :math:`b_i` for each image, kept in a memory bank,
+with concentration κ = 1/τ; z is kept informative by its entropy under their mixture.
 
 .. math:: E \log p(z \mid y = i) - E \log \frac1N \sum_j p(z \mid y = j)
     = \log N + E \log p(y = i \mid z)
 
-The constants of the von Mises-Fisher density cancel. The value is at most log N, and
-in expectation the information z has of the image it comes from, were the mixture the
-density of z. After each step the directions follow what was seen of their images,
+The constants of the von Mises-Fisher density cancel. The value is at most log N; in
+expectation it would be the mutual information of z and the image if the mixture were
+the density of z. After each step the bank follows the representations,
 
 .. math:: b_i \leftarrow \frac{m \, b_i + (1 - m) \, \bar z_i}
     {\lVert m \, b_i + (1 - m) \, \bar z_i \rVert}
@@ -23,7 +23,8 @@ cross-entropy of z with the mixture, an upper bound on it.
 
 Status: identity. It drops the decoder, the noise of the encoder, and the gradient
 through the bank. The published loss estimates the sum over all images by noise
-contrast, and adds a proximal term; here the sum is exact, in blocks, and there is none.
+contrastive estimation and adds a proximal term; here the sum is exact, in blocks, and
+there is no such term.
 """
 
 import math
@@ -33,6 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..arguments import between, whole
 from ..entropies._log_sums import log_sums
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
@@ -48,19 +50,19 @@ __all__ = ["InstanceDiscrimination"]
 class InstanceDiscrimination(JointEmbedding):
     r"""The log-probability of the right image plus log N, per view, in nats.
 
-    It is meant for the items it was trained with, whose rows `Batch.index` holds: for
-    others there is no direction in the bank. One view is enough. An item should be in a
-    batch once; of several the bank keeps any.
+    It takes the training items only, whose rows are in `Batch.index`: the bank has no
+    direction for others. One view is enough. If an item occurs twice in a batch, the
+    bank keeps either occurrence.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
         items: The number N of images in the training set.
-        projector: A module behind it, whose output the objective sees.
+        projector: The projection head.
         temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
             ``learned(number)``.
         momentum: The share m of a direction that stays when its image is seen, from 0
-            to below 1; a buffer, ``momentum``.
-        dim: The dimension of z, for networks that do not tell theirs.
+            to below 1; a buffer.
+        dim: The dimension of z, for networks without an attribute `out` or `dim`.
 
     Raises:
         ValueError: If there are fewer than two items, the temperature or the momentum
@@ -81,13 +83,9 @@ class InstanceDiscrimination(JointEmbedding):
         dim: int | None = None,
     ) -> None:
         super().__init__(encoder, projector)
-        if not isinstance(items, int) or items < 2 or not 0 <= momentum < 1:
-            raise ValueError(
-                "expected items of at least 2 and momentum from 0 to below 1, got "
-                f"{items!r} and {momentum!r}; give items=len(data) and, as published, "
-                "momentum=0.5"
-            )
-        self.items = items
+        self.items = whole("items", items, 2, hint="give items=len(data)")
+        if between("momentum", momentum, 0, 1, "0.5 is published") == 1:
+            raise ValueError("expected momentum below 1, got 1; 0.5 is published")
         self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
         check_not_random(self.prior)
         register_varying(self, "momentum", momentum)
@@ -96,7 +94,7 @@ class InstanceDiscrimination(JointEmbedding):
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         index = gather(batch.rows)
-        # A copy: the bank is written before the way back, which needs what was there.
+        # A copy, since the bank is overwritten before the backward pass reads it.
         bank = self.bank.to(z, copy=True)
         alignment = self.prior.log_kernel(bank[index].unsqueeze(1), z, plug_in=True)
         every = torch.ones(1, 1, dtype=torch.bool, device=z.device)
@@ -124,7 +122,7 @@ class InstanceDiscrimination(JointEmbedding):
         self.bank.index_copy_(0, index, normalize(seen, dim=-1))
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if the rows of the items are not known or not in the bank."""
+        """Raise an error if rows are unknown or not in the bank."""
         self.check_shape(batch)
         check_rows(batch, self.items)
 

@@ -1,22 +1,22 @@
-r"""Log-det: Gaussian alignment and Gaussian entropy.
+r"""Log-det: maximise the log-determinant of the covariance, and pull views together.
 
 Understanding Self-Supervised Learning via Latent Distribution Matching (2026)
 https://arxiv.org/abs/2605.03517
 
-The choices: p(y) flat, p(z|y) = N(y, s² I); z is kept informative by the entropy of a
-Gaussian of its covariance.
+The choices: p(y) flat, p(z|y) = N(y, s² I); z is kept informative by the entropy of the
+Gaussian with its covariance.
 
 .. math:: E \log p(z_1, \dots, z_V) + (V - 1) \tfrac12 \log |2 \pi e \hat \Sigma|
 
 For two views and up to a constant
 :math:`-\frac{1}{4 s^2} E \lVert z_1 - z_2 \rVert^2 + \frac12 \log |\hat \Sigma|`.
 
-The limit: q → a point, and H[z] → its Gaussian upper bound, in the bound of
-`embedding`.
+The limit: q → a point, and H[z] → its Gaussian upper bound, in the bound behind
+`Embedding`.
 
 Status: identity. It drops the decoder, the noise of the encoder, and all of the
-distribution of z beyond second moments. The scale sets the size of z and nothing else:
-stretching z by s turns the value for scale 1 into that for scale s.
+distribution of z beyond second moments. The scale sets only the size of z: stretching z
+by s turns the value for scale 1 into that for scale s.
 """
 
 import math
@@ -35,9 +35,10 @@ class LogDet(Embedding):
 
     Arguments:
         encoder: A module (n, \\*event) -> (n, dim).
-        projector: A module behind it, whose output the objective sees.
+        projector: The projection head.
         scale: The standard deviation of z given y.
-        epsilon: The variance of the noise under which the entropy is meant.
+        epsilon: The variance of the noise whose entropy is added (see
+            `entropies.LogDeterminant`).
     """
 
     def __init__(

@@ -1,32 +1,32 @@
-r"""Masked autoencoder: what is hidden is read off the representation of the rest.
+r"""Masked autoencoder (MAE): reconstruct hidden patches from the visible ones.
 
 Masked Autoencoders Are Scalable Vision Learners (He et al., 2022)
 https://arxiv.org/abs/2111.06377
 
 The choices: p(y) absent, p(z) flat; z is kept informative by p(x|z) of the hidden part
-of a view, where z is that of the visible part. Exactly a share of the patches is
-hidden, all such sets m being equally likely:
+of a view, with z the representation of the visible part. A fixed share of the patches
+is hidden, all such sets m being equally likely:
 
 .. math:: E_m \sum_{i \in m} \log p(x_i \mid z), \qquad z = f(x \odot (1 - m))
 
 For a Gaussian likelihood that is the published squared error of the hidden pixels,
-times :math:`-1 / 2 \sigma^2` and summed where the paper takes the mean, and the
-constant of the density.
+times :math:`-1 / 2 \sigma^2`, with a sum instead of the paper's mean, plus the constant
+of the density.
 
-The limit: q → a point; what is left is the exact log-likelihood of a model of
-:math:`x_m \mid x_{\setminus m}`, whose pixels are independent given z. As in the
-inequality of `embedding`, for each set m and any encoder and decoder
+The limit: q → a point; the exact log-likelihood of a model of
+:math:`x_m \mid x_{\setminus m}` remains, whose pixels are independent given z. As in
+the inequality behind `Embedding`, for each set m and any encoder and decoder
 
 .. math:: E \sum_{i \in m} \log p(x_i \mid z) \le -H[x_m \mid z]
     \le -H[x_m \mid x_{\setminus m}], \qquad
     H[x_m] + E \sum_{i \in m} \log p(x_i \mid z) \le I(x_m; z)
 
-so z has to hold what the visible part tells about the hidden one.
+so z has to hold the information of the visible part on the hidden one.
 
 Status: exact bound of its own: below :math:`-H[x_m \mid x_{\setminus m}]`. It drops the
-content, the noise of the encoder and the density of z; what the hidden pixels have in
-common beyond z; and of the paper the transformer, which leaves hidden patches out
-where any encoder is here given zeros in their place, and the normalised patches.
+content, the noise of the encoder, the density of z, and the dependence of hidden pixels
+given z; and of the paper the transformer, which skips hidden patches where the encoder
+here gets zeros, and the normalised patches.
 """
 
 import math
@@ -35,6 +35,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..arguments import between, whole
 from ..likelihoods import Likelihood
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
@@ -46,18 +47,18 @@ __all__ = ["MaskedAutoencoder"]
 class MaskedAutoencoder(nn.Module):
     r"""The log-likelihood of hidden patches given the others, per item, in nats.
 
-    Any number of views will do, one included; the mean over them counts. Patches are
-    drawn anew from torch's generator at each call, in evaluation as well.
+    One view is enough; with several the value is their mean. Patches are drawn from
+    torch's global generator at each call, in evaluation mode as well.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), which gets zeros where x is hidden.
         decoder: A module (n, dim) -> (n, \*event).
         likelihood: p(x|z) from the decoder's output, its elements independent.
-        share: The share of the patches that is hidden, rounded to whole patches: at
-            least one, and at most all but one. The paper has 0.75.
-        patch: The edge of a patch of an image in pixels; all its channels are hidden
-            together. The paper has 16 for images of 224, a grid of 14 by 14. Features
-            of rows of numbers are hidden one by one, whatever `patch` is.
+        share: The share of hidden patches, rounded to whole patches: at least one, at
+            most all but one. Published is 0.75.
+        patch: The edge of an image patch in pixels; all channels are hidden together.
+            Published is 16 for images of 224, a grid of 14 by 14. Rows of numbers are
+            hidden feature by feature, whatever `patch` is.
 
     Raises:
         ValueError: If the share is not between 0 and 1, the edge is no positive whole
@@ -75,15 +76,9 @@ class MaskedAutoencoder(nn.Module):
         patch: int = 2,
     ) -> None:
         super().__init__()
-        if not 0 < share < 1:
-            raise ValueError(
-                f"expected share between 0 and 1, got {share}; the paper has 0.75"
-            )
-        if not isinstance(patch, int) or patch < 1:
-            raise ValueError(
-                f"expected patch as a positive number of pixels, got {patch!r}; give "
-                "one that divides height and width, for instance 2"
-            )
+        share = between("share", share, 0, 1, "0.75 is published", open=True)
+        hint = "give a number of pixels that divides height and width, such as 2"
+        patch = whole("patch", patch, hint=hint)
         if not likelihood.elementwise:
             raise ValueError(
                 "expected a likelihood of independent elements, got "
@@ -109,11 +104,11 @@ class MaskedAutoencoder(nn.Module):
         return Terms(reconstruction=log_prob.flatten(1).sum(1).mean())
 
     def mask(self, x: Float[Tensor, "n *event"]) -> Bool[Tensor, "n *event"]:
-        """Draw which elements are hidden, as many patches for each item."""
+        """Draw which elements are hidden, the same number of patches for each item."""
         grid = self._grid(x.shape[1:])
         patches = math.prod(grid)
         count = min(max(round(self.share * patches), 1), patches - 1)
-        # Not in a lower precision of x, where ties would prefer some patches.
+        # Not in the dtype of x: in half precision ties would prefer some patches.
         noise = torch.rand(len(x), patches, dtype=torch.float32, device=x.device)
         hidden = (noise.argsort(-1) < count).view(len(x), *grid)
         if len(grid) == 1:
@@ -124,7 +119,7 @@ class MaskedAutoencoder(nn.Module):
         return hidden.view(len(x), *channels, *x.shape[-2:]).expand_as(x)
 
     def _grid(self, event: torch.Size) -> tuple[int, ...]:
-        """The numbers of patches along each axis that is cut."""
+        """The number of patches along each axis that is divided into patches."""
         edges = tuple(event[-2:])
         patch = self.patch if len(edges) == 2 else 1
         if any(edge % patch for edge in edges):
@@ -142,16 +137,11 @@ class MaskedAutoencoder(nn.Module):
         return grid
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
-        """The encoder's output for the whole of x, of which nothing is hidden."""
+        """The encoder's output for x, with nothing hidden."""
         return lowered(self.encoder, x).flatten(1)
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if the batch cannot have come from the likelihood.
-
-        Raises:
-            ValueError: If the likelihood refuses the views, some are absent, or patches
-                do not fit.
-        """
+        """Raise an error if views are absent, patches do not fit, or x is no data."""
         check_only_views(self, batch)
         self._grid(batch.stacked.shape[2:])
         self.likelihood.check(batch.stacked)

@@ -1,23 +1,23 @@
-r"""MoCo: a slow teacher shows the content, and a queue of its outputs the entropy.
+r"""MoCo: positives from a momentum (EMA) encoder, negatives from a queue.
 
 Momentum Contrast for Unsupervised Visual Representation Learning (He et al., 2020)
 https://arxiv.org/abs/1911.05722
-Improved Baselines with Momentum Contrastive Learning (Chen et al., 2020), where the
-projector and the temperature come from
+Improved Baselines with Momentum Contrastive Learning (Chen et al., 2020), the source of
+the projection head and the temperature
 https://arxiv.org/abs/2003.04297
 Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
 (Hu et al., 2023), for the heavy tail
 https://arxiv.org/abs/2205.14814
 
-The choices: p(y) empirical, y = the teacher's output t for the other view; p(z|y) von
-Mises-Fisher with concentration κ = 1/τ; z is kept informative by a kernel density
-estimate of H[z], whose kernels sit on that t and on a queue Q of earlier ones.
+The choices: p(y) empirical, y = the momentum encoder's output t for the other view;
+p(z|y) von Mises-Fisher with concentration κ = 1/τ; z is kept informative by a kernel
+density estimate of H[z], with kernels at that t and at a queue Q of earlier ones.
 
 .. math:: E \log p(z \mid y = t^+) - E \log \frac{1}{1 + |Q|} \Big(p(z \mid y = t^+)
     + \sum_{k \in Q} p(z \mid y = k)\Big) = \log(1 + |Q|) - \text{InfoNCE}
 
-in the mean over ordered pairs of views, one as the query, the other as the key. Only
-what is filled of the queue counts. The teacher follows the encoder,
+averaged over ordered pairs of views, one as the query, the other as the key. Only the
+filled part of the queue counts. The momentum encoder is an EMA of the encoder,
 :math:`\theta' \leftarrow m \theta' + (1 - m) \theta`.
 
 Another prior gives another kernel: with `priors.TSNE` it is t-MoCo, heavy-tailed, each
@@ -27,8 +27,8 @@ standardised by a batch norm without parameters, which a projector may end in).
 The limit: that of SimCLR; with m = 0, a gradient through the keys, and the batch for a
 queue it would be InfoNCE.
 
-Status: identity for the value at a step; there is no one function that the steps
-follow, as teacher and queue move. It drops the decoder, the noise of the encoder, the
+Status: identity for the value at a step; the steps follow no one function, since
+momentum encoder and queue change. It drops the decoder, the noise of the encoder, the
 uncertainty of y, and the gradient through the keys. The published method takes each
 pair in one order only, and shuffles items between processes for batch norm.
 """
@@ -53,20 +53,20 @@ class MoCo(JointEmbedding):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
-        projector: A module behind it, whose output the objective sees.
+        projector: The projection head.
         temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
-            ``learned(number)``; 0.07 in the first paper, 0.2 in the second.
-        momentum: The share m of the teacher that stays in a step, at first: the buffer
-            ``teacher.momentum`` has the present one. Published is 0.999, for a million
+            ``learned(number)``; None means 0.2, as in the second paper (0.07 in the
+            first).
+        momentum: The initial share m of the momentum encoder that stays in a step; the
+            buffer ``teacher.momentum`` holds it. Published is 0.999, for a million
             steps; 0.99 is for some thousands.
-        queue: How many keys of earlier batches are kept; 65536 for ImageNet.
-        dim: The dimension of z, for networks that do not tell theirs.
-        prior: What gives the kernel p(z|y), in the place of `temperature`; None means
-            von Mises-Fisher.
+        queue: The number of keys kept from earlier batches; 65536 for ImageNet.
+        dim: The dimension of z, for networks without an attribute `out` or `dim`.
+        prior: Another prior, whose kernel is p(z|y); it replaces `temperature`.
 
     Raises:
-        ValueError: If a number is out of range, the dimension is not known, or a
-            hyper-parameter of the prior is random.
+        ValueError: If a number is out of range, the dimension is not known, both
+            `temperature` and `prior` are given, or a hyper-parameter is random.
     """
 
     def __init__(
@@ -74,15 +74,22 @@ class MoCo(JointEmbedding):
         encoder: nn.Module,
         projector: nn.Module | None = None,
         *,
-        temperature: float | Learned = 0.2,
+        temperature: float | Learned | None = None,
         momentum: float = 0.99,
         queue: int = 4096,
         dim: int | None = None,
         prior: Prior | None = None,
     ) -> None:
         super().__init__(encoder, projector)
-        sphere = Spherical(None, Reciprocal(temperature, "temperature"))
-        self.prior = sphere if prior is None else prior
+        if prior is None:
+            temperature = 0.2 if temperature is None else temperature
+            prior = Spherical(None, Reciprocal(temperature, "temperature"))
+        elif temperature is not None:
+            raise ValueError(
+                f"expected temperature or prior, got both, temperature={temperature} "
+                f"and {type(prior).__name__}; set the scale of the prior instead"
+            )
+        self.prior = prior
         check_not_random(self.prior)
         self.teacher = Teacher(self.network, momentum)
         self.keys = Queue(queue, dim_of(encoder, projector, dim))

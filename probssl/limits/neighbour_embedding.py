@@ -1,4 +1,4 @@
-r"""Stochastic neighbour embedding: pairs that belong together, under a kernel.
+r"""SNE, symmetric SNE and t-SNE as objectives: neighbours that an affinity P gives.
 
 Stochastic Neighbor Embedding (Hinton and Roweis, 2002)
 https://papers.nips.cc/paper/2276-stochastic-neighbor-embedding
@@ -8,27 +8,27 @@ Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
 (Hu et al., 2023)
 https://arxiv.org/abs/2205.14814
 
-The choices: p(y) empirical, y = another view; p(z|y) the kernel of any prior; which
-views share their content is said by P, an `affinities.Affinity`; z is kept informative
-by the kernel's own normaliser, for each view (a kernel density estimate of H[z]) or one
-for all pairs (the collision entropy).
+The choices: p(y) empirical, y = another view; p(z|y) the kernel of any prior; an
+affinity P, one of `affinities`, says which views share their content; z is kept
+informative by the kernel's normaliser, one for each view (a kernel density estimate of
+H[z]) or one for all pairs (the collision entropy).
 
-With Q the kernel, normalised in the same way, M views in all,
+With Q the kernel, normalised in the same way, and M views in all,
 
 .. math:: \sum_{i \ne j} P_{ij} \log p(z_j \mid y = z_i) + \hat H[z]
     = \log (M - 1) - \bar H(P_{j \mid i}) - KL(P_{j \mid i} \,\|\, Q_{j \mid i})
 
-in the mean over the views i, all of the same weight, where each has its normaliser; and
+averaged over the views i with equal weights, where each has its normaliser; and
 
 .. math:: \sum_{i \ne j} P_{ij} \log p(z_j \mid y = z_i) + \hat H_2[z]
     = \log M (M - 1) - H(P) - KL(P \,\|\, Q)
 
-with one normaliser. P has no parameters, so that the value is minus the divergence of
-SNE, of symmetric SNE and of t-SNE, up to a constant of P.
+with one normaliser. P has no parameters, so the value is minus the divergence of SNE,
+of symmetric SNE and of t-SNE, up to a constant of P.
 
-The limit: q → a point, the content plugged in, and H[z] → the estimate, in the bound of
-`embedding`, with pairs drawn from P. With P uniform over the views of an item it is
-SimCLR on the sphere, and t-SimCLR under `priors.TSNE` with one normaliser.
+The limit: q → a point, the content plugged in, and H[z] → the estimate, in the bound
+behind `Embedding`, with pairs drawn from P. With P uniform over the views of an item it
+is SimCLR on the sphere, and t-SimCLR under `priors.TSNE` with one normaliser.
 
 Status: identity, with :math:`H_2` for H if there is one normaliser. It drops the
 decoder, the noise of the encoder, and the uncertainty of y.
@@ -56,21 +56,23 @@ class NeighbourEmbedding(Embedding):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        affinity: P; None means `affinities.Positives`. If it is dense, one view of each
-            item is enough, and time and memory grow with the square of their number.
-        prior: What gives the kernel of Q; None means t-SNE's, ``priors.TSNE(None, 1.0,
-            1.0)``, with the tail of Cauchy's distribution in two dimensions.
-        projector: A module behind the encoder, whose output the objective sees.
+        affinity: The affinity P; None means `affinities.Positives`. For a dense one, a
+            view per item is enough, and time and memory grow with the square of their
+            number.
+        prior: The prior whose kernel is Q; None means t-SNE's, ``priors.TSNE(None, 1.0,
+            1.0)``, with the tail of a Cauchy distribution in two dimensions.
+        projector: The projection head.
         joint: Whether one normaliser serves all pairs, as in symmetric SNE, t-SNE and
-            t-SimCLR; otherwise each view has its own, as in SNE and InfoNCE, and the
-            same weight, whatever P says.
-        queue: How many representations of earlier batches each view is compared with,
-            without a gradient, besides those of its own; only with ``joint=False``.
-        dim: The dimension of z for the queue, where the networks do not tell.
+            t-SimCLR. Otherwise each view has its own, as in SNE and InfoNCE, and equal
+            weight, whatever P is.
+        queue: The number of negatives from earlier batches, without a gradient; only
+            with ``joint=False``.
+        dim: The dimension of z for the queue, if the networks have no attribute `out`
+            or `dim`.
 
     Raises:
-        ValueError: If a queue is to serve one normaliser, or the dimension is needed
-            and not known; in a forward pass if P wants more views than there are.
+        ValueError: If there is a queue and one normaliser, or the dimension is needed
+            and not known; in a forward pass if P needs more views than there are.
     """
 
     def __init__(
@@ -112,8 +114,8 @@ class NeighbourEmbedding(Embedding):
     def divergence(self, batch: Batch) -> Float[Tensor, ""]:
         r"""Return KL(P ‖ Q) in nats, in the mean over views if not `joint`.
 
-        What a fit lowers, without the constant of P; 0 where Q is P. Representations in
-        the queue count among the partners, which P does not give any weight.
+        A fit minimises it. It is 0 where Q is P. Representations in the queue count as
+        partners to which P gives no weight.
         """
         p = self.weights(batch)
         views = p.shape[:-1].numel()
@@ -149,8 +151,8 @@ class SNE(NeighbourEmbedding):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        affinity: P; None means `affinities.Perplexity` with 30 neighbours.
-        projector: A module behind the encoder, whose output the objective sees.
+        affinity: The affinity P; None means `affinities.Perplexity` with 30 neighbours.
+        projector: The projection head.
         scale: The standard deviation σ, in the units of z; with :math:`\sqrt{1/2}` the
             exponent is the squared distance.
 
@@ -180,24 +182,25 @@ class SymmetricSNE(SNE):
     .. math:: Q_{ij} = \frac{\exp(-\lVert z_i - z_j \rVert^2 / 2 \sigma^2)}
         {\sum_{k \ne l} \exp(-\lVert z_k - z_l \rVert^2 / 2 \sigma^2)}
 
-    The arguments are those of `SNE`; where no P is given it is symmetric as well.
+    The arguments are those of `SNE`; the default P is symmetric.
     """
 
     symmetric = True
 
 
 class TSNE(NeighbourEmbedding):
-    r"""t-SNE: the kernel of Cauchy's distribution in 2-D, over all pairs.
+    r"""t-SNE: the kernel of a Cauchy distribution in 2-D, normalised over all pairs.
 
     .. math:: Q_{ij} = \frac{(1 + \lVert z_i - z_j \rVert^2)^{-1}}
         {\sum_{k \ne l} (1 + \lVert z_k - z_l \rVert^2)^{-1}}
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim); two dimensions make a map.
-        affinity: P; None means `affinities.Perplexity` with 30 neighbours, symmetric.
-        projector: A module behind the encoder, whose output the objective sees.
-        dof: The degrees of freedom ν of a heavier or lighter tail, with the exponent
-            (ν + 1) / 2 and distances over :math:`\sqrt \nu`.
+        affinity: The affinity P; None means `affinities.Perplexity` with 30 neighbours,
+            symmetric.
+        projector: The projection head.
+        dof: The degrees of freedom ν, with the exponent (ν + 1) / 2 and distances
+            divided by :math:`\sqrt \nu`.
 
     Raises:
         ValueError: If dof is not positive.

@@ -1,52 +1,50 @@
-r"""PID: views of an item, and clusters of items that each view is to tell.
+r"""PID: a base objective plus the prediction of pseudo-labels from each view.
 
 Rethinking Self-Supervised Learning Within the Framework of Partial Information
 Decomposition (Mohamadi et al., 2024)
 https://arxiv.org/abs/2412.02121
 
-The choices: those of any base without a decoder for its lower tier, the views of one
-item. For the upper tier, :math:`p(\hat y \mid z_v)` is a linear softmax of each view on
-its own, and the cluster :math:`\hat y_i` of an item, found by K-means, is a point
-estimate that is kept between refreshes,
+The choices: those of the base for its lower tier, the views of one item. For the upper
+tier, :math:`p(\hat y \mid z_v)` is a linear softmax of each view, and the pseudo-label
+:math:`\hat y_i` of an item, its cluster under K-means, is a point estimate that is kept
+between refreshes,
 
 .. math:: \text{base} + \alpha \sum_v E \log p(\hat y \mid z_v), \qquad
     p(\hat y = k \mid z) = \operatorname{softmax}_k (w_k^\top z + b_k)
 
-What each view adds is, up to the entropy of the labels, a lower bound on what it alone
-says of them. In a partial information decomposition, with R for redundant, U for unique
-and S for synergistic information of the two views,
+The term of a view is, up to the entropy of the labels, a lower bound on its mutual
+information with them. In a partial information decomposition, with R for redundant, U
+for unique and S for synergistic information of the two views,
 
 .. math:: H[\hat y] + E \log p(\hat y \mid z_v) \le I(z_v; \hat y) = R + U_v, \qquad
     \sum_v I(z_v; \hat y) = 2 R + U_1 + U_2
 
-so that unique parts count, which the alignment of views leaves out. S does not: that
-would take a classifier of both views at once.
+so that unique parts count, which the alignment of views ignores. S does not: that would
+take a classifier of both views at once.
 
 The limit: the prior `TwoTier`, equal clusters of items and views around the content of
-their item. Of one view it says
+their item. For one view it gives
 
 .. math:: p(z_v \mid k) = N(m_k, s^2 I), \quad s^2 = \tau^2 + \sigma^2, \qquad
     \log p(k \mid z_v) = \frac{m_k^\top z_v}{s^2} - \frac{\lVert m_k \rVert^2}{2 s^2}
     + \log \pi_k - \text{normaliser}
 
 which is that linear softmax; for z of unit length so is that of von Mises-Fisher
-clusters of equal concentration. Of the density of the clusters the posterior is kept,
-of the posterior its mode, and the joint one of all views falls into one for each view.
-Behind a projector, which keeps what views share, the base may have one z and the
-clusters another, that of the encoder.
+clusters of equal concentration. The density of the clusters is replaced by their
+posterior, the posterior by its mode, and the joint posterior of all views by one for
+each view. Behind a projector, which keeps what views share, the base may use one z and
+the clusters another, the encoder's output.
 
 Status: surrogate of the cluster tier of `TwoTier`, as the base is of the other.
-Assignments lag behind z, and are certain of what may be in doubt; :math:`\alpha` counts
-their likelihood less than once. SimVAE with `TwoTier` sums the cluster out instead.
+Pseudo-labels lag behind z and ignore their uncertainty; :math:`\alpha` gives their
+likelihood a weight below 1. SimVAE with `TwoTier` sums the cluster out instead.
 
-Choices made here: the classifier; the layer that it and K-means see, of which
-"learned representations" are taken to be those that are evaluated; unit length; and
-that the classifier goes on when clusters are found anew. K is published as the number
-of classes, which is knowledge of the labels; `evaluation.number_of_components` asks z
-alone.
+Not published and chosen here: the classifier; the layer that it and K-means see, for
+which "learned representations" is read as the evaluated ones; unit length; and that the
+classifier is kept at a refresh. The published K is the number of classes, which uses
+the labels; `evaluation.number_of_components` estimates K from z alone.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -55,6 +53,7 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, one_hot
 
+from ..arguments import at_least, choice, whole
 from ..nn import dim_of
 from ..runtime.buffers import register_varying
 from ..terms import Batch, Terms, check_rows
@@ -63,38 +62,38 @@ from ._prototypes import k_means
 
 __all__ = ["PID"]
 
-STARTS = 5  # of K-means, of which the best counts
-LEAST = 1e-4  # of the variance of z, that of a cluster counts as
+STARTS = 5  # restarts of K-means; the best one counts
+LEAST_VARIANCE = 1e-4  # of a cluster, as a share of the variance of z
 
 
 class PID(Extension):
-    r"""A base, and the log-probability of an item's cluster given each of its views.
+    r"""A base plus the log-probability of an item's pseudo-label given each view.
 
-    Items have no cluster at first, and then count nothing: with weight 0, or without
-    clusters, it is the base bit by bit. `assign` gives them theirs, and
-    `train.fit_phases` does so when the base has been fitted alone for a while:
+    Items without a pseudo-label contribute nothing: without labels, or with weight 0,
+    the value is the base's, bit by bit. `assign` clusters the items, and
+    `train.fit_phases` calls it after the base has been fitted alone:
 
     ``fit_phases(o, data, lambda: o.assign(ps.embed(o, data, layer=o.layer)), ...)``
 
-    Batches need `index`, which `fit` gives for data that are not loaded by a
-    DataLoader. Validation data have no clusters, and are to be measured by the base.
+    Batches need `index`, which `fit` sets for data that do not come from a DataLoader.
+    Validation data have no pseudo-labels; measure them by the base.
 
     Arguments:
-        base: The objective below.
-        components: The number K of clusters. The number of classes is knowledge of the
-            labels, to be reported as such.
+        base: A `JointEmbedding`.
+        components: The number K of clusters. The number of classes uses the labels, and
+            should be reported as such.
         items: The number N of items in the training set.
-        weight: The weight :math:`\alpha` of the clusters, summed over the views; a
-            buffer, which a schedule may set. Published is a rise from 1e-5 to 1e-1.
-        layer: What is clustered and classified: ``"backbone"``, the representation that
-            the encoder gives, or ``"projector"``, the z that the base compares.
-        unit: Whether it is brought to unit length first. Otherwise long z and short
-            ones may make clusters of their own.
-        dim: The dimension of that layer, where the network does not tell it by an
-            attribute `out` or `dim`.
+        weight: The weight :math:`\alpha` of the sum over views; a buffer, which a
+            schedule may set. Published is a rise from 1e-5 to 1e-1.
+        layer: The layer that is clustered and classified: ``"backbone"``, the output of
+            the encoder, or ``"projector"``, the z that the base compares.
+        unit: Whether it is normalised to unit length first. Otherwise z may cluster by
+            length.
+        dim: The dimension of that layer, if the network has no attribute `out` or
+            `dim`.
 
     Raises:
-        TypeError: If the base is not one without a decoder.
+        TypeError: If the base is no `JointEmbedding`.
         ValueError: If there are fewer items than clusters or fewer than two clusters,
             the weight is negative or not finite, there is no such layer, or the
             dimension is not known.
@@ -116,8 +115,11 @@ class PID(Extension):
         dim: int | None = None,
     ) -> None:
         super().__init__(base)
-        _check(components, items, weight, layer)
-        self.components, self.items = components, items
+        self.components = whole("components", components, 2)
+        hint = "give the length of the training set, or fewer components"
+        self.items = whole("items", items, components, hint=hint)
+        at_least("weight", weight, 0, "published is a rise to 0.1")
+        choice("layer", layer, ("backbone", "projector"))
         self.unit = unit
         self.layer = "backbone" if self.projector is None else layer
         behind = self.projector if self.layer == "projector" else None
@@ -125,7 +127,7 @@ class PID(Extension):
         self.classifier = _Classifier(dim, components)
         register_varying(self, "weight", weight)
         self.register_buffer("assignment", torch.full((items,), -1))
-        # The number of items in the data set, to be compared with that here.
+        # The number of items in the data set of `fit`, to be compared with `items`.
         self.register_buffer("population", None)
 
     def extended(
@@ -140,26 +142,26 @@ class PID(Extension):
         log_probability = self._logits(z).log_softmax(-1)
         place = label.clamp(min=0).expand(z.shape[1], -1).mT.unsqueeze(-1)
         right = log_probability.gather(-1, place).sum((1, 2))
-        told = right.masked_fill(label < 0, 0.0).mean()
-        return terms._replace(alignment=terms.alignment + self.weight * told)
+        log_label = right.masked_fill(label < 0, 0.0).mean()
+        return terms._replace(alignment=terms.alignment + self.weight * log_label)
 
     def responsibilities(self, z: Float[Tensor, "*batch dim"]) -> Categorical:
-        r"""Return :math:`p(\hat y \mid z)` of each view on its own."""
+        r"""Return :math:`p(\hat y \mid z)` of each view by itself."""
         return Categorical(logits=self._logits(z), validate_args=False)
 
     @torch.no_grad()
     def assign(self, z: Float[Any, "item dim"], seed: int = 0) -> None:
-        r"""Cluster the items by K-means++, and keep the numbers of their clusters.
+        r"""Cluster the items by K-means++, and keep their pseudo-labels.
 
-        The first time, the classifier starts at the posterior of equal normal clusters,
-        with the means, the shares and the mean variance that K-means found. Afterwards
-        it goes on: the new clusters get the numbers of the old ones with which they
-        share the most items, by the one-to-one matching that is best in all.
+        The first call starts the classifier at the posterior of equal normal clusters,
+        with the means, the shares and the mean variance that K-means found. Later calls
+        keep the classifier: the new clusters get the numbers of the old ones with which
+        they share the most items, by the best one-to-one matching.
 
         Arguments:
-            z: The layer of each item of the training set, in its order: a tensor or
-                array.
-            seed: Of K-means++.
+            z: The layer's output for each item of the training set, in its order: a
+                tensor or array.
+            seed: The seed of K-means++.
 
         Raises:
             ValueError: If there is not one representation for each item, or there are
@@ -206,9 +208,9 @@ class PID(Extension):
 
 
 class _Classifier(nn.Module):
-    """The logits, which are of a density: no network that may be lowered to bfloat16.
+    """A linear layer that stays in float32 under autocast, as it is part of a density.
 
-    It starts at zero, without random numbers, so that those of the base stay the same.
+    It starts at zero and draws no random numbers, so that the base's stay the same.
     """
 
     def __init__(self, dim: int, components: int) -> None:
@@ -224,13 +226,13 @@ class _Classifier(nn.Module):
 def _start(
     points: Float[Tensor, "item dim"], label: Int[Tensor, " item"], components: int
 ) -> tuple[Float[Tensor, "component dim"], Float[Tensor, " component"]]:
-    """The classifier that equal normal clusters with these members have."""
+    """The classifier of equal normal clusters with these members."""
     member = one_hot(label, components).to(points)
     sizes = member.sum(0)
     loc = member.mT @ points / sizes.unsqueeze(-1)
-    within, whole = (points - loc[label]).square(), (points - points.mean(0)).square()
-    # Clusters that are points would be told apart with infinite weights.
-    variance = within.mean().maximum(LEAST * whole.mean())
+    within, total = (points - loc[label]).square(), (points - points.mean(0)).square()
+    # Clusters that are points would give infinite weights.
+    variance = within.mean().maximum(LEAST_VARIANCE * total.mean())
     return _classifier(loc, variance, (sizes / len(points)).log())
 
 
@@ -246,7 +248,7 @@ def _classifier(
 def _matched(
     found: Int[Tensor, " item"], before: Int[Tensor, " item"], components: int
 ) -> Int[Tensor, " item"]:
-    """The same clusters, under the numbers of those before that are most like them."""
+    """The same clusters, numbered like the most similar ones before."""
     from scipy.optimize import linear_sum_assignment
 
     pairs = torch.bincount(components * before + found, minlength=components**2)
@@ -254,23 +256,3 @@ def _matched(
     number = torch.empty(components, dtype=torch.long)
     number[torch.from_numpy(new)] = torch.from_numpy(old)
     return number[found]
-
-
-def _check(components: int, items: int, weight: float, layer: str) -> None:
-    whole = isinstance(components, int) and isinstance(items, int)
-    if not whole or not 2 <= components <= items:
-        raise ValueError(
-            "expected components of at least 2, and items of at least as many, got "
-            f"components={components!r} and items={items!r}; give the length of the "
-            "training set as items, and lower components if it is small"
-        )
-    if not 0 <= weight < math.inf:
-        raise ValueError(
-            f"expected a weight of at least 0, got {weight!r}; published is a rise to "
-            "0.1"
-        )
-    if layer not in ("backbone", "projector"):
-        raise ValueError(
-            f'expected layer to be "backbone" or "projector", got {layer!r}; '
-            '"projector" is what the base compares'
-        )

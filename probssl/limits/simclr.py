@@ -1,4 +1,4 @@
-r"""SimCLR: one view stands for the content, and a kernel density for the entropy.
+r"""SimCLR: positive pairs attract, all other views of the batch are negatives.
 
 A Simple Framework for Contrastive Learning of Visual Representations
 (Chen et al., 2020)
@@ -16,20 +16,20 @@ kernel density estimate of H[z] with the same kernel.
     = \log(2 N - 1) - \text{NT-Xent}
 
 The constants of the von Mises-Fisher density cancel between the two. With V views the
-alignment is the mean over the ordered pairs of them, and each has VN − 1 neighbours.
+alignment is the mean over their ordered pairs, and each view has VN − 1 neighbours.
 
-Decoupled, the other views of the item itself are no neighbours. That takes from the
+Decoupled, the other views of an item are not its neighbours. That removes from the
 estimate what it shares with the alignment, and the value is
 :math:`\log(2 N - 2) - \text{DCL}`. With a queue, representations of earlier batches are
-neighbours too: log(2N − 1 + |Q|) minus the loss with so many more negatives.
+negatives too: log(2N − 1 + |Q|) minus the loss with that many more negatives.
 
 The limit: q → a point on the sphere, the content plugged in, and H[z] → its kernel
-estimate, in the bound of `embedding`.
+estimate, in the bound behind `Embedding`.
 
 Status: identity. It drops the decoder, the noise of the encoder, and the uncertainty
-of y; with a queue also the gradient through what is queued. The estimate is never above
-log(2N − 1) plus the kernel's constants, so neither is the value above log(2N − 1);
-decoupled it has no such ceiling.
+of y; with a queue also the gradient through the queue. The estimate is at most
+log(2N − 1) plus the kernel's constants, so the value is at most log(2N − 1); decoupled
+it has no such ceiling.
 """
 
 from pyro.distributions import TorchDistribution
@@ -49,20 +49,21 @@ class SimCLR(Embedding):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
-        projector: A module behind it, whose output the objective sees.
+        projector: The projection head.
         temperature: The temperature :math:`\tau = 1 / \kappa`: a number,
             ``learned(number)``, or a Pyro distribution, which gives it a
             pseudo-posterior (see `Embedding`). Fitted together with the encoder it
-            follows this down, as instances are told apart ever better: for a posterior
-            given an encoder, freeze the encoder.
-        decoupled: Whether the other views of an item are left out of its neighbours.
-        queue: How many representations of earlier batches are neighbours too. They
-            come from the encoder as it was, so that few steps should fill the queue.
-        dim: The dimension of z, for a queue behind networks that do not tell theirs.
+            keeps falling as instances separate; for a posterior given an encoder,
+            freeze the encoder.
+        decoupled: Whether the other views of an item are left out of its negatives.
+        queue: The number of negatives from earlier batches. They come from older
+            encoders, so that few steps should fill the queue.
+        dim: The dimension of z for a queue, if the networks have no attribute `out` or
+            `dim`.
 
     Raises:
         ValueError: If the temperature is not positive, or the queue is no whole number
-            of at least 0 or its dim is not known.
+            of at least 0, or its dimension is not known.
     """
 
     def __init__(

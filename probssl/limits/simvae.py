@@ -1,4 +1,4 @@
-r"""SimVAE: the distribution itself, fitted as it stands.
+r"""SimVAE: the joint distribution itself, fitted by its ELBO.
 
 A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
 https://arxiv.org/abs/2402.01399
@@ -9,7 +9,7 @@ kept informative by the reconstruction, p(x|z).
 .. math:: \text{ELBO} = \sum_v E_q[\log p(x_v \mid z_v)] + H[q(z_1, \dots, z_V \mid x)]
     + E_q[\log p(z_1, \dots, z_V)]
 
-The limit: none is taken; with one view and a standard normal marginal it is the VAE.
+The limit: none; with one view and a standard normal marginal it is the VAE.
 
 Status: exact bound. It drops nothing.
 """
@@ -24,7 +24,7 @@ __all__ = ["SimVAE"]
 
 
 class SimVAE(nn.Module):
-    """The evidence bound of a joint, per item, in nats.
+    """The evidence lower bound (ELBO) of a joint, per item, in nats.
 
     Arguments:
         joint: The distribution and its guide.
@@ -39,7 +39,7 @@ class SimVAE(nn.Module):
         return self.bound(self.joint, batch)
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
-        """The mean of q(z|x), each item seen alone."""
+        """The mean of q(z|x) for single views."""
         return self.joint.represent(x, layer)
 
     def check(self, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-r"""SwAV: clusters of equal size, told from one view and predicted from the others.
+r"""SwAV: predict a view's cluster assignment, or code, from the other views.
 
 Unsupervised Learning of Visual Features by Contrasting Cluster Assignments
 (Caron et al., 2020)
@@ -6,8 +6,8 @@ https://arxiv.org/abs/2006.09882
 
 The choices: p(y) categorical, 1/K for each of K prototypes c_k; p(z|y = k) von
 Mises-Fisher around c_k with concentration 1/τ. z is kept informative by H[y] = log K:
-the codes q_w of a view share the items of a batch equally among the prototypes
-(Sinkhorn's algorithm on :math:`z_w^\top c_k / \epsilon`). They have no gradient.
+the codes q_w of a view divide the items of a batch equally among the prototypes
+(Sinkhorn's algorithm on :math:`z_w^\top c_k / \epsilon`), behind a stop-gradient.
 
 .. math:: E_{v \ne w} \sum_k q_w(k) \log p(z_v \mid y = k)
     - E \log \frac1K \sum_k p(z_v \mid y = k) = \log K - \text{the published loss}
@@ -18,21 +18,23 @@ The limit: q(z|x) → a point on the sphere, H[z] → the cross-entropy of z und
 mixture, an upper bound, and the sum over y, given all views, → the code of one of them.
 
 Status: identity of the loss with these terms; surrogate of the likelihood of the
-mixture. With the posterior of y given all views for a code, the alignment would be its
-bound; a code is from another view, sharper (ε < τ), and equipartitioned. As codes are
-held fixed, the steps follow the gradient of no scalar. It drops the decoder, the noise
-of the encoder, and of the published recipe the queue, the frozen first steps of the
-prototypes, and the 3000 of them for ImageNet: the default is for small data.
+mixture. With the posterior of y given all views as the code, the alignment would be its
+bound; the actual code comes from another view, is sharper (ε < τ) and equipartitioned.
+As codes are constants, training follows the gradient of no scalar. It drops the
+decoder, the noise of the encoder, and of the published recipe the queue, the frozen
+first steps of the prototypes, and the 3000 of them for ImageNet: the default is for
+small data.
 """
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import positive, whole
 from ..entropies.equipartition import sinkhorn
 from ..hyper import Learned, Reciprocal
 from ..priors import Spherical
 from ..terms import Batch, Terms
-from ._prototypes import Clustered, swapped, whole
+from ._prototypes import Clustered, full_views, swapped
 
 __all__ = ["SwAV"]
 
@@ -40,17 +42,17 @@ __all__ = ["SwAV"]
 class SwAV(Clustered):
     r"""Swapped prediction of equipartitioned clusters, per view, in nats.
 
-    Of views of several sizes, as `views.MultiCrop` gives them, the first alone have
-    codes, which all others predict.
+    For views of several sizes, such as those of `views.MultiCrop`, those of the first
+    size have codes, which all other views predict.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
-        projector: A module behind it, whose output the objective sees.
+        projector: The projection head.
         components: The number K of clusters, whose centres are called prototypes.
         temperature: The temperature :math:`\tau` of the clusters; a number or
             ``learned(number)``.
         epsilon: The temperature :math:`\epsilon` of the codes.
-        iterations: Of Sinkhorn's algorithm.
+        iterations: The number of iterations of Sinkhorn's algorithm.
         dim: The dimension of z; None takes it from the projector or the encoder.
 
     Raises:
@@ -70,18 +72,15 @@ class SwAV(Clustered):
         iterations: int = 3,
         dim: int | None = None,
     ) -> None:
-        if not epsilon > 0 or iterations < 0:
-            raise ValueError(
-                "expected epsilon > 0 and iterations >= 0, got "
-                f"{epsilon} and {iterations}; 0.05 and 3 are published"
-            )
+        epsilon = positive("epsilon", epsilon, "0.05 is published")
+        iterations = whole("iterations", iterations, 0, hint="3 is published")
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
         super().__init__(encoder, prior, components, projector, dim)
         self.epsilon, self.iterations = epsilon, iterations
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         log_density = self.entropy.log_density(z, self.prior)
-        _, coded = Batch(whole(self.encoder, batch.views)).shape
+        _, coded = Batch(full_views(self.encoder, batch.views)).shape
         scale = self.epsilon * self.prior.concentration()
         codes = sinkhorn(log_density[:coded], scale, self.iterations)
         return swapped(codes, log_density)

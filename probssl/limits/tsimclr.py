@@ -1,4 +1,4 @@
-r"""t-SimCLR: contrastive learning as t-SNE, with a heavy tail and one normaliser.
+r"""t-SimCLR: contrastive learning with the heavy-tailed kernel of t-SNE.
 
 Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
 (Hu et al., 2023)
@@ -14,22 +14,22 @@ estimated with the same kernel over all pairs of the batch.
     = \log M (M - 1) - \frac{\nu + 1}2 E \log \Big(1 + \frac{D^+}{\tau \nu}\Big)
     - \log \sum_{i \ne j} \Big(1 + \frac{D_{ij}}{\tau \nu}\Big)^{-(\nu + 1) / 2}
 
-with D the squared distances, D⁺ those of views of one item, and M all representations.
-The constant of the kernel cancels. With P uniform over the pairs of one item, and Q
-the kernel, normalised over all pairs, it is t-SNE's divergence, up to a constant:
+with D the squared distances, D⁺ those of positive pairs, and M representations. The
+constant of the kernel cancels. With P uniform over positive pairs, and Q the kernel,
+normalised over all pairs, it is t-SNE's divergence, up to a constant:
 
 .. math:: \text{value} = \log \frac{M - 1}{V - 1} - KL(P \,\|\, Q)
 
-SimCLR's value is so by the divergence of SNE, with P and Q normalised for each
+SimCLR's value likewise is the divergence of SNE, with P and Q normalised for each
 representation.
 
-The limit: q → a point, the content plugged in, and H[z] → its kernel estimate in the
-bound of `embedding`; and, beyond that, :math:`H_2[z] \le H[z]` in the place of H[z].
-For ν → ∞ the kernel is Gaussian with variance τ.
+The limit: q → a point, the content plugged in, H[z] → its kernel estimate in the bound
+behind `Embedding`, and then :math:`H_2[z] \le H[z]` in place of H[z]. For ν → ∞ the
+kernel is Gaussian with variance τ.
 
-Status: identity, with :math:`H_2` for H. Only for dim < ν + 1 is the kernel a density,
-and the two terms are nats of their own: the published dim of 128 with ν = 5 is far from
-that, and only their sum means anything. It drops the decoder, the noise of the encoder,
+Status: identity, with :math:`H_2` for H. The kernel is a density only for dim < ν + 1;
+the published dim of 128 with ν = 5 is far from that, so that the sum of the two terms
+has a meaning and each alone has none. It drops the decoder, the noise of the encoder,
 and the uncertainty of y.
 """
 
@@ -37,6 +37,7 @@ import math
 
 from torch import nn
 
+from ..arguments import positive
 from ..entropies.collision import Collision
 from ..priors import TSNE
 from ._base import Embedding
@@ -47,11 +48,11 @@ __all__ = ["TSimCLR"]
 class TSimCLR(Embedding):
     r"""Heavy-tailed alignment plus collision entropy, per view, in nats.
 
-    z is not normalised. Stretching it by s turns the value for τ into that for s²τ.
+    z is not normalised: to stretch it by s is to divide τ by s².
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        projector: A module behind it, whose output the objective sees.
+        projector: The projection head.
         dof: The degrees of freedom :math:`\nu`.
         temperature: The temperature :math:`\tau`, a squared length.
 
@@ -67,10 +68,6 @@ class TSimCLR(Embedding):
         dof: float = 5.0,
         temperature: float = 8.0,
     ) -> None:
-        if not 0 < temperature < math.inf:
-            raise ValueError(
-                f"expected a positive finite temperature, got {temperature}; 8 is "
-                "published"
-            )
+        temperature = positive("temperature", temperature, "8 is published")
         prior = TSNE(None, math.sqrt(temperature), dof)
         super().__init__(encoder, prior, Collision(), projector=projector, plug_in=True)

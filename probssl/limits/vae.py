@@ -1,4 +1,4 @@
-r"""VAE and beta-VAE: the distribution of views that have nothing in common.
+r"""VAE and beta-VAE: the ELBO of views that share no content.
 
 Auto-Encoding Variational Bayes (Kingma and Welling, 2014)
 https://arxiv.org/abs/1312.6114
@@ -8,18 +8,19 @@ https://openreview.net/forum?id=Sy2fzU9gl
 Importance Weighted Autoencoders (Burda et al., 2016)
 https://arxiv.org/abs/1509.00519
 
-The choices: p(z_v|y) = N(0, I), whatever y; z is kept informative by p(x|z).
+The choices: p(z_v|y) = N(0, I) for every y; z is kept informative by p(x|z).
 
 .. math:: E_q[\log p(x \mid z)] + \beta \, (H[q(z \mid x)] + E_q[\log p(z)])
 
 The limit: Var(z|y) → 1 and Var(y) → 0 in the Gaussian prior.
 
-Status: exact bound for beta = 1 (and, with `bounds.IWAE`, a tighter one); for
-beta > 1 a looser one. It drops the content.
+Status: exact bound for beta = 1 (and, with `bounds.IWAE`, a tighter one); a looser
+bound for beta > 1. It drops the content.
 """
 
 from torch import Tensor, nn
 
+from ..arguments import at_least
 from ..bounds import ELBO, IWAE
 from ..joint import Joint
 from ..priors import Independent
@@ -30,13 +31,12 @@ __all__ = ["VAE"]
 
 
 class VAE(nn.Module):
-    r"""The evidence bound of independent views, per item, in nats.
+    r"""The evidence lower bound (ELBO) of independent views, per item, in nats.
 
     Arguments:
         joint: The distribution and its guide; its prior is `priors.Independent`.
-        beta: The weight :math:`\beta` of entropy and alignment, together minus the
-            Kullback-Leibler divergence from the prior to q. It is a buffer, ``beta``,
-            which a schedule may warm up.
+        beta: The weight :math:`\beta` of entropy plus alignment, which is minus the KL
+            divergence KL(q ‖ p(z)); a buffer, which a schedule may warm up.
         bound: The bound, `bounds.ELBO` or `bounds.IWAE`.
 
     Raises:
@@ -57,8 +57,7 @@ class VAE(nn.Module):
                 "expected a joint with independent views for VAE, got the prior "
                 f"{type(joint.prior).__name__}; use priors.Independent(dim), or SimVAE"
             )
-        if not beta >= 0:
-            raise ValueError(f"expected beta of at least 0, got {beta}; 1 is the VAE's")
+        beta = at_least("beta", beta, 0, "1 is the VAE's")
         self.joint, self.bound = joint, bound
         register_varying(self, "beta", beta)
 

@@ -1,4 +1,4 @@
-r"""VICReg: log-det with a cheaper entropy.
+r"""VICReg: keep variances up, views together and covariances at zero.
 
 VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning
 (Bardes et al., 2022)
@@ -13,7 +13,7 @@ The published loss of two views, with the variance term halved as in the authors
     + \frac{\mu}{2 d} \sum_{v, i} \max(0, 1 - s_{v i})
     + \frac{\nu}{d} \sum_v \sum_{i \ne j} \hat \Sigma_{v, i j}^2
 
-becomes nats by the factor d/μ: then the hinge has the slope of log s at s = 1, and
+becomes nats by the factor d/μ: then the hinge has the gradient of log s at s = 1, and
 
 .. math:: -\frac d\mu L + \text{const} = E \log p(z_1, z_2) + \hat H[z], \qquad
     \mathrm{Var}(z \mid y) = \frac{\mu}{4 \lambda}
@@ -22,13 +22,13 @@ With λ = μ = 25 and ν = 1 that is the factor d/25 and Var(z|y) = 1/4. The cov
 term has weight 2 ν / μ = 0.08 for the mean over views, where the second order of the
 Gaussian entropy has 1/4: VICReg's is 3.125 times lighter.
 
-The limit: log-det, with :math:`\log |\Sigma|` replaced by its tangent at sd 1 (below)
-and its second order in the correlations, at unit variances.
+The limit: log-det, with :math:`\log |\Sigma|` replaced by its tangent at standard
+deviation 1 (below it) and its second order in the correlations, at unit variances.
 
-Status: surrogate. The hinge is a tangent, first order at sd 1 and constant above; the
-covariance term is second order. It drops what log-det drops. With a linear encoder the
-optimum lies in the subspace of `linear.JointEmbeddingSSL`; but so light a covariance
-term may give up the direction that the views agree on least
+Status: surrogate. The hinge is a tangent, first order at standard deviation 1 and
+constant above; the covariance term is second order. It drops what log-det drops. With a
+linear encoder the optimum lies in the subspace of `linear.JointEmbeddingSSL`; but so
+light a covariance term may give up the direction on which the views agree least
 (`tests/test_linear_bridges.py`).
 """
 
@@ -36,6 +36,7 @@ import math
 
 from torch import nn
 
+from ..arguments import at_least, positive
 from ..entropies import VarianceCovariance
 from ..priors import Gaussian
 from ._base import Embedding
@@ -48,8 +49,8 @@ class VICReg(Embedding):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        projector: A module behind it, whose output the objective sees. Without one the
-            decorrelation acts on the representation itself.
+        projector: The projection head. Without one the decorrelation acts on the
+            representation itself.
         invariance: The published weight :math:`\lambda`.
         variance: The published weight :math:`\mu`.
         covariance: The published weight :math:`\nu`.
@@ -64,11 +65,9 @@ class VICReg(Embedding):
         variance: float = 25.0,
         covariance: float = 1.0,
     ) -> None:
-        if not min(invariance, variance) > 0 or not covariance >= 0:
-            raise ValueError(
-                "expected invariance > 0, variance > 0 and covariance >= 0, got "
-                f"{invariance}, {variance} and {covariance}; 25, 25 and 1 are published"
-            )
+        positive("invariance", invariance, "25 is published")
+        positive("variance", variance, "25 is published")
+        at_least("covariance", covariance, 0, "1 is published")
         scale = math.sqrt(variance / (4 * invariance))
         super().__init__(
             encoder,

@@ -1,17 +1,17 @@
-r"""W-MSE: log-det with its entropy held where it is, by whitening.
+r"""W-MSE: whiten z, then minimise the squared distance of views.
 
 Whitening for Self-Supervised Representation Learning (Ermolov et al., 2021)
 https://arxiv.org/abs/2007.06346
 
 The choices: p(y) flat, p(z|y) = N(y, I/4) for whitened z, or with `normalise` p(y)
 empirical, y = the other view, and p(z|y) von Mises-Fisher with concentration 2 for
-their directions; z is kept informative by a constraint, covariance I.
+directions; z is kept informative by a constraint, covariance I.
 
 .. math:: w_v = L_v^{-1} (z_v - E z_v), \qquad L_v L_v^\top = \hat \Sigma_v
 
-Of whitened z the Gaussian entropy is :math:`\frac d2 \log 2 \pi e`, whatever the
-encoder. So log-det at scale 1/2 is, for two views and without `normalise`, the squared
-distance, d times the published mean square,
+Whitened z has the Gaussian entropy :math:`\frac d2 \log 2 \pi e`, whatever the encoder.
+So log-det at scale 1/2 is, for two views and without `normalise`, the squared distance,
+d times the published mean square,
 
 .. math:: E \log p(w_1, w_2) + \hat H[w] = -E \lVert w_1 - w_2 \rVert^2
     - \frac d2 \log \pi + \frac d2 \log 2 \pi e
@@ -25,15 +25,15 @@ mean over pairs for any V,
 The limit: log-det under a hard constraint, an infinite weight on
 :math:`\Sigma = I`, where VICReg and Barlow Twins have a finite one.
 
-Status: without `normalise` identity, to log-det at w. With it surrogate: whitening
-holds the entropy of w, but that of the directions only where w is symmetric under
-rotations, as a Gaussian is; :math:`\log |S^{d-1}|` is then exact, and otherwise an
-upper bound. It drops what log-det drops, and the covariances of z: those of the
-representation, before it is whitened, may come out far from white.
+Status: identity without `normalise`, to log-det at w; surrogate with it: whitening
+fixes the entropy of w, but that of the directions only if w is rotationally symmetric,
+as a Gaussian is; :math:`\log |S^{d-1}|` is exact then, and an upper bound otherwise. It
+drops what log-det drops, and the covariances of z: before whitening, those of the
+representation may be far from white.
 
-Each view is whitened by itself. A linear map of z that all views share leaves the
-value as it is if it is lower triangular (a shift or a stretch of a dimension is). Any
-other turns the whitened views, each a little differently as their covariances differ.
+Each view is whitened by itself. A linear map that all views share leaves the value
+unchanged if it is lower triangular, for example a shift or a stretch of a dimension.
+Any other map rotates the whitened views, each differently, as their covariances differ.
 """
 
 import math
@@ -42,6 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import between, whole
 from ..entropies import Entropy
 from ..entropies.gaussian import covariance
 from ..priors import Gaussian, Prior, Spherical
@@ -57,18 +58,19 @@ class WMSE(Embedding):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-        projector: A module behind it, whose output the objective sees; published with
-            2 layers and 64 or 128 dimensions.
-        size: How many items are whitened together in training, at least, drawn at
-            random; None means the whole batch. Published is twice the dimension of z.
-        rounds: How often a batch is divided, in training; 4 where z is of 128
+        projector: The projection head; published with 2 layers and 64 or 128
+            dimensions.
+        size: The least number of items that are whitened together in training, drawn
+            at random; None means the whole batch. Published is twice the dimension of
+            z.
+        rounds: How often a batch is divided in training; published is 4 for 128
             dimensions.
         normalise: Whether the directions of whitened z are compared, as published.
-        epsilon: The share :math:`\epsilon` of :math:`(1 - \epsilon) \hat \Sigma +
-            \epsilon I`, which is whitened. It keeps the value finite where items are
-            equal; published is 0.
+        epsilon: The weight of I in :math:`(1 - \epsilon) \hat \Sigma + \epsilon I`,
+            the covariance used. It keeps the value finite where items are equal;
+            published is 0.
 
-    In evaluation mode a batch is whitened as a whole, so that nothing is random.
+    In evaluation mode the batch is whitened as a whole, so that nothing is random.
 
     Raises:
         ValueError: If size or rounds is below 1, or epsilon not from 0 to 1; in a
@@ -85,19 +87,14 @@ class WMSE(Embedding):
         normalise: bool = True,
         epsilon: float = 1e-4,
     ) -> None:
-        if rounds < 1 or (size is not None and size < 1) or not 0 <= epsilon <= 1:
-            raise ValueError(
-                "expected size and rounds of at least 1 and epsilon from 0 to 1, got "
-                f"size={size}, rounds={rounds} and epsilon={epsilon}; None, 1 and 1e-4 "
-                "whiten the batch as a whole"
-            )
         flat = Gaussian(None, 0.5, y_scale=math.inf)
         prior: Prior = Spherical(None, 2.0) if normalise else flat
         super().__init__(
             encoder, prior, _White(), projector=projector, plug_in=normalise
         )
-        self.size, self.rounds = size, rounds
-        self.epsilon = epsilon
+        self.size = None if size is None else whole("size", size)
+        self.rounds = whole("rounds", rounds)
+        self.epsilon = between("epsilon", epsilon, 0, 1, "the default is 1e-4")
 
     def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
         """Whitened z of all processes' items, in training in random order."""
@@ -113,7 +110,7 @@ class WMSE(Embedding):
                 f"together, got {items // parts}; use larger batches or size, or a "
                 "projector to fewer dimensions"
             )
-        if parts == 1:  # any order is the same
+        if parts == 1:  # the order of items does not matter
             return [z]
         orders = [
             from_main(torch.randperm(items, device=z.device))
@@ -123,7 +120,7 @@ class WMSE(Embedding):
 
 
 class _White(Entropy):
-    """The entropy of a white Gaussian, or on the sphere of its direction."""
+    """The entropy of a white Gaussian, or of its direction on the sphere."""
 
     def forward(
         self, z: Float[Tensor, "batch view dim"], prior: Prior
@@ -136,12 +133,12 @@ class _White(Entropy):
 def whitened(
     z: Float[Tensor, "batch view dim"], epsilon: float
 ) -> Float[Tensor, "batch view dim"]:
-    """Each view by the Cholesky factor of its own covariance."""
+    """Return each view whitened by the Cholesky factor of its own covariance."""
     identity = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     root, failed = torch.linalg.cholesky_ex(
         torch.lerp(covariance(z), identity, epsilon)
     )
-    # A factor that does not exist must not pass as one; to raise asks the host.
+    # NaN marks a failed factorisation: raising would synchronise with the host.
     root = root.masked_fill(failed[:, None, None] > 0, math.nan)
     centred = (z - z.mean(0)).permute(1, 2, 0)
     return torch.linalg.solve_triangular(root, centred, upper=False).permute(2, 0, 1)
