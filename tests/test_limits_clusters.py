@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 
 import pytest
 import torch
-from pyro.distributions import LogNormal
+from helpers.checks import assert_same
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
@@ -37,21 +36,9 @@ def deep_clustering(**options) -> DeepClustering:
     return DeepClustering(nn.Identity(), 5, ITEMS, dim=4, **options)
 
 
-OBJECTIVES = [swav, dino, deep_clustering]
-
-
 def batch(views: int | Tensor = 2, items: int = 9) -> Batch:
     z = torch.randn(items, views, 4) if isinstance(views, int) else views
     return Batch(z, index=torch.randperm(ITEMS)[: len(z)])
-
-
-def value_and_slopes(value: Tensor, *leaves: Tensor) -> list[Tensor]:
-    return [value.detach(), *torch.autograd.grad(value, leaves)]
-
-
-def assert_equal(ours: list[Tensor], plain: list[Tensor]) -> None:
-    for left, right in zip(ours, plain, strict=True):
-        assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
 def published_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
@@ -91,9 +78,7 @@ def test_swav_is_log_k_minus_the_published_loss(views, epsilon, iterations):
     scores = [normalize(z[:, v], dim=1) @ directions.T for v in range(views)]
     codes = [published_codes(s, epsilon, iterations) for s in scores]
     plain = math.log(5) - swapped_loss(scores, codes, 0.1)
-    assert_equal(
-        value_and_slopes(ours, z, centres), value_and_slopes(plain, z, centres)
-    )
+    assert_same(ours, plain, (z, centres))
 
 
 def test_swav_takes_codes_from_large_crops_and_predicts_them_from_all_others():
@@ -195,38 +180,28 @@ def test_dino_follows_the_published_rule_for_two_steps():
         teacher = [
             0.7 * t + 0.3 * s.detach() for t, s in zip(teacher, student, strict=True)
         ]
-        told = scores(teacher, large)
-        codes = [((t - centre) / 0.04).softmax(-1) for t in told]
+        logits = scores(teacher, large)
+        codes = [((t - centre) / 0.04).softmax(-1) for t in logits]
         seen = scores(student, torch.cat([large, small], 1))
         plain = math.log(5) - swapped_loss(seen, codes, 0.1)
-        slopes = torch.autograd.grad(plain, student)
+        grads = torch.autograd.grad(plain, student)
         student = [
             (s + g).detach().requires_grad_()
-            for s, g in zip(student, slopes, strict=True)
+            for s, g in zip(student, grads, strict=True)
         ]
-        centre = 0.9 * centre + 0.1 * torch.cat(told).mean(0)
+        centre = 0.9 * centre + 0.1 * torch.cat(logits).mean(0)
         assert_close(ours, plain, rtol=1e-10, atol=1e-10)
         assert_close(objective.centre, centre, rtol=1e-10, atol=1e-10)
     found = [encoder.weight, encoder.bias, objective.entropy.centres]
-    assert_equal([p.detach() for p in found], [s.detach() for s in student])
-
-
-def test_dino_moves_nothing_in_evaluation():
-    objective = DINO(nn.Linear(3, 4), components=5, dim=4, momentum=0.5).eval()
-    with torch.no_grad():
-        objective.encoder.weight.add_(1.0)
-    before = deepcopy(objective.state_dict())
-    objective(Batch(torch.randn(9, 2, 3)))
-    for name, value in objective.state_dict().items():
-        assert torch.equal(value, before[name])
+    assert_close(found, student, rtol=1e-10, atol=1e-10)
 
 
 def test_centre_gives_all_clusters_the_same_share_where_all_items_are_one():
     objective = dino(centre_momentum=0.0).train()
     data = Batch(torch.ones(9, 2, 4))
-    objective(data)  # here the centre comes to where all items are
-    told = objective.teacher(data.views)
-    codes = ((told - objective.centre) / 0.04).softmax(-1)
+    objective(data)  # moves the centre to the items
+    logits = objective.teacher(data.views)
+    codes = ((logits - objective.centre) / 0.04).softmax(-1)
     assert_close(codes, torch.full((9, 2, 5), 0.2))
 
 
@@ -285,9 +260,7 @@ def test_deep_clustering_is_log_k_minus_cross_entropy(views, scale):
         for v in range(views)
     ]
     plain = math.log(5) - sum(losses) / views  # all clusters have four items
-    assert_equal(
-        value_and_slopes(ours, z, centres), value_and_slopes(plain, z, centres)
-    )
+    assert_same(ours, plain, (z, centres))
 
 
 def test_weights_draw_items_uniformly_over_clusters():
@@ -374,36 +347,6 @@ def test_deep_clustering_tells_when_rows_are_missing_or_foreign():
 # All of them
 
 
-@pytest.mark.parametrize("build", OBJECTIVES)
-def test_value_ignores_the_order_of_items_and_views(build):
-    objective, data, order = build(), batch(3), torch.randperm(9)
-    value = sum(objective(data))
-    mixed = data._replace(views=data.views[order], index=data.index[order])
-    assert_close(sum(objective(mixed)), value)
-    assert_close(sum(objective(data._replace(views=data.views.flip(1)))), value)
-
-
-@pytest.mark.parametrize("build", OBJECTIVES)
-def test_value_ignores_rotations_of_z_with_the_clusters(build):
-    objective, data = build(), batch()
-    value = sum(objective(data))
-    rotation = torch.linalg.qr(torch.randn(4, 4)).Q
-    turned = deepcopy(objective)
-    with torch.no_grad():
-        for parameter in turned.parameters():  # the teacher's are among them
-            parameter.copy_(parameter @ rotation)
-    assert_close(sum(turned(data._replace(views=data.views @ rotation))), value)
-
-
-@pytest.mark.parametrize("build", [swav, dino])
-def test_value_ignores_the_lengths_of_z_and_of_the_prototypes(build):
-    objective, data = build(), batch()
-    value = sum(objective(data))
-    with torch.no_grad():
-        objective.entropy.centres.mul_(0.1 + torch.rand(5, 1))
-    assert_close(sum(objective(data._replace(views=7 * data.views))), value)
-
-
 def test_value_of_deep_clustering_ignores_a_stretch_of_z_clusters_and_scale():
     once, wide = (
         deep_clustering(prior=ps.priors.Gaussian(None, scale)) for scale in (1.0, 3.0)
@@ -416,15 +359,6 @@ def test_value_of_deep_clustering_ignores_a_stretch_of_z_clusters_and_scale():
     assert_close(sum(found), sum(once(data)))
     stretch = torch.tensor(4 * math.log(3)) * once.weight[once.assignment].mean()
     assert_close(found.entropy - once(data).entropy, stretch)
-
-
-@pytest.mark.parametrize("build", OBJECTIVES)
-@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(build, size):
-    z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
-    value = sum(build()(batch(z)))
-    value.backward()
-    assert value.isfinite() and z.grad.isfinite().all()
 
 
 def test_gradients_are_exact_where_codes_stay():
@@ -444,39 +378,11 @@ def test_gradients_are_exact_where_codes_stay():
 
 
 @pytest.mark.parametrize("build", [SwAV, DINO])
-def test_a_learned_temperature_has_a_slope(build):
+def test_a_learned_temperature_has_a_gradient(build):
     objective = build(nn.Identity(), components=5, dim=4, temperature=ps.learned(0.2))
     sum(objective(batch())).backward()
     grad = objective.prior.concentration.log.grad
     assert grad.isfinite() and grad != 0
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: SwAV(nn.Identity()), "dim"),
-        (lambda: swav(temperature=0.0), "temperature"),
-        (lambda: swav(temperature=LogNormal(0.0, 1.0)), "temperature as a number"),
-        (lambda: swav(epsilon=0.0), "epsilon > 0"),
-        (lambda: swav(iterations=-1), "iterations >= 0"),
-        (lambda: SwAV(nn.Identity(), components=1, dim=4), "at least 2"),
-        (lambda: dino(teacher_temperature=-1.0), "teacher_temperature > 0"),
-        (lambda: dino(centre_momentum=1.1), "centre_momentum from 0 to 1"),
-        (lambda: dino(momentum=1.1), "momentum from 0 to 1"),
-        (lambda: DeepClustering(nn.Identity(), 5, 4, dim=4), "at least the 5 clusters"),
-        (lambda: swav()(batch(2, 1)), "at least 2 items"),
-        (lambda: dino()(batch(1)), "at least 2 views"),
-        (lambda: swav()(batch(torch.randn(9, 2, 3))), "dim=3"),
-        (lambda: swav()(batch()._replace(present=torch.ones(9, 2) > 0)), "mask"),
-        (
-            lambda: deep_clustering()(batch()._replace(present=torch.ones(9, 2) > 0)),
-            "mask",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 # Training

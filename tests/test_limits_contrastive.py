@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.checks import assert_same
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
@@ -20,17 +21,6 @@ from probssl.terms import Batch
 from probssl.testing import check_objective
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def value_and_slope(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    return value.detach(), torch.autograd.grad(value, z)[0]
-
-
-def assert_same(ours: Tensor, plain: Tensor, z: Tensor) -> None:
-    """In value and in slope."""
-    pairs = zip(value_and_slope(ours, z), value_and_slope(plain, z), strict=True)
-    for left, right in pairs:
-        assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -52,10 +42,7 @@ def test_simclr_is_log_2n_minus_1_minus_nt_xent(dim, temperature):
     z = torch.randn(6, 2, dim, requires_grad=True)
     ours = sum(SimCLR(nn.Identity(), temperature=temperature)(Batch(z)))
     plain = math.log(11) - nt_xent(z[:, 0], z[:, 1], temperature)
-    for left, right in zip(
-        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
-    ):
-        assert_close(left, right, rtol=1e-10, atol=1e-10)
+    assert_same(ours, plain, z)
 
 
 def test_simclr_alignment_is_the_density_of_a_view_around_the_other():
@@ -68,7 +55,7 @@ def test_simclr_alignment_is_the_density_of_a_view_around_the_other():
     assert_close(hot.alignment, torch.tensor(uniform), rtol=0, atol=1e-8)
 
 
-def test_simclr_with_a_learned_temperature_has_a_slope_for_it():
+def test_simclr_with_a_learned_temperature_has_a_gradient_for_it():
     objective = SimCLR(nn.Identity(), temperature=ps.learned(0.2))
     sum(objective(Batch(torch.randn(6, 2, 5)))).backward()
     (parameter,) = objective.parameters()
@@ -204,23 +191,15 @@ def test_moco_is_the_log_of_one_and_the_queue_minus_its_loss(views):
     assert len(past) == 8
 
 
-def test_moco_has_a_slope_for_the_encoder_only():
+def test_moco_has_a_gradient_for_the_encoder_only():
     objective = MoCo(ps.nn.MLPEncoder((3,), 4, hidden=(8,)), ps.nn.Projector(4, 8, 5))
-    for _ in range(2):  # the first step has no negatives, and so no slope
+    for _ in range(2):  # the first step has no negatives, and so no gradient
         objective.zero_grad()
         sum(objective(Batch(torch.randn(6, 2, 3)))).backward()
-    slopes = [p.grad for p in objective.parameters() if p.requires_grad]
-    assert all(slope.any() for slope in slopes)
+    grads = [p.grad for p in objective.parameters() if p.requires_grad]
+    assert all(grad.any() for grad in grads)
     frozen = [p for p in objective.parameters() if not p.requires_grad]
-    assert len(frozen) == len(slopes) and all(p.grad is None for p in frozen)
-
-
-def test_contrastive_values_on_the_sphere_ignore_rotation_and_size():
-    z, rotation = torch.randn(7, 2, 4), torch.linalg.qr(torch.randn(4, 4)).Q
-    for objective in (SimCLR(nn.Identity(), decoupled=True), CLIP(nn.Identity())):
-        value = sum(objective(Batch(z)))
-        assert_close(sum(objective(Batch(3 * z @ rotation))), value)
-        assert_close(sum(objective(Batch(z.flip(1)[torch.randperm(7)]))), value)
+    assert len(frozen) == len(grads) and all(p.grad is None for p in frozen)
 
 
 def encoder() -> nn.Module:
@@ -257,64 +236,6 @@ def test_what_is_remembered_moves_in_training_mode_only(name):
         ours = [k for k in moved if "running" not in k and "tracked" not in k]
         assert bool(ours) == training
         assert all("memory" in k or "count" in k or k == "bank" for k in ours)
-
-
-@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_values_and_slopes_are_finite_for_equal_views_and_extreme_sizes(size):
-    for make in (
-        lambda: SimCLR(nn.Identity(), decoupled=True, queue=5, dim=4),
-        lambda: CLIP(nn.Identity()),
-        lambda: InstanceDiscrimination(nn.Identity(), 9, dim=4),
-        lambda: MoCo(nn.Identity(), dim=4),
-        lambda: TSimCLR(nn.Identity()),
-    ):
-        z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
-        value = sum(make()(Batch(z, index=torch.arange(9))))
-        value.backward()
-        assert value.isfinite() and z.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: SimCLR(nn.Identity(), queue=5, dim=3).eval(),
-        lambda: InstanceDiscrimination(nn.Identity(), 5, temperature=0.5, dim=3).eval(),
-        lambda: TSimCLR(nn.Identity()),
-    ],
-)
-def test_gradients_are_exact(make):
-    objective, index = make(), torch.arange(5)
-    z = (0.5 * torch.randn(5, 2, 3)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: sum(objective(Batch(z, index=index))), z)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: SimCLR(nn.Identity(), queue=5),
-        lambda: SimCLR(nn.Identity(), queue=-1, dim=3),
-        lambda: SimCLR(nn.Identity(), queue=5, dim=3)(Batch(torch.randn(4, 2, 6))),
-        lambda: CLIP(nn.Identity(), temperature=-1.0),
-        lambda: CLIP(nn.Identity(), temperature=ps.learned(0.005)),
-        lambda: CLIP(nn.Identity())(Batch((torch.randn(4, 1, 3),))),
-        lambda: InstanceDiscrimination(nn.Identity(), 9),
-        lambda: InstanceDiscrimination(nn.Identity(), 1, dim=3),
-        lambda: InstanceDiscrimination(nn.Identity(), 9, momentum=1.0, dim=3),
-        lambda: InstanceDiscrimination(
-            nn.Identity(), 9, temperature=dist.LogNormal(0.0, 1.0), dim=3
-        ),
-        lambda: MoCo(nn.Identity(), dim=3, momentum=1.1),
-        lambda: MoCo(nn.Identity(), dim=3, queue=0),
-        lambda: MoCo(nn.Identity(), dim=3, temperature=dist.LogNormal(0.0, 1.0)),
-        lambda: MoCo(nn.Identity(), dim=3)(Batch(torch.randn(4, 1, 3))),
-        lambda: TSimCLR(nn.Identity(), temperature=0.0),
-        lambda: TSimCLR(nn.Identity(), dof=-1.0),
-        lambda: TSimCLR(nn.Identity())(Batch(torch.randn(4, 1, 3))),
-    ],
-)
-def test_bad_arguments_are_refused(build):
-    with pytest.raises(ValueError, match="expected"):
-        build()
 
 
 @pytest.mark.parametrize("index", [None, [0, 9], [-1, 2]])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.checks import assert_same, value_and_grad
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -15,15 +16,10 @@ from probssl.terms import Batch
 from probssl.testing import check_objective
 
 pytestmark = pytest.mark.usefixtures("float64")
-IDENTITY = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def value(objective: nn.Module, z: Tensor) -> Tensor:
     return torch.as_tensor(sum(objective(Batch(z))))
-
-
-def value_and_slope(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    return value.detach(), torch.autograd.grad(value, z)[0]
 
 
 def pairs(views: int) -> list[tuple[int, int]]:
@@ -49,10 +45,7 @@ def test_barlow_twins_is_minus_its_loss_over_four_times_its_weight(views, redund
     losses = [barlow(z[:, v], z[:, w], redundancy) for v, w in pairs(views)]
     plain = -sum(losses) / len(losses) / (4 * redundancy)
     plain = plain + 2 * math.log(2 * math.pi * math.e)
-    for left, right in zip(
-        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
-    ):
-        assert_close(left, right, **IDENTITY)
+    assert_same(ours, plain, z)
 
 
 def test_published_barlow_twins_is_fifty_times_its_loss():
@@ -74,15 +67,15 @@ def test_the_diagonal_is_half_the_distance_of_standardised_views():
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.5, 0.95])
-def test_the_square_has_the_slope_of_a_gaussian_of_variance_lambda_over_what_is_left(
+def test_the_square_has_the_gradient_of_a_gaussian_of_variance_lambda_over_what_is_left(
     agreement,
 ):
     redundancy, c = 0.005, torch.tensor(agreement, requires_grad=True)
     penalty = -((1 - c) ** 2) / (4 * redundancy)
     variance = redundancy / (1 - agreement)
     gaussian = -(1 - c) / (2 * variance)
-    slopes = [torch.autograd.grad(value, c)[0] for value in (penalty, gaussian)]
-    assert_close(*slopes)
+    grads = [torch.autograd.grad(value, c)[0] for value in (penalty, gaussian)]
+    assert_close(*grads)
     # So the objective says, at two dimensions with this cross-correlation.
     first = torch.tensor([1.0, 1.0, -1.0, -1.0]).unsqueeze(1)
     other = torch.tensor([1.0, -1.0, 1.0, -1.0]).unsqueeze(1)
@@ -146,10 +139,7 @@ def test_w_mse_is_a_constant_minus_its_loss(views):
     # C_3(κ) = κ / (4 π sinh κ), and the area of the sphere is 4 π.
     constant = math.log(2 / (4 * math.pi * math.sinh(2))) + 2 + math.log(4 * math.pi)
     plain = constant - sum(losses) / len(losses)
-    for left, right in zip(
-        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
-    ):
-        assert_close(left, right, **IDENTITY)
+    assert_same(ours, plain, z)
 
 
 @pytest.mark.parametrize("views", [2, 4])
@@ -158,10 +148,7 @@ def test_euclidean_w_mse_is_log_det_of_whitened_views(views):
     ours = value(WMSE(nn.Identity(), normalise=False, epsilon=0.0), z)
     w = torch.stack([whitening(z[:, v]) for v in range(views)], 1)
     plain = value(LogDet(nn.Identity(), scale=0.5, epsilon=0.0), w)
-    for left, right in zip(
-        value_and_slope(ours, z), value_and_slope(plain, z), strict=True
-    ):
-        assert_close(left, right, **IDENTITY)
+    assert_same(ours, plain, z)
 
 
 def test_euclidean_w_mse_of_two_views_is_a_constant_minus_the_squared_distance():
@@ -228,12 +215,6 @@ def test_sub_batches_are_whitened_by_themselves_in_training_and_not_in_evaluatio
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_too_few_items_to_whiten_are_refused():
-    for objective in (WMSE(nn.Identity()), WMSE(nn.Identity(), size=4)):
-        with pytest.raises(ValueError, match="more items than the 4 dimensions"):
-            objective(Batch(torch.randn(4 if objective.size is None else 12, 2, 4)))
-
-
 def test_a_covariance_without_a_factor_does_not_pass_as_one():
     z = torch.randn(9, 20, 1).repeat(1, 1, 2)  # a dimension twice
     sigma = ps.entropies.gaussian.covariance(z)
@@ -242,10 +223,10 @@ def test_a_covariance_without_a_factor_does_not_pass_as_one():
     assert whitened(z, 1e-4).isfinite().all()
 
 
-def test_equal_items_are_whitened_to_zero_and_have_a_finite_slope():
+def test_equal_items_are_whitened_to_zero_and_have_a_finite_gradient():
     z = torch.ones(9, 2, 3, requires_grad=True)
-    found, slope = value_and_slope(value(WMSE(nn.Identity()), z), z)
-    assert found.isfinite() and slope.isfinite().all()
+    found, grad = value_and_grad(value(WMSE(nn.Identity()), z), z)
+    assert found.isfinite() and grad.isfinite().all()
 
 
 OBJECTIVES = [
@@ -256,55 +237,10 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("limit", OBJECTIVES)
-def test_value_ignores_the_order_of_items_and_views(limit):
-    z, objective = torch.randn(9, 3, 4), limit(nn.Identity())
-    expected = value(objective, z)
-    assert_close(value(objective, z[torch.randperm(9)]), expected)
-    assert_close(value(objective, z.flip(1)), expected)
-
-
-@pytest.mark.parametrize("limit", OBJECTIVES)
-def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(limit):
-    for size in (1e-6, 1.0, 1e6):
-        z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
-        found, slope = value_and_slope(value(limit(nn.Identity()), z), z)
-        assert found.isfinite() and slope.isfinite().all()
-
-
-@pytest.mark.parametrize("limit", OBJECTIVES)
 def test_equal_views_are_best(limit):
     z, objective = torch.randn(9, 2, 4), limit(nn.Identity())
     equal = z[:, :1].repeat(1, 2, 1)
     assert value(objective, equal) > value(objective, z)
-
-
-@pytest.mark.parametrize("limit", OBJECTIVES)
-def test_gradients_are_exact(limit):
-    objective = limit(nn.Identity())
-    z = torch.randn(5, 2, 3, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: value(objective, z), z)
-
-
-@pytest.mark.parametrize("limit", OBJECTIVES)
-def test_too_few_views_or_items_are_refused(limit):
-    for shape in ((9, 1, 4), (1, 2, 4)):
-        with pytest.raises(ValueError, match="at least 2 items with at least 2 views"):
-            limit(nn.Identity())(Batch(torch.randn(shape)))
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: BarlowTwins(nn.Identity(), redundancy=0.0),
-        lambda: BarlowTwins(nn.Identity(), epsilon=-1.0),
-        lambda: WMSE(nn.Identity(), size=0),
-        lambda: WMSE(nn.Identity(), rounds=0),
-        lambda: WMSE(nn.Identity(), epsilon=2.0),
-    ],
-)
-def test_bad_arguments_are_refused(build):
-    with pytest.raises(ValueError, match="expected"):
-        build()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def value(objective: nn.Module, x: Tensor) -> Tensor:
     return torch.as_tensor(sum(objective(Batch(x))))
 
 
-def slopes(value: Tensor, module: nn.Module) -> list[Tensor]:
+def grads(value: Tensor, module: nn.Module) -> list[Tensor]:
     """The gradients of all that is trained."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return list(torch.autograd.grad(value, trained))
@@ -53,7 +53,7 @@ def test_simsiam_follows_the_published_rule(views):
     loss = -sum(cosines) / len(cosines)
     assert_close(value(objective, x), log_vmf(1.0) - loss, **IDENTITY)
     for ours, plain in zip(
-        slopes(value(objective, x), objective), slopes(-loss, objective), strict=True
+        grads(value(objective, x), objective), grads(-loss, objective), strict=True
     ):
         assert_close(ours, plain, **IDENTITY)
 
@@ -77,10 +77,8 @@ def test_byol_follows_the_published_rule_and_its_teacher_too():
         assert_close(ours, log_vmf(4.0) + 4 - loss, **IDENTITY)
         optimizer.zero_grad()
         loss.backward()
-        for slope, parameter in zip(
-            slopes(ours, parts), parts.parameters(), strict=True
-        ):
-            assert_close(slope, -parameter.grad, **IDENTITY)
+        for grad, parameter in zip(grads(ours, parts), parts.parameters(), strict=True):
+            assert_close(grad, -parameter.grad, **IDENTITY)
         optimizer.step()
     pairs = zip(objective.teacher.parameters(), teacher.parameters(), strict=True)
     for own, plain in pairs:
@@ -93,7 +91,7 @@ def test_simsiam_is_byol_with_a_teacher_that_follows_at_once():
     for _ in range(2):
         left, right = value(byol, x), value(simsiam, x)
         assert_close((left - log_vmf(4.0)) / 4, right - log_vmf(1.0), **IDENTITY)
-        found, expected = slopes(left, byol), slopes(right, simsiam)
+        found, expected = grads(left, byol), grads(right, simsiam)
         for one, other in zip(found, expected, strict=True):
             assert_close(one, 4 * other, **IDENTITY)
         with torch.no_grad():
@@ -117,7 +115,7 @@ def jacobian(field: nn.Module, x: Tensor, step: float = 1e-5) -> Tensor:
         ends = []
         for sign in (1, -1):
             nn.utils.vector_to_parameters(start + sign * step * direction, trained)
-            ends.append(nn.utils.parameters_to_vector(slopes(value(field, x), field)))
+            ends.append(nn.utils.parameters_to_vector(grads(value(field, x), field)))
         columns.append((ends[0] - ends[1]) / (2 * step))
     nn.utils.vector_to_parameters(start, trained)
     return torch.stack(columns, 1)
@@ -140,8 +138,8 @@ def test_without_a_predictor_the_stop_only_halves_the_gradient():
     x, linear = torch.randn(6, 2, 4), nn.Linear(4, 3, bias=False)
     simsiam = SimSiam(linear, predictor=nn.Identity())
     z = linear(x)
-    full = slopes(cosine_similarity(z[:, 0], z[:, 1]).mean(), linear)[0]
-    assert_close(slopes(value(simsiam, x), linear)[0], full / 2, **IDENTITY)
+    full = grads(cosine_similarity(z[:, 0], z[:, 1]).mean(), linear)[0]
+    assert_close(grads(value(simsiam, x), linear)[0], full / 2, **IDENTITY)
     assert asymmetry(jacobian(simsiam, x)) < 1e-6
 
 
@@ -160,7 +158,7 @@ def test_the_updates_of_byol_and_its_teacher_are_the_gradient_of_no_scalar():
             moved = (start + sign * step * direction).view_as(xi)
             with torch.no_grad():
                 xi.copy_(moved)
-            ends.append(slopes(value(byol, x), linear)[0].flatten())
+            ends.append(grads(value(byol, x), linear)[0].flatten())
         columns.append((ends[0] - ends[1]) / (2 * step))
     cross = torch.stack(columns, 1)
     nearest = cross.trace() / 12 * torch.eye(12)
@@ -210,15 +208,7 @@ def test_the_predictor_has_the_dimension_of_z(limit):
     assert limit(encoder, nn.Linear(4, 6), dim=6).predictor.out == 6
     assert isinstance(limit(nn.Identity()).predictor, nn.Identity)
     with pytest.raises(ValueError, match="to know the dimension of z"):
-        limit(encoder, nn.Sequential(nn.Linear(4, 6)))
-
-
-@pytest.mark.parametrize("limit", [BYOL, SimSiam])
-def test_value_ignores_the_order_of_items_and_views(limit):
-    z, objective = torch.randn(9, 3, 4), limit(nn.Identity(), dim=4).eval()
-    expected = value(objective, z)
-    assert_close(value(objective, z[torch.randperm(9)]), expected)
-    assert_close(value(objective, z.flip(1)), expected)
+        limit(encoder, nn.Tanh())
 
 
 @pytest.mark.parametrize("limit", [BYOL, SimSiam])
@@ -230,15 +220,6 @@ def test_value_ignores_rotations_if_the_predictor_turns_along(limit):
     assert_close(value(limit(nn.Identity(), predictor=turned), z @ rotation), once)
     linear = limit(nn.Identity(), predictor=predictor)
     assert_close(value(linear, 7 * z), once)  # the size of z does not matter
-
-
-@pytest.mark.parametrize("limit", [BYOL, SimSiam])
-def test_value_and_slope_are_finite_for_equal_views_and_extreme_sizes(limit):
-    for size in (1e-6, 1.0, 1e6):
-        z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
-        found = value(limit(nn.Identity(), dim=4), z)
-        found.backward()
-        assert found.isfinite() and z.grad.isfinite().all()
 
 
 class Fixed(Distillation):
@@ -255,18 +236,6 @@ def test_gradients_are_exact_for_a_target_that_stands_still():
     objective = Fixed(nn.Identity(), None, nn.Identity(), None, 2.0)
     objective.aim = torch.randn(5, 2, 3)
     assert torch.autograd.gradcheck(lambda y: value(objective, y), y)
-
-
-@pytest.mark.parametrize("limit", [BYOL, SimSiam])
-def test_too_few_views_or_items_are_refused(limit):
-    for shape in ((9, 1, 4), (1, 2, 4)):
-        with pytest.raises(ValueError, match="at least 2 items with at least 2 views"):
-            limit(nn.Identity())(Batch(torch.randn(shape)))
-
-
-def test_a_momentum_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="expected momentum from 0 to 1"):
-        BYOL(nn.Identity(), momentum=1.5)
 
 
 @pytest.mark.parametrize("limit", [BYOL, SimSiam])

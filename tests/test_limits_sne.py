@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.checks import assert_same
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.testing import assert_close
@@ -17,13 +18,6 @@ from probssl.limits.tsimclr import TSimCLR
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def assert_same(ours: Tensor, plain: Tensor, z: Tensor) -> None:
-    """In value and in slope."""
-    slopes = [torch.autograd.grad(value, z)[0] for value in (ours, plain)]
-    assert_close(ours, plain, rtol=1e-10, atol=1e-10)
-    assert_close(*slopes, rtol=1e-10, atol=1e-10)
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -172,7 +166,7 @@ def test_the_gradient_is_that_of_the_divergence(x):
 def test_t_sne_has_the_published_gradient():
     z = torch.randn(9, 1, 2, requires_grad=True)
     affinity = Fixed(torch.rand(9, 9))
-    (slope,) = torch.autograd.grad(
+    (grad,) = torch.autograd.grad(
         -sum(ps.limits.TSNE(nn.Identity(), affinity)(Batch(z))), z
     )
     y, p = z.detach().flatten(0, 1), affinity.p
@@ -181,7 +175,7 @@ def test_t_sne_has_the_published_gradient():
         for j in range(9):
             pull = (p[i, j] + p[j, i]) / 2 - q[i, j]
             plain[i] += 4 * pull * (y[i] - y[j]) / (1 + (y[i] - y[j]).square().sum())
-    assert_close(slope.flatten(0, 1), plain)
+    assert_close(grad.flatten(0, 1), plain)
 
 
 class Fixed(Affinity):
@@ -217,11 +211,11 @@ def test_views_that_overlap_more_are_drawn_closer(x):
     prior = ps.priors.Gaussian(None, 1.0, y_scale=math.inf)
     objective = ps.limits.NeighbourEmbedding(nn.Identity(), Overlap(), prior)
     x = Batch(z, transform=boxes)
-    (slope,) = torch.autograd.grad(objective(x).alignment, z)
+    (grad,) = torch.autograd.grad(objective(x).alignment, z)
     p = Overlap()(x)
     assert (p[:, 0, 1] > 2 * p[:, 0, 2]).all()
-    assert_close(slope[:, 1, 0], -2 * (p[:, 0, 1] + 2 * p[:, 1, 2]))
-    assert_close(slope[:, 2, 0], 2 * (p[:, 0, 2] + 2 * p[:, 1, 2]))
+    assert_close(grad[:, 1, 0], -2 * (p[:, 0, 1] + 2 * p[:, 1, 2]))
+    assert_close(grad[:, 2, 0], 2 * (p[:, 0, 2] + 2 * p[:, 1, 2]))
 
 
 def test_rows_of_their_own_give_every_view_the_same_weight():
@@ -268,17 +262,10 @@ def test_one_view_of_each_item_is_enough_for_a_dense_p_only():
     assert ps.limits.TSNE(nn.Identity(), Perplexity(3.0)).divergence(x) > 0
     with pytest.raises(ValueError, match="at least 2 views each, got 8 with 1"):
         ps.limits.NeighbourEmbedding(nn.Identity())(x)
-    with pytest.raises(ValueError, match="no queue for one normaliser"):
-        ps.limits.NeighbourEmbedding(nn.Identity(), queue=5, dim=3)
     with pytest.raises(ValueError, match="more other points in a batch"):
         ps.limits.TSNE(nn.Identity())(x)
     with pytest.raises(ValueError, match=r"got 1 items with 1"):
         ps.limits.TSNE(nn.Identity(), Noise(1.0))(Batch(torch.zeros(1, 1, 3)))
-    for dof in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="dof"):
-            ps.limits.TSNE(nn.Identity(), dof=dof)
-        with pytest.raises(ValueError, match="dof"):
-            TSimCLR(nn.Identity(), dof=dof)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1e6])
@@ -287,8 +274,8 @@ def test_the_family_is_finite_for_tiny_and_huge_representations(scale):
     x = Batch(torch.randn(8, 2, 3))
     for make in (ps.limits.SNE, ps.limits.SymmetricSNE, ps.limits.TSNE):
         objective = make(Given(z), Noise(1.0))
-        (slope,) = torch.autograd.grad(sum(objective(x)), z)
-        assert slope.isfinite().all() and objective.divergence(x).isfinite()
+        (grad,) = torch.autograd.grad(sum(objective(x)), z)
+        assert grad.isfinite().all() and objective.divergence(x).isfinite()
 
 
 class Given(nn.Module):

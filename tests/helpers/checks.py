@@ -1,6 +1,6 @@
 """Assertions on samples and gradients, and tables of refused arguments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,16 @@ def value_and_grad(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def assert_same(
-    ours: Tensor, plain: Tensor, z: Tensor, rtol: float = 1e-10, atol: float = 1e-10
+    ours: Tensor,
+    plain: Tensor,
+    z: Tensor | Iterable[Tensor],
+    rtol: float = 1e-10,
+    atol: float = 1e-10,
 ) -> None:
-    """Two scalar functions of z have the same value and the same gradient."""
-    pairs = zip(value_and_grad(ours, z), value_and_grad(plain, z), strict=True)
-    for left, right in pairs:
+    """Two scalar functions of z, or of several tensors, and their gradients agree."""
+    leaves = [z] if isinstance(z, Tensor) else list(z)
+    grads = [torch.autograd.grad(v, leaves, retain_graph=True) for v in (ours, plain)]
+    for left, right in zip((ours, *grads[0]), (plain, *grads[1]), strict=True):
         assert_close(left, right, rtol=rtol, atol=atol)
 
 
