@@ -133,8 +133,8 @@ def _write(objective: nn.Module, folder: Path, notes: dict[str, Any]) -> None:
         for name, tensor in objective.state_dict().items()
     }
 
-    # The description names its weights, so that replacing it is what counts: before,
-    # the folder holds the old objective, and after it the new one.
+    # A description names the weights that belong to it. Until it is replaced the folder
+    # holds the old objective, from then on the new one.
     if (folder / DESCRIPTION).is_file() and (folder / NEW).is_file():
         os.replace(_weights(folder, read(folder)), folder / WEIGHTS)
     save_file(tensors, folder / NEW, metadata={"save": description["save"]})
@@ -463,7 +463,11 @@ def _built(description: dict[str, Any], numbers: int) -> nn.Module:
 def _changes(objective: nn.Module, description: dict[str, Any]) -> list[str]:
     """Where an objective differs from what its constructor builds."""
     numbers = sum(t.numel() for t in objective.state_dict().values())
-    found, expected = _look(objective), _look(_built(description, numbers))
+    try:
+        built = _built(description, numbers)
+    except (ValueError, RuntimeError) as error:
+        return [f"arguments that build no objective again ({error})"]
+    found, expected = _look(objective), _look(built)
     return [
         f"{name or 'the objective'} {found.get(name, 'gone')} instead of "
         f"{expected.get(name, 'nothing')}"

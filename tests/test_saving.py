@@ -1,8 +1,12 @@
 """Objectives survive a round trip through a folder; what is not ours is refused."""
 
+import contextlib
 import copy
 import json
 import math
+import os
+import shutil
+from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
@@ -229,6 +233,52 @@ def test_a_distribution_is_built_from_the_form_it_was_given():
     for given, value in ((normal, torch.ones(2)), (categorical, torch.tensor(1))):
         before = given.log_prob(value)
         assert_close(build(describe(given)).log_prob(value), before)
+
+
+@pytest.mark.parametrize("last", range(4))
+def test_a_save_that_dies_leaves_all_of_one_objective(last, tmp_path, monkeypatch):
+    old, new = (ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)) for _ in range(2))
+    ps.save(old, tmp_path, who="old")
+    replace, calls = os.replace, iter(range(10))
+
+    def dying(*paths: Path) -> None:
+        if next(calls) == last:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", dying)
+    for _ in range(2):  # the second one over what the first one left
+        with contextlib.suppress(KeyboardInterrupt):
+            ps.save(new, tmp_path, who="new")
+        found = ps.load(tmp_path).encoder.head.weight
+        who = json.loads((tmp_path / "probssl.json").read_text())["notes"]["who"]
+        assert_close(found, {"old": old, "new": new}[who].encoder.head.weight)
+
+
+def test_damaged_or_strange_files_are_refused_by_name(tmp_path):
+    ps.save(ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)), tmp_path / "run")
+    weights, json_file = (
+        tmp_path / "run" / name for name in ("model.safetensors", "probssl.json")
+    )
+    content, text = weights.read_bytes(), json_file.read_text()
+    for broken in (b"", content[:40]):
+        weights.write_bytes(broken)
+        with pytest.raises(ValueError, match="model.safetensors .* damaged"):
+            ps.load(tmp_path / "run")
+    ps.save(ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / weights.name, weights)
+    with pytest.raises(ValueError, match="same save"):
+        ps.load(tmp_path / "run")
+    weights.write_bytes(content)
+    for old, new, message in (
+        ("5\n", "50000000\n", "far fewer"),
+        ('"dim"', '"dime"', "got 'dime'"),
+        ('"float32"', '"load"', "no dtype 'load'"),
+        ('"arguments"', '"same"', "as ps.save writes it"),
+    ):
+        json_file.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=message):
+            ps.load(tmp_path / "run")
 
 
 def test_folders_that_are_no_run_are_refused(tmp_path):
