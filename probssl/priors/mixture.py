@@ -46,7 +46,7 @@ class _Clusters(Prior):
             components = Components(
                 self.known_dim(), whole("components", components, hint=NUMBER_HINT)
             )
-        self.components, self.learn_weights = components, learn_weights
+        self.components = components
         self._check_shapes(dim, getattr(components, "dim", dim))
         self.scale = Positive(scale, "scale")
         number = getattr(components, "number", None)
@@ -356,7 +356,7 @@ class Components(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.number = whole("dim", dim), whole("number", number)
-        self.spread, self.own_scales = positive("spread", spread), own_scales
+        self.own_scales, spread = own_scales, positive("spread", spread)
         self.loc = nn.Parameter(spread * torch.randn(number, dim))
         self.log_scale = nn.Parameter(torch.zeros(number, 1)) if own_scales else None
 
@@ -433,8 +433,7 @@ class VampComponents(nn.Module):
     ) -> None:
         super().__init__()
         self.factors, self.number = factors, whole("number", number)
-        self.event_shape, self.learn = tuple(event_shape), learn
-        inputs = torch.rand(number, *self.event_shape)
+        inputs = torch.rand(number, *event_shape)
         if learn:
             self.inputs = nn.Parameter(inputs)
         else:
