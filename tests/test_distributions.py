@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyro
@@ -9,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from helpers.checks import assert_mean, refusals
 from pyro import poutine
 from torch import Tensor
 from torch.autograd import grad, gradcheck
@@ -17,13 +19,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from probssl.distributions import NormalMixture
-from probssl.distributions.sphere import (
+from probssl.distributions import (
+    IsotropicStudentT,
+    NormalMixture,
+    OneFactorNormal,
     PowerSpherical,
+    SharedComponent,
+    SharedDirection,
+    SharedPrecision,
     SphericalUniform,
     VonMisesFisher,
 )
-from probssl.distributions.student import IsotropicStudentT
 from probssl.special import bessel_ratio, digamma_difference, log_area
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -35,13 +41,6 @@ Around = type[VonMisesFisher] | type[PowerSpherical]
 def direction(dim: int) -> Tensor:
     """A direction with no symmetry: every coordinate differs, the first is negative."""
     return normalize(torch.linspace(-1.3, 2.1, dim), dim=0)
-
-
-def assert_mean(sample: Tensor, expected: Tensor | float) -> None:
-    """The mean over the first axis is as expected, to five standard errors."""
-    error = sample.std(0) / math.sqrt(len(sample))
-    rounding = 1e-12 * (1 + sample.abs().amax(0))
-    assert ((sample.mean(0) - expected).abs() <= 5 * error + rounding).all()
 
 
 def uniform(dim: int, n: int) -> Tensor:
@@ -327,42 +326,69 @@ def test_power_spherical_vanishes_opposite_to_the_mode():
     assert_close(flat, torch.tensor(-log_area(3)))
 
 
-def distributions(batch: tuple[int, ...]) -> list[dist.TorchDistribution]:
+def vectors(batch: tuple[int, ...]) -> dict[str, dist.TorchDistribution]:
+    """A distribution of each class over vectors of 5 numbers."""
     loc = normalize(torch.randn(*batch, 5), dim=-1)
-    positive = torch.rand(batch) + 1
-    return [
-        VonMisesFisher(loc, positive),
-        PowerSpherical(loc, positive),
-        SphericalUniform(5, batch),
-        IsotropicStudentT(positive, loc, positive),
-    ]
+    positive, many = torch.rand(batch) + 1, torch.randn(*batch, 3, 5)
+    return {
+        "von Mises-Fisher": VonMisesFisher(loc, positive),
+        "power spherical": PowerSpherical(loc, positive),
+        "uniform": SphericalUniform(5, batch),
+        "Student": IsotropicStudentT(positive, loc, positive),
+        "mixture": NormalMixture(many[..., 0], many, many.exp()),
+    }
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_shapes_expand_as_in_torch(index):
-    original = distributions((3,))[index]
-    expanded = original.expand((2, 3))
+def items(batch: tuple[int, ...]) -> dict[str, dist.TorchDistribution]:
+    """A distribution of each class over items of 3 views, of 2 numbers each."""
+    positive, many = torch.rand(batch) + 1, torch.randn(*batch, 3, 2)
+    present = torch.tensor([True, False, True]).expand(*batch, 3)
+    normal = OneFactorNormal(many, many.exp(), many.cos())
+    shared = SharedComponent(
+        many[..., 0], many, torch.full((1, 2), 0.7), torch.full((3, 2), 0.4), 3
+    )
+    return {
+        "one factor": normal,
+        "present views": OneFactorNormal(many, many.exp(), many, present=present),
+        "direction": SharedDirection(positive, 3, 2),
+        "precision": SharedPrecision(normal, positive),
+        "component": shared,
+        "coupled": shared.times(many, many.exp()),
+    }
+
+
+EVERY = pytest.mark.parametrize(
+    ("make", "name"), [(make, name) for make in (vectors, items) for name in make((2,))]
+)
+
+
+@EVERY
+def test_shapes_expand_as_in_torch(make, name):
+    original = make((3,))[name]
+    expanded, event = original.expand((2, 3)), original.event_shape
     assert type(expanded) is type(original)
+    assert event == ((5,) if make is vectors else (3, 2))
     for each, batch in ((original, (3,)), (expanded, (2, 3))):
-        assert each.batch_shape == batch and each.event_shape == (5,)
-        assert each.event_dim == 1 and each.support.event_dim == 1
-        assert each().shape == (*batch, 5)
-        assert each.sample((4, 1)).shape == (4, 1, *batch, 5)
-        assert each.mean.shape == (*batch, 5)
-        assert each.entropy().shape == batch
+        assert each.batch_shape == batch and each.event_shape == event
+        assert each.event_dim == each.support.event_dim == len(event)
+        assert each().shape == (*batch, *event)
+        assert each.sample((4, 1)).shape == (4, 1, *batch, *event)
+        assert each.mean.shape == (*batch, *event)
         assert each.log_prob(each.sample((4,))).shape == (4, *batch)
+        if name in vectors(()) and name != "mixture":
+            assert each.entropy().shape == batch
     z = original.sample()
     assert_close(expanded.log_prob(z), original.log_prob(z).expand(2, 3))
     assert expanded._validate_args == original._validate_args
     assert expanded.support.check(expanded.sample()).all()
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_pyro_plates_events_and_masks(index):
+@pytest.mark.parametrize("name", vectors(()))
+def test_pyro_plates_events_and_masks(name):
     def model() -> None:
         with pyro.plate("item", 6, dim=-1):
-            pyro.sample("z", distributions(())[index])
-            pair = distributions((2,))[index]
+            pyro.sample("z", vectors(())[name])
+            pair = vectors((2,))[name]
             pyro.sample("pair", pair.to_event(1).mask(torch.arange(6) < 2))
 
     trace = poutine.trace(model).get_trace()
@@ -373,8 +399,10 @@ def test_pyro_plates_events_and_masks(index):
     assert (pair["log_prob"][2:] == 0).all() and (pair["log_prob"][:2] != 0).all()
 
 
-def test_only_von_mises_fisher_has_no_reparameterised_samples():
-    assert [d.has_rsample for d in distributions(())] == [False, True, True, True]
+def test_samples_are_reparameterised_but_for_rejections_and_choices():
+    found = {**vectors(()), **items(())}
+    without = {name for name, law in found.items() if not law.has_rsample}
+    assert without == {"von Mises-Fisher", "direction", "component"}
     loc = direction(3).requires_grad_()
     assert not VonMisesFisher(loc, 2.0)().requires_grad
     assert PowerSpherical(loc, 2.0)().requires_grad
@@ -405,41 +433,6 @@ def test_all_but_rejection_can_be_traced():
     assert_close(graph(loc, kappa, z), expected)
 
 
-@pytest.mark.parametrize("cls", ON_SPHERE)
-def test_errors_on_the_sphere_name_the_argument(cls: Around):
-    # Validation is asked for: once torch.compile has run, torch's default is off.
-    loc = direction(3)
-    with pytest.raises(ValueError, match="parameter concentration"):
-        cls(loc, -1.0, validate_args=True)
-    with pytest.raises(ValueError, match="parameter loc"):
-        cls(2 * loc, 1.0, validate_args=True)
-    with pytest.raises(ValueError, match="expected loc with shape"):
-        cls(torch.ones(4, 1), 1.0)
-    with pytest.raises(ValueError, match="expected concentration to broadcast"):
-        cls(uniform(3, 4), torch.ones(3))
-    with pytest.raises(ValueError, match="within the support"):
-        cls(loc, 1.0, validate_args=True).log_prob(2 * loc)
-    with pytest.raises(ValueError, match="event_shape"):
-        cls(loc, 1.0, validate_args=True).log_prob(direction(4))
-    with pytest.raises(ValueError, match="same sphere, got dim 3 and 4"):
-        kl_divergence(cls(loc, 1.0), SphericalUniform(4))
-    with pytest.raises(ValueError, match="same sphere, got dim 3 and 4"):
-        kl_divergence(cls(loc, 1.0), VonMisesFisher(direction(4), 1.0))
-
-
-def test_errors_of_the_others_name_the_argument():
-    with pytest.raises(ValueError, match="expected dim of at least 2"):
-        SphericalUniform(1)
-    with pytest.raises(ValueError, match="parameter dof"):
-        IsotropicStudentT(0.0, torch.zeros(2), validate_args=True)
-    with pytest.raises(ValueError, match="parameter scale"):
-        IsotropicStudentT(1.0, torch.zeros(2), -1.0, validate_args=True)
-    with pytest.raises(ValueError, match="expected loc with shape"):
-        IsotropicStudentT(1.0, torch.tensor(0.0))
-    with pytest.raises(ValueError, match="expected dof and scale to broadcast"):
-        IsotropicStudentT(torch.ones(3), torch.zeros(4, 2))
-
-
 def test_mean_of_von_mises_fisher_is_the_bessel_ratio():
     around = VonMisesFisher(direction(7), 3.0)
     assert_close(around.mean.norm(), bessel_ratio(7, torch.tensor(3.0)))
@@ -466,3 +459,57 @@ def test_gradient_of_mixture_weights_is_exact_where_that_of_pyro_is_not():
     z = dist.MixtureOfDiagNormals(*each, weights).rsample()
     (pyro_gradient,) = grad(z.prod(-1).sum(), weights)
     assert (pyro_gradient.mean(0) - exact).abs().min() > 1.0  # the size is 1.125
+
+
+# Validation is asked for: once torch.compile has run, torch's default is off.
+LOC = torch.tensor([0.6, 0.8, 0.0])
+CHECKED = {"validate_args": True}
+
+test_bad_arguments_are_refused = refusals(
+    *(
+        (partial(call, cls), ValueError, message)
+        for cls in ON_SPHERE
+        for call, message in (
+            (lambda c: c(LOC, -1.0, **CHECKED), "parameter concentration"),
+            (lambda c: c(2 * LOC, 1.0, **CHECKED), "parameter loc"),
+            (lambda c: c(torch.ones(4, 1), 1.0), "expected loc with shape"),
+            (
+                lambda c: c(torch.eye(4)[:3], torch.ones(4)),
+                "expected concentration to broadcast",
+            ),
+            (lambda c: c(LOC, 1.0, **CHECKED).log_prob(2 * LOC), "within the support"),
+            (lambda c: c(LOC, 1.0, **CHECKED).log_prob(LOC[:2]), "event_shape"),
+            (
+                lambda c: kl_divergence(c(LOC, 1.0), SphericalUniform(4)),
+                "same sphere, got dim 3 and 4",
+            ),
+            (
+                lambda c: kl_divergence(
+                    c(LOC, 1.0), VonMisesFisher(torch.eye(4)[0], 1.0)
+                ),
+                "same sphere, got dim 3 and 4",
+            ),
+        )
+    ),
+    (lambda: SphericalUniform(1), ValueError, "dim as a whole number of at least 2"),
+    (
+        lambda: IsotropicStudentT(0.0, torch.zeros(2), **CHECKED),
+        ValueError,
+        "parameter dof",
+    ),
+    (
+        lambda: IsotropicStudentT(1.0, torch.zeros(2), -1.0, **CHECKED),
+        ValueError,
+        "parameter scale",
+    ),
+    (
+        lambda: IsotropicStudentT(1.0, torch.tensor(0.0)),
+        ValueError,
+        "expected loc with shape",
+    ),
+    (
+        lambda: IsotropicStudentT(torch.ones(3), torch.zeros(4, 2)),
+        ValueError,
+        "expected dof and scale to broadcast",
+    ),
+)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import mpmath as mp
 import pytest
 import torch
+from helpers.checks import refusals
 from mpmath import mpf
 from scipy.special import ive
 from torch import Tensor
@@ -21,6 +22,7 @@ from probssl.special import (
     log_bessel,
     log_gamma_ratio,
     log_vmf_normaliser,
+    square_distances,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -59,10 +61,14 @@ def exact(dim: int, kappa: float) -> tuple[mpf, mpf, mpf, mpf, mpf]:
         value = exact_cumulant(order, x)
         above = exact_cumulant(order + 1, x)
         ratio = mp.exp(above - value) * x / dim
-        slope = 1 - ratio**2 - (dim - 1) / x * ratio
-        bend = -2 * ratio * slope - (dim - 1) / x * slope + (dim - 1) / x**2 * ratio
+        derivative = 1 - ratio**2 - (dim - 1) / x * ratio
+        bend = (
+            -2 * ratio * derivative
+            - (dim - 1) / x * derivative
+            + (dim - 1) / x**2 * ratio
+        )
         area = mp.log(2 * mp.pi ** (mpf(dim) / 2) / mp.gamma(mpf(dim) / 2))
-        return -area - value, x - area - value, ratio, slope, bend
+        return -area - value, x - area - value, ratio, derivative, bend
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ def test_normaliser_and_ratio_agree_with_50_digits(dim, table):
 @pytest.mark.parametrize("dim", DIMS)
 def test_derivatives_by_autograd_agree_with_50_digits_relatively(dim, table):
     kappa = torch.tensor(KAPPAS, requires_grad=True)
-    _, _, ratio, slope, bend = zip(*table[dim], strict=True)
+    _, _, ratio, derivative, bend = zip(*table[dim], strict=True)
     for scaled in (False, True):
         value = log_vmf_normaliser(dim, kappa, scaled=scaled)
         (first,) = grad(value.sum(), kappa, create_graph=True)
@@ -113,7 +119,7 @@ def test_derivatives_by_autograd_agree_with_50_digits_relatively(dim, table):
         (third,) = grad(second.sum(), kappa)
         truth = [1 - a for a in ratio] if scaled else [-a for a in ratio]
         assert errors(first, truth, 0).max() < 1e-12
-        assert errors(second, [-t for t in slope], 0).max() < 1e-12
+        assert errors(second, [-t for t in derivative], 0).max() < 1e-12
         assert errors(third, [-t for t in bend], 0).max() < 1e-11
 
 
@@ -190,7 +196,7 @@ def test_area_of_the_circle_the_sphere_and_the_next():
 def test_gamma_ratio_agrees_with_50_digits(b):
     a = torch.tensor([0.01, 0.5, 1.0, 2.5, 9.0, 40.0, 500.0, 1e5, 1e8, 1e12])
     a.requires_grad_()
-    value, slope = log_gamma_ratio(a, b), digamma_difference(a, b)
+    value, derivative = log_gamma_ratio(a, b), digamma_difference(a, b)
     (by_autograd,) = grad(value.sum(), a, create_graph=True)
     (second,) = grad(by_autograd.sum(), a)
     with mp.workdps(60):
@@ -199,7 +205,7 @@ def test_gamma_ratio_agrees_with_50_digits(b):
         first = [mp.digamma(v + b) - mp.digamma(v) for v in x]
         bend = [mp.psi(1, v + b) - mp.psi(1, v) for v in x]
     assert errors(value, truth, 1).max() < 1e-13
-    assert errors(slope, first, 0).max() < 1e-13
+    assert errors(derivative, first, 0).max() < 1e-13
     assert errors(by_autograd, first, 0).max() < 1e-12
     assert errors(second, bend, 0).max() < 1e-11
 
@@ -212,7 +218,7 @@ def test_gradients_agree_with_finite_differences(dim):
         assert gradgradcheck(lambda x, f=function: f(dim, x), kappa)
 
 
-def value_and_slope(x: Tensor) -> Tensor:
+def value_and_grad(x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     value = log_vmf_normaliser(5, x, scaled=True) + bessel_ratio(5, x) ** 2
     return grad(value.sum(), x)[0]
@@ -220,9 +226,9 @@ def value_and_slope(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("mode", ["real", "symbolic"])
 def test_one_trace_serves_every_regime(mode):
-    graph = make_fx(value_and_slope, tracing_mode=mode)(torch.ones(4))
+    graph = make_fx(value_and_grad, tracing_mode=mode)(torch.ones(4))
     kappa = torch.tensor([0.0, 1e-6, 30.0, 1e8])
-    assert_close(graph(kappa), value_and_slope(kappa), rtol=1e-14, atol=0)
+    assert_close(graph(kappa), value_and_grad(kappa), rtol=1e-14, atol=0)
 
 
 def test_functional_transforms_agree_with_autograd():
@@ -254,17 +260,27 @@ def test_normaliser_compiles_without_a_break():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: log_area(1),
-        lambda: log_vmf_normaliser(1, torch.ones(1)),
-        lambda: bessel_ratio(0, torch.ones(1)),
-        lambda: log_bessel(-0.5, torch.ones(1)),
-    ],
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("dim", [1, 3, 64])
+def test_squared_distances_have_the_stated_accuracy(dim, offset):
+    a = torch.randn(50, dim).float() + offset
+    b = torch.cat([a[:20] + 1e-3 * torch.randn(20, dim).float(), 3 * a[20:]])
+    plain = (a.double()[:, None] - b.double()).square().sum(-1)
+    exact, quick = square_distances(a, b, exact=True), square_distances(a, b)
+    rounding = (dim + 4) * torch.finfo(torch.float32).eps
+    assert ((exact - plain).abs() <= rounding * plain).all()
+    centre = b.double().mean(0)
+    largest = (torch.cat([a, b]).double() - centre).square().sum(-1).max()
+    assert (quick - plain).abs().max() <= 4 * rounding * largest
+    assert (quick >= 0).all()
+    itself = square_distances(a, a, exact=True)
+    assert (itself.diagonal() == 0).all() and torch.equal(itself, itself.T)
+
+
+test_bad_arguments_are_refused = refusals(
+    (lambda: log_area(1), ValueError, "dim as a whole number of at least 2"),
+    (lambda: log_area(2.5), TypeError, "dim as a whole number of at least 2"),
+    (lambda: log_vmf_normaliser(1, torch.ones(1)), ValueError, "dim as a whole"),
+    (lambda: bessel_ratio(0, torch.ones(1)), ValueError, "dim as a whole number"),
+    (lambda: log_bessel(-0.5, torch.ones(1)), ValueError, "order as a finite number"),
 )
-def test_a_sphere_or_an_order_too_small_is_refused(call):
-    with pytest.raises(
-        ValueError, match="expected (dim|order) as a .* number of at least"
-    ):
-        call()
