@@ -22,11 +22,11 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import whole
 from ..runtime.distributed import broadcast
 from .batches import Data
 from .fit import fit
 from .history import History, Row
+from .prepare import check_counts
 from .schedules import Schedule, geometric
 
 __all__ = ["fit_phases", "fit_rounds"]
@@ -72,8 +72,7 @@ def fit_rounds(
         ValueError: If there are checkpoints, which hold a single fit, or validation
             data, whose items have no assignment, or a number is below one.
     """
-    whole("rounds", rounds)
-    whole("epochs", epochs)
+    check_counts(rounds=rounds, epochs=epochs)
     if options.get("valid") is not None:
         raise ValueError(
             "expected no validation data for a fit in rounds, which assigns training "
@@ -158,9 +157,7 @@ def fit_phases(
             schedule of its own, the ramp does not rise from a positive number, there
             are validation data, whose items have no clusters, or as `fit`.
     """
-    whole("epochs", epochs)
-    if refresh is not None:
-        whole("refresh", refresh)
+    check_counts(epochs=epochs, refresh=refresh)
     _check(objective, first, epochs, schedules or {}, options)
     rise = ramp if callable(ramp) else geometric(*_rising(ramp))
     start = first / epochs

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..arguments import choice, positive, whole
+from ..arguments import choice, positive
 from ..runtime.distributed import (
     any_rank,
     broadcast,
@@ -29,6 +29,7 @@ from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import Progress, train_epoch, validate
 from .history import History, Row, Tally
 from .prepare import (
+    check_counts,
     check_monitor,
     prepared_optimizer,
     prepared_precision,
@@ -168,18 +169,15 @@ def fit(
         TypeError: If the data, the views or the terms are of an unknown kind.
         ValueError: If an argument is out of range, or does not fit another.
     """
-    least_one = {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate}
-    least_one["checkpoint_every"] = checkpoint_every
-    for name, value in least_one.items():
-        whole(name, value)
-    if patience is not None:
-        whole("patience", patience)
+    check_counts(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
+    check_counts(patience=patience, checkpoint_every=checkpoint_every)
     if clip is not None:
         positive("clip", clip, "it bounds the norm of the gradient")
     hint = f"'auto' compiles runs of at least {COMPILED_STEPS:,} steps"
     choice("compile", compile, (True, False, None, "auto"), hint)
     check_monitor(monitor, validated=valid is not None, extended=on_epoch is not None)
     start()
+
     target = target_of(objective, device)
     numbers = prepared_precision(precision, tf32, target.dtype)
     make = partial(source, views=views, batch_size=batch_size, order=order_generator())
@@ -188,6 +186,7 @@ def fit(
         held_out = None if valid is None else make(valid, target=target)
     settle(objective, target.device, population=train.count)
     broadcast([*objective.parameters(), *objective.buffers()])
+
     optimizer = prepared_optimizer(optimizer, objective, learning_rate)
     scheduler = prepared_scheduler(scheduler, optimizer)
     total = total_steps(train, epochs, accumulate)
@@ -196,6 +195,7 @@ def fit(
     run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
     folder = Checkpoints(checkpoint, checkpoint_every)
     folder.begin(run, resume)
+
     bar = Progress(total, run.steps, shown=progress and is_main())
     run.compiled = worth_compiling(compile, total, run.compiled)
     kind = partial(compiled_step, busy=bar.busy) if run.compiled else Step

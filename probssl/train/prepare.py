@@ -14,11 +14,13 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from ..arguments import whole
 from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
 
 __all__ = [
+    "check_counts",
     "check_monitor",
     "device_of",
     "load_optimizer",
@@ -31,6 +33,13 @@ __all__ = [
     "target_of",
     "total_steps",
 ]
+
+
+def check_counts(**counts: int | None) -> None:
+    """Check that numbers are whole and at least 1; None is passed over."""
+    for name, count in counts.items():
+        if count is not None:
+            whole(name, count)
 
 
 def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
