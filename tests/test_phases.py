@@ -163,8 +163,11 @@ def test_a_traced_run_has_the_weights_and_clusters_of_a_plain_one(monkeypatch):
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
-    ({"first": 6}, "first from 0 to below the 6 epochs in all, got 6"),
-    ({"first": -1}, "first from 0"),
+    (
+        {"first": 6},
+        "first as a whole number from 0 to 5, got 6; epochs counts",
+    ),
+    ({"first": -1}, "first as a whole number from 0"),
     ({"epochs": 0}, "epochs as a whole number"),
     ({"refresh": 0}, "refresh as a whole number"),
     ({"ramp": (0.0, 0.1)}, "rises from a positive number"),

@@ -287,7 +287,7 @@ test_bad_arguments_are_refused = refusals(
     (lambda: linear(0.0, 1.0, until=1.5), ValueError, UNTIL),
     (lambda: linear(0.0, 1.0, until=math.nan), ValueError, UNTIL),
     (lambda: geometric(0.0, 1.0), ValueError, r"use linear\(0.0, end\)"),
-    (lambda: geometric(1, -1), ValueError, r"use linear\(0.0, end\)"),
+    (lambda: geometric(1, -1), ValueError, "end as a positive finite number"),
     (lambda: byol_with("momentum"), ValueError, NO_BUFFER),
     (lambda: byol_with("network.0.weight"), ValueError, NO_BUFFER),
     (lambda: dino_with("centre"), ValueError, ONE_NUMBER),

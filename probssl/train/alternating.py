@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import whole
 from ..runtime.distributed import broadcast
 from .batches import Data
 from .fit import fit
@@ -216,11 +217,7 @@ def _check(
     schedules: Mapping[str, Schedule],
     options: Mapping[str, Any],
 ) -> None:
-    if not 0 <= first < epochs:
-        raise ValueError(
-            f"expected first from 0 to below the {epochs} epochs in all, got {first}; "
-            "raise epochs, or lower first"
-        )
+    whole("first", first, 0, epochs - 1, "epochs counts all phases, the first included")
     if "weight" not in dict(objective.named_buffers()) or "weight" in schedules:
         found = "a schedule of it" if "weight" in schedules else "none"
         raise ValueError(

@@ -11,6 +11,8 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from ..arguments import positive
+
 __all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
 Schedule = Callable[[float], float]  # of the finished share of the run, 0 to 1
@@ -108,11 +110,8 @@ def geometric(start: float, end: float) -> Schedule:
         >>> rise(0.0), round(rise(0.5), 12), rise(1.0)
         (0.0001, 0.001, 0.01)
     """
-    if not (0 < start < math.inf and 0 < end < math.inf):
-        raise ValueError(
-            f"expected positive finite numbers, got {start} and {end}; to start at "
-            "zero use linear(0.0, end)"
-        )
+    positive("start", start, "to start at zero use linear(0.0, end)")
+    positive("end", end, "to end at zero use linear(start, 0.0)")
     return lambda share: start ** (1 - share) * end**share
 
 
