@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from helpers import linear
+from helpers.checks import seeded, traces
 from helpers.linear import covariances, evidence
-from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -67,32 +67,26 @@ def test_iwae_rises_to_the_evidence_from_below():
 
 
 def test_iwae_terms_sum_to_the_log_mean_weight():
-    joint, batch = (
-        linear_gaussian(ps.guides.DiagonalGaussian),
-        Batch(torch.randn(6, 2, 5)),
-    )
-    torch.manual_seed(3)
-    terms = IWAE(7)(joint, batch)
-    torch.manual_seed(3)
-    log_weight = log_weights(joint, batch, 7).local()
+    joint, batch = linear_gaussian(ps.guides.DiagonalGaussian), Batch(real())
+    terms = seeded(IWAE(7), joint, batch)
+    log_weight = seeded(log_weights, joint, batch, 7).local()
     plain = (log_weight.logsumexp(0) - math.log(7)).mean()
     assert_close(sum(terms), plain)
-    slopes = [
-        torch.autograd.grad(v, joint.decoder.weight)[0] for v in (sum(terms), plain)
-    ]
-    assert_close(*slopes)
+    weight = joint.decoder.weight
+    assert_close(*(torch.autograd.grad(v, weight) for v in (sum(terms), plain)))
 
 
 def test_one_particle_of_iwae_is_the_elbo():
-    joint, batch = (
-        linear_gaussian(ps.guides.DiagonalGaussian),
-        Batch(torch.randn(6, 2, 5)),
-    )
-    torch.manual_seed(3)
-    once = IWAE(1)(joint, batch)
-    torch.manual_seed(3)
-    for left, right in zip(once, ELBO()(joint, batch), strict=True):
-        assert_close(left, right)
+    joint, batch = linear_gaussian(ps.guides.DiagonalGaussian), Batch(real())
+    assert_close(seeded(IWAE(1), joint, batch), seeded(ELBO(), joint, batch))
+
+
+def real() -> Tensor:
+    return torch.randn(6, 2, EVENT)
+
+
+def grey() -> Batch:
+    return Batch(torch.randint(0, 5, (6, 3, EVENT)) / 4.0)
 
 
 def mlp() -> ps.Joint:
@@ -105,14 +99,9 @@ def mlp() -> ps.Joint:
 
 
 def test_terms_equal_the_log_densities_of_pyros_traces():
-    joint, batch = mlp(), Batch(torch.randint(0, 5, (6, 3, EVENT)) / 4.0)
-    torch.manual_seed(3)
-    terms = ELBO()(joint, batch)
-    torch.manual_seed(3)
-    guide = poutine.trace(joint.guide).get_trace(batch)
-    model = poutine.trace(poutine.replay(joint.model, trace=guide)).get_trace(batch)
-    model.compute_log_prob()
-    guide.compute_log_prob()
+    joint, batch = mlp(), grey()
+    terms = seeded(ELBO(), joint, batch)
+    guide, model = seeded(traces, joint, batch)
     assert_close(6 * sum(terms), model.log_prob_sum() - guide.log_prob_sum())
     assert_close(6 * terms.reconstruction, model.nodes["x"]["log_prob"].sum())
     assert_close(6 * terms.alignment, model.nodes["z"]["log_prob"].sum())
@@ -120,21 +109,17 @@ def test_terms_equal_the_log_densities_of_pyros_traces():
 
 
 def test_value_and_gradient_equal_pyros_trace_elbo():
-    joint, batch = mlp(), Batch(torch.randint(0, 5, (6, 3, EVENT)) / 4.0)
-    torch.manual_seed(3)
-    ours = sum(ELBO()(joint, batch))
-    slopes = torch.autograd.grad(ours, list(joint.parameters()))
-    torch.manual_seed(3)
-    loss = Trace_ELBO().differentiable_loss(joint.model, joint.guide, batch)
-    assert_close(ours, -loss / 6)
-    for left, right in zip(
-        slopes, torch.autograd.grad(-loss / 6, list(joint.parameters())), strict=True
-    ):
-        assert_close(left, right)
+    joint, batch = mlp(), grey()
+    ours = sum(seeded(ELBO(), joint, batch))
+    pyros = Trace_ELBO().differentiable_loss
+    plain = -seeded(pyros, joint.model, joint.guide, batch) / 6
+    assert_close(ours, plain)
+    parameters = list(joint.parameters())
+    assert_close(*(torch.autograd.grad(value, parameters) for value in (ours, plain)))
 
 
-def test_bound_never_asks_the_host_for_a_value(monkeypatch):
-    joint, batch = mlp(), Batch(torch.randint(0, 5, (6, 3, EVENT)) / 4.0)
+def test_bound_never_synchronises_with_the_host(monkeypatch):
+    joint, batch = mlp(), grey()
 
     def refuse(*_: object) -> None:
         raise AssertionError("a tensor was read by the host")
@@ -160,25 +145,20 @@ class TestRandomScale:
         )
 
     def test_it_is_weighted_once_per_data_set(self, joint):
-        batch = Batch(torch.randn(6, 2, EVENT))
+        batch = Batch(real())
         joint.population = torch.tensor(100.0)
-        torch.manual_seed(3)
-        terms = ELBO()(joint, batch)
-        torch.manual_seed(3)
-        guide = poutine.trace(joint.guide).get_trace(batch)
-        model = poutine.trace(poutine.replay(joint.model, trace=guide)).get_trace(batch)
-        model.compute_log_prob()
-        guide.compute_log_prob()
+        terms = seeded(ELBO(), joint, batch)
+        guide, model = seeded(traces, joint, batch)
         scale = model.nodes["scale"]["log_prob"] - guide.nodes["scale"]["log_prob"]
         assert_close(terms.hyper, scale / 100)
         assert_close(terms.alignment, model.nodes["z"]["log_prob"].mean())
 
     def test_many_particles_draw_many_values(self, joint):
         joint.population = torch.tensor(100.0)
-        terms = log_weights(joint, Batch(torch.randn(6, 2, EVENT)), particles=5)
+        terms = log_weights(joint, Batch(real()), particles=5)
         assert terms.hyper.shape == (5, 1) and terms.alignment.shape == (5, 6)
         assert terms.hyper.std() > 0
 
     def test_a_missing_population_is_an_error(self, joint):
         with pytest.raises(ValueError, match="population"):
-            ELBO()(joint, Batch(torch.randn(6, 2, EVENT)))
+            ELBO()(joint, Batch(real()))

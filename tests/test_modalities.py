@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.checks import refusals, seeded, traces
 from helpers.linear import ExactFactors, exact
 from pyro import poutine
 from pyro.infer import Predictive
@@ -19,7 +20,7 @@ from probssl.posterior import classify, complete, embed, reconstruct, sample, to
 from probssl.posterior import evidence as evidence_of
 from probssl.priors import Gaussian, Mixture, Prior, Spherical, TwoTier
 from probssl.terms import Batch
-from probssl.testing import check_guide, check_objective
+from probssl.testing import check_objective
 
 pytestmark = pytest.mark.usefixtures("float64")
 DIM, EVENTS, NOISES = 2, (5, 3), (0.4, 0.7)
@@ -147,20 +148,18 @@ def test_gradients_with_observed_contents_are_those_of_the_evidence(index):
     )
     # The weights and means of the prior: all else is held fixed in `evidence`.
     leaves = [prior.logits, *prior.components.parameters()]
-    slopes = torch.autograd.grad(value, leaves, allow_unused=True)
-    assert all(slope.isfinite().all() for slope in slopes if slope is not None)
+    grads = torch.autograd.grad(value, leaves, allow_unused=True)
+    assert all(grad.isfinite().all() for grad in grads if grad is not None)
     expected = torch.autograd.grad(exact.mean(), leaves, allow_unused=True)
-    assert_close(slopes, expected, **EXACT)
+    assert_close(grads, expected, **EXACT)
 
 
 def test_the_density_of_observed_contents_counts_as_alignment():
     prior, _ = priors(torch.tensor([0.2, 0.3, 0.5]))[1]
     joint, content = linear_gaussian(prior), torch.tensor([0, 2, -1, 1, -1, 2])
     batch = two_modalities()._replace(content=content)
-    torch.manual_seed(3)
-    terms = ELBO()(joint, batch)
-    torch.manual_seed(3)
-    z = poutine.trace(joint.guide).get_trace(batch).nodes["z"]["value"]
+    terms = seeded(ELBO(), joint, batch)
+    z = seeded(traces, joint, batch)[0].nodes["z"]["value"]
     each = torch.stack(
         [prior(3, component=torch.tensor(k)).log_prob(z) for k in range(3)]
     )
@@ -177,24 +176,15 @@ def test_the_density_of_observed_contents_counts_as_alignment():
 def test_unknown_contents_change_nothing():
     joint, batch = linear_gaussian(Mixture(DIM, 3)), two_modalities()
     unknown = batch._replace(content=torch.full((6,), -1))
-    values = []
-    for each in (batch, unknown):
-        torch.manual_seed(1)
-        values.append(ELBO(2)(joint, each))
-    for one, other in zip(*values, strict=True):
-        assert_close(one, other)
+    assert_close(*(seeded(ELBO(2), joint, each) for each in (batch, unknown)))
 
 
 def test_observed_contents_are_sites_of_their_own_for_pyros_tools():
     joint = linear_gaussian(Mixture(DIM, 3))
     batch = two_modalities()._replace(content=torch.tensor([0, 1, 2, -1, 0, 1]))
     nodes = poutine.trace(joint.model).get_trace(batch).nodes
-    assert [n for n in nodes if n in {"component", "z", "x_0", "x_1"}] == [
-        "component",
-        "z",
-        "x_0",
-        "x_1",
-    ]
+    sites = ["component", "z", "x_0", "x_1"]
+    assert [name for name in nodes if name in sites] == sites
     drawn = Predictive(poutine.uncondition(joint.model), num_samples=7, parallel=True)
     sites = drawn(batch)
     assert sites["component"].shape == (7, 6)
@@ -217,19 +207,17 @@ def test_an_explicit_content_is_drawn_in_the_component_that_is_known():
     assert all(p.grad is None or p.grad.isfinite().all() for p in joint.parameters())
 
 
-@pytest.mark.parametrize(
-    "content, match",
-    [
-        (torch.tensor([0, 1, 3, 0, 0, 0]), "from -1"),
-        (torch.tensor([0, 1, -2, 0, 0, 0]), "from -1"),
-        (torch.zeros(5).long(), "6 whole numbers"),
-        (torch.zeros(6), "whole numbers"),
-    ],
+def checked(content: Tensor) -> Callable[[], None]:
+    batch = two_modalities()._replace(content=content)
+    return lambda: linear_gaussian(Mixture(DIM, 3)).check(batch)
+
+
+test_contents_that_are_no_components_are_refused = refusals(
+    (checked(torch.tensor([0, 1, 3, 0, 0, 0])), ValueError, "from -1 .* 0 to 3"),
+    (checked(torch.tensor([0, 1, -2, 0, 0, 0])), ValueError, "from -1 .* -2 to 1"),
+    (checked(torch.zeros(5).long()), ValueError, "6 whole numbers"),
+    (checked(torch.zeros(6)), ValueError, "whole numbers"),
 )
-def test_contents_that_are_no_components_are_refused(content, match):
-    joint = linear_gaussian(Mixture(DIM, 3))
-    with pytest.raises(ValueError, match=match):
-        joint.check(two_modalities()._replace(content=content))
 
 
 def test_other_priors_refuse_contents_and_name_those_that_take_them():
@@ -304,23 +292,17 @@ def test_absent_modalities_hold_anything_and_change_nothing(name):
         grey = torch.full_like(batch.views[1], filler)
         absent = Batch((batch.views[0], grey), present=present)
         joint.check(absent)
-        torch.manual_seed(1)
-        value = sum(ELBO(3)(joint, absent))
-        slopes = torch.autograd.grad(value, list(joint.parameters()), allow_unused=True)
-        values.append([value, *(s for s in slopes if s is not None)])
+        value = sum(seeded(ELBO(3), joint, absent))
+        grads = torch.autograd.grad(value, list(joint.parameters()), allow_unused=True)
+        values.append([value, *(grad for grad in grads if grad is not None)])
     assert all(v.isfinite().all() for v in values[0])
-    for one, other in zip(*values, strict=True):
-        assert_close(one, other)
+    assert_close(*values)
 
 
 def test_reconstruction_is_the_sum_over_modalities():
     joint, batch = mlp(), measured()
-    torch.manual_seed(3)
-    terms = ELBO()(joint, batch)
-    torch.manual_seed(3)
-    guide = poutine.trace(joint.guide).get_trace(batch)
-    model = poutine.trace(poutine.replay(joint.model, trace=guide)).get_trace(batch)
-    model.compute_log_prob()
+    terms = seeded(ELBO(), joint, batch)
+    guide, model = seeded(traces, joint, batch)
     each = [model.nodes[name]["log_prob"] for name in ("x_0", "x_1")]
     assert_close(terms.reconstruction, sum(each).mean())
     z = guide.nodes["z"]["value"]
@@ -334,12 +316,8 @@ def test_one_view_of_each_modality_may_be_one_tensor():
     joint.decoder.parts[1] = nn.Linear(DIM, EVENTS[0])
     joint.posterior.factors.encoder.parts[1] = joint.encoder.parts[0]
     x = torch.randn(4, 2, EVENTS[0])
-    found = []
-    for views in (x, x.split(1, 1)):
-        torch.manual_seed(1)
-        found.append(IWAE(3)(joint, Batch(views)))
-    for one, other in zip(*found, strict=True):
-        assert_close(one, other)
+    batches = (Batch(views) for views in (x, x.split(1, 1)))
+    assert_close(*(seeded(IWAE(3), joint, batch) for batch in batches))
 
 
 @pytest.mark.parametrize(
@@ -364,11 +342,7 @@ def test_two_modalities_come_back_from_a_folder(tmp_path):
     objective, batch = ps.limits.SimVAE(mlp(ps.guides.Coupled)), measured()
     again = ps.load(ps.save(objective, tmp_path))
     assert again.joint.likelihood.measure == "Lebesgue × counting, {0, …, 4} / 4"
-    values = []
-    for each in (objective.eval(), again):
-        torch.manual_seed(1)
-        values.append(sum(each(batch)))
-    assert_close(*values)
+    assert_close(*(seeded(each, batch) for each in (objective.eval(), again)))
 
 
 def test_modalities_that_do_not_match_are_refused():
@@ -411,8 +385,8 @@ class TestSphere:
             present = (torch.arange(4) < seen).expand(5, 4)
             values = prior.log_prob(z, present), prior.log_prob(z[:, :seen])
             assert_close(*values, **EXACT)
-            slopes = [torch.autograd.grad(v.sum(), z)[0] for v in values]
-            assert_close(*slopes, **EXACT)
+            grads = [torch.autograd.grad(v.sum(), z)[0] for v in values]
+            assert_close(*grads, **EXACT)
             y = prior.posterior_y(z, present), prior.posterior_y(z[:, :seen])
             assert_close(y[0].loc, y[1].loc, **EXACT)
             assert_close(y[0].concentration, y[1].concentration, **EXACT)
@@ -462,11 +436,7 @@ class TestSphere:
         q = joint.encode(Batch((parts[0], parts[1]))).base_dist.log_prob(z)[:, :2]
         assert_close(values[0], alone - q.sum(1))
 
-    def test_guide_and_objective_keep_their_laws(self):
-        prior, net = Spherical(2, 4.0), ps.nn.MLPEncoder((3,), 2, hidden=(4,))
-        check_guide(
-            ps.guides.PowerSpherical(net), prior, torch.randn(3, 2, 3), draws=500
-        )
+    def test_an_objective_keeps_its_laws(self):
         present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0], [1, 0, 0]])
         batch = measured()._replace(present=present.bool())
         check_objective(ps.limits.SimVAE(self.joint()), batch, repeats=10)

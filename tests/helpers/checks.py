@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.testing import assert_close
 
-__all__ = ["assert_mean", "assert_same", "mean_and_bar", "refusals", "value_and_grad"]
+__all__ = ["assert_mean", "assert_same", "mean_and_bar", "refusals", "seeded", "traces"]
+__all__ += ["value_and_grad"]
 
 BARS = 5.0  # standard errors
 
@@ -38,6 +41,21 @@ def assert_mean(sample: Any, expected: Any, rounding: float = 1e-12) -> None:
     assert (away <= bar + rounding * (1 + largest)).all(), (
         f"expected means within {bar}, got them {away} away"
     )
+
+
+def seeded(call: Callable[..., Any], *arguments: Any, seed: int = 1) -> Any:
+    """Return ``call(*arguments)`` at a fixed state of the random numbers."""
+    torch.manual_seed(seed)
+    return call(*arguments)
+
+
+def traces(joint: Any, batch: Any) -> tuple[Trace, Trace]:
+    """Pyro's traces of guide and model, at what the guide drew, with log-densities."""
+    guide = poutine.trace(joint.guide).get_trace(batch)
+    model = poutine.trace(poutine.replay(joint.model, trace=guide)).get_trace(batch)
+    guide.compute_log_prob()
+    model.compute_log_prob()
+    return guide, model
 
 
 def value_and_grad(value: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
