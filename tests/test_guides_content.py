@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.checks import refusals
+from helpers.checks import refusals, seeded
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
@@ -56,12 +56,8 @@ def test_with_the_exact_content_an_explicit_y_costs_nothing():
             content=content,
         )
 
-    content, batch, values = exact(2), Batch(torch.randn(6, 2, 5)), []
-    for each in (content, None):
-        model = joint(each)
-        torch.manual_seed(4)
-        values.append(log_weights(model, batch, particles=3).local())
-    assert_close(*values)
+    batch, models = Batch(torch.randn(6, 2, 5)), (joint(exact(2)), joint(None))
+    assert_close(*(seeded(log_weights, model, batch, 3).local() for model in models))
 
 
 def test_fitting_reaches_the_gaussian_posterior_for_any_number_of_views():
@@ -126,8 +122,8 @@ def test_leading_axes_dtype_and_gradient_follow_z(guide, hidden, batch, dtype):
         y = q.rsample()
         assert q.batch_shape == batch and q.event_shape == (DIM,)
         assert y.shape == (*batch, DIM) and y.dtype == dtype
-        slopes = torch.autograd.grad(q.log_prob(y).sum(), [z, *guide.parameters()])
-        assert all(slope.isfinite().all() for slope in slopes)
+        grads = torch.autograd.grad(q.log_prob(y).sum(), [z, *guide.parameters()])
+        assert all(grad.isfinite().all() for grad in grads)
         alone: Tensor = guide(z.detach()).log_prob(y.detach())
         assert alone.shape == batch
 

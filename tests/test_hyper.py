@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.checks import refusals
 from pyro import poutine
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
@@ -199,31 +200,46 @@ def test_hyper_parameters_of_a_joint_may_be_one_for_each_dimension():
     assert idata.prior["scale"].dims == ("chain", "draw", "dim")
 
 
-@pytest.mark.parametrize(
-    "build, message",
-    [
-        (lambda: Positive(-1.0), "expected scale to be a positive finite number"),
-        (lambda: Positive(math.inf), "positive finite number"),
-        (lambda: Positive("wide"), "ps.learned"),
-        (lambda: Positive((0.1, 0.2)), "expected scale to be one number, got 2"),
-        (lambda: Gaussian(3, (0.1, 0.2)), "one number, or 3 of them, got 2"),
-        (lambda: Gaussian(None, (0.1, 0.2)), "know their dim"),
-        (lambda: Gaussian(2, (0.1, -0.2)), "positive finite number"),
-        (lambda: Gaussian(2, 1.0, (0.1, math.inf)), "y_scale to be a positive finite"),
-        (lambda: StudentT(2, (0.1, 0.2)), "expected scale to be one number"),
-        (lambda: Positive(dist.Normal(0.0, 1.0)), "over one positive number"),
-        (lambda: Positive(dist.LogNormal(torch.zeros(2), 1.0)), "over one positive"),
-        (
-            lambda: Gaussian(3, dist.LogNormal(torch.zeros(2), 1.0).to_event(1)),
-            "3 of them, got 2",
-        ),
-        (lambda: Spherical(3, 0.0), "expected concentration to be a positive"),
-        (lambda: ps.limits.SimCLR(torch.nn.Identity(), None, 0.0), "temperature"),
-    ],
+test_what_is_no_positive_number_is_refused = refusals(
+    (
+        lambda: Positive(-1.0),
+        ValueError,
+        "expected scale to be a positive finite number",
+    ),
+    (lambda: Positive(math.inf), ValueError, "positive finite number"),
+    (lambda: Positive("wide"), ValueError, "ps.learned"),
+    (
+        lambda: Positive((0.1, 0.2)),
+        ValueError,
+        "expected scale to be one number, got 2",
+    ),
+    (lambda: Gaussian(3, (0.1, 0.2)), ValueError, "one number, or 3 of them, got 2"),
+    (lambda: Gaussian(None, (0.1, 0.2)), ValueError, "know their dim"),
+    (lambda: Gaussian(2, (0.1, -0.2)), ValueError, "positive finite number"),
+    (
+        lambda: Gaussian(2, 1.0, (0.1, math.inf)),
+        ValueError,
+        "y_scale to be a positive finite",
+    ),
+    (lambda: StudentT(2, (0.1, 0.2)), ValueError, "expected scale to be one number"),
+    (lambda: Positive(dist.Normal(0.0, 1.0)), ValueError, "over one positive number"),
+    (
+        lambda: Positive(dist.LogNormal(torch.zeros(2), 1.0)),
+        ValueError,
+        "over one positive",
+    ),
+    (
+        lambda: Gaussian(3, dist.LogNormal(torch.zeros(2), 1.0).to_event(1)),
+        ValueError,
+        "3 of them, got 2",
+    ),
+    (lambda: Spherical(3, 0.0), ValueError, "expected concentration to be a positive"),
+    (
+        lambda: ps.limits.SimCLR(torch.nn.Identity(), None, 0.0),
+        ValueError,
+        "temperature",
+    ),
 )
-def test_what_is_no_positive_number_is_refused(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 def test_pyro_sees_one_site_for_each_random_hyper_parameter():

@@ -1,11 +1,13 @@
 """The Pyro model and its guide under Pyro's own tools."""
 
 import math
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.checks import refusals
 from helpers.crossings import crossings
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
@@ -133,12 +135,12 @@ def test_absent_views_follow_the_prior_given_the_present_ones(guide):
     present = torch.tensor([[True, False]])
     q = model.encode(Batch(torch.randn(1, 2, EVENT), present=present))
     z = q.sample((n,)).squeeze(1)
-    slope = 1 / (1 + 0.7**2)
-    rest = z[:, 1] - slope * z[:, 0]
-    variance = 0.7**2 * (1 + slope)
+    grad = 1 / (1 + 0.7**2)
+    rest = z[:, 1] - grad * z[:, 0]
+    variance = 0.7**2 * (1 + grad)
     assert (rest.mean(0).abs() < 5 * math.sqrt(variance / n)).all()
     assert ((rest.var(0) - variance).abs() < 5 * variance * math.sqrt(2 / n)).all()
-    assert_close(q.mean[:, 1], slope * q.mean[:, 0])
+    assert_close(q.mean[:, 1], grad * q.mean[:, 0])
 
 
 def test_representation_is_that_of_an_item_seen_alone():
@@ -156,26 +158,38 @@ def test_a_check_leaves_the_random_numbers_alone():
     assert_close(torch.get_rng_state(), before)
 
 
-def test_bad_joints_and_batches_are_refused():
-    encoder = ps.nn.MLPEncoder((EVENT,), DIM + 1)
-    decoder = ps.nn.MLPDecoder(DIM, (EVENT,))
-    with pytest.raises(ValueError, match="one dimension"):
-        Joint(ps.priors.Gaussian(DIM), ps.likelihoods.Gaussian(), encoder, decoder)
-    with pytest.raises(ValueError, match="NaN"):
-        joint().check(Batch(torch.full((2, 2, EVENT), math.nan)))
-    with pytest.raises(ValueError, match="y_scale"):
-        joint(y_scale=math.inf).check(Batch(torch.randn(2, 1, EVENT)))
-    with pytest.raises(ValueError, match="support"):
-        model = joint()
-        model.prior = ps.priors.Spherical(DIM)
-        model.check(Batch(torch.randn(2, 2, EVENT)))
-    with pytest.raises(ValueError, match="DiagonalGaussian"):
-        model = joint(guide=ps.guides.Coupled)
-        model.prior = ps.priors.Spherical(DIM)
-        model.encode(Batch(torch.randn(2, 2, EVENT)))
-    with pytest.raises(ValueError, match="present"):
-        model = joint(guide=ps.guides.Point)
-        model.encode(Batch(torch.randn(2, 2, EVENT), present=torch.ones(2, 2).bool()))
+def checked(x: torch.Tensor, **options) -> Callable[[], None]:
+    return lambda: joint(**options).check(Batch(x))
+
+
+def off_the_sphere(guide: Callable) -> None:
+    model = joint(guide=guide)
+    model.prior = ps.priors.Spherical(DIM)
+    model.check(Batch(torch.randn(2, 2, EVENT)))
+
+
+def masked_point() -> None:
+    present = torch.ones(2, 2).bool()
+    joint(guide=ps.guides.Point).encode(Batch(torch.ones(2, 2, EVENT), present=present))
+
+
+test_bad_joints_and_batches_are_refused = refusals(
+    (
+        lambda: Joint(
+            ps.priors.Gaussian(DIM),
+            ps.likelihoods.Gaussian(),
+            ps.nn.MLPEncoder((EVENT,), DIM + 1),
+            ps.nn.MLPDecoder(DIM, (EVENT,)),
+        ),
+        ValueError,
+        "one dimension, got dim=2 and dim=3",
+    ),
+    (checked(torch.full((2, 2, EVENT), math.nan)), ValueError, "NaN"),
+    (checked(torch.ones(2, 1, EVENT), y_scale=math.inf), ValueError, "y_scale"),
+    (lambda: off_the_sphere(ps.guides.DiagonalGaussian), ValueError, "on the support"),
+    (lambda: off_the_sphere(ps.guides.Coupled), ValueError, "use DiagonalGaussian"),
+    (masked_point, ValueError, "all views to be present"),
+)
 
 
 def test_a_step_of_simvae_crosses_files_at_most_40_times():

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.checks import refusals, seeded
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor, nn
@@ -81,14 +82,11 @@ def test_with_the_exact_posterior_of_y_the_bound_is_that_of_y_integrated_out(ind
     prior = priors()[index]
     sphere = isinstance(prior, Spherical)
     guide = ps.guides.PowerSpherical if sphere else ps.guides.DiagonalGaussian
-    batch, found = Batch(torch.randn(6, 3, EVENT)), []
-    for content in (None, Exact(prior)):
-        model = joint(prior, content, guide)
-        torch.manual_seed(4)  # z is drawn before y
-        found.append(log_weights(model, batch, 5))
-    for one, other in zip(*found, strict=True):
-        # Draws of a custom posterior are nodes of its rule, all else is exact.
-        assert_close(one, other, rtol=1e-9, atol=1e-7 if index == 4 else 1e-9)
+    batch = Batch(torch.randn(6, 3, EVENT))
+    models = (joint(prior, content, guide) for content in (None, Exact(prior)))
+    found = [seeded(log_weights, model, batch, 5) for model in models]  # z before y
+    # Draws of a custom posterior are nodes of its rule, all else is exact.
+    assert_close(*found, rtol=1e-9, atol=1e-7 if index == 4 else 1e-9)
 
 
 def test_another_guide_of_y_is_short_by_its_divergence():
@@ -173,11 +171,7 @@ def test_joint_with_content_comes_back_from_a_folder(tmp_path):
     )
     again = ps.load(ps.save(model, tmp_path))
     batch = Batch(torch.randn(4, 2, EVENT))
-    found = []
-    for each in (model.eval(), again):
-        torch.manual_seed(1)
-        found.append(sum(ELBO(3)(each, batch)))
-    assert_close(*found)
+    assert_close(*(seeded(ELBO(3), each, batch) for each in (model.eval(), again)))
 
 
 def test_options_of_a_guide_are_saved_with_the_joint(tmp_path):
@@ -194,14 +188,13 @@ def test_a_guide_of_y_off_the_support_of_its_prior_is_refused():
         joint(prior, guides.Content(DIM), guides.PowerSpherical).check(batch)
 
 
-@pytest.mark.parametrize(
-    "prior, error, message",
-    [
-        (StudentT(DIM), TypeError, "StudentT without a method content"),
-        (ps.priors.Mixture(DIM, 3), TypeError, "Mixture without"),
-        (Gaussian(DIM, 1.0, math.inf), ValueError, "y_scale"),
-    ],
+def explicit(prior: Prior) -> Callable[[], Joint]:
+    content = ps.guides.Content(DIM)
+    return lambda: joint(prior, content, ps.guides.DiagonalGaussian)
+
+
+test_a_prior_without_a_content_of_its_own_is_refused = refusals(
+    (explicit(StudentT(DIM)), TypeError, "StudentT without a method content"),
+    (explicit(ps.priors.Mixture(DIM, 3)), TypeError, "Mixture without"),
+    (explicit(Gaussian(DIM, 1.0, math.inf)), ValueError, "y_scale"),
 )
-def test_a_prior_without_a_content_of_its_own_is_refused(prior, error, message):
-    with pytest.raises(error, match=message):
-        joint(prior, ps.guides.Content(DIM), ps.guides.DiagonalGaussian)
