@@ -4,9 +4,9 @@ import argparse
 import json
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from . import recipes
 from .arguments import whole
 from .compare import Comparison, compare
+from .compare.fitting import Fitted, fit_methods
 from .data import Dataset, Split, load
 from .joint import Joint
 from .posterior import embed, reconstruct, sample, to_arviz
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         barrier()
     except MISUSE as error:
         which = "" if is_main() else f" in process {rank()}"
-        print(f"probssl{which}: {error}", file=sys.stderr)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"probssl{which}: {error}{notes}", file=sys.stderr)
         return 2
     return 0
 
@@ -63,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         default="VAE,SimVAE,SimCLR,VICReg",
         help="names separated by commas, or 'all' (default: %(default)s); names: "
         + ", ".join(recipes.METHODS),
+    )
+    command.add_argument(
+        "--jobs",
+        type=int,
+        help="worker processes that fit methods side by side on the CPU (default: one "
+        "per core); results do not depend on it",
     )
     _add_common(command, out="comparison")
     command.set_defaults(run=_compare)
@@ -163,27 +171,14 @@ def _data(options: argparse.Namespace) -> Dataset:
     return data._replace(train=train, test=test)
 
 
-def _fitted(
-    method: str, data: Dataset, options: argparse.Namespace, checkpoint: Path | None
-) -> tuple[nn.Module, History]:
-    torch.manual_seed(options.seed)
-    objective = recipes.objective(method, data, options.dim)
+def _fit_options(data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
     epochs = options.epochs
-    if epochs is None:
-        epochs = EPOCHS.get(data.name, OTHER_EPOCHS)
-    history = recipes.fit(
-        objective,
-        data,
-        views=recipes.views(data),
-        epochs=epochs,
-        device=options.device,
-        compile=COMPILE[options.compile],
-        precision=torch.bfloat16 if options.bfloat16 else None,
-        checkpoint=checkpoint,
-        checkpoint_every=max(1, epochs // 10),
-        resume=getattr(options, "resume", False),
-    )
-    return objective, history
+    return {
+        "epochs": EPOCHS.get(data.name, OTHER_EPOCHS) if epochs is None else epochs,
+        "device": options.device,
+        "compile": COMPILE[options.compile],
+        "precision": torch.bfloat16 if options.bfloat16 else None,
+    }
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -192,27 +187,30 @@ def _compare(options: argparse.Namespace) -> None:
         methods = list(recipes.METHODS)
     data = _data(options)
     methods = [recipes.name(method) for method in methods]  # before any work
-    fitted: dict[str, nn.Module] = {}
-    seconds, histories = {}, {}
-    for method in methods:
-        began = time.perf_counter()
-        fitted[method], histories[method] = _fitted(method, data, options, None)
-        seconds[method] = time.perf_counter() - began
+    fitted = fit_methods(
+        methods,
+        data,
+        dim=options.dim,
+        seed=options.seed,
+        jobs=options.jobs,
+        **_fit_options(data, options),
+    )
     if is_main():
         with single_process():
-            _show(data, fitted, seconds, histories, options)
+            _show(data, fitted, options)
 
 
 def _show(
-    data: Dataset,
-    fitted: dict[str, nn.Module],
-    seconds: dict[str, float],
-    histories: dict[str, History],
-    options: argparse.Namespace,
+    data: Dataset, fitted: dict[str, Fitted], options: argparse.Namespace
 ) -> None:
     """Measure the fitted objectives, print the table, and write all to a folder."""
+    torch.manual_seed(options.seed)
     found = compare(
-        fitted, data, seconds=seconds, max_train=MAX_TRAIN, seed=options.seed
+        {name: fit.objective for name, fit in fitted.items()},
+        data,
+        seconds={name: fit.seconds for name, fit in fitted.items()},
+        max_train=MAX_TRAIN,
+        seed=options.seed,
     )
     print(f"\n{data.name}, z of {options.dim} dimensions, seed {options.seed}")
     print("terms: nats per item, two views; scores: of the representation, before the")
@@ -220,9 +218,9 @@ def _show(
     print(found)
     options.out.mkdir(parents=True, exist_ok=True)
     found.to_json(options.out / "comparison.json")
-    for name, objective in fitted.items():
+    for name, (objective, history, _) in fitted.items():
         save(objective, options.out / name, data=data.name, seed=options.seed)
-        _draw(objective, histories[name], data, options.out / name)
+        _draw(objective, history, data, options.out / name)
     _draw_table(found, options.out)
     print(f"\nwritten to {options.out}: comparison.json and .png, matrix.png, and for")
     print("each method a folder with its weights, figures and, if it is generative,")
@@ -231,8 +229,17 @@ def _show(
 
 def _fit(options: argparse.Namespace) -> None:
     data = _data(options)
-    objective, history = _fitted(
-        options.method, data, options, options.out / "checkpoints"
+    torch.manual_seed(options.seed)
+    objective = recipes.objective(options.method, data, options.dim)
+    arguments = _fit_options(data, options)
+    history = recipes.fit(
+        objective,
+        data,
+        views=recipes.views(data),
+        checkpoint=options.out / "checkpoints",
+        checkpoint_every=max(1, arguments["epochs"] // 10),
+        resume=options.resume,
+        **arguments,
     )
     if not is_main():
         return

@@ -2,7 +2,13 @@
 
 import json
 import math
+import os
+import re
+import signal
+import threading
+import traceback
 from importlib import import_module
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -16,6 +22,7 @@ from probssl import recipes
 from probssl.compare import own_terms, representation_terms, sampled
 from probssl.compare.decoding import decoded
 from probssl.compare.densities import directions, gaussian, spherical, student
+from probssl.compare.fitting import fit_methods
 from probssl.compare.table import MATRIX, SHOWN
 from probssl.estimates import estimate
 
@@ -293,6 +300,40 @@ class TestComparison:
         found = ps.compare({"x": encoder}, digits, baselines=False, progress=False)
         assert found.matrix["info_nce"]["x"] < math.log(40)
         assert "40 items are too few" in found.methods["x"]["left_out"][INFORMATION[0]]
+
+
+class TestJobs:
+    def test_results_do_not_depend_on_the_number_of_workers(self, digits):
+        methods, found = ("SimVAE", "DeepClustering", "MoCo"), []
+        for jobs in (1, 2):
+            fitted = fit_methods(
+                methods, digits, epochs=2, jobs=jobs, device="cpu", progress=False
+            )
+            states = {
+                f"{name}.{key}": value
+                for name, fit in fitted.items()
+                for key, value in fit.objective.state_dict().items()
+            }
+            values = [fit.history["value"] for fit in fitted.values()]
+            found.append((states, np.stack(values)))
+        assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+        assert np.array_equal(found[0][1], found[1][1])
+
+    def test_an_error_in_a_worker_names_the_method_and_its_traceback(self, digits):
+        methods, options = ("VAE", "SimCLR"), {"batch_size": 0, "device": "cpu"}
+        with pytest.raises(ValueError, match="batch_size") as caught:
+            fit_methods(methods, digits, epochs=1, jobs=2, **options)
+        said = "".join(traceback.format_exception(caught.value))
+        assert re.search(r"in the worker that fitted (VAE|SimCLR)", said)
+        assert "in _fit_in_worker" in said
+        assert not active_children()
+
+    def test_an_interrupt_ends_all_workers(self, digits):
+        timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            fit_methods(("VAE", "IWAE"), digits, epochs=10**6, jobs=2, device="cpu")
+        assert not active_children()
 
 
 class TestRefused:
