@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context
+from pathlib import Path
 from queue import Empty
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -86,14 +88,18 @@ def fit_methods(
                 method: _fit(method, data, dim, seed, {**options, "progress": progress})
                 for method in methods
             }
-        work = _Work(pickle.dumps(data), dim, seed, options, threads)
-        return _side_by_side(methods, data, jobs, work, progress)
+        with TemporaryDirectory(prefix="probssl") as folder:
+            path = Path(folder) / "data.pickle"
+            path.write_bytes(pickle.dumps(data))
+            work = _Work(path, dim, seed, options, threads)
+            return _side_by_side(methods, data, jobs, work, progress)
 
 
 class _Work(NamedTuple):
-    """What each worker is given at its start; the data set is pickled."""
+    """The arguments of a worker. Its data set comes in a file, not through the pipe,
+    whose writer would wait until the worker has started."""
 
-    data: bytes
+    data: Path
     dim: int
     seed: int
     options: dict[str, Any]
@@ -134,7 +140,7 @@ def _threads(number: int) -> Iterator[int]:
 def _side_by_side(
     methods: Sequence[str], data: Dataset, jobs: int, work: _Work, progress: bool
 ) -> dict[str, Fitted]:
-    """Fit in worker processes; all of them end if one fails or on an interrupt."""
+    """Fit in worker processes. All end if one fails, or on an interrupt."""
     context, others = get_context("spawn"), active_children()
     epochs = context.Queue()
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (epochs, work))
@@ -218,7 +224,7 @@ def _start_worker(epochs: Any, work: _Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends all
     torch.set_num_threads(work.threads)
     threadpool_limits(work.threads)
-    _worker.update(epochs=epochs, work=work, data=pickle.loads(work.data))
+    _worker.update(epochs=epochs, work=work, data=pickle.loads(work.data.read_bytes()))
 
 
 _worker: dict[str, Any] = {}  # what `_start_worker` was given, in a worker process
