@@ -8,6 +8,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import linear
 from helpers.linear import ExactFactors, exact
 from scipy import stats
 from torch import Tensor, nn
@@ -38,18 +39,13 @@ def linear_gaussian(
     scale: object = SCALE,
     content: nn.Module | None = None,
 ) -> ps.Joint:
-    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
-    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
-    decoder = nn.Linear(DIM, EVENT, bias=False)
-    decoder.weight = nn.Parameter(weight, requires_grad=False)
-    return ps.Joint(
+    prior, options = (
         ps.priors.Gaussian(DIM, scale),
-        ps.likelihoods.Gaussian(NOISE),
-        ExactFactors(weight, NOISE),
-        decoder,
-        guide=exact(guide),
-        content=content,
+        {"guide": guide, "content": content},
     )
+    joint = linear.linear_gaussian(prior, EVENT, NOISE, **options)
+    joint.decoder.requires_grad_(False)
+    return joint
 
 
 def best_of_independent_views(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

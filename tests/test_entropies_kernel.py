@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.checks import mean_and_bar
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -28,12 +29,6 @@ VARIANTS = {
 ROOT = torch.tensor([[1.0, 0.0], [0.8, 0.6]], dtype=torch.float64)
 
 
-def mean(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean of independent estimates, and five standard errors of it."""
-    stacked = torch.stack(values)
-    return stacked.mean(), 5 * stacked.std() / math.sqrt(len(stacked))
-
-
 def cross_entropy(covariance: Tensor, scale: float) -> Tensor:
     """Of N(0, covariance) under the same, smoothed by N(0, scale²)."""
     smooth = covariance + scale**2 * torch.eye(len(covariance))
@@ -46,7 +41,7 @@ def test_estimate_is_the_cross_entropy_under_the_smoothed_gaussian(entropy):
     """For items and views that have nothing in common."""
     covariance, prior = ROOT @ ROOT.T, Gaussian(2, 0.7)
     draws = [torch.randn(500, 2, 2) @ ROOT.T for _ in range(12)]
-    found, bar = mean([entropy(z, prior) for z in draws])
+    found, bar = mean_and_bar([entropy(z, prior) for z in draws])
     assert (found - cross_entropy(covariance, 0.7)).abs() < bar
 
 
@@ -56,7 +51,7 @@ def test_estimate_is_too_high_where_views_are_independent(entropy):
     draws = [law.sample((200, 2)) for _ in range(20)]
     # Against the entropy of the sample at hand, which has less noise.
     gaps = [entropy(z, Gaussian(2, 0.7)) + law.log_prob(z).mean() for z in draws]
-    gap, bar = mean(gaps)
+    gap, bar = mean_and_bar(gaps)
     assert gap > bar
 
 
@@ -72,7 +67,7 @@ def test_estimate_for_uniform_directions_is_too_high_by_the_noise_of_the_average
     kappa, n = 4.0, 200
     prior = Spherical(dim, kappa)
     draws = [normalize(torch.randn(n, 1, dim), dim=-1) for _ in range(40)]
-    gap, bar = mean([KernelDensity()(z, prior) - log_area(dim) for z in draws])
+    gap, bar = mean_and_bar([KernelDensity()(z, prior) - log_area(dim) for z in draws])
     log_c = log_vmf_normaliser(dim, torch.tensor([kappa, 2 * kappa]))
     variance = (2 * log_c[0] - log_c[1] + log_area(dim)).exp() - 1
     assert gap > 0
@@ -85,7 +80,7 @@ def test_estimate_for_von_mises_fisher_is_its_entropy_and_a_divergence():
         draws = [law.sample((400, 1)) for _ in range(15)]
         prior = Spherical(3, kappa)
         gaps = [KernelDensity()(z, prior) + law.log_prob(z).mean() for z in draws]
-        gap, bar = mean(gaps)
+        gap, bar = mean_and_bar(gaps)
         assert gap > bar
         assert (gap > 0.1) == divergence
 
@@ -96,7 +91,7 @@ def test_estimate_for_a_mixture_is_that_of_a_part_and_of_which():
     for _ in range(12):
         sign = torch.randint(0, 2, (500, 2, 1)) * 2.0 - 1
         gaps.append(entropy(5 * sign + 0.5 * torch.randn(500, 2, 2), prior) - exact)
-    gap, bar = mean(gaps)
+    gap, bar = mean_and_bar(gaps)
     assert gap.abs() < bar
 
 
@@ -115,10 +110,10 @@ def test_estimate_of_views_together_is_the_cross_entropy_of_their_joint():
     draws = [(torch.randn(600, 2) @ ROOT.T).unsqueeze(-1) for _ in range(15)]
     prior, entropy = Gaussian(1, scale), KernelDensity(other_views=False)
     joints = [entropy.joint(z, prior) for z in draws]
-    found, bar = mean(joints)
+    found, bar = mean_and_bar(joints)
     assert (found - cross_entropy(covariance, scale)).abs() < bar
     shared = [2 * entropy(z, prior) - j for z, j in zip(draws, joints, strict=True)]
-    found, bar = mean(shared)
+    found, bar = mean_and_bar(shared)
     # Less than what the views share: the kernel blurs it.
     plain = 2 * cross_entropy(covariance[:1, :1], scale)
     assert (found - (plain - cross_entropy(covariance, scale))).abs() < bar

@@ -5,6 +5,7 @@ import math
 import mpmath as mp
 import pytest
 import torch
+from helpers.checks import mean_and_bar
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.testing import assert_close
@@ -17,12 +18,6 @@ from probssl.special import log_area
 
 pytestmark = pytest.mark.usefixtures("float64")
 UNIT = 0.5 * math.log(2 * math.pi * math.e)
-
-
-def mean(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean of independent estimates, and five standard errors of it."""
-    stacked = torch.stack(values)
-    return stacked.mean(), 5 * stacked.std() / math.sqrt(len(stacked))
 
 
 def errors(draw, entropy: float, repeats: int, k: int = 3, prior=None) -> list[Tensor]:
@@ -95,7 +90,7 @@ def test_neighbours_found_in_blocks_are_those_found_at_once(monkeypatch):
 @pytest.mark.parametrize(("dim", "n", "k"), [(2, 4, 1), (3, 12, 5), (8, 12, 1)])
 def test_estimate_is_unbiased_for_uniform_directions_even_of_few_items(dim, n, k):
     draw = lambda: normalize(torch.randn(n, 1, dim), dim=-1)  # noqa: E731
-    gap, bar = mean(errors(draw, log_area(dim), 200, k, Spherical(dim)))
+    gap, bar = mean_and_bar(errors(draw, log_area(dim), 200, k, Spherical(dim)))
     assert gap.abs() < bar
 
 
@@ -103,14 +98,14 @@ def test_estimate_is_unbiased_for_uniform_directions_even_of_few_items(dim, n, k
 def test_joint_estimate_is_unbiased_for_independent_uniform_directions(n):
     entropy, prior = NearestNeighbour(2), Spherical(3)
     draws = [normalize(torch.randn(n, 2, 3), dim=-1) for _ in range(200)]
-    gap, bar = mean([entropy.joint(z, prior) - 2 * log_area(3) for z in draws])
+    gap, bar = mean_and_bar([entropy.joint(z, prior) - 2 * log_area(3) for z in draws])
     assert gap.abs() < bar
 
 
 def test_estimate_is_the_entropy_of_von_mises_fisher():
     law = ps.distributions.VonMisesFisher(normalize(torch.randn(4), dim=-1), 5.0)
     draw = lambda: law.sample((700, 1))  # noqa: E731
-    gap, bar = mean(errors(draw, law.entropy(), 12, prior=Spherical(4)))
+    gap, bar = mean_and_bar(errors(draw, law.entropy(), 12, prior=Spherical(4)))
     assert gap.abs() < bar
 
 
@@ -121,14 +116,14 @@ def test_bias_is_downwards_in_few_dimensions_and_falls_with_more_items():
         draws = law.sample((repeats, n, 1))
         # Against the entropy of the sample at hand, which has less noise.
         each = [entropy(z, prior) + law.log_prob(z).mean() for z in draws]
-        biases.append(mean(each))
+        biases.append(mean_and_bar(each))
     (few, few_bar), (many, many_bar) = biases
     assert few < -few_bar
     assert many - few > torch.hypot(few_bar, many_bar)
 
 
 def test_bias_is_upwards_in_many_dimensions():
-    gap, bar = mean(errors(lambda: torch.randn(50, 1, 12), 12 * UNIT, 40))
+    gap, bar = mean_and_bar(errors(lambda: torch.randn(50, 1, 12), 12 * UNIT, 40))
     assert gap > bar
 
 
@@ -136,14 +131,16 @@ def test_estimate_is_the_entropy_of_a_correlated_gaussian_and_of_a_mixture():
     root = torch.tensor([[1.0, 0.0], [0.8, 0.5]])
     entropy = 2 * UNIT + math.log(0.5)
     draw = lambda: torch.randn(700, 1, 2) @ root.T  # noqa: E731
-    gap, bar = mean(errors(draw, entropy, 12))
+    gap, bar = mean_and_bar(errors(draw, entropy, 12))
     assert gap.abs() < bar
 
     def mixture() -> Tensor:
         sign = torch.randint(0, 2, (700, 1, 1)) * 2.0 - 1
         return 3 * sign + 0.3 * torch.randn(700, 1, 2)
 
-    gap, bar = mean(errors(mixture, 2 * UNIT + 2 * math.log(0.3) + math.log(2), 12))
+    gap, bar = mean_and_bar(
+        errors(mixture, 2 * UNIT + 2 * math.log(0.3) + math.log(2), 12)
+    )
     assert gap.abs() < bar
 
 
@@ -156,7 +153,7 @@ def test_views_apart_minus_views_together_is_the_total_correlation():
         gaps.append(3 * entropy(z) - joints[-1])
     log_det = math.log((1 - rho) ** 2 * (1 + 2 * rho))
     for values, exact in ((joints, 3 * UNIT + log_det / 2), (gaps, -log_det / 2)):
-        found, bar = mean(values)
+        found, bar = mean_and_bar(values)
         assert (found - exact).abs() < bar
 
 

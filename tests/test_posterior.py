@@ -6,7 +6,9 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.linear import ExactFactors, exact
+from helpers import linear
+from helpers.linear import covariances
+from helpers.linear import evidence as exact_evidence
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
@@ -25,32 +27,9 @@ IMAGE = (1, 4, 4)
 
 
 def linear_gaussian(guide: type[nn.Module] = ps.guides.Coupled, **prior) -> ps.Joint:
-    """x = W z + noise with orthogonal columns, so that the factors are diagonal."""
-    weight = torch.linalg.qr(torch.randn(EVENT, DIM)).Q * torch.tensor([0.5, 2.0])
-    decoder = nn.Linear(DIM, EVENT, bias=False)
-    decoder.weight = nn.Parameter(weight)
-    return ps.Joint(
-        ps.priors.Gaussian(DIM, **({"scale": SCALE, "y_scale": Y_SCALE} | prior)),
-        ps.likelihoods.Gaussian(NOISE),
-        ExactFactors(weight, NOISE),
-        decoder,
-        guide=exact(guide),
-    )
-
-
-def covariances(joint: ps.Joint, views: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cov(z), the stacked decoder, and Cov(x), all views of an item in one vector."""
-    z = torch.kron(SCALE**2 * torch.eye(views) + Y_SCALE**2, torch.eye(DIM))
-    decoder = torch.kron(torch.eye(views), joint.decoder.weight.detach().contiguous())
-    x = decoder @ z @ decoder.T + NOISE**2 * torch.eye(views * EVENT)
-    return z, decoder, x
-
-
-def exact_evidence(joint: ps.Joint, x: Tensor) -> Tensor:
-    _, _, covariance = covariances(joint, x.shape[1])
-    return MultivariateNormal(torch.zeros(len(covariance)), covariance).log_prob(
-        x.flatten(1)
-    )
+    scales = {"scale": SCALE, "y_scale": Y_SCALE} | prior
+    prior = ps.priors.Gaussian(DIM, **scales)
+    return linear.linear_gaussian(prior, EVENT, NOISE, guide=guide)
 
 
 def exact_posterior(joint: ps.Joint, x: Tensor) -> MultivariateNormal:
@@ -188,11 +167,13 @@ class TestEvidence:
         joint, x = linear_gaussian(), torch.randn(4, EVENT)
         alone = evidence(ps.limits.SimVAE(joint), x, particles=2)
         assert_close(
-            torch.from_numpy(alone.log_evidence), exact_evidence(joint, x.unsqueeze(1))
+            torch.from_numpy(alone.log_evidence),
+            exact_evidence(joint, x.unsqueeze(1)),
         )
         both = evidence(joint, x, particles=2, views=twice)
         assert_close(
-            torch.from_numpy(both.log_evidence), exact_evidence(joint, twice(x))
+            torch.from_numpy(both.log_evidence),
+            exact_evidence(joint, twice(x)),
         )
 
     def test_what_has_no_evidence_is_refused(self):

@@ -114,7 +114,7 @@ def discrete(
 def _specific_information(
     pair: Float[np.ndarray, "z target"],
 ) -> Float[np.ndarray, " target"]:
-    r"""The information about each t, :math:`\sum_z p(z, t) \log p(z, t) / p(z) p(t)`."""
+    r"""Information about each t, :math:`\sum_z p(z, t) \log p(z, t) / p(z) p(t)`."""
     from scipy.special import rel_entr
 
     return rel_entr(pair, pair.sum(1, keepdims=True) * pair.sum(0)).sum(0)
