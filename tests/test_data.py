@@ -102,6 +102,7 @@ def test_what_is_printed_is_short_and_len_counts_the_items():
     assert len(digits.train) == 1346 and len(repr(digits)) < 200
     assert repr(digits.test) == "Split(451 items (1, 8, 8), float32, 10 classes)"
     assert "<th>test</th><td>451 items (1, 8, 8)" in digits._repr_html_()
+    assert "<th>Split</th><td>451 items" in digits.test._repr_html_()
     pair = data.groups([X, X[:, :1]], present=np.ones((6, 2), bool))
     assert len(pair) == 6
     assert repr(pair) == "Groups(6 items (1, 2), (1, 1), float32, present)"

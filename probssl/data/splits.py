@@ -22,6 +22,9 @@ class Rows:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_summary(self)})"
 
+    def _repr_html_(self) -> str:
+        return f"<table>{_row(type(self).__name__, self)}</table>"
+
     def rows(self, index: Shaped[Tensor, " m"] | slice) -> Self:
         """The items with these row numbers, in this order; or where a mask is true."""
         taken = {
@@ -117,11 +120,8 @@ class Dataset(NamedTuple):
 
     def _repr_html_(self) -> str:
         grid = "not quantised" if self.levels is None else f"{self.levels + 1} levels"
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{escape(_summary(split))}</td></tr>"
-            for name, split in (("train", self.train), ("test", self.test))
-        )
         caption = f"<caption>{escape(self.name)}, {grid}</caption>"
+        rows = _row("train", self.train) + _row("test", self.test)
         return f"<table>{caption}{rows}</table>"
 
 
@@ -159,6 +159,10 @@ def fixed_split(whole: Split, levels: int | None, name: str, seed: int = 0) -> D
 
 def _first(values: Tensor | tuple[Tensor, ...]) -> Tensor:
     return values[0] if isinstance(values, tuple) else values
+
+
+def _row(name: str, data: Rows) -> str:
+    return f"<tr><th>{name}</th><td>{escape(_summary(data))}</td></tr>"
 
 
 def _summary(data: Rows) -> str:
