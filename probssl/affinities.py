@@ -37,7 +37,10 @@ from .terms import Batch
 __all__ = ["Affinity", "Dense", "Mixup", "Noise", "Overlap", "Perplexity", "Positives"]
 __all__ += ["intersection_over_union"]
 
-BISECTIONS, NEWTON_STEPS = 14, 4  # of the search for a precision of given perplexity
+PERPLEXITY_BISECTIONS, PERPLEXITY_NEWTON_STEPS = (
+    14,
+    4,
+)  # of the search for a precision of given perplexity
 
 
 class Affinity(nn.Module):
@@ -317,7 +320,7 @@ def _precisions(
     finite = apart.where(apart < math.inf, 0.0)
     low, high = (square.new_full((len(square), 1), end) for end in (-30.0, 30.0))
     middle = (low + high) / 2
-    for step in range(BISECTIONS + NEWTON_STEPS):
+    for step in range(PERPLEXITY_BISECTIONS + PERPLEXITY_NEWTON_STEPS):
         precision = middle.exp()
         p = (-precision * apart).softmax(1)
         weighted = p * finite
@@ -326,7 +329,7 @@ def _precisions(
         low = torch.where(excess > 0, middle, low)
         high = torch.where(excess > 0, high, middle)
         half = (low + high) / 2
-        if step >= BISECTIONS:
+        if step >= PERPLEXITY_BISECTIONS:
             derivative = precision.square() * (second - mean.square())
             ahead = middle + excess / derivative
             half = torch.where((low <= ahead) & (ahead <= high), ahead, half)

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 # From this order on, 20 terms of the asymptotic series are exact to rounding.
-LARGE_ORDER, TERMS = 16, 20
+LARGE_ORDER, DEBYE_TERMS = 16, 20
 
 # B_2k / (2k (2k - 1)), k = 1, 2, ...: exact to rounding from argument 10 on.
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
@@ -222,7 +222,7 @@ def _expand(order: float) -> _Debye:
     # ν g = [(s g)' + s g² + (1 - 5 p²) / 4] / 2, with s = p² (1 - p²).
     p, s = Polynomial([0.0, 1.0]), Polynomial([0.0, 0.0, 1.0, 0.0, -1.0])
     terms = [Polynomial([1.0, 0.0, -5.0]) / (8 * order)]
-    for _ in range(TERMS - 1):
+    for _ in range(DEBYE_TERMS - 1):
         square = sum(a * b for a, b in zip(terms, terms[-2::-1], strict=False))
         terms.append(((s * terms[-1]).deriv() + s * square) / (2 * order))
     # The same function with less than half as many coefficients.

@@ -101,7 +101,7 @@ def test_queue_holds_the_last_that_were_pushed(pushes):
     assert_close(queue.memory[: queue.filled].sort(0).values, past.sort(0).values)
 
 
-def test_sums_over_an_empty_queue_are_log_zero_without_a_slope(monkeypatch):
+def test_sums_over_an_empty_queue_are_log_zero_without_a_gradient(monkeypatch):
     prior, points = ps.priors.Gaussian(3, 0.7), torch.randn(4, 3, requires_grad=True)
     queue = Queue(7, 3)
     for most in (2**21, 8):  # all kernels at once, and in blocks
@@ -109,8 +109,8 @@ def test_sums_over_an_empty_queue_are_log_zero_without_a_slope(monkeypatch):
         sums = queue.log_sums(prior, points)
         assert (sums == -math.inf).all()
         value = torch.logaddexp(sums, points.sum(-1)).sum()
-        (slope,) = torch.autograd.grad(value, points)
-        assert_close(slope, torch.ones(4, 3))
+        (gradient,) = torch.autograd.grad(value, points)
+        assert_close(gradient, torch.ones(4, 3))
 
 
 def test_sums_over_the_queue_count_what_was_filled_before_the_next_push(monkeypatch):

@@ -169,14 +169,14 @@ def test_entropy_of_unequal_clusters_is_too_high_by_how_far_they_are_from_equal(
 def test_gradient_in_z_is_that_of_the_bound_and_in_the_prototypes_reversed():
     z = torch.randn(30, 1, 3, requires_grad=True)
     entropy = Equipartition(5, 3, temperature=0.7)
-    slopes = torch.autograd.grad(entropy(z, flat(0.8)), (z, entropy.centres))
+    gradients = torch.autograd.grad(entropy(z, flat(0.8)), (z, entropy.centres))
     centres = entropy.centres.detach().clone().requires_grad_()
     log_density = plain(z[:, 0], centres, 0.8)
     codes = published(log_density.detach(), 0.7, 3)
     bound = -(codes * log_density).sum(-1).mean()
     expected = torch.autograd.grad(bound, (z, centres))
-    assert_close(slopes[0], expected[0], rtol=1e-10, atol=1e-10)
-    assert_close(slopes[1], -expected[1], rtol=1e-10, atol=1e-10)
+    assert_close(gradients[0], expected[0], rtol=1e-10, atol=1e-10)
+    assert_close(gradients[1], -expected[1], rtol=1e-10, atol=1e-10)
 
 
 def test_raising_the_value_brings_the_prototypes_to_the_clusters():

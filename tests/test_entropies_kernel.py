@@ -177,10 +177,10 @@ def sums(
         found = log_sums(prior, *leaves, others, most)
     free = [p for p in prior.parameters() if p.requires_grad]
     leaves += [*values.values(), *free]
-    slopes = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         found.square().sum(), leaves, allow_unused=True, materialize_grads=True
     )
-    return found, *slopes
+    return found, *gradients
 
 
 def test_sums_of_views_in_blocks_are_those_of_products_at_once():
@@ -245,11 +245,11 @@ def test_sums_and_gradients_are_those_of_the_trace(name, most):
 
 def test_points_that_are_centres_too_have_the_sum_of_both_gradients():
     prior, z = Gaussian(3, 0.7), torch.randn(7, 3, requires_grad=True)
-    slopes = []
+    gradients = []
     for most in (49, 10):
         found = log_sums(prior, z, z, lambda c: torch.arange(7)[:, None] != c, most)
-        slopes.append(torch.autograd.grad(found.square().sum(), z)[0])
-    assert_close(slopes[0], slopes[1], rtol=1e-12, atol=1e-12)
+        gradients.append(torch.autograd.grad(found.square().sum(), z)[0])
+    assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
 
 
 def test_scales_of_the_prior_get_gradients_through_the_estimate():

@@ -47,7 +47,7 @@ def test_cap_is_an_arc_on_the_circle_and_a_disc_where_it_is_small():
 
 
 @pytest.mark.parametrize("dim", [2, 3, 4, 30])
-def test_slopes_of_the_cap_are_exact(dim):
+def test_gradients_of_the_cap_are_exact(dim):
     square = torch.tensor([1e-3, 0.5, 1.99, 2.01, 3.5], requires_grad=True)
     assert torch.autograd.gradcheck(lambda c: log_cap(dim, c), square)
     assert torch.autograd.gradgradcheck(lambda c: log_cap(dim, c), square)

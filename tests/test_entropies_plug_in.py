@@ -122,8 +122,8 @@ def test_predictor_is_fitted_and_the_predicted_view_driven_away():
     residual = z.detach().flip(1) - 0.3 * z.detach()  # of each view, as it predicts
     plain = residual.flip(1) / (0.25 * len(z) * 2)
     assert_close(along[0], plain)  # through the predicted view alone
-    slope = (residual * z.detach()).mean() / 0.25
-    assert_close(along[1], slope.reshape(1, 1))  # towards a better prediction
+    gradient = (residual * z.detach()).mean() / 0.25
+    assert_close(along[1], gradient.reshape(1, 1))  # towards a better prediction
 
 
 def test_fitted_as_an_objective_it_finds_the_conditional():

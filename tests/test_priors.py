@@ -498,15 +498,15 @@ def test_independent_views_are_standard_normal():
     assert_close(prior.log_kernel(z, z)[:, 1], prior.log_prob(z.unsqueeze(-2)))
 
 
-def test_learned_scale_starts_where_it_is_told_and_has_the_right_gradient():
+def test_learned_scale_starts_where_it_is_given_and_has_the_right_gradient():
     prior, z = Gaussian(2, ps.learned(0.4)), torch.randn(6, 2, 2)
     assert_close(prior.scale(), torch.tensor(0.4))
     assert [name for name, _ in prior.named_parameters()] == ["scale.log"]
-    (slope,) = torch.autograd.grad(prior.log_prob(z).sum(), prior.scale.log)
+    (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), prior.scale.log)
     step = 1e-6
     up, down = (Gaussian(2, 0.4 * math.exp(e)) for e in (step, -step))
     plain = (up.log_prob(z).sum() - down.log_prob(z).sum()) / (2 * step)
-    assert_close(slope, plain, rtol=1e-7, atol=1e-7)
+    assert_close(gradient, plain, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("views", [1, 2, 4])

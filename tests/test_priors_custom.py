@@ -216,11 +216,11 @@ def test_support_is_that_of_the_conditional():
 def test_gradients_are_those_of_the_closed_form():
     z = torch.randn(10, 3, 2, requires_grad=True)
     pair = (Custom(LearnedNormal(ps.learned(0.3)), 2), Gaussian(2, ps.learned(0.3)))
-    slopes = [
+    gradients = [
         torch.autograd.grad(prior.log_prob(z).sum(), [z, *prior.parameters()])
         for prior in pair
     ]
-    for ours, exact in zip(*slopes, strict=True):
+    for ours, exact in zip(*gradients, strict=True):
         close(ours, exact)
 
 
@@ -228,14 +228,14 @@ def test_gradients_of_a_density_with_kinks_are_exact():
     prior = Custom(LearnedLaplace(), 2)
     z = torch.randn(4, 2, 2, requires_grad=True)
     assert torch.autograd.gradcheck(prior.log_prob, z)
-    (slope,) = torch.autograd.grad(prior.log_prob(z).sum(), list(prior.parameters()))
+    (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), list(prior.parameters()))
     up, down = (Custom(laplace(0.3 * math.exp(e)), 2) for e in (1e-5, -1e-5))
     plain = (up.log_prob(z) - down.log_prob(z)).sum() / 2e-5
-    assert_close(slope, plain, rtol=1e-6, atol=1e-6)
+    assert_close(gradient, plain, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("panels", [24, 60])
-def test_value_and_slope_are_finite_where_the_density_is_no_number_elsewhere(panels):
+def test_value_and_gradient_are_finite_where_the_density_is_no_number_elsewhere(panels):
     prior = Custom(
         lambda y: dist.Normal(torch.zeros_like(y), y.exp()).to_event(1),
         2,
@@ -305,24 +305,24 @@ def test_kernel_is_that_of_the_closed_form(plug_in, monkeypatch):
     a, b = torch.randn(2, 5, 3), torch.randn(2, 4, 3)
     close(ours.log_kernel(a, b, plug_in), exact.log_kernel(a, b, plug_in))
     close(ours.pmi(a, b), exact.pmi(a, b))
-    monkeypatch.setattr(custom_module, "AT_ONCE", 100)
+    monkeypatch.setattr(custom_module, "KERNEL_NUMBERS", 100)
     close(ours.log_kernel(a, b, plug_in), exact.log_kernel(a, b, plug_in))
 
 
 @pytest.mark.parametrize("mode", ["real", "symbolic"])
-def test_traced_value_and_slope_are_the_eager_ones(mode):
+def test_traced_value_and_gradient_are_the_eager_ones(mode):
     content = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
     prior = Custom(LearnedLaplace(), 2, y_prior=content)
 
-    def value_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
         value = prior.log_prob(z)
         return value, torch.autograd.grad(value.sum(), z)[0]
 
     fake = {"_allow_non_fake_inputs": True} if mode == "symbolic" else {}
-    trace = make_fx(value_and_slope, tracing_mode=mode, **fake)
+    trace = make_fx(value_and_gradient, tracing_mode=mode, **fake)
     traced, z = trace(torch.randn(6, 2, 2)), torch.randn(6, 2, 2)
-    assert_close(traced(z), value_and_slope(z))
+    assert_close(traced(z), value_and_gradient(z))
 
 
 def test_drawing_is_traced():
@@ -435,16 +435,16 @@ def around_views(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
     return dist.Normal(z.mean(-2), 0.1).to_event(1)
 
 
-def test_slope_under_the_default_proposal_is_nearly_that_of_the_closed_form():
+def test_gradient_under_the_default_proposal_is_nearly_that_of_the_closed_form():
     conditional, exact = mixing(0.5)
     prior = Custom(conditional, 2, integral=ImportanceSampling(20_000))
     z = torch.randn(3, 2, 2, requires_grad=True)
-    (slope,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
+    (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
     (plain,) = torch.autograd.grad(exact.log_prob(z.flatten(1)).sum(), z)
-    assert_close(slope, plain, rtol=0.05, atol=0.05)
+    assert_close(gradient, plain, rtol=0.05, atol=0.05)
 
 
-def test_slope_of_importance_sampling_is_that_of_the_estimate():
+def test_gradient_of_importance_sampling_is_that_of_the_estimate():
     def follows(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
         return dist.Normal(z.mean(-2), 0.4).to_event(1)
 
@@ -457,7 +457,7 @@ def test_slope_of_importance_sampling_is_that_of_the_estimate():
     assert torch.autograd.gradcheck(value, torch.randn(2, 2, 2, requires_grad=True))
 
 
-def test_default_proposal_knows_nothing_of_absent_views():
+def test_default_proposal_does_not_depend_on_absent_views():
     prior = Custom(normal(0.3), 2, integral=ImportanceSampling(20_000))
     z, present = torch.randn(3, 2, 2), torch.tensor([True, False]).expand(3, -1)
     value = prior.log_prob(torch.cat([z[:, :1], 1e3 + z[:, 1:]], 1), present)
@@ -615,10 +615,10 @@ def test_p_of_y_may_be_learned():
             return dist.Normal(torch.zeros_like(scale), scale).to_event(1)
 
     prior, z = Custom(normal(0.3), 2, y_prior=Wide()), torch.randn(5, 2, 2)
-    (slope,) = torch.autograd.grad(prior.log_prob(z).sum(), list(prior.parameters()))
+    (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), list(prior.parameters()))
     exact = Gaussian(2, 0.3, ps.learned(2.0))
     (plain,) = torch.autograd.grad(exact.log_prob(z).sum(), list(exact.parameters()))
-    close(slope, plain)
+    close(gradient, plain)
 
 
 def test_building_a_prior_draws_no_random_numbers():

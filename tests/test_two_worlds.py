@@ -130,11 +130,11 @@ def prior_of(objective: nn.Module) -> ps.priors.Prior:
 
 
 def step(objective: nn.Module, parameters: dict[str, Tensor], views: Tensor) -> list:
-    """The value and its slopes, as a function that can be traced."""
+    """The value and its gradients, as a function that can be traced."""
     value = sum(functional_call(objective, parameters, (Batch(views),)))
     leaves = list(parameters.values())
-    slopes = torch.autograd.grad(value, leaves, allow_unused=True)
-    return [value, *(slope for slope in slopes if slope is not None)]
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    return [value, *(gradient for gradient in gradients if gradient is not None)]
 
 
 def graphs(name: str, digits: ps.data.Dataset) -> Iterator[tuple[Callable, ...]]:
@@ -159,7 +159,7 @@ def under_one_seed(*functions: Callable) -> list:
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_a_training_step_is_one_graph_with_the_eager_value_and_slope(name, digits):
+def test_a_training_step_is_one_graph_with_the_eager_value_and_gradient(name, digits):
     for run, graph in graphs(name, digits):
         eager, traced = under_one_seed(run, graph)
         assert_close(traced, eager)
@@ -169,7 +169,7 @@ def test_a_training_step_is_one_graph_with_the_eager_value_and_slope(name, digit
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Inductor's own imports
 @pytest.mark.parametrize("name", ["five lines", "random", "student", "two tiers"])
-def test_a_compiled_step_has_the_eager_value_and_slope(name, digits):
+def test_a_compiled_step_has_the_eager_value_and_gradient(name, digits):
     for run, graph in graphs(name, digits):
         with torch._inductor.config.patch(fallback_random=True):
             compiled = partial(torch.compile(graph.func), *graph.args)

@@ -43,17 +43,16 @@ class Prior(nn.Module):
 
     def _shown(self) -> list[str]:
         """Numbers, hyper-parameters and the classes of modules, for the `repr`."""
-        numbers = {n: v for n, v in vars(self).items() if isinstance(v, int | float)}
-        hidden = ("training", *(n for n in numbers if n.startswith("_")))
-        shown = [f"{n}={v}" for n, v in numbers.items() if n not in hidden]
+        numbers: dict[str, Any] = {
+            n: v for n, v in vars(self).items() if isinstance(v, int | float)
+        }
+        shown = {n: v for n, v in numbers.items() if n[0] != "_" and n != "training"}
         for name, child in self.named_children():
-            known = isinstance(child, Positive)
-            shown += [
-                f"{child.name}={child.value}"
-                if known
-                else f"{name}={type(child).__name__}"
-            ]
-        return shown
+            if isinstance(child, Positive):
+                shown[child.name] = child.value
+            else:
+                shown[name] = type(child).__name__
+        return [f"{name}={value}" for name, value in shown.items()]
 
     def forward(
         self, views: int, *, present: Bool[Tensor, "*batch view"] | None = None

@@ -25,7 +25,7 @@ from .integrals import ImportanceSampling, Quadrature, effective_sample_size
 
 __all__ = ["Custom"]
 
-AT_ONCE = 2**18  # numbers in the pairs of views of one block of the kernel
+KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
 
 Conditional = Callable[..., TorchDistribution]
 
@@ -179,7 +179,7 @@ class Custom(Prior):
             with validation_enabled(False):
                 conditional = self.conditional(a.unsqueeze(-2))
                 return conditional.log_prob(b.unsqueeze(-3))
-        rows = max(1, AT_ONCE // (2 * b.numel()))
+        rows = max(1, KERNEL_NUMBERS // (2 * b.numel()))
         parts = [super(Custom, self).log_kernel(part, b) for part in a.split(rows, -2)]
         return torch.cat(parts, -2)
 

@@ -22,16 +22,16 @@ LogDensity = Callable[[Tensor], Tensor]
 
 # Of quadrature. Offsets from the centre of p(y), in its standard deviations, at which
 # peaks are searched; the far ones serve views that are improbable under p(y).
-GRID = (1.5, 3.0, 5.0, 8.0, 16.0, 64.0, 256.0, 1024.0)
+PEAK_OFFSETS = (1.5, 3.0, 5.0, 8.0, 16.0, 64.0, 256.0, 1024.0)
 ZOOM, ZOOMS = 9, 6  # nodes of each search between neighbours, number of searches
 OCTAVES = range(-14, 3)  # exponents of the widths of a peak that are tried
 LADDER = (2.0, 4.0, 7.0, 12.0, 30.0, 200.0)  # panels around a peak, in its widths
-AT_A_TIME = 4  # panels that are halved
-NEGLIGIBLE = 45.0  # nats: a panel below e^-45 of the integral is dropped
+HALVED_AT_ONCE = 4  # panels that are halved
+DROPPED_NATS = 45.0  # nats: a panel below e^-45 of the integral is dropped
 
 # Of importance sampling.
 CONTENT_STEPS = 12  # fixed-point steps towards the y whose views have a given mean
-ROUNDS = 3  # fits of the proposal
+PROPOSAL_FITS = 3  # fits of the proposal
 HALVINGS = 16  # of the exponent of the weights, in each fit
 WIDER = 1.25  # scale of the proposal over that of the fit, for heavier tails
 
@@ -104,7 +104,9 @@ class Quadrature:
         self, log_density: LogDensity, marks: Tensor, centre: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The ends of the panels with the most mass, each (panel, *batch, dim)."""
-        offsets = _column([*(-g for g in reversed(GRID)), 0.0, *GRID], marks)
+        offsets = _column(
+            [*(-g for g in reversed(PEAK_OFFSETS)), 0.0, *PEAK_OFFSETS], marks
+        )
         edges = torch.cat([centre + scale * offsets, marks]).sort(0).values
         peak = _peak(log_density, edges)
         edges = torch.cat([edges, peak, _ladder(log_density, peak, scale)])
@@ -116,7 +118,7 @@ class Quadrature:
         log_mass, kept = panels.log_mass.topk(min(count, len(panels.left)), 0)
         left, right = panels.left.gather(0, kept), panels.right.gather(0, kept)
         # A panel without mass may lie where the density is NaN.
-        dead = log_mass < panels.log_mass.logsumexp(0) - NEGLIGIBLE
+        dead = log_mass < panels.log_mass.logsumexp(0) - DROPPED_NATS
         return torch.where(dead, peak, left), torch.where(dead, peak, right)
 
 
@@ -145,7 +147,7 @@ def _measure(
 
 def _halve(log_density: LogDensity, nodes: int, panels: _Panels) -> _Panels:
     """Halve the four worst panels; an accurate one keeps its whole width."""
-    log_error, worst = panels.log_error.topk(min(AT_A_TIME, len(panels.left)), 0)
+    log_error, worst = panels.log_error.topk(min(HALVED_AT_ONCE, len(panels.left)), 0)
     left, right = panels.left.gather(0, worst), panels.right.gather(0, worst)
     tolerance = math.log(torch.finfo(left.dtype).eps) / 3
     enough = panels.log_mass.logsumexp(0) + tolerance
@@ -307,7 +309,7 @@ class ImportanceSampling:
         self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
     ) -> TorchDistribution:
         proposal = _around_mean(views, value)
-        for _ in range(ROUNDS):
+        for _ in range(PROPOSAL_FITS):
             y = proposal.sample((self.samples,))
             log_weight = views.log_joint(y, value) - proposal.log_prob(y)
             proposal = _moved(y, log_weight)

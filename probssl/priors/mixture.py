@@ -197,7 +197,7 @@ class Mixture(_Clusters):
 
 
 class TwoTier(_Clusters):
-    r"""Clusters of items, and views around the content of their item.
+    r"""A Gaussian mixture of contents, and views around the content of their item.
 
     .. math:: p(k) = \pi_k, \qquad p(y \mid k) = N(m_k, \tau_k^2 I), \qquad
         p(z_v \mid y) = N(y, \sigma^2 I)
@@ -205,24 +205,21 @@ class TwoTier(_Clusters):
     .. math:: \log p(z_1, \dots, z_V) = \log \sum_k \pi_k
         \int N(y \mid m_k, \tau_k^2 I) \prod_v N(z_v \mid y, \sigma^2 I) \, dy
 
-    The lower tier tells items apart, the upper one groups them. With one cluster at the
-    origin it is `Gaussian`.
+    The content y tells items apart, the component (cluster) k groups them. With one
+    component at the origin it is `Gaussian`.
 
     Arguments:
         dim: The dimension of z.
-        components: The number K of clusters, whose means are then learned and start as
-            standard normal draws; or a module that returns means and relative scales,
-            such as `Components` (for scales of their own, or ``Components.at(means)``)
-            or `VampComponents`.
+        components: The number K of components, or a module of them; see `Mixture`.
         scale: The standard deviation :math:`\sigma` of a view given its content.
-        y_scale: The standard deviation :math:`\tau` of the content in its cluster; the
-            relative scales of a module are multiplied by it.
+        y_scale: The standard deviation :math:`\tau` of the content given its
+            component; it multiplies the relative scales of a module.
         learn_weights: Whether the weights π, equal at the start, are learned.
 
     Raises:
-        ValueError: If a scale is not positive, if both are free, or one is beside
-            components with scales of their own, if there is no cluster, or if
-            dimensions differ.
+        ValueError: If a scale is not positive, if both are free, or one is free beside
+            components with own scales, if there is no component, or if dimensions
+            differ.
     """
 
     y_scale: Positive
@@ -246,8 +243,8 @@ class TwoTier(_Clusters):
         z: Float[Tensor, "*batch view dim"],
         present: Bool[Tensor, "*batch view"] | None = None,
     ) -> MixtureSameFamily:
-        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, normals weighted by the
-        responsibilities, event shape (dim,)."""
+        r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a mixture of normals weighted by
+        the responsibilities, event shape (dim,)."""
         return self._views(z, present).content(z)
 
     def content(
@@ -255,7 +252,7 @@ class TwoTier(_Clusters):
     ) -> MixtureSameFamily:
         """Return p(y), a mixture of normals, event shape (dim,).
 
-        Where a component is known, not -1, it is the normal of that component.
+        Where the component is known (not -1) it is the normal of that component.
         """
         loc, relative = self.components()
         scale = self.y_scale.over(drawn) * relative
