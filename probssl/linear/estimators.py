@@ -266,18 +266,8 @@ class ReconstructionSSL(_LinearSSL):
     the marginalised denoising autoencoder where the view is corrupted.
 
     Arguments:
-        n_components: k; None is the rank of S, or d if that is less.
-        views: Views with a closed form, or a sampler: rows (n, d) -> one view of each
-            (n, e), or several (n, view, e). None is `Masking()`.
-        n_views: How many views of each row are drawn from a sampler, or a few more
-            where it returns several at once.
-        ridge: Added to S, as a share of its mean variance, like that much more noise in
-            the views; `optimum_` and `score` leave it out. Where S is singular (more
-            features than rows, constant features), directions are left out whose
-            standard deviation is below about a millionth of the largest. Standardise
-            features whose units are that far apart.
-        with_mean: Whether moments are taken around the means; the paper's are not.
-        verbose: Show a progress bar while views are drawn.
+        n_components: k; None is the rank of S, or d if that is less. The other
+            arguments are those of `JointEmbeddingSSL`.
 
     Attributes:
         components_: E, (k, e), with z white over the views; each row with its largest

@@ -97,10 +97,7 @@ def asymptotic_spectra(
     varies.
 
     Arguments:
-        signal: The variances a of the signal, all positive.
-        noise: The variances :math:`\gamma` of the noise in the images.
-        augmentation: The variances t of :math:`\theta`, along the directions of the
-            signal first, or one for all directions.
+        signal, noise, augmentation: As in `alignment_threshold`.
         alignment: :math:`\alpha`, at least 0.
         paradigm: "joint embedding" or "reconstruction"; supervised regression has no
             spectrum.
