@@ -310,7 +310,7 @@ def test_a_step_is_recorded_after_its_warm_up_or_stays_compiled(
         monkeypatch.setattr(torch.cuda, name, Mock())
     monkeypatch.setattr(torch.cuda, "graph", record)
     step = step_of(RecordedStep, OBJECTIVES["SimVAE"]())
-    terms = [step([batch(i)]) for i in range(compiled.WARM_UP + 3)]
+    terms = [step([batch(i)]) for i in range(compiled.STEPS_BEFORE_RECORD + 3)]
     assert all(isinstance(each, ps.Terms) for each in terms)
     assert len(step.records) == (0 if fails else 1) and step.items == ITEMS
     assert caplog.text.count("no CUDA graph is recorded: operation not") == fails

@@ -702,24 +702,16 @@ def test_a_run_can_be_made_longer(tmp_path):
 
 
 def test_patience_and_the_best_parameters_survive_a_kill(tmp_path):
-    kwargs = {"monitor": "probe", "patience": 3, "epochs": 20}
-
     def probe(epoch: int, row: dict[str, float]) -> None:
         row["probe"] = -abs(epoch - 2)
 
-    torch.manual_seed(4)
-    whole, history = noisy_fit(on_epoch=probe, **kwargs)
-    torch.manual_seed(4)
-    with pytest.raises(RuntimeError, match="killed"):
-        noisy_fit(on_epoch=probe, checkpoint=tmp_path, on_step=kill_at(11), **kwargs)
-    for _ in range(2):  # the second time there is nothing left to do
-        parts, resumed = noisy_fit(
-            on_epoch=probe, checkpoint=tmp_path, resume=True, **kwargs
-        )
-        assert_same(whole, parts)
-        assert len(resumed) == len(history) == 5
-    best = read(tmp_path / "best.safetensors")["objective"]
-    assert_close(best, dict(whole.state_dict()), rtol=0, atol=0)
+    kwargs = {"monitor": "probe", "patience": 3, "epochs": 20, "on_epoch": probe}
+    assert_resumes(partial(noisy_fit, **kwargs), tmp_path, 11)
+    # Nothing is left to do:
+    parts, history = noisy_fit(checkpoint=tmp_path / "parts", resume=True, **kwargs)
+    assert len(history) == 5
+    best = read(tmp_path / "parts" / "best.safetensors")["objective"]
+    assert_close(best, dict(parts.state_dict()), rtol=0, atol=0)
 
 
 def test_a_whole_checkpoint_is_always_there(tmp_path, monkeypatch):
@@ -905,31 +897,31 @@ def test_on_a_gpu_no_step_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-class Hasty(Autoencoder):
-    """With one number that is to move ten times as fast as the rest."""
+class Fast(nn.Module):
+    """A number that is to move ten times as fast as the rest."""
 
-    class Number(nn.Module):
-        learning_rate_factor = 10.0
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.value = nn.Parameter(torch.ones(()))
+    learning_rate_factor = 10.0
 
     def __init__(self) -> None:
         super().__init__()
-        self.number = self.Number()
+        self.value = nn.Parameter(torch.ones(()))
+
+
+class WithFast(Autoencoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = Fast()
 
     def forward(self, batch: Batch) -> Terms:
-        terms = super().forward(batch)
-        return terms._replace(penalty=-self.number.value.square())
+        return super().forward(batch)._replace(penalty=-self.number.value.square())
 
 
-def test_a_module_may_ask_for_its_own_rate():
+def test_a_module_may_have_a_learning_rate_of_its_own():
     """The first step of Adam is as long as the rate."""
-    objective = Hasty()
+    objective = WithFast()
     before = {k: v.detach().clone() for k, v in objective.named_parameters()}
     history = fit(objective, torch.randn(8, DIM), epochs=1, batch_size=8)
-    steps = {k: (v - before[k]).abs().max() for k, v in objective.named_parameters()}
-    assert_close(steps["number.value"], torch.tensor(1e-2), rtol=1e-3, atol=0)
-    assert_close(steps["encoder.weight"], torch.tensor(1e-3), rtol=1e-3, atol=0)
+    moved = {k: (v - before[k]).abs().max() for k, v in objective.named_parameters()}
+    assert_close(moved["number.value"], torch.tensor(1e-2), rtol=1e-3, atol=0)
+    assert_close(moved["encoder.weight"], torch.tensor(1e-3), rtol=1e-3, atol=0)
     assert history["lr"] == [1e-3]

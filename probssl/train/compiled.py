@@ -33,7 +33,9 @@ Busy = Callable[[str], AbstractContextManager[Any]]
 
 COMPILED_STEPS = 10_000  # the shortest run that "auto" compiles
 MAX_GRAPHS = 8  # kinds of batches that are compiled, each of which takes seconds
-WARM_UP = 3  # eager steps before a record, in which libraries choose and allocate
+STEPS_BEFORE_RECORD = (
+    3  # eager steps before a record, in which libraries choose and allocate
+)
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +184,7 @@ class RecordedStep(CompiledStep):
             found = plain_attributes(self.objective), _settings(self.optimizer)
             self.settings = self.keys.setdefault(found, len(self.keys))
         key = self.settings, _loads_key(loads)
-        if key not in self.records and self.warmed.get(key, 0) < WARM_UP:
+        if key not in self.records and self.warmed.get(key, 0) < STEPS_BEFORE_RECORD:
             self.warmed[key] = self.warmed.get(key, 0) + 1
             return self._warm_up(loads)
         if key not in self.records:
