@@ -270,6 +270,13 @@ class TestComparison:
         assert max(map(len, text.splitlines())) <= 120
         assert text.count("a method of some name") >= 2
 
+    def test_a_notebook_shows_the_same_cells_as_the_text(self):
+        row = {"terms": {"elbo": -12.3456}, "scores": {"knn": 0.5}, "matrix": {}}
+        found = ps.Comparison("digits", 0, {"A<B": row | {"errors": {}}})
+        html = found._repr_html_()
+        assert html.count("<tr>") == 2 and "A&lt;B" in html
+        assert "-12.35" in html and "-12.35" in str(found)
+
     def test_old_files_are_read(self, tmp_path):
         row = {"terms": {"log_det": 1.0}, "scores": {"knn": 0.5}, "seconds": 0.0}
         content = {"data": "digits", "seed": 0, "methods": {"SimVAE": row}}

@@ -44,10 +44,11 @@ ALLOWED: dict[str, set[str]] = {leaf: set() for leaf in LEAVES} | {
         "special",
         "terms",
     },
-    "train": {"data", "runtime", "terms"},
+    "train": {"data", "plots", "runtime", "terms"},
     "posterior": {
         "bounds",
         "data",
+        "estimates",
         "guides",
         "joint",
         "likelihoods",

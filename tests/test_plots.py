@@ -87,7 +87,7 @@ class TestLearningCurves:
 
     def test_a_history_is_drawn_like_its_table(self):
         history = History(EPOCHS.drop(columns="valid_value").to_dict("records"))
-        figure = rendered(plots.learning_curves(history))
+        figure = rendered(history.plot())
         assert titles(figure) == titles(plots.learning_curves(EPOCHS))
         assert figure.legends == []
 

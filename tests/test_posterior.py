@@ -176,6 +176,12 @@ class TestEvidence:
             exact_evidence(joint, twice(x)),
         )
 
+    def test_its_short_forms_fit_a_few_lines(self):
+        joint = linear_gaussian()
+        found = evidence(joint, torch.randn(500, EVENT), particles=5)
+        assert len(repr(found)) < 200 and "items: 500" in repr(found)
+        assert f"{found.mean:.2f} ±" in found._repr_html_()
+
     def test_what_has_no_evidence_is_refused(self):
         x = torch.randn(4, EVENT)
         with pytest.raises(ValueError, match="y_scale"):

@@ -1,8 +1,9 @@
-"""What a comparison found, as tables, text and JSON."""
+"""The results of a comparison as tables, text, HTML and JSON."""
 
 import json
 import math
 from collections.abc import Mapping
+from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["MARKS", "Comparison", "Row"]
 
 Row = dict[str, Any]
+Cells = dict[str, list[str]]  # of a column: two title rows, then one per method
 
 SHOWN = {
     "reconstruction": ("E log", "p(x|z)"),
@@ -49,7 +51,7 @@ MATRIX = {
     "uniformity": ("uni-", "formity"),
 }
 
-# Terms that say nothing by themselves, and why.
+# Terms that do not compare by themselves, and why.
 MARKS = dict.fromkeys(
     (
         "gaussian_alignment",
@@ -58,17 +60,18 @@ MARKS = dict.fromkeys(
         "kernel_entropy",
         "nearest_entropy",
     ),
-    "moves when z is rescaled: compare sums of alignment and entropy",
+    "changes when z is rescaled: compare sums of alignment and entropy",
 ) | dict.fromkeys(
     ("spherical_alignment", "spherical_entropy"),
     "one part of a sum, on the sphere: compare the sum",
 )
 
 WIDTH = 120
+INVARIANT = "what does not move when z is rescaled; (standard error of last digits)"
 
 
 class Comparison:
-    """What `compare` found: for each method its terms, scores and seconds.
+    """The results of `compare`: terms, scores and seconds of each method.
 
     Attributes:
         data: The name of the data set.
@@ -96,9 +99,9 @@ class Comparison:
 
     @property
     def matrix(self) -> "pandas.DataFrame":
-        r"""One row for each method, one column for each quantity that has no gauge.
+        r"""One row for each method, one column for each quantity without a gauge.
 
-        Nothing here moves when z is rescaled or rotated. The columns are, with two
+        None of them changes when z is rescaled or rotated. The columns are, with two
         views in nats per item,
 
         ========================  ==================================================
@@ -116,7 +119,7 @@ class Comparison:
         uniformity                Wang and Isola's, of directions (less is better)
         ========================  ==================================================
 
-        and each has a column of its standard error, its name with ``_se`` behind.
+        and each has a column of its standard error, with the suffix ``_se``.
         """
         rows = {}
         for name, row in self.methods.items():
@@ -132,6 +135,25 @@ class Comparison:
         return _frame(rows)
 
     def __str__(self) -> str:
+        main, matrix = self._columns()
+        names = [*self.methods]
+        text = _aligned(names, main)
+        return f"{text}\n\n{INVARIANT}\n{_aligned(names, matrix)}" if matrix else text
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        main, matrix = self._columns()
+        tables = [_html([*self.methods], main)]
+        if matrix:
+            tables += [f"<p>{INVARIANT}</p>", _html([*self.methods], matrix)]
+        return "".join(tables)
+
+    def _columns(self) -> tuple[Cells, Cells]:
+        """The columns of the main table and of the matrix: two title rows, then cells.
+
+        Those that no method has are left out.
+        """
         table, matrix = self.table, self.matrix
         main = {
             name: [*title, *self._cells(name)]
@@ -143,13 +165,7 @@ class Comparison:
             for name, title in MATRIX.items()
             if name != "effective_rank" and matrix[name].notna().any()
         }
-        text = _aligned([*self.methods], main)
-        if not beside:
-            return text
-        said = "what does not move when z is rescaled; (standard error of last digits)"
-        return f"{text}\n\n{said}\n{_aligned([*self.methods], beside)}"
-
-    __repr__ = __str__
+        return main, beside
 
     def _cells(self, name: str) -> list[str]:
         """A column of the main table; a difference with its paired standard error."""
@@ -196,8 +212,23 @@ def _with_error(value: float, error: float) -> str:
     return f"{value:.{digits}f}({error * 10**digits:.0f})"
 
 
-def _aligned(names: list[str], columns: dict[str, list[str]]) -> str:
-    """Columns under titles of two lines, in blocks no wider than a line."""
+def _html(names: list[str], columns: Cells) -> str:
+    """An HTML table; the first two cells of a column are its title."""
+    titles = [f"{a} {b}".strip() for a, b, *_ in columns.values()]
+    cells = zip(*(column[2:] for column in columns.values()), strict=True)
+    lines = [_html_row("th", ["", *titles])]
+    lines += [_html_row("td", [n, *row]) for n, row in zip(names, cells, strict=True)]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _html_row(tag: str, cells: list[str]) -> str:
+    first, *rest = map(escape, cells)
+    others = "".join(f"<{tag}>{cell}</{tag}>" for cell in rest)
+    return f"<tr><th>{first}</th>{others}</tr>"
+
+
+def _aligned(names: list[str], columns: Cells) -> str:
+    """Columns under titles of two lines, in blocks of at most `WIDTH` characters."""
     left = max(map(len, names)) + 1
     blocks: list[list[str]] = []
     for cells in columns.values():

@@ -1,4 +1,4 @@
-"""How the terms of an objective grew."""
+"""Learning curves: the value and its terms against the epoch."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -68,4 +68,4 @@ def _curve(panel: "Axes", table: "pandas.DataFrame", name: str) -> None:
         values = table[valid].dropna()
         line = panel.plot(values.index, values, "--", color=ORANGE, marker=marker)
         line[0].set_label("validation")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

@@ -1,6 +1,7 @@
-"""The evidence by importance sampling, with a check of the weights."""
+"""The evidence (marginal likelihood) by importance sampling, with Pareto k̂ and ESS."""
 
 import math
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import whole
 from ..bounds import log_weights
 from ..data.batches import Data, Items, Views
+from ..estimates import estimate
 from ..joint import Joint
+from ..priors.integrals import effective_sample_size
 from ..terms import Batch
 from .containers import pareto_k
 from .items import Array, array, chunks, evaluating, in_parts
@@ -18,18 +22,20 @@ from .joints import check_density, check_proper, check_spread, joint_of
 
 __all__ = ["Evidence", "evidence"]
 
+RELIABLE_K = 0.7  # Pareto k̂ up to which importance sampling is reliable
+
 
 class Evidence(NamedTuple):
-    r"""Estimates of :math:`\log p(x)`, in nats, and how far they can be trusted.
+    r"""Log evidence :math:`\log p(x)` of each item, in nats, with its diagnostics.
 
     Arguments:
-        log_evidence: The estimate for each item; on average too low.
+        log_evidence: The estimate for each item, biased downwards.
         ess: The effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2` of the
             importance weights of each item.
-        pareto_k: The shape of the tail of these weights; where it is above 0.7 the
-            estimate is not to be trusted. NaN where there is no tail to fit: below 25
-            particles, or where the weights differ by no more than rounding.
-        measure: What the density is a density of. Evidences compare under one measure.
+        pareto_k: The Pareto k̂ of these weights, the shape of their tail; above 0.7 the
+            estimate is unreliable. NaN where no tail can be fitted: below 25 particles,
+            or where the weights differ by no more than rounding.
+        measure: The measure of the density p(x). Evidences compare under one measure.
     """
 
     log_evidence: Float[Array, " item"]
@@ -45,10 +51,29 @@ class Evidence(NamedTuple):
     @property
     def standard_error(self) -> float:
         """The standard error of the mean over items; NaN for a single one."""
-        n = len(self.log_evidence)
-        return (
-            float(self.log_evidence.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-        )
+        if len(self.log_evidence) < 2:
+            return math.nan
+        return estimate(self.log_evidence).standard_error
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}: {value}" for name, value in self._rows())
+        return f"Evidence({said})"
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{n}</th><td>{escape(v)}</td></tr>" for n, v in self._rows())
+        return f"<table><caption>evidence</caption>{''.join(rows)}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """What a short form shows, by name."""
+        n, known = len(self.log_evidence), np.isfinite(self.pareto_k)
+        bad = f"{int((self.pareto_k > RELIABLE_K).sum())} of {n} items"
+        return [
+            ("items", f"{n:,}"),
+            ("mean", f"{self.mean:.2f} ± {self.standard_error:.2f} nats per item"),
+            ("median ESS", f"{np.median(self.ess):.1f}"),
+            (f"Pareto k̂ > {RELIABLE_K}", bad if known.any() else "unknown"),
+            ("measure", self.measure),
+        ]
 
 
 def evidence(
@@ -59,22 +84,24 @@ def evidence(
     views: Views | None = None,
     batch_size: int = 64,
 ) -> Evidence:
-    r"""Estimate the evidence of each item with samples of the guide.
+    r"""Estimate the log evidence (marginal likelihood) of each item, in nats.
 
     .. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K
         \frac{p(x, z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
 
-    Its mean is the importance-weighted bound, below the evidence and rising to it with
-    K. Random hyper-parameters are drawn from their guide: then it is the predictive
-    log-density of x under their posterior. Where contents are observed, in
-    `Groups.content`, it is that of x and the content, :math:`\log p(x, k)`.
+    This is importance sampling with the guide as proposal. Its mean is the IWAE bound,
+    which is below the log evidence and tends to it as K grows; K = 1 is the ELBO, so
+    that the difference of the two is the gap of the guide, amortisation included.
+    Random hyper-parameters are drawn from their guide: the result is then the
+    predictive log-density of x under their posterior. With observed contents, in
+    `Groups.content`, it is :math:`\log p(x, k)`.
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
-            one for each modality.
+            one per modality.
         particles: The number K of samples.
-        views: A sampler of views, all of which are then the data of an item,
-            :math:`\log p(x_1, \dots, x_V)`; without one the item is seen alone.
+        views: A sampler of views; the data of an item are then all of its views,
+            :math:`\log p(x_1, \dots, x_V)`. By default an item is its only view.
 
     Raises:
         ValueError: If there is no evidence: no joint distribution, a flat p(y), a
@@ -86,8 +113,7 @@ def evidence(
         Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
         https://arxiv.org/abs/1507.02646
     """
-    if particles < 1:
-        raise ValueError(f"expected particles of at least 1, got {particles}; raise it")
+    whole("particles", particles)
     joint = joint_of(objective, "an evidence")
     for check in (check_density, check_proper, check_spread):
         check(joint, "an evidence")
@@ -110,10 +136,8 @@ def _log_weights(
 
 
 def _weigh(log_weight: Float[Tensor, "item particle"]) -> tuple[Array, Array, Array]:
-    """The log of the mean weight, the effective sample size, and Pareto's k."""
+    """The log of the mean weight, the effective sample size, and Pareto k̂."""
     k = pareto_k(array(log_weight))
     log_weight = log_weight.cpu().double()
-    total = log_weight.logsumexp(1)
-    ess = (2 * total - (2 * log_weight).logsumexp(1)).exp()
-    mean = total - math.log(log_weight.shape[1])
-    return array(mean), array(ess), k
+    mean = log_weight.logsumexp(1) - math.log(log_weight.shape[1])
+    return array(mean), array(effective_sample_size(log_weight.T)), k

@@ -1,4 +1,4 @@
-"""What came of each epoch, and how it is read from the device."""
+"""The history of a fit, and the running means of its terms."""
 
 import json
 from typing import TYPE_CHECKING, TypeGuard
@@ -13,19 +13,23 @@ from ..terms import Terms
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 __all__ = ["History", "Row", "Tally"]
 
 Row = dict[str, float]
 
+HTML_ROWS = 5  # of a history in a notebook
+
 
 class History:
     """One row for each epoch: the mean terms over its items, and their sum, the value.
 
-    Columns are ``epoch``, ``step`` (both count what is done), ``value``, the terms, the
-    same with ``valid_`` before it for validation data, ``lr``, ``seconds`` (of training
-    and validation) and what `on_epoch` adds. Values are per item, in nats but for the
-    penalty; those of training are from the steps, while the parameters moved.
+    Columns are ``epoch``, ``step`` (both from 1), ``value``, the terms, the same with
+    the prefix ``valid_`` for validation data, ``lr``, ``seconds`` (training and
+    validation) and those that `on_epoch` adds. Values are per item, in nats except for
+    the penalty. Training values are means over the steps of the epoch, during which the
+    parameters change.
     """
 
     def __init__(self, rows: list[Row] | None = None) -> None:
@@ -47,9 +51,24 @@ class History:
         ends = ", ".join(f"{column} {last[column]:.4g}" for column in shown)
         return f"History({len(self)} epochs{'; last: ' if ends else ''}{ends})"
 
+    def _repr_html_(self) -> str:
+        shown = self.table.dropna(axis="columns", how="all").tail(HTML_ROWS)
+        whole = f"{len(self)} epochs" + ", the last:" * (len(self) > HTML_ROWS)
+        return f"<p>{whole}</p>" + shown.to_html(float_format="{:.4g}".format)
+
+    def plot(self) -> "Figure":
+        """Draw the value and its terms against the epoch: `plots.learning_curves`.
+
+        Raises:
+            ValueError: If there is no epoch.
+        """
+        from ..plots import learning_curves
+
+        return learning_curves(self)
+
     @property
     def columns(self) -> list[str]:
-        """The names of the columns, in the order in which they came up."""
+        """The names of the columns, in the order of their first appearance."""
         return list(dict.fromkeys(column for row in self.rows for column in row))
 
     @property
@@ -62,21 +81,21 @@ class History:
         )
 
     def to_json(self) -> str:
-        """The rows as JSON, which `from_json` reads without loss."""
+        """The rows as JSON, for `from_json`; nothing is lost."""
         return json.dumps(self.rows)
 
     @classmethod
     def from_json(cls, text: str) -> "History":
-        """The history that `to_json` wrote."""
+        """Read the history that `to_json` wrote."""
         return cls(json.loads(text))
 
 
 class Tally:
-    """The terms of many batches, left on the device until they are read all at once.
+    """A running mean of terms, kept on the device so that steps need not synchronise.
 
     Arguments:
-        start: The number of steps made before.
-        remedy: What to do if a term is not finite.
+        start: The number of earlier steps.
+        remedy: The end of the error message for a term that is not finite.
     """
 
     def __init__(self, start: int = 0, remedy: str = "") -> None:
@@ -86,11 +105,11 @@ class Tally:
         self.broken: str | None = None
 
     def add(self, terms: Terms, items: int) -> None:
-        """Take in the terms of a batch of so many items, without waiting for them."""
+        """Add the mean terms of a batch of `items`, without synchronising."""
         self.pending.append((terms, items))
 
     def read(self) -> None:
-        """Take the pending terms from the device. This waits for it, once."""
+        """Copy the pending terms to the host: one synchronisation for all of them."""
         tensors = [t for terms, _ in self.pending for t in terms if _is_tensor(t)]
         values = iter(torch.stack(tensors).tolist() if tensors else [])
         for terms, items in self.pending:
@@ -104,7 +123,7 @@ class Tally:
         self.pending = []
 
     def pool(self) -> None:
-        """Take in the items and terms of all processes, each of which calls it."""
+        """Add up the items and terms of all ranks; each of them calls it."""
         self.read()
         sums = gather_to_cpu(
             torch.tensor([self.items, *self.total], dtype=torch.double)
