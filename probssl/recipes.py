@@ -33,8 +33,8 @@ TEMPERATURE = 1.0  # twice the usual: points lie close on a sphere of few dimens
 PROTOTYPES = 100  # of SwAV and DINO
 CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of deep clustering, on the sphere
 NEIGHBOURS = 20  # of DSA
-ROUNDS = 10  # of deep clustering
-COMPONENTS = 20  # of PID; with many it separates items of one class
+CLUSTERING_ROUNDS = 10  # of deep clustering
+PID_COMPONENTS = 20  # of PID; with many it separates items of one class
 PIXELS_OF_AN_MLP = 1024  # above, and for colour, a convolutional network
 
 
@@ -82,7 +82,7 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
     for name in ("checkpoint", "checkpoint_every"):
         options.pop(name, None)
     layer = "backbone" if objective.projector is None else "projector"
-    rounds = min(ROUNDS, epochs)
+    rounds = min(CLUSTERING_ROUNDS, epochs)
 
     return fit_rounds(
         objective,
@@ -243,6 +243,8 @@ METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
         METHODS["SimCLR"](data, dim), neighbours=min(NEIGHBOURS, len(data.train) - 1)
     ),
     "PID": lambda data, dim: limits.PID(
-        METHODS["SimCLR"](data, dim), min(COMPONENTS, len(data.train)), len(data.train)
+        METHODS["SimCLR"](data, dim),
+        min(PID_COMPONENTS, len(data.train)),
+        len(data.train),
     ),
 }

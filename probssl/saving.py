@@ -156,7 +156,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
             place and returned.
 
     Raises:
-        FileNotFoundError: If the folder does not exist or is no saved objective.
+        FileNotFoundError: If the folder does not exist or holds no saved objective.
         ValueError: If a file is damaged, if `into` is needed and not given, or if the
             weights do not fit.
     """

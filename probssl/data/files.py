@@ -19,7 +19,7 @@ from .splits import Dataset, Split, fixed_split
 __all__ = ["image_folder", "load", "npz"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 _GREY, _COLOURED = ("1", "L", "LA"), ("P", "RGB", "RGBA")
 
 _VARIABLE = "PROBSSL_DATA"
@@ -260,7 +260,7 @@ def _picture(
     except ImportError as error:
         raise ImportError("pictures need Pillow: pip install pillow") from error
     try:
-        with Image.open(path, formats=_FORMATS) as file:
+        with Image.open(path, formats=_PILLOW_FORMATS) as file:
             # Pillow gives colours of 16 bits as 8, without a word.
             if file.mode not in _GREY + _COLOURED or ";16" in str(file.tile):
                 raise ValueError(f"mode {file.mode}, not 8 bits a channel")
