@@ -16,7 +16,7 @@ from ..saving import load, save
 from .laws import BARS, differs, precision, seeded
 
 __all__ = ["Valued", "device", "gradients", "saving", "single_precision", "state"]
-__all__ += ["UNTRACED", "tracing", "under_a_seed"]
+__all__ += ["NUMERICAL", "UNTRACED", "tracing", "under_a_seed"]
 
 DIFFERENCES = (1e-4, 1e-3, 1e-5, 1e-6)  # step sizes; one that agrees is enough
 SEED, REPEATS = 2, 20  # of a value that is an estimate
@@ -259,4 +259,5 @@ class _Call(nn.Module):
         return self.value(self.module, *inputs)
 
 
-UNTRACED = (gradients, single_precision, device, state, saving)
+NUMERICAL = (single_precision, device, state, saving)
+UNTRACED = (gradients, *NUMERICAL)

@@ -1,11 +1,12 @@
 """Laws of an objective: a module that maps a batch of views to `Terms`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..nn import PerModality
 from ..terms import Batch, Terms
@@ -16,13 +17,7 @@ from .modules import Valued, under_a_seed
 
 __all__ = ["check_objective"]
 
-OF_NUMBERS = (
-    modules.single_precision,
-    modules.device,
-    modules.state,
-    modules.saving,
-    modules.tracing,
-)
+DOUBLE = torch.empty(0, dtype=torch.float64)
 
 
 def check_objective(
@@ -67,7 +62,8 @@ def check_objective(
     case = _Case(copied, _double(batch), repeats)
     own = (terms, gradients, order_of_items, order_of_views, corner_cases)
     laws: list[Trial] = [(law, lambda: case) for law in (*own, representation)]
-    laws += [(law, lambda: _valued(case, case.batch)) for law in OF_NUMBERS]
+    numerical = (*modules.NUMERICAL, modules.tracing)
+    laws += [(law, lambda: _valued(case, case.batch)) for law in numerical]
     examine(type(objective).__name__, laws, seed)
 
 
@@ -140,7 +136,9 @@ def corner_cases(case: _Case) -> Iterator[str]:
         "one item": _items(batch, torch.arange(1)),
         "two items": _items(batch, torch.arange(2)),
         "equal items": _items(batch, torch.zeros(items, dtype=torch.long)),
-        "huge inputs": _mapped(batch, lambda x: 1e6 * x),
+        "huge inputs": batch._replace(
+            views=tree_map_only(Tensor, lambda x: 1e6 * x, batch.views)
+        ),
     }
     if not isinstance(batch.views, tuple):
         first = batch.views[:, :1]
@@ -221,9 +219,7 @@ def _valued(case: _Case, batch: Batch) -> Valued:
 
     def value(objective: nn.Module, *views: Tensor) -> Tensor:
         like = views[0]
-        rest = [p.to(like.device) if isinstance(p, Tensor) else p for p in batch[1:]]
-        if isinstance(rest[0], Tensor):
-            rest[0] = rest[0].to(like)
+        rest = tree_map_only(Tensor, lambda x: _like(x, like), batch[1:])
         return _stacked(objective(Batch(views if several else like, *rest)))
 
     inputs = batch.views if isinstance(batch.views, tuple) else (batch.views,)
@@ -236,23 +232,20 @@ def _stacked(found: Terms) -> Tensor:
 
 
 def _double(batch: Batch) -> Batch:
-    batch = _mapped(batch, lambda x: x.detach().cpu().double())
-    rest = [p.cpu() if isinstance(p, Tensor) else p for p in batch[1:]]
-    if isinstance(rest[0], Tensor):
-        rest[0] = rest[0].double()
-    return Batch(batch.views, *rest)
+    """On the CPU, with numbers in float64."""
+    return tree_map_only(Tensor, lambda x: _like(x.detach(), DOUBLE), batch)
 
 
-def _mapped(batch: Batch, fn: Callable[[Tensor], Tensor]) -> Batch:
-    if isinstance(batch.views, tuple):
-        return batch._replace(views=tuple(fn(x) for x in batch.views))
-    return batch._replace(views=fn(batch.views))
+def _like(x: Tensor, like: Tensor) -> Tensor:
+    """On the device of another tensor; numbers in its dtype."""
+    return x.to(like) if x.is_floating_point() else x.to(like.device)
 
 
 def _items(batch: Batch, rows: Tensor) -> Batch:
     """The batch of these items."""
     count = batch.shape[0]
-    rest = [
-        p[rows] if isinstance(p, Tensor) and len(p) == count else p for p in batch[1:]
-    ]
-    return Batch(_mapped(batch, lambda x: x[rows]).views, *rest)
+
+    def chosen(x: Tensor) -> Tensor:
+        return x[rows] if x.dim() and len(x) == count else x
+
+    return tree_map_only(Tensor, chosen, batch)
