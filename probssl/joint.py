@@ -394,7 +394,7 @@ def _in_a_line(module: nn.Module) -> str:
     if isinstance(module, PerModality | nn.ModuleList):
         parts = module.parts if isinstance(module, PerModality) else module
         return " × ".join(map(_in_a_line, parts))
-    shown = [module.extra_repr()] if module.extra_repr() else []
+    shown = [" ".join(module.extra_repr().split())] if module.extra_repr() else []
     if isinstance(module, Prior):
         shown = [f"dim={module.dim}", *shown]
     shown += [h.extra_repr() for h in module.children() if isinstance(h, Positive)]

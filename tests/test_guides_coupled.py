@@ -12,7 +12,6 @@ from helpers import linear
 from helpers.checks import assert_mean, refusals
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import probssl as ps
@@ -20,6 +19,7 @@ from probssl.bounds import ELBO, log_weights
 from probssl.distributions import CoupledComponents, NormalMixture, SharedComponent
 from probssl.priors import Components, Gaussian, Mixture, Prior, TwoTier
 from probssl.terms import Batch
+from probssl.testing import check_objective
 
 pytestmark = pytest.mark.usefixtures("float64")
 DIM, EVENT, CLUSTERS, NOISE, SCALE, Y_SCALE = 2, 5, 3, 0.4, 0.6, 0.8
@@ -334,37 +334,12 @@ def test_gradients_are_finite_far_from_every_component(make, dtype):
 
 
 @ALL
-def test_bound_traces_without_asking_the_host(make):
-    joint = linear_gaussian(make())
-    names = [name for name, p in joint.named_parameters()]
-    values = [p.detach().clone() for p in joint.parameters()]
-
-    def step(x: Tensor, *values: Tensor) -> list[Tensor]:
-        values = [value.detach().requires_grad_() for value in values]
-        module = _Bound(joint)
-        replaced = {f"joint.{k}": v for k, v in zip(names, values, strict=True)}
-        value = torch.func.functional_call(module, replaced, (x,))
-        return [value, *torch.autograd.grad(value, values)]
-
-    x = torch.randn(6, 2, EVENT)
-    graph = make_fx(step)(x, *values)
-    asked = ("aten.item", "nonzero", "_local_scalar_dense")
-    targets = [str(node.target) for node in graph.graph.nodes]
-    assert not [t for t in targets if any(word in t for word in asked)]
-    torch.manual_seed(1)
-    left = graph(2 * x, *values)
-    torch.manual_seed(1)
-    for a, b in zip(left, step(2 * x, *values), strict=True):
-        exact(a, b)
-
-
-class _Bound(nn.Module):
-    def __init__(self, joint: ps.Joint) -> None:
-        super().__init__()
-        self.joint = joint
-
-    def forward(self, x: Tensor) -> Tensor:
-        return sum(ELBO(2)(self.joint, Batch(x)))
+def test_objectives_under_the_coupled_guide_keep_their_laws(make):
+    networks = ps.nn.MLPEncoder((EVENT,), DIM), ps.nn.MLPDecoder(DIM, (EVENT,))
+    likelihood = ps.likelihoods.Gaussian(NOISE)
+    joint = ps.Joint(make(), likelihood, *networks, guide=ps.guides.Coupled)
+    batch = Batch(torch.randn(6, 3, EVENT), present=mask(6, 3))
+    check_objective(ps.limits.SimVAE(joint), batch, repeats=5)
 
 
 def refused_product() -> None:

@@ -338,37 +338,49 @@ def test_observed_contents_keep_the_laws_of_objectives():
     check_objective(ps.limits.SimVAE(joint), batch, repeats=10)
 
 
-def test_two_modalities_come_back_from_a_folder(tmp_path):
-    objective, batch = ps.limits.SimVAE(mlp(ps.guides.Coupled)), measured()
-    again = ps.load(ps.save(objective, tmp_path))
-    assert again.joint.likelihood.measure == "Lebesgue × counting, {0, …, 4} / 4"
-    assert_close(*(seeded(each, batch) for each in (objective.eval(), again)))
+def test_the_measure_of_two_modalities_is_the_product():
+    assert mlp().likelihood.measure == "Lebesgue × counting, {0, …, 4} / 4"
 
 
-def test_modalities_that_do_not_match_are_refused():
-    gaussian, net = ps.likelihoods.Gaussian(), ps.nn.MLPEncoder((3,), DIM)
-    out = ps.nn.MLPDecoder(DIM, (3,))
-    several = ps.nn.PerModality([net, net]), ps.nn.PerModality([out, out])
-    for likelihood, encoder, decoder in (
-        (gaussian, *several),
-        ((gaussian, gaussian), net, several[1]),
-        ((gaussian, gaussian), several[0], out),
-        ((gaussian,) * 3, *several),
-    ):
-        with pytest.raises(ValueError, match="for each modality"):
-            ps.Joint(Gaussian(DIM), likelihood, encoder, decoder)
-    joint = mlp()
-    with pytest.raises(ValueError, match="2 modalities"):
-        joint.check(Batch(torch.randn(2, 3, 3)))
-    with pytest.raises(ValueError, match="2 modalities"):
-        joint.check(Batch((torch.randn(2, 3, 3),)))
-    with pytest.raises(ValueError, match="one for each modality"):
-        joint.decode(torch.randn(2, 2, DIM))
-    with pytest.raises(ValueError, match="grey levels"):
-        joint.check(Batch((torch.randn(2, 1, 5), torch.full((2, 1, 3), 0.3))))
-    with pytest.raises(ValueError, match="one modality"):
-        single = ps.Joint(Gaussian(DIM), gaussian, net, out)
-        single.check(Batch((torch.randn(2, 1, 3), torch.randn(2, 1, 3))))
+def built(
+    several: tuple[bool, bool, bool], modalities: int = 2
+) -> Callable[[], object]:
+    """A joint of which likelihood, encoder or decoder may be one for all modalities."""
+    parts = ps.likelihoods.Gaussian(), ps.nn.MLPEncoder((3,), DIM)
+    one = [*parts, ps.nn.MLPDecoder(DIM, (3,))]
+    many = [(one[0],) * modalities, *(ps.nn.PerModality([net, net]) for net in one[1:])]
+    given = [b if each else a for a, b, each in zip(one, many, several, strict=True)]
+    return lambda: ps.Joint(Gaussian(DIM), *given)
+
+
+def checking(*views: Tensor) -> Callable[[], None]:
+    return lambda: mlp().check(Batch(views if len(views) > 1 else views[0]))
+
+
+def checking_one_modality() -> None:
+    views = torch.ones(2, 1, 3), torch.ones(2, 1, 3)
+    built((False, False, False))().check(Batch(views))
+
+
+test_modalities_that_do_not_match_are_refused = refusals(
+    (built((False, True, True)), ValueError, "decoder for each modality, got 1 and 2"),
+    (built((True, False, True)), ValueError, "encoder for each modality, got 2 and 1"),
+    (built((True, True, False)), ValueError, "decoder for each modality, got 2 and 1"),
+    (
+        built((True, True, True), 3),
+        ValueError,
+        "decoder for each modality, got 3 and 2",
+    ),
+    (checking(torch.ones(2, 3, 3)), ValueError, r"2 modalities, got \(2, 3, 3\)"),
+    (checking(*[torch.ones(2, 1, 3)] * 3), ValueError, "2 modalities, got 3"),
+    (lambda: mlp().decode(torch.ones(2, 2, DIM)), ValueError, "one for each modality"),
+    (
+        checking(torch.ones(2, 1, 5), torch.full((2, 1, 3), 0.3)),
+        ValueError,
+        "grey levels",
+    ),
+    (checking_one_modality, ValueError, "one modality"),
+)
 
 
 class TestSphere:

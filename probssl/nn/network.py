@@ -115,7 +115,7 @@ def known_dim(module: nn.Module, name: str = "dim") -> int | None:
     while found is None and type(module) is nn.Sequential and len(module):
         module = module[-1]
     found = getattr(module, "out_features", None) if found is None else found
-    return None if found is None else int(found)
+    return found if isinstance(found, int) else None
 
 
 def dim_of(
