@@ -254,6 +254,22 @@ def test_no_number_is_read_while_it_runs(name):
     assert trace(torch.randn(4, 3, 2))(torch.randn(4, 3, 2)).isfinite()
 
 
+@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Point])
+@pytest.mark.parametrize("family", [Gaussian, StudentT, Mixture, TwoTier])
+def test_a_prior_with_a_random_scale_serves_in_a_joint(family, guide):
+    prior = family(2, scale=dist.LogNormal(-1.0, 0.5))
+    encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
+    likelihood = ps.likelihoods.Gaussian(0.5)
+    joint = ps.Joint(prior, likelihood, encoder, decoder, guide=guide)
+    joint.population = torch.tensor(8)
+    masked = guide is ps.guides.DiagonalGaussian
+    present = torch.rand(8, 3) < 0.7 if masked else None
+    batch = ps.Batch(torch.randn(8, 3, 3), present=present)
+    value = sum(ps.bounds.IWAE(4)(joint, batch))
+    value.backward()
+    assert value.isfinite() and all(p.grad.isfinite().all() for p in prior.parameters())
+
+
 @pytest.mark.parametrize("name", ["Gaussian", "Student", "two tiers"])
 def test_single_precision_is_right_for_nearly_equal_views(name):
     z = torch.randn(100, 1, 8).expand(-1, 2, -1) + 1e-4 * torch.randn(100, 2, 8)

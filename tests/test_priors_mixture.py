@@ -280,18 +280,6 @@ def test_means_start_spread_and_weights_equal():
     exact(Mixture(2, 4).logits.softmax(-1), torch.full((4,), 0.25))
 
 
-@pytest.mark.parametrize("family", [Mixture, TwoTier])
-def test_mixtures_serve_in_a_joint(family):
-    prior = family(2, 3, dist.LogNormal(-1.0, 0.5))
-    encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
-    joint = ps.Joint(prior, ps.likelihoods.Gaussian(0.5), encoder, decoder)
-    joint.population = torch.tensor(8)
-    batch = Batch(torch.randn(8, 3, 3), present=torch.rand(8, 3) < 0.7)
-    value = sum(ps.bounds.IWAE(4)(joint, batch))
-    value.backward()
-    assert value.isfinite() and prior.components.loc.grad.abs().sum() > 0
-
-
 def test_components_at_pseudo_inputs_follow_the_guide_of_the_joint():
     encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
     guide, inputs = ps.guides.DiagonalGaussian(encoder), torch.randn(CLUSTERS, 3)

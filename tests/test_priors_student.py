@@ -14,7 +14,6 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.priors import TSNE, Gaussian, Prior, StudentT
-from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
 SCALE, Y_SCALE, DOF = 0.6, 1.7, 3.5
@@ -185,20 +184,6 @@ def test_hyper_parameters_are_learned_by_name():
     assert prior.dof.log.grad.abs() > 0 and prior.scale.log.grad.abs() > 0
     random = StudentT(2, dof=dist.LogNormal(1.0, 0.5))
     assert [hyper.name for hyper in random.random()] == ["dof"]
-
-
-@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Point])
-def test_student_serves_in_a_joint(guide):
-    prior = StudentT(2, 0.4, dist.LogNormal(1.5, 0.3))
-    encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
-    likelihood = ps.likelihoods.Gaussian(0.5)
-    joint = ps.Joint(prior, likelihood, encoder, decoder, guide=guide)
-    joint.population = torch.tensor(8)
-    masked = guide is ps.guides.DiagonalGaussian
-    present = torch.rand(8, 3) < 0.7 if masked else None
-    value = sum(ps.bounds.IWAE(4)(joint, Batch(torch.randn(8, 3, 3), present=present)))
-    value.backward()
-    assert value.isfinite() and prior.dof.loc.grad.isfinite()
 
 
 def test_absent_views_add_nothing_to_the_bound():
