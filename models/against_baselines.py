@@ -1,24 +1,25 @@
-r"""Do the additions of three papers help? Each beside the objective it stands on.
+"""Three papers' additions, each beside its base objective: do they help?
 
-t-SimCLR against SimCLR ("Your Contrastive Learning Is Secretly Doing Stochastic
-Neighbor Embedding", Hu et al., 2023), DSA on two bases ("On the Discriminability of
+t-SimCLR beside SimCLR ("Your Contrastive Learning Is Secretly Doing Stochastic Neighbor
+Embedding", Hu et al., 2023), DSA on two bases ("On the Discriminability of
 Self-Supervised Representation Learning", Song et al., 2024), and PID on four
 ("Rethinking Self-Supervised Learning Within the Framework of Partial Information
-Decomposition", Mohamadi et al., 2024), on MNIST and Fashion-MNIST: the same images,
-views, encoder, optimiser, number of steps and batches for all. Representations are what
-the encoder gives. They are scored by probe and neighbours on test images as they are,
-by the crowding of their classes, on shifted test images (`probssl.shifts`: probe and
-neighbours learn from unshifted ones), and on data sets that the encoder never saw.
+Decomposition", Mohamadi et al., 2024), on MNIST and Fashion-MNIST. Images, data
+augmentation, encoder, optimiser, number of steps and batches are the same for all.
 
-What came out stands in RESULTS.md, with tables made by ``python
-models/against_baselines.py --tables``: t-SimCLR gains in three dimensions, DSA crowds
-less in closed form, PID helps on MNIST, and each fails elsewhere.
+Scores of the encoder's output: linear probe and k-NN on test images, crowding of the
+classes, probe and k-NN on shifted test images (`probssl.shifts`; fitted to unshifted
+ones), and both on data sets that the encoder never saw.
 
-Prints and writes to benchmarks/results/against_baselines.json the scores of every fit.
-Needs MNIST, Fashion-MNIST and Omniglot: the environment variable PROBSSL_DATA names the
-folder that holds them.
+Results: docs/papers.md, with tables made by ``python models/against_baselines.py
+--tables``. t-SimCLR gains in three dimensions, DSA crowds less in closed form, PID
+helps on MNIST, and each fails elsewhere.
 
-Takes a little over an hour of one CPU core; fits run beside one another.
+Prints all scores and writes them to benchmarks/results/against_baselines.json. Needs
+MNIST, Fashion-MNIST and Omniglot in the folder named by the environment variable
+PROBSSL_DATA.
+
+Takes a little over an hour of one CPU core; fits run in parallel processes.
 """
 
 import json
@@ -86,7 +87,7 @@ METHODS |= {"SimCLR + PID, published ramp": "SimCLR"}
 
 
 def build(method: str, data: ps.data.Dataset) -> nn.Module:
-    """The objective, with the networks that all have."""
+    """An objective with the networks that all share."""
     shape, few = tuple(data.train.images.shape[1:]), method.endswith("3-D")
     net = ps.nn.ConvEncoder(shape, FEW if few else DIM, channels=CHANNELS)
     behind = None if few else projector()
@@ -120,7 +121,7 @@ class Job(NamedTuple):
 
 @lru_cache
 def images(name: str, side: int = SIDE) -> ps.data.Dataset:
-    """Images in [0, 1] of so many pixels a side, each a mean of several, read once."""
+    """Images in [0, 1], averaged down to `side` pixels, read once."""
     data = ps.data.load(name)
     train, test = (
         part._replace(images=adaptive_avg_pool2d(_floats(part.images), side))
@@ -141,7 +142,7 @@ def fit(
     epochs: int,
     ramp: tuple[float, float] = RAMP,
 ) -> ps.History:
-    """One cycle of the learning rate; PID gets its clusters on the way."""
+    """Fit with one cycle of the learning rate; PID in phases, for its clusters."""
     optimizer = Adam(objective.parameters(), LEARNING_RATE, fused=True)
     steps = epochs * max(1, len(data.train.images) // BATCH)
     options = {
@@ -174,7 +175,7 @@ def fit(
 def scores(
     objective: nn.Module, data: ps.data.Dataset, others: dict[str, ps.data.Dataset]
 ) -> dict[str, Any]:
-    """In distribution, of the classes' crowding, shifted, and on other data."""
+    """Scores in distribution, crowding, and scores on shifted and on other data."""
     z = ps.embed(objective, data.test)
     crowding = ps.evaluation.crowding(z, data.test.labels, bootstrap=20)
     return {
@@ -189,7 +190,7 @@ def scores(
 def one(
     job: Job, epochs: int, sets: dict[str, ps.data.Dataset] | None = None
 ) -> dict[str, Any]:
-    """What fit it was, and what came of it."""
+    """Fit and score one job."""
     began = time.process_time()
     names = (job.data, OTHERS[job.data], "omniglot")
     known = sets or {name: images(name) for name in names}
@@ -206,7 +207,7 @@ def one(
 def rows_of(
     jobs: list[Job], epochs: int, sets: dict[str, ps.data.Dataset] | None
 ) -> Iterator[dict[str, Any]]:
-    """What comes of the jobs, in their order; real ones run beside one another."""
+    """The rows of all jobs in their order; real ones run in parallel processes."""
     if sets is not None:
         yield from map(partial(one, epochs=epochs, sets=sets), jobs)
         return
@@ -270,7 +271,7 @@ def elsewhere(row: dict[str, Any]) -> dict[str, float]:
 
 
 def gains(rows: list[dict[str, Any]], column: str) -> dict[str, tuple[float, float]]:
-    """Mean and standard error of what each method has above its base, by seeds."""
+    """Mean and standard error over seeds of each method's gain over its base."""
     by = {(row["seed"], row["method"]): figures(row)[column] for row in rows}
     found = {}
     for method, base in METHODS.items():

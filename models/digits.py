@@ -1,15 +1,17 @@
-"""The thesis on scikit-learn's digits: every method and three baselines, five seeds.
+"""All methods and three baselines on scikit-learn's digits, five seeds.
 
-SimVAE is the distribution itself, on the plane or the sphere; VAE drops the content,
-autoencoders the density of z; all others drop the decoder and estimate the entropy of z
-instead. All see the same images, the same views (small turns, sizes and shifts) and z
-of 10 dimensions. Prints the means and standard deviations that stand in the README and
-writes them, with hardware and versions, to benchmarks/results/digits.json. What few
-labels gain over PCA has a standard error over the seeds: in each, all methods are given
-the same labels.
+SimVAE is the distribution as it stands, on the plane or the sphere. The VAE drops the
+content, autoencoders drop the density of z, and all others drop the decoder and
+estimate the entropy of z instead. Images, data augmentation (small rotations, scalings
+and shifts) and the 10 dimensions of z are the same for all.
 
-Takes about a quarter of an hour for each seed on one CPU core; seeds run beside one
-another.
+Prints the means and standard deviations that stand in README.md and docs/results.md,
+and writes them, with hardware and versions, to benchmarks/results/digits.json. The gain
+of the few-label probe over PCA has a standard error over seeds: in each seed all
+methods get the same labels.
+
+Takes about a quarter of an hour for each seed on one CPU core; seeds run in parallel
+processes.
 """
 
 import json
@@ -55,7 +57,7 @@ def one_seed(seed: int, epochs: int, methods: tuple[str, ...]) -> Figures:
 
 
 def by_seed(seeds: int, epochs: int, methods: tuple[str, ...]) -> list[Figures]:
-    """The figures of all seeds, which run beside one another with a thread each."""
+    """The figures of all seeds, which run in processes of one thread each."""
     if seeds == 1:
         return [one_seed(0, epochs, methods)]
     with ProcessPoolExecutor(
@@ -66,7 +68,7 @@ def by_seed(seeds: int, epochs: int, methods: tuple[str, ...]) -> list[Figures]:
 
 
 def kept(results: Path, seeds: int, epochs: int) -> dict[str, dict[str, list[float]]]:
-    """The figures that are there, if they are of as many seeds and epochs."""
+    """Earlier figures, if they have the same number of seeds and epochs."""
     if not results.is_file():
         return {}
     report = json.loads(results.read_text())
@@ -75,7 +77,7 @@ def kept(results: Path, seeds: int, epochs: int) -> dict[str, dict[str, list[flo
 
 
 def in_order(figures: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    """Methods as recipes have them, then what nothing is fitted for."""
+    """Methods in the order of recipes, then the baselines."""
     place = {name: i for i, name in enumerate(METHODS)}
     names = sorted(figures, key=lambda name: place.get(name, len(METHODS)))
     return {name: figures[name] for name in names}

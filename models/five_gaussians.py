@@ -1,41 +1,43 @@
-r"""Five Gaussians: SimCLR draws a pentagon, and views that know nothing of the data.
+r"""Five Gaussians: SimCLR arranges them as a pentagon, and views of noise or mixup.
 
-Two analyses of the neighbour-embedding view of contrastive learning, on mixtures
-:math:`\frac15 \sum_k N(\mu_k, \sigma^2 I)` with 250 items.
+Two analyses of contrastive learning as neighbour embedding, on mixtures :math:`\frac15
+\sum_k N(\mu_k, \sigma^2 I)` of 250 items.
 
 The circle: σ = 0.1, centres in the plane, views with noise of scale σ, SimCLR with
-representations on a circle. Perfect alignment has each class in one point, and perfect
-uniformity puts five points as far apart as they can be (the problem of Tammes): a
-regular pentagon, 72 degrees from one class mean to the next.
+representations on a circle. Perfect alignment puts each class in one point, and perfect
+uniformity puts five points as far apart as possible (Tammes's problem): a regular
+pentagon, 72 degrees from one class mean to the next.
 
 The views: noise, :math:`x + s \epsilon`, or mixup, :math:`x + \lambda (x' - x)` with
 another item :math:`x'` and λ uniform up to r. Centres are the corners of a regular
-simplex of side 1 (in the plane a pentagon), in a random direction in d dimensions; the
-classes are round, σ = 0.1 in every dimension, or flat, with the spread that σ = 0.1 has
-in the plane shared among all dimensions: then the data lie near the span of the
+simplex of side 1 (in the plane a pentagon), in a random direction in d dimensions. The
+classes are round, σ = 0.1 in every dimension, or flat: the total variance that σ = 0.1
+has in the plane, spread over all dimensions, so that the data lie near the span of the
 centres.
 
-What came out, of five seeds. The circle: the class means are 63 to 81 degrees apart,
-uniformity is -1.495 to -1.507 (a pentagon has -1.489, points all over the circle
--1.575), alignment 0.001 to 0.016.
+Results of the circle, five seeds: class means are 63 to 81 degrees apart, uniformity is
+-1.495 to -1.507 (a pentagon has -1.489, points all over the circle -1.575), alignment
+0.001 to 0.016.
 
-The views, by the median of crowding (after normalisation for SimCLR, which sees
-directions) and by five neighbours (always 1.00 for flat classes and in the plane).
-Noise of s = 0.3 is best nearly everywhere: SimCLR's crowding is 0.002 in the plane and
-0.004 for round classes in 200 dimensions, where that of the data is 1.9, for what
-spreads these classes is noise, and such views wash it out. But the scale must be right:
-s = 1 does well in the plane (0.009) and ends at 1.4 in 200 dimensions, with 0.50 for
-five neighbours. Mixup with r = 0.3 has no scale to suit to the dimension. It separates
-flat classes the better the more dimensions there are, 0.002 in the plane and below
-0.0001 in 200, nearly as well as the best noise; and in 200 dimensions either r is ahead
-of noise of s = 1. Of round classes it keeps the spread, since both views carry most of
-their item's own: 0.40, with 0.93 for five neighbours. So mixup does adapt to data of
-few dimensions; it is better than noise where noise is too large. With t-SimCLR the
-order is the same in 200 dimensions for s = 0.3, r = 0.3 and s = 1; what mixup leaves of
-round classes is less (0.23), what noise of 0.3 leaves is more (0.013).
+Results of the views: median crowding (after normalisation for SimCLR, which sees
+directions) and 5-NN accuracy (1.00 for flat classes and in the plane).
 
-Prints and writes to benchmarks/results/five_gaussians.json all figures over five seeds,
-and draws them to five_gaussians.png beside it.
+- Noise of s = 0.3 is best nearly everywhere: SimCLR's crowding is 0.002 in the plane
+  and 0.004 for round classes in 200 dimensions, where that of the data is 1.9. The
+  spread of these classes is noise, and such views remove it.
+- The scale must be right: s = 1 does well in the plane (0.009) and has 1.4 in 200
+  dimensions, with a 5-NN accuracy of 0.50.
+- Mixup with r = 0.3 has no scale to adapt to the dimension. It separates flat classes
+  better in more dimensions, 0.002 in the plane and below 0.0001 in 200, nearly as well
+  as the best noise. In 200 dimensions either r is better than noise of s = 1.
+- Mixup keeps the spread of round classes, since both views contain most of their item:
+  0.40, with a 5-NN accuracy of 0.93. So it adapts to data of few dimensions, and is
+  better than noise where noise is too large.
+- With t-SimCLR the order is the same in 200 dimensions for s = 0.3, r = 0.3 and s = 1;
+  mixup leaves less of round classes (0.23), noise of 0.3 leaves more (0.013).
+
+Prints all figures and writes them to benchmarks/results/five_gaussians.json, and draws
+them to five_gaussians.png beside it.
 
 Takes five minutes on one CPU core.
 """
@@ -74,7 +76,7 @@ def noise(scale: float) -> Views:
 
 
 def mixup(reach: float) -> Views:
-    """Two views of each item, on the way to others of the batch."""
+    """Two views of each item, mixed with other items of the batch."""
 
     def view(x: Tensor) -> Tensor:
         other = x[torch.randperm(len(x))]
@@ -112,7 +114,7 @@ def corners(dim: int) -> Tensor:
 
 
 def mixture(centres: Tensor, scale: float, items: int) -> ps.data.Split:
-    """As many items of each class, in mixed order."""
+    """Equally many items of each class, in random order."""
     labels = torch.arange(items)[torch.randperm(items)] % CLASSES
     x = centres[labels] + scale * torch.randn(items, centres.shape[1])
     return ps.data.Split(x, labels)
@@ -160,13 +162,13 @@ def on_circle(seed: int, steps: int) -> dict[str, Any]:
 
 
 def pentagon() -> float:
-    """The uniformity of five points that are a regular pentagon."""
+    """The uniformity of a regular pentagon."""
     angles = 2 * np.pi * np.arange(5) / 5
     return float(np.log(np.exp(-2 * (2 - 2 * np.cos(angles))).mean()))
 
 
 def separation(z: Any, known: Any, labels: Tensor, y: Tensor, unit: bool) -> dict:
-    """Accuracy of five neighbours, and crowding, of test items z."""
+    """5-NN accuracy and crowding of test items z."""
     found = ps.evaluation.crowding(z, y, normalise=unit, bootstrap=20, progress=False)
     knn = ps.evaluation.knn(known, labels, z, y)
     return {"knn": knn, "crowding": found.crowding.value}
@@ -241,7 +243,7 @@ def draw(
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a row is about, beside its seed and shape."""
+    """The settings of a row, without seed and shape."""
     return row["dim"], row["method"], row["views"], row["strength"]
 
 

@@ -1,21 +1,21 @@
-r"""Which noise is forgotten? Linear joint embedding and reconstruction on real images.
+r"""Linear joint embedding and reconstruction on real images: which noise is ignored?
 
 The linear experiment of the paper below. Signal x: the 50 leading principal components
-of MNIST or Fashion-MNIST, in grey levels from 0 to 255, centred. Noise g: 50 more
+of MNIST or Fashion-MNIST, in grey levels from 0 to 255, centred. Noise g: 50 further
 dimensions, drawn once for each image, of variances U[0, 1e3] (weak) or U[0, 1e6]
 (strong). Views :math:`\tau(x) = x + \theta + \alpha g'`: :math:`\theta` has variances
-U[0, 1e4] in all 100 dimensions, g' is as g but drawn anew. All is closed form.
+U[0, 1e4] in all 100 dimensions, g' is a new draw of g. Everything is in closed form.
 
-The score is how much the noise in the images changes the error: |error of the model of
-x and g - error of the model of x with zeros for g|, both trained with the same views,
-each on the n images it was trained on, without an intercept. The error is
-:math:`\min_V \frac1n \sum_i |y_i - V z_i|^2` with one-hot y and the representation z
-of the image itself; for the supervised model, which has no z, it is that of Lemma B.1's
-regression as it stands. So read, all six supervised values are the figure's; with the
-error of test images they are not.
+The score is how much noise in the images changes the error: |error of the model of x
+and g - error of the model of x with zeros for g|, both trained with the same views,
+each on the n images it was trained on, without an intercept. The error is :math:`\min_V
+\frac1n \sum_i |y_i - V z_i|^2` with one-hot y and the representation z of the image
+itself; the supervised model has no z and the error of Lemma B.1's regression. In this
+reading all six supervised values are the figure's; with the error of test images they
+are not.
 
-What came out, of five seeds, at n = 60,000 of MNIST (in brackets what can be read off
-the paper's figure, to some 30 % and at about 50,000), for alpha = 0.1, 1 and 10:
+Results, five seeds, at n = 60,000 of MNIST (in brackets the values read off the paper's
+figure, to some 30 % and at about 50,000), for alpha = 0.1, 1 and 10:
 
 | method, noise           | 0.1             | 1               | 10              |
 |-------------------------|-----------------|-----------------|-----------------|
@@ -26,25 +26,26 @@ the paper's figure, to some 30 % and at about 50,000), for alpha = 0.1, 1 and 10
 | reconstruction, weak    | 7e-7 (1.3e-5)   | 4e-7 (1.1e-5)   | 1.4e-8 (6e-6)   |
 | reconstruction, strong  | 0.20 (0.19)     | 0.14 (0.15)     | 4e-4 (5.5e-2)   |
 
-The thresholds of `probssl.linear` say which curves fall. Joint embedding needs alpha
-above 0.4 to 0.9: it is flat at 0.1 and falls by orders of magnitude at 1. Strong noise
-needs 11 to 12 in reconstruction, weak noise nothing: at 0.1 and 1 it keeps 6 to 12 of
-the 50 components of signal as n grows, and at 10 the 45 to 47 strongest, so that its
-curve turns up again, to the little that the others are worth. Fashion-MNIST's last
-components are weaker, and alpha = 1 lies at joint embedding's threshold (1.0 to 1.1
-with strong noise): that curve flattens at 2e-3. Only 20,000 images of it are used.
+The thresholds of `probssl.linear` predict which curves fall. Joint embedding needs
+alpha above 0.4 to 0.9: its curve is flat at 0.1 and falls by orders of magnitude at 1.
+Reconstruction needs 11 to 12 for strong noise, nothing for weak noise. With strong
+noise it keeps 6 to 12 of the 50 components of signal as n grows at 0.1 and 1, and at 10
+the 45 to 47 strongest, so that its curve turns up again by the little that the others
+contribute. The last components of Fashion-MNIST are weaker, and alpha = 1 lies at joint
+embedding's threshold (1.0 to 1.1 with strong noise): that curve flattens at 2e-3. Only
+20,000 images of it are used.
 
-Fourteen values are within a factor of 3 of the figure's. The four others are all
-reconstruction's: with weak noise, and with strong noise at 10, which in the figure
-falls with n from 0.3 to what the 30 weakest components are worth. In the closed form
-both paradigms come to the same where all signal is kept; in the figure, with weak noise
-at 10, they differ by a factor of 600. Tried, without one reading that gives all four:
-other draws of the variances, errors of test images, views drawn in place of their exact
+Fourteen values are within a factor of 3 of the figure's. The other four are
+reconstruction's: with weak noise, and with strong noise at 10, where the figure falls
+with n from 0.3 to what the 30 weakest components contribute. In closed form both
+paradigms agree where all signal is kept; in the figure, with weak noise at 10, they
+differ by a factor of 600. Tried without finding one reading that gives all four: other
+draws of the variances, errors of test images, sampled views in place of their exact
 covariance, and the transposed decoder as encoder.
 
 Writes medians and ranges over seeds and the thresholds to
 benchmarks/results/joint_embedding_vs_reconstruction.json, and draws them to a .png
-beside it. Needs both sets: the environment variable PROBSSL_DATA names their folder.
+beside it. Needs both sets in the folder named by the environment variable PROBSSL_DATA.
 Takes two minutes on one CPU core.
 
 Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
@@ -97,7 +98,7 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 class Curve(NamedTuple):
-    """Of one method, strength and alignment; an entry for each seed."""
+    """Scores of one method, noise and alignment; an entry for each seed."""
 
     scores: Array  # and for each n
     thresholds: Array
@@ -134,7 +135,7 @@ def least_squares(Z: Array, Y: Array, spread: Array | float = 0.0) -> float:
 
 
 def error(method: Paradigm, X: Array, Y: Array, spread: Array) -> float:
-    """That of the regression itself, or of a probe on representations of the images."""
+    """The error of the regression, or of a probe on representations of the images."""
     if method == "supervised":
         return least_squares(X, Y, np.diag(spread))
     kind = JointEmbeddingSSL if method == "joint embedding" else ReconstructionSSL
@@ -145,7 +146,7 @@ def error(method: Paradigm, X: Array, Y: Array, spread: Array) -> float:
 def kept(
     variances: Array, gamma: Array, theta: Array, alignment: float, method: Paradigm
 ) -> int:
-    """How many of the components kept are signal, as n grows without end."""
+    """The number of kept components that are signal, as n goes to infinity."""
     if method == "supervised":
         return DIM
     ours, other = asymptotic_spectra(variances, gamma, theta, alignment, method)
@@ -153,7 +154,7 @@ def kept(
 
 
 def measured(P: Array, Y: Array, sizes: Array, seeds: int) -> Curves:
-    """What noise in the images changes, and what theory says of it."""
+    """The change of the error by noise in the images, and the theory's prediction."""
     curves: Curves = {
         key: Curve(np.empty((seeds, len(sizes))), np.empty(seeds), np.empty(seeds))
         for key in product(METHODS, STRENGTHS, ALIGNMENTS)
@@ -180,7 +181,7 @@ def measured(P: Array, Y: Array, sizes: Array, seeds: int) -> Curves:
 
 
 def show(name: str, curves: Curves) -> None:
-    """Print the scores of the most images, the figure's, and what theory says."""
+    """Print scores at the largest n, those of the figure, and the theory's."""
     print(f"{name}: median [range] over seeds at the largest n")
     for (method, strength, alignment), curve in curves.items():
         read = FIGURE[method, strength][ALIGNMENTS.index(alignment)]
@@ -229,7 +230,7 @@ def draw(tables: Mapping[str, tuple[Array, Curves]], path: Path) -> None:
 
 
 def rounded(values: Iterable[float]) -> list[float]:
-    """To three digits, which is more than seeds agree on."""
+    """Values to three digits; seeds agree on fewer."""
     return [float(f"{value:.3g}") for value in values]
 
 

@@ -1,29 +1,30 @@
-r"""Joint embedding or reconstruction, where much of an image does not matter? MNIST.
+"""Joint embedding or reconstruction where most of an image is irrelevant? MNIST.
 
-Digits lie over backgrounds of light and shade, each image over one of its own,
-:math:`(1 - m) x + m b`, in training and in test. The linear theory (`probssl.linear`)
-says that joint embedding forgets even a strong background if the views vary it by more
-than they vary the digit; that reconstruction forgets only a weak one; and that neither
-can know what does not matter if no view says so. Is it so for deep objectives? SimCLR
-and VICReg stand for joint embedding, SimVAE, the denoising and the masked autoencoder
-for reconstruction, all with one small convolutional encoder and z of 16 dimensions;
-beside them are both closed forms, PCA and raw pixels. Views move the image a little;
-"with the noise" they also add a fresh background, as strong as the image's own. Nobody
-is shown a digit alone: a denoising autoencoder's target is the image with its
-background.
+Each digit lies over a smooth background of its own, :math:`(1 - m) x + m b`, in
+training and in test. The linear theory (`probssl.linear`) says that joint embedding
+ignores even a strong background if the views vary it by more than they vary the digit;
+that reconstruction ignores only a weak one; and that neither can know what is
+irrelevant if no view varies it. Do deep objectives agree? SimCLR and VICReg stand for
+joint embedding, SimVAE, the denoising and the masked autoencoder for reconstruction,
+all with one small convolutional encoder and z of 16 dimensions; baselines are both
+closed forms, PCA and raw pixels. Views move the image a little; "with the noise" they
+also add a new background, as strong as the image's own. No method sees a digit alone:
+the target of the denoising autoencoder is the image with its background.
 
-What came out, linear probes of test images, means of three seeds (all in the README):
+Results, linear probes of test images, means of three seeds (all in docs/results.md):
 
 - Backgrounds of twice the digit's standard deviation, views without them: 0.18 to 0.27
-  for all that learns. With them SimCLR has 0.85, VICReg 0.84 and linear joint embedding
-  0.83; SimVAE 0.20, the autoencoders 0.39 and 0.20, linear reconstruction 0.44.
+  for all trained methods. Views with them: SimCLR 0.85, VICReg 0.84 and linear joint
+  embedding 0.83; SimVAE 0.20, the autoencoders 0.39 and 0.20, linear reconstruction
+  0.44.
 - At four times only joint embedding finds the digit: the linear one (0.78) better than
   the deep ones (0.42 and 0.60, seeds 0.25 and 0.14 apart), all others at most 0.20.
 - Backgrounds half as strong as the digit, views without them: reconstruction loses a
-  little (0.74 to 0.84), joint embedding most (0.46 to 0.57), for the background is what
-  views agree in best.
-- With covering views the denoising autoencoder follows linear reconstruction. SimVAE
-  and the masked autoencoder lose more: what they draw is the background as well.
+  little (0.74 to 0.84), joint embedding most (0.46 to 0.57), since views agree best in
+  the background.
+- With views that vary the background the denoising autoencoder follows linear
+  reconstruction. SimVAE and the masked autoencoder lose more: they also reconstruct the
+  background.
 
 `linear.advise`, on the training images and without labels, says "joint embedding" at 2
 and 4 with the noise in the views (on all, and on 58 %, of random halves of the images),
@@ -32,14 +33,14 @@ and 4 with the noise in the views (on all, and on 58 %, of random halves of the 
 
 The backgrounds are sums of 16 long cosines, so that they take 16 of the 196 directions
 of the pixels. They, the encoder, the learning rate and the size of the moves were
-chosen after first trials on one seed, some with smooth random fields for backgrounds:
-these lie in the strokes' own directions, where no linear map tells the two apart.
+chosen after first trials on one seed, some with smooth random fields as backgrounds:
+these have the directions of the strokes, where no linear map separates the two.
 
-Prints and writes to benchmarks/results/paradigms_under_noise.json every probe with the
-advice, and draws them to a .png beside it. Needs MNIST: the environment variable
-PROBSSL_DATA names the folder that holds it.
+Prints every probe with the advice and writes them to
+benchmarks/results/paradigms_under_noise.json, and draws them to a .png beside it. Needs
+MNIST in the folder named by the environment variable PROBSSL_DATA.
 
-Takes half an hour of one CPU core; fits run beside one another.
+Takes half an hour of one CPU core; fits run in parallel processes.
 """
 
 import json
@@ -140,7 +141,7 @@ def _floats(images: Tensor) -> Tensor:
 
 
 def build(method: str, shape: tuple[int, ...]) -> nn.Module:
-    """The objective, with the networks and the likelihood that all have."""
+    """An objective with the networks and the likelihood that all share."""
     encoder = ps.nn.ConvEncoder(shape, DIM, channels=CHANNELS)
     decoder = ps.nn.MLPDecoder(DIM, shape)
     pixels = ps.likelihoods.Gaussian(ps.learned(0.2), floor=0.01)
@@ -168,7 +169,7 @@ FIXED = ("PCA", "raw pixels")  # which have no views
 
 
 class Job(NamedTuple):
-    """One method, on images and with views of one kind."""
+    """A method, a strength of the background, and a kind of views."""
 
     seed: int
     ratio: float
@@ -176,14 +177,14 @@ class Job(NamedTuple):
     method: str
 
     def needed(self) -> bool:
-        """Whether it is not the same as that without matching views."""
+        """Whether the job differs from the one without matching views."""
         return not self.matching or (self.ratio > 0 and self.method not in FIXED)
 
 
 def represented(
     job: Job, data: ps.data.Dataset, sampler: nn.Module, epochs: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """z of the training and of the test images, of a method that is fitted first."""
+    """Fit a method; return z of the training and of the test images."""
     from sklearn.decomposition import PCA
 
     shape = tuple(data.train.images.shape[1:])
@@ -215,7 +216,7 @@ def represented(
 
 
 def one(job: Job, epochs: int, data: ps.data.Dataset | None = None) -> dict[str, Any]:
-    """What job it was, and how well the labels are read from its z."""
+    """Fit one job and probe its z."""
     data, began = mnist() if data is None else data, time.process_time()
     images = noisy(data, job.ratio, job.seed)
     sampler = views(amplitude(data, job.ratio), job.matching)
@@ -232,7 +233,7 @@ def one(job: Job, epochs: int, data: ps.data.Dataset | None = None) -> dict[str,
 def advised(
     ratio: float, matching: bool, data: ps.data.Dataset, seed: int = 0
 ) -> dict[str, Any]:
-    """What `linear.advise` says of the same images and views, without labels."""
+    """The answer of `linear.advise` for the same images and views."""
     torch.manual_seed(seed)
     sampler = views(amplitude(data, ratio), matching)
     images = noisy(data, ratio, seed).train.images
@@ -244,7 +245,7 @@ def advised(
 def rows_of(
     jobs: list[Job], epochs: int, data: ps.data.Dataset | None
 ) -> Iterator[dict[str, Any]]:
-    """What comes of the jobs, in their order; those on MNIST run beside one another."""
+    """The rows of all jobs in their order; those on MNIST run in parallel."""
     if data is not None:
         yield from map(partial(one, epochs=epochs, data=data), jobs)
         return

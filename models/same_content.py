@@ -1,20 +1,20 @@
-r"""Does the affinity of DSA know which items are of one class? MNIST and CIFAR-10.
+"""Does the affinity of DSA know which items are of one class? MNIST and CIFAR-10.
 
 DSA ("On the Discriminability of Self-Supervised Representation Learning", Song et al.,
-2024) learns for every pair of items the probability M that they have the same content.
-Labels are not seen; here they judge it: over all pairs of test images, the area under
-the receiver operating characteristic of M for "same class", beside that of the cosine
-of what the objective compares, of the encoder's representation, and of the reference
-that M is anchored to. M is a network of both representations, anchored to a slow copy
-of the encoder, or the closed form of a von Mises-Fisher prior, whose concentration and
-odds are learned, anchored to principal components. The base is SimCLR.
+2024) learns for every pair of items the probability M that they have the same content,
+without labels. Here labels judge it: over all pairs of test images, the area under the
+receiver operating characteristic of M for "same class", beside that of the cosine
+similarity of the projector's output, of the encoder's, and of the reference that
+anchors M. M is a network of both representations, anchored to a momentum (EMA) encoder,
+or the closed form of a von Mises-Fisher prior, whose concentration and odds are
+learned, anchored to principal components. The base is SimCLR.
 
-What came out stands in RESULTS.md: M tells pairs of one class better than pixels do,
-but no better than the cosine of what the objective compares. The closed form is a
-function of that cosine, and has its area.
+Results: docs/papers.md. M classifies pairs better than pixels do, but no better than
+the cosine of the projector's output. The closed form is a function of that cosine, and
+has its area.
 
-Prints and writes to benchmarks/results/same_content.json every area. Needs MNIST and
-CIFAR-10: the environment variable PROBSSL_DATA names the folder that holds them.
+Prints every area and writes them to benchmarks/results/same_content.json. Needs MNIST
+and CIFAR-10 in the folder named by the environment variable PROBSSL_DATA.
 
 Takes ten minutes of one CPU core.
 """
@@ -49,7 +49,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def images(name: str) -> ps.data.Dataset:
-    """Images in [0, 1] of a few pixels a side, each a mean of several."""
+    """Images in [0, 1], averaged down to a few pixels a side."""
     data = ps.data.load(name)
     train, test = (
         part._replace(images=adaptive_avg_pool2d(_floats(part.images), SIDES[name]))
@@ -85,7 +85,7 @@ def fit(
     views: Callable[[Tensor], Tensor],
     epochs: int,
 ) -> None:
-    """One cycle of the learning rate."""
+    """Fit with one cycle of the learning rate."""
     optimizer = Adam(dsa.parameters(), LEARNING_RATE, fused=True)
     steps = epochs * max(1, len(data.train.images) // BATCH)
     ps.fit(
