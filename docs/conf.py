@@ -41,9 +41,10 @@ generate.write_pages()
 
 
 def skip(app, what, name, obj, skip, options):
-    """Leave out what other packages put into our classes."""
-    module = getattr(obj, "__module__", None) or ""
-    return True if module.startswith("sklearn") else None
+    """Leave out what other packages and named tuples put into our classes."""
+    foreign = (getattr(obj, "__module__", None) or "").startswith("sklearn")
+    field = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
+    return True if foreign or field else None
 
 
 def mathml(text, display="inline"):
