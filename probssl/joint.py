@@ -225,7 +225,8 @@ class Joint(nn.Module):
         for net, likelihood, part in zip(nets, self.likelihoods, z, strict=True):
             output = lowered(net, part.flatten(0, -2))
             distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
-            found.append(distribution.to_event(output.dim() - 1))
+            axes = len(distribution.batch_shape) - (part.dim() - 1)  # those of x
+            found.append(distribution.to_event(axes))
         return tuple(found)
 
     def arranged(self, batch: Batch) -> Batch:

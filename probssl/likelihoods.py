@@ -19,7 +19,8 @@ class Likelihood(nn.Module):
     """A likelihood p(x|z): `forward` maps a decoder's output to the distribution of x.
 
     A likelihood of your own overrides `forward` and, where x is restricted, `check`.
-    The batch shape of what `forward` returns is the shape of the output.
+    The shape of what `forward` returns, batch and event, is that of x; an output with
+    several parameters for each element of x has another one.
 
     Attributes:
         measure: The reference measure of the density. Evidences are comparable under

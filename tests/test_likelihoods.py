@@ -11,6 +11,7 @@ from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
     one_hot,
+    softplus,
 )
 from torch.testing import assert_close
 
@@ -144,3 +145,28 @@ test_what_cannot_be_is_refused = refusals(
     (lambda: Gaussian(ps.learned(1e-4), floor=1e-3), ValueError, "above 0.001"),
     (lambda: Gaussian(dist.LogNormal(-1.0, 1.0)), ValueError, "those of the prior"),
 )
+
+
+class TwoParameters(Likelihood):
+    """A normal with mean and standard deviation from the decoder, on any axis."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, output: torch.Tensor) -> dist.TorchDistribution:
+        mean, scale = output.unbind(self.axis)
+        return dist.Normal(mean, softplus(scale) + 0.1, validate_args=False)
+
+
+@pytest.mark.parametrize("axis, shape", [(-1, (3, 4, 2)), (-3, (2, 3, 4))])
+def test_an_element_may_have_several_parameters(axis, shape):
+    decoder = ps.nn.MLPDecoder(2, shape, hidden=())
+    encoder, prior = ps.nn.MLPEncoder((3, 4), 2), ps.priors.Gaussian(2)
+    likelihood = TwoParameters(axis)
+    joint = ps.Joint(prior, likelihood, encoder, decoder)
+    ps.testing.check_likelihood(likelihood, decoder(torch.randn(3, 2)), draws=1000)
+    z, x = torch.randn(5, 2, 2), torch.randn(5, 2, 3, 4)
+    mean, scale = decoder(z.flatten(0, 1)).unbind(axis)
+    each = dist.Normal(mean, softplus(scale) + 0.1).log_prob(x.flatten(0, 1))
+    assert_close(joint.decode(z).log_prob(x), each.sum((1, 2)).view(5, 2))

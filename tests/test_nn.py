@@ -269,3 +269,11 @@ test_modalities_that_do_not_match_are_refused = refusals(
     (lambda: each_view(two(), torch.randn(5, 1, 4)), ValueError, "got one tensor"),
     (lambda: each_view(two(), (torch.randn(5, 1, 4),)), ValueError, "2 parts, one for"),
 )
+
+
+def test_a_view_for_each_modality_may_come_as_one_tensor():
+    parts = PerModality([MLPEncoder((3,), 2) for _ in range(2)])
+    x = torch.randn(5, 2, 3)
+    apart = each_view(parts, x.split(1, 1))
+    assert_close(each_view(parts, x), apart)
+    assert_close(apart[:, 1], parts.parts[1](x[:, 1]))

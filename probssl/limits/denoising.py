@@ -81,14 +81,16 @@ class DenoisingAutoencoder(nn.Module):
         clean = _clean(batch).unsqueeze(1)
         z = each_view(self.encoder, self._corrupted(batch.views))
         output = lowered(self.decoder, z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        if output.shape[2:] != clean.shape[2:]:
+        distribution = self.likelihood(output)
+        shape = distribution.shape()[2:]
+        if shape != clean.shape[2:]:
             raise ValueError(
                 "expected a decoder that returns items of the shape of clean ones, "
-                f"{tuple(clean.shape[2:])}, got {tuple(output.shape[2:])}; build it "
-                "with that event shape"
+                f"{tuple(clean.shape[2:])}, got {tuple(shape)}; build it with that "
+                "event shape"
             )
-        likelihood = self.likelihood(output).to_event(output.dim() - 2)
-        return Terms(reconstruction=likelihood.log_prob(clean).mean())
+        distribution = distribution.to_event(len(distribution.batch_shape) - 2)
+        return Terms(reconstruction=distribution.log_prob(clean).mean())
 
     def _corrupted(
         self, views: Tensor | tuple[Tensor, ...]

@@ -88,8 +88,11 @@ def each_view(
     Arguments:
         encoder: A module (n, \*event) -> (n, dim), applied to all views, which may
             have several sizes; or a `PerModality`.
-        views: Shape (batch, view, \*event), or a tuple of such tensors.
+        views: Shape (batch, view, \*event), or a tuple of such tensors. For a
+            `PerModality` a tensor with a view for each modality will do.
     """
+    if isinstance(encoder, PerModality) and not isinstance(views, tuple):
+        views = views.split(1, 1) if views.shape[1] == len(encoder) else views
     several = isinstance(views, tuple)
     parts: tuple[Tensor, ...] = views if isinstance(views, tuple) else (views,)
     flat = [part.flatten(0, 1) for part in parts]

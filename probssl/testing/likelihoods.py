@@ -31,7 +31,7 @@ def check_likelihood(
     r"""Check a likelihood of your own against the laws of any :math:`p(x \mid z)`.
 
     ================  ============================================================
-    shapes            batch shape of the output; x of the same shape
+    shapes            the leading axes are those of the output, the others those of x
     normalisation     the density sums or integrates to one, for every element of x
     sampling          samples follow the density
     mean              samples have the mean of the distribution
@@ -78,6 +78,11 @@ class _Case(NamedTuple):
     def counts(self) -> bool:
         return self.likelihood.measure.startswith("counting")
 
+    @property
+    def shape(self) -> torch.Size:
+        """That of x."""
+        return self.of(self.output).shape()
+
     def of(self, output: Tensor) -> TorchDistribution:
         distribution: TorchDistribution = self.likelihood(output)
         return distribution
@@ -110,19 +115,19 @@ class _Case(NamedTuple):
     ) -> Float[Tensor, "value element"]:
         """The log-densities of the first elements, or vectors, at all values."""
         if self.likelihood.elementwise:
-            elements = min(MOST_ELEMENTS, self.output.numel())
+            elements = min(MOST_ELEMENTS, self.shape.numel())
             return self.log_prob(values.unsqueeze(1).expand(-1, elements))
         distribution = self.of(self.output).to_event(1)
-        lead = [1] * (self.output.dim() - 1)
+        lead = [1] * (len(self.shape) - 1)
         log_prob = distribution.log_prob(values.unflatten(0, (-1, *lead)))
         return log_prob.flatten(1)[:, :MOST_ELEMENTS].detach()
 
     def log_prob(self, x: Float[Tensor, "n element"]) -> Float[Tensor, "n element"]:
         """The log-density of the first elements, the others being as they may."""
         distribution = self.of(self.output)
-        whole = distribution.sample().expand(len(x), *self.output.shape).flatten(1)
+        whole = distribution.sample().expand(len(x), *self.shape).flatten(1)
         whole = torch.cat([x, whole[:, x.shape[1] :]], 1)
-        log_prob = distribution.log_prob(whole.view(-1, *self.output.shape))
+        log_prob = distribution.log_prob(whole.view(-1, *self.shape))
         return log_prob.flatten(1)[:, : x.shape[1]].detach()
 
     def log_density(self) -> LogDensity:
@@ -131,23 +136,25 @@ class _Case(NamedTuple):
 
 
 def shapes(case: _Case) -> Iterator[str]:
-    """One distribution for every element of the output."""
-    shape = tuple(case.output.shape)
-    wide = case.output.expand(2, *shape)
+    """One distribution of x for every item, whatever axes are in front."""
+    event = tuple(case.of(case.output).shape()[1:])
+    wide = case.output.expand(2, *case.output.shape)
     for output in (case.output, case.output[:1], wide):
-        distribution, shape = case.of(output), tuple(output.shape)
-        found = tuple(distribution.batch_shape), tuple(distribution.event_shape)
-        if found != (shape, ()):
+        distribution = case.of(output)
+        lead = tuple(output.shape[: output.dim() - case.output.dim() + 1])
+        found = tuple(distribution.shape())
+        if found != lead + event:
             yield (
-                f"expected batch shape {shape} and event shape () for such an output, "
-                f"got {found[0]} and {found[1]}; leave .to_event to the joint"
+                f"expected a distribution of shape {lead + event} for an output of "
+                f"shape {tuple(output.shape)}, got {found}; count axes from the last"
             )
             return
         x = distribution.sample()
-        log_prob = distribution.to_event(output.dim() - 1).log_prob(x)
-        if tuple(x.shape) != shape or tuple(log_prob.shape) != shape[:1]:
+        axes = len(distribution.batch_shape) - len(lead)
+        log_prob = distribution.to_event(axes).log_prob(x)
+        if tuple(x.shape) != found or tuple(log_prob.shape) != lead:
             yield (
-                f"expected x of shape {shape} and {shape[:1]} log-densities, got "
+                f"expected x of shape {found} and {lead} log-densities, got "
                 f"{tuple(x.shape)} and {tuple(log_prob.shape)}"
             )
             return
