@@ -13,7 +13,6 @@ from probssl.limits import LogDet
 from probssl.limits.barlow import BarlowTwins, standardised
 from probssl.limits.wmse import WMSE, whitened
 from probssl.terms import Batch
-from probssl.testing import check_objective
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -241,19 +240,3 @@ def test_equal_views_are_best(limit):
     z, objective = torch.randn(9, 2, 4), limit(nn.Identity())
     equal = z[:, :1].repeat(1, 2, 1)
     assert value(objective, equal) > value(objective, z)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda *networks: WMSE(*networks, size=5, rounds=2),
-        lambda *networks: WMSE(*networks, normalise=False),
-    ],
-    ids=["in parts", "euclidean"],
-)
-def test_laws_of_objectives_hold(build):
-    encoder, projector = (
-        ps.nn.MLPEncoder((5,), 3, hidden=(8,)),
-        ps.nn.Projector(3, 8, 4),
-    )
-    check_objective(build(encoder, projector), Batch(torch.randn(12, 2, 5)))

@@ -1,4 +1,4 @@
-"""BYOL and SimSiam: their published updates, and that these are no gradients."""
+"""BYOL and SimSiam: their published updates, which are no gradients; EMA teachers."""
 
 import math
 from copy import deepcopy
@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.limits._distillation import Distillation
+from probssl.limits._ema import Teacher
 from probssl.limits.byol import BYOL
 from probssl.limits.simsiam import SimSiam
 from probssl.terms import Batch
@@ -252,3 +253,48 @@ def test_modalities_are_taken_and_fit_trains_them(limit):
     for _ in ps.train.steps(objective, 50 * [Batch(groups)], optimizer):
         pass
     assert value(objective.eval(), groups) > before
+
+
+# The teacher
+
+
+def teacher_behind() -> tuple[nn.Module, Teacher]:
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    teacher = Teacher(network, momentum=0.9)
+    with torch.no_grad():
+        network[0].weight.add_(1.0)
+    return network, teacher
+
+
+def test_a_teacher_moves_a_tenth_of_the_way():
+    network, teacher = teacher_behind()
+    before = teacher.network[0].weight.clone()
+    teacher.follow(network)
+    assert_close(teacher.network[0].weight, before + 0.1)
+
+
+def test_a_teacher_stays_in_evaluation():
+    network, teacher = teacher_behind()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    teacher.eval()
+    teacher.follow(network)
+    teacher(torch.randn(4, 3))
+    for key, value in teacher.state_dict().items():
+        assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_a_teacher_has_no_gradient_and_no_trainable_parameter():
+    _, teacher = teacher_behind()
+    z = teacher(torch.randn(4, 3, requires_grad=True))
+    assert not z.requires_grad
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_momentum_zero_is_the_network_itself_and_one_stands_still():
+    network, _ = teacher_behind()
+    for momentum, same in ((0.0, True), (1.0, False)):
+        teacher = Teacher(network, momentum)
+        with torch.no_grad():
+            network[0].weight.add_(1.0)
+        teacher.follow(network)
+        assert torch.equal(teacher.network[0].weight, network[0].weight) is same

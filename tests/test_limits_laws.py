@@ -242,9 +242,22 @@ def test_own_objectives_are_fitted_embedded_saved_and_loaded(name, tmp_path):
     assert_close(ps.embed(again, x), z, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_own_objectives_obey_the_laws(name):
-    ps.testing.check_objective(OWN[name](), batch(), repeats=5)
+VARIANTS = {
+    "random temperature": lambda: CLIP(encoder(), temperature=dist.LogNormal(-2, 0.5)),
+    "queue behind a projector": lambda: SimCLR(encoder(), projector(), queue=20),
+    "W-MSE in parts": lambda: WMSE(encoder(), projector(), size=5, rounds=2),
+    "Euclidean W-MSE": lambda: WMSE(encoder(), projector(), normalise=False),
+}
+
+
+@pytest.mark.parametrize("name", OWN | VARIANTS)
+def test_own_objectives_and_variants_obey_the_laws(name):
+    objective, data = (OWN | VARIANTS)[name](), batch(items=12)
+    data = data._replace(index=torch.arange(12) % ITEMS)
+    objective.population = torch.tensor(9.0)
+    with torch.no_grad():
+        objective(data)  # fills the queue
+    ps.testing.check_objective(objective, data, repeats=10)
 
 
 def test_own_objectives_are_compared():

@@ -299,17 +299,6 @@ def test_clusters_that_are_points_make_finite_weights():
     assert found.isfinite().all() and found.abs().max() > 10
 
 
-def test_it_comes_back_from_a_folder(tmp_path):
-    torch.set_default_dtype(torch.float32)
-    base = SimCLR(encoder(), projector())
-    objective = PID(base, CLUSTERS, ITEMS, weight=0.25, layer="backbone")
-    objective.assign(torch.randn(ITEMS, 3))
-    loaded = ps.load(ps.save(objective, tmp_path))
-    assert_close(loaded.state_dict(), objective.state_dict(), rtol=0, atol=0)
-    batch = Batch(torch.randn(9, 2, 6), index=torch.arange(9))
-    assert_close(loaded(batch), objective.eval()(batch), rtol=0, atol=0)
-
-
 # What is refused
 
 
