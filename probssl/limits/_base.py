@@ -13,14 +13,8 @@ from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 
-__all__ = [
-    "Embedding",
-    "Extension",
-    "JointEmbedding",
-    "check_not_random",
-    "check_only_views",
-    "over_pairs",
-]
+__all__ = ["Embedding", "Extension", "JointEmbedding"]
+__all__ += ["check_not_random", "check_only_views", "over_pairs"]
 
 
 class JointEmbedding(nn.Module):
@@ -42,8 +36,9 @@ class JointEmbedding(nn.Module):
         >>> terms = objective(ps.Batch(torch.randn(8, 2, 3)))  # 8 items, 2 views each
 
     State, such as a momentum encoder or a queue, lives in buffers and frozen
-    parameters; `value` may write it in training mode, and reads further inputs, such as
-    the views for a momentum encoder, from the batch.
+    parameters; `value` may write it in training mode, and takes further inputs, such as
+    the views for a momentum encoder, from the batch. Override `check_shape` to accept
+    one view, absent views or contents, and `prepared` to change z before `value`.
 
     What the package needs of any objective, which may be any ``nn.Module``:
 

@@ -11,7 +11,15 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.testing import assert_close
 
-__all__ = ["assert_mean", "assert_same", "mean_and_bar", "refusals", "seeded", "traces"]
+__all__ = [
+    "asymmetry",
+    "assert_mean",
+    "assert_same",
+    "mean_and_bar",
+    "refusals",
+    "seeded",
+    "traces",
+]
 __all__ += ["value_and_grad"]
 
 BARS = 5.0  # standard errors
@@ -75,6 +83,21 @@ def assert_same(
     grads = [torch.autograd.grad(v, leaves, retain_graph=True) for v in (ours, plain)]
     for left, right in zip((ours, *grads[0]), (plain, *grads[1]), strict=True):
         assert_close(left, right, rtol=rtol, atol=atol)
+
+
+def asymmetry(
+    update: Callable[[Tensor], Tensor], start: Tensor, step: float = 1e-5
+) -> float:
+    """How far the Jacobian of an update is from symmetric, relative to its norm.
+
+    It is symmetric for the gradient of a scalar. By central differences.
+    """
+    columns = []
+    for direction in step * torch.eye(start.numel()).view(-1, *start.shape):
+        change = update(start + direction) - update(start - direction)
+        columns.append(change.flatten() / (2 * step))
+    jacobian = torch.stack(columns)
+    return float((jacobian - jacobian.T).norm() / jacobian.norm())
 
 
 def refusals(
