@@ -124,7 +124,7 @@ def test_info_nce_is_below_the_information():
     assert info_nce(*pairs(1_000, 3).transpose(1, 0, 2)).value < known(3)
 
 
-def test_nothing_is_shared_by_views_of_different_items():
+def test_views_of_different_items_share_no_information():
     z = pairs(500, 3)
     for measure in ESTIMATES:
         value, error = measure(z[:, 0], z[::-1, 1])
@@ -142,7 +142,7 @@ def test_information_does_not_move_when_z_is_rescaled_or_rotated(measure):
 
 
 @pytest.mark.parametrize("measure", ESTIMATES)
-def test_errors_are_what_repeated_samples_show(measure):
+def test_standard_errors_are_those_of_repeated_samples(measure):
     values, errors = repeated(measure, 3).T
     ratio = errors.mean() / values.std(ddof=1)
     noise = 5 / math.sqrt(2 * len(values))  # five relative errors of a deviation
@@ -248,7 +248,7 @@ class TestUndefined:
         with pytest.raises(Undefined, match="too few"):
             gaussian_information(wide[:, 0], wide[:, 1])
 
-    def test_dimensions_that_do_not_vary_tell_nothing(self):
+    def test_constant_dimensions_add_no_information(self):
         z = pairs(60, 2)
         wider = np.concatenate([z, np.full((60, 2, 3), 7.0)], -1)
         for measure in (gaussian_information, nearest_neighbour_information):

@@ -59,7 +59,7 @@ def signs(n, sd, seed=0):
 
 
 def of_a_sign(*sd):
-    """What these views together tell of the sign, by quadrature over log-odds."""
+    """The information of these views about the sign, by quadrature over log-odds."""
     signal = sum(s**-2 for s in sd)
     nodes, weights = np.polynomial.hermite_e.hermegauss(100)
     log_odds = 2 * signal + 2 * math.sqrt(signal) * nodes  # given t = 1
@@ -75,7 +75,7 @@ def thresholded(n, sd, seed=0):
 
 
 def of_a_threshold(*sd):
-    """What these views together tell of y > 0, by quadrature over its mean given z."""
+    """The information of these views about y > 0, by quadrature over E[y | z]."""
     from scipy.special import entr
     from scipy.stats import norm
 
@@ -137,7 +137,7 @@ def test_classifiers_find_the_parts_of_a_sign_in_noise(sd, measure):
     assert found.entropy.high <= math.log(2)
 
 
-def test_cells_tell_no_more_than_representations_and_many_tell_as_much():
+def test_cells_lose_information_and_many_cells_lose_little():
     n, sd = 6_000, (0.5, 1.0)
     views, truth = thresholded(n, sd), of_a_threshold(*sd)
     few, many = (estimate(*views, by=Clusters(m), bootstrap=20).total for m in (2, 16))
@@ -194,7 +194,7 @@ def test_informations_are_without_bias_to_first_order():
 
 
 class Plain(NamedTuple):
-    """The plug-in entropy of labels, as what is told of them and as what there is."""
+    """An estimator whose figures are all the plug-in entropy of the labels."""
 
     def sample(self, views, target, random, progress):
         def figures(chosen, corrected):
@@ -221,7 +221,7 @@ def test_the_jackknife_leaves_out_one_item_at_a_time():
     assert np.allclose(pool.figures(items, True)[:3], slow[:3], rtol=0, atol=1e-12)
 
 
-def test_intervals_cover_what_they_should():
+def test_intervals_have_their_nominal_coverage():
     p = np.random.default_rng(1).dirichlet(np.full(18, 0.5)).reshape(3, 3, 2)
     n, runs, truth = 400, 60, discrete(p, "i_min")
     hits = {"redundant": 0, "unique_1": 0, "synergistic": 0, "total": 0}
@@ -235,7 +235,7 @@ def test_intervals_cover_what_they_should():
     assert all(abs(hit / runs - 0.9) < 5 * error for hit in hits.values()), hits
 
 
-def test_to_exchange_the_views_is_to_exchange_what_is_unique():
+def test_swapping_the_views_swaps_their_unique_parts():
     z1, z2, t = signs(400, (0.8, 1.6))
     one, two = (estimate(*views, t, bootstrap=20) for views in ((z1, z2), (z2, z1)))
     r, u1, u2, s = one.decomposition
@@ -250,7 +250,7 @@ def test_names_of_classes_and_units_do_not_matter():
     assert two.decomposition == pytest.approx(one.decomposition, abs=1e-9)
 
 
-def test_what_a_model_learns_by_heart_is_no_information():
+def test_overfitting_gives_no_information():
     random = np.random.default_rng(0)
     z, t = random.normal(size=(2, 400, 1)), random.integers(2, size=400)
     tree = DecisionTreeClassifier(random_state=0)
@@ -258,7 +258,7 @@ def test_what_a_model_learns_by_heart_is_no_information():
     assert found.total.value == 0
 
 
-def test_what_a_model_calls_impossible_is_improbable():
+def test_probabilities_of_zero_are_smoothed():
     z1, z2, t = signs(400, (1.0, 1.0))
     tree = DecisionTreeClassifier(random_state=0)
     found = estimate(z1, z2, t, by=Classifier(tree), bootstrap=20)

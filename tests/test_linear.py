@@ -301,7 +301,7 @@ def test_reconstruction_of_the_image_itself_is_pca():
 
 
 @pytest.mark.parametrize("views", [Masking(0.5), AdditiveNoise(2.0)])
-def test_what_is_reconstructed_has_rank_k_and_misses_more_under_views(views):
+def test_reconstructions_have_rank_k_and_larger_errors_under_views(views):
     x = rows()
     found = ReconstructionSSL(2, views=views).fit(x)
     back = found.inverse_transform(found.transform(x))
@@ -356,7 +356,7 @@ def test_joint_embedding_under_isotropic_noise_is_pca_of_white_scores():
     same_up_to_signs(found.components_, pca.components_ / scales)
 
 
-def test_invertible_maps_of_the_data_leave_joint_embedding_as_it_is():
+def test_joint_embedding_is_invariant_to_invertible_maps_of_the_data():
     x, rng = rows(), np.random.default_rng(4)
     views, mix = drawn(x, 3, 5), rng.normal(size=(5, 5))
     one = JointEmbeddingSSL(3, views=given(views)).fit(x)
@@ -366,7 +366,7 @@ def test_invertible_maps_of_the_data_leave_joint_embedding_as_it_is():
     same_up_to_signs(moved.T, one.transform(views[:, 0]).T, 1e-8)
 
 
-def test_rotations_and_invertible_maps_of_views_leave_reconstruction_as_it_is():
+def test_reconstruction_is_invariant_to_rotations_and_invertible_maps_of_views():
     x, rng = rows(), np.random.default_rng(4)
     views, mix = drawn(x, 3, 5), rng.normal(size=(5, 5))
     rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
@@ -407,7 +407,7 @@ def test_the_mutual_information_is_that_of_two_gaussian_views():
     assert found.mutual_information() == pytest.approx(exact, abs=1e-10)
 
 
-def test_the_mutual_information_is_infinite_where_views_change_nothing():
+def test_the_mutual_information_is_infinite_where_views_do_not_vary():
     noise = AdditiveNoise([0.0, 1.0, 1.0, 1.0, 1.0])
     assert JointEmbeddingSSL(1, views=noise).fit(rows()).mutual_information() > 15
     noise = AdditiveNoise([0.0, 1.0])
@@ -415,7 +415,7 @@ def test_the_mutual_information_is_infinite_where_views_change_nothing():
     assert JointEmbeddingSSL(1, views=noise).fit(x).mutual_information() == np.inf
 
 
-def test_correlations_estimated_below_zero_tell_nothing():
+def test_correlations_estimated_below_zero_add_no_information():
     views = np.random.default_rng(0).normal(size=(40, 2, 6))
     found = JointEmbeddingSSL(5, views=given(views), n_views=2).fit(rows())
     positive = found.spectrum_[:5][found.spectrum_[:5] > 0]
@@ -495,7 +495,7 @@ def test_one_feature_and_one_component(kind):
 
 
 @both
-def test_all_components_are_kept_where_none_are_named(kind):
+def test_all_components_are_kept_by_default(kind):
     assert kind().fit(rows()).components_.shape == (5, 5)
     taller = LinearMaps(np.random.default_rng(0).normal(size=(9, 7, 5)))
     found = kind(views=taller).fit(rows())
@@ -554,7 +554,7 @@ REFUSED = {
 
 @both
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_used_is_refused(kind, name):
+def test_unusable_settings_and_data_are_refused(kind, name):
     settings, x, words = REFUSED[name]
     with pytest.raises((TypeError, ValueError), match=words):
         kind(**settings).fit(x)
@@ -593,7 +593,7 @@ def test_features_are_those_of_the_fit(kind):
 WIDE = LinearMaps(np.random.default_rng(0).normal(size=(9, 7, 5)))
 MOMENTS = WIDE.moments(of_data(rows()))
 FOUND = ReconstructionSSL(2).fit(rows())
-test_what_has_no_reconstruction_is_refused = refusals(
+test_invalid_reconstructions_are_refused = refusals(
     (lambda: FOUND.inverse_transform(rows()), ValueError, r"\(n, 2\), got \(40, 5\)"),
     (lambda: FOUND.inverse_transform([[0.0, np.nan]]), ValueError, "NaN"),
     (lambda: reconstruction(MOMENTS, 6), ValueError, "at most 5 comp.*image, got 6"),
@@ -612,7 +612,7 @@ def test_joint_embedding_has_more_components_than_images_have_features():
 
 
 @both
-def test_nothing_is_known_before_the_fit(kind):
+def test_an_unfitted_estimator_raises(kind):
     for use in ("transform", "score"):
         with pytest.raises(NotFittedError):
             getattr(kind(), use)(rows())
@@ -653,7 +653,7 @@ def test_a_fit_that_fails_says_so_again(kind):
 
 
 @both
-def test_a_fit_forgets_what_was_seen(kind):
+def test_a_fit_discards_earlier_rows(kind):
     found = kind(2).fit(rows(seed=1)).partial_fit(rows(seed=2)).fit(rows())
     assert_allclose(found.components_, kind(2).fit(rows()).components_, atol=1e-12)
 

@@ -83,7 +83,7 @@ def drawn(
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-def test_it_is_right_on_nine_of_ten_constructed_cases(verdict):
+def test_advice_is_right_on_nine_of_ten_constructed_cases(verdict):
     rng, right = np.random.default_rng(VERDICTS.index(verdict)), 0
     for _ in range(CASES):
         images, views, _ = drawn(problem(verdict, rng), rng)
@@ -93,7 +93,7 @@ def test_it_is_right_on_nine_of_ten_constructed_cases(verdict):
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-def test_a_gaussian_signal_is_told_from_noise_by_examples_of_the_noise(verdict):
+def test_examples_of_the_noise_distinguish_a_gaussian_signal(verdict):
     rng, right, unseen = np.random.default_rng(VERDICTS.index(verdict)), 0, 0
     for _ in range(5):
         images, views, noise = drawn(problem(verdict, rng), rng, gaussian=True)
@@ -113,7 +113,7 @@ CASE = Case(
 )
 
 
-def test_its_figures_are_those_of_the_theory():
+def test_the_figures_of_an_advice_are_those_of_the_theory():
     torch.manual_seed(0)
     images, views, _ = drawn(CASE, np.random.default_rng(0))
     found = advise(images, views, halves=20, progress=False)
@@ -173,7 +173,7 @@ def test_a_sampler_of_images_serves_images_and_one_of_rows_serves_rows():
     assert found[0].verdict == "either"
 
 
-def test_it_is_printed_drawn_and_written_down():
+def test_an_advice_is_printed_plotted_and_saved():
     torch.manual_seed(0)
     images, views, _ = drawn(CASE, np.random.default_rng(0))
     found = advise(images, views, halves=3, progress=False)
@@ -187,7 +187,7 @@ def test_it_is_printed_drawn_and_written_down():
     assert len(figure.axes) == 3
 
 
-def test_noise_alone_is_said_to_be_nothing_else():
+def test_gaussian_noise_alone_has_no_components():
     torch.manual_seed(0)
     noise = np.random.default_rng(0).normal(size=(1_000, 6))
     found = advise(noise, AdditiveNoise(0.5), halves=2, progress=False)
@@ -231,7 +231,7 @@ def test_structure_is_the_plain_formula_and_sees_dependence_alone():
     assert relevant.tolist() == [True, True, False, False]
 
 
-def test_a_feature_of_two_values_or_one_is_no_accident():
+def test_structure_of_features_with_one_or_two_values_is_finite():
     x = np.stack([np.tile([-1.0, 1.0], 500), np.zeros(1_000)], 1)
     index, p_value = structure(x)
     assert np.isfinite(index).all() and np.isfinite(p_value).all()
@@ -266,7 +266,7 @@ def test_bad_input_is_refused_before_any_work(x, views, options, message):
         advise(x, views, progress=False, **options)
 
 
-def test_the_bar_is_shown_unless_told_otherwise(capsys):
+def test_the_progress_bar_is_shown_by_default(capsys):
     advise(GOOD, NOISY, halves=2)
     assert "halves" in capsys.readouterr().err
     advise(GOOD, NOISY, halves=2, progress=False)
@@ -278,7 +278,7 @@ JOINT, OTHER = ("SimCLR", "VICReg"), ("SimVAE", "denoising autoencoder")
 
 
 @pytest.mark.parametrize("matching", [False, True])
-def test_of_mnist_under_a_strong_background_it_says_what_training_shows(
+def test_the_advice_for_mnist_under_a_strong_background_agrees_with_training(
     matching, data_root, monkeypatch
 ):
     path = ROOT / "models" / "paradigms_under_noise.py"

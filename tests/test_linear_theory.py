@@ -115,7 +115,7 @@ def views_of(one, basis, alignment):
     return AdditiveNoise((basis * spread) @ basis.T).moments
 
 
-def test_corollary_4_5_holds_and_preference_says_what_it_says(rng):
+def test_corollary_4_5_holds_and_preference_agrees_with_it(rng):
     seen = {"joint embedding": 0, "reconstruction": 0, "either": 0}
     for _ in range(5_000):
         one = problem(rng)
@@ -313,7 +313,7 @@ def test_supervision_ignores_noise_as_images_grow_at_any_alignment(alignment, rn
         ([1.0], [1.0], [1.0, math.inf], "variance of the augmentation"),
     ],
 )
-def test_variances_that_are_none_are_refused(signal, noise, augmentation, message):
+def test_invalid_variances_are_refused(signal, noise, augmentation, message):
     args = np.array(signal), np.array(noise), np.array(augmentation)
     for refuse in (
         lambda: alignment_threshold(*args, "joint embedding"),
@@ -326,7 +326,7 @@ def test_variances_that_are_none_are_refused(signal, noise, augmentation, messag
 
 
 ONES = np.ones(2), np.ones(2), 1.0
-test_alignments_and_paradigms_that_are_none_are_refused = refusals(
+test_invalid_alignments_and_paradigms_are_refused = refusals(
     *(
         (
             lambda alignment=alignment: asymptotic_spectra(

@@ -273,7 +273,7 @@ def test_views_of_images_are_learned_from():
     assert 0 < found.optimum_ < 6
 
 
-def test_flattened_says_what_it_takes():
+def test_flattened_refuses_other_shapes():
     views, x = Flattened(ps.views.digits(), (1, 8, 8)), np.zeros((4, 60))
     with pytest.raises(ValueError, match=r"64 features, for images of shape \(1, 8"):
         views(x)
@@ -317,7 +317,7 @@ BAD = {
 }
 
 
-test_views_that_are_none_are_refused = refusals(
+test_invalid_views_are_refused = refusals(
     *((make, ValueError, words) for make, words in BAD.values()),
     (lambda: Chain(Masking(0.5), lambda x: x), TypeError, "closed form"),
     (

@@ -41,7 +41,7 @@ def short(**changes: object) -> NeighbourMap:
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("dim", [1, 3])
 @pytest.mark.parametrize("annealing", [None, 8])
-def test_a_map_has_the_asked_dimension(images, dim, annealing, joint):
+def test_a_map_has_n_components_dimensions(images, dim, annealing, joint):
     model = short(n_components=dim, annealing=annealing, joint=joint, epochs=3)
     assert model.fit_transform(images).shape == (40, dim)
     assert model.transform(images[:7]).shape == (7, dim)
@@ -120,7 +120,9 @@ def test_neighbours_may_be_those_of_features():
         Neighbourhood(x, 1, features=x[:3])
 
 
-def test_neighbours_are_looked_for_again_where_the_encoder_put_items(rows, monkeypatch):
+def test_neighbours_are_refined_by_the_representations_of_the_encoder(
+    rows, monkeypatch
+):
     seen: list[torch.Tensor] = []
     embed = maps.embed
 
@@ -184,7 +186,7 @@ def test_a_fresh_head_is_trained_alone_before_all_else(images, monkeypatch):
     }
 
 
-def test_what_was_frozen_stays_so(rows):
+def test_frozen_parameters_stay_frozen(rows):
     encoder = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4))
     encoder[0].requires_grad_(False)
     model = short(encoder=encoder).fit(rows)
@@ -194,7 +196,7 @@ def test_what_was_frozen_stays_so(rows):
     assert [p.requires_grad for p in trained.parameters()] == [False] * 2 + [True] * 2
 
 
-def test_an_encoder_that_is_given_is_left_as_it_is(rows):
+def test_the_given_encoder_is_not_changed(rows):
     encoder = nn.Linear(5, 6)
     before = encoder.weight.clone()
     model = short(encoder=encoder).fit(rows)
@@ -206,7 +208,7 @@ def test_an_encoder_in_double_precision_makes_a_map_in_it(rows):
     assert short(encoder=nn.Linear(5, 6).double()).fit_transform(rows).dtype == "f8"
 
 
-def test_views_alone_may_say_what_belongs_together(images):
+def test_positive_pairs_may_come_from_views_alone(images):
     model = short(neighbours=0, views=ps.views.Augment()).fit(images)
     assert model.neighbours_ is None
     assert model.transform(images).shape == (40, 2)

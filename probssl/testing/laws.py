@@ -28,7 +28,7 @@ __all__ = [
 Trial = tuple[Callable[[Any], Iterator[str]], Callable[[], Any]]
 Module = TypeVar("Module", bound=nn.Module)
 
-BAR_DELAY = 3.0  # seconds before a progress bar is shown
+BAR_DELAY = 2.0  # seconds before a progress bar is shown
 BARS = 5.0  # standard errors by which an estimate may differ from its expectation
 
 

@@ -62,7 +62,7 @@ def spherical_joint() -> ps.Joint:
 
 
 def pid() -> limits.PID:
-    """With clusters for its items, and a classifier that tells them apart."""
+    """PID with clusters assigned to its items, and a classifier of the clusters."""
     objective = limits.PID(limits.SimCLR(encoder(), projector()), 4, ITEMS)
     objective.assign(torch.randn(ITEMS, objective.classifier.in_features))
     return objective
