@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -82,6 +82,12 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 
 Plain = bool | int | float | str
+
+
+class _Function(NamedTuple):
+    """A function that was an argument: its name, since no file can hold it."""
+
+    name: str
 
 
 def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
@@ -251,6 +257,8 @@ def describe(value: Any, seen: dict[int, Any] | None = None) -> Any:
         }
     if isinstance(value, type):
         return {"type": NAMES[value]} if value in NAMES else _foreign(value)
+    if isinstance(value, _Function):
+        return {"foreign": value.name}
     if type(value) in NAMES:
         return _describe_built(value, seen)
     if isinstance(value, Distribution):
@@ -318,6 +326,8 @@ def _kept(argument: Any) -> Any:
     """An argument as it was given, whatever happens later; modules are not copied."""
     if isinstance(argument, Tensor):
         return argument.detach().clone()
+    if isinstance(argument, FunctionType | MethodType):  # may be none to pickle
+        return _Function(f"{argument.__module__}.{argument.__qualname__}")
     return tuple(argument) if isinstance(argument, list) else argument
 
 

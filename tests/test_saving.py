@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -88,9 +89,16 @@ def numbers(module: nn.Module) -> list[tuple[str, bool]]:
 @pytest.mark.parametrize("what", KEPT)
 def test_what_a_constructor_was_given_comes_back(what, tmp_path):
     module = KEPT[what]()
-    for copied in (module, copy.deepcopy(module)):
+    for copied in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         loaded = ps.load(ps.save(copied, tmp_path))
         assert repr(loaded) == repr(module) and numbers(loaded) == numbers(module)
+
+
+@pytest.mark.parametrize("name", [name for name in GUIDES if "custom" not in name])
+def test_objectives_can_be_pickled_with_every_guide(name):
+    module = with_guide(name)
+    again = pickle.loads(pickle.dumps(module))
+    assert_close(value(again), value(module), rtol=0, atol=0)
 
 
 class Mine(ps.limits.SimCLR):
