@@ -1,9 +1,9 @@
-r"""Simulation-based calibration: whether posteriors are as wide as they should be.
+r"""Simulation-based calibration (SBC): ranks, uniformity test and coverage.
 
-Where parameters are drawn from their prior, data given them, and posterior draws given
-the data, the parameters and the draws are exchangeable: the rank of the truth among L
-draws is uniform on 0..L. A posterior that is too narrow puts the truth at both ends,
-one that is too wide in the middle, a biased one on one side.
+If parameters are drawn from the prior, data given them, and posterior draws given the
+data, then parameters and draws are exchangeable: the rank of the true value among L
+draws is uniform on 0..L. A posterior that is too narrow gives extreme ranks, one that
+is too wide central ranks, a biased one skewed ranks.
 
 .. math:: \theta \sim p(\theta), \quad x \sim p(x \mid \theta), \quad
     \theta_1, \dots, \theta_L \sim p(\theta \mid x) \quad \Rightarrow \quad
@@ -26,8 +26,9 @@ from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .arguments import between, whole
 from .data.splits import Groups
-from .posterior.items import PATIENCE, array, evaluating
+from .posterior.items import BAR_DELAY, array, evaluating
 from .posterior.joints import check_proper, check_spread, joint_of
 from .terms import Batch
 
@@ -36,13 +37,13 @@ __all__ += ["simulation_based_calibration"]
 
 
 class Simulated(NamedTuple):
-    """A data set from the model, and what it was drawn from.
+    """A data set drawn from the model, with its latent variables.
 
     Arguments:
         data: The views x, as `fit` takes them.
         z: The representations of the views.
-        y: The content of each item, where the model draws it; else None.
-        hyper: The random hyper-parameters by their names, drawn once for all items.
+        y: The content of each item, if it is explicit in the model; else None.
+        hyper: The random hyper-parameters by name, drawn once for all items.
     """
 
     data: Groups
@@ -52,19 +53,19 @@ class Simulated(NamedTuple):
 
 
 class ChiSquare(NamedTuple):
-    """Pearson's statistic of counts in bins, and the probability of a larger one."""
+    """Pearson's chi-square statistic and its p-value."""
 
     statistic: np.ndarray
     p_value: np.ndarray
 
 
 class Ranks(NamedTuple):
-    """Ranks of true values among draws, independent along the first axis alone.
+    """Ranks of true values among draws, independent along the first axis only.
 
-    Further axes (the views and dimensions of z, say) are each judged by themselves.
+    Entries of further axes, such as views and dimensions of z, are tested separately.
 
     Arguments:
-        ranks: How many draws lie below the truth, from 0 to `draws`.
+        ranks: The number of draws below the true value, from 0 to `draws`.
         draws: The number L of draws.
     """
 
@@ -77,21 +78,22 @@ class Ranks(NamedTuple):
         return np.stack([(bin_of == b).sum(0) for b in range(bins)])
 
     def expected(self, bins: int = 10) -> Float[np.ndarray, " bins"]:
-        """The mean counts of uniform ranks; all equal if bins divides draws + 1."""
+        """Expected counts of uniform ranks; all equal if bins divides draws + 1."""
         possible = np.arange(self.draws + 1) * bins // (self.draws + 1)
         share = np.bincount(possible, minlength=bins) / (self.draws + 1)
         return len(self.ranks) * share
 
     def chi_square(self, bins: int = 10) -> ChiSquare:
-        r"""Test whether the ranks are uniform.
+        r"""Pearson's chi-square test of uniform ranks.
 
         .. math:: \chi^2 = \sum_b \frac{(n_b - E n_b)^2}{E n_b}, \qquad
             \text{with bins} - 1 \text{ degrees of freedom}
 
         Raises:
-            ValueError: If a bin expects fewer than five ranks, too few for its law.
+            ValueError: If a bin expects fewer than five ranks: too few for the
+                chi-square approximation.
         """
-        from scipy.stats import chi2
+        from scipy.stats import chisquare
 
         expected = self.expected(bins)
         if bins < 2 or expected.min() < 5:
@@ -101,27 +103,26 @@ class Ranks(NamedTuple):
                 "bins or more repeats"
             )
         each = expected.reshape(-1, *[1] * (self.ranks.ndim - 1))
-        statistic = ((self.counts(bins) - each) ** 2 / each).sum(0)
-        return ChiSquare(statistic, np.asarray(chi2.sf(statistic, bins - 1)))
+        statistic, p_value = chisquare(self.counts(bins), each)
+        return ChiSquare(np.asarray(statistic), np.asarray(p_value))
 
     def coverage(self, level: float = 0.9) -> Float[np.ndarray, "*shape"]:
-        """The share of truths within the central interval of that probability.
+        """The share of true values within the central interval of that probability.
 
         Raises:
             ValueError: If the level is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"expected a level between 0 and 1, got {level}; try 0.9")
+        level = between("level", level, 0, 1, "try 0.9", open=True)
         quantile = (self.ranks + 0.5) / (self.draws + 1)
         return (np.abs(quantile - 0.5) < level / 2).mean(0)
 
     def to_json(self) -> str:
-        """The ranks and the number of draws as JSON, for `Ranks.from_json`."""
+        """The ranks and the number of draws as JSON, for `from_json`."""
         return json.dumps({"draws": self.draws, "ranks": self.ranks.tolist()})
 
     @staticmethod
     def from_json(text: str) -> "Ranks":
-        """The ranks that `to_json` wrote."""
+        """Read the ranks that `to_json` wrote."""
         read = json.loads(text)
         return Ranks(np.array(read["ranks"]), read["draws"])
 
@@ -129,10 +130,10 @@ class Ranks(NamedTuple):
 def rank(
     true: Float[Tensor, "*shape"], draws: Float[Tensor, "draw *shape"]
 ) -> Int[np.ndarray, "*shape"]:
-    """Count the draws below the truth; of a continuous quantity, so without ties.
+    """Count the draws below the true value of a continuous quantity (no ties).
 
     Raises:
-        ValueError: If the draws are not of the shape of the truth.
+        ValueError: If the shape of a draw is not that of the true value.
     """
     if draws.ndim != true.ndim + 1 or draws.shape[1:] != true.shape:
         raise ValueError(
@@ -151,7 +152,7 @@ def simulate(objective: nn.Module, items: int, views: int = 2) -> Simulated:
     _check_counts(items=items, views=views)
     joint = joint_of(objective, "a simulation")
     check_proper(joint, "a simulation")
-    anything = Batch(torch.empty(items, views))  # only counted, never looked at
+    anything = Batch(torch.empty(items, views))  # only its shape is used
     with evaluating(objective):
         model = poutine.trace(poutine.uncondition(joint.model))
         sites: dict[str, Any] = dict(model.get_trace(anything).nodes)
@@ -169,29 +170,28 @@ def simulation_based_calibration(
     repeats: int = 300,
     draws: int = 99,
 ) -> dict[str, Ranks]:
-    """Rank true hyper-parameters among draws of the guides fitted to their data.
+    """Rank true hyper-parameters among draws of the guides fitted to their data (SBC).
 
-    Each repeat builds an objective, simulates a data set from it, fits it to this, and
-    ranks the hyper-parameters of the data set. The decoder and the likelihood that
-    `build` gives are part of the truth: `fit` must leave them as they are, which
+    Each repeat builds an objective, simulates a data set from it, fits the objective to
+    it, and ranks the true hyper-parameters among draws of their guides. Decoder and
+    likelihood define the simulator: `fit` must not change them, which
     ``requires_grad_(False)`` ensures.
 
     Arguments:
-        build: Makes a joint, or an objective that has one, with random
-            hyper-parameters.
-        fit: Takes an objective and its data set, and fits the objective in place.
+        build: Returns a joint, or an objective with one, with random hyper-parameters.
+        fit: Fits an objective to a data set, in place.
         repeats: The number of data sets.
-        draws: The number of draws; 99 make 100 ranks.
+        draws: The number L of draws; 99 give 100 possible ranks.
 
     Returns:
-        The ranks of each hyper-parameter by its name.
+        The ranks of each hyper-parameter, by name.
 
     Raises:
         ValueError: If there is no random hyper-parameter, or no model to draw from.
     """
     _check_counts(repeats=repeats, draws=draws)
     found: dict[str, list[np.ndarray]] = {}
-    for _ in tqdm(range(repeats), "calibration", delay=PATIENCE, unit="data set"):
+    for _ in tqdm(range(repeats), "calibration", delay=BAR_DELAY, unit="data set"):
         objective = build()
         joint = joint_of(objective, "simulation-based calibration")
         true = simulate(objective, items, views)
@@ -215,12 +215,12 @@ def latent_ranks(
     draws: int = 99,
     batch_size: int = 128,
 ) -> Ranks:
-    """Rank the z of simulated items among draws of q(z|x): is the encoder calibrated?
+    """Rank the true z of simulated items among draws of q(z|x): calibration of a guide.
 
-    The items are drawn from the objective as it stands, random hyper-parameters at the
-    median of their guide. Ranks have the shape (item, view, dim); views and dimensions
-    of an item depend on one another, so they are judged apart. Uniform ranks do not
-    prove q right: the likelihood alone, normalised as under a flat prior, may pass too.
+    Items are simulated from the objective, with random hyper-parameters at the median
+    of their guide. Ranks have the shape (item, view, dim); views and dimensions of an
+    item are dependent and tested separately. Uniform ranks do not prove that q is
+    exact: the normalised likelihood, the posterior under a flat prior, may pass too.
 
     Raises:
         ValueError: If there is no joint distribution with a proper p(y) and a guide
@@ -233,7 +233,7 @@ def latent_ranks(
     parts = []
     starts = range(0, items, batch_size)
     with evaluating(objective):
-        for start in tqdm(starts, "ranks", delay=PATIENCE, unit="batch"):
+        for start in tqdm(starts, "ranks", delay=BAR_DELAY, unit="batch"):
             z = joint.prior(views).sample((min(batch_size, items - start),))
             q = joint.encode(Batch(joint.decode(z).sample()))
             parts.append(rank(z, q.sample((draws,))))
@@ -242,5 +242,4 @@ def latent_ranks(
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"expected {name} of at least 1, got {count}; raise it")
+        whole(name, count)

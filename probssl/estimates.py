@@ -1,4 +1,4 @@
-"""Intervals: a figure, and where its resamples lie."""
+"""Estimates with standard errors and bootstrap intervals."""
 
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ __all__ = [
 ]
 
 
-FEWEST = 20  # resamples, of which the outer twentieths can be left out
+MIN_RESAMPLES = 20  # of which the outer twentieths can be left out
 
 
 class Interval(NamedTuple):
-    """A figure, and where 90 % of its resamples lie."""
+    """An estimate and its 90 % bootstrap interval (percentile method)."""
 
     value: float
     low: float
@@ -37,18 +37,29 @@ class Interval(NamedTuple):
 
 def check_resamples(number: int) -> None:
     """Raise a ValueError for too few resamples."""
-    if number < FEWEST:
-        raise ValueError(f"expected bootstrap of at least {FEWEST}, got {number}")
+    if number < MIN_RESAMPLES:
+        raise ValueError(
+            f"expected bootstrap of at least {MIN_RESAMPLES}, got {number}"
+        )
 
 
 def intervals(
     values: Float[np.ndarray, " figure"], draws: Float[np.ndarray, "resample figure"]
 ) -> list[Interval]:
-    """Leave out the lowest and the highest twentieth of at least 20 resamples.
+    """The percentile bootstrap interval at 90 % of each of several estimates.
 
-    The ends are resamples themselves: to interpolate between infinities gives NaN.
+    The lowest and the highest twentieth of the resamples are left out. The ends are
+    order statistics, not interpolated, which would give NaN between infinities.
+
+    Arguments:
+        values: The estimates from all items.
+        draws: The estimates from at least 20 resamples.
+
+    References:
+        An Introduction to the Bootstrap, chapter 13 (Efron and Tibshirani, 1993)
+        https://doi.org/10.1201/9780429246593
     """
-    ordered, outside = np.sort(draws, axis=0), len(draws) // FEWEST
+    ordered, outside = np.sort(draws, axis=0), len(draws) // MIN_RESAMPLES
     columns = (values, ordered[outside], ordered[-1 - outside])
     return [Interval(*map(float, row)) for row in zip(*columns, strict=True)]
 
@@ -61,16 +72,15 @@ class Estimate(NamedTuple):
 
 
 class Undefined(ValueError):
-    """These representations have no such measure; the message says why."""
+    """Raised for representations that have no such measure; the message says why."""
 
 
 def estimate(items: Float[Array, " n"]) -> Estimate:
-    r"""The mean of values of items, with error :math:`s / \sqrt n`.
+    r"""The mean of values over items, with standard error :math:`s / \sqrt n`.
 
-    For an estimate that is no mean the values are what weight on each item adds to it,
-    its influence function, shifted so that their mean is the estimate. For a statistic
-    of pairs near to degenerate, such as the uniformity of items that are uniform, the
-    error is too large.
+    For an estimate that is not a mean, the values are its influence function, shifted
+    so that their mean is the estimate. The error is too large for nearly degenerate
+    statistics of pairs, such as the uniformity of uniform items.
     """
     items = plain(items)
     error = items.std(ddof=1) / np.sqrt(len(items))

@@ -1,8 +1,8 @@
-"""Out of distribution: what a representation is worth where images have changed.
+"""Robustness: probes under distribution shift, and transfer to other data sets.
 
-Probe and neighbours learn from training images as they are, and are then asked about
-test images that are turned, noisy, inverted or over a background (`shifted`); or both
-learn and are asked about other data, which the encoder never saw (`transferred`).
+For `shifted`, linear and k-NN probes are fitted to the original training images and
+tested on rotated, noisy, inverted or superimposed test images. For `transferred`, they
+are fitted and tested on other data sets, with the encoder fixed.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ SHIFTS: dict[str, nn.Module] = {
     "inversion": Invert(),
     "background": Background(1.0),
 }
-"""Turns of up to 45 degrees; Gaussian noise of standard deviation 0.3; bright for dark;
-light and shade of standard deviation 1/4. Values end within [0, 1]."""
+"""Rotation by up to 45 degrees; Gaussian noise of standard deviation 0.3; inversion; a
+smooth background of standard deviation 1/4. Values are clipped to [0, 1]."""
 
 
 def shifted(
@@ -36,17 +36,17 @@ def shifted(
     layer: str = "backbone",
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Return ``linear_probe`` and ``knn`` on test images as they are, and shifted.
+    """Return ``linear_probe`` and ``knn`` accuracy on original and shifted test images.
 
-    Both are fitted to the training images once. The test images as they are come under
-    the name ``"clean"``.
+    Both are fitted once, to the training images. The original test images have the name
+    ``"clean"``.
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
         shifts: Modules (n, \\*event) -> (n, \\*event); None means `SHIFTS`, for images
             with values in [0, 1].
         layer: As for `embed`.
-        seed: Of the shifts, whose draws leave torch's generator as it was.
+        seed: The seed of the shifts; torch's random state is left unchanged.
 
     Raises:
         ValueError: If there are no labels, or a shift changes the shape.
@@ -60,9 +60,9 @@ def shifted(
 def transferred(
     objective: nn.Module, others: Mapping[str, Dataset], *, layer: str = "backbone"
 ) -> dict[str, dict[str, float]]:
-    """Return ``linear_probe`` and ``knn`` on other data sets, fitted to each of them.
+    """Return ``linear_probe`` and ``knn`` accuracy on other data sets (transfer).
 
-    The encoder stays as it is. Images have to be of the size that it takes.
+    Probes are fitted to each data set; the encoder is fixed and sets the image size.
 
     Raises:
         ValueError: If there are no labels.
@@ -74,7 +74,7 @@ def transferred(
 
 
 def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
-    """Return the items, each shifted, with values that end within [0, 1].
+    """Return the shifted items, with values clipped to [0, 1].
 
     Raises:
         ValueError: If the shift changes the shape.

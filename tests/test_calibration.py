@@ -189,7 +189,7 @@ class TestSimulate:
         assert abs(rest.square().mean() - SCALE**2) < error
 
     def test_mistakes_are_explained(self):
-        with pytest.raises(ValueError, match="items of at least 1"):
+        with pytest.raises(ValueError, match="items as a whole number of at least 1"):
             simulate(linear_gaussian(), 0)
         with pytest.raises(ValueError, match="no p"):
             simulate(ps.limits.SimCLR(nn.Linear(2, 2)), 5)

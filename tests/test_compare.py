@@ -358,7 +358,7 @@ class TestRefused:
             recipes.encoder(digits),
             ps.nn.MLPDecoder(10, (1, 8, 8)),
         )
-        with pytest.raises(ValueError, match="no density of x is no evidence"):
+        with pytest.raises(ValueError, match="pseudo-likelihood is no density of x"):
             ps.compare({"a": density, "b": ps.limits.VAE(joint)}, digits)
 
     def test_encoders_of_several_modalities(self, digits):

@@ -1,4 +1,4 @@
-"""Every method on the same data, the same views and the same measures."""
+"""Comparison of fitted objectives on the same data, views and measures."""
 
 from .run import compare, sampled
 from .table import Comparison

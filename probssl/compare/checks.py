@@ -1,4 +1,4 @@
-"""What does not compare, and why."""
+"""Checks of the arguments of `compare`."""
 
 import numpy as np
 import torch
@@ -8,16 +8,16 @@ from ..data import Dataset
 from ..joint import Joint
 from ..nn import PerModality
 
-__all__ = ["LEAST", "check", "check_finite", "check_views"]
+__all__ = ["MIN_TEST_ITEMS", "check", "check_finite", "check_views"]
 
-LEAST = 20  # test items, below which errors over items mean nothing
+MIN_TEST_ITEMS = 20  # for entropies and standard errors over items
 
 
 def check(objectives: dict[str, nn.Module], data: Dataset, taken: list[str]) -> None:
-    """Raise a ValueError for what cannot stand in one table.
+    """Raise a ValueError for objectives or data that do not compare.
 
     Arguments:
-        taken: Names that baselines have.
+        taken: The names of the baselines.
     """
     if not objectives:
         raise ValueError(
@@ -35,10 +35,10 @@ def check(objectives: dict[str, nn.Module], data: Dataset, taken: list[str]) -> 
                 f"expected labels for the {part} items of {data.name}, got none; "
                 "scores need them: give the data set labels"
             )
-    if len(data.test.images) < LEAST:
+    if len(data.test.images) < MIN_TEST_ITEMS:
         raise ValueError(
-            f"expected at least {LEAST} test items for entropies and errors over "
-            f"items, got {len(data.test.images)}; hold out more"
+            f"expected at least {MIN_TEST_ITEMS} test items for entropies and their "
+            f"errors, got {len(data.test.images)}; hold out more"
         )
     for name, objective in objectives.items():
         _check_one_modality(name, objective)
@@ -50,9 +50,9 @@ def _check_one_modality(name: str, objective: nn.Module) -> None:
     for module in objective.modules():
         if isinstance(module, PerModality):
             raise ValueError(
-                f"expected encoders of one kind of items, got {name} with "
-                f"{len(module)} modalities; its parts compare one by one on data of "
-                "theirs: encoder.parts[0]"
+                f"expected encoders of one modality, got {name} with "
+                f"{len(module)} modalities; compare its parts one by one, each on "
+                "its own data: encoder.parts[0]"
             )
 
 
@@ -63,8 +63,8 @@ def _check_evidences(joints: dict[str, Joint]) -> None:
     if len(pseudo) > 1:
         raise ValueError(
             "expected evidences or pseudo-likelihoods, got both: "
-            f"{listed}; what is no density of x is no evidence: give all joints one "
-            "kind of likelihood"
+            f"{listed}; a pseudo-likelihood is no density of x: "
+            "give all joints one kind of likelihood"
         )
     if len(set(measures.values())) > 1:
         raise ValueError(
@@ -74,7 +74,7 @@ def _check_evidences(joints: dict[str, Joint]) -> None:
 
 
 def check_finite(name: str, *parts: np.ndarray) -> None:
-    """Raise a ValueError for embeddings that diverged."""
+    """Raise a ValueError for representations with NaN or infinity."""
     bad = sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
     if bad:
         raise ValueError(
@@ -84,7 +84,7 @@ def check_finite(name: str, *parts: np.ndarray) -> None:
 
 
 def check_views(views: object) -> Tensor:
-    """Return the views of a sampler, which must be two or more of one kind."""
+    """Return the views of a sampler as floats, checked to be at least two per item."""
     views = getattr(views, "views", views)
     if not isinstance(views, Tensor) or views.ndim < 3 or views.shape[1] < 2:
         shape = tuple(views.shape) if isinstance(views, Tensor) else type(views)

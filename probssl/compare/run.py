@@ -1,4 +1,4 @@
-"""Every method on the same data, the same views and the same measures."""
+"""`compare`: fitted objectives measured on the same data and views."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -28,12 +28,12 @@ __all__ = ["compare", "sampled"]
 
 Sampler = Callable[[Tensor], Tensor | Batch]
 
-PAIRED = 2_000  # test items at most for what takes all their pairs
+PAIRED = 2_000  # test items at most for measures of all pairs
 RAW, UNTRAINED = "raw pixels", "untrained encoder"
 
 
 class Embedded(NamedTuple):
-    """What a method makes of the items, each alone, and of their views."""
+    """Representations of the items, each alone, and of their views."""
 
     train: Float[np.ndarray, "n dim"]
     test: Float[np.ndarray, "m dim"]
@@ -52,27 +52,29 @@ def compare(
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison:
-    """Measure fitted objectives on the terms, in nats, and on the scores.
+    """Compare fitted objectives: every term in nats, and scores of representations.
 
-    Terms are measured on two views of each test item, the same for all, with unit
-    weights; they are never read off a loss. Every encoder is measured under every prior
-    and by every estimator of H[z], of at most 2,000 of the items. Scores see each item
-    alone, through the mean of q or the encoder's output, fitted on the training split.
+    Terms are measured, not read off a loss: with unit weights, on two views of each
+    test item, the same for all objectives. Every encoder is measured under every prior
+    and with every estimator of H[z], on at most 2,000 items. Scores (linear, few-label
+    and k-NN probe, clustering, effective rank) are those of each item alone, by the
+    mean of q(z|x) or the encoder's output; probes are fitted to the training split.
 
     Arguments:
-        objectives: Fitted objectives by name.
+        objectives: Fitted objectives by name. An objective of your own needs
+            ``represent(x, layer)``; a plain encoder is called.
         data: The data set, with labels.
         views: The sampler of the views; by default `recipes.views`.
         baselines: Whether to add rows for raw pixels, PCA and an untrained encoder.
-        seconds: The training time of each objective, to be listed.
-        max_train: Fit probes on at most so many training items.
-        seed: Of the views, the noise, the draws of the probes, and the decoders.
+        seconds: Training times by name, to be listed.
+        max_train: The largest number of training items that probes are fitted to.
+        seed: The seed of views, noise, probes and decoders.
 
     Raises:
         ValueError: If labels are missing, there are fewer than 20 test items or no
-            pairs of views, embeddings are not finite, encoders take several modalities,
-            or evidences under different measures of the data, or pseudo-likelihoods
-            beside densities, would stand side by side.
+            pairs of views, representations are not finite, encoders take several
+            modalities, or evidences do not compare: under different measures of the
+            data, or pseudo-likelihoods beside densities.
     """
     check(objectives, data, [RAW, UNTRAINED] if baselines else [])
     pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
@@ -145,7 +147,7 @@ def _row(
 
 
 def _add_gains(rows: dict[str, Row], few_labels: dict[str, FewLabel]) -> None:
-    """What few labels gain over PCA, paired: all probes see the same labels."""
+    """Add the gain of the few-label probe over PCA, paired by the labels drawn."""
     pca = next((few for name, few in few_labels.items() if name[:4] == "PCA-"), None)
     if pca is None:
         return
@@ -158,7 +160,7 @@ def _add_gains(rows: dict[str, Row], few_labels: dict[str, FewLabel]) -> None:
 def sampled(
     sampler: Sampler, split: Split, seed: int
 ) -> Float[Tensor, "n view *event"]:
-    """Views of all items of a split, always the same for one seed."""
+    """Views of all items of a split, determined by the seed."""
     with _seeded(seed, torch.device("cpu")):
         parts = as_float(split).split(1024)
         return torch.cat([check_views(sampler(part)) for part in parts])
@@ -166,7 +168,7 @@ def sampled(
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Randomness of its own, also on the device."""
+    """Seed torch within the context, on the device too; restore its state after it."""
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(forked):
         torch.manual_seed(seed)

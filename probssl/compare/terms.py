@@ -1,4 +1,4 @@
-"""The terms of one encoder, with unit weights, and what makes them comparable."""
+"""Alignment, entropy and information terms of one encoder, with unit weights."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -40,9 +40,9 @@ __all__ = ["SUMS", "Measured", "attempt", "own_terms", "representation_terms"]
 
 T = TypeVar("T")
 
-PARTS = 20  # of the items, whose spread is the error of a bound's terms
+PARTS = 20  # of the items: the spread of their means is the error of a bound
 
-# Alignment and entropy whose sum does not move when z is rescaled.
+# Alignment and entropy whose sum is invariant to the scale of z.
 SUMS = {
     "log_det": ("gaussian_alignment", "gaussian_entropy"),
     "gaussian_kernel": ("gaussian_alignment", "kernel_entropy"),
@@ -53,12 +53,12 @@ SUMS = {
 
 
 class Measured(NamedTuple):
-    """What was measured of one encoder, by name.
+    """The measures of one encoder, by name.
 
     Arguments:
         terms: Alignments and entropies, in nats per item.
-        matrix: What does not move when z is rescaled or rotated.
-        left_out: Why what is missing is missing.
+        matrix: Measures that are invariant to scale and rotation of z.
+        left_out: For each missing measure the reason.
     """
 
     terms: dict[str, Estimate]
@@ -67,17 +67,17 @@ class Measured(NamedTuple):
 
 
 def representation_terms(z: Float[Tensor, "n view dim"]) -> Measured:
-    r"""Alignment under every prior, H[z] by every estimator, and what they share.
+    r"""Alignment under every prior, H[z] by every estimator, their sums, and I(z; z').
 
-    Flat or uniform p(y), a scale by maximum likelihood, and so the gauge
-    :math:`(V - 1) H[z]`, with which entropies are given: the sums
+    With flat or uniform p(y), a scale by maximum likelihood, and entropies in the gauge
+    :math:`(V - 1) H[z]`. The sums
 
     .. math:: \hat I = E \log p(z_1, \dots, z_V) + (V - 1) \hat H[z]
 
-    do not move when z is rescaled or rotated, nor, but on the sphere, when it is
-    shifted. For two views each is a lower bound on their mutual information if
-    :math:`\hat H` is the entropy; log-determinant and kernel densities are above it.
-    Mutual information itself is that of the first two views.
+    are invariant to scale and rotation of z and, except on the sphere, to shifts. For
+    two views each is a lower bound on their mutual information if :math:`\hat H` is
+    exact; log-determinant and kernel density overestimate it. The estimates of mutual
+    information are those of the first two views.
     """
     z = z.double()
     n, views, dim = z.shape
@@ -121,7 +121,7 @@ def representation_terms(z: Float[Tensor, "n view dim"]) -> Measured:
 def _shared(
     z: Float[Tensor, "n view dim"], unit: Callable[[], Tensor]
 ) -> dict[str, Callable[[], Estimate]]:
-    """Mutual information and the distances on the sphere, none of them with a gauge."""
+    """Mutual information and distances on the sphere, which have no gauge."""
     first, second = z[:, 0], z[:, 1]
     spread = cache(lambda: alignment_uniformity_values(unit()))
     return {
@@ -136,7 +136,7 @@ def _shared(
 def attempt(
     makers: Mapping[str, Callable[[], T]],
 ) -> tuple[dict[str, T], dict[str, str]]:
-    """What can be measured, by name, and why the rest cannot."""
+    """The measures that are defined, by name, and the reasons of the others."""
     found: dict[str, T] = {}
     left_out: dict[str, str] = {}
     for name, make in makers.items():
@@ -150,10 +150,10 @@ def attempt(
 def own_terms(
     objective: object, views: Float[Tensor, "n view *event"], particles: int = 8
 ) -> dict[str, Estimate]:
-    """The terms of the evidence bound of a joint for all views of an item, in nats.
+    """The terms of the ELBO of a joint for all views of an item, in nats.
 
-    Unit weights whatever the objective's own; empty where there is no joint, or none
-    that is proper. The errors are those of means over twenty parts of the items.
+    Unit weights, whatever those of the objective; empty without a joint with a proper
+    p(y). Errors are those of the means of twenty parts of the items.
     """
     joint = getattr(objective, "joint", None)
     if not isinstance(joint, Joint) or not joint.prior.proper:
@@ -175,7 +175,7 @@ def own_terms(
 
 
 def _weighted(means: np.ndarray, shares: np.ndarray) -> Estimate:
-    """The mean of means over parts of the items, and its error."""
+    """The weighted mean of the means of parts, and its standard error."""
     mean = (shares * means).sum()
     variance = (shares * np.square(means - mean)).sum() / max(1, len(means) - 1)
     return Estimate(float(mean), float(np.sqrt(variance)))

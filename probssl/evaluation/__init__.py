@@ -1,8 +1,8 @@
-"""What representations are worth: functions of arrays and labels, nothing else.
+"""Evaluation of representations: functions of arrays and labels, nothing else.
 
-Representations (n, dim) and labels (n,) are NumPy arrays or tensors; training and test
-part are given apart. Errors are raised for labels of another length, NaN, and classes
-too few or too small.
+Representations (n, dim) and labels (n,) are NumPy arrays or tensors, training and test
+part separate. Labels of another length, NaN, and too few or too small classes raise a
+ValueError.
 """
 
 from ..estimates import Estimate, Undefined

@@ -1,4 +1,4 @@
-"""Clustering: whether the classes are lumps of the representations."""
+"""Clustering: agreement of clusters of the representations with the classes."""
 
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ class Clustering(NamedTuple):
 
     Arguments:
         accuracy: The share of items whose cluster is matched to their class.
-        nmi: Mutual information over the mean of the two entropies.
-        ari: The Rand index, adjusted for chance.
+        nmi: Normalised mutual information: over the mean of the two entropies.
+        ari: The adjusted Rand index.
     """
 
     accuracy: float
@@ -30,16 +30,16 @@ def cluster(
     k: int | None = None,
     seed: int = 0,
 ) -> Clustering:
-    """Agreement of a Gaussian mixture on z with the labels, which it does not see.
+    """Agreement of a Gaussian mixture, fitted to z without labels, with the labels.
 
-    The mixture has full covariances and is the likeliest of 5 fits by expectation
-    maximisation, each from its own k-means. It does not change when z is rotated or
-    rescaled: z is centred and brought to a mean variance of 1, covariances get a ridge
-    of 0.01, and of more than 64 dimensions the leading 64 principal ones are kept.
+    The mixture has full covariances and the largest likelihood of 5 fits by EM, each
+    started from k-means. It is invariant to rotation and scale of z: z is centred and
+    scaled to a mean variance of 1, covariances get a ridge of 0.01, and beyond 64
+    dimensions the leading 64 principal components are kept.
 
     Arguments:
         k: The number of components; as many as classes by default.
-        seed: Of the k-means.
+        seed: The seed of the k-means.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -61,11 +61,11 @@ def cluster(
 def matched_accuracy(
     assigned: Shaped[Array, " n"], labels: Shaped[Array, " n"]
 ) -> float:
-    r"""Accuracy of clusters under the best one-to-one matching with classes.
+    r"""Clustering accuracy: under the best one-to-one matching with classes.
 
     .. math:: \max_\pi \frac{1}{n} \sum_i 1[\pi(c_i) = y_i]
 
-    Clusters beyond the number of classes stay without a class, and the reverse.
+    Clusters in excess of the classes are unmatched, and vice versa.
 
     References:
         The Hungarian method for the assignment problem (Kuhn, 1955)
@@ -84,7 +84,7 @@ def _gaussian_mixture(z: np.ndarray, k: int, seed: int) -> np.ndarray:
     from threadpoolctl import threadpool_limits
 
     distinct, assigned = np.unique(z, axis=0, return_inverse=True)
-    if len(distinct) <= k:  # the encoder has collapsed: these points are the clusters
+    if len(distinct) <= k:  # a collapsed encoder: the points are the clusters
         return assigned.ravel()
 
     z = z - z.mean(0)
@@ -93,6 +93,6 @@ def _gaussian_mixture(z: np.ndarray, k: int, seed: int) -> np.ndarray:
     mixture = GaussianMixture(
         k, n_init=5, max_iter=1_000, reg_covar=0.01, random_state=seed
     )
-    # on small data threads only wait for each other
+    # more threads are slower on small data
     with threadpool_limits(1 if z.size < 1_000_000 else None):
         return mixture.fit_predict(z)

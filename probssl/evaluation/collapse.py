@@ -1,4 +1,4 @@
-"""Collapse: how many dimensions the representations use, and how they spread."""
+"""Collapse: effective rank, RankMe, alignment and uniformity."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ __all__ += ["alignment_uniformity_values", "effective_rank_values"]
 
 
 class AlignmentUniformity(NamedTuple):
-    """Mean squared distance of views, and log-mean Gaussian kernel of items."""
+    """Mean squared distance of views, and log-mean Gaussian kernel between items."""
 
     alignment: float
     uniformity: float
@@ -25,7 +25,7 @@ def effective_rank(z: Float[Array, "n dim"]) -> float:
         \qquad p_i = \sigma_i / \sum_j \sigma_j,
 
     with the singular values :math:`\sigma_i`, not their squares, of z less its mean.
-    It does not change when z is shifted, rotated or rescaled; it is 0 if z is constant.
+    It is invariant to shift, rotation and scale of z, and 0 if z is constant.
 
     References:
         The effective rank: a measure of effective dimensionality (Roy and Vetterli,
@@ -36,23 +36,23 @@ def effective_rank(z: Float[Array, "n dim"]) -> float:
 
 
 def effective_rank_values(z: Float[Array, "n dim"]) -> Float[np.ndarray, " n"]:
-    r"""The effective rank as a mean over items: itself and its influence function.
+    r"""The effective rank plus its influence function, whose mean is the rank.
 
-    What more weight on item i adds to the i-th singular value follows from
+    The influence of item i on a singular value is
     :math:`d \log \sigma_j^2 = n u_{ij}^2 - 1`, u the left singular vectors.
     """
     (z,) = representations(z)
     n = len(z)
     axes, spectrum, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
-    # what is left of a constant z is rounding error
+    # below, singular values are rounding errors
     rounding = np.finfo(float).eps * max(z.shape) * np.linalg.norm(z)
     kept = spectrum > rounding
     if not kept.any():
         return np.zeros(n)
     p = spectrum[kept] / spectrum[kept].sum()
     rank = _exp_entropy(p)
-    slope = -(np.log(p) + np.log(rank)) * p / 2  # of the entropy in log σ²
-    return rank * (1 + (n * np.square(axes[:, kept]) - 1) @ slope)
+    grad = -(np.log(p) + np.log(rank)) * p / 2  # of the entropy by log σ²
+    return rank * (1 + (n * np.square(axes[:, kept]) - 1) @ grad)
 
 
 def rankme(z: Float[Array, "n dim"]) -> float:
@@ -94,7 +94,7 @@ def alignment_uniformity(z: Float[Array, "n view dim"]) -> AlignmentUniformity:
 def alignment_uniformity_values(
     z: Float[Array, "n view dim"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Both as means over items: themselves and their influence functions.
+    """Both plus their influence functions, whose means are the two values.
 
     Raises:
         ValueError: As `alignment_uniformity`.

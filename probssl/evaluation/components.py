@@ -1,4 +1,4 @@
-"""How many clusters: what Gaussian mixtures say of items that they were not fitted to.
+"""The number of clusters: cross-validated likelihood of Gaussian mixtures.
 
 References:
     Model Selection for Probabilistic Clustering Using Cross-Validated Likelihood
@@ -24,16 +24,16 @@ Covariance = Literal["full", "tied", "diag", "spherical"]
 
 
 class NumberOfComponents(NamedTuple):
-    """Held-out log-densities of mixtures, and the numbers of components they speak for.
+    """Cross-validated log-densities of mixtures by their number of components.
 
     Arguments:
         best: The number with the highest log-density.
-        fewest: The smallest one that is no more than one standard error of the
-            difference below the best; the better choice where others differ little.
-        candidates: The numbers that were tried, in ascending order.
+        fewest: The smallest number within one standard error of the difference from
+            the best (the one-standard-error rule).
+        candidates: All numbers, in ascending order.
         log_density: The mean held-out log-density of an item for each, in nats.
-        difference: The same less that of the best.
-        standard_error: That of the difference, over items.
+        difference: The log-density minus that of the best.
+        standard_error: The standard error of the difference, over items.
     """
 
     best: int
@@ -62,34 +62,32 @@ def number_of_components(
     seed: int = 0,
     progress: bool = True,
 ) -> NumberOfComponents:
-    r"""Choose the number of clusters of z by held-out likelihood, without labels.
+    r"""Choose the number of clusters of z by cross-validated likelihood.
 
-    Each item is in one of the folds, and has its log-density from mixtures that were
-    fitted to the others,
+    The log-density of an item comes from mixtures fitted to the other folds,
 
     .. math:: \frac1n \sum_i \log p_K(z_i), \qquad
         p_K(z) = \sum_{k=1}^K \pi_k N(z \mid m_k, \Sigma)
 
-    Numbers are compared item by item: what items have in common takes no part in the
-    error of a difference. What does not show in it is that fits to other items would
-    differ, and that clusters which are not normal are covered by several components.
-    Where the largest candidate is the best, the number is not among them.
+    Differences are paired by item. Their standard error does not include the variation
+    of the fits, and a cluster that is not normal may take several components. If the
+    largest candidate is the best, give larger ones.
 
-    It does not change when z is shifted, rotated or rescaled: z is centred and brought
-    to a mean variance of 1, covariances get a ridge of 0.01, and of more than 64
-    dimensions the leading 64 principal ones are kept. The log-densities are of that.
+    The choice is invariant to shift, rotation and scale of z: z is centred and scaled
+    to a mean variance of 1, covariances get a ridge of 0.01, and beyond 64 dimensions
+    the leading 64 principal components are kept. Log-densities are of this z.
 
     Arguments:
-        candidates: The numbers K to try.
-        folds: How often mixtures are fitted to the items outside of a fold.
+        candidates: The numbers K of components (clusters) to try.
+        folds: The number of folds.
         covariance: ``"tied"``, one for all components, whose posterior is a linear
             softmax; ``"full"``, one for each; or ``"diag"`` and ``"spherical"``, which
             depend on the axes less or not at all.
-        seed: Of the folds and of the k-means that mixtures start from.
-        progress: Whether to show a bar if it takes a while.
+        seed: The seed of the folds and of the k-means that start the mixtures.
+        progress: Whether to show a progress bar after 3 seconds.
 
     Raises:
-        ValueError: If a number is out of its range, or z has too few distinct items.
+        ValueError: If a number is out of range, or z has too few distinct items.
     """
     (points,) = representations(z)
     numbers = _checked(candidates, folds, points)
@@ -129,7 +127,7 @@ def _bar(fits: list, progress: bool) -> Iterator[tuple[int, np.ndarray, np.ndarr
     from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
-    with threadpool_limits(1):  # on small data threads only wait for each other
+    with threadpool_limits(1):  # more threads are slower on small data
         yield from tqdm(fits, "mixtures", disable=not progress, delay=3, leave=False)
 
 

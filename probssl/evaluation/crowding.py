@@ -1,4 +1,4 @@
-"""Crowding: how wide the classes are, measured by how far apart they lie.
+"""Crowding: within-class scatter relative to between-class scatter.
 
 References:
     On the Discriminability of Self-Supervised Representation Learning (Song et al.,
@@ -26,14 +26,14 @@ from .collapse import alignment_uniformity_values
 __all__ = ["Crowding", "PerClass", "crowding"]
 
 SHOWN = 10  # classes, when printed
-PATIENCE = 2  # seconds before a progress bar is shown
+BAR_DELAY = 3.0  # seconds before a progress bar shows
 
 
 class PerClass(NamedTuple):
-    """The figures of one class.
+    """The measures of one class.
 
     Arguments:
-        label: The class, as it stands in the labels.
+        label: The class, as in the labels.
         items: The number of its items.
         within: The mean squared distance of its items to their mean.
         nearest: The distance of its mean to the nearest other mean.
@@ -49,22 +49,22 @@ class PerClass(NamedTuple):
 
 
 class Crowding(NamedTuple):
-    """What `crowding` found; printed, it is a table.
+    """The result of `crowding`; printed, a table. Intervals are bootstrap intervals.
 
     Arguments:
         crowding: Within over between; smaller is better. Infinite if all class means
-            are the same.
+            are equal.
         within: The mean squared distance of items to the mean of their class.
         between: The mean squared distance of two class means.
         margin: The mean over items of the distance to the nearest other class mean less
             the distance to their own; larger is better.
         davies_bouldin: The Davies-Bouldin index; smaller is better. Infinite if two
-            class means are the same.
+            class means are equal.
         silhouette: The mean silhouette of items, from -1 to 1; larger is better.
         alignment: The mean squared distance of views on the sphere; None without views.
         uniformity: The log-mean Gaussian kernel of items on the sphere; None without
             views if z is not normalised.
-        per_class: The figures of each class, in the order of their labels.
+        per_class: The measures of each class, in the order of the labels.
     """
 
     crowding: Interval
@@ -78,7 +78,7 @@ class Crowding(NamedTuple):
     per_class: tuple[PerClass, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures as plain numbers and lists, for JSON; infinity becomes None."""
+        """All measures as plain numbers and lists, for JSON; infinity becomes None."""
         overall = {name: _plain(each) for name, each in self._overall().items()}
         return overall | {"per_class": [_plain(each) for each in self.per_class]}
 
@@ -110,34 +110,32 @@ def crowding(
     seed: int = 0,
     progress: bool = True,
 ) -> Crowding:
-    r"""Within-class scatter W of z over between-class scatter B, and its company.
+    r"""Within-class scatter W over between-class scatter B, and related measures.
 
     .. math:: \frac{W}{B}, \qquad W = \frac{1}{n} \sum_i \lVert z_i - m_{y_i} \rVert^2,
         \qquad B = \frac{2}{C (C-1)} \sum_{c < d} \lVert m_c - m_d \rVert^2,
 
-    with the means :math:`m_c` of the C classes. It does not change when z is shifted,
-    rotated or rescaled; once items are normalised a shift does change it. Time grows
-    with the square of n (silhouette, uniformity), and with n C dim for each resample.
+    with the means :math:`m_c` of the C classes. It is invariant to rotation and scale
+    of z, and to a shift unless items are normalised. Time is O(n²) for silhouette and
+    uniformity, and O(n C dim) per resample.
 
-    Each overall figure comes with the interval that leaves out the lowest and the
-    highest twentieth of its values on resamples, drawn with replacement within each
-    class. Silhouettes of a resample are biased, since an item has copies of itself in
-    its own class: for silhouette, alignment and uniformity what is resampled are the
-    values of items. With k items in each class a resample has W smaller than z by about
-    W / k, B larger by 2 W / k: the intervals of small classes are too optimistic.
+    Overall measures have 90 % percentile bootstrap intervals, stratified: resamples are
+    drawn with replacement within each class. For silhouette, alignment and uniformity
+    the per-item values are resampled, since the copies of an item in a resample would
+    bias its silhouette. With k items per class, W of a resample is smaller by about
+    W / k and B larger by 2 W / k: intervals of small classes are too optimistic.
 
     Arguments:
-        normalise: Bring each item to length 1 first.
-        views: Representations of two views or more of each of the items, for alignment
-            and uniformity. Without, uniformity is that of z if it is normalised.
+        normalise: Whether to scale each item to length 1 first.
+        views: Representations of at least two views of each item, for alignment and
+            uniformity. By default uniformity is that of z, if it is normalised.
         bootstrap: The number of resamples, at least 20.
-        seed: Of the resamples.
-        progress: Show a bar if they take more than two seconds.
+        seed: The seed of the resamples.
+        progress: Whether to show a progress bar after 3 seconds.
 
     Raises:
         Undefined: If z is constant: W and B are zero.
-        ValueError: For a class with one item, or for items that are zero where they are
-            to be normalised.
+        ValueError: For a class with one item, or zero items with `normalise`.
     """
     (given,) = representations(z)
     y = classes(labels, len(given))
@@ -151,7 +149,7 @@ def crowding(
     u = _normalised(given) if normalise else given
     order = np.argsort(y, kind="stable")  # a class is a slice from here on
     both = _on_sphere(u, views, normalise)[:, order]
-    # what is left of equal points is rounding error
+    # below, distances are rounding errors
     rounding = np.finfo(float).eps * max(u.shape) * np.linalg.norm(u, axis=1).max()
     u = u[order] - u.mean(0)
 
@@ -162,7 +160,7 @@ def crowding(
             "crowding is 0 / 0; look for an encoder that has collapsed"
         )
     of_items = np.vstack([_silhouettes(u, counts), both])
-    options = {"delay": PATIENCE, "disable": not progress, "leave": False}
+    options = {"delay": BAR_DELAY, "disable": not progress, "leave": False}
     chosen = tqdm(
         _resamples(counts, bootstrap, seed), "resamples", bootstrap, **options
     )
@@ -186,7 +184,7 @@ def crowding(
 
 
 class _Separation(NamedTuple):
-    """Class by class: scatter, distance to the nearest mean, margin; and B and DB."""
+    """Scatter, distance to the nearest mean and margin per class; B and DB overall."""
 
     within: np.ndarray
     nearest: np.ndarray
@@ -203,7 +201,7 @@ class _Separation(NamedTuple):
 
 
 def _separation(z: np.ndarray, counts: np.ndarray, rounding: float) -> _Separation:
-    """Figures of items that are sorted by their class."""
+    """The measures of items sorted by class."""
     from scipy.spatial.distance import pdist, squareform
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -247,7 +245,7 @@ def _draws(
     rounding: float,
     resamples: Iterable[Int[np.ndarray, " n"]],
 ) -> np.ndarray:
-    """Overall figures of resamples: of z itself, and means of the values of items."""
+    """Overall measures of resamples: of z itself, and means of per-item values."""
     draws = []
     for chosen in resamples:
         again = _separation(z[chosen], counts, rounding).overall(counts)
@@ -258,7 +256,7 @@ def _draws(
 def _on_sphere(
     z: np.ndarray, views: Array | None, normalise: bool
 ) -> Float[np.ndarray, "figure n"]:
-    """Values of items: alignment and uniformity, uniformity only, or none of them."""
+    """Per-item values: alignment and uniformity, uniformity only, or neither."""
     if views is not None:
         alignment, uniformity = alignment_uniformity_values(views)
         if len(alignment) != len(z):
@@ -294,7 +292,7 @@ def _lengths(differences: np.ndarray, rounding: float) -> np.ndarray:
 
 
 def _ratio(a: Any, b: Any) -> Any:
-    """a over b; infinite where b is zero, for what is not apart is not separated."""
+    """a / b, infinite where b is zero: equal means are not separated."""
     return np.divide(a, b, out=np.full(np.shape(b), np.inf), where=np.asarray(b) > 0)
 
 

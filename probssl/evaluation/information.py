@@ -1,6 +1,6 @@
 r"""The mutual information :math:`I(a; b)` of two views' representations, in nats.
 
-None of the estimates moves when a and b are rescaled or rotated together.
+All estimates are invariant to a common scale and rotation of a and b.
 """
 
 import math
@@ -28,8 +28,8 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
         \qquad \lVert a \rVert = \lVert b \rVert = 1,
 
     averaged over both directions. It cannot exceed :math:`\log n`. The temperature is
-    fitted to the same items, which makes the bound optimistic by about 1/n nats, as one
-    fitted number does. Memory grows with the square of n.
+    fitted to the same items, which adds an optimistic bias of about 1/n nats. Memory is
+    O(n²).
 
     Raises:
         Undefined: If a representation is zero.
@@ -46,7 +46,7 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
     matched, square = np.square(a - b).sum(1), _squares(a, b)
     typical = square.mean()
     if not typical > 0:
-        raise Undefined("all representations have one direction: it tells nothing")
+        raise Undefined("all representations have one direction, without information")
     nearest = [square.min(axis, keepdims=True) for axis in (1, 0)]
 
     def kernels(inverse: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -61,9 +61,9 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
     def bound(inverse: float) -> float:
         return float(np.mean([values for *_, values in kernels(inverse)]))
 
-    # concave in 1 / τ; at the upper end each item is told from all others, or none is
+    # concave in 1 / τ
     best = maximiser(bound, 1e-3 / typical, 1e6 / typical)
-    # as one of the others, an item lowers the values by its share of their sums
+    # as a negative, an item lowers the values by its share of their sums
     adds = [
         values - (kernel / total).sum(1 - axis) + 1
         for axis, (kernel, total, values) in zip((1, 0), kernels(best), strict=True)
@@ -79,10 +79,9 @@ def gaussian_information(
     .. math:: I = -\frac12 \sum_i \log(1 - \rho_i^2)
         = \frac12 \log \frac{|\Sigma_a| \, |\Sigma_b|}{|\Sigma|}
 
-    less what it is too large on average for Gaussian a and b, which is known exactly
-    from the log-determinants of Wishart matrices. Dimensions along which a or b do not
-    vary are left out: they tell nothing. Where a and b are Gaussian each by itself it
-    is a lower bound, up to sampling error.
+    minus its exact bias for Gaussian a and b (log-determinants of Wishart matrices).
+    Dimensions without variance are left out. If a and b are marginally Gaussian it is
+    a lower bound, up to sampling error.
 
     Raises:
         Undefined: If there are as many dimensions as items, or one of a is a linear
@@ -111,19 +110,18 @@ def gaussian_information(
 def nearest_neighbour_information(
     a: Float[Array, "n dim"], b: Float[Array, "n dim"], k: int = 3
 ) -> Estimate:
-    r"""The estimate by nearest neighbours of Kraskov, Stögbauer and Grassberger.
+    r"""The KSG estimate (Kraskov, Stögbauer and Grassberger) by nearest neighbours.
 
     .. math:: \hat I = \psi(k) + \psi(n)
         - E_i\big[\psi(n_a(i) + 1) + \psi(n_b(i) + 1)\big],
 
     where :math:`n_a(i)` counts the items whose a is nearer to :math:`a_i` than the k-th
-    neighbour is in the larger of the two distances. It is nearly unbiased where a and b
-    are independent, and too low where they depend strongly or have many dimensions.
-    Time grows with the square of n, memory with n. The error is that of the jackknife,
-    which leaves out one item at a time.
+    neighbour in the maximum of the two distances. It is nearly unbiased for independent
+    a and b, and too low for strong dependence or many dimensions. Time is O(n²), memory
+    O(n). The standard error is that of the jackknife.
 
     Arguments:
-        k: Which neighbour; the more, the less noise, and the more bias.
+        k: The rank of the neighbour: larger k has less variance and more bias.
 
     References:
         Estimating mutual information (Kraskov, Stögbauer and Grassberger, 2004)
@@ -140,7 +138,7 @@ def nearest_neighbour_information(
         )
     first, second = (z - z.mean(0) for z in (first, second))
     if not np.abs(first).max() > 0 or not np.abs(second).max() > 0:
-        raise Undefined("all representations are equal: they tell nothing")
+        raise Undefined("all representations are equal, without information")
     values, adds = np.empty(n), np.zeros(n)
     for rows in np.array_split(np.arange(n), -(-n * n // BLOCK)):
         squares = _squares(first[rows], first), _squares(second[rows], second)
@@ -156,10 +154,10 @@ def nearest_neighbour_information(
 def _neighbourhoods(
     a: Float[np.ndarray, "rows n"], b: Float[np.ndarray, "rows n"], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minus the digammas of each row, and how they rise without each of the columns.
+    """Minus the digammas of each row, and their rise when a column is left out.
 
-    Without a neighbour the next one takes its place; without another item within reach
-    there is one less to count.
+    If the column was a neighbour, the next one takes its place; if it was another item
+    within reach, the count falls by one.
     """
     from scipy.special import digamma
 
@@ -180,13 +178,12 @@ def _neighbourhoods(
 def maximiser(
     function: Callable[[float], float], low: float, high: float, xatol: float = 1e-6
 ) -> float:
-    """Return where a function of a positive number is largest, between low and high.
+    """Return the maximiser of a function of a positive number, between low and high.
 
-    The best of a few points evenly spread in the logarithm is refined by Brent's method
-    between its neighbours.
+    The best of a geometric grid is refined by Brent's method between its neighbours.
 
     Arguments:
-        xatol: The accuracy in the logarithm.
+        xatol: The tolerance in the logarithm.
     """
     from scipy.optimize import minimize_scalar
 
@@ -223,22 +220,22 @@ def _directions(z: np.ndarray) -> np.ndarray:
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The squared distances of all pairs."""
+    """Squared distances of all pairs."""
     norms = np.square(a).sum(1)[:, None] + np.square(b).sum(1)
     return np.maximum(norms - 2 * a @ b.T, 0)
 
 
 def _uncorrelated(z: np.ndarray) -> np.ndarray:
-    """Orthonormal columns that span those of z less their means."""
+    """Orthonormal columns that span the centred columns of z."""
     columns, spread, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
     rounding = np.finfo(float).eps * max(z.shape) * np.linalg.norm(z)
     if not (spread > rounding).any():
-        raise Undefined("all representations are equal: they tell nothing")
+        raise Undefined("all representations are equal, without information")
     return columns[:, spread > rounding]
 
 
 def _log_determinant_bias(freedom: int, dim: int) -> float:
-    r"""How much :math:`E \log |S|` exceeds :math:`\log |\Sigma|` for Gaussians."""
+    r"""The bias :math:`E \log |S| - \log |\Sigma|` for Gaussians."""
     from scipy.special import digamma
 
     each = digamma((freedom - np.arange(dim)) / 2) - np.log(freedom / 2)

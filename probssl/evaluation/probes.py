@@ -24,10 +24,10 @@ __all__ += ["linear_probes", "mlp_probe", "scores", "scores_and_draws", "style_p
 
 
 class FewLabel(NamedTuple):
-    """Accuracy from few labels: its mean and standard error over draws of labels.
+    """Accuracy from few labels: mean and standard error over draws of labels.
 
-    `draws` has the accuracy of each: for the same seed and items the labels drawn are
-    the same whatever z is, so that differences of two representations are paired.
+    `draws` has the accuracy of each draw. The labels drawn depend on seed and items
+    alone, so that differences of two representations are paired.
     """
 
     mean: float
@@ -45,12 +45,12 @@ def linear_probe(
 ) -> float:
     r"""Test accuracy of multinomial logistic regression on standardised z.
 
-    The weights W minimise, with the mean and scale of each dimension from training,
+    The weights W minimise, with mean and scale of each dimension from training,
 
     .. math:: -\sum_i \log p(y_i \mid z_i, W) + \frac{\lambda}{2} \lVert W \rVert^2.
 
     Arguments:
-        penalty: The weight :math:`\lambda` of the ridge; the intercept is free.
+        penalty: The ridge weight :math:`\lambda`; the intercept is not penalised.
     """
     return linear_probes(z_train, y_train, {"": (z_test, y_test)}, penalty=penalty)[""]
 
@@ -62,7 +62,7 @@ def linear_probes(
     *,
     penalty: float = 1.0,
 ) -> dict[str, float]:
-    """The accuracies of one `linear_probe` on several test parts, by their names."""
+    """The accuracies of one `linear_probe` on several test sets, by name."""
     if not penalty > 0:
         raise ValueError(
             f"expected a positive penalty, got {penalty}; take 1e-6 for hardly any"
@@ -87,11 +87,11 @@ def few_label_probe(
     repeats: int = 20,
     seed: int = 0,
 ) -> FewLabel:
-    """Test accuracy of `linear_probe` when only a few training labels are known.
+    """Test accuracy of `linear_probe` fitted to a few labels per class.
 
     Each repeat draws `labels_per_class` training items of each class, without
-    replacement. Labels are few, items are not: z is standardised by all of the training
-    items. The standard error is over draws, for one encoder and one test set.
+    replacement; z is standardised by all training items. The standard error is over
+    draws, for one encoder and one test set.
     """
     from threadpoolctl import threadpool_limits
 
@@ -111,7 +111,7 @@ def few_label_probe(
     z, there = (z - mean) / scale, (there - mean) / scale
     members = [np.flatnonzero(y == name) for name in names]
     random, accuracy = np.random.default_rng(seed), []
-    with threadpool_limits(1):  # on fits so small threads only wait for each other
+    with threadpool_limits(1):  # more threads are slower on fits so small
         for _ in range(repeats):
             few = [random.choice(m, labels_per_class, replace=False) for m in members]
             known = np.concatenate(few)
@@ -134,7 +134,7 @@ def mlp_probe(
 
     Arguments:
         hidden: The width of the hidden layer, with ReLU.
-        seed: Of the initial weights and of the order of the items.
+        seed: The seed of the initial weights and of the order of the items.
     """
     from sklearn.neural_network import MLPClassifier
 
@@ -152,10 +152,10 @@ def knn(
     y_test: Shaped[Array, " m"],
     k: int = 5,
 ) -> float:
-    """Test accuracy of a vote of the k nearest training items.
+    """Test accuracy of k nearest neighbours (k-NN), by majority vote.
 
-    Distances are Euclidean in z as it is, not standardised; on the unit sphere they
-    order items as the cosine does. Ties go to the smaller label.
+    Distances are Euclidean, z is not standardised; on the unit sphere they order items
+    as the cosine does. Ties go to the smaller label.
     """
     return knns(z_train, y_train, {"": (z_test, y_test)}, k)[""]
 
@@ -166,7 +166,7 @@ def knns(
     tests: Mapping[str, tuple[Float[Array, "m dim"], Shaped[Array, " m"]]],
     k: int = 5,
 ) -> dict[str, float]:
-    """The accuracies of `knn` on several test parts, by their names."""
+    """The accuracies of `knn` on several test sets, by name."""
     from sklearn.neighbors import KNeighborsClassifier
 
     checked = [train_test(z_train, y_train, z, y) for z, y in tests.values()]
@@ -186,12 +186,11 @@ def style_probe(
     z_test: Float[Array, "m dim"],
     s_test: Shaped[Array, "m *factor"],
 ) -> list[float]:
-    r"""How well each style factor is read off z by a linear map, at most 1.
+    r"""Linear prediction of each style factor from z: test scores, at most 1.
 
-    A factor of floating-point numbers is continuous: the test :math:`R^2` of ridge
-    regression (weight 1) on standardised z, 0 for a guess of the mean. Integers, truth
-    values and names are discrete: the accuracy of `linear_probe`. Factors of both kinds
-    do not fit in one array; give them one after the other.
+    For floating-point factors it is the test :math:`R^2` of ridge regression (weight 1)
+    on standardised z; for integers, booleans and strings the accuracy of
+    `linear_probe`. Factors of different kinds need separate calls.
     """
     z_train, z_test = representations(z_train, z_test)
     s_train, s_test = _factors(s_train, len(z_train)), _factors(s_test, len(z_test))
@@ -214,15 +213,15 @@ def scores(
     *,
     max_train: int | None = None,
 ) -> dict[str, float]:
-    """Probes and neighbours from training to test; clusters and rank of the test part.
+    """Probes and k-NN from training to test; clustering and rank of the test set.
 
     The keys are linear_probe, few_label_probe (5 labels per class), few_label_probe_se
     (its standard error over 20 draws), knn (k = 5), cluster_accuracy, nmi, ari and
     effective_rank.
 
     Arguments:
-        seed: Of the draws of labels, of the clustering and of `max_train`.
-        max_train: Use at most so many training items, drawn at random; all by default.
+        seed: The seed of the draws of labels, the clustering and `max_train`.
+        max_train: The largest number of training items, drawn at random.
     """
     return scores_and_draws(z_train, y_train, z_test, y_test, seed, max_train)[0]
 
@@ -235,7 +234,7 @@ def scores_and_draws(
     seed: int = 0,
     max_train: int | None = None,
 ) -> tuple[dict[str, float], FewLabel]:
-    """What `scores` returns, and the few-label probe with each of its draws."""
+    """The result of `scores`, and the few-label probe with all of its draws."""
     z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
     if max_train is not None and max_train < len(z_train):
         random = np.random.default_rng(seed)
@@ -260,7 +259,7 @@ def scores_and_draws(
 
 
 def _moments(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of each dimension, the scale 1 where it is constant."""
+    """Mean and scale of each dimension; the scale of a constant one is 1."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train)
@@ -270,14 +269,14 @@ def _moments(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _logistic_regression(
     z_train: np.ndarray, y_train: np.ndarray, penalty: float = 1.0
 ) -> Callable[[np.ndarray, np.ndarray], float]:
-    """The accuracy of a fitted classifier, as a function of a test part."""
+    """The accuracy of a fitted classifier, as a function of a test set."""
     from sklearn.linear_model import LogisticRegression
 
-    # some tens of iterations do: the limit only ends what will never converge
+    # a few tens of iterations are usual; the limit stops what does not converge
     model = LogisticRegression(C=1 / penalty, max_iter=10_000)
     if z_train.shape[1] <= len(z_train):
         return model.fit(z_train, y_train).score
-    # The ridge leaves no weight outside the span of the items: fit within it.
+    # With the ridge penalty the optimum lies in the span of the items: fit within it.
     span = np.linalg.qr(z_train.T)[0]
     model.fit(z_train @ span, y_train)
     return lambda z, y: model.score(z @ span, y)

@@ -1,8 +1,8 @@
 """Figures from arrays and tables: curves, maps, images, ranks and comparisons.
 
-Each function returns a matplotlib Figure of its own, which a notebook shows as the last
-value of a cell and ``figure.savefig("name.png")`` writes. Nothing is shown or set
-elsewhere; colours can be told apart by colour-blind readers.
+Each function returns a new matplotlib Figure: a notebook shows it as the last value of
+a cell, ``figure.savefig("name.png")`` writes it. Global state of pyplot is not changed.
+Colours are safe for colour-blind readers.
 """
 
 from .advice import advice

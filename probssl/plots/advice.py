@@ -1,4 +1,4 @@
-"""What speaks for joint embedding, and what for reconstruction."""
+"""The evidence behind the advice: joint embedding or reconstruction."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["advice"]
 
 SHOWN = 60  # directions of a spectrum
-LEAST = 0.1  # of an axis of alignments, where 0 is drawn
+MIN_ALIGNMENT = 0.1  # on the logarithmic axis; smaller values are drawn here
 
 
 def advice(found: Any) -> "Figure":
@@ -65,11 +65,11 @@ def _alignments(panel: "Axes", found: Any) -> None:
         panel.text(0.5, 0.5, "nothing irrelevant\nwas found", ha="center", va="center")
         panel.set_axis_off()
         return
-    value, low, high = (max(x, LEAST) for x in found.alignment)
+    value, low, high = (max(x, MIN_ALIGNMENT) for x in found.alignment)
     panel.axvspan(low / 1.02, high * 1.02, color=PALE, zorder=0)
     panel.axvline(value, color=INK, linewidth=1, label="the views' alignment")
     for row, (name, threshold) in enumerate(found.thresholds.items()):
-        at, least, most = (max(x, LEAST) for x in threshold)
+        at, least, most = (max(x, MIN_ALIGNMENT) for x in threshold)
         panel.plot([least, most], [row, row], color=ORANGE)
         panel.plot(at, row, "o", color=ORANGE, label=None if row else "needed")
         panel.annotate(name, (at, row), (0, 8), textcoords="offset points", ha="center")

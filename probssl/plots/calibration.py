@@ -1,4 +1,4 @@
-"""Whether ranks of true values among posterior draws are uniform."""
+"""Rank histograms of simulation-based calibration."""
 
 import math
 from typing import TYPE_CHECKING, Any

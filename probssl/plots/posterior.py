@@ -1,4 +1,4 @@
-"""What was learned of hyper-parameters."""
+"""Prior and posterior of hyper-parameters."""
 
 from typing import TYPE_CHECKING, Any
 

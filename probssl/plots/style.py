@@ -1,4 +1,4 @@
-"""What all figures share: paper, colours, and arrays of any origin."""
+"""Shared by all figures: canvas, colours, conversion of arrays."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ BLUE, ORANGE, INK, PALE = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
 
 
 def blank(width: float, height: float) -> "Figure":
-    """A figure of so many inches that pyplot does not keep, so none is shown twice."""
+    """A figure, sizes in inches, that pyplot does not keep, lest it be shown twice."""
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(width, height), layout="constrained")
@@ -29,20 +29,20 @@ def blank(width: float, height: float) -> "Figure":
 
 
 def close(figures: "Iterable[Figure]") -> None:
-    """Free what figures hold, all at once, once they are written."""
+    """Free the memory of figures."""
     for figure in figures:
         figure.clear()
 
 
 def clean(axes: "Axes") -> None:
-    """Leave only the frame that is read from."""
+    """Keep only the left and bottom axis."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#888888")
     axes.tick_params(color="#888888", labelsize=9)
 
 
 def plain(values: Array) -> np.ndarray:
-    """Values as a NumPy array, off the graph and the device."""
+    """A NumPy array of the values, detached and on the host."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         if values.dtype == torch.bfloat16:  # unknown to NumPy

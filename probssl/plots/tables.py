@@ -1,4 +1,4 @@
-"""Methods against one another."""
+"""Comparisons of methods: dot plots and heat maps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ __all__ = ["comparison", "matrix", "terms"]
 SCORES = {
     "linear_probe": "linear probe",
     "few_label_probe": "few-label probe",
-    "knn": "neighbours",
+    "knn": "5-NN",
     "cluster_accuracy": "cluster accuracy",
     "nmi": "NMI",
     "ari": "ARI",
@@ -90,7 +90,7 @@ def terms(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "F
 
 
 def matrix(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "Figure":
-    """Draw what does not move when z is rescaled as a table in colour, with errors.
+    """Draw the scale-invariant measures of a comparison as a heat map, with errors.
 
     The darker, the better within its column; a column with ``_se`` behind the name is
     its standard error.

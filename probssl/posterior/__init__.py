@@ -1,8 +1,8 @@
-"""What a fitted objective says: representations, posteriors, evidences and samples.
+"""Inference with a fitted objective: representations, posteriors, evidence, samples.
 
-Everything here runs in evaluation mode without gradients, on the device and in the
-precision of the objective, and leaves the objective as it was. Bytes are read as k/255.
-Random draws follow ``torch.manual_seed``.
+All functions run in evaluation mode without gradients, on the device and in the dtype
+of the objective, whose state they leave unchanged. Bytes are read as k/255. The seed
+is ``torch.manual_seed``.
 """
 
 from .completion import classify, complete

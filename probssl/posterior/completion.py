@@ -1,4 +1,4 @@
-"""What is missing: absent views from the present ones, components from the views."""
+"""Imputation of absent views and classification by components of the prior."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from ..data.batches import Data, Items, Views
 from ..data.splits import Groups
 from ..joint import Joint
 from ..terms import Batch
-from .items import PATIENCE, Array, array, chunks, evaluating, in_parts
+from .items import BAR_DELAY, Array, array, chunks, evaluating, in_parts
 from .joints import decoded, joint_of
 from .representation import Images, joined
 
@@ -23,26 +23,25 @@ def complete(
     draws: int | None = None,
     batch_size: int = 64,
 ) -> Images:
-    r"""Return what p(x_v | z_v) says of every view, absent ones given the present.
+    r"""Impute absent views: the posterior predictive of every view given the present.
 
     .. math:: p(x_\text{absent} \mid x_\text{present}) \approx \int
         p(x_\text{absent} \mid z_\text{absent}) \,
         p(z_\text{absent} \mid z_\text{present}) \,
         q(z_\text{present} \mid x_\text{present}) \, dz
 
-    One modality is generated from another by marking the other as absent. Observed
-    contents, where the data have some, are given as well. The result is an array
-    (item, view, \*event), with as many draws in front; for several modalities, a tuple
-    of these.
+    To generate one modality from another, mark it as absent. Observed contents of the
+    data are conditioned on too. The result is an array (item, view, \*event), with a
+    leading axis of draws; for several modalities, a tuple of these.
 
     Arguments:
-        data: `Groups`, or a `Batch`, which say what is present.
-        draws: The number of draws of x; None means the mean of p(x_v | z_v) where z is
-            the mean of its distribution. The mean over draws is that over z as well.
+        data: `Groups` or a `Batch`, with `present`.
+        draws: The number of draws of x. None means the mean of p(x_v | z_v) at the mean
+            of z, which is not the posterior predictive mean; that is the mean of draws.
 
     Raises:
-        ValueError: If there is no joint distribution, or the data cannot have come from
-            it.
+        ValueError: If there is no joint distribution, or the data are outside its
+            support.
     """
     if min(batch_size, 1 if draws is None else draws) < 1:
         raise ValueError(
@@ -75,16 +74,16 @@ def classify(
 ) -> Float[Array, "item component"]:
     r"""Return :math:`p(k \mid x_1, \dots, x_V)` of each item under a mixture prior.
 
-    Trained with observed contents, the components are classes, and this classifies.
-    Contents that the data have are not looked at.
+    If it was fitted with observed contents, components are classes, and this is a
+    classifier. Contents of the data are ignored.
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
-            one for each modality.
-        views: A sampler of views, all of which are then seen; without one the item is
-            seen alone.
-        draws: The number of draws of q that it is a mean over; under the guide
-            `Coupled` it is exact without.
+            one per modality.
+        views: A sampler of views, all of which are conditioned on. By default an item
+            is its only view.
+        draws: The number of draws of q to average over; exact without draws under the
+            guide `Coupled`.
 
     Raises:
         ValueError: If there is no joint distribution with a mixture prior.
@@ -105,7 +104,7 @@ def _mean(joint: Joint, batch: Batch) -> list[Array]:
 
 def _drawn(joint: Joint, batch: Batch, draws: int) -> list[Array]:
     q, found = joint.encode(batch), []
-    for n in tqdm(chunks(draws, batch), "draws", delay=PATIENCE, leave=False):
+    for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
         each = decoded(joint, q.sample((n,)), batch.widths)
         found.append([array(p.sample()) for p in each])
     return [np.concatenate(part) for part in zip(*found, strict=True)]

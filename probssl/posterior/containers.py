@@ -1,4 +1,4 @@
-"""What differs between ArviZ 0.2x and 1.x: the container, and the fit of a tail."""
+"""ArviZ 0.2x and 1.x: containers of draws, and Pareto k̂."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ __all__ = ["Variable", "container", "pareto_k", "provenance"]
 Variable = tuple[tuple[str, ...], np.ndarray]  # the names of its axes, its values
 Coordinates = Mapping[str, np.ndarray | list[str]]
 
-LEAST = 25  # draws of which the largest fifth is a tail that can be fitted
+MIN_DRAWS = 25  # whose largest fifth is a tail that can be fitted
 
 
 def container(
@@ -31,7 +31,7 @@ def container(
     Arguments:
         groups: For each group its variables, each with the names of its axes.
         coords: The labels along an axis; other axes count from 0.
-        attrs: What every group says of itself.
+        attrs: The attributes of every group.
     """
     import xarray
 
@@ -45,7 +45,7 @@ def container(
 
 
 def provenance() -> dict[str, str]:
-    """By what the draws were made, as ArviZ names it."""
+    """The attributes that ArviZ gives for the origin of draws."""
     return {
         "inference": "SVI",
         "inference_library": "pyro-ppl",
@@ -55,7 +55,7 @@ def provenance() -> dict[str, str]:
 
 
 def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, " item"]:
-    """The shape of the generalised Pareto tail of importance weights, for each item.
+    """Pareto k̂ of each item: the shape of the tail of its importance weights.
 
     NaN below 25 draws, and where the weights differ by no more than rounding.
 
@@ -66,7 +66,7 @@ def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, "
     size = np.abs(log_weights).max(1) * np.finfo(log_weights.dtype).eps
     rows = np.ptp(log_weights, 1) > 64 * size
     k = np.full(len(log_weights), np.nan)
-    if log_weights.shape[1] < LEAST or not rows.any():
+    if log_weights.shape[1] < MIN_DRAWS or not rows.any():
         return k
     chosen = log_weights[rows].astype(np.float64)
     if _major() == 0:
@@ -74,8 +74,7 @@ def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, "
         return k
     from arviz_stats.base import array_stats
 
-    # Here psislw takes log-likelihoods, whose negatives are the log-weights of
-    # leave-one-out.
+    # This psislw takes log-likelihoods, the negative log-weights of leave-one-out.
     k[rows] = array_stats.psislw(-chosen)[1]
     return k
 
@@ -100,7 +99,7 @@ def _major() -> int:
 
 def _arviz() -> ModuleType:
     with warnings.catch_warnings():
-        # Once a day ArviZ 0.23 announces the next version.
+        # ArviZ 0.23 announces the next version once a day.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz
 

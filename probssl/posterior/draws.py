@@ -1,4 +1,4 @@
-"""Draws from the posterior and the prior, in ArviZ's container."""
+"""Draws from posterior and prior, with their predictives, for ArviZ."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,15 @@ from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..arguments import whole
 from ..data.batches import Data, Items, Views
 from ..data.splits import Groups, Split
 from ..joint import Joint
 from ..limits._base import Embedding
 from ..terms import Batch
 from .containers import Variable, container, provenance
-from .items import PATIENCE, Array, array, chunks, evaluating
+from .items import BAR_DELAY, Array, array, chunks, evaluating
 from .joints import check_proper, check_spread, joint_of
-from .pseudo import pseudo_posterior
 
 if TYPE_CHECKING:
     import arviz
@@ -38,9 +38,9 @@ def to_arviz(
     views: Views | None = None,
     predictive: bool = True,
 ) -> "arviz.InferenceData | xarray.DataTree":
-    r"""Return draws from the posterior of some items for ArviZ, of either generation.
+    r"""Draw from the posterior and the prior of some items, as a container for ArviZ.
 
-    ArviZ below 1.0 gets InferenceData, later a DataTree, with the groups
+    It is InferenceData for ArviZ 0.2x, a DataTree for 1.x, with the groups
 
     ====================  =========================================================
     posterior             z (chain, draw, item, view, dim), y (chain, draw, item, dim)
@@ -49,46 +49,45 @@ def to_arviz(
     posterior_predictive  x (chain, draw, item, view, \*event)
     sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item
                           (with y, where it is explicit):
-                          their difference is the log-weight of importance sampling;
+                          their difference is the log importance weight;
                           for random hyper-parameters h log_p_hyper and log_q_hyper
-    log_likelihood        x: log p(x | z) of each item, given its own z, absent views
-                          left out
+    log_likelihood        x: log p(x | z) of each item, given its own z, without absent
+                          views
     prior                 z (chain, draw, view, dim) of any item, hyper-parameters
     prior_predictive      x (chain, draw, view, \*event)
     observed_data         x (item, view, \*event), NaN where a view is absent
     constant_data         label (item), if there are labels
     ====================  =========================================================
 
-    Of several modalities there are x_0, x_1 and so on. Observed contents are given:
-    log_p is then that of x, z and the component.
+    Several modalities are x_0, x_1 and so on. With observed contents log_p includes
+    the component.
 
-    Draws are independent, so there is one chain, and no diagnostics of chains apply:
-    ``az.summary(idata, kind="stats")``. Nor does leave-one-out: an item has a z of its
-    own, for which only the prior is left when the item is out; `evidence` is that.
+    Draws are independent: there is one chain, and chain diagnostics such as R-hat do
+    not apply; use ``az.summary(idata, kind="stats")``. Leave-one-out does not apply
+    either: without its item a z has only its prior, so that LOO is `evidence`.
 
     An objective without a joint, such as SimCLR, has a pseudo-posterior of its random
-    hyper-parameters, conditional on the encoder (see `Embedding`): the groups are then
+    hyper-parameters, conditional on the encoder (see `Embedding`), in the groups
     posterior, sample_stats and prior.
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
-            one for each modality.
+            one per modality.
         draws: The number of draws.
-        items: The first so many items, or the row numbers of some, which are the
+        items: A number of items, the first ones, or row numbers, which become the
             coordinates of "item".
-        views: A sampler; the posterior is then that of all views of an item. Without
-            one each item is seen alone.
-        predictive: Whether to draw x. These take 4 · draws · items · views · pixels
-            bytes: 160 MB for 100 images of MNIST.
+        views: A sampler; the posterior is then that given all views of an item. By
+            default an item is its only view.
+        predictive: Whether to draw x from prior and posterior predictive: in float32
+            4 · draws · items · views · pixels bytes, 160 MB for 100 images of MNIST.
 
     Raises:
         ValueError: If there is no posterior with a density, p(y) is flat, or the data
-            cannot have come from the model.
+            are outside the support of the likelihood.
     """
-    if draws < 1:
-        raise ValueError(f"expected draws of at least 1, got {draws}; 500 is usual")
+    whole("draws", draws, hint="500 is usual")
     if isinstance(objective, Embedding) and any(objective.prior.random()):
-        return container(*pseudo_posterior(objective, draws))
+        return container(*_pseudo_posterior(objective, draws))
     joint = joint_of(objective, "a posterior")
     check_proper(joint, "prior and posterior")
     check_spread(joint, "a posterior")
@@ -98,7 +97,7 @@ def to_arviz(
         batch = joint.arranged(source.batch(torch.from_numpy(rows)))
         joint.check(batch)
         after = _many(_posterior, joint, batch, draws, predictive)
-        parts = batch.parts  # of an item whose data the prior does not see
+        parts = batch.parts  # one item: the prior ignores its data
         anyone = Batch(tuple(x[:1] for x in parts) if joint.several else parts[0][:1])
         before = _many(_prior, joint, anyone, draws, predictive)
     groups = _sampled(joint, after, before) | _observed(joint, data, batch, rows)
@@ -112,10 +111,10 @@ def _many(
     draws: int,
     predictive: bool,
 ) -> dict[str, Array]:
-    """Draws in parts that fit the memory, put together on the host."""
+    """Draws in parts that fit into memory, concatenated on the host."""
     found: dict[str, Array] = {}
     done, sizes = 0, chunks(draws, batch)
-    for n in tqdm(sizes, "draws", delay=PATIENCE, unit="part"):
+    for n in tqdm(sizes, "draws", delay=BAR_DELAY, unit="part"):
         for name, values in draw(joint, batch, n, predictive).items():
             part = array(values)
             if name not in found:
@@ -246,7 +245,7 @@ def _attrs(joint: Joint) -> dict[str, str]:
 
 
 def _rows(items: int | Sequence[int], count: int) -> Array:
-    """The row numbers of the items asked for."""
+    """The row numbers of the chosen items."""
     if isinstance(items, int | np.integer):
         rows = np.arange(min(int(items), count))
     else:
@@ -264,3 +263,29 @@ def _rows(items: int | Sequence[int], count: int) -> Array:
             f"{rows.max()}; the data have {count} items"
         )
     return rows.astype(np.int64)
+
+
+@torch.no_grad()
+def _pseudo_posterior(
+    objective: Embedding, draws: int
+) -> tuple[dict[str, dict[str, Variable]], dict[str, list[str]], dict[str, str]]:
+    """Groups, coords and attrs for an objective without a joint."""
+    groups: dict[str, dict[str, Variable]] = {"posterior": {}, "prior": {}}
+    log_p, log_q = torch.zeros(draws), torch.zeros(draws)
+    for h in objective.prior.random():
+        q = h.posterior()
+        drawn, before = q.sample((draws,)), h.value.sample((draws,))
+        axes = ("chain", "draw") + ("dim",) * (drawn.ndim - 1)
+        groups["posterior"][h.name] = axes, array(drawn)[None]
+        groups["prior"][h.name] = axes, array(before)[None]
+        log_p = log_p + h.value.log_prob(drawn).cpu()
+        log_q = log_q + q.log_prob(drawn).cpu()
+    groups["sample_stats"] = {
+        name: (("chain", "draw"), array(value)[None])
+        for name, value in (("log_p_hyper", log_p), ("log_q_hyper", log_q))
+    }
+    attrs = provenance() | {
+        "posterior": "pseudo-posterior: the objective as the log-likelihood of an "
+        "item, conditional on the encoder",
+    }
+    return groups, {}, attrs

@@ -1,4 +1,4 @@
-"""An objective in evaluation mode, and what it gives for items, part by part."""
+"""Evaluation in parts: mode, dtype and device of an objective, memory of draws."""
 
 import math
 from collections.abc import Iterator
@@ -11,21 +11,22 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..arguments import whole
 from ..terms import Batch
 
-__all__ = ["PATIENCE", "Array", "array", "chunks", "evaluating", "in_parts"]
+__all__ = ["BAR_DELAY", "Array", "array", "chunks", "evaluating", "in_parts"]
 
 Array = np.ndarray
 
-PATIENCE = 3.0  # seconds before a progress bar shows
-AT_ONCE = 2048  # representations that are decoded at once
+BAR_DELAY = 3.0  # seconds before a progress bar shows
+CHUNK = 2048  # representations decoded at once
 
 
 @contextmanager
 def evaluating(objective: nn.Module) -> Iterator[Tensor | None]:
-    """Evaluation mode without gradients; afterwards the mode that each module had.
+    """Evaluation mode without gradients; the modes of all modules are restored.
 
-    Gives a tensor of the device and the precision of the objective, if it has any.
+    Yields a tensor with the device and dtype of the objective, if it has any.
     """
     modes = [(module, module.training) for module in objective.modules()]
     numbers = chain(objective.parameters(), objective.buffers())
@@ -40,21 +41,20 @@ def evaluating(objective: nn.Module) -> Iterator[Tensor | None]:
 
 
 def in_parts(items: int, size: int, title: str) -> Iterator[Int[Tensor, " batch"]]:
-    """All row numbers, in parts; with a progress bar if it takes a while."""
-    if size < 1:
-        raise ValueError(f"expected batch_size of at least 1, got {size}; raise it")
+    """All row numbers, in parts of a batch size; a progress bar shows after 3 s."""
+    size = whole("batch_size", size)
     yield from tqdm(
-        torch.arange(items).split(size), title, delay=PATIENCE, unit="batch"
+        torch.arange(items).split(size), title, delay=BAR_DELAY, unit="batch"
     )
 
 
 def array(values: Tensor) -> Array:
-    """A tensor for NumPy, which does not know bfloat16."""
+    """A NumPy array; bfloat16, which NumPy lacks, becomes float32."""
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def chunks(draws: int, batch: Batch) -> list[int]:
-    """Parts of a number of draws, so small that their decoding fits the memory."""
-    most = max(1, AT_ONCE // math.prod(batch.shape))
+    """Sizes of parts of the draws, small enough for decoding to fit into memory."""
+    most = max(1, CHUNK // math.prod(batch.shape))
     return [min(most, draws - start) for start in range(0, draws, most)]

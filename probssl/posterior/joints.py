@@ -1,4 +1,4 @@
-"""The joint of an objective, and whether it can answer what it is asked."""
+"""The joint of an objective, and checks of what it can be used for."""
 
 from collections.abc import Sequence
 
@@ -33,14 +33,14 @@ def joint_of(objective: nn.Module, what: str) -> Joint:
 def decoded(
     joint: Joint, z: Tensor, widths: Sequence[int]
 ) -> tuple[TorchDistribution, ...]:
-    """p(x_v | z_v) of each modality, which have so many views."""
+    """p(x_v | z_v) of each modality; `widths` are their numbers of views."""
     if joint.several:
         return joint.decode(z.split(list(widths), -2))
     return (joint.decode(z),)
 
 
 def check_proper(joint: Joint, what: str) -> None:
-    """Raise an error if p(y) is flat, so that z has no distribution."""
+    """Raise a ValueError if p(y) is flat, so that z has no distribution."""
     device = next(joint.parameters(), torch.empty(0)).device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -54,7 +54,7 @@ def check_proper(joint: Joint, what: str) -> None:
 
 
 def check_spread(joint: Joint, what: str) -> None:
-    """Raise an error if the guide is a point, which has no density."""
+    """Raise a ValueError if the guide is a point, which has no density."""
     if isinstance(joint.posterior, Point):
         raise ValueError(
             f"expected a guide with a density for {what}, got guides.Point; build the "
@@ -63,7 +63,7 @@ def check_spread(joint: Joint, what: str) -> None:
 
 
 def check_density(joint: Joint, what: str) -> None:
-    """Raise an error if the likelihood is no density of x."""
+    """Raise a ValueError if the likelihood is no density of x."""
     if joint.likelihood.pseudo:
         raise ValueError(
             f"expected a likelihood with a density of x for {what}, got "

@@ -1,4 +1,4 @@
-"""Means of the posterior, and what the decoder makes of them."""
+"""Representations, reconstructions and samples."""
 
 from collections.abc import Callable
 from typing import Any, Literal, overload
@@ -47,20 +47,21 @@ def embed(
     return_std: bool = False,
     batch_size: int = 1024,
 ) -> Array | tuple[Array, Array]:
-    r"""Return the representation of each item seen alone: of a joint the mean of q.
+    r"""Return the representation z of each item: for a joint the mean of q(z|x).
 
-    Of several modalities it is the mean over those that are there.
+    Each item is its only view. For several modalities z is the mean over those present.
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
-        data: A `Split`, a tensor or array (n, \*event), or a tuple of these, one for
-            each modality; bytes stand for k/255. A joint of several modalities, some of
+        data: A `Split`, a tensor or array (n, \*event), or a tuple of these, one per
+            modality; bytes are read as k/255. A joint of several modalities, some of
             which may be absent, also takes `Groups`.
-        layer: ``"backbone"``, or ``"projector"`` for what the objective compares.
-        return_std: Whether to return the standard deviation of q(z|x) as well.
+        layer: ``"backbone"``, the output of the encoder, or ``"projector"``, that of
+            the projection head.
+        return_std: Whether to return the standard deviation of q(z|x) too.
 
     Raises:
-        TypeError: If the data are of no known kind.
+        TypeError: If the data have an unknown type.
         ValueError: If there is no such layer, or q(z|x) has no standard deviation.
     """
     represent = _represent(objective, layer)
@@ -83,10 +84,10 @@ def embed(
 
 
 def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> Images:
-    """Return the mean of p(x | z) where z is the mean of q(z|x), each item seen alone.
+    """Reconstruct each item: the mean of p(x | z) at the mean of q(z|x).
 
-    An array (item, \\*event); for several modalities, a tuple of these. Views that are
-    absent come from `complete`.
+    An array (item, \\*event); for several modalities, a tuple of these. For absent
+    views see `complete`.
 
     Raises:
         ValueError: If the objective has no decoder.
@@ -105,13 +106,13 @@ def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> 
 def sample(
     objective: nn.Module, n: int, views: int | None = None, *, batch_size: int = 1024
 ) -> Images:
-    """Return the mean of p(x_v | z_v) for n draws of z_1..V from the prior.
+    """Generate items: the mean of p(x_v | z_v) for n draws of z_1..V from the prior.
 
     An array (item, view, \\*event); for several modalities, a tuple of these. Random
-    hyper-parameters stand at the median of their guide.
+    hyper-parameters have the median of their guide.
 
     Arguments:
-        views: How many of each item; None means 2, or one of each modality.
+        views: The number of views of each item; by default 2, or one of each modality.
 
     Raises:
         ValueError: If the objective has no decoder, or p(y) is flat.
@@ -133,7 +134,7 @@ def sample(
 
 
 def joined(joint: Joint, parts: list[list[Array]], axis: int = 0) -> Images:
-    """One array of what came in parts; of several modalities a tuple of them."""
+    """Concatenate parts along an axis; for several modalities a tuple."""
     whole = tuple(np.concatenate(each, axis) for each in zip(*parts, strict=True))
     return whole if joint.several else whole[0]
 
