@@ -322,7 +322,7 @@ def test_fewer_distinct_items_than_clusters_are_refused():
         objective.assign(torch.eye(4)[torch.arange(ITEMS) % 2])
 
 
-def test_deep_clustering_tells_when_rows_are_missing_or_foreign():
+def test_deep_clustering_refuses_missing_and_foreign_rows():
     objective, z = deep_clustering(), torch.randn(9, 1, 4)
     for broken in (objective, objective.check):
         with pytest.raises(ValueError, match=r"expected Batch\.index.*not a DataLoad"):

@@ -84,7 +84,7 @@ def test_the_square_has_the_gradient_of_a_gaussian_of_variance_lambda_over_what_
     assert_close(found, penalty.detach())
 
 
-def test_unrelated_views_are_asked_to_agree_as_under_the_scale_of_the_prior():
+def test_lambda_is_the_variance_of_the_prior_which_unrelated_views_agree_under():
     objective = BarlowTwins(nn.Identity(), redundancy=0.02)
     assert_close(objective.prior.scale().square(), torch.tensor(0.02))
 

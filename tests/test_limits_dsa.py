@@ -152,34 +152,34 @@ def test_without_a_clean_image_the_score_is_that_of_the_mean_view():
 
 
 class Recorded(nn.Module):
-    """An affinity that keeps what it says."""
+    """An affinity that keeps its output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = LearnedAffinity(4)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        self.said = self.inner(a, b)
-        return self.said
+        self.output = self.inner(a, b)
+        return self.output
 
 
 def test_affinity_between_views_is_of_both_views():
     affinity = Recorded()
     objective, batch = dsa(affinity=affinity), items()
 
-    def said(views: Tensor) -> Tensor:
+    def log_odds(views: Tensor) -> Tensor:
         objective(batch._replace(views=views))
-        return affinity.said.view(7, 2, 7, 2)
+        return affinity.output.view(7, 2, 7, 2)
 
-    before = said(batch.views)
+    before = log_odds(batch.views)
     moved = batch.views.clone()
     moved[1:, 1] += torch.randn(6, 4)  # the second views of all other items
-    after = said(moved)
+    after = log_odds(moved)
     assert_close(after[0, 0, :, 0], before[0, 0, :, 0])
     assert (after[0, 0, 1:, 1] - before[0, 0, 1:, 1]).abs().min() > 1e-6
 
 
-def test_views_of_one_item_attract_each_other_whatever_the_affinity_says():
+def test_views_of_one_item_attract_each_other_whatever_the_affinity():
     z = normalize(torch.randn(6, 2, 4), dim=-1).requires_grad_()
     unsure = torch.zeros(12, 12)  # M = 1/2, which is no force
     loss = dsa()._regulated(z, unsure, torch.rand(6) + 0.1)

@@ -74,7 +74,7 @@ class JointEmbedding(nn.Module):
         """Return the terms of the objective.
 
         Arguments:
-            z: What `latents` makes of the batch: the network's output for every view of
+            z: The output of `latents`: the network's output for every view of
                 the items of all processes.
             batch: The batch of this process; `runtime.distributed.gather` collects its
                 rows from all of them.
