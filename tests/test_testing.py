@@ -42,6 +42,25 @@ def joint(prior: Prior, **options: object) -> ps.Joint:
     return catalogue.joint(prior, event=3, **options)
 
 
+def test_the_catalogue_has_every_part_of_the_package():
+    def exported(room, base):
+        parts = (getattr(room, name) for name in room.__all__)
+        kinds = {part for part in parts if isinstance(part, type)}
+        return {kind for kind in kinds if issubclass(kind, base)} - {base}
+
+    def listed(table):
+        return {type(make()) for make in table.values()}
+
+    assert exported(ps.priors, Prior) == listed(PRIORS)
+    assert exported(ps.likelihoods, Likelihood) == listed(LIKELIHOODS)
+    guides = {make()[0] for make in GUIDES.values()}
+    parts = {"Content", "Factors", "GaussianFactors", "Guide", "SphericalContent"}
+    names = {kind.__name__ for kind in guides | {ps.guides.Flow}}
+    assert set(ps.guides.__all__) == names | parts
+    methods = {k for k in exported(ps.limits, nn.Module) if hasattr(k, "represent")}
+    assert methods - {ps.limits.JointEmbedding} == listed(catalogue.OBJECTIVES)
+
+
 @pytest.mark.parametrize("name", PRIORS)
 def test_priors_obey_the_laws(name):
     # Custom priors integrate y by sampling, which takes longer.

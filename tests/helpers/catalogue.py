@@ -162,6 +162,9 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "instance discrimination": lambda: limits.InstanceDiscrimination(encoder(), ITEMS),
     "t-SimCLR": lambda: limits.TSimCLR(encoder(), projector()),
     "SNE": lambda: limits.SNE(encoder(), ps.affinities.Perplexity(3)),
+    "symmetric SNE": lambda: limits.SymmetricSNE(
+        encoder(), ps.affinities.Perplexity(3, symmetric=True)
+    ),
     "t-SNE of noise": lambda: limits.TSNE(encoder(), ps.affinities.Noise(1.0)),
     "neighbour embedding with a queue": lambda: limits.NeighbourEmbedding(
         encoder(), joint=False, queue=24
