@@ -1,4 +1,4 @@
-"""What a data set is: items with labels, groups of views, a training and a test set."""
+"""Data sets in memory: items with labels, groups of views, training and test set."""
 
 from dataclasses import dataclass, fields, replace
 from html import escape
