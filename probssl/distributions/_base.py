@@ -40,9 +40,9 @@ class Expandable(TorchDistribution):
 class ViewsDistribution(Expandable):
     r"""A distribution of the views of an item, event shape (view, dim).
 
-    `present` marks the views whose marginal density is meant, bool, with shape
-    (\*batch, view); None means all. A subclass with missing views writes `_draw_absent`
-    and `_mean_absent`: values for all views given the present ones.
+    `present` is a mask of the present views, bool, with shape (\*batch, view), whose
+    marginal density is computed; None means all. A subclass with missing views writes
+    `_draw_absent` and `_mean_absent`: values for all views given the present ones.
     """
 
     support = constraints.independent(constraints.real, 2)

@@ -35,8 +35,8 @@ class OneFactorNormal(ViewsDistribution):
         scale: The standard deviation :math:`\sigma`, broadcastable to it.
         loading: The loading :math:`u`, broadcastable to it.
         flat: Whether the factor has a flat density, not the standard normal one.
-        present: The views whose marginal density is meant, bool, with shape
-            (\*batch, view); None means all.
+        present: A mask of the present views, bool, with shape (\*batch, view); None
+            means all, else the density is the marginal one.
     """
 
     arg_constraints = {

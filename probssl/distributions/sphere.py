@@ -292,8 +292,8 @@ class SharedDirection(ViewsDistribution):
         concentration: The concentration :math:`\kappa`, with the batch shape.
         views: The number V of views.
         dim: The dimension d of the space the sphere lies in.
-        present: The views whose marginal density is meant, bool, with shape
-            (\*batch, view); None means all. V and S are then those of present views.
+        present: A mask of the present views, bool, with shape (\*batch, view); None
+            means all, else V and S count the present views.
     """
 
     arg_constraints = {"concentration": constraints.positive}

@@ -61,7 +61,7 @@ class Prior(nn.Module):
 
         Arguments:
             views: The number of views.
-            present: The views whose marginal density is meant; None means all.
+            present: A mask of the present views; None means all.
 
         Priors take further keyword arguments where they apply: `dim`, the dimension of
         z, if built with ``dim=None``; and values of random hyper-parameters by name,
