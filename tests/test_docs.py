@@ -167,3 +167,29 @@ def test_the_status_of_a_row_is_that_of_its_docstring(row):
         assert status and "The choices:" in text, name
         for word in row[4].split(", "):
             assert word in " ".join(status.split()), (name, word)
+
+
+def test_docstrings_reach_the_site_without_loss():
+    table = ["====  ======", "p(z|y)  |Q|", "====  ======"]
+    lines = [
+        "A Paper (2020)",
+        "https://one",
+        "Two",
+        "https://two",
+        "",
+        "so p(z|y), `a|b`,",
+    ]
+    lines += [
+        "and decoder_ @ z:",
+        "",
+        *table,
+        "",
+        ".. math:: |Q|",
+        "    |A|",
+        "",
+        "|Q|",
+    ]
+    generate.as_rst(lines)
+    assert lines[:4] == ["| A Paper (2020)", "| https://one", "| Two", "| https://two"]
+    assert lines[5:7] == [r"so p(z\|y), `a|b`,", r"and decoder\_ @ z:"]
+    assert lines[8:] == [*table, "", ".. math:: |Q|", "    |A|", "", r"\|Q\|"]
