@@ -373,19 +373,22 @@ class TestRefused:
         with pytest.raises(ValueError, match="for .* items by SimCLR; its fit has"):
             ps.compare({"SimCLR": objective}, digits, progress=False)
 
-    def test_missing_labels_items_views_and_methods(self, digits):
-        simclr = {"SimCLR": recipes.objective("simclr", digits)}
-        unlabelled = digits._replace(train=digits.train._replace(labels=None))
-        with pytest.raises(ValueError, match="labels"):
-            ps.compare(simclr, unlabelled)
-        with pytest.raises(ValueError, match="at least one objective"):
-            ps.compare({}, digits)
-        with pytest.raises(ValueError, match="20 test items"):
-            ps.compare(simclr, digits._replace(test=digits.test.take(19)))
-        with pytest.raises(ValueError, match="2 views of each item"):
-            ps.compare(simclr, digits, views=lambda x: x[:, None])
-        with pytest.raises(ValueError, match="names than those of baselines"):
-            ps.compare({"raw pixels": simclr["SimCLR"]}, digits)
+    @pytest.mark.parametrize(
+        ("change", "options", "message"),
+        [
+            (lambda d: {"train": d.train._replace(labels=None)}, {}, "labels"),
+            (lambda d: {"test": d.test.take(19)}, {}, "20 test items"),
+            (lambda d: {}, {"views": lambda x: x[:, None]}, "2 views of each item"),
+            (lambda d: {}, {"objectives": {}}, "at least one objective"),
+            (lambda d: {}, {"objectives": {"raw pixels": nn.Flatten()}}, "baselines"),
+        ],
+    )
+    def test_missing_labels_items_views_and_methods(
+        self, digits, change, options, message
+    ):
+        data = digits._replace(**change(digits))
+        with pytest.raises(ValueError, match=message):
+            ps.compare(**({"objectives": {"x": nn.Flatten()}, "data": data} | options))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (7,)])

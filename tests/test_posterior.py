@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import linear
+from helpers.checks import refusals
 from helpers.linear import covariances
 from helpers.linear import evidence as exact_evidence
 from torch import Tensor, nn
@@ -120,24 +121,6 @@ class TestEmbed:
         projected = simclr.projector(encoder(x)).detach()
         assert_close(torch.from_numpy(embed(simclr, x, layer="projector")), projected)
 
-    def test_errors_say_what_is_missing(self):
-        simclr = ps.limits.SimCLR(ps.nn.MLPEncoder(IMAGE, 3))
-        for layer, said in (("head", "backbone"), ("projector", "without one")):
-            with pytest.raises(ValueError, match=said):
-                embed(simclr, grey(4), layer=layer)
-        with pytest.raises(ValueError, match="return_std=True, got SimCLR"):
-            embed(simclr, grey(4), return_std=True)
-        with pytest.raises(TypeError, match=r"\.train or \.test"):
-            embed(simclr, ps.data.arrays(grey(8)))
-        with pytest.raises(TypeError, match=r"views\[:, 0\]"):
-            embed(simclr, groups(torch.rand(4, 2, 3)))
-        with pytest.raises(ValueError, match=r"\(n, dim\), got \(4,\)"):
-            embed(nn.Flatten(0), torch.rand(4, 1))
-        with pytest.raises(ValueError, match="NaN"):
-            embed(simclr, torch.full((4, *IMAGE), math.nan))
-        with pytest.raises(ValueError, match="batch_size"):
-            embed(simclr, grey(4), batch_size=0)
-
 
 class TestEvidence:
     @pytest.mark.parametrize("views", [1, 2, 3])
@@ -181,23 +164,6 @@ class TestEvidence:
         found = evidence(joint, torch.randn(500, EVENT), particles=5)
         assert len(repr(found)) < 200 and "items: 500" in repr(found)
         assert f"{found.mean:.2f} ±" in found._repr_html_()
-
-    def test_what_has_no_evidence_is_refused(self):
-        x = torch.randn(4, EVENT)
-        with pytest.raises(ValueError, match="y_scale"):
-            evidence(linear_gaussian(y_scale=math.inf), x)
-        with pytest.raises(ValueError, match="guides.Point"):
-            evidence(linear_gaussian(ps.guides.Point), x)
-        with pytest.raises(ValueError, match="VICReg"):
-            evidence(ps.limits.VICReg(ps.nn.MLPEncoder((EVENT,), DIM)), x)
-        joint = linear_gaussian()
-        joint.likelihood = ps.likelihoods.Bernoulli(grey=True)
-        with pytest.raises(ValueError, match="pseudo-likelihood"):
-            evidence(joint, x)
-        with pytest.raises(ValueError, match="particles"):
-            evidence(linear_gaussian(), x, particles=0)
-        with pytest.raises(ValueError, match="grey levels"):
-            evidence(images(), torch.rand(4, *IMAGE))
 
     def test_random_hyper_parameters_are_averaged_over(self):
         joint = linear_gaussian(scale=dist.LogNormal(-1.0, 0.5))
@@ -374,23 +340,6 @@ class TestToArviz:
                 assert (left.values == right.values).all()
         assert again["posterior"].attrs["inference"] == "SVI"
 
-    def test_what_has_no_posterior_is_refused(self):
-        with pytest.raises(ValueError, match="y_scale"):
-            to_arviz(images(y_scale=math.inf), grey(4), views=twice)
-        with pytest.raises(ValueError, match="guides.Point"):
-            to_arviz(linear_gaussian(ps.guides.Point), torch.randn(4, EVENT))
-        with pytest.raises(ValueError, match="SimCLR"):
-            to_arviz(ps.limits.SimCLR(ps.nn.MLPEncoder(IMAGE, 3)), grey(4))
-        with pytest.raises(ValueError, match="grey levels"):
-            to_arviz(images(), torch.rand(4, *IMAGE))
-        with pytest.raises(ValueError, match="0 to 3"):
-            to_arviz(images(), grey(4), items=[4])
-        for items in (0, [0.5], []):
-            with pytest.raises(ValueError, match="row numbers"):
-                to_arviz(images(), grey(4), items=items)
-        with pytest.raises(ValueError, match="draws"):
-            to_arviz(images(), grey(4), draws=0)
-
 
 def grey_of(batch: Batch) -> Tensor:
     return batch.views[:, 0]
@@ -419,28 +368,58 @@ class TestDecoder:
         assert reconstruct(joint, grey(5)).shape == (5, *IMAGE)
         assert joint.training and joint.decoder.training
 
-    def test_what_cannot_generate_is_refused(self):
-        with pytest.raises(ValueError, match="y_scale"):
-            sample(images(y_scale=math.inf), 4)
-        simclr = ps.limits.SimCLR(ps.nn.MLPEncoder(IMAGE, 3))
-        for refused in (
-            lambda: sample(simclr, 4),
-            lambda: reconstruct(simclr, grey(4)),
-        ):
-            with pytest.raises(ValueError, match="joint distribution"):
-                refused()
-        with pytest.raises(ValueError, match="at least 1"):
-            sample(images(), 0)
-
 
 class TestItems:
-    def test_views_that_do_not_fit_are_refused(self):
-        with pytest.raises(ValueError, match="torch.stack"):
-            Items(grey(4), torch.zeros(1), lambda x: x).batch(torch.arange(2))
-        with pytest.raises(ValueError, match="Groups"):
-            Items(groups(torch.rand(4, 2, 3)), torch.zeros(1), twice)
-
     def test_a_sampler_may_return_a_batch(self):
         items = Items(grey(4), torch.zeros(1), lambda x: Batch(twice(x)))
         batch = items.batch(torch.tensor([3, 1]))
         assert batch.shape == (2, 2) and batch.index.tolist() == [3, 1]
+
+
+def simclr() -> ps.limits.SimCLR:
+    return ps.limits.SimCLR(ps.nn.MLPEncoder(IMAGE, 3))
+
+
+def pseudo() -> ps.Joint:
+    joint = linear_gaussian()
+    joint.likelihood = ps.likelihoods.Bernoulli(grey=True)
+    return joint
+
+
+X, FLAT = torch.zeros(4, EVENT), {"y_scale": math.inf}
+PAIRS = groups(torch.zeros(4, 2, 3))
+test_what_an_objective_cannot_do_is_refused = refusals(
+    (lambda: embed(simclr(), grey(4), layer="head"), ValueError, "backbone"),
+    (lambda: embed(simclr(), grey(4), layer="projector"), ValueError, "without one"),
+    (lambda: embed(simclr(), grey(4), return_std=True), ValueError, "got SimCLR"),
+    (lambda: embed(simclr(), ps.data.arrays(grey(8))), TypeError, r"\.train or"),
+    (lambda: embed(simclr(), PAIRS), TypeError, r"views\[:, 0\]"),
+    (lambda: embed(nn.Flatten(0), torch.ones(4, 1)), ValueError, r"dim\), got \(4,\)"),
+    (lambda: embed(simclr(), grey(4) * math.nan), ValueError, "NaN"),
+    (lambda: embed(simclr(), grey(4), batch_size=0), ValueError, "batch_size"),
+    (lambda: evidence(linear_gaussian(**FLAT), X), ValueError, "y_scale"),
+    (lambda: evidence(linear_gaussian(ps.guides.Point), X), ValueError, "guides.Point"),
+    (lambda: evidence(simclr(), grey(4)), ValueError, "evidence, got SimCLR"),
+    (lambda: evidence(pseudo(), X), ValueError, "pseudo-likelihood"),
+    (lambda: evidence(linear_gaussian(), X, particles=0), ValueError, "particles"),
+    (lambda: evidence(images(), torch.rand(4, *IMAGE)), ValueError, "grey levels"),
+    (lambda: to_arviz(images(**FLAT), grey(4), views=twice), ValueError, "y_scale"),
+    (lambda: to_arviz(linear_gaussian(ps.guides.Point), X), ValueError, "Point"),
+    (lambda: to_arviz(simclr(), grey(4)), ValueError, "a posterior, got SimCLR"),
+    (lambda: to_arviz(images(), torch.rand(4, *IMAGE)), ValueError, "grey levels"),
+    (lambda: to_arviz(images(), grey(4), items=[4]), ValueError, "0 to 3"),
+    (lambda: to_arviz(images(), grey(4), items=0), ValueError, "row numbers"),
+    (lambda: to_arviz(images(), grey(4), items=[0.5]), ValueError, "row numbers"),
+    (lambda: to_arviz(images(), grey(4), items=[]), ValueError, "row numbers"),
+    (lambda: to_arviz(images(), grey(4), draws=0), ValueError, "draws"),
+    (lambda: sample(images(**FLAT), 4), ValueError, "y_scale"),
+    (lambda: sample(simclr(), 4), ValueError, "samples, got SimCLR"),
+    (lambda: sample(images(), 0), ValueError, "at least 1"),
+    (lambda: reconstruct(simclr(), grey(4)), ValueError, "reconstructions, got SimCLR"),
+    (
+        lambda: Items(grey(4), X[0], lambda x: x).batch(torch.arange(2)),
+        ValueError,
+        "torch.stack",
+    ),
+    (lambda: Items(PAIRS, X[0], twice), ValueError, "Groups"),
+)
