@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from ..arguments import whole
 from ..arrays import Array, classes, plain, representations
 
 __all__ = ["Clustering", "cluster", "matched_accuracy"]
@@ -46,10 +47,7 @@ def cluster(
     (z,) = representations(z)
     labels = classes(labels, len(z))
     k = len(np.unique(labels)) if k is None else k
-    if not 1 <= k <= len(z):
-        raise ValueError(
-            f"expected k from 1 to the {len(z)} items, got {k}; lower k or give more"
-        )
+    k = whole("k", k, 1, len(z), "the number of items is the most")
     assigned = _gaussian_mixture(z, k, seed)
     return Clustering(
         matched_accuracy(assigned, labels),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
+from ..arguments import whole
 from ..arrays import Array, representations
 
 if TYPE_CHECKING:
@@ -146,10 +147,7 @@ def _mixture(z: np.ndarray, number: int, covariance: Covariance, seed: int) -> A
 
 
 def _checked(candidates: Iterable[int], folds: int, z: np.ndarray) -> tuple[int, ...]:
-    if not 2 <= folds <= len(z):
-        raise ValueError(
-            f"expected from 2 folds to the {len(z)} items, got {folds}; 5 will do"
-        )
+    folds = whole("folds", folds, 2, len(z), "5 is usual")
     numbers = tuple(sorted({int(number) for number in candidates}))
     fitted = len(z) - -(-len(z) // folds)
     if not numbers or numbers[0] < 1 or numbers[-1] > fitted:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float
 
+from ..arguments import whole
 from ..arrays import Array, representations
 from ..estimates import Estimate, Undefined, estimate
 
@@ -131,11 +132,7 @@ def nearest_neighbour_information(
 
     first, second = _pairs(a, b)
     n = len(first)
-    if not 1 <= k < n - 1:
-        raise ValueError(
-            f"expected k from 1 to {n - 2}, two less than there are items, got {k}; "
-            "lower k or give more"
-        )
+    k = whole("k", k, 1, n - 2, "the most is two less than the items")
     first, second = (z - z.mean(0) for z in (first, second))
     if not np.abs(first).max() > 0 or not np.abs(second).max() > 0:
         raise Undefined("all representations are equal, without information")

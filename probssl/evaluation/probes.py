@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from ..arguments import positive, whole
 from ..arrays import Array, finite, plain, representations, train_test
 from .clustering import cluster
 from .collapse import effective_rank
@@ -63,10 +64,7 @@ def linear_probes(
     penalty: float = 1.0,
 ) -> dict[str, float]:
     """The accuracies of one `linear_probe` on several test sets, by name."""
-    if not penalty > 0:
-        raise ValueError(
-            f"expected a positive penalty, got {penalty}; take 1e-6 for hardly any"
-        )
+    penalty = positive("penalty", penalty, "take 1e-6 for hardly any")
     checked = [train_test(z_train, y_train, z, y) for z, y in tests.values()]
     train, known = checked[0][:2]
     mean, scale = _moments(train)
@@ -103,10 +101,7 @@ def few_label_probe(
             f"{labels_per_class} and {counts.min()} items of class "
             f"{names[counts.argmin()]}; lower labels_per_class or give more items"
         )
-    if repeats < 2:
-        raise ValueError(
-            f"expected repeats of at least 2 for a standard error, got {repeats}"
-        )
+    repeats = whole("repeats", repeats, 2, hint="a standard error needs two")
     mean, scale = _moments(z)
     z, there = (z - mean) / scale, (there - mean) / scale
     members = [np.flatnonzero(y == name) for name in names]
@@ -171,10 +166,7 @@ def knns(
 
     checked = [train_test(z_train, y_train, z, y) for z, y in tests.values()]
     train, known = checked[0][:2]
-    if not 1 <= k <= len(train):
-        raise ValueError(
-            f"expected k from 1 to the {len(train)} training items, got {k}; lower k"
-        )
+    k = whole("k", k, 1, len(train), "the number of training items is the most")
     vote = KNeighborsClassifier(k).fit(train, known)
     parts = zip(tests, checked, strict=True)
     return {name: float(vote.score(z, y)) for name, (_, _, z, y) in parts}

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import nn
 from tqdm import tqdm
 
+from ..arguments import whole
 from ..data.batches import Data, Items, Views
 from ..data.splits import Groups
 from ..joint import Joint
@@ -43,11 +44,8 @@ def complete(
         ValueError: If there is no joint distribution, or the data are outside its
             support.
     """
-    if min(batch_size, 1 if draws is None else draws) < 1:
-        raise ValueError(
-            f"expected draws and batch_size of at least 1, got {draws} and "
-            f"{batch_size}; raise them"
-        )
+    if draws is not None:
+        draws = whole("draws", draws)
     joint = joint_of(objective, "completions")
     if isinstance(data, Batch):
         data = Groups(data.views, None, data.present, data.content)

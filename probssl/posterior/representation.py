@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import choice, whole
 from ..data.batches import Data, Items
 from ..joint import Joint
 from .items import Array, array, evaluating, in_parts
@@ -119,11 +120,8 @@ def sample(
     """
     joint = joint_of(objective, "samples")
     views = (1 if joint.several else 2) if views is None else views
-    if min(n, views, batch_size) < 1:
-        raise ValueError(
-            f"expected n, views and batch_size of at least 1, got {n}, {views} and "
-            f"{batch_size}; raise them"
-        )
+    for name, count in (("n", n), ("views", views), ("batch_size", batch_size)):
+        whole(name, count)
     check_proper(joint, "samples")
     widths, parts = (views,) * len(joint.sites), []
     with evaluating(objective):
@@ -140,11 +138,7 @@ def joined(joint: Joint, parts: list[list[Array]], axis: int = 0) -> Images:
 
 
 def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
-    if layer not in ("backbone", "projector"):
-        raise ValueError(
-            f'expected layer to be "backbone" or "projector", got {layer!r}; '
-            '"backbone" is what probes are usually fitted on'
-        )
+    choice("layer", layer, ("backbone", "projector"), "probes usually take the first")
     if layer == "projector" and getattr(objective, "projector", None) is None:
         raise ValueError(
             f'expected an objective with a projector for layer="projector", got '
