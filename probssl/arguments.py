@@ -7,7 +7,7 @@ expected, what was given and, by `hint`, what to do.
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 __all__ = ["at_least", "between", "choice", "instance", "positive", "whole"]
@@ -23,19 +23,13 @@ def positive(name: str, value: Any, hint: str = "") -> float:
         ValueError: If it is out of range.
     """
     wanted = f"{name} as a positive finite number"
-    number = _real(wanted, value, hint)
-    if not 0 < number < math.inf:
-        raise ValueError(_message(wanted, value, hint))
-    return number
+    return _number(wanted, value, lambda x: 0 < x < math.inf, hint)
 
 
 def at_least(name: str, value: Any, least: float, hint: str = "") -> float:
     """Return a finite number of at least `least` as a float; raises as `positive`."""
     wanted = f"{name} as a finite number of at least {least:g}"
-    number = _real(wanted, value, hint)
-    if not least <= number < math.inf:
-        raise ValueError(_message(wanted, value, hint))
-    return number
+    return _number(wanted, value, lambda x: least <= x < math.inf, hint)
 
 
 def between(
@@ -52,12 +46,11 @@ def between(
     Arguments:
         open: Whether the two ends are excluded.
     """
-    kind = "strictly between" if open else "from"
-    wanted = f"{name} {kind} {low:g} {'and' if open else 'to'} {high:g}"
-    number = _real(wanted, value, hint)
-    if not (low < number < high if open else low <= number <= high):
-        raise ValueError(_message(wanted, value, hint))
-    return number
+    if open:
+        wanted = f"{name} strictly between {low:g} and {high:g}"
+        return _number(wanted, value, lambda x: low < x < high, hint)
+    wanted = f"{name} from {low:g} to {high:g}"
+    return _number(wanted, value, lambda x: low <= x <= high, hint)
 
 
 def whole(
@@ -67,11 +60,11 @@ def whole(
     limit = f"of at least {least}" if most is None else f"from {least} to {most}"
     wanted = f"{name} as a whole number {limit}"
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(_message(wanted, value, hint)) from None
-    if isinstance(value, bool):
-        raise TypeError(_message(wanted, value, hint))
     if number < least or (most is not None and number > most):
         raise ValueError(_message(wanted, value, hint))
     return number
@@ -92,13 +85,16 @@ def instance(name: str, value: Any, kinds: Any, expected: str, hint: str = "") -
     return value
 
 
-def _real(wanted: str, value: Any, hint: str) -> float:
-    if isinstance(value, bool | str | bytes):
-        raise TypeError(_message(wanted, value, hint))
+def _number(wanted: str, value: Any, fits: Callable[[float], bool], hint: str) -> float:
     try:
-        return float(value)
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        number = float(value)
     except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers
         raise TypeError(_message(wanted, value, hint)) from None
+    if not fits(number):
+        raise ValueError(_message(wanted, value, hint))
+    return number
 
 
 def _message(wanted: str, value: Any, hint: str) -> str:

@@ -24,8 +24,6 @@ from .terms import Batch, Terms
 
 __all__ = ["ELBO", "IWAE", "LogWeights", "log_weights"]
 
-Site = Any  # what Pyro calls a message
-
 
 class ELBO(NamedTuple):
     r"""ELBO: the evidence lower bound, per item, in nats.
@@ -101,69 +99,39 @@ class LogWeights(NamedTuple):
 
 @in_float32
 def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
-    """Sample z from the guide of a joint; return the log importance weights by term.
-
-    Raises:
-        ValueError: If there are random hyper-parameters and no population.
-    """
-    guide, model = _traces(joint, batch, particles)
-    names = joint.sites
-    observed = [site for site in model if site["name"] in names]
-    latent = [site for site in model if site["name"] not in names]
-    one = batch.views[0] if isinstance(batch.views, tuple) else batch.views
-    zeros = one.new_zeros(particles, len(one))
-    hyper = _total(_shared(latent), zeros[:, :1]) - _total(_shared(guide), zeros[:, :1])
-    if _shared(latent):
-        hyper = hyper / known_population(joint.population)
-    encoded, content = _split(_local(guide))
-    return LogWeights(
-        reconstruction=_total(observed, zeros),
-        entropy=-_total(encoded, zeros),
-        alignment=_total(_local(latent), zeros) - _total(content, zeros),
-        hyper=hyper,
-    )
-
-
-def _traces(
-    joint: Joint, batch: Batch, particles: int
-) -> tuple[list[Site], list[Site]]:
-    """The sites of the guide, and of the model replayed at the guide's samples."""
+    """Sample z from the guide of a joint; return the log importance weights by term."""
     with pyro.plate("particles", particles, dim=-2):
         guide = poutine.trace(joint.guide).get_trace(batch)
         replayed = poutine.replay(joint.model, trace=guide)
         model = poutine.trace(replayed).get_trace(batch)
-    return _sites(guide), _sites(model)
+    (p, p_global), (q, q_global) = _log_probs(model), _log_probs(guide)
+    one = batch.views[0] if isinstance(batch.views, tuple) else batch.views
+    zeros = one.new_zeros(particles, len(one))
+    hyper = sum(p_global, start=zeros[:, :1]) - sum(q_global, start=zeros[:, :1])
+    if p_global:
+        hyper = hyper / known_population(joint.population)
+    observed = [p.pop(name) for name in joint.sites]
+    encoded = q.pop("z")
+    return LogWeights(
+        reconstruction=sum(observed, start=zeros),
+        entropy=-(zeros + encoded),
+        alignment=sum(p.values(), start=zeros) - sum(q.values(), start=zeros),
+        hyper=hyper,
+    )
 
 
-def _sites(trace: Trace) -> list[Site]:
-    samples = (site for site in trace.nodes.values() if site["type"] == "sample")
-    return [site for site in samples if not site_is_subsample(site)]
-
-
-def _local(sites: list[Site]) -> list[Site]:
-    return [site for site in sites if _plates(site)]
-
-
-def _shared(sites: list[Site]) -> list[Site]:
-    return [site for site in sites if not _plates(site)]
-
-
-def _split(guide: list[Site]) -> tuple[list[Site], list[Site]]:
-    """The sites of q(z|x), and those of q(y|z)."""
-    encoded = [site for site in guide if site["name"] == "z"]
-    return encoded, [site for site in guide if site["name"] != "z"]
-
-
-def _plates(site: Site) -> list[str]:
-    names = (frame.name for frame in site["cond_indep_stack"])
-    return [name for name in names if name != "particles"]
-
-
-def _total(sites: list[Site], zeros: Tensor) -> Tensor:
-    return sum(map(_log_prob, sites), start=zeros)
-
-
-def _log_prob(site: Site) -> Tensor:
-    # Not Trace.compute_log_prob, which synchronises to look for NaN if validating.
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, site["scale"], site["mask"])
+def _log_probs(trace: Trace) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The log-densities of the sites inside the plate of items, and of global sites."""
+    local, shared = {}, []
+    nodes: dict[str, Any] = trace.nodes
+    for name, site in nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        # Not Trace.compute_log_prob, which synchronises to look for NaN if validating.
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        log_prob = scale_and_mask(log_prob, site["scale"], site["mask"])
+        if {frame.name for frame in site["cond_indep_stack"]} - {"particles"}:
+            local[name] = log_prob
+        else:
+            shared.append(log_prob)
+    return local, shared

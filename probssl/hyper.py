@@ -61,10 +61,6 @@ class Positive(nn.Module):
         name: The name of its Pyro site, and in error messages.
         floor: A lower bound of a learned value.
         dim: The length of a sequence of numbers; None allows a single number only.
-
-    Raises:
-        ValueError: If the value is not a positive, finite number above the floor, or if
-            the number of values is wrong.
     """
 
     value: Any  # a number, numbers, Learned, or a Pyro distribution
@@ -97,14 +93,13 @@ class Positive(nn.Module):
             self.loc = nn.Parameter(start.median(0).values)
             self.log_scale = nn.Parameter(start.std(0).clamp(1e-4, INITIAL_STD).log())
             return
-        self.value = learned(value.value) if isinstance(value, Learned) else value
         number = _plain(value.value if isinstance(value, Learned) else value)
         self.size = _check_number(number, name, floor, dim)
+        self.value = Learned(number) if self.learned else number
         if self.learned:
             exact = torch.tensor(number, dtype=torch.double).sub(floor).log()
             self.log = nn.Parameter(exact.to(torch.get_default_dtype()))
         else:
-            self.value = number
             self.register_buffer("fixed", torch.tensor(number))
 
     def forward(self) -> Tensor:
@@ -207,11 +202,7 @@ def mapped(
 
 
 def known_population(population: Tensor | None) -> Tensor:
-    """Return the number of items, by which global sites are weighted.
-
-    Raises:
-        ValueError: If it is None.
-    """
+    """Return the number of items, by which global sites are weighted."""
     if population is None:
         raise ValueError(
             "expected population, the number of items by which the random "
@@ -223,8 +214,7 @@ def known_population(population: Tensor | None) -> Tensor:
 
 def _plain(value: Any) -> Any:
     """Numbers, tensors and arrays as Python floats and tuples; all else unchanged."""
-    if isinstance(value, Tensor) or hasattr(value, "tolist"):
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple):
         return tuple(_plain(number) for number in value)
     return float(value) if isinstance(value, int | float) else value
@@ -239,9 +229,7 @@ def _check_number(number: Any, name: str, floor: float, dim: int | None) -> int 
             f"{f' above {floor:g}' if floor else ''}, got {number!r}; give a "
             "number, ps.learned(number) or a Pyro distribution over such numbers"
         )
-    if not isinstance(number, tuple):
-        return None
-    return _check_size(len(number), name, dim)
+    return _check_size(len(number), name, dim) if isinstance(number, tuple) else None
 
 
 def _check_distribution(

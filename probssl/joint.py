@@ -10,7 +10,7 @@ References:
     https://arxiv.org/abs/2402.01399
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from html import escape
 from inspect import signature
@@ -26,7 +26,7 @@ from .guides import DiagonalGaussian
 from .hyper import Positive
 from .likelihoods import Likelihood
 from .nn import PerModality
-from .nn.network import known_dim
+from .nn.network import known_dim, nets_of
 from .priors import Prior
 from .runtime.precision import in_float32, lowered
 from .terms import Batch
@@ -86,11 +86,6 @@ class Joint(nn.Module):
             \mid y) - \log q(y \mid z)]` replaces :math:`\log p(z_1, \dots, z_V)`: for
             priors whose integral over y is not known. By default the prior integrates
             y out.
-
-    Raises:
-        ValueError: If the dimensions of prior and encoder differ, or the numbers of
-            likelihoods, encoders and decoders.
-        TypeError: If `content` is given and the prior has no p(z|y) of its own.
     """
 
     prior: Prior
@@ -150,9 +145,8 @@ class Joint(nn.Module):
     @property
     def likelihoods(self) -> tuple[Likelihood, ...]:
         """The likelihood of each modality."""
-        found = self.likelihood
-        each = (found,) if isinstance(found, Likelihood) else found
-        return cast(tuple[Likelihood, ...], tuple(each))
+        each = self.likelihood if self.several else (self.likelihood,)
+        return tuple(cast(Iterable[Likelihood], each))
 
     # The model and its guide
 
@@ -205,9 +199,6 @@ class Joint(nn.Module):
         Arguments:
             z: Shape (\\*batch, view, dim); for several modalities a tuple of such
                 tensors, as in `Batch.views`, which gives a tuple of distributions.
-
-        Raises:
-            ValueError: If z is a tensor for several modalities, or a tuple for one.
         """
         if isinstance(z, Tensor) == self.several:
             raise ValueError(
@@ -219,9 +210,7 @@ class Joint(nn.Module):
         return self._decoded((z,))[0] if isinstance(z, Tensor) else self._decoded(z)
 
     def _decoded(self, z: Sequence[Tensor]) -> tuple[TorchDistribution, ...]:
-        decoder = self.decoder
-        nets = decoder.parts if isinstance(decoder, PerModality) else (decoder,)
-        found = []
+        found, nets = [], nets_of(self.decoder)
         for net, likelihood, part in zip(nets, self.likelihoods, z, strict=True):
             output = lowered(net, part.flatten(0, -2))
             distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
@@ -230,11 +219,7 @@ class Joint(nn.Module):
         return tuple(found)
 
     def arranged(self, batch: Batch) -> Batch:
-        """The batch with one tensor of views per modality, if there are several.
-
-        Raises:
-            ValueError: If the numbers of modalities and likelihoods differ.
-        """
+        """The batch with one tensor of views per modality, if there are several."""
         if not self.several:
             return batch
         views, modalities = batch.views, len(self.sites)
@@ -315,9 +300,6 @@ class Joint(nn.Module):
 
         `Batch.content` is ignored. Under the guide `Coupled` the value is exact,
         otherwise a mean over so many draws.
-
-        Raises:
-            ValueError: If the prior has no components.
         """
         self.prior.component()
         q = self.encode(batch._replace(content=None))
@@ -372,18 +354,15 @@ class Joint(nn.Module):
 
     def _rows(self) -> list[tuple[str, str, int]]:
         """Name, description and number of parameters of each part."""
-        parts: dict[str, nn.Module | None] = {
-            "prior": self.prior,
-            "likelihood": self.likelihood,
-            "encoder": self.encoder,
-            "decoder": self.decoder,
-            "guide": self.posterior,
-            "content": self.content,
+        names = ("prior", "likelihood", "encoder", "decoder")
+        parts = {name: getattr(self, name) for name in names} | {
+            "guide": self.posterior
         }
-        found = {name: part for name, part in parts.items() if part is not None}
-        sizes = {name: _size(part) for name, part in found.items()}
+        if self.content is not None:
+            parts["content"] = self.content
+        sizes = {name: _size(part) for name, part in parts.items()}
         sizes["guide"] -= sizes["encoder"]  # only the guide's own heads
-        return [(name, _in_a_line(part), sizes[name]) for name, part in found.items()]
+        return [(name, _in_a_line(part), sizes[name]) for name, part in parts.items()]
 
 
 def _size(module: nn.Module) -> int:

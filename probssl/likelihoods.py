@@ -12,6 +12,7 @@ from .hyper import Learned, Positive
 __all__ = ["Bernoulli", "Binomial", "Categorical", "Gaussian", "GreyLevels"]
 __all__ += ["Likelihood", "OneHot"]
 
+PSEUDO = "none (pseudo-likelihood)"  # the measure of what is no density
 Shape = Size | list[int] | tuple[int, ...]
 
 
@@ -58,7 +59,7 @@ class Bernoulli(Likelihood):
     def __init__(self, grey: bool = False) -> None:
         super().__init__()
         self.grey = self.pseudo = grey
-        self.measure = "none (pseudo-likelihood)" if grey else "counting, {0, 1}"
+        self.measure = PSEUDO if grey else "counting, {0, 1}"
 
     def extra_repr(self) -> str:
         return "grey=True" if self.grey else ""
@@ -124,9 +125,6 @@ class Categorical(Likelihood):
         classes: The number of classes, the length of the last axis.
         soft: Whether to accept class probabilities, such as smoothed labels. The
             formula is then a pseudo-likelihood, no density of x.
-
-    Raises:
-        ValueError: If there are fewer than two classes.
     """
 
     elementwise = False
@@ -135,8 +133,7 @@ class Categorical(Likelihood):
         super().__init__()
         self.classes = whole("classes", classes, least=2)
         self.soft = self.pseudo = soft
-        counting = f"counting, {classes} classes"
-        self.measure = "none (pseudo-likelihood)" if soft else counting
+        self.measure = PSEUDO if soft else f"counting, {classes} classes"
 
     def extra_repr(self) -> str:
         return f"classes={self.classes}" + ", soft=True" * self.soft
@@ -176,9 +173,6 @@ class Gaussian(Likelihood):
         scale: The standard deviation :math:`\sigma`, a number or ``learned(number)``.
         floor: A lower bound of a learned scale. Without it the density of pixels that
             the decoder predicts exactly grows without bound.
-
-    Raises:
-        ValueError: If the scale is not positive, or a distribution.
     """
 
     def __init__(self, scale: float | Learned = 0.1, floor: float = 1e-3) -> None:

@@ -43,11 +43,7 @@ class Batch(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """The rows of the items in the data set: `index`, which must be given.
-
-        Raises:
-            ValueError: If `index` is None.
-        """
+        """The rows of the items in the data set: `index`, which must be given."""
         if self.index is None:
             raise ValueError(
                 "expected Batch.index, the rows of the items in the training set, got "
@@ -72,11 +68,7 @@ class Batch(NamedTuple):
 
     @property
     def stacked(self) -> Tensor:
-        """The views as one tensor, in which absent views are set to zero.
-
-        Raises:
-            ValueError: If there are several modalities.
-        """
+        """The views as one tensor, in which absent views are set to zero."""
         if isinstance(self.views, tuple):
             raise ValueError(
                 "expected views of one modality, a tensor (batch, view, *event), got "

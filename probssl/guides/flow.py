@@ -21,8 +21,9 @@ from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 
 from ..arguments import whole
+from ..distributions._base import Expandable, Shape
 from ..nn import dense
-from .views import Factors, Guide, Shape, Views
+from .views import Factors, Guide, Views
 
 __all__ = ["Flow"]
 
@@ -56,10 +57,6 @@ class Flow(Guide):
         hidden: The widths of the hidden layers of each coupling network.
         floor: The least scale r.
         dim: The dimension of z, for encoders without the attribute `dim`.
-
-    Raises:
-        ImportError: If zuko is not installed.
-        ValueError: If dim is not known, or a size is not a positive whole number.
     """
 
     points: Tensor
@@ -95,10 +92,9 @@ class Flow(Guide):
         return _Bent(loc, scale, context, self.layers, self.points)
 
 
-class _Bent(TorchDistribution):
+class _Bent(Expandable):
     """The distribution of loc + scale · T(ε; context)."""
 
-    arg_constraints = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -116,12 +112,8 @@ class _Bent(TorchDistribution):
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Shape, _instance: "_Bent | None" = None) -> "_Bent":
-        new = self._get_checked_instance(_Bent, _instance)
-        new.__dict__.update(self.__dict__)
+        new = super().expand(batch_shape, _instance)
         new.drawn = None
-        super(_Bent, new).__init__(
-            Size(batch_shape), self.event_shape, validate_args=False
-        )
         return new
 
     @property

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize, softplus
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
 from ..nn import PerModality, each_view
 from ..nn.base import called_plainly, features_of, features_width, with_features
-from ..nn.network import known_dim
+from ..nn.network import known_dim, nets_of
 from ..runtime.precision import lowered
 
 __all__ = [
@@ -52,10 +52,6 @@ class Factors(nn.Module):
         spread: The number of raw spreads of a view, a function of dim.
         dim: The dimension of z, for encoders without the attribute `dim`. A `Joint`
             gives that of its prior.
-
-    Raises:
-        ValueError: If dim is not known; when called, if the encoder returns another
-            shape than (n, dim).
     """
 
     def __init__(
@@ -70,10 +66,9 @@ class Factors(nn.Module):
                 "dim=…, as a Joint does"
             )
         self.encoder, self.dim = encoder, found
-        several = isinstance(encoder, PerModality)
-        nets = list(encoder.parts) if isinstance(encoder, PerModality) else [encoder]
-        widths = [features_width(net) or found for net in nets]
+        widths = [features_width(net) or found for net in nets_of(encoder)]
         heads = [nn.Linear(width, spread(found)) for width in widths]
+        several = isinstance(encoder, PerModality)
         self.spread: nn.Module = nn.ModuleList(heads) if several else heads[0]
 
     def forward(self, x: Views) -> tuple[Tensor, Tensor]:
@@ -83,28 +78,24 @@ class Factors(nn.Module):
         """
         parts = (x,) if isinstance(x, Tensor) else x
         both = lowered(self._flat, [part.flatten(0, 1) for part in parts])
-        (loc, raw), *others = [
-            [out.unflatten(0, part.shape[:2]) for out in pair]
-            for part, pair in zip(parts, both, strict=True)
-        ]
-        if others:
-            loc = torch.cat([loc, *(other[0] for other in others)], 1)
-            raw = torch.cat([raw, *(other[1] for other in others)], 1)
-        return loc, raw
+        shapes = [part.shape[:2] for part in parts]
+        loc, raw = (
+            [out.unflatten(0, shape) for out, shape in zip(outs, shapes, strict=True)]
+            for outs in zip(*both, strict=True)
+        )
+        one = len(parts) == 1
+        return (loc[0], raw[0]) if one else (torch.cat(loc, 1), torch.cat(raw, 1))
 
     def _flat(self, parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Location and raw spread of the flattened views of each modality."""
-        whole, spread = self.encoder, self.spread
-        nets = list(whole.parts) if isinstance(whole, PerModality) else [whole]
+        whole, spread, nets = self.encoder, self.spread, nets_of(self.encoder)
         heads = list(spread) if isinstance(spread, nn.ModuleList) else [spread]
         if len(nets) < len(parts):  # one encoder for views of several sizes
             nets, heads = nets * len(parts), heads * len(parts)
         if isinstance(whole, PerModality) and not called_plainly(whole, PerModality):
-            encoded = zip(nets, parts, whole(parts), strict=True)
-            both = [
-                (z.flatten(1), features_of(net, x, z.flatten(1)))
-                for net, x, z in encoded
-            ]
+            encoded = [z.flatten(1) for z in whole(parts)]
+            triples = zip(nets, parts, encoded, strict=True)
+            both = [(z, features_of(net, x, z)) for net, x, z in triples]
         else:
             both = [with_features(net, x) for net, x in zip(nets, parts, strict=True)]
         for loc, _ in both:
@@ -292,9 +283,6 @@ class Point(nn.Module):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
-
-    Raises:
-        ValueError: When called with a mask of absent views.
     """
 
     def __init__(self, encoder: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Encoder and decoder base classes, fully connected layers, and checks of sizes."""
 
+import math
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
@@ -57,14 +58,10 @@ def called_plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
     Not so with an overridden `forward`, a forward or backward hook on the module
     itself, or a compiled call (``module.compile()``).
     """
-    hooks = (
-        module._forward_pre_hooks,
-        module._forward_hooks,
-        module._backward_pre_hooks,
-        module._backward_hooks,
-    )
+    hooks = module._forward_pre_hooks or module._forward_hooks
+    hooks = hooks or module._backward_pre_hooks or module._backward_hooks
     plain = type(module).forward is kind.forward and "forward" not in vars(module)
-    return plain and module._compiled_call_impl is None and not any(hooks)
+    return plain and module._compiled_call_impl is None and not hooks
 
 
 def features_width(encoder: nn.Module) -> int | None:
@@ -73,9 +70,8 @@ def features_width(encoder: nn.Module) -> int | None:
     A submodule of that name, as in torchvision's networks, is no such method.
     """
     features, width = (getattr(encoder, name, None) for name in ("features", "width"))
-    if isinstance(features, nn.Module) or not callable(features):
-        return None
-    return width if isinstance(width, int) else None
+    method = callable(features) and not isinstance(features, nn.Module)
+    return width if method and isinstance(width, int) else None
 
 
 def features_of(
@@ -142,21 +138,16 @@ def dense(*widths: int) -> list[nn.Module]:
 
 
 def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
-    """Sizes of an image halved repeatedly, rounded up, the largest first.
-
-    Raises:
-        ValueError: If it is no image (channel, height, width), or too small.
-    """
+    """Sizes of an image halved repeatedly, rounded up, the largest first."""
     least = 2**times
     if len(shape) != 3 or min(shape[1:]) < least:
         raise ValueError(
             f"expected event_shape (channel, height, width) of at least {least} x "
             f"{least} pixels, got {shape}; take a fully connected network instead"
         )
-    sizes = [(shape[1], shape[2])]
-    for _ in range(times):
-        sizes += [((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2)]
-    return sizes
+    _, height, width = shape
+    halves = [2**i for i in range(times + 1)]
+    return [(math.ceil(height / half), math.ceil(width / half)) for half in halves]
 
 
 def check_items(x: Tensor, event_shape: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "dim_of",
     "each_view",
     "known_dim",
+    "nets_of",
 ]
 
 
@@ -23,9 +24,6 @@ class PerModality(nn.Module):
 
     Arguments:
         parts: The networks: encoders with one dimension of z, or decoders.
-
-    Raises:
-        ValueError: If there is none, or encoders differ in their dimension.
     """
 
     parts: nn.ModuleList
@@ -46,11 +44,7 @@ class PerModality(nn.Module):
         return len(self.parts)
 
     def forward(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Apply each network to the tensor of its modality.
-
-        Raises:
-            ValueError: If the numbers of tensors and networks differ.
-        """
+        """Apply each network to the tensor of its modality."""
         if isinstance(parts, Tensor) or len(parts) != len(self.parts):
             found = "one tensor" if isinstance(parts, Tensor) else f"{len(parts)} parts"
             raise ValueError(
@@ -58,6 +52,11 @@ class PerModality(nn.Module):
                 f"{found}; give Batch.views as a tuple of so many tensors"
             )
         return tuple(net(part) for net, part in zip(self.parts, parts, strict=True))
+
+
+def nets_of(module: nn.Module) -> list[nn.Module]:
+    """The networks of the modalities; a list of the module itself if it is for all."""
+    return list(module.parts) if isinstance(module, PerModality) else [module]
 
 
 class Network(nn.Module):
@@ -93,11 +92,10 @@ def each_view(
     """
     if isinstance(encoder, PerModality) and not isinstance(views, tuple):
         views = views.split(1, 1) if views.shape[1] == len(encoder) else views
-    several = isinstance(views, tuple)
     parts: tuple[Tensor, ...] = views if isinstance(views, tuple) else (views,)
     flat = [part.flatten(0, 1) for part in parts]
     if isinstance(encoder, PerModality):
-        encoded = lowered(encoder, flat if several else flat[0])
+        encoded = lowered(encoder, flat if isinstance(views, tuple) else flat[0])
     else:
         encoded = [lowered(encoder, part) for part in flat]
     z = [
@@ -124,11 +122,7 @@ def known_dim(module: nn.Module, name: str = "dim") -> int | None:
 def dim_of(
     encoder: nn.Module, projector: nn.Module | None = None, dim: int | None = None
 ) -> int:
-    """The dimension of z: `dim` where given, else that of the last network.
-
-    Raises:
-        ValueError: If it is not known.
-    """
+    """The dimension of z: `dim` where given, else that of the last network."""
     last, name = (encoder, "dim") if projector is None else (projector, "out")
     found = known_dim(last, name) if dim is None else int(dim)
     if found is None:
