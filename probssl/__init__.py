@@ -21,6 +21,7 @@ from . import (
     train,
     views,
 )
+from ._arguments import record as _record
 from .compare import Comparison as Comparison
 from .compare import compare  # the function: it hides the package of the same name
 from .hyper import learned
@@ -75,20 +76,19 @@ __all__ = [
     "views",
 ]
 
+__version__ = "0.2.0"
+
+_record()  # from here on constructors keep their arguments, for `save`
+
 
 def __dir__() -> list[str]:
     return __all__
 
 
 def __getattr__(name: str) -> _typing.Any:
-    """Import a submodule, or read the version, when it is first asked for."""
-    from importlib import import_module, metadata, util
+    """Import a submodule when it is first used."""
+    from importlib import import_module, util
 
-    if name == "__version__":
-        try:
-            return metadata.version(__name__)
-        except metadata.PackageNotFoundError as error:
-            raise AttributeError(f"{error}; pip install -e . installs it") from error
     if not name.startswith("_") and util.find_spec(f"{__name__}.{name}"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

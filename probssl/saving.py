@@ -1,48 +1,26 @@
 """Saved objectives: safetensors for the weights, JSON for the constructors' arguments.
 
-The constructor of every public module of this package records its arguments, once, so
-that a class keeps no attribute for the sake of saving. A file can name only these
-classes and Pyro's distributions: nothing is unpickled and no name causes an import.
 Classes of your own are saved as well; build the objective again and load ``into`` it.
 """
 
-import inspect
 import json
 import math
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial, wraps
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributions import Distribution
-from torch.distributions.utils import lazy_property
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import (
-    affinities,
-    bounds,
-    entropies,
-    guides,
-    hyper,
-    joint,
-    likelihoods,
-    limits,
-    priors,
-    views,
-)
-from . import nn as networks
+from ._arguments import ForeignError, build, describe
 from .runtime.distributed import barrier, is_main
 
 __all__ = ["load", "save"]
@@ -50,44 +28,12 @@ __all__ = ["load", "save"]
 FORMAT = 2
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
-ROOMS = {
-    room.__name__.rpartition(".")[2]: room
-    for room in (
-        affinities,
-        bounds,
-        entropies,
-        guides,
-        hyper,
-        joint,
-        likelihoods,
-        limits,
-        networks,
-        priors,
-        views,
-    )
-}
-CLASSES: dict[str, type] = {"torch.Identity": nn.Identity} | {
-    f"{name}.{public}": getattr(room, public)
-    for name, room in ROOMS.items()
-    for public in room.__all__
-    if inspect.isclass(getattr(room, public))
-    and not issubclass(getattr(room, public), Distribution)
-}
-NAMES = {known: name for name, known in CLASSES.items()}
 
 # Arguments that version 0.1.0 wrote under another name.
 RENAMED: dict[str, dict[str, str]] = {
     "limits.DINO": {"prototypes": "components"},
     "limits.SwAV": {"prototypes": "components"},
 }
-
-Plain = bool | int | float | str
-
-
-class _Function(NamedTuple):
-    """A function that was an argument: its name, since no file can hold it."""
-
-    name: str
 
 
 def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
@@ -103,53 +49,38 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
         folder: Where `model.safetensors` and `probssl.json` go.
         notes: What else to keep in `probssl.json`; anything JSON can hold.
     """
+    folder = Path(folder)
     if is_main():
-        _write(objective, Path(folder), notes)
-    barrier()
-    return Path(folder)
-
-
-def _write(objective: nn.Module, folder: Path, notes: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    description: dict[str, Any] = {
-        "format": FORMAT,
-        "objective": describe(objective),
-        "dtype": _dtype(objective),
-        "frozen": sorted(
-            _original(name)
-            for name, parameter in objective.named_parameters(remove_duplicate=False)
-            if not parameter.requires_grad
-        ),
-        "changed": [],
-        "save": uuid.uuid4().hex,
-        "notes": notes,
-    }
-    if not any(_foreign_parts(description["objective"])):
+        description: dict[str, Any] = {
+            "format": FORMAT,
+            "objective": describe(objective),
+            "dtype": _dtype(objective),
+            "frozen": sorted(
+                _original(name)
+                for name, parameter in objective.named_parameters(
+                    remove_duplicate=False
+                )
+                if not parameter.requires_grad
+            ),
+            "changed": [],
+            "save": uuid.uuid4().hex,
+            "notes": notes,
+        }
         description["changed"] = _changes(objective, description)
-    for change in description["changed"][:1]:
-        warnings.warn(
-            f"expected {type(objective).__name__} as its constructor builds it, got "
-            f"{change}; it is saved, and loads only with ps.load(folder, "
-            "into=objective) into one with the same changes",
-            stacklevel=3,
-        )
-    text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-    tensors = {
-        _original(name): tensor.detach().clone().contiguous()
-        for name, tensor in objective.state_dict().items()
-    }
-
-    # A description names the weights that belong to it. Until it is replaced the folder
-    # holds the old objective, from then on the new one.
-    if (folder / DESCRIPTION).is_file() and (folder / NEW).is_file():
-        os.replace(_weights(folder, read(folder)), folder / WEIGHTS)
-    save_file(tensors, folder / NEW, metadata={"save": description["save"]})
-    _flush(folder / NEW)
-    draft = folder / f"{DESCRIPTION}.new"
-    draft.write_text(text + "\n", encoding="utf-8")
-    _flush(draft)
-    os.replace(draft, folder / DESCRIPTION)
-    os.replace(folder / NEW, folder / WEIGHTS)
+        for change in description["changed"][:1]:
+            warnings.warn(
+                f"expected {type(objective).__name__} as its constructor builds it, "
+                f"got {change}; it is saved, and loads only with ps.load(folder, "
+                "into=objective) into one with the same changes",
+                stacklevel=2,
+            )
+        tensors = {
+            _original(name): tensor.detach().clone().contiguous()
+            for name, tensor in objective.state_dict().items()
+        }
+        _write(folder, description, tensors)
+    barrier()
+    return folder
 
 
 def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
@@ -168,7 +99,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     """
     description = read(folder)
     path = _weights(Path(folder), description)
-    with _readable(path):
+    with _intact(path, SafetensorError, OSError):
         tensors = load_file(path)
     if into is None:
         if description.get("changed"):
@@ -194,7 +125,13 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
             f"{error}; build it with the arguments it was saved with"
         ) from None
     if into is not None and "changed" in description:
-        _check_same_changes(into, description)
+        found = _changes(into, description)
+        for change in sorted(set(found) ^ set(description["changed"])):
+            where = "into" if change in found else "saved"
+            raise ValueError(
+                "expected into=objective built as the saved one was, got a difference "
+                f"({where}: {change}); build it with the same arguments and changes"
+            )
     if "frozen" in description:
         for name, parameter in objective.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(_original(name) not in description["frozen"])
@@ -203,23 +140,15 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
 
 def read(folder: str | Path) -> dict[str, Any]:
     """Read and check the description of a saved objective."""
-    folder = Path(folder)
-    if not (folder / DESCRIPTION).is_file():
-        raise FileNotFoundError(
-            f"expected a folder written by ps.save, got {folder} without "
-            f"{DESCRIPTION}; give the folder itself, for instance runs/simvae"
-        )
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise _absent(path)
+    with _intact(path, ValueError, KeyError, TypeError):
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, dtype = description["format"], description["dtype"]
         description["objective"]
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"no dtype {dtype!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"expected {folder / DESCRIPTION} as ps.save writes it, got {error!r}; "
-            "save the objective again"
-        ) from None
     if version > FORMAT:
         raise ValueError(
             f"expected a file of format {FORMAT} or older, got {version}; it was "
@@ -230,189 +159,67 @@ def read(folder: str | Path) -> dict[str, Any]:
     return description
 
 
-def describe(value: Any, seen: dict[int, Any] | None = None) -> Any:
-    """Turn a constructor's argument into what JSON can hold.
+# The files
 
-    Arguments:
-        seen: The descriptions so far, by the identity of the module. A module that
-            occurs again is described as the same one.
+
+def _write(
+    folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Replace both files so that a reader never sees one of each save.
+
+    A description names the weights that belong to it. Until it is replaced the folder
+    holds the old objective, from then on the new one.
     """
-    seen = {} if seen is None else seen
-    value = getattr(value, "_orig_mod", value)  # what torch.compile wraps
-    if isinstance(value, np.generic | Tensor) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, Tensor):
-        return {"tensor": describe(value.tolist())}
-    if isinstance(value, np.ndarray):
-        return {"array": describe(value.tolist())}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if value is None or isinstance(value, Plain):
-        return value
-    if isinstance(value, partial):
-        return {
-            "partial": describe(value.func),
-            "positional": [describe(part, seen) for part in value.args],
-            "arguments": {k: describe(v, seen) for k, v in value.keywords.items()},
-        }
-    if isinstance(value, type):
-        return {"type": NAMES[value]} if value in NAMES else _foreign(value)
-    if isinstance(value, _Function):
-        return {"foreign": value.name}
-    if type(value) in NAMES:
-        return _describe_built(value, seen)
-    if isinstance(value, Distribution):
-        return _describe_distribution(value)
-    if isinstance(value, tuple | list | nn.ModuleList):
-        return [describe(part, seen) for part in value]
-    return _foreign(value if hasattr(value, "__qualname__") else type(value))
+    text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / NEW).is_file():
+        with suppress(ValueError, FileNotFoundError):  # it is damaged
+            os.replace(_weights(folder, read(folder)), folder / WEIGHTS)
+    save_file(tensors, folder / NEW, metadata={"save": description["save"]})
+    draft = folder / f"{DESCRIPTION}.new"
+    draft.write_text(text + "\n", encoding="utf-8")
+    for path in (folder / NEW, draft):  # on the disk before either takes its place
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    os.replace(draft, folder / DESCRIPTION)
+    os.replace(folder / NEW, folder / WEIGHTS)
 
 
-def build(description: Any, made: dict[int, Any] | None = None) -> Any:
-    """Build again what `describe` described.
-
-    Raises:
-        ValueError: If it names a class that is not this package's.
-    """
-    made = {} if made is None else made
-    if isinstance(description, list):
-        return tuple(build(part, made) for part in description)
-    if not isinstance(description, dict):
-        return description
-    if "same" in description:
-        return made[description["same"]]
-    if "float" in description:
-        return float(description["float"])
-    if "tensor" in description:
-        return torch.tensor(build(description["tensor"]))
-    if "array" in description:
-        return np.array(build(description["array"]))
-    if "of" in description:
-        return build(description["of"]).to_event(description["event"])
-    if "type" in description:
-        return _class(description["type"])
-    given = description.get("arguments", {})
-    arguments = {name: build(part, made) for name, part in given.items()}
-    if "partial" in description:
-        positional = build(description.get("positional", []), made)
-        return partial(build(description["partial"]), *positional, **arguments)
-    if "distribution" in description:
-        return _distribution(description["distribution"])(**arguments)
-    kind = _class(description.get("class", description.get("foreign")))
-    built = _called(kind, arguments)
-    if "id" in description:
-        made[description["id"]] = built
-    return built
+def _weights(folder: Path, description: dict[str, Any]) -> Path:
+    """The file of weights that the description belongs to."""
+    for path in (folder / WEIGHTS, folder / NEW):
+        if path.is_file():
+            with _intact(path, SafetensorError, OSError), safe_open(path, "pt") as file:
+                found = (file.metadata() or {}).get("save")
+            if found == description.get("save") or (
+                found is None and path.name == WEIGHTS
+            ):
+                return path
+    if not (folder / WEIGHTS).is_file():
+        raise _absent(folder / WEIGHTS)
+    raise ValueError(
+        f"expected {folder / WEIGHTS} of the same save as {DESCRIPTION}, got one of "
+        "another; copy both files"
+    )
 
 
-def _record(kind: type) -> None:
-    """Let the constructor of a class keep the arguments it is called with.
-
-    The outermost constructor comes first; those of the bases find its arguments there.
-    """
-    construct: Callable[..., None] = kind.__init__  # type: ignore[misc]
-
-    @wraps(construct)
-    def recording(self: Any, *args: Any, **options: Any) -> None:
-        if "_arguments" not in vars(self):
-            given = tuple(map(_kept, args)), {k: _kept(v) for k, v in options.items()}
-            object.__setattr__(self, "_arguments", given)
-        construct(self, *args, **options)
-
-    kind.__init__ = recording  # type: ignore[misc]
-
-
-def _kept(argument: Any) -> Any:
-    """An argument as it was given, whatever happens later; modules are not copied."""
-    if isinstance(argument, Tensor):
-        return argument.detach().clone()
-    if isinstance(argument, FunctionType | MethodType):  # may be none to pickle
-        return _Function(f"{argument.__module__}.{argument.__qualname__}")
-    return tuple(argument) if isinstance(argument, list) else argument
-
-
-def _describe_built(value: Any, seen: dict[int, Any]) -> dict[str, Any]:
-    if id(value) in seen:
-        first_one = seen[id(value)]
-        number = sum("id" in other for other in seen.values())
-        return {"same": first_one.setdefault("id", number)}
-    description: dict[str, Any] = {"class": NAMES[type(value)]}
-    if isinstance(value, nn.Module):
-        seen[id(value)] = description
-    if isinstance(value, nn.Identity):
-        given: dict[str, Any] = {}
-    elif isinstance(value, tuple):
-        given = value._asdict()  # type: ignore[attr-defined]
-    else:
-        args, options = value._arguments
-        signature = inspect.signature(type(value))
-        given = signature.bind(*args, **options).arguments
-    description["arguments"] = {k: describe(v, seen) for k, v in given.items()}
-    return description
-
-
-def _called(kind: type, arguments: dict[str, Any]) -> Any:
-    signature = inspect.signature(kind)
-    unknown = sorted(arguments.keys() - signature.parameters.keys())
-    if unknown:
+@contextmanager
+def _intact(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Raise a ValueError that names the file in place of these errors."""
+    try:
+        yield
+    except errors as error:
         raise ValueError(
-            f"expected arguments of {kind.__name__} in the file, got {unknown[0]!r}; "
-            "build the objective as it was and call ps.load(folder, into=objective)"
-        )
-    bound = signature.bind_partial()
-    order = [name for name in signature.parameters if name in arguments]
-    bound.arguments.update({name: arguments[name] for name in order})
-    return kind(*bound.args, **bound.kwargs)
+            f"expected {path} as ps.save writes it, got a damaged file ({error!r}); "
+            "save the objective again"
+        ) from None
 
 
-def _describe_distribution(value: Distribution) -> Any:
-    name = type(value).__name__
-    if getattr(dist, name, None) is not type(value):
-        return _foreign(type(value))
-    if isinstance(value, dist.Independent):
-        event = value.reinterpreted_batch_ndims
-        return {"event": event, "of": _describe_distribution(value.base_dist)}
-    # Of several forms of one parameter, as probs and logits, the one that was given.
-    forms = [
-        form
-        for form in value.arg_constraints
-        if isinstance(getattr(type(value), form, None), lazy_property)
-    ]
-    given = [form for form in forms if form in vars(value)][:1]
-    names = [n for n in value.arg_constraints if n not in forms or n in given]
-    return {
-        "distribution": name,
-        "arguments": {n: describe(getattr(value, n)) for n in names},
-    }
-
-
-def _foreign(value: Any) -> dict[str, str]:
-    return {"foreign": f"{value.__module__}.{value.__qualname__}"}
-
-
-def _foreign_parts(description: Any) -> Iterator[str]:
-    if isinstance(description, dict) and "foreign" in description:
-        yield description["foreign"]
-    parts = description.values() if isinstance(description, dict) else description
-    if isinstance(description, dict | list):
-        for part in parts:
-            yield from _foreign_parts(part)
-
-
-def _class(name: str | None) -> type:
-    if name not in CLASSES:
-        raise ValueError(
-            f"expected only parts of probssl in the file, got {name}; build the "
-            "objective as it was and call ps.load(folder, into=objective)"
-        )
-    return CLASSES[name]
-
-
-def _distribution(name: str) -> type:
-    kind = getattr(dist, name, None)
-    if not inspect.isclass(kind) or not issubclass(kind, TorchDistributionMixin):
-        raise ValueError(f"expected a distribution of Pyro in the file, got {name}")
-    return kind
+def _absent(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"expected a folder written by ps.save, got {path.parent} without {path.name}; "
+        "give the folder itself, for instance runs/simvae"
+    )
 
 
 def _renew(description: Any) -> None:
@@ -428,11 +235,13 @@ def _renew(description: Any) -> None:
             made = {"dim": None, "concentration": given["temperature"]}
             same = given["prior"] == {"class": "priors.Spherical", "arguments": made}
             given.pop("prior" if same else "temperature")
-        for part in description.values():
+    parts = description.values() if isinstance(description, dict) else description
+    if isinstance(description, dict | list):
+        for part in parts:
             _renew(part)
-    elif isinstance(description, list):
-        for part in description:
-            _renew(part)
+
+
+# The objective
 
 
 class _Bounded(TorchDispatchMode):
@@ -459,29 +268,27 @@ class _Bounded(TorchDispatchMode):
 
 def _built(description: dict[str, Any], numbers: int) -> nn.Module:
     """The objective as its constructor builds it; the random state stays as it was."""
-    try:
-        with torch.random.fork_rng(devices=[]), _Bounded(numbers):
-            built: nn.Module = build(description["objective"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"expected {DESCRIPTION} as ps.save writes it, got {error!r}; save the "
-            "objective again"
-        ) from None
-    return built
+    wrong = AttributeError, KeyError, TypeError
+    with _intact(Path(DESCRIPTION), *wrong), torch.random.fork_rng(devices=[]):
+        with _Bounded(numbers):
+            objective: nn.Module = build(description["objective"])
+    return objective
 
 
 def _changes(objective: nn.Module, description: dict[str, Any]) -> list[str]:
-    """Where an objective differs from what its constructor builds."""
+    """Where an objective differs from what its constructor builds, if it can be."""
     numbers = sum(t.numel() for t in objective.state_dict().values())
     try:
         built = _built(description, numbers)
+    except ForeignError:
+        return []
     except (ValueError, RuntimeError) as error:
         return [f"arguments that build no objective again ({error})"]
     found, expected = _look(objective), _look(built)
     return [
         f"{name or 'the objective'} {found.get(name, 'gone')} instead of "
         f"{expected.get(name, 'nothing')}"
-        for name in {**expected, **found}
+        for name in expected | found
         if found.get(name) != expected.get(name)
     ]
 
@@ -501,65 +308,15 @@ def _look(objective: nn.Module) -> dict[str, str]:
             if isinstance(value, FunctionType | MethodType):
                 look[prefix + attribute] = value.__qualname__
             elif not attribute.startswith("_") and attribute != "training":
-                if isinstance(value, Plain):
+                if isinstance(value, bool | int | float | str):
                     look[prefix + attribute] = repr(value)
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        if hooks:
+        if hooks := len(module._forward_hooks) + len(module._forward_pre_hooks):
             look[f"{prefix}hooks"] = str(hooks)
         for attribute, tensor in module._parameters.items():
             if tensor is not None:
                 same = firsts.setdefault(id(tensor), prefix + attribute)
                 look[prefix + attribute] = f"{same} {tuple(tensor.shape)}"
     return look
-
-
-def _check_same_changes(into: nn.Module, description: dict[str, Any]) -> None:
-    if any(_foreign_parts(description["objective"])):
-        return
-    found, expected = _changes(into, description), description["changed"]
-    for change in sorted(set(found) ^ set(expected))[:1]:
-        where = "into" if change in found else "saved"
-        raise ValueError(
-            "expected into=objective built as the saved one was, got a difference "
-            f"({where}: {change}); build it with the same arguments and changes"
-        )
-
-
-def _weights(folder: Path, description: dict[str, Any]) -> Path:
-    """The file of weights that the description belongs to."""
-    wanted = description.get("save")
-    for path in (folder / WEIGHTS, folder / NEW):
-        if path.is_file():
-            with _readable(path), safe_open(path, "pt") as file:
-                found = (file.metadata() or {}).get("save")
-            if found == wanted or (found is None and path.name == WEIGHTS):
-                return path
-    if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(
-            f"expected a folder written by ps.save, got {folder} without {WEIGHTS}; "
-            "give the folder itself, for instance runs/simvae"
-        )
-    raise ValueError(
-        f"expected {folder / WEIGHTS} of the same save as {DESCRIPTION}, got one of "
-        "another; copy both files"
-    )
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"expected {path} in the format safetensors, got a damaged file ({error}); "
-            "save the objective again"
-        ) from None
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _original(name: str) -> str:
@@ -579,8 +336,3 @@ def _make_room(objective: nn.Module, tensors: dict[str, Tensor]) -> None:
             key = _original(f"{prefix}.{name}" if prefix else name)
             if buffer is None and key in tensors:
                 setattr(module, name, torch.zeros_like(tensors[key]))
-
-
-for kind in set(CLASSES.values()):
-    if not issubclass(kind, tuple | nn.Identity):
-        _record(kind)

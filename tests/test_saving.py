@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl import recipes
-from probssl.saving import build, describe
+from probssl._arguments import build, describe
 
 
 def value(objective: nn.Module) -> torch.Tensor:
@@ -250,6 +250,8 @@ def test_damaged_or_strange_files_are_refused_by_name(tmp_path):
         json_file.write_text(text.replace(old, new, 1))
         with pytest.raises(ValueError, match=message):
             ps.load(tmp_path / "run")
+    weights.with_suffix(".safetensors.new").write_bytes(b"")  # of a save that died
+    ps.load(ps.save(ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)), tmp_path / "run"))
 
 
 def test_folders_that_are_no_run_are_refused(tmp_path):

@@ -1,0 +1,222 @@
+"""Arguments of constructors: recorded when an object is built, described as JSON.
+
+`record` lets the constructor of every public class keep the arguments it is called
+with, once, so that a class keeps no attribute for the sake of saving. A description
+can name only these classes and Pyro's distributions: nothing is unpickled, and no name
+causes an import.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial, wraps
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
+
+from . import (
+    affinities,
+    bounds,
+    entropies,
+    guides,
+    hyper,
+    joint,
+    likelihoods,
+    limits,
+    priors,
+    views,
+)
+from . import nn as networks
+
+__all__ = ["ForeignError", "build", "describe", "record"]
+
+CLASSES: dict[str, type] = {"torch.Identity": nn.Identity} | {
+    f"{module.__name__.rpartition('.')[2]}.{name}": kind
+    for module in [affinities, bounds, entropies, guides, hyper, joint, likelihoods]
+    + [limits, networks, priors, views]
+    for name, kind in vars(module).items()
+    if name in module.__all__
+    and inspect.isclass(kind)
+    and not issubclass(kind, Distribution)
+}
+NAMES = {kind: name for name, kind in CLASSES.items()}
+
+
+class ForeignError(ValueError):
+    """A description names a class that is not of this package."""
+
+
+class _Function(NamedTuple):
+    """A function that was an argument: its name, since no file can hold it."""
+
+    name: str
+
+
+def record() -> None:
+    """Let the constructors of all public classes keep the arguments of their calls.
+
+    `probssl/__init__.py` calls it. Of a class and its bases the outermost constructor
+    comes first; those of the bases find its arguments there.
+    """
+    for kind in NAMES:
+        if not issubclass(kind, tuple | nn.Identity):
+            kind.__init__ = _recording(kind.__init__)  # type: ignore[method-assign]
+
+
+def describe(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """Turn a constructor's argument into what JSON can hold.
+
+    Arguments:
+        seen: The descriptions so far, by the identity of the module. A module that
+            occurs again is described as the same one.
+    """
+    seen = {} if seen is None else seen
+    value = getattr(value, "_orig_mod", value)  # what torch.compile wraps
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        return {kind: describe(value.tolist())}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, partial):
+        return {
+            "partial": describe(value.func),
+            "positional": [describe(part, seen) for part in value.args],
+            "arguments": {k: describe(v, seen) for k, v in value.keywords.items()},
+        }
+    if isinstance(value, type) and value in NAMES:
+        return {"type": NAMES[value]}
+    if isinstance(value, _Function):
+        return {"foreign": value.name}
+    if type(value) in NAMES:
+        return _described(value, seen)
+    if getattr(dist, type(value).__name__, None) is type(value):
+        return _distribution(value)
+    if isinstance(value, tuple | list | nn.ModuleList):
+        return [describe(part, seen) for part in value]
+    return {"foreign": _path(value if hasattr(value, "__qualname__") else type(value))}
+
+
+def build(description: Any, made: dict[int, Any] | None = None) -> Any:
+    """Build again what `describe` described.
+
+    Raises:
+        ForeignError: If it names a class that is not this package's.
+        ValueError: If it names an argument that its class does not have.
+    """
+    made = {} if made is None else made
+    if isinstance(description, list):
+        return tuple(build(part, made) for part in description)
+    if not isinstance(description, dict):
+        return description
+    if "same" in description:
+        return made[description["same"]]
+    if "float" in description:
+        return float(description["float"])
+    if "tensor" in description:
+        return torch.tensor(build(description["tensor"]))
+    if "array" in description:
+        return np.array(build(description["array"]))
+    if "of" in description:
+        return build(description["of"]).to_event(description["event"])
+    if "type" in description:
+        return _class(description["type"])
+    given = description.get("arguments", {})
+    arguments = {name: build(part, made) for name, part in given.items()}
+    if "partial" in description:
+        positional = build(description.get("positional", []), made)
+        return partial(build(description["partial"]), *positional, **arguments)
+    if "distribution" in description:
+        kind = getattr(dist, name := description["distribution"], None)
+        if not inspect.isclass(kind) or not issubclass(kind, TorchDistributionMixin):
+            raise ValueError(f"expected a distribution of Pyro in the file, got {name}")
+        return kind(**arguments)
+    kind = _class(description.get("class", description.get("foreign")))
+    signature = inspect.signature(kind)
+    for name in sorted(arguments.keys() - signature.parameters.keys()):
+        raise ValueError(
+            f"expected arguments of {kind.__name__} in the file, got {name!r}; "
+            "build the objective as it was and call ps.load(folder, into=objective)"
+        )
+    bound = inspect.BoundArguments(signature, arguments)
+    built = kind(*bound.args, **bound.kwargs)
+    if "id" in description:
+        made[description["id"]] = built
+    return built
+
+
+def _recording(construct: Callable[..., None]) -> Callable[..., None]:
+    @wraps(construct)
+    def recording(self: Any, *args: Any, **options: Any) -> None:
+        if "_arguments" not in vars(self):
+            given = tuple(map(_kept, args)), {k: _kept(v) for k, v in options.items()}
+            object.__setattr__(self, "_arguments", given)
+        construct(self, *args, **options)
+
+    return recording
+
+
+def _kept(argument: Any) -> Any:
+    """An argument as it was given, whatever happens later; modules are not copied."""
+    if isinstance(argument, Tensor):
+        return argument.detach().clone()
+    if isinstance(argument, FunctionType | MethodType):  # may be none to pickle
+        return _Function(_path(argument))
+    return tuple(argument) if isinstance(argument, list) else argument
+
+
+def _described(value: Any, seen: dict[int, Any]) -> dict[str, Any]:
+    if id(value) in seen:
+        number = sum("id" in other for other in seen.values())
+        return {"same": seen[id(value)].setdefault("id", number)}
+    description: dict[str, Any] = {"class": NAMES[type(value)]}
+    if isinstance(value, nn.Module):
+        seen[id(value)] = description
+    if isinstance(value, tuple):
+        given = value._asdict()  # type: ignore[attr-defined]
+    else:
+        args, options = ((), {}) if isinstance(value, nn.Identity) else value._arguments
+        given = inspect.signature(type(value)).bind(*args, **options).arguments
+    description["arguments"] = {k: describe(v, seen) for k, v in given.items()}
+    return description
+
+
+def _distribution(value: Distribution) -> Any:
+    if isinstance(value, dist.Independent):
+        event = value.reinterpreted_batch_ndims
+        return {"event": event, "of": describe(value.base_dist)}
+    # Of several forms of one parameter, as probs and logits, the one that was given.
+    forms = [
+        form
+        for form in value.arg_constraints
+        if isinstance(getattr(type(value), form, None), lazy_property)
+    ]
+    given = [form for form in forms if form in vars(value)][:1]
+    names = [n for n in value.arg_constraints if n not in forms or n in given]
+    return {
+        "distribution": type(value).__name__,
+        "arguments": {n: describe(getattr(value, n)) for n in names},
+    }
+
+
+def _class(name: str | None) -> type:
+    if name not in CLASSES:
+        raise ForeignError(
+            f"expected only parts of probssl in the file, got {name}; build the "
+            "objective as it was and call ps.load(folder, into=objective)"
+        )
+    return CLASSES[name]
+
+
+def _path(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
