@@ -7,7 +7,6 @@ import math
 import pickle
 import re
 import struct
-import sys
 import zlib
 
 import numpy as np
@@ -787,15 +786,6 @@ def test_image_folder_turns_photographs_upright(tmp_path):
     assert exact(data.image_folder(tmp_path).train.images[0], upright)
 
 
-def test_without_pillow_it_says_what_to_install(tmp_path, monkeypatch):
-    write_pictures(tmp_path)
-    write_jpegs(tmp_path)
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    for read in (data.image_folder, data.cifar10):
-        with pytest.raises(ImportError, match="pip install pillow"):
-            read(tmp_path)
-
-
 # By name
 
 
@@ -856,7 +846,7 @@ def test_an_incomplete_set_names_what_is_missing(tmp_path):
     for name in ("data_batch_2", "packed/cifar10-test-jpeg.npz"):
         path = tmp_path / name
         path.unlink()
-        with pytest.raises(FileNotFoundError, match=f"missing {path.name}$"):
+        with pytest.raises(FileNotFoundError, match=f"missing {path.name};"):
             data.cifar10(path.parent)
 
 

@@ -70,11 +70,6 @@ class Items:
             Batch. Groups and several modalities have their own views. Otherwise None
             means that each item is its only view.
         content: Contents of some of the items, as `Batch.content`.
-
-    Raises:
-        TypeError: If the data are of another type.
-        ValueError: If there are no items, NaN or infinity in views that are present,
-            lengths that do not match, both groups and views, or contents twice.
     """
 
     def __init__(
@@ -138,11 +133,7 @@ class Items:
     def alone(
         self, rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch *event"] | tuple[Tensor, ...]:
-        """The items in these rows without augmentation; a tuple for several modalities.
-
-        Raises:
-            TypeError: If the data are groups.
-        """
+        """The items in these rows without augmentation, a tensor per modality."""
         if self.grouped:
             raise TypeError(
                 "expected single items, got Groups; pass one view: groups.views[:, 0]"
@@ -180,12 +171,7 @@ def viewed(
     views: Views | None,
     index: Int[Tensor, " batch"] | None = None,
 ) -> Batch:
-    """A batch of augmented views of the items x; without `views`, of x itself.
-
-    Raises:
-        TypeError: If `views` returns neither a tensor nor a Batch.
-        ValueError: If its shape is not (batch, view, \\*event).
-    """
+    """A batch of augmented views of the items x; without `views`, of x itself."""
     drawn = x.unsqueeze(1) if views is None else views(x)
     if isinstance(drawn, Tensor) and drawn.ndim == x.ndim + 1:
         drawn = Batch(drawn)

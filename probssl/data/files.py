@@ -51,10 +51,10 @@ def load(
     if name in _FILES:
         read, folder = _FILES[name]
         return read(_folder(name, folder, root))
+    named = ", ".join(_FILES)
     if root is not None:
         raise ValueError(
-            f"expected root with one of {', '.join(_FILES)} only, got it with "
-            f"{name!r}; omit it"
+            f"expected root with one of {named} only, got it with {name!r}; omit it"
         )
     if name == "digits":
         return digits()
@@ -64,8 +64,8 @@ def load(
     if path.suffix == ".npz":
         return npz(path)
     raise ValueError(
-        f"expected digits, {', '.join(_FILES)}, a .npz file or a folder of pictures, "
-        f"got {name!r}, which is none of them"
+        f"expected digits, {named}, a .npz file or a folder of pictures, got {name!r}, "
+        "which is none of them"
     )
 
 
@@ -174,7 +174,7 @@ def image_folder(
     The labels number the sorted classes. Their folders lie in `root` itself, and a
     fixed quarter of each is the test set, or in `root/train` and `root/test`. If all
     pictures are grey they have one channel, otherwise three; transparency is dropped,
-    the EXIF orientation is applied. Needs Pillow.
+    the EXIF orientation is applied.
 
     Arguments:
         size: Resize to this height and width, whatever the proportions were; None
@@ -182,7 +182,6 @@ def image_folder(
 
     Raises:
         FileNotFoundError: No such folder, or one without pictures.
-        ImportError: Pillow is missing.
         ValueError: A class without pictures; pictures of several sizes, damaged or
             with more than 8 bits a channel.
     """
@@ -190,18 +189,16 @@ def image_folder(
     name = root.absolute().name
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder at {root.absolute()}")
-    if not ((root / "train").is_dir() and (root / "test").is_dir()):
-        files = _files(root)
-        images = _pixels(files, size)
-        return fixed_split(Split(images, _classes(files, files)), 255, name)
-    train, test = _files(root / "train"), _files(root / "test")
-    images = _pixels(train + test, size)
-    return Dataset(
-        Split(images[: len(train)], _classes(train, train + test)),
-        Split(images[len(train) :], _classes(test, train + test)),
-        255,
-        name,
-    )
+    parts = [root / "train", root / "test"]
+    parted = all(part.is_dir() for part in parts)
+    files, *held_out = map(_files, parts if parted else [root])
+    n = len(files)
+    files = sum(held_out, start=files)
+    classes = np.unique([path.parent.name for path in files], return_inverse=True)[1]
+    whole = Split(_pixels(files, size), torch.from_numpy(classes))
+    if not parted:
+        return fixed_split(whole, 255, name)
+    return Dataset(whole.rows(slice(n)), whole.rows(slice(n, None)), 255, name)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -222,12 +219,6 @@ def _files(folder: Path) -> list[Path]:
             "found none"
         )
     return files
-
-
-def _classes(files: list[Path], together: list[Path]) -> Tensor:
-    names = sorted({path.parent.name for path in together})
-    number = {name: i for i, name in enumerate(names)}
-    return torch.tensor([number[path.parent.name] for path in files])
 
 
 def _pixels(
@@ -255,10 +246,8 @@ def _pixels(
 def _picture(
     path: Path, shape: tuple[int, int] | None
 ) -> UInt8[np.ndarray, "height width channel"]:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ImportError("pictures need Pillow: pip install pillow") from error
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(path, formats=_PILLOW_FORMATS) as file:
             # Pillow gives colours of 16 bits as 8, without a word.

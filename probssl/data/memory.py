@@ -110,12 +110,7 @@ def groups(
 
 
 def observed_content(content: Any, n: int) -> Int[Tensor, " n"]:
-    """Observed contents as a tensor, -1 where one is not known.
-
-    Raises:
-        TypeError: If they are not whole numbers.
-        ValueError: If there are not n, or one is below -1.
-    """
+    """Observed contents as a tensor, -1 where one is not known."""
     known = content if isinstance(content, Tensor) else torch.tensor(np.array(content))
     if known.dtype == torch.bool or known.is_floating_point() or known.is_complex():
         raise TypeError(
@@ -138,9 +133,6 @@ def value_tensor(values: Any, what: str) -> Shaped[Tensor, "*shape"]:
 
     Arguments:
         what: The name of the values in an error.
-
-    Raises:
-        TypeError: Values that are not real numbers.
     """
     if isinstance(values, Tensor):
         tensor = values.detach()
@@ -187,7 +179,12 @@ def check_finite(
     Arguments:
         chunks: The n items in chunks, a tensor for each modality.
     """
-    broken = sum(int(_broken(parts).sum()) for parts in chunks)
+    broken = 0
+    for parts in chunks:
+        finite = [
+            x.isfinite().flatten(1).all(1) for x in parts if x.is_floating_point()
+        ]
+        broken += int((~torch.stack(finite).all(0)).sum()) if finite else 0
     if broken:
         raise ValueError(
             f"expected finite numbers in {what}, got NaN or infinity in {broken} of "
@@ -228,10 +225,6 @@ def label_tensors(
 
     Arguments:
         parts: The pairs, by the name that an error gives them.
-
-    Raises:
-        TypeError: Labels that are neither whole numbers nor strings.
-        ValueError: Labels of another length than the images.
     """
     codes = {
         name: _label_array(labels, len(images), name)
@@ -334,11 +327,3 @@ def _label_array(labels: Any, n: int, what: str) -> np.ndarray:
             f"{array[:1].tolist()[0]!r}"
         )
     return array
-
-
-def _broken(
-    parts: tuple[Shaped[Tensor, "chunk *event"], ...],
-) -> Bool[Tensor, " chunk"]:
-    floating = [part for part in parts if part.is_floating_point()]
-    finite = [part.isfinite().flatten(1).all(1) for part in floating]
-    return ~torch.stack(finite).all(0) if finite else torch.zeros(0, dtype=torch.bool)

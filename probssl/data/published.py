@@ -37,6 +37,7 @@ from .splits import Dataset, Split, fixed_split
 __all__ = ["cifar10", "digits", "fashion_mnist", "mnist", "omniglot_small"]
 __all__ += ["read_idx"]
 
+_BROKEN = (struct.error, zlib.error)
 _WRITERS = "mnist-writers.npz"
 _PICKLES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _JPEGS = ("cifar10-train-jpeg.npz", "cifar10-test-jpeg.npz")
@@ -72,10 +73,6 @@ def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
     Arguments:
         root: The folder of the four idx files, gzip-compressed or not.
         binary: Make pixels above 127 white and the others black.
-
-    Raises:
-        FileNotFoundError: A missing idx file.
-        ValueError: A file that is damaged or does not match the others.
     """
     folder = Path(root)
     train, test = _split(folder, ("train",)), _split(folder, ("t10k",))
@@ -96,10 +93,6 @@ def fashion_mnist(root: str | os.PathLike[str]) -> Dataset:
     Arguments:
         root: The folder of the four idx files, gzip-compressed or not. Without
             `train-…`, `train20k-…` (the first 20,000) is read.
-
-    Raises:
-        FileNotFoundError: A missing idx file.
-        ValueError: A file that is damaged or does not match the others.
     """
     folder = Path(root)
     train, test = _split(folder, ("train", "train20k")), _split(folder, ("t10k",))
@@ -107,11 +100,7 @@ def fashion_mnist(root: str | os.PathLike[str]) -> Dataset:
 
 
 def read_idx(path: str | os.PathLike[str]) -> UInt8[Tensor, "*shape"]:
-    """The bytes of an idx file, decompressed if its name ends in `.gz`.
-
-    Raises:
-        ValueError: Another format, another type of number, too few or too many values.
-    """
+    """The bytes of an idx file, decompressed if its name ends in `.gz`."""
     path = Path(path)
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -125,14 +114,7 @@ def read_idx(path: str | os.PathLike[str]) -> UInt8[Tensor, "*shape"]:
                     f"got {zero:04x} {kind:02x} {axes:02x}"
                 )
             values = bytearray(file.read(size + 1))  # and not whatever it unpacks to
-    except (
-        EOFError,
-        OSError,
-        OverflowError,
-        ValueError,
-        struct.error,
-        zlib.error,
-    ) as error:
+    except (EOFError, OSError, OverflowError, ValueError, *_BROKEN) as error:
         raise ValueError(
             f"{path} cannot be read: {error}; copy the file again"
         ) from error
@@ -142,6 +124,14 @@ def read_idx(path: str | os.PathLike[str]) -> UInt8[Tensor, "*shape"]:
             f"{'more' if len(values) > size else len(values)}; copy the file again"
         )
     return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)
+
+
+def _archive(path: Path, *keys: str) -> list[np.ndarray]:
+    """The arrays of a NumPy archive under these keys."""
+    with np.load(path, allow_pickle=False) as file:
+        if missing := set(keys) - set(file):
+            raise ValueError(f"expected {', '.join(sorted(missing))} in {path}")
+        return [file[key] for key in keys]
 
 
 def _split(folder: Path, prefixes: tuple[str, ...]) -> Split:
@@ -162,13 +152,12 @@ def _find(folder: Path, prefixes: tuple[str, ...], stem: str) -> Path:
             return folder / name
     raise FileNotFoundError(
         f"expected {' or '.join(names)} in {folder.absolute()}, found none; "
-        "pass the folder of the idx files as root"
+        "give the folder of the idx files as root"
     )
 
 
 def _writers(folder: Path, prefix: str, n: int) -> Int[Tensor, " n"]:
-    with np.load(folder / _WRITERS, allow_pickle=False) as file:
-        writers = file[f"{prefix}_writer"]
+    (writers,) = _archive(folder / _WRITERS, f"{prefix}_writer")
     if writers.shape != (n,):
         raise ValueError(
             f"expected {n} writers of {prefix} in {folder / _WRITERS}, "
@@ -183,22 +172,15 @@ def cifar10(root: str | os.PathLike[str]) -> Dataset:
     Arguments:
         root: The folder of the canonical pickles `data_batch_1`, …, `test_batch`, or
             the one that holds it as `cifar-10-batches-py`; or the folder of
-            `cifar10-train-jpeg.npz` and `cifar10-test-jpeg.npz`, which need Pillow.
-
-    Raises:
-        FileNotFoundError: A missing file.
-        ImportError: JPEGs without Pillow.
-        ValueError: A damaged file, or a pickle that holds anything but bytes.
+            `cifar10-train-jpeg.npz` and `cifar10-test-jpeg.npz`.
     """
     root = Path(root)
     for folder in (root / "cifar-10-batches-py", root):
         if any((folder / name).is_file() for name in _PICKLES):
             _require(folder, _PICKLES)
-            batches = [_unpickled(folder / name) for name in _PICKLES]
-            train = Split(
-                *(torch.cat(parts) for parts in zip(*batches[:-1], strict=True))
-            )
-            return Dataset(train, Split(*batches[-1]), 255, "cifar10")
+            *train, test = (_unpickled(folder / name) for name in _PICKLES)
+            joined = (torch.cat(parts) for parts in zip(*train, strict=True))
+            return Dataset(Split(*joined), Split(*test), 255, "cifar10")
     if not any((root / name).is_file() for name in _JPEGS):
         raise FileNotFoundError(
             f"expected {', '.join(_PICKLES)} in {root.absolute()} or its folder "
@@ -206,16 +188,16 @@ def cifar10(root: str | os.PathLike[str]) -> Dataset:
             "give the folder of these files as root"
         )
     _require(root, _JPEGS)
-    train, test = (_decoded(root / name) for name in _JPEGS)
-    return Dataset(train, test, 255, "cifar10")
+    jpegs, held_out = (_decoded(root / name) for name in _JPEGS)
+    return Dataset(jpegs, held_out, 255, "cifar10")
 
 
 def _require(folder: Path, names: tuple[str, ...]) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"expected {', '.join(names)} in {folder.absolute()}, "
-            f"missing {', '.join(missing)}"
+            f"expected {', '.join(names)} in {folder.absolute()}, missing "
+            f"{', '.join(missing)}; give the folder of these files as root"
         )
 
 
@@ -226,9 +208,7 @@ class _Array:
         _, shape, _, column_major, values = state
         values = values.encode("latin1") if isinstance(values, str) else values
         flat = np.frombuffer(values, np.uint8)
-        self.values = (
-            flat.reshape(shape[::-1]).T if column_major else flat.reshape(shape)
-        )
+        self.values = flat.reshape(shape, order="F" if column_major else "C")
 
 
 class _Bytes:
@@ -288,17 +268,10 @@ def _unpickled(path: Path) -> tuple[UInt8[torch.Tensor, "n 3 32 32"], torch.Tens
 
 
 def _decoded(path: Path) -> Split:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name} holds JPEGs, which need Pillow: pip install pillow"
-        ) from error
-    with np.load(path, allow_pickle=False) as file:
-        keys = ("header", "scans", "lengths", "labels")
-        if missing := set(keys) - set(file):
-            raise ValueError(f"expected {', '.join(sorted(missing))} in {path}")
-        header, scans, lengths, labels = (file[key] for key in keys)
+    from PIL import Image
+
+    arrays = _archive(path, "header", "scans", "lengths", "labels")
+    header, scans, lengths, labels = arrays
     ends = np.cumsum(lengths, dtype=np.int64)
     if len(labels) != len(ends) or len(ends) == 0 or ends[-1] != len(scans):
         raise ValueError(
@@ -306,21 +279,19 @@ def _decoded(path: Path) -> Split:
             f"{len(scans)} bytes of scans in {path}, got {len(labels)} labels, "
             f"{len(ends)} lengths, sum {lengths.sum()}"
         )
-    header, scans = header.tobytes(), scans.tobytes()
+    start, bodies = header.tobytes(), scans.tobytes()
     images = np.empty((len(ends), 32, 32, 3), np.uint8)
     starts = ends - lengths
     for row in tqdm(range(len(ends)), path.stem, leave=False, disable=None):
-        jpeg = header + scans[starts[row] : ends[row]] + _END_OF_IMAGE
+        jpeg = start + bodies[starts[row] : ends[row]] + _END_OF_IMAGE
         try:
             with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
                 if image.size != (32, 32):
                     raise ValueError(f"got {image.size}")
                 images[row] = np.asarray(image)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"expected a JPEG of 32 × 32 coloured pixels as image {row} of {path}: "
-                f"{error}"
-            ) from error
+            wanted = f"a JPEG of 32 × 32 coloured pixels as image {row} of {path}"
+            raise ValueError(f"expected {wanted}: {error}") from error
     channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return Split(channels_first, torch.from_numpy(labels.astype(np.int64)))
 
@@ -333,22 +304,10 @@ def omniglot_small(root: str | os.PathLike[str]) -> Dataset:
 
     Arguments:
         root: The folder of `omniglot-small.npz`, which holds packed bits.
-
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: An array is missing in it.
     """
-    path = Path(root) / _OMNIGLOT
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"expected {_OMNIGLOT} in {Path(root).absolute()}, found none; "
-            "give its folder as root"
-        )
-    with np.load(path, allow_pickle=False) as file:
-        keys = ("images", "shape", "alphabet", "character", "drawer")
-        if missing := set(keys) - set(file):
-            raise ValueError(f"expected {', '.join(sorted(missing))} in {path}")
-        packed, shape, alphabet, character, drawer = (file[key] for key in keys)
+    _require(Path(root), (_OMNIGLOT,))
+    keys = ("images", "shape", "alphabet", "character", "drawer")
+    packed, shape, alphabet, character, drawer = _archive(Path(root) / _OMNIGLOT, *keys)
     height, width = map(int, shape)
     ink = np.unpackbits(packed, axis=1, count=height * width) * np.uint8(255)
     pair = alphabet.astype(np.int64) * 256 + character

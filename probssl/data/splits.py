@@ -66,9 +66,6 @@ class Split(Rows):
 
         With ``seed=None`` the first n items; files are often sorted by class, which
         is why this is not the default.
-
-        Raises:
-            ValueError: If there are fewer than n items.
         """
         if not 0 < n <= len(self):
             raise ValueError(
@@ -129,9 +126,6 @@ def fixed_split(whole: Split, levels: int | None, name: str, seed: int = 0) -> D
     """Three quarters of every class for training, one for the test, in random order.
 
     A class with a single item is for training.
-
-    Raises:
-        ValueError: Too few items to set one aside.
     """
     n, labels = len(whole), whole.labels
     # NumPy promises that RandomState never changes its streams: the split is fixed

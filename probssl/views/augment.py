@@ -54,11 +54,6 @@ class Augment(nn.Module):
         boxes: Whether to return a `Batch` whose `transform` holds the boxes that the
             one `Affine` among the parts shows, for `affinities.Overlap`.
 
-    Raises:
-        TypeError: If a part is not a module.
-        ValueError: If `boxes` is given and there is not exactly one `Affine`, or
-            `levels` is given with ``clamp=False``.
-
     Example:
         >>> import torch
         >>> sampler = Augment(Affine(rotate=15), views=2, levels=16)

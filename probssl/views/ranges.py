@@ -48,9 +48,6 @@ def checked_range(
     Arguments:
         centre: See `ends`.
         positive: Whether zero is excluded.
-
-    Raises:
-        ValueError: If it does not, if its ends are reversed, or if it is not a range.
     """
     try:
         plain = _plain(value)
@@ -89,11 +86,6 @@ def check_images(x: Tensor, name: str, colour: bool = False) -> None:
     Arguments:
         name: The augmentation, for the message.
         colour: Whether there must be three channels, red, green and blue.
-
-    Raises:
-        TypeError: If x is not in floating point.
-        ValueError: If the shape is not (n, channel, height, width), or the channels
-            are not three.
     """
     check_floats(x)
     if x.ndim != 4:
