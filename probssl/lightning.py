@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map_only
 
 from .data.batches import Views
 from .runtime.distributed import world_size
@@ -112,14 +113,11 @@ class Module(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and the scheduler if there is one."""
-        optimizer = prepared_optimizer(
-            self.optimizer, self.objective, self.learning_rate
-        )
+        given, rate = self.optimizer, self.learning_rate
+        optimizer = prepared_optimizer(given, self.objective, rate)
         scheduler = prepared_scheduler(self.scheduler, optimizer)
-        if scheduler is None:
-            return optimizer
         schedule = {"scheduler": scheduler, "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return [optimizer], [schedule] if scheduler else []
 
     def configure_gradient_clipping(
         self,
@@ -140,14 +138,8 @@ class Module(LightningModule):
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """The batch of what was loaded, its views drawn on the device.
-
-        Raises:
-            TypeError: If it is no tensor, no Batch, and does not begin with a tensor.
-            ValueError: If it is a Batch, but there is a view sampler.
-        """
-        target = target_of(self.objective, self.device)
-        return loaded(batch, self.views, target)
+        """The batch of what was loaded, its views drawn on the device."""
+        return loaded(batch, self.views, target_of(self.objective, self.device))
 
     def on_fit_start(self) -> None:
         """Put the objective, which may come from an earlier fit, in training mode."""
@@ -175,9 +167,8 @@ class Module(LightningModule):
             now = mutable_state(self.objective) if accumulate > 1 else {}
             self._before = {name: tensor.clone() for name, tensor in now.items()}
             return
-        now = mutable_state(self.objective)
-        for name, before in self._before.items():
-            now[name].copy_(before)
+        for name, tensor in mutable_state(self.objective).items():
+            tensor.copy_(self._before[name])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The loss, minus the value."""
@@ -226,8 +217,7 @@ class Module(LightningModule):
     def _terms(self, batch: Batch, tally: Tally) -> Terms:
         """The terms, which are tallied."""
         terms = self(batch)
-        known = (t.detach() if isinstance(t, Tensor) else t for t in terms)
-        tally.add(Terms(*known), batch.shape[0])
+        tally.add(tree_map_only(Tensor, Tensor.detach, terms), batch.shape[0])
         if len(tally.pending) == MAX_PENDING:
             tally.read()
         return terms

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from .arguments import at_least, whole
+from .arguments import at_least
 
 __all__ = [
     "bessel_ratio",
@@ -48,7 +48,6 @@ LARGE_ARGUMENT = 10
 
 def log_area(dim: int) -> float:
     r"""Log area of the unit sphere in R^dim, :math:`\log 2 \pi^{d/2} / \Gamma(d/2)`."""
-    dim = whole("dim", dim, 2)
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
@@ -67,8 +66,7 @@ def log_bessel(order: float, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shap
     order = at_least("order", order, 0)
     value, _ = _Cumulant.apply(x.double(), order, True)
     if order > 0:
-        power = order * (x.double() / 2).log() - math.lgamma(order + 1)
-        value = value + power
+        value = value + order * (x.double() / 2).log() - math.lgamma(order + 1)
     return value.to(x.dtype)
 
 
@@ -82,17 +80,13 @@ def log_vmf_normaliser(
         \frac{d}{d\kappa} \log C_d(\kappa) = -A_d(\kappa)
 
     Arguments:
-        dim: The dimension d of the space around the sphere, at least 2.
+        dim: The dimension d of the space around the sphere, at least 1.
         concentration: The concentration :math:`\kappa \ge 0`; 0 is the uniform density.
         scaled: Return :math:`\log C_d(\kappa) e^\kappa`, the log-density at the mode,
             without cancellation, to be added to :math:`\kappa (\mu^\top z - 1)`.
-
-    Raises:
-        ValueError: If dim is less than 2.
     """
-    area = log_area(dim)
     value, _ = _Cumulant.apply(concentration.double(), dim / 2 - 1, scaled)
-    return (-area - value).to(concentration.dtype)
+    return (-log_area(dim) - value).to(concentration.dtype)
 
 
 def bessel_ratio(
@@ -103,14 +97,10 @@ def bessel_ratio(
     It is :math:`E[\mu^\top z]` of the von Mises-Fisher distribution.
 
     Arguments:
-        dim: The dimension d of the space around the sphere, at least 2.
+        dim: The dimension d of the space around the sphere, at least 1.
         concentration: The concentration :math:`\kappa \ge 0`.
         complement: Return :math:`1 - A_d(\kappa)`, without cancellation.
-
-    Raises:
-        ValueError: If dim is less than 2.
     """
-    dim = whole("dim", dim, 2)
     _, value = _Cumulant.apply(concentration.double(), dim / 2 - 1, complement)
     return (-value if complement else value).to(concentration.dtype)
 

@@ -1,6 +1,6 @@
 """The objective in Lightning: what `fit` does, a Trainer does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.catalogue import noisy
+from helpers.catalogue import EVENT, OBJECTIVES, encoder, noisy
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LinearLR
@@ -27,8 +27,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.* have no `val_dataloader`. Skipping val loop"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    pytest.mark.usefixtures("float64", "one_thread"),
 ]
-DIM = 6
+# Whole batches leave MoCo's queue, so that the order within one does not matter.
+vicreg, moco, byol = (OBJECTIVES[name] for name in ("VICReg", "MoCo", "BYOL"))
 Trainer = Callable[..., Any]
 
 
@@ -46,31 +48,6 @@ def trainer(tmp_path: Path) -> Trainer:
     )
 
 
-@pytest.fixture(autouse=True)
-def exact(float64: None) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def encoder() -> nn.Module:
-    return ps.nn.MLPEncoder((DIM,), 3, hidden=(8,))
-
-
-def vicreg() -> nn.Module:
-    return ps.limits.VICReg(encoder(), ps.nn.Projector(3, width=5, out=4))
-
-
-def moco() -> nn.Module:
-    # Whole batches leave the queue, so that the order within one does not matter.
-    return ps.limits.MoCo(encoder(), ps.nn.Projector(3, width=5, out=4), queue=32)
-
-
-def byol() -> nn.Module:
-    return ps.limits.BYOL(encoder(), ps.nn.Projector(3, width=5, out=4))
-
-
 def random_scale() -> nn.Module:
     """An objective that needs the number of items."""
     prior = ps.priors.Gaussian(3, dist.LogNormal(-1.0, 0.3))
@@ -83,7 +60,7 @@ def pairs(x: Tensor) -> Tensor:
 
 
 def items(n: int = 32) -> Tensor:
-    return torch.randn(n, DIM)
+    return torch.randn(n, EVENT)
 
 
 class Recorder(nn.Module):
@@ -107,7 +84,7 @@ def twins(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     return one, other
 
 
-@pytest.mark.parametrize("make", [vicreg, moco, byol])
+@pytest.mark.parametrize("make", [vicreg, moco, byol], ids=["VICReg", "MoCo", "BYOL"])
 def test_a_trainer_makes_the_steps_of_fit(make, trainer):
     """The steps, with their clipping and schedule; the state; the terms of an epoch."""
     fitted, ours = twins(make)
@@ -142,7 +119,7 @@ def test_without_an_optimizer_it_is_that_of_fit(trainer):
     assert_close(ours.state_dict(), fitted.state_dict(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("make", [moco, byol])
+@pytest.mark.parametrize("make", [moco, byol], ids=["MoCo", "BYOL"])
 def test_a_teacher_and_a_queue_move_once_per_step(make, trainer):
     fitted, ours = twins(make)
     loader = DataLoader(items(32), 8)
@@ -174,7 +151,7 @@ def test_a_step_of_one_batch_at_the_end_of_an_epoch_starts_anew(trainer):
 
 
 def test_only_the_items_reach_the_objective(trainer):
-    x, labels = torch.arange(8 * DIM).view(8, DIM).to(torch.uint8), torch.arange(8)
+    x, labels = torch.arange(8 * EVENT).view(8, EVENT).to(torch.uint8), torch.arange(8)
     loader = DataLoader(TensorDataset(x, labels), 4)
     objective = Recorder()
     module = Module(objective, optimizer=partial(SGD, lr=0.1))
@@ -258,7 +235,7 @@ def test_schedules_follow_the_share_of_the_run_that_is_done(trainer):
     assert shares == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
-@pytest.mark.parametrize("make", [moco, random_scale])
+@pytest.mark.parametrize("make", [moco, random_scale], ids=["MoCo", "random"])
 def test_a_checkpoint_holds_tensors_and_the_run_goes_on_from_it(make, trainer):
     class Seeded(lightning.Callback):
         def on_train_epoch_start(self, loop: Any, module: Module) -> None:

@@ -362,6 +362,7 @@ test_bad_arguments_are_refused = refusals(
     (lambda: Gaussian(0), ValueError, "dim as a whole number of at least 1"),
     (lambda: Gaussian(2.5), TypeError, "dim as a whole number of at least 1"),
     (lambda: Spherical(1), ValueError, "dim as a whole number of at least 2"),
+    (lambda: Spherical(None).on_support(torch.ones(3, 1)), ValueError, "more outputs"),
     (lambda: Gaussian(2, 1.0, 0.0), ValueError, "expected y_scale to be a positive"),
     (lambda: Gaussian(2, LEARNED, math.inf), ValueError, "y_scale"),
     (lambda: Gaussian(2, LEARNED, LEARNED), ValueError, "at most one free scale"),

@@ -6,9 +6,7 @@ from collections.abc import Callable
 import mpmath as mp
 import pytest
 import torch
-from helpers.checks import refusals
 from mpmath import mpf
-from scipy.special import ive
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.autograd import grad, gradcheck, gradgradcheck
@@ -92,10 +90,6 @@ def test_both_references_agree_where_they_meet():
             assert abs(series(order, x) - exact_cumulant(order, x)) < mpf(10) ** -40
 
 
-def test_the_grid_has_500_points():
-    assert len(DIMS) * len(KAPPAS) >= 500
-
-
 @pytest.mark.parametrize("dim", DIMS)
 def test_normaliser_and_ratio_agree_with_50_digits(dim, table):
     kappa = torch.tensor(KAPPAS)
@@ -135,6 +129,12 @@ def test_zero_concentration_is_uniform_with_finite_derivatives(dim):
     assert bessel_ratio(dim, kappa.detach(), complement=True).item() == 1
 
 
+def test_on_the_line_the_normaliser_is_a_hyperbolic_cosine():
+    kappa = torch.tensor([0.0, 0.3, 4.0, 300.0])
+    assert_close(log_vmf_normaliser(1, kappa), -torch.logaddexp(kappa, -kappa))
+    assert_close(bessel_ratio(1, kappa), kappa.tanh())
+
+
 @pytest.mark.parametrize("dim", [2, 5, 64])
 def test_the_largest_concentration_is_a_gaussian_on_the_tangent_plane(dim):
     kappa = torch.tensor(1e15)
@@ -171,13 +171,6 @@ def test_log_bessel_agrees_with_50_digits(order):
             for k in x
         ]
     assert errors(log_bessel(order, torch.tensor(x)), truth, 1).max() < 1e-12
-
-
-def test_log_bessel_agrees_with_scipy():
-    x = torch.logspace(-2, 6, 50)
-    for order in (0.0, 0.7, 3.0, 20.5):
-        value = torch.from_numpy(ive(order, x.numpy())).log()
-        assert_close(log_bessel(order, x), value, rtol=1e-12, atol=1e-12)
 
 
 def test_log_bessel_at_zero_is_zero_or_minus_infinity():
@@ -277,10 +270,6 @@ def test_squared_distances_have_the_stated_accuracy(dim, offset):
     assert (itself.diagonal() == 0).all() and torch.equal(itself, itself.T)
 
 
-test_bad_arguments_are_refused = refusals(
-    (lambda: log_area(1), ValueError, "dim as a whole number of at least 2"),
-    (lambda: log_area(2.5), TypeError, "dim as a whole number of at least 2"),
-    (lambda: log_vmf_normaliser(1, torch.ones(1)), ValueError, "dim as a whole"),
-    (lambda: bessel_ratio(0, torch.ones(1)), ValueError, "dim as a whole number"),
-    (lambda: log_bessel(-0.5, torch.ones(1)), ValueError, "order as a finite number"),
-)
+def test_a_negative_order_is_refused():
+    with pytest.raises(ValueError, match="order as a finite number of at least 0"):
+        log_bessel(-0.5, torch.ones(1))

@@ -98,6 +98,20 @@ def test_a_file_is_read_batch_by_batch(values, tmp_path):
     assert_same(found, batches(split))
 
 
+def test_modalities_of_different_shapes_stay_apart():
+    parts = (FLOATS[:9, None, :3], BYTES.view(N, 1, 2, 2)[:9])
+    first, _, *sweep = batches(made(Groups(parts), size=4), epochs=1)
+    assert [tuple(part.shape) for part in first.views] == [(4, 1, 3), (4, 1, 2, 2)]
+    assert_close(first.views[1], parts[1][first.index] / 255, rtol=0, atol=0)
+    assert torch.cat([batch.index for batch in sweep]).tolist() == list(range(9))
+    assert [batch.shape for batch in sweep] == [(3, 2)] * 3
+
+
+def test_a_sweep_has_all_items_in_batches_as_equal_as_can_be():
+    epoch, *sweep = batches(made(torch.rand(130, DIM), size=128), epochs=1)
+    assert [batch.shape for batch in (epoch, *sweep)] == [(128, 1), (65, 1), (65, 1)]
+
+
 def test_a_file_keeps_the_precision_of_its_numbers(tmp_path):
     exact = Target(torch.device("cpu"), torch.float64)
     rows = torch.tensor([3, 1])
@@ -309,7 +323,6 @@ def test_what_cannot_be_shared_is_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", DATA)
 def test_what_is_streamed_to_a_gpu_is_what_lies_there(name):
     target = Target(torch.device("cuda"), torch.float32)
@@ -327,7 +340,6 @@ def test_what_is_streamed_to_a_gpu_is_what_lies_there(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("pin", [False, True])
 def test_a_loader_reaches_a_gpu_unchanged(pin):
     target = Target(torch.device("cuda"), torch.float32)

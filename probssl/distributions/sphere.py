@@ -18,6 +18,7 @@ from torch import Size, Tensor
 from torch.distributions.kl import register_kl
 from torch.nn.functional import normalize
 
+from ..arguments import whole
 from ..special import (
     bessel_ratio,
     digamma_difference,
@@ -57,7 +58,7 @@ class SphericalUniform(Expandable):
         device: torch.device | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.log_area = log_area(dim)
+        self.log_area = log_area(whole("dim", dim, 2))
         self.dtype, self.device = dtype, device
         super().__init__(Size(batch_shape), Size((dim,)), validate_args=validate_args)
 

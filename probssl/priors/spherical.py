@@ -76,6 +76,11 @@ class Spherical(Prior):
 
     def on_support(self, z: Tensor) -> Tensor:
         """Normalise to length 1."""
+        if z.shape[-1] < 2:  # its direction would have no gradient
+            raise ValueError(
+                f"expected z with at least 2 dimensions for a sphere, got "
+                f"{z.shape[-1]}; give the encoder more outputs"
+            )
         return normalize(z, dim=-1)
 
     def content(self, **drawn: Tensor) -> SphericalUniform:

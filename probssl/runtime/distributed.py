@@ -12,7 +12,6 @@ they are traced and compiled with the objective. Rank 0 is the main process.
 
 import atexit
 import importlib
-import json
 import logging
 import os
 import threading
@@ -31,7 +30,6 @@ __all__ = [
     "average",
     "barrier",
     "broadcast",
-    "broadcast_bytes",
     "broadcast_object",
     "from_main",
     "gather",
@@ -154,25 +152,19 @@ def any_rank(flag: bool) -> bool:
 
 def gather_to_cpu(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "process *shape"]:
     """All-gather a tensor to the CPU; the first axis of the result is the rank."""
-    return gather(x[None].to(_host())).cpu() if world_size() > 1 else x[None]
+    if world_size() == 1:
+        return x[None]
+    # Plain values need a CUDA device if the backend takes nothing else.
+    host = "cpu" if "cpu" in distributed.get_backend_config() else "cuda"
+    return gather(x[None].to(host)).cpu()
 
 
 def broadcast_object(value: Any) -> Any:
-    """The value of rank 0, anything that JSON can hold, on all ranks."""
-    if world_size() == 1:
-        return value
-    return json.loads(broadcast_bytes(json.dumps(value).encode() if is_main() else b""))
-
-
-def broadcast_bytes(data: bytes) -> bytes:
-    """The bytes of rank 0 on all ranks."""
-    if world_size() == 1:
-        return data
-    size = int(from_main(torch.tensor(len(data), device=_host())))
-    content = torch.zeros(size, dtype=torch.uint8)
-    if is_main() and size:
-        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return from_main(content.to(_host())).cpu().numpy().tobytes()
+    """The value of rank 0, which is pickled, on all ranks."""
+    values = [value]
+    if world_size() > 1:
+        distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:
@@ -224,11 +216,6 @@ def _replace(tensors: Sequence[Tensor], call: Callable[[Tensor], Tensor]) -> Non
         pieces = flat.split([tensor.numel() for tensor in group])
         for tensor, piece in zip(group, pieces, strict=True):
             tensor.copy_(piece.view(tensor.shape))
-
-
-def _host() -> str:
-    """The device for plain values: the CPU, unless the backend takes CUDA only."""
-    return "cpu" if "cpu" in distributed.get_backend_config() else "cuda"
 
 
 def _end() -> None:

@@ -16,13 +16,12 @@ References:
     https://arxiv.org/abs/2412.02121
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from ..arguments import whole
+from ..arguments import between, whole
 from ..runtime.distributed import broadcast
 from .batches import Data
 from .fit import fit
@@ -74,11 +73,7 @@ def fit_rounds(
             data, whose items have no assignment, or a number is below one.
     """
     check_counts(rounds=rounds, epochs=epochs)
-    if options.get("valid") is not None:
-        raise ValueError(
-            "expected no validation data for a fit in rounds, which assigns training "
-            "items only, got some; measure them in on_epoch"
-        )
+    _check_no_validation(options)
     refused = {"checkpoint", "checkpoint_every", "resume"} & options.keys()
     if refused:
         raise ValueError(
@@ -159,9 +154,20 @@ def fit_phases(
             are validation data, whose items have no clusters, or as `fit`.
     """
     check_counts(epochs=epochs, refresh=refresh)
-    _check(objective, first, epochs, schedules or {}, options)
-    rise = ramp if callable(ramp) else geometric(*_rising(ramp))
-    start = first / epochs
+    whole("first", first, 0, epochs - 1, "epochs counts all phases, the first included")
+    _check_no_validation(options)
+    schedules = schedules or {}
+    if "weight" not in dict(objective.named_buffers()) or "weight" in schedules:
+        found = "a schedule of it" if "weight" in schedules else "none"
+        raise ValueError(
+            "expected an objective with a buffer 'weight' that fit_phases sets, got "
+            f"{found}; pass limits.PID, and its weight as ramp"
+        )
+    if not callable(ramp):
+        low, high = ramp
+        hint = "it rises from a positive number, as (1e-5, 1e-1)"
+        ramp = geometric(between("the start of ramp", low, 0, high, hint), high)
+    start, rise = first / epochs, ramp
 
     def weight(share: float) -> float:
         return 0.0 if share < start else rise((share - start) / (1 - start))
@@ -188,7 +194,7 @@ def fit_phases(
         data,
         epochs=epochs,
         on_epoch=after,
-        schedules={**(schedules or {}), "weight": weight},
+        schedules={**schedules, "weight": weight},
         **options,
     )
 
@@ -200,32 +206,9 @@ def _assigned(epoch: int, first: int, refresh: int | None) -> int:
     return 1 if refresh is None else 1 + (epoch - first) // refresh
 
 
-def _rising(ramp: tuple[float, float]) -> tuple[float, float]:
-    start, end = ramp
-    if not 0 < start <= end < math.inf:
-        raise ValueError(
-            f"expected a ramp that rises from a positive number, got {ramp!r}; "
-            "the authors use (1e-5, 1e-1)"
-        )
-    return start, end
-
-
-def _check(
-    objective: nn.Module,
-    first: int,
-    epochs: int,
-    schedules: Mapping[str, Schedule],
-    options: Mapping[str, Any],
-) -> None:
-    whole("first", first, 0, epochs - 1, "epochs counts all phases, the first included")
-    if "weight" not in dict(objective.named_buffers()) or "weight" in schedules:
-        found = "a schedule of it" if "weight" in schedules else "none"
-        raise ValueError(
-            "expected an objective with a buffer 'weight' that fit_phases sets, got "
-            f"{found}; pass limits.PID, and its weight as ramp"
-        )
+def _check_no_validation(options: Mapping[str, Any]) -> None:
     if options.get("valid") is not None:
         raise ValueError(
-            "expected no validation data for a fit in phases, which clusters training "
-            "items only, got some; measure the base of the objective in on_epoch"
+            "expected no validation data, since only training items have an "
+            "assignment, got some; measure them in on_epoch"
         )

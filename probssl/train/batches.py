@@ -9,14 +9,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ..data import batches
@@ -86,11 +86,7 @@ class Stored:
 
 
 class Loaded:
-    """A data set that a DataLoader loads; a load is what the loader yields.
-
-    Raises:
-        ValueError: If each of several ranks would go over all items.
-    """
+    """A data set that a DataLoader loads; a load is what the loader yields."""
 
     def __init__(
         self, loader: DataLoader, views: Views | None, order: Generator, target: Target
@@ -144,12 +140,6 @@ def source(
     Arguments:
         streamed: Whether the data stay on the host. By default they do if they are in a
             file (`numpy.memmap`), or would fill half of a CUDA device.
-
-    Raises:
-        TypeError: If the data are of an unknown kind.
-        ValueError: If there are no items, NaN or infinity, lengths that do not match,
-            both groups and views, contents twice or with a loader, or numbers of items
-            that the ranks cannot share.
     """
     if isinstance(data, DataLoader):
         if content is not None:
@@ -160,18 +150,12 @@ def source(
         return Loaded(data, views, order, target)
     items = Items(data, target, views, content)
     _check_shares(batch_size, len(items))
-    return Stored(
-        items, batch_size, order, _large(items) if streamed is None else streamed
-    )
+    streamed = _large(items) if streamed is None else streamed
+    return Stored(items, batch_size, order, streamed)
 
 
 def loaded(load: Any, views: Views | None, target: Target) -> Batch:
-    """The batch of what a DataLoader yields: a Batch, items, or (items, labels, …).
-
-    Raises:
-        TypeError: If it yields anything else.
-        ValueError: If it yields Batches, but there is a view sampler.
-    """
+    """The batch of what a DataLoader yields: a Batch, items, or (items, labels, …)."""
     if isinstance(load, Batch):
         if views is not None:
             raise ValueError(
@@ -250,7 +234,9 @@ def made_ahead(
     if that ends early.
     """
     waiting: deque[Future[Load]] = deque()
-    thread = ThreadPoolExecutor(1, "probssl-data", *_set_device())
+    thread = ThreadPoolExecutor(1, "probssl-data")
+    if torch.cuda.is_initialized():  # a thread has a current device of its own
+        thread.submit(torch.cuda.set_device, torch.cuda.current_device())
     try:
         for key in keys:
             waiting.append(thread.submit(make, key))
@@ -271,26 +257,19 @@ def moved(loads: Iterable[Any], target: Target) -> Iterator[Any]:
         yield from map(target.move, loads)
         return
     side = torch.cuda.Stream(target.device)
-    before: tuple[Any, torch.cuda.Event] | None = None
-    for load in loads:
-        with torch.cuda.stream(side):
-            copied = target.move(load), side.record_event()
-        if before is not None:
-            yield _arrived(*before, torch.cuda.current_stream(target.device))
-        before = copied
-    if before is not None:
-        yield _arrived(*before, torch.cuda.current_stream(target.device))
 
+    def copied() -> Iterator[tuple[Any, Any]]:
+        for load in loads:
+            with torch.cuda.stream(side):
+                here, event = target.move(load), side.record_event()
+            yield here, event
 
-def _arrived(load: Any, copied: torch.cuda.Event, stream: torch.cuda.Stream) -> Any:
-    """Let a stream wait for a copied load, and keep the load while it is in use."""
-    stream.wait_event(copied)
-    tree_map_only(Tensor, lambda x: x.record_stream(stream), load)
-    return load
-
-
-def _set_device() -> tuple[Any, ...]:
-    """A call that gives a new thread the CUDA device of this one."""
-    if not torch.cuda.is_initialized():
-        return ()
-    return torch.cuda.set_device, (torch.cuda.current_device(),)
+    for (load, event), _ in pairwise(chain(copied(), [(None, None)])):
+        stream = torch.cuda.current_stream(target.device)
+        stream.wait_event(event)
+        for leaf in tree_leaves(load):
+            if isinstance(
+                leaf, Tensor
+            ):  # its memory is in use until the stream is here
+                leaf.record_stream(stream)
+        yield load

@@ -24,7 +24,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only
 from ..runtime.distributed import world_size
 from ..terms import Batch, Terms
 from .graph import Graph, Tensors, compiled, is_plain, plain_attributes
-from .prepare import device_of, make_capturable
+from .prepare import make_capturable
 from .steps import Step
 
 __all__ = ["CompiledStep", "RecordedStep", "compiled_step", "worth_compiling"]
@@ -33,9 +33,8 @@ Busy = Callable[[str], AbstractContextManager[Any]]
 
 COMPILED_STEPS = 10_000  # the shortest run that "auto" compiles
 MAX_GRAPHS = 8  # kinds of batches that are compiled, each of which takes seconds
-STEPS_BEFORE_RECORD = (
-    3  # eager steps before a record, in which libraries choose and allocate
-)
+STEPS_BEFORE_RECORD = 3  # in which libraries choose kernels and allocate
+NO_RECORD = "steps are compiled, but no CUDA graph is recorded: %s"
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +42,13 @@ logger = logging.getLogger(__name__)
 def compiled_step(
     objective: nn.Module, optimizer: Optimizer, **options: Any
 ) -> "CompiledStep":
-    """The fastest step for the device: recorded on CUDA where possible, else compiled.
-
-    Arguments:
-        options: Those of `CompiledStep`.
-    """
-    if device_of(objective).type != "cuda":
-        return CompiledStep(objective, optimizer, **options)
-    obstacle = _obstacle(optimizer)
-    if obstacle is not None:
-        logger.warning(
-            "steps are compiled, but no CUDA graph is recorded: %s", obstacle
-        )
-        return CompiledStep(objective, optimizer, **options)
-    return RecordedStep(objective, optimizer, **options)
+    """The fastest kind of step: recorded on CUDA where possible, else compiled."""
+    if next(objective.parameters()).device.type == "cuda":
+        obstacle = _obstacle(optimizer)
+        if obstacle is None:
+            return RecordedStep(objective, optimizer, **options)
+        logger.warning(NO_RECORD, obstacle)
+    return CompiledStep(objective, optimizer, **options)
 
 
 def worth_compiling(
@@ -183,7 +175,8 @@ class RecordedStep(CompiledStep):
         if self.settings is None:
             found = plain_attributes(self.objective), _settings(self.optimizer)
             self.settings = self.keys.setdefault(found, len(self.keys))
-        key = self.settings, _loads_key(loads)
+        leaves, tree = tree_flatten(list(loads))
+        key = self.settings, tree, *map(_leaf_key, leaves)
         if key not in self.records and self.warmed.get(key, 0) < STEPS_BEFORE_RECORD:
             self.warmed[key] = self.warmed.get(key, 0) + 1
             return self._warm_up(loads)
@@ -192,9 +185,7 @@ class RecordedStep(CompiledStep):
                 self.records[key] = self._record(loads)
             except RuntimeError as error:
                 self.broken = True
-                logger.warning(
-                    "steps are compiled, but no CUDA graph is recorded: %s", error
-                )
+                logger.warning(NO_RECORD, error)
                 return super().run(loads)
         terms, self.items = self.records[key].replay(loads)
         return terms
@@ -266,16 +257,7 @@ def _tensors(loads: Sequence[Any]) -> list[Tensor]:
 
 
 def _leaf_key(leaf: Any) -> Hashable:
-    """The properties of a leaf of a batch that a graph depends on."""
+    """The properties of a leaf of a batch that a graph or a record depends on."""
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.dtype, leaf.device
-    return (leaf,) if is_plain(leaf) else (type(leaf),)
-
-
-def _loads_key(loads: Sequence[Any]) -> Hashable:
-    """The properties of loads that a record depends on."""
-    leaves, tree = tree_flatten(list(loads))
-    return tree, *(
-        (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
-        for leaf in leaves
-    )
+    return repr(leaf)

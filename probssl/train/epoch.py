@@ -39,18 +39,16 @@ def train_epoch(
     """Make one step for each group of loads; return whether `on_step` wants to stop.
 
     The objective is in training mode meanwhile, and in evaluation mode afterwards.
-
-    Raises:
-        FloatingPointError: If a term, or a parameter at the end, is not finite.
-        ValueError: If there are no batches.
     """
     step.objective.train()
     step.refresh()
-    stop = False
+    check, stop = getattr(step.objective, "check", None), False
     with flushed(step.device):
         for group in groups:
-            if step.count == 0:
-                _check_first(step, group[0])
+            if step.count == 0 and check is not None:
+                before = random_state(step.device)  # the step makes the batch once more
+                check(step.make(group[0]))
+                set_random_state(before, step.device)
             terms = step(group)
             tally.add(terms, step.items)
             bar.look(tally)
@@ -101,7 +99,7 @@ class Progress:
 
     def __init__(self, total: int | None, done: int, shown: bool) -> None:
         self.bar = tqdm(total=total, initial=done, unit="step", disable=not shown)
-        self.shown, self.done, self.due = shown, done, perf_counter()
+        self.due = perf_counter()
 
     def title(self, text: str) -> None:
         """Set the text before the bar."""
@@ -122,24 +120,15 @@ class Progress:
         if not always and perf_counter() < self.due:
             return
         tally.check()
-        if self.shown:
+        if not self.bar.disable:
             named = {name: f"{term:.4g}" for name, term in tally.mean().items() if term}
             self.bar.set_postfix(named, refresh=False)
-            self.bar.update(tally.steps - self.done)
-        self.done, self.due = tally.steps, perf_counter() + SECONDS_PER_READING
+            self.bar.update(tally.steps - self.bar.n)
+        self.due = perf_counter() + SECONDS_PER_READING
 
     def close(self) -> None:
         """Leave the bar in its last state."""
         self.bar.close()
-
-
-def _check_first(step: Step, load: Any) -> None:
-    """Call the objective's `check`, if it has one, on the first batch."""
-    check = getattr(step.objective, "check", None)
-    if check is not None:
-        before = random_state(step.device)  # the step makes the batch once more
-        check(step.make(load))
-        set_random_state(before, step.device)
 
 
 def _check_parameters(step: Step, remedy: str) -> None:

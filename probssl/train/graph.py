@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import compress
 from typing import Any, NamedTuple
 
 import pyro
@@ -69,9 +70,13 @@ class Graph(NamedTuple):
         with torch.no_grad():
             results = iter(self.call(*tensors.values(), *values))
         terms = Terms(*(next(results) if t is None else t for t in self.terms))
-        for used, parameter in zip(self.used, tensors.parameters.values(), strict=True):
-            if used:
-                _add_grad(parameter, next(results), share)
+        used = compress(tensors.parameters.values(), self.used)
+        for parameter, grad in zip(used, results, strict=True):
+            grad = grad if share == 1 else grad.mul_(share)
+            if parameter.grad is None:
+                parameter.grad = grad
+            else:
+                parameter.grad += grad
         return terms
 
 
@@ -80,10 +85,6 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
 
     Arguments:
         leaves: Those of the batch, by `tree_flatten`.
-
-    Raises:
-        ValueError: If the objective cannot be traced, writes plain attributes, or
-            differs from its graph.
     """
     copy = deepcopy(objective)
     copy.zero_grad()
@@ -162,14 +163,6 @@ def _layouts(tensors: Mapping[str, Tensor]) -> Hashable:
     )
 
 
-def _add_grad(parameter: Tensor, grad: Tensor, share: float) -> None:
-    grad = grad if share == 1 else grad.mul_(share)
-    if parameter.grad is None:
-        parameter.grad = grad
-    else:
-        parameter.grad += grad
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Pyro's validation, which synchronises, and the compiler's warnings."""
@@ -199,18 +192,15 @@ def _as_function(
     layout: dict[str, Any],
 ) -> Callable[..., list[Tensor]]:
     """Terms and gradient as a function of all tensors; a call fills in the layout."""
-    names = [*tensors.parameters, *tensors.state]
-    n_parameters = len(tensors.parameters)
 
     def run(*values: Tensor) -> list[Tensor]:
-        named = dict(zip(names, values, strict=False))
-        for name in names[:n_parameters]:
-            named[name] = named[name].detach().requires_grad_()
-        rest = iter(values[len(names) :])
+        rest = iter(values)
+        named = {k: next(rest).detach().requires_grad_() for k in tensors.parameters}
+        parameters = list(named.values())
+        named |= {k: next(rest) for k in tensors.state}
         batch = tree_unflatten(
             [next(rest) if isinstance(x, Tensor) else x for x in leaves], tree
         )
-        parameters = [named[name] for name in names[:n_parameters]]
         with torch.enable_grad():
             terms, grads = terms_and_grads(
                 lambda b: functional_call(objective, named, (b,)), batch, parameters

@@ -6,6 +6,7 @@ depend on the device: files hold learning rates as numbers, and no `capturable`.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..arguments import whole
+from ..arguments import choice, instance, whole
 from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
@@ -22,7 +23,6 @@ from .batches import Source, Target
 __all__ = [
     "check_counts",
     "check_monitor",
-    "device_of",
     "load_optimizer",
     "make_capturable",
     "optimizer_state",
@@ -43,12 +43,7 @@ def check_counts(**counts: int | None) -> None:
 
 
 def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
-    """Raise a ValueError for a monitor that is no column of the history.
-
-    Arguments:
-        validated: Whether there are validation data.
-        extended: Whether a callback may add columns.
-    """
+    """Check that the history has the column, unless a callback may add it."""
     columns = ["value", *Terms._fields]
     measured = [f"valid_{column}" for column in columns]
     if monitor in measured and not validated:
@@ -57,19 +52,12 @@ def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
             f"valid, or monitor={monitor.removeprefix('valid_')!r}"
         )
     columns += measured if validated else []
-    if monitor not in columns and not extended:
-        raise ValueError(
-            f"expected monitor to be one of {columns}, got {monitor!r}; name one of "
-            "these, or add a column to the row in on_epoch"
-        )
+    if not extended:
+        choice("monitor", monitor, columns, "on_epoch may add it to the row")
 
 
 def target_of(objective: nn.Module, device: str | torch.device) -> Target:
-    """The device to fit on, and the dtype of the trainable parameters.
-
-    Raises:
-        ValueError: If nothing is trainable.
-    """
+    """The device to fit on, and the dtype of the trainable parameters."""
     trainable = _trainable(objective)
     if not trainable:
         raise ValueError(
@@ -81,11 +69,6 @@ def target_of(objective: nn.Module, device: str | torch.device) -> Target:
         if device.type == "cpu" and torch.cuda.is_available():
             device = "cuda"
     return Target(torch.device(device), trainable[0].dtype)
-
-
-def device_of(objective: nn.Module) -> torch.device:
-    """The device of the parameters."""
-    return next(objective.parameters()).device
 
 
 def settle(objective: nn.Module, device: torch.device, population: int | None) -> None:
@@ -102,22 +85,15 @@ def prepared_optimizer(
     objective: nn.Module,
     learning_rate: float,
 ) -> Optimizer:
-    """The given optimiser, the one that the callable makes, or fused Adam.
-
-    Raises:
-        TypeError: If the callable returns something else.
-        ValueError: If the optimiser holds none of the trainable parameters.
-    """
+    """The given optimiser, the one that the callable makes, or fused Adam."""
     trainable = _trainable(objective)
     if optimizer is None:
         return Adam(_groups(objective, learning_rate), lr=learning_rate, fused=True)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(trainable)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            "expected optimizer to be or to return a torch.optim.Optimizer, got "
-            f"{type(optimizer).__name__}; pass lambda p: torch.optim.AdamW(p, lr=1e-3)"
-        )
+    hint = "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+    expected = "a torch.optim.Optimizer, or a function that returns one"
+    instance("optimizer", optimizer, Optimizer, expected, hint)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if held.isdisjoint(map(id, trainable)):
         raise ValueError(
@@ -131,11 +107,7 @@ def prepared_scheduler(
     scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None,
     optimizer: Optimizer,
 ) -> LRScheduler | None:
-    """The given scheduler, or the one that the callable makes.
-
-    Raises:
-        ValueError: If it schedules another optimiser, or needs a metric.
-    """
+    """The given scheduler, or the one that the callable makes."""
     if scheduler is None:
         return None
     if not isinstance(scheduler, LRScheduler):
@@ -156,20 +128,9 @@ def prepared_scheduler(
 def prepared_precision(
     precision: torch.dtype | None, tf32: bool, own: torch.dtype
 ) -> Precision:
-    """The precision of a fit, checked.
-
-    Arguments:
-        own: The dtype of the objective's parameters.
-
-    Raises:
-        ValueError: If mixed precision is not available for this dtype.
-    """
-    if precision not in (None, torch.bfloat16):
-        raise ValueError(
-            f"expected precision to be torch.bfloat16 or None, got {precision!r}; "
-            "float16 would need a scaled loss, and any other dtype is set on the "
-            "objective, as by objective.double()"
-        )
+    """The precision of a fit, checked for the dtype of the objective."""
+    hint = "float16 would need a scaled loss; for float64 call objective.double()"
+    choice("precision", precision, (torch.bfloat16, None), hint)
     if precision is not None and own != torch.float32:
         raise ValueError(
             f"expected an objective in float32 for precision={precision}, got {own}; "
@@ -206,19 +167,23 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     for group, kept in zip(optimizer.param_groups, built, strict=True):
         for key, value in kept.items():
             group[key] = value.fill_(group[key]) if _is_rate(value) else value
-    _match_memory_format(optimizer)
+    # Fused updates ignore strides, so the state must have the memory format of its
+    # parameter (channels last, say), which files do not keep.
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
     """Put learning rates and step counts in tensors, which a CUDA graph reads anew."""
+    tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
     for group in optimizer.param_groups:
         group["capturable"] = True
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+        group["lr"] = tensor(group["lr"])
     for state in optimizer.state.values():
         if "step" in state:
-            state["step"] = torch.as_tensor(
-                state["step"], dtype=torch.float32, device=device
-            )
+            state["step"] = tensor(state["step"])
 
 
 def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
@@ -231,11 +196,7 @@ def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
     groups: dict[float, list[Parameter]] = {1.0: []}
     for parameter in _trainable(objective):
         groups.setdefault(factors[parameter], []).append(parameter)
-    return [
-        {"params": parameters, "lr": factor * learning_rate}
-        for factor, parameters in groups.items()
-        if parameters
-    ]
+    return [{"params": p, "lr": f * learning_rate} for f, p in groups.items() if p]
 
 
 def _trainable(objective: nn.Module) -> list[Parameter]:
@@ -244,13 +205,3 @@ def _trainable(objective: nn.Module) -> list[Parameter]:
 
 def _is_rate(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 0
-
-
-def _match_memory_format(optimizer: Optimizer) -> None:
-    # Fused updates ignore strides, so the state must have the memory format of its
-    # parameter (channels last, say), which files do not keep.
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype)
-                state[name].copy_(value)

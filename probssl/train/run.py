@@ -22,8 +22,9 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..arguments import choice
 from ..runtime.buffers import complete
-from ..runtime.distributed import broadcast_bytes, broadcast_object, is_main
+from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
 from .history import History, Row
 from .prepare import load_optimizer, optimizer_state
@@ -85,12 +86,14 @@ class Run:
             "random": random_states(self.device, self.order),
         }
 
-    def load(self, state: Mapping[str, Any], origin: object) -> None:
-        """Resume from a state: the run goes on as if it had not been interrupted.
+    def write(self, path: Path) -> None:
+        """Write a checkpoint on rank 0; all ranks contribute to its state."""
+        state = self.state()
+        if is_main():
+            write(path, state)
 
-        Raises:
-            ValueError: If a key or a shape differs; names the first one and the origin.
-        """
+    def load(self, state: Mapping[str, Any], origin: object) -> None:
+        """Resume from a state: the run goes on as if it had not been interrupted."""
         current = self.state()
         complete(self.objective, state["objective"])
         for part in ("objective", "optimizer", "scheduler"):
@@ -121,11 +124,7 @@ class EarlyStopping:
 
     def improves(self, row: Row, objective: nn.Module) -> bool:
         """Whether this is the best epoch so far; with patience, keep its parameters."""
-        if self.monitor not in row:
-            raise ValueError(
-                f"expected monitor to be one of {list(row)}, got {self.monitor!r}; "
-                "name one of these, or add it to the row in on_epoch"
-            )
+        choice("monitor", self.monitor, row, "on_epoch may add it to the row")
         if not row[self.monitor] > self.value:
             return False
         self.value, self.epoch = row[self.monitor], int(row["epoch"])
@@ -144,22 +143,16 @@ class EarlyStopping:
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""
-        names = ("monitor", "value", "epoch", "kept")
-        return {name: getattr(self, name) for name in names}
+        return {k: v for k, v in vars(self).items() if k != "patience"}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Resume from what `state` returned.
-
-        Raises:
-            ValueError: If another column was monitored.
-        """
+        """Resume from what `state` returned, for the same monitor."""
         if state["monitor"] != self.monitor:
             raise ValueError(
                 f"expected monitor={state['monitor']!r} as in the checkpoint, got "
                 f"{self.monitor!r}; resume with the same one"
             )
-        self.value, self.epoch = state["value"], state["epoch"]
-        self.kept = state["kept"]
+        vars(self).update(state)
 
 
 class Checkpoints:
@@ -178,14 +171,7 @@ class Checkpoints:
         self.epoch = 0  # of the last checkpoint
 
     def begin(self, run: Run, resume: bool) -> None:
-        """Resume from the last epoch, or write a checkpoint before the first one.
-
-        Raises:
-            FileExistsError: If there is a checkpoint, but `resume` is False.
-            FileNotFoundError: If the folder holds other files, but no checkpoint.
-            ValueError: If the checkpoint is of another objective or optimiser, or there
-                is no folder.
-        """
+        """Resume from the last epoch, or write a checkpoint before the first one."""
         if self.folder is None:
             if resume:
                 raise ValueError(
@@ -193,24 +179,24 @@ class Checkpoints:
                 )
             return
         last = self.folder / LAST
-        data = broadcast_bytes(_found(self.folder, resume) if is_main() else b"")
-        if data:
-            run.load(_parsed(data, last), last)
+        state = broadcast_object(_found(self.folder, resume) if is_main() else None)
+        if state is not None:
+            run.load(state, last)
             self.epoch = len(run.history)
         else:
-            _write(last, run)
+            run.write(last)
 
     def save(self, run: Run, best: bool) -> None:
         """Write the finished epoch, if it is the best or a checkpoint is due."""
         if self.folder is not None and best:
-            _write(self.folder / BEST, run)
+            run.write(self.folder / BEST)
         if len(run.history) % self.every == 0:
             self.close(run)
 
     def close(self, run: Run) -> None:
         """Write the last epoch, unless it is written already."""
         if self.folder is not None and self.epoch != len(run.history):
-            _write(self.folder / LAST, run)
+            run.write(self.folder / LAST)
             if is_main():
                 _replace(self.folder / HISTORY, run.history.to_json().encode())
             self.epoch = len(run.history)
@@ -225,11 +211,7 @@ class Checkpoints:
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint: nested containers of tensors and plain values.
-
-    Raises:
-        TypeError: If it holds anything else.
-    """
+    """Write a checkpoint: nested containers of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_pack(state, "", tensors))
     data = safetensors.torch.save(tensors, {"format": FORMATS[-1], "state": plain})
@@ -237,15 +219,8 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, its tensors on the CPU.
-
-    Raises:
-        ValueError: If the file is no checkpoint.
-    """
-    return _parsed(path.read_bytes(), path)
-
-
-def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+    """Read a checkpoint, its tensors on the CPU."""
+    data = path.read_bytes()
     tensors = safetensors.torch.load(data)
     end = 8 + int.from_bytes(data[:8], "little")  # the header follows its length
     header = json.loads(data[8:end]).get("__metadata__", {})
@@ -260,8 +235,8 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     return state
 
 
-def _found(folder: Path, resume: bool) -> bytes:
-    """The bytes of the checkpoint, empty if there is none; then make the folder."""
+def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint in a folder; if there is none, make the folder."""
     last = folder / LAST
     if last.exists() and not resume:
         raise FileExistsError(
@@ -269,7 +244,7 @@ def _found(folder: Path, resume: bool) -> bytes:
             "to go on from it, or another folder"
         )
     if last.exists():
-        return last.read_bytes()
+        return read(last)
     folder.mkdir(parents=True, exist_ok=True)
     others = [f.name for f in folder.iterdir() if f.name[0] != "."]
     if resume and others:
@@ -277,14 +252,7 @@ def _found(folder: Path, resume: bool) -> bytes:
             f"expected {last} to resume from, got a folder with {others[0]!r} but "
             "no checkpoint; pass the folder of the run, or an empty one"
         )
-    return b""
-
-
-def _write(path: Path, run: Run) -> None:
-    """Write a run; all ranks contribute to its state."""
-    state = run.state()
-    if is_main():
-        write(path, state)
+    return None
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

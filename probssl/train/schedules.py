@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..arguments import positive
+from ..arguments import choice, positive
 
 __all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
@@ -29,8 +29,8 @@ class Schedules:
 
     Raises:
         TypeError: If a function returns anything but a number.
-        ValueError: If there is no such buffer, it does not hold one real number, a
-            number is not finite, or `total` is None.
+        ValueError: If there is no such buffer of one real number, a number is not
+            finite, or `total` is None.
     """
 
     def __init__(
@@ -46,8 +46,12 @@ class Schedules:
                 "expected data of known length for schedules, got a DataLoader without "
                 "one; give its data set a length, or write the buffers in on_step"
             )
+        # With duplicates: parts of an objective may share a module under two names.
+        buffers = objective.named_buffers(remove_duplicate=False)
+        fit = [k for k, b in buffers if b.ndim == 0 and b.is_floating_point()]
+        hint = "a schedule writes a buffer of the objective that is one real number"
         for name, schedule in self.schedules.items():
-            _check_buffer(objective, name)
+            choice("schedules", name, fit, hint)
             for share in (0.0, 1.0):  # errors before the first step
                 _number(name, schedule, share)
 
@@ -117,27 +121,6 @@ def geometric(start: float, end: float) -> Schedule:
 
 def _between(start: float, end: float, weight: float) -> float:
     return (1 - weight) * start + weight * end  # exact at both ends
-
-
-def _check_buffer(objective: nn.Module, name: str) -> None:
-    # With duplicates: parts of an objective may share a module under several names.
-    buffers = dict(objective.named_buffers(remove_duplicate=False))
-    fit = [key for key, buffer in buffers.items() if _is_number(buffer)]
-    if name not in buffers:
-        raise ValueError(
-            f"expected schedules for buffers of {type(objective).__name__}, got "
-            f"{name!r}; buffers of one number are {fit}"
-        )
-    if name not in fit:
-        buffer = buffers[name]
-        raise ValueError(
-            f"expected a buffer of one real number for a schedule, got {name!r} of "
-            f"shape {tuple(buffer.shape)} and {buffer.dtype}; choose from {fit}"
-        )
-
-
-def _is_number(buffer: Tensor) -> bool:
-    return buffer.ndim == 0 and buffer.is_floating_point()
 
 
 def _number(name: str, schedule: Schedule, share: float) -> float:

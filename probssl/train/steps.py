@@ -43,10 +43,6 @@ def add_gradient(objective: nn.Module, batch: Batch, share: float = 1.0) -> Term
 
     Arguments:
         share: The weight of the batch among the batches of the same step.
-
-    Raises:
-        TypeError: As `loss`.
-        ValueError: As `loss`.
     """
     terms = lowered(objective, batch)
     (share * loss(terms)).backward()
@@ -167,7 +163,10 @@ class Step:
         parts: list[Terms] = []
         for batch, share in zip(batches, shares, strict=True):
             if parts:
-                _copy(before, mutable_state(self.objective).values())
+                with torch.no_grad():
+                    now = mutable_state(self.objective).values()
+                    for tensor, value in zip(now, before, strict=True):
+                        tensor.copy_(value)
             parts.append(self.gradient(batch, share))
         columns = zip(*parts, strict=True)
         return Terms(
@@ -175,10 +174,7 @@ class Step:
         )
 
     def refresh(self) -> None:
-        """Note that a callback may have changed the objective or the optimiser.
-
-        A step that caches nothing of them has nothing to do.
-        """
+        """Forget what is cached of the objective and the optimiser: here nothing."""
 
     @property
     def learning_rate(self) -> float:
@@ -190,9 +186,6 @@ class Step:
 
         The first step settles which parameters take part: those that have a gradient on
         any rank. Where such a parameter has no gradient, it counts as zero.
-
-        Raises:
-            RuntimeError: If a parameter has its first gradient in a later step.
         """
         parameters = _parameters(self.optimizer)
         if self._used is None:
@@ -220,9 +213,3 @@ def mutable_state(objective: nn.Module) -> dict[str, Tensor]:
 
 def _parameters(optimizer: Optimizer) -> list[Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-@torch.no_grad()
-def _copy(source: Iterable[Tensor], target: Iterable[Tensor]) -> None:
-    for before, now in zip(source, target, strict=True):
-        now.copy_(before)
