@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .arguments import between, whole
+from .arrays import plain
 from .data.splits import Groups
-from .posterior.items import BAR_DELAY, array, evaluating
+from .posterior.items import BAR_DELAY, evaluating
 from .posterior.joints import check_proper, check_spread, joint_of
 from .terms import Batch
 
@@ -140,7 +141,7 @@ def rank(
             f"expected draws of shape (draw, *{tuple(true.shape)}), got "
             f"{tuple(draws.shape)}; stack them along a first axis"
         )
-    return array((draws < true).sum(0))
+    return plain((draws < true).sum(0))
 
 
 def simulate(objective: nn.Module, items: int, views: int = 2) -> Simulated:

@@ -7,15 +7,8 @@ from jaxtyping import Float
 
 from .arrays import Array, plain
 
-__all__ = [
-    "Estimate",
-    "Interval",
-    "Undefined",
-    "check_resamples",
-    "estimate",
-    "intervals",
-]
-
+__all__ = ["MIN_RESAMPLES", "Estimate", "Interval", "Undefined", "estimate"]
+__all__ += ["intervals"]
 
 MIN_RESAMPLES = 20  # of which the outer twentieths can be left out
 
@@ -33,14 +26,6 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return format(self)
-
-
-def check_resamples(number: int) -> None:
-    """Raise a ValueError for too few resamples."""
-    if number < MIN_RESAMPLES:
-        raise ValueError(
-            f"expected bootstrap of at least {MIN_RESAMPLES}, got {number}"
-        )
 
 
 def intervals(

@@ -80,11 +80,15 @@ def test_the_table_has_a_row_for_each_candidate():
 @pytest.mark.parametrize(
     ("z", "options", "message"),
     [
-        (lumps(2, 20), {"candidates": (2, 17)}, "from 1 to the 16 items"),
+        (lumps(2, 20), {"candidates": (2, 17)}, "from 1 to 16, got 17"),
         (lumps(2, 20), {"candidates": ()}, "expected candidates"),
-        (lumps(2, 20), {"candidates": (0, 2)}, "expected candidates from 1"),
+        (lumps(2, 20), {"candidates": (0, 2)}, "expected candidates as"),
         (lumps(2, 20), {"folds": 1}, "folds as .* from 2 to 20"),
-        (np.repeat(lumps(2, 5), 8, 0), {"candidates": (2, 3)}, "distinct items.*got 5"),
+        (
+            np.repeat(lumps(2, 5), 8, 0),
+            {"candidates": (2, 3)},
+            r"distinct items.*\] and 5",
+        ),
         (lumps(2, 20)[:, 0], {}, "representations"),
         (np.full((20, 2), np.nan), {}, "finite"),
     ],

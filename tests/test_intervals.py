@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probssl.estimates import Interval, check_resamples, intervals
+from probssl.estimates import Interval, intervals
 
 
 @pytest.mark.parametrize(("number", "ends"), [(20, (1, 18)), (119, (5, 113))])
@@ -23,9 +23,3 @@ def test_it_prints_with_any_format():
     found = Interval(0.123456, -1.0, 20_000.0)
     assert str(found) == f"{found}" == "0.1235 (-1 to 2e+04)"
     assert f"{found:.2f}" == "0.12 (-1.00 to 20000.00)"
-
-
-def test_fewer_than_20_resamples_are_refused():
-    check_resamples(20)
-    with pytest.raises(ValueError, match="bootstrap of at least 20, got 19"):
-        check_resamples(19)

@@ -7,19 +7,10 @@ ValueError.
 
 from ..estimates import Estimate, Undefined
 from .clustering import Clustering, cluster, matched_accuracy
-from .collapse import (
-    AlignmentUniformity,
-    alignment_uniformity,
-    effective_rank,
-    rankme,
-)
+from .collapse import AlignmentUniformity, alignment_uniformity, effective_rank, rankme
 from .components import NumberOfComponents, number_of_components
 from .crowding import Crowding, crowding
-from .information import (
-    gaussian_information,
-    info_nce,
-    nearest_neighbour_information,
-)
+from .information import gaussian_information, info_nce, nearest_neighbour_information
 from .probes import (
     FewLabel,
     few_label_probe,
@@ -32,30 +23,9 @@ from .probes import (
     style_probe,
 )
 
-__all__ = [
-    "AlignmentUniformity",
-    "Clustering",
-    "Crowding",
-    "Estimate",
-    "FewLabel",
-    "NumberOfComponents",
-    "Undefined",
-    "alignment_uniformity",
-    "cluster",
-    "crowding",
-    "effective_rank",
-    "few_label_probe",
-    "gaussian_information",
-    "info_nce",
-    "knn",
-    "knns",
-    "linear_probe",
-    "linear_probes",
-    "matched_accuracy",
-    "mlp_probe",
-    "nearest_neighbour_information",
-    "number_of_components",
-    "rankme",
-    "scores",
-    "style_probe",
-]
+__all__ = ["AlignmentUniformity", "Clustering", "Crowding", "Estimate", "FewLabel"]
+__all__ += ["NumberOfComponents", "Undefined", "alignment_uniformity", "cluster"]
+__all__ += ["crowding", "effective_rank", "few_label_probe", "gaussian_information"]
+__all__ += ["info_nce", "knn", "knns", "linear_probe", "linear_probes"]
+__all__ += ["matched_accuracy", "mlp_probe", "nearest_neighbour_information"]
+__all__ += ["number_of_components", "rankme", "scores", "style_probe"]

@@ -1,6 +1,6 @@
 """Clustering: agreement of clusters of the representations with the classes."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -8,7 +8,13 @@ from jaxtyping import Float, Shaped
 from ..arguments import whole
 from ..arrays import Array, classes, plain, representations
 
-__all__ = ["Clustering", "cluster", "matched_accuracy"]
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
+
+__all__ = ["Clustering", "cluster", "gaussian_mixture", "matched_accuracy", "scaled"]
+
+PRINCIPAL = 64  # components kept
+RIDGE = 0.01  # of covariances
 
 
 class Clustering(NamedTuple):
@@ -48,7 +54,7 @@ def cluster(
     labels = classes(labels, len(z))
     k = len(np.unique(labels)) if k is None else k
     k = whole("k", k, 1, len(z), "the number of items is the most")
-    assigned = _gaussian_mixture(z, k, seed)
+    assigned = _assigned(z, k, seed)
     return Clustering(
         matched_accuracy(assigned, labels),
         float(normalized_mutual_info_score(labels, assigned)),
@@ -77,20 +83,27 @@ def matched_accuracy(
     return float(together[matching].sum() / together.sum())
 
 
-def _gaussian_mixture(z: np.ndarray, k: int, seed: int) -> np.ndarray:
-    from sklearn.mixture import GaussianMixture
+def _assigned(z: np.ndarray, k: int, seed: int) -> np.ndarray:
     from threadpoolctl import threadpool_limits
 
     distinct, assigned = np.unique(z, axis=0, return_inverse=True)
     if len(distinct) <= k:  # a collapsed encoder: the points are the clusters
         return assigned.ravel()
-
-    z = z - z.mean(0)
-    variances, axes = np.linalg.eigh(z.T @ z / len(z))  # in ascending order
-    z = z @ axes[:, -64:] / np.sqrt(variances.mean())
-    mixture = GaussianMixture(
-        k, n_init=5, max_iter=1_000, reg_covar=0.01, random_state=seed
-    )
     # more threads are slower on small data
     with threadpool_limits(1 if z.size < 1_000_000 else None):
-        return mixture.fit_predict(z)
+        return gaussian_mixture(k, seed, n_init=5).fit_predict(scaled(z))
+
+
+def scaled(z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n axis"]:
+    """z centred, at a mean variance of 1, on its leading 64 principal components."""
+    z = z - z.mean(0)
+    variances, axes = np.linalg.eigh(z.T @ z / len(z))  # in ascending order
+    return z @ axes[:, -PRINCIPAL:] / np.sqrt(variances.mean())
+
+
+def gaussian_mixture(k: int, seed: int, **options: Any) -> "GaussianMixture":
+    """scikit-learn's mixture, with the ridge and the iterations used here."""
+    from sklearn.mixture import GaussianMixture
+
+    options |= {"max_iter": 1_000, "reg_covar": RIDGE, "random_state": seed}
+    return GaussianMixture(k, **options)

@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arrays import Array, finite, representations
+from ..estimates import Undefined
 
 __all__ = ["AlignmentUniformity", "alignment_uniformity", "effective_rank", "rankme"]
-__all__ += ["alignment_uniformity_values", "effective_rank_values"]
+__all__ += ["alignment_uniformity_values", "effective_rank_values", "normalised"]
 
 
 class AlignmentUniformity(NamedTuple):
@@ -94,27 +95,28 @@ def alignment_uniformity(z: Float[Array, "n view dim"]) -> AlignmentUniformity:
 def alignment_uniformity_values(
     z: Float[Array, "n view dim"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Both plus their influence functions, whose means are the two values.
-
-    Raises:
-        ValueError: As `alignment_uniformity`.
-    """
+    """Both plus their influence functions, whose means are the two values."""
     z = finite(z)
     if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:
         raise ValueError(
             "expected representations (n, view, dim), at least 2 items with 2 views, "
             f"got {z.shape}; stack the views by np.stack([a, b], axis=1)"
         )
-    norm = np.linalg.norm(z, axis=-1, keepdims=True)
-    if not norm.all():
-        raise ValueError(
-            f"expected directions, got {(norm == 0).sum()} representations that are "
-            "zero; leave these items out"
-        )
-    u = z / norm
+    u = normalised(z)
     apart = 2 * np.square(u - u.mean(1, keepdims=True)).sum((1, 2)) / (u.shape[1] - 1)
     uniformity = [_uniformity(u[:, view]) for view in range(u.shape[1])]
     return apart, np.mean(uniformity, 0)
+
+
+def normalised(z: Float[np.ndarray, "*n dim"]) -> Float[np.ndarray, "*n dim"]:
+    """z on the unit sphere; raises `Undefined` where one is zero."""
+    norm = np.linalg.norm(z, axis=-1, keepdims=True)
+    if not norm.all():
+        raise Undefined(
+            f"expected directions, got {(norm == 0).sum()} representations that are "
+            "zero; leave these items out, or do not normalise"
+        )
+    return z / norm
 
 
 def _uniformity(u: np.ndarray, rows: int = 1_024) -> np.ndarray:

@@ -6,21 +6,22 @@ References:
     https://doi.org/10.1023/A:1008940618127
 """
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
 
 from ..arguments import whole
 from ..arrays import Array, representations
+from .clustering import gaussian_mixture, scaled
 
 if TYPE_CHECKING:
     import pandas
 
 __all__ = ["NumberOfComponents", "number_of_components"]
 
-STARTS, RIDGE, DIMENSIONS = 3, 0.01, 64
+K_MEANS_STARTS = 3
 Covariance = Literal["full", "tied", "diag", "spherical"]
 
 
@@ -74,9 +75,8 @@ def number_of_components(
     of the fits, and a cluster that is not normal may take several components. If the
     largest candidate is the best, give larger ones.
 
-    The choice is invariant to shift, rotation and scale of z: z is centred and scaled
-    to a mean variance of 1, covariances get a ridge of 0.01, and beyond 64 dimensions
-    the leading 64 principal components are kept. Log-densities are of this z.
+    The choice is invariant to shift, rotation and scale of z, which is centred, scaled
+    and reduced as by `cluster`. Log-densities are of this z.
 
     Arguments:
         candidates: The numbers K of components (clusters) to try.
@@ -90,76 +90,44 @@ def number_of_components(
     Raises:
         ValueError: If a number is out of range, or z has too few distinct items.
     """
+    from sklearn.model_selection import KFold
+    from threadpoolctl import threadpool_limits
+    from tqdm.auto import tqdm
+
     (points,) = representations(z)
     numbers = _checked(candidates, folds, points)
-    points = points - points.mean(0)
-    variances, axes = np.linalg.eigh(points.T @ points / len(points))  # ascending
-    points = points @ axes[:, -DIMENSIONS:] / np.sqrt(variances.mean())
-
+    points = scaled(points)
+    split = KFold(folds, shuffle=True, random_state=seed).split(points)
+    fits = [(row, *parts) for parts in split for row in range(len(numbers))]
     log_density = np.empty((len(numbers), len(points)))
-    fits = list(_fits(numbers, folds, len(points), seed))
-    for row, train, test in _bar(fits, progress):
-        mixture = _mixture(points[train], numbers[row], covariance, seed)
-        log_density[row, test] = mixture.score_samples(points[test])
+    options = {"n_init": K_MEANS_STARTS, "covariance_type": covariance}
+    bar = tqdm(fits, "mixtures", disable=not progress, delay=3, leave=False)
+    with threadpool_limits(1):  # more threads are slower on small data
+        for row, train, test in bar:
+            mixture = gaussian_mixture(numbers[row], seed, **options)
+            mixture.fit(points[train])
+            log_density[row, test] = mixture.score_samples(points[test])
 
-    best = int(log_density.mean(1).argmax())
+    mean = log_density.mean(1)
+    best = int(mean.argmax())
     paired = log_density - log_density[best]
     error = paired.std(1, ddof=1) / np.sqrt(len(points))
     difference = paired.mean(1)
     fewest = int((difference >= -error).argmax())
-    mean = log_density.mean(1)
     return NumberOfComponents(
         numbers[best], numbers[fewest], numbers, mean, difference, error
     )
 
 
-def _fits(
-    numbers: tuple[int, ...], folds: int, items: int, seed: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    from sklearn.model_selection import KFold
-
-    split = KFold(folds, shuffle=True, random_state=seed)
-    for train, test in split.split(np.empty(items)):
-        for row in range(len(numbers)):
-            yield row, train, test
-
-
-def _bar(fits: list, progress: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    from threadpoolctl import threadpool_limits
-    from tqdm.auto import tqdm
-
-    with threadpool_limits(1):  # more threads are slower on small data
-        yield from tqdm(fits, "mixtures", disable=not progress, delay=3, leave=False)
-
-
-def _mixture(z: np.ndarray, number: int, covariance: Covariance, seed: int) -> Any:
-    from sklearn.mixture import GaussianMixture
-
-    mixture = GaussianMixture(
-        number,
-        covariance_type=covariance,
-        n_init=STARTS,
-        max_iter=1_000,
-        reg_covar=RIDGE,
-        random_state=seed,
-    )
-    return mixture.fit(z)
-
-
 def _checked(candidates: Iterable[int], folds: int, z: np.ndarray) -> tuple[int, ...]:
     folds = whole("folds", folds, 2, len(z), "5 is usual")
-    numbers = tuple(sorted({int(number) for number in candidates}))
-    fitted = len(z) - -(-len(z) // folds)
-    if not numbers or numbers[0] < 1 or numbers[-1] > fitted:
-        raise ValueError(
-            f"expected candidates from 1 to the {fitted} items that a mixture is fitted"
-            f" to, got {numbers}; lower them, or give more items"
-        )
+    most, hint = len(z) - -(-len(z) // folds), "a mixture is fitted to so many items"
+    numbers = {whole("candidates", k, 1, most, hint) for k in candidates}
     distinct = len(np.unique(z, axis=0))
-    if distinct < 2 * numbers[-1]:
+    if not numbers or distinct < 2 * max(numbers):
         raise ValueError(
-            f"expected at least twice as many distinct items as components, got "
-            f"{distinct} for {numbers[-1]}; lower the candidates, or look for a "
+            f"expected candidates, and at least twice as many distinct items, got "
+            f"{sorted(numbers)} and {distinct}; lower the candidates, or look for a "
             "collapse of the representations"
         )
-    return numbers
+    return tuple(sorted(numbers))

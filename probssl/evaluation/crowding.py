@@ -12,21 +12,20 @@ References:
 """
 
 import math
-from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
+from ..arguments import whole
 from ..arrays import Array, classes, representations
-from ..estimates import Interval, Undefined, check_resamples, intervals
-from .collapse import alignment_uniformity_values
+from ..estimates import MIN_RESAMPLES, Interval, Undefined, intervals
+from .collapse import alignment_uniformity_values, normalised
 
 __all__ = ["Crowding", "PerClass", "crowding"]
 
-SHOWN = 10  # classes, when printed
-BAR_DELAY = 3.0  # seconds before a progress bar shows
+PRINTED_CLASSES = 10
 
 
 class PerClass(NamedTuple):
@@ -83,12 +82,11 @@ class Crowding(NamedTuple):
         return overall | {"per_class": [_plain(each) for each in self.per_class]}
 
     def __str__(self) -> str:
-        worst = sorted(self.per_class, key=lambda each: each.margin)[:SHOWN]
+        worst = sorted(self.per_class, key=lambda each: each.margin)[:PRINTED_CLASSES]
         which = f"classes by margin ({len(worst)} of {len(self.per_class)}):"
         wide = max(len("class"), *(len(str(each.label)) for each in worst))
         lines = [f"{name:<15}{each}" for name, each in self._overall().items() if each]
-        lines += [which]
-        lines += [f"  {'class':<{wide}}   items    within   nearest    margin"]
+        lines += [which, f"  {'class':<{wide}}   items    within   nearest    margin"]
         lines += [
             f"  {each.label!s:<{wide}}{each.items:>8}{each.within:>10.4g}"
             f"{each.nearest:>10.4g}{each.margin:>10.4g}"
@@ -137,6 +135,8 @@ def crowding(
         Undefined: If z is constant: W and B are zero.
         ValueError: For a class with one item, or zero items with `normalise`.
     """
+    from sklearn.metrics import silhouette_samples
+
     (given,) = representations(z)
     y = classes(labels, len(given))
     names, counts = np.unique(y, return_counts=True)
@@ -145,42 +145,37 @@ def crowding(
             f"expected at least 2 items of each class, got 1 of class "
             f"{names[counts.argmin()]}; give more items or leave this class out"
         )
-    check_resamples(bootstrap)
-    u = _normalised(given) if normalise else given
+    bootstrap = whole("bootstrap", bootstrap, MIN_RESAMPLES)
+    u = normalised(given) if normalise else given
     order = np.argsort(y, kind="stable")  # a class is a slice from here on
     both = _on_sphere(u, views, normalise)[:, order]
     # below, distances are rounding errors
     rounding = np.finfo(float).eps * max(u.shape) * np.linalg.norm(u, axis=1).max()
     u = u[order] - u.mean(0)
 
-    whole = _separation(u, counts, rounding)
-    if not whole.between and not whole.within.any():
+    found = _separation(u, counts, rounding)
+    if not found.between and not found.within.any():
         raise Undefined(
             "expected representations that differ, got one point for all items: their "
             "crowding is 0 / 0; look for an encoder that has collapsed"
         )
-    of_items = np.vstack([_silhouettes(u, counts), both])
-    options = {"delay": BAR_DELAY, "disable": not progress, "leave": False}
-    chosen = tqdm(
-        _resamples(counts, bootstrap, seed), "resamples", bootstrap, **options
-    )
-    draws = _draws(u, counts, of_items, rounding, chosen)
-    values = np.append(whole.overall(counts), of_items.mean(1))
-    overall = intervals(values, draws)
-    columns = (names, counts, whole.within, whole.nearest, whole.margin)
+    sorted_y = np.repeat(np.arange(len(counts)), counts)
+    of_items = np.vstack([silhouette_samples(u, sorted_y), both])
+    random, end = np.random.default_rng(seed), np.cumsum(counts)[sorted_y]
+    draws = []
+    for _ in tqdm(
+        range(bootstrap), "resamples", disable=not progress, delay=3, leave=False
+    ):
+        rows = random.integers(end - counts[sorted_y], end)  # within each class
+        again = _separation(u[rows], counts, rounding).overall(counts)
+        draws.append(np.append(again, of_items[:, rows].mean(1)))
+    values = np.append(found.overall(counts), of_items.mean(1))
+    overall = intervals(values, np.stack(draws))
+    columns = (names, counts, found.within, found.nearest, found.margin)
     per_class = zip(*(column.tolist() for column in columns), strict=True)
-    ratio, within, between, margin, davies_bouldin, silhouette, *on_sphere = overall
-    return Crowding(
-        ratio,
-        within,
-        between,
-        margin,
-        davies_bouldin,
-        silhouette,
-        alignment=None if views is None else on_sphere[0],
-        uniformity=on_sphere[-1] if on_sphere else None,
-        per_class=tuple(PerClass(*row) for row in per_class),
-    )
+    missing = [None] * (8 - len(overall))  # of alignment and uniformity
+    classwise = tuple(PerClass(*row) for row in per_class)
+    return Crowding._make([*overall[:6], *missing, *overall[6:], classwise])
 
 
 class _Separation(NamedTuple):
@@ -227,36 +222,10 @@ def _separation(z: np.ndarray, counts: np.ndarray, rounding: float) -> _Separati
     )
 
 
-def _resamples(
-    counts: np.ndarray, bootstrap: int, seed: int
-) -> Iterator[Int[np.ndarray, " n"]]:
-    """Items drawn with replacement within each class."""
-    random = np.random.default_rng(seed)
-    end = np.repeat(np.cumsum(counts), counts)
-    start = end - np.repeat(counts, counts)
-    for _ in range(bootstrap):
-        yield random.integers(start, end)
-
-
-def _draws(
-    z: np.ndarray,
-    counts: np.ndarray,
-    of_items: np.ndarray,
-    rounding: float,
-    resamples: Iterable[Int[np.ndarray, " n"]],
-) -> np.ndarray:
-    """Overall measures of resamples: of z itself, and means of per-item values."""
-    draws = []
-    for chosen in resamples:
-        again = _separation(z[chosen], counts, rounding).overall(counts)
-        draws.append(np.append(again, of_items[:, chosen].mean(1)))
-    return np.stack(draws)
-
-
 def _on_sphere(
     z: np.ndarray, views: Array | None, normalise: bool
 ) -> Float[np.ndarray, "figure n"]:
-    """Per-item values: alignment and uniformity, uniformity only, or neither."""
+    """Values of each item: alignment and uniformity, uniformity only, or neither."""
     if views is not None:
         alignment, uniformity = alignment_uniformity_values(views)
         if len(alignment) != len(z):
@@ -268,22 +237,6 @@ def _on_sphere(
     if normalise:
         return alignment_uniformity_values(np.stack([z, z], axis=1))[1][None]
     return np.empty((0, len(z)))
-
-
-def _silhouettes(z: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    from sklearn.metrics import silhouette_samples
-
-    return silhouette_samples(z, np.repeat(np.arange(len(counts)), counts))
-
-
-def _normalised(z: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(z, axis=1, keepdims=True)
-    if not norm.all():
-        raise ValueError(
-            f"expected directions, got {(norm == 0).sum()} representations that are "
-            "zero; leave these items out or pass normalise=False"
-        )
-    return z / norm
 
 
 def _lengths(differences: np.ndarray, rounding: float) -> np.ndarray:

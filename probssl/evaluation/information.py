@@ -12,13 +12,14 @@ from jaxtyping import Float
 from ..arguments import whole
 from ..arrays import Array, representations
 from ..estimates import Estimate, Undefined, estimate
+from .collapse import normalised
 
 __all__ = ["gaussian_information", "info_nce", "maximiser"]
 __all__ += ["nearest_neighbour_information"]
 
-IDENTICAL = 1e-12  # below, 1 - ρ² is rounding error
-BLOCK = 2**21  # distances in memory at once
-GRID = 9  # points that bracket the global maximum
+MIN_RESIDUAL = 1e-12  # below, 1 - ρ² is rounding error
+DISTANCES_AT_ONCE = 2**21
+BRACKETS = 9  # points of a grid around the global maximum
 
 
 def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
@@ -42,7 +43,7 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
         On Variational Bounds of Mutual Information (Poole et al., 2019)
         https://arxiv.org/abs/1905.06922
     """
-    a, b = (_directions(z) for z in _pairs(a, b))
+    a, b = (normalised(z) for z in _pairs(a, b))
     n = len(a)
     matched, square = np.square(a - b).sum(1), _squares(a, b)
     typical = square.mean()
@@ -54,10 +55,8 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
         for axis, near in zip((1, 0), nearest, strict=True):
             kernel = np.exp(-0.5 * inverse * (square - near))
             total = kernel.sum(axis, keepdims=True)
-            values = 0.5 * inverse * (near.ravel() - matched) - np.log(
-                total.ravel() / n
-            )
-            yield kernel, total, values
+            apart = 0.5 * inverse * (near.ravel() - matched)
+            yield kernel, total, apart - np.log(total.ravel() / n)
 
     def bound(inverse: float) -> float:
         return float(np.mean([values for *_, values in kernels(inverse)]))
@@ -97,7 +96,7 @@ def gaussian_information(
             "dimensions"
         )
     rest = 1 - rho**2
-    if rest.min() < IDENTICAL:
+    if rest.min() < MIN_RESIDUAL:
         raise Undefined("one view is a linear function of the other: I is infinite")
     bias = [_log_determinant_bias(freedom, dim) for dim in (*dims, sum(dims))]
     value = -0.5 * np.log(rest).sum() - (bias[0] + bias[1] - bias[2]) / 2
@@ -137,7 +136,7 @@ def nearest_neighbour_information(
     if not np.abs(first).max() > 0 or not np.abs(second).max() > 0:
         raise Undefined("all representations are equal, without information")
     values, adds = np.empty(n), np.zeros(n)
-    for rows in np.array_split(np.arange(n), -(-n * n // BLOCK)):
+    for rows in np.array_split(np.arange(n), -(-n * n // DISTANCES_AT_ONCE)):
         squares = _squares(first[rows], first), _squares(second[rows], second)
         for square in squares:
             square[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
@@ -184,17 +183,12 @@ def maximiser(
     """
     from scipy.optimize import minimize_scalar
 
-    step = math.log(high / low) / (GRID - 1)
-    points = [low * math.exp(i * step) for i in range(GRID)]
-    best = max(points, key=function)
+    step = math.log(high / low) / (BRACKETS - 1)
+    points = [low * math.exp(i * step) for i in range(BRACKETS)]
+    best = math.log(max(points, key=function))
+    ends = max(math.log(low), best - step), min(math.log(high), best + step)
     found = minimize_scalar(
-        lambda t: -function(math.exp(t)),
-        bounds=(
-            max(math.log(low), math.log(best) - step),
-            min(math.log(high), math.log(best) + step),
-        ),
-        method="bounded",
-        options={"xatol": xatol},
+        lambda t: -function(math.exp(t)), bounds=ends, options={"xatol": xatol}
     )
     return math.exp(found.x)
 
@@ -207,13 +201,6 @@ def _pairs(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:
             f"and {len(b)}; embed the views of the same items, in one order"
         )
     return a, b
-
-
-def _directions(z: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(z, axis=1, keepdims=True)
-    if not length.all():
-        raise Undefined(f"{(length == 0).sum()} representations are zero")
-    return z / length
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:

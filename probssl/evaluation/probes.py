@@ -23,6 +23,11 @@ from .collapse import effective_rank
 __all__ = ["FewLabel", "few_label_probe", "knn", "knns", "linear_probe"]
 __all__ += ["linear_probes", "mlp_probe", "scores", "scores_and_draws", "style_probe"]
 
+Z = Float[Array, "n dim"]
+Y = Shaped[Array, " n"]
+ZTest = Float[Array, "m dim"]
+YTest = Shaped[Array, " m"]
+
 
 class FewLabel(NamedTuple):
     """Accuracy from few labels: mean and standard error over draws of labels.
@@ -37,12 +42,7 @@ class FewLabel(NamedTuple):
 
 
 def linear_probe(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    z_test: Float[Array, "m dim"],
-    y_test: Shaped[Array, " m"],
-    *,
-    penalty: float = 1.0,
+    z_train: Z, y_train: Y, z_test: ZTest, y_test: YTest, *, penalty: float = 1.0
 ) -> float:
     r"""Test accuracy of multinomial logistic regression on standardised z.
 
@@ -57,9 +57,9 @@ def linear_probe(
 
 
 def linear_probes(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    tests: Mapping[str, tuple[Float[Array, "m dim"], Shaped[Array, " m"]]],
+    z_train: Z,
+    y_train: Y,
+    tests: Mapping[str, tuple[ZTest, YTest]],
     *,
     penalty: float = 1.0,
 ) -> dict[str, float]:
@@ -76,10 +76,10 @@ def linear_probes(
 
 
 def few_label_probe(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    z_test: Float[Array, "m dim"],
-    y_test: Shaped[Array, " m"],
+    z_train: Z,
+    y_train: Y,
+    z_test: ZTest,
+    y_test: YTest,
     *,
     labels_per_class: int = 5,
     repeats: int = 20,
@@ -95,12 +95,8 @@ def few_label_probe(
 
     z, y, there, y_test = train_test(z_train, y_train, z_test, y_test)
     names, counts = np.unique(y, return_counts=True)
-    if counts.min() < labels_per_class or labels_per_class < 1:
-        raise ValueError(
-            f"expected from 1 to as many labels_per_class as items of any class, got "
-            f"{labels_per_class} and {counts.min()} items of class "
-            f"{names[counts.argmin()]}; lower labels_per_class or give more items"
-        )
+    few = f"class {names[counts.argmin()]} has {counts.min()} items"
+    labels_per_class = whole("labels_per_class", labels_per_class, 1, counts.min(), few)
     repeats = whole("repeats", repeats, 2, hint="a standard error needs two")
     mean, scale = _moments(z)
     z, there = (z - mean) / scale, (there - mean) / scale
@@ -108,8 +104,8 @@ def few_label_probe(
     random, accuracy = np.random.default_rng(seed), []
     with threadpool_limits(1):  # more threads are slower on fits so small
         for _ in range(repeats):
-            few = [random.choice(m, labels_per_class, replace=False) for m in members]
-            known = np.concatenate(few)
+            drawn = [random.choice(m, labels_per_class, replace=False) for m in members]
+            known = np.concatenate(drawn)
             score = _logistic_regression(z[known], y[known])
             accuracy.append(float(score(there, y_test)))
     error = np.std(accuracy, ddof=1) / np.sqrt(repeats)
@@ -117,10 +113,10 @@ def few_label_probe(
 
 
 def mlp_probe(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    z_test: Float[Array, "m dim"],
-    y_test: Shaped[Array, " m"],
+    z_train: Z,
+    y_train: Y,
+    z_test: ZTest,
+    y_test: YTest,
     *,
     hidden: int = 256,
     seed: int = 0,
@@ -140,13 +136,7 @@ def mlp_probe(
     return float(probe.fit(z_train, y_train).score(z_test, y_test))
 
 
-def knn(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    z_test: Float[Array, "m dim"],
-    y_test: Shaped[Array, " m"],
-    k: int = 5,
-) -> float:
+def knn(z_train: Z, y_train: Y, z_test: ZTest, y_test: YTest, k: int = 5) -> float:
     """Test accuracy of k nearest neighbours (k-NN), by majority vote.
 
     Distances are Euclidean, z is not standardised; on the unit sphere they order items
@@ -156,10 +146,7 @@ def knn(
 
 
 def knns(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    tests: Mapping[str, tuple[Float[Array, "m dim"], Shaped[Array, " m"]]],
-    k: int = 5,
+    z_train: Z, y_train: Y, tests: Mapping[str, tuple[ZTest, YTest]], k: int = 5
 ) -> dict[str, float]:
     """The accuracies of `knn` on several test sets, by name."""
     from sklearn.neighbors import KNeighborsClassifier
@@ -197,10 +184,10 @@ def style_probe(
 
 
 def scores(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    z_test: Float[Array, "m dim"],
-    y_test: Shaped[Array, " m"],
+    z_train: Z,
+    y_train: Y,
+    z_test: ZTest,
+    y_test: YTest,
     seed: int = 0,
     *,
     max_train: int | None = None,
@@ -219,10 +206,10 @@ def scores(
 
 
 def scores_and_draws(
-    z_train: Float[Array, "n dim"],
-    y_train: Shaped[Array, " n"],
-    z_test: Float[Array, "m dim"],
-    y_test: Shaped[Array, " m"],
+    z_train: Z,
+    y_train: Y,
+    z_test: ZTest,
+    y_test: YTest,
     seed: int = 0,
     max_train: int | None = None,
 ) -> tuple[dict[str, float], FewLabel]:
@@ -233,10 +220,8 @@ def scores_and_draws(
         kept = random.choice(len(z_train), max_train, replace=False)
         z_train, y_train = z_train[kept], y_train[kept]
     data = (z_train, y_train, z_test, y_test)
-    few, clusters = (
-        few_label_probe(*data, seed=seed),
-        cluster(z_test, y_test, seed=seed),
-    )
+    few = few_label_probe(*data, seed=seed)
+    clusters = cluster(z_test, y_test, seed=seed)
     found = {
         "linear_probe": linear_probe(*data),
         "few_label_probe": few.mean,
@@ -297,8 +282,5 @@ def _ridge(
             f"expected a style factor that varies, got {s_test[0]} for all test items; "
             "leave this factor out"
         )
-    return float(
-        make_pipeline(StandardScaler(), Ridge(1.0))
-        .fit(z_train, s_train)
-        .score(z_test, s_test)
-    )
+    model = make_pipeline(StandardScaler(), Ridge(1.0)).fit(z_train, s_train)
+    return float(model.score(z_test, s_test))

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
+from ..arguments import whole
 from ..arrays import classes, representations
-from ..estimates import Interval, check_resamples, intervals
+from ..estimates import MIN_RESAMPLES, Interval, intervals
 from .decomposition import Decomposition, parts
 from .estimators import BAR_DELAY, Classifier, Codes, Estimator
 
@@ -97,7 +98,7 @@ def estimate(
     """
     views = representations(first)[0], representations(second)[0]
     t = _labels(target, views)
-    check_resamples(bootstrap)
+    bootstrap = whole("bootstrap", bootstrap, MIN_RESAMPLES)
     random = np.random.default_rng(seed)
     items, figures = by.sample(views, t, random, progress)
     draws = np.empty((bootstrap, 5))

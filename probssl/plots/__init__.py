@@ -6,26 +6,13 @@ Colours are safe for colour-blind readers.
 """
 
 from .advice import advice
-from .calibration import ranks
 from .curves import learning_curves
 from .maps import latent_map, latent_maps
 from .pictures import images, reconstructions, views
-from .posterior import hyper_parameters
+from .posterior import hyper_parameters, ranks
 from .style import close
 from .tables import comparison, matrix, terms
 
-__all__ = [
-    "advice",
-    "close",
-    "comparison",
-    "hyper_parameters",
-    "images",
-    "latent_map",
-    "latent_maps",
-    "learning_curves",
-    "matrix",
-    "ranks",
-    "reconstructions",
-    "terms",
-    "views",
-]
+__all__ = ["advice", "close", "comparison", "hyper_parameters", "images", "latent_map"]
+__all__ += ["latent_maps", "learning_curves", "matrix", "ranks", "reconstructions"]
+__all__ += ["terms", "views"]

@@ -1,51 +1,47 @@
 """The evidence behind the advice: joint embedding or reconstruction."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .style import BLUE, INK, ORANGE, PALE, blank, clean
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = ["advice"]
 
-SHOWN = 60  # directions of a spectrum
+DIRECTIONS = 60  # of a spectrum
 MIN_ALIGNMENT = 0.1  # on the logarithmic axis; smaller values are drawn here
 
 
-def advice(found: Any) -> "Figure":
-    """Draw the spectra of both paradigms, and the alignment each needs.
+def advice(found: Any) -> Figure:
+    """Draw the spectra of both paradigms, and the alignment that each needs.
 
-    Directions taken for relevant are blue, others orange; a paradigm recovers what is
-    relevant if those left of the line, its components, are blue. Where directions of
+    Directions taken for relevant are blue, others orange; a paradigm recovers the
+    relevant ones if its components, left of the line, are blue. Where directions of
     both kinds mix, the spectrum with fewer relevant ones decides. All components are
-    relevant where the alignment of the views, the upright line and its interval, lies
-    right of what the paradigm needs.
+    relevant if the alignment of the views, the vertical line with its interval, exceeds
+    the paradigm's threshold.
 
     Arguments:
-        found: What `linear.advise` returns.
+        found: The result of `linear.advise`.
     """
-    names = list(found.spectra)
     figure = blank(10.0, 3.0)
-    panels = figure.subplots(1, len(names) + 1)
-    for panel, name in zip(panels, names, strict=False):
-        clean(panel)
-        _spectrum(panel, found.spectra[name], found.n_components)
+    panels = figure.subplots(1, len(found.spectra) + 1)
+    for panel, (name, spectrum) in zip(panels, found.spectra.items(), strict=False):
+        _spectrum(panel, spectrum, found.n_components)
         panel.set_title(name, fontsize=10)
     panels[0].set_ylabel("eigen- or singular value")
-    clean(panels[-1])
     _alignments(panels[-1], found)
     said = f"{found.verdict}, on {found.support:.0%} of random halves of the images"
     figure.suptitle(said, fontsize=11)
     return figure
 
 
-def _spectrum(panel: "Axes", spectrum: Any, k: int) -> None:
-    values = np.asarray(spectrum.values)[:SHOWN]
-    relevant = np.asarray(spectrum.relevant)[:SHOWN]
+def _spectrum(panel: Axes, spectrum: Any, k: int) -> None:
+    clean(panel)
+    values = np.asarray(spectrum.values)[:DIRECTIONS]
+    relevant = np.asarray(spectrum.relevant)[:DIRECTIONS]
     ranks = np.arange(1, len(values) + 1)
     for chosen, colour, said in (
         (relevant, BLUE, "relevant"),
@@ -59,8 +55,9 @@ def _spectrum(panel: "Axes", spectrum: Any, k: int) -> None:
     panel.legend(frameon=False, fontsize=8, loc="upper right")
 
 
-def _alignments(panel: "Axes", found: Any) -> None:
-    """What each paradigm needs as a dot with its interval, what there is as a band."""
+def _alignments(panel: Axes, found: Any) -> None:
+    """Thresholds as dots with intervals, over the band of the views' alignment."""
+    clean(panel)
     if not found.noise.value:
         panel.text(0.5, 0.5, "nothing irrelevant\nwas found", ha="center", va="center")
         panel.set_axis_off()

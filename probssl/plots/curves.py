@@ -1,27 +1,27 @@
 """Learning curves: the value and its terms against the epoch."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pandas import DataFrame
 
 from .style import BLUE, ORANGE, blank, clean
 
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = ["learning_curves"]
 
-TERMS = ("value", "reconstruction", "entropy", "alignment", "hyper", "penalty")
+CURVES = ("value", "reconstruction", "entropy", "alignment", "hyper", "penalty")
 
 
-def learning_curves(history: Any) -> "Figure":
+def learning_curves(history: Any) -> Figure:
     """Draw the value of an objective and each of its terms against the epoch.
 
     A term that is zero throughout is left out; validation is dashed.
 
     Arguments:
-        history: What `fit` returned, or a table with the columns epoch, value, the
+        history: The result of `fit`, or a table with the columns epoch, value, the
             terms, and the same with ``valid_`` before them.
 
     Raises:
@@ -30,10 +30,10 @@ def learning_curves(history: Any) -> "Figure":
     table = getattr(history, "table", history)
     if "epoch" in table.columns:
         table = table.set_index("epoch")
-    names = [name for name in TERMS if name in table.columns and table[name].any()]
+    names = [name for name in CURVES if name in table.columns and table[name].any()]
     if not names:
         raise ValueError(
-            f"expected at least one epoch and one of the columns {', '.join(TERMS)}, "
+            f"expected at least one epoch and one of the columns {', '.join(CURVES)}, "
             f"got {len(table)} epochs and {', '.join(table.columns) or 'no column'}; "
             "pass what ps.fit returned"
         )
@@ -54,9 +54,7 @@ def learning_curves(history: Any) -> "Figure":
     return figure
 
 
-def _curve(panel: "Axes", table: "pandas.DataFrame", name: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _curve(panel: Axes, table: DataFrame, name: str) -> None:
     clean(panel)
     penalised = "penalty" in table.columns and table["penalty"].any()
     foreign = penalised and name in ("value", "penalty")

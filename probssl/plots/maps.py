@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import to_rgba_array
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
-from .style import INK, Array, blank, clean, plain
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from ..arrays import Array, plain
+from .style import INK, blank, clean
 
 __all__ = ["latent_map", "latent_maps"]
 
@@ -19,7 +22,9 @@ __all__ = ["latent_map", "latent_maps"]
 COLOURS = ["#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE"]
 COLOURS += ["#882255", "#44AA99", "#AA4499", "#999933", "#555555"]
 MARKERS = "o^s"
-RADIUS = math.sqrt(-2 * math.log(0.1))  # holds 90 % of a standard normal in the plane
+RADIUS_OF_90 = math.sqrt(
+    -2 * math.log(0.1)
+)  # holds 90 % of a standard normal in the plane
 
 
 def latent_map(
@@ -28,7 +33,7 @@ def latent_map(
     std: Float[Array, "n dim"] | None = None,
     *,
     ellipses: int = 40,
-) -> "Figure":
+) -> Figure:
     """Draw representations in the plane, coloured by label.
 
     More than two dimensions are projected on the first two principal axes.
@@ -72,16 +77,15 @@ def latent_map(
 def latent_maps(
     maps: Mapping[str, Float[Array, "n 2"]],
     labels: Shaped[Array, " n"] | Sequence[Any] | None = None,
-) -> "Figure":
+) -> Figure:
     """Draw several maps of the same items side by side, each under its name.
 
-    Where an item lies means something only beside the others, so that the axes have no
-    numbers. There is a legend where the names of classes are too many or too long to be
-    written on the maps.
+    Only relative positions matter: the axes have no numbers. Names of classes that are
+    too many or too long for the maps go into a legend.
 
     Arguments:
-        maps: Places in the plane, by the name of what put them there.
-        labels: Those of the items, as for `latent_map`.
+        maps: Coordinates in the plane, by the name of the method.
+        labels: As for `latent_map`.
 
     Raises:
         ValueError: If there are no maps, or one is not finite, not of two dimensions,
@@ -111,7 +115,7 @@ def latent_maps(
 def _projected(
     z: Float[np.ndarray, "n dim"],
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, str]]:
-    """The items in the plane, the axes (2, dim) that span it, and what they are."""
+    """Items in the plane, the axes (2, dim) that span it, and their names."""
     if z.shape[1] == 2:
         return z, np.eye(2), ("z, dimension 0", "z, dimension 1")
     centred = z.astype(np.float64) - z.mean(0)
@@ -124,7 +128,7 @@ def _projected(
 
 
 def _points(
-    panel: "Axes",
+    panel: Axes,
     xy: Float[np.ndarray, "n 2"],
     labels: Shaped[Array, " n"] | Sequence[Any] | None,
     legend: bool | None = True,
@@ -134,11 +138,9 @@ def _points(
     Arguments:
         legend: Whether classes get one; None if their names are not written on the map.
     """
-    from matplotlib.colors import to_rgba_array
-
     size = float(np.clip(12_000 / len(xy), 3, 25))
     if labels is None:
-        panel.scatter(xy[:, 0], xy[:, 1], s=size, c=COLOURS[0], alpha=0.6, linewidths=0)
+        panel.scatter(xy[:, 0], xy[:, 1], size, COLOURS[0], alpha=0.6, linewidths=0)
         return to_rgba_array([COLOURS[0]] * len(xy))
     values = plain(labels) if not isinstance(labels, Sequence) else np.asarray(labels)
     if values.shape != (len(xy),):
@@ -155,86 +157,49 @@ def _points(
             f"numbers, got {len(classes)}; draw some of them"
         )
     drawn = panel.scatter(
-        xy[:, 0], xy[:, 1], s=size, c=values, cmap="viridis", linewidths=0
+        xy[:, 0], xy[:, 1], size, values, cmap="viridis", linewidths=0
     )
     panel.figure.colorbar(drawn, ax=panel, label="label", fraction=0.05)
     return drawn.to_rgba(values)
 
 
 def _classes(
-    panel: "Axes",
+    panel: Axes,
     xy: np.ndarray,
     classes: np.ndarray,
     code: np.ndarray,
     size: float,
     legend: bool | None,
 ) -> Float[np.ndarray, "n 4"]:
-    from matplotlib.colors import to_rgba_array
-
     colours = to_rgba_array(COLOURS)[code % len(COLOURS)]
     for i, marker in enumerate(MARKERS):
         rows = code // len(COLOURS) == i  # all classes at once: none covers another
-        panel.scatter(
-            xy[rows, 0],
-            xy[rows, 1],
-            s=size,
-            c=colours[rows],
-            marker=marker,
-            linewidths=0,
-        )
+        x, y = xy[rows].T
+        panel.scatter(x, y, size, colours[rows], marker=marker, linewidths=0)
     names = [str(name) for name in classes]
     written = len(names) <= len(COLOURS) and max(map(len, names)) < 3
     if written:
-        _names(panel, xy, names, code)
+        white = [withStroke(linewidth=3, foreground="white")]
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
+        style |= {"fontsize": 12, "weight": "bold", "path_effects": white, "zorder": 4}
+        for i, name in enumerate(names):
+            x, y = np.median(xy[code == i], 0)
+            panel.text(x, y, name, **style)
     if legend or (legend is None and not written):
-        _legend(panel, names)
+        handles = [
+            Line2D([], [], linestyle="", marker=MARKERS[i // 10], color=COLOURS[i % 10])
+            for i in range(len(names))
+        ]
+        place: dict[str, Any] = {"loc": "outside right upper", "frameon": False}
+        panel.figure.legend(handles, names, ncols=1 + len(names) // 16, **place)
     return colours
 
 
-def _legend(panel: "Axes", names: list[str]) -> None:
-    """Say beside the figure which class has which colour and marker."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="", marker=MARKERS[i // 10], color=COLOURS[i % 10])
-        for i in range(len(names))
-    ]
-    panel.figure.legend(
-        handles,
-        names,
-        loc="outside right upper",
-        frameon=False,
-        ncols=1 + len(names) // 16,
-    )
-
-
-def _names(panel: "Axes", xy: np.ndarray, names: list[str], code: np.ndarray) -> None:
-    """Write the name of each class where its items are."""
-    from matplotlib.patheffects import withStroke
-
-    for i, name in enumerate(names):
-        x, y = np.median(xy[code == i], 0)
-        panel.text(
-            x,
-            y,
-            name,
-            ha="center",
-            va="center",
-            fontsize=12,
-            weight="bold",
-            color=INK,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-            zorder=4,
-        )
-
-
 def _ellipses(
-    panel: "Axes", xy: np.ndarray, covariance: np.ndarray, colours: np.ndarray
+    panel: Axes, xy: np.ndarray, covariance: np.ndarray, colours: np.ndarray
 ) -> None:
-    from matplotlib.collections import EllipseCollection
-
     variance, axes = np.linalg.eigh(covariance)
-    radius = RADIUS * np.sqrt(variance.clip(min=0))
+    radius = RADIUS_OF_90 * np.sqrt(variance.clip(min=0))
     angle = np.degrees(np.arctan2(axes[:, 1, 1], axes[:, 0, 1]))
     drawn = EllipseCollection(
         *(2 * radius[:, 1], 2 * radius[:, 0], angle),
@@ -246,7 +211,7 @@ def _ellipses(
         linewidths=1.2,
     )
     panel.add_collection(drawn)
-    reach = RADIUS * np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    reach = RADIUS_OF_90 * np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     panel.update_datalim(np.concatenate([xy - reach, xy + reach]))
     panel.autoscale_view()
     panel.set_title("ellipses hold 90 % of q(z | x)", loc="right", fontsize=9)

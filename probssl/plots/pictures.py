@@ -1,23 +1,23 @@
 """Images in grids."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from .style import Array, blank, plain
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from ..arguments import whole
+from ..arrays import Array, plain
+from .style import blank
 
 __all__ = ["images", "reconstructions", "views"]
 
-MOST = 1_000  # tiles
-TILE, WIDTH = 0.75, 9.0  # inches: the largest of a tile, and of a figure
-ABSENT = 0.85
+MAX_TILES = 1_000
+TILE_INCHES, FIGURE_INCHES = 0.75, 9.0  # at most
+ABSENT_GREY = 0.85
 
 Tiles = Float[np.ndarray, "n strip height width 3"]
 
@@ -26,14 +26,14 @@ def images(
     x: Shaped[Array, "n *view channel height width"],
     rows: int | None = None,
     titles: Sequence[Any] | Array | None = None,
-) -> "Figure":
+) -> Figure:
     """Draw images in a grid, the views of an item side by side.
 
     Bytes go from 0 to 255, other numbers from 0 to 1; NaN is grey.
 
     Arguments:
         rows: The number of rows of the grid; by default one for ten images.
-        titles: What stands above: one for each image, or one for each view.
+        titles: One above each image, or above each view.
 
     Raises:
         ValueError: If they are no images, too many, or not as many as titles.
@@ -59,12 +59,8 @@ def reconstructions(
     x: Shaped[Array, "n channel height width"],
     reconstruction: Shaped[Array, "n channel height width"],
     columns: int = 10,
-) -> "Figure":
-    """Draw images, and below each its reconstruction.
-
-    Raises:
-        ValueError: If they are no images, or not of one shape.
-    """
+) -> Figure:
+    """Draw images, each above its reconstruction of the same shape."""
     above, below = _tiles(x), _tiles(reconstruction)
     if above.shape != below.shape:
         raise ValueError(
@@ -77,12 +73,8 @@ def reconstructions(
 
 def views(
     batch_views: Shaped[Array, "n view channel height width"], columns: int = 10
-) -> "Figure":
-    """Draw the views of each item below one another.
-
-    Raises:
-        ValueError: If they are no images.
-    """
+) -> Figure:
+    """Draw the views of each item below one another."""
     tiles = _tiles(batch_views)
     names = [f"view {v + 1}" for v in range(tiles.shape[1])]
     return _grid(tiles, min(columns, len(tiles)), down=names)
@@ -99,13 +91,11 @@ def _tiles(x: Shaped[Array, "n *view channel height width"]) -> Tiles:
             f"view, channel, height, width), with 1 or 3 channels, got {shape}; for "
             "rows of pixels x.reshape(-1, 1, height, width)"
         )
-    if array.shape[0] * array.shape[1] > MOST:
-        raise ValueError(
-            f"expected at most {MOST} images, got {array.shape[0] * array.shape[1]}; "
-            "pass some of them: x[:100]"
-        )
+    whole("images", len(array) * array.shape[1], 1, MAX_TILES, "pass some: x[:100]")
     bytes_ = array.dtype == np.uint8
-    array = np.nan_to_num(array / 255 if bytes_ else array.astype(float), nan=ABSENT)
+    array = np.nan_to_num(
+        array / 255 if bytes_ else array.astype(float), nan=ABSENT_GREY
+    )
     array = np.moveaxis(array.clip(0, 1), 2, -1)
     return np.broadcast_to(array, array.shape[:-1] + (3,))
 
@@ -116,16 +106,15 @@ def _grid(
     *,
     across: list[str] | None = None,
     down: list[str] | None = None,
-) -> "Figure":
+) -> Figure:
     """Items in a grid, each a strip of views: side by side, or below one another.
 
     Arguments:
         columns: The number of items in a row.
-        across: What stands above each image, or above each view.
-        down: What stands before each view; the strips then go down.
+        across: Titles above each image, or above each view.
+        down: Titles to the left of each view; the strips then go down.
     """
-    if columns < 1:
-        raise ValueError("expected rows or columns of at least 1, got less; raise them")
+    columns = whole("rows or columns", columns)
     n, strip, height, width, _ = tiles.shape
     gap = max(1, round(0.08 * height))
     apart = gap * 2 if strip > 1 else 0  # between items, beyond that between views
@@ -142,7 +131,7 @@ def _grid(
     for item, y, x in zip(tiles, top, left, strict=True):
         for v in range(strip):
             canvas[y[v] : y[v] + height, x[v] : x[v] + width] = item[v]
-    inch = min(TILE / height, WIDTH / canvas.shape[1])  # of one pixel
+    inch = min(TILE_INCHES / height, FIGURE_INCHES / canvas.shape[1])  # of one pixel
     wide, high = canvas.shape[1] * inch, canvas.shape[0] * inch
     figure = blank(wide + (0.8 if down else 0.1), high + (0.35 if across else 0.1))
     panel = figure.subplots()
@@ -154,15 +143,8 @@ def _grid(
         for name, y, x in zip(across, top.flat, left.flat, strict=True):
             panel.text(x + width / 2, y - gap, name, ha="center", fontsize=9)
     elif across:
-        _ticks(panel.set_xticks, left[:columns] + width / 2, across)
+        panel.set_xticks((left[:columns] + width / 2).ravel(), across * columns)
     elif down:
-        _ticks(panel.set_yticks, top[::columns] + height / 2, down)
+        names = down * (row[-1, 0] + 1)
+        panel.set_yticks((top[::columns] + height / 2).ravel(), names)
     return figure
-
-
-def _ticks(
-    set_ticks: Callable[..., Any],
-    places: Float[np.ndarray, "strips strip"],
-    names: list[str],
-) -> None:
-    set_ticks(places.ravel(), names * len(places))

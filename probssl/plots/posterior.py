@@ -1,31 +1,92 @@
-"""Prior and posterior of hyper-parameters."""
+"""Posteriors: rank histograms of calibration, prior and posterior of parameters."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import binom
 
-from .style import BLUE, PALE, blank, clean
+from .style import BLUE, INK, PALE, blank, clean
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+__all__ = ["hyper_parameters", "ranks"]
 
-__all__ = ["hyper_parameters"]
-
-BINS = 40
+DENSITY_BINS = 40
 
 
-def hyper_parameters(idata: Any) -> "Figure":
+def ranks(ranks: Any, *, bins: int = 10, ax: Axes | None = None) -> Figure:
+    """Draw the histogram of ranks, over the band that holds 99 % of uniform counts.
+
+    The band holds for each bin by itself: one bin in a hundred leaves it by chance.
+    Further axes of the ranks (the views and dimensions of z) have a panel each.
+
+    Arguments:
+        ranks: The result of `calibration`: whole numbers `ranks` from 0 to `draws`,
+            independent along their first axis.
+        ax: The axes to draw into, for ranks of a single quantity; None makes a figure.
+
+    Raises:
+        ValueError: If there are no ranks, no bins, more than 50 quantities, or several
+            for one pair of axes.
+    """
+    columns = np.asarray(ranks.ranks).reshape(len(ranks.ranks), -1)
+    n, quantities = columns.shape
+    most = 50 if ax is None else 1
+    if not n or not 1 <= quantities <= most or not 1 <= bins <= ranks.draws + 1:
+        raise ValueError(
+            f"expected at least 1 rank of 1 to {most} quantities, and from 1 to "
+            f"{ranks.draws + 1} bins, got {n} ranks of {quantities} and {bins} bins; "
+            "pass a part of them: Ranks(r.ranks[:, 0, 0], r.draws)"
+        )
+    said = f"rank among {ranks.draws} draws; grey: 99 % of uniform counts"
+    if ax is not None:
+        _histogram(ax, columns[:, 0], ranks.draws, bins)
+        ax.set_xlabel(said)
+        ax.set_ylabel("count")
+        return ax.figure.figure  # the whole of a subfigure
+    shape = np.shape(ranks.ranks)[1:]
+    wide = shape[-1] if len(shape) > 1 else math.ceil(quantities**0.5)
+    high = math.ceil(quantities / wide)
+    figure = blank(4.4, 2.8) if quantities == 1 else blank(1 + 1.6 * wide, 1 + high)
+    panels = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True)
+    places = zip(panels.ravel(), columns.T, np.ndindex(*shape), strict=False)
+    for panel, column, place in places:
+        _histogram(panel, column, ranks.draws, bins)
+        panel.set_title(", ".join(map(str, place)), fontsize=9)
+    for panel in panels.ravel()[quantities:]:
+        panel.remove()
+    figure.supxlabel(said, fontsize=10)
+    figure.supylabel("count", fontsize=10)
+    return figure
+
+
+def _histogram(panel: Axes, ranks: np.ndarray, draws: int, bins: int) -> None:
+    clean(panel)
+    bin_of = np.arange(draws + 1) * bins // (draws + 1)
+    counts = np.bincount(bin_of[ranks], minlength=bins)
+    share = np.bincount(bin_of, minlength=bins) / (draws + 1)
+    edges = np.append(0, np.cumsum(share * (draws + 1))) - 0.5
+    low, high = binom.ppf([[0.005], [0.995]], len(ranks), share)
+    panel.stairs(high, edges, baseline=low, fill=True, color=PALE)
+    panel.stairs(len(ranks) * share, edges, baseline=None, color="#888888", lw=1)
+    panel.stairs(counts, edges, baseline=None, color=BLUE, lw=1.5)
+    panel.set_xlim(edges[0], edges[-1])
+    panel.set_ylim(0, max(panel.get_ylim()[1], 1.1 * counts.max(), 1.1 * high.max()))
+    panel.tick_params(labelcolor=INK)
+
+
+def hyper_parameters(idata: Any) -> Figure:
     """Draw prior and posterior of each random hyper-parameter, on a logarithmic axis.
 
     The title has the posterior median and the interval that holds 90 %. Both are scaled
     to the same height: a posterior may be a hundred times as narrow as its prior.
 
     Arguments:
-        idata: What `to_arviz` returned.
+        idata: The result of `to_arviz`.
 
     Raises:
-        ValueError: If there is no random hyper-parameter in it.
+        ValueError: If it has no random hyper-parameter.
     """
     posterior, prior = idata["posterior"], idata["prior"]
     names = [
@@ -48,13 +109,15 @@ def hyper_parameters(idata: Any) -> "Figure":
     return figure
 
 
-def _densities(panel: "Axes", before: np.ndarray, after: np.ndarray, name: str) -> None:
+def _densities(panel: Axes, before: np.ndarray, after: np.ndarray, name: str) -> None:
     clean(panel)
     low, median, high = np.quantile(after, [0.05, 0.5, 0.95])
     panel.set_title(f"{name} = {median:.3g}  [{low:.3g}, {high:.3g}]", fontsize=10)
     for values, label, fill in ((before, "prior", True), (after, "posterior", False)):
         low, high = np.quantile(np.log(values), [0.002, 0.998])
-        counts, edges = np.histogram(np.log(values), np.linspace(low, high, BINS + 1))
+        counts, edges = np.histogram(
+            np.log(values), np.linspace(low, high, DENSITY_BINS + 1)
+        )
         colour = PALE if fill else BLUE
         height = counts / counts.max()
         panel.stairs(height, np.exp(edges), label=label, color=colour, fill=fill)

@@ -1,20 +1,18 @@
 """Comparisons of methods: dot plots and heat maps."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from .style import BLUE, INK, PALE, blank, clean
 
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = ["comparison", "matrix", "terms"]
 
-SCORES = {
+SCORE_TITLES = {
     "linear_probe": "linear probe",
     "few_label_probe": "few-label probe",
     "knn": "5-NN",
@@ -22,9 +20,9 @@ SCORES = {
     "nmi": "NMI",
     "ari": "ARI",
 }
-TERMS = ["reconstruction", "entropy", "alignment", "hyper", "penalty", "value", "elbo"]
-TERMS += ["gaussian_alignment", "gaussian_entropy", "information"]
-MATRIX = {
+NATS = ["reconstruction", "entropy", "alignment", "hyper", "penalty", "value", "elbo"]
+NATS += ["gaussian_alignment", "gaussian_entropy", "information"]
+MATRIX_TITLES = {
     "log_det": "Gaussian\n+ log-det",
     "gaussian_kernel": "Gaussian\n+ KDE",
     "gaussian_nearest": "Gaussian\n+ neighbours",
@@ -38,25 +36,25 @@ MATRIX = {
     "view_distance": "distance\nof views",
     "uniformity": "uniformity",
 }
-LOWER = ("view_distance", "uniformity")  # of which less is better
+LESS_IS_BETTER = ("view_distance", "uniformity")
 
 
-def comparison(
-    table: "pandas.DataFrame", scores: Sequence[str] | None = None
-) -> "Figure":
+def comparison(table: DataFrame, scores: Sequence[str] | None = None) -> Figure:
     """Draw the scores of methods as dots, one panel for each score, the best filled.
 
-    Where there is a column with ``_se`` behind the name, it is the error bar.
+    A column with the suffix ``_se`` is the error bar.
 
     Arguments:
-        table: One row for each method, scores as columns; what is missing is NaN.
+        table: One row for each method, scores as columns; NaN where missing.
         scores: The columns to draw; by default those of `evaluation.scores` whose
             largest value is 1.
 
     Raises:
         ValueError: If a column is missing, or there is none to draw.
     """
-    chosen = _columns(table, list(SCORES) if scores is None else scores, scores is None)
+    chosen = _columns(
+        table, list(SCORE_TITLES) if scores is None else scores, scores is None
+    )
     figure = blank(1.6 + 1.6 * len(chosen), 1.0 + 0.32 * len(table))
     panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     for panel, name in zip(panels, chosen, strict=True):
@@ -66,19 +64,19 @@ def comparison(
     return figure
 
 
-def terms(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "Figure":
+def terms(table: DataFrame, columns: Sequence[str] | None = None) -> Figure:
     """Draw measured terms as a table in colour, in nats per item.
 
     The darker, the higher within its column.
 
     Arguments:
-        table: One row for each method, terms as columns; what is missing is NaN.
+        table: One row for each method, terms as columns; NaN where missing.
         columns: The columns to draw; by default the terms and their sums.
 
     Raises:
-        ValueError: If a column is missing, or there is none to draw.
+        ValueError: As `comparison`.
     """
-    chosen = _columns(table, TERMS if columns is None else columns, columns is None)
+    chosen = _columns(table, NATS if columns is None else columns, columns is None)
     values = table[chosen].to_numpy(dtype=float)
     texts = [[_written(value, 2) for value in row] for row in values]
     figure = blank(1.8 + 1.15 * len(chosen), 1.2 + 0.36 * len(table))
@@ -89,20 +87,20 @@ def terms(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "F
     return figure
 
 
-def matrix(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "Figure":
+def matrix(table: DataFrame, columns: Sequence[str] | None = None) -> Figure:
     """Draw the scale-invariant measures of a comparison as a heat map, with errors.
 
-    The darker, the better within its column; a column with ``_se`` behind the name is
-    its standard error.
+    The darker, the better within its column; a column with the suffix ``_se`` is its
+    standard error.
 
     Arguments:
-        table: `Comparison.matrix`: one row for each method, what is missing NaN.
+        table: `Comparison.matrix`, with one row for each method; NaN where missing.
         columns: The columns to draw; by default those of a comparison.
 
     Raises:
-        ValueError: If a column is missing, or there is none to draw.
+        ValueError: As `comparison`.
     """
-    wanted = list(MATRIX) if columns is None else columns
+    wanted = list(MATRIX_TITLES) if columns is None else columns
     chosen = _columns(table, wanted, columns is None)
     values = table[chosen].to_numpy(dtype=float)
     bars = table.reindex(columns=[f"{name}_se" for name in chosen]).to_numpy(float)
@@ -110,11 +108,11 @@ def matrix(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "
         [_with_error(value, bar) for value, bar in zip(*row, strict=True)]
         for row in zip(values, bars, strict=True)
     ]
-    signs = [-1 if name in LOWER else 1 for name in chosen]
+    signs = [-1 if name in LESS_IS_BETTER else 1 for name in chosen]
     figure = blank(1.8 + 1.0 * len(chosen), 1.3 + 0.46 * len(table))
     panel = figure.subplots()
     _heat(panel, values * signs, texts)
-    _label(panel, table, [MATRIX.get(name, _title(name)) for name in chosen])
+    _label(panel, table, [MATRIX_TITLES.get(name, _title(name)) for name in chosen])
     panel.set_xlabel(
         "nats per item, but for rank, distance and uniformity; ± standard error; the "
         "darker, the better within its column"
@@ -122,10 +120,8 @@ def matrix(table: "pandas.DataFrame", columns: Sequence[str] | None = None) -> "
     return figure
 
 
-def _heat(panel: "Axes", values: np.ndarray, texts: Sequence[Sequence[str]]) -> None:
+def _heat(panel: Axes, values: np.ndarray, texts: Sequence[Sequence[str]]) -> None:
     """Texts on colours, the darker, the higher within a column; grey where missing."""
-    from matplotlib import colormaps
-
     low, high = np.nanmin(values, 0), np.nanmax(values, 0)
     share = (values - low) / np.where(high > low, high - low, np.inf)
     colours = colormaps["Blues"](0.05 + 0.5 * share)  # light enough for dark ink
@@ -135,7 +131,7 @@ def _heat(panel: "Axes", values: np.ndarray, texts: Sequence[Sequence[str]]) -> 
         panel.text(j, i, texts[i][j], ha="center", va="center", color=INK, fontsize=9)
 
 
-def _label(panel: "Axes", table: "pandas.DataFrame", titles: list[str]) -> None:
+def _label(panel: Axes, table: DataFrame, titles: list[str]) -> None:
     panel.set_xticks(range(len(titles)), titles)
     panel.set_yticks(range(len(table)), [str(method) for method in table.index])
     panel.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
@@ -154,9 +150,7 @@ def _with_error(value: float, error: float) -> str:
     return f"{_written(value, digits)}\n± {error:.{digits}f}"
 
 
-def _columns(
-    table: "pandas.DataFrame", wanted: Sequence[str], optional: bool
-) -> list[str]:
+def _columns(table: DataFrame, wanted: Sequence[str], optional: bool) -> list[str]:
     found = [name for name in wanted if name in table and table[name].notna().any()]
     if not found or (not optional and len(found) < len(wanted)):
         raise ValueError(
@@ -166,11 +160,11 @@ def _columns(
     return found
 
 
-def _dots(panel: "Axes", table: "pandas.DataFrame", name: str) -> None:
+def _dots(panel: Axes, table: DataFrame, name: str) -> None:
     clean(panel)
     panel.spines["left"].set_visible(False)
     panel.tick_params(axis="y", length=0)
-    panel.set_title(SCORES.get(name, name.replace("_", " ")), fontsize=10)
+    panel.set_title(SCORE_TITLES.get(name, name.replace("_", " ")), fontsize=10)
     values, rows = table[name].to_numpy(dtype=float), range(len(table))
     bars, error = np.zeros(len(table)), f"{name}_se"
     if error in table:

@@ -10,13 +10,5 @@ from .draws import to_arviz
 from .evidence import Evidence, evidence
 from .representation import embed, reconstruct, sample
 
-__all__ = [
-    "Evidence",
-    "classify",
-    "complete",
-    "embed",
-    "evidence",
-    "reconstruct",
-    "sample",
-    "to_arviz",
-]
+__all__ = ["Evidence", "classify", "complete", "embed", "evidence", "reconstruct"]
+__all__ += ["sample", "to_arviz"]

@@ -6,11 +6,12 @@ from torch import nn
 from tqdm import tqdm
 
 from ..arguments import whole
+from ..arrays import plain
 from ..data.batches import Data, Items, Views
 from ..data.splits import Groups
 from ..joint import Joint
 from ..terms import Batch
-from .items import BAR_DELAY, Array, array, chunks, evaluating, in_parts
+from .items import BAR_DELAY, chunks, evaluating, in_parts
 from .joints import decoded, joint_of
 from .representation import Images, joined
 
@@ -44,8 +45,7 @@ def complete(
         ValueError: If there is no joint distribution, or the data are outside its
             support.
     """
-    if draws is not None:
-        draws = whole("draws", draws)
+    draws = None if draws is None else whole("draws", draws)
     joint = joint_of(objective, "completions")
     if isinstance(data, Batch):
         data = Groups(data.views, None, data.present, data.content)
@@ -55,10 +55,7 @@ def complete(
         for rows in in_parts(len(items), batch_size, "complete"):
             batch = joint.arranged(items.batch(rows))
             joint.check(batch)
-            found = (
-                _mean(joint, batch) if draws is None else _drawn(joint, batch, draws)
-            )
-            parts.append(found)
+            parts.append(_completed(joint, batch, draws))
     return joined(joint, parts, axis=0 if draws is None else 1)
 
 
@@ -69,7 +66,7 @@ def classify(
     views: Views | None = None,
     draws: int = 16,
     batch_size: int = 64,
-) -> Float[Array, "item component"]:
+) -> Float[np.ndarray, "item component"]:
     r"""Return :math:`p(k \mid x_1, \dots, x_V)` of each item under a mixture prior.
 
     If it was fitted with observed contents, components are classes, and this is a
@@ -91,18 +88,17 @@ def classify(
     with evaluating(objective) as like:
         items = Items(data, like, views)
         for rows in in_parts(len(items), batch_size, "classify"):
-            parts.append(array(joint.responsibilities(items.batch(rows), draws)))
+            parts.append(plain(joint.responsibilities(items.batch(rows), draws)))
     return np.concatenate(parts)
 
 
-def _mean(joint: Joint, batch: Batch) -> list[Array]:
-    z = joint.prior.on_support(joint.encode(batch).mean)
-    return [array(p.mean) for p in decoded(joint, z, batch.widths)]
-
-
-def _drawn(joint: Joint, batch: Batch, draws: int) -> list[Array]:
+def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray]:
+    """For each modality the mean at the mean of z, or draws."""
     q, found = joint.encode(batch), []
+    if draws is None:
+        z = joint.prior.on_support(q.mean)
+        return [plain(p.mean) for p in decoded(joint, z, batch.widths)]
     for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
         each = decoded(joint, q.sample((n,)), batch.widths)
-        found.append([array(p.sample()) for p in each])
+        found.append([plain(p.sample()) for p in each])
     return [np.concatenate(part) for part in zip(*found, strict=True)]

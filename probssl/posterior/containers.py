@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["Variable", "container", "pareto_k", "provenance"]
 
 Variable = tuple[tuple[str, ...], np.ndarray]  # the names of its axes, its values
-Coordinates = Mapping[str, np.ndarray | list[str]]
 
 MIN_DRAWS = 25  # whose largest fifth is a tail that can be fitted
 
 
 def container(
     groups: Mapping[str, Mapping[str, Variable]],
-    coords: Coordinates,
+    coords: Mapping[str, np.ndarray | list[str]],
     attrs: Mapping[str, str | int],
 ) -> "arviz.InferenceData | xarray.DataTree":
     """Groups of named arrays as InferenceData (ArviZ 0.2x) or as a DataTree (1.x).
@@ -35,9 +34,13 @@ def container(
     """
     import xarray
 
-    datasets = {
-        name: _dataset(variables, coords, attrs) for name, variables in groups.items()
-    }
+    datasets = {}
+    for name, variables in groups.items():
+        sizes: dict[str, int] = {}
+        for axes, values in variables.values():
+            sizes |= zip(axes, values.shape, strict=True)
+        labels = {axis: coords.get(axis, np.arange(n)) for axis, n in sizes.items()}
+        datasets[name] = xarray.Dataset(dict(variables), labels, dict(attrs))
     if _major() == 0:
         return _arviz().InferenceData(attrs=dict(attrs), **datasets)
     root = xarray.Dataset(attrs=dict(attrs))
@@ -77,20 +80,6 @@ def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, "
     # This psislw takes log-likelihoods, the negative log-weights of leave-one-out.
     k[rows] = array_stats.psislw(-chosen)[1]
     return k
-
-
-def _dataset(
-    variables: Mapping[str, Variable], coords: Coordinates, attrs: Mapping[str, Any]
-) -> "xarray.Dataset":
-    import xarray
-
-    sizes = {
-        axis: size
-        for axes, values in variables.values()
-        for axis, size in zip(axes, values.shape, strict=True)
-    }
-    labels = {axis: coords.get(axis, np.arange(size)) for axis, size in sizes.items()}
-    return xarray.Dataset(dict(variables), labels, dict(attrs))
 
 
 def _major() -> int:

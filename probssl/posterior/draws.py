@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..arguments import whole
+from ..arrays import plain
 from ..data.batches import Data, Items, Views
 from ..data.splits import Groups, Split
 from ..joint import Joint
 from ..limits._base import Embedding
 from ..terms import Batch
 from .containers import Variable, container, provenance
-from .items import BAR_DELAY, Array, array, chunks, evaluating
+from .items import BAR_DELAY, chunks, evaluating
 from .joints import check_proper, check_spread, joint_of
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def to_arviz(
         ValueError: If there is no posterior with a density, p(y) is flat, or the data
             are outside the support of the likelihood.
     """
-    whole("draws", draws, hint="500 is usual")
+    draws = whole("draws", draws, hint="500 is usual")
     if isinstance(objective, Embedding) and any(objective.prior.random()):
         return container(*_pseudo_posterior(objective, draws))
     joint = joint_of(objective, "a posterior")
@@ -110,13 +111,13 @@ def _many(
     batch: Batch,
     draws: int,
     predictive: bool,
-) -> dict[str, Array]:
+) -> dict[str, np.ndarray]:
     """Draws in parts that fit into memory, concatenated on the host."""
-    found: dict[str, Array] = {}
+    found: dict[str, np.ndarray] = {}
     done, sizes = 0, chunks(draws, batch)
     for n in tqdm(sizes, "draws", delay=BAR_DELAY, unit="part"):
         for name, values in draw(joint, batch, n, predictive).items():
-            part = array(values)
+            part = plain(values)
             if name not in found:
                 found[name] = np.empty((draws, *part.shape[1:]), part.dtype)
             found[name][done : done + n] = part
@@ -128,7 +129,8 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
     with pyro.plate("particles", n, dim=-2):
         guide = poutine.trace(joint.guide).get_trace(batch)
         model = poutine.trace(poutine.replay(joint.model, guide)).get_trace(batch)
-    q, p = _sites(guide), _sites(model)
+    q: dict[str, Any] = dict(guide.nodes)
+    p: dict[str, Any] = dict(model.nodes)
     latent = [name for name in ("z", "y") if name in p]
     likelihoods = {f"log_{name}": _log_prob(p[name]) for name in joint.sites}
     rest = latent + ["component"] * ("component" in p)
@@ -150,68 +152,59 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
 def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
     with pyro.plate("particles", n, dim=-2):
         model = poutine.trace(poutine.uncondition(joint.model)).get_trace(batch)
-    p = _sites(model)
+    p: dict[str, Any] = dict(model.nodes)
     names: list[str] = [name for name in ("z", "y") if name in p]
     names += list(joint.sites) * predictive
     names += [h.name for h in joint.prior.random()]
     return {name: p[name]["value"].squeeze(1) for name in names}
 
 
-def _sites(trace: poutine.Trace) -> dict[str, Any]:
-    return dict(trace.nodes)
-
-
 def _log_prob(site: Any) -> Tensor:
     return site["fn"].log_prob(site["value"])
 
 
+def _named(values: np.ndarray, *axes: str) -> Variable:
+    """Draws of one chain; axes that are not named are those of a hyper-parameter."""
+    dims = ("dim",) * (values.ndim - 1 - len(axes))
+    return ("chain", "draw", *axes, *dims), values[None]
+
+
 def _sampled(
-    joint: Joint, after: dict[str, Array], before: dict[str, Array]
+    joint: Joint, after: dict[str, np.ndarray], before: dict[str, np.ndarray]
 ) -> dict[str, dict[str, Variable]]:
     """The groups of draws, with the names of their axes."""
-
-    def named(values: Array, *axes: str) -> Variable:
-        return ("chain", "draw", *axes), values[None]
-
-    def many(values: Array) -> tuple[str, ...]:
-        return ("dim",) * (values.ndim - 1)  # a hyper-parameter for each dimension
-
     axes = {"z": ("view", "dim"), "y": ("dim",)}
     latent = [name for name in axes if name in before]
     hyper = [name for name in before if name not in {*latent, *joint.sites}]
     groups = {
-        "posterior": {name: named(after[name], "item", *axes[name]) for name in latent}
-        | {name: named(after[name], *many(after[name])) for name in hyper},
-        "sample_stats": {
-            name: named(after[name], "item") for name in ("log_p", "log_q")
-        }
-        | {name: named(after[name]) for name in after if name.endswith("_hyper")},
-        "prior": {name: named(before[name], *axes[name]) for name in latent}
-        | {name: named(before[name], *many(before[name])) for name in hyper},
+        "posterior": {n: _named(after[n], "item", *axes[n]) for n in latent},
+        "sample_stats": {n: _named(after[n], "item") for n in ("log_p", "log_q")},
+        "prior": {n: _named(before[n], *axes[n]) for n in latent},
     }
+    groups["posterior"] |= {n: _named(after[n]) for n in hyper}
+    groups["sample_stats"] |= {n: _named(after[n]) for n in after if n[-6:] == "_hyper"}
+    groups["prior"] |= {n: _named(before[n]) for n in hyper}
     if not joint.likelihood.pseudo:
         groups["log_likelihood"] = {
-            name: named(after[f"log_{name}"], "item") for name in joint.sites
+            name: _named(after[f"log_{name}"], "item") for name in joint.sites
         }
     if joint.sites[0] in after:
-        views = {
-            name: _axes(joint, name, before[name].ndim - 2) for name in joint.sites
-        }
+        views = {n: _axes(joint, n, before[n].ndim - 2) for n in joint.sites}
         groups["posterior_predictive"] = {
-            name: named(after[name], "item", *axes) for name, axes in views.items()
+            name: _named(after[name], "item", *own) for name, own in views.items()
         }
         groups["prior_predictive"] = {
-            name: named(before[name], *axes) for name, axes in views.items()
+            name: _named(before[name], *own) for name, own in views.items()
         }
     return groups
 
 
 def _observed(
-    joint: Joint, data: Data, batch: Batch, rows: Array
+    joint: Joint, data: Data, batch: Batch, rows: np.ndarray
 ) -> dict[str, dict[str, Variable]]:
-    parts = list(map(array, batch.parts))
+    parts = list(map(plain, batch.parts))
     if batch.present is not None:
-        seen = np.split(array(batch.present), np.cumsum(batch.widths)[:-1], 1)
+        seen = np.split(plain(batch.present), np.cumsum(batch.widths)[:-1], 1)
         parts = [
             np.where(one.reshape(*one.shape, *[1] * (x.ndim - 2)), x, np.nan)
             for x, one in zip(parts, seen, strict=True)
@@ -222,7 +215,7 @@ def _observed(
         groups["observed_data"][name] = axes, x
     labels = data.labels if isinstance(data, Split | Groups) else None
     if labels is not None:
-        groups["constant_data"] = {"label": (("item",), array(labels)[rows])}
+        groups["constant_data"] = {"label": (("item",), plain(labels)[rows])}
     return groups
 
 
@@ -244,7 +237,7 @@ def _attrs(joint: Joint) -> dict[str, str]:
     return attrs
 
 
-def _rows(items: int | Sequence[int], count: int) -> Array:
+def _rows(items: int | Sequence[int], count: int) -> np.ndarray:
     """The row numbers of the chosen items."""
     if isinstance(items, int | np.integer):
         rows = np.arange(min(int(items), count))
@@ -275,14 +268,13 @@ def _pseudo_posterior(
     for h in objective.prior.random():
         q = h.posterior()
         drawn, before = q.sample((draws,)), h.value.sample((draws,))
-        axes = ("chain", "draw") + ("dim",) * (drawn.ndim - 1)
-        groups["posterior"][h.name] = axes, array(drawn)[None]
-        groups["prior"][h.name] = axes, array(before)[None]
+        groups["posterior"][h.name] = _named(plain(drawn))
+        groups["prior"][h.name] = _named(plain(before))
         log_p = log_p + h.value.log_prob(drawn).cpu()
         log_q = log_q + q.log_prob(drawn).cpu()
     groups["sample_stats"] = {
-        name: (("chain", "draw"), array(value)[None])
-        for name, value in (("log_p_hyper", log_p), ("log_q_hyper", log_q))
+        "log_p_hyper": _named(plain(log_p)),
+        "log_q_hyper": _named(plain(log_q)),
     }
     attrs = provenance() | {
         "posterior": "pseudo-posterior: the objective as the log-likelihood of an "

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from ..arguments import whole
+from ..arrays import plain
 from ..bounds import log_weights
 from ..data.batches import Data, Items, Views
 from ..estimates import estimate
@@ -17,7 +18,7 @@ from ..joint import Joint
 from ..priors.integrals import effective_sample_size
 from ..terms import Batch
 from .containers import pareto_k
-from .items import Array, array, chunks, evaluating, in_parts
+from .items import chunks, evaluating, in_parts
 from .joints import check_density, check_proper, check_spread, joint_of
 
 __all__ = ["Evidence", "evidence"]
@@ -38,9 +39,9 @@ class Evidence(NamedTuple):
         measure: The measure of the density p(x). Evidences compare under one measure.
     """
 
-    log_evidence: Float[Array, " item"]
-    ess: Float[Array, " item"]
-    pareto_k: Float[Array, " item"]
+    log_evidence: Float[np.ndarray, " item"]
+    ess: Float[np.ndarray, " item"]
+    pareto_k: Float[np.ndarray, " item"]
     measure: str
 
     @property
@@ -113,7 +114,7 @@ def evidence(
         Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
         https://arxiv.org/abs/1507.02646
     """
-    whole("particles", particles)
+    particles = whole("particles", particles)
     joint = joint_of(objective, "an evidence")
     for check in (check_density, check_proper, check_spread):
         check(joint, "an evidence")
@@ -123,21 +124,18 @@ def evidence(
         for rows in in_parts(len(items), batch_size, "evidence"):
             batch = items.batch(rows)
             joint.check(batch)
-            parts.append(_weigh(_log_weights(joint, batch, particles)))
+            parts.append(_weigh(joint, batch, particles))
     log_evidence, ess, k = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Evidence(log_evidence, ess, k, joint.likelihood.measure)
 
 
-def _log_weights(
+def _weigh(
     joint: Joint, batch: Batch, particles: int
-) -> Float[Tensor, "item particle"]:
-    parts = (log_weights(joint, batch, k) for k in chunks(particles, batch))
-    return torch.cat([torch.as_tensor(sum(terms[:3])) for terms in parts]).T
-
-
-def _weigh(log_weight: Float[Tensor, "item particle"]) -> tuple[Array, Array, Array]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The log of the mean weight, the effective sample size, and Pareto k̂."""
-    k = pareto_k(array(log_weight))
+    parts = (log_weights(joint, batch, n) for n in chunks(particles, batch))
+    log_weight = torch.cat([torch.as_tensor(sum(terms[:3])) for terms in parts])
+    k = pareto_k(plain(log_weight.T))
     log_weight = log_weight.cpu().double()
-    mean = log_weight.logsumexp(1) - math.log(log_weight.shape[1])
-    return array(mean), array(effective_sample_size(log_weight.T)), k
+    mean = log_weight.logsumexp(0) - math.log(particles)
+    return plain(mean), plain(effective_sample_size(log_weight)), k

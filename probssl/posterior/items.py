@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -14,12 +13,10 @@ from tqdm import tqdm
 from ..arguments import whole
 from ..terms import Batch
 
-__all__ = ["BAR_DELAY", "Array", "array", "chunks", "evaluating", "in_parts"]
-
-Array = np.ndarray
+__all__ = ["BAR_DELAY", "chunks", "evaluating", "in_parts"]
 
 BAR_DELAY = 3.0  # seconds before a progress bar shows
-CHUNK = 2048  # representations decoded at once
+DECODED_AT_ONCE = 2048  # representations
 
 
 @contextmanager
@@ -48,13 +45,7 @@ def in_parts(items: int, size: int, title: str) -> Iterator[Int[Tensor, " batch"
     )
 
 
-def array(values: Tensor) -> Array:
-    """A NumPy array; bfloat16, which NumPy lacks, becomes float32."""
-    values = values.detach().cpu()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-
-
 def chunks(draws: int, batch: Batch) -> list[int]:
     """Sizes of parts of the draws, small enough for decoding to fit into memory."""
-    most = max(1, CHUNK // math.prod(batch.shape))
+    most = max(1, DECODED_AT_ONCE // math.prod(batch.shape))
     return [min(most, draws - start) for start in range(0, draws, most)]

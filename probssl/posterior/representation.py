@@ -8,14 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..arguments import choice, whole
+from ..arrays import plain
 from ..data.batches import Data, Items
 from ..joint import Joint
-from .items import Array, array, evaluating, in_parts
+from .items import evaluating, in_parts
 from .joints import check_proper, decoded, joint_of
 
 __all__ = ["embed", "reconstruct", "sample"]
 
-Images = Array | Any  # an array; for several modalities a tuple of arrays
+Images = np.ndarray | Any  # an array; for several modalities a tuple of arrays
 
 
 @overload
@@ -26,7 +27,7 @@ def embed(
     layer: str = ...,
     return_std: Literal[False] = False,
     batch_size: int = ...,
-) -> Float[Array, "item dim"]: ...
+) -> Float[np.ndarray, "item dim"]: ...
 
 
 @overload
@@ -37,7 +38,7 @@ def embed(
     layer: str = ...,
     return_std: Literal[True],
     batch_size: int = ...,
-) -> tuple[Float[Array, "item dim"], Float[Array, "item dim"]]: ...
+) -> tuple[Float[np.ndarray, "item dim"], Float[np.ndarray, "item dim"]]: ...
 
 
 def embed(
@@ -47,7 +48,7 @@ def embed(
     layer: str = "backbone",
     return_std: bool = False,
     batch_size: int = 1024,
-) -> Array | tuple[Array, Array]:
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     r"""Return the representation z of each item: for a joint the mean of q(z|x).
 
     Each item is its only view. For several modalities z is the mean over those present.
@@ -72,14 +73,13 @@ def embed(
         items = Items(data, like)
         for rows in in_parts(len(items), batch_size, "embed"):
             if items.grouped and items.several:
-                whole = joint_of(objective, "representations of groups")
-                batch = items.batch(rows)
-                means.append(array(whole.pooled(batch)))
+                several = joint_of(objective, "representations of groups")
+                means.append(plain(several.pooled(items.batch(rows))))
                 continue
             x = items.alone(rows)
-            means.append(array(represent(x)))
+            means.append(plain(represent(x)))
             if joint is not None:
-                deviations.append(array(_deviation(joint, x)))
+                deviations.append(plain(_deviation(joint, x)))
     z = np.concatenate(means)
     return (z, np.concatenate(deviations)) if return_std else z
 
@@ -100,7 +100,7 @@ def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> 
         for rows in in_parts(len(items), batch_size, "reconstruct"):
             z = joint.prior.on_support(joint.alone(items.alone(rows)).mean)
             means = (p.mean for p in decoded(joint, z, (1,) * z.shape[1]))
-            parts.append([array(mean.squeeze(1)) for mean in means])
+            parts.append([plain(mean.squeeze(1)) for mean in means])
     return joined(joint, parts)
 
 
@@ -127,14 +127,14 @@ def sample(
     with evaluating(objective):
         for start in range(0, n, batch_size):
             z = joint.prior(sum(widths)).sample((min(batch_size, n - start),))
-            parts.append([array(p.mean) for p in decoded(joint, z, widths)])
+            parts.append([plain(p.mean) for p in decoded(joint, z, widths)])
     return joined(joint, parts)
 
 
-def joined(joint: Joint, parts: list[list[Array]], axis: int = 0) -> Images:
+def joined(joint: Joint, parts: list[list[np.ndarray]], axis: int = 0) -> Images:
     """Concatenate parts along an axis; for several modalities a tuple."""
-    whole = tuple(np.concatenate(each, axis) for each in zip(*parts, strict=True))
-    return whole if joint.several else whole[0]
+    images = tuple(np.concatenate(each, axis) for each in zip(*parts, strict=True))
+    return images if joint.several else images[0]
 
 
 def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:

@@ -1,7 +1,7 @@
 """The history of a fit, and the running means of its terms."""
 
 import json
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["History", "Row", "Tally"]
 
 Row = dict[str, float]
-
-HTML_ROWS = 5  # of a history in a notebook
 
 
 class History:
@@ -52,16 +50,12 @@ class History:
         return f"History({len(self)} epochs{'; last: ' if ends else ''}{ends})"
 
     def _repr_html_(self) -> str:
-        shown = self.table.dropna(axis="columns", how="all").tail(HTML_ROWS)
-        whole = f"{len(self)} epochs" + ", the last:" * (len(self) > HTML_ROWS)
+        shown = self.table.dropna(axis="columns", how="all").tail(5)
+        whole = f"{len(self)} epochs" + ", the last:" * (len(self) > 5)
         return f"<p>{whole}</p>" + shown.to_html(float_format="{:.4g}".format)
 
     def plot(self) -> "Figure":
-        """Draw the value and its terms against the epoch: `plots.learning_curves`.
-
-        Raises:
-            ValueError: If there is no epoch.
-        """
+        """Draw the value and its terms against the epoch: `plots.learning_curves`."""
         from ..plots import learning_curves
 
         return learning_curves(self)
@@ -76,9 +70,8 @@ class History:
         """The rows as a table, indexed by epoch."""
         import pandas
 
-        return pandas.DataFrame(self.rows, columns=self.columns or ["epoch"]).set_index(
-            "epoch"
-        )
+        table = pandas.DataFrame(self.rows, columns=self.columns or ["epoch"])
+        return table.set_index("epoch")
 
     def to_json(self) -> str:
         """The rows as JSON, for `from_json`; nothing is lost."""
@@ -110,10 +103,12 @@ class Tally:
 
     def read(self) -> None:
         """Copy the pending terms to the host: one synchronisation for all of them."""
-        tensors = [t for terms, _ in self.pending for t in terms if _is_tensor(t)]
+        tensors = [
+            t for terms, _ in self.pending for t in terms if isinstance(t, Tensor)
+        ]
         values = iter(torch.stack(tensors).tolist() if tensors else [])
         for terms, items in self.pending:
-            row = [next(values) if _is_tensor(t) else float(t) for t in terms]
+            row = [next(values) if isinstance(t, Tensor) else float(t) for t in terms]
             self.steps, self.items = self.steps + 1, self.items + items
             self.total += items * np.array(row)
             if self.broken is None and not np.isfinite(row).all():
@@ -138,17 +133,9 @@ class Tally:
         return {"value": sum(terms)} | dict(zip(Terms._fields, terms, strict=True))
 
     def check(self) -> None:
-        """Raise an error that names the first step with a term that is not finite.
-
-        Raises:
-            FloatingPointError: With the terms, the step and the remedy.
-        """
+        """Raise a FloatingPointError if a term is not finite, naming the first step."""
         self.read()
         if self.broken is not None:
             raise FloatingPointError(
                 f"expected finite terms, got {self.broken}; {self.remedy}"
             )
-
-
-def _is_tensor(term: Tensor | float) -> TypeGuard[Tensor]:
-    return isinstance(term, Tensor)
