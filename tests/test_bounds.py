@@ -2,9 +2,10 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
-from helpers import linear
+from helpers import catalogue, linear
 from helpers.checks import seeded, traces
 from helpers.linear import covariances, evidence
 from pyro.infer import Trace_ELBO
@@ -90,12 +91,8 @@ def grey() -> Batch:
 
 
 def mlp() -> ps.Joint:
-    return ps.Joint(
-        ps.priors.Gaussian(DIM, ps.learned(0.4)),
-        ps.likelihoods.Binomial(4),
-        ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)),
-        ps.nn.MLPDecoder(DIM, (EVENT,), hidden=(8,)),
-    )
+    prior = ps.priors.Gaussian(DIM, ps.learned(0.4))
+    return catalogue.joint(prior, ps.likelihoods.Binomial(4), EVENT)
 
 
 def test_terms_equal_the_log_densities_of_pyros_traces():
@@ -135,18 +132,13 @@ class TestRandomScale:
 
     @pytest.fixture
     def joint(self) -> ps.Joint:
-        import pyro.distributions as dist
-
-        return ps.Joint(
-            ps.priors.Gaussian(DIM, scale=dist.LogNormal(-1.0, 0.5)),
-            ps.likelihoods.Gaussian(NOISE),
-            ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)),
-            ps.nn.MLPDecoder(DIM, (EVENT,), hidden=(8,)),
-        )
+        prior = ps.priors.Gaussian(DIM, dist.LogNormal(-1.0, 0.5))
+        joint = catalogue.joint(prior, event=EVENT)
+        joint.population = torch.tensor(100.0)
+        return joint
 
     def test_it_is_weighted_once_per_data_set(self, joint):
         batch = Batch(real())
-        joint.population = torch.tensor(100.0)
         terms = seeded(ELBO(), joint, batch)
         guide, model = seeded(traces, joint, batch)
         scale = model.nodes["scale"]["log_prob"] - guide.nodes["scale"]["log_prob"]
@@ -154,11 +146,11 @@ class TestRandomScale:
         assert_close(terms.alignment, model.nodes["z"]["log_prob"].mean())
 
     def test_many_particles_draw_many_values(self, joint):
-        joint.population = torch.tensor(100.0)
         terms = log_weights(joint, Batch(real()), particles=5)
         assert terms.hyper.shape == (5, 1) and terms.alignment.shape == (5, 6)
         assert terms.hyper.std() > 0
 
     def test_a_missing_population_is_an_error(self, joint):
+        joint.population = None
         with pytest.raises(ValueError, match="population"):
             ELBO()(joint, Batch(real()))

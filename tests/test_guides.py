@@ -273,14 +273,6 @@ def test_full_gaussian_is_the_exact_posterior_of_any_linear_model():
     assert_close(q.log_prob(z).squeeze(1), exact.log_prob(z.flatten(1)))
 
 
-def test_power_spherical_entropy_is_the_mean_of_its_log_density():
-    encoder, x = MLPEncoder((3,), 4, hidden=(8,)), torch.randn(1, 2, 3)
-    q = ps.guides.PowerSpherical(encoder)(x, ps.priors.Spherical(4))
-    entropy = -q.log_prob(q.rsample((50_000,)))
-    plain = q.base_dist.entropy().sum()
-    assert abs(entropy.mean() - plain) < 5 * entropy.std() / math.sqrt(50_000)
-
-
 # The product of a Gaussian prior with normal factors, in closed form.
 
 
@@ -289,16 +281,6 @@ def dense(q: OneFactorNormal) -> MultivariateNormal:
     loading, variance = q.loading.mT, q.scale.square().mT
     outer = loading.unsqueeze(-1) * loading.unsqueeze(-2)
     return MultivariateNormal(q.loc.mT, variance.diag_embed() + outer)
-
-
-@pytest.mark.parametrize("views", [1, 2, 5])
-def test_one_factor_normal_equals_the_dense_normal(views):
-    shape, z = (4, views, 3), torch.randn(7, 4, views, 3)
-    scale, loading = torch.rand(shape) + 0.1, torch.randn(shape)
-    q = OneFactorNormal(torch.randn(shape), scale, loading)
-    assert_close(q.log_prob(z), dense(q).log_prob(z.mT).sum(-1))
-    assert_close(q.entropy(), dense(q).entropy().sum(-1))
-    assert_close(q.variance.mT, dense(q).variance)
 
 
 @pytest.mark.parametrize("y_scale", [1.3, math.inf])
@@ -311,15 +293,5 @@ def test_product_with_factors_is_normalised_and_proportional(views, y_scale):
     ratio = plain - q.log_prob(z)
     assert_close(ratio, ratio[:1].expand_as(ratio))
     assert_close(q.log_prob(z), dense(q).log_prob(z.mT).sum(-1))
-
-
-def test_samples_and_gradients_of_one_factor_are_those_of_its_covariance():
-    loading = torch.tensor([[0.3], [-0.8]], requires_grad=True)
-    q = OneFactorNormal(torch.zeros(2, 1), torch.full((2, 1), 0.5), loading)
-    n = 100_000
-    z = q.rsample((n,))
-    value = z[:, 0, 0] * z[:, 1, 0]  # expectation: the product of the loadings
-    error = 5 * value.std() / math.sqrt(n)
-    assert abs(value.mean() + 0.24) < error
-    grads = torch.autograd.grad(value.mean(), loading)[0].flatten()
-    assert_close(grads, torch.tensor([-0.8, 0.3]), rtol=0, atol=5 * 2 / math.sqrt(n))
+    assert_close(q.entropy(), dense(q).entropy().sum(-1))
+    assert_close(q.variance.mT, dense(q).variance)

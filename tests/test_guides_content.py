@@ -4,15 +4,13 @@ import math
 
 import pytest
 import torch
-from helpers.checks import refusals, seeded
+from helpers.checks import refusals
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.bounds import log_weights
 from probssl.guides import Content, SphericalContent
-from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
 BOTH = pytest.mark.parametrize("guide", [Content, SphericalContent])
@@ -43,21 +41,6 @@ def test_content_contains_the_posterior_under_the_gaussian_prior(views):
     z, y = torch.randn(6, views, DIM), torch.randn(6, DIM)
     plain = ps.priors.Gaussian(DIM, SCALE, Y_SCALE).posterior_y(z)
     assert_close(exact(views)(z).log_prob(y), plain.log_prob(y))
-
-
-def test_with_the_exact_content_an_explicit_y_costs_nothing():
-    def joint(content: nn.Module | None) -> ps.Joint:
-        torch.manual_seed(3)
-        return ps.Joint(
-            ps.priors.Gaussian(DIM, SCALE, Y_SCALE),
-            ps.likelihoods.Gaussian(0.5),
-            ps.nn.MLPEncoder((5,), DIM, hidden=(8,)),
-            ps.nn.MLPDecoder(DIM, (5,), hidden=(8,)),
-            content=content,
-        )
-
-    batch, models = Batch(torch.randn(6, 2, 5)), (joint(exact(2)), joint(None))
-    assert_close(*(seeded(log_weights, model, batch, 3).local() for model in models))
 
 
 def test_fitting_reaches_the_gaussian_posterior_for_any_number_of_views():

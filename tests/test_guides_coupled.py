@@ -8,7 +8,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import linear
+from helpers import catalogue, linear
 from helpers.checks import assert_mean, refusals
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
@@ -335,9 +335,7 @@ def test_gradients_are_finite_far_from_every_component(make, dtype):
 
 @ALL
 def test_objectives_under_the_coupled_guide_keep_their_laws(make):
-    networks = ps.nn.MLPEncoder((EVENT,), DIM), ps.nn.MLPDecoder(DIM, (EVENT,))
-    likelihood = ps.likelihoods.Gaussian(NOISE)
-    joint = ps.Joint(make(), likelihood, *networks, guide=ps.guides.Coupled)
+    joint = catalogue.joint(make(), event=EVENT, guide=ps.guides.Coupled)
     batch = Batch(torch.randn(6, 3, EVENT), present=mask(6, 3))
     check_objective(ps.limits.SimVAE(joint), batch, repeats=5)
 

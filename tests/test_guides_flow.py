@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import catalogue
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -127,10 +128,7 @@ def test_it_holds_a_bent_posterior_that_a_normal_cannot():
 def test_absent_views_follow_the_prior_and_add_nothing(prior):
     guide, prior = bent(2), prior(2)
     x, present = torch.randn(6, 3, 3), torch.rand(6, 3) < 0.5
-    joint = ps.Joint(
-        prior, ps.likelihoods.Gaussian(0.5), guide.encoder, nn.Linear(2, 3),
-        guide=lambda _: guide,
-    )  # fmt: skip
+    joint = catalogue.joint(prior, event=3, guide=lambda _: guide)
     torch.manual_seed(1)
     q = joint.encode(Batch(x, present=present))
     z = q.rsample()
@@ -142,11 +140,7 @@ def test_absent_views_follow_the_prior_and_add_nothing(prior):
 
 
 def test_particles_and_random_scales_go_through_the_bound():
-    joint = ps.Joint(
-        ps.priors.Gaussian(2), ps.likelihoods.Gaussian(0.5),
-        ps.nn.MLPEncoder((3,), 2, hidden=(8,)), ps.nn.MLPDecoder(2, (3,), hidden=(8,)),
-        guide=Flow,
-    )  # fmt: skip
+    joint = catalogue.joint(ps.priors.Gaussian(2), event=3, guide=Flow)
     batch = Batch(torch.randn(6, 2, 3))
     value = sum(ELBO(4)(joint, batch))
     grads = torch.autograd.grad(value, joint.posterior.layers[1].net[-1].bias)
@@ -157,11 +151,8 @@ def test_particles_and_random_scales_go_through_the_bound():
 
 @pytest.mark.parametrize("options", [{}, {"transforms": 3, "hidden": (8,)}])
 def test_it_is_saved_with_its_joint(tmp_path, options):
-    joint = ps.Joint(
-        ps.priors.Gaussian(2), ps.likelihoods.Gaussian(0.5),
-        ps.nn.MLPEncoder((3,), 2, hidden=(8,)), ps.nn.MLPDecoder(2, (3,), hidden=(8,)),
-        guide=partial(Flow, **options),
-    )  # fmt: skip
+    guide = partial(Flow, **options)
+    joint = catalogue.joint(ps.priors.Gaussian(2), event=3, guide=guide)
     nn.init.normal_(joint.posterior.layers[0].net[-1].weight)
     again = ps.load(ps.save(joint, tmp_path))
     x = torch.randn(5, 3)

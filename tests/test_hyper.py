@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import catalogue
 from helpers.checks import refusals
 from pyro import poutine
 from torch.distributions import MultivariateNormal
@@ -17,7 +18,7 @@ from probssl.hyper import Positive, Reciprocal, learned
 from probssl.priors import Gaussian, Prior, Spherical, StudentT, TwoTier
 
 pytestmark = pytest.mark.usefixtures("float64")
-WIDE = dist.LogNormal(-1.0, 0.5)
+WIDE, PAIR = dist.LogNormal(-1.0, 0.5), dist.LogNormal(torch.zeros(2), 1.0)
 SCALES = (0.2, 0.5, 2.0)
 
 
@@ -184,13 +185,7 @@ def test_random_hyper_parameters_come_back_from_a_folder(value, tmp_path):
 
 def test_hyper_parameters_of_a_joint_may_be_one_for_each_dimension():
     scale = dist.LogNormal(-torch.ones(2), 0.5).to_event(1)
-    joint = ps.Joint(
-        Gaussian(2, scale),
-        ps.likelihoods.Gaussian(0.3),
-        ps.nn.MLPEncoder((5,), 2, hidden=(8,)),
-        ps.nn.MLPDecoder(2, (5,), hidden=(8,)),
-        guide=ps.guides.Coupled,
-    )
+    joint = catalogue.joint(Gaussian(2, scale), event=5, guide=ps.guides.Coupled)
     joint.population = torch.tensor(50.0)
     terms = ps.limits.SimVAE(joint, ps.bounds.ELBO(4))(ps.Batch(torch.randn(7, 3, 5)))
     sum(terms).backward()
@@ -201,44 +196,20 @@ def test_hyper_parameters_of_a_joint_may_be_one_for_each_dimension():
 
 
 test_what_is_no_positive_number_is_refused = refusals(
-    (
-        lambda: Positive(-1.0),
-        ValueError,
-        "expected scale to be a positive finite number",
-    ),
+    (lambda: Positive(-1.0), ValueError, "expected scale to be a positive finite"),
     (lambda: Positive(math.inf), ValueError, "positive finite number"),
     (lambda: Positive("wide"), ValueError, "ps.learned"),
-    (
-        lambda: Positive((0.1, 0.2)),
-        ValueError,
-        "expected scale to be one number, got 2",
-    ),
+    (lambda: Positive((0.1, 0.2)), ValueError, "scale to be one number, got 2"),
     (lambda: Gaussian(3, (0.1, 0.2)), ValueError, "one number, or 3 of them, got 2"),
     (lambda: Gaussian(None, (0.1, 0.2)), ValueError, "know their dim"),
     (lambda: Gaussian(2, (0.1, -0.2)), ValueError, "positive finite number"),
-    (
-        lambda: Gaussian(2, 1.0, (0.1, math.inf)),
-        ValueError,
-        "y_scale to be a positive finite",
-    ),
+    (lambda: Gaussian(2, 1.0, (0.1, math.inf)), ValueError, "y_scale to be a pos"),
     (lambda: StudentT(2, (0.1, 0.2)), ValueError, "expected scale to be one number"),
     (lambda: Positive(dist.Normal(0.0, 1.0)), ValueError, "over one positive number"),
-    (
-        lambda: Positive(dist.LogNormal(torch.zeros(2), 1.0)),
-        ValueError,
-        "over one positive",
-    ),
-    (
-        lambda: Gaussian(3, dist.LogNormal(torch.zeros(2), 1.0).to_event(1)),
-        ValueError,
-        "3 of them, got 2",
-    ),
+    (lambda: Positive(PAIR), ValueError, "over one positive number"),
+    (lambda: Gaussian(3, PAIR.to_event(1)), ValueError, "3 of them, got 2"),
     (lambda: Spherical(3, 0.0), ValueError, "expected concentration to be a positive"),
-    (
-        lambda: ps.limits.SimCLR(torch.nn.Identity(), None, 0.0),
-        ValueError,
-        "temperature",
-    ),
+    (lambda: ps.limits.SimCLR(torch.nn.Identity(), None, 0.0), ValueError, "temper"),
 )
 
 

@@ -120,29 +120,6 @@ def test_absent_views_change_nothing_else(guide):
     assert_close(log_weight(model, Batch(x, present=present), z), without)
 
 
-@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Coupled])
-def test_gradients_are_finite_where_absent_views_hold_nan(guide):
-    model, x = joint(guide=guide), torch.randn(4, 3, EVENT)
-    x[:, 2] = math.nan
-    present = torch.tensor([[True, True, False]] * 4)
-    sum(ps.bounds.ELBO()(model, Batch(x, present=present))).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Coupled])
-def test_absent_views_follow_the_prior_given_the_present_ones(guide):
-    n, model = 100_000, joint(guide=guide, scale=0.7)
-    present = torch.tensor([[True, False]])
-    q = model.encode(Batch(torch.randn(1, 2, EVENT), present=present))
-    z = q.sample((n,)).squeeze(1)
-    grad = 1 / (1 + 0.7**2)
-    rest = z[:, 1] - grad * z[:, 0]
-    variance = 0.7**2 * (1 + grad)
-    assert (rest.mean(0).abs() < 5 * math.sqrt(variance / n)).all()
-    assert ((rest.var(0) - variance).abs() < 5 * variance * math.sqrt(2 / n)).all()
-    assert_close(q.mean[:, 1], grad * q.mean[:, 0])
-
-
 def test_representation_is_that_of_an_item_seen_alone():
     model, x = joint(guide=ps.guides.Coupled), torch.randn(4, EVENT)
     loc, scale = model.posterior.factors(x.unsqueeze(1))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import catalogue
 from helpers.checks import assert_mean, assert_same, refusals
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -78,20 +79,13 @@ def test_categorical_is_minus_the_cross_entropy():
 
 
 def test_a_joint_of_labels_reconstructs_by_the_cross_entropy():
-    encoder = ps.nn.MLPEncoder((4,), 2, hidden=())
-    decoder = ps.nn.MLPDecoder(2, (4,), hidden=())
-    joint = ps.Joint(
-        ps.priors.Gaussian(2, 0.5),
-        Categorical(4),
-        encoder,
-        decoder,
-        guide=ps.guides.Point,
-    ).double()
+    prior, guide = ps.priors.Gaussian(2, 0.5), ps.guides.Point
+    joint = catalogue.joint(prior, Categorical(4), event=4, guide=guide)
     labels = torch.randint(4, (6, 2))
     batch = ps.Batch(one_hot(labels, 4).double())
     joint.check(batch)
     terms = ps.bounds.ELBO()(joint, batch)
-    logits = decoder(encoder(batch.views.flatten(0, 1)))
+    logits = joint.decoder(joint.encoder(batch.views.flatten(0, 1)))
     plain = -cross_entropy(logits, labels.flatten(), reduction="sum") / 6
     assert_close(terms.reconstruction, plain)
 

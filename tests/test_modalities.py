@@ -390,21 +390,6 @@ class TestSphere:
     def joint() -> ps.Joint:
         return mlp(ps.guides.PowerSpherical, Spherical(DIM, 4.0))
 
-    def test_density_of_present_views_is_that_of_so_many(self):
-        prior, z = Spherical(3, 6.0), nn.functional.normalize(torch.randn(5, 4, 3), -1)
-        z.requires_grad_()
-        for seen in (1, 2, 3, 4):
-            present = (torch.arange(4) < seen).expand(5, 4)
-            values = prior.log_prob(z, present), prior.log_prob(z[:, :seen])
-            assert_close(*values, **EXACT)
-            grads = [torch.autograd.grad(v.sum(), z)[0] for v in values]
-            assert_close(*grads, **EXACT)
-            y = prior.posterior_y(z, present), prior.posterior_y(z[:, :seen])
-            assert_close(y[0].loc, y[1].loc, **EXACT)
-            assert_close(y[0].concentration, y[1].concentration, **EXACT)
-        none = torch.zeros(5, 4).bool()
-        assert_close(prior.log_prob(z, none), torch.zeros(5), **EXACT)
-
     def test_absent_views_follow_the_prior_given_the_present_ones(self):
         n, prior = 8_000, Spherical(3, 4.0)
         z = nn.functional.normalize(torch.randn(1, 3, 3), dim=-1)
