@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from . import recipes
 from .arguments import whole
-from .compare import Comparison, compare
+from .compare import compare
 from .compare.fitting import Fitted, fit_methods
 from .data import Dataset, Split, load
 from .joint import Joint
@@ -57,117 +57,70 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("probssl", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser(
-        "compare", help="fit several methods, measure them alike, print one table"
-    )
-    command.add_argument(
-        "--methods",
-        default="VAE,SimVAE,SimCLR,VICReg",
-        help="names separated by commas, or 'all' (default: %(default)s); names: "
-        + ", ".join(recipes.METHODS),
-    )
-    command.add_argument(
-        "--jobs",
-        type=int,
-        help="worker processes that fit methods side by side on the CPU (default: one "
-        "per core); results do not depend on it",
-    )
-    _add_common(command, out="comparison")
-    command.set_defaults(run=_compare)
+    names = ", ".join(recipes.METHODS)
 
-    command = commands.add_parser("fit", help="fit one method and save it")
-    command.add_argument("method", help="one of " + ", ".join(recipes.METHODS))
-    _add_common(command, out="run")
-    command.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the checkpoint in the output folder (default: start anew)",
-    )
-    command.set_defaults(run=_fit)
+    def command(name: str, run: Any, help: str) -> Any:
+        made = commands.add_parser(name, help=help)
+        made.set_defaults(run=run)
+        return made.add_argument
 
-    command = commands.add_parser("inspect", help="describe a saved run")
-    command.add_argument("folder", type=Path, help="a folder that `fit` wrote")
-    command.set_defaults(run=_inspect)
-
-    command = commands.add_parser(
-        "advise", help="recommend joint embedding or reconstruction for a data set"
+    add = command("compare", _compare, "fit methods, measure them alike in one table")
+    text = f"names separated by commas, or 'all' (default: %(default)s); names: {names}"
+    add("--methods", default="VAE,SimVAE,SimCLR,VICReg", help=text)
+    text = (
+        "worker processes that fit methods side by side on the CPU (default: one per "
     )
-    _add_data(command, out="advice")
-    command.set_defaults(run=_advise)
+    add("--jobs", type=int, help=text + "core); results do not depend on it")
+    _add_data(add, "comparison")
+    _add_training(add)
+
+    add = command("fit", _fit, "fit one method and save it")
+    add("method", help=f"one of {names}")
+    _add_data(add, "run")
+    _add_training(add)
+    text = "continue from the checkpoint in the output folder (default: start anew)"
+    add("--resume", action="store_true", help=text)
+
+    add = command("inspect", _inspect, "describe a saved run")
+    add("folder", type=Path, help="a folder that `fit` wrote")
+
+    text = "recommend joint embedding or reconstruction for a data set"
+    _add_data(command("advise", _advise, text), "advice")
     return parser
 
 
-def _add_common(command: argparse.ArgumentParser, out: str) -> None:
-    _add_data(command, out)
-    add = command.add_argument
-    add(
-        "--epochs",
-        type=int,
-        help="number of epochs (default: "
-        + ", ".join(f"{name} {count}" for name, count in EPOCHS.items())
-        + f", other data {OTHER_EPOCHS})",
-    )
-    add(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda or cuda:N (default: %(default)s, a GPU if there is one)",
-    )
-    add(
-        "--compile",
-        choices=COMPILE,
-        default="auto",
-        help="compile the training step (default: %(default)s, for long runs only)",
-    )
-    add(
-        "--bfloat16",
-        action="store_true",
-        help="run the networks in bfloat16 (default: float32)",
-    )
-
-
-def _add_data(command: argparse.ArgumentParser, out: str) -> None:
-    add = command.add_argument
-    add(
-        "--data",
-        default="digits",
-        help="digits, mnist, fashion-mnist, cifar10, omniglot, a FILE.npz or a folder "
-        "of images (default: %(default)s)",
-    )
-    add(
-        "--root",
-        help="folder with the files of the data set (default: the environment "
-        "variable PROBSSL_DATA)",
-    )
-    add(
-        "--items",
-        type=int,
-        help="number of items of the training and of the test set, at most (default: "
-        "all)",
-    )
-    add(
-        "--dim",
-        type=int,
-        default=recipes.DIM,
-        help="dimension of z (default: %(default)s)",
-    )
+def _add_data(add: Callable[..., Any], out: str) -> None:
+    text = "digits, mnist, fashion-mnist, cifar10, omniglot, a FILE.npz or a folder of "
+    add("--data", default="digits", help=text + "images (default: %(default)s)")
+    text = "folder with the files of the data set (default: the environment variable "
+    add("--root", help=text + "PROBSSL_DATA)")
+    text = "number of items of the training and of the test set, at most (default: all)"
+    add("--items", type=int, help=text)
+    text = "dimension of z (default: %(default)s)"
+    add("--dim", type=int, default=recipes.DIM, help=text)
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    add(
-        "--out",
-        type=Path,
-        default=Path(out),
-        help="output folder, made if need be (default: %(default)s)",
-    )
+    text = "output folder, made if need be (default: %(default)s)"
+    add("--out", type=Path, default=Path(out), help=text)
+
+
+def _add_training(add: Callable[..., Any]) -> None:
+    counts = ", ".join(f"{name} {count}" for name, count in EPOCHS.items())
+    text = f"number of epochs (default: {counts}, other data {OTHER_EPOCHS})"
+    add("--epochs", type=int, help=text)
+    text = "auto, cpu, cuda or cuda:N (default: %(default)s, a GPU if there is one)"
+    add("--device", default="auto", help=text)
+    text = "compile the training step (default: %(default)s, for long runs only)"
+    add("--compile", choices=COMPILE, default="auto", help=text)
+    text = "run the networks in bfloat16 (default: float32)"
+    add("--bfloat16", action="store_true", help=text)
 
 
 def _data(options: argparse.Namespace) -> Dataset:
     data = load(options.data, options.root)
     if options.items is None:
         return data
-    items = whole("--items", options.items)
-    train, test = (
-        split.take(min(items, len(split)), options.seed)
-        for split in (data.train, data.test)
-    )
+    items, splits = whole("--items", options.items), (data.train, data.test)
+    train, test = (s.take(min(items, len(s)), options.seed) for s in splits)
     return data._replace(train=train, test=test)
 
 
@@ -182,19 +135,12 @@ def _fit_options(data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    methods = options.methods.split(",")
-    if options.methods == "all":
-        methods = list(recipes.METHODS)
-    data = _data(options)
+    every = options.methods == "all"
+    methods = list(recipes.METHODS) if every else options.methods.split(",")
     methods = [recipes.name(method) for method in methods]  # before any work
-    fitted = fit_methods(
-        methods,
-        data,
-        dim=options.dim,
-        seed=options.seed,
-        jobs=options.jobs,
-        **_fit_options(data, options),
-    )
+    data = _data(options)
+    given = {"dim": options.dim, "seed": options.seed, "jobs": options.jobs}
+    fitted = fit_methods(methods, data, **given, **_fit_options(data, options))
     if is_main():
         with single_process():
             _show(data, fitted, options)
@@ -204,6 +150,8 @@ def _show(
     data: Dataset, fitted: dict[str, Fitted], options: argparse.Namespace
 ) -> None:
     """Measure the fitted objectives, print the table, and write all to a folder."""
+    from . import plots
+
     torch.manual_seed(options.seed)
     found = compare(
         {name: fit.objective for name, fit in fitted.items()},
@@ -221,7 +169,11 @@ def _show(
     for name, (objective, history, _) in fitted.items():
         save(objective, options.out / name, data=data.name, seed=options.seed)
         _draw(objective, history, data, options.out / name)
-    _draw_table(found, options.out)
+    figures = {
+        "comparison": plots.comparison(found.table),
+        "matrix": plots.matrix(found.matrix),
+    }
+    _save_figures(figures, options.out)
     print(f"\nwritten to {options.out}: comparison.json and .png, matrix.png, and for")
     print("each method a folder with its weights, figures and, if it is generative,")
     print("posterior.nc")
@@ -275,9 +227,7 @@ def _advise(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found.as_dict(), indent=1)
     (options.out / "advice.json").write_text(text + "\n", encoding="utf-8")
-    figure = plots.advice(found)
-    figure.savefig(options.out / "advice.png", dpi=120)
-    plots.close([figure])
+    _save_figures({"advice": plots.advice(found)}, options.out)
     print(f"\nwritten to {options.out}: advice.json and advice.png")
 
 
@@ -287,13 +237,11 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
 
     items = data.test.take(min(MAPPED, len(data.test)))
     figures = {"curves": plots.learning_curves(history)}
-    generative = isinstance(getattr(objective, "joint", None), Joint)
-    if generative:
-        z, std = embed(objective, items, return_std=True)
+    if not isinstance(getattr(objective, "joint", None), Joint):
+        figures["map"] = plots.latent_map(embed(objective, items), items.labels)
     else:
-        z, std = embed(objective, items), None
-    figures["map"] = plots.latent_map(z, items.labels, std)
-    if generative:
+        z, std = embed(objective, items, return_std=True)
+        figures["map"] = plots.latent_map(z, items.labels, std)
         few = Split(items.images[:10])
         figures["reconstructions"] = plots.reconstructions(
             few.images, reconstruct(objective, few)
@@ -301,18 +249,12 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
         figures["samples"] = plots.views(sample(objective, 10))
         posterior = to_arviz(objective, few, draws=200)
         posterior.to_netcdf(str(out / "posterior.nc"))
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=120)
-    plots.close(figures.values())
+    _save_figures(figures, out)
 
 
-def _draw_table(found: Comparison, out: Path) -> None:
+def _save_figures(figures: dict[str, Any], out: Path) -> None:
     from . import plots
 
-    figures = {
-        "comparison": plots.comparison(found.table),
-        "matrix": plots.matrix(found.matrix),
-    }
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=120)
     plots.close(figures.values())
