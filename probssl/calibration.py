@@ -150,7 +150,8 @@ def simulate(objective: nn.Module, items: int, views: int = 2) -> Simulated:
     Raises:
         ValueError: If there is no joint distribution, or p(y) is flat.
     """
-    _check_counts(items=items, views=views)
+    whole("items", items)
+    whole("views", views)
     joint = joint_of(objective, "a simulation")
     check_proper(joint, "a simulation")
     anything = Batch(torch.empty(items, views))  # only its shape is used
@@ -190,7 +191,8 @@ def simulation_based_calibration(
     Raises:
         ValueError: If there is no random hyper-parameter, or no model to draw from.
     """
-    _check_counts(repeats=repeats, draws=draws)
+    whole("repeats", repeats)
+    whole("draws", draws)
     found: dict[str, list[np.ndarray]] = {}
     for _ in tqdm(range(repeats), "calibration", delay=BAR_DELAY, unit="data set"):
         objective = build()
@@ -227,7 +229,10 @@ def latent_ranks(
         ValueError: If there is no joint distribution with a proper p(y) and a guide
             with a density.
     """
-    _check_counts(items=items, views=views, draws=draws, batch_size=batch_size)
+    whole("items", items)
+    whole("views", views)
+    whole("draws", draws)
+    whole("batch_size", batch_size)
     joint = joint_of(objective, "ranks of z")
     check_proper(joint, "ranks of z")
     check_spread(joint, "ranks of z")
@@ -239,8 +244,3 @@ def latent_ranks(
             q = joint.encode(Batch(joint.decode(z).sample()))
             parts.append(rank(z, q.sample((draws,))))
     return Ranks(np.concatenate(parts), draws)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        whole(name, count)

@@ -28,15 +28,8 @@ from torch import Tensor
 
 from .arguments import at_least
 
-__all__ = [
-    "bessel_ratio",
-    "digamma_difference",
-    "log_area",
-    "log_bessel",
-    "log_gamma_ratio",
-    "log_vmf_normaliser",
-    "square_distances",
-]
+__all__ = ["bessel_ratio", "digamma_difference", "log_area", "log_bessel"]
+__all__ += ["log_gamma_ratio", "log_vmf_normaliser", "square_distances"]
 
 # From this order on, 20 terms of the asymptotic series are exact to rounding.
 LARGE_ORDER, DEBYE_TERMS = 16, 20

@@ -55,6 +55,15 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Graphs run as they are traced, without Inductor; a list of them."""
+    made: list[object] = []
+    compile = lambda traced, values: made.append(traced) or traced  # noqa: E731
+    monkeypatch.setattr("probssl.train.graph.inductor", compile)
+    return made
+
+
+@pytest.fixture
 def short_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit the decoders that `compare` needs for a few steps only."""
     # `probssl.compare` is the function, which hides the module of the same name.

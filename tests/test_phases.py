@@ -137,21 +137,13 @@ def test_schedules_and_on_epoch_are_those_of_the_user_too():
 
 
 @pytest.mark.slow  # traces a step
-def test_a_traced_run_has_the_weights_and_clusters_of_a_plain_one(monkeypatch):
-    from killed import as_it_is
-
-    from probssl.train import graph
-
-    plain = Watched()
+def test_a_traced_run_has_the_weights_and_clusters_of_a_plain_one(traced):
+    plain, ours = Watched(), Watched()
     expected = plain.fit(refresh=2, compile=False)
-    monkeypatch.setattr(graph, "inductor", as_it_is)
-    traced = Watched()
-    history = traced.fit(refresh=2, compile=True)
-    assert traced.weights == plain.weights
-    assert_close(
-        history["value"], expected["value"], rtol=1e-5, atol=1e-5
-    )  # float32, in another order
-    assert torch.equal(traced.objective.assignment, plain.objective.assignment)
+    history = ours.fit(refresh=2, compile=True)
+    assert ours.weights == plain.weights and traced
+    assert_close(history["value"], expected["value"], rtol=1e-5, atol=1e-5)
+    assert torch.equal(ours.objective.assignment, plain.objective.assignment)
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [

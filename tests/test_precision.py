@@ -1,7 +1,7 @@
 """Under autocast networks run in bfloat16, and what is a density does not."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import partial
 from threading import Thread
@@ -10,7 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.catalogue import DIM, OBJECTIVES, batch, decoder, encoder
+from helpers.catalogue import DIM, OBJECTIVES, batch, decoder, encoder, joint
 from pyro import poutine
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -146,35 +146,6 @@ def test_all_of_the_networks_and_nothing_else_is_in_bfloat16(name: str) -> None:
         assert all(term.dtype == torch.float32 for term in terms)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_terms_are_off_by_what_rounding_in_the_networks_explains(name: str) -> None:
-    objective = objective_of(name).eval()
-    exact = torch.stack(terms_of(objective, batch()))
-    with autocast():
-        found = torch.stack(terms_of(objective, batch()))
-    with rounding(objective):
-        moved = [torch.stack(terms_of(objective, batch())) for _ in range(8)]
-    largest = torch.stack([(each - exact).abs() for each in moved]).amax(0)
-    assert (found != exact).any()
-    assert ((found - exact).abs() <= 5 * largest + 1e-5).all()
-
-
-@contextmanager
-def rounding(objective: nn.Module) -> Iterator[None]:
-    """Relative errors as of inputs, weights and outputs in bfloat16, at random."""
-    generator = torch.Generator().manual_seed(0)
-
-    def disturb(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        noise = 2 * torch.rand(output.shape, generator=generator) - 1
-        return output * (1 + 3 * 2**-9 * noise)
-
-    layers = [m for m in objective.modules() if isinstance(m, nn.Linear)]
-    handles = [layer.register_forward_hook(disturb) for layer in layers]
-    yield
-    for handle in handles:
-        handle.remove()
-
-
 GUIDES = {
     "coupled": ps.guides.Coupled,
     "mixture": ps.guides.Coupled,
@@ -185,21 +156,17 @@ GUIDES = {
 
 
 def joint_of(name: str) -> ps.Joint:
+    prior: ps.priors.Prior = ps.priors.Gaussian(DIM, 0.5)
     if name == "flow":
         pytest.importorskip("zuko", reason="the normalising flows need it")
-    prior: ps.priors.Prior = ps.priors.Gaussian(DIM, 0.5)
     if name == "mixture":
         prior = ps.priors.TwoTier(DIM, components=3, scale=0.5)
-    likelihood = ps.likelihoods.Gaussian(0.5)
     if name == "several":
-        both = [
-            ps.nn.PerModality([make() for _ in range(2)]) for make in (encoder, decoder)
-        ]
-        return ps.Joint(prior, (likelihood, likelihood), *both)
-    options: dict[str, Any] = {"guide": GUIDES.get(name, ps.guides.DiagonalGaussian)}
+        networks = [ps.nn.PerModality([make(), make()]) for make in (encoder, decoder)]
+        return ps.Joint(prior, (ps.likelihoods.Gaussian(0.5),) * 2, *networks)
     if name == "content":
-        options["content"] = ps.guides.Content(DIM)
-    return ps.Joint(prior, likelihood, encoder(), decoder(), **options)
+        return joint(prior, content=ps.guides.Content(DIM))
+    return joint(prior, guide=GUIDES[name])
 
 
 @pytest.mark.parametrize("name", [*GUIDES, "content", "several"])

@@ -137,6 +137,7 @@ def test_one_of_the_processes_prints_and_writes(found, folder, output):
     assert isinstance(ps.load(folder / "run"), ps.limits.SimCLR)
     assert {has["saved"] for has in found} == {str(folder / "saved")}
     assert (folder / "run" / "map.png").exists()
+    assert [has["warns"] for has in found] == [True, False]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the threads")

@@ -11,7 +11,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import Generator, Tensor, nn
+from helpers.catalogue import joint, noisy
+from torch import Generator, Tensor
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
@@ -19,7 +20,7 @@ import probssl as ps
 from probssl.data import Groups, Split
 from probssl.data import batches as as_batches
 from probssl.data.batches import Items
-from probssl.terms import Batch, Terms
+from probssl.terms import Batch
 from probssl.train import fit
 from probssl.train.batches import Source, Target, made_ahead, source
 
@@ -42,10 +43,6 @@ DATA = {
 
 def twice(x: Tensor) -> Tensor:
     return torch.stack([x, 2 * x], 1)
-
-
-def noisy(x: Tensor) -> Tensor:
-    return torch.stack([x, x + torch.randn_like(x)], 1)
 
 
 def made(data: Any, views: Any = None, size: int = 5, **options: Any) -> Source:
@@ -156,21 +153,9 @@ def test_large_data_stay_on_the_host(monkeypatch):
         assert not ps.train.batches._large(Items(values, CPU))
 
 
-class Linear(nn.Module):
-    """A linear code with dropout, fitted to what it came from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Dropout(0.2), nn.Linear(DIM, DIM))
-
-    def forward(self, batch: Batch) -> Terms:
-        error = (self.net(batch.views) - batch.clean[:, None]).square()
-        return Terms(reconstruction=-error.sum((1, 2)).mean())
-
-
 def fitted(data: Any, **options: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    objective = Linear()
+    objective = ps.limits.VAE(joint(ps.priors.Independent(2), event=DIM))
     fit(objective, data, views=noisy, batch_size=5, progress=False, **options)
     return objective.state_dict()
 

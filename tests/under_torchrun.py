@@ -5,6 +5,7 @@ finds to FOLDER/rank.pt, and the threads it ends with to FOLDER/rank.threads.
 """
 
 import atexit
+import logging
 import math
 import os
 import sys
@@ -136,6 +137,7 @@ def main(folder: Path, fails: str = "") -> None:
     atexit.register(lambda: (folder / f"{rank}.threads").write_text(threads()))
     processes.start()
     found = everything(folder)
+    found["warns"] = logging.getLogger("probssl.train").isEnabledFor(logging.WARNING)
     torch.save(found, folder / f"{rank}.pt")
     torch.set_default_dtype(torch.float32)
     options = ["--items", "100", "--epochs", "1", "--device", "cpu"]

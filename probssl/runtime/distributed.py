@@ -24,22 +24,9 @@ import torch.distributed as distributed
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = [
-    "all_reduce_mean",
-    "any_rank",
-    "average",
-    "barrier",
-    "broadcast",
-    "broadcast_object",
-    "from_main",
-    "gather",
-    "gather_to_cpu",
-    "is_main",
-    "rank",
-    "single_process",
-    "start",
-    "world_size",
-]
+__all__ = ["all_reduce_mean", "any_rank", "average", "barrier", "broadcast"]
+__all__ += ["broadcast_object", "from_main", "gather", "gather_to_cpu", "is_main"]
+__all__ += ["rank", "single_process", "start", "world_size"]
 
 # The variables that torchrun sets for the processes that it starts.
 ENVIRONMENT = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -83,7 +70,7 @@ def start() -> None:
     importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group(backend)
     if not is_main():  # every rank would log the same warnings
-        logging.getLogger(__package__).setLevel(logging.ERROR)
+        logging.getLogger("probssl").setLevel(logging.ERROR)
     atexit.register(_end)
 
 

@@ -20,14 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-__all__ = [
-    "FULL_PRECISION",
-    "Precision",
-    "in_float32",
-    "lowered",
-    "lowering",
-    "network_dtype",
-]
+__all__ = ["FULL_PRECISION", "Precision", "in_float32", "lowered", "lowering"]
+__all__ += ["network_dtype"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -70,7 +70,7 @@ def fit_rounds(
 
     Raises:
         ValueError: If there are checkpoints, which hold a single fit, or validation
-            data, whose items have no assignment, or a number is below one.
+            data, whose items have no assignment.
     """
     check_counts(rounds=rounds, epochs=epochs)
     _check_no_validation(options)
@@ -108,10 +108,10 @@ def fit_phases(
 ) -> History:
     """Fit the base alone, assign clusters, and go on with a weight that rises.
 
-    The authors train 1000 epochs, 100 of them with the base alone, assign clusters
-    every 100 epochs (the defaults here are a tenth), and raise the weight from 1e-5 to
-    1e-1 in a way that they do not state: geometrically here. Most of the rise falls
-    into the last epochs; a run of a few tens of epochs may need a larger first weight.
+    The defaults are a tenth of the authors' 1000 epochs, with the base alone for 100
+    and clusters every 100. They raise the weight from 1e-5 to 1e-1 in a way that they
+    do not state: geometrically here, so that most of the rise falls into the last
+    epochs. A run of a few tens of epochs may need a larger first weight.
 
     The history has further columns: ``phase``, 1 for the base alone and 3 for both
     tiers (2 is the clustering between them); ``round``, the number of assignments so
@@ -150,8 +150,8 @@ def fit_phases(
 
     Raises:
         ValueError: If `first` is not below `epochs`, the buffer is missing or has a
-            schedule of its own, the ramp does not rise from a positive number, there
-            are validation data, whose items have no clusters, or as `fit`.
+            schedule of its own, the ramp does not rise from a positive number, or there
+            are validation data, whose items have no clusters.
     """
     check_counts(epochs=epochs, refresh=refresh)
     whole("first", first, 0, epochs - 1, "epochs counts all phases, the first included")
@@ -167,10 +167,10 @@ def fit_phases(
         low, high = ramp
         hint = "it rises from a positive number, as (1e-5, 1e-1)"
         ramp = geometric(between("the start of ramp", low, 0, high, hint), high)
-    start, rise = first / epochs, ramp
+    start = first / epochs
 
     def weight(share: float) -> float:
-        return 0.0 if share < start else rise((share - start) / (1 - start))
+        return 0.0 if share < start else ramp((share - start) / (1 - start))
 
     def after(epoch: int, row: Row) -> bool:
         row["phase"] = 1 if epoch <= first else 3

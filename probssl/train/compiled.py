@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_only
 
 from ..runtime.distributed import world_size
 from ..terms import Batch, Terms
@@ -54,11 +54,7 @@ def compiled_step(
 def worth_compiling(
     compile: bool | str | None, steps: int | None, before: bool | None = None
 ) -> bool:
-    """Whether to compile a run of so many steps; None means an unknown number.
-
-    Arguments:
-        before: The decision in the checkpoint of a run that is resumed.
-    """
+    """Whether to compile a run of that length; `before` is the checkpoint's choice."""
     if compile != "auto":
         return bool(compile)
     return (steps or 0) >= COMPILED_STEPS if before is None else before
@@ -187,7 +183,7 @@ class RecordedStep(CompiledStep):
                 self.broken = True
                 logger.warning(NO_RECORD, error)
                 return super().run(loads)
-        terms, self.items = self.records[key].replay(loads)
+        terms, self.items = self.records[key].replay(leaves)
         return terms
 
     def _warm_up(self, loads: Sequence[Any]) -> Terms:
@@ -220,10 +216,11 @@ class _Record(NamedTuple):
     numbers: tuple[float | None, ...]  # the terms, None where they are in `values`
     items: int
 
-    def replay(self, loads: Sequence[Any]) -> tuple[Terms, int]:
-        """The terms of a step with these loads, and its number of items."""
-        for held, load in zip(*map(_tensors, (self.held, loads)), strict=True):
-            held.copy_(load, non_blocking=True)
+    def replay(self, leaves: Sequence[Any]) -> tuple[Terms, int]:
+        """The terms of a step with loads of these leaves, and its number of items."""
+        for held, leaf in zip(tree_leaves(self.held), leaves, strict=True):
+            if isinstance(held, Tensor):
+                held.copy_(leaf, non_blocking=True)
         self.graph.replay()
         values = iter(self.values.clone().unbind())  # the next replay overwrites them
         terms = Terms(*(next(values) if t is None else t for t in self.numbers))
@@ -250,10 +247,6 @@ def _settings(optimizer: Optimizer) -> Hashable:
         for name, value in group.items()
         if isinstance(value, bool | int | float | str | tuple)
     )
-
-
-def _tensors(loads: Sequence[Any]) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(list(loads))[0] if isinstance(leaf, Tensor)]
 
 
 def _leaf_key(leaf: Any) -> Hashable:

@@ -89,7 +89,7 @@ def validate(step: Step, data: Source, seed: int) -> Row:
     return row
 
 
-class Progress:
+class Progress(tqdm):
     """A bar over the steps with the mean terms of the epoch; hidden, it checks them.
 
     Arguments:
@@ -98,37 +98,29 @@ class Progress:
     """
 
     def __init__(self, total: int | None, done: int, shown: bool) -> None:
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=not shown)
+        super().__init__(total=total, initial=done, unit="step", disable=not shown)
         self.due = perf_counter()
-
-    def title(self, text: str) -> None:
-        """Set the text before the bar."""
-        self.bar.set_description(text, refresh=False)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
         """Add a text to the title while something else than steps takes its time."""
-        title = self.bar.desc
-        self.bar.set_description(f"{title}{text}")
+        title = self.desc
+        self.set_description(f"{title}{text}")
         try:
             yield
         finally:
-            self.bar.set_description(title.removesuffix(": "))
+            self.set_description(title.removesuffix(": "))
 
     def look(self, tally: Tally, always: bool = False) -> None:
         """Read, check and show the terms, if a reading is due."""
         if not always and perf_counter() < self.due:
             return
         tally.check()
-        if not self.bar.disable:
+        if not self.disable:
             named = {name: f"{term:.4g}" for name, term in tally.mean().items() if term}
-            self.bar.set_postfix(named, refresh=False)
-            self.bar.update(tally.steps - self.bar.n)
+            self.set_postfix(named, refresh=False)
+            self.update(tally.steps - self.n)
         self.due = perf_counter() + SECONDS_PER_READING
-
-    def close(self) -> None:
-        """Leave the bar in its last state."""
-        self.bar.close()
 
 
 def _check_parameters(step: Step, remedy: str) -> None:

@@ -211,7 +211,7 @@ def fit(
     )
     try:
         for epoch in run.remaining(epochs):
-            bar.title(f"epoch {epoch}/{epochs}")
+            bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
             tally = Tally(step.count, folder.remedy)
             groups = grouped(train.epoch(epoch), accumulate)
             began = perf_counter()

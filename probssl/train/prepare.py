@@ -20,19 +20,9 @@ from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
 
-__all__ = [
-    "check_counts",
-    "check_monitor",
-    "load_optimizer",
-    "make_capturable",
-    "optimizer_state",
-    "prepared_optimizer",
-    "prepared_precision",
-    "prepared_scheduler",
-    "settle",
-    "target_of",
-    "total_steps",
-]
+__all__ = ["check_counts", "check_monitor", "load_optimizer", "make_capturable"]
+__all__ += ["optimizer_state", "prepared_optimizer", "prepared_precision"]
+__all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
 
 
 def check_counts(**counts: int | None) -> None:

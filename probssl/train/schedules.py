@@ -26,11 +26,6 @@ class Schedules:
             such as ``teacher.momentum``, a function t -> number. t is 0 before the
             first step, and would be 1 after the last.
         total: The number of steps of the run; None if it is unknown.
-
-    Raises:
-        TypeError: If a function returns anything but a number.
-        ValueError: If there is no such buffer of one real number, a number is not
-            finite, or `total` is None.
     """
 
     def __init__(

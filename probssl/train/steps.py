@@ -9,6 +9,7 @@ parallelism. `train.compiled` has its compiled and its recorded kind.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import mul
 from typing import Any
 
 import torch
@@ -39,11 +40,7 @@ def steps(
 
 
 def add_gradient(objective: nn.Module, batch: Batch, share: float = 1.0) -> Terms:
-    """Forward and backward pass: add the gradient of the loss to ``parameter.grad``.
-
-    Arguments:
-        share: The weight of the batch among the batches of the same step.
-    """
+    """Forward and backward pass: add the gradient of the loss, times a share."""
     terms = lowered(objective, batch)
     (share * loss(terms)).backward()
     return Terms(*(t.detach() if isinstance(t, Tensor) else t for t in terms))
@@ -168,9 +165,8 @@ class Step:
                     for tensor, value in zip(now, before, strict=True):
                         tensor.copy_(value)
             parts.append(self.gradient(batch, share))
-        columns = zip(*parts, strict=True)
         return Terms(
-            *(sum(s * t for s, t in zip(shares, c, strict=True)) for c in columns)
+            *(sum(map(mul, shares, column)) for column in zip(*parts, strict=True))
         )
 
     def refresh(self) -> None:
