@@ -43,35 +43,33 @@ def test_content_contains_the_posterior_under_the_gaussian_prior(views):
     assert_close(exact(views)(z).log_prob(y), plain.log_prob(y))
 
 
-def test_fitting_reaches_the_gaussian_posterior_for_any_number_of_views():
-    prior, guide = ps.priors.Gaussian(2, SCALE, Y_SCALE), Content(2, hidden=(32,))
+def fitted(guide: nn.Module, prior: ps.priors.Prior, views: tuple, steps: int):
+    """The guide after maximum likelihood on draws of y and z."""
     optimizer = torch.optim.Adam(guide.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
-    for step in range(600):
-        views = (1, 2, 4)[step % 3]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
         y = prior.content().sample((256,))
-        z = prior.given(y.unsqueeze(-2).expand(-1, views, -1)).sample()
+        many = views[step % len(views)]
+        z = prior.given(y.unsqueeze(-2).expand(-1, many, -1)).sample()
         loss = -guide(z).log_prob(y).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+    return guide
+
+
+def test_fitting_reaches_the_gaussian_posterior_for_any_number_of_views():
+    prior = ps.priors.Gaussian(2, SCALE, Y_SCALE)
+    guide = fitted(Content(2, hidden=(32,)), prior, (1, 2, 4), 600)
     for views in (1, 2, 4):
         z = prior(views).sample((2000,))
-        divergence = kl_divergence(prior.posterior_y(z), guide(z))
-        assert divergence.mean() < 0.01
+        assert kl_divergence(prior.posterior_y(z), guide(z)).mean() < 0.01
 
 
 def test_fitting_comes_near_the_posterior_on_the_sphere():
-    prior, guide = ps.priors.Spherical(3, 5.0), SphericalContent(3, hidden=(32,))
-    optimizer = torch.optim.Adam(guide.parameters(), 1e-2)
-    for _ in range(200):
-        y = prior.content().sample((128,))
-        z = prior.given(y.unsqueeze(-2).expand(-1, 2, -1)).sample()
-        loss = -guide(z).log_prob(y).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    prior = ps.priors.Spherical(3, 5.0)
+    guide = fitted(SphericalContent(3, hidden=(32,)), prior, (2,), 200)
     z = prior(2).sample((1000,))
     assert kl_divergence(guide(z), prior.posterior_y(z)).mean() < 0.05
 

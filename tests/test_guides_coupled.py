@@ -194,16 +194,11 @@ def test_a_random_scale_goes_through_the_bound():
     assert all(grad.isfinite().all() and grad.any() for grad in grads)
 
 
-def test_every_sample_in_one_dimension_has_the_closed_form_gradient():
-    assert_closed_form(torch.float64, apart=1.0, rtol=1e-9)
-
-
-@pytest.mark.parametrize("apart", [1.0, 8.0, 200.0])
-def test_single_precision_keeps_the_gradient_of_separated_components(apart):
-    assert_closed_form(torch.float32, apart, rtol=3e-4)
-
-
-def assert_closed_form(dtype: torch.dtype, apart: float, rtol: float) -> None:
+@pytest.mark.parametrize(
+    "dtype, apart, rtol",
+    [(torch.float64, 1.0, 1e-9), *((torch.float32, a, 3e-4) for a in (1, 8, 200))],
+)
+def test_every_sample_in_one_dimension_has_the_closed_form_gradient(dtype, apart, rtol):
     """In one dimension there is one field only, dz = -dF / q(z)."""
     n, loc = 20_000, torch.tensor([-1.0, 0.3, 1.5]) * apart
     logits, scale = torch.tensor([0.2, -1.0, 0.7]), torch.tensor([0.5, 0.9, 0.7])

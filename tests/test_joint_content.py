@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -163,12 +162,6 @@ def test_an_explicit_content_keeps_the_laws_of_objectives():
     model = joint(Gaussian(DIM, 0.4), content, ps.guides.DiagonalGaussian)
     batch = Batch(torch.randn(4, 2, EVENT))
     check_objective(ps.limits.SimVAE(model), batch, repeats=10)
-
-
-def test_options_of_a_guide_are_saved_with_the_joint(tmp_path):
-    full = partial(ps.guides.FullGaussian, floor=0.03)
-    model = joint(Gaussian(DIM, 0.4), None, full)
-    assert ps.load(ps.save(model, tmp_path)).posterior.floor == 0.03
 
 
 def test_a_guide_of_y_off_the_support_of_its_prior_is_refused():

@@ -1,7 +1,6 @@
 """Data sets from memory: arrays of any origin, checked once, and groups of views."""
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -238,9 +237,7 @@ def label_tensors(
         classes = np.unique(np.concatenate(list(codes.values())))
         codes = {name: np.searchsorted(classes, part) for name, part in codes.items()}
     return [
-        torch.from_numpy(codes[name].astype(np.int64)).to(images.device)
-        if name in codes
-        else None
+        torch.from_numpy(codes[name]).to(images.device) if name in codes else None
         for name, (_, images) in parts.items()
     ]
 
@@ -305,25 +302,22 @@ def _mask(present: Any, n: int, views: int) -> Bool[Tensor, "n view"]:
 
 
 def _label_array(labels: Any, n: int, what: str) -> np.ndarray:
-    tensor = isinstance(labels, Tensor)
-    array = labels.detach().cpu().numpy() if tensor else np.asarray(labels)
+    """One class for each of n images: strings, or whole numbers as int64."""
+    from pandas.api.types import infer_dtype
+
+    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
     if array.shape != (n,):
         raise ValueError(
             f"expected {what} with one class for each of the {n} images, "
             f"got {len(array) if array.ndim else 0} with shape {array.shape}"
         )
-    if array.dtype.kind in "ST" or all(isinstance(label, str) for label in array):
-        return array.astype(str)
-    if array.dtype.kind == "O" and all(isinstance(label, Integral) for label in array):
-        return array.astype(np.int64)
-    whole = array.dtype.kind in "biu" or (
-        array.dtype.kind == "f"
-        and np.isfinite(array).all()
-        and (array == np.round(array)).all()
-    )
-    if not whole:
+    kind = infer_dtype(array, skipna=False)
+    if kind in ("string", "bytes"):
+        return np.array(array.tolist(), str)
+    integral = kind == "floating" and all(map(float.is_integer, array.tolist()))
+    if kind not in ("integer", "boolean") and not integral:
         raise TypeError(
             f"expected whole numbers or strings in {what}, got {array.dtype} such as "
             f"{array[:1].tolist()[0]!r}"
         )
-    return array
+    return array.astype(np.int64)
