@@ -29,12 +29,6 @@ FORMAT = 2
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
 
-# Arguments that version 0.1.0 wrote under another name.
-RENAMED: dict[str, dict[str, str]] = {
-    "limits.DINO": {"prototypes": "components"},
-    "limits.SwAV": {"prototypes": "components"},
-}
-
 
 def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
     """Write an objective to a folder, which is made if need be.
@@ -155,7 +149,8 @@ def read(folder: str | Path) -> dict[str, Any]:
             "written by a newer probssl: upgrade"
         )
     if version == 1:
-        _renew(description["objective"])
+        text = json.dumps(description["objective"])
+        description["objective"] = json.loads(text, object_hook=_renewed)
     return description
 
 
@@ -222,23 +217,18 @@ def _absent(path: Path) -> FileNotFoundError:
     )
 
 
-def _renew(description: Any) -> None:
-    """Bring what version 0.1.0 described to the arguments of today, in place."""
-    if isinstance(description, dict):
-        name, given = description.get("class"), description.get("arguments", {})
-        for old, new in RENAMED.get(str(name), {}).items():
-            if old in given:
-                given[new] = given.pop(old)
-        if name == "limits.MoCo" and given.get("prior") is not None:
-            # The prior made of the temperature was written as if it had been given,
-            # with the temperature for its reciprocal, the concentration.
-            made = {"dim": None, "concentration": given["temperature"]}
-            same = given["prior"] == {"class": "priors.Spherical", "arguments": made}
-            given.pop("prior" if same else "temperature")
-    parts = description.values() if isinstance(description, dict) else description
-    if isinstance(description, dict | list):
-        for part in parts:
-            _renew(part)
+def _renewed(description: dict[str, Any]) -> dict[str, Any]:
+    """One part of what version 0.1.0 described, with the arguments of today."""
+    name, given = description.get("class"), description.get("arguments", {})
+    if name in ("limits.DINO", "limits.SwAV") and "prototypes" in given:
+        given["components"] = given.pop("prototypes")
+    if name == "limits.MoCo" and given.get("prior") is not None:
+        # The prior made of the temperature was written as if it had been given, with
+        # the temperature for its reciprocal, the concentration.
+        made = {"dim": None, "concentration": given["temperature"]}
+        same = given["prior"] == {"class": "priors.Spherical", "arguments": made}
+        given.pop("prior" if same else "temperature")
+    return description
 
 
 # The objective
