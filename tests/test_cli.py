@@ -63,13 +63,13 @@ def test_fit_resumes_and_inspect_says_what_is_there(tmp_path, capsys):
     assert len(history) == 2
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=[] if name in ("TSNE", "PID") else pytest.mark.slow)
-        for name in recipes.METHODS
-    ],
-)
+def slow(names, fast):
+    """Parameters, all but the fast ones marked as slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=[] if n in fast else slow) for n in names]
+
+
+@pytest.mark.parametrize("method", slow(recipes.METHODS, fast=("TSNE", "PID")))
 def test_fit_fits_every_method_and_draws_what_it_has(method, tmp_path, capsys):
     options = ["--items", "60", "--epochs", "3", "--device", "cpu"]
     assert main(["fit", method, "--out", str(tmp_path), *options]) == 0
@@ -90,15 +90,10 @@ def test_advise_says_which_paradigm_and_writes_the_figures_behind_it(tmp_path, c
     assert (out / "advice.png").is_file()
 
 
-@pytest.mark.parametrize(
-    "data",
-    # the 60,000 JPEG files of CIFAR-10 take half a minute to decode
-    [
-        "mnist",
-        pytest.param("fashion-mnist", marks=pytest.mark.slow),
-        pytest.param("cifar10", marks=pytest.mark.slow),
-    ],
-)
+REAL = ("mnist", "fashion-mnist", "cifar10")  # whose JPEGs take half a minute
+
+
+@pytest.mark.parametrize("data", slow(REAL, fast=("mnist",)))
 def test_compare_runs_on_real_data(data, data_root, tmp_path):
     folder = {"cifar10": "cifar-10-jpeg"}.get(data, data)
     if data == "cifar10":
