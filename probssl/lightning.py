@@ -215,7 +215,6 @@ class Module(LightningModule):
                 settle(self.objective, self.device, int(value))
 
     def _terms(self, batch: Batch, tally: Tally) -> Terms:
-        """The terms, which are tallied."""
         terms = self(batch)
         tally.add(tree_map_only(Tensor, Tensor.detach, terms), batch.shape[0])
         if len(tally.pending) == MAX_PENDING:

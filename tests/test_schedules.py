@@ -183,11 +183,6 @@ def test_numbers_follow_the_precision_of_the_objective():
 # What is refused
 
 
-def test_without_schedules_the_length_may_be_unknown():
-    Schedules(vae(), None, None).set(3)
-    Schedules(vae(), {}, None).set(3)
-
-
 def test_a_module_that_two_parts_share_is_known_by_both_names():
     objective = nn.ModuleDict({"one": vae()})
     objective["other"] = objective["one"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.catalogue import joint, noisy
+from helpers.checks import refusals
 from torch import Generator, Tensor
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
@@ -286,22 +287,18 @@ def test_a_loader_is_shared_in_an_order_of_the_epoch():
     assert as_process(0, 2, lambda: made(DataLoader(Shares(), 2))).count is None
 
 
-def test_what_cannot_be_shared_is_refused():
-    share = partial(as_process, 0, 4)
-    with pytest.raises(ValueError, match="batch_size that 4 processes can share"):
-        share(lambda: made(FLOATS, size=6))
-    with pytest.raises(ValueError, match="4 processes, got 3; start fewer"):
-        share(lambda: made(FLOATS[:3], size=8))
-    with pytest.raises(
-        ValueError, match="rank 0 of 4 processes, got one for rank 0 of 1; pass"
-    ):
-        share(lambda: made(DataLoader(FLOATS, 2)))
-    with pytest.raises(ValueError, match="got one for rank 1 of 4"):
-        share(lambda: made(loader(1, 4)))
-    with pytest.raises(
-        ValueError, match="rank 0 of 1 processes.*leave the sampler out"
-    ):
-        made(loader(0, 2))
+def shared(*arguments: Any, of: int = 4, **options: Any) -> Callable[[], Source]:
+    return lambda: as_process(0, of, lambda: made(*arguments, **options))
+
+
+WHOLE, ALONE = DataLoader(FLOATS, 2), "rank 0 of 1 processes.*leave the sampler out"
+test_what_cannot_be_shared_is_refused = refusals(
+    (shared(FLOATS, size=6), ValueError, "batch_size that 4 processes can share"),
+    (shared(FLOATS[:3], size=8), ValueError, "4 processes, got 3; start fewer"),
+    (shared(WHOLE), ValueError, "0 of 4 processes, got one for rank 0 of 1; pass"),
+    (shared(loader(1, 4)), ValueError, "got one for rank 1 of 4"),
+    (shared(loader(0, 2), of=1), ValueError, ALONE),
+)
 
 
 # --- on a GPU ------------------------------------------------------------------------

@@ -104,13 +104,10 @@ def lowered(network: Callable[..., Any], *inputs: Any) -> Any:
 
 @contextmanager
 def lowering(dtype: torch.dtype | None) -> Iterator[None]:
-    """A context in which `lowered`, and nothing else, runs under autocast.
+    """A context in which `lowered`, and nothing else, runs under autocast to a dtype.
 
     Unlike `torch.autocast` it may enclose the views and the backward pass: views keep
     their precision, and gradients that of their parameters.
-
-    Arguments:
-        dtype: The dtype of the networks' matrix products; None changes nothing.
     """
     before, _networks.dtype = _networks.dtype, dtype
     try:
@@ -120,11 +117,7 @@ def lowering(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def network_dtype(kind: str) -> torch.dtype | None:
-    """The dtype of networks in the present context; None without mixed precision.
-
-    Arguments:
-        kind: The device type: ``"cpu"``, ``"cuda"``.
-    """
+    """The dtype of networks on a device type; None without mixed precision."""
     on = torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else _networks.dtype
 

@@ -186,14 +186,12 @@ def _part(rows: Int[Tensor, " batch"]) -> Int[Tensor, " part"]:
 
 def _large(items: Items) -> bool:
     """Whether the items are in a file, or would fill half of a CUDA device."""
-    device = items.target.device
-    if any(isinstance(part, np.memmap) for part in items.parts):
+    device, parts = items.target.device, items.parts
+    if any(isinstance(part, np.memmap) for part in parts):
         return True
-    on_cuda = all(isinstance(part, Tensor) and part.is_cuda for part in items.parts)
-    if device.type != "cuda" or on_cuda:
+    if device.type != "cuda" or all(isinstance(p, Tensor) and p.is_cuda for p in parts):
         return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return items.size > free / 2
+    return items.size > torch.cuda.mem_get_info(device)[0] / 2
 
 
 def _check_shares(batch_size: int, count: int) -> None:

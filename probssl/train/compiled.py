@@ -12,6 +12,7 @@ Whatever cannot be compiled or recorded runs eagerly, after one warning that say
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -153,7 +154,7 @@ class RecordedStep(CompiledStep):
         make_capturable(optimizer, self.device)
         self.stream = torch.cuda.Stream(self.device)
         self.records: dict[Hashable, _Record] = {}
-        self.warmed: dict[Hashable, int] = {}
+        self.warmed: Counter[Hashable] = Counter()
         self.settings: int | None = None
         self.broken = False
 
@@ -173,10 +174,10 @@ class RecordedStep(CompiledStep):
             self.settings = self.keys.setdefault(found, len(self.keys))
         leaves, tree = tree_flatten(list(loads))
         key = self.settings, tree, *map(_leaf_key, leaves)
-        if key not in self.records and self.warmed.get(key, 0) < STEPS_BEFORE_RECORD:
-            self.warmed[key] = self.warmed.get(key, 0) + 1
-            return self._warm_up(loads)
         if key not in self.records:
+            if self.warmed[key] < STEPS_BEFORE_RECORD:
+                self.warmed[key] += 1
+                return self._warm_up(loads)
             try:
                 self.records[key] = self._record(loads)
             except RuntimeError as error:

@@ -26,7 +26,7 @@ __all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
 
 
 def check_counts(**counts: int | None) -> None:
-    """Check that numbers are whole and at least 1; None is passed over."""
+    """Check that numbers are whole and at least 1, or None."""
     for name, count in counts.items():
         if count is not None:
             whole(name, count)
@@ -76,9 +76,9 @@ def prepared_optimizer(
     learning_rate: float,
 ) -> Optimizer:
     """The given optimiser, the one that the callable makes, or fused Adam."""
-    trainable = _trainable(objective)
     if optimizer is None:
         return Adam(_groups(objective, learning_rate), lr=learning_rate, fused=True)
+    trainable = _trainable(objective)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(trainable)
     hint = "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"

@@ -238,13 +238,13 @@ def read(path: Path) -> dict[str, Any]:
 def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
     """The checkpoint in a folder; if there is none, make the folder."""
     last = folder / LAST
-    if last.exists() and not resume:
+    if last.exists():
+        if resume:
+            return read(last)
         raise FileExistsError(
             f"expected a folder without a checkpoint, got {last}; pass resume=True "
             "to go on from it, or another folder"
         )
-    if last.exists():
-        return read(last)
     folder.mkdir(parents=True, exist_ok=True)
     others = [f.name for f in folder.iterdir() if f.name[0] != "."]
     if resume and others:
