@@ -11,13 +11,7 @@ from .bounds import IWAE
 from .data import Dataset
 from .hyper import learned
 from .joint import Joint
-from .nn import (
-    ConvDecoder,
-    ConvEncoder,
-    MLPDecoder,
-    MLPEncoder,
-    Projector,
-)
+from .nn import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, Projector
 from .posterior import embed
 from .train import History, fit_phases, fit_rounds
 from .train import fit as fit_once
@@ -25,6 +19,8 @@ from .views import Augment, Noise, digits, simclr
 
 __all__ = ["METHODS", "decoder", "encoder", "fit", "joint", "likelihood", "name"]
 __all__ += ["objective", "views"]
+
+Build = Callable[[Dataset, int], nn.Module]
 
 DIM = 10
 SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
@@ -44,9 +40,6 @@ def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
     Arguments:
         method: A name in `METHODS`, in upper or lower case.
         dim: The dimension of z.
-
-    Raises:
-        ValueError: If there is no such method.
     """
     return METHODS[name(method)](data, dim)
 
@@ -55,20 +48,21 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
     """Fit on the training set, in rounds where clusters are assigned in between.
 
     PID assigns them after three tenths of the epochs, and again after each fifth.
-
-    Arguments:
-        options: Keyword arguments of `train.fit`. Rounds write no checkpoints.
-
-    Raises:
-        ValueError: If rounds are to be resumed.
+    Options are those of `train.fit`; rounds write no checkpoints.
     """
     if not hasattr(objective, "assign"):
         return fit_once(objective, data.train, epochs=epochs, **options)
+    layer = "backbone" if objective.projector is None else "projector"
+    layer = getattr(objective, "layer", layer)
+
+    def assign() -> None:
+        objective.assign(embed(objective, data.train, layer=layer))
+
     if isinstance(objective, limits.PID):
         return fit_phases(
             objective,
             data.train,
-            lambda: _assign(objective, data, objective.layer),
+            assign,
             first=3 * epochs // 10,
             epochs=epochs,
             refresh=max(1, epochs // 5),
@@ -79,15 +73,12 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
             f"expected no resume for {type(objective).__name__}, which is fitted in "
             "rounds that write no checkpoints; fit it again from the start"
         )
-    for name in ("checkpoint", "checkpoint_every"):
-        options.pop(name, None)
-    layer = "backbone" if objective.projector is None else "projector"
+    options = {k: v for k, v in options.items() if not k.startswith("checkpoint")}
     rounds = min(CLUSTERING_ROUNDS, epochs)
-
     return fit_rounds(
         objective,
         data.train,
-        lambda: _assign(objective, data, layer),
+        assign,
         rounds=rounds,
         epochs=epochs // rounds,
         **options,
@@ -95,11 +86,7 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
 
 
 def name(method: str) -> str:
-    """Return the name of a method with its capitals, given in any case.
-
-    Raises:
-        ValueError: If there is no such method.
-    """
+    """Return the name of a method with its capitals, given in any case."""
     known = {name.lower(): name for name in METHODS}
     if method.lower() not in known:
         raise ValueError(
@@ -127,14 +114,8 @@ def joint(
     guide: Callable[[nn.Module], nn.Module] = guides.DiagonalGaussian,
 ) -> Joint:
     """A `Joint` with this prior and guide, and the likelihood for the data."""
-    dim = prior.known_dim()
-    return Joint(
-        prior,
-        likelihood(data),
-        encoder(data, dim),
-        decoder(data, dim),
-        guide=guide,
-    )
+    networks = encoder(data, prior.known_dim()), decoder(data, prior.known_dim())
+    return Joint(prior, likelihood(data), *networks, guide=guide)
 
 
 def likelihood(data: Dataset) -> likelihoods.Likelihood:
@@ -161,10 +142,6 @@ def views(data: Dataset) -> Callable[[Tensor], Tensor]:
     return simclr(levels=data.levels) if shape[0] == 3 else Augment(levels=data.levels)
 
 
-def _assign(objective: Any, data: Dataset, layer: str) -> None:
-    objective.assign(embed(objective, data.train, layer=layer))
-
-
 def _is_colour(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and (shape[0] > 1 or math.prod(shape) > PIXELS_OF_AN_MLP)
 
@@ -181,54 +158,50 @@ def _patch(shape: tuple[int, ...]) -> int:
     return next(p for p in (4, 2, 1) if not any(side % p for side in sides))
 
 
-# One line for each method: what builds it for a data set and a dimension of z.
-METHODS: dict[str, Callable[[Dataset, int], nn.Module]] = {
-    "VAE": lambda data, dim: limits.VAE(joint(data, priors.Independent(dim))),
-    "BetaVAE": lambda data, dim: limits.VAE(
-        joint(data, priors.Independent(dim)), beta=4.0
-    ),
-    "IWAE": lambda data, dim: limits.VAE(
-        joint(data, priors.Independent(dim)), bound=IWAE(5)
-    ),
+def _vae(**options: Any) -> Build:
+    return lambda data, dim: limits.VAE(joint(data, priors.Independent(dim)), **options)
+
+
+def _encoded(limit: Callable[..., nn.Module], **options: Any) -> Build:
+    return lambda data, dim: limit(encoder(data, dim), **options)
+
+
+def _projected(limit: Callable[..., nn.Module], **options: Any) -> Build:
+    return lambda data, dim: limit(encoder(data, dim), _projector(dim), **options)
+
+
+# For each method a function of a data set and a dimension of z that builds it.
+METHODS: dict[str, Build] = {
+    "VAE": _vae(),
+    "BetaVAE": _vae(beta=4.0),
+    "IWAE": _vae(bound=IWAE(5)),
     "SimVAE": lambda data, dim: limits.SimVAE(joint(data, priors.Gaussian(dim, SCALE))),
     "SphericalSimVAE": lambda data, dim: limits.SimVAE(
         joint(data, priors.Spherical(dim, CONCENTRATION), guides.PowerSpherical)
     ),
-    "SimCLR": lambda data, dim: limits.SimCLR(
-        encoder(data, dim), temperature=TEMPERATURE
-    ),
-    "InfoNCE": lambda data, dim: limits.CLIP(
-        encoder(data, dim), temperature=TEMPERATURE
-    ),
-    "MoCo": lambda data, dim: limits.MoCo(
-        encoder(data, dim), temperature=TEMPERATURE, queue=1024
-    ),
+    "SimCLR": _encoded(limits.SimCLR, temperature=TEMPERATURE),
+    "InfoNCE": _encoded(limits.CLIP, temperature=TEMPERATURE),
+    "MoCo": _encoded(limits.MoCo, temperature=TEMPERATURE, queue=1024),
     "InstanceDiscrimination": lambda data, dim: limits.InstanceDiscrimination(
         encoder(data, dim), len(data.train), temperature=TEMPERATURE
     ),
-    "TSimCLR": lambda data, dim: limits.TSimCLR(
-        encoder(data, dim), _projector(dim), temperature=1.0
-    ),
-    "TSNE": lambda data, dim: limits.TSNE(encoder(data, dim)),
-    "LogDet": lambda data, dim: limits.LogDet(encoder(data, dim)),
+    "TSimCLR": _projected(limits.TSimCLR, temperature=1.0),
+    "TSNE": _encoded(limits.TSNE),
+    "LogDet": _encoded(limits.LogDet),
     # These decorrelate single axes: of a projection, not of the representation.
-    "VICReg": lambda data, dim: limits.VICReg(encoder(data, dim), _projector(dim)),
-    "BarlowTwins": lambda data, dim: limits.BarlowTwins(
-        encoder(data, dim), _projector(dim)
-    ),
-    "WMSE": lambda data, dim: limits.WMSE(encoder(data, dim)),
-    "BYOL": lambda data, dim: limits.BYOL(encoder(data, dim), _projector(dim)),
-    "SimSiam": lambda data, dim: limits.SimSiam(encoder(data, dim), _projector(dim)),
-    "SwAV": lambda data, dim: limits.SwAV(encoder(data, dim), components=PROTOTYPES),
+    "VICReg": _projected(limits.VICReg),
+    "BarlowTwins": _projected(limits.BarlowTwins),
+    "WMSE": _encoded(limits.WMSE),
+    "BYOL": _projected(limits.BYOL),
+    "SimSiam": _projected(limits.SimSiam),
+    "SwAV": _encoded(limits.SwAV, components=PROTOTYPES),
     "DeepClustering": lambda data, dim: limits.DeepClustering(
         encoder(data, dim),
         min(CLUSTERS, len(data.train)),
         len(data.train),
         prior=priors.Spherical(None, CLUSTERS_CONCENTRATION),
     ),
-    "DINO": lambda data, dim: limits.DINO(
-        encoder(data, dim), _projector(dim), components=PROTOTYPES
-    ),
+    "DINO": _projected(limits.DINO, components=PROTOTYPES),
     "DenoisingAutoencoder": lambda data, dim: limits.DenoisingAutoencoder(
         encoder(data, dim), decoder(data, dim), likelihood(data)
     ),

@@ -18,7 +18,6 @@ from probssl.limits.dino import DINO
 from probssl.limits.swav import SwAV
 from probssl.terms import Batch
 from probssl.train import fit_rounds
-from probssl.views import MultiCrop
 
 pytestmark = pytest.mark.usefixtures("float64")
 ITEMS = 20
@@ -205,14 +204,6 @@ def test_centre_gives_all_clusters_the_same_share_where_all_items_are_one():
     assert_close(codes, torch.full((9, 2, 5), 0.2))
 
 
-def test_teacher_is_saved_and_is_not_trained():
-    objective = dino()
-    names = [name for name, _ in objective.named_parameters()]
-    assert "teacher.network.clusters.centres" in names
-    trained = [n for n, p in objective.named_parameters() if p.requires_grad]
-    assert trained == ["entropy.centres"]
-
-
 def steps(objective: nn.Module, data: Batch) -> Callable[[Tensor], Tensor]:
     """The gradient of the value in z, as a function of z."""
 
@@ -316,26 +307,6 @@ def test_a_cluster_without_items_has_no_weight():
     assert sum(objective(batch())).isfinite()
 
 
-def test_fewer_distinct_items_than_clusters_are_refused():
-    objective = deep_clustering()
-    with pytest.raises(ValueError, match="expected 5 clusters, got 2 distinct ones"):
-        objective.assign(torch.eye(4)[torch.arange(ITEMS) % 2])
-
-
-def test_deep_clustering_refuses_missing_and_foreign_rows():
-    objective, z = deep_clustering(), torch.randn(9, 1, 4)
-    for broken in (objective, objective.check):
-        with pytest.raises(ValueError, match=r"expected Batch\.index.*not a DataLoad"):
-            broken(Batch(z))
-    for rows in (torch.arange(9) + ITEMS - 8, torch.arange(9) - 1):
-        with pytest.raises(ValueError, match="expected rows from 0 to 19"):
-            objective.check(Batch(z, index=rows))
-    with pytest.raises(ValueError, match=r"shape \(20, 4\).*got \(9, 4\).*projector"):
-        objective.assign(z[:, 0])
-    with pytest.raises(ValueError, match="finite z"):
-        objective.assign(torch.full((ITEMS, 4), math.nan))
-
-
 # All of them
 
 
@@ -353,49 +324,7 @@ def test_value_of_deep_clustering_ignores_a_stretch_of_z_clusters_and_scale():
     assert_close(found.entropy - once(data).entropy, stretch)
 
 
-def test_gradients_are_exact_where_codes_stay():
-    objective = deep_clustering()
-    data = batch(2, 5)
-    z = data.views.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: sum(objective(data._replace(views=z))), z)
-    codes, prototypes = torch.rand(1, 5, 3).softmax(-1), torch.randn(3, 4)
-    prior = ps.priors.Spherical(None, 10.0)
-
-    def value(z: Tensor) -> Tensor:
-        z = normalize(z, dim=-1).transpose(0, 1)
-        kernel = prior.log_kernel(normalize(prototypes, dim=-1), z, plug_in=True)
-        return sum(swapped(codes, kernel.mT))
-
-    assert torch.autograd.gradcheck(value, z)
-
-
-@pytest.mark.parametrize("build", [SwAV, DINO])
-def test_a_learned_temperature_has_a_gradient(build):
-    objective = build(nn.Identity(), components=5, dim=4, temperature=ps.learned(0.2))
-    sum(objective(batch())).backward()
-    grad = objective.prior.concentration.log.grad
-    assert grad.isfinite() and grad != 0
-
-
 # Training
-
-
-@pytest.mark.parametrize("kind", [SwAV, DINO])
-def test_multi_crop_raises_the_value_on_digits(kind):
-    digits = ps.data.digits().train.rows(slice(128))
-    encoder = ps.nn.MLPEncoder((1, 8, 8), 8, hidden=(32,))
-    objective = kind(encoder, ps.nn.Projector(8, 32, 8), components=10)
-    views = MultiCrop(local=2, local_crop=(0.4, 0.7), levels=16)
-    history = ps.fit(
-        objective,
-        digits,
-        views=views,
-        epochs=20,
-        batch_size=64,
-        learning_rate=1e-2,
-        progress=False,
-    )
-    assert history["value"][-1] > history["value"][0] + 0.05
 
 
 def rounds(**options) -> tuple[ps.History, list[Tensor]]:

@@ -1,7 +1,9 @@
 """Contrastive objectives against their losses as printed, and against one another."""
 
 import math
+from functools import partial
 
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.catalogue import OBJECTIVES, batch
@@ -17,6 +19,14 @@ from probssl.limits.moco import MoCo
 from probssl.limits.simclr import SimCLR
 from probssl.terms import Batch
 
+KINDS = {
+    "SimCLR": SimCLR,
+    "CLIP": CLIP,
+    "MoCo": partial(MoCo, dim=4, queue=24),
+    "instance": partial(InstanceDiscrimination, items=9, dim=4),
+    "SwAV": partial(ps.limits.SwAV, dim=4, components=5),
+    "DINO": partial(ps.limits.DINO, dim=4, components=5),
+}
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -52,12 +62,37 @@ def test_simclr_alignment_is_the_density_of_a_view_around_the_other():
     assert_close(hot.alignment, torch.tensor(uniform), rtol=0, atol=1e-8)
 
 
-def test_simclr_with_a_learned_temperature_has_a_gradient_for_it():
-    objective = SimCLR(nn.Identity(), temperature=ps.learned(0.2))
-    sum(objective(Batch(torch.randn(6, 2, 5)))).backward()
-    (parameter,) = objective.parameters()
-    assert_close(objective.prior.concentration(), torch.tensor(5.0))
-    assert parameter.grad.isfinite() and parameter.grad != 0
+@pytest.mark.parametrize("name", KINDS)
+def test_temperature_is_as_given_and_a_learned_one_follows_its_parameter(name):
+    fixed = KINDS[name](nn.Identity(), temperature=0.2)
+    assert_close(fixed.temperature, torch.tensor(0.2))
+    objective = KINDS[name](nn.Identity(), temperature=ps.learned(0.3))
+    assert_close(objective.temperature, torch.tensor(0.3))
+    for _ in range(2):  # MoCo's first step has no negatives, and so no gradient
+        sum(objective(Batch(torch.randn(6, 2, 4), index=torch.arange(6)))).backward()
+    log = objective.prior.concentration.log
+    assert log.grad.isfinite() and log.grad != 0
+    log.data.fill_(math.log(0.5))
+    floor = objective.prior.concentration.floor
+    assert_close(objective.temperature - floor, torch.tensor(0.5))
+    with pytest.raises(AttributeError):
+        objective.temperature = 1.0
+
+
+def test_temperature_is_the_median_of_a_random_one_and_absent_for_other_kernels():
+    random = SimCLR(nn.Identity(), temperature=dist.LogNormal(-1.0, 0.5))
+    random.prior.concentration.loc.data.fill_(-2.0)
+    assert_close(random.temperature, torch.tensor(-2.0).exp())
+    assert_close(ps.limits.TSimCLR(nn.Identity()).temperature, torch.tensor(8.0))
+    assert not hasattr(ps.limits.LogDet(nn.Identity()), "temperature")
+
+
+def test_learned_temperature_of_clip_starts_as_published_and_stays_above_a_hundredth():
+    objective = CLIP(nn.Identity())
+    assert_close(objective.temperature, torch.tensor(0.07))
+    objective.prior.concentration.log.data.fill_(-50.0)
+    assert_close(objective.temperature, torch.tensor(0.01))
+    assert CLIP(nn.Identity(), temperature=0.005)(Batch(torch.randn(6, 2, 5)))
 
 
 @pytest.mark.parametrize("dim", [2, 5])
@@ -126,18 +161,6 @@ def test_info_nce_is_the_probability_of_the_item_with_the_batch_as_contents():
     assert_same(ours, total, z)
 
 
-def test_learned_temperature_of_clip_starts_as_published_and_stays_above_a_hundredth():
-    objective = CLIP(nn.Identity())
-    (parameter,) = objective.parameters()
-    assert_close(objective.prior.concentration(), torch.tensor(1 / 0.07))
-    sum(objective(Batch(torch.randn(6, 2, 5)))).backward()
-    assert parameter.grad.isfinite() and parameter.grad != 0
-    with torch.no_grad():
-        parameter.fill_(-50.0)
-    assert_close(objective.prior.concentration(), torch.tensor(100.0))
-    assert CLIP(nn.Identity(), temperature=0.005)(Batch(torch.randn(6, 2, 5)))
-
-
 @pytest.mark.parametrize("views", [1, 3])
 def test_instance_discrimination_is_log_n_plus_the_log_softmax_over_the_bank(views):
     objective = InstanceDiscrimination(nn.Identity(), 9, temperature=0.2, dim=4)
@@ -188,17 +211,6 @@ def test_moco_is_the_log_of_one_and_the_queue_minus_its_loss(views):
     assert len(past) == 8
 
 
-def test_moco_has_a_gradient_for_the_encoder_only():
-    objective = MoCo(ps.nn.MLPEncoder((3,), 4, hidden=(8,)), ps.nn.Projector(4, 8, 5))
-    for _ in range(2):  # the first step has no negatives, and so no gradient
-        objective.zero_grad()
-        sum(objective(Batch(torch.randn(6, 2, 3)))).backward()
-    grads = [p.grad for p in objective.parameters() if p.requires_grad]
-    assert all(grad.any() for grad in grads)
-    frozen = [p for p in objective.parameters() if not p.requires_grad]
-    assert len(frozen) == len(grads) and all(p.grad is None for p in frozen)
-
-
 REMEMBERING = ["SimCLR, decoupled, with a queue", "instance discrimination", "t-MoCo"]
 
 
@@ -211,11 +223,3 @@ def test_queues_and_banks_are_written_in_training_mode_only(name):
         moved = [k for k, v in objective.state_dict().items() if (v != before[k]).any()]
         assert bool(moved) == training
         assert all("memory" in k or "count" in k or k == "bank" for k in moved)
-
-
-@pytest.mark.parametrize("index", [None, [0, 9], [-1, 2]])
-def test_rows_that_the_bank_does_not_have_are_refused(index):
-    objective = InstanceDiscrimination(nn.Identity(), 9, dim=3)
-    index = None if index is None else torch.tensor(index)
-    with pytest.raises(ValueError, match="Batch.index"):
-        objective.check(Batch(torch.randn(2, 1, 3), index=index))

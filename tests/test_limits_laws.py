@@ -83,15 +83,6 @@ def value(objective: nn.Module, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ON_Z)
-def test_value_ignores_the_order_of_items_and_views(name):
-    z, objective, order = torch.randn(9, 3, 4), ON_Z[name]().eval(), torch.randperm(9)
-    expected = value(objective, z)
-    mixed = Batch(z[order], index=order)
-    assert_close(torch.as_tensor(sum(objective(mixed))), expected)
-    assert_close(value(objective, z.flip(1)), expected)
-
-
-@pytest.mark.parametrize("name", ON_Z)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_value_and_grad_are_finite_for_equal_views_and_extreme_sizes(name, size):
     z = (size * torch.randn(9, 1, 4)).repeat(1, 2, 1).requires_grad_()
@@ -333,6 +324,15 @@ def on_z(name: str, **changes: object) -> Callable[[], object]:
     return lambda: ON_Z[name]()(Batch(z, index=torch.arange(len(z)), **changes))
 
 
+def checked(name: str, rows: list[int] | None) -> Callable[[], object]:
+    index = None if rows is None else torch.tensor(rows)
+    return lambda: ON_Z[name]().check(Batch(torch.randn(2, 1, 4), index=index))
+
+
+def assigned(z: Tensor) -> Callable[[], object]:
+    return lambda: ON_Z["deep clustering"]().assign(z)
+
+
 def dsa(**options: object) -> Callable[[], object]:
     options = {"reference": IDENTITY, "neighbours": 3, "dim": 4} | options
     return lambda: DSA(SimCLR(nn.Identity()), **options)
@@ -375,6 +375,18 @@ test_arguments_out_of_range_are_refused = refusals(
         "temperature as a number",
     ),
     (on_z("instance", z=torch.randn(4, 2, 3)), ValueError, "dim 4, as the bank"),
+    (checked("instance", None), ValueError, "Batch.index"),
+    (checked("instance", [0, 9]), ValueError, "rows from 0 to 8"),
+    (checked("instance", [-1, 2]), ValueError, "rows from 0 to 8"),
+    (checked("deep clustering", None), ValueError, "Batch.index"),
+    (checked("deep clustering", [0, 9]), ValueError, "rows from 0 to 8"),
+    (
+        assigned(torch.randn(9, 5)),
+        ValueError,
+        r"shape \(9, 4\), got \(9, 5\).*backbone",
+    ),
+    (assigned(torch.full((9, 4), math.nan)), ValueError, "finite z"),
+    (assigned(torch.eye(4)[torch.arange(9) % 2]), ValueError, "got 2 distinct ones"),
     (lambda: MoCo(IDENTITY, dim=3, momentum=1.1), ValueError, "momentum from 0 to 1"),
     (lambda: MoCo(IDENTITY, dim=3, queue=0), ValueError, "expected"),
     (lambda: MoCo(IDENTITY, dim=3, temperature=RANDOM), ValueError, "as a number"),

@@ -165,8 +165,8 @@ def test_the_classifier_of_two_tiers_has_their_responsibilities(learn_weights):
     prior.logits.data.normal_()
     loc, variance = prior.components()[0], torch.tensor(0.4**2 + 0.9**2)
     objective = on_z(components=5)
-    weight, bias = room._classifier(loc, variance, prior.component().logits)
-    objective.classifier.load_state_dict({"weight": weight, "bias": bias})
+    bias = prior.component().logits - loc.square().sum(-1) / (2 * variance)
+    objective.classifier.load_state_dict({"weight": loc / variance, "bias": bias})
     z = 3 * torch.randn(50, DIM)
     expected = prior.responsibilities(z.unsqueeze(1)).probs
     assert_close(objective.responsibilities(z).probs, expected)

@@ -30,34 +30,10 @@ from .vae import VAE
 from .vicreg import VICReg
 from .wmse import WMSE
 
-__all__ = [
-    "BYOL",
-    "CLIP",
-    "DINO",
-    "DSA",
-    "PID",
-    "SNE",
-    "TSNE",
-    "VAE",
-    "WMSE",
-    "BarlowTwins",
-    "DeepClustering",
-    "DenoisingAutoencoder",
-    "Embedding",
-    "InstanceDiscrimination",
-    "JointEmbedding",
-    "LearnedAffinity",
-    "LogDet",
-    "MaskedAutoencoder",
-    "MoCo",
-    "NeighbourEmbedding",
-    "PrincipalComponents",
-    "PriorAffinity",
-    "SimCLR",
-    "SimSiam",
-    "SimVAE",
-    "SwAV",
-    "SymmetricSNE",
-    "TSimCLR",
-    "VICReg",
-]
+__all__ = ["CLIP", "InstanceDiscrimination", "MoCo", "SimCLR", "TSimCLR"]
+__all__ += ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
+__all__ += ["BarlowTwins", "LogDet", "VICReg", "WMSE"]
+__all__ += ["BYOL", "DINO", "DeepClustering", "SimSiam", "SwAV"]
+__all__ += ["VAE", "DenoisingAutoencoder", "MaskedAutoencoder", "SimVAE"]
+__all__ += ["DSA", "PID", "Embedding", "JointEmbedding"]
+__all__ += ["LearnedAffinity", "PrincipalComponents", "PriorAffinity"]

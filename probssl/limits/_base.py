@@ -6,14 +6,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..entropies import Entropy
-from ..hyper import known_population
+from ..hyper import Positive, known_population
 from ..nn import Network, PerModality, each_view
 from ..priors import Prior
 from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 
-__all__ = ["Embedding", "Extension", "JointEmbedding"]
+__all__ = ["Embedding", "Extension", "JointEmbedding", "PriorEmbedding"]
 __all__ += ["check_not_random", "check_only_views", "over_pairs"]
 
 
@@ -37,8 +37,9 @@ class JointEmbedding(nn.Module):
 
     State, such as a momentum encoder or a queue, lives in buffers and frozen
     parameters; `value` may write it in training mode, and takes further inputs, such as
-    the views for a momentum encoder, from the batch. Override `check_shape` to accept
-    one view, absent views or contents, and `prepared` to change z before `value`.
+    the views for a momentum encoder, from the batch. Set ``least = 1`` to
+    accept one view, override `check_shape` to accept absent views or contents, and
+    `prepared` to change z before `value`.
 
     What the package needs of any objective, which may be any ``nn.Module``:
 
@@ -58,6 +59,7 @@ class JointEmbedding(nn.Module):
             compared; None compares the encoder's.
     """
 
+    least = 2  # views and items
     encoder: nn.Module
     projector: nn.Module | None
 
@@ -100,10 +102,7 @@ class JointEmbedding(nn.Module):
         return self.prepared(self.layers(batch.views)[1])
 
     def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
-        """The network's output, gathered from all processes.
-
-        Objectives with a prior bring it to the prior's support as well.
-        """
+        """The network's output, gathered from all processes."""
         return gather(z)
 
     def represent(
@@ -128,16 +127,16 @@ class JointEmbedding(nn.Module):
         self.check_shape(batch)
 
     def check_shape(self, batch: Batch) -> None:
-        """Raise an error if there is one view or item, or absent views or contents.
+        """Raise an error for fewer than `least` views or items, or what is not used.
 
         It runs in every step, and so reads shapes only, never values.
         """
         items, views = batch.shape
-        if views < 2 or items < 2:
+        if min(batch.shape) < self.least:
             raise ValueError(
-                f"expected at least 2 items with at least 2 views each, got {items} "
-                f"with {views}; give fit a view sampler, for instance "
-                "views=ps.views.Augment(), and a larger batch"
+                f"expected at least {self.least} items with at least {self.least} "
+                f"views each, got {items} with {views}; give fit a view sampler, such "
+                "as views=ps.views.Augment(), and a larger batch"
             )
         check_only_views(self, batch)
 
@@ -147,9 +146,6 @@ class Extension(nn.Module):
 
     Arguments:
         base: The base objective.
-
-    Raises:
-        TypeError: If the base is no `JointEmbedding`, or overrides its `forward`.
     """
 
     base: JointEmbedding
@@ -228,7 +224,27 @@ def check_only_views(objective: nn.Module, batch: Batch) -> None:
         )
 
 
-class Embedding(JointEmbedding):
+class PriorEmbedding(JointEmbedding):
+    """A `JointEmbedding` whose z are samples of a prior."""
+
+    prior: Prior
+
+    @property
+    def temperature(self) -> Tensor:
+        r"""The present temperature :math:`1 / \kappa` of a von Mises-Fisher kernel.
+
+        A learned one has its present value, a random one the median of its guide.
+        Objectives with another kernel have no such attribute.
+        """
+        kappa: Positive = self.prior.concentration  # type: ignore[assignment]
+        return kappa().reciprocal()
+
+    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
+        """The network's output for all processes' items, on the prior's support."""
+        return self.prior.on_support(gather(z))
+
+
+class Embedding(PriorEmbedding):
     r"""An alignment log-density under a prior, plus an estimate of H[z].
 
     .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
@@ -258,12 +274,9 @@ class Embedding(JointEmbedding):
     encoder that was fitted to the same items, and so a pseudo-posterior.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim); for views of several kinds
-            `nn.PerModality`.
+        encoder, projector: As in `JointEmbedding`.
         prior: p(y) and p(z|y).
         entropy: The estimator of H[z], one of `entropies` or a function of z and prior.
-        projector: The projection head, (n, dim) -> (n, dim'); `embed` returns the
-            encoder's output.
         plug_in: Whether one view stands for the content of another.
         all_views: Whether the entropy is the joint one of all views.
 
@@ -273,14 +286,9 @@ class Embedding(JointEmbedding):
         Understanding Self-Supervised Learning via Latent Distribution Matching (2026),
         where the two forms are F_MI and, with `all_views`, F_LDM
         https://arxiv.org/abs/2605.03517
-
-    Raises:
-        ValueError: If there are fewer than two views or two items, or a random
-            hyper-parameter and no population.
     """
 
     population: Tensor | None
-    prior: Prior
     entropy: Entropy
 
     def __init__(
@@ -325,10 +333,6 @@ class Embedding(JointEmbedding):
                 entropy = entropy - (views - gauge) * self.entropy(z, self.prior)
         return Terms(entropy=entropy, alignment=self.alignment(z))
 
-    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
-        """The network's output for all processes' items, on the prior's support."""
-        return self.prior.on_support(gather(z))
-
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
         """The mean log-density of views that share their content, in nats."""
         if not self.plug_in:
@@ -365,9 +369,7 @@ class Embedding(JointEmbedding):
             h.sample_guide()
 
 
-def over_pairs(
-    pairs: Float[Tensor, "*batch view view"],
-) -> Float[Tensor, "*batch"]:
+def over_pairs(pairs: Float[Tensor, "*batch view view"]) -> Float[Tensor, "*batch"]:
     """Return the mean over the ordered pairs of different views."""
     views = pairs.shape[-1]
     itself = torch.eye(views, dtype=torch.bool, device=pairs.device)

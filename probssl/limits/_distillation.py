@@ -23,17 +23,13 @@ class Distillation(JointEmbedding):
     r"""The base of objectives with a predictor and a stop-gradient.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`.
         predictor: The predictor g, (n, dim) -> (n, dim). None makes a `Projector` of
             two layers, or `nn.Identity` if the network is one.
-        dim: The dimension of z, for a default predictor, if neither projector nor
-            encoder has an attribute `out` or `dim`.
+        dim: The dimension of z, for a default predictor behind networks without an
+            attribute `out` or `dim`.
         concentration: The concentration :math:`\kappa`, which sets the size of the
             gradient and nothing else.
-
-    Raises:
-        ValueError: If the dimension is needed and not known.
     """
 
     def __init__(
@@ -46,7 +42,9 @@ class Distillation(JointEmbedding):
     ) -> None:
         super().__init__(encoder, projector)
         self.prior = Spherical(None, concentration)
-        self.predictor = predictor or _predictor(encoder, projector, dim)
+        self.predictor = (
+            _predictor(encoder, projector, dim) if predictor is None else predictor
+        )
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         predicted = self.prior.on_support(each_view(self.predictor, z))

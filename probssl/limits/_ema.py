@@ -26,17 +26,13 @@ class Teacher(nn.Module):
         momentum: The share m that stays in a step, from 0 to 1; a buffer, which a
             schedule may set. float32 holds m = 0.996 to 3e-8, and so 1 - m to a
             relative 8e-6.
-
-    Raises:
-        ValueError: If the momentum is not from 0 to 1.
     """
 
     momentum: Tensor
 
     def __init__(self, network: nn.Module, momentum: float = 0.99) -> None:
         super().__init__()
-        hint = "0.99 averages over about a hundred steps"
-        momentum = between("momentum", momentum, 0, 1, hint)
+        between("momentum", momentum, 0, 1, "0.99 averages over about 100 steps")
         self.network = deepcopy(network).requires_grad_(False)
         register_varying(self, "momentum", momentum)
 

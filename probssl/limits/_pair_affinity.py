@@ -1,15 +1,12 @@
 r"""Pair affinities: the probability that two items share their content, for all pairs.
 
-With y the content and :math:`z_i, z_j` the representations of two items,
-
 .. math:: M_{ij} = p(y_i = y_j \mid z_i, z_j), \qquad
     \log \frac{M_{ij}}{1 - M_{ij}} = \log \frac{p(z_i, z_j)}{p(z_i) \, p(z_j)}
     + \log \frac{p(y_i = y_j)}{p(y_i \ne y_j)}
 
-with :math:`p(z_i, z_j)` the joint density of two views of one content: Bayes' rule for
-pairs that share their content or have independent ones. `PriorAffinity` is that closed
-form under a proper prior; `LearnedAffinity` is a network in its place. Both return the
-log-odds of all pairs.
+with y the contents of two items and z their representations, :math:`p(z_i, z_j)` the
+density of two views of one content: Bayes' rule. `PriorAffinity` is that closed form
+under a proper prior, `LearnedAffinity` a network in its place. Both return log-odds.
 """
 
 import math
@@ -70,11 +67,7 @@ class LearnedAffinity(nn.Module):
     def forward(
         self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
     ) -> Float[Tensor, "*batch n m"]:
-        """Return the log-odds of all pairs.
-
-        Raises:
-            ValueError: If the representations have another dimension.
-        """
+        """Return the log-odds of all pairs."""
         (first_a, second_a), (first_b, second_b) = self._phases(a), self._phases(b)
         weight = self.weight / 2
         left = [weight * first_a.sin(), weight * first_a.cos()]
@@ -111,10 +104,6 @@ class PriorAffinity(nn.Module):
         prior: p(y) and p(z|y); p(y) integrates to one. A learned scale is fitted.
         odds: The prior odds p(same) / p(different): 1 / (C − 1) for C equally frequent
             contents. ``ps.learned(number)`` fits them.
-
-    Raises:
-        ValueError: If p(y) is flat, a hyper-parameter is random, or the odds are not
-            positive.
     """
 
     def __init__(self, prior: Prior, odds: float | Learned = 0.1) -> None:
@@ -170,9 +159,6 @@ class PrincipalComponents(nn.Module):
 
         Arguments:
             seed: The seed of scikit-learn's solver, where that is random.
-
-        Raises:
-            ValueError: If there are fewer images, or numbers in one, than components.
         """
         from sklearn.decomposition import PCA
 
@@ -210,9 +196,6 @@ def neighbour_score(
     Arguments:
         neighbours: The number k.
         mutual: The number :math:`\mu`.
-
-    Raises:
-        ValueError: If there are not more items than neighbours.
     """
     check_neighbours(neighbours, len(u))
     itself = torch.eye(len(u), dtype=torch.bool, device=u.device)

@@ -26,23 +26,18 @@ from ..priors import Prior
 from ..terms import Terms
 from ._base import Embedding, check_not_random
 
-__all__ = ["Clustered", "full_views", "k_means", "swapped"]
+__all__ = ["Clustered", "full_views", "k_means", "points_of", "swapped"]
 
 
 class Clustered(Embedding):
     r"""An embedding whose content is one of K clusters, around learned prototypes c_k.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
+        encoder, projector: As in `JointEmbedding`.
         prior: The prior whose kernel is p(z|y).
         components: The number K of clusters.
-        projector: The projection head.
         dim: The dimension of z; None takes `out` of the projector or `dim` of the
             encoder.
-
-    Raises:
-        ValueError: If the dimension is not known, or a hyper-parameter of the prior is
-            random.
     """
 
     entropy: Clusters
@@ -59,7 +54,23 @@ class Clustered(Embedding):
         dim = dim_of(encoder, projector, dim)
         clusters = Clusters(components, dim, 1 / math.sqrt(dim))  # lengths of about 1
         super().__init__(encoder, prior, clusters, projector=projector)
-        self.dim = dim
+
+
+def points_of(
+    z: Float[Any, "item dim"], items: int, dim: int, layer: str
+) -> Float[Tensor, "item dim"]:
+    """Return representations on the CPU: finite, one of dimension `dim` for each item.
+
+    Arguments:
+        layer: The layer of `embed` that an error names.
+    """
+    points = torch.as_tensor(z).detach().cpu()
+    if points.shape != (items, dim) or not points.isfinite().all():
+        raise ValueError(
+            f"expected finite z of shape {(items, dim)}, got {tuple(points.shape)}; "
+            f'give ps.embed(objective, data.train, layer="{layer}")'
+        )
+    return points
 
 
 def k_means(
@@ -73,9 +84,6 @@ def k_means(
     References:
         k-means++: The Advantages of Careful Seeding (Arthur and Vassilvitskii, 2007)
         https://theory.stanford.edu/~sergei/papers/kMeansPP-soda.pdf
-
-    Raises:
-        ValueError: If there are fewer distinct points than clusters.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning

@@ -23,9 +23,8 @@ variances, :math:`\frac12 \log |2 \pi e R|`,
 The first sum is the square of an alignment: the Gaussian alignment is
 :math:`-\frac{1}{2 s^2} \sum_i (1 - C_{ii})` up to a constant, since
 :math:`1 - C_{ii} = \frac12 E(\hat z_{1i} - \hat z_{2i})^2`. Their gradients in
-:math:`C_{ii}` agree where :math:`s^2 = \lambda / (1 - C_{ii})`: the published λ = 0.005
-pulls unrelated views together as s = 0.07 does, views with C = 0.95 as s = 0.3 does,
-and equal views not at all.
+:math:`C_{ii}` agree where :math:`s^2 = \lambda / (1 - C_{ii})`. So the published
+λ = 0.005 pulls unrelated views as s = 0.07 does, and equal views not at all.
 
 The limit: log-det at unit variances, with :math:`\log |R|` replaced by its second
 order, the correlation within a view by that between views, and the alignment by its
@@ -57,14 +56,10 @@ class BarlowTwins(Embedding):
     r"""Barlow Twins' loss in nats per item, averaged over the pairs of views.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        projector: The projection head; published with three layers, far wider than the
-            representation.
+        encoder, projector: As in `JointEmbedding`; the projector is published with
+            three layers, far wider than the representation.
         redundancy: The published weight :math:`\lambda`.
         epsilon: Added to a variance before its square root, as in batch norm.
-
-    Raises:
-        ValueError: If redundancy is not positive, or epsilon negative.
     """
 
     def __init__(

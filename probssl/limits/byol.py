@@ -45,20 +45,13 @@ class BYOL(Distillation):
     log C_d(4) + 4, for a good fit and for a collapse.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        projector: The projection head; published with 2 layers and 256 dimensions.
-        predictor: The predictor g, (n, dim) -> (n, dim). None makes a `Projector` of
-            two layers; for ``nn.Identity()`` as encoder, `nn.Identity`.
+        encoder, projector: As in `JointEmbedding`; the projector is published with 2
+            layers and 256 dimensions.
+        predictor, dim: As in `SimSiam`.
         momentum: The initial share m of the target network that stays in a step; the
             buffer ``teacher.momentum`` holds it. Published is 0.996, rising to 1 over
             1000 epochs:
             ``fit(…, schedules={"teacher.momentum": ps.train.cosine(0.996, 1.0)})``.
-        dim: The dimension of z, for a default predictor, if neither projector nor
-            encoder has an attribute `out` or `dim`.
-
-    Raises:
-        ValueError: If momentum is not from 0 to 1, or the dimension is needed and not
-            known.
     """
 
     def __init__(

@@ -14,9 +14,9 @@ informative by H[y] = log K: weights make all clusters count the same,
 
 with N_k items in cluster k; in the weights K counts the clusters that are not empty.
 The authors sample items uniformly over clusters instead, which has the same mean. The
-logits of the cross-entropy are those of their linear classifier, with features and
-weights of unit length and no bias: :math:`\kappa \, c_k^\top z`. For a Gaussian they
-are :math:`c_k^\top z / s^2 - \lVert c_k \rVert^2 / 2 s^2`.
+logits are those of their linear classifier, with features and weights of unit length:
+:math:`\kappa \, c_k^\top z`. For a Gaussian they are
+:math:`c_k^\top z / s^2 - \lVert c_k \rVert^2 / 2 s^2`.
 
 The limit: hard expectation maximisation. q(z|x) → a point, the posterior of y → its
 mode, found by K-means, and H[z] → the cross-entropy under the mixture, an upper bound.
@@ -39,8 +39,7 @@ from ..arguments import whole
 from ..priors import Prior, Spherical
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms, check_rows
-from ._base import check_only_views
-from ._prototypes import Clustered, k_means
+from ._prototypes import Clustered, k_means, points_of
 
 __all__ = ["DeepClustering"]
 
@@ -53,27 +52,21 @@ class DeepClustering(Clustered):
 
     ``fit_rounds(o, data, lambda: o.assign(ps.embed(o, data, layer="projector")))``
 
-    (without a projector, ``layer="backbone"``).
-
-    One view is enough. Batches need `index`, which `fit` sets for data that do not come
-    from a DataLoader.
+    (without a projector ``layer="backbone"``). One view is enough. Batches need
+    `index`, which `fit` sets for data that do not come from a DataLoader.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
+        encoder, projector: As in `JointEmbedding`.
         components: The number K of clusters.
         items: The number N of items in the training set.
-        projector: The projection head.
         prior: The prior whose kernel is p(z|y); None means von Mises-Fisher with
             κ = 10. With ``Gaussian(None, scale)`` z may grow without bound from round
             to round.
         balanced: Whether all clusters count the same, whatever their size.
         dim: The dimension of z; None takes it from the projector or the encoder.
-
-    Raises:
-        ValueError: If there are fewer items than clusters, a number is out of its
-            range, or the dimension is not known.
     """
 
+    least = 1
     assignment: Tensor
     weight: Tensor
 
@@ -90,8 +83,9 @@ class DeepClustering(Clustered):
     ) -> None:
         prior = Spherical(None, 10.0) if prior is None else prior
         super().__init__(encoder, prior, components, projector, dim)
-        hint = f"give the length of the training set, for {components} clusters"
-        self.items = whole("items", items, components, hint=hint)
+        self.items = whole(
+            "items", items, components, hint="give len(data), or fewer components"
+        )
         self.components = components
         self.balanced = balanced
         start = torch.arange(items)[torch.randperm(items)] % components
@@ -118,19 +112,9 @@ class DeepClustering(Clustered):
             z: The output of the projector, or else of the encoder, for each item of the
                 training set, in its order: a tensor or array.
             seed: The seed of K-means.
-
-        Raises:
-            ValueError: If there is not one representation for each item, or there are
-                fewer distinct ones than clusters.
         """
-        points = torch.as_tensor(z).detach().cpu()
-        expected = (self.items, self.dim)
-        if tuple(points.shape) != expected or not points.isfinite().all():
-            raise ValueError(
-                f"expected finite z of shape {expected}, got {tuple(points.shape)}; "
-                'give ps.embed(objective, data.train, layer="projector"), or without '
-                'a projector layer="backbone"'
-            )
+        layer = "backbone" if self.projector is None else "projector"
+        points = points_of(z, self.items, self.entropy.dim, layer)
         points = self.prior.on_support(points)
         assignment, centres = k_means(points, self.components, seed)
         self.assignment.copy_(assignment)
@@ -139,12 +123,8 @@ class DeepClustering(Clustered):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if rows are unknown or out of range, or views are absent."""
-        self.check_shape(batch)
+        super().check(batch)
         check_rows(batch, self.items)
-
-    def check_shape(self, batch: Batch) -> None:
-        """Raise an error for absent views or contents; one view is enough."""
-        check_only_views(self, batch)
 
     def _weights(self, assignment: Int[Tensor, " item"]) -> Float[Tensor, " component"]:
         sizes = torch.bincount(assignment, minlength=self.components)

@@ -34,6 +34,7 @@ evidence of x and no z to sample.
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..likelihoods import Likelihood
 from ..nn import each_view
@@ -57,10 +58,6 @@ class DenoisingAutoencoder(nn.Module):
             such as `views.Noise` or `views.Mask`, in training and in evaluation, since
             the corruption is part of the measured quantity. By default the augmentation
             is the corruption.
-
-    Raises:
-        ValueError: If a batch has no `clean`, absent views, or another shape than the
-            decoder's output.
     """
 
     def __init__(
@@ -78,8 +75,10 @@ class DenoisingAutoencoder(nn.Module):
     @in_float32
     def forward(self, batch: Batch) -> Terms:
         check_only_views(self, batch)
-        clean = _clean(batch).unsqueeze(1)
-        z = each_view(self.encoder, self._corrupted(batch.views))
+        clean, views = _clean(batch).unsqueeze(1), batch.views
+        if (noise := self.noise) is not None:
+            views = tree_map(lambda x: noise(x.flatten(0, 1)).view_as(x), views)
+        z = each_view(self.encoder, views)
         output = lowered(self.decoder, z.flatten(0, 1)).unflatten(0, z.shape[:2])
         distribution = self.likelihood(output)
         shape = distribution.shape()[2:]
@@ -91,19 +90,6 @@ class DenoisingAutoencoder(nn.Module):
             )
         distribution = distribution.to_event(len(distribution.batch_shape) - 2)
         return Terms(reconstruction=distribution.log_prob(clean).mean())
-
-    def _corrupted(
-        self, views: Tensor | tuple[Tensor, ...]
-    ) -> Tensor | tuple[Tensor, ...]:
-        if self.noise is None:
-            return views
-        if isinstance(views, tuple):
-            return tuple(self._noisy(self.noise, part) for part in views)
-        return self._noisy(self.noise, views)
-
-    @staticmethod
-    def _noisy(noise: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-        return noise(views.flatten(0, 1)).view_as(views)
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
         """The encoder's output for x, without noise."""

@@ -54,8 +54,7 @@ class DINO(Clustered):
     those of the first size only.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`; their z is normalised here.
         components: The number K of clusters, whose centres are called prototypes.
         temperature: The temperature :math:`\tau` of the clusters; a number or
             ``learned(number)``.
@@ -64,9 +63,6 @@ class DINO(Clustered):
             ``teacher.momentum`` holds it.
         centre_momentum: The share of the centre b that stays in a step; a buffer.
         dim: The dimension of z; None takes it from the projector or the encoder.
-
-    Raises:
-        ValueError: If a number is out of its range, or the dimension is not known.
     """
 
     prior: Spherical
@@ -86,9 +82,8 @@ class DINO(Clustered):
         centre_momentum: float = 0.9,
         dim: int | None = None,
     ) -> None:
-        hints = "0.04 is published", "0.9 is published"
-        positive("teacher_temperature", teacher_temperature, hints[0])
-        between("centre_momentum", centre_momentum, 0, 1, hints[1])
+        positive("teacher_temperature", teacher_temperature, "0.04 is published")
+        between("centre_momentum", centre_momentum, 0, 1, "0.9 is published")
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
         super().__init__(encoder, prior, components, projector, dim)
         register_varying(self, "teacher_temperature", teacher_temperature)
@@ -101,14 +96,10 @@ class DINO(Clustered):
         log_density = self.entropy.log_density(z, self.prior)
         logits = gather(self.teacher(full_views(self.encoder, batch.views)))
         codes = ((logits - self.centre) / self.teacher_temperature).softmax(-1)
-        self._move_centre(logits)
-        return swapped(codes.transpose(0, 1), log_density)
-
-    @torch.no_grad()
-    def _move_centre(self, logits: Float[Tensor, "batch view component"]) -> None:
         if self.training:
             mean = logits.mean((0, 1)).to(self.centre.dtype)
             self.centre.lerp_(mean, (1 - self.centre_momentum).to(mean))
+        return swapped(codes.transpose(0, 1), log_density)
 
     def _cosines(self) -> "_Cosines":
         return _Cosines(self.network, self.entropy)

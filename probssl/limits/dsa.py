@@ -38,11 +38,10 @@ through M keeps items apart.
 The limit: none of the joint. In the graphical model M has a closed form
 (`PriorAffinity`), and then only z is learned.
 
-Status: heuristic on a derived base. The authors' code learns M from differences within
-one view, and normalises its rows to sum 1, so that nearly all pairs repel each other;
-takes u from a network trained with labels; and uses as anchor 0.01 times the Frobenius
-norms of :math:`M - \tilde M`, summed over four matrices: at 256 items and a root mean
-square error e about 10 e, where :math:`10 L_a` is at least 20 e².
+Status: heuristic on a derived base. The authors' code differs: M comes from differences
+within one view, with rows that sum to 1, so that nearly all pairs repel each other; u
+from a network trained with labels; and the anchor is 0.01 times the Frobenius norms of
+:math:`M - \tilde M`, summed over four matrices.
 """
 
 import math
@@ -93,11 +92,6 @@ class DSA(Extension):
         momentum: The initial share of the EMA that stays in a step, if that is the
             reference; the buffer ``teacher.momentum`` holds it.
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
-
-    Raises:
-        TypeError: If the base is no `JointEmbedding`.
-        ValueError: If a number is out of range, the dimension is needed and not known,
-            or a batch has no more items than neighbours.
     """
 
     reference: nn.Module | None
@@ -121,16 +115,16 @@ class DSA(Extension):
         dim: int | None = None,
     ) -> None:
         super().__init__(base)
-        hint = "20 is published, for batches of 256"
-        self.neighbours = whole("neighbours", neighbours, hint=hint)
+        self.neighbours = whole("neighbours", neighbours, hint="20 is published")
         self.mutual = whole("mutual", mutual, 0, neighbours - 1, "1 is published")
-        hint = "0 leaves the term out"
-        register_varying(self, "weight", at_least("weight", weight, 0, hint))
-        register_varying(self, "anchor", at_least("anchor", anchor, 0, hint))
-        hint = "0.5 is published"
-        self.temperature = positive("temperature", temperature, hint)
-        name = "reference_temperature"
-        self.reference_temperature = positive(name, reference_temperature, hint)
+        at_least("weight", weight, 0, "0 leaves out the regulated loss")
+        at_least("anchor", anchor, 0, "0 leaves out the anchor")
+        register_varying(self, "weight", weight)
+        register_varying(self, "anchor", anchor)
+        self.temperature = positive("temperature", temperature, "0.5 is published")
+        self.reference_temperature = positive(
+            "reference_temperature", reference_temperature, "0.5 is published"
+        )
         if affinity is None:
             affinity = LearnedAffinity(dim_of(self.encoder, self.projector, dim))
         self.affinity, self.reference, self.teacher = affinity, None, None
@@ -153,7 +147,12 @@ class DSA(Extension):
         z: Float[Tensor, "batch view out"],
         batch: Batch,
     ) -> Terms:
-        _check_views(z, batch)
+        if tuple(z.shape[:2]) != batch.shape:
+            raise ValueError(
+                f"expected a base with one z for each of the {batch.shape} views "
+                f"(batch, view), got z of shape {tuple(z.shape)}; take a base, such as "
+                "SimCLR, that encodes every view"
+            )
         if self.teacher is not None:
             self.teacher.follow(Network(self.encoder))
         references, of_items = self._references(batch)
@@ -249,12 +248,3 @@ def _own(items: int, views: int, device: torch.device) -> Bool[Tensor, "point po
     """The pairs of points that are views of one item."""
     item = torch.arange(items, device=device).repeat_interleave(views)
     return item.unsqueeze(1) == item
-
-
-def _check_views(z: Tensor, batch: Batch) -> None:
-    if tuple(z.shape[:2]) != batch.shape:
-        raise ValueError(
-            f"expected a base with one z for each of the {batch.shape} views (batch, "
-            f"view), got z of shape {tuple(z.shape)}; take a base, such as SimCLR, "
-            "that encodes every view"
-        )

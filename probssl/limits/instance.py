@@ -42,12 +42,12 @@ from ..priors import Spherical
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms, check_rows
-from ._base import JointEmbedding, check_not_random, check_only_views
+from ._base import PriorEmbedding, check_not_random
 
 __all__ = ["InstanceDiscrimination"]
 
 
-class InstanceDiscrimination(JointEmbedding):
+class InstanceDiscrimination(PriorEmbedding):
     r"""The log-probability of the right image plus log N, per view, in nats.
 
     It takes the training items only, whose rows are in `Batch.index`: the bank has no
@@ -55,20 +55,16 @@ class InstanceDiscrimination(JointEmbedding):
     bank keeps either occurrence.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
+        encoder, projector: As in `JointEmbedding`; their z is normalised here.
         items: The number N of images in the training set.
-        projector: The projection head.
         temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
             ``learned(number)``.
         momentum: The share m of a direction that stays when its image is seen, from 0
             to below 1; a buffer.
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
-
-    Raises:
-        ValueError: If there are fewer than two items, the temperature or the momentum
-            is out of range, or the dimension is not known.
     """
 
+    least = 1
     bank: Tensor
     momentum: Tensor
 
@@ -111,7 +107,7 @@ class InstanceDiscrimination(JointEmbedding):
                 f"expected z with dim {self.bank.shape[1]}, as the bank, got "
                 f"{z.shape[-1]}; build the objective with dim={z.shape[-1]}"
             )
-        return self.prior.on_support(gather(z))
+        return super().prepared(z)
 
     @torch.no_grad()
     def _follow(
@@ -123,9 +119,5 @@ class InstanceDiscrimination(JointEmbedding):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if rows are unknown or not in the bank."""
-        self.check_shape(batch)
+        super().check(batch)
         check_rows(batch, self.items)
-
-    def check_shape(self, batch: Batch) -> None:
-        """Raise an error for absent views or contents; one view is enough."""
-        check_only_views(self, batch)

@@ -34,8 +34,7 @@ class LogDet(Embedding):
     """Gaussian alignment plus log-determinant entropy, per item, in nats.
 
     Arguments:
-        encoder: A module (n, \\*event) -> (n, dim).
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`.
         scale: The standard deviation of z given y.
         epsilon: The variance of the noise whose entropy is added (see
             `entropies.LogDeterminant`).

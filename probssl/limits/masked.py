@@ -9,9 +9,8 @@ is hidden, all such sets m being equally likely:
 
 .. math:: E_m \sum_{i \in m} \log p(x_i \mid z), \qquad z = f(x \odot (1 - m))
 
-For a Gaussian likelihood that is the published squared error of the hidden pixels,
-times :math:`-1 / 2 \sigma^2`, with a sum instead of the paper's mean, plus the constant
-of the density.
+For a Gaussian likelihood that is the published squared error, summed over the hidden
+pixels, times :math:`-1 / 2 \sigma^2`, plus a constant.
 
 The limit: q → a point; the exact log-likelihood of a model of
 :math:`x_m \mid x_{\setminus m}` remains, whose pixels are independent given z. As in
@@ -59,11 +58,6 @@ class MaskedAutoencoder(nn.Module):
         patch: The edge of an image patch in pixels; all channels are hidden together.
             Published is 16 for images of 224, a grid of 14 by 14. Rows of numbers are
             hidden feature by feature, whatever `patch` is.
-
-    Raises:
-        ValueError: If the share is not between 0 and 1, the edge is no positive whole
-            number or does not divide an image, or a batch has absent views or another
-            shape than the decoder's output.
     """
 
     def __init__(
@@ -77,8 +71,7 @@ class MaskedAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         share = between("share", share, 0, 1, "0.75 is published", open=True)
-        hint = "give a number of pixels that divides height and width, such as 2"
-        patch = whole("patch", patch, hint=hint)
+        patch = whole("patch", patch, hint="it divides height and width, such as 2")
         if not likelihood.elementwise:
             raise ValueError(
                 "expected a likelihood of independent elements, got "
@@ -122,17 +115,11 @@ class MaskedAutoencoder(nn.Module):
         """The number of patches along each axis that is divided into patches."""
         edges = tuple(event[-2:])
         patch = self.patch if len(edges) == 2 else 1
-        if any(edge % patch for edge in edges):
-            raise ValueError(
-                f"expected images of a whole number of patches of {patch} by {patch} "
-                f"pixels, got {edges[0]} by {edges[1]}; take a patch that divides both"
-            )
         grid = tuple(edge // patch for edge in edges)
-        if math.prod(grid) < 2:
+        if any(edge % patch for edge in edges) or math.prod(grid) < 2:
             raise ValueError(
-                "expected at least 2 patches, one to hide and one to see, got "
-                f"{math.prod(grid)} for event shape {tuple(event)}; take a smaller "
-                "patch"
+                f"expected items of at least 2 whole patches of edge {patch}, got "
+                f"event shape {tuple(event)}; take a smaller patch that divides it"
             )
         return grid
 

@@ -6,31 +6,35 @@ Improved Baselines with Momentum Contrastive Learning (Chen et al., 2020), the s
 the projection head and the temperature
 https://arxiv.org/abs/2003.04297
 Your Contrastive Learning Is Secretly Doing Stochastic Neighbor Embedding
-(Hu et al., 2023), for the heavy tail
+(Hu et al., 2023), the source of t-MoCo
 https://arxiv.org/abs/2205.14814
 
-The choices: p(y) empirical, y = the momentum encoder's output t for the other view;
-p(z|y) von Mises-Fisher with concentration κ = 1/τ; z is kept informative by a kernel
-density estimate of H[z], with kernels at that t and at a queue Q of earlier ones.
+The choices: a query z is the encoder's output for one view. Its content y is its key t,
+the momentum encoder's output for another view of the item; p(y) is empirical. p(z|y) is
+von Mises-Fisher around y with concentration κ = 1/τ. z is kept informative by a kernel
+density estimate of H[z], with kernels at the key and at a queue Q of earlier keys,
+which are the negatives.
 
-.. math:: E \log p(z \mid y = t^+) - E \log \frac{1}{1 + |Q|} \Big(p(z \mid y = t^+)
+.. math:: E \log p(z \mid y = t) - E \log \frac{1}{1 + |Q|} \Big(p(z \mid y = t)
     + \sum_{k \in Q} p(z \mid y = k)\Big) = \log(1 + |Q|) - \text{InfoNCE}
 
-averaged over ordered pairs of views, one as the query, the other as the key. Only the
-filled part of the queue counts. The momentum encoder is an EMA of the encoder,
-:math:`\theta' \leftarrow m \theta' + (1 - m) \theta`.
+E is the mean over items and ordered pairs of views: the first view of a pair gives the
+query, the second the key. |Q| counts the filled places of the queue. The parameters of
+the momentum encoder are an EMA, :math:`\theta' \leftarrow m \theta' + (1 - m) \theta`.
 
-Another prior gives another kernel: with `priors.TSNE` it is t-MoCo, heavy-tailed, each
-query with its own normaliser over its key and the queue (Hu et al., 2023; there z is
-standardised by a batch norm without parameters, which a projector may end in).
+With `priors.TSNE` as the prior it is t-MoCo (Hu et al., 2023): the kernel is
+heavy-tailed, and each query has a normaliser over its key and the queue. The paper
+standardises z by a batch norm without parameters; a projector may end in one.
 
-The limit: that of SimCLR; with m = 0, a gradient through the keys, and the batch for a
-queue it would be InfoNCE.
+The limit: as for SimCLR, q(z|x) → a point, y → the key, and H[z] → its kernel estimate.
+With m = 0, a gradient through the keys, and the other items of the batch as the queue
+it would be InfoNCE.
 
-Status: identity for the value at a step; the steps follow no one function, since
-momentum encoder and queue change. It drops the decoder, the noise of the encoder, the
-uncertainty of y, and the gradient through the keys. The published method takes each
-pair in one order only, and shuffles items between processes for batch norm.
+Status: identity for the value at each step. The steps together maximise no one
+function, since momentum encoder and queue change. It drops the decoder, the noise of
+the encoder, the uncertainty of y, and the gradient through the keys. The published
+method uses each pair of views in one order only, and shuffles items between processes
+because of batch norm.
 """
 
 from jaxtyping import Float
@@ -40,20 +44,18 @@ from ..entropies import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Prior, Spherical
-from ..runtime.distributed import gather
 from ..terms import Batch, Terms
-from ._base import JointEmbedding, check_not_random, over_pairs
+from ._base import PriorEmbedding, check_not_random, over_pairs
 from ._ema import Teacher
 
 __all__ = ["MoCo"]
 
 
-class MoCo(JointEmbedding):
+class MoCo(PriorEmbedding):
     r"""The log-probability of the right key plus log(1 + |Q|), per view, in nats.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`; their z is normalised here.
         temperature: The temperature :math:`\tau = 1 / \kappa`, a number or
             ``learned(number)``; None means 0.2, as in the second paper (0.07 in the
             first).
@@ -63,10 +65,6 @@ class MoCo(JointEmbedding):
         queue: The number of keys kept from earlier batches; 65536 for ImageNet.
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
         prior: Another prior, whose kernel is p(z|y); it replaces `temperature`.
-
-    Raises:
-        ValueError: If a number is out of range, the dimension is not known, both
-            `temperature` and `prior` are given, or a hyper-parameter is random.
     """
 
     def __init__(
@@ -105,7 +103,3 @@ class MoCo(JointEmbedding):
         return Terms(
             entropy=over_pairs(entropy).mean(), alignment=over_pairs(alignment).mean()
         )
-
-    def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
-        """The network's output for all processes' items, on the prior's support."""
-        return self.prior.on_support(gather(z))

@@ -55,13 +55,12 @@ class NeighbourEmbedding(Embedding):
     r"""Alignment of the pairs of P plus an entropy of z, per view, in nats.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
+        encoder, projector: As in `JointEmbedding`.
         affinity: The affinity P; None means `affinities.Positives`. For a dense one, a
             view per item is enough, and time and memory grow with the square of their
             number.
         prior: The prior whose kernel is Q; None means t-SNE's, ``priors.TSNE(None, 1.0,
             1.0)``, with the tail of a Cauchy distribution in two dimensions.
-        projector: The projection head.
         joint: Whether one normaliser serves all pairs, as in symmetric SNE, t-SNE and
             t-SimCLR. Otherwise each view has its own, as in SNE and InfoNCE, and equal
             weight, whatever P is.
@@ -69,10 +68,6 @@ class NeighbourEmbedding(Embedding):
             with ``joint=False``.
         dim: The dimension of z for the queue, if the networks have no attribute `out`
             or `dim`.
-
-    Raises:
-        ValueError: If there is a queue and one normaliser, or the dimension is needed
-            and not known; in a forward pass if P needs more views than there are.
     """
 
     def __init__(
@@ -150,14 +145,10 @@ class SNE(NeighbourEmbedding):
         {\sum_{k \ne i} \exp(-\lVert z_i - z_k \rVert^2 / 2 \sigma^2)}
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
+        encoder, projector: As in `JointEmbedding`.
         affinity: The affinity P; None means `affinities.Perplexity` with 30 neighbours.
-        projector: The projection head.
         scale: The standard deviation σ, in the units of z; with :math:`\sqrt{1/2}` the
             exponent is the squared distance.
-
-    Raises:
-        ValueError: If the scale is not positive.
     """
 
     symmetric = False
@@ -195,15 +186,10 @@ class TSNE(NeighbourEmbedding):
         {\sum_{k \ne l} (1 + \lVert z_k - z_l \rVert^2)^{-1}}
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim); two dimensions make a map.
-        affinity: The affinity P; None means `affinities.Perplexity` with 30 neighbours,
-            symmetric.
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`; z of two dimensions make a map.
+        affinity: The affinity P; None means a symmetric `affinities.Perplexity`.
         dof: The degrees of freedom ν, with the exponent (ν + 1) / 2 and distances
             divided by :math:`\sqrt \nu`.
-
-    Raises:
-        ValueError: If dof is not positive.
     """
 
     def __init__(

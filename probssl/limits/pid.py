@@ -1,48 +1,48 @@
-r"""PID: a base objective plus the prediction of pseudo-labels from each view.
+r"""PID: a base objective plus a classification of each view by pseudo-labels.
 
 Rethinking Self-Supervised Learning Within the Framework of Partial Information
 Decomposition (Mohamadi et al., 2024)
 https://arxiv.org/abs/2412.02121
 
-The choices: those of the base for its lower tier, the views of one item. For the upper
-tier, :math:`p(\hat y \mid z_v)` is a linear softmax of each view, and the pseudo-label
-:math:`\hat y_i` of an item, its cluster under K-means, is a point estimate that is kept
-between refreshes,
+The choices: those of the base for the views of an item, and a cluster for each item.
+The cluster is found by K-means and kept until the next clustering; its number is the
+pseudo-label :math:`\hat y`. A linear softmax classifier predicts it from one view:
 
-.. math:: \text{base} + \alpha \sum_v E \log p(\hat y \mid z_v), \qquad
+.. math:: \text{value} = \text{base} + \alpha \sum_v E \log p(\hat y \mid z_v), \qquad
     p(\hat y = k \mid z) = \operatorname{softmax}_k (w_k^\top z + b_k)
 
-The term of a view is, up to the entropy of the labels, a lower bound on its mutual
-information with them. In a partial information decomposition, with R for redundant, U
-for unique and S for synergistic information of the two views,
+Plus the entropy of the labels, the term of a view is a lower bound on the mutual
+information of that view and the label. A partial information decomposition (PID) splits
+what two views know about the label: R is redundant (both views have it), U_v unique to
+view v, and S synergistic (only both views together have it).
 
 .. math:: H[\hat y] + E \log p(\hat y \mid z_v) \le I(z_v; \hat y) = R + U_v, \qquad
     \sum_v I(z_v; \hat y) = 2 R + U_1 + U_2
 
-so that unique parts count, which the alignment of views ignores. S does not: that would
-take a classifier of both views at once.
+So unique information raises the value, which the alignment of views ignores. S does
+not: that would take a classifier of both views at once.
 
-The limit: the prior `TwoTier`, equal clusters of items and views around the content of
-their item. For one view it gives
+The limit: the prior `TwoTier`, in which contents are normal around the centre of their
+cluster (variance τ²) and views normal around their content (variance σ²). For one view
 
 .. math:: p(z_v \mid k) = N(m_k, s^2 I), \quad s^2 = \tau^2 + \sigma^2, \qquad
     \log p(k \mid z_v) = \frac{m_k^\top z_v}{s^2} - \frac{\lVert m_k \rVert^2}{2 s^2}
     + \log \pi_k - \text{normaliser}
 
-which is that linear softmax; for z of unit length so is that of von Mises-Fisher
-clusters of equal concentration. The density of the clusters is replaced by their
-posterior, the posterior by its mode, and the joint posterior of all views by one for
-each view. Behind a projector, which keeps what views share, the base may use one z and
-the clusters another, the encoder's output.
+which is the linear softmax above. For z of unit length, von Mises-Fisher clusters of
+equal concentration give a linear softmax too. PID replaces the density of the clusters
+by their posterior, the joint posterior of all views by one for each view, and the
+unknown cluster by its mode. The base may compare the output of a projector, which keeps
+what views share, while the clusters use the output of the encoder.
 
-Status: surrogate of the cluster tier of `TwoTier`, as the base is of the other.
-Pseudo-labels lag behind z and ignore their uncertainty; :math:`\alpha` gives their
-likelihood a weight below 1. SimVAE with `TwoTier` sums the cluster out instead.
+Status: surrogate of the cluster tier of `TwoTier`; the base keeps its own status.
+Pseudo-labels are older than z, and their uncertainty is ignored; :math:`\alpha` below 1
+gives them less weight. SimVAE with `TwoTier` sums over the clusters instead.
 
-Not published and chosen here: the classifier; the layer that it and K-means see, for
-which "learned representations" is read as the evaluated ones; unit length; and that the
-classifier is kept at a refresh. The published K is the number of classes, which uses
-the labels; `evaluation.number_of_components` estimates K from z alone.
+The paper leaves open, and chosen here are: the classifier; the layer that it and
+K-means use (the one that is evaluated); unit length; and that a new clustering keeps
+the classifier. The paper takes the number of classes for K, which uses the labels;
+`evaluation.number_of_components` estimates K from z alone.
 """
 
 from typing import Any
@@ -51,14 +51,14 @@ import torch
 from jaxtyping import Float, Int
 from pyro.distributions import Categorical
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize, one_hot
+from torch.nn.functional import normalize, one_hot
 
 from ..arguments import at_least, choice, whole
 from ..nn import dim_of
 from ..runtime.buffers import register_varying
 from ..terms import Batch, Terms, check_rows
 from ._base import Extension
-from ._prototypes import k_means
+from ._prototypes import k_means, points_of
 
 __all__ = ["PID"]
 
@@ -91,12 +91,6 @@ class PID(Extension):
             length.
         dim: The dimension of that layer, if the network has no attribute `out` or
             `dim`.
-
-    Raises:
-        TypeError: If the base is no `JointEmbedding`.
-        ValueError: If there are fewer items than clusters or fewer than two clusters,
-            the weight is negative or not finite, there is no such layer, or the
-            dimension is not known.
     """
 
     assignment: Tensor
@@ -116,8 +110,9 @@ class PID(Extension):
     ) -> None:
         super().__init__(base)
         self.components = whole("components", components, 2)
-        hint = "give the length of the training set, or fewer components"
-        self.items = whole("items", items, components, hint=hint)
+        self.items = whole(
+            "items", items, components, hint="give len(data), or fewer components"
+        )
         at_least("weight", weight, 0, "published is a rise to 0.1")
         choice("layer", layer, ("backbone", "projector"))
         self.unit = unit
@@ -162,21 +157,31 @@ class PID(Extension):
             z: The layer's output for each item of the training set, in its order: a
                 tensor or array.
             seed: The seed of K-means++.
-
-        Raises:
-            ValueError: If there is not one representation for each item, or there are
-                fewer distinct ones than clusters.
         """
-        points = self._points(z)
+        points = points_of(z, self.items, self.classifier.in_features, self.layer)
+        points = normalize(points, dim=-1) if self.unit else points
         found, _ = k_means(points, self.components, seed, STARTS)
         before = self.assignment.cpu()
         if (before < 0).any():
-            weight, bias = _start(points, found, self.components)
-            self.classifier.weight.copy_(weight)
-            self.classifier.bias.copy_(bias)
+            self._start(points, found)
         else:
             found = _matched(found, before, self.components)
         self.assignment.copy_(found)
+
+    def _start(
+        self, points: Float[Tensor, "item dim"], label: Int[Tensor, " item"]
+    ) -> None:
+        """Set the classifier to that of equal normal clusters with these members."""
+        member = one_hot(label, self.components).to(points)
+        sizes = member.sum(0)
+        loc = member.mT @ points / sizes.unsqueeze(-1)
+        within = (points - loc[label]).square().mean()
+        total = (points - points.mean(0)).square().mean()
+        # Clusters that are points would give infinite weights.
+        variance = within.maximum(LEAST_VARIANCE * total)
+        log_share = (sizes / len(points)).log()
+        self.classifier.weight.copy_(loc / variance)
+        self.classifier.bias.copy_(log_share - loc.square().sum(-1) / (2 * variance))
 
     def check(self, batch: Batch) -> None:
         """Raise an error if the base cannot take the batch, or items are not known."""
@@ -196,53 +201,16 @@ class PID(Extension):
             )
         return self.classifier(normalize(z, dim=-1) if self.unit else z)
 
-    def _points(self, z: Float[Any, "item dim"]) -> Float[Tensor, "item dim"]:
-        points = torch.as_tensor(z).detach().cpu()
-        expected = (self.items, self.classifier.in_features)
-        if tuple(points.shape) != expected or not points.isfinite().all():
-            raise ValueError(
-                f"expected finite z of shape {expected}, got {tuple(points.shape)}; "
-                "give ps.embed(objective, data.train, layer=objective.layer)"
-            )
-        return normalize(points, dim=-1) if self.unit else points
 
+class _Classifier(nn.Linear):
+    """It starts at zero and draws no random numbers, so that the base's stay the same.
 
-class _Classifier(nn.Module):
-    """A linear layer that stays in float32 under autocast, as it is part of a density.
-
-    It starts at zero and draws no random numbers, so that the base's stay the same.
+    As part of a density it is not `lowered`, and so stays in float32 under autocast.
     """
 
-    def __init__(self, dim: int, components: int) -> None:
-        super().__init__()
-        self.in_features = dim
-        self.weight = nn.Parameter(torch.zeros(components, dim))
-        self.bias = nn.Parameter(torch.zeros(components))
-
-    def forward(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch k"]:
-        return linear(z, self.weight, self.bias)
-
-
-def _start(
-    points: Float[Tensor, "item dim"], label: Int[Tensor, " item"], components: int
-) -> tuple[Float[Tensor, "component dim"], Float[Tensor, " component"]]:
-    """The classifier of equal normal clusters with these members."""
-    member = one_hot(label, components).to(points)
-    sizes = member.sum(0)
-    loc = member.mT @ points / sizes.unsqueeze(-1)
-    within, total = (points - loc[label]).square(), (points - points.mean(0)).square()
-    # Clusters that are points would give infinite weights.
-    variance = within.mean().maximum(LEAST_VARIANCE * total.mean())
-    return _classifier(loc, variance, (sizes / len(points)).log())
-
-
-def _classifier(
-    loc: Float[Tensor, "component dim"],
-    variance: Float[Tensor, ""],
-    log_share: Float[Tensor, " component"],
-) -> tuple[Float[Tensor, "component dim"], Float[Tensor, " component"]]:
-    r"""Weights and biases of :math:`p(k \mid z)` for clusters :math:`N(m_k, s^2 I)`."""
-    return loc / variance, log_share - loc.square().sum(-1) / (2 * variance)
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 def _matched(

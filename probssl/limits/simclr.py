@@ -27,9 +27,8 @@ The limit: q → a point on the sphere, the content plugged in, and H[z] → its
 estimate, in the bound behind `Embedding`.
 
 Status: identity. It drops the decoder, the noise of the encoder, and the uncertainty
-of y; with a queue also the gradient through the queue. The estimate is at most
-log(2N − 1) plus the kernel's constants, so the value is at most log(2N − 1); decoupled
-it has no such ceiling.
+of y; with a queue also the gradient through the queue. The value is at most
+log(2N − 1); decoupled it has no ceiling.
 """
 
 from pyro.distributions import TorchDistribution
@@ -48,8 +47,7 @@ class SimCLR(Embedding):
     r"""von Mises-Fisher alignment plus kernel-density entropy, per view, in nats.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`; their z is normalised here.
         temperature: The temperature :math:`\tau = 1 / \kappa`: a number,
             ``learned(number)``, or a Pyro distribution, which gives it a
             pseudo-posterior (see `Embedding`). Fitted together with the encoder it
@@ -60,10 +58,6 @@ class SimCLR(Embedding):
             encoders, so that few steps should fill the queue.
         dim: The dimension of z for a queue, if the networks have no attribute `out` or
             `dim`.
-
-    Raises:
-        ValueError: If the temperature is not positive, or the queue is no whole number
-            of at least 0, or its dimension is not known.
     """
 
     def __init__(

@@ -41,17 +41,13 @@ class SimSiam(Distillation):
     log C_d(1) + 1, for a good fit and for a collapse.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        projector: The projection head; published with 3 layers and 2048 dimensions, and
-            a batch norm after the last as well.
+        encoder, projector: As in `JointEmbedding`; the projector is published with 3
+            layers and 2048 dimensions, and a batch norm after the last as well.
         predictor: The predictor g, (n, dim) -> (n, dim). None makes a `Projector` of
             two layers with 512 hidden units; for ``nn.Identity()`` as encoder,
             `nn.Identity`.
-        dim: The dimension of z, for a default predictor, if neither projector nor
-            encoder has an attribute `out` or `dim`.
-
-    Raises:
-        ValueError: If the dimension is needed and not known.
+        dim: The dimension of z, for a default predictor behind networks without an
+            attribute `out` or `dim`.
     """
 
     def __init__(

@@ -46,17 +46,13 @@ class SwAV(Clustered):
     size have codes, which all other views predict.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim), whose output is normalised here.
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`; their z is normalised here.
         components: The number K of clusters, whose centres are called prototypes.
         temperature: The temperature :math:`\tau` of the clusters; a number or
             ``learned(number)``.
         epsilon: The temperature :math:`\epsilon` of the codes.
         iterations: The number of iterations of Sinkhorn's algorithm.
         dim: The dimension of z; None takes it from the projector or the encoder.
-
-    Raises:
-        ValueError: If a number is out of its range, or the dimension is not known.
     """
 
     prior: Spherical

@@ -35,7 +35,7 @@ and the uncertainty of y.
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..arguments import positive
 from ..entropies.collision import Collision
@@ -51,14 +51,12 @@ class TSimCLR(Embedding):
     z is not normalised: to stretch it by s is to divide τ by s².
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        projector: The projection head.
+        encoder, projector: As in `JointEmbedding`.
         dof: The degrees of freedom :math:`\nu`.
         temperature: The temperature :math:`\tau`, a squared length.
-
-    Raises:
-        ValueError: If dof or temperature is not a positive finite number.
     """
+
+    prior: TSNE
 
     def __init__(
         self,
@@ -71,3 +69,8 @@ class TSimCLR(Embedding):
         temperature = positive("temperature", temperature, "8 is published")
         prior = TSNE(None, math.sqrt(temperature), dof)
         super().__init__(encoder, prior, Collision(), projector=projector, plug_in=True)
+
+    @property
+    def temperature(self) -> Tensor:
+        r"""The temperature :math:`\tau`."""
+        return self.prior.scale().square()

@@ -38,18 +38,12 @@ class VAE(nn.Module):
         beta: The weight :math:`\beta` of entropy plus alignment, which is minus the KL
             divergence KL(q ‖ p(z)); a buffer, which a schedule may warm up.
         bound: The bound, `bounds.ELBO` or `bounds.IWAE`.
-
-    Raises:
-        ValueError: If the views of the joint share a content, or beta is negative.
     """
 
     beta: Tensor
 
     def __init__(
-        self,
-        joint: Joint,
-        beta: float = 1.0,
-        bound: ELBO | IWAE = ELBO(),
+        self, joint: Joint, beta: float = 1.0, bound: ELBO | IWAE = ELBO()
     ) -> None:
         super().__init__()
         if not isinstance(joint.prior, Independent):
@@ -57,9 +51,8 @@ class VAE(nn.Module):
                 "expected a joint with independent views for VAE, got the prior "
                 f"{type(joint.prior).__name__}; use priors.Independent(dim), or SimVAE"
             )
-        beta = at_least("beta", beta, 0, "1 is the VAE's")
         self.joint, self.bound = joint, bound
-        register_varying(self, "beta", beta)
+        register_varying(self, "beta", at_least("beta", beta, 0, "1 is the VAE's"))
 
     def forward(self, batch: Batch) -> Terms:
         terms = self.bound(self.joint, batch)

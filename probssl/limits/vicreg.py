@@ -4,31 +4,35 @@ VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learni
 (Bardes et al., 2022)
 https://arxiv.org/abs/2105.04906
 
-The choices: p(y) flat, p(z|y) = N(y, s² I); z is kept informative by a hinge on its
-standard deviations and a penalty on its covariances.
+The choices: p(y) flat, p(z|y) = N(y, s² I). z is kept informative by two terms in place
+of H[z]: a hinge on the standard deviation of each dimension, and a penalty on the
+covariances of different dimensions.
 
-The published loss of two views, with the variance term halved as in the authors' code,
+The published loss of two views is, with the factor 1/2 of the authors' code,
 
-.. math:: L = \lambda \frac{\lVert z_1 - z_2 \rVert^2}{d}
+.. math:: L = \lambda \frac{E \lVert z_1 - z_2 \rVert^2}{d}
     + \frac{\mu}{2 d} \sum_{v, i} \max(0, 1 - s_{v i})
     + \frac{\nu}{d} \sum_v \sum_{i \ne j} \hat \Sigma_{v, i j}^2
 
-becomes nats by the factor d/μ: then the hinge has the gradient of log s at s = 1, and
+where view v has the covariance :math:`\hat \Sigma_v` and its dimension i the standard
+deviation :math:`s_{v i}`. Times −d/μ it is in nats: at standard deviation 1 the hinge
+then has the gradient of log s, which is the entropy of a Gaussian up to a constant.
 
 .. math:: -\frac d\mu L + \text{const} = E \log p(z_1, z_2) + \hat H[z], \qquad
     \mathrm{Var}(z \mid y) = \frac{\mu}{4 \lambda}
 
-With λ = μ = 25 and ν = 1 that is the factor d/25 and Var(z|y) = 1/4. The covariance
-term has weight 2 ν / μ = 0.08 for the mean over views, where the second order of the
-Gaussian entropy has 1/4: VICReg's is 3.125 times lighter.
+The published λ = μ = 25 and ν = 1 give the factor d/25 and Var(z|y) = 1/4. The
+covariance term gets the weight 2 ν / μ = 0.08 (for the mean over views). The
+second-order expansion of the Gaussian entropy has 1/4, which is 3.125 times as much.
 
-The limit: log-det, with :math:`\log |\Sigma|` replaced by its tangent at standard
-deviation 1 (below it) and its second order in the correlations, at unit variances.
+The limit: log-det, with two approximations of :math:`\log |\Sigma|`: its tangent at
+standard deviation 1 (for smaller ones; constant above), and its second order in the
+correlations, at unit variances.
 
-Status: surrogate. The hinge is a tangent, first order at standard deviation 1 and
-constant above; the covariance term is second order. It drops what log-det drops. With a
-linear encoder the optimum lies in the subspace of `linear.JointEmbeddingSSL`; but so
-light a covariance term may give up the direction on which the views agree least
+Status: surrogate of log-det: first order in the standard deviations, second order in
+the correlations. It drops what log-det drops. With a linear encoder the optimum lies in
+the subspace of `linear.JointEmbeddingSSL`, but a covariance term as light as the
+published one may lose the direction on which the views agree least
 (`tests/test_linear_bridges.py`).
 """
 
@@ -48,9 +52,8 @@ class VICReg(Embedding):
     r"""Gaussian alignment plus variance and covariance terms, per item, in nats.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        projector: The projection head. Without one the decorrelation acts on the
-            representation itself.
+        encoder, projector: As in `JointEmbedding`; without a projector the
+            representation itself is decorrelated.
         invariance: The published weight :math:`\lambda`.
         variance: The published weight :math:`\mu`.
         covariance: The published weight :math:`\nu`.

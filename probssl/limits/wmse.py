@@ -31,9 +31,9 @@ as a Gaussian is; :math:`\log |S^{d-1}|` is exact then, and an upper bound other
 drops what log-det drops, and the covariances of z: before whitening, those of the
 representation may be far from white.
 
-Each view is whitened by itself. A linear map that all views share leaves the value
-unchanged if it is lower triangular, for example a shift or a stretch of a dimension.
-Any other map rotates the whitened views, each differently, as their covariances differ.
+A linear map that all views share leaves the value unchanged if it is lower triangular,
+such as a stretch of a dimension. Any other map rotates the whitened views, each by its
+own covariance.
 """
 
 import math
@@ -57,12 +57,11 @@ class WMSE(Embedding):
     r"""The distance between whitened views, per item, in nats.
 
     Arguments:
-        encoder: A module (n, \*event) -> (n, dim).
-        projector: The projection head; published with 2 layers and 64 or 128
-            dimensions.
+        encoder, projector: As in `JointEmbedding`; the projector is published with 2
+            layers and 64 or 128 dimensions.
         size: The least number of items that are whitened together in training, drawn
-            at random; None means the whole batch. Published is twice the dimension of
-            z.
+            at random; None means the whole batch. It exceeds the dimension of z;
+            published is twice that.
         rounds: How often a batch is divided in training; published is 4 for 128
             dimensions.
         normalise: Whether the directions of whitened z are compared, as published.
@@ -71,10 +70,6 @@ class WMSE(Embedding):
             published is 0.
 
     In evaluation mode the batch is whitened as a whole, so that nothing is random.
-
-    Raises:
-        ValueError: If size or rounds is below 1, or epsilon not from 0 to 1; in a
-            forward pass if fewer items than dim + 1 are whitened together.
     """
 
     def __init__(
@@ -98,10 +93,7 @@ class WMSE(Embedding):
 
     def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
         """Whitened z of all processes' items, in training in random order."""
-        parts = [whitened(part, self.epsilon) for part in self._divided(gather(z))]
-        return self.prior.on_support(torch.cat(parts))
-
-    def _divided(self, z: Float[Tensor, "batch view dim"]) -> list[Tensor]:
+        z = gather(z)
         items, _, dim = z.shape
         parts = max(1, items // self.size) if self.size and self.training else 1
         if items // parts <= dim:
@@ -110,13 +102,12 @@ class WMSE(Embedding):
                 f"together, got {items // parts}; use larger batches or size, or a "
                 "projector to fewer dimensions"
             )
-        if parts == 1:  # the order of items does not matter
-            return [z]
-        orders = [
-            from_main(torch.randperm(items, device=z.device))
-            for _ in range(self.rounds)
-        ]
-        return [part for order in orders for part in z[order].tensor_split(parts)]
+        divided = [z]
+        if parts > 1:
+            draws = (torch.randperm(items, device=z.device) for _ in range(self.rounds))
+            divided = [p for d in draws for p in z[from_main(d)].tensor_split(parts)]
+        white = [whitened(part, self.epsilon) for part in divided]
+        return self.prior.on_support(torch.cat(white))
 
 
 class _White(Entropy):
