@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import catalogue
 from helpers.catalogue import OBJECTIVES, batch
 from helpers.checks import assert_same, value_and_grad
 from torch import Tensor, nn
@@ -152,38 +153,6 @@ def test_log_det_does_not_move_when_z_and_scale_are_stretched_together(views):
     assert_close(wide, once)
 
 
-def test_vicreg_tends_to_log_det_at_third_order_near_white_views():
-    """With w = 1/4, i.e. covariance = 3.125, and unit variances."""
-    noise = torch.randn(6, 6)
-    noise = (noise + noise.T) / 2
-    gaps = []
-    for size in (1e-2, 1e-3):
-        sigma = torch.eye(6) + size * (noise - noise.diag().diag())
-        z = exactly(sigma)
-        surrogate = VICReg(nn.Identity(), covariance=3.125)
-        surrogate.entropy.epsilon = 0.0
-        log_det = LogDet(nn.Identity(), scale=0.5, epsilon=0.0)
-        gaps.append(sum(log_det(Batch(z))) - sum(surrogate(Batch(z))))
-    assert_close(gaps[0] / gaps[1], torch.tensor(1000.0), rtol=0.1, atol=0)
-
-
-def exactly(sigma: Tensor) -> Tensor:
-    """Two equal views with this very sample covariance."""
-    z = torch.randn(50, len(sigma))
-    z = z - z.mean(0)
-    white = z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / 49)).T
-    return (white @ torch.linalg.cholesky(sigma).T).unsqueeze(1).repeat(1, 2, 1)
-
-
-def joint(prior: ps.priors.Prior) -> ps.Joint:
-    return ps.Joint(
-        prior,
-        ps.likelihoods.Gaussian(0.4),
-        ps.nn.MLPEncoder((5,), 3, hidden=(8,)),
-        ps.nn.MLPDecoder(3, (5,), hidden=(8,)),
-    )
-
-
 def test_spherical_elbo_is_below_the_evidence_and_has_gradients():
     joint = ps.Joint(
         ps.priors.Spherical(3, ps.learned(20.0)),
@@ -209,6 +178,10 @@ def test_spherical_elbo_is_below_the_evidence_and_has_gradients():
     assert elbo.mean() < evidence - 1
     sum(ps.bounds.ELBO()(joint, batch)).backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in joint.parameters())
+
+
+def joint(prior: ps.priors.Prior) -> ps.Joint:
+    return catalogue.joint(prior, ps.likelihoods.Gaussian(0.4), event=5)
 
 
 def test_simvae_tends_to_the_vae_at_second_order_as_the_content_vanishes():

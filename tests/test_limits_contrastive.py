@@ -6,7 +6,6 @@ from functools import partial
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.catalogue import OBJECTIVES, batch
 from helpers.checks import assert_same
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -209,17 +208,3 @@ def test_moco_is_the_log_of_one_and_the_queue_minus_its_loss(views):
         with torch.no_grad():
             objective.encoder.weight.add_(0.1 * torch.randn(4, 3))
     assert len(past) == 8
-
-
-REMEMBERING = ["SimCLR, decoupled, with a queue", "instance discrimination", "t-MoCo"]
-
-
-@pytest.mark.parametrize("name", REMEMBERING)
-def test_queues_and_banks_are_written_in_training_mode_only(name):
-    objective = OBJECTIVES[name]()
-    for training in (False, True):
-        before = {k: v.clone() for k, v in objective.state_dict().items()}
-        sum(objective.train(training)(batch())).backward()
-        moved = [k for k, v in objective.state_dict().items() if (v != before[k]).any()]
-        assert bool(moved) == training
-        assert all("memory" in k or "count" in k or k == "bank" for k in moved)

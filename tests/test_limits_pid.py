@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from helpers.catalogue import encoder, projector
+from helpers.checks import refusals
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.testing import assert_close
@@ -73,18 +74,6 @@ def test_the_value_is_the_base_and_a_weighted_log_probability_of_each_view(views
         assert_close(left, right, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [SimCLR, VICReg, BYOL])
-@pytest.mark.parametrize("layer", ["backbone", "projector"])
-def test_the_layer_is_what_embed_gives(layer, kind):
-    base = kind(encoder(), projector()).eval()
-    objective = at_random(PID(base, CLUSTERS, ITEMS, weight=1.0, layer=layer))
-    x, index = torch.randn(9, 2, 6), torch.arange(9)
-    found = objective(Batch(x, index=index)).alignment - base(Batch(x)).alignment
-    z = torch.stack([objective.represent(x[:, v], layer) for v in (0, 1)], 1)
-    log_label = objective.responsibilities(z).log_prob(objective.assignment[:9, None])
-    assert_close(found, log_label.sum(1).mean())
-
-
 def test_without_a_projector_there_is_one_layer():
     objective = PID(SimCLR(encoder()), CLUSTERS, ITEMS, layer="projector")
     assert objective.layer == "backbone"
@@ -134,7 +123,8 @@ def test_with_weight_0_it_is_the_base_bit_for_bit(kind, assigned):
         if extended:
             objective = PID(base, CLUSTERS, 32, weight=0.0)
             if assigned:
-                objective = at_random_quietly(objective)
+                with torch.random.fork_rng():
+                    at_random(objective)
         history = ps.fit(
             objective,
             x,
@@ -149,11 +139,6 @@ def test_with_weight_0_it_is_the_base_bit_for_bit(kind, assigned):
     alone, below = fitted(False), fitted(True)
     assert alone[0] == below[0]
     assert_close(below[1], alone[1], rtol=0, atol=0)
-
-
-def at_random_quietly(objective: PID) -> PID:
-    with torch.random.fork_rng():
-        return at_random(objective)
 
 
 # The two tiers
@@ -269,22 +254,6 @@ def test_how_clusters_are_numbered_does_not_matter():
         assert torch.equal(room._matched(order[found], before, 5), once)
 
 
-def test_a_refresh_does_not_depend_on_the_numbers_of_k_means(monkeypatch):
-    z, clusters, states = torch.randn(60, DIM), room.k_means, []
-    moved, order = z + 0.5 * torch.randn(60, DIM), torch.tensor([2, 0, 1])
-    for _ in range(2):
-        objective = on_z(items=60)
-        objective.assign(z)
-        with monkeypatch.context() as patch:
-            if states:
-                patch.setattr(
-                    room, "k_means", lambda *a: (order[clusters(*a)[0]], None)
-                )
-            objective.assign(moved, 1)
-        states.append(objective.state_dict())
-    assert_close(states[1], states[0], rtol=0, atol=0)
-
-
 def test_the_matching_keeps_as_many_items_as_any_renumbering():
     before, found = torch.randint(4, (50,)), torch.randint(4, (50,))
     kept = (room._matched(found, before, 4) == before).sum()
@@ -306,37 +275,23 @@ def indexed(index: Tensor | None) -> Batch:
     return Batch(torch.randn(9, 2, DIM), index=index)
 
 
-def with_population(count: float) -> PID:
-    objective = on_z()
-    objective.population = torch.tensor(count)
-    return objective
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: on_z()(indexed(None)), "expected Batch.index"),
-        (lambda: on_z().check(indexed(None)), "expected Batch.index"),
-        (
-            lambda: on_z().check(indexed(torch.arange(15, 24))),
-            "rows from 0 to 19.*got 15 to 23",
-        ),
-        (lambda: with_population(15.0).check(indexed(torch.arange(9))), "got 15"),
-        (lambda: on_z(dim=5)(indexed(torch.arange(9))), "dim 5, as the classifier"),
-        (
-            lambda: on_z().assign(torch.randn(19, DIM)),
-            r"shape \(20, 4\), got \(19, 4\)",
-        ),
-        (lambda: on_z().assign(torch.full((20, DIM), math.nan)), "finite z"),
-        (
-            lambda: on_z().assign(torch.eye(2, DIM)[torch.arange(20) % 2]),
-            "expected 3 clusters, got 2 distinct ones among 20 items",
-        ),
-    ],
+test_batches_and_representations_that_do_not_fit_are_refused = refusals(
+    (lambda: on_z()(indexed(None)), ValueError, "expected Batch.index"),
+    (lambda: on_z().check(indexed(None)), ValueError, "Batch.index"),
+    (
+        lambda: on_z().check(indexed(torch.arange(15, 24))),
+        ValueError,
+        "rows from 0 to 19.*got 15 to 23",
+    ),
+    (lambda: on_z(dim=5)(indexed(torch.arange(9))), ValueError, "dim 5, as the class"),
+    (lambda: on_z().assign(torch.randn(19, DIM)), ValueError, r"4\), got \(19, 4\)"),
+    (lambda: on_z().assign(torch.full((20, DIM), math.nan)), ValueError, "finite z"),
+    (
+        lambda: on_z().assign(torch.eye(2, DIM)[torch.arange(20) % 2]),
+        ValueError,
+        "expected 3 clusters, got 2 distinct ones among 20 items",
+    ),
 )
-def test_batches_and_representations_that_do_not_fit_are_refused(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 def test_items_are_counted_before_any_work_is_lost():

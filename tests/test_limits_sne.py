@@ -135,9 +135,10 @@ def test_sne_is_the_mean_divergence_of_the_neighbours_of_each_point(x):
     objective = ps.limits.SNE(linear(), Noise(1.5))
     p = 12 * Noise(1.5)(x)  # P_{j|i}
     plain = divergence(p, gaussian_q(flat_z(objective, x), math.sqrt(0.5), False)) / 12
-    assert_close(objective.divergence(x), plain)
     entropy = -torch.xlogy(p, p).sum() / 12
-    assert_close(sum(objective(x)), math.log(11) - entropy - plain)
+    leaf = objective.encoder.weight
+    assert_same(sum(objective(x)), math.log(11) - entropy - plain, leaf)
+    assert_same(objective.divergence(x), plain, leaf)
 
 
 @pytest.mark.parametrize("affinity", [Noise(1.5, symmetric=True), Perplexity(3.0)])
@@ -150,17 +151,8 @@ def test_symmetric_sne_and_t_sne_are_divergences_over_all_pairs(affinity, x):
     q = cauchy_q(flat_z(heavy, x))
     assert_close(heavy.divergence(x), divergence(p, q))
     entropy = -torch.xlogy(p, p).sum()
-    assert_close(sum(heavy(x)), math.log(12 * 11) - entropy - divergence(p, q))
-
-
-def test_the_gradient_is_that_of_the_divergence(x):
-    for make in (ps.limits.SNE, ps.limits.SymmetricSNE, ps.limits.TSNE):
-        objective = make(linear(), Noise(1.5))
-        names = list(objective.encoder.parameters())
-        down = torch.autograd.grad(objective.divergence(x), names)
-        up = torch.autograd.grad(sum(objective(x)), names)
-        for a, b in zip(down, up, strict=True):
-            assert_close(a, -b)
+    plain = math.log(12 * 11) - entropy - divergence(p, q)
+    assert_same(sum(heavy(x)), plain, heavy.encoder.weight)
 
 
 def test_t_sne_has_the_published_gradient():
@@ -285,21 +277,3 @@ class Given(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.z
-
-
-def test_t_sne_on_points_without_an_encoder_takes_clusters_apart():
-    """Free coordinates in the place of a network: t-SNE as it is usually run."""
-    torch.manual_seed(0)
-    centres = 6 * torch.eye(4).repeat_interleave(15, 0)
-    x = Batch((centres + torch.randn(60, 4))[:, None])
-    z = torch.nn.Parameter(1e-2 * torch.randn(60, 1, 2))
-    objective = ps.limits.TSNE(Given(z), Perplexity(10.0, symmetric=True))
-    start, optimizer = objective.divergence(x).item(), torch.optim.Adam([z], 0.2)
-    for _ in range(200):
-        objective.encoder.z = z.flatten(0, 1)
-        optimizer.zero_grad()
-        (-sum(objective(x))).backward()
-        optimizer.step()
-    labels = torch.arange(60) // 15
-    found = ps.evaluation.knn(z.detach()[:, 0], labels, z.detach()[:, 0], labels)
-    assert objective.divergence(x).item() < start / 2 and found > 0.95
