@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.checks import assert_same, asymmetry
+from helpers.checks import assert_same, asymmetry, refusals
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
@@ -340,11 +340,6 @@ def test_rounds_assign_before_each_fit_and_count_through():
     assert history["step"].tolist() == [2, 4, 6, 8, 10, 12]
 
 
-def test_rounds_refuse_items_that_have_no_assignment():
-    with pytest.raises(ValueError, match="no validation data for a fit in rounds"):
-        rounds(valid=torch.randn(20, 2, 4))
-
-
 def test_one_round_is_an_assignment_and_a_fit():
     history, seen = rounds(rounds=1)
     torch.manual_seed(0)
@@ -369,8 +364,8 @@ def test_a_round_that_is_stopped_is_the_last():
     assert history["epoch"].tolist() == [1, 2, 3]
 
 
-def test_rounds_refuse_a_checkpoint_and_no_rounds(tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint for a fit in rounds"):
-        rounds(checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="rounds as a whole number"):
-        rounds(rounds=0)
+test_rounds_refuse_what_holds_one_fit_only = refusals(
+    (lambda: rounds(valid=torch.zeros(20, 2, 4)), ValueError, "no validation data"),
+    (lambda: rounds(checkpoint="here"), ValueError, "no checkpoint for a fit in round"),
+    (lambda: rounds(rounds=0), ValueError, "rounds as a whole number"),
+)

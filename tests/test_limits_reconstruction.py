@@ -46,17 +46,6 @@ def test_denoising_is_a_squared_error_for_a_gaussian_likelihood(views):
     assert sum(terms) == terms.reconstruction
 
 
-def test_denoising_is_minus_the_cross_entropy_for_binary_pixels():
-    encoder, decoder = networks((4,))
-    objective = DenoisingAutoencoder(encoder, decoder, Bernoulli())
-    x, corrupted = torch.randint(2, (6, 4)).double(), torch.randn(6, 2, 4)
-    ours = sum(objective(Batch(corrupted, clean=x)))
-    p = decoder(encoder(corrupted.flatten(0, 1))).sigmoid().view(6, 2, 4)
-    x = x.unsqueeze(1)
-    plain = (x * p.log() + (1 - x) * (1 - p).log()).sum() / 12
-    assert_same(ours, plain, objective.parameters())
-
-
 def test_denoising_of_labels_is_a_classifier():
     encoder, decoder = networks((4,))
     objective = DenoisingAutoencoder(encoder, decoder, Categorical(4))
