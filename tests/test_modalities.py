@@ -101,56 +101,41 @@ def priors(weights: Tensor) -> list[tuple[Prior, float]]:
     return found
 
 
+CONTENT = torch.tensor([0, 2, -1, 1, -1, 2])
+
+
+def given(content: Tensor, log_joint: Tensor) -> Tensor:
+    """log p(x, k) where k is known, log p(x) where it is not."""
+    one = log_joint.gather(1, content.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return torch.where(content < 0, log_joint.logsumexp(1), one)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("absent", [False, True])
 def test_elbo_with_observed_contents_is_their_joint_evidence(index, absent):
-    weights = torch.tensor([0.2, 0.3, 0.5])
-    prior, y_scale = priors(weights)[index]
-    joint, batch = linear_gaussian(prior), two_modalities()
-    batch = some_absent(batch) if absent else batch
-    content = torch.tensor([0, 2, -1, 1, -1, 2])
-    log_joint = weights.log() + evidence(
-        joint, batch, prior.components()[0].detach(), y_scale
-    )
-    exact = torch.stack(
-        [
-            row.logsumexp(0) if k < 0 else row[k]
-            for row, k in zip(log_joint, content, strict=True)
-        ]
-    )
-    batch = batch._replace(content=content)
-    joint.check(batch)
-    found = log_weights(joint, batch, particles=3)
-    assert_close(found.local(), exact.expand(3, -1), **EXACT)
-    share = joint.responsibilities(batch)
-    assert_close(share, log_joint.softmax(1), **EXACT)
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_gradients_with_observed_contents_are_those_of_the_evidence(index):
     prior, y_scale = priors(torch.tensor([0.2, 0.3, 0.5]))[index]
-    joint, batch = linear_gaussian(prior), some_absent(two_modalities())
-    content = torch.tensor([0, 2, -1, 1, -1, 2])
-    value = sum(ELBO(2)(joint, batch._replace(content=content)))
-    log_joint = prior.logits.log_softmax(0) + evidence(
-        joint, batch, prior.components()[0], y_scale
-    )
-    exact = torch.where(
-        content < 0,
-        log_joint.logsumexp(1),
-        log_joint.gather(1, content.clamp(min=0).unsqueeze(1)).squeeze(1),
-    )
+    joint, batch = linear_gaussian(prior), two_modalities()
+    batch = (some_absent(batch) if absent else batch)._replace(content=CONTENT)
+    means, weights = prior.components()[0], prior.logits.log_softmax(0)
+    log_joint = weights + evidence(joint, batch, means, y_scale)
+    exact = given(CONTENT, log_joint)
+    joint.check(batch)
+    found = log_weights(joint, batch, particles=3).local()
+    assert_close(found, exact.expand(3, -1), **EXACT)
+    assert_close(joint.responsibilities(batch), log_joint.softmax(1), **EXACT)
     # The weights and means of the prior: all else is held fixed in `evidence`.
     leaves = [prior.logits, *prior.components.parameters()]
-    grads = torch.autograd.grad(value, leaves, allow_unused=True)
+    grads, expected = (
+        torch.autograd.grad(value.mean(), leaves, allow_unused=True)
+        for value in (found, exact)
+    )
     assert all(grad.isfinite().all() for grad in grads if grad is not None)
-    expected = torch.autograd.grad(exact.mean(), leaves, allow_unused=True)
     assert_close(grads, expected, **EXACT)
 
 
 def test_the_density_of_observed_contents_counts_as_alignment():
     prior, _ = priors(torch.tensor([0.2, 0.3, 0.5]))[1]
-    joint, content = linear_gaussian(prior), torch.tensor([0, 2, -1, 1, -1, 2])
+    joint, content = linear_gaussian(prior), CONTENT
     batch = two_modalities()._replace(content=content)
     terms = seeded(ELBO(), joint, batch)
     z = seeded(traces, joint, batch)[0].nodes["z"]["value"]
@@ -158,8 +143,7 @@ def test_the_density_of_observed_contents_counts_as_alignment():
         [prior(3, component=torch.tensor(k)).log_prob(z) for k in range(3)]
     )
     each = each + torch.tensor([[0.2], [0.3], [0.5]]).log()
-    one = each.gather(0, content.clamp(min=0).unsqueeze(0)).squeeze(0)
-    expected = torch.where(content < 0, each.logsumexp(0), one).mean()
+    expected = given(content, each.mT).mean()
     assert_close(terms.alignment, expected)
 
 
@@ -480,16 +464,9 @@ class TestCompletion:
 
     def test_observed_contents_are_part_of_the_evidence(self):
         joint, batch = linear_gaussian(Mixture(DIM, 3, 0.6)), two_modalities()
-        log_joint = math.log(1 / 3) + evidence(
-            joint, batch, joint.prior.components()[0].detach(), 0.0
-        )
-        content = torch.tensor([0, 2, -1, 1, -1, 2])
-        groups = Groups(batch.views, content=content)
-        exact = torch.where(
-            content < 0,
-            log_joint.logsumexp(1),
-            log_joint.gather(1, content.clamp(min=0).unsqueeze(1)).squeeze(1),
-        )
+        means = joint.prior.components()[0].detach()
+        log_joint = math.log(1 / 3) + evidence(joint, batch, means, 0.0)
+        groups, exact = Groups(batch.views, content=CONTENT), given(CONTENT, log_joint)
         found = evidence_of(joint, groups, particles=2).log_evidence
         assert_close(torch.from_numpy(found), exact)
         assert_close(torch.from_numpy(classify(joint, groups)), log_joint.softmax(1))
