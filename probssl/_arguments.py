@@ -46,6 +46,7 @@ CLASSES: dict[str, type] = {"torch.Identity": nn.Identity} | {
     and inspect.isclass(kind)
     and not issubclass(kind, Distribution)
 }
+NUMBERS: dict[str, Any] = {"float": float, "tensor": torch.tensor, "array": np.array}
 NAMES = {kind: name for name, kind in CLASSES.items()}
 
 
@@ -121,12 +122,9 @@ def build(description: Any, made: dict[int, Any] | None = None) -> Any:
         return description
     if "same" in description:
         return made[description["same"]]
-    if "float" in description:
-        return float(description["float"])
-    if "tensor" in description:
-        return torch.tensor(build(description["tensor"]))
-    if "array" in description:
-        return np.array(build(description["array"]))
+    for name, make in NUMBERS.items():
+        if name in description:
+            return make(build(description[name]))
     if "of" in description:
         return build(description["of"]).to_event(description["event"])
     if "type" in description:
