@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers.checks import refusals
 
 from probssl.information import Decomposition, discrete, gaussian
 
 MEASURES = ["broja", "i_min"]
-PARTS = ("redundant", "unique_1", "unique_2", "synergistic")
 
 
 def gate(outcomes: Iterable[tuple]) -> np.ndarray:
@@ -181,27 +182,19 @@ def views(content: float, noise_1: float, noise_2: float) -> np.ndarray:
     return content + np.diag([noise_1, noise_2, 0.0])
 
 
-def test_gaussian_views_of_equal_noise_are_redundant_and_synergistic():
-    y, s = 1.7, 0.3
-    parts = gaussian(views(y, s, s), [0], [1], [2])
-    redundant, synergistic = math.log1p(y / s) / 2, math.log((s + 2 * y) / (s + y)) / 2
-    np.testing.assert_allclose(
-        parts, (redundant, 0, 0, synergistic), rtol=0, atol=1e-12
-    )
-    assert parts.total == pytest.approx(math.log1p(2 * y / s) / 2, abs=1e-12)
-
-
-def test_of_gaussian_views_of_unequal_noise_the_clearer_one_is_unique():
-    y, s1, s2 = 1.7, 0.3, 0.9
-    parts = gaussian(views(y, s1, s2), [0], [1], [2])
+@pytest.mark.parametrize("y, s1, s2", [(1.7, 0.3, 0.3), (1.7, 0.3, 0.9)])
+def test_of_gaussian_views_the_clearer_one_is_unique(y, s1, s2):
+    """With equal noise the views are redundant and synergistic, and neither unique."""
     redundant = math.log1p(y / s2) / 2
-    unique = math.log((1 + y / s1) / (1 + y / s2)) / 2
+    unique = math.log1p(y / s1) / 2 - redundant
     synergistic = math.log1p(y / s1 + y / s2) / 2 - redundant - unique
-    expected = (redundant, unique, 0, synergistic)
-    np.testing.assert_allclose(parts, expected, rtol=0, atol=1e-12)
-    swapped = gaussian(views(y, s1, s2), [1], [0], [2])
-    expected = (redundant, 0, unique, synergistic)
-    np.testing.assert_allclose(swapped, expected, rtol=0, atol=1e-12)
+    for lists, expected in (
+        (([0], [1]), (redundant, unique, 0, synergistic)),
+        (([1], [0]), (redundant, 0, unique, synergistic)),
+    ):
+        parts = gaussian(views(y, s1, s2), *lists, [2])
+        np.testing.assert_allclose(parts, expected, rtol=0, atol=1e-12)
+        assert parts.total == pytest.approx(sum(expected), abs=1e-12)
 
 
 def test_gaussian_information_is_that_of_canonical_correlations():
@@ -245,33 +238,8 @@ def test_independent_gaussian_views_of_nothing_have_no_parts():
 
 
 def test_a_decomposition_names_its_parts_and_their_sums():
-    parts = Decomposition(1.0, 2.0, 4.0, 8.0)
-    assert parts._fields == PARTS
+    parts = Decomposition(redundant=1.0, unique_1=2.0, unique_2=4.0, synergistic=8.0)
     assert (parts.total, parts.first, parts.second) == (15, 3, 5)
-
-
-@pytest.mark.parametrize(
-    "joint, message",
-    [
-        (np.full((2, 2), 0.25), "axes"),
-        (np.full((2, 2, 2, 2), 1 / 16), "axes"),
-        (np.zeros((2, 0, 2)), "axes"),
-        (np.ones((2, 2, 2)), "sum 8"),
-        (np.zeros((2, 2, 2)), "sum 0"),
-        (np.array([[[1.25, -0.25]]]), "-0.25"),
-        (np.array([[[1.0, np.nan]]]), "nan"),
-        (np.array([[[1.0, np.inf]]]), "inf"),
-    ],
-)
-def test_what_is_no_distribution_is_refused(joint, message):
-    for measure in MEASURES:
-        with pytest.raises(ValueError, match=message):
-            discrete(joint, measure)
-
-
-def test_an_unknown_measure_is_refused():
-    with pytest.raises(ValueError, match="'mmi'"):
-        discrete(GATES["and"], "mmi")
 
 
 def test_probabilities_of_single_precision_are_accepted():
@@ -279,44 +247,50 @@ def test_probabilities_of_single_precision_are_accepted():
     np.testing.assert_allclose(discrete(p.astype("float32")), discrete(p), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "lists, message",
-    [
-        (([], [1], [2]), "one index or more"),
-        (([0], [1], [[2]]), "one index or more"),
-        (([0], [0, 1], [2]), "overlap"),
-        (([0, 0], [1], [2]), "overlap"),
-        (([0], [1], [3]), "from 0 to 2"),
-        (([0], [1], [-1]), "from 0 to 2"),
-        (([0], [True], [2]), "from 0 to 2"),
-        (([0.0], [1], [2]), "from 0 to 2"),
-    ],
-)
-def test_lists_that_name_no_three_sets_are_refused(lists, message):
-    with pytest.raises(ValueError, match=message):
-        gaussian(views(1.0, 1.0, 1.0), *lists)
-
-
-@pytest.mark.parametrize(
-    "covariance, message",
-    [
-        (np.ones(3), "square"),
-        (np.ones((3, 2)), "square"),
-        (np.ones((3, 3)), "positive definite"),
-        (views(1.0, 1.0, -0.75), "positive definite"),
-        (views(1.0, 1.0, 0.0), "positive definite"),
-        (np.diag([1.0, 0.0, 1.0]), "above 0"),
-        (np.diag([1.0, np.nan, 1.0]), "finite"),
-        (np.eye(3) + np.triu(np.full((3, 3), 0.1), 1), "symmetric"),
-    ],
-)
-def test_what_is_no_regular_covariance_is_refused(covariance, message):
-    with pytest.raises(ValueError, match=message):
-        gaussian(covariance, [0], [1], [2])
-
-
 def test_dimensions_that_are_not_used_may_be_anything():
     covariance = np.full((4, 4), np.nan)
     covariance[:3, :3] = views(1.0, 0.5, 2.0)
     parts = gaussian(covariance, [0], [1], [2])
     assert parts == gaussian(covariance[:3, :3], [0], [1], [2])
+
+
+NO_TABLES = [
+    (np.full((2, 2), 0.25), "axes"),
+    (np.full((2, 2, 2, 2), 1 / 16), "axes"),
+    (np.zeros((2, 0, 2)), "axes"),
+    (np.ones((2, 2, 2)), "sum 8"),
+    (np.zeros((2, 2, 2)), "sum 0"),
+    (np.array([[[1.25, -0.25]]]), "-0.25"),
+    (np.array([[[1.0, np.nan]]]), "nan"),
+    (np.array([[[1.0, np.inf]]]), "inf"),
+]
+NO_LISTS = [
+    (([], [1], [2]), "one index or more"),
+    (([0], [1], [[2]]), "one index or more"),
+    (([0], [0, 1], [2]), "overlap"),
+    (([0, 0], [1], [2]), "overlap"),
+    (([0], [1], [3]), "from 0 to 2"),
+    (([0], [1], [-1]), "from 0 to 2"),
+    (([0], [True], [2]), "from 0 to 2"),
+    (([0.0], [1], [2]), "from 0 to 2"),
+]
+NO_COVARIANCES = [
+    (np.ones(3), "square"),
+    (np.ones((3, 2)), "square"),
+    (np.ones((3, 3)), "positive definite"),
+    (views(1.0, 1.0, -0.75), "positive definite"),
+    (views(1.0, 1.0, 0.0), "positive definite"),
+    (np.diag([1.0, 0.0, 1.0]), "above 0"),
+    (np.diag([1.0, np.nan, 1.0]), "finite"),
+    (np.eye(3) + np.triu(np.full((3, 3), 0.1), 1), "symmetric"),
+]
+WHOLE = views(1.0, 1.0, 1.0)
+test_invalid_arguments_are_refused = refusals(
+    (lambda: discrete(GATES["and"], "mmi"), ValueError, "'mmi'"),
+    *((partial(discrete, p), ValueError, words) for p, words in NO_TABLES),
+    *((partial(gaussian, WHOLE, *sets), ValueError, w) for sets, w in NO_LISTS),
+    *(
+        (partial(gaussian, matrix, [0], [1], [2]), ValueError, words)
+        for matrix, words in NO_COVARIANCES
+    ),
+)

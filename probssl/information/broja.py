@@ -1,8 +1,4 @@
-"""BROJA's minimum: the least information of two views with given pair marginals.
-
-Quantifying unique information (Bertschinger et al., 2014)
-https://arxiv.org/abs/1311.2852
-"""
+"""BROJA's minimum: the least information of two views with given pair marginals."""
 
 import numpy as np
 from jaxtyping import Float

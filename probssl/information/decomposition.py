@@ -99,7 +99,18 @@ def discrete(
         https://arxiv.org/abs/1004.2515
     """
     choice("measure", measure, ("broja", "i_min"))
-    p = _probabilities(joint)
+    p = np.asarray(joint, dtype=float)
+    if p.ndim != 3 or not p.size:
+        raise ValueError(
+            f"expected axes (first, second, target), got shape {p.shape}; give "
+            "p[z1, z2, t]"
+        )
+    if not (p >= 0).all() or not abs(p.sum() - 1) < SUM_ERROR:
+        raise ValueError(
+            "expected probabilities of at least 0 with sum 1, got smallest "
+            f"{p.min():.3g} and sum {p.sum():.9g}; divide counts by their sum"
+        )
+    p = p / p.sum()
     specific = [_specific_information(pair) for pair in (p.sum(1), p.sum(0))]
     alone = float(specific[0].sum()), float(specific[1].sum())
     both = float(_specific_information(p.reshape(-1, p.shape[2])).sum())
@@ -118,21 +129,6 @@ def _specific_information(
     from scipy.special import rel_entr
 
     return rel_entr(pair, pair.sum(1, keepdims=True) * pair.sum(0)).sum(0)
-
-
-def _probabilities(joint: np.ndarray) -> np.ndarray:
-    p = np.asarray(joint, dtype=float)
-    if p.ndim != 3 or not p.size:
-        raise ValueError(
-            f"expected axes (first, second, target), got shape {p.shape}; give "
-            "p[z1, z2, t]"
-        )
-    if not (p >= 0).all() or not abs(p.sum() - 1) < SUM_ERROR:
-        raise ValueError(
-            "expected probabilities of at least 0 with sum 1, got smallest "
-            f"{p.min():.3g} and sum {p.sum():.9g}; divide counts by their sum"
-        )
-    return p / p.sum()
 
 
 # Gaussian variables

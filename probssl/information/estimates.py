@@ -10,7 +10,7 @@ from ..arguments import whole
 from ..arrays import classes, representations
 from ..estimates import MIN_RESAMPLES, Interval, intervals
 from .decomposition import Decomposition, parts
-from .estimators import BAR_DELAY, Classifier, Codes, Estimator
+from .estimators import BAR_DELAY, Classifier, Estimator
 
 __all__ = ["Estimate", "estimate"]
 
@@ -90,14 +90,14 @@ def estimate(
         TypeError: If a setting of the estimator is not a number.
         ValueError: For items that do not match, numbers that are not finite, labels of
             a single class, or fewer items than the estimator needs.
-
-    References:
-        Rethinking Self-Supervised Learning Within the Framework of Partial Information
-        Decomposition (Mohamadi et al., 2024)
-        https://arxiv.org/abs/2412.02121
     """
     views = representations(first)[0], representations(second)[0]
-    t = _labels(target, views)
+    if len(views[0]) != len(views[1]):
+        raise ValueError(
+            f"expected two views of the same items, got {len(views[0])} and "
+            f"{len(views[1])} representations; give them in one order"
+        )
+    t = np.unique(classes(target, len(views[0])), return_inverse=True)[1]
     bootstrap = whole("bootstrap", bootstrap, MIN_RESAMPLES)
     random = np.random.default_rng(seed)
     items, figures = by.sample(views, t, random, progress)
@@ -119,14 +119,3 @@ def _named(figures: Float[np.ndarray, "5"], most: float) -> Float[np.ndarray, "8
     found = parts(first, second, both, redundant=redundant)
     informations = found.first, found.second, found.total
     return np.array([*found, *informations, min(entropy, most)])
-
-
-def _labels(target: np.ndarray, views: tuple[np.ndarray, np.ndarray]) -> Codes:
-    """Labels as numbers from 0, one for each item of both views."""
-    first, second = map(len, views)
-    if first != second:
-        raise ValueError(
-            f"expected two views of the same items, got {first} and {second} "
-            "representations; give them in one order"
-        )
-    return np.unique(classes(target, first), return_inverse=True)[1]

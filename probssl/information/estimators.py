@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.random import Generator
 from tqdm import tqdm
 
 from ..arguments import between, choice, whole
@@ -19,6 +20,7 @@ __all__ = ["BAR_DELAY", "Classifier", "Clusters", "Codes", "Estimator", "Sample"
 BAR_DELAY = 2  # seconds before a progress bar is shown
 
 Codes = Int[np.ndarray, " n"]
+Pair = tuple[np.ndarray, np.ndarray]  # two views, each (n, dim)
 
 
 class Sample(NamedTuple):
@@ -39,13 +41,9 @@ class Estimator(Protocol):
     """Anything with a method `sample`, which fits what it needs to some items."""
 
     def sample(
-        self,
-        views: tuple[np.ndarray, np.ndarray],
-        target: Codes,
-        random: np.random.Generator,
-        progress: bool,
+        self, views: Pair, target: Codes, random: Generator, progress: bool
     ) -> Sample:
-        """The sample for two views, each (n, dim), and a target from 0 to C - 1."""
+        """The sample for two views and a target from 0 to C - 1."""
         ...
 
 
@@ -72,10 +70,6 @@ class Classifier(NamedTuple):
         measure: `"i_min"` for R as above, `"mmi"` for the smaller information. Both
             compare amounts, not contents: if two views are equally informative about
             each t, neither has anything unique.
-
-    References:
-        Nonnegative Decomposition of Multivariate Information (Williams and Beer, 2010)
-        https://arxiv.org/abs/1004.2515
     """
 
     model: Any = None
@@ -83,17 +77,23 @@ class Classifier(NamedTuple):
     measure: Literal["i_min", "mmi"] = "i_min"
 
     def sample(
-        self,
-        views: tuple[np.ndarray, np.ndarray],
-        target: Codes,
-        random: np.random.Generator,
-        progress: bool,
+        self, views: Pair, target: Codes, random: Generator, progress: bool
     ) -> Sample:
         """Fit to all folds but one, and score the items of that one, for each fold."""
+        from sklearn.model_selection import StratifiedKFold
+
         choice("measure", self.measure, ("i_min", "mmi"), "Clusters has others")
-        splits = self._splits(target, random)
+        fewest = int(np.bincount(target).min())
+        hint = (
+            f"the smallest class has {fewest} items: take fewer folds, or leave out "
+            "small classes"
+        )
+        whole("folds", self.folds, 2, max(2, fewest), hint)
+        seed = int(random.integers(2**31))
+        folds = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
         inputs, classes = (*views, np.hstack(views)), target.max() + 1
         scores = np.empty((len(inputs), len(target)))
+        splits = folds.split(target, target)
         each = [(i, fit, out) for fit, out in splits for i in range(len(inputs))]
         options = {"delay": BAR_DELAY, "disable": not progress, "leave": False}
         for i, fit, out in tqdm(each, "classifiers", unit="fit", **options):
@@ -110,22 +110,6 @@ class Classifier(NamedTuple):
             return np.array([*informations, redundant, own.sum()])
 
         return Sample(len(target), figures)
-
-    def _splits(
-        self, target: Codes, random: np.random.Generator
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The items fitted to and those held out, of each fold."""
-        from sklearn.model_selection import StratifiedKFold
-
-        fewest = int(np.bincount(target).min())
-        hint = (
-            f"the smallest class has {fewest} items: take fewer folds, or leave out "
-            "small classes"
-        )
-        whole("folds", self.folds, 2, max(2, fewest), hint)
-        seed = int(random.integers(2**31))
-        folds = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
-        return list(folds.split(target, target))
 
     def _scores(
         self, z: np.ndarray, target: Codes, fit: np.ndarray, out: np.ndarray
@@ -173,16 +157,20 @@ class Clusters(NamedTuple):
     share: float = 0.2
 
     def sample(
-        self,
-        views: tuple[np.ndarray, np.ndarray],
-        target: Codes,
-        random: np.random.Generator,
-        progress: bool,
+        self, views: Pair, target: Codes, random: Generator, progress: bool
     ) -> Sample:
         """Fit the cells to some of the items, and count the others."""
         choice("measure", self.measure, ("broja", "i_min"), "Classifier has others")
-        classes = int(target.max()) + 1
-        fit, out = self._split(len(target), classes, random)
+        whole("cells", self.cells, 2)
+        n, classes = len(target), int(target.max()) + 1
+        fitted = int(between("share", self.share, 0, 1, open=True) * n)
+        if fitted < self.cells or n - fitted < self.cells**2 * classes:
+            raise ValueError(
+                f"expected at least {self.cells} items to fit cells to and "
+                f"{self.cells}² x {classes} to count, got {fitted} and {n - fitted}; "
+                "take fewer cells or give more items"
+            )
+        fit, out = np.split(random.permutation(n), [fitted])
         one, two = (self._codes(z[fit], z[out], random) for z in views)
         shape, t = (self.cells, self.cells, classes), target[out]
         where = np.ravel_multi_index((one, two, t), shape)
@@ -199,24 +187,7 @@ class Clusters(NamedTuple):
 
         return Sample(len(out), figures)
 
-    def _split(
-        self, n: int, classes: int, random: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The items that cells are fitted to, and those that are counted."""
-        whole("cells", self.cells, 2)
-        fit = int(between("share", self.share, 0, 1, open=True) * n)
-        if fit < self.cells or n - fit < self.cells**2 * classes:
-            raise ValueError(
-                f"expected at least {self.cells} items to fit cells to and "
-                f"{self.cells}² x {classes} to count, got {fit} and {n - fit}; take "
-                "fewer cells or give more items"
-            )
-        order = random.permutation(n)
-        return order[:fit], order[fit:]
-
-    def _codes(
-        self, fit: np.ndarray, out: np.ndarray, random: np.random.Generator
-    ) -> Codes:
+    def _codes(self, fit: np.ndarray, out: np.ndarray, random: Generator) -> Codes:
         from sklearn.cluster import KMeans
 
         if (different := len(np.unique(fit, axis=0))) < self.cells:

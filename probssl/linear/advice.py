@@ -7,10 +7,6 @@ direction whether it is relevant: whether the images depart from Gaussian noise 
 (`structure`), or, where examples of the nuisance are given, whether nuisance makes up
 less than half of its variance. Everything is repeated on random halves of the images,
 which gives intervals.
-
-Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
-Self-Supervised Learning (Van Assel et al., 2025)
-https://arxiv.org/abs/2505.12477
 """
 
 import math
@@ -377,19 +373,15 @@ def _off_diagonal(part: Float[Array, "p p"]) -> Float[Array, " p"]:
 
 
 class _Judgement(NamedTuple):
-    """A verdict on k components, and its figures, of both paradigms in order."""
+    """A verdict on k components, its figures, and the spectra of both paradigms.
+
+    The figures are two of recovered, two of thresholds, alignment and noise.
+    """
 
     verdict: Verdict
     k: int
-    recovered: tuple[float, float]
-    thresholds: tuple[float, float]
-    alignment: float
-    noise: float
+    figures: list[float]
     spectra: tuple[Spectrum, Spectrum]
-
-    @property
-    def figures(self) -> list[float]:
-        return [*self.recovered, *self.thresholds, self.alignment, self.noise]
 
 
 def _judged(
@@ -411,11 +403,15 @@ def _judged(
     clearer = int(other < joint)
     k = min(n_components, (joint, other)[clearer][1])
     if not k:
-        return _Judgement("neither", 0, (0.0, 0.0), (0.0, 0.0), 0.0, 0.0, spectra)
-    shares = _shares(moments, solutions, spectra, clearer, k)
-    good = [share >= 1 - tolerance for share in shares]
-    figures = _figures(spectra[clearer], k)
-    return _Judgement(VERDICTS[tuple(good)], k, shares, *figures, spectra)
+        return _Judgement("neither", 0, [0.0] * 6, spectra)
+    # In whitened coordinates, where the directions of either paradigm are orthonormal.
+    relevant = solutions[clearer].encoder[spectra[clearer].relevant].T
+    shares = [
+        np.square(each.encoder[:k] @ moments.total @ relevant).sum() / k
+        for each in solutions
+    ]
+    verdict = VERDICTS[tuple(bool(share >= 1 - tolerance) for share in shares)]
+    return _Judgement(verdict, k, [*shares, *_figures(spectra[clearer], k)], spectra)
 
 
 def _spectra(
@@ -446,26 +442,7 @@ def _spectra(
     return spectra[0], spectra[1]
 
 
-def _shares(
-    moments: Moments,
-    solutions: tuple[Solution, Solution],
-    spectra: tuple[Spectrum, Spectrum],
-    clearer: int,
-    k: int,
-) -> tuple[float, float]:
-    """The relevant share of the first k components of each paradigm.
-
-    In whitened coordinates, where the directions of either paradigm are orthonormal.
-    """
-    relevant = solutions[clearer].encoder[spectra[clearer].relevant]
-    joint, other = (
-        np.square(solution.encoder[:k] @ moments.total @ relevant.T).sum() / k
-        for solution in solutions
-    )
-    return float(joint), float(other)
-
-
-def _figures(spectrum: Spectrum, k: int) -> tuple[tuple[float, float], float, float]:
+def _figures(spectrum: Spectrum, k: int) -> list[float]:
     """The thresholds of both paradigms, the alignment, and the relative noise."""
     relevant, within = spectrum.relevant, spectrum.within
     # The estimate is unbiased, so that variances near 0 may be negative.
@@ -473,18 +450,14 @@ def _figures(spectrum: Spectrum, k: int) -> tuple[tuple[float, float], float, fl
     signal, spread = variances[relevant][:k], within[relevant][:k].clip(0)
     noise, varied = variances[~relevant], within[~relevant]
     if not len(noise):
-        return (0.0, 0.0), 0.0, 0.0
+        return [0.0] * 4
     augmentation = np.concatenate([spread, np.zeros(len(noise))])
-    joint, other = (
+    thresholds = [
         alignment_threshold(signal, noise, augmentation, paradigm)
         for paradigm in PARADIGMS
-    )
-    alignment = float(np.sqrt(varied.sum().clip(0) / noise.sum()))
-    return (
-        (joint, other),
-        alignment,
-        float(noise.max() / critical_noise(signal, spread)),
-    )
+    ]
+    alignment = np.sqrt(varied.sum().clip(0) / noise.sum())
+    return [*thresholds, alignment, noise.max() / critical_noise(signal, spread)]
 
 
 def _along(

@@ -3,10 +3,6 @@ r"""Joint embedding and reconstruction with linear maps, solved in closed form.
 The estimators follow scikit-learn's conventions, with `partial_fit` for data that
 arrive in parts. Views enter by their moments S, G and B alone (`moments`): exact for
 views with a closed form, sums over the drawn views for a sampler.
-
-Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
-Self-Supervised Learning (Van Assel et al., 2025), Theorems 3.1 and 3.2
-https://arxiv.org/abs/2505.12477
 """
 
 from abc import abstractmethod

@@ -10,10 +10,6 @@ For images :math:`x_i`, their views :math:`\tau(x_i)` and the mean view :math:`\
 so that :math:`\Sigma = S - G` is the within-image covariance of the views. All are kept
 around their means and merged by the parallel formula of Chan, Golub and LeVeque (1983),
 which loses no digits where a mean is large.
-
-Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
-Self-Supervised Learning (Van Assel et al., 2025)
-https://arxiv.org/abs/2505.12477
 """
 
 from typing import NamedTuple

@@ -1,9 +1,4 @@
-r"""The optimal linear maps of both paradigms, in closed form from the moments.
-
-Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction for
-Self-Supervised Learning (Van Assel et al., 2025), Theorems 3.1 and 3.2
-https://arxiv.org/abs/2505.12477
-"""
+"""The optimal linear maps of both paradigms, in closed form from the moments."""
 
 from typing import NamedTuple
 
