@@ -1,8 +1,9 @@
-"""Linear-Gaussian joints, x = W z + noise, whose posterior and evidence are known."""
+"""Linear-Gaussian joints with known posterior and evidence, and correlated rows."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -10,8 +11,16 @@ from torch.distributions import MultivariateNormal
 import probssl as ps
 
 __all__ = ["ExactFactors", "covariances", "evidence", "exact", "linear_gaussian"]
+__all__ += ["rows"]
 
 FLOOR = 1e-4  # of the scales of guides
+
+
+def rows(n: int = 40, dim: int = 5, seed: int = 0) -> np.ndarray:
+    """Correlated features of different means."""
+    rng = np.random.default_rng(seed)
+    mix, mean = rng.normal(size=(dim, dim)), rng.normal(size=dim)
+    return rng.normal(size=(n, dim)) @ mix + mean
 
 
 class ExactFactors(nn.Module):
