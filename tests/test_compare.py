@@ -23,7 +23,7 @@ from probssl.compare import own_terms, representation_terms, sampled
 from probssl.compare.decoding import decoded
 from probssl.compare.densities import directions, gaussian, spherical, student
 from probssl.compare.fitting import fit_methods
-from probssl.compare.table import MATRIX, SHOWN
+from probssl.compare.table import COLUMNS, MATRIX_COLUMNS
 from probssl.estimates import estimate
 
 # Behind the function of the same name.
@@ -263,8 +263,8 @@ class TestComparison:
         assert 0 < errors["raw pixels"]["few_label_gain"] < math.hypot(*apart)
 
     def test_text_fits_a_line_whatever_is_measured(self):
-        numbers = dict.fromkeys((*SHOWN, *MATRIX), -1234.567)
-        errors = dict.fromkeys(MATRIX, 0.0123)
+        numbers = dict.fromkeys((*COLUMNS, *MATRIX_COLUMNS), -1234.567)
+        errors = dict.fromkeys(MATRIX_COLUMNS, 0.0123)
         row = {"terms": numbers, "scores": {}, "matrix": numbers, "errors": errors}
         text = str(ps.Comparison("digits", 0, {"a method of some name": row}))
         assert max(map(len, text.splitlines())) <= 120

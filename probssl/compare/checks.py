@@ -40,27 +40,20 @@ def check(objectives: dict[str, nn.Module], data: Dataset, taken: list[str]) -> 
             f"expected at least {MIN_TEST_ITEMS} test items for entropies and their "
             f"errors, got {len(data.test.images)}; hold out more"
         )
+    likelihoods = {}
     for name, objective in objectives.items():
-        _check_one_modality(name, objective)
-    joints = {name: getattr(o, "joint", None) for name, o in objectives.items()}
-    _check_evidences({k: j for k, j in joints.items() if isinstance(j, Joint)})
-
-
-def _check_one_modality(name: str, objective: nn.Module) -> None:
-    for module in objective.modules():
-        if isinstance(module, PerModality):
-            raise ValueError(
-                f"expected encoders of one modality, got {name} with "
-                f"{len(module)} modalities; compare its parts one by one, each on "
-                "its own data: encoder.parts[0]"
-            )
-
-
-def _check_evidences(joints: dict[str, Joint]) -> None:
-    measures = {name: joint.likelihood.measure for name, joint in joints.items()}
+        for module in objective.modules():
+            if isinstance(module, PerModality):
+                raise ValueError(
+                    f"expected encoders of one modality, got {name} with "
+                    f"{len(module)} modalities; compare its parts one by one, each on "
+                    "its own data: encoder.parts[0]"
+                )
+        if isinstance(joint := getattr(objective, "joint", None), Joint):
+            likelihoods[name] = joint.likelihood
+    measures = {name: each.measure for name, each in likelihoods.items()}
     listed = "; ".join(f"{name}: {measure}" for name, measure in measures.items())
-    pseudo = {joint.likelihood.pseudo for joint in joints.values()}
-    if len(pseudo) > 1:
+    if len({each.pseudo for each in likelihoods.values()}) > 1:
         raise ValueError(
             "expected evidences or pseudo-likelihoods, got both: "
             f"{listed}; a pseudo-likelihood is no density of x: "

@@ -1,7 +1,7 @@
 """Reconstruction from a frozen representation: a decoder fitted afterwards."""
 
 import itertools
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from ..train.run import EarlyStopping
 
 __all__ = ["as_float", "decoded"]
 
-FITTED = 10_000  # training items at most
+MAX_FITTED = 10_000  # training items
 BATCH, STEPS, EPOCHS_WITHOUT_GAIN = 128, 300, 10
 LEARNING_RATE, BETAS, WARM_UP = 1.5e-2, (0.9, 0.95), 0.1  # of Adam, "one cycle"
 
@@ -43,10 +43,10 @@ def decoded(
     """
     mean, scale = train.mean(0), train.std(0)
     varies = scale > 1e-6 * train.abs().amax(0)  # else it is constant up to rounding
-    scale = torch.where(varies, scale, torch.inf)
+    scale = scale.masked_fill(~varies, torch.inf)
     dtype = torch.get_default_dtype()  # that of the decoder
     train, test = (((z - mean) / scale).to(dtype) for z in (train, test))
-    rows = torch.randperm(len(train))[:FITTED]
+    rows = torch.randperm(len(train))[:MAX_FITTED]
     x, z = as_float(Split(data.train.images[rows])).to(dtype), train[rows]
     fifth = max(1, len(rows) // 5)
     model = _Decoder(data, train.shape[1]).to(device)
@@ -65,10 +65,8 @@ class _Decoder(nn.Module):
 
     def __init__(self, data: Dataset, dim: int) -> None:
         super().__init__()
-        self.decoder, self.likelihood = (
-            recipes.decoder(data, dim),
-            recipes.likelihood(data),
-        )
+        self.decoder = recipes.decoder(data, dim)
+        self.likelihood = recipes.likelihood(data)
 
     def forward(
         self, x: Float[Tensor, "n *event"], z: Float[Tensor, "n dim"]
@@ -78,14 +76,9 @@ class _Decoder(nn.Module):
     @torch.no_grad()
     def log_prob(self, x: Tensor, z: Tensor, device: torch.device) -> Tensor:
         self.eval()
-        each = [
-            self(*(part.to(device) for part in pair)).cpu() for pair in _parts(x, z)
-        ]
+        pairs = zip(x.split(1024), z.split(1024), strict=True)
+        each = [self(x.to(device), z.to(device)).cpu() for x, z in pairs]
         return torch.cat(each).double()
-
-
-def _parts(x: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(x.split(1024), z.split(1024), strict=True)
 
 
 def _fit(
@@ -95,15 +88,9 @@ def _fit(
     device: torch.device,
 ) -> None:
     optimizer = Adam(model.parameters(), betas=BETAS, fused=True)
-    schedule = OneCycleLR(
-        optimizer,
-        LEARNING_RATE,
-        STEPS,
-        pct_start=WARM_UP,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-        final_div_factor=100,
-    )
+    shape: dict[str, Any] = {"anneal_strategy": "linear", "pct_start": WARM_UP}
+    shape |= {"cycle_momentum": False, "final_div_factor": 100}
+    schedule = OneCycleLR(optimizer, LEARNING_RATE, STEPS, **shape)
     stopping = EarlyStopping("log_prob", EPOCHS_WITHOUT_GAIN)
     x, z = (part.to(device) for part in train)
     step = epoch = 0

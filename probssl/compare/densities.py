@@ -55,7 +55,7 @@ def student(z: Latents) -> Values:
     def log_prob(scale: float) -> Values:
         return unit.log_prob(z / scale) - (views - 1) * dim * math.log(scale)
 
-    return _at_maximum(log_prob, scale / 1e3, 10 * scale)
+    return log_prob(_argmax(log_prob, scale / 1e3, 10 * scale))
 
 
 def spherical(u: Latents) -> Values:
@@ -71,14 +71,11 @@ def spherical(u: Latents) -> Values:
         return prior(views, dim=dim, concentration=drawn).log_prob(u)
 
     # where directions nearly agree, the maximum is near dim / apart
-    return _at_maximum(log_prob, 1e-3, 10 * dim / apart + 1)
+    return log_prob(_argmax(log_prob, 1e-3, 10 * dim / apart + 1))
 
 
-def _at_maximum(
-    log_prob: Callable[[float], Values], low: float, high: float
-) -> Float[Tensor, " n"]:
-    """The log-densities of the items at the parameter with the largest mean."""
-    return log_prob(maximiser(lambda s: float(log_prob(s).mean()), low, high))
+def _argmax(log_prob: Callable[[float], Values], low: float, high: float) -> float:
+    return maximiser(lambda s: float(log_prob(s).mean()), low, high)
 
 
 def log_determinant(z: Latents) -> Values:
@@ -170,11 +167,7 @@ def square_distances(z: Latents) -> Float[Tensor, "view n n"]:
 
 
 def directions(z: Latents) -> Latents:
-    """z on the unit sphere.
-
-    Raises:
-        Undefined: If z has one dimension, or some z is zero.
-    """
+    """z on the unit sphere; raises `Undefined` in one dimension or for a zero z."""
     if z.shape[-1] < 2:
         raise Undefined("z has one dimension: directions need at least 2")
     lengths = z.norm(dim=-1)
@@ -184,11 +177,7 @@ def directions(z: Latents) -> Latents:
 
 
 def full_rank(z: Latents, centre: bool = True) -> Latents:
-    """z, checked to span all of its dimensions, and so to have a density.
-
-    Raises:
-        Undefined: If its rank is lower.
-    """
+    """z; raises `Undefined` if it does not span its dimensions, without a density."""
     centred = z - z.mean(0) if centre else z
     spread, size = (torch.linalg.svdvals(x.transpose(0, 1)) for x in (centred, z))
     rank = int((spread > RANK_TOLERANCE * size.amax(-1, keepdim=True)).sum(-1).min())
@@ -201,11 +190,7 @@ def full_rank(z: Latents, centre: bool = True) -> Latents:
 
 
 def off_sphere(z: Latents) -> Latents:
-    """z, checked not to lie on a sphere, where it has no density in space.
-
-    Raises:
-        Undefined: If all z have one length.
-    """
+    """z; raises `Undefined` if it lies on a sphere, without a density in space."""
     lengths = z.norm(dim=-1)
     if lengths.std() < RANK_TOLERANCE * lengths.mean():
         raise Undefined("z lies on a sphere: a density is one on it, not in space")

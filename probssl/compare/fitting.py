@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from queue import Empty
@@ -66,10 +66,10 @@ def fit_methods(
         options: For `recipes.fit`.
 
     Raises:
-        ValueError: If several jobs are asked for where there can be one only.
-
-    An error in a worker is raised here, with a note that names the method and with the
-    traceback in the worker as its cause; all other workers end, as on an interrupt.
+        ValueError: If there are several jobs on a GPU or under torchrun.
+        Exception: The error of a worker, with a note that names the method and the
+            traceback in the worker as its cause. All other workers end, as on an
+            interrupt.
     """
     gpu = device != "cpu" and (device != "auto" or torch.cuda.is_available())
     single = gpu or world_size() > 1
@@ -164,7 +164,7 @@ def _side_by_side(
             if process not in others:
                 process.terminate()
                 process.join()
-        bar.close()
+        bar.bar.close()
 
 
 def _rebuilt(method: str, data: Dataset, work: _Work, future: Future[Any]) -> Fitted:
@@ -188,34 +188,24 @@ class _Bar:
         self, methods: Sequence[str], jobs: int, epochs: int, progress: bool
     ) -> None:
         self.epochs, self.counts = epochs, dict.fromkeys(methods, 0)
-        self.bar = tqdm(
-            total=epochs * len(methods),
-            desc=f"fit {len(methods)} methods by {jobs} processes",
-            unit="epoch",
-            disable=not progress,
-        )
+        title, total = f"fit {len(methods)} methods by {jobs} processes", len(methods)
+        self.bar = tqdm(None, title, total * epochs, disable=not progress, unit="epoch")
 
     def read(self, finished: Any) -> None:
         """Count the epochs that the workers finished since."""
-        while True:
-            try:
-                method = finished.get_nowait()
-            except Empty:
-                return
-            self.counts[method] += 1
-            self.bar.update()
-            running = (
-                f"{m} {n}" for m, n in self.counts.items() if 0 < n < self.epochs
-            )
-            self.bar.set_postfix_str(", ".join(running))
+        before = sum(self.counts.values())
+        with suppress(Empty):
+            while True:
+                self.counts[finished.get_nowait()] += 1
+        if new := sum(self.counts.values()) - before:
+            some = [f"{m} {n}" for m, n in self.counts.items() if 0 < n < self.epochs]
+            self.bar.set_postfix_str(", ".join(some), refresh=False)
+            self.bar.update(new)
 
     def finish(self, method: str) -> None:
         """Count the epochs that were left out, of rounds or by early stopping."""
         self.bar.update(self.epochs - self.counts[method])
         self.counts[method] = self.epochs
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def _start_worker(epochs: Any, work: _Work) -> None:

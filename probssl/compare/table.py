@@ -16,7 +16,7 @@ __all__ = ["MARKS", "Comparison", "Row"]
 Row = dict[str, Any]
 Cells = dict[str, list[str]]  # of a column: two title rows, then one per method
 
-SHOWN = {
+COLUMNS = {
     "reconstruction": ("E log", "p(x|z)"),
     "entropy": ("", "H[q]"),
     "alignment": ("E log", "p(z)"),
@@ -31,12 +31,12 @@ SHOWN = {
     "effective_rank": ("", "rank"),
     "seconds": ("", "seconds"),
 }
-DIGITS = {"effective_rank": 1, "seconds": 1, "linear_probe": 3, "few_label_probe": 3}
-DIGITS |= {"knn": 3, "cluster_accuracy": 3, "ari": 3}
-TERMS = {"reconstruction", "entropy", "alignment", "elbo", "log_det"}
-TERMS |= {"gaussian_alignment", "gaussian_entropy"}
+DECIMALS = {"effective_rank": 1, "seconds": 1, "linear_probe": 3, "knn": 3, "ari": 3}
+DECIMALS |= {"few_label_probe": 3, "cluster_accuracy": 3}
+TERM_COLUMNS = {"reconstruction", "entropy", "alignment", "elbo", "log_det"}
+TERM_COLUMNS |= {"gaussian_alignment", "gaussian_entropy"}
 
-MATRIX = {
+MATRIX_COLUMNS = {
     "log_det": ("Gaussian", "log-det"),
     "gaussian_kernel": ("Gaussian", "KDE"),
     "gaussian_nearest": ("Gaussian", "NN"),
@@ -52,21 +52,14 @@ MATRIX = {
 }
 
 # Terms that do not compare by themselves, and why.
-MARKS = dict.fromkeys(
-    (
-        "gaussian_alignment",
-        "gaussian_entropy",
-        "student_alignment",
-        "kernel_entropy",
-        "nearest_entropy",
-    ),
-    "changes when z is rescaled: compare sums of alignment and entropy",
-) | dict.fromkeys(
-    ("spherical_alignment", "spherical_entropy"),
-    "one part of a sum, on the sphere: compare the sum",
-)
+SCALED = "changes when z is rescaled: compare sums of alignment and entropy"
+ON_SPHERE = "one part of a sum, on the sphere: compare the sum"
+MARKS = {"gaussian_alignment": SCALED, "gaussian_entropy": SCALED}
+MARKS |= {"student_alignment": SCALED, "kernel_entropy": SCALED}
+MARKS |= {"nearest_entropy": SCALED, "spherical_alignment": ON_SPHERE}
+MARKS |= {"spherical_entropy": ON_SPHERE}
 
-WIDTH = 120
+LINE_WIDTH = 120
 INVARIANT = "what does not move when z is rescaled; (standard error of last digits)"
 
 
@@ -89,13 +82,13 @@ class Comparison:
     def table(self) -> "pandas.DataFrame":
         """One row for each method, terms in nats per item; NaN where undefined."""
         rows = {
-            name: {k: v for k, v in row["terms"].items() if k in TERMS}
+            name: {k: v for k, v in row["terms"].items() if k in TERM_COLUMNS}
             | row["scores"]
             | {"seconds": row.get("seconds", math.nan)}
             for name, row in self.methods.items()
         }
         table = _frame(rows)
-        return table.reindex(columns=[*SHOWN, *table.columns.difference([*SHOWN])])
+        return table.reindex(columns=[*COLUMNS, *table.columns.difference([*COLUMNS])])
 
     @property
     def matrix(self) -> "pandas.DataFrame":
@@ -121,33 +114,26 @@ class Comparison:
 
         and each has a column of its standard error, with the suffix ``_se``.
         """
-        rows = {}
+        rows: dict[str, dict[str, float]] = {}
         for name, row in self.methods.items():
             values, errors = row.get("matrix", {}), row.get("errors", {})
-            rows[name] = {
-                key: entry
-                for column in MATRIX
-                for key, entry in (
-                    (column, values.get(column, math.nan)),
-                    (f"{column}_se", errors.get(column, math.nan)),
-                )
-            }
+            rows[name] = {}
+            for column in MATRIX_COLUMNS:
+                rows[name][column] = values.get(column, math.nan)
+                rows[name][f"{column}_se"] = errors.get(column, math.nan)
         return _frame(rows)
 
     def __str__(self) -> str:
-        main, matrix = self._columns()
-        names = [*self.methods]
+        names, (main, matrix) = [*self.methods], self._columns()
         text = _aligned(names, main)
         return f"{text}\n\n{INVARIANT}\n{_aligned(names, matrix)}" if matrix else text
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        main, matrix = self._columns()
-        tables = [_html([*self.methods], main)]
-        if matrix:
-            tables += [f"<p>{INVARIANT}</p>", _html([*self.methods], matrix)]
-        return "".join(tables)
+        names, (main, matrix) = [*self.methods], self._columns()
+        beside = f"<p>{INVARIANT}</p>{_html(names, matrix)}" if matrix else ""
+        return _html(names, main) + beside
 
     def _columns(self) -> tuple[Cells, Cells]:
         """The columns of the main table and of the matrix: two title rows, then cells.
@@ -157,12 +143,12 @@ class Comparison:
         table, matrix = self.table, self.matrix
         main = {
             name: [*title, *self._cells(name)]
-            for name, title in SHOWN.items()
+            for name, title in COLUMNS.items()
             if table[name].notna().any()
         }
         beside = {
             name: [*title, *map(_with_error, matrix[name], matrix[f"{name}_se"])]
-            for name, title in MATRIX.items()
+            for name, title in MATRIX_COLUMNS.items()
             if name != "effective_rank" and matrix[name].notna().any()
         }
         return main, beside
@@ -171,7 +157,7 @@ class Comparison:
         """A column of the main table; a difference with its paired standard error."""
         column = self.table[name]
         if name != "few_label_gain":
-            return [_number(value, DIGITS.get(name, 2)) for value in column]
+            return [_number(value, DECIMALS.get(name, 2)) for value in column]
         errors = (row.get("errors", {}).get(name, 0.0) for row in self.methods.values())
         return list(map(_with_error, column, errors))
 
@@ -216,24 +202,24 @@ def _html(names: list[str], columns: Cells) -> str:
     """An HTML table; the first two cells of a column are its title."""
     titles = [f"{a} {b}".strip() for a, b, *_ in columns.values()]
     cells = zip(*(column[2:] for column in columns.values()), strict=True)
-    lines = [_html_row("th", ["", *titles])]
-    lines += [_html_row("td", [n, *row]) for n, row in zip(names, cells, strict=True)]
+    rows = [
+        ["", *titles],
+        *([name, *row] for name, row in zip(names, cells, strict=True)),
+    ]
+    lines = []
+    for tag, (first, *rest) in zip(["th"] + ["td"] * len(names), rows, strict=True):
+        others = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in rest)
+        lines.append(f"<tr><th>{escape(first)}</th>{others}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
 
-def _html_row(tag: str, cells: list[str]) -> str:
-    first, *rest = map(escape, cells)
-    others = "".join(f"<{tag}>{cell}</{tag}>" for cell in rest)
-    return f"<tr><th>{first}</th>{others}</tr>"
-
-
 def _aligned(names: list[str], columns: Cells) -> str:
-    """Columns under titles of two lines, in blocks of at most `WIDTH` characters."""
+    """Columns under titles of two lines, in blocks of at most `LINE_WIDTH`."""
     left = max(map(len, names)) + 1
     blocks: list[list[str]] = []
     for cells in columns.values():
         width = max(map(len, cells)) + 1
-        if not blocks or len(blocks[-1][0]) + width > WIDTH:
+        if not blocks or len(blocks[-1][0]) + width > LINE_WIDTH:
             blocks.append([name.ljust(left) for name in ("", "", *names)])
         blocks[-1] = [
             line + cell.rjust(width)

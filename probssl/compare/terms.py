@@ -40,7 +40,7 @@ __all__ = ["SUMS", "Measured", "attempt", "own_terms", "representation_terms"]
 
 T = TypeVar("T")
 
-PARTS = 20  # of the items: the spread of their means is the error of a bound
+PARTS_OF_ITEMS = 20  # the spread of their means is the error of a bound
 
 # Alignment and entropy whose sum is invariant to the scale of z.
 SUMS = {
@@ -99,38 +99,25 @@ def representation_terms(z: Float[Tensor, "n view dim"]) -> Measured:
         name: (views - 1) * value if name.endswith("entropy") else value
         for name, value in found.items()
     }
-    sums = {
-        name: values[alignment] + values[entropy]
-        for name, (alignment, entropy) in SUMS.items()
-        if alignment in values and entropy in values
-    }
-    left_out |= {
-        name: next(left_out[part] for part in parts if part in left_out)
-        for name, parts in SUMS.items()
-        if name not in sums
-    }
-    matrix, missing = attempt(_shared(z, unit))
     terms = {name: estimate(value) for name, value in values.items()}
-    return Measured(
-        terms,
-        {name: estimate(value) for name, value in sums.items()} | matrix,
-        left_out | missing,
-    )
+    sums = {}
+    for name, parts in SUMS.items():
+        if missing := [left_out[part] for part in parts if part in left_out]:
+            left_out[name] = missing[0]
+        else:
+            sums[name] = estimate(values[parts[0]] + values[parts[1]])
 
-
-def _shared(
-    z: Float[Tensor, "n view dim"], unit: Callable[[], Tensor]
-) -> dict[str, Callable[[], Estimate]]:
-    """Mutual information and distances on the sphere, which have no gauge."""
     first, second = z[:, 0], z[:, 1]
     spread = cache(lambda: alignment_uniformity_values(unit()))
-    return {
+    no_gauge: dict[str, Callable[[], Estimate]] = {
         "info_nce": lambda: info_nce(first, second),
         "gaussian_information": lambda: gaussian_information(first, second),
         "nearest_information": lambda: nearest_neighbour_information(first, second),
         "view_distance": lambda: estimate(spread()[0]),
         "uniformity": lambda: estimate(spread()[1]),
     }
+    matrix, undefined = attempt(no_gauge)
+    return Measured(terms, sums | matrix, left_out | undefined)
 
 
 def attempt(
@@ -158,7 +145,7 @@ def own_terms(
     joint = getattr(objective, "joint", None)
     if not isinstance(joint, Joint) or not joint.prior.proper:
         return {}
-    parts = torch.arange(len(views)).tensor_split(min(PARTS, len(views)))
+    parts = torch.arange(len(views)).tensor_split(min(PARTS_OF_ITEMS, len(views)))
     sizes, values = [], []
     with evaluating(joint) as like:
         for rows in itertools.chain.from_iterable(part.split(512) for part in parts):
@@ -167,15 +154,9 @@ def own_terms(
             sizes.append(len(rows))
             values.append([float(term) for term in terms])
     table = np.array([[*row, sum(row)] for row in values])
+    shares = np.array(sizes) / sum(sizes)
+    means = shares @ table
+    errors = np.sqrt(shares @ np.square(table - means) / max(1, len(table) - 1))
     names = ("reconstruction", "entropy", "alignment", "elbo")
-    return {
-        name: _weighted(column, np.array(sizes) / sum(sizes))
-        for name, column in zip(names, table.T, strict=True)
-    }
-
-
-def _weighted(means: np.ndarray, shares: np.ndarray) -> Estimate:
-    """The weighted mean of the means of parts, and its standard error."""
-    mean = (shares * means).sum()
-    variance = (shares * np.square(means - mean)).sum() / max(1, len(means) - 1)
-    return Estimate(float(mean), float(np.sqrt(variance)))
+    pairs = zip(means.tolist(), errors.tolist(), strict=True)
+    return {name: Estimate(*pair) for name, pair in zip(names, pairs, strict=True)}
