@@ -4,9 +4,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.checks import refusals
 from sklearn.metrics import davies_bouldin_score
 
-from probssl.evaluation import Crowding, Undefined, crowding
+from probssl.evaluation import Crowding, Undefined, alignment_uniformity, crowding
 
 OVERALL = ["crowding", "within", "between", "margin", "davies_bouldin", "silhouette"]
 
@@ -93,27 +94,13 @@ def test_the_davies_bouldin_index_is_that_of_scikit_learn():
 def test_alignment_and_uniformity_are_those_of_the_views():
     z, y = lumps()
     views = np.stack([z, z + np.random.default_rng(1).normal(size=z.shape)], axis=1)
-    u = views / np.linalg.norm(views, axis=-1, keepdims=True)
-    alignment = np.mean([distance(a, b) ** 2 for a, b in u])
-    uniformity = [
-        math.log(
-            np.mean(
-                [
-                    math.exp(-2 * distance(a, b) ** 2)
-                    for i, a in enumerate(u[:, view])
-                    for j, b in enumerate(u[:, view])
-                    if i != j
-                ]
-            )
-        )
-        for view in range(2)
-    ]
     found = crowding(z, y, views=views, normalise=False, bootstrap=20)
-    assert found.alignment.value == pytest.approx(alignment, rel=1e-12)
-    assert found.uniformity.value == pytest.approx(np.mean(uniformity), rel=1e-12)
+    both = found.alignment.value, found.uniformity.value
+    assert both == pytest.approx(alignment_uniformity(views), rel=1e-12)
     alone = crowding(z, y, bootstrap=20)
     assert alone.alignment is None
-    assert alone.uniformity.value == pytest.approx(uniformity[0], rel=1e-12)
+    uniformity = alignment_uniformity(np.stack([z, z], 1)).uniformity
+    assert alone.uniformity.value == pytest.approx(uniformity, rel=1e-12)
     assert crowding(z, y, normalise=False, bootstrap=20).uniformity is None
 
 
@@ -162,34 +149,42 @@ def test_one_point_for_all_items_has_no_crowding(point, normalise):
 # what does not change them
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_rotations_change_nothing(normalise):
+TURN = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+LENGTHS = np.random.default_rng(3).uniform(0.1, 10, size=(28, 1))
+
+
+@pytest.mark.parametrize(
+    ("move", "normalise"),
+    [
+        (lambda z: z @ TURN, True),
+        (lambda z: z @ TURN, False),
+        (lambda z: z * LENGTHS, True),
+    ],
+)
+def test_rotations_and_lengths_of_directions_change_nothing(move, normalise):
     z, y = lumps()
-    turn = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
-    first = crowding(z, y, normalise=normalise, bootstrap=20)
-    second = crowding(z @ turn, y, normalise=normalise, bootstrap=20)
-    for one, other in zip(first[:6], second[:6], strict=True):
+    first, moved = (
+        crowding(each, y, normalise=normalise, bootstrap=20) for each in (z, move(z))
+    )
+    for one, other in zip(first[:6], moved[:6], strict=True):
         assert one == pytest.approx(other, rel=1e-10)
 
 
-def test_lengths_of_items_change_nothing_when_normalised():
+def test_lengths_of_items_count_without_normalising():
     z, y = lumps()
-    lengths = np.random.default_rng(3).uniform(0.1, 10, size=(len(z), 1))
-    first, scaled = (crowding(each, y, bootstrap=20) for each in (z, z * lengths))
-    for one, other in zip(first[:6], scaled[:6], strict=True):
-        assert one == pytest.approx(other, rel=1e-10)
-    plain = crowding(z * lengths, y, normalise=False, bootstrap=20)
-    assert plain.within.value > 2 * first.within.value
+    plain = crowding(z * LENGTHS, y, normalise=False, bootstrap=20)
+    assert plain.within.value > 2 * crowding(z, y, bootstrap=20).within.value
 
 
 def test_shift_and_scale_change_no_ratio():
     z, y = lumps()
-    first = crowding(z, y, normalise=False, bootstrap=20)
-    moved = crowding(3 * z + 50, y, normalise=False, bootstrap=20)
-    for name in ["crowding", "davies_bouldin", "silhouette"]:
-        assert getattr(moved, name) == pytest.approx(getattr(first, name), rel=1e-9)
-    assert moved.within == pytest.approx([9 * end for end in first.within], rel=1e-9)
-    assert moved.margin == pytest.approx([3 * end for end in first.margin], rel=1e-9)
+    first, moved = (
+        crowding(each, y, normalise=False, bootstrap=20) for each in (z, 3 * z + 50)
+    )
+    powers = {"crowding": 0, "davies_bouldin": 0, "silhouette": 0}
+    for name, power in (powers | {"within": 2, "margin": 1}).items():
+        scaled = [3**power * end for end in getattr(first, name)]
+        assert getattr(moved, name) == pytest.approx(scaled, rel=1e-9), name
 
 
 def test_names_of_classes_and_order_of_items_change_no_figure():
@@ -206,9 +201,8 @@ def test_names_of_classes_and_order_of_items_change_no_figure():
 
 def test_tensors_are_taken_as_arrays_are():
     z, y = lumps()
-    tensor = torch.tensor(z, requires_grad=True)
-    found = crowding(tensor, torch.tensor(y), bootstrap=20)
-    assert found == crowding(z, y, bootstrap=20)
+    tensors = torch.tensor(z, requires_grad=True), torch.tensor(y)
+    assert crowding(*tensors, bootstrap=20) == crowding(z, y, bootstrap=20)
 
 
 # the intervals
@@ -274,13 +268,8 @@ def test_all_figures_are_plain_in_json_and_infinity_is_none():
     assert read["crowding"]["value"] is None
     assert read["within"]["value"] == 2.5
     assert read["uniformity"] is None
-    assert read["per_class"][0] == {
-        "label": "a",
-        "items": 2,
-        "within": 4.0,
-        "nearest": 0.0,
-        "margin": 0.0,
-    }
+    row = {"label": "a", "items": 2, "within": 4.0, "nearest": 0.0, "margin": 0.0}
+    assert read["per_class"][0] == row
 
 
 def test_printed_are_all_figures_and_the_classes_of_smallest_margin():
@@ -303,25 +292,27 @@ BAD, ZERO = Z.copy(), Z.copy()
 BAD[3, 1], ZERO[3] = np.nan, 0
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: crowding(Z, Y * 0), "at least two classes"),
-        (lambda: crowding(Z, np.arange(28)), "at least 2 items of each class, got 1"),
-        (lambda: crowding(Z, [9, *[0, 1, 2] * 9]), "got 1 of class 9"),
-        (lambda: crowding(BAD, Y), "NaN or infinity in 1 of 84"),
-        (lambda: crowding(Z, Y[:-1]), "28 representations and 27 labels"),
-        (lambda: crowding(Z, Y + 0.5), "expected classes"),
-        (lambda: crowding(Z[:, None], Y), r"\(n, dim\), got \(28, 1, 3\)"),
-        (lambda: crowding(ZERO, Y), "1 representations that are zero"),
-        (lambda: crowding(Z, Y, bootstrap=19), "at least 20, got 19"),
-        (lambda: crowding(Z, Y, views=Z), r"\(n, view, dim\)"),
-        (lambda: crowding(Z, Y, views=np.ones((27, 2, 3))), "views of 27 items"),
-    ],
+test_bad_data_are_refused = refusals(
+    (lambda: crowding(Z, Y * 0), ValueError, "at least two classes"),
+    (
+        lambda: crowding(Z, np.arange(28)),
+        ValueError,
+        "at least 2 items of each class, got 1",
+    ),
+    (lambda: crowding(Z, [9, *[0, 1, 2] * 9]), ValueError, "got 1 of class 9"),
+    (lambda: crowding(BAD, Y), ValueError, "NaN or infinity in 1 of 84"),
+    (lambda: crowding(Z, Y[:-1]), ValueError, "28 representations and 27 labels"),
+    (lambda: crowding(Z, Y + 0.5), ValueError, "expected classes"),
+    (lambda: crowding(Z[:, None], Y), ValueError, r"\(n, dim\), got \(28, 1, 3\)"),
+    (lambda: crowding(ZERO, Y), ValueError, "1 representations that are zero"),
+    (lambda: crowding(Z, Y, bootstrap=19), ValueError, "at least 20, got 19"),
+    (lambda: crowding(Z, Y, views=Z), ValueError, r"\(n, view, dim\)"),
+    (
+        lambda: crowding(Z, Y, views=np.ones((27, 2, 3))),
+        ValueError,
+        "views of 27 items",
+    ),
 )
-def test_errors_say_what_came(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 def test_zero_is_a_point_like_another_without_normalising():

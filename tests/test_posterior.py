@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import linear
-from helpers.checks import refusals
+from helpers.checks import refusals, seeded
 from helpers.linear import covariances
 from helpers.linear import evidence as exact_evidence
 from torch import Tensor, nn
@@ -38,6 +38,18 @@ def exact_posterior(joint: ps.Joint, x: Tensor) -> MultivariateNormal:
     precision = z.inverse() + decoder.T @ decoder / NOISE**2
     mean = torch.linalg.solve(precision, decoder.T @ x.flatten(1).T / NOISE**2)
     return MultivariateNormal(mean.T, precision_matrix=precision)
+
+
+def assert_mean(found: Tensor, mean: Tensor, variance: Tensor) -> None:
+    """Means over draws, to five standard errors."""
+    error = 5 * (variance / len(found)).sqrt()
+    assert ((found.mean(0) - mean).abs() < error).all()
+
+
+def assert_variance(found: Tensor, variance: Tensor) -> None:
+    """Variances of normal draws, to five standard errors."""
+    error = 5 * variance * math.sqrt(2 / len(found))
+    assert ((found.var(0) - variance).abs() < error).all()
 
 
 def images(**options) -> ps.Joint:
@@ -149,15 +161,10 @@ class TestEvidence:
     def test_one_view_is_the_default_and_a_sampler_gives_more(self):
         joint, x = linear_gaussian(), torch.randn(4, EVENT)
         alone = evidence(ps.limits.SimVAE(joint), x, particles=2)
-        assert_close(
-            torch.from_numpy(alone.log_evidence),
-            exact_evidence(joint, x.unsqueeze(1)),
-        )
         both = evidence(joint, x, particles=2, views=twice)
-        assert_close(
-            torch.from_numpy(both.log_evidence),
-            exact_evidence(joint, twice(x)),
-        )
+        for found, views in ((alone, x.unsqueeze(1)), (both, twice(x))):
+            exact = exact_evidence(joint, views)
+            assert_close(torch.from_numpy(found.log_evidence), exact)
 
     def test_its_short_forms_fit_a_few_lines(self):
         joint = linear_gaussian()
@@ -176,13 +183,8 @@ class TestParetoK:
     def test_it_finds_the_tail_of_exponential_log_weights(self):
         """The weights exp(k e), e standard exponential, are Pareto of shape k."""
         rng, shapes = np.random.default_rng(0), np.array([0.2, 0.5, 0.9])
-        k = np.mean(
-            [
-                pareto_k(shapes[:, None] * rng.exponential(size=(3, 2000)))
-                for _ in range(40)
-            ],
-            axis=0,
-        )
+        weights = shapes[:, None] * rng.exponential(size=(40, 3, 2000))
+        k = np.mean([pareto_k(each) for each in weights], axis=0)
         # The fit has a weak prior of 10 observations around 1/2, in a tail of 135.
         expected = (135 * shapes + 10 * 0.5) / 145
         error = (1 + shapes) / math.sqrt(135 * 40)
@@ -195,9 +197,15 @@ class TestParetoK:
         assert np.isnan(pareto_k(log_weights[:, :24])).all()
 
 
-def values(container, group: str, name: str) -> np.ndarray:
+def values(container, group: str, name: str) -> Tensor:
     """A variable of either generation's container."""
-    return container[group][name].values
+    return torch.from_numpy(container[group][name].values)
+
+
+def log_ratio(container) -> Tensor:
+    """The log importance weights of draws, (draw, item)."""
+    stats = (values(container, "sample_stats", name) for name in ("log_p", "log_q"))
+    return torch.sub(*stats)[0]
 
 
 class TestToArviz:
@@ -217,10 +225,7 @@ class TestToArviz:
         assert found["prior"]["z"].dims == ("chain", "draw", "view", "dim")
         assert found["prior_predictive"]["x"].shape == (1, 6, 2, *IMAGE)
         assert found["log_likelihood"]["x"].dims == ("chain", "draw", "item")
-        assert_close(
-            torch.from_numpy(values(found, "observed_data", "x")),
-            twice(data.images[[5, 2, 7]]),
-        )
+        assert_close(values(found, "observed_data", "x"), twice(data.images[[5, 2, 7]]))
         assert values(found, "constant_data", "label").tolist() == [2, 2, 1]
 
     def test_it_says_how_it_came_about(self):
@@ -231,91 +236,72 @@ class TestToArviz:
             assert attrs["inference_library_version"].startswith("1.9")
             assert attrs["measure"] == "counting, {0, …, 4} / 4"
 
-    def test_the_first_hundred_items_are_the_default(self):
-        joint = images()
-        assert to_arviz(joint, grey(120), draws=2)["posterior"]["z"].shape[2] == 100
-        assert to_arviz(joint, grey(12), draws=2)["posterior"]["z"].shape[2] == 12
-        assert (
-            to_arviz(joint, grey(12), draws=2, items=3)["posterior"]["z"].shape[2] == 3
-        )
+    @pytest.mark.parametrize(
+        ("n", "options", "count"),
+        [(120, {}, 100), (12, {}, 12), (12, {"items": 3}, 3)],
+    )
+    def test_the_first_hundred_items_are_the_default(self, n, options, count):
+        found = to_arviz(images(), grey(n), draws=2, **options)
+        assert found["posterior"]["z"].shape[2] == count
 
     def test_log_weights_are_those_of_the_bound(self):
-        joint, batch = images(), Batch(twice(grey(5)))
-        torch.manual_seed(3)
-        expected = log_weights(joint, batch, 20)
-        torch.manual_seed(3)
-        found = to_arviz(joint, grey_of(batch), draws=20, views=twice)
-        log_p, log_q = (values(found, "sample_stats", n)[0] for n in ("log_p", "log_q"))
-        assert_close(torch.from_numpy(log_p - log_q), sum(expected[:3]).detach())
-        assert_close(torch.from_numpy(-log_q), expected.entropy.detach())
+        joint, x = images(), grey(5)
+        expected = seeded(log_weights, joint, Batch(twice(x)), 20)
+        torch.manual_seed(1)
+        found = to_arviz(joint, x, draws=20, views=twice)
+        assert_close(log_ratio(found), sum(expected[:3]).detach())
+        log_q = values(found, "sample_stats", "log_q")[0]
+        assert_close(-log_q, expected.entropy.detach())
         likelihood = values(found, "log_likelihood", "x")[0]
-        assert_close(torch.from_numpy(likelihood), expected.reconstruction.detach())
+        assert_close(likelihood, expected.reconstruction.detach())
 
     @pytest.mark.parametrize("views", [1, 2])
     def test_draws_follow_the_exact_posterior(self, views):
         draws, joint, x = 20_000, linear_gaussian(), torch.randn(3, views, EVENT)
         exact = exact_posterior(joint, x)
         found = to_arviz(joint, groups(x), draws=draws, predictive=False)
-        z = torch.from_numpy(values(found, "posterior", "z")[0]).flatten(2)
-        error = 5 * exact.stddev / math.sqrt(draws)
-        assert ((z.mean(0) - exact.mean).abs() < error).all()
-        spread = 5 * exact.variance * math.sqrt(2 / draws)
-        assert ((z.var(0) - exact.variance).abs() < spread).all()
-        weight = values(found, "sample_stats", "log_p") - values(
-            found, "sample_stats", "log_q"
-        )
-        evidence = exact_evidence(joint, x)
-        assert_close(torch.from_numpy(weight[0]), evidence.expand(draws, -1))
+        z = values(found, "posterior", "z")[0].flatten(2)
+        assert_mean(z, exact.mean, exact.variance)
+        assert_variance(z, exact.variance)
+        assert_close(log_ratio(found), exact_evidence(joint, x).expand(draws, -1))
         assert "posterior_predictive" not in found and "prior_predictive" not in found
 
     def test_predictive_draws_follow_the_exact_predictive_distribution(self):
-        draws, joint, x = 20_000, linear_gaussian(), torch.randn(2, 2, EVENT)
-        found = to_arviz(joint, groups(x), draws=draws)
+        joint, x = linear_gaussian(), torch.randn(2, 2, EVENT)
+        found = to_arviz(joint, groups(x), draws=20_000)
         exact, (_, decoder, covariance) = (
             exact_posterior(joint, x),
             covariances(joint, 2),
         )
-        after = torch.from_numpy(values(found, "posterior_predictive", "x")[0]).flatten(
-            2
-        )
-        spread = decoder @ exact.covariance_matrix @ decoder.T + NOISE**2 * torch.eye(
-            10
-        )
-        variance = spread.diagonal(dim1=-2, dim2=-1)
-        error = 5 * variance.sqrt() / math.sqrt(draws)
-        assert ((after.mean(0) - exact.mean @ decoder.T).abs() < error).all()
-        before = torch.from_numpy(values(found, "prior_predictive", "x")[0]).flatten(1)
-        error = 5 * covariance.diagonal() * math.sqrt(2 / draws)
-        assert ((before.var(0) - covariance.diagonal()).abs() < error).all()
+        after = values(found, "posterior_predictive", "x")[0].flatten(2)
+        spread = decoder @ exact.covariance_matrix @ decoder.T
+        variance = spread.diagonal(dim1=-2, dim2=-1) + NOISE**2
+        assert_mean(after, exact.mean @ decoder.T, variance)
+        before = values(found, "prior_predictive", "x")[0].flatten(1)
+        assert_variance(before, covariance.diagonal())
 
     def test_random_hyper_parameters_have_draws_of_their_own(self):
         joint = images(scale=dist.LogNormal(-1.0, 0.5))
         found = to_arviz(joint, grey(4), draws=3_000, predictive=False)
-        scale = torch.from_numpy(values(found, "posterior", "scale"))
-        before = torch.from_numpy(values(found, "prior", "scale"))
+        scale, before = (values(found, g, "scale") for g in ("posterior", "prior"))
         assert scale.shape == before.shape == (1, 3_000)
         error = 5 * 0.5 / math.sqrt(3_000)
         assert abs(before.log().mean() + 1) < error
         assert abs(scale.log().mean() - joint.prior.scale.loc) < 2 * error
-        log_p = torch.from_numpy(values(found, "sample_stats", "log_p_hyper"))
-        log_q = torch.from_numpy(values(found, "sample_stats", "log_q_hyper"))
-        assert_close(log_p, dist.LogNormal(-1.0, 0.5).log_prob(scale))
-        deviation = joint.prior.scale.log_scale.exp()
-        q = dist.LogNormal(joint.prior.scale.loc, deviation)
-        assert_close(log_q, q.log_prob(scale).detach())
+        q = dist.LogNormal(joint.prior.scale.loc, joint.prior.scale.log_scale.exp())
+        for name, density in (("p", dist.LogNormal(-1.0, 0.5)), ("q", q)):
+            log_prob = values(found, "sample_stats", f"log_{name}_hyper")
+            assert_close(log_prob, density.log_prob(scale).detach())
 
     def test_absent_views_are_nan_and_add_nothing(self):
         joint, x = linear_gaussian(), torch.randn(3, 2, EVENT)
         present = torch.tensor([[True, True], [True, False], [False, True]])
         found = to_arviz(joint, groups(x, present=present), draws=4)
         observed = values(found, "observed_data", "x")
-        assert (np.isnan(observed).all(-1) == ~present.numpy()).all()
-        weight = values(found, "sample_stats", "log_p") - values(
-            found, "sample_stats", "log_q"
-        )
+        assert (observed.isnan().all(-1) == ~present).all()
         alone = torch.stack([x[1, 0], x[2, 1]]).unsqueeze(1)
         expected = exact_evidence(joint, alone).expand(4, -1)
-        assert_close(torch.from_numpy(weight[0, :, 1:]), expected)
+        assert_close(log_ratio(found)[:, 1:], expected)
 
     def test_pseudo_likelihoods_have_no_log_likelihood(self):
         joint = images()
@@ -330,19 +316,13 @@ class TestToArviz:
         summary = az.summary(found, var_names=["z"], kind="stats")
         assert len(summary) == 4 * 3
         mean = values(found, "posterior", "z").mean((0, 1)).ravel()
-        assert np.abs(summary["mean"].astype(float) - mean).max() < 0.01
+        assert np.abs(summary["mean"].astype(float) - mean.numpy()).max() < 0.01
         found.to_netcdf(str(tmp_path / "posterior.nc"))
         again = az.from_netcdf(str(tmp_path / "posterior.nc"))
         for group in ("posterior", "sample_stats", "observed_data", "prior"):
-            for name in found[group].data_vars:
-                left, right = found[group][name], again[group][name]
-                assert left.dims == right.dims
-                assert (left.values == right.values).all()
+            for name, left in found[group].data_vars.items():
+                assert left.equals(again[group][name])
         assert again["posterior"].attrs["inference"] == "SVI"
-
-
-def grey_of(batch: Batch) -> Tensor:
-    return batch.views[:, 0]
 
 
 class TestDecoder:
