@@ -52,9 +52,8 @@ def shifted(
         ValueError: If there are no labels, or a shift changes the shape.
     """
     shifts = SHIFTS if shifts is None else shifts
-    test = data.test
-    parts = {name: apply(shift, test, seed) for name, shift in shifts.items()}
-    return _scores(objective, data.train, {"clean": test} | parts, layer)
+    parts = {name: apply(shift, data.test, seed) for name, shift in shifts.items()}
+    return _scores(objective, data.train, {"clean": data.test} | parts, layer)
 
 
 def transferred(
@@ -74,11 +73,7 @@ def transferred(
 
 
 def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
-    """Return the shifted items, with values clipped to [0, 1].
-
-    Raises:
-        ValueError: If the shift changes the shape.
-    """
+    """The shifted items, clipped to [0, 1]; a ValueError if the shape changes."""
     images = split.images
     floats = images if images.is_floating_point() else images.float() / 255
     with torch.random.fork_rng(devices=()):
@@ -95,12 +90,12 @@ def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
 def _scores(
     objective: nn.Module, train: Split, tests: Mapping[str, Split], layer: str
 ) -> dict[str, dict[str, float]]:
-    y, labels = _labels(train), {name: _labels(part) for name, part in tests.items()}
-    z = embed(objective, train, layer=layer)
+    y = _labels(train)
     parts = {
-        name: (embed(objective, part, layer=layer), labels[name])
+        name: (embed(objective, part, layer=layer), _labels(part))
         for name, part in tests.items()
     }
+    z = embed(objective, train, layer=layer)
     probes, votes = linear_probes(z, y, parts), knns(z, y, parts)
     return {n: {"linear_probe": probes[n], "knn": votes[n]} for n in parts}
 

@@ -21,8 +21,7 @@ def check(objectives: dict[str, nn.Module], data: Dataset, taken: list[str]) -> 
     """
     if not objectives:
         raise ValueError(
-            "expected at least one objective to compare, got none; give "
-            "{'SimVAE': simvae, …}"
+            "expected at least one objective, got none; give {'SimVAE': simvae, …}"
         )
     if both := [name for name in objectives if name in taken]:
         raise ValueError(

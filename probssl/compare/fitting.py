@@ -96,8 +96,7 @@ def fit_methods(
 
 
 class _Work(NamedTuple):
-    """The arguments of a worker. Its data set comes in a file, not through the pipe,
-    whose writer would wait until the worker has started."""
+    """The arguments of a worker, with the file of the data: a pipe would block."""
 
     data: Path
     dim: int

@@ -79,9 +79,8 @@ def compare(
     check(objectives, data, [RAW, UNTRAINED] if baselines else [])
     pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
-    subjects: dict[str, object] = dict(objectives)
-    if baselines:
-        subjects |= _baselines(objectives, data, seed)
+    others = _baselines(objectives, data, seed) if baselines else {}
+    subjects: dict[str, object] = {**objectives, **others}
     bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
     embedded = {}
     for name, subject in subjects.items():  # all of them before any is measured
@@ -95,12 +94,11 @@ def compare(
         bar.set_postfix_str(name)
         with _seeded(seed, embedded[name].device):
             own = own_terms(subject, pair)
-        row, few_labels[name] = _row(
+        rows[name], few_labels[name] = _row(
             own, embedded[name], data, seed, max_train, raw=name == RAW
         )
         if seconds is not None and name in seconds:
-            row["seconds"] = seconds[name]
-        rows[name] = row
+            rows[name]["seconds"] = seconds[name]
         bar.update()
     bar.close()
     _add_gains(rows, few_labels)
@@ -115,11 +113,9 @@ def _row(
     max_train: int | None,
     raw: bool,
 ) -> tuple[Row, FewLabel]:
-    labels = data.train.labels, data.test.labels
-    assert labels[0] is not None and labels[1] is not None
-    probes, few = scores_and_draws(
-        z.train, labels[0], z.test, labels[1], seed, max_train
-    )
+    y_train, y_test = data.train.labels, data.test.labels
+    assert y_train is not None and y_test is not None
+    probes, few = scores_and_draws(z.train, y_train, z.test, y_test, seed, max_train)
     terms, matrix, left_out = representation_terms(z.views)
     matrix["effective_rank"] = estimate(effective_rank_values(z.test))
     if raw:
@@ -205,8 +201,5 @@ def _baselines(
     pca = PCA(min(dim, *train.shape), random_state=seed).fit(train)
     with _seeded(seed, torch.device("cpu")):
         untrained = recipes.encoder(data, dim)
-    return {
-        RAW: lambda x: x,
-        f"PCA-{pca.n_components_}": pca.transform,
-        UNTRAINED: untrained,
-    }
+    name = f"PCA-{pca.n_components_}"
+    return {RAW: lambda x: x, name: pca.transform, UNTRAINED: untrained}

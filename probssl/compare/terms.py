@@ -12,12 +12,8 @@ from torch import Tensor
 
 from ..bounds import ELBO
 from ..estimates import Estimate, Undefined, estimate
+from ..evaluation import gaussian_information, info_nce, nearest_neighbour_information
 from ..evaluation.collapse import alignment_uniformity_values
-from ..evaluation.information import (
-    gaussian_information,
-    info_nce,
-    nearest_neighbour_information,
-)
 from ..joint import Joint
 from ..posterior.items import evaluating
 from ..terms import Batch

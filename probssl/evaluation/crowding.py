@@ -29,15 +29,12 @@ PRINTED_CLASSES = 10
 
 
 class PerClass(NamedTuple):
-    """The measures of one class.
+    """The measures of one class: within and margin as in `Crowding`.
 
     Arguments:
         label: The class, as in the labels.
         items: The number of its items.
-        within: The mean squared distance of its items to their mean.
         nearest: The distance of its mean to the nearest other mean.
-        margin: The mean over its items of the distance to the nearest other mean less
-            the distance to their own.
     """
 
     label: Any
@@ -78,7 +75,7 @@ class Crowding(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """All measures as plain numbers and lists, for JSON; infinity becomes None."""
-        overall = {name: _plain(each) for name, each in self._overall().items()}
+        overall = {n: each and _plain(each) for n, each in self._overall().items()}
         return overall | {"per_class": [_plain(each) for each in self.per_class]}
 
     def __str__(self) -> str:
@@ -199,15 +196,19 @@ def _separation(z: np.ndarray, counts: np.ndarray, rounding: float) -> _Separati
     """The measures of items sorted by class."""
     from scipy.spatial.distance import pdist, squareform
 
+    def lengths(differences: np.ndarray) -> np.ndarray:
+        norm = np.linalg.norm(differences, axis=1)
+        return np.where(norm > rounding, norm, 0)
+
     def mean(values: np.ndarray) -> np.ndarray:
         sums = np.add.reduceat(values, np.cumsum(counts) - counts)
         return (sums.T / counts).T
 
     y, means = np.repeat(np.arange(len(counts)), counts), mean(z)
-    own = _lengths(z - means[y], rounding)
+    own = lengths(z - means[y])
     closeness = z @ means.T - np.square(means).sum(1) / 2
     closeness[np.arange(len(z)), y] = -np.inf
-    other = _lengths(z - means[closeness.argmax(1)], rounding)
+    other = lengths(z - means[closeness.argmax(1)])
 
     pairs = pdist(means)
     pairs[pairs <= rounding] = 0
@@ -239,18 +240,11 @@ def _on_sphere(
     return np.empty((0, len(z)))
 
 
-def _lengths(differences: np.ndarray, rounding: float) -> np.ndarray:
-    lengths = np.linalg.norm(differences, axis=1)
-    return np.where(lengths > rounding, lengths, 0)
-
-
 def _ratio(a: Any, b: Any) -> Any:
     """a / b, infinite where b is zero: equal means are not separated."""
     return np.divide(a, b, out=np.full(np.shape(b), np.inf), where=np.asarray(b) > 0)
 
 
-def _plain(row: Interval | PerClass | None) -> dict[str, Any] | None:
-    if row is None:
-        return None
+def _plain(row: Interval | PerClass) -> dict[str, Any]:
     infinite = [name for name, value in row._asdict().items() if value == math.inf]
     return row._asdict() | dict.fromkeys(infinite)

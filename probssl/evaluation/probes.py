@@ -1,8 +1,5 @@
 """Probes: how well labels and style factors are predicted from frozen representations.
 
-Linear, few-label and MLP probes, k-NN, the style probe, and `scores`, which has all
-that need labels.
-
 References:
     Understanding intermediate layers using linear classifier probes (Alain and Bengio,
     2016)

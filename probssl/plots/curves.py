@@ -40,8 +40,7 @@ def learning_curves(history: Any) -> Figure:
     columns = 2 if len(names) == 4 else min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure = blank(1 + 2.7 * columns, 0.4 + 2.3 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    panels = grid.ravel()
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, name in zip(panels, names, strict=False):
         _curve(panel, table, name)
     for panel in panels[len(names) :]:

@@ -201,16 +201,14 @@ def _ellipses(
     variance, axes = np.linalg.eigh(covariance)
     radius = RADIUS_OF_90 * np.sqrt(variance.clip(min=0))
     angle = np.degrees(np.arctan2(axes[:, 1, 1], axes[:, 0, 1]))
-    drawn = EllipseCollection(
-        *(2 * radius[:, 1], 2 * radius[:, 0], angle),
-        units="xy",
-        offsets=xy,
-        offset_transform=panel.transData,
-        facecolors="none",
-        edgecolors=colours,
-        linewidths=1.2,
-    )
-    panel.add_collection(drawn)
+    style: dict[str, Any] = {
+        "facecolors": "none",
+        "edgecolors": colours,
+        "linewidths": 1.2,
+    }
+    style |= {"units": "xy", "offsets": xy, "offset_transform": panel.transData}
+    wide, high = 2 * radius.T[::-1]
+    panel.add_collection(EllipseCollection(wide, high, angle, **style))
     reach = RADIUS_OF_90 * np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     panel.update_datalim(np.concatenate([xy - reach, xy + reach]))
     panel.autoscale_view()

@@ -1,6 +1,7 @@
 """Comparisons of methods: dot plots and heat maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -113,10 +114,8 @@ def matrix(table: DataFrame, columns: Sequence[str] | None = None) -> Figure:
     panel = figure.subplots()
     _heat(panel, values * signs, texts)
     _label(panel, table, [MATRIX_TITLES.get(name, _title(name)) for name in chosen])
-    panel.set_xlabel(
-        "nats per item, but for rank, distance and uniformity; ± standard error; the "
-        "darker, the better within its column"
-    )
+    units = "nats per item, but for rank, distance and uniformity; ± standard error"
+    panel.set_xlabel(f"{units}; the darker, the better within its column")
     return figure
 
 
@@ -173,19 +172,14 @@ def _dots(panel: Axes, table: DataFrame, name: str) -> None:
     best = values == np.nanmax(values)
     fill = np.where(best, BLUE, "white")
     panel.scatter(values, rows, s=45, c=fill, edgecolors=BLUE, zorder=2)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+    style |= {"color": INK, "fontsize": 8}
     for row, value, bar in zip(rows, values, bars, strict=True):
         panel.axhline(row, color=PALE, linewidth=1, zorder=0)
         if np.isfinite(value):
-            panel.annotate(
-                f"{value:.3f}".removeprefix("0"),
-                (value + bar, row),
-                (9, 0),
-                textcoords="offset points",
-                va="center",
-                color=INK,
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-            )
+            text = f"{value:.3f}".removeprefix("0")
+            panel.annotate(text, (value + bar, row), (9, 0), bbox=box, **style)
     span = max(np.nanmax(values) - np.nanmin(values), 0.02)
     panel.set_xlim(np.nanmin(values) - 0.12 * span, np.nanmax(values) + 0.4 * span)
 

@@ -42,8 +42,7 @@ def complete(
             of z, which is not the posterior predictive mean; that is the mean of draws.
 
     Raises:
-        ValueError: If there is no joint distribution, or the data are outside its
-            support.
+        ValueError: Without a joint distribution, or for data outside its support.
     """
     draws = None if draws is None else whole("draws", draws)
     joint = joint_of(objective, "completions")

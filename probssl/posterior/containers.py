@@ -28,7 +28,6 @@ def container(
     """Groups of named arrays as InferenceData (ArviZ 0.2x) or as a DataTree (1.x).
 
     Arguments:
-        groups: For each group its variables, each with the names of its axes.
         coords: The labels along an axis; other axes count from 0.
         attrs: The attributes of every group.
     """

@@ -154,8 +154,7 @@ def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
         model = poutine.trace(poutine.uncondition(joint.model)).get_trace(batch)
     p: dict[str, Any] = dict(model.nodes)
     names: list[str] = [name for name in ("z", "y") if name in p]
-    names += list(joint.sites) * predictive
-    names += [h.name for h in joint.prior.random()]
+    names += [*joint.sites] * predictive + [h.name for h in joint.prior.random()]
     return {name: p[name]["value"].squeeze(1) for name in names}
 
 
@@ -245,15 +244,11 @@ def _rows(items: int | Sequence[int], count: int) -> np.ndarray:
         rows = np.asarray(items)
     if rows.dtype == bool:
         rows = np.flatnonzero(rows)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
+    known = rows.ndim == 1 and rows.dtype.kind in "iu" and len(rows) > 0
+    if not known or rows.min() < 0 or rows.max() >= count:
         raise ValueError(
-            f"expected items as a number of at least 1 or a list of row numbers, got "
-            f"{items!r}; for instance items=100 or items=[0, 7]"
-        )
-    if rows.min() < 0 or rows.max() >= count:
-        raise ValueError(
-            f"expected row numbers from 0 to {count - 1}, got {rows.min()} to "
-            f"{rows.max()}; the data have {count} items"
+            f"expected items as a number of at least 1 or a list of row numbers from 0 "
+            f"to {count - 1}, got {items!r}; for instance items=100 or items=[0, 7]"
         )
     return rows.astype(np.int64)
 

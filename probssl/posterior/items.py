@@ -39,10 +39,8 @@ def evaluating(objective: nn.Module) -> Iterator[Tensor | None]:
 
 def in_parts(items: int, size: int, title: str) -> Iterator[Int[Tensor, " batch"]]:
     """All row numbers, in parts of a batch size; a progress bar shows after 3 s."""
-    size = whole("batch_size", size)
-    yield from tqdm(
-        torch.arange(items).split(size), title, delay=BAR_DELAY, unit="batch"
-    )
+    parts = torch.arange(items).split(whole("batch_size", size))
+    yield from tqdm(parts, title, delay=BAR_DELAY, unit="batch")
 
 
 def chunks(draws: int, batch: Batch) -> list[int]:

@@ -13,14 +13,8 @@ __all__ = ["check_density", "check_proper", "check_spread", "decoded", "joint_of
 
 
 def joint_of(objective: nn.Module, what: str) -> Joint:
-    """The joint distribution of an objective, or the objective if it is one.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    joint = (
-        objective if isinstance(objective, Joint) else getattr(objective, "joint", None)
-    )
+    """The joint distribution of an objective; raises a ValueError without one."""
+    joint = getattr(objective, "joint", objective)
     if not isinstance(joint, Joint):
         raise ValueError(
             f"expected an objective with a joint distribution for {what}, got "

@@ -145,19 +145,20 @@ def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
             f'{type(objective).__name__} without one; use layer="backbone"'
         )
     represent = getattr(objective, "represent", None)
-    if represent is None:
-        return lambda x: _encoded(objective(x), objective)
-    return lambda x: represent(x, layer)
+    if represent is not None:
+        return lambda x: represent(x, layer)
 
-
-def _encoded(z: object, encoder: nn.Module) -> Float[Tensor, "batch dim"]:
-    if not isinstance(z, Tensor) or z.ndim < 2:
+    def encoded(x: Any) -> Float[Tensor, "batch dim"]:
+        z = objective(x)
+        if isinstance(z, Tensor) and z.ndim > 1:
+            return z.flatten(1)
         shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ValueError(
-            f"expected {type(encoder).__name__} to return z of shape (n, dim), got "
+            f"expected {type(objective).__name__} to return z of shape (n, dim), got "
             f"{shape}; pass the encoder, or give your objective represent(x, layer)"
         )
-    return z.flatten(1)
+
+    return encoded
 
 
 def _deviation(

@@ -120,10 +120,8 @@ class Tally:
     def pool(self) -> None:
         """Add up the items and terms of all ranks; each of them calls it."""
         self.read()
-        sums = gather_to_cpu(
-            torch.tensor([self.items, *self.total], dtype=torch.double)
-        )
-        items, *total = sums.sum(0).tolist()
+        own = torch.tensor([self.items, *self.total], dtype=torch.double)
+        items, *total = gather_to_cpu(own).sum(0).tolist()
         self.items, self.total = int(items), np.array(total)
 
     def mean(self) -> Row:
@@ -136,6 +134,5 @@ class Tally:
         """Raise a FloatingPointError if a term is not finite, naming the first step."""
         self.read()
         if self.broken is not None:
-            raise FloatingPointError(
-                f"expected finite terms, got {self.broken}; {self.remedy}"
-            )
+            message = f"expected finite terms, got {self.broken}; {self.remedy}"
+            raise FloatingPointError(message)
