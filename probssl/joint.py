@@ -310,14 +310,7 @@ class Joint(nn.Module):
         return self.prior.responsibilities(z, batch.present).probs.mean(0)
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if the batch cannot have come from the model.
-
-        Raises:
-            ValueError: If there is one view and a flat p(y), if the views contain NaN
-                or values outside the likelihood's support, if an observed content is no
-                component of the prior, or if draws of a guide, of z or of y, are off
-                the support of the prior.
-        """
+        """Raise an error if the batch cannot have come from the model."""
         batch = self.arranged(batch)
         _check_content(self.prior, batch)
         parts = batch.parts if self.several else (batch.stacked,)

@@ -1,10 +1,11 @@
 """Guides of the content: closed posteriors, symmetries, and an explicit y."""
 
 import math
+from itertools import cycle
 
 import pytest
 import torch
-from helpers.checks import refusals
+from helpers.checks import minimise, refusals
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
@@ -45,17 +46,14 @@ def test_content_contains_the_posterior_under_the_gaussian_prior(views):
 
 def fitted(guide: nn.Module, prior: ps.priors.Prior, views: tuple, steps: int):
     """The guide after maximum likelihood on draws of y and z."""
-    optimizer = torch.optim.Adam(guide.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
+    many = cycle(views)
+
+    def loss() -> Tensor:
         y = prior.content().sample((256,))
-        many = views[step % len(views)]
-        z = prior.given(y.unsqueeze(-2).expand(-1, many, -1)).sample()
-        loss = -guide(z).log_prob(y).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        z = prior.given(y.unsqueeze(-2).expand(-1, next(many), -1)).sample()
+        return -guide(z).log_prob(y).mean()
+
+    minimise(loss, guide.parameters(), steps)
     return guide
 
 

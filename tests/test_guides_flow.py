@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import catalogue
+from helpers.checks import minimise
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -90,14 +91,8 @@ def fitted(guide: type[nn.Module], batch: Batch) -> ps.Joint:
         Banana(),
         guide=guide,
     )
-    optimizer = torch.optim.Adam(joint.posterior.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 150)
-    for _ in range(150):
-        loss = -sum(ELBO(16)(joint, batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    guide = joint.posterior.parameters()
+    minimise(lambda: -sum(ELBO(16)(joint, batch)), guide, 150)
     return joint
 
 

@@ -1,6 +1,6 @@
 """Data sets in memory: items with labels, groups of views, training and test set."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, NamedTuple, Self
 
@@ -16,8 +16,14 @@ __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
 class Rows:
     """Tensors with one row for each item; `len` is the number of items."""
 
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        """The images or views, one tensor for each modality."""
+        values = next(iter(vars(self).values()))
+        return values if isinstance(values, tuple) else (values,)
+
     def __len__(self) -> int:
-        return len(_first(vars(self)[fields(self)[0].name]))
+        return len(self._parts[0])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_summary(self)})"
@@ -151,23 +157,16 @@ def fixed_split(whole: Split, levels: int | None, name: str, seed: int = 0) -> D
     return Dataset(whole.rows(train), whole.rows(test), levels, name)
 
 
-def _first(values: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return values[0] if isinstance(values, tuple) else values
-
-
 def _row(name: str, data: Rows) -> str:
     return f"<tr><th>{name}</th><td>{escape(_summary(data))}</td></tr>"
 
 
 def _summary(data: Rows) -> str:
-    values, *known = vars(data).items()
-    parts = values[1] if isinstance(values[1], tuple) else (values[1],)
-    shapes = ", ".join(str(tuple(part.shape[1:])) for part in parts)
-    dtype = str(parts[0].dtype).removeprefix("torch.")
-    said = [f"{len(data)} items {shapes}", dtype]
-    for name, value in known:
-        if name == "labels" and value is not None:
-            said.append(f"{len(value.unique())} classes")
-        elif value is not None:
-            said.append(name)
-    return ", ".join(said)
+    shapes = ", ".join(str(tuple(part.shape[1:])) for part in data._parts)
+    dtype = str(data._parts[0].dtype).removeprefix("torch.")
+    known = [
+        f"{len(value.unique())} classes" if name == "labels" else name
+        for name, value in [*vars(data).items()][1:]
+        if value is not None
+    ]
+    return ", ".join([f"{len(data)} items {shapes}", dtype, *known])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "assert_mean",
     "assert_same",
     "mean_and_bar",
+    "minimise",
     "refusals",
     "seeded",
     "traces",
@@ -98,6 +99,22 @@ def asymmetry(
         columns.append(change.flatten() / (2 * step))
     jacobian = torch.stack(columns)
     return float((jacobian - jacobian.T).norm() / jacobian.norm())
+
+
+def minimise(
+    loss: Callable[[], Tensor],
+    parameters: Iterable[nn.Parameter],
+    steps: int,
+    rate: float = 1e-2,
+) -> None:
+    """Minimise a loss by Adam, with a rate that decays to zero."""
+    optimizer = torch.optim.Adam(parameters, rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        schedule.step()
 
 
 def refusals(
