@@ -310,7 +310,7 @@ class Joint(nn.Module):
         return self.prior.responsibilities(z, batch.present).probs.mean(0)
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if the batch cannot have come from the model."""
+        """Raise a ValueError if views, contents or draws of a guide leave a support."""
         batch = self.arranged(batch)
         _check_content(self.prior, batch)
         parts = batch.parts if self.several else (batch.stacked,)

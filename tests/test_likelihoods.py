@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import catalogue
-from helpers.checks import assert_mean, assert_same, refusals
+from helpers.checks import assert_mean, assert_same, minimise, refusals
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -99,11 +99,9 @@ def test_gaussian_is_the_normal_density():
 def test_learned_scale_stays_above_its_floor():
     likelihood, x = Gaussian(ps.learned(0.1), floor=0.05), torch.zeros(64)
     assert_close(likelihood.scale(), torch.tensor(0.1))
-    optimizer = torch.optim.Adam(likelihood.parameters(), 0.5)
-    for _ in range(200):
-        optimizer.zero_grad()
-        (-likelihood(x).log_prob(x).sum()).backward()
-        optimizer.step()
+    minimise(
+        lambda: -likelihood(x).log_prob(x).sum(), likelihood.parameters(), 200, 0.5
+    )
     assert 0.05 <= likelihood.scale() < 0.0501
 
 
