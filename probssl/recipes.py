@@ -20,7 +20,7 @@ from .views import Augment, Noise, digits, simclr
 __all__ = ["METHODS", "decoder", "encoder", "fit", "joint", "likelihood", "name"]
 __all__ += ["objective", "views"]
 
-Build = Callable[[Dataset, int], nn.Module]
+Build = Callable[[Dataset, int], nn.Module]  # of a method, for a dimension of z
 
 DIM = 10
 SCALE = 0.15  # standard deviation of z given y, where Var(z) is about 1
@@ -170,7 +170,6 @@ def _projected(limit: Callable[..., nn.Module], **options: Any) -> Build:
     return lambda data, dim: limit(encoder(data, dim), _projector(dim), **options)
 
 
-# For each method a function of a data set and a dimension of z that builds it.
 METHODS: dict[str, Build] = {
     "VAE": _vae(),
     "BetaVAE": _vae(beta=4.0),

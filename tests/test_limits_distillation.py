@@ -187,17 +187,6 @@ def test_the_predictor_has_the_dimension_of_z(limit):
         limit(encoder, nn.Tanh())
 
 
-@pytest.mark.parametrize("limit", [BYOL, SimSiam])
-def test_value_ignores_rotations_if_the_predictor_turns_along(limit):
-    z, rotation = torch.randn(9, 2, 4), torch.linalg.qr(torch.randn(4, 4)).Q
-    predictor, turned = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-    turned.weight.data = rotation.T @ predictor.weight @ rotation
-    once = value(limit(nn.Identity(), predictor=predictor), z)
-    assert_close(value(limit(nn.Identity(), predictor=turned), z @ rotation), once)
-    linear = limit(nn.Identity(), predictor=predictor)
-    assert_close(value(linear, 7 * z), once)  # the size of z does not matter
-
-
 # The teacher
 
 

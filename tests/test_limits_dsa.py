@@ -335,13 +335,6 @@ def test_closed_form_follows_directions_or_points_as_its_prior_does():
     assert (gaussian(a, a) - gaussian(7 * a, a)).abs().max() > 1
 
 
-def test_learned_odds_and_scale_of_the_closed_form_get_gradients():
-    prior = ps.priors.Spherical(None, ps.learned(5.0))
-    objective = dsa(affinity=PriorAffinity(prior, ps.learned(0.1)))
-    sum(objective(items())).backward()
-    assert all(p.grad.isfinite() and p.grad != 0 for p in objective.parameters())
-
-
 # The reference
 
 
@@ -425,7 +418,8 @@ def test_any_base_reference_and_affinity_is_trained_and_saved(name, tmp_path):
     trained = [k for k, p in objective.named_parameters() if p.requires_grad]
     for key, parameter in objective.named_parameters():
         assert (parameter.grad is not None) == (key in trained)
-        assert key not in trained or parameter.grad.isfinite().all()
+        if key in trained:
+            assert parameter.grad.isfinite().all() and parameter.grad.any()
     ps.save(objective.eval(), tmp_path)
     again = ps.load(tmp_path)
     assert torch.equal(torch.as_tensor(sum(again(batch))), sum(objective(batch)))

@@ -156,12 +156,10 @@ def test_absent_views_and_contents_are_refused(name):
 # Files
 
 
-def methods() -> list[str]:
-    names = [m.name for m in pkgutil.iter_modules(limits.__path__)]
-    return [name for name in names if not name.startswith("_")]
+METHODS = [m.name for m in pkgutil.iter_modules(limits.__path__) if m.name[0] != "_"]
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_states_its_choices_its_limit_and_its_status(name):
     text = inspect.getdoc(importlib.import_module(f"probssl.limits.{name}"))
     paragraphs = text.split("\n\n")

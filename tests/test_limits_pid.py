@@ -105,12 +105,6 @@ def test_items_without_a_cluster_count_nothing():
 # With weight 0
 
 
-def test_building_one_draws_no_random_numbers():
-    before = torch.get_rng_state()
-    on_z()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize("kind", [SimCLR, VICReg, BYOL])
 @pytest.mark.parametrize("assigned", [False, True])
 def test_with_weight_0_it_is_the_base_bit_for_bit(kind, assigned):

@@ -165,17 +165,6 @@ def test_masked_is_a_squared_error_of_hidden_pixels_given_the_visible_ones():
     assert_same(ours, plain, objective.parameters())
 
 
-def test_masked_is_the_difference_of_two_densities_of_a_binomial():
-    """log p(x_m) = log p(x) − log p(x_rest), pixels being independent given z."""
-    objective = MaskedAutoencoder(*networks((8,)), Binomial(16), share=0.5)
-    x = torch.randint(17, (5, 1, 8)) / 16.0
-    hidden = objective.mask(x[:, 0])
-    ours = sum(fixed(objective, hidden)(Batch(x)))
-    output = objective.decoder(objective.encoder(x[:, 0] * ~hidden))
-    plain = torch.distributions.Binomial(16, logits=output).log_prob(16 * x[:, 0])
-    assert_close(ours, (plain.sum() - plain[~hidden].sum()) / 5)
-
-
 def test_pixels_that_are_hidden_never_reach_the_encoder():
     objective, x = masked((8,)), torch.randn(5, 1, 8, requires_grad=True)
     hidden = objective.mask(x[:, 0])
@@ -300,18 +289,6 @@ def test_gradients_are_exact(kind):
     objective = kind(*networks((4,)), Gaussian(ps.learned(0.5)))
     x = torch.randn(5, 4, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: sum(tied(objective, x)), x)
-
-
-@pytest.mark.parametrize("kind", [DenoisingAutoencoder, MaskedAutoencoder])
-def test_rotating_z_with_the_decoder_changes_nothing(kind):
-    encoder, decoder = networks((4,))
-    rotation = torch.linalg.qr(torch.randn(3, 3)).Q
-    turn, back = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
-    turn.weight.data, back.weight.data = rotation, rotation.T
-    turned = nn.Sequential(encoder, turn), nn.Sequential(back, decoder)
-    x = torch.randn(5, 4)
-    once = tied(kind(encoder, decoder, Gaussian()), x)
-    assert_close(sum(tied(kind(*turned, Gaussian()), x)), sum(once))
 
 
 @pytest.mark.parametrize("kind", [DenoisingAutoencoder, MaskedAutoencoder])

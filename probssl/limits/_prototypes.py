@@ -59,11 +59,7 @@ class Clustered(Embedding):
 def points_of(
     z: Float[Any, "item dim"], items: int, dim: int, layer: str
 ) -> Float[Tensor, "item dim"]:
-    """Return representations on the CPU: finite, one of dimension `dim` for each item.
-
-    Arguments:
-        layer: The layer of `embed` that an error names.
-    """
+    """Return finite z of a layer on the CPU, one of dimension `dim` for each item."""
     points = torch.as_tensor(z).detach().cpu()
     if points.shape != (items, dim) or not points.isfinite().all():
         raise ValueError(

@@ -22,10 +22,9 @@ over their ordered pairs.
 The limit: SimCLR's alignment, with a predicted content and without the entropy.
 
 Status: heuristic. For a fixed target network the value is an objective, but one whose
-maximum is a collapse. Training follows the pair of updates of θ and ξ, which is the
-gradient of no scalar: the derivative of θ's update with respect to ξ is not that of ξ's
-with respect to θ. It drops the decoder, the noise of the encoder, and the entropy, in
-whose place stand the predictor and the slow target.
+maximum is a collapse. The pair of updates of θ and ξ is the gradient of no scalar: the
+derivative of θ's update in ξ is not that of ξ's in θ. It drops the decoder, the noise
+of the encoder, and the entropy, which predictor and target network replace.
 """
 
 from jaxtyping import Float

@@ -17,8 +17,7 @@ x, with z the representation of a corrupted view :math:`\tilde x_v`.
     - \frac d2 \log 2 \pi \sigma^2
 
 The limit: q → a point; the log-likelihood of a model of :math:`x \mid \tilde x`
-remains. With a decoder of the clean item instead of the view, the inequality behind
-`Embedding` reads
+remains. The inequality behind `Embedding`, for a decoder of the clean item, reads
 
 .. math:: E \log p(x \mid z) \le -H[x \mid z] \le -H[x \mid \tilde x], \qquad
     H[x] + E \log p(x \mid z) \le I(x; z)

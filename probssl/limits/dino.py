@@ -24,9 +24,8 @@ H[y] supported by the centre instead of fixed at log K by Sinkhorn's algorithm.
 Status: heuristic. The value is that of the published loss, and the gradient that of the
 published rule, in which the codes are constants: it is the gradient of no scalar.
 Nothing ensures H[y]. It drops the decoder, the noise of the encoder, and of the
-published recipe the prototypes frozen in the first epoch, and the 65536 of them for
-ImageNet: the default is for small data. Momentum and τ' are constant unless `fit` gets
-schedules for them; published are 0.996 to 1, and 0.04 to 0.07.
+published recipe the prototypes frozen in the first epoch, their number of 65536, and
+the schedules, which `fit` takes: momentum from 0.996 to 1, τ' from 0.04 to 0.07.
 """
 
 import torch

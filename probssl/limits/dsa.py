@@ -192,8 +192,8 @@ class DSA(Extension):
         self, batch: Batch
     ) -> tuple[Float[Tensor, "batch view k"], Float[Tensor, "batch k"]]:
         """u of the views, and of the items."""
-        network = self.teacher if self.reference is None else Network(self.reference)
-        assert network is not None  # one of the two is there
+        given = self.reference
+        network: Any = self.teacher if given is None else Network(given)
         u = network(batch.views)
         if batch.clean is None:
             return u, u.mean(1)

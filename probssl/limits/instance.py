@@ -30,7 +30,7 @@ there is no such term.
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -96,7 +96,10 @@ class InstanceDiscrimination(PriorEmbedding):
         every = torch.ones(1, 1, dtype=torch.bool, device=z.device)
         sums = log_sums(self.prior, bank, z.flatten(0, 1), lambda _: every)
         if self.training:
-            self._follow(index, z)
+            with torch.no_grad():
+                share = (1 - self.momentum).to(self.bank)
+                seen = self.bank[index].lerp(z.mean(1).to(self.bank), share)
+                self.bank.index_copy_(0, index, normalize(seen, dim=-1))
         entropy = math.log(self.items) - sums.mean()
         return Terms(entropy=entropy, alignment=alignment.mean())
 
@@ -108,14 +111,6 @@ class InstanceDiscrimination(PriorEmbedding):
                 f"{z.shape[-1]}; build the objective with dim={z.shape[-1]}"
             )
         return super().prepared(z)
-
-    @torch.no_grad()
-    def _follow(
-        self, index: Int[Tensor, " batch"], z: Float[Tensor, "batch view dim"]
-    ) -> None:
-        share = (1 - self.momentum).to(self.bank)
-        seen = self.bank[index].lerp(z.mean(1).to(self.bank), share)
-        self.bank.index_copy_(0, index, normalize(seen, dim=-1))
 
     def check(self, batch: Batch) -> None:
         """Raise an error if rows are unknown or not in the bank."""

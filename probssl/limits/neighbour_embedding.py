@@ -23,8 +23,8 @@ averaged over the views i with equal weights, where each has its normaliser; and
 .. math:: \sum_{i \ne j} P_{ij} \log p(z_j \mid y = z_i) + \hat H_2[z]
     = \log M (M - 1) - H(P) - KL(P \,\|\, Q)
 
-with one normaliser. P has no parameters, so the value is minus the divergence of SNE,
-of symmetric SNE and of t-SNE, up to a constant of P.
+with one normaliser: minus the divergence of SNE, symmetric SNE and t-SNE, up to a
+constant of P, which has no parameters.
 
 The limit: q → a point, the content plugged in, and H[z] → the estimate, in the bound
 behind `Embedding`, with pairs drawn from P. With P uniform over the views of an item it

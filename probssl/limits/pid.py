@@ -80,8 +80,7 @@ class PID(Extension):
 
     Arguments:
         base: A `JointEmbedding`.
-        components: The number K of clusters. The number of classes uses the labels, and
-            should be reported as such.
+        components: The number K of clusters.
         items: The number N of items in the training set.
         weight: The weight :math:`\alpha` of the sum over views; a buffer, which a
             schedule may set. Published is a rise from 1e-5 to 1e-1.

@@ -19,10 +19,9 @@ The limit: BYOL with momentum 0, whose target network is the encoder itself; BYO
 gradient is four times this one, as its κ is.
 
 Status: heuristic. The update is the gradient of no scalar: its Jacobian is not
-symmetric. Without a predictor it is one, since the stop-gradient then only halves the
-gradient of the mean cosine, an objective whose maximum is a collapse. The value here
-has that maximum too: that training avoids it is an observation, not a property of the
-value. It drops the decoder, the noise of the encoder, and the entropy.
+symmetric. (Without a predictor it is half the gradient of the mean cosine.) The value
+is largest for a collapse: that training avoids it is an observation, not a property of
+the value. It drops the decoder, the noise of the encoder, and the entropy.
 """
 
 from jaxtyping import Float

@@ -22,8 +22,7 @@ mixture. With the posterior of y given all views as the code, the alignment woul
 bound; the actual code comes from another view, is sharper (ε < τ) and equipartitioned.
 As codes are constants, training follows the gradient of no scalar. It drops the
 decoder, the noise of the encoder, and of the published recipe the queue, the frozen
-first steps of the prototypes, and the 3000 of them for ImageNet: the default is for
-small data.
+first steps of the prototypes, and their number of 3000.
 """
 
 from jaxtyping import Float

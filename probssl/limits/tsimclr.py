@@ -28,9 +28,8 @@ behind `Embedding`, and then :math:`H_2[z] \le H[z]` in place of H[z]. For ν �
 kernel is Gaussian with variance τ.
 
 Status: identity, with :math:`H_2` for H. The kernel is a density only for dim < ν + 1;
-the published dim of 128 with ν = 5 is far from that, so that the sum of the two terms
-has a meaning and each alone has none. It drops the decoder, the noise of the encoder,
-and the uncertainty of y.
+above, as for the published dim 128 and ν = 5, only the sum of the terms has a meaning.
+It drops the decoder, the noise of the encoder, and the uncertainty of y.
 """
 
 import math
