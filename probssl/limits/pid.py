@@ -51,7 +51,7 @@ import torch
 from jaxtyping import Float, Int
 from pyro.distributions import Categorical
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import linear, normalize, one_hot
 
 from ..arguments import at_least, choice, whole
 from ..nn import dim_of
@@ -201,15 +201,20 @@ class PID(Extension):
         return self.classifier(normalize(z, dim=-1) if self.unit else z)
 
 
-class _Classifier(nn.Linear):
-    """It starts at zero and draws no random numbers, so that the base's stay the same.
+class _Classifier(nn.Module):
+    """A linear layer that stays in float32 under autocast, as it is part of a density.
 
-    As part of a density it is not `lowered`, and so stays in float32 under autocast.
+    It starts at zero and draws no random numbers, so that the base's stay the same.
     """
 
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+    def __init__(self, dim: int, components: int) -> None:
+        super().__init__()
+        self.in_features = dim
+        self.weight = nn.Parameter(torch.zeros(components, dim))
+        self.bias = nn.Parameter(torch.zeros(components))
+
+    def forward(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch k"]:
+        return linear(z, self.weight, self.bias)
 
 
 def _matched(
