@@ -60,7 +60,10 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
             "save": uuid.uuid4().hex,
             "notes": notes,
         }
-        description["changed"] = _changes(objective, description)
+        try:
+            description["changed"] = _changes(objective, description)
+        except ForeignError:
+            description["built"] = _look(objective)
         for change in description["changed"][:1]:
             warnings.warn(
                 f"expected {type(objective).__name__} as its constructor builds it, "
@@ -84,12 +87,13 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
         folder: What `save` wrote.
         into: An objective built as the saved one was; needed where parts of it are
             classes of your own, or were changed after it was built. It is changed in
-            place and returned.
+            place and returned. If classes of your own, or their plain attributes,
+            differ from what was saved, a warning names the first difference.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no saved objective.
-        ValueError: If a file is damaged, if `into` is needed and not given, or if the
-            weights do not fit.
+        ValueError: If a file is damaged, if `into` is needed and not given, if it was
+            built otherwise, or if the weights do not fit.
     """
     description = read(folder)
     path = _weights(Path(folder), description)
@@ -106,6 +110,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
         objective.to(getattr(torch, description["dtype"]))
     else:
         objective = into
+        _check_changes(into, description)
     _make_room(objective, tensors)
     names = {_original(name): name for name in objective.state_dict()}
     try:
@@ -118,14 +123,14 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
             f"expected the weights in {folder} to fit {type(objective).__name__}, got "
             f"{error}; build it with the arguments it was saved with"
         ) from None
-    if into is not None and "changed" in description:
-        found = _changes(into, description)
-        for change in sorted(set(found) ^ set(description["changed"])):
-            where = "into" if change in found else "saved"
-            raise ValueError(
-                "expected into=objective built as the saved one was, got a difference "
-                f"({where}: {change}); build it with the same arguments and changes"
-            )
+    # Of foreign classes only plain attributes are known, which training may change too.
+    built = description.get("built")
+    for change in _differences(_look(objective), built)[:1] if built else []:
+        warnings.warn(
+            f"expected into=objective built as the saved one was, got {change}; build "
+            "it with the same classes and arguments, unless the difference is meant",
+            stacklevel=2,
+        )
     if "frozen" in description:
         for name, parameter in objective.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(_original(name) not in description["frozen"])
@@ -266,21 +271,40 @@ def _built(description: dict[str, Any], numbers: int) -> nn.Module:
 
 
 def _changes(objective: nn.Module, description: dict[str, Any]) -> list[str]:
-    """Where an objective differs from what its constructor builds, if it can be."""
+    """Where an objective differs from what its constructor builds.
+
+    Raises:
+        ForeignError: If it has classes that are not this package's.
+    """
     numbers = sum(t.numel() for t in objective.state_dict().values())
     try:
         built = _built(description, numbers)
     except ForeignError:
-        return []
+        raise
     except (ValueError, RuntimeError) as error:
         return [f"arguments that build no objective again ({error})"]
-    found, expected = _look(objective), _look(built)
+    return _differences(_look(objective), _look(built))
+
+
+def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
     return [
         f"{name or 'the objective'} {found.get(name, 'gone')} instead of "
         f"{expected.get(name, 'nothing')}"
         for name in expected | found
         if found.get(name) != expected.get(name)
     ]
+
+
+def _check_changes(into: nn.Module, description: dict[str, Any]) -> None:
+    """Raise an error for an objective that was changed otherwise than the saved one."""
+    if "changed" in description and "built" not in description:
+        found = _changes(into, description)
+        for change in sorted(set(found) ^ set(description["changed"])):
+            where = "into" if change in found else "saved"
+            raise ValueError(
+                "expected into=objective built as the saved one was, got a difference "
+                f"({where}: {change}); build it with the same arguments and changes"
+            )
 
 
 def _look(objective: nn.Module) -> dict[str, str]:

@@ -124,6 +124,30 @@ def test_classes_of_ones_own_load_into_an_objective_built_again(name, tmp_path):
     assert_close(again.state_dict(), objective.state_dict())
 
 
+class Weighted(ps.limits.JointEmbedding):
+    def __init__(self, encoder: nn.Module, weight: float = 1.0) -> None:
+        super().__init__(encoder)
+        self.weight = weight
+
+    def value(self, z: torch.Tensor, batch: ps.Batch) -> ps.Terms:
+        return ps.Terms(penalty=-self.weight * (z[:, 0] - z[:, 1]).square().mean())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: Weighted(nn.Linear(5, 2), 3.0), r"weight 3\.0 instead of 1\.0"),
+        (lambda: Weighted(ps.nn.MLPEncoder((5,), 2)), "fit Weighted"),
+        (lambda: Mine(2), "fit Mine"),
+    ],
+)
+def test_settings_of_classes_of_ones_own_are_compared(other, message, tmp_path):
+    ps.save(Weighted(nn.Linear(5, 2)), tmp_path)
+    with pytest.raises((UserWarning, ValueError), match=message):
+        ps.load(tmp_path, into=other())
+    ps.load(tmp_path, into=Weighted(nn.Linear(5, 2)))
+
+
 CHANGES = {
     "a layer of the same shape": lambda o: setattr(o.encoder.trunk, "2", nn.Tanh()),
     "a layer of another shape": lambda o: setattr(o.encoder, "head", nn.Linear(64, 2)),
