@@ -28,6 +28,13 @@ __all__ = ["load", "save"]
 FORMAT = 2
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
+# Arguments that version 0.1.0 wrote under another name.
+RENAMED: dict[str, dict[str, str]] = {
+    "limits.DINO": {"prototypes": "components"},
+    "limits.SwAV": {"prototypes": "components"},
+    "priors.Components": {"number": "components"},
+    "priors.VampComponents": {"number": "components"},
+}
 
 
 def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
@@ -225,8 +232,9 @@ def _absent(path: Path) -> FileNotFoundError:
 def _renewed(description: dict[str, Any]) -> dict[str, Any]:
     """One part of what version 0.1.0 described, with the arguments of today."""
     name, given = description.get("class"), description.get("arguments", {})
-    if name in ("limits.DINO", "limits.SwAV") and "prototypes" in given:
-        given["components"] = given.pop("prototypes")
+    for old, new in RENAMED.get(str(name), {}).items():
+        if old in given:
+            given[new] = given.pop(old)
     if name == "limits.MoCo" and given.get("prior") is not None:
         # The prior made of the temperature was written as if it had been given, with
         # the temperature for its reciprocal, the concentration.

@@ -1,10 +1,10 @@
-r"""Bessel and Gamma functions, stable and differentiable; squared distances of pairs.
+r"""Bessel and Gamma functions, squared distances, and effective sample sizes.
 
-Each function is an asymptotic series at a large order (or argument), followed by the
-recurrence of the function down to the one wanted. No branch depends on the data: the
-same operations serve tiny and huge values, without synchronising with the host, and can
-be traced and compiled. The functions compute in float64, for arguments up to 1e15, and
-return the dtype of the input.
+Each special function is an asymptotic series at a large order (or argument), followed
+by the recurrence of the function down to the one wanted. No branch depends on the data:
+the same operations serve tiny and huge values, without synchronising with the host, and
+can be traced and compiled. These functions compute in float64, for arguments up to
+1e15, and return the dtype of the input.
 
 The Bessel functions rest on the cumulant function of a direction u that is uniform on
 the sphere of R^d, with :math:`\nu = d/2 - 1`,
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from .arguments import at_least
 
-__all__ = ["bessel_ratio", "digamma_difference", "log_area", "log_bessel"]
-__all__ += ["log_gamma_ratio", "log_vmf_normaliser", "square_distances"]
+__all__ = ["bessel_ratio", "digamma_difference", "effective_sample_size", "log_area"]
+__all__ += ["log_bessel", "log_gamma_ratio", "log_vmf_normaliser", "square_distances"]
 
 # From this order on, 20 terms of the asymptotic series are exact to rounding.
 LARGE_ORDER, DEBYE_TERMS = 16, 20
@@ -121,6 +121,13 @@ def square_distances(
     a, b = a - centre, b - centre
     square = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
     return (square - 2 * a @ b.mT).clamp(min=0)
+
+
+def effective_sample_size(
+    log_weight: Float[Tensor, "sample *batch"],
+) -> Float[Tensor, "*batch"]:
+    r"""Return the effective sample size :math:`(\sum w)^2 / \sum w^2`."""
+    return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
 
 
 def log_gamma_ratio(a: Float[Tensor, "*shape"], b: float) -> Float[Tensor, "*shape"]:

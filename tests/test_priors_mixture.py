@@ -325,6 +325,6 @@ def test_means_start_at_given_ones_and_are_learned(own_scales):
     loc, relative = prior.components()
     exact(loc, torch.tensor(means))
     assert len(relative) == (4 if own_scales else 1) and (relative == 1).all()
-    assert loc.requires_grad and prior.components.number == 4
+    assert loc.requires_grad and prior.components.components == 4
     nearest = prior.responsibilities(loc.unsqueeze(1)).probs.argmax(-1)
     assert nearest.tolist() == [0, 1, 2, 3]

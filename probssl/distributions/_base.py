@@ -7,9 +7,13 @@ from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
-__all__ = ["Expandable", "Shape", "ViewsDistribution", "broadcast_around"]
+__all__ = ["Expandable", "Present", "Shape", "Vectors", "Views", "ViewsDistribution"]
+__all__ += ["broadcast_around"]
 
 Shape = Size | list[int] | tuple[int, ...]
+Vectors = Float[Tensor, "*batch dim"]
+Views = Float[Tensor, "*batch view dim"]
+Present = Bool[Tensor, "*batch view"] | None  # None means that all views are present
 
 
 class Expandable(TorchDistribution):
@@ -55,16 +59,12 @@ class ViewsDistribution(Expandable):
         new.present = present.expand(batch + present.shape[-1:])
         return new
 
-    def complete(
-        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
-    ) -> Float[Tensor, "*batch view dim"]:
+    def complete(self, value: Views, present: Bool[Tensor, "*b view"]) -> Views:
         """Draw the absent views given the present ones, which stay unchanged."""
         drawn = self._draw_absent(value, present)
         return torch.where(present.unsqueeze(-1), value, drawn)
 
-    def complete_mean(
-        self, value: Float[Tensor, "*batch view dim"], present: Bool[Tensor, "*b view"]
-    ) -> Float[Tensor, "*batch view dim"]:
+    def complete_mean(self, value: Views, present: Bool[Tensor, "*b view"]) -> Views:
         """Return the mean of the draws of `complete`."""
         mean = self._mean_absent(value, present)
         return torch.where(present.unsqueeze(-1), value, mean)
@@ -77,7 +77,7 @@ class ViewsDistribution(Expandable):
 
 
 def broadcast_around(
-    loc: Float[Tensor, "*batch dim"], least: int = 1, **numbers: Tensor | float
+    loc: Vectors, least: int = 1, **numbers: Tensor | float
 ) -> list[Any]:
     """Return a vector and numbers without its last axis, of one batch shape.
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import TorchDistribution, validation_enabled
 from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
-from ._base import Shape, ViewsDistribution
+from ._base import Present, Shape, Vectors, Views, ViewsDistribution
 
 __all__ = ["ContentPosterior", "Integral", "SharedContent"]
 
@@ -26,7 +26,7 @@ class Integral(Protocol):
     each: bool
 
     def __call__(
-        self, views: "SharedContent", value: Float[Tensor, "*batch view dim"]
+        self, views: "SharedContent", value: Views
     ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]: ...
 
 
@@ -61,7 +61,7 @@ class SharedContent(ViewsDistribution):
         example: TorchDistribution,
         factorised: bool,
         batch_shape: Shape = (),
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
     ) -> None:
         self.conditional, self.content, self.integral = conditional, content, integral
         self.example, self.factorised, self.present = example, factorised, present
@@ -78,37 +78,31 @@ class SharedContent(ViewsDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.example.support, 1)
 
-    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+    def sample(self, sample_shape: Shape = ()) -> Views:
         with torch.no_grad(), validation_enabled(False):
             y = self.content.sample(Size(sample_shape) + self.batch_shape)
             return self._around(y).sample().movedim(0, -2)
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Views:
         with validation_enabled(False):
             y = self.content.rsample(Size(sample_shape) + self.batch_shape)
             return self._around(y).rsample().movedim(0, -2)
 
-    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+    def log_prob(self, value: Views) -> Tensor:
         log_prob = self.nodes(value)[1].logsumexp(0)
         return log_prob.sum(-1) if self.integral.each else log_prob
 
-    def nodes(
-        self, value: Float[Tensor, "*batch view dim"]
-    ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
+    def nodes(self, value: Views) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
         """Return nodes y, and log-weights whose sum is the density of the views."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         with validation_enabled(False):
             return self.integral(self, value.expand(shape))
 
-    def posterior(self, value: Float[Tensor, "*batch view dim"]) -> "ContentPosterior":
+    def posterior(self, value: Views) -> "ContentPosterior":
         """Return the posterior of the content given the views."""
         return ContentPosterior(self, value)
 
-    def log_joint(
-        self,
-        y: Float[Tensor, "node *batch dim"],
-        value: Float[Tensor, "*batch view dim"],
-    ) -> Tensor:
+    def log_joint(self, y: Float[Tensor, "node *batch dim"], value: Views) -> Tensor:
         r"""Return :math:`\log p(y) + \sum_v \log p(z_v \mid y)` for all nodes.
 
         The shape is (node, \*batch, dim) if the integral has `each`, else
@@ -125,7 +119,7 @@ class SharedContent(ViewsDistribution):
             log_prob = torch.where(present, log_prob, 0.0)
         return content.log_prob(y) + log_prob.sum(1)
 
-    def _around(self, y: Float[Tensor, "*batch dim"]) -> TorchDistribution:
+    def _around(self, y: Vectors) -> TorchDistribution:
         return self.conditional(y.expand(self.event_shape[:1] + y.shape))
 
     def _draw_absent(self, value: Tensor, present: Tensor) -> Tensor:
@@ -153,9 +147,7 @@ class ContentPosterior(TorchDistribution):
 
     arg_constraints = {}
 
-    def __init__(
-        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
-    ) -> None:
+    def __init__(self, views: SharedContent, value: Views) -> None:
         self.views, self.value = views, value
         self.nodes, log_weight = views.nodes(value)
         evidence = log_weight.logsumexp(0)
@@ -170,22 +162,22 @@ class ContentPosterior(TorchDistribution):
         return self.views.content.support
 
     @property
-    def mean(self) -> Float[Tensor, "*batch dim"]:
+    def mean(self) -> Vectors:
         return (self.log_weight.exp() * self.nodes).sum(0)
 
     @property
-    def variance(self) -> Float[Tensor, "*batch dim"]:
+    def variance(self) -> Vectors:
         return (self.log_weight.exp() * (self.nodes - self.mean).square()).sum(0)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
+    def sample(self, sample_shape: Shape = ()) -> Vectors:
         log_weight = self.log_weight.movedim(0, -1)
         index = Categorical(logits=log_weight, validate_args=False).sample(sample_shape)
         nodes = self.nodes.movedim(0, -1)
         nodes = nodes.expand(Size(sample_shape) + nodes.shape)
         return nodes.take_along_dim(index.unsqueeze(-1), -1).squeeze(-1)
 
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Tensor:
+    def log_prob(self, value: Vectors) -> Tensor:
         shape = self.batch_shape + self.event_shape
         many = value.expand(torch.broadcast_shapes(value.shape, shape))
         with validation_enabled(False):  # axes in front of the batch count as nodes

@@ -3,11 +3,10 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Size, Tensor
 from torch.distributions import Normal, constraints
 
-from ._base import Shape, ViewsDistribution
+from ._base import Present, Shape, Views, ViewsDistribution
 
 __all__ = ["OneFactorNormal"]
 
@@ -53,7 +52,7 @@ class OneFactorNormal(ViewsDistribution):
         loading: Tensor,
         *,
         flat: bool = False,
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
         validate_args: bool | None = None,
     ) -> None:
         parts = [loc, scale, loading]
@@ -79,14 +78,14 @@ class OneFactorNormal(ViewsDistribution):
             return torch.full_like(self.loc, math.inf)
         return self.scale.square() + self.loading.square()
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Views:
         self._require_proper("samples")
         shape = self._extended_shape(Size(sample_shape))
         factor = self.loc.new_empty(shape[:-2] + (1,) + shape[-1:]).normal_()
         noise = self.loc.new_empty(shape).normal_()
         return self.loc + self.loading * factor + self.scale * noise
 
-    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+    def log_prob(self, value: Views) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         present, precision = self._precision()
@@ -105,7 +104,7 @@ class OneFactorNormal(ViewsDistribution):
         count = self._counts(present).sum((-2, -1))
         return 0.5 * (count + self._log_determinant(present, total))
 
-    def factor(self, value: Float[Tensor, "*batch view dim"]) -> Normal:
+    def factor(self, value: Views) -> Normal:
         """Return the posterior of the factor given the views, shape (\\*batch, dim)."""
         _, precision = self._precision()
         mean, total = self._factor(value, precision)

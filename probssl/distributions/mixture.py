@@ -11,11 +11,11 @@ References:
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import Categorical, MixtureSameFamily, Normal, constraints
 from torch import Size, Tensor
 
-from ._base import Expandable, Shape, ViewsDistribution
+from ._base import Expandable, Present, Shape, Vectors, Views, ViewsDistribution
 from .gaussian import OneFactorNormal
 
 __all__ = ["CoupledComponents", "NormalMixture", "SharedComponent"]
@@ -85,27 +85,27 @@ class NormalMixture(Expandable):
         super().__init__(shape[:-2], shape[-1:], validate_args=validate_args)
 
     @property
-    def mean(self) -> Float[Tensor, "*batch dim"]:
+    def mean(self) -> Vectors:
         return (self._weights() * self.loc).sum(-2)
 
     @property
-    def variance(self) -> Float[Tensor, "*batch dim"]:
+    def variance(self) -> Vectors:
         apart = (self.loc - self.mean.unsqueeze(-2)).square()
         return (self._weights() * (self.scale.square() + apart)).sum(-2)
 
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, value: Vectors) -> Float[Tensor, "*batch"]:
         if self._validate_args:
             self._validate_sample(value)
         constant = self.event_shape[0] * math.log(2 * math.pi) / 2
         each = self.logits.log_softmax(-1) + self._log_densities(value).sum(-1)
         return each.logsumexp(-1) - constant
 
-    def component(self, value: Float[Tensor, "*batch dim"]) -> Categorical:
+    def component(self, value: Vectors) -> Categorical:
         """Return the posterior of the component given a value: responsibilities."""
         logits = self.logits + self._log_densities(value).sum(-1)
         return Categorical(logits=logits, validate_args=False)
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Vectors:
         with torch.no_grad():
             z = self._draw(Size(sample_shape)).unsqueeze(-2)
             noise = (z - self.loc) / self.scale
@@ -129,7 +129,7 @@ class NormalMixture(Expandable):
         noise = (value.unsqueeze(-2) - self.loc) / self.scale
         return -0.5 * noise.square() - self.scale.log()
 
-    def _draw(self, sample_shape: Size) -> Float[Tensor, "*batch dim"]:
+    def _draw(self, sample_shape: Size) -> Vectors:
         """Draw samples without a gradient."""
         logits = self.logits.expand(sample_shape + self.logits.shape)
         # The Gumbel-max trick; Categorical would synchronise with the host.
@@ -209,7 +209,7 @@ class SharedComponent(ViewsDistribution):
         y_scale: Tensor,
         views: int,
         *,
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
         validate_args: bool | None = None,
     ) -> None:
         # Not expanded: functions of the parameters alone are computed once.
@@ -222,34 +222,34 @@ class SharedComponent(ViewsDistribution):
         super().__init__(batch, event, validate_args=validate_args)
 
     @property
-    def mean(self) -> Float[Tensor, "*batch view dim"]:
+    def mean(self) -> Views:
         mean = (self._weights() * self.loc).sum(-2, keepdim=True)
         return mean.expand(self.batch_shape + self.event_shape)
 
     @property
-    def variance(self) -> Float[Tensor, "*batch view dim"]:
+    def variance(self) -> Views:
         mean = (self._weights() * self.loc).sum(-2, keepdim=True)
         each = self.scale.square() + self.y_scale.square() + (self.loc - mean).square()
         variance = (self._weights() * each).sum(-2, keepdim=True)
         return variance.expand(self.batch_shape + self.event_shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+    def sample(self, sample_shape: Shape = ()) -> Views:
         logits = self.logits.expand(self.batch_shape + self.logits.shape[-1:])
         k = Categorical(logits=logits, validate_args=False).sample(Size(sample_shape))
         return self._around(k, self.loc, self.y_scale)
 
-    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+    def log_prob(self, value: Views) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         return self._log_joint(value).logsumexp(-1)
 
-    def component(self, value: Float[Tensor, "*batch view dim"]) -> Categorical:
+    def component(self, value: Views) -> Categorical:
         """Return the posterior of the component given the views: responsibilities."""
         logits = self._log_joint(value)
         return Categorical(logits=logits, validate_args=False)
 
-    def content(self, value: Float[Tensor, "*batch view dim"]) -> MixtureSameFamily:
+    def content(self, value: Views) -> MixtureSameFamily:
         """Return the posterior of the content y given the views: a normal mixture."""
         normal = Normal(*self._content(value), validate_args=False)
         k = self.component(value)
@@ -346,11 +346,7 @@ class CoupledComponents(ViewsDistribution):
     has_rsample = True
 
     def __init__(
-        self,
-        prior: SharedComponent,
-        loc: Float[Tensor, "*batch view dim"],
-        scale: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
+        self, prior: SharedComponent, loc: Views, scale: Views, present: Present = None
     ) -> None:
         self.prior, self.loc, self.scale, self.present = prior, loc, scale, present
         self.shared = prior.scale.shape[-2] == 1
@@ -364,12 +360,12 @@ class CoupledComponents(ViewsDistribution):
         super().__init__(batch, prior.event_shape, validate_args=False)
 
     @property
-    def mean(self) -> Float[Tensor, "*batch view dim"]:
+    def mean(self) -> Views:
         mean = (self._weights() * self.each().mean).sum(-3)
         return mean.expand(self.batch_shape + self.event_shape)
 
     @property
-    def variance(self) -> Float[Tensor, "*batch view dim"]:
+    def variance(self) -> Views:
         each, weights = self.each(), self._weights()
         mean = (weights * each.mean).sum(-3, keepdim=True)
         variance = (weights * (each.variance + (each.mean - mean).square())).sum(-3)
@@ -394,14 +390,14 @@ class CoupledComponents(ViewsDistribution):
         seen = None if self.present is None else self.present.unsqueeze(-2)
         return alone.times(self.loc.unsqueeze(-3), self.scale.unsqueeze(-3), seen)
 
-    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+    def log_prob(self, value: Views) -> Tensor:
         factors = Normal(self.loc, self.scale, validate_args=False).log_prob(value)
         if self.present is not None:
             factors = factors * self.present.unsqueeze(-1)
         prior = self.prior.log_prob(value)
         return prior + factors.sum((-2, -1)) - self.log_evidence
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Views:
         shape = Size(sample_shape) + self.batch_shape
         return self._by_statistic(shape) if self.shared else self._at_once(shape)
 

@@ -12,7 +12,7 @@ References:
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import Gamma, constraints
 from torch import Size, Tensor
 from torch.distributions.kl import register_kl
@@ -26,7 +26,15 @@ from ..special import (
     log_gamma_ratio,
     log_vmf_normaliser,
 )
-from ._base import Expandable, Shape, ViewsDistribution, broadcast_around
+from ._base import (
+    Expandable,
+    Present,
+    Shape,
+    Vectors,
+    Views,
+    ViewsDistribution,
+    broadcast_around,
+)
 
 __all__ = ["PowerSpherical", "SharedDirection", "SphericalUniform", "VonMisesFisher"]
 
@@ -68,21 +76,21 @@ class SphericalUniform(Expandable):
         return self.event_shape[0]
 
     @property
-    def mean(self) -> Float[Tensor, "*batch dim"]:
+    def mean(self) -> Vectors:
         shape = self._extended_shape()
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     @property
-    def variance(self) -> Float[Tensor, "*batch dim"]:
+    def variance(self) -> Vectors:
         return torch.full_like(self.mean, 1 / self.dim)
 
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, value: Vectors) -> Float[Tensor, "*batch"]:
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.new_full(shape, -self.log_area)
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Vectors:
         shape = self._extended_shape(sample_shape)
         return _direction(torch.randn(shape, dtype=self.dtype, device=self.device))
 
@@ -103,7 +111,7 @@ class _AroundLoc(Expandable):
 
     def __init__(
         self,
-        loc: Float[Tensor, "*batch dim"],
+        loc: Vectors,
         concentration: Float[Tensor, "*batch"] | float,
         *,
         validate_args: bool | None = None,
@@ -120,17 +128,17 @@ class _AroundLoc(Expandable):
         return self.event_shape[0]
 
     @property
-    def mode(self) -> Float[Tensor, "*batch dim"]:
+    def mode(self) -> Vectors:
         return self.loc
 
     @property
-    def mean(self) -> Float[Tensor, "*batch dim"]:
+    def mean(self) -> Vectors:
         """The mean in R^d: inside the sphere, along `loc`."""
         length = (1 - self._shortfall()).to(self.loc.dtype)
         return length.unsqueeze(-1) * self.loc
 
     @property
-    def variance(self) -> Float[Tensor, "*batch dim"]:
+    def variance(self) -> Vectors:
         r"""The variance of each coordinate, with :math:`t = \mu^\top z`:
         :math:`\mu_i^2 \mathrm{Var}[t] + (1 - \mu_i^2) E[1 - t^2] / (d - 1)`."""
         across, along = self._spread()
@@ -174,7 +182,7 @@ class VonMisesFisher(_AroundLoc):
 
     has_rsample = False
 
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, value: Vectors) -> Float[Tensor, "*batch"]:
         if self._validate_args:
             self._validate_sample(value)
         square = (value - self.loc).square().sum(-1)
@@ -182,7 +190,7 @@ class VonMisesFisher(_AroundLoc):
         return mode - self.concentration * square / 2
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
+    def sample(self, sample_shape: Shape = ()) -> Vectors:
         shape = self._extended_shape(sample_shape)
         kappa = self.concentration.double().expand(shape[:-1]).flatten()
         odds = torch.empty_like(kappa)
@@ -194,7 +202,7 @@ class VonMisesFisher(_AroundLoc):
         return _around(self.loc, odds.reshape(shape[:-1]).to(self.loc.dtype))
 
     @torch.no_grad()
-    def draw(self) -> Float[Tensor, "*batch dim"]:
+    def draw(self) -> Vectors:
         """Draw one sample each, without synchronising with the host; can be compiled.
 
         The sample is the first accepted one of 40 proposals, each of which is accepted
@@ -240,7 +248,7 @@ class PowerSpherical(_AroundLoc):
 
     has_rsample = True
 
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, value: Vectors) -> Float[Tensor, "*batch"]:
         if self._validate_args:
             self._validate_sample(value)
         # (1 - cos) / (1 + cos), accurate at the mode and at its antipode.
@@ -249,7 +257,7 @@ class PowerSpherical(_AroundLoc):
         mode = self._log_mode().to(self.concentration.dtype)
         return mode - torch.special.xlog1py(self.concentration, odds)
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Vectors:
         shape = self._extended_shape(sample_shape)
         half = (self.dim - 1) / 2
         near = (self.concentration + half).expand(shape[:-1])
@@ -307,7 +315,7 @@ class SharedDirection(ViewsDistribution):
         views: int,
         dim: int,
         *,
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
         validate_args: bool | None = None,
     ) -> None:
         batch = concentration.shape
@@ -322,7 +330,7 @@ class SharedDirection(ViewsDistribution):
         return self.concentration.new_zeros(self.batch_shape + self.event_shape)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+    def sample(self, sample_shape: Shape = ()) -> Views:
         shape = Size(sample_shape) + self.batch_shape
         like = self.concentration
         uniform = SphericalUniform(
@@ -333,7 +341,7 @@ class SharedDirection(ViewsDistribution):
         concentration = like.unsqueeze(-1).expand(shape + self.event_shape[:1])
         return VonMisesFisher(y, concentration, validate_args=False).sample()
 
-    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+    def log_prob(self, value: Views) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         dim, kappa = self.event_shape[1], self.concentration
@@ -346,7 +354,7 @@ class SharedDirection(ViewsDistribution):
             - log_area(dim)
         )
 
-    def direction(self, value: Float[Tensor, "*batch view dim"]) -> VonMisesFisher:
+    def direction(self, value: Views) -> VonMisesFisher:
         """Return the posterior of the shared direction given the present views."""
         value = _seen(value, self.present)
         loc = normalize(value.sum(-2), dim=-1)
@@ -393,9 +401,7 @@ def _propose(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return odds, log_ratio >= torch.rand_like(kappa).log()
 
 
-def _around(
-    loc: Float[Tensor, "*batch dim"], odds: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch dim"]:
+def _around(loc: Vectors, odds: Float[Tensor, "*batch"]) -> Vectors:
     """Uniform points among those whose odds (1 - cos) / (1 + cos) to loc are given.
 
     They are drawn around the first axis and reflected to loc, or to -loc and from there
@@ -411,20 +417,20 @@ def _around(
     return sign * (2 * along * mirror - z)
 
 
-def _direction(normal: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+def _direction(normal: Vectors) -> Vectors:
     """Normalise to length 1."""
     # A zero vector, possible in one or two dimensions, has no direction.
     normal = torch.where(normal == 0, 1, normal)
     return normal / normal.norm(dim=-1, keepdim=True)
 
 
-def _resultant_length(z: Float[Tensor, "*batch view dim"]) -> Float[Tensor, "*batch"]:
+def _resultant_length(z: Views) -> Float[Tensor, "*batch"]:
     """The length of the sum of the views, with gradient zero where the sum is zero."""
     square = z.sum(-2).square().sum(-1)
     return square.clamp(min=torch.finfo(z.dtype).tiny).sqrt()
 
 
-def _seen(z: Tensor, present: Tensor | None) -> Float[Tensor, "*batch view dim"]:
+def _seen(z: Tensor, present: Tensor | None) -> Views:
     """The views, with zeros in place of the absent ones."""
     return z if present is None else z.where(present.unsqueeze(-1), 0.0)
 

@@ -14,7 +14,14 @@ from pyro.distributions import Gamma, constraints
 from torch import Size, Tensor
 
 from ..special import digamma_difference, log_gamma_ratio
-from ._base import Expandable, Shape, ViewsDistribution, broadcast_around
+from ._base import (
+    Expandable,
+    Shape,
+    Vectors,
+    Views,
+    ViewsDistribution,
+    broadcast_around,
+)
 from .gaussian import OneFactorNormal
 
 __all__ = ["IsotropicStudentT", "SharedPrecision"]
@@ -50,7 +57,7 @@ class IsotropicStudentT(Expandable):
     def __init__(
         self,
         dof: Float[Tensor, "*batch"] | float,
-        loc: Float[Tensor, "*batch dim"],
+        loc: Vectors,
         scale: Float[Tensor, "*batch"] | float = 1.0,
         *,
         validate_args: bool | None = None,
@@ -60,16 +67,16 @@ class IsotropicStudentT(Expandable):
         super().__init__(Size(batch), Size((dim,)), validate_args=validate_args)
 
     @property
-    def mode(self) -> Float[Tensor, "*batch dim"]:
+    def mode(self) -> Vectors:
         return self.loc
 
     @property
-    def mean(self) -> Float[Tensor, "*batch dim"]:
+    def mean(self) -> Vectors:
         """The centre; NaN where dof is at most 1."""
         return torch.where(self.dof.unsqueeze(-1) > 1, self.loc, math.nan)
 
     @property
-    def variance(self) -> Float[Tensor, "*batch dim"]:
+    def variance(self) -> Vectors:
         """The variance of each dimension: infinite for dof in (1, 2], NaN below."""
         excess = torch.where(self.dof > 2, self.dof - 2, 1)
         variance = self.scale.square() * self.dof / excess
@@ -77,7 +84,7 @@ class IsotropicStudentT(Expandable):
         variance = torch.where(self.dof > 1, variance, math.nan)
         return variance.unsqueeze(-1).expand(self.loc.shape)
 
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, value: Vectors) -> Float[Tensor, "*batch"]:
         if self._validate_args:
             self._validate_sample(value)
         z = (value - self.loc) / self.scale.unsqueeze(-1)
@@ -85,7 +92,7 @@ class IsotropicStudentT(Expandable):
         mode = self._log_mode().to(self.loc.dtype)
         return mode - (self.dof + self.event_shape[0]) / 2 * tail
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Vectors:
         shape = self._extended_shape(sample_shape)
         half = (self.dof / 2).expand(shape[:-1])
         precision = Gamma(half, half, validate_args=False).rsample()
@@ -150,27 +157,27 @@ class SharedPrecision(ViewsDistribution):
         return self.normal.has_rsample
 
     @property
-    def mean(self) -> Float[Tensor, "*batch view dim"]:
+    def mean(self) -> Views:
         """The centre; NaN where dof is at most 1."""
         dof = self.dof[..., None, None]
         return torch.where(dof > 1, self.normal.loc, math.nan)
 
     @property
-    def variance(self) -> Float[Tensor, "*batch view dim"]:
+    def variance(self) -> Views:
         """The variance of each dimension: infinite for dof in (1, 2], NaN below."""
         dof = self.dof[..., None, None]
         excess = torch.where(dof > 2, dof - 2, 1)
         variance = torch.where(dof > 2, self.normal.variance * dof / excess, math.inf)
         return torch.where(dof > 1, variance, math.nan)
 
-    def rsample(self, sample_shape: Shape = ()) -> Float[Tensor, "*batch view dim"]:
+    def rsample(self, sample_shape: Shape = ()) -> Views:
         z = self.normal.rsample(sample_shape)
         half = self.dof / 2
         precision = Gamma(half, half, validate_args=False).rsample(Size(sample_shape))
         loc = self.normal.loc
         return loc + (z - loc) * precision[..., None, None].rsqrt()
 
-    def log_prob(self, value: Float[Tensor, "*batch view dim"]) -> Tensor:
+    def log_prob(self, value: Views) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         tail = torch.log1p(self._square(value) / self.dof)
@@ -186,7 +193,7 @@ class SharedPrecision(ViewsDistribution):
         half = (self.dof + self._count()) / 2
         return half * self._of_half_count(digamma_difference) - self.log_mode
 
-    def precision(self, value: Float[Tensor, "*batch view dim"]) -> Gamma:
+    def precision(self, value: Views) -> Gamma:
         r"""The posterior of g given the views,
         :math:`\mathrm{Gamma}((\nu + m) / 2, (\nu + M) / 2)`."""
         count, square = self.dof + self._count(), self.dof + self._square(value)

@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from ..priors import Prior
 
-__all__ = ["Entropy"]
+__all__ = ["Entropy", "Views"]
+
+Views = Float[Tensor, "batch view dim"]
 
 
 class Entropy(nn.Module):
@@ -21,14 +23,10 @@ class Entropy(nn.Module):
     ``all_views=True``. A plain function of z and the prior works as well.
     """
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         raise NotImplementedError(f"{type(self).__name__} has no forward(z, prior)")
 
-    def joint(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def joint(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return :math:`\hat H[z_1, \dots, z_V]`.
 
         Raises:
@@ -40,9 +38,7 @@ class Entropy(nn.Module):
             "KernelDensity, NearestNeighbour, Collision or PlugIn"
         )
 
-    def conditional(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def conditional(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`, a mean over the first view.
 
         .. math:: H[z_2, \dots, z_V \mid z_1] = H[z_1, \dots, z_V] - H[z_1]

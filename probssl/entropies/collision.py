@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..priors import Prior
 from ._log_sums import log_sums, log_sums_of_views
-from .base import Entropy
+from .base import Entropy, Views
 
 __all__ = ["Collision"]
 
@@ -42,17 +42,13 @@ class Collision(Entropy):
         https://arxiv.org/abs/2205.14814
     """
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         flat = z.flatten(0, 1)
         number = torch.arange(_several(len(flat)), device=z.device)
         sums = log_sums(prior, flat, flat, lambda points: number[:, None] != points)
         return _log_pairs(len(flat)) - sums.logsumexp(0)
 
-    def joint(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def joint(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return the joint estimate for all views, with a product kernel.
 
         .. math:: \hat H_2[z_1, \dots, z_V] = -\log \frac{1}{N (N - 1)}

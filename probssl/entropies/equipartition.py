@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..arguments import positive, whole
 from ..priors import Prior
-from .base import Entropy
+from .base import Entropy, Views
 
 __all__ = ["Clusters", "Equipartition", "sinkhorn"]
 
@@ -80,7 +80,7 @@ class Clusters(Entropy):
 
     def log_density(
         self,
-        z: Float[Tensor, "batch view dim"],
+        z: Views,
         prior: Prior,
         centres: Float[Tensor, "component dim"] | None = None,
     ) -> Float[Tensor, "view batch component"]:
@@ -100,9 +100,7 @@ class Clusters(Entropy):
         centres = prior.on_support(self.centres if centres is None else centres)
         return prior.log_kernel(centres, z.transpose(0, 1), plug_in=True).mT
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         log_sum = self.log_density(z, prior).logsumexp(-1)
         return math.log(self.components) - log_sum.mean()
 
@@ -149,9 +147,7 @@ class Equipartition(Clusters):
         self.temperature = positive("temperature", temperature)
         self.iterations = whole("iterations", iterations, 0)
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         reversed_ = 2 * self.centres.detach() - self.centres  # gradient times −1
         log_density = self.log_density(z, prior, reversed_)
         codes = sinkhorn(log_density, self.temperature, self.iterations)

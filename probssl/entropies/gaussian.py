@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..priors import Prior
-from .base import Entropy
+from .base import Entropy, Views
 
 __all__ = ["LogDeterminant", "VarianceCovariance", "covariance"]
 
@@ -29,17 +29,13 @@ class LogDeterminant(Entropy):
         super().__init__()
         self.epsilon = epsilon
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
         dim = z.shape[-1]
         noise = self.epsilon * torch.eye(dim, dtype=z.dtype, device=z.device)
         log_determinant = (covariance(z) + noise).logdet().mean()
         return 0.5 * (log_determinant + dim * math.log(2 * math.pi * math.e))
 
-    def joint(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
-    ) -> Float[Tensor, ""]:
+    def joint(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
         r"""Return the entropy of a Gaussian with the joint covariance of all views.
 
         .. math:: \hat H[z_1, \dots, z_V] = \tfrac12 \log |2 \pi e (\hat
@@ -73,9 +69,7 @@ class VarianceCovariance(Entropy):
         super().__init__()
         self.covariance, self.epsilon = covariance, epsilon
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
         sigma = covariance(z)
         variance = sigma.diagonal(dim1=-2, dim2=-1)
         hinge = (1 - (variance + self.epsilon).sqrt()).relu().sum(-1).mean()
@@ -84,7 +78,7 @@ class VarianceCovariance(Entropy):
         return unit - hinge - self.covariance * square.mean()
 
 
-def covariance(z: Float[Tensor, "batch view dim"]) -> Float[Tensor, "view dim dim"]:
+def covariance(z: Views) -> Float[Tensor, "view dim dim"]:
     """The unbiased covariance of z over the batch, for each view."""
     if z.shape[0] < 2:
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..arguments import whole
 from ..priors import Prior
 from ._log_sums import Allowed, log_sums, log_sums_of_views
-from .base import Entropy
+from .base import Entropy, Views
 
 __all__ = ["KernelDensity", "Queue", "QueuedKernelDensity"]
 
@@ -73,17 +73,13 @@ class KernelDensity(Entropy):
         self.same_view, self.other_views = same_view, other_views
         self.same_item = same_item
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         items, views, _ = z.shape
         flat = z.flatten(0, 1)
         sums = log_sums(prior, flat, flat, self._allowed(z))
         return math.log(self.neighbours(items, views)) - sums.mean()
 
-    def joint(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def joint(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return the joint estimate for all views, with a product kernel.
 
         .. math:: \hat H[z_1, \dots, z_V] = -\frac1N \sum_j \log \frac{1}{N - 1}
@@ -219,9 +215,7 @@ class QueuedKernelDensity(KernelDensity):
         super().__init__(same_item=same_item)
         self.queue = Queue(size, dim)
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         items, views, _ = z.shape
         flat = z.flatten(0, 1)
         queued = self.queue.log_sums(prior, flat)

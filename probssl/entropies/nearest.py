@@ -16,7 +16,7 @@ from ..arguments import positive, whole
 from ..priors import Prior, Spherical
 from ..special import log_area, square_distances
 from ._log_sums import DENSE
-from .base import Entropy
+from .base import Entropy, Views
 
 __all__ = ["NearestNeighbour", "log_ball", "log_cap"]
 
@@ -62,15 +62,11 @@ class NearestNeighbour(Entropy):
         self.k = whole("k", k, hint="3 is a compromise of bias and variance")
         self.epsilon = positive("epsilon", epsilon)
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
         each = [self._entropy(v.unsqueeze(1), prior) for v in z.unbind(1)]
         return torch.stack(each).mean()
 
-    def joint(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior | None = None
-    ) -> Float[Tensor, ""]:
+    def joint(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
         r"""Return the joint estimate for all views.
 
         In R^d it is the entropy of the concatenated views. On the sphere the distance

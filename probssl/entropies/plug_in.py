@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..priors import Prior
 from ..runtime.precision import lowered
-from .base import Entropy
+from .base import Entropy, Views
 
 __all__ = ["PlugIn"]
 
@@ -67,9 +67,7 @@ class PlugIn(Entropy):
         self.predictor, self.marginal = predictor, marginal
         self.stop_gradient = stop_gradient
 
-    def forward(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         if self.marginal is None:
             raise ValueError(
                 "expected an estimator of H[z] of one view, got marginal=None; give "
@@ -78,15 +76,11 @@ class PlugIn(Entropy):
             )
         return self.marginal(z, prior)
 
-    def joint(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def joint(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return :math:`\hat H[z_1] + \hat H[z_2, \dots, z_V \mid z_1]`."""
         return self(z, prior) + self.conditional(z, prior)
 
-    def conditional(
-        self, z: Float[Tensor, "batch view dim"], prior: Prior
-    ) -> Float[Tensor, ""]:
+    def conditional(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`."""
         views = z.shape[1]
         if views < 2:
@@ -98,7 +92,7 @@ class PlugIn(Entropy):
         itself = torch.eye(views, dtype=torch.bool, device=z.device)
         return -log_kernel.masked_fill(itself, 0.0).sum((-2, -1)).mean() / views
 
-    def _predicted(self, z: Tensor, prior: Prior) -> Float[Tensor, "batch view dim"]:
+    def _predicted(self, z: Tensor, prior: Prior) -> Views:
         seen = z.detach() if self.stop_gradient else z
         y = lowered(self.predictor, seen.flatten(0, 1)).unflatten(0, z.shape[:2])
         y = prior.on_support(y)

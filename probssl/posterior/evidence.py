@@ -15,7 +15,7 @@ from ..bounds import log_weights
 from ..data.batches import Data, Items, Views
 from ..estimates import estimate
 from ..joint import Joint
-from ..priors.integrals import effective_sample_size
+from ..special import effective_sample_size
 from ..terms import Batch
 from .containers import pareto_k
 from .items import chunks, evaluating, in_parts

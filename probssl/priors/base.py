@@ -6,20 +6,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor, nn
 
 from ..arguments import whole
+from ..distributions._base import Present, Vectors, Views
 from ..hyper import Learned, Positive
 from ..special import square_distances
 
-__all__ = ["FLAT_HINT", "Prior", "Scale", "check_dim", "check_scales"]
-__all__ += ["content_scale", "log_normal"]
+__all__ = ["FLAT_HINT", "Pairs", "Points", "Present", "Prior", "Scale", "Vectors"]
+__all__ += ["Views", "check_dim", "check_scales", "content_scale", "log_normal"]
 
 DIM_HINT = "give the dimension of z, for instance dim=10"
 FLAT_HINT = "under a flat p(y), y_scale=math.inf, one view has no density"
 
+Points = Float[Tensor, "*batch point dim"]
+Pairs = Float[Tensor, "*batch a b"]  # a value for each pair of points a and b
 Scale = float | Sequence[float] | Tensor | Learned | TorchDistribution | Positive
 
 
@@ -54,9 +57,7 @@ class Prior(nn.Module):
                 shown[name] = type(child).__name__
         return [f"{name}={value}" for name, value in shown.items()]
 
-    def forward(
-        self, views: int, *, present: Bool[Tensor, "*batch view"] | None = None
-    ) -> TorchDistribution:
+    def forward(self, views: int, *, present: Present = None) -> TorchDistribution:
         """Return the distribution of the views, y integrated out.
 
         Arguments:
@@ -69,20 +70,11 @@ class Prior(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward(views)")
 
-    def log_prob(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> Float[Tensor, "*batch"]:
+    def log_prob(self, z: Views, present: Present = None) -> Float[Tensor, "*batch"]:
         r"""Return :math:`\log p(z_1, \dots, z_V)`, in nats per item."""
         return self.of(z, present).log_prob(z)
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         With `plug_in`, :math:`\log p(z' = b \mid y = a)`.
@@ -100,9 +92,7 @@ class Prior(nn.Module):
         marginal = self.log_prob(a.unsqueeze(-2)).unsqueeze(-1)
         return self.log_prob(torch.stack(pairs, -2)) - marginal
 
-    def pmi(
-        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
+    def pmi(self, a: Points, b: Points) -> Pairs:
         r"""Return :math:`\log p(z', z) - \log p(z') p(z)` for all pairs, in nats.
 
         Raises:
@@ -119,9 +109,7 @@ class Prior(nn.Module):
         """
         raise TypeError(_no_content(self, "content()"))
 
-    def given(
-        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
-    ) -> TorchDistribution:
+    def given(self, y: Vectors, **drawn: Tensor) -> TorchDistribution:
         """Return p(z|y), event shape (dim,); drawn values have the batch shape of y.
 
         Raises:
@@ -137,11 +125,7 @@ class Prior(nn.Module):
         """
         raise ValueError(_no_components(self))
 
-    def responsibilities(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> Categorical:
+    def responsibilities(self, z: Views, present: Present = None) -> Categorical:
         r"""Return the posterior of the component, :math:`p(k \mid z_1, \dots, z_V)`.
 
         Raises:
@@ -269,9 +253,7 @@ def check_scales(scale: Positive, y_scale: Positive | float) -> None:
         )
 
 
-def log_normal(
-    a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"], scale: Tensor
-) -> Float[Tensor, "*batch n m"]:
+def log_normal(a: Points, b: Points, scale: Tensor) -> Pairs:
     r"""Return :math:`\log N(b_j \mid a_i, \text{scale}^2)`.
 
     Arguments:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import (
     Normal,
     TorchDistribution,
@@ -20,8 +20,9 @@ from torch.nn.functional import normalize
 from ..arguments import instance
 from ..distributions.content import ContentPosterior, Integral, SharedContent
 from ..hyper import Positive, mapped
-from .base import Prior, check_dim
-from .integrals import ImportanceSampling, Quadrature, effective_sample_size
+from ..special import effective_sample_size
+from .base import Pairs, Points, Present, Prior, Vectors, Views, check_dim
+from .integrals import ImportanceSampling, Quadrature
 
 __all__ = ["Custom"]
 
@@ -99,11 +100,7 @@ class Custom(Prior):
         return [*super()._shown(), *shown, f"integral={self.integral}"]
 
     def forward(
-        self,
-        views: int,
-        *,
-        present: Bool[Tensor, "*batch view"] | None = None,
-        **drawn: Tensor,
+        self, views: int, *, present: Present = None, **drawn: Tensor
     ) -> SharedContent:
         """Return the distribution of the views, y integrated out.
 
@@ -130,9 +127,7 @@ class Custom(Prior):
         one = self.one.expand(self.known_dim())
         return Normal(torch.zeros_like(one), one, validate_args=False).to_event(1)
 
-    def given(
-        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
-    ) -> TorchDistribution:
+    def given(self, y: Vectors, **drawn: Tensor) -> TorchDistribution:
         """Return p(z|y), event shape (dim,)."""
         with validation_enabled(False):
             return self._conditional(drawn)(y)
@@ -153,20 +148,11 @@ class Custom(Prior):
             parts = self.conditional.modules()
             yield from (h for h in parts if isinstance(h, Positive) and h.random)
 
-    def posterior_y(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> ContentPosterior:
+    def posterior_y(self, z: Views, present: Present = None) -> ContentPosterior:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, event shape (dim,)."""
         return self.of(z, present).posterior(z)
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         .. math:: p(z' \mid z) = \frac{\int p(y) p(z \mid y) p(z' \mid y) \, dy}
@@ -184,9 +170,7 @@ class Custom(Prior):
         return torch.cat(parts, -2)
 
     @torch.no_grad()
-    def quadrature_error(
-        self, z: Float[Tensor, "*batch view dim"]
-    ) -> Float[Tensor, "*batch"]:
+    def quadrature_error(self, z: Views) -> Float[Tensor, "*batch"]:
         """Return how far log p(z_1..V) is from a finer rule, in nats per item.
 
         Raises:
@@ -202,9 +186,7 @@ class Custom(Prior):
         return (finer.log_prob(z) - self.log_prob(z)).abs()
 
     @torch.no_grad()
-    def effective_sample_size(
-        self, z: Float[Tensor, "*batch view dim"]
-    ) -> Float[Tensor, "*batch"]:
+    def effective_sample_size(self, z: Views) -> Float[Tensor, "*batch"]:
         """Return the effective sample size of the proposal for p(y|z), for each item.
 
         Raises:
@@ -254,9 +236,7 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 
 
 
 @torch.no_grad()
-def _example_of(
-    conditional: Conditional, y: Float[Tensor, "*batch dim"]
-) -> TorchDistribution:
+def _example_of(conditional: Conditional, y: Vectors) -> TorchDistribution:
     """p(z|y) of some y, after checks of its class and shapes."""
     example, dim = conditional(y), y.shape[-1]
     if not isinstance(example, Distribution):
@@ -306,9 +286,7 @@ def _check_parameters(
 
 @torch.no_grad()
 def _is_factorised(
-    conditional: Conditional,
-    content: TorchDistribution,
-    y: Float[Tensor, "n 1 dim"],
+    conditional: Conditional, content: TorchDistribution, y: Float[Tensor, "n 1 dim"]
 ) -> bool:
     """Whether p(y) and p(z|y) are products over the dimensions.
 

@@ -8,7 +8,7 @@ References:
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
@@ -17,8 +17,13 @@ from ..distributions.gaussian import OneFactorNormal
 from ..hyper import Positive
 from .base import (
     FLAT_HINT,
+    Pairs,
+    Points,
+    Present,
     Prior,
     Scale,
+    Vectors,
+    Views,
     check_dim,
     check_scales,
     content_scale,
@@ -73,7 +78,7 @@ class Gaussian(Prior):
         self,
         views: int,
         *,
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
         dim: int | None = None,
         **drawn: Tensor,
     ) -> OneFactorNormal:
@@ -107,30 +112,19 @@ class Gaussian(Prior):
         zero = torch.zeros_like(scale)
         return Normal(zero, scale, validate_args=False).to_event(1)
 
-    def given(
-        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
-    ) -> TorchDistribution:
+    def given(self, y: Vectors, **drawn: Tensor) -> TorchDistribution:
         """Return p(z|y), a normal, event shape (dim,)."""
         scale = self.scale.over(drawn).squeeze(-2)
         return Normal(y, scale, validate_args=False).to_event(1)
 
-    def posterior_y(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> TorchDistribution:
+    def posterior_y(self, z: Views, present: Present = None) -> TorchDistribution:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a normal, event shape (dim,)."""
         factor = self.of(z, present).factor(z)
         loading = self._scales({})[1].squeeze(-2)
         normal = Normal(loading * factor.mean, loading * factor.stddev)
         return normal.to_event(1)
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         .. math:: p(z' \mid z) = N\Big(\frac{\tau^2}{\tau^2 + \sigma^2} z, \;
@@ -181,30 +175,19 @@ class Independent(Prior):
         self.register_buffer("one", torch.ones(()), persistent=False)
 
     def forward(
-        self,
-        views: int,
-        *,
-        present: Bool[Tensor, "*batch view"] | None = None,
-        dim: int | None = None,
+        self, views: int, *, present: Present = None, dim: int | None = None
     ) -> OneFactorNormal:
         """Return the distribution of the views, event shape (view, dim)."""
         one = self.one.expand(views, dim or self.known_dim())
         zero = torch.zeros_like(one)
         return OneFactorNormal(zero, one, zero, present=present, validate_args=False)
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b)`, which does not depend on a."""
         marginal = self.log_prob(b.unsqueeze(-2)).unsqueeze(-2)
         return marginal.expand(a.shape[:-1] + b.shape[-2:-1])
 
-    def pmi(
-        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
+    def pmi(self, a: Points, b: Points) -> Pairs:
         """Return zero for all pairs: the views are independent."""
         return b.new_zeros(a.shape[:-1] + b.shape[-2:-1])
 

@@ -14,9 +14,11 @@ from torch.distributions import Transform, biject_to, constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..arguments import at_least, whole
+from ..distributions._base import Vectors, Views
 from ..distributions.content import SharedContent
+from ..special import effective_sample_size
 
-__all__ = ["ImportanceSampling", "Quadrature", "effective_sample_size"]
+__all__ = ["ImportanceSampling", "Quadrature"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -74,7 +76,7 @@ class Quadrature:
         return Quadrature(2 * self.panels, self.nodes + 4, self.levels + 4)
 
     def __call__(
-        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
+        self, views: SharedContent, value: Views
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch dim"]]:
         if not views.factorised:
             raise ValueError(
@@ -277,7 +279,7 @@ class ImportanceSampling:
         return f"ImportanceSampling({self.samples}, least={self.least:g})"
 
     def __call__(
-        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
+        self, views: SharedContent, value: Views
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
         y, log_weight = self.draw(views, value)
         # Neither a training step nor a trace may synchronise with the host.
@@ -293,7 +295,7 @@ class ImportanceSampling:
         return y, log_weight
 
     def draw(
-        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
+        self, views: SharedContent, value: Views
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
         """Return samples of the proposal and log w - log K, whatever the ESS."""
         if self.proposal is None:
@@ -305,9 +307,7 @@ class ImportanceSampling:
         return y, log_weight - math.log(self.samples)
 
     @torch.no_grad()
-    def _fitted(
-        self, views: SharedContent, value: Float[Tensor, "*batch view dim"]
-    ) -> TorchDistribution:
+    def _fitted(self, views: SharedContent, value: Views) -> TorchDistribution:
         proposal = _around_mean(views, value)
         for _ in range(PROPOSAL_FITS):
             y = proposal.sample((self.samples,))
@@ -316,16 +316,7 @@ class ImportanceSampling:
         return proposal
 
 
-def effective_sample_size(
-    log_weight: Float[Tensor, "node *batch"],
-) -> Float[Tensor, "*batch"]:
-    r"""Return the effective sample size :math:`(\sum w)^2 / \sum w^2`."""
-    return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
-
-
-def _around_mean(
-    views: SharedContent, value: Float[Tensor, "*batch view dim"]
-) -> TorchDistribution:
+def _around_mean(views: SharedContent, value: Views) -> TorchDistribution:
     r"""The Gaussian posterior from the first two moments of p(y) and of p(z|y).
 
     It is linearised at the y whose views have the given mean, as if the mean of p(z|y)
@@ -351,9 +342,7 @@ def _around_mean(
     return Normal(loc, scale.expand_as(loc)).to_event(1)
 
 
-def _content_of(
-    views: SharedContent, mean: Float[Tensor, "*batch dim"]
-) -> Float[Tensor, "*batch dim"]:
+def _content_of(views: SharedContent, mean: Vectors) -> Vectors:
     """The y at which p(z|y) has the mean of the views, approximately."""
 
     def shift(y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pyro.distributions import (
     Categorical,
     MixtureSameFamily,
@@ -23,11 +23,22 @@ from torch import Tensor, nn
 from ..arguments import positive, whole
 from ..distributions.mixture import SharedComponent
 from ..hyper import Positive
-from .base import Prior, Scale, check_dim, check_scales, log_normal
+from .base import (
+    Pairs,
+    Points,
+    Present,
+    Prior,
+    Scale,
+    Vectors,
+    Views,
+    check_dim,
+    check_scales,
+    log_normal,
+)
 
 __all__ = ["Components", "Mixture", "TwoTier", "VampComponents"]
 
-NUMBER_HINT = "or give a module with such an attribute number, as Components has"
+COMPONENTS_HINT = "give a number K, or a module with it as attribute components"
 
 
 class _Clusters(Prior):
@@ -43,14 +54,12 @@ class _Clusters(Prior):
         super().__init__()
         self.dim = check_dim(dim)
         if not isinstance(components, nn.Module):
-            components = Components(
-                self.known_dim(), whole("components", components, hint=NUMBER_HINT)
-            )
+            components = Components(self.known_dim(), components)
         self.components = components
         self._check_shapes(dim, getattr(components, "dim", dim))
         self.scale = Positive(scale, "scale")
-        number = getattr(components, "number", None)
-        logits = torch.zeros(whole("components.number", number, hint=NUMBER_HINT))
+        count = getattr(components, "components", None)
+        logits = torch.zeros(whole("components", count, hint=COMPONENTS_HINT))
         if learn_weights:
             self.logits = nn.Parameter(logits)
         else:
@@ -60,7 +69,7 @@ class _Clusters(Prior):
         self,
         views: int,
         *,
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
         component: Int[Tensor, "*batch"] | None = None,
         **drawn: Tensor,
     ) -> SharedComponent:
@@ -82,11 +91,7 @@ class _Clusters(Prior):
         r"""Return p(k), the weights π of the components."""
         return Categorical(logits=self.logits, validate_args=False)
 
-    def responsibilities(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> Categorical:
+    def responsibilities(self, z: Views, present: Present = None) -> Categorical:
         r"""Return the posterior of the component, :math:`p(k \mid z_1..z_V)`."""
         return self._views(z, present).component(z)
 
@@ -161,20 +166,11 @@ class Mixture(_Clusters):
         super().__init__(dim, components, scale, learn_weights)
         _check_own_scales(self.components, self.scale)
 
-    def posterior_y(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> Categorical:
+    def posterior_y(self, z: Views, present: Present = None) -> Categorical:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, the responsibilities."""
         return self.responsibilities(z, present)
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         .. math:: p(z' \mid z) = \sum_k p(k \mid z) \, N(z' \mid m_k, \sigma_k^2 I)
@@ -238,11 +234,7 @@ class TwoTier(_Clusters):
         for hyper in (self.scale, self.y_scale):
             _check_own_scales(self.components, hyper)
 
-    def posterior_y(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> MixtureSameFamily:
+    def posterior_y(self, z: Views, present: Present = None) -> MixtureSameFamily:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a mixture of normals weighted by
         the responsibilities, event shape (dim,)."""
         return self._views(z, present).content(z)
@@ -267,19 +259,12 @@ class TwoTier(_Clusters):
         cluster = Categorical(logits=logits, validate_args=False)
         return MixtureSameFamily(cluster, normal, validate_args=False)
 
-    def given(
-        self, y: Float[Tensor, "*batch dim"], **drawn: Tensor
-    ) -> TorchDistribution:
+    def given(self, y: Vectors, **drawn: Tensor) -> TorchDistribution:
         """Return p(z|y), a normal, event shape (dim,)."""
         scale = self.scale.of(drawn).unsqueeze(-1)
         return Normal(y, scale, validate_args=False).to_event(1)
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         With :math:`\rho_k = \tau_k^2 / (\tau_k^2 + \sigma^2)`,
@@ -325,7 +310,7 @@ class Components(nn.Module):
     The means start as draws of :math:`N(0, \text{spread}^2 I)` from torch's generator,
     or `at` given values; the relative scales start at 1.
 
-    A module of components has the attribute `number`, K, and returns means, shape
+    A module of components has the attribute `components`, K, and returns means, shape
     (component, dim), and scales that broadcast to it.
 
     Example:
@@ -339,23 +324,20 @@ class Components(nn.Module):
 
     Arguments:
         dim: The dimension of z.
-        number: The number K of components.
+        components: The number K of components.
         spread: The standard deviation of the means at the start.
         own_scales: Whether the components differ in scale.
-
-    Raises:
-        TypeError: If dim or number is not a whole number.
-        ValueError: If one of them is below 1, or the spread is not positive.
     """
 
     def __init__(
-        self, dim: int, number: int, spread: float = 1.0, own_scales: bool = False
+        self, dim: int, components: int, spread: float = 1.0, own_scales: bool = False
     ) -> None:
         super().__init__()
-        self.dim, self.number = whole("dim", dim), whole("number", number)
+        self.dim, self.components = whole("dim", dim), whole("components", components)
         self.own_scales, spread = own_scales, positive("spread", spread)
-        self.loc = nn.Parameter(spread * torch.randn(number, dim))
-        self.log_scale = nn.Parameter(torch.zeros(number, 1)) if own_scales else None
+        self.loc = nn.Parameter(spread * torch.randn(components, dim))
+        scales = nn.Parameter(torch.zeros(components, 1)) if own_scales else None
+        self.log_scale = scales
 
     @classmethod
     def at(
@@ -405,14 +387,10 @@ class VampComponents(nn.Module):
     Arguments:
         factors: A module (batch, view, \*event) -> means and standard deviations,
             (batch, view, dim) each, such as `guides.GaussianFactors`.
-        number: The number K of pseudo-inputs.
+        components: The number K of components, or pseudo-inputs.
         event_shape: The shape of one input. The pseudo-inputs start as uniform draws
             from [0, 1); `at` starts them at given inputs.
         learn: Whether the pseudo-inputs are learned.
-
-    Raises:
-        TypeError: If the number is not a whole number.
-        ValueError: If it is below 1.
 
     References:
         VAE with a VampPrior (Tomczak and Welling, 2018)
@@ -424,13 +402,13 @@ class VampComponents(nn.Module):
     def __init__(
         self,
         factors: nn.Module,
-        number: int,
+        components: int,
         event_shape: Sequence[int],
         learn: bool = True,
     ) -> None:
         super().__init__()
-        self.factors, self.number = factors, whole("number", number)
-        inputs = torch.rand(number, *event_shape)
+        self.factors, self.components = factors, whole("components", components)
+        inputs = torch.rand(components, *event_shape)
         if learn:
             self.inputs = nn.Parameter(inputs)
         else:

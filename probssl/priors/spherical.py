@@ -9,14 +9,13 @@ References:
 """
 
 import pyro.distributions as dist
-from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..distributions import SharedDirection, SphericalUniform, VonMisesFisher
 from ..hyper import Learned, Positive
 from ..special import log_vmf_normaliser
-from .base import Prior, check_dim
+from .base import Pairs, Points, Present, Prior, Vectors, Views, check_dim
 
 __all__ = ["Spherical"]
 
@@ -61,7 +60,7 @@ class Spherical(Prior):
         self,
         views: int,
         *,
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
         dim: int | None = None,
         **drawn: Tensor,
     ) -> SharedDirection:
@@ -90,25 +89,16 @@ class Spherical(Prior):
             self.known_dim(), dtype=like.dtype, device=like.device, validate_args=False
         )
 
-    def given(self, y: Float[Tensor, "*batch dim"], **drawn: Tensor) -> VonMisesFisher:
+    def given(self, y: Vectors, **drawn: Tensor) -> VonMisesFisher:
         """Return p(z|y), event shape (dim,)."""
         concentration = self.concentration.of(drawn).expand(y.shape[:-1])
         return VonMisesFisher(y, concentration, validate_args=False)
 
-    def posterior_y(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> VonMisesFisher:
+    def posterior_y(self, z: Views, present: Present = None) -> VonMisesFisher:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, von Mises-Fisher about the sum."""
         return self.of(z, present).direction(z)
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         .. math:: 2 \log C_d(\kappa) - \log C_d(\kappa \lVert a + b \rVert)

@@ -13,7 +13,7 @@ References:
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..arguments import whole
@@ -21,7 +21,18 @@ from ..distributions.gaussian import OneFactorNormal
 from ..distributions.student import IsotropicStudentT, SharedPrecision
 from ..hyper import Positive
 from ..special import log_gamma_ratio, square_distances
-from .base import FLAT_HINT, Prior, Scale, check_dim, check_scales, content_scale
+from .base import (
+    FLAT_HINT,
+    Pairs,
+    Points,
+    Present,
+    Prior,
+    Scale,
+    Views,
+    check_dim,
+    check_scales,
+    content_scale,
+)
 
 __all__ = ["StudentT", "TSNE"]
 
@@ -87,7 +98,7 @@ class StudentT(Prior):
         self,
         views: int,
         *,
-        present: Bool[Tensor, "*batch view"] | None = None,
+        present: Present = None,
         dim: int | None = None,
         **drawn: Tensor,
     ) -> SharedPrecision:
@@ -106,11 +117,7 @@ class StudentT(Prior):
         )
         return SharedPrecision(normal, dof, validate_args=False)
 
-    def posterior_y(
-        self,
-        z: Float[Tensor, "*batch view dim"],
-        present: Bool[Tensor, "*batch view"] | None = None,
-    ) -> IsotropicStudentT:
+    def posterior_y(self, z: Views, present: Present = None) -> IsotropicStudentT:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, Student-t, event shape (dim,).
 
         Its degrees of freedom are ν + m.
@@ -128,12 +135,7 @@ class StudentT(Prior):
             validate_args=False,
         )
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         With :math:`t_\nu(\mu, s)` a Student-t of centre μ and squared scale s,
@@ -222,12 +224,7 @@ class TSNE(StudentT):
         """Whether the kernel is a density in this dimension."""
         return dim < self.dof.value + 1
 
-    def log_kernel(
-        self,
-        a: Float[Tensor, "*batch n dim"],
-        b: Float[Tensor, "*batch m dim"],
-        plug_in: bool = False,
-    ) -> Float[Tensor, "*batch n m"]:
+    def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
 
         With `plug_in`, :math:`\log p(z' = b \mid y = a)`: where dim ≥ dof + 1 this is

@@ -17,8 +17,12 @@ from torch.nn.functional import normalize
 
 from ..distributions.sphere import SphericalUniform, VonMisesFisher
 from ..distributions.student import IsotropicStudentT
-from ..priors.integrals import effective_sample_size
-from ..special import log_area, log_vmf_normaliser, square_distances
+from ..special import (
+    effective_sample_size,
+    log_area,
+    log_vmf_normaliser,
+    square_distances,
+)
 
 __all__ = ["LogDensity", "Proposal", "around", "draw", "fitted", "spherical"]
 
