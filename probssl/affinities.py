@@ -146,9 +146,6 @@ class Noise(Dense):
     Arguments:
         scale: The standard deviation s, in the units of x.
         symmetric: See `Dense`.
-
-    Raises:
-        ValueError: If the scale is not positive and finite.
     """
 
     def __init__(self, scale: float, *, symmetric: bool = False) -> None:
@@ -177,10 +174,6 @@ class Mixup(Dense):
         strength: The range of :math:`\lambda`, above 0, where the density diverges.
         nodes: The number of nodes of the quadrature.
         symmetric: See `Dense`; this φ is even.
-
-    Raises:
-        ValueError: If a number is out of range, if the means do not have two axes, or
-            if the items of a batch have another dimension.
 
     References:
         mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018)
@@ -250,10 +243,6 @@ class Perplexity(Dense):
     Arguments:
         perplexity: The effective number of neighbours of each point.
         symmetric: See `Dense`.
-
-    Raises:
-        ValueError: If the perplexity is below 1, or not below the number of other
-            points in a batch.
 
     References:
         Visualizing Data using t-SNE (van der Maaten and Hinton, 2008)

@@ -35,7 +35,7 @@ INWARDS = {
     "special terms",
     "train": "data plots runtime terms",
     "posterior": "arrays bounds data estimates guides joint likelihoods limits priors "
-    "runtime terms",
+    "runtime special terms",
     "calibration": "arrays bounds data joint posterior terms",
 }
 LEAVES = "arguments arrays runtime special terms"

@@ -79,12 +79,7 @@ class ViewsDistribution(Expandable):
 def broadcast_around(
     loc: Vectors, least: int = 1, **numbers: Tensor | float
 ) -> list[Any]:
-    """Return a vector and numbers without its last axis, of one batch shape.
-
-    Raises:
-        ValueError: If the vector has fewer than `least` dimensions, or if the shapes do
-            not broadcast.
-    """
+    """Return a vector and numbers without its last axis, of one batch shape."""
     if loc.ndim < 1 or loc.shape[-1] < least:
         raise ValueError(
             f"expected loc with shape (*batch, dim), dim at least {least}, got shape "

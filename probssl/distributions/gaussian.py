@@ -101,7 +101,8 @@ class OneFactorNormal(ViewsDistribution):
         self._require_proper("an entropy")
         present, precision = self._precision()
         total = (self.loading.square() * precision).sum(-2)
-        count = self._counts(present).sum((-2, -1))
+        ones = torch.ones_like(self.scale)
+        count = (ones if present is None else ones * present).sum((-2, -1))
         return 0.5 * (count + self._log_determinant(present, total))
 
     def factor(self, value: Views) -> Normal:
@@ -151,10 +152,6 @@ class OneFactorNormal(ViewsDistribution):
                 f"expected a proper p(y) for {what}, got a flat one "
                 "(y_scale=math.inf); give the prior a finite y_scale, such as 1.0"
             )
-
-    def _counts(self, present: Tensor | None) -> Tensor:
-        ones = torch.ones_like(self.scale)
-        return ones if present is None else ones * present
 
     def _precision(self) -> tuple[Tensor | None, Tensor]:
         precision = self.scale.square().reciprocal()

@@ -86,12 +86,11 @@ class NormalMixture(Expandable):
 
     @property
     def mean(self) -> Vectors:
-        return (self._weights() * self.loc).sum(-2)
+        return _moments(self.logits, self.loc, self.scale.square())[0]
 
     @property
     def variance(self) -> Vectors:
-        apart = (self.loc - self.mean.unsqueeze(-2)).square()
-        return (self._weights() * (self.scale.square() + apart)).sum(-2)
+        return _moments(self.logits, self.loc, self.scale.square())[1]
 
     def log_prob(self, value: Vectors) -> Float[Tensor, "*batch"]:
         if self._validate_args:
@@ -121,9 +120,6 @@ class NormalMixture(Expandable):
         moved = (self.logits - self.logits.detach()).nan_to_num().unsqueeze(-1)
         return z + (field @ moved).squeeze(-1)
 
-    def _weights(self) -> Float[Tensor, "*batch component 1"]:
-        return self.logits.softmax(-1).unsqueeze(-1)
-
     def _log_densities(self, value: Tensor) -> Float[Tensor, "*batch component dim"]:
         """Log-densities of each component and dimension, without the constant."""
         noise = (value.unsqueeze(-2) - self.loc) / self.scale
@@ -134,13 +130,8 @@ class NormalMixture(Expandable):
         logits = self.logits.expand(sample_shape + self.logits.shape)
         # The Gumbel-max trick; Categorical would synchronise with the host.
         k = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
-        k = k[..., None, None]
-        shape = sample_shape + self.loc.shape
-        loc, scale = (
-            part.expand(shape).take_along_dim(k, -2).squeeze(-2)
-            for part in (self.loc, self.scale)
-        )
-        return loc + scale * torch.randn_like(loc)
+        loc = _pick(self.loc, k)
+        return loc + _pick(self.scale, k) * torch.randn_like(loc)
 
     def _weight_field(
         self, noise: Tensor, log_density: Tensor
@@ -223,15 +214,11 @@ class SharedComponent(ViewsDistribution):
 
     @property
     def mean(self) -> Views:
-        mean = (self._weights() * self.loc).sum(-2, keepdim=True)
-        return mean.expand(self.batch_shape + self.event_shape)
+        return self._moments()[0]
 
     @property
     def variance(self) -> Views:
-        mean = (self._weights() * self.loc).sum(-2, keepdim=True)
-        each = self.scale.square() + self.y_scale.square() + (self.loc - mean).square()
-        variance = (self._weights() * each).sum(-2, keepdim=True)
-        return variance.expand(self.batch_shape + self.event_shape)
+        return self._moments()[1]
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Views:
@@ -279,8 +266,11 @@ class SharedComponent(ViewsDistribution):
         share = known._log_joint(value).softmax(-1).unsqueeze(-1)
         return (share * known._content(value)[0]).sum(-2, keepdim=True)
 
-    def _weights(self) -> Float[Tensor, "*batch component 1"]:
-        return self.logits.softmax(-1).unsqueeze(-1)
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        variance = self.scale.square() + self.y_scale.square()
+        mean, variance = _moments(self.logits, self.loc, variance)
+        shape = self.batch_shape + self.event_shape
+        return mean.unsqueeze(-2).expand(shape), variance.unsqueeze(-2).expand(shape)
 
     def _log_joint(self, value: Tensor) -> Float[Tensor, "*batch component"]:
         r""":math:`\log \pi_k + \ell_k`."""
@@ -337,10 +327,6 @@ class CoupledComponents(ViewsDistribution):
         scale: Their standard deviations r, likewise.
         present: The views with a factor, bool, with shape (\*batch, view); None means
             all.
-
-    Raises:
-        ValueError: For a validated prior, if its components have different scales and a
-            positive y_scale.
     """
 
     has_rsample = True
@@ -361,15 +347,11 @@ class CoupledComponents(ViewsDistribution):
 
     @property
     def mean(self) -> Views:
-        mean = (self._weights() * self.each().mean).sum(-3)
-        return mean.expand(self.batch_shape + self.event_shape)
+        return self._moments()[0]
 
     @property
     def variance(self) -> Views:
-        each, weights = self.each(), self._weights()
-        mean = (weights * each.mean).sum(-3, keepdim=True)
-        variance = (weights * (each.variance + (each.mean - mean).square())).sum(-3)
-        return variance.expand(self.batch_shape + self.event_shape)
+        return self._moments()[1]
 
     @property
     def log_evidence(self) -> Float[Tensor, "*batch"]:
@@ -429,8 +411,14 @@ class CoupledComponents(ViewsDistribution):
         self.y_loc = prior.loc + content * precision / excess * apart
         self.y_scale = prior.y_scale * excess.rsqrt()
 
-    def _weights(self) -> Float[Tensor, "*batch component 1 1"]:
-        return self.logits.softmax(-1)[..., None, None]
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        each, event = self.each(), self.event_shape
+        parts = each.mean.flatten(-2), each.variance.flatten(-2)
+        mean, variance = (
+            moment.unflatten(-1, event).expand(self.batch_shape + event)
+            for moment in _moments(self.logits, *parts)
+        )
+        return mean, variance
 
     def _at_once(self, shape: Size) -> Tensor:
         """Draw the views of an item as one vector: given k they are independent."""
@@ -455,6 +443,14 @@ class CoupledComponents(ViewsDistribution):
         noise = (variance * follow).sqrt() * noise
         apart = noise - follow * (noise.sum(-2, keepdim=True) / total)
         return self.loc + follow * (t - self.loc) + apart
+
+
+def _moments(logits: Tensor, loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a mixture, from those of its components."""
+    weight = logits.softmax(-1).unsqueeze(-1)
+    mean = (weight * loc).sum(-2)
+    spread = variance + (loc - mean.unsqueeze(-2)).square()
+    return mean, (weight * spread).sum(-2)
 
 
 def _mean(value: Tensor, present: Tensor | None) -> tuple[Tensor | int, Tensor]:

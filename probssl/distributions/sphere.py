@@ -49,9 +49,6 @@ class SphericalUniform(Expandable):
         batch_shape: The batch shape.
         dtype: The dtype of samples; None means torch's default.
         device: The device of samples; None means torch's default.
-
-    Raises:
-        ValueError: If dim is less than 2.
     """
 
     support = constraints.sphere
@@ -174,10 +171,6 @@ class VonMisesFisher(_AroundLoc):
     Arguments:
         loc: The mean direction :math:`\mu`, of length 1.
         concentration: The concentration :math:`\kappa \ge 0`; 0 is uniform.
-
-    Raises:
-        ValueError: If dim is less than 2 or the shapes do not broadcast; with
-            validation, if loc is not of length 1 or the concentration is negative.
     """
 
     has_rsample = False
@@ -237,13 +230,7 @@ class PowerSpherical(_AroundLoc):
         \tfrac12 (1 + \mu^\top z) \sim
         \mathrm{Beta}(\tfrac{d-1}{2} + \kappa, \tfrac{d-1}{2})
 
-    Arguments:
-        loc: The mean direction :math:`\mu`, of length 1.
-        concentration: The concentration :math:`\kappa \ge 0`; 0 is uniform.
-
-    Raises:
-        ValueError: If dim is less than 2 or the shapes do not broadcast; with
-            validation, if loc is not of length 1 or the concentration is negative.
+    The arguments are those of `VonMisesFisher`.
     """
 
     has_rsample = True

@@ -39,10 +39,6 @@ class IsotropicStudentT(Expandable):
             above 2.
         loc: The centre :math:`\mu`.
         scale: The scale :math:`\sigma`, less than the standard deviation.
-
-    Raises:
-        ValueError: If loc has no axis or the shapes do not broadcast; with validation,
-            if dof or scale is not positive.
     """
 
     arg_constraints = {
@@ -72,16 +68,11 @@ class IsotropicStudentT(Expandable):
 
     @property
     def mean(self) -> Vectors:
-        """The centre; NaN where dof is at most 1."""
-        return torch.where(self.dof.unsqueeze(-1) > 1, self.loc, math.nan)
+        return _mean(self.dof.unsqueeze(-1), self.loc)
 
     @property
     def variance(self) -> Vectors:
-        """The variance of each dimension: infinite for dof in (1, 2], NaN below."""
-        excess = torch.where(self.dof > 2, self.dof - 2, 1)
-        variance = self.scale.square() * self.dof / excess
-        variance = torch.where(self.dof > 2, variance, math.inf)
-        variance = torch.where(self.dof > 1, variance, math.nan)
+        variance = _variance(self.dof, self.scale.square())
         return variance.unsqueeze(-1).expand(self.loc.shape)
 
     def log_prob(self, value: Vectors) -> Float[Tensor, "*batch"]:
@@ -158,17 +149,11 @@ class SharedPrecision(ViewsDistribution):
 
     @property
     def mean(self) -> Views:
-        """The centre; NaN where dof is at most 1."""
-        dof = self.dof[..., None, None]
-        return torch.where(dof > 1, self.normal.loc, math.nan)
+        return _mean(self.dof[..., None, None], self.normal.loc)
 
     @property
     def variance(self) -> Views:
-        """The variance of each dimension: infinite for dof in (1, 2], NaN below."""
-        dof = self.dof[..., None, None]
-        excess = torch.where(dof > 2, dof - 2, 1)
-        variance = torch.where(dof > 2, self.normal.variance * dof / excess, math.inf)
-        return torch.where(dof > 1, variance, math.nan)
+        return _variance(self.dof[..., None, None], self.normal.variance)
 
     def rsample(self, sample_shape: Shape = ()) -> Views:
         z = self.normal.rsample(sample_shape)
@@ -184,11 +169,7 @@ class SharedPrecision(ViewsDistribution):
         return self.log_mode - (self.dof + self._count()) / 2 * tail
 
     def entropy(self) -> Tensor:
-        """The entropy, in nats.
-
-        Raises:
-            ValueError: If the factor is flat.
-        """
+        """The entropy, in nats."""
         self.normal.entropy()  # raises for a flat factor
         half = (self.dof + self._count()) / 2
         return half * self._of_half_count(digamma_difference) - self.log_mode
@@ -208,9 +189,8 @@ class SharedPrecision(ViewsDistribution):
         known, base = self.marginal(present), self.normal
         factor = known.normal.factor(value)
         deviation = factor.stddev * torch.randn_like(factor.stddev)
-        noise = base.scale * torch.randn_like(value) + (
-            base.loading * deviation.unsqueeze(-2)
-        )
+        noise = base.scale * torch.randn_like(value)
+        noise = noise + base.loading * deviation.unsqueeze(-2)
         precision = known.precision(value).rsample()[..., None, None]
         return self._centre(factor.mean) + noise * precision.rsqrt()
 
@@ -247,6 +227,18 @@ class SharedPrecision(ViewsDistribution):
         table = torch.stack([function(half, n * dim / 2) for n in range(views + 1)], -1)
         table, pick = torch.broadcast_tensors(table, (count // dim).unsqueeze(-1))
         return table.gather(-1, pick)[..., 0].to(self.dof.dtype)
+
+
+def _mean(dof: Tensor, loc: Tensor) -> Tensor:
+    """The centre; NaN where dof is at most 1."""
+    return torch.where(dof > 1, loc, math.nan)
+
+
+def _variance(dof: Tensor, square: Tensor) -> Tensor:
+    """The variance, of a squared scale: infinite for dof in (1, 2], NaN below."""
+    excess = torch.where(dof > 2, dof - 2, 1)
+    variance = torch.where(dof > 2, square * dof / excess, math.inf)
+    return torch.where(dof > 1, variance, math.nan)
 
 
 def _log_ratio(a: Tensor, b: float) -> Tensor:

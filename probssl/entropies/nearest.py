@@ -44,11 +44,6 @@ class NearestNeighbour(Entropy):
         epsilon: A lower bound of the distances, which keeps the value finite where
             items are equal; equal items get no gradient from each other.
 
-    Raises:
-        TypeError: If k is not a whole number.
-        ValueError: If k is below 1, epsilon is not positive, or there are at most k
-            items.
-
     References:
         Sample Estimate of the Entropy of a Random Vector (Kozachenko and Leonenko,
         1987)

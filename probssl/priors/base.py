@@ -15,14 +15,24 @@ from ..distributions._base import Present, Vectors, Views
 from ..hyper import Learned, Positive
 from ..special import square_distances
 
-__all__ = ["FLAT_HINT", "Pairs", "Points", "Present", "Prior", "Scale", "Vectors"]
+__all__ = [
+    "Drawn",
+    "FLAT_HINT",
+    "Pairs",
+    "Points",
+    "Present",
+    "Prior",
+    "Scale",
+    "Vectors",
+]
 __all__ += ["Views", "check_dim", "check_scales", "content_scale", "log_normal"]
 
 DIM_HINT = "give the dimension of z, for instance dim=10"
 FLAT_HINT = "under a flat p(y), y_scale=math.inf, one view has no density"
 
-Points = Float[Tensor, "*batch point dim"]
+Points = Float[Tensor, "*batch _ dim"]
 Pairs = Float[Tensor, "*batch a b"]  # a value for each pair of points a and b
+Drawn = dict[str, Tensor]  # values of random hyper-parameters, by name
 Scale = float | Sequence[float] | Tensor | Learned | TorchDistribution | Positive
 
 
@@ -175,11 +185,7 @@ class Prior(nn.Module):
         return (h for h in self.children() if isinstance(h, Positive) and h.random)
 
     def of(self, z: Tensor, present: Tensor | None = None) -> TorchDistribution:
-        """Return the distribution of views shaped like z.
-
-        Raises:
-            ValueError: If the last axis of z does not have the dimension of the prior.
-        """
+        """Return the distribution of views shaped like z."""
         if self.dim is not None and z.shape[-1] != self.dim:
             raise ValueError(
                 f"expected z with dim {self.dim} as its last axis, got shape "
@@ -192,11 +198,7 @@ class Prior(nn.Module):
         return self(z.shape[-2], **options)
 
     def known_dim(self) -> int:
-        """The dimension of z.
-
-        Raises:
-            ValueError: If the prior was built with ``dim=None``.
-        """
+        """The dimension of z."""
         if self.dim is None:
             raise ValueError(
                 "expected a prior with a known dimension, got dim=None; build it with "
@@ -233,11 +235,7 @@ def content_scale(y_scale: Scale, dim: int | None = None) -> Positive | float:
 
 
 def check_scales(scale: Positive, y_scale: Positive | float) -> None:
-    """Check that the scales are identified: rescaling z must not trade one for another.
-
-    Raises:
-        ValueError: If both are free, or if one is free and p(y) is flat.
-    """
+    """Check that rescaling z cannot trade one free scale for another."""
     if not scale.free:
         return
     if not isinstance(y_scale, Positive):

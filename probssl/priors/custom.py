@@ -21,7 +21,7 @@ from ..arguments import instance
 from ..distributions.content import ContentPosterior, Integral, SharedContent
 from ..hyper import Positive, mapped
 from ..special import effective_sample_size
-from .base import Pairs, Points, Present, Prior, Vectors, Views, check_dim
+from .base import Drawn, Pairs, Points, Present, Prior, Vectors, Views, check_dim
 from .integrals import ImportanceSampling, Quadrature
 
 __all__ = ["Custom"]
@@ -47,11 +47,6 @@ class Custom(Prior):
         y_prior: p(y), event shape (dim,): a Pyro distribution, or a module that returns
             one; by default standard normal.
         integral: The rule of integration over y; None chooses as above.
-
-    Raises:
-        TypeError: If conditional is not a function, or returns no distribution.
-        ValueError: If its event or batch shape is not that of y, if it has parameters
-            outside a module, or if p(y) does not fit.
 
     Example:
         >>> import pyro.distributions as dist
@@ -171,11 +166,7 @@ class Custom(Prior):
 
     @torch.no_grad()
     def quadrature_error(self, z: Views) -> Float[Tensor, "*batch"]:
-        """Return how far log p(z_1..V) is from a finer rule, in nats per item.
-
-        Raises:
-            TypeError: If y is not integrated out by `Quadrature`.
-        """
+        """Return how far log p(z_1..V) is from a finer rule, in nats per item."""
         if not isinstance(self.integral, Quadrature):
             raise TypeError(
                 "expected a prior with Quadrature, got "
@@ -187,11 +178,7 @@ class Custom(Prior):
 
     @torch.no_grad()
     def effective_sample_size(self, z: Views) -> Float[Tensor, "*batch"]:
-        """Return the effective sample size of the proposal for p(y|z), for each item.
-
-        Raises:
-            TypeError: If y is not integrated out by `ImportanceSampling`.
-        """
+        """Return the effective sample size of the proposal for p(y|z), by item."""
         if not isinstance(self.integral, ImportanceSampling):
             raise TypeError(
                 "expected a prior with ImportanceSampling, got "
@@ -200,7 +187,7 @@ class Custom(Prior):
         with validation_enabled(False):
             return effective_sample_size(self.integral.draw(self.of(z), z)[1])
 
-    def _conditional(self, drawn: dict[str, Tensor]) -> Conditional:
+    def _conditional(self, drawn: Drawn) -> Conditional:
         """p(z|y) for drawn hyper-parameters, with an added axis for the dimensions."""
         columns = {name: value[..., None] for name, value in drawn.items()}
         return partial(self.conditional, **columns) if drawn else self.conditional
@@ -245,7 +232,13 @@ def _example_of(conditional: Conditional, y: Vectors) -> TorchDistribution:
             f"{type(example).__name__}; for instance dist.Laplace(y, 0.3).to_event(1)"
         )
     for method in ("sample", "log_prob"):
-        _check_method(example, method)
+        try:
+            getattr(example, method)(*[example.sample()] * (method == "log_prob"))
+        except NotImplementedError as error:
+            raise TypeError(
+                f"expected conditional(y) to return a distribution with {method}, got "
+                f"{type(example).__name__} without; write its method {method}"
+            ) from error
     if example.event_shape != (dim,):
         event, batch = tuple(example.event_shape), tuple(example.batch_shape)
         hint = f"build prior and conditional with the same dim, here {dim}"
@@ -314,15 +307,3 @@ def _is_product(distribution: Distribution) -> bool:
         and distribution.reinterpreted_batch_ndims == 1
         and not distribution.base_dist.event_shape
     )
-
-
-def _check_method(example: Distribution, method: str) -> None:
-    """Raise an error if the distribution does not implement a method."""
-    try:
-        argument = example.sample() if method == "log_prob" else ()
-        getattr(example, method)(argument)
-    except NotImplementedError as error:
-        raise TypeError(
-            f"expected conditional(y) to return a distribution with {method}, got "
-            f"{type(example).__name__} without; write its method {method}"
-        ) from error

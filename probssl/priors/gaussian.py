@@ -17,6 +17,7 @@ from ..distributions.gaussian import OneFactorNormal
 from ..hyper import Positive
 from .base import (
     FLAT_HINT,
+    Drawn,
     Pairs,
     Points,
     Present,
@@ -52,10 +53,6 @@ class Gaussian(Prior):
         scale: The standard deviation :math:`\sigma` of a view given its content: one
             number, or one for each dimension.
         y_scale: The standard deviation :math:`\tau` of the content, likewise.
-
-    Raises:
-        ValueError: If a scale is not positive, if both scales are free, or if a free
-            scale meets a flat p(y).
     """
 
     scale: Positive
@@ -97,11 +94,7 @@ class Gaussian(Prior):
         )
 
     def content(self, **drawn: Tensor) -> TorchDistribution:
-        """Return p(y), a normal, event shape (dim,).
-
-        Raises:
-            ValueError: If it is flat.
-        """
+        """Return p(y), a normal, event shape (dim,)."""
         if not isinstance(self.y_scale, Positive):
             raise ValueError(
                 "expected a proper p(y) for a latent content, got a flat one "
@@ -152,7 +145,7 @@ class Gaussian(Prior):
         shrink = y_scale.square() / (y_scale.square() + variance)
         return shrink, scale * (1 + shrink).sqrt()
 
-    def _scales(self, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _scales(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """The scale and the loading of the content (y_scale, or 1 if flat), with axes
         for the views and the dimensions."""
         scale = self.scale.over(drawn)

@@ -24,6 +24,7 @@ from ..arguments import positive, whole
 from ..distributions.mixture import SharedComponent
 from ..hyper import Positive
 from .base import (
+    Drawn,
     Pairs,
     Points,
     Present,
@@ -93,13 +94,13 @@ class _Clusters(Prior):
 
     def responsibilities(self, z: Views, present: Present = None) -> Categorical:
         r"""Return the posterior of the component, :math:`p(k \mid z_1..z_V)`."""
-        return self._views(z, present).component(z)
+        return self.of(z, present).component(z)
 
     def _log_predictive(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\log p(z' = b \mid z = a)`: the kernels of the components, weighted
         by :math:`p(k \mid z = a)`."""
         alone = a.unsqueeze(-2)
-        views = self._views(alone)
+        views = self.of(alone)
         log_share = views.component(alone).logits
         variance, content = views.scale.square(), views.y_scale.square()
         shrink = content / (content + variance)
@@ -110,16 +111,9 @@ class _Clusters(Prior):
         )
         return (log_share.mT.unsqueeze(-1) + log_normals).logsumexp(-3)
 
-    def _scales(
-        self, relative: Tensor, drawn: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _scales(self, relative: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """The scales of a view and of the content, shapes (…, component, dim or 1)."""
         raise NotImplementedError
-
-    def _views(self, z: Tensor, present: Tensor | None = None) -> SharedComponent:
-        distribution = self.of(z, present)
-        assert isinstance(distribution, SharedComponent)
-        return distribution
 
     def _check_shapes(self, dim: int, found: int) -> None:
         if found != dim:
@@ -150,10 +144,6 @@ class Mixture(_Clusters):
         scale: The standard deviation :math:`\sigma` of a view given its component; it
             multiplies the relative scales of a module.
         learn_weights: Whether the weights π, equal at the start, are learned.
-
-    Raises:
-        ValueError: If the scale is not positive, or free beside components with own
-            scales, if there is no component, or if dimensions differ.
     """
 
     def __init__(
@@ -185,9 +175,7 @@ class Mixture(_Clusters):
             )
         return self._log_predictive(a, b)
 
-    def _scales(
-        self, relative: Tensor, drawn: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _scales(self, relative: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         scale = self.scale.over(drawn) * relative
         return scale, torch.zeros_like(scale)
 
@@ -211,11 +199,6 @@ class TwoTier(_Clusters):
         y_scale: The standard deviation :math:`\tau` of the content given its
             component; it multiplies the relative scales of a module.
         learn_weights: Whether the weights π, equal at the start, are learned.
-
-    Raises:
-        ValueError: If a scale is not positive, if both are free, or one is free beside
-            components with own scales, if there is no component, or if dimensions
-            differ.
     """
 
     y_scale: Positive
@@ -237,7 +220,7 @@ class TwoTier(_Clusters):
     def posterior_y(self, z: Views, present: Present = None) -> MixtureSameFamily:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a mixture of normals weighted by
         the responsibilities, event shape (dim,)."""
-        return self._views(z, present).content(z)
+        return self.of(z, present).content(z)
 
     def content(
         self, *, component: Int[Tensor, "*batch"] | None = None, **drawn: Tensor
@@ -249,14 +232,10 @@ class TwoTier(_Clusters):
         loc, relative = self.components()
         scale = self.y_scale.over(drawn) * relative
         logits = _restricted(self.logits, component)
-        shape = torch.broadcast_shapes(
-            logits.unsqueeze(-1).shape, loc.shape, scale.shape
-        )
-        normal = Normal(
-            loc.expand(shape), scale.expand(shape), validate_args=False
-        ).to_event(1)
-        logits = logits.expand(shape[:-1])
-        cluster = Categorical(logits=logits, validate_args=False)
+        normal = Normal(loc, scale, validate_args=False)
+        shape = torch.broadcast_shapes(logits.unsqueeze(-1).shape, normal.batch_shape)
+        cluster = Categorical(logits=logits.expand(shape[:-1]), validate_args=False)
+        normal = normal.expand(shape).to_event(1)
         return MixtureSameFamily(cluster, normal, validate_args=False)
 
     def given(self, y: Vectors, **drawn: Tensor) -> TorchDistribution:
@@ -278,9 +257,7 @@ class TwoTier(_Clusters):
             return log_normal(a, b, self.scale.over())
         return self._log_predictive(a, b)
 
-    def _scales(
-        self, relative: Tensor, drawn: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _scales(self, relative: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         return self.scale.over(drawn), self.y_scale.over(drawn) * relative
 
 
@@ -346,9 +323,6 @@ class Components(nn.Module):
         """Start at these means, a tensor or array, such as the k-means of z.
 
         From random means a fit may end with all items in few components.
-
-        Raises:
-            ValueError: If the means do not have two axes, or are not all finite.
         """
         means = torch.as_tensor(means)
         if means.ndim != 2 or not means.isfinite().all():

@@ -23,6 +23,7 @@ from ..hyper import Positive
 from ..special import log_gamma_ratio, square_distances
 from .base import (
     FLAT_HINT,
+    Drawn,
     Pairs,
     Points,
     Present,
@@ -67,10 +68,6 @@ class StudentT(Prior):
             deviation.
         dof: The degrees of freedom :math:`\nu`.
         y_scale: The scale :math:`\tau` of the content.
-
-    Raises:
-        ValueError: If a scale or dof is not positive, if both scales are free, or if a
-            free scale meets a flat p(y).
     """
 
     scale: Positive
@@ -123,7 +120,6 @@ class StudentT(Prior):
         Its degrees of freedom are ν + m.
         """
         views = self.of(z, present)
-        assert isinstance(views, SharedPrecision)
         factor, precision = views.normal.factor(z), views.precision(z)
         _, loading, _ = self._values(z.shape[-1], {})
         mean = precision.concentration / precision.rate
@@ -175,9 +171,7 @@ class StudentT(Prior):
         width = spread * (dof + a.square().sum(-1, keepdim=True) / total)
         return dof + dim, shrink * a, width
 
-    def _values(
-        self, dim: int, drawn: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _values(self, dim: int, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, the loading of the content (1 if it is flat), and dof."""
         scale, dof = self.scale.of(drawn), self.dof.of(drawn)
         if not isinstance(self.y_scale, Positive):
@@ -205,10 +199,6 @@ class TSNE(StudentT):
         dim: The dimension of z; None takes it from z.
         scale: The scale :math:`\sigma` of a view given y.
         dof: The degrees of freedom :math:`\nu`, a number.
-
-    Raises:
-        ValueError: If scale or dof is not a positive number; when called, if there is
-            no density in the dimension of z.
     """
 
     def __init__(self, dim: int | None, scale: float = 1.0, dof: float = 5.0) -> None:
@@ -239,9 +229,7 @@ class TSNE(StudentT):
         width = dof * self.scale().square()
         return -(dof + 1) / 2 * torch.log1p(square_distances(a, b) / width)
 
-    def _values(
-        self, dim: int, drawn: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _values(self, dim: int, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
         if not self.normalised(dim):
             raise ValueError(
                 f"expected dim < dof + 1 for a density, got dim={dim} and "
