@@ -37,10 +37,7 @@ from .terms import Batch
 __all__ = ["Affinity", "Dense", "Mixup", "Noise", "Overlap", "Perplexity", "Positives"]
 __all__ += ["intersection_over_union"]
 
-PERPLEXITY_BISECTIONS, PERPLEXITY_NEWTON_STEPS = (
-    14,
-    4,
-)  # of the search for a precision of given perplexity
+BISECTIONS, NEWTON_STEPS = 14, 4  # of the search for a precision of given perplexity
 
 
 class Affinity(nn.Module):
@@ -64,11 +61,9 @@ class Positives(Affinity):
     r"""Positive pairs: the views of an item, :math:`P_{ij} = 1 / N V (V - 1)`."""
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch view view"]:
-        items, views = batch.shape
+        items, views = batch.shape[0] * world_size(), batch.shape[1]
         partner = _others(views, batch.stacked)
-        return (partner / (items * world_size() * views * (views - 1))).expand(
-            items * world_size(), views, views
-        )
+        return (partner / (items * views * (views - 1))).expand(items, -1, -1)
 
 
 class Overlap(Affinity):
@@ -128,10 +123,7 @@ class Dense(Affinity):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Float[Tensor, "point point"]:
         x = gather(batch.stacked).flatten(2).flatten(0, 1)
-        if len(x) < 2:
-            raise ValueError(
-                f"expected at least 2 views in a batch, got {len(x)}; use larger ones"
-            )
+        whole("the number of views", len(x), 2, hint="use larger batches")
         itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
         p = self.log_density(x).masked_fill(itself, -math.inf).softmax(1) / len(x)
         return (p + p.T) / 2 if self.symmetric else p
@@ -309,7 +301,7 @@ def _precisions(
     finite = apart.where(apart < math.inf, 0.0)
     low, high = (square.new_full((len(square), 1), end) for end in (-30.0, 30.0))
     middle = (low + high) / 2
-    for step in range(PERPLEXITY_BISECTIONS + PERPLEXITY_NEWTON_STEPS):
+    for step in range(BISECTIONS + NEWTON_STEPS):
         precision = middle.exp()
         p = (-precision * apart).softmax(1)
         weighted = p * finite
@@ -318,7 +310,7 @@ def _precisions(
         low = torch.where(excess > 0, middle, low)
         high = torch.where(excess > 0, high, middle)
         half = (low + high) / 2
-        if step >= PERPLEXITY_BISECTIONS:
+        if step >= BISECTIONS:
             derivative = precision.square() * (second - mean.square())
             ahead = middle + excess / derivative
             half = torch.where((low <= ahead) & (ahead <= high), ahead, half)

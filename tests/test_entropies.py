@@ -322,9 +322,17 @@ def test_collision_is_below_the_kernel_density():
 Z = torch.zeros(9, 2, 5)
 
 test_bad_arguments_are_refused = refusals(
-    (lambda: LogDeterminant()(Z[:1]), ValueError, "at least 2 items"),
-    (lambda: Collision()(Z[:1, :1], PRIOR), ValueError, "at least 2 representations"),
-    (lambda: Collision().joint(Z[:1], PRIOR), ValueError, "at least 2 representations"),
+    (lambda: LogDeterminant()(Z[:1]), ValueError, "number of items .* of at least 2"),
+    (
+        lambda: Collision()(Z[:1, :1], PRIOR),
+        ValueError,
+        "representations .* at least 2",
+    ),
+    (
+        lambda: Collision().joint(Z[:1], PRIOR),
+        ValueError,
+        "representations .* at least 2",
+    ),
     (
         lambda: KernelDensity(same_view=False, other_views=False),
         ValueError,
@@ -333,7 +341,7 @@ test_bad_arguments_are_refused = refusals(
     (
         lambda: KernelDensity(other_views=False)(Z[:1], PRIOR),
         ValueError,
-        "which leave none",
+        "neighbours .* got 0; use larger",
     ),
     (lambda: Queue(0, 3), ValueError, "size as a whole number of at least 1"),
     (lambda: Queue(2.5, 3), TypeError, "size as a whole number"),
@@ -343,7 +351,7 @@ test_bad_arguments_are_refused = refusals(
     (lambda: NearestNeighbour(0), ValueError, "k as a whole number of at least 1"),
     (lambda: NearestNeighbour(1.5), TypeError, "k as a whole number"),
     (lambda: NearestNeighbour(epsilon=0.0), ValueError, "epsilon as a positive"),
-    (lambda: NearestNeighbour()(Z[:3]), ValueError, "more than k = 3 items"),
+    (lambda: NearestNeighbour()(Z[:3]), ValueError, "items .* of at least 4"),
     (lambda: Equipartition(1, 4), ValueError, "components as a whole number of"),
     (lambda: Equipartition(3, 0), ValueError, "dim as a whole number of at least 1"),
     (lambda: Equipartition(3, None), TypeError, "dim as a whole number"),
@@ -354,7 +362,7 @@ test_bad_arguments_are_refused = refusals(
     (
         lambda: PlugIn(nn.Identity()).conditional(Z[:, :1], PRIOR),
         ValueError,
-        "at least 2 views",
+        "views .* at least 2",
     ),
 )
 

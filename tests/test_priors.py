@@ -402,7 +402,11 @@ test_bad_arguments_are_refused = refusals(
     (lambda: TwoTier(2, OWN, LEARNED), ValueError, "expected a fixed scale beside"),
     (lambda: TwoTier(2, OWN, y_scale=LEARNED), ValueError, "a fixed y_scale beside"),
     (lambda: Components(2, 3, spread=0.0), ValueError, "spread as a positive"),
-    (lambda: Components(2, 0), ValueError, "components as a whole number of at least 1"),
+    (
+        lambda: Components(2, 0),
+        ValueError,
+        "components as a whole number of at least 1",
+    ),
     (lambda: Components(None, 3), TypeError, "dim as a whole number"),
     (lambda: Components.at(torch.zeros(3)), ValueError, r"shape \(3,\) with 0 numbers"),
     (lambda: Components.at(torch.full((3, 2), math.nan)), ValueError, "with 6 numbers"),

@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
 __all__ = ["Expandable", "Present", "Shape", "Vectors", "Views", "ViewsDistribution"]
-__all__ += ["broadcast_around"]
+__all__ += ["broadcast_around", "mean_of_present"]
 
 Shape = Size | list[int] | tuple[int, ...]
 Vectors = Float[Tensor, "*batch dim"]
@@ -74,6 +74,17 @@ class ViewsDistribution(Expandable):
 
     def _mean_absent(self, value: Tensor, present: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def mean_of_present(
+    value: Tensor, present: Tensor | None
+) -> tuple[Tensor | int, Tensor]:
+    """Return the number of present views and their mean, with an axis for the views."""
+    if present is None:
+        return value.shape[-2], value.mean(-2, keepdim=True)
+    weight = present.unsqueeze(-1).to(value.dtype)
+    count = weight.sum(-2, keepdim=True)
+    return count, (weight * value).sum(-2, keepdim=True) / count.clamp(min=1)
 
 
 def broadcast_around(

@@ -15,7 +15,15 @@ from jaxtyping import Float
 from pyro.distributions import Categorical, MixtureSameFamily, Normal, constraints
 from torch import Size, Tensor
 
-from ._base import Expandable, Present, Shape, Vectors, Views, ViewsDistribution
+from ._base import (
+    Expandable,
+    Present,
+    Shape,
+    Vectors,
+    Views,
+    ViewsDistribution,
+    mean_of_present,
+)
 from .gaussian import OneFactorNormal
 
 __all__ = ["CoupledComponents", "NormalMixture", "SharedComponent"]
@@ -274,7 +282,7 @@ class SharedComponent(ViewsDistribution):
 
     def _log_joint(self, value: Tensor) -> Float[Tensor, "*batch component"]:
         r""":math:`\log \pi_k + \ell_k`."""
-        count, mean = _mean(value, self.present)
+        count, mean = mean_of_present(value, self.present)
         within = (value - mean).square()
         if self.present is not None:
             within = within * self.present.unsqueeze(-1)
@@ -290,7 +298,7 @@ class SharedComponent(ViewsDistribution):
 
     def _content(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of y given the views and each component."""
-        count, mean = _mean(value, self.present)
+        count, mean = mean_of_present(value, self.present)
         total = self.scale.square() + count * self.y_scale.square()
         loc = self.loc + count * self.y_scale.square() / total * (mean - self.loc)
         return loc, self.y_scale * self.scale * total.rsqrt()
@@ -451,15 +459,6 @@ def _moments(logits: Tensor, loc: Tensor, variance: Tensor) -> tuple[Tensor, Ten
     mean = (weight * loc).sum(-2)
     spread = variance + (loc - mean.unsqueeze(-2)).square()
     return mean, (weight * spread).sum(-2)
-
-
-def _mean(value: Tensor, present: Tensor | None) -> tuple[Tensor | int, Tensor]:
-    """The number of present views and their mean, with an axis for components."""
-    if present is None:
-        return value.shape[-2], value.mean(-2, keepdim=True)
-    weight = present.unsqueeze(-1).to(value.dtype)
-    count = weight.sum(-2, keepdim=True)
-    return count, (weight * value).sum(-2, keepdim=True) / count.clamp(min=1)
 
 
 def _pick(part: Float[Tensor, "*b component dim"], k: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from ._base import (
     Views,
     ViewsDistribution,
     broadcast_around,
+    mean_of_present,
 )
 
 __all__ = ["PowerSpherical", "SharedDirection", "SphericalUniform", "VonMisesFisher"]
@@ -319,25 +320,25 @@ class SharedDirection(ViewsDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Views:
         shape = Size(sample_shape) + self.batch_shape
-        like = self.concentration
-        uniform = SphericalUniform(
-            self.event_shape[1], dtype=like.dtype, device=like.device
-        )
-        y = uniform.sample(shape)
-        y = y.unsqueeze(-2).expand(shape + self.event_shape)
-        concentration = like.unsqueeze(-1).expand(shape + self.event_shape[:1])
-        return VonMisesFisher(y, concentration, validate_args=False).sample()
+        normal = self.concentration.new_empty(shape + self.event_shape[1:]).normal_()
+        y = _direction(normal).unsqueeze(-2).expand(shape + self.event_shape)
+        kappa = self.concentration.unsqueeze(-1).expand(shape + self.event_shape[:1])
+        return VonMisesFisher(y, kappa, validate_args=False).sample()
 
     def log_prob(self, value: Views) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         dim, kappa = self.event_shape[1], self.concentration
         views = self.event_shape[0] if self.present is None else self.present.sum(-1)
-        length = _resultant_length(_seen(value, self.present))
+        value = _seen(value, self.present)
+        count, mean = mean_of_present(value, self.present)
+        length = _resultant_length(value)
+        apart = _seen(value - mean, self.present).square()
+        shortfall = (count * apart).sum((-2, -1)) / (views + length)
         return (
             views * log_vmf_normaliser(dim, kappa, scaled=True)
             - log_vmf_normaliser(dim, kappa * length, scaled=True)
-            - kappa * _shortfall(value, self.present, length)
+            - kappa * shortfall
             - log_area(dim)
         )
 
@@ -420,18 +421,6 @@ def _resultant_length(z: Views) -> Float[Tensor, "*batch"]:
 def _seen(z: Tensor, present: Tensor | None) -> Views:
     """The views, with zeros in place of the absent ones."""
     return z if present is None else z.where(present.unsqueeze(-1), 0.0)
-
-
-def _shortfall(z: Tensor, present: Tensor | None, length: Tensor) -> Tensor:
-    r""":math:`V - \lVert S \rVert`, from the distances between the views."""
-    if present is None:
-        count: Tensor | int = z.shape[-2]
-        apart = z - z.mean(-2, keepdim=True)
-    else:
-        count = present.sum(-1)
-        total = _seen(z, present).sum(-2) / count.clamp(min=1).unsqueeze(-1)
-        apart = _seen(z - total.unsqueeze(-2), present)
-    return count * apart.square().sum((-2, -1)) / (count + length)
 
 
 @register_kl(_AroundLoc, VonMisesFisher)

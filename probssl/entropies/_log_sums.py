@@ -22,7 +22,7 @@ from torch.func import functional_call
 from ..hyper import Positive
 from ..priors import Prior
 
-__all__ = ["DENSE", "log_sums", "log_sums_of_views"]
+__all__ = ["DENSE", "Allowed", "all_others", "log_sums", "log_sums_of_views"]
 
 Allowed = Callable[[Int[Tensor, " columns"]], Bool[Tensor, "rows columns"]]
 
@@ -64,6 +64,12 @@ def log_sums(
 
     rest = (*drawn.values(), *state.values())
     return _LogSums.apply(of, allowed, blocks, centres, points, *rest)
+
+
+def all_others(z: Tensor) -> Allowed:
+    """Allow all centres but the point itself, where the centres are the points."""
+    number = torch.arange(len(z), device=z.device).unsqueeze(1)
+    return lambda points: number != points
 
 
 def log_sums_of_views(

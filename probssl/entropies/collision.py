@@ -2,12 +2,12 @@
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import whole
 from ..priors import Prior
-from ._log_sums import log_sums, log_sums_of_views
+from ._log_sums import all_others, log_sums, log_sums_of_views
 from .base import Entropy, Views
 
 __all__ = ["Collision"]
@@ -44,9 +44,8 @@ class Collision(Entropy):
 
     def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         flat = z.flatten(0, 1)
-        number = torch.arange(_several(len(flat)), device=z.device)
-        sums = log_sums(prior, flat, flat, lambda points: number[:, None] != points)
-        return _log_pairs(len(flat)) - sums.logsumexp(0)
+        sums = log_sums(prior, flat, flat, all_others(flat))
+        return _log_pairs(flat) - sums.logsumexp(0)
 
     def joint(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return the joint estimate for all views, with a product kernel.
@@ -54,19 +53,11 @@ class Collision(Entropy):
         .. math:: \hat H_2[z_1, \dots, z_V] = -\log \frac{1}{N (N - 1)}
             \sum_{i \ne j} \prod_v p(z_v' = z_{jv} \mid y = z_{iv})
         """
-        number = torch.arange(_several(len(z)), device=z.device)
-        sums = log_sums_of_views(prior, z, lambda items: number[:, None] != items)
-        return _log_pairs(len(z)) - sums.logsumexp(0)
+        sums = log_sums_of_views(prior, z, all_others(z))
+        return _log_pairs(z) - sums.logsumexp(0)
 
 
-def _log_pairs(points: int) -> float:
+def _log_pairs(z: Tensor) -> float:
+    hint = "use larger batches or more views"
+    points = whole("the number of representations", len(z), 2, hint=hint)
     return math.log(points * (points - 1))
-
-
-def _several(points: int) -> int:
-    if points < 2:
-        raise ValueError(
-            f"expected at least 2 representations for pairs, got {points}; use larger "
-            "batches or more views"
-        )
-    return points

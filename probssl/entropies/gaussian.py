@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import whole
 from ..priors import Prior
 from .base import Entropy, Views
 
@@ -80,10 +81,6 @@ class VarianceCovariance(Entropy):
 
 def covariance(z: Views) -> Float[Tensor, "view dim dim"]:
     """The unbiased covariance of z over the batch, for each view."""
-    if z.shape[0] < 2:
-        raise ValueError(
-            f"expected at least 2 items for a covariance, got {z.shape[0]}; use larger "
-            "batches"
-        )
+    items = whole("the number of items", len(z), 2, hint="use larger batches")
     centred = (z - z.mean(0)).transpose(0, 1)
-    return centred.mT @ centred / (z.shape[0] - 1)
+    return centred.mT @ centred / (items - 1)

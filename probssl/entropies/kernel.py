@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..arguments import whole
 from ..priors import Prior
-from ._log_sums import Allowed, log_sums, log_sums_of_views
+from ._log_sums import Allowed, all_others, log_sums, log_sums_of_views
 from .base import Entropy, Views
 
 __all__ = ["KernelDensity", "Queue", "QueuedKernelDensity"]
@@ -85,21 +85,16 @@ class KernelDensity(Entropy):
         .. math:: \hat H[z_1, \dots, z_V] = -\frac1N \sum_j \log \frac{1}{N - 1}
             \sum_{i \ne j} \prod_v p(z_v' = z_{jv} \mid y = z_{iv})
         """
-        number = torch.arange(len(z), device=z.device)
-        sums = log_sums_of_views(prior, z, lambda items: number[:, None] != items)
+        sums = log_sums_of_views(prior, z, all_others(z))
         return math.log(len(z) - 1) - sums.mean()
 
     def neighbours(self, items: int, views: int) -> int:
         """Return how many neighbours each representation has."""
         same = items - 1 if self.same_view else 0
         others = (views - 1) * (items if self.same_item else items - 1)
+        hint = "use larger batches or more views"
         found = same + (others if self.other_views else 0)
-        if found < 1:
-            raise ValueError(
-                f"expected neighbours for a kernel density, got {items} items with "
-                f"{views} views, which leave none; use larger batches or more views"
-            )
-        return found
+        return whole("the number of neighbours", found, hint=hint)
 
     def _allowed(self, z: Tensor) -> Allowed:
         items, views, _ = z.shape

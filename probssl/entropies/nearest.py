@@ -77,11 +77,10 @@ class NearestNeighbour(Entropy):
     ) -> Float[Tensor, ""]:
         """The joint entropy of the parts, each with a ball of the same radius."""
         items, parts, dim = z.shape
-        if items <= self.k:
-            raise ValueError(
-                f"expected more than k = {self.k} items for a nearest-neighbour "
-                f"entropy, got {items}; use larger batches or a smaller k"
-            )
+        hint = (
+            "more than k, the rank of the neighbour: use larger batches or a smaller k"
+        )
+        whole("the number of items", items, self.k + 1, hint=hint)
         gap = z - z[_neighbour(z, self.k)]
         square = gap.square().sum(-1).amax(-1).clamp(min=self.epsilon**2)
         log_volume = log_cap if isinstance(prior, Spherical) else log_ball

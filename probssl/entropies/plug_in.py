@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import whole
 from ..priors import Prior
 from ..runtime.precision import lowered
 from .base import Entropy, Views
@@ -82,12 +83,8 @@ class PlugIn(Entropy):
 
     def conditional(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`."""
-        views = z.shape[1]
-        if views < 2:
-            raise ValueError(
-                f"expected at least 2 views, one to predict another, got {views}; give "
-                "a sampler that makes more, such as ps.views.Augment()"
-            )
+        hint = "give a sampler that makes more, such as ps.views.Augment()"
+        views = whole("the number of views", z.shape[1], 2, hint=hint)
         log_kernel = prior.log_kernel(self._predicted(z, prior), z, plug_in=True)
         itself = torch.eye(views, dtype=torch.bool, device=z.device)
         return -log_kernel.masked_fill(itself, 0.0).sum((-2, -1)).mean() / views

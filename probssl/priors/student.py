@@ -124,12 +124,8 @@ class StudentT(Prior):
         _, loading, _ = self._values(z.shape[-1], {})
         mean = precision.concentration / precision.rate
         scale = loading * factor.stddev[..., 0] * mean.rsqrt()
-        return IsotropicStudentT(
-            2 * precision.concentration,
-            loading * factor.mean,
-            scale,
-            validate_args=False,
-        )
+        dof = 2 * precision.concentration
+        return IsotropicStudentT(dof, loading * factor.mean, scale, validate_args=False)
 
     def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
