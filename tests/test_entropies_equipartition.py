@@ -65,10 +65,7 @@ def test_rows_are_distributions_after_any_number_of_iterations():
         codes = sinkhorn(50 * torch.randn(12, 5), 0.3, iterations)
         assert codes.ge(0).all()
         assert_close(codes.sum(-1), torch.ones(12))
-
-
-def test_without_iterations_codes_are_the_posterior():
-    log_density = torch.randn(12, 5)
+    log_density = torch.randn(12, 5)  # without iterations they are the posterior
     assert_close(sinkhorn(log_density, 1.0, 0), log_density.softmax(-1))
 
 

@@ -43,19 +43,16 @@ def conditional_entropy() -> float:
     return 0.5 * math.log(2 * math.pi * math.e * (1 - RHO**2))
 
 
-def test_value_is_the_conditional_entropy_at_the_true_conditional():
-    prior = flat(math.sqrt(1 - RHO**2))
-    value = PlugIn(times(RHO)).conditional(exact_pairs(), prior)
-    assert_close(value.detach(), torch.tensor(conditional_entropy()))
-
-
-@pytest.mark.parametrize(("slope", "scale"), [(0.5, 0.6), (RHO, 0.9), (1.0, 0.3)])
-def test_value_is_too_high_by_the_divergence_from_the_true_conditional(slope, scale):
+@pytest.mark.parametrize(
+    ("slope", "scale"),
+    [(RHO, 0.6), (0.5, 0.6), (RHO, 0.9), (1.0, 0.3)],
+)
+def test_value_is_the_conditional_entropy_and_the_divergence_from_it(slope, scale):
     value = PlugIn(times(slope)).conditional(exact_pairs(), flat(scale))
     variance = 1 - RHO**2
     error = (slope - RHO) ** 2  # E (g(z) - E[z'|z])²
     divergence = (variance + error) / scale**2 - 1 - math.log(variance / scale**2)
-    assert divergence > 0.05
+    assert divergence > 0.05 or (slope, scale) == (RHO, 0.6)  # the true conditional
     assert_close(value - conditional_entropy(), torch.tensor(divergence / 2))
 
 

@@ -9,11 +9,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.distributions import OneFactorNormal, SharedComponent
 from probssl.priors import (
     Components,
     Gaussian,
@@ -56,9 +54,9 @@ class Factors(nn.Module):
         return self.loc(x), self.raw(x).exp()
 
 
-def vamp(kind: type[Mixture] | type[TwoTier]) -> Mixture | TwoTier:
-    components = VampComponents.at(Factors(), torch.randn(CLUSTERS, 3))
-    return uneven(kind(2, components, SCALE))
+def vamp(kind: type[Mixture] | type[TwoTier], dim: int = 2) -> Mixture | TwoTier:
+    components = VampComponents.at(Factors(dim), torch.randn(CLUSTERS, 3))
+    return uneven(kind(dim, components, SCALE))
 
 
 PRIORS = {
@@ -68,7 +66,7 @@ PRIORS = {
     "vamp in two tiers": partial(vamp, TwoTier),
 }
 BOTH = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS.keys())
-Make = Callable[[], Mixture | TwoTier]
+Make = Callable[..., Mixture | TwoTier]
 
 
 def scales(prior: Mixture | TwoTier) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,38 +91,13 @@ def dense(prior: Mixture | TwoTier, views: int) -> dist.MixtureSameFamily:
     return dist.MixtureSameFamily(dist.Categorical(logits=prior.logits), normal)
 
 
-def assert_one(ratio: Tensor) -> None:
-    """The mean is one, to five standard errors."""
-    assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(ratio))
-
-
 @BOTH
+@pytest.mark.parametrize("dim", [1, 3, 64])
 @pytest.mark.parametrize("views", [1, 2, 5])
-def test_views_of_an_item_are_a_mixture_of_dense_normals(views, make: Make):
-    prior, z = make(), torch.randn(6, views, 2)
+def test_views_of_an_item_are_a_mixture_of_dense_normals(views, dim, make: Make):
+    prior, z = make(dim), torch.randn(6, views, dim)
     plain = dense(prior, views).log_prob(z.flatten(1))
     assert_close(prior.log_prob(z), plain, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("dim", [1, 3, 64])
-def test_mixture_is_the_sum_over_clusters_of_independent_views(dim):
-    prior, z = mixture(dim), torch.randn(5, 3, dim)
-    loc, scale, _ = scales(prior)
-    normal = dist.Normal(loc.unsqueeze(-2), scale.unsqueeze(-2)).expand((4, 3, dim))
-    family = dist.MixtureSameFamily(
-        dist.Categorical(logits=prior.logits), normal.to_event(2)
-    )
-    exact(prior.log_prob(z), family.log_prob(z))
-
-
-@pytest.mark.parametrize("dim", [1, 3, 64])
-@pytest.mark.parametrize("views", [1, 2, 5])
-def test_two_tiers_are_the_sum_over_clusters_of_shared_factors(views, dim):
-    prior, z = two_tier(dim), torch.randn(5, views, dim)
-    loc, scale, y_scale = (p.unsqueeze(-2).expand(-1, views, -1) for p in scales(prior))
-    shared = OneFactorNormal(loc, scale, y_scale)
-    plain = prior.logits.log_softmax(-1) + shared.log_prob(z.unsqueeze(-3))
-    exact(prior.log_prob(z), plain.logsumexp(-1))
 
 
 def test_two_tiers_with_one_cluster_are_the_gaussian():
@@ -167,19 +140,6 @@ def test_two_tiers_with_wide_content_tend_to_a_flat_one_at_second_order():
 
 
 @BOTH
-def test_samples_follow_the_density(make: Make):
-    prior = make()
-    distribution, n = prior(3), 100_000
-    z = distribution.sample((n,))
-    # A density q has E[q / p] = 1 under samples of p; narrow, so that the bars hold.
-    loc, scale, y_scale = scales(prior)
-    for k in range(CLUSTERS):
-        parts = (loc[k], 0.7 * scale[k], 0.7 * y_scale[k])
-        q = OneFactorNormal(*(part.expand(3, 2) for part in parts))
-        assert_one((q.log_prob(z) - distribution.log_prob(z)).exp())
-
-
-@BOTH
 def test_responsibilities_satisfy_bayes(make: Make):
     prior, z, k = make(), torch.randn(6, 3, 2), torch.tensor([0, 1, 2, 3, 0, 1])
     family = dense(prior, 3)
@@ -202,24 +162,6 @@ def test_plugged_in_content_is_a_point_for_two_tiers_and_none_for_one():
 
 
 @BOTH
-def test_absent_views_are_drawn_from_the_conditional(make: Make):
-    prior, z, n = make(), torch.randn(2, 2), 50_000
-    present = torch.tensor([True, False])
-    drawn = prior(2).complete(z.expand(n, -1, -1), present.expand(n, -1))
-    assert_close(drawn[:, 0], z[0].expand(n, -1))
-    b = drawn[:, 1]
-    kernel = prior.log_kernel(z[:1], b)[0]
-    loc, scale, _ = scales(prior)
-    for k in range(CLUSTERS):
-        q = dist.Normal(loc[k], 0.7 * scale[k]).to_event(1)
-        assert_one((q.log_prob(b) - kernel).exp())
-    mean = prior(2).complete_mean(z, present)
-    assert_close(mean[0], z[0])
-    error = 5 * b.std(0) / math.sqrt(n)
-    assert ((b.mean(0) - mean[1]).abs() < error).all()
-
-
-@BOTH
 def test_gradient_of_a_completed_item_is_that_of_its_present_views(make: Make):
     z = torch.randn(4, 3, 2, requires_grad=True)
     present = torch.tensor([True, False, True]).expand(4, -1)
@@ -228,46 +170,17 @@ def test_gradient_of_a_completed_item_is_that_of_its_present_views(make: Make):
 
 
 @pytest.mark.parametrize("make", [mixture, two_tier])
-def test_log_prob_is_unchanged_by_swapping_and_by_rotating_with_the_means(make: Make):
+def test_rotating_with_the_means_and_reordering_them_changes_nothing(
+    make: Make,
+):
     prior, z, rotation = make(3), torch.randn(5, 4, 3), torch.randn(3, 3)
     rotation, value = torch.linalg.qr(rotation).Q, prior.log_prob(z)
-    exact(prior.log_prob(z.flip(1)), value)
     with torch.no_grad():
         prior.components.loc.copy_(prior.components.loc @ rotation)
         exact(prior.log_prob(z @ rotation), value)
         for part in (prior.logits, prior.components.loc, prior.components.log_scale):
             part.copy_(part.flip(0))
         exact(prior.log_prob(z @ rotation), value)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_gradients_are_exact(masked):
-    shapes = (2, 3, 2), (3,), (3, 2), (3, 1), (3, 1)
-    z, logits, loc, *logs = (torch.randn(s, requires_grad=True) for s in shapes)
-    present = torch.tensor([[True, True, True], [True, False, True]])
-
-    def value(z: Tensor, logits: Tensor, loc: Tensor, *logs: Tensor) -> Tensor:
-        given = present if masked else None
-        parts = (logits, loc, *(log.exp() for log in logs))
-        return SharedComponent(*parts, 3, present=given).log_prob(z)
-
-    assert gradcheck(value, (z, logits, loc, *logs))
-    assert gradgradcheck(value, (z, logits, loc, *logs))
-    prior = two_tier()
-    assert gradcheck(lambda z: prior.log_kernel(z[0], z[1]), z)
-
-
-def test_what_is_learned_has_a_name_and_a_gradient():
-    prior = TwoTier(2, 3, ps.learned(0.4))
-    names = {"logits", "components.loc", "scale.log"}
-    assert {name for name, _ in prior.named_parameters()} == names
-    prior.log_prob(torch.randn(6, 2, 2)).sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in prior.parameters())
-    fixed = Mixture(2, 3, learn_weights=False)
-    assert {name for name, _ in fixed.named_parameters()} == {"components.loc"}
-    assert "logits" in fixed.state_dict()
-    random = TwoTier(2, 3, y_scale=dist.LogNormal(0.0, 0.5))
-    assert [hyper.name for hyper in random.random()] == ["y_scale"]
 
 
 def test_means_start_spread_and_weights_equal():
@@ -302,20 +215,6 @@ def test_components_at_pseudo_inputs_follow_the_guide_of_the_joint():
     still = VampComponents.at(guide.factors, inputs, learn=False)
     assert not [p for p in still.parameters(recurse=False)]
     assert_close(still.inputs, inputs)
-
-
-@pytest.mark.parametrize("family", [Mixture, TwoTier])
-def test_prior_comes_back_from_a_folder(family, tmp_path):
-    guide = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((3,), 2))
-    given = VampComponents.at(guide.factors, torch.randn(4, 3), learn=False)
-    for components in (3, Components(2, 3, own_scales=True), given):
-        prior = family(2, components, 0.4)
-        for parameter in prior.parameters():
-            nn.init.normal_(parameter)
-        ps.save(prior, tmp_path)
-        z, again = torch.randn(4, 3, 2), ps.load(tmp_path)
-        assert type(again) is family
-        assert_close(again.log_prob(z), prior.log_prob(z), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("own_scales", [False, True])

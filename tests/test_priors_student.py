@@ -4,7 +4,6 @@ import math
 from functools import partial
 
 import numpy as np
-import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
@@ -96,15 +95,6 @@ def test_posterior_of_the_content_satisfies_bayes(y_scale):
     exact(prior.posterior_y(z).log_prob(y) + prior.log_prob(z), joint)
 
 
-def test_items_may_have_different_views_and_none_at_all():
-    z, prior = torch.randn(3, 2, 3), student(3)
-    present = torch.tensor([[True, True], [False, True], [False, False]])
-    plain = [prior.log_prob(z[0]), prior.log_prob(z[1, 1:]), torch.tensor(0.0)]
-    exact(prior.log_prob(z, present), torch.stack(plain))
-    many = prior(2, present=present, dof=torch.tensor([[2.0], [DOF]])).log_prob(z)
-    exact(many[1], torch.stack(plain))
-
-
 @Y_SCALES
 def test_plugged_in_kernel_is_the_density_of_a_view_given_its_content(y_scale):
     y, z = torch.randn(4, 2), torch.randn(4, 2)
@@ -135,65 +125,10 @@ def test_student_tends_to_the_gaussian_at_first_order(y_scale):
     assert_close(ratio, torch.full_like(ratio, 10.0), rtol=1e-2, atol=0)
 
 
-def assert_follows_f(square: Tensor, count: int, dof: float) -> None:
-    """Mahalanobis distances of a Student-t follow the F distribution."""
-    law = scipy.stats.f(count, dof)
-    assert scipy.stats.kstest(square / count, law.cdf).pvalue > 1e-6
-
-
-def test_samples_share_their_precision():
-    # Distances of single views would follow their own law; that of all of them tells.
-    z = student(2)(3).sample((20_000,))
-    share = (SCALE**2 * torch.eye(3) + Y_SCALE**2).inverse()
-    square = torch.einsum("nvd,vw,nwd->n", z, share, z)
-    assert_follows_f(square, 6, DOF)
-
-
 def test_moments_exist_for_enough_degrees_of_freedom():
     heavy = student(2)(2, dof=torch.tensor([0.9, 1.5, 3.0]))
     assert heavy.mean[:, 0, 0].isnan().tolist() == [True, False, False]
     assert heavy.variance[1, 0, 0].isinf() and heavy.variance[0, 0, 0].isnan()
-
-
-def test_absent_views_are_drawn_from_the_conditional():
-    n, z = 20_000, torch.randn(3, 2)
-    present = torch.tensor([True, False, True])
-    views = student(2)(3)
-    drawn = views.complete(z.expand(n, -1, -1), present.expand(n, -1))
-    assert_close(drawn[:, present], z[present].expand(n, -1, -1))
-    # Given the two others, the second view is Student-t with dof ν + 4.
-    s, t = SCALE**2, Y_SCALE**2
-    centre = t * z[present].sum(0) / (s + 2 * t)
-    spread = s + s * t / (s + 2 * t)
-    known = (s * torch.eye(2) + t).inverse()
-    square = torch.einsum("vd,vw,wd->", z[present], known, z[present])
-    width = spread * (DOF + square) / (DOF + 4)
-    distance = (drawn[:, 1] - centre).square().sum(-1) / width
-    assert_follows_f(distance, 2, DOF + 4)
-    mean = views.complete_mean(z, present)
-    assert_close(mean[1], centre)
-    assert_close(mean[present], z[present])
-    error = 5 * drawn.std(0) / math.sqrt(n)
-    assert ((drawn.mean(0) - mean).abs() <= error + 1e-12).all()
-
-
-def test_hyper_parameters_are_learned_by_name():
-    prior = StudentT(2, ps.learned(0.4), ps.learned(3.0))
-    assert [name for name, _ in prior.named_parameters()] == ["scale.log", "dof.log"]
-    prior.log_prob(torch.randn(6, 2, 2)).sum().backward()
-    assert prior.dof.log.grad.abs() > 0 and prior.scale.log.grad.abs() > 0
-    random = StudentT(2, dof=dist.LogNormal(1.0, 0.5))
-    assert [hyper.name for hyper in random.random()] == ["dof"]
-
-
-def test_absent_views_add_nothing_to_the_bound():
-    guide, prior = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((3,), 2)), StudentT(2)
-    x, present = torch.randn(4, 3, 3), torch.tensor([[True, False, True]] * 4)
-    q = guide(x, partial(prior, 3), present)
-    z = q.rsample()
-    loc, scale = guide.factors(x)
-    seen = dist.Normal(loc, scale).log_prob(z)[:, present[0]].sum((1, 2))
-    exact(prior.log_prob(z) - q.log_prob(z), prior.log_prob(z[:, present[0]]) - seen)
 
 
 def test_tsne_in_one_dimension_is_student():

@@ -1,11 +1,12 @@
 """One prior object, two worlds: generative and contrastive, from fit to folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.checks import seeded
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -137,43 +138,28 @@ def step(objective: nn.Module, parameters: dict[str, Tensor], views: Tensor) -> 
     return [value, *(gradient for gradient in gradients if gradient is not None)]
 
 
-def graphs(name: str, digits: ps.data.Dataset) -> Iterator[tuple[Callable, ...]]:
-    """A training step in both worlds, and its graph; with what they are called on."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Inductor's own imports
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_training_step_is_one_graph_with_the_eager_value_and_gradient(
+    name, compiled, digits
+):
     views = ps.views.digits()(digits.train.images[:6].double())
     for objective in both(name):
         for module in objective.modules():
             if "population" in module._buffers:
                 module.population = torch.tensor(200.0)
-        parameters = dict(objective.named_parameters())
+        given = dict(objective.named_parameters()), views
         run = partial(step, objective)
-        graph = make_fx(run)(parameters, views)
-        yield tuple(partial(each, parameters, views) for each in (run, graph))
-
-
-def under_one_seed(*functions: Callable) -> list:
-    found = []
-    for function in functions:
-        torch.manual_seed(3)
-        found.append(function())
-    return found
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_a_training_step_is_one_graph_with_the_eager_value_and_gradient(name, digits):
-    for run, graph in graphs(name, digits):
-        eager, traced = under_one_seed(run, graph)
-        assert_close(traced, eager)
+        graph = make_fx(run)(*given)
+        eager = seeded(run, *given)
+        assert_close(seeded(graph, *given), eager)
         assert len(eager) > 4
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Inductor's own imports
-@pytest.mark.parametrize("name", ["five lines", "random", "student", "two tiers"])
-def test_a_compiled_step_has_the_eager_value_and_gradient(name, digits):
-    for run, graph in graphs(name, digits):
-        with torch._inductor.config.patch(fallback_random=True):
-            compiled = partial(torch.compile(graph.func), *graph.args)
-            assert_close(*under_one_seed(compiled, run))
+        if compiled:
+            with torch._inductor.config.patch(fallback_random=True):
+                assert_close(seeded(torch.compile(graph), *given), eager)
 
 
 @pytest.mark.usefixtures("short_decoders")
@@ -187,12 +173,3 @@ def test_a_custom_prior_stands_beside_others_in_a_comparison(digits):
     table = comparison.table
     assert table["elbo"].notna().to_list() == [True, False, True, False]
     assert table[["log_det", "linear_probe"]].notna().all(axis=None)
-
-
-def test_a_custom_gaussian_gives_the_contrastive_values_of_the_built_in_one():
-    custom = ps.priors.Custom(lambda y: dist.Normal(y, 0.3).to_event(1), DIM)
-    z, values = torch.randn(8, 2, DIM), []
-    for prior in (custom, ps.priors.Gaussian(DIM, 0.3)):
-        objective = Embedding(nn.Identity(), prior, KernelDensity(), plug_in=True)
-        values.append(torch.stack(list(objective(Batch(z))[1:3])))
-    assert_close(*values)
