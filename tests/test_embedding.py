@@ -136,20 +136,6 @@ def pair(x: Tensor) -> Tensor:
     return x.unsqueeze(1) + 0.1 * torch.randn(len(x), 2, *x.shape[1:])
 
 
-def test_random_temperature_comes_back_from_a_folder(tmp_path):
-    objective = ps.limits.SimCLR(
-        ps.nn.MLPEncoder((4,), DIM, hidden=(8,)), temperature=dist.LogNormal(-1.0, 1.0)
-    )
-    ps.fit(objective, torch.randn(30, 4), views=pair, epochs=2, progress=False)
-    again = ps.load(ps.save(objective, tmp_path))
-    batch = Batch(pair(torch.randn(6, 4)))
-    values = []
-    for each in (objective.eval(), again):
-        torch.manual_seed(1)
-        values.append(sum(each(batch)))
-    assert_close(*values)
-
-
 def test_without_a_population_a_random_temperature_is_refused():
     objective = ps.limits.SimCLR(nn.Identity(), temperature=dist.LogNormal(-1.0, 1.0))
     with pytest.raises(ValueError, match="population"):

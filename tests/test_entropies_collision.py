@@ -38,14 +38,6 @@ def test_collision_is_the_cross_entropy_with_the_smoothed_density(dim):
     assert renyi(scale**2, dim) < normal
 
 
-def test_smoothing_adds_to_h_2_what_is_second_order_in_the_width():
-    gaps = []
-    for width in (1e-1, 1e-2):
-        exact = torch.tensor(renyi(1 + width**2 / 2, 3))
-        gaps.append(exact - renyi(1.0, 3))
-    assert_close(gaps[0] / gaps[1], torch.tensor(100.0), rtol=0.01, atol=0)
-
-
 def test_collision_estimate_is_too_high_in_the_mean_by_the_convexity_of_the_log():
     prior = ps.priors.Gaussian(1, 0.5)
     sample = torch.stack(

@@ -8,17 +8,12 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.catalogue import uneven
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.priors import (
-    Components,
-    Gaussian,
-    Mixture,
-    TwoTier,
-    VampComponents,
-)
+from probssl.priors import Components, Gaussian, Mixture, TwoTier, VampComponents
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -26,44 +21,13 @@ SCALE, Y_SCALE, CLUSTERS = 0.6, 1.3, 4
 exact = partial(assert_close, rtol=1e-12, atol=1e-12)
 
 
-def uneven(prior: Mixture | TwoTier) -> Mixture | TwoTier:
-    """With weights, and where there are any own scales, that all differ."""
-    nn.init.normal_(prior.logits)
-    if getattr(prior.components, "own_scales", False):
-        nn.init.normal_(prior.components.log_scale, std=0.4)
-    return prior
-
-
-def mixture(dim: int = 2) -> Mixture:
-    return uneven(Mixture(dim, Components(dim, CLUSTERS, own_scales=True), SCALE))
-
-
-def two_tier(dim: int = 2) -> TwoTier:
-    components = Components(dim, CLUSTERS, own_scales=True)
-    return uneven(TwoTier(dim, components, SCALE, Y_SCALE))
-
-
-class Factors(nn.Module):
-    """An encoder with both heads: its scales differ between dimensions."""
-
-    def __init__(self, dim: int = 2) -> None:
-        super().__init__()
-        self.loc, self.raw = nn.Linear(3, dim), nn.Linear(3, dim)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.loc(x), self.raw(x).exp()
-
-
-def vamp(kind: type[Mixture] | type[TwoTier], dim: int = 2) -> Mixture | TwoTier:
-    components = VampComponents.at(Factors(dim), torch.randn(CLUSTERS, 3))
-    return uneven(kind(dim, components, SCALE))
-
-
+mixture = partial(uneven, Mixture, "own", scale=SCALE)
+two_tier = partial(uneven, TwoTier, "own", scale=SCALE, y_scale=Y_SCALE)
 PRIORS = {
     "mixture": mixture,
     "two tiers": two_tier,
-    "vamp": partial(vamp, Mixture),
-    "vamp in two tiers": partial(vamp, TwoTier),
+    "vamp": partial(uneven, Mixture, "vamp", scale=SCALE),
+    "vamp in two tiers": partial(uneven, TwoTier, "vamp", scale=SCALE),
 }
 BOTH = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS.keys())
 Make = Callable[..., Mixture | TwoTier]
@@ -151,14 +115,6 @@ def test_responsibilities_satisfy_bayes(make: Make):
     assert_close(value, joint, rtol=1e-11, atol=1e-11)
     if isinstance(prior, Mixture):
         exact(prior.posterior_y(z).probs, prior.responsibilities(z).probs)
-
-
-def test_plugged_in_content_is_a_point_for_two_tiers_and_none_for_one():
-    a, b = torch.randn(4, 2), torch.randn(5, 2)
-    plain = dist.Normal(a[:, None], SCALE).log_prob(b).sum(-1)
-    exact(two_tier().log_kernel(a, b, plug_in=True), plain)
-    with pytest.raises(TypeError, match="content is a component"):
-        mixture().log_kernel(a, b, plug_in=True)
 
 
 @BOTH

@@ -6,6 +6,7 @@ from functools import partial
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.catalogue import flow
 from helpers.checks import seeded
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -31,16 +32,6 @@ class Laplace(nn.Module):
 
     def forward(self, y: Tensor, scale: Tensor | None = None) -> dist.Independent:
         return dist.Laplace(y, self.scale() if scale is None else scale).to_event(1)
-
-
-def flow(y: Tensor) -> dist.Independent:
-    """A logistic distribution around y, as an inverse sigmoid of uniform noise."""
-    base = dist.Uniform(torch.zeros_like(y), 1.0)
-    to_real = [
-        torch.distributions.SigmoidTransform().inv,
-        torch.distributions.AffineTransform(y, 0.2),
-    ]
-    return dist.TransformedDistribution(base, to_real).to_event(1)
 
 
 PRIORS = {
@@ -119,15 +110,11 @@ def test_a_prior_is_fitted_saved_and_inspected_in_both_worlds(name, digits, tmp_
         z = ps.embed(objective, digits.test)
         assert z.shape == (60, DIM)
         assert_close(ps.embed(again, digits.test), z)
-        hypers = [h.name for h in prior_of(objective).random()]
+        hypers = [h.name for h in getattr(objective, "joint", objective).prior.random()]
         if i == 0 or hypers:
             idata = ps.to_arviz(objective, digits.test, draws=7, items=3)
             assert idata.posterior.sizes["draw"] == 7
             assert set(hypers) <= {*idata.posterior} & {*idata.prior}
-
-
-def prior_of(objective: nn.Module) -> ps.priors.Prior:
-    return getattr(objective, "joint", objective).prior
 
 
 def step(objective: nn.Module, parameters: dict[str, Tensor], views: Tensor) -> list:

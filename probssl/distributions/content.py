@@ -45,8 +45,7 @@ class SharedContent(ViewsDistribution):
             whether samples are reparameterised.
         factorised: Whether p(y) and p(z|y) are products over the dimensions.
         batch_shape: The batch shape of the parameters of `conditional`.
-        present: A mask of the present views, bool, with shape (\*batch, view); None
-            means all, else the density is the marginal one.
+        present: The present views, as in `ViewsDistribution`; None means all.
     """
 
     parts = {"present": 1}

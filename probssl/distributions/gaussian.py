@@ -34,8 +34,7 @@ class OneFactorNormal(ViewsDistribution):
         scale: The standard deviation :math:`\sigma`, broadcastable to it.
         loading: The loading :math:`u`, broadcastable to it.
         flat: Whether the factor has a flat density, not the standard normal one.
-        present: A mask of the present views, bool, with shape (\*batch, view); None
-            means all, else the density is the marginal one.
+        present: The present views, as in `ViewsDistribution`; None means all.
     """
 
     arg_constraints = {

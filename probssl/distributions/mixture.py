@@ -189,8 +189,7 @@ class SharedComponent(ViewsDistribution):
         y_scale: The standard deviation :math:`\tau` of y given k, likewise; 0 puts y on
             the mean of its component.
         views: The number of views.
-        present: A mask of the present views, bool, with shape (\*batch, view); None
-            means all, else the density is the marginal one.
+        present: The present views, as in `ViewsDistribution`; None means all.
     """
 
     arg_constraints = {

@@ -289,8 +289,7 @@ class SharedDirection(ViewsDistribution):
         concentration: The concentration :math:`\kappa`, with the batch shape.
         views: The number V of views.
         dim: The dimension d of the space the sphere lies in.
-        present: A mask of the present views, bool, with shape (\*batch, view); None
-            means all, else V and S count the present views.
+        present: The present views, which V and S count; None means all.
     """
 
     arg_constraints = {"concentration": constraints.positive}
@@ -357,13 +356,7 @@ class SharedDirection(ViewsDistribution):
         return VonMisesFisher(y.expand_as(value), kappa, validate_args=False).draw()
 
     def _mean_absent(self, value: Tensor, present: Tensor) -> Tensor:
-        r"""The mean of the absent views, inside the sphere.
-
-        .. math:: E[z_\text{absent}] = A_d(\kappa) \, A_d(\kappa \lVert S \rVert) \,
-            S / \lVert S \rVert
-
-        with :math:`A_d(\kappa)` the mean length of a von Mises-Fisher variable.
-        """
+        r""":math:`A_d(\kappa) A_d(\kappa \lVert S \rVert) S / \lVert S \rVert`."""
         y = self.marginal(present).direction(value).mean
         mean = VonMisesFisher(y, self.concentration, validate_args=False).mean
         return mean.unsqueeze(-2)

@@ -1,9 +1,4 @@
-"""Estimators of the entropy H[z] of the representations, in nats.
-
-Called with z, of shape (batch, view, dim), and the prior whose kernel they may need,
-they return the entropy of one view, averaged over the views. In a discriminative
-objective they replace the reconstruction and the noise of the encoder.
-"""
+"""Estimators of H[z]: in discriminative objectives they replace the reconstruction."""
 
 from .base import Entropy
 from .collision import Collision

@@ -9,6 +9,7 @@ from .spherical import Spherical
 from .student import TSNE, StudentT
 
 __all__ = [
+    "TSNE",
     "Components",
     "Custom",
     "Gaussian",
@@ -19,7 +20,6 @@ __all__ = [
     "Quadrature",
     "Spherical",
     "StudentT",
-    "TSNE",
     "TwoTier",
     "VampComponents",
 ]

@@ -12,23 +12,14 @@ from torch import Tensor, nn
 
 from ..arguments import whole
 from ..distributions._base import Present, Vectors, Views
+from ..distributions.gaussian import OneFactorNormal
 from ..hyper import Learned, Positive
 from ..special import square_distances
 
-__all__ = [
-    "Drawn",
-    "FLAT_HINT",
-    "Pairs",
-    "Points",
-    "Present",
-    "Prior",
-    "Scale",
-    "Vectors",
-]
-__all__ += ["Views", "check_dim", "check_scales", "content_scale", "log_normal"]
+__all__ = ["Drawn", "Pairs", "Points", "Present", "Prior", "Scale", "Vectors", "Views"]
+__all__ += ["check_dim", "check_scales", "content_scale", "log_normal", "one_factor"]
 
 DIM_HINT = "give the dimension of z, for instance dim=10"
-FLAT_HINT = "under a flat p(y), y_scale=math.inf, one view has no density"
 
 Points = Float[Tensor, "*batch _ dim"]
 Pairs = Float[Tensor, "*batch a b"]  # a value for each pair of points a and b
@@ -260,3 +251,16 @@ def log_normal(a: Points, b: Points, scale: Tensor) -> Pairs:
     square = square_distances(a / scale, b / scale)
     log_variance = 2 * scale.log().mean(-1, keepdim=True) + math.log(2 * math.pi)
     return -0.5 * (square + a.shape[-1] * log_variance)
+
+
+def one_factor(
+    shape: tuple[int, int], scale: Tensor, y_scale: Tensor, flat: bool, present: Present
+) -> OneFactorNormal:
+    """Return normal views around a normal content, or a flat one; shape (view, dim)."""
+    if flat:
+        hint = "under a flat p(y), y_scale=math.inf, one view has no density"
+        whole("views", shape[0], 2, hint=hint)
+    loc = scale.new_zeros(()).expand(shape)
+    return OneFactorNormal(
+        loc, scale, y_scale, flat=flat, present=present, validate_args=False
+    )

@@ -167,25 +167,19 @@ class Custom(Prior):
     @torch.no_grad()
     def quadrature_error(self, z: Views) -> Float[Tensor, "*batch"]:
         """Return how far log p(z_1..V) is from a finer rule, in nats per item."""
-        if not isinstance(self.integral, Quadrature):
-            raise TypeError(
-                "expected a prior with Quadrature, got "
-                f"{type(self.integral).__name__}; use effective_sample_size(z)"
-            )
+        hint = "use effective_sample_size(z)"
+        rule = instance("integral", self.integral, Quadrature, "Quadrature", hint)
         finer = copy.copy(self)
-        finer.integral = self.integral.finer()
+        finer.integral = rule.finer()
         return (finer.log_prob(z) - self.log_prob(z)).abs()
 
     @torch.no_grad()
     def effective_sample_size(self, z: Views) -> Float[Tensor, "*batch"]:
         """Return the effective sample size of the proposal for p(y|z), by item."""
-        if not isinstance(self.integral, ImportanceSampling):
-            raise TypeError(
-                "expected a prior with ImportanceSampling, got "
-                f"{type(self.integral).__name__}; use quadrature_error(z)"
-            )
+        kind, hint = ImportanceSampling, "use quadrature_error(z)"
+        rule = instance("integral", self.integral, kind, "ImportanceSampling", hint)
         with validation_enabled(False):
-            return effective_sample_size(self.integral.draw(self.of(z), z)[1])
+            return effective_sample_size(rule.draw(self.of(z), z)[1])
 
     def _conditional(self, drawn: Drawn) -> Conditional:
         """p(z|y) for drawn hyper-parameters, with an added axis for the dimensions."""
@@ -226,14 +220,12 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 
 def _example_of(conditional: Conditional, y: Vectors) -> TorchDistribution:
     """p(z|y) of some y, after checks of its class and shapes."""
     example, dim = conditional(y), y.shape[-1]
-    if not isinstance(example, Distribution):
-        raise TypeError(
-            "expected conditional(y) to return a Pyro distribution, got "
-            f"{type(example).__name__}; for instance dist.Laplace(y, 0.3).to_event(1)"
-        )
+    hint = "for instance dist.Laplace(y, 0.3).to_event(1)"
+    instance("conditional(y)", example, Distribution, "a Pyro distribution", hint)
     for method in ("sample", "log_prob"):
         try:
-            getattr(example, method)(*[example.sample()] * (method == "log_prob"))
+            argument = example.sample() if method == "log_prob" else ()
+            getattr(example, method)(argument)
         except NotImplementedError as error:
             raise TypeError(
                 f"expected conditional(y) to return a distribution with {method}, got "
@@ -291,7 +283,8 @@ def _is_factorised(
         return False
     with validation_enabled(False):
         z = conditional(y[0]).sample()
-        before = conditional(y[0]).base_dist.log_prob(z)
+        # Of the shape of `moved`, since rounding may differ between shapes.
+        before = conditional(y[0].repeat(dim, 1)).base_dist.log_prob(z)
         itself = torch.eye(dim, dtype=torch.bool, device=y.device)
         for other in (*y[1:], torch.full_like(y[0], torch.nan)):
             moved = torch.where(itself, other, y[0])

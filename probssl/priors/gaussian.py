@@ -12,11 +12,9 @@ from jaxtyping import Float
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
-from ..arguments import whole
 from ..distributions.gaussian import OneFactorNormal
 from ..hyper import Positive
 from .base import (
-    FLAT_HINT,
     Drawn,
     Pairs,
     Points,
@@ -29,6 +27,7 @@ from .base import (
     check_scales,
     content_scale,
     log_normal,
+    one_factor,
 )
 
 __all__ = ["Gaussian", "Independent"]
@@ -80,18 +79,8 @@ class Gaussian(Prior):
         **drawn: Tensor,
     ) -> OneFactorNormal:
         """Return the distribution of the views, y integrated out."""
-        if not self.proper:
-            whole("views", views, 2, hint=FLAT_HINT)
-        scale, y_scale = self._scales(drawn)
         shape = (views, dim or self.known_dim())
-        return OneFactorNormal(
-            scale.new_zeros(()).expand(shape),
-            scale,
-            y_scale,
-            flat=not self.proper,
-            present=present,
-            validate_args=False,
-        )
+        return one_factor(shape, *self._scales(drawn), not self.proper, present)
 
     def content(self, **drawn: Tensor) -> TorchDistribution:
         """Return p(y), a normal, event shape (dim,)."""
@@ -125,8 +114,13 @@ class Gaussian(Prior):
 
         With `plug_in`, :math:`p(z' = b \mid y = a) = N(a, \sigma^2)`.
         """
-        shrink, scale = self._conditional(plug_in)
-        return log_normal(shrink * a, b, scale)
+        scale, y_scale = self._scales({})
+        if plug_in:
+            return log_normal(a, b, scale)
+        shrink = torch.ones_like(scale)  # under a flat p(y)
+        if self.proper:
+            shrink = y_scale.square() / (y_scale.square() + scale.square())
+        return log_normal(shrink * a, b, scale * (1 + shrink).sqrt())
 
     def mutual_information(self) -> Float[Tensor, ""]:
         r"""Return :math:`I(z; z') = -\frac{d}{2} \log(1 - \rho^2)`, with
@@ -134,16 +128,6 @@ class Gaussian(Prior):
         single = self(1)
         correlation = single.loading.square() / single.variance
         return -0.5 * torch.log1p(-correlation.square()).sum()
-
-    def _conditional(self, plug_in: bool) -> tuple[Tensor, Tensor]:
-        scale, y_scale = self._scales({})
-        variance = scale.square()
-        if plug_in:
-            return torch.ones_like(scale), scale
-        if not self.proper:
-            return torch.ones_like(scale), math.sqrt(2) * scale
-        shrink = y_scale.square() / (y_scale.square() + variance)
-        return shrink, scale * (1 + shrink).sqrt()
 
     def _scales(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """The scale and the loading of the content (y_scale, or 1 if flat), with axes

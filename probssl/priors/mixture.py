@@ -12,12 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pyro.distributions import (
-    Categorical,
-    MixtureSameFamily,
-    Normal,
-    TorchDistribution,
-)
+from pyro.distributions import Categorical, MixtureSameFamily, Normal, TorchDistribution
 from torch import Tensor, nn
 
 from ..arguments import positive, whole

@@ -16,13 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import whole
-from ..distributions.gaussian import OneFactorNormal
 from ..distributions.student import IsotropicStudentT, SharedPrecision
 from ..hyper import Positive
 from ..special import log_gamma_ratio, square_distances
 from .base import (
-    FLAT_HINT,
     Drawn,
     Pairs,
     Points,
@@ -33,9 +30,10 @@ from .base import (
     check_dim,
     check_scales,
     content_scale,
+    one_factor,
 )
 
-__all__ = ["StudentT", "TSNE"]
+__all__ = ["TSNE", "StudentT"]
 
 
 class StudentT(Prior):
@@ -100,18 +98,11 @@ class StudentT(Prior):
         **drawn: Tensor,
     ) -> SharedPrecision:
         """Return the distribution of the views, y and g integrated out."""
-        if not self.proper:
-            whole("views", views, 2, hint=FLAT_HINT)
         dim = dim or self.known_dim()
-        scale, y_scale, dof = self._values(dim, drawn)
-        normal = OneFactorNormal(
-            scale.new_zeros(()).expand(views, dim),
-            scale[..., None, None],
-            y_scale[..., None, None],
-            flat=not self.proper,
-            present=present,
-            validate_args=False,
-        )
+        *scales, dof = self._values(dim, drawn)
+        scale, y_scale = (value[..., None, None] for value in scales)
+        flat = not self.proper
+        normal = one_factor((views, dim), scale, y_scale, flat, present)
         return SharedPrecision(normal, dof, validate_args=False)
 
     def posterior_y(self, z: Views, present: Present = None) -> IsotropicStudentT:
@@ -142,8 +133,18 @@ class StudentT(Prior):
         :math:`t_\nu(a, \sigma^2)`.
         """
         dim = a.shape[-1]
-        dof, centre, width = self._conditional(a, plug_in)
-        tail = torch.log1p(square_distances(centre, b) / width)
+        scale, y_scale, dof = (v[..., None, None] for v in self._values(dim, {}))
+        variance, content = scale.square(), y_scale.square()
+        if self.proper:
+            total = content if plug_in else content + variance
+            shrink = content / total
+            spread = variance if plug_in else variance * (1 + shrink)
+            # dof times the squared scale
+            width = spread * (dof + a.square().sum(-1, keepdim=True) / total)
+            a, dof = shrink * a, dof + dim
+        else:
+            width = dof * variance * (1 if plug_in else 2)
+        tail = torch.log1p(square_distances(a, b) / width)
         peak = log_gamma_ratio(dof / 2, dim / 2) - dim / 2 * (math.pi * width).log()
         return peak - (dof + dim) / 2 * tail
 
@@ -153,19 +154,6 @@ class StudentT(Prior):
         It is positive even for :math:`\tau \ll \sigma`, since the views share g.
         """
         return 2 * self(1).entropy() - self(2).entropy()
-
-    def _conditional(self, a: Tensor, plug_in: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The dof of a kernel, its centres, and dof times the squared scales."""
-        dim = a.shape[-1]
-        scale, y_scale, dof = (v[..., None, None] for v in self._values(dim, {}))
-        variance = scale.square()
-        if not self.proper:
-            return dof, a, dof * variance * (1 if plug_in else 2)
-        total = y_scale.square() if plug_in else y_scale.square() + variance
-        shrink = y_scale.square() / total
-        spread = variance if plug_in else variance * (1 + shrink)
-        width = spread * (dof + a.square().sum(-1, keepdim=True) / total)
-        return dof + dim, shrink * a, width
 
     def _values(self, dim: int, drawn: Drawn) -> tuple[Tensor, Tensor, Tensor]:
         """The scale, the loading of the content (1 if it is flat), and dof."""

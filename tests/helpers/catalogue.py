@@ -27,6 +27,7 @@ from probssl.priors import (
     Spherical,
     StudentT,
     TwoTier,
+    VampComponents,
 )
 
 ITEMS, VIEWS, EVENT, DIM = 8, 2, 6, 3
@@ -92,6 +93,32 @@ class Everything(nn.Module):
         return ps.Terms(entropy=-self.weight * crowd, alignment=-near - scale.log())
 
 
+def factors(dim: int) -> nn.Module:
+    """q(z|x) of an encoder, for components at pseudo-inputs, with unequal scales."""
+    made = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((3,), dim, hidden=(8,))).factors
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+def uneven(
+    family: type[Mixture] | type[TwoTier], kind: str, dim: int = 2, **scales: Any
+) -> Mixture | TwoTier:
+    """A mixture prior whose weights and scales all differ, the same at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        if kind == "vamp":
+            inputs = torch.randn(4, 3)
+            learn = family is Mixture
+            components: nn.Module = VampComponents.at(factors(dim), inputs, learn)
+        else:
+            components = Components(dim, 4, own_scales=True)
+            nn.init.normal_(components.log_scale, std=0.4)
+        prior = family(dim, components, **scales)
+        nn.init.normal_(prior.logits)
+    return prior
+
+
 RANDOM = dist.LogNormal(-1.0, 0.5)
 
 
@@ -101,6 +128,14 @@ def _laplace(y: torch.Tensor) -> dist.TorchDistribution:
 
 def _positive(y: torch.Tensor) -> dist.TorchDistribution:
     return dist.LogNormal(y, 0.4).to_event(1)
+
+
+def flow(y: torch.Tensor) -> dist.TorchDistribution:
+    """A logistic distribution around y, as an inverse sigmoid of uniform noise."""
+    base = dist.Uniform(torch.zeros_like(y), 1.0)
+    affine = dist.transforms.AffineTransform(y, 0.2)
+    to_real = [dist.transforms.SigmoidTransform().inv, affine]
+    return dist.TransformedDistribution(base, to_real).to_event(1)
 
 
 PRIORS: dict[str, Callable[[], Prior]] = {
