@@ -96,16 +96,15 @@ class TestTerms:
 
     def test_more_views_are_measured_in_their_gauge(self, float64):
         z = torch.randn(300, 1, 3) + 0.4 * torch.randn(300, 3, 3)
-        once, moved = representation_terms(z), representation_terms(5 * z)
+        once, moved = (representation_terms(each).matrix for each in (z, 5 * z))
         for name in SUMS:
-            expected = once.matrix[name]
-            assert moved.matrix[name] == pytest.approx(expected, rel=1e-6)
+            assert moved[name] == pytest.approx(once[name], rel=1e-6)
 
     def test_order_of_items_and_views_does_not_matter(self, float64):
         z = two_views(100)
-        once, again = representation_terms(z), representation_terms(z.flip(0, 1))
-        for name, entry in once.matrix.items():
-            assert again.matrix[name] == pytest.approx(entry, rel=1e-6), name
+        once, again = (representation_terms(each).matrix for each in (z, z.flip(0, 1)))
+        for name, entry in once.items():
+            assert again[name] == pytest.approx(entry, rel=1e-6), name
 
     def test_what_has_no_density_is_left_out_with_a_reason(self):
         for z, said in [
@@ -343,52 +342,45 @@ class TestJobs:
         assert not active_children()
 
 
-class TestRefused:
-    def test_evidences_under_different_measures(self, digits):
-        grey = recipes.objective("vae", digits)
-        dense = recipes.objective("vae", digits._replace(levels=255))
-        with pytest.raises(ValueError, match="one measure"):
-            ps.compare({"grey": grey, "dense": dense}, digits)
+def pseudo(digits: ps.data.Dataset) -> ps.limits.VAE:
+    prior, likelihood = ps.priors.Independent(10), ps.likelihoods.Bernoulli(grey=True)
+    decoder = ps.nn.MLPDecoder(10, (1, 8, 8))
+    return ps.limits.VAE(ps.Joint(prior, likelihood, recipes.encoder(digits), decoder))
 
-    def test_pseudo_likelihoods_beside_densities(self, digits):
-        density = recipes.objective("vae", digits)
-        joint = ps.Joint(
-            ps.priors.Independent(10),
-            ps.likelihoods.Bernoulli(grey=True),
-            recipes.encoder(digits),
-            ps.nn.MLPDecoder(10, (1, 8, 8)),
-        )
-        with pytest.raises(ValueError, match="pseudo-likelihood is no density of x"):
-            ps.compare({"a": density, "b": ps.limits.VAE(joint)}, digits)
 
-    def test_encoders_of_several_modalities(self, digits):
-        several = ps.nn.PerModality([recipes.encoder(digits), recipes.encoder(digits)])
-        with pytest.raises(ValueError, match="2 modalities"):
-            ps.compare({"SimCLR": ps.limits.SimCLR(several)}, digits)
+def several(digits: ps.data.Dataset) -> ps.limits.SimCLR:
+    encoders = [recipes.encoder(digits), recipes.encoder(digits)]
+    return ps.limits.SimCLR(ps.nn.PerModality(encoders))
 
-    def test_embeddings_that_are_not_finite(self, digits):
-        objective = recipes.objective("simclr", digits)
-        with torch.no_grad():
-            next(objective.parameters()).fill_(math.nan)
-        with pytest.raises(ValueError, match="for .* items by SimCLR; its fit has"):
-            ps.compare({"SimCLR": objective}, digits, progress=False)
 
-    @pytest.mark.parametrize(
-        ("change", "options", "message"),
-        [
-            (lambda d: {"train": d.train._replace(labels=None)}, {}, "labels"),
-            (lambda d: {"test": d.test.take(19)}, {}, "20 test items"),
-            (lambda d: {}, {"views": lambda x: x[:, None]}, "2 views of each item"),
-            (lambda d: {}, {"objectives": {}}, "at least one objective"),
-            (lambda d: {}, {"objectives": {"raw pixels": nn.Flatten()}}, "baselines"),
-        ],
-    )
-    def test_missing_labels_items_views_and_methods(
-        self, digits, change, options, message
-    ):
-        data = digits._replace(**change(digits))
-        with pytest.raises(ValueError, match=message):
-            ps.compare(**({"objectives": {"x": nn.Flatten()}, "data": data} | options))
+def diverged(digits: ps.data.Dataset) -> nn.Module:
+    objective = recipes.objective("simclr", digits)
+    nn.init.constant_(next(objective.parameters()), math.nan)
+    return objective
+
+
+def grey(digits: ps.data.Dataset, levels: int = 16) -> nn.Module:
+    return recipes.objective("vae", digits._replace(levels=levels))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {"data": d._replace(train=d.train._replace(labels=None))}, "labels"),
+        (lambda d: {"data": d._replace(test=d.test.take(19))}, "20 test items"),
+        (lambda d: {"views": lambda x: x[:, None]}, "2 views of each item"),
+        (lambda d: {"objectives": {}}, "at least one objective"),
+        (lambda d: {"objectives": {"raw pixels": nn.Flatten()}}, "baselines"),
+        (lambda d: {"objectives": {"x": several(d)}}, "2 modalities"),
+        (lambda d: {"objectives": {"x": diverged(d)}}, "for .* items by x; its fit"),
+        (lambda d: {"objectives": {"a": grey(d), "b": grey(d, 255)}}, "one measure"),
+        (lambda d: {"objectives": {"a": grey(d), "b": pseudo(d)}}, "no density of x"),
+    ],
+)
+def test_what_does_not_compare_is_refused(digits, change, message):
+    options = {"objectives": {"x": nn.Flatten()}, "data": digits, "progress": False}
+    with pytest.raises(ValueError, match=message):
+        ps.compare(**(options | change(digits)))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (7,)])

@@ -44,14 +44,9 @@ def test_the_log_density_is_that_of_items_held_out():
     each = np.empty((2, len(z)))
     for row, number in enumerate(numbers):
         for train, test in split:
-            mixture = GaussianMixture(
-                number,
-                covariance_type="tied",
-                n_init=3,
-                reg_covar=0.01,
-                random_state=2,
-            ).fit(scaled[train])
-            each[row, test] = mixture.score_samples(scaled[test])
+            options = {"covariance_type": "tied", "n_init": 3, "reg_covar": 0.01}
+            mixture = GaussianMixture(number, random_state=2, **options)
+            each[row, test] = mixture.fit(scaled[train]).score_samples(scaled[test])
     np.testing.assert_allclose(found.log_density, each.mean(1), rtol=1e-3)
     assert found.best == 3
     gap = each[0] - each[1]

@@ -9,6 +9,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray
 from helpers.checks import refusals
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -169,17 +170,6 @@ class TestLatentMap:
         assert [t.get_text() for t in legend.get_texts()] == ["cat", "dog"]
         assert not rendered(latent_maps(maps, short)).legends
         assert not rendered(latent_maps(maps)).legends
-
-    def test_maps_that_cannot_be_compared_are_named(self):
-        z = np.zeros((9, 2))
-        for maps, words in (
-            ({}, "got none"),
-            ({"one": z, "two": z[:8]}, r"one \(9, 2\), two \(8, 2\)"),
-            ({"one": np.zeros((9, 3))}, r"one \(9, 3\)"),
-            ({"one": z * np.nan}, "finite"),
-        ):
-            with pytest.raises(ValueError, match=words):
-                latent_maps(maps)
 
 
 def canvas(figure: Figure) -> np.ndarray:
@@ -343,18 +333,10 @@ def test_hyper_parameters_show_prior_and_posterior_by_name():
     assert [patch.get_label() for patch in panel.patches] == ["prior", "posterior"]
 
 
-def test_hyper_parameters_that_are_not_random_are_asked_for():
-    import xarray
-
-    groups = {
-        name: xarray.Dataset({"z": (("chain", "draw", "item"), np.zeros((1, 4, 2)))})
-        for name in ("posterior", "prior")
-    }
-    with pytest.raises(ValueError, match="Pyro distribution"):
-        plots.hyper_parameters(groups)
-
-
 Z, X = torch.arange(120.0).view(40, 3), torch.zeros(4, 1, 8, 8)
+XY, AXES = np.zeros((9, 2)), ("chain", "draw", "item")
+GROUP = xarray.Dataset({"z": (AXES, np.zeros((1, 4, 2)))})
+NOT_RANDOM = {"posterior": GROUP, "prior": GROUP}
 MANY, TEN = Ranks(np.zeros((9, 60), int), 9), Ranks(np.arange(10), 9)
 test_what_cannot_be_drawn_is_refused = refusals(
     *(
@@ -379,6 +361,11 @@ test_what_cannot_be_drawn_is_refused = refusals(
             (lambda: plots.comparison(SCORES, ["linear_probe", "knn"]), "knn"),
             (lambda: plots.terms(SCORES[["linear_probe"]]), "reconstruction"),
             (lambda: plots.matrix(SCORES[["linear_probe"]]), "log_det"),
+            (lambda: plots.hyper_parameters(NOT_RANDOM), "Pyro distribution"),
+            (lambda: latent_maps({}), "got none"),
+            (lambda: latent_maps({"a": XY, "b": XY[:8]}), r"a \(9, 2\), b \(8, 2\)"),
+            (lambda: latent_maps({"a": np.zeros((9, 3))}), r"a \(9, 3\)"),
+            (lambda: latent_maps({"a": XY * np.nan}), "finite"),
             (lambda: plots.ranks(MANY), "1 to 50 quantities"),
             (lambda: plots.ranks(MANY, ax=Figure().subplots()), "1 to 1 quantities"),
             (lambda: plots.ranks(TEN, bins=11), "1 to 10 bins"),

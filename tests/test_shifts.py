@@ -58,9 +58,8 @@ def test_bytes_are_read_as_shares_of_255():
 
 
 def test_other_data_get_a_probe_of_their_own(digits):
-    turned = digits._replace(
-        train=apply(Invert(), digits.train), test=apply(Invert(), digits.test)
-    )
+    train, test = (apply(Invert(), part) for part in (digits.train, digits.test))
+    turned = digits._replace(train=train, test=test)
     found = transferred(Pixels(), {"digits": digits, "inverted": turned})
     assert found["digits"] == shifted(Pixels(), digits, {})["clean"]
     assert found["inverted"]["knn"] == pytest.approx(found["digits"]["knn"])
@@ -80,10 +79,8 @@ def test_several_test_parts_share_one_probe():
 def test_a_background_is_light_and_shade_of_the_size_that_is_said():
     x = torch.full((4000, 1, 12, 9), 0.5, dtype=torch.float64)
     drawn = Background(0.8)(x) - x
-    assert_close(drawn.mean(), torch.tensor(0.0).double(), rtol=0, atol=0.01)
-    assert_close(
-        drawn.var(0).mean().sqrt(), torch.tensor(0.2).double(), rtol=0.02, atol=0
-    )
+    spread = float(drawn.var(0).mean().sqrt())
+    assert abs(float(drawn.mean())) <= 0.01 and abs(spread / 0.2 - 1) <= 0.02
     flat = drawn[:500].flatten(1)
     assert torch.linalg.matrix_rank(flat) == 16  # of 108 directions
     assert not drawn.roll(1, 0).isclose(drawn).all(3).any()
