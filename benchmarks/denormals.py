@@ -10,7 +10,6 @@ Takes three minutes on two CPU cores.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -39,7 +38,6 @@ def timed(images: Tensor, hidden: tuple[int, ...], steps: int) -> list[float]:
         before = now
         return count == steps
 
-    options: dict[str, Any] = {"compile": None, "device": "cpu", "progress": False}
     torch.manual_seed(0)
     ps.fit(
         simvae(hidden=hidden),
@@ -48,7 +46,9 @@ def timed(images: Tensor, hidden: tuple[int, ...], steps: int) -> list[float]:
         epochs=1 + steps * BATCH // len(images),
         batch_size=BATCH,
         on_step=note,
-        **options,
+        compile=None,
+        device="cpu",
+        progress=False,
     )
     return seconds
 
@@ -66,14 +66,10 @@ def main(
     """
     images = ps.data.load("mnist").train.images if images is None else images
     kept = mock.patch("probssl.train.epoch.flushed", lambda _: nullcontext())
-    contexts: dict[str, Callable[[], Any]] = {
-        "flushed to zero": nullcontext,
-        "kept": lambda: kept,
-    }
-    figures = {}
-    size = steps // PARTS
+    contexts: dict[str, Any] = {"flushed to zero": nullcontext(), "kept": kept}
+    figures, size = {}, steps // PARTS
     for name, context in contexts.items():
-        with context():
+        with context:
             seconds = timed(images, hidden, steps)
         parts = [seconds[i * size : (i + 1) * size] for i in range(PARTS)]
         figures[name] = {

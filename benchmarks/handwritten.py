@@ -69,9 +69,8 @@ class SimVAE(nn.Module):
         theirs = (joint.encoder.trunk, joint.encoder.head, factors.spread)
         ours = (self.trunk, self.mean, self.spread, self.decoder)
         for own, other in zip(ours, (*theirs, joint.decoder), strict=True):
-            pairs = zip(own.parameters(), other.parameters(), strict=True)
-            for parameter, value in pairs:
-                parameter.data.copy_(value)
+            values = other.state_dict().values()
+            own.load_state_dict(dict(zip(own.state_dict(), values, strict=True)))
         return self
 
 

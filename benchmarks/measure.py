@@ -14,9 +14,10 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -34,11 +35,11 @@ __all__ = [
     "peak_memory",
     "report",
     "seconds_of",
-    "synchronise",
     "table",
 ]
 
 Subject = Callable[[], object]
+Name = TypeVar("Name")
 # Writing 5 here resets the peak of the resident memory to the present value.
 CLEAR = Path("/proc/self/clear_refs")
 
@@ -73,11 +74,11 @@ class Timing(NamedTuple):
 
 
 def interleaved(
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[Name, Subject],
     blocks: int = 7,
     repeats: int = 1,
     device: torch.device | str = "cpu",
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Time all subjects interleaved; the first block of each is a warm-up.
 
     Every round starts with another subject, so that none always follows the same one.
@@ -88,12 +89,12 @@ def interleaved(
         device: The device of the subjects; a GPU is synchronised around a block.
     """
     names = list(subjects)
-    timed: dict[str, list[float]] = {name: [] for name in names}
+    timed: dict[Name, list[float]] = {name: [] for name in names}
     bar = tqdm(total=(blocks + 1) * len(names), leave=False, disable=None)
     for block in range(blocks + 1):
         first = block % len(names)
         for name in names[first:] + names[:first]:
-            bar.set_description(name)
+            bar.set_description(str(name))
             timed[name].append(seconds_of(subjects[name], repeats, device))
             bar.update()
     bar.close()
@@ -104,18 +105,15 @@ def seconds_of(
     subject: Subject, repeats: int = 1, device: torch.device | str = "cpu"
 ) -> float:
     """Seconds per call."""
-    synchronise(device)
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
     began = time.perf_counter()
     for _ in range(repeats):
         subject()
-    synchronise(device)
-    return (time.perf_counter() - began) / repeats
-
-
-def synchronise(device: torch.device | str) -> None:
-    """Wait until a GPU is done; CPU calls are synchronous."""
-    if torch.device(device).type == "cuda":
+    if cuda:
         torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / repeats
 
 
 def device_of(name: str = "auto") -> torch.device:
@@ -157,42 +155,20 @@ def peak_memory(
         return (torch.cuda.max_memory_allocated(device) - held) / 1e6
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")
-    before = _peak_rss()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kibibytes
     call()
-    return (_peak_rss() - before) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * (peak - before) / 1e6
 
 
-def _peak_rss() -> int:
-    """The peak of the resident memory of this process in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def matrix_ceiling(
-    dtype: torch.dtype = torch.float32,
-    seconds: float = 1.0,
-    device: torch.device | str = "cpu",
-    sizes: tuple[int, ...] | None = None,
-) -> float:
-    """The best GFLOP/s of products of large square matrices, tried for some seconds."""
-    if sizes is None:
-        large = torch.device(device).type == "cuda"
-        sizes = (4_096, 8_192) if large else (1_024, 2_048)
-    products = [_square_product(n, dtype, device) for n in sizes]
-    best, end = 0.0, time.perf_counter() + seconds
-    for product in products:
-        product()  # warm-up
-    while best == 0 or time.perf_counter() < end:
-        for n, product in zip(sizes, products, strict=True):
-            best = max(best, 2e-9 * n**3 / seconds_of(product, 2, device))
-    return best
-
-
-def _square_product(
-    n: int, dtype: torch.dtype, device: torch.device | str
-) -> Callable[[], object]:
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    return lambda: torch.mm(a, b, out=out)
+def matrix_ceiling(dtype: torch.dtype) -> float:
+    """The best GFLOP/s of a CPU in products of large square matrices."""
+    products = {}
+    for n in (1_024, 2_048):
+        a, b, out = torch.randn(3, n, n, dtype=dtype)
+        products[n] = partial(torch.mm, a, b, out=out)
+    timed = interleaved(products, 5)
+    return max(2e-9 * n**3 / min(each.blocks) for n, each in timed.items())
 
 
 def matrix_units(device: torch.device | str = "cpu") -> bool:

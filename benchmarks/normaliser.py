@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import device_of, interleaved, options, peak_memory, report
+from measure import device_of, interleaved, options, peak_memory, report, table
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -93,10 +93,8 @@ def main(
     sizes = {"views, dim": [2, DIM], "repeats": repeats}
     report("benchmarks/normaliser.py", results, figures, device=place, **sizes)
     for n, by_prior in figures["seconds"].items():
-        for name, entry in by_prior.items():
-            print(f"{n} items, {name}: blocks take {entry['ratio']:.2f} of dense")
-    for name, size in memory.items():
-        print(f"{name} items: {size} MB")
+        table(by_prior, f"{n} items, s")
+    table({name: {"MB": size} for name, size in memory.items()}, "items")
     return figures
 
 

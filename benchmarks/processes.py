@@ -169,7 +169,7 @@ def main(
         )
     figures = run(world, hidden, steps, blocks, place.type)
     sizes = {"processes": world, "items_of_each": BATCH, "steps": steps}
-    sizes["blocks"] = blocks
+    sizes |= {"blocks": blocks}
     report("benchmarks/processes.py", results, figures, device=place, **sizes)
     table(figures, f"{world} processes")
     return figures

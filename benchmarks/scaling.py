@@ -86,17 +86,14 @@ def main(
         for sizes in tqdm(distinct, "building", leave=False, disable=None)
         for form, compiled in forms.items()
     }
-    named = {f"{form} {tuple(sizes)}": (sizes, form) for sizes, form in made}
-    timed = interleaved(
-        {name: made[key] for name, key in named.items()}, blocks, repeats, place
-    )
+    timed = interleaved(made, blocks, repeats, place)
     measured = {
         key: {
-            "ms per step": digits(1e3 * timed[name].median),
-            "ms per item": digits(1e3 * timed[name].median / key[0].items),
+            "ms per step": digits(1e3 * timing.median),
+            "ms per item": digits(1e3 * timing.median / key[0].items),
             "MB": digits(memory(made[key], place)),
         }
-        for name, key in named.items()
+        for key, timing in timed.items()
     }
     figures = {
         f"{axis} {getattr(sizes, axis)}, {form}": measured[sizes, form]
@@ -105,14 +102,8 @@ def main(
         for sizes in each
     }
     settings = {"sizes_but_for_one": base._asdict(), "blocks": blocks}
-    report(
-        "benchmarks/scaling.py",
-        results,
-        figures,
-        device=place,
-        repeats=repeats,
-        **settings,
-    )
+    settings |= {"repeats": repeats}
+    report("benchmarks/scaling.py", results, figures, device=place, **settings)
     table(figures)
     return figures
 

@@ -134,16 +134,6 @@ def plain(
     return step
 
 
-def without_validation(step: Make) -> Make:
-    """The same step without Pyro's validation."""
-
-    def unchecked() -> Tensor:
-        with pyro.validation_enabled(False):
-            return step()
-
-    return unchecked
-
-
 def ours(
     objective: nn.Module,
     x: Tensor,
@@ -154,13 +144,10 @@ def ours(
     objective = deepcopy(objective)
     optimizer = prepared_optimizer(None, objective, LEARNING_RATE)
     kind = compiled_step if compiled else Step
-    step, batches = (
-        kind(objective, optimizer, precision=Precision(dtype)),
-        [ps.Batch(x)],
-    )
+    step = kind(objective, optimizer, precision=Precision(dtype))
 
     def make_step() -> Tensor:
-        loss = -torch.as_tensor(sum(step(batches)))
+        loss = -torch.as_tensor(sum(step([ps.Batch(x)])))
         reason = getattr(step, "reason", None)
         if reason is not None:  # do not time the eager step twice
             raise RuntimeError(f"expected a compiled step, got an eager one: {reason}")
@@ -179,7 +166,7 @@ def steps_of(
     if not callable(case.net):
         stock = [plain(hand(in_pyro=True).to(x.device), flat) for _ in range(2)]
         found[STOCK] = stock[0]
-        found["Pyro, no validation"] = without_validation(stock[1])
+        found["Pyro, no validation"] = pyro.validation_enabled(False)(stock[1])
     found["probssl"] = ours(objective, x)
     kinds = {"compiled": None}
     if matrix_units(x.device):
