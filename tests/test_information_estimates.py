@@ -7,36 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from helpers.gates import GATES
 from sklearn.neural_network import MLPClassifier
 from sklearn.tree import DecisionTreeClassifier
 
 from probssl.information import (
     Classifier,
     Clusters,
-    Decomposition,
     discrete,
     estimate,
 )
 from probssl.information.estimators import Sample
 
-BITS = [(a, b) for a in (0, 1) for b in (0, 1)]
-GATES = {
-    "and": [(a, b, a & b) for a, b in BITS],
-    "xor": [(a, b, a ^ b) for a, b in BITS],
-    "two bit copy": [(a, b, 2 * a + b) for a, b in BITS],
-    "unique": [(a, b, a) for a, b in BITS],
-    "redundant": [(a, a, a) for a in (0, 1)],
-    "subtle": [(0, 0, 0), (0, 1, 1), (1, 0, 2)],
-}
-PARTS = Decomposition._fields
-
-
-def table(outcomes):
-    """p[z1, z2, t] where these outcomes are equally likely."""
-    p = np.zeros([1 + max(values) for values in zip(*outcomes, strict=True)])
-    for outcome in outcomes:
-        p[outcome] += 1 / len(outcomes)
-    return p
+SMALL = ["and", "xor", "two bit copy", "first", "redundant", "subtle"]
 
 
 def source(p, n, seed=0, noise=0.1):
@@ -93,18 +76,18 @@ def near(interval, truth, n):
 
 @pytest.mark.parametrize(
     ("gate", "measure"),
-    [(gate, "i_min") for gate in GATES] + [("two bit copy", "broja")],
+    [(gate, "i_min") for gate in SMALL] + [("two bit copy", "broja")],
 )
 def test_clusters_find_the_parts_of_discrete_sources(gate, measure):
-    p, n = table(GATES[gate]), 1_000
+    p, n = GATES[gate], 1_000
     found = estimate(*source(p, n), by=Clusters(2, measure), bootstrap=20)
     for name, truth in discrete(p, measure)._asdict().items():
         assert near(getattr(found, name), truth, n), name
 
 
-@pytest.mark.parametrize("gate", ["and", "two bit copy", "unique", "subtle"])
+@pytest.mark.parametrize("gate", ["and", "two bit copy", "first", "subtle"])
 def test_classifiers_find_the_parts_of_sources_that_are_linear(gate):
-    p, n = table(GATES[gate]), 1_000
+    p, n = GATES[gate], 1_000
     found = estimate(*source(p, n), by=Classifier(folds=2), bootstrap=20)
     for name, truth in discrete(p, "i_min")._asdict().items():
         # the penalty of logistic regression leaves some doubt in certain cases
@@ -112,7 +95,7 @@ def test_classifiers_find_the_parts_of_sources_that_are_linear(gate):
 
 
 def test_an_exclusive_or_is_synergy_and_no_linear_classifier_sees_it():
-    z1, z2, t = source(table(GATES["xor"]), 1_000)
+    z1, z2, t = source(GATES["xor"], 1_000)
     linear = estimate(z1, z2, t, bootstrap=20)
     assert linear.total.value < 0.02
     network = MLPClassifier(
@@ -214,7 +197,7 @@ def test_the_mean_error_of_resamples_is_subtracted():
 
 
 def test_the_jackknife_leaves_out_one_item_at_a_time():
-    (pool,) = pools(table(GATES["and"]), 200, 1)
+    (pool,) = pools(GATES["and"], 200, 1)
     items, n = np.arange(30), 30
     without = [pool.figures(np.delete(items, i), False) for i in items]
     slow = n * pool.figures(items, False) - (n - 1) * np.mean(without, 0)

@@ -255,27 +255,36 @@ def test_as_many_views_are_drawn_as_are_wanted():
 # Equivalences
 
 
-def principal(x: Array, k: int) -> PCA:
-    return PCA(k, svd_solver="full").fit(x)
-
-
 def same_up_to_signs(left: Array, right: Array, within: float = 1e-10) -> None:
     """Rows of both, each up to its sign."""
     signs = np.sign((left * right).sum(1, keepdims=True))
     assert np.abs(signs * left - right).max() < within * np.abs(right).max()
 
 
-def test_reconstruction_of_the_image_itself_is_pca():
-    x = rows()
-    found, pca = ReconstructionSSL(3, views=AdditiveNoise(0.0)).fit(x), principal(x, 3)
+@pytest.mark.parametrize("dim", [1, 5])
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.7, 100.0])
+def test_under_isotropic_noise_both_are_pca(noise, dim):
+    x, k = rows(dim=dim), min(3, dim)
+    pca = PCA(k, svd_solver="full").fit(x)
     variances = pca.explained_variance_ * (len(x) - 1) / len(x)
-    assert_allclose(found.spectrum_[:3] ** 2, variances)
-    same_up_to_signs((found.decoder_ / found.spectrum_[:3]).T, pca.components_)
-    same_up_to_signs(found.components_, pca.components_ / np.sqrt(variances)[:, None])
-    white = pca.transform(x) / np.sqrt(variances)
+    total = variances + noise
+    found = ReconstructionSSL(k, views=AdditiveNoise(noise)).fit(x)
+    assert_allclose(found.spectrum_[:k] ** 2, variances**2 / total)
+    same_up_to_signs((found.decoder_ / found.spectrum_[:k]).T, pca.components_)
+    expected = pca.components_ / np.sqrt(total)[:, None]
+    same_up_to_signs(found.components_, expected)
+    white = pca.transform(x) / np.sqrt(total)
     same_up_to_signs(found.transform(x).T, white.T)
-    back = found.inverse_transform(found.transform(x))
-    assert_allclose(back, pca.inverse_transform(pca.transform(x)), atol=1e-12)
+    lost = x.var(0).sum() - (variances**2 / total).sum()
+    assert found.optimum_ == pytest.approx(lost, abs=1e-12)
+    if noise == 0:
+        back = found.inverse_transform(found.transform(x))
+        assert_allclose(back, pca.inverse_transform(pca.transform(x)), atol=1e-12)
+    else:
+        found = JointEmbeddingSSL(k, views=AdditiveNoise(noise)).fit(x)
+        assert_allclose(found.spectrum_[:k], variances / total)
+        same_up_to_signs(found.components_, expected)
+        assert found.optimum_ == pytest.approx(2 * (noise / total).sum())
 
 
 @pytest.mark.parametrize("views", [Masking(0.5), AdditiveNoise(2.0)])
@@ -320,18 +329,6 @@ def test_joint_embedding_is_canonical_correlation_analysis_of_two_views():
     cross = (one - around).T @ (two - around)
     exact = scipy.linalg.eigh(cross, (one - around).T @ (one - around))[0][::-1]
     assert_allclose(found.spectrum_, exact, atol=1e-12)
-
-
-def test_joint_embedding_under_isotropic_noise_is_pca_of_white_scores():
-    x, noise = rows(), 0.7
-    found, pca = (
-        JointEmbeddingSSL(3, views=AdditiveNoise(noise)).fit(x),
-        principal(x, 3),
-    )
-    variances = pca.explained_variance_ * (len(x) - 1) / len(x)
-    assert_allclose(found.spectrum_[:3], variances / (variances + noise))
-    scales = np.sqrt(variances + noise)[:, None]
-    same_up_to_signs(found.components_, pca.components_ / scales)
 
 
 def test_joint_embedding_is_invariant_to_invertible_maps_of_the_data():
@@ -458,18 +455,6 @@ def test_features_that_others_sum_to_are_no_directions(kind):
         mix = np.concatenate([np.eye(5), np.ones((5, 2))], 1)
         moved = (stream()(rows(n)) @ mix) + 100.0
         assert len(kind(views=given(moved), n_views=2).fit(rows(n)).spectrum_) == 5
-
-
-@both
-def test_one_feature_and_one_component(kind):
-    x = rows(20, 1)
-    found = kind(1, views=AdditiveNoise(0.5)).fit(x)
-    variance = x.var()
-    assert_allclose(found.components_, [[(variance + 0.5) ** -0.5]])
-    if kind is JointEmbeddingSSL:
-        assert found.optimum_ == pytest.approx(2 * 0.5 / (variance + 0.5))
-    else:
-        assert found.optimum_ == pytest.approx(variance * 0.5 / (variance + 0.5))
 
 
 @both

@@ -182,13 +182,9 @@ def test_a_linear_denoising_autoencoder_is_reconstruction(with_mean):
         assert_allclose(found.inverse_transform(z), array(read), atol=1e-5)
 
 
-def test_isotropic_noise_leaves_principal_components_to_both_and_other_noise_does_not():
+def test_uneven_noise_turns_both_away_from_the_principal_components():
     x = array(torch.randn(ITEMS, DIM) @ torch.randn(DIM, DIM))
     components = np.linalg.svd(x - x.mean(0))[2][:K]
-    for variance in (0.01, 1.0, 100.0):
-        for kind in (JointEmbeddingSSL, ReconstructionSSL):
-            found = kind(K, views=AdditiveNoise(variance)).fit(x)
-            assert angle(found.components_, components) < 1e-10
     uneven = np.exp(array(torch.randn(DIM)))
     for kind in (JointEmbeddingSSL, ReconstructionSSL):
         found = kind(K, views=AdditiveNoise(uneven)).fit(x)
@@ -235,15 +231,6 @@ def test_probabilistic_canonical_correlation_finds_the_joint_embedding():
     # What a shared content adds to the likelihood is the mutual information.
     apart = -DIM * math.log(2 * math.pi * math.e) - np.linalg.slogdet(total)[1]
     assert_allclose(value - apart, joint.mutual_information())
-
-
-def test_mutual_information_is_that_of_gaussian_views():
-    joint = closed(JointEmbeddingSSL, correlated(OMEGA), None)
-    total, between = joint.moments_.total, joint.moments_.between
-    both = np.block([[total, between], [between, total]])
-    entropies = [np.linalg.slogdet(each)[1] / 2 for each in (total, both)]
-    expected = 2 * entropies[0] - entropies[1]
-    assert_allclose(joint.mutual_information(), expected, rtol=1e-10)
 
 
 def vae(weight: Tensor, noise: float) -> VAE:

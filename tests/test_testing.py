@@ -248,58 +248,29 @@ def test_a_prior_that_forgets_drawn_values_is_found():
     assert error.laws == ("drawn hyper parameters",)
 
 
-class ForgetsAConstant(ps.likelihoods.Gaussian):
-    def forward(self, output):
-        plain = super().forward(output)
+def own_distribution(likelihood: Likelihood, **methods: object) -> Likelihood:
+    """The likelihood, whose distributions have other methods."""
 
-        class Plain(dist.Normal):
-            def log_prob(self, value):
-                return -0.5 * ((value - self.loc) / self.scale).square()
+    class Broken(type(likelihood)):
+        def forward(self, output):
+            distribution = super().forward(output)
+            distribution.__class__ = type("Broken", (type(distribution),), methods)
+            return distribution
 
-        return Plain(plain.loc, plain.scale, validate_args=False)
-
-
-class WideNoise(ps.likelihoods.Gaussian):
-    def forward(self, output):
-        plain = super().forward(output)
-
-        class Wide(dist.Normal):
-            def rsample(self, sample_shape=()):
-                return 2 * super().rsample(sample_shape) - self.loc
-
-            sample = rsample
-
-        return Wide(plain.loc, plain.scale, validate_args=False)
+    likelihood.__class__ = Broken
+    return likelihood
 
 
-class _Half(ps.likelihoods.GreyLevels):
-    @property
-    def mean(self):
-        return 0.5 * super().mean
+def standardised(self, x):
+    return -0.5 * ((x - self.loc) / self.scale).square()
 
 
-class WrongMean(Binomial):
-    def forward(self, output):
-        return _Half(self.levels, output)
+def wide_noise(self, sample_shape=()):
+    return 2 * dist.Normal.rsample(self, sample_shape) - self.loc
 
 
-class _Uneven(ps.likelihoods.OneHot):
-    def sample(self, sample_shape=()):
-        return ps.likelihoods.OneHot(2 * self.logits).sample(sample_shape)
-
-
-class UnevenClasses(ps.likelihoods.Categorical):
-    def forward(self, output):
-        return _Uneven(output)
-
-
-class UnnormalisedClasses(ps.likelihoods.Categorical):
-    def forward(self, output):
-        class Raw(ps.likelihoods.OneHot):
-            def log_prob(self, value):
-                return value * self.logits
-
-        return Raw(output)
+def uneven(self, sample_shape=()):
+    return OneHot(2 * self.logits).sample(sample_shape)
 
 
 class RefusesItself(Binomial):
@@ -314,30 +285,29 @@ class AcceptsNaN(Binomial):
         pass
 
 
-class TwiceTheCount(Binomial):
-    def forward(self, output):
-        class Twice(ps.likelihoods.GreyLevels):
-            def log_prob(self, value):
-                return 2 * super().log_prob(value)
+GAUSSIAN, CLASSES = ps.likelihoods.Gaussian, ps.likelihoods.Categorical
+GreyLevels, OneHot = ps.likelihoods.GreyLevels, ps.likelihoods.OneHot
+# The broken law, and the likelihood or its class, size and methods of distributions.
+BROKEN_LIKELIHOODS = [
+    ("normalisation", GAUSSIAN, 0.3, {"log_prob": standardised}),
+    (
+        "normalisation",
+        Binomial,
+        4,
+        {"log_prob": lambda self, x: 2 * GreyLevels.log_prob(self, x)},
+    ),
+    ("normalisation", CLASSES, 4, {"log_prob": lambda self, x: x * self.logits}),
+    ("sampling", GAUSSIAN, 0.3, {"rsample": wide_noise, "sample": wide_noise}),
+    ("sampling", CLASSES, 4, {"sample": uneven}),
+    ("mean", Binomial, 4, {"mean": property(lambda p: 0.5 * GreyLevels.mean.fget(p))}),
+    ("own samples", RefusesItself, 4, {}),
+    ("own samples", AcceptsNaN, 4, {}),
+]
 
-        return Twice(self.levels, output)
 
-
-@pytest.mark.parametrize(
-    "likelihood, law",
-    [
-        (ForgetsAConstant(0.3), "normalisation"),
-        (TwiceTheCount(4), "normalisation"),
-        (WideNoise(0.3), "sampling"),
-        (UnevenClasses(4), "sampling"),
-        (UnnormalisedClasses(4), "normalisation"),
-        (WrongMean(4), "mean"),
-        (RefusesItself(4), "own samples"),
-        (AcceptsNaN(4), "own samples"),
-    ],
-    ids=str,
-)
-def test_a_broken_likelihood_is_found_by_name(likelihood: Likelihood, law):
+@pytest.mark.parametrize("law, kind, size, methods", BROKEN_LIKELIHOODS)
+def test_a_broken_likelihood_is_found_by_name(law, kind, size, methods):
+    likelihood = own_distribution(kind(size), **methods)
     error = broken(check_likelihood, likelihood, torch.randn(3, 4), draws=DRAWS)
     assert law in error.laws and f"- {law}: " in str(error)
 
