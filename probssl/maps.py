@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from numpy import ndarray as Array
 from sklearn.base import (
     BaseEstimator,
@@ -113,13 +113,10 @@ class Neighbourhood(nn.Module):
         item = numbers[:, 0].long()
         drawn = torch.randint(self.neighbours, item.shape, device=item.device)
         neighbour = self.near[item].gather(1, drawn[:, None])[:, 0]
-        both = self._values(torch.stack((item, neighbour), 1), numbers.dtype)
+        both = self.items[torch.stack((item, neighbour), 1)].to(numbers.dtype)
+        both = both / 255 if self.items.dtype == torch.uint8 else both
         views = viewed(both.flatten(0, 1), self.views).stacked
         return Batch(views.unflatten(0, (len(item), 2)).flatten(1, 2), both[:, 0])
-
-    def _values(self, rows: Int[Tensor, "*rows"], dtype: torch.dtype) -> Tensor:
-        values = self.items[rows].to(dtype)
-        return values / 255 if self.items.dtype == torch.uint8 else values
 
 
 class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -326,9 +323,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _objective(self, encoder: nn.Module, projector: Projector) -> Embedding:
         if self.joint:
-            return TSimCLR(
-                encoder, projector, dof=self.dof, temperature=self.temperature
-            )
+            options = {"dof": self.dof, "temperature": self.temperature}
+            return TSimCLR(encoder, projector, **options)
         prior = TSNE(None, math.sqrt(self.temperature), self.dof)
         return Embedding(
             encoder, prior, KernelDensity(), projector=projector, plug_in=True

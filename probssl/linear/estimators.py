@@ -263,15 +263,14 @@ class ReconstructionSSL(_LinearSSL):
 
     Arguments:
         n_components: k; None is the rank of S, or d if that is less. The other
-            arguments are those of `JointEmbeddingSSL`.
+            arguments, and the errors, are those of `JointEmbeddingSSL`.
 
     Attributes:
         components_: E, (k, e), with z white over the views; each row with its largest
             entry positive.
         decoder_: D, (d, k).
         spectrum_: All :math:`\phi_i`, the largest first.
-        optimum_: The value of the objective with k components.
-        moments_: The moments of the data seen, and of drawn views.
+        optimum_, moments_: As in `JointEmbeddingSSL`.
 
     Example:
         >>> from probssl.linear import Masking
@@ -279,11 +278,6 @@ class ReconstructionSSL(_LinearSSL):
         >>> model = ReconstructionSSL(2, views=Masking(0.3)).fit(x)
         >>> model.inverse_transform(model.transform(x)).shape
         (100, 5)
-
-    Raises:
-        ValueError: If data or views are not finite, there are more components than
-            rows, features or directions of variance, or a number is out of its range.
-        TypeError: If views are not callable, or a number is not of its type.
 
     References:
         Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction

@@ -28,7 +28,6 @@ __all__ = [
 Trial = tuple[Callable[[Any], Iterator[str]], Callable[[], Any]]
 Module = TypeVar("Module", bound=nn.Module)
 
-BAR_DELAY = 2.0  # seconds before a progress bar is shown
 BARS = 5.0  # standard errors by which an estimate may differ from its expectation
 
 
@@ -77,14 +76,12 @@ def examine(subject: str, laws: Iterable[Trial], seed: int) -> None:
     """
     faults: list[tuple[str, str]] = []
     cause: Exception | None = None
-    for law, make in tqdm(
-        list(laws), subject, delay=BAR_DELAY, unit="law", leave=False
-    ):
+    # A bar is shown after two seconds.
+    for law, make in tqdm(list(laws), subject, delay=2.0, unit="law", leave=False):
         name = law.__name__.replace("_", " ")
         try:
             with _forked(seed), precision(torch.float64):
-                for fault in law(make()):
-                    faults.append((name, fault))
+                faults.extend((name, fault) for fault in law(make()))
         except Exception as error:  # any error breaks the law
             faults.append((name, f"{type(error).__name__}: {error}"))
             cause = cause or error

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from ..arguments import instance
 from ..likelihoods import Likelihood
@@ -14,7 +15,7 @@ from . import modules
 from .densities import integral, mean_is_that_of_samples, samples_follow
 from .laws import BARS, Trial, differs, examine, mean_of, twin
 from .modules import Valued
-from .proposals import LogDensity, fitted
+from .proposals import LogDensity, Proposal, fitted
 
 __all__ = ["check_likelihood"]
 
@@ -130,9 +131,15 @@ class _Case(NamedTuple):
         log_prob = distribution.log_prob(whole.view(-1, *self.shape))
         return log_prob.flatten(1)[:, : x.shape[1]].detach()
 
-    def log_density(self) -> LogDensity:
-        """The density of elements, as items with one view of one number."""
-        return lambda x: self.log_prob(x.flatten(2).squeeze(2))
+    def fit(self) -> tuple[LogDensity, list[Proposal], Float[Tensor, "n item 1 1"]]:
+        """The density of elements as items with one view of one number; proposals."""
+
+        def density(x: Tensor) -> Tensor:
+            return self.log_prob(x.flatten(2).squeeze(2))
+
+        samples = self.elements()[..., None, None]
+        support = constraints.independent(self.of(self.output).support, 2)
+        return density, fitted(density, samples, support), samples
 
 
 def shapes(case: _Case) -> Iterator[str]:
@@ -172,9 +179,7 @@ def normalisation(case: _Case) -> Iterator[str]:
         return
     look = "look at the constants in log_prob, or declare pseudo = True"
     if not case.counts:
-        samples = case.elements()[..., None, None]
-        density, support = case.log_density(), _support(case)
-        proposals = fitted(density, samples, support)
+        density, proposals, _ = case.fit()
         yield from integral(density, proposals, case.draws, "p(x) of one element", look)
         return
     values = case.values()
@@ -195,9 +200,7 @@ def sampling(case: _Case) -> Iterator[str]:
     if case.likelihood.pseudo:
         return
     if not case.counts:
-        samples = case.elements()[..., None, None]
-        density, support = case.log_density(), _support(case)
-        proposals = fitted(density, samples, support)
+        density, proposals, samples = case.fit()
         yield from samples_follow(density, proposals, samples, "samples of x")
         return
     values, drawn = case.values(), case.elements()
@@ -243,11 +246,6 @@ def extremes(case: _Case) -> Iterator[str]:
         (grad,) = torch.autograd.grad(value[value.isfinite()].sum(), output)
         if value.isnan().any() or grad.isnan().any():
             yield f"expected no NaN for outputs about {size:g}, got one"
-
-
-def _support(case: _Case) -> torch.distributions.constraints.Constraint:
-    support = case.of(case.output).support
-    return torch.distributions.constraints.independent(support, 2)
 
 
 def _valued(case: _Case) -> Valued:

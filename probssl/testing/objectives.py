@@ -59,7 +59,8 @@ def check_objective(
     """
     copied = twin(objective)
     settle(copied, torch.device("cpu"), batch.shape[0])
-    case = _Case(copied, _double(batch), repeats)
+    batch = tree_map_only(Tensor, lambda x: _like(x.detach(), DOUBLE), batch)
+    case = _Case(copied, batch, repeats)
     own = (terms, gradients, order_of_items, order_of_views, corner_cases)
     laws: list[Trial] = [(law, lambda: case) for law in (*own, representation)]
     numerical = (*modules.NUMERICAL, modules.tracing)
@@ -229,11 +230,6 @@ def _valued(case: _Case, batch: Batch) -> Valued:
 def _stacked(found: Terms) -> Tensor:
     tensors = [t for t in found if isinstance(t, Tensor)]
     return torch.stack([torch.as_tensor(t).to(tensors[0].device) for t in found])
-
-
-def _double(batch: Batch) -> Batch:
-    """On the CPU, with numbers in float64."""
-    return tree_map_only(Tensor, lambda x: _like(x.detach(), DOUBLE), batch)
 
 
 def _like(x: Tensor, like: Tensor) -> Tensor:

@@ -147,19 +147,13 @@ def shapes(case: _Case) -> Iterator[str]:
             if tuple(value.shape) != shape:
                 found = tuple(value.shape)
                 yield f"expected shape {shape} of {name}, got {found}; look at .sum(-1)"
-        if case.prior.proper:
-            yield from _shapes_of_samples(case, views)
-
-
-def _shapes_of_samples(case: _Case, views: int) -> Iterator[str]:
-    views_of, event = case.prior(views), (views, case.dim)
-    for sample, shape in (((), event), ((4,), (4, *event)), ((2, 3), (2, 3, *event))):
-        z = views_of.sample(sample)
-        if tuple(z.shape) != shape or z.dtype != torch.float64:
-            yield (
-                f"expected sample({sample}) of shape {shape} in float64, like the "
-                f"prior, got {tuple(z.shape)} in {z.dtype}"
-            )
+        for sample in ((), (4,), (2, 3)) if case.prior.proper else ():
+            drawn, shape = views_of.sample(sample), (*sample, *event)
+            if tuple(drawn.shape) != shape or drawn.dtype != torch.float64:
+                yield (
+                    f"expected sample({sample}) of shape {shape} in float64, like the "
+                    f"prior, got {tuple(drawn.shape)} in {drawn.dtype}"
+                )
 
 
 def support(case: _Case) -> Iterator[str]:
@@ -380,11 +374,10 @@ def _kernel_integrates(case: _Case, plug_in: bool, look: str) -> Iterator[str]:
         b = z.squeeze(2).transpose(0, 1)
         return case.prior.log_kernel(a, b, plug_in).squeeze(1).mT.detach()
 
-    density: LogDensity = log_density
     constraint = case.prior(1 if case.prior.proper else 2).support
-    proposals = around(density, a, constraint, case.draws)
+    proposals = around(log_density, a, constraint, case.draws)
     what = "log_kernel(a, b, plug_in=True)" if plug_in else "log_kernel(a, b)"
-    yield from integral(density, proposals, case.draws, f"{what} in b", look)
+    yield from integral(log_density, proposals, case.draws, f"{what} in b", look)
 
 
 def _fit(

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.nn.functional import normalize
@@ -104,9 +105,8 @@ def _adapted(
 ) -> list[Proposal]:
     """Mixtures, each fitted to the importance-weighted draws of the one before."""
     for _ in range(ROUNDS):
-        z, log_weight = draw(
-            log_density, proposals, max(n // ROUND_SHARE, 8 * LEAST_ESS)
-        )
+        many = max(n // ROUND_SHARE, 8 * LEAST_ESS)
+        z, log_weight = draw(log_density, proposals, many)
         pairs = zip(z.unbind(1), log_weight.unbind(1), strict=True)
         proposals = [_student(part, weight, transform) for part, weight in pairs]
     return list(proposals)
@@ -231,7 +231,8 @@ class _Students:
         square = self.mixture.noise(self.map.inv(z).flatten(1)).square().sum(-1)
         each = [self.mixture.log_parts(square, dof) for dof in DRAWN_DOFS]
         log_t = torch.cat(each).logsumexp(0) - math.log(len(DRAWN_DOFS))
-        return log_t - _log_volume(self.map, z)
+        log_volume = self.map.log_abs_det_jacobian(self.map.inv(z), z)
+        return log_t - sum_rightmost(log_volume, log_volume.dim() - 1)
 
     def standard(self, z: Tensor) -> Tensor:
         return self.frame.noise(self.map.inv(z).flatten(1)).squeeze(0)
@@ -282,9 +283,3 @@ class _OnSphere:
     def _peaks(self, fall: Tensor, views: int) -> Tensor:
         """Log-densities of so many views under every concentration."""
         return views * self.peak - self.kappa * fall.unsqueeze(-1)
-
-
-def _log_volume(transform: Transform, z: Tensor) -> Float[Tensor, " n"]:
-    """The log-determinant of the Jacobian of the transform, in nats."""
-    log_volume = transform.log_abs_det_jacobian(transform.inv(z), z)
-    return log_volume.flatten(1).sum(1) if log_volume.dim() > 1 else log_volume
