@@ -258,7 +258,7 @@ NOISY = AdditiveNoise(0.5)
         (GOOD, NOISY, {"n_components": 0}, "n_components"),
         (GOOD, NOISY, {"halves": 0}, "halves as a whole number of at least 1"),
         (GOOD, NOISY, {"tolerance": 1.0}, "tolerance"),
-        (GOOD, NOISY, {"nuisance": GOOD[:, :3]}, "nuisance with 6 features"),
+        (GOOD, NOISY, {"nuisance": GOOD[:, :3]}, "nuisance of 6 features"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(x, views, options, message):

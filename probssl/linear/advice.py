@@ -210,11 +210,13 @@ def advise(
     if shape is not None and not isinstance(views, ClosedForm):
         sampler = Flattened(views, shape)
     project = _principal(rows, min(max_features, len(rows) // 10))
-    dim = rows.shape[1]
-    known = None if nuisance is None else _covariance(project, nuisance, dim)
+    known = None
+    if nuisance is not None:
+        examples = project(_rows(nuisance)[0], "examples of the nuisance")
+        known = np.atleast_2d(np.cov(examples, rowvar=False))
     parts = in_parts(sampler, rows, n_views, progress)
-    seen = np.concatenate([_projected(project, views, dim) for _, views in parts])
-    images = project(rows)
+    seen = np.concatenate([project(views, "views") for _, views in parts])
+    images = project(rows, "images")
     _check_views(images, seen)
 
     def judge(chosen: Array) -> _Judgement:
@@ -258,8 +260,8 @@ def _rows(X: Any) -> tuple[Float[Array, "n d"], tuple[int, ...] | None]:
 
 def _principal(
     rows: Float[Array, "n d"], most: int
-) -> Callable[[Float[Array, "*n d"]], Float[Array, "*n p"]]:
-    """A map to the principal components with nonzero variance."""
+) -> Callable[[Float[Array, "*n d"], str], Float[Array, "*n p"]]:
+    """A map of named rows to the principal components with nonzero variance."""
     from sklearn.decomposition import PCA
 
     if not np.ptp(rows, 0).any():
@@ -267,31 +269,17 @@ def _principal(
     pca = PCA(min(most, *rows.shape), random_state=0).fit(rows)
     variances = pca.explained_variance_
     kept = pca.components_[variances > 1e-10 * variances[0]]
-    return lambda x: (x - pca.mean_) @ kept.T
 
+    def project(x: Float[Array, "*n d"], what: str) -> Float[Array, "*n p"]:
+        if x.shape[-1] != rows.shape[1]:
+            raise ValueError(
+                f"expected {what} of {rows.shape[1]} features, like the images, got "
+                f"{x.shape[-1]}; there is no advice where features are selected or "
+                "mixed"
+            )
+        return (x - pca.mean_) @ kept.T
 
-def _projected(
-    project: Callable[[Array], Array], views: Float[Array, "part view e"], dim: int
-) -> Float[Array, "part view p"]:
-    if views.shape[2] != dim:
-        raise ValueError(
-            f"expected views of {dim} features, like the images, got {views.shape[2]}; "
-            "for views that select or mix features there is no advice"
-        )
-    return project(views)
-
-
-def _covariance(
-    project: Callable[[Array], Array], nuisance: Any, dim: int
-) -> Float[Array, "p p"]:
-    """The covariance of the nuisance, in principal components of the images."""
-    examples, _ = _rows(nuisance)
-    if examples.shape[1] != dim:
-        raise ValueError(
-            f"expected examples of the nuisance with {dim} features, like the images, "
-            f"got {examples.shape[1]}"
-        )
-    return np.atleast_2d(np.cov(project(examples), rowvar=False))
+    return project
 
 
 def _check_views(images: Float[Array, "n p"], views: Float[Array, "n view p"]) -> None:
