@@ -10,9 +10,11 @@ import pytest
 import torch
 from helpers.catalogue import uneven
 from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 import probssl as ps
+from probssl.distributions.mixture import SharedComponent
 from probssl.priors import Components, Gaussian, Mixture, TwoTier, VampComponents
 from probssl.terms import Batch
 
@@ -183,3 +185,18 @@ def test_means_start_at_given_ones_and_are_learned(own_scales):
     assert loc.requires_grad and prior.components.components == 4
     nearest = prior.responsibilities(loc.unsqueeze(1)).probs.argmax(-1)
     assert nearest.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_in_weights_means_and_scales_are_exact(masked):
+    shapes = (2, 3, 2), (3,), (3, 2), (3, 1), (3, 1)
+    z, logits, loc, *logs = (torch.randn(s, requires_grad=True) for s in shapes)
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    present = mask if masked else None
+
+    def value(z: Tensor, logits: Tensor, loc: Tensor, *logs: Tensor) -> Tensor:
+        parts = (logits, loc, *(log.exp() for log in logs))
+        return SharedComponent(*parts, 3, present=present).log_prob(z)
+
+    assert gradcheck(value, (z, logits, loc, *logs))
+    assert gradgradcheck(value, (z, logits, loc, *logs))
