@@ -273,15 +273,9 @@ def test_the_seed_decides():
         ({"target": np.linspace(0, 1, 40)}, "expected classes, got the label"),
         ({"target": np.zeros(40)}, "at least two classes"),
         ({"target": np.arange(40) == 0}, "smallest class has 1 items"),
-        (
-            {"by": Classifier(measure="broja")},
-            "'i_min', 'mmi', got 'broja'",
-        ),
+        ({"by": Classifier(measure="broja")}, "'i_min', 'mmi', got 'broja'"),
         ({"by": Classifier(folds=1)}, "got 1"),
-        (
-            {"by": Clusters(measure="mmi")},
-            "'broja', 'i_min', got 'mmi'",
-        ),
+        ({"by": Clusters(measure="mmi")}, "'broja', 'i_min', got 'mmi'"),
         ({"by": Clusters(1)}, "cells as a whole number of at least 2"),
         ({"by": Clusters(2, share=1.0)}, "share strictly between 0 and 1"),
         ({"by": Clusters(8)}, "8 items to fit cells to and 8² x 2 to count"),

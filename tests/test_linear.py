@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pandas
@@ -407,18 +408,13 @@ def test_with_more_features_than_rows_maps_lie_in_the_span_of_the_rows():
     x = x - x.mean(0)
     outside = np.eye(10) - np.linalg.pinv(x) @ x
     maps = LinearMaps(np.stack([np.eye(10), 0.5 * np.eye(10)]))
-    for views in (
-        maps,
-        AdditiveNoise(x.T @ np.diag([1, 2, 3, 4, 5, 6]) @ x),
-    ):
-        for kind in BOTH:
-            found = kind(5, views=views).fit(x)
-            assert len(found.spectrum_) == 5
-            assert np.abs(found.components_ @ outside).max() < 1e-10
-            with pytest.raises(
-                ValueError, match="at most 5 components.*got 6; give more"
-            ):
-                kind(6, views=views).fit(x)
+    noise = AdditiveNoise(x.T @ np.diag([1, 2, 3, 4, 5, 6]) @ x)
+    for views, kind in product((maps, noise), BOTH):
+        found = kind(5, views=views).fit(x)
+        assert len(found.spectrum_) == 5
+        assert np.abs(found.components_ @ outside).max() < 1e-10
+        with pytest.raises(ValueError, match="at most 5 comp.*got 6; give more"):
+            kind(6, views=views).fit(x)
 
 
 @both
@@ -468,12 +464,6 @@ def test_all_components_are_kept_by_default(kind):
 # What is refused
 
 
-def with_entry(value: float) -> Array:
-    x = rows()
-    x[3, 2] = value
-    return x
-
-
 NO_VIEWS = r"such as Masking\(0.5\), or a function"
 REFUSED = {
     "a class": ({"views": Masking}, rows(), NO_VIEWS),
@@ -483,12 +473,13 @@ REFUSED = {
     "more components than rows": ({"n_components": 4}, rows(3), "at most 3.*got 4"),
     "more than features": ({"n_components": 6}, rows(), "n_features = 5, got 6"),
     "one row": ({}, rows(1), "1 sample"),
-    "NaN": ({}, with_entry(np.nan), "NaN"),
-    "infinite": ({}, with_entry(np.inf), "infinity"),
-    "too large": ({}, with_entry(-1e151), "below 1e\\+150.*got 1e\\+151; rescale"),
+    "too large": (
+        {},
+        np.insert(rows(), 3, -1e151, axis=0),
+        "below 1e\\+150.*got 1e\\+151; rescale",
+    ),
     "too small": ({}, rows() * 1e-160, "squares underflow"),
     "constant": ({}, np.ones((9, 2)), "all of them are constant"),
-    "one axis": ({}, rows()[0], "2D array"),
     "no component": (
         {"n_components": 0},
         rows(),
@@ -540,11 +531,9 @@ def test_views_that_change_nothing_are_for_reconstruction_only(views):
 
 @both
 def test_features_are_those_of_the_fit(kind):
-    found = kind(2).fit(rows())
-    for use in (found.transform, found.score, found.partial_fit):
-        with pytest.raises(ValueError, match="4 features.*expecting 5"):
-            use(rows()[:, :4])
     found = kind(2, views=given(drawn(rows(), 3, 6))).fit(rows())
+    with pytest.raises(ValueError, match="4 features.*expecting 5"):
+        found.score(rows()[:, :4])
     with pytest.raises(ValueError, match="6 features, like the views, got 5"):
         found.transform(rows())
     with pytest.raises(ValueError, match=r"got \(5, 6\) and then \(5, 4\)"):
@@ -588,12 +577,11 @@ def test_an_unfitted_estimator_raises(kind):
 @pytest.mark.parametrize("name", CLOSED)
 def test_fitting_in_parts_is_fitting_the_whole(kind, name):
     x = rows()
-    fresh = (
-        (lambda: {"views": stream(), "n_views": 2})
-        if name == "drawn"
-        else (lambda: {"views": CLOSED[name]})
+    whole, parts = (
+        kind(3, views=stream() if name == "drawn" else CLOSED[name], n_views=2)
+        for _ in range(2)
     )
-    whole, parts = kind(3, **fresh()).fit(x), kind(3, **fresh())
+    whole.fit(x)
     for start, end in ((0, 1), (1, 4), (4, 39), (39, 40)):
         parts.partial_fit(x[start:end])
         if start > 0:

@@ -130,7 +130,7 @@ def one_view_is_standard_normal(log_prob, z):
     return log_prob(z)
 
 
-def asks_the_host(log_prob, z):
+def synchronises(log_prob, z):
     return log_prob(z / 1 if z.abs().max().item() > 1e3 else z)
 
 
@@ -214,7 +214,7 @@ BROKEN_PRIORS = {
     "presence": ({"forward": forgets_presence}, "presence", "absent views"),
     "state, alone": (Counting, "state", "count"),
     "dtype, alone": (own_density(double_constant), "single precision", "float64"),
-    "host": (own_density(asks_the_host), "tracing", ".item()"),
+    "host": (own_density(synchronises), "tracing", ".item()"),
     "detached, alone": (own_density(detached_mean), "gradients", ".detach()"),
     # saving says so; a tensor that stays behind needs no GPU to be seen
     "tensor": (LooseTensor, "device", "- saving: "),
