@@ -80,15 +80,11 @@ def samples_follow(
     log_prob = log_density(samples).detach()
     for many in (1, MORE_DRAWS):
         z, log_ratio = draw(log_density, proposals, many * len(samples))
-        items = zip(
-            proposals,
-            samples.unbind(1),
-            log_prob.unbind(1),
-            z.unbind(1),
-            log_ratio.unbind(1),
-            strict=True,
+        found = (
+            _unlike(r, samples[:, i], log_prob[:, i], z[:, i], log_ratio[:, i], what)
+            for i, r in enumerate(proposals)
         )
-        faults = [fault for item in items if (fault := _unlike(*item, what))]
+        faults = [fault for fault in found if fault]
         if not faults:
             return
     yield from faults

@@ -64,9 +64,8 @@ def check_likelihood(
     case = _Case(twin(likelihood), output.detach().cpu().double(), draws)
     own = (shapes, normalisation, sampling, mean, own_samples, extremes)
     laws: list[Trial] = [(law, lambda: case) for law in own]
-    laws += [
-        (law, lambda: _valued(case)) for law in (*modules.UNTRACED, modules.tracing)
-    ]
+    numerical = (*modules.UNTRACED, modules.tracing)
+    laws += [(law, lambda: _valued(case)) for law in numerical]
     examine(type(likelihood).__name__, laws, seed)
 
 

@@ -116,10 +116,9 @@ def single_precision(case: Valued) -> Iterator[str]:
     """In float32 the value is float32, and close to the one in float64."""
     expected, again = under_a_seed(case), under_a_seed(case, SEED + 1)
     with precision(torch.float32):
-        single = deepcopy(case.module).float()
-        found = under_a_seed(
-            Valued(single, case.value, tuple(x.float() for x in case.inputs))
-        )
+        inputs = tuple(x.float() for x in case.inputs)
+        single = Valued(deepcopy(case.module).float(), case.value, inputs)
+        found = under_a_seed(single)
     if found.dtype != torch.float32:
         yield (
             f"expected float32 from float32, got {found.dtype}; look for tensors of "
@@ -141,11 +140,8 @@ def device(case: Valued) -> Iterator[str]:
     tensors are left on the CPU.
     """
     kind = "cuda" if torch.cuda.is_available() else "meta"
-    moved = Valued(
-        deepcopy(case.module).to(kind),
-        case.value,
-        tuple(x.detach().to(kind).requires_grad_() for x in case.inputs),
-    )
+    inputs = tuple(x.detach().to(kind).requires_grad_() for x in case.inputs)
+    moved = Valued(deepcopy(case.module).to(kind), case.value, inputs)
     expected, again = under_a_seed(case), under_a_seed(case, SEED + 1)
     try:
         found = under_a_seed(moved)
