@@ -138,6 +138,9 @@ class Noise(Dense):
     Arguments:
         scale: The standard deviation s, in the units of x.
         symmetric: See `Dense`.
+
+    Raises:
+        ValueError: If the scale is not positive and finite.
     """
 
     def __init__(self, scale: float, *, symmetric: bool = False) -> None:
@@ -170,6 +173,10 @@ class Mixup(Dense):
     References:
         mixup: Beyond Empirical Risk Minimization (Zhang et al., 2018)
         https://arxiv.org/abs/1710.09412
+
+    Raises:
+        ValueError: If a number is out of range, if the means do not have two axes, or
+            if the items of a batch have another dimension.
     """
 
     means: Tensor
@@ -239,6 +246,10 @@ class Perplexity(Dense):
     References:
         Visualizing Data using t-SNE (van der Maaten and Hinton, 2008)
         https://jmlr.org/papers/v9/vandermaaten08a.html
+
+    Raises:
+        ValueError: If the perplexity is below 1, or not below the number of other
+            points in a batch.
     """
 
     def __init__(self, perplexity: float = 30.0, *, symmetric: bool = False) -> None:

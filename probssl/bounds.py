@@ -99,7 +99,11 @@ class LogWeights(NamedTuple):
 
 @in_float32
 def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
-    """Sample z from the guide of a joint; return the log importance weights by term."""
+    """Sample z from the guide of a joint; return the log importance weights by term.
+
+    Raises:
+        ValueError: If there are random hyper-parameters and no population.
+    """
     with pyro.plate("particles", particles, dim=-2):
         guide = poutine.trace(joint.guide).get_trace(batch)
         replayed = poutine.replay(joint.model, trace=guide)

@@ -86,6 +86,11 @@ class Joint(nn.Module):
             \mid y) - \log q(y \mid z)]` replaces :math:`\log p(z_1, \dots, z_V)`: for
             priors whose integral over y is not known. By default the prior integrates
             y out.
+
+    Raises:
+        ValueError: If the dimensions of prior and encoder differ, or the numbers of
+            likelihoods, encoders and decoders.
+        TypeError: If `content` is given and the prior has no p(z|y) of its own.
     """
 
     prior: Prior
@@ -199,6 +204,9 @@ class Joint(nn.Module):
         Arguments:
             z: Shape (\\*batch, view, dim); for several modalities a tuple of such
                 tensors, as in `Batch.views`, which gives a tuple of distributions.
+
+        Raises:
+            ValueError: If z is a tensor for several modalities, or a tuple for one.
         """
         if isinstance(z, Tensor) == self.several:
             raise ValueError(
@@ -219,7 +227,11 @@ class Joint(nn.Module):
         return tuple(found)
 
     def arranged(self, batch: Batch) -> Batch:
-        """The batch with one tensor of views per modality, if there are several."""
+        """The batch with one tensor of views per modality, if there are several.
+
+        Raises:
+            ValueError: If the numbers of modalities and likelihoods differ.
+        """
         if not self.several:
             return batch
         views, modalities = batch.views, len(self.sites)
@@ -300,6 +312,9 @@ class Joint(nn.Module):
 
         `Batch.content` is ignored. Under the guide `Coupled` the value is exact,
         otherwise a mean over so many draws.
+
+        Raises:
+            ValueError: If the prior has no components.
         """
         self.prior.component()
         q = self.encode(batch._replace(content=None))
@@ -310,7 +325,14 @@ class Joint(nn.Module):
         return self.prior.responsibilities(z, batch.present).probs.mean(0)
 
     def check(self, batch: Batch) -> None:
-        """Raise a ValueError if views, contents or draws of a guide leave a support."""
+        """Raise a ValueError if views, contents or draws of a guide leave a support.
+
+        Raises:
+            ValueError: If there is one view and a flat p(y), if the views contain NaN
+                or values outside the likelihood's support, if an observed content is no
+                component of the prior, or if draws of a guide, of z or of y, are off
+                the support of the prior.
+        """
         batch = self.arranged(batch)
         _check_content(self.prior, batch)
         parts = batch.parts if self.several else (batch.stacked,)

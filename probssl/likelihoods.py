@@ -125,6 +125,9 @@ class Categorical(Likelihood):
         classes: The number of classes, the length of the last axis.
         soft: Whether to accept class probabilities, such as smoothed labels. The
             formula is then a pseudo-likelihood, no density of x.
+
+    Raises:
+        ValueError: If there are fewer than two classes.
     """
 
     elementwise = False
@@ -173,6 +176,9 @@ class Gaussian(Likelihood):
         scale: The standard deviation :math:`\sigma`, a number or ``learned(number)``.
         floor: A lower bound of a learned scale. Without it the density of pixels that
             the decoder predicts exactly grows without bound.
+
+    Raises:
+        ValueError: If the scale is not positive, or a distribution.
     """
 
     def __init__(self, scale: float | Learned = 0.1, floor: float = 1e-3) -> None:

@@ -42,6 +42,10 @@ def load(
         root: The folder of the files of a named data set, or the folder that holds
             it as `mnist`, `fashion-mnist`, `cifar-10-jpeg` or `omniglot-small`;
             None means the environment variable `PROBSSL_DATA`.
+
+    Raises:
+        FileNotFoundError: Missing files or folders, each named.
+        ValueError: An unknown name, or `root` where none is used.
     """
     name = os.fspath(name_or_path)
     if name in _FILES:

@@ -36,6 +36,11 @@ def arrays(
         levels: Grey levels minus one, which puts every image on the grid k/levels;
             None means 1 for Boolean images, 255 for bytes, otherwise not quantised.
         seed: The seed of the split, where `test` is None.
+
+    Raises:
+        TypeError: Values that are not numbers, labels that are not classes.
+        ValueError: No items, lengths or shapes that do not match, NaN or infinity,
+            images outside [0, 1] or off the grid.
     """
     levels = _default_levels(images) if levels is None else levels
     whole = _checked(images, levels, "images")
@@ -79,6 +84,12 @@ def groups(
         content: Whole numbers (n,) that the objective may see, as the components of a
             mixture that the items belong to; -1 where one is not known. No objective
             sees the labels, which serve evaluation.
+
+    Raises:
+        TypeError: Values that are not numbers, `present` that is not Boolean, `content`
+            that is not whole numbers.
+        ValueError: No items, lengths that do not match, an item without any view, NaN
+            or infinity in a view that is present.
     """
     parts = _stacked(views) if isinstance(views, list | tuple) else [_array(views)]
     widths = [part.shape[1] for part in parts]

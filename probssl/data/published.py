@@ -73,6 +73,10 @@ def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
     Arguments:
         root: The folder of the four idx files, gzip-compressed or not.
         binary: Make pixels above 127 white and the others black.
+
+    Raises:
+        FileNotFoundError: A missing idx file.
+        ValueError: A file that is damaged or does not match the others.
     """
     folder = Path(root)
     train, test = _split(folder, ("train",)), _split(folder, ("t10k",))
@@ -93,6 +97,10 @@ def fashion_mnist(root: str | os.PathLike[str]) -> Dataset:
     Arguments:
         root: The folder of the four idx files, gzip-compressed or not. Without
             `train-…`, `train20k-…` (the first 20,000) is read.
+
+    Raises:
+        FileNotFoundError: A missing idx file.
+        ValueError: A file that is damaged or does not match the others.
     """
     folder = Path(root)
     train, test = _split(folder, ("train", "train20k")), _split(folder, ("t10k",))
@@ -173,6 +181,10 @@ def cifar10(root: str | os.PathLike[str]) -> Dataset:
         root: The folder of the canonical pickles `data_batch_1`, …, `test_batch`, or
             the one that holds it as `cifar-10-batches-py`; or the folder of
             `cifar10-train-jpeg.npz` and `cifar10-test-jpeg.npz`.
+
+    Raises:
+        FileNotFoundError: A missing file.
+        ValueError: A damaged file, or a pickle that holds anything but bytes.
     """
     root = Path(root)
     for folder in (root / "cifar-10-batches-py", root):
@@ -304,6 +316,10 @@ def omniglot_small(root: str | os.PathLike[str]) -> Dataset:
 
     Arguments:
         root: The folder of `omniglot-small.npz`, which holds packed bits.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: An array is missing in it.
     """
     _require(Path(root), (_OMNIGLOT,))
     keys = ("images", "shape", "alphabet", "character", "drawer")

@@ -66,6 +66,9 @@ def linear_gaussian(
     Arguments:
         weight: W, which then also sets `dim`, `features`, the dtype and the device;
             None draws its entries from N(0, 1).
+
+    Raises:
+        ValueError: A scale that is negative or not finite, no items, no views.
     """
     scales = {"scale": scale, "y_scale": y_scale, "noise": noise}
     sizes = {"n": n, "views": views, "dim": dim, "features": features}
@@ -92,6 +95,9 @@ def factors(n: int) -> Split:
     Example:
         >>> factors(3).images.shape
         torch.Size([3, 1, 16, 16])
+
+    Raises:
+        ValueError: No items.
     """
     shape = torch.randint(len(SHAPES), (whole("n", n),))
     low, high = torch.tensor(_LOW), torch.tensor(_HIGH)

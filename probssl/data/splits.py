@@ -72,6 +72,9 @@ class Split(Rows):
 
         With ``seed=None`` the first n items; files are often sorted by class, which
         is why this is not the default.
+
+        Raises:
+            ValueError: If there are fewer than n items.
         """
         if not 0 < n <= len(self):
             raise ValueError(

@@ -66,6 +66,10 @@ class Clusters(Entropy):
         components: The number K of clusters.
         dim: The dimension of z.
         spread: The standard deviation of the c_k at initialisation.
+
+    Raises:
+        TypeError: If components or dim is not a whole number.
+        ValueError: If components is below 2, or dim below 1.
     """
 
     def __init__(self, components: int, dim: int, spread: float = 1.0) -> None:
@@ -84,6 +88,9 @@ class Clusters(Entropy):
 
         Arguments:
             centres: In place of its own prototypes.
+
+        Raises:
+            ValueError: If z has another dimension than the clusters.
         """
         if z.shape[-1] != self.dim:
             raise ValueError(
@@ -121,6 +128,11 @@ class Equipartition(Clusters):
             clusters, less makes the codes harder.
         iterations: Iterations of Sinkhorn's algorithm; 0 gives the posterior, and
             clusters of any size.
+
+    Raises:
+        TypeError: If a number is of the wrong type.
+        ValueError: If components is below 2, dim below 1, the temperature not positive,
+            or iterations negative.
     """
 
     def __init__(

@@ -89,7 +89,11 @@ class KernelDensity(Entropy):
         return math.log(len(z) - 1) - sums.mean()
 
     def neighbours(self, items: int, views: int) -> int:
-        """Return how many neighbours each representation has."""
+        """Return how many neighbours each representation has.
+
+        Raises:
+            ValueError: If there are none.
+        """
         same = items - 1 if self.same_view else 0
         others = (views - 1) * (items if self.same_item else items - 1)
         hint = "use larger batches or more views"
@@ -122,6 +126,10 @@ class Queue(nn.Module):
     Arguments:
         size: The number of places.
         dim: The dimension of a representation.
+
+    Raises:
+        TypeError: If one of them is not a whole number.
+        ValueError: If one of them is below 1.
     """
 
     memory: Tensor
@@ -144,6 +152,9 @@ class Queue(nn.Module):
         r"""Return :math:`\log \sum_i p(z' = z_j \mid y = \text{memory}_i)`, by point.
 
         It is −∞ while the queue is empty.
+
+        Raises:
+            ValueError: If the points have another dimension than the queue.
         """
         if points.shape[-1] != self.dim:
             raise ValueError(

@@ -50,6 +50,11 @@ class NearestNeighbour(Entropy):
         https://www.mathnet.ru/eng/ppi797
         Estimating Mutual Information (Kraskov et al., 2004)
         https://arxiv.org/abs/cond-mat/0305641
+
+    Raises:
+        TypeError: If k is not a whole number.
+        ValueError: If k is below 1, epsilon is not positive, or there are at most k
+            items.
     """
 
     def __init__(self, k: int = 3, epsilon: float = 1e-6) -> None:

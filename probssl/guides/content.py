@@ -67,6 +67,10 @@ class Content(nn.Module):
     References:
         Deep Sets (Zaheer et al., 2017)
         https://arxiv.org/abs/1703.06114
+
+    Raises:
+        ValueError: If a size is not a positive whole number; when called, if z is not
+            of the dimension.
     """
 
     def __init__(
@@ -96,6 +100,10 @@ class SphericalContent(nn.Module):
         dim: The dimension of the space around the sphere, at least 2.
         hidden: The widths of the hidden layers before and after the mean over views.
         floor: The least concentration.
+
+    Raises:
+        ValueError: If a size is not a positive whole number, or dim is less than 2;
+            when called, if z is not of the dimension.
     """
 
     def __init__(

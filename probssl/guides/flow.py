@@ -57,6 +57,10 @@ class Flow(Guide):
         hidden: The widths of the hidden layers of each coupling network.
         floor: The least scale r.
         dim: The dimension of z, for encoders without the attribute `dim`.
+
+    Raises:
+        ImportError: If zuko is not installed.
+        ValueError: If dim is not known, or a size is not a positive whole number.
     """
 
     points: Tensor

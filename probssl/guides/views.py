@@ -52,6 +52,10 @@ class Factors(nn.Module):
         spread: The number of raw spreads of a view, a function of dim.
         dim: The dimension of z, for encoders without the attribute `dim`. A `Joint`
             gives that of its prior.
+
+    Raises:
+        ValueError: If dim is not known; when called, if the encoder returns another
+            shape than (n, dim).
     """
 
     def __init__(
@@ -263,6 +267,10 @@ class PowerSpherical(Guide):
     References:
         The Power Spherical distribution (De Cao and Aziz, 2020)
         https://arxiv.org/abs/2006.04437
+
+    Raises:
+        ValueError: If dim is less than 2 or the shapes do not broadcast; with
+            validation, if loc is not of length 1 or the concentration is negative.
     """
 
     def __init__(
@@ -283,6 +291,9 @@ class Point(nn.Module):
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim).
+
+    Raises:
+        ValueError: When called with a mask of absent views.
     """
 
     def __init__(self, encoder: nn.Module) -> None:

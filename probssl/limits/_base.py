@@ -286,6 +286,10 @@ class Embedding(PriorEmbedding):
         Understanding Self-Supervised Learning via Latent Distribution Matching (2026),
         where the two forms are F_MI and, with `all_views`, F_LDM
         https://arxiv.org/abs/2605.03517
+
+    Raises:
+        ValueError: If there are fewer than two views or two items, or a random
+            hyper-parameter and no population.
     """
 
     population: Tensor | None

@@ -67,7 +67,11 @@ class LearnedAffinity(nn.Module):
     def forward(
         self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
     ) -> Float[Tensor, "*batch n m"]:
-        """Return the log-odds of all pairs."""
+        """Return the log-odds of all pairs.
+
+        Raises:
+            ValueError: If the representations have another dimension.
+        """
         (first_a, second_a), (first_b, second_b) = self._phases(a), self._phases(b)
         weight = self.weight / 2
         left = [weight * first_a.sin(), weight * first_a.cos()]
@@ -104,6 +108,10 @@ class PriorAffinity(nn.Module):
         prior: p(y) and p(z|y); p(y) integrates to one. A learned scale is fitted.
         odds: The prior odds p(same) / p(different): 1 / (C − 1) for C equally frequent
             contents. ``ps.learned(number)`` fits them.
+
+    Raises:
+        ValueError: If p(y) is flat, a hyper-parameter is random, or the odds are not
+            positive.
     """
 
     def __init__(self, prior: Prior, odds: float | Learned = 0.1) -> None:
@@ -159,6 +167,9 @@ class PrincipalComponents(nn.Module):
 
         Arguments:
             seed: The seed of scikit-learn's solver, where that is random.
+
+        Raises:
+            ValueError: If there are fewer images, or numbers in one, than components.
         """
         from sklearn.decomposition import PCA
 

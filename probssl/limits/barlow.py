@@ -60,6 +60,9 @@ class BarlowTwins(Embedding):
             three layers, far wider than the representation.
         redundancy: The published weight :math:`\lambda`.
         epsilon: Added to a variance before its square root, as in batch norm.
+
+    Raises:
+        ValueError: If redundancy is not positive, or epsilon negative.
     """
 
     def __init__(

@@ -51,6 +51,10 @@ class BYOL(Distillation):
             buffer ``teacher.momentum`` holds it. Published is 0.996, rising to 1 over
             1000 epochs:
             ``fit(…, schedules={"teacher.momentum": ps.train.cosine(0.996, 1.0)})``.
+
+    Raises:
+        ValueError: If momentum is not from 0 to 1, or the dimension is needed and not
+            known.
     """
 
     def __init__(

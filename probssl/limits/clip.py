@@ -56,6 +56,10 @@ class CLIP(Embedding):
         temperature: The temperature :math:`\tau = 1 / \kappa`: a number,
             ``learned(number)``, which stays above 0.01, or a Pyro distribution, which
             gives it a pseudo-posterior (see `Embedding`).
+
+    Raises:
+        ValueError: If the temperature is not positive, or a learned one starts at 0.01
+            or below.
     """
 
     def __init__(

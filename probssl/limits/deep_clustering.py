@@ -64,6 +64,10 @@ class DeepClustering(Clustered):
             to round.
         balanced: Whether all clusters count the same, whatever their size.
         dim: The dimension of z; None takes it from the projector or the encoder.
+
+    Raises:
+        ValueError: If there are fewer items than clusters, a number is out of its
+            range, or the dimension is not known.
     """
 
     least = 1
@@ -112,6 +116,10 @@ class DeepClustering(Clustered):
             z: The output of the projector, or else of the encoder, for each item of the
                 training set, in its order: a tensor or array.
             seed: The seed of K-means.
+
+        Raises:
+            ValueError: If there is not one representation for each item, or there are
+                fewer distinct ones than clusters.
         """
         layer = "backbone" if self.projector is None else "projector"
         points = points_of(z, self.items, self.entropy.dim, layer)

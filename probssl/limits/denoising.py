@@ -57,6 +57,10 @@ class DenoisingAutoencoder(nn.Module):
             such as `views.Noise` or `views.Mask`, in training and in evaluation, since
             the corruption is part of the measured quantity. By default the augmentation
             is the corruption.
+
+    Raises:
+        ValueError: If a batch has no `clean`, absent views, or another shape than the
+            decoder's output.
     """
 
     def __init__(

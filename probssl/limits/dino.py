@@ -62,6 +62,9 @@ class DINO(Clustered):
             ``teacher.momentum`` holds it.
         centre_momentum: The share of the centre b that stays in a step; a buffer.
         dim: The dimension of z; None takes it from the projector or the encoder.
+
+    Raises:
+        ValueError: If a number is out of its range, or the dimension is not known.
     """
 
     prior: Spherical

@@ -92,6 +92,11 @@ class DSA(Extension):
         momentum: The initial share of the EMA that stays in a step, if that is the
             reference; the buffer ``teacher.momentum`` holds it.
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
+
+    Raises:
+        TypeError: If the base is no `JointEmbedding`.
+        ValueError: If a number is out of range, the dimension is needed and not known,
+            or a batch has no more items than neighbours.
     """
 
     reference: nn.Module | None

@@ -62,6 +62,10 @@ class InstanceDiscrimination(PriorEmbedding):
         momentum: The share m of a direction that stays when its image is seen, from 0
             to below 1; a buffer.
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
+
+    Raises:
+        ValueError: If there are fewer than two items, the temperature or the momentum
+            is out of range, or the dimension is not known.
     """
 
     least = 1

@@ -58,6 +58,11 @@ class MaskedAutoencoder(nn.Module):
         patch: The edge of an image patch in pixels; all channels are hidden together.
             Published is 16 for images of 224, a grid of 14 by 14. Rows of numbers are
             hidden feature by feature, whatever `patch` is.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1, the edge is no positive whole
+            number or does not divide an image, or a batch has absent views or another
+            shape than the decoder's output.
     """
 
     def __init__(

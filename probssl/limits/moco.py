@@ -65,6 +65,10 @@ class MoCo(PriorEmbedding):
         queue: The number of keys kept from earlier batches; 65536 for ImageNet.
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
         prior: Another prior, whose kernel is p(z|y); it replaces `temperature`.
+
+    Raises:
+        ValueError: If a number is out of range, the dimension is not known, both
+            `temperature` and `prior` are given, or a hyper-parameter is random.
     """
 
     def __init__(

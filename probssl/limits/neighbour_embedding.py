@@ -68,6 +68,10 @@ class NeighbourEmbedding(Embedding):
             with ``joint=False``.
         dim: The dimension of z for the queue, if the networks have no attribute `out`
             or `dim`.
+
+    Raises:
+        ValueError: If there is a queue and one normaliser, or the dimension is needed
+            and not known; in a forward pass if P needs more views than there are.
     """
 
     def __init__(
@@ -149,6 +153,9 @@ class SNE(NeighbourEmbedding):
         affinity: The affinity P; None means `affinities.Perplexity` with 30 neighbours.
         scale: The standard deviation σ, in the units of z; with :math:`\sqrt{1/2}` the
             exponent is the squared distance.
+
+    Raises:
+        ValueError: If the scale is not positive.
     """
 
     symmetric = False
@@ -190,6 +197,9 @@ class TSNE(NeighbourEmbedding):
         affinity: The affinity P; None means a symmetric `affinities.Perplexity`.
         dof: The degrees of freedom ν, with the exponent (ν + 1) / 2 and distances
             divided by :math:`\sqrt \nu`.
+
+    Raises:
+        ValueError: If dof is not positive.
     """
 
     def __init__(

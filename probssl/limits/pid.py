@@ -90,6 +90,12 @@ class PID(Extension):
             length.
         dim: The dimension of that layer, if the network has no attribute `out` or
             `dim`.
+
+    Raises:
+        TypeError: If the base is no `JointEmbedding`.
+        ValueError: If there are fewer items than clusters or fewer than two clusters,
+            the weight is negative or not finite, there is no such layer, or the
+            dimension is not known.
     """
 
     assignment: Tensor
@@ -156,6 +162,10 @@ class PID(Extension):
             z: The layer's output for each item of the training set, in its order: a
                 tensor or array.
             seed: The seed of K-means++.
+
+        Raises:
+            ValueError: If there is not one representation for each item, or there are
+                fewer distinct ones than clusters.
         """
         points = points_of(z, self.items, self.classifier.in_features, self.layer)
         points = normalize(points, dim=-1) if self.unit else points

@@ -58,6 +58,10 @@ class SimCLR(Embedding):
             encoders, so that few steps should fill the queue.
         dim: The dimension of z for a queue, if the networks have no attribute `out` or
             `dim`.
+
+    Raises:
+        ValueError: If the temperature is not positive, or the queue is no whole number
+            of at least 0, or its dimension is not known.
     """
 
     def __init__(

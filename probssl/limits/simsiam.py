@@ -47,6 +47,9 @@ class SimSiam(Distillation):
             `nn.Identity`.
         dim: The dimension of z, for a default predictor behind networks without an
             attribute `out` or `dim`.
+
+    Raises:
+        ValueError: If the dimension is needed and not known.
     """
 
     def __init__(

@@ -52,6 +52,9 @@ class SwAV(Clustered):
         epsilon: The temperature :math:`\epsilon` of the codes.
         iterations: The number of iterations of Sinkhorn's algorithm.
         dim: The dimension of z; None takes it from the projector or the encoder.
+
+    Raises:
+        ValueError: If a number is out of its range, or the dimension is not known.
     """
 
     prior: Spherical

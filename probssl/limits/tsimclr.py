@@ -53,6 +53,9 @@ class TSimCLR(Embedding):
         encoder, projector: As in `JointEmbedding`.
         dof: The degrees of freedom :math:`\nu`.
         temperature: The temperature :math:`\tau`, a squared length.
+
+    Raises:
+        ValueError: If dof or temperature is not a positive finite number.
     """
 
     prior: TSNE

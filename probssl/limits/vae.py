@@ -38,6 +38,9 @@ class VAE(nn.Module):
         beta: The weight :math:`\beta` of entropy plus alignment, which is minus the KL
             divergence KL(q ‖ p(z)); a buffer, which a schedule may warm up.
         bound: The bound, `bounds.ELBO` or `bounds.IWAE`.
+
+    Raises:
+        ValueError: If the views of the joint share a content, or beta is negative.
     """
 
     beta: Tensor

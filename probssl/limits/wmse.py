@@ -70,6 +70,10 @@ class WMSE(Embedding):
             published is 0.
 
     In evaluation mode the batch is whitened as a whole, so that nothing is random.
+
+    Raises:
+        ValueError: If size or rounds is below 1, or epsilon not from 0 to 1; in a
+            forward pass if fewer items than dim + 1 are whitened together.
     """
 
     def __init__(

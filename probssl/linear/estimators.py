@@ -283,6 +283,11 @@ class ReconstructionSSL(_LinearSSL):
         Joint-Embedding vs Reconstruction: Provable Benefits of Latent Space Prediction
         for Self-Supervised Learning (Van Assel et al., 2025), Theorem 3.1
         https://arxiv.org/abs/2505.12477
+
+    Raises:
+        ValueError: If data or views are not finite, there are more components than
+            rows, features or directions of variance, or a number is out of its range.
+        TypeError: If views are not callable, or a number is not of its type.
     """
 
     @property

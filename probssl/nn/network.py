@@ -24,6 +24,9 @@ class PerModality(nn.Module):
 
     Arguments:
         parts: The networks: encoders with one dimension of z, or decoders.
+
+    Raises:
+        ValueError: If there is none, or encoders differ in their dimension.
     """
 
     parts: nn.ModuleList
@@ -44,7 +47,11 @@ class PerModality(nn.Module):
         return len(self.parts)
 
     def forward(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Apply each network to the tensor of its modality."""
+        """Apply each network to the tensor of its modality.
+
+        Raises:
+            ValueError: If the numbers of tensors and networks differ.
+        """
         if isinstance(parts, Tensor) or len(parts) != len(self.parts):
             found = "one tensor" if isinstance(parts, Tensor) else f"{len(parts)} parts"
             raise ValueError(

@@ -60,7 +60,11 @@ def reconstructions(
     reconstruction: Shaped[Array, "n channel height width"],
     columns: int = 10,
 ) -> Figure:
-    """Draw images, each above its reconstruction of the same shape."""
+    """Draw images, each above its reconstruction of the same shape.
+
+    Raises:
+        ValueError: If they are no images, or not of one shape.
+    """
     above, below = _tiles(x), _tiles(reconstruction)
     if above.shape != below.shape:
         raise ValueError(
@@ -74,7 +78,11 @@ def reconstructions(
 def views(
     batch_views: Shaped[Array, "n view channel height width"], columns: int = 10
 ) -> Figure:
-    """Draw the views of each item below one another."""
+    """Draw the views of each item below one another.
+
+    Raises:
+        ValueError: If they are no images.
+    """
     tiles = _tiles(batch_views)
     names = [f"view {v + 1}" for v in range(tiles.shape[1])]
     return _grid(tiles, min(columns, len(tiles)), down=names)

@@ -176,7 +176,11 @@ class Prior(nn.Module):
         return (h for h in self.children() if isinstance(h, Positive) and h.random)
 
     def of(self, z: Tensor, present: Tensor | None = None) -> TorchDistribution:
-        """Return the distribution of views shaped like z."""
+        """Return the distribution of views shaped like z.
+
+        Raises:
+            ValueError: If the last axis of z does not have the dimension of the prior.
+        """
         if self.dim is not None and z.shape[-1] != self.dim:
             raise ValueError(
                 f"expected z with dim {self.dim} as its last axis, got shape "
@@ -189,7 +193,11 @@ class Prior(nn.Module):
         return self(z.shape[-2], **options)
 
     def known_dim(self) -> int:
-        """The dimension of z."""
+        """The dimension of z.
+
+        Raises:
+            ValueError: If the prior was built with ``dim=None``.
+        """
         if self.dim is None:
             raise ValueError(
                 "expected a prior with a known dimension, got dim=None; build it with "

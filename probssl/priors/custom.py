@@ -51,6 +51,11 @@ class Custom(Prior):
     Example:
         >>> import pyro.distributions as dist
         >>> prior = Custom(lambda y: dist.Laplace(y, 0.3).to_event(1), dim=10)
+
+    Raises:
+        TypeError: If conditional is not a function, or returns no distribution.
+        ValueError: If its event or batch shape is not that of y, if it has parameters
+            outside a module, or if p(y) does not fit.
     """
 
     one: Tensor
@@ -166,7 +171,11 @@ class Custom(Prior):
 
     @torch.no_grad()
     def quadrature_error(self, z: Views) -> Float[Tensor, "*batch"]:
-        """Return how far log p(z_1..V) is from a finer rule, in nats per item."""
+        """Return how far log p(z_1..V) is from a finer rule, in nats per item.
+
+        Raises:
+            TypeError: If y is not integrated out by `Quadrature`.
+        """
         hint = "use effective_sample_size(z)"
         rule = instance("integral", self.integral, Quadrature, "Quadrature", hint)
         finer = copy.copy(self)
@@ -175,7 +184,11 @@ class Custom(Prior):
 
     @torch.no_grad()
     def effective_sample_size(self, z: Views) -> Float[Tensor, "*batch"]:
-        """Return the effective sample size of the proposal for p(y|z), by item."""
+        """Return the effective sample size of the proposal for p(y|z), by item.
+
+        Raises:
+            TypeError: If y is not integrated out by `ImportanceSampling`.
+        """
         kind, hint = ImportanceSampling, "use quadrature_error(z)"
         rule = instance("integral", self.integral, kind, "ImportanceSampling", hint)
         with validation_enabled(False):

@@ -52,6 +52,10 @@ class Gaussian(Prior):
         scale: The standard deviation :math:`\sigma` of a view given its content: one
             number, or one for each dimension.
         y_scale: The standard deviation :math:`\tau` of the content, likewise.
+
+    Raises:
+        ValueError: If a scale is not positive, if both scales are free, or if a free
+            scale meets a flat p(y).
     """
 
     scale: Positive
@@ -83,7 +87,11 @@ class Gaussian(Prior):
         return one_factor(shape, *self._scales(drawn), not self.proper, present)
 
     def content(self, **drawn: Tensor) -> TorchDistribution:
-        """Return p(y), a normal, event shape (dim,)."""
+        """Return p(y), a normal, event shape (dim,).
+
+        Raises:
+            ValueError: If it is flat.
+        """
         if not isinstance(self.y_scale, Positive):
             raise ValueError(
                 "expected a proper p(y) for a latent content, got a flat one "

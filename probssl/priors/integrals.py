@@ -258,6 +258,9 @@ class ImportanceSampling:
             Gaussian from the first two moments of p(y) and p(z|y), fitted three times
             to separate weighted samples and then widened; it carries no gradient.
         least: The smallest effective sample size that is accepted.
+
+    Raises:
+        ValueError: If least is below 1, or samples below least.
     """
 
     each = False

@@ -139,6 +139,10 @@ class Mixture(_Clusters):
         scale: The standard deviation :math:`\sigma` of a view given its component; it
             multiplies the relative scales of a module.
         learn_weights: Whether the weights π, equal at the start, are learned.
+
+    Raises:
+        ValueError: If the scale is not positive, or free beside components with own
+            scales, if there is no component, or if dimensions differ.
     """
 
     def __init__(
@@ -194,6 +198,11 @@ class TwoTier(_Clusters):
         y_scale: The standard deviation :math:`\tau` of the content given its
             component; it multiplies the relative scales of a module.
         learn_weights: Whether the weights π, equal at the start, are learned.
+
+    Raises:
+        ValueError: If a scale is not positive, if both are free, or one is free beside
+            components with own scales, if there is no component, or if dimensions
+            differ.
     """
 
     y_scale: Positive
@@ -299,6 +308,10 @@ class Components(nn.Module):
         components: The number K of components.
         spread: The standard deviation of the means at the start.
         own_scales: Whether the components differ in scale.
+
+    Raises:
+        TypeError: If dim or number is not a whole number.
+        ValueError: If one of them is below 1, or the spread is not positive.
     """
 
     def __init__(
@@ -318,6 +331,9 @@ class Components(nn.Module):
         """Start at these means, a tensor or array, such as the k-means of z.
 
         From random means a fit may end with all items in few components.
+
+        Raises:
+            ValueError: If the means do not have two axes, or are not all finite.
         """
         means = torch.as_tensor(means)
         if means.ndim != 2 or not means.isfinite().all():
@@ -364,6 +380,10 @@ class VampComponents(nn.Module):
     References:
         VAE with a VampPrior (Tomczak and Welling, 2018)
         https://arxiv.org/abs/1705.07120
+
+    Raises:
+        TypeError: If the number is not a whole number.
+        ValueError: If it is below 1.
     """
 
     inputs: Tensor

@@ -36,6 +36,9 @@ class Spherical(Prior):
             objectives without samples.
         concentration: The concentration :math:`\kappa` of a view around its content;
             ``hyper.Reciprocal`` gives it as the reciprocal of a temperature.
+
+    Raises:
+        ValueError: If dim is below 2, or the concentration is not positive.
     """
 
     def __init__(

@@ -66,6 +66,10 @@ class StudentT(Prior):
             deviation.
         dof: The degrees of freedom :math:`\nu`.
         y_scale: The scale :math:`\tau` of the content.
+
+    Raises:
+        ValueError: If a scale or dof is not positive, if both scales are free, or if a
+            free scale meets a flat p(y).
     """
 
     scale: Positive
@@ -183,6 +187,10 @@ class TSNE(StudentT):
         dim: The dimension of z; None takes it from z.
         scale: The scale :math:`\sigma` of a view given y.
         dof: The degrees of freedom :math:`\nu`, a number.
+
+    Raises:
+        ValueError: If scale or dof is not a positive number; when called, if there is
+            no density in the dimension of z.
     """
 
     def __init__(self, dim: int | None, scale: float = 1.0, dof: float = 5.0) -> None:

@@ -59,6 +59,11 @@ class Augment(nn.Module):
         >>> sampler = Augment(Affine(rotate=15), views=2, levels=16)
         >>> sampler(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 2, 1, 8, 8])
+
+    Raises:
+        TypeError: If a part is not a module.
+        ValueError: If `boxes` is given and there is not exactly one `Affine`, or
+            `levels` is given with ``clamp=False``.
     """
 
     def __init__(

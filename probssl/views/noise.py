@@ -33,6 +33,9 @@ class Noise(nn.Module):
         scale: The standard deviation σ, in the units of x; a pair is a range from which
             each item draws its own.
         p: The probability that noise is added to an item.
+
+    Raises:
+        ValueError: If the scale is not positive and finite.
     """
 
     def __init__(self, scale: Range = 0.1, *, p: float = 1.0) -> None:
