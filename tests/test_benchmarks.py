@@ -102,18 +102,8 @@ def steps(module: ModuleType, results: Path) -> None:
         assert all(row["of ceiling"] > 0 for row in case["steps"].values())
 
 
-SHORT = {
-    "denormals": denormals,
-    "epochs": epochs,
-    "gpu": gpu,
-    "imports": imports,
-    "linear": linear,
-    "normaliser": normaliser,
-    "priors": priors,
-    "processes": processes,
-    "scaling": scaling,
-    "steps": steps,
-}
+FORMS = denormals, epochs, gpu, imports, linear, normaliser, priors, processes
+SHORT = {form.__name__: form for form in (*FORMS, scaling, steps)}
 
 
 def test_every_benchmark_has_a_short_form():

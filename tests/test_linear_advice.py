@@ -130,11 +130,9 @@ def test_the_figures_of_an_advice_are_those_of_the_theory():
         for paradigm in found.thresholds
     }
     largest = CASE.noise.max() / critical_noise(CASE.signal, CASE.theta[:2])
-    for estimate, value in (
-        (found.alignment, alignment),
-        (found.noise, largest),
-        *((found.thresholds[name], value) for name, value in expected.items()),
-    ):
+    pairs = [(found.alignment, alignment), (found.noise, largest)]
+    pairs += [(found.thresholds[name], value) for name, value in expected.items()]
+    for estimate, value in pairs:
         spread = estimate.high - estimate.low  # 3.3 standard errors
         assert estimate.low <= estimate.value <= estimate.high
         assert abs(estimate.value - value) < 5 * spread / 3.3

@@ -1,6 +1,7 @@
 """The thresholds of alignment: against spectra, solutions, and samples that grow."""
 
 import math
+from functools import partial
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -194,13 +195,11 @@ def test_directions_without_noise_and_supervision_need_no_alignment():
 
 
 def test_one_number_for_the_augmentation_is_that_for_all_directions(rng):
-    one = problem(rng)
-    even = np.full_like(one.augmentation, 0.7)
+    *args, augmentation = problem(rng)
+    even = np.full_like(augmentation, 0.7)
     for paradigm in PARADIGMS:
-        args = one.signal, one.noise
-        assert alignment_threshold(*args, 0.7, paradigm) == alignment_threshold(
-            *args, even, paradigm
-        )
+        number, each = (alignment_threshold(*args, t, paradigm) for t in (0.7, even))
+        assert number == each
 
 
 # Samples: n and alpha that grow.
@@ -316,15 +315,10 @@ def test_invalid_variances_are_refused(signal, noise, augmentation, message):
 
 
 ONES = np.ones(2), np.ones(2), 1.0
+WORDS = ValueError, "alignment as a finite number of at least 0"
 test_invalid_alignments_and_paradigms_are_refused = refusals(
     *(
-        (
-            lambda alignment=alignment: asymptotic_spectra(
-                *ONES, alignment, "joint embedding"
-            ),
-            ValueError,
-            "alignment as a finite number of at least 0",
-        )
+        (partial(asymptotic_spectra, *ONES, alignment, "joint embedding"), *WORDS)
         for alignment in (-1.0, math.nan, math.inf)
     ),
     (lambda: asymptotic_spectra(*ONES, 1, "supervised"), ValueError, "no spectrum"),
