@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results" / "epochs.json"
 
 
 class Drawn(Dataset):
-    """Two views of every image, drawn one by one with PIL."""
+    """Two views of every image, drawn one by one with PIL; 1 where there is ink."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images.squeeze(1).numpy()
@@ -62,7 +62,8 @@ class Drawn(Dataset):
 
     def __getitem__(self, row: int) -> Tensor:
         image = Image.fromarray(self.images[row])
-        return torch.stack([as_ink(view(image)) for _ in range(2)])
+        views = np.stack([np.array(view(image)) for _ in range(2)])
+        return torch.from_numpy(views).flatten(1).gt(127).float()
 
 
 def view(image: Image.Image) -> Image.Image:
@@ -87,11 +88,6 @@ def drawn_box(width: int, height: int) -> tuple[int, int, int, int]:
             top = random.randint(0, height - tall)
             return left, top, left + wide, top + tall
     return 0, 0, width, height
-
-
-def as_ink(image: Image.Image) -> Tensor:
-    """The pixels in a row, 1 where there is ink."""
-    return torch.from_numpy(np.array(image)).flatten().gt(127).float()
 
 
 def batched() -> ps.views.Augment:

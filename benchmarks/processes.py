@@ -98,23 +98,18 @@ def measured(
         gradient = [torch.zeros_like(p) for p in case[0].parameters()]
         average = partial(processes.average, gradient)
         spent = interleaved({"average": average}, 20, device=device)["average"]
-        if processes.is_main():
-            figures[name] = row(timed, spent, steps)
+        if not processes.is_main():
+            continue
+        one, many, items = timed["alone"], timed["together"], BATCH * steps
+        figures[name] = {
+            "items/s of one": digits(items / one.median),
+            "items/s of all": digits(processes.world_size() * items / many.median),
+            "efficiency": digits(one.ratio(many)),
+            "side by side": digits(one.ratio(timed["side by side"])),
+            "average, ms": digits(1e3 * spent.median),
+            "its share of a step": digits(spent.median * steps / many.median),
+        }
     return figures
-
-
-def row(timed: dict[str, Timing], average: Timing, steps: int) -> dict[str, Any]:
-    """Rates, efficiencies, and the time of the all-reduce."""
-    one, many, world = timed["alone"], timed["together"], processes.world_size()
-    items = BATCH * steps
-    return {
-        "items/s of one": digits(items / one.median),
-        "items/s of all": digits(world * items / many.median),
-        "efficiency": digits(one.ratio(many)),
-        "side by side": digits(one.ratio(timed["side by side"])),
-        "average, ms": digits(1e3 * average.median),
-        "its share of a step": digits(average.median * steps / many.median),
-    }
 
 
 def launched(world: int, *sizes: Any) -> Figures:
