@@ -146,8 +146,15 @@ class Positive(nn.Module):
         guide = mapped(log_normal, lambda tensor: tensor)
         return guide if self.size is None else guide.to_event(1)
 
+    def shown(self) -> str:
+        """The value in short; of a learned one the present and the initial value."""
+        if not self.learned or self.log.is_meta:
+            return str(self.value)
+        now = (self.floor + self.log.detach().exp()).tolist()
+        return f"{_short(now)} (learned, from {_short(self.value.value)})"
+
     def extra_repr(self) -> str:
-        return f"{self.name}={self.value}"
+        return f"{self.name}={self.shown()}"
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
@@ -210,6 +217,12 @@ def known_population(population: Tensor | None) -> Tensor:
             "population = torch.tensor(float(len(data))) on the joint or objective"
         )
     return population
+
+
+def _short(number: float | Sequence[float]) -> str:
+    if isinstance(number, Sequence):
+        return f"({', '.join(map(_short, number))})"
+    return f"{number:.3g}"
 
 
 def _plain(value: Any) -> Any:

@@ -31,6 +31,24 @@ def test_a_number_is_kept_a_learned_one_is_a_parameter_a_random_one_has_a_guide(
     assert abs(random().detach().log() + 1.0) < 5 * 0.5 * 1.2533 / math.sqrt(1_001)
 
 
+def test_the_repr_of_a_learned_one_shows_its_present_value():
+    prior, scale = Gaussian(2, learned(0.3)), Positive(learned(0.3), floor=0.1)
+    with torch.no_grad():
+        scale.log.fill_(math.log(0.62))
+        prior.scale.log.fill_(math.log(0.72))
+    assert repr(scale) == "Positive(scale=0.72 (learned, from 0.3))"
+    assert "scale=0.72 (learned, from 0.3)," in repr(prior)
+    assert "temperature=0.5 (learned, from 0.5)" in repr(
+        Reciprocal(learned(0.5), "temperature")
+    )
+    assert "(0.2, 0.5, 2) (learned, from (0.2, 0.5, 2))" in repr(
+        Gaussian(3, learned(SCALES))
+    )
+    assert repr(Positive(0.4)) == "Positive(scale=0.4)"
+    assert "LogNormal" in repr(Positive(WIDE))
+    assert "Learned" in repr(Positive(learned(0.3)).to("meta"))
+
+
 def test_a_floor_is_never_crossed():
     scale = Positive(learned(0.4), floor=0.1)
     with torch.no_grad():

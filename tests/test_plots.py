@@ -271,6 +271,18 @@ class TestTables:
         assert "standard error" in figure.axes[0].get_xlabel()
         assert len(texts(rendered(plots.matrix(table, ["uniformity"])))) == 3
 
+    def test_a_comparison_is_drawn_as_its_tables(self):
+        row = {"terms": {"entropy": 2.0}, "scores": {"knn": 0.9}, "matrix": {}}
+        row["matrix"]["log_det"] = 1.0
+        found = ps.Comparison("digits", 0, {"VAE": row, "SimVAE": row})
+        for draw, name in (("comparison", "table"), ("matrix", "matrix")):
+            figures = [
+                rendered(getattr(plots, draw)(part))
+                for part in (found, getattr(found, name))
+            ]
+            assert texts(figures[0]) == texts(figures[1]) != []
+        assert texts(rendered(plots.terms(found))) == ["2.00"] * 2
+
     def test_one_method_is_enough(self):
         rendered(plots.matrix(SCORES[1:2].rename(columns={"entropy": "log_det"})))
         rendered(plots.terms(SCORES[1:2]))

@@ -294,7 +294,7 @@ def test_gauge_dimension_and_repr(name):
 
 def test_a_repr_shows_what_a_prior_is_built_of():
     assert repr(Gaussian(2, ps.learned(0.3), 1.5)) == (
-        "Gaussian(dim=2, scale=Learned(value=0.3), y_scale=1.5)"
+        "Gaussian(dim=2, scale=0.3 (learned, from 0.3), y_scale=1.5)"
     )
     assert "y_scale=inf" in repr(Gaussian(2, 0.3, math.inf))
     assert "integral=Quadrature(24, 8, 3)" in repr(laplace(2))

@@ -312,6 +312,26 @@ def test_a_broken_likelihood_is_found_by_name(law, kind, size, methods):
     assert law in error.laws and f"- {law}: " in str(error)
 
 
+class Validates(ps.likelihoods.Gaussian):
+    def forward(self, output):
+        return dist.Normal(output, 0.3 * torch.ones_like(output))
+
+
+class NegativeScale(ps.likelihoods.Gaussian):
+    def forward(self, output):
+        return dist.Normal(output, output, validate_args=True)
+
+
+def test_messages_have_a_line_for_each_law_and_the_way_out():
+    error = broken(check_likelihood, Validates(0.3), torch.randn(3, 4), draws=DRAWS)
+    hint = "switch Pyro's validation off: validate_args=False"
+    assert torch.cuda.is_available() or error.laws == ("device",) and hint in str(error)
+    error = broken(check_likelihood, NegativeScale(0.3), torch.randn(3, 4), draws=DRAWS)
+    assert "GreaterThan(lower_bound=0.0), but found invalid values\n" in str(error)
+    assert "tensor(" not in str(error)
+    assert len(str(error).splitlines()) == 1 + len(error.laws)
+
+
 class NarrowNormal(dist.Normal):
     def rsample(self, sample_shape=()):
         return self.loc + 0.7 * (super().rsample(sample_shape) - self.loc)

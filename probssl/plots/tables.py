@@ -40,22 +40,23 @@ MATRIX_TITLES = {
 LESS_IS_BETTER = ("view_distance", "uniformity")
 
 
-def comparison(table: DataFrame, scores: Sequence[str] | None = None) -> Figure:
+def comparison(table: Any, scores: Sequence[str] | None = None) -> Figure:
     """Draw the scores of methods as dots, one panel for each score, the best filled.
 
     A column with the suffix ``_se`` is the error bar.
 
     Arguments:
-        table: One row for each method, scores as columns; NaN where missing.
+        table: The result of `compare`, or a table with one row for each method and
+            scores as columns; NaN where missing.
         scores: The columns to draw; by default those of `evaluation.scores` whose
             largest value is 1.
 
     Raises:
         ValueError: If a column is missing, or there is none to draw.
     """
-    chosen = _columns(
-        table, list(SCORE_TITLES) if scores is None else scores, scores is None
-    )
+    table = _frame(table, "table")
+    wanted = list(SCORE_TITLES) if scores is None else scores
+    chosen = _columns(table, wanted, scores is None)
     figure = blank(1.6 + 1.6 * len(chosen), 1.0 + 0.32 * len(table))
     panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     for panel, name in zip(panels, chosen, strict=True):
@@ -65,18 +66,20 @@ def comparison(table: DataFrame, scores: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def terms(table: DataFrame, columns: Sequence[str] | None = None) -> Figure:
+def terms(table: Any, columns: Sequence[str] | None = None) -> Figure:
     """Draw measured terms as a table in colour, in nats per item.
 
     The darker, the higher within its column.
 
     Arguments:
-        table: One row for each method, terms as columns; NaN where missing.
+        table: The result of `compare`, or a table with one row for each method and
+            terms as columns; NaN where missing.
         columns: The columns to draw; by default the terms and their sums.
 
     Raises:
         ValueError: As `comparison`.
     """
+    table = _frame(table, "table")
     chosen = _columns(table, NATS if columns is None else columns, columns is None)
     values = table[chosen].to_numpy(dtype=float)
     texts = [[_written(value, 2) for value in row] for row in values]
@@ -88,19 +91,21 @@ def terms(table: DataFrame, columns: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def matrix(table: DataFrame, columns: Sequence[str] | None = None) -> Figure:
+def matrix(table: Any, columns: Sequence[str] | None = None) -> Figure:
     """Draw the scale-invariant measures of a comparison as a heat map, with errors.
 
     The darker, the better within its column; a column with the suffix ``_se`` is its
     standard error.
 
     Arguments:
-        table: `Comparison.matrix`, with one row for each method; NaN where missing.
+        table: The result of `compare`, or its `matrix`, with one row for each method;
+            NaN where missing.
         columns: The columns to draw; by default those of a comparison.
 
     Raises:
         ValueError: As `comparison`.
     """
+    table = _frame(table, "matrix")
     wanted = list(MATRIX_TITLES) if columns is None else columns
     chosen = _columns(table, wanted, columns is None)
     values = table[chosen].to_numpy(dtype=float)
@@ -117,6 +122,11 @@ def matrix(table: DataFrame, columns: Sequence[str] | None = None) -> Figure:
     units = "nats per item, but for rank, distance and uniformity; ± standard error"
     panel.set_xlabel(f"{units}; the darker, the better within its column")
     return figure
+
+
+def _frame(source: Any, name: str) -> DataFrame:
+    """A table as it is, or that of a `Comparison`, by its name."""
+    return source if isinstance(source, DataFrame) else getattr(source, name)
 
 
 def _heat(panel: Axes, values: np.ndarray, texts: Sequence[Sequence[str]]) -> None:

@@ -53,7 +53,7 @@ class Prior(nn.Module):
         shown = {n: v for n, v in numbers.items() if n[0] != "_" and n != "training"}
         for name, child in self.named_children():
             if isinstance(child, Positive):
-                shown[child.name] = child.value
+                shown[child.name] = child.shown()
             else:
                 shown[name] = type(child).__name__
         return [f"{name}={value}" for name, value in shown.items()]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "Trial",
     "differs",
     "examine",
+    "in_short",
     "mean_of",
     "precision",
     "unless_declined",
@@ -28,6 +30,7 @@ __all__ = [
 Trial = tuple[Callable[[Any], Iterator[str]], Callable[[], Any]]
 Module = TypeVar("Module", bound=nn.Module)
 
+LONGEST = 300  # characters of an error's message
 BARS = 5.0  # standard errors by which an estimate may differ from its expectation
 
 
@@ -83,10 +86,16 @@ def examine(subject: str, laws: Iterable[Trial], seed: int) -> None:
             with _forked(seed), precision(torch.float64):
                 faults.extend((name, fault) for fault in law(make()))
         except Exception as error:  # any error breaks the law
-            faults.append((name, f"{type(error).__name__}: {error}"))
+            faults.append((name, in_short(error)))
             cause = cause or error
     if faults:
         raise LawError(subject, faults) from cause
+
+
+def in_short(error: Exception) -> str:
+    """The type of an error and the first line of its message, without tensors."""
+    first = str(error).strip().partition("\n")[0].rstrip(": ")
+    return f"{type(error).__name__}: {shorten(first, LONGEST, placeholder=' …')}"
 
 
 def differs(

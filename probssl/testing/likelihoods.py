@@ -13,7 +13,7 @@ from ..arguments import instance
 from ..likelihoods import Likelihood
 from . import modules
 from .densities import integral, mean_is_that_of_samples, samples_follow
-from .laws import BARS, Trial, differs, examine, mean_of, twin
+from .laws import BARS, Trial, differs, examine, in_short, mean_of, twin
 from .modules import Valued
 from .proposals import LogDensity, Proposal, fitted
 
@@ -227,7 +227,7 @@ def own_samples(case: _Case) -> Iterator[str]:
     try:
         case.likelihood.check(x)
     except ValueError as error:
-        yield f"expected check to accept its own samples, got ValueError: {error}"
+        yield f"expected check to accept its own samples, got {in_short(error)}"
     try:
         case.likelihood.check(torch.full_like(x, torch.nan))
     except ValueError:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from tempfile import TemporaryDirectory
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import pyro
@@ -13,13 +14,18 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..saving import load, save
-from .laws import BARS, differs, precision, seeded
+from .laws import BARS, differs, in_short, precision, seeded
 
 __all__ = ["Valued", "device", "gradients", "saving", "single_precision", "state"]
 __all__ += ["NUMERICAL", "UNTRACED", "tracing", "under_a_seed"]
 
 DIFFERENCES = (1e-4, 1e-3, 1e-5, 1e-6)  # step sizes; one that agrees is enough
 SEED, REPEATS = 2, 20  # of a value that is an estimate
+VALIDATES = torch.distributions.distribution.__file__
+VALIDATION = "switch Pyro's validation off: validate_args=False"
+TENSORS = (
+    "make tensors of the module buffers, and write device=z.device where one is made"
+)
 
 
 class Valued(NamedTuple):
@@ -147,8 +153,8 @@ def device(case: Valued) -> Iterator[str]:
         found = under_a_seed(moved)
     except (RuntimeError, NotImplementedError) as error:
         yield (
-            f"expected a value on {kind}, got {type(error).__name__}: {error}; make "
-            "tensors of the module buffers, and let others follow their inputs"
+            f"expected a value on {kind}, got {in_short(error)}; "
+            + (VALIDATION if _validating(error) else TENSORS)
         )
         return
     if found.device.type != kind:
@@ -157,6 +163,12 @@ def device(case: Valued) -> Iterator[str]:
         gap = differs(found.cpu(), expected)
         if gap:
             yield f"{gap} on {kind}"
+
+
+def _validating(error: Exception) -> bool:
+    """Whether the error comes from a distribution that validates its arguments."""
+    frames = walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == VALIDATES for frame, _ in frames)
 
 
 def state(case: Valued) -> Iterator[str]:
@@ -229,8 +241,8 @@ def tracing(case: Valued) -> Iterator[str]:
             graph = trace(tensors, case.inputs)
         except Exception as error:
             yield (
-                f"expected a function that torch can trace, got {type(error).__name__}:"
-                f" {error}; look for .item(), float(tensor) or `if tensor:`"
+                f"expected a function that torch can trace, got {in_short(error)}; "
+                "look for .item(), float(tensor) or `if tensor:`"
             )
             return
         for function in (graph, step):

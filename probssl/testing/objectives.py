@@ -12,7 +12,7 @@ from ..nn import PerModality
 from ..terms import Batch, Terms
 from ..train.prepare import settle
 from . import modules
-from .laws import BARS, Trial, differs, examine, mean_of, twin
+from .laws import BARS, Trial, differs, examine, in_short, mean_of, twin
 from .modules import Valued, under_a_seed
 
 __all__ = ["check_objective"]
@@ -156,7 +156,7 @@ def corner_cases(case: _Case) -> Iterator[str]:
         except Exception as error:
             yield (
                 f"expected finite terms or a ValueError for {name}, got "
-                f"{type(error).__name__}: {error}; say what is expected in check(batch)"
+                f"{in_short(error)}; say what is expected in check(batch)"
             )
             continue
         if not found.isfinite().all():
