@@ -123,6 +123,15 @@ def digit_map(module: ModuleType, folder: Path) -> None:
     assert (folder / "digit_map.png").is_file()
 
 
+def reliable_evidence(module: ModuleType, folder: Path) -> None:
+    module.PARTICLES = (30, 60)
+    names = ("quickstart", "refitted guide")
+    rows = module.main(epochs=1, variants=names, results=folder)
+    assert [row["change"] for row in rows] == [names[0]] * 2 + [names[1]] * 2
+    assert all(0 <= row["above"] <= 1 <= row["median_ess"] <= 60 for row in rows)
+    assert (folder / "reliable_evidence.json").is_file()
+
+
 def same_content(module: ModuleType, folder: Path) -> None:
     module.BATCH, colour = 50, torch.rand(4, 3, 1, 1)
     labels = torch.arange(200) % 4
@@ -141,6 +150,7 @@ SHORT = {
     "five_gaussians": five_gaussians,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "paradigms_under_noise": paradigms_under_noise,
+    "reliable_evidence": reliable_evidence,
     "same_content": same_content,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,

@@ -78,6 +78,19 @@ def test_the_scores_of_the_maps_were_measured():
     assert all(row["wall_seconds"] < 600 for row in best)
 
 
+def test_what_lowers_pareto_k_was_measured():
+    page = (ROOT / "docs" / "howto" / "evidence.md").read_text()
+    measured = figures("reliable_evidence")["rows"]
+    shown = re.findall(r"^\| (.+?) \| (-[\d.]+ \|.+ %) \|$", page, re.M)
+    assert [name for name, _ in shown] == list(script("reliable_evidence").VARIANTS)
+    for name, cells in shown:
+        own = [row for row in measured if row["change"] == name]
+        assert [row["particles"] for row in own] == [100, 1_000, 10_000]
+        found = [f"{own[-1]['evidence']:.1f}", f"{own[-1]['median_ess']:.0f}"]
+        found += [f"{100 * row['above']:.0f} %" for row in own]
+        assert cells.split(" | ") == found
+
+
 def table(text: str, cells: str, columns: int) -> dict[str, list[str]]:
     """The rows of the table whose cells look like this, by their names."""
     found = re.findall(rf"^\| ([^|]+) \|((?: {cells} \|){{{columns}}})$", text, re.M)
