@@ -317,6 +317,11 @@ class Validates(ps.likelihoods.Gaussian):
         return dist.Normal(output, 0.3 * torch.ones_like(output))
 
 
+class LeftOnTheCPU(ps.likelihoods.Gaussian):
+    def forward(self, output):
+        return super().forward(output * torch.ones(4))
+
+
 class NegativeScale(ps.likelihoods.Gaussian):
     def forward(self, output):
         return dist.Normal(output, output, validate_args=True)
@@ -326,6 +331,8 @@ def test_messages_have_a_line_for_each_law_and_the_way_out():
     error = broken(check_likelihood, Validates(0.3), torch.randn(3, 4), draws=DRAWS)
     hint = "switch Pyro's validation off: validate_args=False"
     assert torch.cuda.is_available() or error.laws == ("device",) and hint in str(error)
+    error = broken(check_likelihood, LeftOnTheCPU(0.3), torch.randn(3, 4), draws=DRAWS)
+    assert "- device: " in str(error) and "write device=z.device" in str(error)
     error = broken(check_likelihood, NegativeScale(0.3), torch.randn(3, 4), draws=DRAWS)
     assert "GreaterThan(lower_bound=0.0), but found invalid values\n" in str(error)
     assert "tensor(" not in str(error)
