@@ -97,7 +97,7 @@ def test_neighbours_are_those_of_a_plain_loop():
 def test_blocks_of_rows_change_nothing(monkeypatch):
     z = pairs(50, 2)
     once = nearest_neighbour_information(z[:, 0], z[:, 1])
-    monkeypatch.setattr("probssl.evaluation.information.BLOCK", 300)
+    monkeypatch.setattr("probssl.evaluation.information.DISTANCES_AT_ONCE", 300)
     in_blocks = nearest_neighbour_information(z[:, 0], z[:, 1])
     assert in_blocks == pytest.approx(once, rel=1e-12)
 
