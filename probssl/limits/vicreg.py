@@ -29,11 +29,12 @@ The limit: log-det, with two approximations of :math:`\log |\Sigma|`: its tangen
 standard deviation 1 (for smaller ones; constant above), and its second order in the
 correlations, at unit variances.
 
-Status: surrogate of log-det: first order in the standard deviations, second order in
-the correlations. It drops what log-det drops. With a linear encoder the optimum lies in
-the subspace of `linear.JointEmbeddingSSL`, but a covariance term as light as the
-published one may lose the direction on which the views agree least
-(`tests/test_linear_bridges.py`).
+Status: surrogate. The value is the published loss times −d/μ, exactly; what it
+approximates is log-det, to first order in the standard deviations and second order in
+the correlations. Like log-det it drops the decoder, the noise of the encoder, and all
+moments of z beyond the second. With a linear encoder the optimum lies in the subspace
+of `linear.JointEmbeddingSSL`, but a covariance term as light as the published one may
+lose the direction on which the views agree least (`tests/test_linear_bridges.py`).
 """
 
 import math
