@@ -89,6 +89,7 @@ def __getattr__(name: str) -> _typing.Any:
     """Import a submodule when it is first used."""
     from importlib import import_module, util
 
-    if not name.startswith("_") and util.find_spec(f"{__name__}.{name}"):
+    public = name.isidentifier() and not name.startswith("_")
+    if public and util.find_spec(f"{__name__}.{name}"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

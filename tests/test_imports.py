@@ -136,6 +136,7 @@ def test_submodules_are_reached_as_attributes_and_a_wrong_name_is_refused():
         ps.nowhere  # noqa: B018
     with pytest.raises(ImportError, match="nowhere"):
         from probssl import nowhere  # noqa: F401
+    assert not hasattr(ps, "nowhere.deeper")
 
 
 def test_compare_is_the_function_and_its_package_is_imported_by_its_name():

@@ -16,6 +16,11 @@ __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
 class Rows:
     """Tensors with one row for each item; `len` is the number of items."""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, list) and isinstance(value[0], Tensor | np.ndarray):
+                object.__setattr__(self, name, tuple(value))  # one for each modality
+
     @property
     def _parts(self) -> tuple[Tensor, ...]:
         """The images or views, one tensor for each modality."""
@@ -168,7 +173,7 @@ def _summary(data: Rows) -> str:
     shapes = ", ".join(str(tuple(part.shape[1:])) for part in data._parts)
     dtype = str(data._parts[0].dtype).removeprefix("torch.")
     known = [
-        f"{len(value.unique())} classes" if name == "labels" else name
+        f"{len(set(value.tolist()))} classes" if name == "labels" else name
         for name, value in [*vars(data).items()][1:]
         if value is not None
     ]
