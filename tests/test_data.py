@@ -111,9 +111,9 @@ def test_what_is_printed_is_short_and_len_counts_the_items():
 
 def test_splits_of_arrays_and_groups_of_a_list_print_too():
     x, y = np.zeros((6, 3), np.float32), np.array([0, 1, 2, 0, 1, 2])
-    assert repr(ps.data.Split(x, y)) == "Split(6 items (3,), float32, 3 classes)"
+    assert repr(data.Split(x, y)) == "Split(6 items (3,), float32, 3 classes)"
     parts = [torch.zeros(4, 2, 3), torch.zeros(4, 1, 5)]
-    groups = ps.data.Groups(parts)
+    groups = data.Groups(parts)
     assert len(groups.rows(slice(2))) == 2 and "4 items (2, 3), (1, 5)" in repr(groups)
 
 
