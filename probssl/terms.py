@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Batch", "Terms", "check_rows"]
+__all__ = ["Batch", "Terms", "check_rows", "check_terms"]
 
 
 class Batch(NamedTuple):
@@ -101,3 +101,13 @@ def check_rows(batch: Batch, items: int) -> None:
             "build the objective with items=len(data), and measure it on its training "
             "data only"
         )
+
+
+def check_terms(terms: object) -> Terms:
+    """Return the terms; raise a TypeError if they are none."""
+    if not isinstance(terms, Terms):
+        raise TypeError(
+            f"expected the objective to return Terms, got {type(terms).__name__}; "
+            "return, for example, Terms(reconstruction=…, alignment=…)"
+        )
+    return terms

@@ -297,13 +297,75 @@ def test_random_hyper_parameters_are_drawn_under_an_extension_too(extend):
     assert_close(terms[0][:4], terms[1][:4])
 
 
-def test_a_base_that_overrides_forward_is_refused():
-    class Own(SimCLR):
-        def forward(self, batch):
-            return super().forward(batch)
+EXTENSIONS = {
+    "DSA": lambda base: DSA(base, neighbours=3),
+    "PID": lambda base: PID(base, 2, ITEMS),
+}
+HOOKS = ["forward_pre", "forward", "full_backward_pre", "full_backward"]
 
-    with pytest.raises(TypeError, match="implements value"):
-        DSA(Own(encoder()), neighbours=3)
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+@pytest.mark.parametrize("method", ["__call__", "forward", "latents"])
+def test_a_base_that_overrides_what_an_extension_leaves_out_is_refused(name, method):
+    def own(self, batch):
+        return getattr(SimCLR, method)(self, batch)
+
+    base = type("Own", (SimCLR,), {method: own})(encoder())
+    with pytest.raises(TypeError, match=f"implements value.*Own.* overrides {method}"):
+        EXTENSIONS[name](base)
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+@pytest.mark.parametrize("method", ["forward", "latents"])
+def test_so_is_an_instance_that_does_before_or_after(name, method):
+    base = SimCLR(encoder())
+    objective = EXTENSIONS[name](base)
+    setattr(base, method, getattr(base, method))
+    for call in (lambda: objective(batch()), lambda: EXTENSIONS[name](base)):
+        with pytest.raises(TypeError, match=f"SimCLR, which overrides {method}"):
+            call()
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_on_a_base_are_refused(name, kind):
+    base = SimCLR(encoder())
+    objective = EXTENSIONS[name](base)
+    hook = getattr(base, f"register_{kind}_hook")(lambda *_: None)
+    for call in (lambda: objective(batch()), lambda: EXTENSIONS[name](base)):
+        with pytest.raises(TypeError, match="hooks, got SimCLR.* on the extension"):
+            call()
+    hook.remove()
+    objective(batch())
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_what_a_base_overrides_otherwise_is_honoured(name):
+    class Own(SimCLR):
+        def layers(self, views):
+            return tuple(3 * z + 1 for z in super().layers(views))
+
+        def prepared(self, z):
+            return super().prepared(z.flip(-1) + 1)
+
+        def value(self, z, batch):
+            return Terms(hyper=super().value(z, batch).alignment)
+
+    base = Own(encoder())
+    objective = EXTENSIONS[name](base)
+    assert objective(batch()).hyper == base(batch()).hyper != 0
+    base.value = lambda z, batch: Terms(hyper=z.sum())
+    assert objective(batch()).hyper == base(batch()).hyper != 0
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_a_base_whose_value_is_no_terms_is_refused_as_by_fit(name):
+    class Own(SimCLR):
+        def value(self, z, batch):
+            return z.sum()
+
+    with pytest.raises(TypeError, match="to return Terms, got Tensor"):
+        EXTENSIONS[name](Own(encoder()))(batch())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from ..entropies import Entropy
 from ..hyper import Positive, known_population
 from ..nn import Network, PerModality, each_view
+from ..nn.base import hooked
 from ..priors import Prior
 from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
-from ..terms import Batch, Terms
+from ..terms import Batch, Terms, check_terms
 
 __all__ = ["Embedding", "Extension", "JointEmbedding", "PriorEmbedding"]
 __all__ += ["check_not_random", "check_only_views", "over_pairs"]
@@ -49,7 +50,8 @@ class JointEmbedding(nn.Module):
     `embed`, `compare`  ``represent(x, layer="backbone") -> (n, dim)``
     `save`              nothing; ``load(folder, into=objective)`` restores classes that
                         are not of this package
-    `DSA`, `PID`        a `JointEmbedding` whose `forward` is not overridden
+    `DSA`, `PID`        a `JointEmbedding` without its own `forward` or `latents`, and
+                        without forward or backward hooks on it
     ==================  ==============================================================
 
     Arguments:
@@ -158,19 +160,16 @@ class Extension(nn.Module):
                 f"SimCLR(encoder), got {type(base).__name__}; what has a decoder is "
                 "extended by its prior"
             )
-        if type(base).forward is not JointEmbedding.forward:
-            raise TypeError(
-                f"expected a base that implements value(z, batch), got "
-                f"{type(base).__name__}, which overrides forward"
-            )
+        _check_as_called(base)
         self.base = base
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
+        _check_as_called(self.base)
         self.base.check_shape(batch)
         backbone, z = self.base.layers(batch.views)
         terms = self.base.value(self.base.prepared(z), batch)
-        return self.extended(terms, backbone, z, batch)
+        return self.extended(check_terms(terms), backbone, z, batch)
 
     def extended(
         self,
@@ -207,6 +206,28 @@ class Extension(nn.Module):
     def check(self, batch: Batch) -> None:
         """Raise an error if the base cannot take the batch."""
         self.base.check(batch)
+
+
+def _check_as_called(base: JointEmbedding) -> None:
+    """Raise a TypeError for what an extension, which never calls its base, leaves out.
+
+    It may have come after the extension was built, and so every call looks for it.
+    """
+    name = type(base).__name__
+    for method in ("__call__", "forward", "latents"):
+        given = getattr(type(base), method), getattr(JointEmbedding, method)
+        if given[0] is not given[1] or method in base.__dict__:
+            raise TypeError(
+                f"expected a base that implements value(z, batch), got {name}, which "
+                f"overrides {method}, and an extension would not call that; override "
+                "layers, prepared or value instead"
+            )
+    if hooked(base):
+        raise TypeError(
+            f"expected a base without forward or backward hooks, got {name} with some, "
+            "which an extension would not call; register them on the extension, or on "
+            "the base's encoder or projector"
+        )
 
 
 def check_only_views(objective: nn.Module, batch: Batch) -> None:

@@ -94,7 +94,8 @@ class DSA(Extension):
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
 
     Raises:
-        TypeError: If the base is no `JointEmbedding`.
+        TypeError: If the base is no `JointEmbedding`, overrides `forward` or `latents`,
+            or has hooks.
         ValueError: If a number is out of range, the dimension is needed and not known,
             or a batch has no more items than neighbours.
     """

@@ -92,7 +92,8 @@ class PID(Extension):
             `dim`.
 
     Raises:
-        TypeError: If the base is no `JointEmbedding`.
+        TypeError: If the base is no `JointEmbedding`, overrides `forward` or `latents`,
+            or has hooks.
         ValueError: If there are fewer items than clusters or fewer than two clusters,
             the weight is negative or not finite, there is no such layer, or the
             dimension is not known.

@@ -58,10 +58,14 @@ def called_plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
     Not so with an overridden `forward`, a forward or backward hook on the module
     itself, or a compiled call (``module.compile()``).
     """
-    hooks = module._forward_pre_hooks or module._forward_hooks
-    hooks = hooks or module._backward_pre_hooks or module._backward_hooks
     plain = type(module).forward is kind.forward and "forward" not in vars(module)
-    return plain and module._compiled_call_impl is None and not hooks
+    return plain and module._compiled_call_impl is None and not hooked(module)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module itself has hooks that run when it is called."""
+    forward = module._forward_pre_hooks or module._forward_hooks
+    return bool(forward or module._backward_pre_hooks or module._backward_hooks)
 
 
 def features_width(encoder: nn.Module) -> int | None:

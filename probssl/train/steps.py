@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..arguments import positive
 from ..runtime.distributed import average, gather_to_cpu, world_size
 from ..runtime.precision import FULL_PRECISION, Precision, lowered
-from ..terms import Batch, Terms
+from ..terms import Batch, Terms, check_terms
 from .schedules import Schedules
 
 __all__ = ["Step", "add_gradient", "loss", "mutable_state", "steps", "terms_and_grads"]
@@ -64,11 +64,7 @@ def loss(terms: object) -> Float[Tensor, ""]:
         TypeError: If they are no `Terms`.
         ValueError: If a term is not a mean over the batch, or none has a gradient.
     """
-    if not isinstance(terms, Terms):
-        raise TypeError(
-            f"expected the objective to return Terms, got {type(terms).__name__}; "
-            "return, for example, Terms(reconstruction=…, alignment=…)"
-        )
+    terms = check_terms(terms)
     for name, term in terms._asdict().items():
         if isinstance(term, Tensor) and term.ndim:
             raise ValueError(
