@@ -261,6 +261,21 @@ class TestComparison:
         apart = [errors[name]["few_label_probe"] for name in ("raw pixels", "PCA-10")]
         assert 0 < errors["raw pixels"]["few_label_gain"] < math.hypot(*apart)
 
+    def test_names_like_those_of_baselines_change_nothing(self, digits):
+        pixels = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        once, again = (
+            ps.compare({name: pixels}, digits, progress=False).methods
+            for name in ("linear", "PCA-start")
+        )
+        assert again["PCA-start"] == once["linear"]
+        assert again["PCA-10"] == once["PCA-10"]
+
+        named = {"raw pixels": pixels, "PCA-10": pixels}
+        found = ps.compare(named, digits, baselines=False, progress=False)
+        for name in named:
+            assert "decoded" in found.methods[name]["matrix"]
+            assert "few_label_gain" not in found.methods[name]["scores"]
+
     def test_text_fits_a_line_whatever_is_measured(self):
         numbers = dict.fromkeys((*COLUMNS, *MATRIX_COLUMNS), -1234.567)
         errors = dict.fromkeys(MATRIX_COLUMNS, 0.0123)
@@ -371,6 +386,7 @@ def grey(digits: ps.data.Dataset, levels: int = 16) -> nn.Module:
         (lambda d: {"views": lambda x: x[:, None]}, "2 views of each item"),
         (lambda d: {"objectives": {}}, "at least one objective"),
         (lambda d: {"objectives": {"raw pixels": nn.Flatten()}}, "baselines"),
+        (lambda d: {"objectives": {"PCA-64": nn.Flatten()}}, "baselines"),
         (lambda d: {"objectives": {"x": several(d)}}, "2 modalities"),
         (lambda d: {"objectives": {"x": diverged(d)}}, "for .* items by x; its fit"),
         (lambda d: {"objectives": {"a": grey(d), "b": grey(d, 255)}}, "one measure"),

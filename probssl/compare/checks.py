@@ -8,25 +8,16 @@ from ..data import Dataset
 from ..joint import Joint
 from ..nn import PerModality
 
-__all__ = ["MIN_TEST_ITEMS", "check", "check_finite", "check_views"]
+__all__ = ["MIN_TEST_ITEMS", "check", "check_finite", "check_names", "check_views"]
 
 MIN_TEST_ITEMS = 20  # for entropies and standard errors over items
 
 
-def check(objectives: dict[str, nn.Module], data: Dataset, taken: list[str]) -> None:
-    """Raise a ValueError for objectives or data that do not compare.
-
-    Arguments:
-        taken: The names of the baselines.
-    """
+def check(objectives: dict[str, nn.Module], data: Dataset) -> None:
+    """Raise a ValueError for objectives or data that do not compare."""
     if not objectives:
         raise ValueError(
             "expected at least one objective, got none; give {'SimVAE': simvae, …}"
-        )
-    if both := [name for name in objectives if name in taken]:
-        raise ValueError(
-            f"expected other names than those of baselines, got {both[0]!r}; rename "
-            "it, or set baselines=False"
         )
     for part, split in (("training", data.train), ("test", data.test)):
         if split.labels is None:
@@ -62,6 +53,15 @@ def check(objectives: dict[str, nn.Module], data: Dataset, taken: list[str]) -> 
         raise ValueError(
             "expected evidences under one measure of the data, got "
             f"{listed}; they are no comparison: give all joints one kind of likelihood"
+        )
+
+
+def check_names(objectives: dict[str, nn.Module], baselines: list[str]) -> None:
+    """Raise a ValueError for an objective with the name of a baseline."""
+    if both := [name for name in objectives if name in baselines]:
+        raise ValueError(
+            f"expected other names than those of baselines, got {both[0]!r}; rename "
+            "it, or set baselines=False"
         )
 
 

@@ -19,7 +19,7 @@ from ..evaluation.collapse import effective_rank_values
 from ..evaluation.probes import scores_and_draws
 from ..posterior import embed
 from ..terms import Batch
-from .checks import check, check_finite, check_views
+from .checks import check, check_finite, check_names, check_views
 from .decoding import as_float, decoded
 from .table import Comparison, Row
 from .terms import own_terms, representation_terms
@@ -76,10 +76,10 @@ def compare(
             modalities, or evidences do not compare: under different measures of the
             data, or pseudo-likelihoods beside densities.
     """
-    check(objectives, data, [RAW, UNTRAINED] if baselines else [])
+    check(objectives, data)
+    others, pca = _baselines(objectives, data, seed) if baselines else ({}, None)
     pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
-    others = _baselines(objectives, data, seed) if baselines else {}
     subjects: dict[str, object] = {**objectives, **others}
     bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
     embedded = {}
@@ -94,14 +94,16 @@ def compare(
         bar.set_postfix_str(name)
         with _seeded(seed, embedded[name].device):
             own = own_terms(subject, pair)
+        raw = name == RAW and name in others
         rows[name], few_labels[name] = _row(
-            own, embedded[name], data, seed, max_train, raw=name == RAW
+            own, embedded[name], data, seed, max_train, raw
         )
         if seconds is not None and name in seconds:
             rows[name]["seconds"] = seconds[name]
         bar.update()
     bar.close()
-    _add_gains(rows, few_labels)
+    if pca is not None:
+        _add_gains(rows, few_labels, pca)
     return Comparison(data.name, seed, rows)
 
 
@@ -142,13 +144,10 @@ def _row(
     return row, few
 
 
-def _add_gains(rows: dict[str, Row], few_labels: dict[str, FewLabel]) -> None:
+def _add_gains(rows: dict[str, Row], few_labels: dict[str, FewLabel], pca: str) -> None:
     """Add the gain of the few-label probe over PCA, paired by the labels drawn."""
-    pca = next((few for name, few in few_labels.items() if name[:4] == "PCA-"), None)
-    if pca is None:
-        return
     for name, few in few_labels.items():
-        gain = estimate(np.subtract(few.draws, pca.draws))
+        gain = estimate(np.subtract(few.draws, few_labels[pca].draws))
         rows[name]["scores"]["few_label_gain"] = gain.value
         rows[name]["errors"]["few_label_gain"] = gain.standard_error
 
@@ -191,15 +190,20 @@ def _represent(subject: object, split: Split) -> np.ndarray:
 
 def _baselines(
     objectives: dict[str, nn.Module], data: Dataset, seed: int
-) -> dict[str, object]:
-    """Raw pixels, PCA to the dimension of the first objective, an untrained encoder."""
+) -> tuple[dict[str, object], str]:
+    """Raw pixels, PCA to the dimension of the first objective, an untrained encoder.
+
+    With the name of PCA among them.
+    """
     from sklearn.decomposition import PCA
 
     first = next(iter(objectives.values()))
     dim = embed(first, Split(data.test.images[:2])).shape[1]
     train = as_float(data.train).flatten(1).numpy()
-    pca = PCA(min(dim, *train.shape), random_state=seed).fit(train)
+    components = min(dim, *train.shape)
+    name = f"PCA-{components}"
+    check_names(objectives, [RAW, name, UNTRAINED])
+    pca = PCA(components, random_state=seed).fit(train)
     with _seeded(seed, torch.device("cpu")):
         untrained = recipes.encoder(data, dim)
-    name = f"PCA-{pca.n_components_}"
-    return {RAW: lambda x: x, name: pca.transform, UNTRAINED: untrained}
+    return {RAW: lambda x: x, name: pca.transform, UNTRAINED: untrained}, name
