@@ -458,6 +458,44 @@ def test_without_patience_the_last_epoch_stays():
     assert_close(objective.state_dict(), kept, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["epoch", "step"])
+@pytest.mark.parametrize("change", [1000, math.nan, None])
+def test_on_epoch_must_leave_the_counts_as_they_are(name, change, tmp_path):
+    def count(epoch: int, row: dict[str, float]) -> None:
+        if epoch == 2:
+            row[name] = change
+            if change is None:
+                del row[name]
+
+    few = partial(noisy_fit, checkpoint=tmp_path, epochs=3)
+    torch.manual_seed(4)
+    _, expected = noisy_fit(epochs=3)
+    torch.manual_seed(4)
+    with pytest.raises(ValueError, match=f"leave {name} = .*another name"):
+        few(on_epoch=count)
+    _, history = few(resume=True)
+    assert without_time(history) == without_time(expected)
+
+
+def test_steps_are_those_of_the_checkpoint_and_not_of_the_history(tmp_path):
+    _, history = noisy_fit(epochs=2, checkpoint=tmp_path)
+    steps, last = history.rows[-1]["step"], tmp_path / "last.safetensors"
+    state = read(last)
+    assert state["steps"] == steps > 0
+    state["history"][-1]["step"] = 1000
+    write(last, state)
+    _, history = noisy_fit(epochs=3, checkpoint=tmp_path, resume=True)
+    assert history.rows[-1]["step"] == steps * 3 // 2
+
+
+def test_numbers_of_a_callback_that_equal_the_counts_are_whole_again():
+    def count(epoch: int, row: dict[str, float]) -> None:
+        row.update(epoch=np.float32(epoch), step=torch.tensor(row["step"]))
+
+    (row,) = fit(Autoencoder(), points(), epochs=1, on_epoch=count).rows
+    assert type(row["epoch"]) is type(row["step"]) is int
+
+
 def test_either_callback_can_stop():
     short = partial(fit, data=points(), epochs=9, batch_size=8)
     assert len(short(Autoencoder(), on_epoch=lambda epoch, _: epoch == 2)) == 2

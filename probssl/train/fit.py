@@ -138,8 +138,9 @@ def fit(
             scalars on the device. It may write buffers in place. If it returns a true
             value, the fit ends with the present epoch cut short.
         on_epoch: A callback with the number of the epoch and its row of the history, a
-            dict of numbers, to which it may add. If it returns a true value, the fit
-            ends. Loggers need no more than this::
+            dict of numbers, to which it may add; ``epoch`` and ``step`` must stay as
+            they are. If it returns a true value, the fit ends. Loggers need no more
+            than this::
 
                 ps.fit(objective, data, on_epoch=lambda epoch, row: wandb.log(row))
         schedules: Numbers that change during the run: for the name of a buffer of the
@@ -221,7 +222,7 @@ def fit(
                 row |= validate(step, held_out, train.order.initial_seed())
             row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
             stop |= on_epoch is not None and any_rank(bool(on_epoch(epoch, row)))
-            folder.save(run, best=run.finish(row))
+            folder.save(run, best=run.finish(row, step.count))
             if stop:
                 break
         folder.close(run)

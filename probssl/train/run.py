@@ -43,6 +43,7 @@ class Run:
     Arguments:
         order: The generator of the order of the items.
         compiled: Whether the steps are compiled; None before that is decided.
+        steps: The number of steps of the epochs that are finished.
     """
 
     objective: nn.Module
@@ -53,11 +54,7 @@ class Run:
     device: torch.device
     history: History = field(default_factory=History)
     compiled: bool | None = None
-
-    @property
-    def steps(self) -> int:
-        """The number of steps of the epochs that are finished."""
-        return int(self.history.rows[-1]["step"]) if self.history.rows else 0
+    steps: int = 0
 
     def remaining(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs left, until patience runs out."""
@@ -66,10 +63,26 @@ class Run:
                 return
             yield epoch
 
-    def finish(self, row: Row) -> bool:
-        """End an epoch: add the row of rank 0; return whether the epoch is the best."""
+    def finish(self, row: Row, steps: int) -> bool:
+        """End an epoch: add the row of rank 0; return whether the epoch is the best.
+
+        Arguments:
+            steps: The number of steps made.
+
+        Raises:
+            ValueError: If `on_epoch` changed the number of the epoch or of the steps.
+        """
         row = {name: x if isinstance(x, int) else float(x) for name, x in row.items()}
         row = broadcast_object(row)
+        for name, count in (("epoch", len(self.history) + 1), ("step", steps)):
+            if row.get(name) != count:
+                raise ValueError(
+                    f"expected on_epoch to leave {name} = {count} in the row, which "
+                    f"fit counts by, got {row.get(name)}; write your number under "
+                    "another name"
+                )
+            row[name] = count  # a whole number, whatever wrote it
+        self.steps = steps
         self.history.rows.append(row)
         return self.stopping.improves(row, self.objective)
 
@@ -104,7 +117,7 @@ class Run:
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        self.history = History(state["history"])
+        self.history, self.steps = History(state["history"]), state["steps"]
         self.compiled = state.get("compiled")  # absent in older files
         set_random_states(state["random"], self.device, self.order)
 
