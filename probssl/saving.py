@@ -10,17 +10,21 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
+from functools import partial
 from pathlib import Path
-from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._arguments import ForeignError, build, describe
+from ._arguments import NAMES, ForeignError, build, describe
+from .hyper import mapped
 from .runtime.distributed import barrier, is_main
 
 __all__ = ["load", "save"]
@@ -28,6 +32,7 @@ __all__ = ["load", "save"]
 FORMAT = 2
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
+PLAIN = bool, int, float, complex, str, bytes, range, torch.dtype, Enum
 # Arguments that version 0.1.0 wrote under another name.
 RENAMED: dict[str, dict[str, str]] = {
     "limits.DINO": {"prototypes": "components"},
@@ -327,11 +332,8 @@ def _look(objective: nn.Module) -> dict[str, str]:
         look[name] = type(module).__qualname__ + (f" of {same}" if same != name else "")
         prefix = f"{name}." if name else ""
         for attribute, value in vars(module).items():
-            if isinstance(value, FunctionType | MethodType):
-                look[prefix + attribute] = value.__qualname__
-            elif not attribute.startswith("_") and attribute != "training":
-                if isinstance(value, bool | int | float | str):
-                    look[prefix + attribute] = repr(value)
+            if not attribute.startswith("_") and attribute != "training":
+                look[prefix + attribute] = _setting(value)
         if hooks := len(module._forward_hooks) + len(module._forward_pre_hooks):
             look[f"{prefix}hooks"] = str(hooks)
         for attribute, tensor in module._parameters.items():
@@ -339,6 +341,33 @@ def _look(objective: nn.Module) -> dict[str, str]:
                 same = firsts.setdefault(id(tensor), prefix + attribute)
                 look[prefix + attribute] = f"{same} {tuple(tensor.shape)}"
     return look
+
+
+def _setting(value: Any) -> str:
+    """A setting in words that are the same in every process."""
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:
+        value = value.item()  # as `describe` writes it
+    if isinstance(value, tuple | list):
+        name = type(value).__qualname__ if hasattr(value, "_fields") else ""
+        return f"{name}({', '.join(map(_setting, value))})"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(_setting, value)))}}}"
+    if isinstance(value, dict):
+        parts = (f"{_setting(k)}: {_setting(v)}" for k, v in value.items())
+        return f"{{{', '.join(parts)}}}"
+    if isinstance(value, partial):
+        return f"partial{_setting((value.func, value.args, value.keywords))}"
+    if isinstance(value, Distribution):  # its dtype may have changed on the way
+        return _setting(describe(mapped(value, lambda tensor: tensor.bfloat16())))
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__qualname__} {tuple(value.shape)}"
+    if value is None or isinstance(value, PLAIN):
+        return repr(value)
+    if type(value) in NAMES and not isinstance(value, nn.Module):
+        public = [(k, v) for k, v in vars(value).items() if not k.startswith("_")]
+        return f"{type(value).__qualname__}{_setting(public)}"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return str(named.__qualname__)
 
 
 def _original(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -153,6 +154,9 @@ CHANGES = {
     "a layer of another shape": lambda o: setattr(o.encoder, "head", nn.Linear(64, 2)),
     "a setting": lambda o: setattr(o, "plug_in", False),
     "a method": lambda o: setattr(o.encoder, "forward", lambda x: x),
+    "a partial method": lambda o: setattr(o.encoder, "forward", partial(max, 1)),
+    "a tuple": lambda o: setattr(o.encoder, "sizes", ("a", [1, {"b": None}])),
+    "a type of numbers": lambda o: setattr(o.encoder, "numbers", torch.float16),
     "a hook": lambda o: o.encoder.register_forward_hook(lambda *_: None),
     "a tied weight": lambda o: setattr(
         o.encoder.head, "weight", o.encoder.trunk[3].weight
@@ -179,6 +183,74 @@ def test_a_changed_objective_loads_only_into_one_with_the_same_changes(
     CHANGES[change](again)
     assert ps.load(tmp_path, into=again) is again
     assert_close(again.state_dict(), objective.state_dict())
+
+
+class Blank:
+    """A function as an object, without settings that a file could hold."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+def random_scale(width: float) -> nn.Module:
+    encoder = ps.nn.MLPEncoder((5,), 3)
+    return ps.limits.SimCLR(encoder, None, dist.LogNormal(-1.0, width))
+
+
+@pytest.mark.parametrize(
+    ("build", "change"),
+    [
+        (OBJECTIVES["VAE"], lambda o: setattr(o, "bound", ps.bounds.IWAE(100))),
+        (OBJECTIVES["denoising autoencoder"], lambda o: setattr(o, "noise", Blank())),
+        (
+            lambda: random_scale(0.5),
+            lambda o: setattr(
+                o.prior, "concentration", random_scale(2.0).prior.concentration
+            ),
+        ),
+    ],
+    ids=["a bound", "an object that is called", "a distribution"],
+)
+def test_a_changed_setting_of_any_kind_is_no_silent_loss(build, change, tmp_path):
+    objective, again = build(), build()
+    change(objective)
+    with pytest.warns(UserWarning, match="instead of"):
+        ps.save(objective, tmp_path)
+    with pytest.raises(ValueError, match="instead of"):
+        ps.load(tmp_path)
+    with pytest.raises(ValueError, match="same arguments and changes"):
+        ps.load(tmp_path, into=again)
+    change(again)
+    ps.load(tmp_path, into=again)
+
+
+def test_a_random_number_in_another_precision_is_no_change(tmp_path):
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        loaded = ps.load(ps.save(random_scale(0.3).to(kind), tmp_path))
+        assert loaded.prior.concentration.loc.dtype == kind
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoupled": True}, r"entropy\.same_item"),
+        ({"temperature": 0.1}, r"value 0\.5 instead of 0\.1"),
+        ({"temperature": ps.learned(0.1)}, "fit SimCLR"),
+    ],
+)
+def test_arguments_beside_a_foreign_network_are_compared(options, message, tmp_path):
+    ps.save(ps.limits.SimCLR(nn.Linear(6, 3), **options), tmp_path)
+    with pytest.raises((UserWarning, ValueError), match=message):
+        ps.load(tmp_path, into=ps.limits.SimCLR(nn.Linear(6, 3)))
+    ps.load(tmp_path, into=ps.limits.SimCLR(nn.Linear(6, 3), **options))
+
+
+def test_what_compiled_itself_is_saved_as_what_it_is(tmp_path):
+    objective = ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3))
+    objective.compile(backend="eager")
+    objective.encoder.compile(backend="eager")
+    loaded = ps.load(ps.save(objective, tmp_path))
+    assert_close(loaded.state_dict(), objective.state_dict(), rtol=0, atol=0)
 
 
 def test_what_torch_compiled_is_saved_as_what_it_is(tmp_path):

@@ -82,7 +82,7 @@ class Custom(Prior):
         # The checks leave the state of the random generator unchanged.
         with torch.random.fork_rng(devices=[]):
             y = _content_sample(self.content(), dim)
-            self.example = _example_of(conditional, y[:3])
+            self._example = _example_of(conditional, y[:3])
             _check_parameters(conditional, y_prior, self.content())
             self.factorised = _is_factorised(conditional, self.content(), y)
         if integral is None:
@@ -111,7 +111,7 @@ class Custom(Prior):
             self.content(),
             views,
             self.integral,
-            example=self.example,
+            example=self._example,
             factorised=self.factorised,
             batch_shape=torch.broadcast_shapes(*(v.shape for v in drawn.values())),
             present=present,
@@ -134,7 +134,7 @@ class Custom(Prior):
 
     def on_support(self, z: Tensor) -> Tensor:
         """Map the output of an encoder to the support of p(z|y)."""
-        support = self.example.support
+        support = self._example.support
         if getattr(support, "base_constraint", support) is constraints.sphere:
             return normalize(z, dim=-1)
         return biject_to(support)(z)
