@@ -349,6 +349,8 @@ Z, X = torch.arange(120.0).view(40, 3), torch.zeros(4, 1, 8, 8)
 XY, AXES = np.zeros((9, 2)), ("chain", "draw", "item")
 GROUP = xarray.Dataset({"z": (AXES, np.zeros((1, 4, 2)))})
 NOT_RANDOM = {"posterior": GROUP, "prior": GROUP}
+NANS = [{"epoch": i, "step": i, "value": math.nan, "entropy": math.nan} for i in (1, 2)]
+ZEROS = [{"epoch": 3, "step": 3, "value": 0.0, "entropy": math.nan}]
 MANY, TEN = Ranks(np.zeros((9, 60), int), 9), Ranks(np.arange(10), 9)
 test_what_cannot_be_drawn_is_refused = refusals(
     *(
@@ -356,6 +358,9 @@ test_what_cannot_be_drawn_is_refused = refusals(
         for call, message in (
             (lambda: plots.learning_curves(EPOCHS[:0]), "ps.fit"),
             (lambda: History().plot(), "0 epochs"),
+            (lambda: History([{"epoch": 1, "step": 2}]).plot(), "1 epochs and step"),
+            (lambda: History(NANS).plot(), "NaN in value, entropy, got only NaN in 2"),
+            (lambda: History(NANS + ZEROS).plot(), "got only 0 or NaN in 3 epochs"),
             (lambda: plots.latent_map(Z[:, :1]), "at least 2"),
             (lambda: plots.latent_map(Z * math.nan), "finite"),
             (lambda: plots.latent_map(Z, torch.arange(39)), "one label for each"),

@@ -30,12 +30,19 @@ def learning_curves(history: Any) -> Figure:
     table = getattr(history, "table", history)
     if "epoch" in table.columns:
         table = table.set_index("epoch")
-    names = [name for name in CURVES if name in table.columns and table[name].any()]
-    if not names:
+    given = [name for name in CURVES if name in table.columns]
+    names = [name for name in given if table[name].any()]
+    if not given or table.empty:
         raise ValueError(
             f"expected at least one epoch and one of the columns {', '.join(CURVES)}, "
             f"got {len(table)} epochs and {', '.join(table.columns) or 'no column'}; "
             "pass what ps.fit returned"
+        )
+    if not names:
+        found = "NaN" if table[given].isna().all(axis=None) else "0 or NaN"
+        raise ValueError(
+            f"expected a number other than 0 and NaN in {', '.join(given)}, got only "
+            f"{found} in {len(table)} epochs; pass a history with such numbers"
         )
     columns = 2 if len(names) == 4 else min(3, len(names))
     rows = math.ceil(len(names) / columns)
