@@ -1,6 +1,7 @@
 r"""Guides of z (amortised posteriors, encoders): :math:`q(z_1, \dots, z_V \mid x)`."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from torch.nn.functional import normalize, softplus
 
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
 from ..nn import PerModality, each_view
-from ..nn.base import called_plainly, features_of, features_width, with_features
+from ..nn.base import (
+    called_plainly,
+    features_of,
+    features_width,
+    recorded,
+    with_features,
+)
 from ..nn.network import known_dim, nets_of
 from ..runtime.precision import lowered
 
@@ -44,8 +51,9 @@ class Factors(nn.Module):
     The features f(x) are ``encoder.features(x)`` where the encoder has this method and
     its number of features, `width`; else f(x) = encoder(x). The head A, b is made here,
     and always on top of the encoder's public methods: overridden methods, hooks and
-    compiled encoders count. One pass gives both where calling an `nn.Encoder` runs its
-    own `forward` and nothing else; otherwise the features cost a second pass.
+    compiled encoders count. One pass gives both where the encoder's `forward` calls
+    `features` once; otherwise the features cost a second pass, which leaves buffers as
+    they are and draws random numbers, such as those of dropout, of its own.
 
     Arguments:
         encoder: A module (n, \*event) -> (n, dim); or an `nn.PerModality` of these.
@@ -97,9 +105,11 @@ class Factors(nn.Module):
         if len(nets) < len(parts):  # one encoder for views of several sizes
             nets, heads = nets * len(parts), heads * len(parts)
         if isinstance(whole, PerModality) and not called_plainly(whole, PerModality):
-            encoded = [z.flatten(1) for z in whole(parts)]
-            triples = zip(nets, parts, encoded, strict=True)
-            both = [(z, features_of(net, x, z)) for net, x, z in triples]
+            with ExitStack() as stack:
+                seen = [stack.enter_context(recorded(net)) for net in nets]
+                encoded = [z.flatten(1) for z in whole(parts)]
+            each = zip(nets, parts, encoded, seen, strict=True)
+            both = [(z, features_of(net, x, z, f)) for net, x, z, f in each]
         else:
             both = [with_features(net, x) for net, x in zip(nets, parts, strict=True)]
         for loc, _ in both:

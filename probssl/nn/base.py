@@ -2,10 +2,12 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ __all__ = [
     "features_of",
     "features_width",
     "halvings",
+    "recorded",
     "sizes",
     "with_features",
 ]
@@ -78,27 +81,77 @@ def features_width(encoder: nn.Module) -> int | None:
     return width if method and isinstance(width, int) else None
 
 
+@contextmanager
+def recorded(encoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what ``encoder.features`` returns to calls of the encoder meanwhile."""
+    seen: list[Tensor] = []
+    own = vars(getattr(encoder, "_orig_mod", encoder))  # of what was compiled
+    if features_width(encoder) is None:
+        yield seen
+        return
+    features: Any = encoder.features
+    before = {"features": own["features"]} if "features" in own else {}
+
+    def record(*args: Any, **options: Any) -> Tensor:
+        f = features(*args, **options)
+        seen.append(f.clone())  # the caller may change f in place
+        return f
+
+    own["features"] = record
+    try:
+        yield seen
+    finally:
+        del own["features"]
+        own.update(before)
+
+
+def _unchanged(encoder: nn.Module, x: Tensor) -> Tensor:
+    """Return ``encoder.features(x)``, made with copies of the encoder's buffers."""
+    features: Any = encoder.features
+    buffers = [
+        (module._buffers, name, buffer)
+        for module in encoder.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        for own, name, buffer in buffers:
+            own[name] = buffer.clone()
+        f: Tensor = features(x)
+    finally:
+        for own, name, buffer in buffers:
+            own[name] = buffer
+    return f
+
+
 def features_of(
-    encoder: nn.Module, x: Float[Tensor, "n *event"], z: Float[Tensor, "n dim"]
+    encoder: nn.Module,
+    x: Float[Tensor, "n *event"],
+    z: Float[Tensor, "n dim"],
+    seen: Sequence[Tensor],
 ) -> Float[Tensor, "n width"]:
-    """Return ``encoder.features(x)`` where the encoder has this method, else z."""
-    features: Any = encoder.features if features_width(encoder) else lambda _: z
-    return features(x)
+    """Return the features of z = encoder(x); z where the encoder has no such method.
+
+    They are those that were `recorded` in the call, if it made them once. Otherwise a
+    second pass makes them, which leaves buffers as they are.
+    """
+    if features_width(encoder) is None:
+        return z
+    if len(seen) == 1 and len(seen[0]) == len(x):
+        return seen[0].to(torch.promote_types(seen[0].dtype, z.dtype))
+    return _unchanged(encoder, x)
 
 
 def with_features(
     encoder: nn.Module, x: Float[Tensor, "n *event"]
 ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n width"]]:
-    """Return ``encoder(x)``, one row per item, and `features_of` the encoder.
-
-    One pass of the trunk gives both where calling an `Encoder` runs its own `forward`
-    and nothing else. Otherwise the features cost a second pass.
-    """
+    """Return ``encoder(x)``, one row per item, and `features_of` the encoder."""
     if isinstance(encoder, Encoder) and called_plainly(encoder, Encoder):
         features = encoder.features(x)
         return encoder.head(features), features
-    z = encoder(x).flatten(1)
-    return z, features_of(encoder, x, z)
+    with recorded(encoder) as seen:
+        z = encoder(x).flatten(1)
+    return z, features_of(encoder, x, z, seen)
 
 
 class Decoder(nn.Module):
