@@ -3,9 +3,13 @@
 import argparse
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -42,15 +46,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = _parser().parse_args(arguments)
     try:
-        start()
-        options.run(options)
-        barrier()
+        with _ended_cleanly():
+            start()
+            options.run(options)
+            barrier()
     except MISUSE as error:
         which = "" if is_main() else f" in process {rank()}"
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"probssl{which}: {error}{notes}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """Exit on SIGTERM as on an error: workers end, temporary folders are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,6 +146,24 @@ def _data(options: argparse.Namespace) -> Dataset:
     return data._replace(train=train, test=test)
 
 
+def _check_out(*folders: Path) -> None:
+    """Raise a ValueError for a folder that cannot be made or written, make none."""
+    for folder in folders if is_main() else ():
+        there = next(
+            path
+            for path in (folder, *folder.absolute().parents)
+            if path.exists() or path.is_symlink()
+        )
+        try:
+            with TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"expected a folder to write to as --out, got {folder} "
+                f"({there}: {error.strerror}); give another"
+            ) from error
+
+
 def _fit_options(data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
     epochs = options.epochs
     return {
@@ -138,6 +178,7 @@ def _compare(options: argparse.Namespace) -> None:
     every = options.methods == "all"
     methods = list(recipes.METHODS) if every else options.methods.split(",")
     methods = [recipes.name(method) for method in methods]  # before any work
+    _check_out(options.out, *(options.out / method for method in methods))
     data = _data(options)
     given = {"dim": options.dim, "seed": options.seed, "jobs": options.jobs}
     fitted = fit_methods(methods, data, **given, **_fit_options(data, options))
@@ -180,6 +221,7 @@ def _show(
 
 
 def _fit(options: argparse.Namespace) -> None:
+    _check_out(options.out)
     data = _data(options)
     torch.manual_seed(options.seed)
     objective = recipes.objective(options.method, data, options.dim)
@@ -219,6 +261,7 @@ def _advise(options: argparse.Namespace) -> None:
     from . import plots
     from .linear import advise
 
+    _check_out(options.out)
     data = _data(options)
     torch.manual_seed(options.seed)
     found = advise(data.train.images, recipes.views(data), n_components=options.dim)

@@ -106,6 +106,27 @@ def test_compare_runs_on_real_data(data, data_root, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "arguments, place",
+    [
+        (["compare"], "file"),
+        (["compare"], "file/inside"),
+        (["compare", "--methods", "simclr"], "."),  # where simclr's folder is a file
+        (["fit", "simclr"], "file"),
+        (["advise"], "file"),
+    ],
+)
+def test_an_output_that_is_no_folder_is_refused_before_any_work(
+    arguments, place, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("probssl.cli.load", None)
+    for name in ("file", "SimCLR"):
+        (tmp_path / name).write_text("mine")
+    assert main([*arguments, "--out", str(tmp_path / place)]) == 2
+    assert "expected a folder to write to as --out" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "SimCLR"}
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         (["compare", "--methods", "simclr,magic"], "expected one of the methods"),
