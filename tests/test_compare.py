@@ -5,10 +5,14 @@ import math
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 import traceback
 from importlib import import_module
 from multiprocessing import active_children
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,6 +295,13 @@ class TestComparison:
         assert html.count("<tr>") == 2 and "A&lt;B" in html
         assert "-12.35" in html and "-12.35" in str(found)
 
+    def test_without_methods_or_numbers_it_is_still_shown(self):
+        empty = ps.Comparison("digits", 0, {})
+        assert repr(empty) == "no methods compared on digits"
+        assert empty._repr_html_() and empty.matrix.empty and empty.table.empty
+        bare = ps.Comparison("digits", 0, {"A": {"terms": {}, "scores": {}}})
+        assert "A" in bare._repr_html_() and isinstance(repr(bare), str)
+
     def test_old_files_are_read(self, tmp_path):
         row = {"terms": {"log_det": 1.0}, "scores": {"knn": 0.5}, "seconds": 0.0}
         content = {"data": "digits", "seed": 0, "methods": {"SimVAE": row}}
@@ -355,6 +366,102 @@ class TestJobs:
         with pytest.raises(KeyboardInterrupt):
             fit_methods(("VAE", "IWAE"), digits, epochs=10**6, jobs=2, device="cpu")
         assert not active_children()
+
+    def test_callbacks_are_called_in_workers_and_can_stop_them(self, digits):
+        found = []
+        for jobs in (1, 2):
+            fitted = fit_methods(
+                ("VAE", "SimCLR"),
+                digits,
+                epochs=4,
+                jobs=jobs,
+                device="cpu",
+                progress=False,
+                on_epoch=Stopping(),
+            )
+            found.append([fit.history["seen"].tolist() for fit in fitted.values()])
+        assert found == [[[1.0, 2.0], [1.0, 2.0]]] * 2
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"on_epoch": lambda epoch, row: None}, "got on_epoch=.*set jobs=1"),
+            ({"optimizer": lambda p: None}, "got optimizer=.*set jobs=1"),
+            ({"methods": []}, "at least one method, got none"),
+            ({"methods": ["VAE", "SimCLR", "vae"]}, "got VAE 2 times"),
+        ],
+    )
+    def test_what_workers_cannot_fit_is_refused(self, digits, options, message):
+        given = {"methods": ["VAE", "SimCLR"], "epochs": 1, "jobs": 2, "device": "cpu"}
+        with pytest.raises(ValueError, match=message):
+            fit_methods(data=digits, **(given | options))
+
+    def test_a_worker_that_is_killed_is_said_in_one_sentence(self, digits):
+        with pytest.raises(ChildProcessError, match="memory.*--jobs 1"):
+            fit_methods(
+                ("VAE", "SimCLR"),
+                digits,
+                epochs=2,
+                jobs=2,
+                device="cpu",
+                on_epoch=killed,
+            )
+        assert not active_children()
+
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_workers_end_with_their_parent(self, number, tmp_path):
+        command = (
+            "-m probssl.cli compare --methods vae,iwae --items 100 --epochs 1000000"
+        )
+        command += f" --jobs 2 --device cpu --out {tmp_path / 'out'}"
+        (folder := tmp_path / "temporary").mkdir()
+        with subprocess.Popen(
+            [sys.executable, *command.split()],
+            env={**os.environ, "TMPDIR": str(folder)},
+            stderr=subprocess.PIPE,
+        ) as parent:
+            wait_until(lambda: len(workers(folder)) == 2)
+            parent.send_signal(number)
+            assert parent.wait(60) == (143 if number == signal.SIGTERM else -number)
+            wait_until(lambda: not workers(folder))
+            assert not [*folder.glob("probssl*")]
+
+
+class Stopping:
+    """A callback with state, which adds a column and stops after two epochs."""
+
+    def __init__(self) -> None:
+        self.seen = 0.0
+
+    def __call__(self, epoch: int, row: dict[str, float]) -> bool:
+        self.seen += 1
+        row["seen"] = self.seen
+        return self.seen == 2
+
+
+def killed(epoch: int, row: dict[str, float]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def workers(folder: Path) -> list[int]:
+    """The processes started by spawn whose temporary files are in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            spawned = b"spawn_main" in (path / "cmdline").read_bytes()
+            if spawned and str(folder).encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.2)
 
 
 def pseudo(digits: ps.data.Dataset) -> ps.limits.VAE:

@@ -6,15 +6,18 @@ workers, so that results do not depend on it.
 
 import os
 import pickle
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from queue import Empty
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +34,7 @@ from ..train.prepare import settle
 __all__ = ["Fitted", "fit_methods"]
 
 POLL = 0.2  # seconds between updates of the progress bar
+WATCH = 1.0  # seconds between looks of a worker at its parent
 
 
 class Fitted(NamedTuple):
@@ -63,14 +67,20 @@ def fit_methods(
             process. None means one worker per core on the CPU, and 1 on other devices,
             for a single method and under torchrun. Threads are shared out by the number
             of methods: the threads of torch over methods, at least 1 for each.
-        options: For `recipes.fit`.
+        options: For `recipes.fit`. Each method has a copy of them, so that the state
+            of a callback starts anew. What cannot be pickled, such as a lambda, is
+            shared by all methods and needs ``jobs=1``.
 
     Raises:
-        ValueError: If there are several jobs on a GPU or under torchrun.
+        ValueError: If there are several jobs on a GPU or under torchrun, no methods or
+            the same twice, or several jobs and an option that cannot be pickled.
+        ChildProcessError: If a worker is killed, as for want of memory. The fits of
+            other methods are lost.
         Exception: The error of a worker, with a note that names the method and the
             traceback in the worker as its cause. All other workers end, as on an
             interrupt.
     """
+    _check_methods(methods)
     gpu = device != "cpu" and (device != "auto" or torch.cuda.is_available())
     single = gpu or world_size() > 1
     if jobs is None:
@@ -85,23 +95,72 @@ def fit_methods(
     with _threads(torch.get_num_threads() // len(methods)) as threads:
         if jobs == 1:
             return {
-                method: _fit(method, data, dim, seed, {**options, "progress": progress})
+                method: _fit(
+                    method, data, dim, seed, _copied({**options, "progress": progress})
+                )
                 for method in methods
             }
+        pickled = {name: _pickled(name, option) for name, option in options.items()}
         with TemporaryDirectory(prefix="probssl") as folder:
             path = Path(folder) / "data.pickle"
             path.write_bytes(pickle.dumps(data))
-            work = _Work(path, dim, seed, options, threads)
-            return _side_by_side(methods, data, jobs, work, progress)
+            work = _Work(path, dim, seed, pickled, threads)
+            bar = _Bar(methods, jobs, epochs, progress)
+            return _side_by_side(methods, data, jobs, work, bar)
+
+
+def _check_methods(methods: Sequence[str]) -> None:
+    if not methods:
+        raise ValueError(
+            "expected at least one method, got none; give keys of recipes.METHODS"
+        )
+    names = [recipes.name(method) for method in methods]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"expected each method once, got {twice[0]} {names.count(twice[0])} times; "
+            "leave the others out"
+        )
+
+
+def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of the options, as workers have them, where they can be pickled."""
+    copies = dict(options)
+    for name, option in options.items():
+        with suppress(Exception):  # a pickle may raise anything
+            copies[name] = pickle.loads(pickle.dumps(option))
+    return copies
+
+
+def _pickled(name: str, option: object) -> bytes:
+    try:
+        return pickle.dumps(option)
+    except Exception as error:
+        raise ValueError(
+            f"expected options that can be pickled for workers, got {name}={option!r}; "
+            "set jobs=1, or define it at the top of a module"
+        ) from error
+
+
+def _unpickled(name: str, option: bytes) -> Any:
+    try:
+        return pickle.loads(option)
+    except Exception as error:
+        raise ValueError(
+            f"expected options that workers can load, got {name} ({error}); set "
+            "jobs=1, or define it in a module of its own"
+        ) from error
 
 
 class _Work(NamedTuple):
-    """The arguments of a worker, with the file of the data: a pipe would block."""
+    """The arguments of a worker, with the file of the data: a pipe would block.
+
+    Options are pickled one by one, and loaded for each method.
+    """
 
     data: Path
     dim: int
     seed: int
-    options: dict[str, Any]
+    options: dict[str, bytes]
     threads: int
 
 
@@ -137,13 +196,12 @@ def _threads(number: int) -> Iterator[int]:
 
 
 def _side_by_side(
-    methods: Sequence[str], data: Dataset, jobs: int, work: _Work, progress: bool
+    methods: Sequence[str], data: Dataset, jobs: int, work: _Work, bar: "_Bar"
 ) -> dict[str, Fitted]:
     """Fit in worker processes. All end if one fails, or on an interrupt."""
     context, others = get_context("spawn"), active_children()
     epochs = context.Queue()
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (epochs, work))
-    bar = _Bar(methods, jobs, work.options["epochs"], progress)
     try:
         futures = {pool.submit(_fit_in_worker, method): method for method in methods}
         found: dict[str, Fitted] = {}
@@ -170,6 +228,12 @@ def _rebuilt(method: str, data: Dataset, work: _Work, future: Future[Any]) -> Fi
     """The objective of a recipe, with the state that a worker fitted."""
     try:
         state, rows, seconds = pickle.loads(future.result())
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "expected worker processes to run until the end, but one was killed, most "
+            "often for want of memory; no fit is kept: use fewer jobs, or one (jobs=1, "
+            "--jobs 1); in a script, call this under if __name__ == '__main__'"
+        ) from error
     except Exception as error:  # with the worker's traceback as its cause
         error.add_note(f"in the worker that fitted {method}")
         raise
@@ -213,7 +277,18 @@ def _start_worker(epochs: Any, work: _Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends all
     torch.set_num_threads(work.threads)
     threadpool_limits(work.threads)
+    Thread(target=_end_with_parent, args=(work.data.parent,), daemon=True).start()
     _worker.update(epochs=epochs, work=work, data=pickle.loads(work.data.read_bytes()))
+
+
+def _end_with_parent(folder: Path) -> None:
+    """Wait for the parent process to end without its workers; then clean up and end."""
+    parent, number = parent_process(), os.getppid()
+    assert parent is not None
+    while parent.is_alive() and os.getppid() == number:
+        parent.join(WATCH)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 _worker: dict[str, Any] = {}  # what `_start_worker` was given, in a worker process
@@ -222,11 +297,14 @@ _worker: dict[str, Any] = {}  # what `_start_worker` was given, in a worker proc
 def _fit_in_worker(method: str) -> bytes:
     """The pickled state, history and seconds of a fit."""
     work: _Work = _worker["work"]
+    options = {name: _unpickled(name, option) for name, option in work.options.items()}
+    given = options.get("on_epoch")
 
-    def on_epoch(epoch: int, row: Mapping[str, float]) -> None:
+    def on_epoch(epoch: int, row: dict[str, float]) -> bool:
         _worker["epochs"].put(method)
+        return given is not None and bool(given(epoch, row))
 
-    options = {**work.options, "progress": False, "on_epoch": on_epoch}
+    options |= {"progress": False, "on_epoch": on_epoch}
     fitted = _fit(method, _worker["data"], work.dim, work.seed, options)
     state = {name: t.cpu() for name, t in fitted.objective.state_dict().items()}
     return pickle.dumps((state, fitted.history.rows, fitted.seconds))

@@ -121,9 +121,12 @@ class Comparison:
             for column in MATRIX_COLUMNS:
                 rows[name][column] = values.get(column, math.nan)
                 rows[name][f"{column}_se"] = errors.get(column, math.nan)
-        return _frame(rows)
+        columns = [f"{name}{end}" for name in MATRIX_COLUMNS for end in ("", "_se")]
+        return _frame(rows).reindex(columns=columns)
 
     def __str__(self) -> str:
+        if not self.methods:
+            return f"no methods compared on {self.data}"
         names, (main, matrix) = [*self.methods], self._columns()
         text = _aligned(names, main)
         return f"{text}\n\n{INVARIANT}\n{_aligned(names, matrix)}" if matrix else text
@@ -201,11 +204,9 @@ def _with_error(value: float, error: float) -> str:
 def _html(names: list[str], columns: Cells) -> str:
     """An HTML table; the first two cells of a column are its title."""
     titles = [f"{a} {b}".strip() for a, b, *_ in columns.values()]
-    cells = zip(*(column[2:] for column in columns.values()), strict=True)
-    rows = [
-        ["", *titles],
-        *([name, *row] for name, row in zip(names, cells, strict=True)),
-    ]
+    rows = [["", *titles]]
+    for i, name in enumerate(names, start=2):
+        rows.append([name, *(column[i] for column in columns.values())])
     lines = []
     for tag, (first, *rest) in zip(["th"] + ["td"] * len(names), rows, strict=True):
         others = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in rest)
