@@ -167,6 +167,7 @@ class Joint(nn.Module):
             for name, x, part, mask in zip(
                 self.sites, each, batch.parts, self._masks(batch), strict=True
             ):
+                _check_shape(name, x, part)
                 x = x if mask is None else x.mask(mask)
                 pyro.sample(name, x.to_event(1), obs=part)
 
@@ -330,8 +331,8 @@ class Joint(nn.Module):
         Raises:
             ValueError: If there is one view and a flat p(y), if the views contain NaN
                 or values outside the likelihood's support, if an observed content is no
-                component of the prior, or if draws of a guide, of z or of y, are off
-                the support of the prior.
+                component of the prior, if draws of a guide, of z or of y, are off the
+                support of the prior, or if p(x|z) has another shape than the views.
         """
         batch = self.arranged(batch)
         _check_content(self.prior, batch)
@@ -347,6 +348,9 @@ class Joint(nn.Module):
         with torch.no_grad(), torch.random.fork_rng(forked):
             drawn = self.encode(batch).sample()
             _check_support(self.posterior, self.prior, "p(z)", support.check(drawn))
+            z = drawn.split(batch.widths, -2) if self.several else (drawn,)
+            for name, p, x in zip(self.sites, self._decoded(z), parts, strict=True):
+                _check_shape(name, p, x)
             if self.content is not None:
                 support = self.prior.content().support
                 y = self.content(drawn).sample()
@@ -404,6 +408,16 @@ def _check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
             f"expected a likelihood and a {name} for each modality, got "
             f"{modalities or 1} and {found or 1}; give as many of both, for several "
             "likelihood=(a, b) and nn.PerModality([a, b]) for the networks"
+        )
+
+
+def _check_shape(name: str, p: TorchDistribution, x: Tensor) -> None:
+    """Raise an error where p(x|z) would broadcast against the views."""
+    if p.event_shape != x.shape[2:]:
+        raise ValueError(
+            f"expected p(x|z) of the shape of the views, got {tuple(p.event_shape)} at "
+            f"the site {name!r} for views of shape {tuple(x.shape[2:])}; build the "
+            "decoder for that shape, or for what the likelihood makes it of"
         )
 
 

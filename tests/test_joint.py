@@ -200,3 +200,17 @@ def test_a_joint_is_shown_in_a_line_or_row_for_each_part():
     assert lines[5] == "  guide: DiagonalGaussian(), 2,570 parameters"
     html, total = model._repr_html_(), sum(p.numel() for p in model.parameters())
     assert html.count("<tr>") == 7 and f"<td>{total:,}</td>" in html
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 8, 1), (1, 1, 1), (8, 8)])
+def test_a_decoder_whose_output_would_broadcast_is_refused(shape):
+    joint = ps.Joint(
+        ps.priors.Gaussian(2),
+        ps.likelihoods.Gaussian(0.3),
+        ps.nn.MLPEncoder((1, 8, 8), 2),
+        ps.nn.MLPDecoder(2, shape),
+    )
+    batch = ps.Batch(torch.zeros(4, 2, 1, 8, 8))
+    for call in (joint.check, ps.limits.SimVAE(joint)):
+        with pytest.raises(ValueError, match=r"views of shape \(1, 8, 8\)"):
+            call(batch)
