@@ -6,8 +6,9 @@ https://arxiv.org/abs/2407.13541
 
 The choices: those of the base; and a probability :math:`M^{ab}_{ij}` that items i and
 j, seen in views a and b, have the same content, :math:`p(y_i = y_j \mid z^a_i, z^b_j)`,
-which is 1 for the views of one item. With the distance d of the directions of z and a
-score s from 0 to 1, the regulated loss and its anchor are
+which is 1 for the views of one item. Let d be the distance of two z on the unit sphere,
+and s the score of an item, from 0 for an outlier to 1. The regulated loss and its
+anchor are
 
 .. math:: L_w = \log \Big(1 + E_{a, b} \, E_{i, j} \exp \frac{s_i \, d^{ab}_{ij} \,
     (2 M^{ab}_{ij} - 1)}{\tau} \Big), \qquad
@@ -16,11 +17,12 @@ score s from 0 to 1, the regulated loss and its anchor are
 .. math:: \text{value} = \text{base} - w L_w - \lambda L_a, \qquad \tilde M^{ab}_{ij}
     = \exp \big(-\lVert \bar u^a_i - \bar u^b_j \rVert / \tilde \tau \big)
 
-as means over ordered pairs of views, including a = b, and over ordered pairs of items,
-without those of an item in a view with itself. u is the output of a reference network
-behind a stop-gradient; from u comes also :math:`s_i`, the share of the nearest
-neighbours of an item that are well connected to it (`neighbour_score`), which excludes
-outliers. KL is that of two Bernoulli distributions.
+E averages over ordered pairs of views (a, b), including a = b, and of items (i, j). In
+:math:`L_w` an item is not paired with itself in the same view; in the anchor i ≠ j.
+u is the output of a reference network behind a stop-gradient, and :math:`\bar u` that
+output on the unit sphere. The score :math:`s_i` is the share of the neighbours of item
+i whose own neighbours lead back to i (`neighbour_score`). KL is that of two Bernoulli
+distributions.
 
 Pairs with M above 1/2 attract each other, more strongly the farther apart they are;
 pairs below repel each other, less strongly the farther apart. :math:`L_w` alone would
@@ -30,13 +32,13 @@ let no two items be the same, since it rises with every M,
     / \tau} \ge 0, \qquad M = \tilde M - \frac{w}{\lambda} \, \frac{2 s d}{\tau} \,
     \frac{e^{s d (2 M - 1) / \tau}}{1 + E \exp(\dots)} \, M (1 - M)
 
-where a pair is stationary, if M is free (across views of N items the difference is 1/N
-smaller). So M lies below the anchor, the more the larger w/λ, and without an anchor it
-is 0, which leaves repulsion alone. Both gradients reach z and M; that of :math:`L_w`
+where a pair is stationary, if M is a free number for each pair (for pairs in two views
+of N items, M̃ − M is smaller by the factor 1 − 1/N). So M lies below M̃, the more the
+larger w/λ. Without an anchor M goes to 0, and all pairs repel each other. Both gradients reach z and M; that of :math:`L_w`
 through M keeps items apart.
 
-The limit: none of the joint. In the graphical model M has a closed form
-(`PriorAffinity`), and then only z is learned.
+The limit: no limit of the joint gives :math:`L_w`. Under p(y) and p(z|y) of a prior, M
+itself has a closed form (`PriorAffinity`); then only z is learned.
 
 Status: heuristic on a derived base. The authors' code differs: M comes from differences
 within one view, with rows that sum to 1, so that nearly all pairs repel each other; u
@@ -81,8 +83,8 @@ class DSA(Extension):
         affinity: A module of z, shapes (n, dim) and (m, dim), that returns the log-odds
             of M, shape (n, m): `PriorAffinity`, or by default a `LearnedAffinity`.
         neighbours: The number of neighbours in the score; batches need more items.
-        mutual: A neighbour counts if more than this number of its own neighbours
-            connect it with the item; from 0 to neighbours − 1.
+        mutual: A neighbour of an item counts if more than this number of its own
+            neighbours have the item among their neighbours; from 0 to neighbours − 1.
         weight: The weight w of the regulated loss; a buffer, which a schedule may set.
         anchor: The weight λ of the anchor, likewise.
         temperature: The temperature :math:`\tau` of the regulated loss.
