@@ -34,8 +34,8 @@ let no two items be the same, since it rises with every M,
 
 where a pair is stationary, if M is a free number for each pair (for pairs in two views
 of N items, M̃ − M is smaller by the factor 1 − 1/N). So M lies below M̃, the more the
-larger w/λ. Without an anchor M goes to 0, and all pairs repel each other. Both gradients reach z and M; that of :math:`L_w`
-through M keeps items apart.
+larger w/λ. Without an anchor M goes to 0, and all pairs repel each other. Both
+gradients reach z and M; that of :math:`L_w` through M keeps items apart.
 
 The limit: no limit of the joint gives :math:`L_w`. Under p(y) and p(z|y) of a prior, M
 itself has a closed form (`PriorAffinity`); then only z is learned.
