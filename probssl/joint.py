@@ -79,7 +79,8 @@ class Joint(nn.Module):
         decoder: A module (n, dim) -> (n, \*event); or an `nn.PerModality` of these.
         guide: The class of the guide, such as `guides.DiagonalGaussian`,
             `guides.Coupled` or `guides.Point`; or a function of the encoder, which
-            returns a guide. An argument `dim` is given the dimension of the prior.
+            returns a guide: a module with the attribute `encoder`. An argument `dim` is
+            given the dimension of the prior.
         content: A guide :math:`q(y \mid z_1, \dots, z_V)`, such as `guides.Content`: a
             module (\*batch, view, dim) -> distribution of y. Then y is a variable of
             the model, and the lower bound :math:`E_q[\log p(y) + \sum_v \log p(z_v
@@ -90,7 +91,8 @@ class Joint(nn.Module):
     Raises:
         ValueError: If the dimensions of prior and encoder differ, or the numbers of
             likelihoods, encoders and decoders.
-        TypeError: If `content` is given and the prior has no p(z|y) of its own.
+        TypeError: If `guide` is itself a guide, or gives a module without `encoder`; if
+            `content` is given and the prior has no p(z|y) of its own.
     """
 
     prior: Prior
@@ -126,8 +128,7 @@ class Joint(nn.Module):
         )
         for name, net in (("decoder", decoder), ("encoder", encoder)):
             _check_networks(name, net, len(self.sites) if self.several else None)
-        sized = "dim" in signature(guide).parameters
-        self.posterior = guide(encoder, dim=dim) if sized else guide(encoder)
+        self.posterior = _built(guide, encoder, dim)
         self.content = content
         if content is not None:
             with torch.random.fork_rng(devices=[]):  # an error now rather than later
@@ -398,6 +399,25 @@ def _in_a_line(module: nn.Module) -> str:
         shown = [f"dim={module.dim}", *shown]
     shown += [h.extra_repr() for h in module.children() if isinstance(h, Positive)]
     return f"{type(module).__name__}({', '.join(shown)})"
+
+
+def _built(guide: Callable[..., nn.Module], encoder: nn.Module, dim: int) -> nn.Module:
+    """Return the guide of the encoder; raise a TypeError if it is none."""
+    if isinstance(guide, nn.Module) or not callable(guide):
+        name = type(guide).__name__
+        raise TypeError(
+            "expected guide as a class, or a function of the encoder, got an instance "
+            f"of {name}; give the class, or guide=lambda encoder: … for arguments"
+        )
+    sized = "dim" in signature(guide).parameters
+    built = guide(encoder, dim=dim) if sized else guide(encoder)
+    if not isinstance(getattr(built, "encoder", None), nn.Module):
+        raise TypeError(
+            "expected a guide with the attribute encoder, a module, got "
+            f"{type(built).__name__} without; set self.encoder = encoder in its "
+            "constructor"
+        )
+    return built
 
 
 def _check_networks(name: str, net: nn.Module, modalities: int | None) -> None:

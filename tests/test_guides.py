@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers.checks import refusals
@@ -41,6 +42,10 @@ class WithFeatures(Series):
 def convolutions() -> nn.Module:
     first = nn.Conv2d(1, 4, 3, padding=1)
     return nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.Linear(56, DIM))
+
+
+class Counted(WithFeatures):
+    width = np.int64(5)
 
 
 class Maps(nn.Module):
@@ -97,6 +102,7 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "compiled in place": (compiled_in_place, 8),
     "a recurrent network": (Series, DIM),
     "its features": (WithFeatures, 5),
+    "a width of numpy": (Counted, 5),
     "a compiled stranger": (lambda: torch.compile(Series(), backend="eager"), DIM),
     "a sequence": (convolutions, DIM),
     "maps": (Maps, DIM),

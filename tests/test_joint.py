@@ -150,6 +150,10 @@ def masked_point() -> None:
     joint(guide=ps.guides.Point).encode(Batch(torch.ones(2, 2, EVENT), present=present))
 
 
+def made() -> ps.guides.DiagonalGaussian:
+    return ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((EVENT,), DIM))
+
+
 test_bad_joints_and_batches_are_refused = refusals(
     (
         lambda: Joint(
@@ -166,6 +170,9 @@ test_bad_joints_and_batches_are_refused = refusals(
     (lambda: off_the_sphere(ps.guides.DiagonalGaussian), ValueError, "on the support"),
     (lambda: off_the_sphere(ps.guides.Coupled), ValueError, "use DiagonalGaussian"),
     (masked_point, ValueError, "all views to be present"),
+    (lambda: joint(guide=made()), TypeError, "a class, or a function of the encoder"),
+    (lambda: joint(guide="Coupled"), TypeError, "instance of str; give the class"),
+    (lambda: joint(guide=lambda _: torch.nn.Identity()), TypeError, "Identity without"),
 )
 
 

@@ -76,9 +76,13 @@ def features_width(encoder: nn.Module) -> int | None:
 
     A submodule of that name, as in torchvision's networks, is no such method.
     """
-    features, width = (getattr(encoder, name, None) for name in ("features", "width"))
+    features: Any = getattr(encoder, "features", None)
+    width: Any = getattr(encoder, "width", None)
     method = callable(features) and not isinstance(features, nn.Module)
-    return width if method and isinstance(width, int) else None
+    try:
+        return operator.index(width) if method and width is not None else None
+    except TypeError:  # not the number of features
+        return None
 
 
 @contextmanager
