@@ -8,7 +8,7 @@ sites, outside all plates, are divided by the number of items in the data set:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyro
 from pyro import poutine
@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .hyper import known_population
-from .joint import Joint
+from .joint import Joint, shape_error
 from .runtime.precision import in_float32
 from .terms import Batch, Terms
 
@@ -102,19 +102,25 @@ def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
     """Sample z from the guide of a joint; return the log importance weights by term.
 
     Raises:
-        ValueError: If there are random hyper-parameters and no population.
+        ValueError: If there are random hyper-parameters and no population, or p(x|z)
+            has another shape than the views.
     """
     with pyro.plate("particles", particles, dim=-2):
         guide = poutine.trace(joint.guide).get_trace(batch)
         replayed = poutine.replay(joint.model, trace=guide)
         model = poutine.trace(replayed).get_trace(batch)
+    sites, nodes = joint.sites, cast(dict[str, Any], model.nodes)
+    for name in sites:
+        density, x = nodes[name]["fn"], nodes[name]["value"]
+        if density.event_shape != x.shape[1:]:
+            raise shape_error(name, density, x)
     (p, p_global), (q, q_global) = _log_probs(model), _log_probs(guide)
     one = batch.views[0] if isinstance(batch.views, tuple) else batch.views
     zeros = one.new_zeros(particles, len(one))
     hyper = sum(p_global, start=zeros[:, :1]) - sum(q_global, start=zeros[:, :1])
     if p_global:
         hyper = hyper / known_population(joint.population)
-    observed = [p.pop(name) for name in joint.sites]
+    observed = [p.pop(name) for name in sites]
     encoded = q.pop("z")
     return LogWeights(
         reconstruction=sum(observed, start=zeros),

@@ -31,7 +31,7 @@ from .priors import Prior
 from .runtime.precision import in_float32, lowered
 from .terms import Batch
 
-__all__ = ["Joint", "Likelihoods"]
+__all__ = ["Joint", "Likelihoods", "shape_error"]
 
 
 class Likelihoods(nn.ModuleList):
@@ -168,7 +168,6 @@ class Joint(nn.Module):
             for name, x, part, mask in zip(
                 self.sites, each, batch.parts, self._masks(batch), strict=True
             ):
-                _check_shape(name, x, part)
                 x = x if mask is None else x.mask(mask)
                 pyro.sample(name, x.to_event(1), obs=part)
 
@@ -351,7 +350,8 @@ class Joint(nn.Module):
             _check_support(self.posterior, self.prior, "p(z)", support.check(drawn))
             z = drawn.split(batch.widths, -2) if self.several else (drawn,)
             for name, p, x in zip(self.sites, self._decoded(z), parts, strict=True):
-                _check_shape(name, p, x)
+                if p.event_shape != x.shape[2:]:
+                    raise shape_error(name, p.to_event(1), x)
             if self.content is not None:
                 support = self.prior.content().support
                 y = self.content(drawn).sample()
@@ -431,14 +431,13 @@ def _check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
         )
 
 
-def _check_shape(name: str, p: TorchDistribution, x: Tensor) -> None:
-    """Raise an error where p(x|z) would broadcast against the views."""
-    if p.event_shape != x.shape[2:]:
-        raise ValueError(
-            f"expected p(x|z) of the shape of the views, got {tuple(p.event_shape)} at "
-            f"the site {name!r} for views of shape {tuple(x.shape[2:])}; build the "
-            "decoder for that shape, or for what the likelihood makes it of"
-        )
+def shape_error(name: str, p: TorchDistribution, x: Tensor) -> ValueError:
+    """The error for a p(x_1..V|z_1..V) that would broadcast against the views."""
+    return ValueError(
+        f"expected p(x|z) of the shape of the views, got {tuple(p.event_shape[1:])} at "
+        f"the site {name!r} for views of shape {tuple(x.shape[2:])}; build the decoder "
+        "for that shape, or for what the likelihood makes it of"
+    )
 
 
 def _check_content(prior: Prior, batch: Batch) -> None:
