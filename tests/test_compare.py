@@ -361,10 +361,13 @@ class TestJobs:
         assert not active_children()
 
     def test_an_interrupt_ends_all_workers(self, digits):
+        # A process that a shell starts in the background ignores the signal.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             fit_methods(("VAE", "IWAE"), digits, epochs=10**6, jobs=2, device="cpu")
+        signal.signal(signal.SIGINT, before)
         assert not active_children()
 
     def test_callbacks_are_called_in_workers_and_can_stop_them(self, digits):
