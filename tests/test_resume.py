@@ -61,7 +61,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def check(folder: Path, mode: str, kills: list[int]) -> None:
-    """Kill a run where it is told, go on with it, and compare with one in peace."""
+    """Kill a run at a given place, resume it, and compare with one that ran through."""
     for step in kills:
         kill_at(step, folder / "killed", mode)
     objective, history = fitted(folder / "killed", mode)
