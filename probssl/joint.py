@@ -21,12 +21,15 @@ import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from .guides import DiagonalGaussian
+from .guides.views import Views
 from .hyper import Positive
 from .likelihoods import Likelihood
 from .nn import PerModality
-from .nn.network import known_dim, nets_of
+from .nn.base import unmoved
+from .nn.network import known_dim, nets_of, present_only
 from .priors import Prior
 from .runtime.precision import in_float32, lowered
 from .terms import Batch
@@ -164,10 +167,9 @@ class Joint(nn.Module):
         drawn = {h.name: h.sample() for h in self.prior.random()}
         with pyro.plate("item", items, dim=-1):
             z = pyro.sample("z", self._latents(views, drawn, self._component(batch)))
-            each = self._decoded(z.split(batch.widths, -2) if self.several else (z,))
-            for name, x, part, mask in zip(
-                self.sites, each, batch.parts, self._masks(batch), strict=True
-            ):
+            parts, masks = batch.parts, self._masks(batch)
+            each = self._decoded(self._split(z, batch), masks)
+            for name, x, part, mask in zip(self.sites, each, parts, masks, strict=True):
                 x = x if mask is None else x.mask(mask)
                 pyro.sample(name, x.to_event(1), obs=part)
 
@@ -186,6 +188,11 @@ class Joint(nn.Module):
         """Return q(z_1..V | x_1..V), event shape (view, dim)."""
         batch = self.arranged(batch)
         x = batch.parts if self.several else batch.stacked
+        return self._encoded(x, batch, drawn)
+
+    def _encoded(
+        self, x: Views, batch: Batch, drawn: dict[str, Tensor]
+    ) -> TorchDistribution:
         views = x.shape[1] if isinstance(x, Tensor) else batch.shape[1]
         prior = partial(self.prior, views, **drawn, **self._observed(batch))
         return self.posterior(x, prior, batch.present)
@@ -218,10 +225,21 @@ class Joint(nn.Module):
             )
         return self._decoded((z,))[0] if isinstance(z, Tensor) else self._decoded(z)
 
-    def _decoded(self, z: Sequence[Tensor]) -> tuple[TorchDistribution, ...]:
+    def _decoded(
+        self, z: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+    ) -> tuple[TorchDistribution, ...]:
+        """p(x_v | z_v) of each modality; the masks say which x_v are present."""
         found, nets = [], nets_of(self.decoder)
-        for net, likelihood, part in zip(nets, self.likelihoods, z, strict=True):
-            output = lowered(net, part.flatten(0, -2))
+        masks = [None] * len(z) if masks is None else masks
+        for net, likelihood, part, mask in zip(
+            nets, self.likelihoods, z, masks, strict=True
+        ):
+            flat = part.flatten(0, -2)
+            if mask is None:
+                output = lowered(net, flat)
+            else:
+                mask = mask.expand(part.shape[:-1]).flatten()
+                output = lowered(present_only, net, flat, mask)
             distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
             axes = len(distribution.batch_shape) - (part.dim() - 1)  # those of x
             found.append(distribution.to_event(axes))
@@ -245,6 +263,10 @@ class Joint(nn.Module):
                 "Batch.views as a tuple of so many tensors (batch, view, *event)"
             )
         return batch
+
+    def _split(self, z: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """The latents of each modality."""
+        return z.split(batch.widths, -2) if self.several else (z,)
 
     def _masks(self, batch: Batch) -> tuple[Bool[Tensor, "batch view"] | None, ...]:
         """The mask of present views of each modality; None means all."""
@@ -332,7 +354,8 @@ class Joint(nn.Module):
             ValueError: If there is one view and a flat p(y), if the views contain NaN
                 or values outside the likelihood's support, if an observed content is no
                 component of the prior, if draws of a guide, of z or of y, are off the
-                support of the prior, or if p(x|z) has another shape than the views.
+                support of the prior, if p(x|z) has another shape than the views, or if
+                absent views change what networks make of present ones.
         """
         batch = self.arranged(batch)
         _check_content(self.prior, batch)
@@ -345,17 +368,49 @@ class Joint(nn.Module):
         support: Any = self.prior(batch.shape[1]).support
         device = parts[0].device
         forked = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(forked):
+        with torch.no_grad(), torch.random.fork_rng(forked), unmoved(self):
             drawn = self.encode(batch).sample()
             _check_support(self.posterior, self.prior, "p(z)", support.check(drawn))
-            z = drawn.split(batch.widths, -2) if self.several else (drawn,)
-            for name, p, x in zip(self.sites, self._decoded(z), parts, strict=True):
+            decoded = self._decoded(self._split(drawn, batch), self._masks(batch))
+            for name, p, x in zip(self.sites, decoded, parts, strict=True):
                 if p.event_shape != x.shape[2:]:
                     raise shape_error(name, p.to_event(1), x)
             if self.content is not None:
                 support = self.prior.content().support
                 y = self.content(drawn).sample()
                 _check_support(self.content, self.prior, "p(y)", support.check(y))
+        if batch.present is not None:
+            self._check_apart(batch, batch.present, forked)
+
+    @torch.no_grad()
+    def _check_apart(
+        self, batch: Batch, present: Tensor, forked: Sequence[torch.device]
+    ) -> None:
+        """Raise an error if absent views change what is made of present ones."""
+        some = Batch(batch.views, present=present)
+        turned = tree_map_only(Tensor, lambda x: x.flip(0), some)
+        others = tuple(part.flip(0) for part in turned.parts)  # filled by other views
+        found: list[list[Tensor]] = []
+        for parts in (batch.parts, others):
+            with torch.random.fork_rng(forked), unmoved(self) as state:
+                x = parts if self.several else parts[0]
+                z = self._encoded(x, batch, {}).sample()
+                row = [z[present]]
+                z = z.flip(0).where(~present.unsqueeze(-1), z) if found else z
+                latents, masks = self._split(z, batch), self._masks(batch)
+                each = zip(self._decoded(latents, masks), parts, masks, strict=True)
+                row += [p.log_prob(part)[mask] for p, part, mask in each]
+                found.append([*row, *state])
+        names = ["the encoder", *["the decoder"] * len(masks)]
+        names += ["a buffer of the networks"] * len(state)
+        for name, one, other in zip(names, *found, strict=True):
+            if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+                raise ValueError(
+                    "expected networks that treat views one by one where some are "
+                    f"absent, got {name} that changes with what stands for absent "
+                    "views; of layers that mix the rows of a batch only torch's batch "
+                    "norm is given the present rows alone: use that, or layer norm"
+                )
 
     # What a notebook shows
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = ["Batch", "Terms", "check_rows", "check_terms"]
@@ -53,22 +54,20 @@ class Batch(NamedTuple):
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The views of each modality, in which absent views are set to zero.
+        """The views of each modality; absent views are copies of a present one.
 
-        If `views` is one tensor there is one part.
+        They are zero where the modality has none. If `views` is one tensor there is one
+        part.
         """
         parts = self.views if isinstance(self.views, tuple) else (self.views,)
         if self.present is None:
             return parts
         seen = self.present.split(self.widths, 1)
-        return tuple(
-            part.masked_fill(~one.view(one.shape + (1,) * (part.dim() - 2)), 0)
-            for part, one in zip(parts, seen, strict=True)
-        )
+        return tuple(map(_filled, parts, seen))
 
     @property
     def stacked(self) -> Tensor:
-        """The views as one tensor, in which absent views are set to zero."""
+        """The views as one tensor, in which absent views are filled as in `parts`."""
         if isinstance(self.views, tuple):
             raise ValueError(
                 "expected views of one modality, a tensor (batch, view, *event), got "
@@ -90,6 +89,14 @@ class Terms(NamedTuple):
     alignment: Tensor | float = 0.0
     hyper: Tensor | float = 0.0
     penalty: Tensor | float = 0.0
+
+
+def _filled(x: Tensor, present: Tensor) -> Tensor:
+    """Put the first present view in the place of absent ones."""
+    # Values that a network and a likelihood take: a gradient of 0 times NaN is NaN.
+    first = present.flatten().int().argmax().view(1)
+    view = x.flatten(0, 1).index_select(0, first).masked_fill(~present.any(), 0)
+    return torch.where(present.view(present.shape + (1,) * (x.dim() - 2)), x, view)
 
 
 def check_rows(batch: Batch, items: int) -> None:

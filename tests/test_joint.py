@@ -1,5 +1,6 @@
 """The Pyro model and its guide under Pyro's own tools."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -12,10 +13,13 @@ from helpers.crossings import crossings
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.inspect import get_dependencies
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import probssl as ps
 from probssl.joint import Joint
+from probssl.likelihoods import Gaussian as Normal
+from probssl.priors import Gaussian
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -111,13 +115,122 @@ def log_weight(model: Joint, batch: Batch, z: torch.Tensor) -> torch.Tensor:
     return x + p.nodes["z"]["log_prob"] - q.nodes["z"]["log_prob"]
 
 
-@pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Coupled])
-def test_absent_views_change_nothing_else(guide):
-    model, x = joint(guide=guide), torch.randn(4, 3, EVENT)
-    z, present = torch.randn(4, 3, DIM), torch.tensor([[True, True, False]] * 4)
-    without = log_weight(model, Batch(x[:, :2]), z[:, :2])
-    x[:, 2] = math.nan
-    assert_close(log_weight(model, Batch(x, present=present), z), without)
+def normalising(inputs: int, outputs: int) -> nn.Sequential:
+    """Linear layers with batch norm between them."""
+    norm = nn.BatchNorm1d(5)
+    return nn.Sequential(nn.Linear(inputs, 5), norm, nn.Tanh(), nn.Linear(5, outputs))
+
+
+class LogNormal(ps.likelihoods.Likelihood):
+    """Positive data, whose density has no gradient at zero."""
+
+    measure = "Lebesgue"
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.LogNormal(output, 0.5)
+
+
+# Guide, prior and likelihood of views of which some are absent.
+ABSENT: dict[str, Callable] = {
+    "mean field": lambda: (ps.guides.DiagonalGaussian, Gaussian(DIM), Normal(0.5)),
+    "full": lambda: (ps.guides.FullGaussian, ps.priors.StudentT(DIM), Normal(0.5)),
+    "coupled": lambda: (ps.guides.Coupled, Gaussian(DIM), Normal(0.5)),
+    "mixture": lambda: (ps.guides.Coupled, ps.priors.Mixture(DIM, 3), Normal(0.5)),
+    "sphere": lambda: (
+        *(ps.guides.PowerSpherical, ps.priors.Spherical(DIM)),
+        Normal(0.5),
+    ),
+    "positive data": lambda: (ps.guides.DiagonalGaussian, Gaussian(DIM), LogNormal()),
+}
+
+
+@pytest.mark.parametrize("held", [7.0, math.nan])
+@pytest.mark.parametrize("norm", ["none", "encoder", "decoder", "both"])
+@pytest.mark.parametrize("name", ABSENT)
+def test_absent_views_change_no_value_gradient_or_moment(name, norm, held):
+    guide, prior, likelihood = ABSENT[name]()
+    encoder, decoder = normalising(EVENT, DIM), normalising(DIM, EVENT)
+    if norm in ("none", "decoder"):
+        encoder[1] = nn.Identity()
+    if norm in ("none", "encoder"):
+        decoder[1] = nn.Identity()
+    whole = Joint(prior, likelihood, encoder, decoder, guide=guide)
+    x, z = torch.rand(6, 3, EVENT), prior.on_support(torch.randn(6, 3, DIM))
+    present = torch.tensor([[True, True, False]] * 6)
+    left = x.where(present.unsqueeze(-1), held)
+    found = []
+    for batch in (Batch(x[:, :2]), Batch(left, present=present)):
+        model = copy.deepcopy(whole)
+        value = log_weight(model, batch, z[:, : batch.shape[1]])
+        value.sum().backward()
+        slopes = {name: p.grad for name, p in model.named_parameters()}
+        found.append((value.detach(), slopes, dict(model.named_buffers())))
+    assert_close(found[1], found[0])
+
+
+def test_a_modality_without_a_single_view_moves_nothing():
+    parts = [normalising(EVENT, DIM) for _ in range(2)]
+    back = [normalising(DIM, EVENT) for _ in range(2)]
+    networks = ps.nn.PerModality(parts), ps.nn.PerModality(back)
+    model = Joint(Gaussian(DIM), (Normal(0.5), Normal(0.5)), *networks)
+    views = tuple(torch.randn(2, 6, 1, EVENT))
+    batch = Batch(views, present=torch.tensor([[True, False]] * 6))
+    before = [dict(net[1].named_buffers()) for net in (parts[1], back[1])]
+    before = copy.deepcopy(before)
+    (-sum(ps.limits.SimVAE(model)(batch))).backward()
+    assert_close([dict(net[1].named_buffers()) for net in (parts[1], back[1])], before)
+    assert not any(
+        p.grad.any() for net in (parts[1], back[1]) for p in net.parameters()
+    )
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+class Centred(nn.Module):
+    """Layers that subtract the mean of the batch, of which no list knows."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) - self.linear(x).mean(0)
+
+
+class Remembering(Centred):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("mean", torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.lerp_(self.linear(x).mean(0), 0.1)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "named"),
+    [
+        (Centred, nn.Linear, "the encoder"),
+        (nn.Linear, Centred, "the decoder"),
+        (Remembering, nn.Linear, "a buffer"),
+        (nn.Linear, nn.Linear, None),
+        (normalising, normalising, None),
+    ],
+)
+def test_other_networks_that_mix_items_are_refused_where_views_are_absent(
+    encoder, decoder, named
+):
+    networks = encoder(EVENT, DIM), decoder(DIM, EVENT)
+    model = Joint(Gaussian(DIM), Normal(0.5), *networks)
+    batch = Batch(torch.randn(6, 3, EVENT), present=torch.rand(6, 3) < 0.7)
+    batch.present[:, 0] = True
+    state = copy.deepcopy(model.state_dict())
+    for each in (batch._replace(present=None), batch):
+        if named is None or each.present is None:
+            model.check(each)
+        else:
+            with pytest.raises(ValueError, match=f"one by one .* got {named}"):
+                model.check(each)
+    assert_close(model.state_dict(), state)
 
 
 def test_representation_is_that_of_an_item_seen_alone():

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed as distributed
-from helpers.catalogue import DIM, ITEMS, OBJECTIVES, batch, encoder, joint
+from helpers.catalogue import DIM, EVENT, ITEMS, OBJECTIVES, batch, encoder, joint
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -33,6 +33,27 @@ def random_prior() -> ps.priors.Prior:
     return ps.priors.Gaussian(DIM, dist.LogNormal(math.log(0.5), 0.3))
 
 
+class Absent(limits.SimVAE):
+    """Batch norm in all networks; the second modality is seen in the first process."""
+
+    def __init__(self) -> None:
+        def net(inputs: int, outputs: int) -> nn.Module:
+            norm = ps.nn.BatchNorm1d(5)
+            return nn.Sequential(nn.Linear(inputs, 5), norm, nn.Linear(5, outputs))
+
+        networks = (
+            ps.nn.PerModality([net(a, b) for _ in range(2)])
+            for a, b in ((EVENT, DIM), (DIM, EVENT))
+        )
+        both = ps.likelihoods.Gaussian(0.5), ps.likelihoods.Gaussian(0.7)
+        super().__init__(ps.Joint(ps.priors.Gaussian(DIM), both, *networks))
+
+    def forward(self, batch: ps.Batch) -> ps.Terms:
+        seen = batch.rows < ITEMS // 2 - 1
+        present = torch.stack([torch.ones_like(seen), seen], 1)
+        return super().forward(batch._replace(present=present))
+
+
 # With random numbers that are not the items' own, but those of all processes.
 RANDOM: dict[str, Callable[[], nn.Module]] = {
     "SimCLR, random temperature": lambda: limits.SimCLR(
@@ -42,6 +63,7 @@ RANDOM: dict[str, Callable[[], nn.Module]] = {
     "SimVAE, random scale, three particles": lambda: limits.SimVAE(
         joint(random_prior()), bound=ps.bounds.ELBO(3)
     ),
+    "SimVAE, absent views": Absent,
     "W-MSE, divided": lambda: limits.WMSE(encoder(), size=4, rounds=2),
 }
 ALL = OBJECTIVES | RANDOM

@@ -21,7 +21,7 @@ from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 
 from ..arguments import whole
-from ..distributions._base import Expandable, Shape
+from ..distributions._base import Expandable, Present, Shape
 from ..nn import dense
 from .views import Factors, Guide, Views
 
@@ -89,8 +89,8 @@ class Flow(Guide):
         )
         self.register_buffer("points", _base_points(size), persistent=False)
 
-    def each(self, x: Views) -> TorchDistribution:
-        loc, raw = self.factors(x)
+    def each(self, x: Views, present: Present = None) -> TorchDistribution:
+        loc, raw = self.factors(x, present)
         scale = softplus(raw[..., : loc.shape[-1]]) + self.floor
         context = torch.cat([loc, raw], -1)
         return _Bent(loc, scale, context, self.layers, self.points)

@@ -2,15 +2,18 @@ r"""Guides of z (amortised posteriors, encoders): :math:`q(z_1, \dots, z_V \mid 
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.distributions import Delta, MultivariateNormal, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import normalize, softplus
 
+from ..distributions._base import Present, Shape
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
 from ..nn import PerModality, each_view
 from ..nn.base import (
@@ -20,7 +23,7 @@ from ..nn.base import (
     recorded,
     with_features,
 )
-from ..nn.network import known_dim, nets_of
+from ..nn.network import known_dim, masks_of, nets_of, present_only
 from ..runtime.precision import lowered
 
 __all__ = [
@@ -40,7 +43,6 @@ __all__ = [
 PriorOf = Callable[..., Any]  # a distribution of the views, as `Prior` returns
 # (batch, view, *event), or one such tensor for each modality
 Views = Float[Tensor, "batch view ..."] | tuple[Tensor, ...]
-Shape = Size | list[int] | tuple[int, ...]
 
 
 class Factors(nn.Module):
@@ -83,13 +85,14 @@ class Factors(nn.Module):
         several = isinstance(encoder, PerModality)
         self.spread: nn.Module = nn.ModuleList(heads) if several else heads[0]
 
-    def forward(self, x: Views) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Views, present: Present = None) -> tuple[Tensor, Tensor]:
         """Return location and raw spread, (batch, view, dim) and (batch, view, size).
 
         The views of several modalities are concatenated.
         """
         parts = (x,) if isinstance(x, Tensor) else x
-        both = lowered(self._flat, [part.flatten(0, 1) for part in parts])
+        masks = [None] * len(parts) if present is None else masks_of(parts, present)
+        both = lowered(self._flat, [part.flatten(0, 1) for part in parts], masks)
         shapes = [part.shape[:2] for part in parts]
         loc, raw = (
             [out.unflatten(0, shape) for out, shape in zip(outs, shapes, strict=True)]
@@ -98,7 +101,9 @@ class Factors(nn.Module):
         one = len(parts) == 1
         return (loc[0], raw[0]) if one else (torch.cat(loc, 1), torch.cat(raw, 1))
 
-    def _flat(self, parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def _flat(
+        self, parts: list[Tensor], masks: list[Tensor | None]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Location and raw spread of the flattened views of each modality."""
         whole, spread, nets = self.encoder, self.spread, nets_of(self.encoder)
         heads = list(spread) if isinstance(spread, nn.ModuleList) else [spread]
@@ -111,7 +116,12 @@ class Factors(nn.Module):
             each = zip(nets, parts, encoded, seen, strict=True)
             both = [(z, features_of(net, x, z, f)) for net, x, z, f in each]
         else:
-            both = [with_features(net, x) for net, x in zip(nets, parts, strict=True)]
+            both = [
+                with_features(net, x)
+                if mask is None
+                else present_only(net, x, mask, partial(with_features, net))
+                for net, x, mask in zip(nets, parts, masks, strict=True)
+            ]
         for loc, _ in both:
             if loc.shape[1:] != (self.dim,):
                 raise ValueError(
@@ -138,9 +148,9 @@ class GaussianFactors(Factors):
         super().__init__(encoder, lambda dim: dim, dim)
         self.floor = floor
 
-    def forward(self, x: Views) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Views, present: Present = None) -> tuple[Tensor, Tensor]:
         """Return m and r, each with shape (batch, view, dim)."""
-        loc, raw = super().forward(x)
+        loc, raw = super().forward(x, present)
         return loc, softplus(raw) + self.floor
 
 
@@ -161,14 +171,13 @@ class Guide(nn.Module):
         return self.factors.encoder
 
     def forward(
-        self,
-        x: Views,
-        prior: PriorOf,
-        present: Bool[Tensor, "batch view"] | None = None,
+        self, x: Views, prior: PriorOf, present: Present = None
     ) -> TorchDistribution:
-        return of_views(self.each(x), prior, present)
+        takes = present is not None and "present" in signature(self.each).parameters
+        each = self.each(x, present) if takes else self.each(x)
+        return of_views(each, prior, present)
 
-    def each(self, x: Views) -> TorchDistribution:
+    def each(self, x: Views, present: Present = None) -> TorchDistribution:
         """Return q(z_v | x_v) of independent views, batch (batch, view)."""
         raise NotImplementedError
 
@@ -187,8 +196,8 @@ class DiagonalGaussian(Guide):
         super().__init__()
         self.factors = GaussianFactors(encoder, dim=dim)
 
-    def each(self, x: Views) -> TorchDistribution:
-        loc, scale = self.factors(x)
+    def each(self, x: Views, present: Present = None) -> TorchDistribution:
+        loc, scale = self.factors(x, present)
         return Normal(loc, scale, validate_args=False).to_event(1)
 
 
@@ -208,8 +217,8 @@ class FullGaussian(Guide):
         self.factors = Factors(encoder, lambda dim: dim * (dim + 1) // 2, dim)
         self.floor = floor
 
-    def each(self, x: Views) -> TorchDistribution:
-        loc, raw = self.factors(x)
+    def each(self, x: Views, present: Present = None) -> TorchDistribution:
+        loc, raw = self.factors(x, present)
         dim = loc.shape[-1]
         diagonal = softplus(raw[..., :dim]) + self.floor
         below = torch.tril_indices(dim, dim, -1, device=loc.device)
@@ -239,10 +248,7 @@ class Coupled(Guide):
         self.factors = GaussianFactors(encoder, dim=dim)
 
     def forward(
-        self,
-        x: Views,
-        prior: PriorOf,
-        present: Bool[Tensor, "batch view"] | None = None,
+        self, x: Views, prior: PriorOf, present: Present = None
     ) -> TorchDistribution:
         joint = prior()
         if not hasattr(joint, "times"):
@@ -252,7 +258,7 @@ class Coupled(Guide):
                 f"Spherical and Custom have none), got {type(joint).__name__}; use "
                 "DiagonalGaussian, or on the sphere guides.PowerSpherical"
             )
-        loc, scale = self.factors(x)
+        loc, scale = self.factors(x, present)
         return joint.times(loc, scale, present)
 
 
@@ -289,8 +295,8 @@ class PowerSpherical(Guide):
         super().__init__()
         self.factors, self.floor = Factors(encoder, lambda dim: 1, dim), floor
 
-    def each(self, x: Views) -> TorchDistribution:
-        loc, raw = self.factors(x)
+    def each(self, x: Views, present: Present = None) -> TorchDistribution:
+        loc, raw = self.factors(x, present)
         direction = normalize(loc, dim=-1)
         concentration = softplus(raw.squeeze(-1)) + self.floor
         return PowerSphericalDensity(direction, concentration, validate_args=False)
@@ -311,10 +317,7 @@ class Point(nn.Module):
         self.encoder = encoder
 
     def forward(
-        self,
-        x: Views,
-        prior: PriorOf,
-        present: Bool[Tensor, "batch view"] | None = None,
+        self, x: Views, prior: PriorOf, present: Present = None
     ) -> TorchDistribution:
         if present is not None:
             raise ValueError(
@@ -326,7 +329,7 @@ class Point(nn.Module):
 
 
 def of_views(
-    each: TorchDistribution, prior: PriorOf, present: Bool[Tensor, "batch view"] | None
+    each: TorchDistribution, prior: PriorOf, present: Present
 ) -> TorchDistribution:
     """Join independent views; absent ones follow the prior given the present ones."""
     return each.to_event(1) if present is None else _Completed(each, prior, present)

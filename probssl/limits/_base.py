@@ -91,17 +91,17 @@ class JointEmbedding(nn.Module):
         return Network(self.encoder, self.projector)
 
     def layers(
-        self, views: Tensor | tuple[Tensor, ...]
+        self, views: Tensor | tuple[Tensor, ...], present: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch view dim"], Float[Tensor, "batch view out"]]:
         """The outputs of encoder and projector for every view, in one pass."""
-        backbone = each_view(self.encoder, views)
+        backbone = each_view(self.encoder, views, present)
         if self.projector is None:
             return backbone, backbone
-        return backbone, each_view(self.projector, backbone)
+        return backbone, each_view(self.projector, backbone, present)
 
     def latents(self, batch: Batch) -> Float[Tensor, "batch view dim"]:
         """The z of a batch, as `value` gets it."""
-        return self.prepared(self.layers(batch.views)[1])
+        return self.prepared(layers_of(self, batch)[1])
 
     def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
         """The network's output, gathered from all processes."""
@@ -143,6 +143,14 @@ class JointEmbedding(nn.Module):
         check_only_views(self, batch)
 
 
+def layers_of(objective: JointEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The objective's `layers` for a batch, of which views may be absent."""
+    if batch.present is None:
+        return objective.layers(batch.views)
+    views = batch.parts if isinstance(batch.views, tuple) else batch.stacked
+    return objective.layers(views, batch.present)
+
+
 class Extension(nn.Module):
     """An addition to a base objective, from the same pass of its network.
 
@@ -167,7 +175,7 @@ class Extension(nn.Module):
     def forward(self, batch: Batch) -> Terms:
         _check_as_called(self.base)
         self.base.check_shape(batch)
-        backbone, z = self.base.layers(batch.views)
+        backbone, z = layers_of(self.base, batch)
         terms = self.base.value(self.base.prepared(z), batch)
         return self.extended(check_terms(terms), backbone, z, batch)
 

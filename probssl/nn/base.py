@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from ..arguments import whole
 
@@ -25,6 +26,7 @@ __all__ = [
     "halvings",
     "recorded",
     "sizes",
+    "unmoved",
     "with_features",
 ]
 
@@ -109,23 +111,22 @@ def recorded(encoder: nn.Module) -> Iterator[list[Tensor]]:
         own.update(before)
 
 
-def _unchanged(encoder: nn.Module, x: Tensor) -> Tensor:
-    """Return ``encoder.features(x)``, made with copies of the encoder's buffers."""
-    features: Any = encoder.features
+@contextmanager
+def unmoved(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Let calls of a module write to copies of its buffers, which are yielded."""
     buffers = [
-        (module._buffers, name, buffer)
-        for module in encoder.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        (part._buffers, name, buffer, buffer.clone())
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None and not isinstance(buffer, UninitializedBuffer)
     ]
     try:
-        for own, name, buffer in buffers:
-            own[name] = buffer.clone()
-        f: Tensor = features(x)
+        for own, name, _, copy in buffers:
+            own[name] = copy
+        yield [copy for *_, copy in buffers]
     finally:
-        for own, name, buffer in buffers:
+        for own, name, buffer, _ in buffers:
             own[name] = buffer
-    return f
 
 
 def features_of(
@@ -143,7 +144,10 @@ def features_of(
         return z
     if len(seen) == 1 and len(seen[0]) == len(x):
         return seen[0].to(torch.promote_types(seen[0].dtype, z.dtype))
-    return _unchanged(encoder, x)
+    features: Any = encoder.features
+    with unmoved(encoder):
+        f: Tensor = features(x)
+    return f
 
 
 def with_features(

@@ -1,13 +1,19 @@
 r"""Networks applied to the views of a batch: one for all views, or one per modality."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._pytree import tree_map_only
 
+from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
+from .base import called_plainly
 
 __all__ = [
     "Network",
@@ -15,7 +21,10 @@ __all__ = [
     "dim_of",
     "each_view",
     "known_dim",
+    "masks_of",
+    "mixes_rows",
     "nets_of",
+    "present_only",
 ]
 
 
@@ -66,6 +75,14 @@ def nets_of(module: nn.Module) -> list[nn.Module]:
     return list(module.parts) if isinstance(module, PerModality) else [module]
 
 
+def masks_of(
+    parts: Sequence[Tensor], present: Bool[Tensor, "batch view"]
+) -> list[Bool[Tensor, " n"]]:
+    """Which of the flattened views of each modality are present."""
+    masks = present.split([part.shape[1] for part in parts], 1)
+    return [mask.flatten() for mask in masks]
+
+
 class Network(nn.Module):
     r"""Encoder and projection head (projector) as one network: views to z.
 
@@ -87,7 +104,9 @@ class Network(nn.Module):
 
 
 def each_view(
-    encoder: nn.Module, views: Tensor | tuple[Tensor, ...]
+    encoder: nn.Module,
+    views: Tensor | tuple[Tensor, ...],
+    present: Bool[Tensor, "batch view"] | None = None,
 ) -> Float[Tensor, "batch view dim"]:
     r"""Encode every view of a batch; z of several modalities or sizes is concatenated.
 
@@ -96,12 +115,18 @@ def each_view(
             have several sizes; or a `PerModality`.
         views: Shape (batch, view, \*event), or a tuple of such tensors. For a
             `PerModality` a tensor with a view for each modality will do.
+        present: Which views are present, see `present_only`; None means all.
     """
     if isinstance(encoder, PerModality) and not isinstance(views, tuple):
         views = views.split(1, 1) if views.shape[1] == len(encoder) else views
     parts: tuple[Tensor, ...] = views if isinstance(views, tuple) else (views,)
     flat = [part.flatten(0, 1) for part in parts]
-    if isinstance(encoder, PerModality):
+    if present is not None and called_plainly(encoder, type(encoder)):
+        nets = nets_of(encoder)
+        nets = nets * len(parts) if len(nets) < len(parts) else nets
+        each = zip(nets, flat, masks_of(parts, present), strict=True)
+        encoded = [lowered(present_only, *one) for one in each]
+    elif isinstance(encoder, PerModality):
         encoded = lowered(encoder, flat if isinstance(views, tuple) else flat[0])
     else:
         encoded = [lowered(encoder, part) for part in flat]
@@ -110,6 +135,64 @@ def each_view(
         for out, part in zip(encoded, parts, strict=True)
     ]
     return z[0] if len(z) == 1 else torch.cat(z, 1)
+
+
+def present_only(
+    network: nn.Module,
+    x: Float[Tensor, "n *event"],
+    present: Bool[Tensor, " n"],
+    call: Callable[[Tensor], Any] | None = None,
+) -> Any:
+    """Call a network on rows of which some are absent, which then change no other row.
+
+    Where the network `mixes_rows`, it gets the present rows alone, and absent ones the
+    output of a present one. Otherwise it gets all rows, whose number then is known
+    beforehand, as compiled steps need: absent rows of x hold the values of a present
+    one, as in `Batch.parts`.
+
+    Arguments:
+        present: Which rows are present.
+        call: A function of x that calls the network; by default the network itself.
+    """
+    call = network if call is None else call
+    if not mixes_rows(network):
+        return call(x)
+    if isinstance(x, FakeTensor):
+        raise ValueError(
+            f"expected all views to be present to trace {type(network).__name__}, "
+            "whose batch norm would have another number of rows in every batch, got a "
+            "mask; use group or layer norm"
+        )
+    rows = x[present]
+    if len(rows):
+        position = (present.cumsum(0) - 1).clamp(min=0)
+        return tree_map_only(Tensor, lambda out: out[position], call(rows))
+    if world_size() > 1:  # other processes wait for the moments of this one
+        return tree_map_only(Tensor, lambda out: _zeros(out, len(x)), call(rows))
+    norms = [(norm, norm.training) for norm in network.modules() if _mixes(norm)]
+    try:  # a gradient of zero, and no moments
+        for norm, _ in norms:
+            norm.training = False
+        return call(x)
+    finally:
+        for norm, mode in norms:
+            norm.training = mode
+
+
+def _zeros(out: Tensor, n: int) -> Tensor:
+    return out.new_zeros(n, *out.shape[1:]) + out.sum()
+
+
+def mixes_rows(network: nn.Module) -> bool:
+    """Whether it holds batch norm that takes its moments over the rows of a call."""
+    return any(map(_mixes, network.modules()))
+
+
+def _mixes(norm: nn.Module) -> bool:
+    if isinstance(norm, _BatchNorm):
+        return norm.training or norm.running_mean is None
+    tracked = isinstance(norm, _InstanceNorm) and norm.running_mean is not None
+    return tracked and norm.training
 
 
 def known_dim(module: nn.Module, name: str = "dim") -> int | None:

@@ -1,4 +1,7 @@
-"""Synchronised batch normalisation: moments over the batches of all ranks."""
+"""Synchronised batch normalisation: moments over the batches of all ranks.
+
+Ranks may have different numbers of rows, where views are absent.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +36,18 @@ def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     shape = [-1 if axis == 1 else 1 for axis in range(x.dim())]
     # As in torch, moments and normalisation are in single precision at least.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, centre = torch.var_mean(wide, axes, correction=0)
-    centres, variances = gather(torch.stack([centre, variance])[None]).unbind(1)
-    centre = centres.mean(0)
-    variance = (variances + (centres - centre).square()).mean(0)
-    _remember(norm, centre, variance, world_size() * x.numel() // x.shape[1])
+    if len(x):
+        variance, centre = torch.var_mean(wide, axes, correction=0)
+    else:  # a rank where no view is present, but which takes part in all exchanges
+        variance, centre = wide.sum(axes), wide.sum(axes)
+    count = torch.full_like(centre, x.numel() // x.shape[1])
+    moments = gather(torch.stack([centre, variance, count])[None])
+    centres, variances, counts = moments.unbind(1)
+    total = counts.sum(0)
+    weights = counts / total
+    centre = (weights * centres).sum(0)
+    variance = (weights * (variances + (centres - centre).square())).sum(0)
+    _remember(norm, centre, variance, total)
     scaled = (wide - centre.view(shape)) * (variance + norm.eps).rsqrt().view(shape)
     if norm.weight is not None:
         scaled = scaled * norm.weight.view(shape) + norm.bias.view(shape)
@@ -46,7 +56,10 @@ def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _remember(
-    norm: nn.BatchNorm1d | nn.BatchNorm2d, centre: Tensor, variance: Tensor, count: int
+    norm: nn.BatchNorm1d | nn.BatchNorm2d,
+    centre: Tensor,
+    variance: Tensor,
+    count: Tensor,
 ) -> None:
     if norm.running_mean is None or norm.running_var is None:
         return
@@ -56,4 +69,5 @@ def _remember(
     if share is None:  # a cumulative average
         share = norm.num_batches_tracked.to(centre.dtype).reciprocal()
     norm.running_mean.lerp_(centre, share)
-    norm.running_var.lerp_(variance * count / max(1, count - 1), share)
+    unbiased = variance * count / (count - 1).clamp(min=1)
+    norm.running_var.lerp_(unbiased, share)
