@@ -1,6 +1,7 @@
 """Figures: what is drawn, what it is called, and that nothing else is touched."""
 
 import io
+import itertools
 import math
 
 import matplotlib as mpl
@@ -13,6 +14,7 @@ import xarray
 from helpers.checks import refusals
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -244,7 +246,7 @@ class TestTables:
     def test_terms_are_written_in_nats(self):
         figure = rendered(plots.terms(SCORES))
         assert texts(figure) == ["–", "–", "−230.10", "11.20", "−250.60", "−14.00"]
-        assert "nats per item" in figure.axes[0].get_xlabel()
+        assert "nats per item" in figure.get_supxlabel()
         shades = np.asarray(figure.axes[0].images[0].get_array())
         assert shades[1, 0].sum() < shades[2, 0].sum()  # the higher, the darker
 
@@ -268,7 +270,7 @@ class TestTables:
         shades = np.asarray(figure.axes[0].images[0].get_array()).sum(-1)
         assert shades[1, 0] < shades[0, 0]
         assert shades[1, 2] < shades[2, 2] < shades[0, 2]  # less is better
-        assert "standard error" in figure.axes[0].get_xlabel()
+        assert "standard error" in figure.get_supxlabel().replace("\n", " ")
         assert len(texts(rendered(plots.matrix(table, ["uniformity"])))) == 3
 
     def test_a_comparison_is_drawn_as_its_tables(self):
@@ -345,6 +347,85 @@ def test_hyper_parameters_show_prior_and_posterior_by_name():
     assert [patch.get_label() for patch in panel.patches] == ["prior", "posterior"]
 
 
+RNG = np.random.default_rng(0)
+CLASSES = [f"a class with a long name, number {i}" for i in range(25)]
+METHODS = [f"a method with a long name {i}" for i in range(30)]
+WIDE = pd.DataFrame(
+    {"knn": RNG.random(30), "knn_se": 0.3, "entropy": RNG.normal(size=30) * 1e9},
+    index=METHODS,
+)
+WIDE.iloc[:3] = [[math.inf, 0.1, -math.inf], [math.nan] * 3, [0.5, math.inf, 1e15]]
+LONG = pd.DataFrame({"epoch": range(2000), "value": np.arange(2000.0)})
+LONG.loc[7, "value"] = math.inf
+EDGES = {
+    "one dimension": lambda: plots.latent_map(
+        RNG.random((50, 1)), np.arange(50) % 3, np.full((50, 1), 0.1)
+    ),
+    "one item": lambda: plots.latent_map(RNG.random((1, 5))),
+    "equal items": lambda: plots.latent_map(np.ones((9, 3)), np.arange(9) % 3),
+    "25 long names": lambda: plots.latent_map(RNG.random((50, 2)), CLASSES * 2),
+    "25 long names, maps": lambda: latent_maps(
+        dict.fromkeys(METHODS[:6], RNG.random((50, 2))), CLASSES * 2
+    ),
+    "30 methods": lambda: plots.comparison(WIDE, ["knn"]),
+    "30 methods, terms": lambda: plots.terms(WIDE, ["entropy", "knn"]),
+    "30 methods, matrix": lambda: plots.matrix(WIDE, ["entropy", "knn"]),
+    "one method": lambda: plots.comparison(WIDE.iloc[3:4], ["knn"]),
+    "2,000 epochs": lambda: plots.learning_curves(LONG),
+    "one epoch": lambda: plots.learning_curves(LONG[1:2]),
+    "long titles": lambda: plots.images(np.zeros((2, 1, 8, 8)), titles=CLASSES[:2]),
+    "25 dimensions": lambda: plots.ranks(Ranks(np.arange(100).reshape(2, 2, 25), 99)),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_nothing_is_clipped_at_the_edges(name):
+    """Every text is inside the figure, and no tick label touches the next."""
+    figure = EDGES[name]()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    width, height = figure.get_size_inches() * figure.dpi
+    texts = [*figure.texts, *(t for x in figure.legends for t in x.get_texts())]
+    for panel in figure.axes:
+        texts += [*panel.texts, panel.title, panel.xaxis.label, panel.yaxis.label]
+    for text in texts:
+        box = text.get_window_extent(renderer)
+        inside = (box.x0, box.y0, width - box.x1, height - box.y1)
+        assert not box.width or min(inside) > -1, (text.get_text(), inside)
+    for panel in figure.axes:
+        ticks = [t.get_window_extent(renderer) for t in panel.get_yticklabels()]
+        ticks = sorted((t.y0, t.y1) for t in ticks if 0 < t.y0 and t.y1 < height)
+        assert all(a[1] <= b[0] + 1 for a, b in itertools.pairwise(ticks))
+    for legend in figure.legends:
+        boxes = [panel.get_window_extent(renderer) for panel in figure.axes]
+        assert not any(legend.get_window_extent(renderer).overlaps(b) for b in boxes)
+
+
+def test_items_without_a_label_are_grey_and_said():
+    xy, labels = np.arange(8.0).reshape(4, 2), ["a", None, "b", math.nan]
+    figure = rendered(plots.latent_map(xy, labels))
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["a", "b", "no label"]
+    grey, *_ = figure.axes[0].collections
+    np.testing.assert_array_equal(grey.get_offsets(), xy[[1, 3]])
+
+
+def test_numbers_that_cannot_be_placed_are_written():
+    panel = rendered(plots.comparison(WIDE.iloc[:4], ["knn"])).axes[0]
+    written = [text.get_text() for text in panel.texts]
+    assert written[:3] == ["∞", "–", ".500"]
+    low, high = panel.get_xlim()
+    value = WIDE["knn"].iloc[3]
+    assert low < value - 0.3 and value + 0.3 < high
+
+
+def test_pixels_beyond_black_and_white_are_said():
+    (panel,) = rendered(plots.images(2 * X + 3)).axes
+    assert panel.get_xlabel() == "from 3 to 3, drawn from 0 to 1"
+    assert not rendered(plots.images(X + 1.01)).axes[0].get_xlabel()
+
+
 Z, X = torch.arange(120.0).view(40, 3), torch.zeros(4, 1, 8, 8)
 XY, AXES = np.zeros((9, 2)), ("chain", "draw", "item")
 GROUP = xarray.Dataset({"z": (AXES, np.zeros((1, 4, 2)))})
@@ -361,7 +442,12 @@ test_what_cannot_be_drawn_is_refused = refusals(
             (lambda: History([{"epoch": 1, "step": 2}]).plot(), "1 epochs and step"),
             (lambda: History(NANS).plot(), "NaN in value, entropy, got only NaN in 2"),
             (lambda: History(NANS + ZEROS).plot(), "got only 0 or NaN in 3 epochs"),
-            (lambda: plots.latent_map(Z[:, :1]), "at least 2"),
+            (lambda: plots.latent_map(Z[:, 0]), "n, dim"),
+            (lambda: plots.latent_map(Z, std=-Z), "none negative"),
+            (lambda: plots.latent_map(Z, std=Z * math.nan), "finite"),
+            (lambda: plots.latent_map(Z, [math.inf, *range(39)]), "finite"),
+            (lambda: plots.images(X + math.inf), "infinity in 256"),
+            (lambda: plots.ranks(Ranks(np.arange(10), 8), bins=3), "from 0 to 9"),
             (lambda: plots.latent_map(Z * math.nan), "finite"),
             (lambda: plots.latent_map(Z, torch.arange(39)), "one label for each"),
             (lambda: plots.latent_map(Z, list(map(str, range(40)))), "at most 30"),

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,7 +19,8 @@ CURVES = ("value", "reconstruction", "entropy", "alignment", "hyper", "penalty")
 def learning_curves(history: Any) -> Figure:
     """Draw the value of an objective and each of its terms against the epoch.
 
-    A term that is zero throughout is left out; validation is dashed.
+    A term that is zero throughout is left out; validation is dashed. The title says how
+    many numbers are not finite and so are missing from the curve.
 
     Arguments:
         history: The result of `fit`, or a table with the columns epoch, value, the
@@ -64,7 +66,9 @@ def _curve(panel: Axes, table: DataFrame, name: str) -> None:
     clean(panel)
     penalised = "penalty" in table.columns and table["penalty"].any()
     foreign = penalised and name in ("value", "penalty")
-    panel.set_title(name + (" (not nats)" if foreign else ""), fontsize=10)
+    bad = int((~np.isfinite(table[name])).sum())
+    notes = ["not nats"] * bool(foreign) + [f"{bad} not finite"] * bool(bad)
+    panel.set_title(name + (f" ({', '.join(notes)})" if notes else ""), fontsize=10)
     marker = "." if len(table) < 30 else ""
     panel.plot(table.index, table[name], color=BLUE, marker=marker, label="training")
     valid = f"valid_{name}"

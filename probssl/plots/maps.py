@@ -10,11 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from pandas import Series, factorize
+from pandas.api.types import is_float_dtype, is_numeric_dtype
+from torch import Tensor
 
-from ..arrays import Array, plain
-from .style import INK, blank, clean
+from ..arrays import Array, finite, plain, representations
+from .style import INK, blank, clean, shorten
 
 __all__ = ["latent_map", "latent_maps"]
 
@@ -22,9 +26,13 @@ __all__ = ["latent_map", "latent_maps"]
 COLOURS = ["#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE"]
 COLOURS += ["#882255", "#44AA99", "#AA4499", "#999933", "#555555"]
 MARKERS = "o^s"
-RADIUS_OF_90 = math.sqrt(
-    -2 * math.log(0.1)
-)  # holds 90 % of a standard normal in the plane
+UNLABELLED = "#BBBBBB"
+LONGEST_NAME = 40  # characters of a class in a legend
+COLUMNS = 4  # maps side by side
+
+# What holds 90 % of a standard normal, in the plane and on the line.
+RADIUS_OF_90 = math.sqrt(-2 * math.log(0.1))
+Z_OF_90 = 1.6449
 
 
 def latent_map(
@@ -36,39 +44,46 @@ def latent_map(
 ) -> Figure:
     """Draw representations in the plane, coloured by label.
 
-    More than two dimensions are projected on the first two principal axes.
+    More than two dimensions are projected on the first two principal axes; a single one
+    is drawn against the number of the item.
 
     Arguments:
-        labels: Up to 30 classes, or numbers, which get a scale of colours.
-        std: The standard deviations of q(z|x); an ellipse then holds 90 % of it.
+        labels: Up to 30 classes, or numbers, which get a scale of colours. Items whose
+            label is None or NaN are grey.
+        std: The standard deviations of q(z|x); an ellipse (in one dimension a bar) then
+            holds 90 % of it.
         ellipses: The number of items that have an ellipse, spread evenly over the rows.
 
     Raises:
-        ValueError: If z is not finite or has fewer than two dimensions, or if labels or
-            std are not of the same items.
+        ValueError: If z is not finite or not of shape (n, dim), or if labels or std are
+            not of the same items, or not finite.
     """
-    z = plain(z)
-    if z.ndim != 2 or min(z.shape) < 2 or not np.isfinite(z).all():
-        raise ValueError(
-            "expected finite z of shape (n, dim), both at least 2, got "
-            f"{z.shape}; take one view by z[:, 0]"
-        )
+    z = representations(z)[0]
+    if std is not None:
+        std = finite(std)
+        if std.shape != z.shape or std.min() < 0:
+            raise ValueError(
+                f"expected std of the shape {z.shape} of z, none negative, got "
+                f"{std.shape} from {std.min():.3g}; take both from one "
+                "ps.embed(..., return_std=True)"
+            )
     xy, axes, names = _projected(z)
     figure = blank(7.0, 5.4)
     panel = figure.subplots()
     clean(panel)
     panel.set_xlabel(names[0])
     panel.set_ylabel(names[1])
-    panel.set_aspect("equal", adjustable="datalim")
     colours = _points(panel, xy, labels)
+    rows = np.unique(np.linspace(0, len(z) - 1, ellipses).round().astype(int))
+    if z.shape[1] == 1:
+        if std is not None and ellipses > 0:
+            x, y = xy[rows].T
+            bars = Z_OF_90 * std[rows, 0]
+            panel.errorbar(x, y, xerr=bars, fmt="none", ecolor=colours[rows], zorder=0)
+            panel.set_title("bars hold 90 % of q(z | x)", loc="right", fontsize=9)
+        return figure
+    panel.set_aspect("equal", adjustable="datalim")
     if std is not None and ellipses > 0:
-        std = plain(std)
-        if std.shape != z.shape:
-            raise ValueError(
-                f"expected std of the shape {z.shape} of z, got {std.shape}; take both "
-                "from one ps.embed(..., return_std=True)"
-            )
-        rows = np.unique(np.linspace(0, len(z) - 1, ellipses).round().astype(int))
         covariance = np.einsum("ad,nd,bd->nab", axes, std[rows] ** 2, axes)
         _ellipses(panel, xy[rows], covariance, colours[rows])
     return figure
@@ -101,8 +116,13 @@ def latent_maps(
             "expected finite maps of shape (n, 2), all of the same items, got "
             f"{found or 'none'}; give each as an array with a row for every item"
         )
-    figure = blank(3.9 * len(places) + 0.6, 4.2)
-    panels = figure.subplots(1, len(places), squeeze=False)[0]
+    wide = min(COLUMNS, len(places))
+    high = math.ceil(len(places) / wide)
+    figure = blank(3.9 * wide + 0.6, 4.2 * high)
+    panels = figure.subplots(high, wide, squeeze=False).ravel()
+    for panel in panels[len(places) :]:
+        panel.remove()
+    panels = panels[: len(places)]
     for panel, (name, xy) in zip(panels, places.items(), strict=True):
         panel.set_title(name, fontsize=11, color=INK)
         panel.set(xticks=[], yticks=[])
@@ -116,10 +136,14 @@ def _projected(
     z: Float[np.ndarray, "n dim"],
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, str]]:
     """Items in the plane, the axes (2, dim) that span it, and their names."""
+    if z.shape[1] == 1:
+        rows = np.arange(len(z))[:, None]
+        return np.hstack([z, rows]), np.eye(1, 2).T, ("z, dimension 0", "item")
     if z.shape[1] == 2:
         return z, np.eye(2), ("z, dimension 0", "z, dimension 1")
-    centred = z.astype(np.float64) - z.mean(0)
-    _, size, axes = np.linalg.svd(centred, full_matrices=False)
+    centred = z - z.mean(0)
+    padded = np.vstack([centred, np.zeros((1, z.shape[1]))])  # at least two rows
+    _, size, axes = np.linalg.svd(padded, full_matrices=False)
     # The sign of an axis is arbitrary: its largest entry shall be positive.
     axes = axes[:2] * np.sign(axes[:2][[0, 1], np.abs(axes[:2]).argmax(1)])[:, None]
     share = size[:2] ** 2 / max((size**2).sum(), np.finfo(float).tiny)
@@ -142,31 +166,44 @@ def _points(
     if labels is None:
         panel.scatter(xy[:, 0], xy[:, 1], size, COLOURS[0], alpha=0.6, linewidths=0)
         return to_rgba_array([COLOURS[0]] * len(xy))
-    values = plain(labels) if not isinstance(labels, Sequence) else np.asarray(labels)
+    values = Series(plain(labels) if isinstance(labels, Tensor) else labels)
     if values.shape != (len(xy),):
         raise ValueError(
             f"expected one label for each of the {len(xy)} items, got {values.shape}; "
             "pass the labels of the same rows"
         )
-    classes, code = np.unique(values, return_inverse=True)
+    values = values.reset_index(drop=True)
+    known = values.notna().to_numpy()
+    colours = to_rgba_array([UNLABELLED] * len(xy))
+    if not known.all():
+        x, y = xy[~known].T
+        panel.scatter(x, y, size, UNLABELLED, linewidths=0, label="no label", zorder=0)
+    if not known.any():
+        return colours
+    given, xy = values[known], xy[known]
+    code, classes = factorize(given, sort=True)
     if len(classes) <= len(COLOURS) * len(MARKERS):
-        return _classes(panel, xy, classes, code, size, legend)
-    if values.dtype.kind not in "biuf":
-        raise ValueError(
-            f"expected at most {len(COLOURS) * len(MARKERS)} classes that are no "
-            f"numbers, got {len(classes)}; draw some of them"
+        colours[known] = _classes(panel, xy, classes, code, size, legend)
+    else:
+        if not is_numeric_dtype(given):
+            raise ValueError(
+                f"expected at most {len(COLOURS) * len(MARKERS)} classes that are no "
+                f"numbers, got {len(classes)}; draw some of them"
+            )
+        shades = finite(given.to_numpy(dtype=float))
+        drawn = panel.scatter(
+            xy[:, 0], xy[:, 1], size, shades, cmap="viridis", linewidths=0
         )
-    drawn = panel.scatter(
-        xy[:, 0], xy[:, 1], size, values, cmap="viridis", linewidths=0
-    )
-    panel.figure.colorbar(drawn, ax=panel, label="label", fraction=0.05)
-    return drawn.to_rgba(values)
+        bar = "label" if known.all() else "label (grey: none)"
+        panel.figure.colorbar(drawn, ax=panel, label=bar, fraction=0.05)
+        colours[known] = drawn.to_rgba(shades)
+    return colours
 
 
 def _classes(
     panel: Axes,
     xy: np.ndarray,
-    classes: np.ndarray,
+    classes: Any,
     code: np.ndarray,
     size: float,
     legend: bool | None,
@@ -176,7 +213,9 @@ def _classes(
         rows = code // len(COLOURS) == i  # all classes at once: none covers another
         x, y = xy[rows].T
         panel.scatter(x, y, size, colours[rows], marker=marker, linewidths=0)
-    names = [str(name) for name in classes]
+    if is_float_dtype(classes) and all(float(name).is_integer() for name in classes):
+        classes = classes.astype(int)
+    names = [shorten(str(name), LONGEST_NAME) for name in classes]
     written = len(names) <= len(COLOURS) and max(map(len, names)) < 3
     if written:
         white = [withStroke(linewidth=3, foreground="white")]
@@ -190,9 +229,23 @@ def _classes(
             Line2D([], [], linestyle="", marker=MARKERS[i // 10], color=COLOURS[i % 10])
             for i in range(len(names))
         ]
+        bare, unnamed = panel.get_legend_handles_labels()  # items without a label
         place: dict[str, Any] = {"loc": "outside right upper", "frameon": False}
-        panel.figure.legend(handles, names, ncols=1 + len(names) // 16, **place)
+        figure = panel.figure.figure
+        place["ncols"] = 1 + len(names) // 16
+        _make_room(
+            figure, figure.legend([*handles, *bare], [*names, *unnamed], **place)
+        )
     return colours
+
+
+def _make_room(figure: Figure, legend: Legend) -> None:
+    """Widen, and if need be heighten, a figure by what its legend takes."""
+    box = legend.get_window_extent()
+    width, height = figure.get_size_inches()
+    wide, high = box.width / figure.dpi, box.height / figure.dpi
+    spare = 1.2  # a narrow legend fits into the figure
+    figure.set_size_inches(width + max(0, wide - spare), max(height, high + 0.2))
 
 
 def _ellipses(

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..arguments import whole
 from ..arrays import Array, plain
-from .style import blank
+from .style import blank, shorten
 
 __all__ = ["images", "reconstructions", "views"]
 
 MAX_TILES = 1_000
 TILE_INCHES, FIGURE_INCHES = 0.75, 9.0  # at most
 ABSENT_GREY = 0.85
+BEYOND = 0.05  # numbers further beyond 0 and 1 than this are noted
 
 Tiles = Float[np.ndarray, "n strip height width 3"]
 
@@ -29,14 +30,15 @@ def images(
 ) -> Figure:
     """Draw images in a grid, the views of an item side by side.
 
-    Bytes go from 0 to 255, other numbers from 0 to 1; NaN is grey.
+    Bytes go from 0 to 255, other numbers from 0 to 1; NaN is grey. Where numbers reach
+    beyond, a note below the figure says from where to where.
 
     Arguments:
         rows: The number of rows of the grid; by default one for ten images.
         titles: One above each image, or above each view.
 
     Raises:
-        ValueError: If they are no images, too many, or not as many as titles.
+        ValueError: If they are no images, infinite, too many, or not as many as titles.
     """
     tiles = _tiles(x)
     n, strip = tiles.shape[:2]
@@ -89,7 +91,7 @@ def views(
 
 
 def _tiles(x: Shaped[Array, "n *view channel height width"]) -> Tiles:
-    """Images in colour between 0 and 1; each item is a strip of views."""
+    """Images in colour, black 0 and white 1; each item is a strip of views."""
     array = plain(x)
     shape = array.shape
     array = array[:, None] if array.ndim == 4 else array
@@ -100,11 +102,13 @@ def _tiles(x: Shaped[Array, "n *view channel height width"]) -> Tiles:
             "rows of pixels x.reshape(-1, 1, height, width)"
         )
     whole("images", len(array) * array.shape[1], 1, MAX_TILES, "pass some: x[:100]")
-    bytes_ = array.dtype == np.uint8
-    array = np.nan_to_num(
-        array / 255 if bytes_ else array.astype(float), nan=ABSENT_GREY
-    )
-    array = np.moveaxis(array.clip(0, 1), 2, -1)
+    array = array / 255 if array.dtype == np.uint8 else array.astype(float)
+    if infinite := int(np.isinf(array).sum()):
+        raise ValueError(
+            f"expected images of finite numbers, got infinity in {infinite} of "
+            f"{array.size}; look for a fit that has diverged"
+        )
+    array = np.moveaxis(np.where(np.isnan(array), ABSENT_GREY, array), 2, -1)
     return np.broadcast_to(array, array.shape[:-1] + (3,))
 
 
@@ -135,23 +139,34 @@ def _grid(
     else:
         i, j = row * strip + view, column + 0 * view
         top, left = i * (height + gap) + row * apart, j * (width + gap)
+    low, high = tiles.min(), tiles.max()
     canvas = np.ones((top.max() + height, left.max() + width, 3))
     for item, y, x in zip(tiles, top, left, strict=True):
         for v in range(strip):
-            canvas[y[v] : y[v] + height, x[v] : x[v] + width] = item[v]
+            canvas[y[v] : y[v] + height, x[v] : x[v] + width] = item[v].clip(0, 1)
     inch = min(TILE_INCHES / height, FIGURE_INCHES / canvas.shape[1])  # of one pixel
-    wide, high = canvas.shape[1] * inch, canvas.shape[0] * inch
-    figure = blank(wide + (0.8 if down else 0.1), high + (0.35 if across else 0.1))
+    wide, tall = canvas.shape[1] * inch, canvas.shape[0] * inch
+    beyond = low < -BEYOND or high > 1 + BEYOND
+    room = (0.35 if across else 0.1) + (0.3 if beyond else 0)
+    figure = blank(wide + (0.8 if down else 0.1), tall + room)
     panel = figure.subplots()
     panel.imshow(canvas, interpolation="nearest")
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
     panel.set(xticks=[], yticks=[])
+    if beyond:
+        note = f"from {low:.3g} to {high:.3g}, drawn from 0 to 1"
+        panel.set_xlabel(note, fontsize=7)
+    if across:
+        points = 72 * inch * width / 0.6  # a letter is 0.6 of its size wide
+        size = float(np.clip(points / max(map(len, across)), 6, 9))
+        across = [shorten(name, int(points / size)) for name in across]
     if across and strip == 1:
         for name, y, x in zip(across, top.flat, left.flat, strict=True):
-            panel.text(x + width / 2, y - gap, name, ha="center", fontsize=9)
+            panel.text(x + width / 2, y - gap, name, ha="center", fontsize=size)
     elif across:
-        panel.set_xticks((left[:columns] + width / 2).ravel(), across * columns)
+        places = (left[:columns] + width / 2).ravel()
+        panel.set_xticks(places, across * columns, fontsize=size)
     elif down:
         names = down * (row[-1, 0] + 1)
         panel.set_yticks((top[::columns] + height / 2).ravel(), names)

@@ -8,11 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from .style import BLUE, INK, PALE, blank, clean
+from ..arrays import finite
+from .style import BLUE, INK, PALE, blank, clean, shorten
 
 __all__ = ["hyper_parameters", "ranks"]
 
 DENSITY_BINS = 40
+WIDEST = 10  # panels of ranks side by side
+COLUMNS = 4  # panels of hyper-parameters side by side
 
 
 def ranks(ranks: Any, *, bins: int = 10, ax: Axes | None = None) -> Figure:
@@ -39,6 +42,11 @@ def ranks(ranks: Any, *, bins: int = 10, ax: Axes | None = None) -> Figure:
             f"{ranks.draws + 1} bins, got {n} ranks of {quantities} and {bins} bins; "
             "pass a part of them: Ranks(r.ranks[:, 0, 0], r.draws)"
         )
+    if not 0 <= columns.min() <= columns.max() <= ranks.draws:
+        raise ValueError(
+            f"expected ranks from 0 to {ranks.draws}, the number of draws, got from "
+            f"{columns.min()} to {columns.max()}; give the draws that ranked them"
+        )
     said = f"rank among {ranks.draws} draws; grey: 99 % of uniform counts"
     if ax is not None:
         _histogram(ax, columns[:, 0], ranks.draws, bins)
@@ -46,7 +54,8 @@ def ranks(ranks: Any, *, bins: int = 10, ax: Axes | None = None) -> Figure:
         ax.set_ylabel("count")
         return ax.figure.figure  # the whole of a subfigure
     shape = np.shape(ranks.ranks)[1:]
-    wide = shape[-1] if len(shape) > 1 else math.ceil(quantities**0.5)
+    wide = shape[-1] if len(shape) > 1 else quantities
+    wide = wide if wide <= WIDEST else math.ceil(quantities**0.5)
     high = math.ceil(quantities / wide)
     figure = blank(4.4, 2.8) if quantities == 1 else blank(1 + 1.6 * wide, 1 + high)
     panels = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True)
@@ -86,7 +95,7 @@ def hyper_parameters(idata: Any) -> Figure:
         idata: The result of `to_arviz`.
 
     Raises:
-        ValueError: If it has no random hyper-parameter.
+        ValueError: If it has no random hyper-parameter, or a draw is not finite.
     """
     posterior, prior = idata["posterior"], idata["prior"]
     names = [
@@ -100,9 +109,13 @@ def hyper_parameters(idata: Any) -> Figure:
             f"{', '.join(map(str, posterior.data_vars))}; give a scale, concentration "
             "or temperature as a Pyro distribution"
         )
-    figure = blank(1 + 3.2 * len(names), 2.6)
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
-    for panel, name in zip(panels, names, strict=True):
+    wide = min(COLUMNS, len(names))
+    high = math.ceil(len(names) / wide)
+    figure = blank(1 + 3.2 * wide, 0.4 + 2.2 * high)
+    panels = figure.subplots(high, wide, squeeze=False).ravel()
+    for panel in panels[len(names) :]:
+        panel.remove()
+    for panel, name in zip(panels, names, strict=False):
         _densities(panel, prior[name].values, posterior[name].values, name)
     lines, said = panels[0].get_legend_handles_labels()
     figure.legend(lines, said, loc="outside lower center", ncols=2, frameon=False)
@@ -111,8 +124,10 @@ def hyper_parameters(idata: Any) -> Figure:
 
 def _densities(panel: Axes, before: np.ndarray, after: np.ndarray, name: str) -> None:
     clean(panel)
+    before, after = finite(before), finite(after)
     low, median, high = np.quantile(after, [0.05, 0.5, 0.95])
-    panel.set_title(f"{name} = {median:.3g}  [{low:.3g}, {high:.3g}]", fontsize=10)
+    short = shorten(name, 18)
+    panel.set_title(f"{short} = {median:.3g}  [{low:.3g}, {high:.3g}]", fontsize=10)
     for values, label, fill in ((before, "prior", True), (after, "posterior", False)):
         low, high = np.quantile(np.log(values), [0.002, 0.998])
         counts, edges = np.histogram(

@@ -1,15 +1,17 @@
 """Comparisons of methods: dot plots and heat maps."""
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.ma import masked_invalid
 from pandas import DataFrame
 
-from .style import BLUE, INK, PALE, blank, clean
+from .style import BLUE, INK, PALE, blank, clean, shorten
 
 __all__ = ["comparison", "matrix", "terms"]
 
@@ -37,6 +39,8 @@ MATRIX_TITLES = {
     "view_distance": "distance\nof views",
     "uniformity": "uniformity",
 }
+LONG = 1e6  # from here on numbers are written with an exponent
+LONGEST_NAME = 40  # characters of a method beside its row
 LESS_IS_BETTER = ("view_distance", "uniformity")
 
 
@@ -61,7 +65,7 @@ def comparison(table: Any, scores: Sequence[str] | None = None) -> Figure:
     panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     for panel, name in zip(panels, chosen, strict=True):
         _dots(panel, table, name)
-    panels[0].set_yticks(range(len(table)), [str(method) for method in table.index])
+    panels[0].set_yticks(range(len(table)), _methods(table))
     panels[0].set_ylim(len(table) - 0.5, -0.5)
     return figure
 
@@ -87,7 +91,7 @@ def terms(table: Any, columns: Sequence[str] | None = None) -> Figure:
     panel = figure.subplots()
     _heat(panel, values, texts)
     _label(panel, table, [_title(name) for name in chosen])
-    panel.set_xlabel("nats per item; the darker, the higher within its column")
+    _explain(figure, "nats per item; the darker, the higher within its column")
     return figure
 
 
@@ -120,7 +124,7 @@ def matrix(table: Any, columns: Sequence[str] | None = None) -> Figure:
     _heat(panel, values * signs, texts)
     _label(panel, table, [MATRIX_TITLES.get(name, _title(name)) for name in chosen])
     units = "nats per item, but for rank, distance and uniformity; ± standard error"
-    panel.set_xlabel(f"{units}; the darker, the better within its column")
+    _explain(figure, f"{units}; the darker, the better within its column")
     return figure
 
 
@@ -130,9 +134,14 @@ def _frame(source: Any, name: str) -> DataFrame:
 
 
 def _heat(panel: Axes, values: np.ndarray, texts: Sequence[Sequence[str]]) -> None:
-    """Texts on colours, the darker, the higher within a column; grey where missing."""
-    low, high = np.nanmin(values, 0), np.nanmax(values, 0)
-    share = (values - low) / np.where(high > low, high - low, np.inf)
+    """Texts on colours, the darker, the higher within a column; grey where missing.
+
+    Infinities have the colours of the ends of the finite numbers.
+    """
+    inside = masked_invalid(values)
+    low, high = inside.min(0).filled(0), inside.max(0).filled(0)
+    share = np.clip(values, low, high) - low
+    share /= np.where(high > low, high - low, np.inf)
     colours = colormaps["Blues"](0.05 + 0.5 * share)  # light enough for dark ink
     colours[np.isnan(values)] = (0.95, 0.95, 0.95, 1.0)
     panel.imshow(colours, aspect="auto")
@@ -142,21 +151,36 @@ def _heat(panel: Axes, values: np.ndarray, texts: Sequence[Sequence[str]]) -> No
 
 def _label(panel: Axes, table: DataFrame, titles: list[str]) -> None:
     panel.set_xticks(range(len(titles)), titles)
-    panel.set_yticks(range(len(table)), [str(method) for method in table.index])
+    panel.set_yticks(range(len(table)), _methods(table))
     panel.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=9)
     panel.spines[:].set_visible(False)
 
 
+def _explain(figure: Figure, text: str) -> None:
+    """Write below a figure, in lines as wide as it is."""
+    letters = int(figure.get_figwidth() / 0.08)
+    figure.supxlabel(fill(text, max(20, letters)), fontsize=9)
+
+
+def _methods(table: DataFrame) -> list[str]:
+    return [shorten(str(method), LONGEST_NAME) for method in table.index]
+
+
 def _written(value: float, digits: int) -> str:
-    return "–" if np.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+    if np.isnan(value):
+        return "–"
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{value:,.{digits}f}" if abs(value) < LONG else f"{value:.2e}"
+    return text.replace("-", "−")
 
 
 def _with_error(value: float, error: float) -> str:
     """The value, and below it its error, both to the error's first digit."""
-    if np.isnan(value) or not error > 0:
+    if not (np.isfinite(value) and np.isfinite(error) and error > 0):
         return _written(value, 2)
     digits = int(np.clip(np.ceil(-np.log10(error) - 0.02), 0, 4))
-    return f"{_written(value, digits)}\n± {error:.{digits}f}"
+    return f"{_written(value, digits)}\n± {_written(error, digits)}"
 
 
 def _columns(table: DataFrame, wanted: Sequence[str], optional: bool) -> list[str]:
@@ -175,23 +199,26 @@ def _dots(panel: Axes, table: DataFrame, name: str) -> None:
     panel.tick_params(axis="y", length=0)
     panel.set_title(SCORE_TITLES.get(name, name.replace("_", " ")), fontsize=10)
     values, rows = table[name].to_numpy(dtype=float), range(len(table))
-    bars, error = np.zeros(len(table)), f"{name}_se"
-    if error in table:
-        bars = table[error].fillna(0).to_numpy(dtype=float)
-        panel.errorbar(values, rows, xerr=bars, fmt="none", ecolor=BLUE, zorder=1)
-    best = values == np.nanmax(values)
-    fill = np.where(best, BLUE, "white")
-    panel.scatter(values, rows, s=45, c=fill, edgecolors=BLUE, zorder=2)
+    inside = masked_invalid(values)
+    bars = np.zeros(len(table))
+    if f"{name}_se" in table:
+        errors = table[f"{name}_se"].to_numpy(dtype=float)
+        bars = np.where(np.isfinite(errors) & np.isfinite(values), errors, 0)
+        panel.errorbar(inside, rows, xerr=bars, fmt="none", ecolor=BLUE, zorder=1)
+    low = (inside - bars).min() if inside.count() else 0.0
+    high = (inside + bars).max() if inside.count() else 0.0
+    faces = np.where(inside.filled(-np.inf) == inside.max(), BLUE, "white")
+    panel.scatter(inside, rows, s=45, c=faces, edgecolors=BLUE, zorder=2)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     style: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
     style |= {"color": INK, "fontsize": 8}
     for row, value, bar in zip(rows, values, bars, strict=True):
         panel.axhline(row, color=PALE, linewidth=1, zorder=0)
-        if np.isfinite(value):
-            text = f"{value:.3f}".removeprefix("0")
-            panel.annotate(text, (value + bar, row), (9, 0), bbox=box, **style)
-    span = max(np.nanmax(values) - np.nanmin(values), 0.02)
-    panel.set_xlim(np.nanmin(values) - 0.12 * span, np.nanmax(values) + 0.4 * span)
+        place = value + bar if np.isfinite(value) else low
+        text = _written(value, 3).removeprefix("0")
+        panel.annotate(text, (place, row), (9, 0), bbox=box, **style)
+    span = max(high - low, 0.02)
+    panel.set_xlim(low - 0.12 * span, high + 0.45 * span)
 
 
 def _title(name: str) -> str:
