@@ -23,6 +23,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .arguments import whole
 from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive
@@ -31,6 +32,7 @@ from .nn import PerModality
 from .nn.base import unmoved
 from .nn.network import known_dim, nets_of, present_only
 from .priors import Prior
+from .runtime.parameters import register
 from .runtime.precision import in_float32, lowered
 from .terms import Batch
 
@@ -65,8 +67,9 @@ class Joint(nn.Module):
     ======================  =============================================
 
     `model` and `guide` are methods of a plain module, which Pyro's tools take:
-    ``poutine.trace(joint.model)``, ``Predictive``, ``MCMC(NUTS(joint.model))``,
-    ``pyro.render_model``. Items are independent in one plate, "item".
+    ``SVI(joint.model, joint.guide, …)``, ``poutine.trace(joint.model)``,
+    ``Predictive``, ``MCMC(NUTS(joint.model))``, ``pyro.render_model``. Items are
+    independent in one plate, "item", and their log-densities are added up.
 
     Several modalities have a likelihood, an encoder and a decoder each; `Batch.views`
     is then a tuple of tensors (batch, view, \*event), and z_1..V has the views of all
@@ -160,12 +163,19 @@ class Joint(nn.Module):
     # The model and its guide
 
     @in_float32
-    def model(self, batch: Batch) -> None:
-        """p(h), p(z_1..V | h), p(x_v | z_v)."""
+    def model(self, batch: Batch, size: int | None = None) -> None:
+        """p(h), p(z_1..V | h), p(x_v | z_v).
+
+        Arguments:
+            size: The number N of items in the data set of which the batch is a part:
+                the log-densities of its B items are multiplied by N / B, as in
+                ``plate("item", N, subsample_size=B)``. None adds them up.
+        """
+        register("joint", self)
         batch = self.arranged(batch)
-        items, views = batch.shape
+        _, views = batch.shape
         drawn = {h.name: h.sample() for h in self.prior.random()}
-        with pyro.plate("item", items, dim=-1):
+        with _plate(batch, size):
             z = pyro.sample("z", self._latents(views, drawn, self._component(batch)))
             parts, masks = batch.parts, self._masks(batch)
             each = self._decoded(self._split(z, batch), masks)
@@ -174,11 +184,11 @@ class Joint(nn.Module):
                 pyro.sample(name, x.to_event(1), obs=part)
 
     @in_float32
-    def guide(self, batch: Batch) -> None:
+    def guide(self, batch: Batch, size: int | None = None) -> None:
         """q(h), q(z_1..V | x_1..V, h), and q(y | z_1..V) with an explicit content."""
-        items, _ = batch.shape
+        register("joint", self)
         drawn = {h.name: h.sample_guide() for h in self.prior.random()}
-        with pyro.plate("item", items, dim=-1):
+        with _plate(batch, size):
             z = pyro.sample("z", self.encode(batch, **drawn))
             if self.content is not None:
                 pyro.sample("y", self.content(z))
@@ -438,6 +448,23 @@ class Joint(nn.Module):
         sizes = {name: _size(part) for name, part in parts.items()}
         sizes["guide"] -= sizes["encoder"]  # only the guide's own heads
         return [(name, _in_a_line(part), sizes[name]) for name, part in parts.items()]
+
+
+def _plate(batch: Batch, size: int | None) -> pyro.plate:
+    """The plate of the items of a batch, or of a data set of which it is a part."""
+    items, _ = batch.shape
+    if size is None:
+        return pyro.plate("item", items, dim=-1)
+    size = whole("size", size, items, hint="the number of items in the data set")
+    rows = torch.arange(items) if batch.index is None else batch.index
+    plate = pyro.plate("item", size, subsample=rows, dim=-1)
+    if not torch.equal(plate.indices, rows):
+        raise ValueError(
+            "expected a guide on the items of the batch, got one that draws items of "
+            "its own; give the autoguide create_plates=lambda batch, size: "
+            'pyro.plate("item", size, subsample=batch.index, dim=-1)'
+        )
+    return plate
 
 
 def _size(module: nn.Module) -> int:

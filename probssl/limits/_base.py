@@ -5,12 +5,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import whole
 from ..entropies import Entropy
 from ..hyper import Positive, known_population
 from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked
 from ..priors import Prior
 from ..runtime.distributed import gather
+from ..runtime.parameters import register
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms, check_terms
 
@@ -385,19 +387,23 @@ class Embedding(PriorEmbedding):
         return drawn, total
 
     @in_float32
-    def model(self, batch: Batch) -> None:
+    def model(self, batch: Batch, size: int | None = None) -> None:
         r"""The pseudo-posterior of the hyper-parameters, for Pyro's tools.
 
-        For the batch as the whole data set: ``MCMC(NUTS(objective.model))``.
+        ``MCMC(NUTS(objective.model))`` takes the batch as the whole data set; or give
+        `size`, the number of items of which it is a part.
         """
-        drawn = {h.name: h.sample() for h in self.prior.random()}
+        register("objective", self)
         items, _ = batch.shape
+        size = items if size is None else whole("size", size, items)
+        drawn = {h.name: h.sample() for h in self.prior.random()}
         with self.prior.at(**drawn):
             value = torch.as_tensor(sum(self.estimate(self.latents(batch), batch)))
-        pyro.factor("items", items * value)
+        pyro.factor("items", size * value)
 
-    def guide(self, batch: Batch) -> None:
+    def guide(self, batch: Batch, size: int | None = None) -> None:
         """q of the hyper-parameters, log-normal each."""
+        register("objective", self)
         for h in self.prior.random():
             h.sample_guide()
 
