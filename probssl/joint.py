@@ -20,7 +20,11 @@ import pyro
 import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import TorchDistribution
+from pyro.params import param_with_module_name
+from pyro.params.param_store import StateDict
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
 from .arguments import whole
@@ -32,11 +36,10 @@ from .nn import PerModality
 from .nn.base import unmoved
 from .nn.network import known_dim, nets_of, present_only
 from .priors import Prior
-from .runtime.parameters import register
 from .runtime.precision import in_float32, lowered
 from .terms import Batch
 
-__all__ = ["Joint", "Likelihoods", "shape_error"]
+__all__ = ["Joint", "Likelihoods", "register", "shape_error"]
 
 
 class Likelihoods(nn.ModuleList):
@@ -173,9 +176,9 @@ class Joint(nn.Module):
         """
         register("joint", self)
         batch = self.arranged(batch)
-        _, views = batch.shape
+        items, views = batch.shape
         drawn = {h.name: h.sample() for h in self.prior.random()}
-        with _plate(batch, size):
+        with _plate(items, batch.index, size):
             z = pyro.sample("z", self._latents(views, drawn, self._component(batch)))
             parts, masks = batch.parts, self._masks(batch)
             each = self._decoded(self._split(z, batch), masks)
@@ -187,8 +190,9 @@ class Joint(nn.Module):
     def guide(self, batch: Batch, size: int | None = None) -> None:
         """q(h), q(z_1..V | x_1..V, h), and q(y | z_1..V) with an explicit content."""
         register("joint", self)
+        items, _ = batch.shape
         drawn = {h.name: h.sample_guide() for h in self.prior.random()}
-        with _plate(batch, size):
+        with _plate(items, batch.index, size):
             z = pyro.sample("z", self.encode(batch, **drawn))
             if self.content is not None:
                 pyro.sample("y", self.content(z))
@@ -450,13 +454,43 @@ class Joint(nn.Module):
         return [(name, _in_a_line(part), sizes[name]) for name, part in parts.items()]
 
 
-def _plate(batch: Batch, size: int | None) -> pyro.plate:
+def register(name: str, module: nn.Module) -> None:
+    """Make parameters known to a tool that collects them, such as `pyro.infer.SVI`.
+
+    As `pyro.module`, for the trainable parameters and only where a handler asks for
+    parameters alone: training by `fit` leaves the store empty. The store holds the
+    parameters themselves, under names such as ``joint$$$prior.scale.log``.
+
+    Raises:
+        ValueError: If the store has another parameter of that name.
+    """
+    if not any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
+        return
+    store = pyro.get_param_store()
+    for key, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        full = param_with_module_name(name, key)
+        if full not in store:  # not store[full] = …, which copies some
+            real: StateDict = {
+                "params": {full: parameter},
+                "constraints": {full: constraints.real},
+            }
+            store.set_state(real)
+        if pyro.param(full) is not parameter:
+            raise ValueError(
+                f"expected {full!r} in Pyro's parameter store to be the parameter of "
+                f"this {type(module).__name__}, got that of another; call "
+                "pyro.clear_param_store() before training a new one"
+            )
+
+
+def _plate(items: int, index: Tensor | None, size: int | None) -> pyro.plate:
     """The plate of the items of a batch, or of a data set of which it is a part."""
-    items, _ = batch.shape
     if size is None:
         return pyro.plate("item", items, dim=-1)
     size = whole("size", size, items, hint="the number of items in the data set")
-    rows = torch.arange(items) if batch.index is None else batch.index
+    rows = torch.arange(items) if index is None else index
     plate = pyro.plate("item", size, subsample=rows, dim=-1)
     if not torch.equal(plate.indices, rows):
         raise ValueError(

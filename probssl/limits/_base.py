@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from ..arguments import whole
 from ..entropies import Entropy
 from ..hyper import Positive, known_population
+from ..joint import register
 from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked
 from ..priors import Prior
 from ..runtime.distributed import gather
-from ..runtime.parameters import register
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms, check_terms
 
