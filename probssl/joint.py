@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from html import escape
 from inspect import signature
+from itertools import chain
 from typing import Any, cast, overload
 
 import pyro
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.params import param_with_module_name
 from pyro.params.param_store import StateDict
 from pyro.poutine.runtime import _PYRO_STACK
@@ -98,8 +99,8 @@ class Joint(nn.Module):
             y out.
 
     Raises:
-        ValueError: If the dimensions of prior and encoder differ, or the numbers of
-            likelihoods, encoders and decoders.
+        ValueError: If the dimensions of prior and encoder differ, the spaces of prior
+            and guide, or the numbers of likelihoods, encoders and decoders.
         TypeError: If `guide` is itself a guide, or gives a module without `encoder`; if
             `content` is given and the prior has no p(z|y) of its own.
     """
@@ -139,9 +140,12 @@ class Joint(nn.Module):
             _check_networks(name, net, len(self.sites) if self.several else None)
         self.posterior = _built(guide, encoder, dim)
         self.content = content
-        if content is not None:
-            with torch.random.fork_rng(devices=[]):  # an error now rather than later
+        # Errors now rather than later.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(prior):
+            _check_declared(self.posterior, prior, lambda: prior(2))
+            if content is not None:
                 prior.given(prior.content().sample())
+                _check_declared(content, prior, prior.content)
         # The number of items in the data set, by which global sites are weighted.
         self.register_buffer("population", None)
 
@@ -379,20 +383,24 @@ class Joint(nn.Module):
         ):
             if mask is None or bool(mask.any()):
                 likelihood.check(x if mask is None else x[mask])
-        support: Any = self.prior(batch.shape[1]).support
         device = parts[0].device
         forked = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(forked), unmoved(self):
-            drawn = self.encode(batch).sample()
-            _check_support(self.posterior, self.prior, "p(z)", support.check(drawn))
+            p, q = self.prior(batch.shape[1]), self.encode(batch)
+            if q.shape() != (batch.shape[0], *p.event_shape):
+                raise ValueError(
+                    "expected q(z_1..V|x) with batch shape (item,) and event shape "
+                    f"(view, dim) of the prior, {tuple(p.event_shape)}, got "
+                    f"{tuple(q.batch_shape)} and {tuple(q.event_shape)} of "
+                    f"{type(self.posterior).__name__}; mind to_event"
+                )
+            drawn = _drawn(self.posterior, q, self.prior, p)
             decoded = self._decoded(self._split(drawn, batch), self._masks(batch))
             for name, p, x in zip(self.sites, decoded, parts, strict=True):
                 if p.event_shape != x.shape[2:]:
                     raise shape_error(name, p.to_event(1), x)
             if self.content is not None:
-                support = self.prior.content().support
-                y = self.content(drawn).sample()
-                _check_support(self.content, self.prior, "p(y)", support.check(y))
+                _drawn(self.content, self.content(drawn), self.prior)
         if batch.present is not None:
             self._check_apart(batch, batch.present, forked)
 
@@ -574,14 +582,78 @@ def _check_content(prior: Prior, batch: Batch) -> None:
         )
 
 
-def _check_support(
-    guide: nn.Module, prior: Prior, density: str, inside: Tensor
+def _check_declared(
+    guide: nn.Module, prior: Prior, density: Callable[[], TorchDistribution]
 ) -> None:
-    """Raise an error if draws of a guide are not all on the support of a density."""
-    if not bool(inside.all()):
+    """Raise an error if a guide whose class says its support has another than p."""
+    for kind in type(guide).__mro__:  # not if a subclass returns another distribution
+        if kind.__dict__.keys() & {"support", "each", "forward"}:
+            declared = kind.__dict__.get("support")
+            break
+    else:
+        return
+    support = None if declared is None else _support(density())
+    if declared is None or support is None:
+        return
+    places = _space(declared), _space(support)
+    if places == ("vectors", "vectors") and declared is constraints.real_vector:
+        p = density()
+        tensors = chain(prior.parameters(), prior.buffers())
+        far = next(tensors, torch.empty(0)).new_full(p.event_shape, 1e3)
+        inside = support.check(far) & support.check(-far)
+        places = places[0], "vectors" if bool(inside.all()) else str(support)
+    if places[0] != places[1]:
+        raise _space_error(guide, prior, *places)
+
+
+def _drawn(
+    guide: nn.Module,
+    q: TorchDistribution,
+    prior: Prior,
+    p: TorchDistribution | None = None,
+) -> Tensor:
+    """Draw from a guide; raise an error if that is not on the support of the prior."""
+    density = "p(y)" if p is None else "p(z)"
+    support = _support(prior.content() if p is None else p)
+    own = None if isinstance(q, Delta) else _support(q)
+    if support is not None and own is not None and _space(own) != _space(support):
+        raise _space_error(guide, prior, _space(own), _space(support))
+    drawn = q.sample()
+    if support is not None and not bool(support.check(drawn).all()):
         raise ValueError(
             f"expected draws of {type(guide).__name__} on the support of {density} "
             f"of {type(prior).__name__}, got others; give the joint a guide "
             "for this prior, on the sphere guides.PowerSpherical or, for y, "
             "guides.SphericalContent"
         )
+    return drawn
+
+
+def _support(p: TorchDistribution) -> Any:
+    """The support of a distribution; None where it has none to tell."""
+    try:
+        return p.support
+    except NotImplementedError:
+        return None
+
+
+def _space(support: Any) -> str:
+    """The space with the measure of densities: vectors, a sphere, a simplex, …"""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    name = type(support).__name__.strip("_").lower()
+    if name in ("sphere", "simplex"):
+        return f"a {name}"
+    return "discrete values" if support.is_discrete else "vectors"
+
+
+def _space_error(
+    guide: nn.Module, prior: Prior, guided: str, expected: str
+) -> ValueError:
+    return ValueError(
+        f"expected a guide on the space of the prior {type(prior).__name__}, "
+        f"{expected}, got {type(guide).__name__} on {guided}, where densities have "
+        "another measure; on the sphere take guides.PowerSpherical and for y "
+        "guides.SphericalContent, for vectors guides.DiagonalGaussian and "
+        "guides.Content, else a guide of your own"
+    )

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.catalogue import PRIORS
 from helpers.checks import refusals
 from helpers.crossings import crossings
 from pyro import poutine
@@ -233,6 +234,90 @@ def test_other_networks_that_mix_items_are_refused_where_views_are_absent(
     assert_close(model.state_dict(), state)
 
 
+def directions(y: Tensor) -> dist.TorchDistribution:
+    loc = nn.functional.normalize(y, dim=-1)
+    return ps.distributions.PowerSpherical(loc, torch.tensor(5.0))
+
+
+def shares(y: Tensor) -> dist.TorchDistribution:
+    return dist.Dirichlet(y.exp())
+
+
+def counts(y: Tensor) -> dist.TorchDistribution:
+    return dist.Poisson(y.exp()).to_event(1)
+
+
+OTHER_PRIORS: dict[str, Callable] = {
+    "shares": lambda: ps.priors.Custom(shares, 3),
+    "counts": lambda: ps.priors.Custom(counts, 2),
+    "directions": lambda: ps.priors.Custom(directions, 3),
+}
+ON_THE_SPHERE = ("circle", "random concentration", "directions")
+RESTRICTED = ("positive conditional", "shares", "counts")
+
+
+class Shares(ps.guides.Guide):
+    """A guide of a user, on the simplex."""
+
+    def __init__(self, encoder: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.factors = ps.guides.GaussianFactors(encoder, dim=dim)
+
+    def each(self, x: Tensor) -> dist.TorchDistribution:
+        return dist.Dirichlet(self.factors(x)[0].exp())
+
+
+class Positive(ps.guides.DiagonalGaussian):
+    def each(self, x: Tensor) -> dist.TorchDistribution:
+        return dist.LogNormal(*self.factors(x)).to_event(1)
+
+
+@pytest.mark.parametrize("prior", PRIORS | OTHER_PRIORS)
+@pytest.mark.parametrize(
+    "guide", ["DiagonalGaussian", "FullGaussian", "Coupled", "PowerSpherical", "Flow"]
+)
+def test_guide_and_prior_on_different_spaces_are_refused_when_built(guide, prior):
+    if guide == "Flow":
+        pytest.importorskip("zuko")
+    made = (PRIORS | OTHER_PRIORS)[prior]()
+    if guide == "PowerSpherical" and made.dim == 1:
+        return
+    fits = prior not in RESTRICTED
+    fits = fits and (prior in ON_THE_SPHERE) == (guide == "PowerSpherical")
+    networks = nn.Linear(EVENT, made.dim), nn.Linear(made.dim, EVENT)
+    try:
+        Joint(made, Normal(0.5), *networks, guide=getattr(ps.guides, guide))
+    except ValueError as error:
+        assert not fits and "expected a guide on the space of the prior" in str(error)
+    else:
+        assert fits
+
+
+@pytest.mark.parametrize(
+    ("guide", "prior", "refused"),
+    [
+        (Shares, "shares", False),
+        (Shares, "narrow", True),
+        (Shares, "random concentration", True),
+        (Positive, "narrow", False),  # a bound, on a part of the support
+        (Positive, "positive conditional", False),
+        (ps.guides.Point, "narrow", False),
+    ],
+)
+def test_own_guides_are_compared_with_the_prior_by_what_they_return(
+    guide, prior, refused
+):
+    made = (PRIORS | OTHER_PRIORS)[prior]()
+    networks = nn.Linear(EVENT, made.dim), nn.Linear(made.dim, EVENT)
+    model = Joint(made, Normal(0.5), *networks, guide=guide)
+    try:
+        model.check(Batch(torch.randn(4, 2, EVENT)))
+    except ValueError as error:
+        assert refused and "expected a guide on the space of the prior" in str(error)
+    else:
+        assert not refused
+
+
 def test_representation_is_that_of_an_item_seen_alone():
     model, x = joint(guide=ps.guides.Coupled), torch.randn(4, EVENT)
     loc, scale = model.posterior.factors(x.unsqueeze(1))
@@ -280,7 +365,7 @@ test_bad_joints_and_batches_are_refused = refusals(
     ),
     (checked(torch.full((2, 2, EVENT), math.nan)), ValueError, "NaN"),
     (checked(torch.ones(2, 1, EVENT), y_scale=math.inf), ValueError, "y_scale"),
-    (lambda: off_the_sphere(ps.guides.DiagonalGaussian), ValueError, "on the support"),
+    (lambda: off_the_sphere(ps.guides.DiagonalGaussian), ValueError, "a sphere, got"),
     (lambda: off_the_sphere(ps.guides.Coupled), ValueError, "use DiagonalGaussian"),
     (masked_point, ValueError, "all views to be present"),
     (lambda: joint(guide=made()), TypeError, "a class, or a function of the encoder"),

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.functional import normalize, softplus
 
 from ..arguments import whole
@@ -73,6 +74,8 @@ class Content(nn.Module):
             of the dimension.
     """
 
+    support = constraints.real_vector
+
     def __init__(
         self, dim: int, hidden: Sequence[int] = (64,), floor: float = 1e-4
     ) -> None:
@@ -105,6 +108,8 @@ class SphericalContent(nn.Module):
         ValueError: If a size is not a positive whole number, or dim is less than 2;
             when called, if z is not of the dimension.
     """
+
+    support = PowerSpherical.support
 
     def __init__(
         self, dim: int, hidden: Sequence[int] = (64,), floor: float = 1e-2

@@ -63,6 +63,7 @@ class Flow(Guide):
         ValueError: If dim is not known, or a size is not a positive whole number.
     """
 
+    support = constraints.real_vector
     points: Tensor
 
     def __init__(

@@ -192,6 +192,8 @@ class DiagonalGaussian(Guide):
     from the prior given the present ones, and then add nothing to the bound.
     """
 
+    support = constraints.real_vector
+
     def __init__(self, encoder: nn.Module, *, dim: int | None = None) -> None:
         super().__init__()
         self.factors = GaussianFactors(encoder, dim=dim)
@@ -209,6 +211,8 @@ class FullGaussian(Guide):
     The guide's head gives the lower triangle of L, d (d + 1) / 2 numbers, the diagonal
     first, whose elements are at least `floor`.
     """
+
+    support = constraints.real_vector
 
     def __init__(
         self, encoder: nn.Module, floor: float = 1e-4, *, dim: int | None = None
@@ -242,6 +246,8 @@ class Coupled(Guide):
         ValueError: When called under another prior: the product of `StudentT`,
             `Spherical` or `Custom` with normal factors has no closed form.
     """
+
+    support = constraints.real_vector
 
     def __init__(self, encoder: nn.Module, *, dim: int | None = None) -> None:
         super().__init__()
@@ -288,6 +294,8 @@ class PowerSpherical(Guide):
         ValueError: If dim is less than 2 or the shapes do not broadcast; with
             validation, if loc is not of length 1 or the concentration is negative.
     """
+
+    support = PowerSphericalDensity.support
 
     def __init__(
         self, encoder: nn.Module, floor: float = 1e-2, *, dim: int | None = None
