@@ -21,10 +21,11 @@ import pyro
 import torch
 from jaxtyping import Bool, Float
 from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params import param_with_module_name
 from pyro.params.param_store import StateDict
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
@@ -33,6 +34,7 @@ from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive
 from .likelihoods import Likelihood
+from .likelihoods.base import check_density
 from .nn import PerModality
 from .nn.base import unmoved
 from .nn.network import known_dim, nets_of, present_only
@@ -40,7 +42,7 @@ from .priors import Prior
 from .runtime.precision import in_float32, lowered
 from .terms import Batch
 
-__all__ = ["Joint", "Likelihoods", "register", "shape_error"]
+__all__ = ["Joint", "Likelihoods", "given_z", "register", "shape_error"]
 
 
 class Likelihoods(nn.ModuleList):
@@ -252,15 +254,13 @@ class Joint(nn.Module):
         for net, likelihood, part, mask in zip(
             nets, self.likelihoods, z, masks, strict=True
         ):
-            flat = part.flatten(0, -2)
+            flat, lead = part.flatten(0, -2), part.shape[:-1]
             if mask is None:
                 output = lowered(net, flat)
             else:
-                mask = mask.expand(part.shape[:-1]).flatten()
-                output = lowered(present_only, net, flat, mask)
-            distribution = likelihood(output.view(part.shape[:-1] + output.shape[1:]))
-            axes = len(distribution.batch_shape) - (part.dim() - 1)  # those of x
-            found.append(distribution.to_event(axes))
+                output = lowered(present_only, net, flat, mask.expand(lead).flatten())
+            output = output.view(lead + output.shape[1:])
+            found.append(given_z(likelihood, output, lead))
         return tuple(found)
 
     def arranged(self, batch: Batch) -> Batch:
@@ -395,10 +395,14 @@ class Joint(nn.Module):
                     f"{type(self.posterior).__name__}; mind to_event"
                 )
             drawn = _drawn(self.posterior, q, self.prior, p)
-            decoded = self._decoded(self._split(drawn, batch), self._masks(batch))
-            for name, p, x in zip(self.sites, decoded, parts, strict=True):
+            masks = self._masks(batch)
+            decoded = self._decoded(self._split(drawn, batch), masks)
+            for name, p, likelihood, x, mask in zip(
+                self.sites, decoded, self.likelihoods, parts, masks, strict=True
+            ):
                 if p.event_shape != x.shape[2:]:
                     raise shape_error(name, p.to_event(1), x)
+                check_density(likelihood, p, x, mask)
             if self.content is not None:
                 _drawn(self.content, self.content(drawn), self.prior)
         if batch.present is not None:
@@ -555,12 +559,38 @@ def _check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
         )
 
 
+def given_z(likelihood: nn.Module, output: Tensor, lead: Size) -> TorchDistribution:
+    r"""Return p(x|z) for a decoder's output: batch shape `lead`, event shape that of x.
+
+    Raises:
+        TypeError: If the likelihood returns no distribution of Pyro.
+        ValueError: If the distribution does not begin with the axes `lead`.
+    """
+    p, axes = likelihood(output), len(lead)
+    name = type(likelihood).__name__
+    if not isinstance(p, TorchDistributionMixin):
+        raise TypeError(
+            f"expected {name} to return a distribution of Pyro, got {type(p)}; take "
+            "it from pyro.distributions, or inherit from its TorchDistribution"
+        )
+    if p.batch_shape[:axes] != lead:
+        raise ValueError(
+            f"expected {name} to return a distribution whose batch shape begins with "
+            f"{tuple(lead)}, the axes of items and views, got batch shape "
+            f"{tuple(p.batch_shape)} and event shape {tuple(p.event_shape)} for a "
+            f"decoder's output of shape {tuple(output.shape)}; count axes from the "
+            "last, and keep those in front"
+        )
+    distribution: TorchDistribution = p.to_event(len(p.batch_shape) - axes)
+    return distribution
+
+
 def shape_error(name: str, p: TorchDistribution, x: Tensor) -> ValueError:
     """The error for a p(x_1..V|z_1..V) that would broadcast against the views."""
     return ValueError(
         f"expected p(x|z) of the shape of the views, got {tuple(p.event_shape[1:])} at "
         f"the site {name!r} for views of shape {tuple(x.shape[2:])}; build the decoder "
-        "for that shape, or for what the likelihood makes it of"
+        "with event_shape=likelihood.output_shape(the shape of a view)"
     )
 
 

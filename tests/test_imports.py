@@ -25,7 +25,7 @@ INWARDS = {
     "views": "terms",
     "distributions": "special",
     "priors": "distributions hyper special",
-    "likelihoods": "hyper",
+    "likelihoods": "distributions hyper special",
     "guides": "distributions nn runtime",
     "joint": "guides hyper likelihoods nn priors runtime terms",
     "bounds": "hyper joint runtime terms",

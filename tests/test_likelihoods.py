@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from helpers import catalogue
 from helpers.checks import assert_mean, assert_same, minimise, refusals
+from scipy import stats
+from scipy.special import expit
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -21,8 +25,16 @@ from probssl.likelihoods import (
     Bernoulli,
     Binomial,
     Categorical,
+    DiscretisedLogistic,
     Gaussian,
+    HeteroscedasticGaussian,
+    Laplace,
     Likelihood,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    Predicted,
+    StudentT,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -109,6 +121,166 @@ def test_only_real_likelihoods_have_a_measure_to_compare_under():
     assert Bernoulli(grey=True).pseudo and not Bernoulli().pseudo
     assert Categorical(3, soft=True).pseudo and not Categorical(3).pseudo
     assert Binomial(16).measure != Binomial(4).measure != Gaussian().measure
+
+
+def cells(low: float, high: float, n: int = 4) -> torch.Tensor:
+    return torch.linspace(low, high, n, dtype=torch.float64)
+
+
+# For outputs (a, b, …) of one element: scipy's log-density, and values to compare at.
+def of_counts(a, alpha):
+    return stats.nbinom(1 / alpha, 1 / (1 + alpha * math.exp(a)))
+
+
+def of_levels(a, scale, n):
+    """Differences of the logistic distribution function, from the nearer tail."""
+
+    def logpmf(x):
+        upper = np.where(x < 1, (x + 0.5 / n - a) / scale, np.inf)
+        lower = np.where(x > 0, (x - 0.5 / n - a) / scale, -np.inf)
+        below = stats.logistic.cdf(upper) - stats.logistic.cdf(lower)
+        above = stats.logistic.sf(lower) - stats.logistic.sf(upper)
+        return np.log(np.where(lower > 0, above, below))
+
+    return SimpleNamespace(logpmf=logpmf)
+
+
+def inflated(inner, b):
+    def logpmf(x):
+        zero = expit(b)
+        return np.log(zero * (x == 0) + (1 - zero) * inner.pmf(x))
+
+    return SimpleNamespace(logpmf=logpmf)
+
+
+COUNTS, GRID = torch.arange(60).double(), torch.arange(17).double() / 16
+REFERENCES = {
+    "Laplace": (lambda: Laplace(0.3), [0.7], stats.laplace(0.7, 0.3), cells(-9, 9)),
+    "StudentT": (lambda: StudentT(0.3, 3.0), [0.7], stats.t(3, 0.7, 0.3), cells(-9, 9)),
+    "one of 1e9 degrees": (
+        lambda: StudentT(0.3, 1e9),
+        [0.7],
+        stats.norm(0.7, 0.3),
+        cells(-1, 2),
+    ),
+    "heteroscedastic": (
+        lambda: HeteroscedasticGaussian(0.1, 10.0),
+        [0.7, 0.5],
+        stats.norm(0.7, 0.1 * 100 ** expit(0.5)),
+        cells(-9, 9),
+    ),
+    "Poisson": (Poisson, [1.2], stats.poisson(math.exp(1.2)), COUNTS),
+    "rare": (Poisson, [-700.0], stats.poisson(math.exp(-700)), COUNTS),
+    "frequent": (
+        Poisson,
+        [11.0],
+        stats.poisson(math.exp(11)),
+        59_874 + COUNTS,
+    ),
+    "inflated": (
+        lambda: Poisson(zero_inflated=True),
+        [1.2, -0.4],
+        inflated(stats.poisson(math.exp(1.2)), -0.4),
+        COUNTS,
+    ),
+    "NegativeBinomial": (
+        lambda: NegativeBinomial(0.5),
+        [1.2],
+        of_counts(1.2, 0.5),
+        COUNTS,
+    ),
+    "nearly Poisson": (
+        lambda: NegativeBinomial(1e-7),
+        [1.2],
+        of_counts(1.2, 1e-7),
+        COUNTS[:20],
+    ),
+    "inflated NegativeBinomial": (
+        lambda: NegativeBinomial(Predicted(0.1, 10.0), zero_inflated=True),
+        [1.2, -0.4, 0.3],
+        inflated(of_counts(1.2, 0.1 * 100 ** expit(0.3)), -0.4),
+        COUNTS,
+    ),
+    "DiscretisedLogistic": (
+        lambda: DiscretisedLogistic(16, 0.1),
+        [0.7],
+        of_levels(0.7, 0.1, 16),
+        GRID,
+    ),
+    "DiscretisedLogistic in its tail": (
+        lambda: DiscretisedLogistic(16, 0.01),
+        [-2.0],
+        of_levels(-2.0, 0.01, 16),
+        GRID,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_densities_are_those_of_scipy(name):
+    make, output, reference, x = REFERENCES[name]
+    likelihood = make()
+    assert likelihood.output_shape((1,)) in {(1,), (1, len(output))}
+    likelihood.check(x)
+    found = likelihood(torch.tensor(output).expand(len(x), 1, -1).squeeze(-1))
+    logs = getattr(reference, "logpmf", None) or reference.logpdf
+    plain = torch.as_tensor(logs(x.numpy())).unsqueeze(1)
+    rtol = 1e-7 if "nearly" in name or "1e9" in name else 1e-10
+    assert_close(found.log_prob(x.unsqueeze(1)), plain, rtol=rtol, atol=1e-9)
+
+
+def test_ordinal_is_the_difference_of_cumulative_logits():
+    likelihood, a = Ordinal(5).double(), torch.linspace(-3, 3, 7)
+    with torch.no_grad():
+        likelihood.log_gaps += torch.tensor([0.3, -1.0, 0.7])
+    below = stats.logistic.cdf(likelihood.cutpoints().detach() - a.unsqueeze(-1))
+    plain = np.diff(below, axis=-1, prepend=0.0, append=1.0)
+    for k in range(5):
+        found = likelihood(a).log_prob(torch.full_like(a, k))
+        assert_close(found, torch.as_tensor(plain[:, k]).log())
+    start = Ordinal(5)(torch.zeros(1)).log_prob(torch.arange(5.0))
+    assert_close(start.exp(), torch.full((5,), 0.2))
+
+
+@pytest.mark.parametrize(
+    "likelihood, most",
+    [
+        (Poisson(), 120),
+        (NegativeBinomial(0.7), 3000),
+        (NegativeBinomial(0.7, zero_inflated=True), 3000),
+    ],
+    ids=str,
+)
+def test_counts_sum_to_one(likelihood, most):
+    shape = likelihood.output_shape((5,))
+    output = torch.linspace(-3, 3, math.prod(shape)).view(shape)
+    total = likelihood(output).log_prob(torch.arange(most).view(-1, 1)).logsumexp(0)
+    assert_close(total, torch.zeros(5), rtol=0, atol=1e-9)
+
+
+TAILS = [-1e4, -90.0, -20.0, 0.0, 3.0, 20.0, 80.0]
+NEW = {
+    name: make
+    for name, make in catalogue.LIKELIHOODS.items()
+    if not isinstance(make(), Bernoulli | Binomial | Categorical)
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_float32_follows_float64_far_out(name):
+    likelihood = NEW[name]()
+    shape = likelihood.output_shape((7, 4))
+    output = torch.tensor(TAILS).view(7, *(1 for _ in shape[1:])).expand(shape)
+    x = likelihood.double()(torch.zeros(shape)).sample()
+    values = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = output.to(dtype, copy=True).requires_grad_()
+        value = likelihood.to(dtype)(leaf).log_prob(x.to(dtype))
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        assert value.dtype == dtype and grad.isfinite().all()
+        values.append((value.detach().double(), grad.double()))
+    assert_close(*[value for value, _ in values], rtol=1e-5, atol=1e-5)
+    assert_close(*[grad for _, grad in values], rtol=1e-4, atol=1e-4)
 
 
 def checked(likelihood: Likelihood, x: list[float]) -> Callable[[], None]:

@@ -334,5 +334,5 @@ def test_a_batch_without_what_is_needed_is_refused():
         masked((8,))(Batch(views, present=absent))
     for objective in (denoising, masked((8,))):
         objective.decoder = nn.Linear(3, 1)
-        with pytest.raises(ValueError, match="event shape"):
+        with pytest.raises(ValueError, match="output_shape"):
             objective(Batch(views, clean=x))

@@ -69,7 +69,7 @@ def test_priors_obey_the_laws(name):
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_likelihoods_obey_the_laws(name):
-    check_likelihood(LIKELIHOODS[name](), torch.randn(3, 4), draws=DRAWS)
+    check_likelihood(LIKELIHOODS[name](), event_shape=(4,), draws=DRAWS)
 
 
 @pytest.mark.parametrize("name", GUIDES)

@@ -35,6 +35,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..nn import each_view
 from ..runtime.precision import in_float32, lowered
@@ -83,15 +84,14 @@ class DenoisingAutoencoder(nn.Module):
             views = tree_map(lambda x: noise(x.flatten(0, 1)).view_as(x), views)
         z = each_view(self.encoder, views)
         output = lowered(self.decoder, z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        distribution = self.likelihood(output)
-        shape = distribution.shape()[2:]
+        distribution = given_z(self.likelihood, output, z.shape[:2])
+        shape = distribution.event_shape
         if shape != clean.shape[2:]:
             raise ValueError(
-                "expected a decoder that returns items of the shape of clean ones, "
-                f"{tuple(clean.shape[2:])}, got {tuple(shape)}; build it with that "
-                "event shape"
+                "expected p(x|z) of the shape of clean items, "
+                f"{tuple(clean.shape[2:])}, got {tuple(shape)}; build the decoder with "
+                "event_shape=likelihood.output_shape(that shape)"
             )
-        distribution = distribution.to_event(len(distribution.batch_shape) - 2)
         return Terms(reconstruction=distribution.log_prob(clean).mean())
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:

@@ -93,12 +93,15 @@ class MaskedAutoencoder(nn.Module):
         hidden = self.mask(x)
         z = lowered(self.encoder, x.masked_fill(hidden, 0.0)).flatten(1)
         output = lowered(self.decoder, z)
-        if output.shape != x.shape:
+        distribution = self.likelihood(output)
+        if distribution.batch_shape != x.shape:
             raise ValueError(
-                f"expected a decoder that returns {tuple(x.shape)} for such views, got "
-                f"{tuple(output.shape)}; build it with the event shape of x"
+                f"expected a density for each element of views {tuple(x.shape)}, got "
+                f"{tuple(distribution.batch_shape)} for the decoder's output "
+                f"{tuple(output.shape)}; build the decoder with "
+                "event_shape=likelihood.output_shape(the shape of x)"
             )
-        log_prob = self.likelihood(output).log_prob(x).masked_fill(~hidden, 0.0)
+        log_prob = distribution.log_prob(x).masked_fill(~hidden, 0.0)
         return Terms(reconstruction=log_prob.flatten(1).sum(1).mean())
 
     def mask(self, x: Float[Tensor, "n *event"]) -> Bool[Tensor, "n *event"]:

@@ -12,7 +12,7 @@ from ..data.splits import Groups
 from ..joint import Joint
 from ..terms import Batch
 from .items import BAR_DELAY, chunks, evaluating, in_parts
-from .joints import decoded, joint_of
+from .joints import decoded, joint_of, mean_views
 from .representation import Images, joined
 
 __all__ = ["classify", "complete"]
@@ -96,7 +96,7 @@ def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray
     q, found = joint.encode(batch), []
     if draws is None:
         z = joint.prior.on_support(q.mean)
-        return [plain(p.mean) for p in decoded(joint, z, batch.widths)]
+        return mean_views(joint, z, batch.widths)
     for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
         each = decoded(joint, q.sample((n,)), batch.widths)
         found.append([plain(p.sample()) for p in each])

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ..arrays import plain
 from ..guides import Point
 from ..joint import Joint
 
 __all__ = ["check_density", "check_proper", "check_spread", "decoded", "joint_of"]
+__all__ += ["mean_views"]
 
 
 def joint_of(objective: nn.Module, what: str) -> Joint:
@@ -31,6 +34,27 @@ def decoded(
     if joint.several:
         return joint.decode(z.split(list(widths), -2))
     return (joint.decode(z),)
+
+
+def mean_views(joint: Joint, z: Tensor, widths: Sequence[int]) -> list[np.ndarray]:
+    """The mean of each p(x_v | z_v).
+
+    Raises:
+        ValueError: If p(x|z) has no mean.
+    """
+    found = []
+    for p in decoded(joint, z, widths):
+        try:
+            mean = plain(p.mean)
+        except NotImplementedError:
+            mean = np.full(1, np.nan)
+        if np.isnan(mean).any() and not bool(z.isnan().any()):
+            raise ValueError(
+                f"expected a p(x|z) with a mean, got {p}, which has none or NaN; "
+                "draw from p(x|z): joint.decode(z).sample()"
+            )
+        found.append(mean)
+    return found
 
 
 def check_proper(joint: Joint, what: str) -> None:

@@ -12,7 +12,7 @@ from ..arrays import plain
 from ..data.batches import Data, Items
 from ..joint import Joint
 from .items import evaluating, in_parts
-from .joints import check_proper, decoded, joint_of
+from .joints import check_proper, joint_of, mean_views
 
 __all__ = ["embed", "reconstruct", "sample"]
 
@@ -91,7 +91,7 @@ def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> 
     views see `complete`.
 
     Raises:
-        ValueError: If the objective has no decoder.
+        ValueError: If the objective has no decoder, or p(x|z) no mean.
     """
     joint = joint_of(objective, "reconstructions")
     parts = []
@@ -99,8 +99,8 @@ def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> 
         items = Items(data, like)
         for rows in in_parts(len(items), batch_size, "reconstruct"):
             z = joint.prior.on_support(joint.alone(items.alone(rows)).mean)
-            means = (p.mean for p in decoded(joint, z, (1,) * z.shape[1]))
-            parts.append([plain(mean.squeeze(1)) for mean in means])
+            each = mean_views(joint, z, (1,) * z.shape[1])
+            parts.append([mean.squeeze(1) for mean in each])
     return joined(joint, parts)
 
 
@@ -116,7 +116,7 @@ def sample(
         views: The number of views of each item; by default 2, or one of each modality.
 
     Raises:
-        ValueError: If the objective has no decoder, or p(y) is flat.
+        ValueError: If the objective has no decoder, p(x|z) no mean, or p(y) is flat.
     """
     joint = joint_of(objective, "samples")
     views = (1 if joint.several else 2) if views is None else views
@@ -127,7 +127,7 @@ def sample(
     with evaluating(objective):
         for start in range(0, n, batch_size):
             z = joint.prior(sum(widths)).sample((min(batch_size, n - start),))
-            parts.append([plain(p.mean) for p in decoded(joint, z, widths)])
+            parts.append(mean_views(joint, z, widths))
     return joined(joint, parts)
 
 

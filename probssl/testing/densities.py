@@ -147,10 +147,18 @@ def _reading(u: Tensor, v: Tensor, weight: Tensor) -> str:
 
 
 def mean_is_that_of_samples(
-    samples: Float[Tensor, "n *shape"], expected: Float[Tensor, "*shape"]
+    samples: Float[Tensor, "n *shape"],
+    expected: Float[Tensor, "*shape"],
+    deviation: Tensor | None = None,
 ) -> Iterator[str]:
-    """The samples have the mean that a distribution declares."""
+    """The samples have the mean that a distribution declares.
+
+    Its standard deviation, if given, counts where samples happen to be all alike.
+    """
     drawn = mean_of(samples)
+    if deviation is not None:
+        least = deviation.nan_to_num(0.0, 0.0) / math.sqrt(len(samples))
+        drawn = drawn._replace(error=drawn.error.maximum(least))
     away = drawn.misses(expected)
     if float(away.max()) > BARS:
         worst = int(away.argmax())

@@ -1,6 +1,7 @@
 """A law is a generator of faults; `examine` runs laws and collects their faults."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -15,6 +16,7 @@ from tqdm import tqdm
 __all__ = [
     "Estimate",
     "LawError",
+    "Note",
     "Trial",
     "differs",
     "examine",
@@ -52,6 +54,10 @@ class LawError(AssertionError):
         super().__init__("\n".join([f"{subject} breaks {count}:", *lines]))
 
 
+class Note(str):
+    """What a law has to say where it is not broken, such as "cannot be compiled"."""
+
+
 class Estimate(NamedTuple):
     """A mean over samples, and its standard error."""
 
@@ -72,24 +78,32 @@ def mean_of(sample: Float[Tensor, "n *shape"]) -> Estimate:
 def examine(subject: str, laws: Iterable[Trial], seed: int) -> None:
     """Check every law, each in float64 and from the same random state.
 
-    The random state and the default dtype of the caller are restored.
+    The random state and the default dtype of the caller are restored. A `Note` is a
+    warning, if no law is broken.
 
     Raises:
         LawError: If a law is broken; it names all that are.
     """
     faults: list[tuple[str, str]] = []
+    notes: list[str] = []
     cause: Exception | None = None
     # A bar is shown after two seconds.
     for law, make in tqdm(list(laws), subject, delay=2.0, unit="law", leave=False):
         name = law.__name__.replace("_", " ")
         try:
             with _forked(seed), precision(torch.float64):
-                faults.extend((name, fault) for fault in law(make()))
+                for fault in law(make()):
+                    if isinstance(fault, Note):
+                        notes.append(f"{subject}: {fault}")
+                    else:
+                        faults.append((name, fault))
         except Exception as error:  # any error breaks the law
             faults.append((name, in_short(error)))
             cause = cause or error
     if faults:
         raise LawError(subject, faults) from cause
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
 
 
 def in_short(error: Exception) -> str:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..saving import load, save
-from .laws import BARS, differs, in_short, precision, seeded
+from .laws import BARS, Note, differs, in_short, precision, seeded
 
 __all__ = ["Valued", "device", "gradients", "saving", "single_precision", "state"]
 __all__ += ["NUMERICAL", "UNTRACED", "tracing", "under_a_seed"]
@@ -22,6 +23,7 @@ __all__ += ["NUMERICAL", "UNTRACED", "tracing", "under_a_seed"]
 DIFFERENCES = (1e-4, 1e-3, 1e-5, 1e-6)  # step sizes; one that agrees is enough
 SEED, REPEATS = 2, 20  # of a value that is an estimate
 VALIDATES = torch.distributions.distribution.__file__
+LIBRARIES = (torch.distributions.__path__[0], pyro.distributions.__path__[0])
 VALIDATION = "switch Pyro's validation off: validate_args=False"
 TENSORS = (
     "make tensors of the module buffers, and write device=z.device where one is made"
@@ -152,6 +154,15 @@ def device(case: Valued) -> Iterator[str]:
     try:
         found = under_a_seed(moved)
     except (RuntimeError, NotImplementedError) as error:
+        if _validating_within(error):
+            yield Note(
+                "a part of its distribution validates its arguments, which "
+                "synchronises with a GPU; call pyro.enable_validation(False)"
+            )
+            return
+        if kind == "meta" and _within_a_library(error):
+            yield Note(f"its device cannot be checked without a GPU: {in_short(error)}")
+            return
         yield (
             f"expected a value on {kind}, got {in_short(error)}; "
             + (VALIDATION if _validating(error) else TENSORS)
@@ -163,6 +174,23 @@ def device(case: Valued) -> Iterator[str]:
         gap = differs(found.cpu(), expected)
         if gap:
             yield f"{gap} on {kind}"
+
+
+def _within_a_library(error: Exception) -> bool:
+    """Whether a distribution of torch or Pyro fails, other than by mixing devices."""
+    frames = walk_tb(error.__traceback__)
+    inside = any(f.f_code.co_filename.startswith(LIBRARIES) for f, _ in frames)
+    return inside and not _validating(error) and "device" not in str(error)
+
+
+def _validating_within(error: Exception) -> bool:
+    """Whether a part of a distribution validates, which itself is told not to."""
+    for frame, _ in walk_tb(error.__traceback__):
+        own = frame.f_locals
+        if isinstance(outer := own.get("self"), Distribution):
+            told = own.get("validate_args", outer._validate_args)
+            return _validating(error) and told is False
+    return False
 
 
 def _validating(error: Exception) -> bool:
@@ -240,6 +268,12 @@ def tracing(case: Valued) -> Iterator[str]:
         try:
             graph = trace(tensors, case.inputs)
         except Exception as error:
+            if _within_a_library(error):
+                yield Note(
+                    f"it cannot be compiled, {in_short(error)}: with compile=True, fit "
+                    "runs it as without"
+                )
+                return
             yield (
                 f"expected a function that torch can trace, got {in_short(error)}; "
                 "look for .item(), float(tensor) or `if tensor:`"

@@ -58,8 +58,11 @@ def draw(
     z = torch.stack([r.sample(n) for r in proposals], 1)
     log_r = torch.stack([r.log_prob(z[:, i]) for i, r in enumerate(proposals)], 1)
     log_ratio = log_density(z).detach() - log_r
-    # Draws that the map from R^n rounds to the end of the support carry no mass.
+    # Draws that the map from R^n rounds to the end of the support carry no mass. Others
+    # stand in their place.
     ends = ~(z.flatten(2).isfinite().all(-1) & log_r.isfinite())
+    inside = z[ends.int().argmin(0), torch.arange(z.shape[1])]
+    z = torch.where(ends[..., None, None], inside, z)
     return z, log_ratio.masked_fill(ends, -math.inf)
 
 

@@ -158,7 +158,7 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "positive conditional": lambda: Custom(_positive, 1),
 }
 
-# Each for outputs of four numbers.
+# Each for x of four numbers.
 LIKELIHOODS: dict[str, Callable[[], ps.likelihoods.Likelihood]] = {
     "Bernoulli": ps.likelihoods.Bernoulli,
     "grey Bernoulli": lambda: ps.likelihoods.Bernoulli(grey=True),
@@ -168,6 +168,23 @@ LIKELIHOODS: dict[str, Callable[[], ps.likelihoods.Likelihood]] = {
     "soft Categorical": lambda: ps.likelihoods.Categorical(4, soft=True),
     "Gaussian": lambda: ps.likelihoods.Gaussian(0.3),
     "learned Gaussian": lambda: ps.likelihoods.Gaussian(ps.learned(0.3)),
+    "Gaussian of four scales": lambda: ps.likelihoods.Gaussian([0.1, 0.3, 1.0, 3.0]),
+    "heteroscedastic": ps.likelihoods.HeteroscedasticGaussian,
+    "Laplace": lambda: ps.likelihoods.Laplace(ps.learned(0.3)),
+    "predicted Laplace": lambda: ps.likelihoods.Laplace(ps.likelihoods.Predicted()),
+    "StudentT": lambda: ps.likelihoods.StudentT(0.3, ps.learned(3.0)),
+    "Poisson": ps.likelihoods.Poisson,
+    "inflated Poisson": lambda: ps.likelihoods.Poisson(zero_inflated=True),
+    "NegativeBinomial": lambda: ps.likelihoods.NegativeBinomial(0.5),
+    "inflated NegativeBinomial": lambda: ps.likelihoods.NegativeBinomial(
+        ps.likelihoods.Predicted(0.1, 2.0), zero_inflated=True
+    ),
+    "DiscretisedLogistic": lambda: ps.likelihoods.DiscretisedLogistic(16),
+    "predicted DiscretisedLogistic": lambda: ps.likelihoods.DiscretisedLogistic(
+        255, ps.likelihoods.Predicted()
+    ),
+    "Ordinal": lambda: ps.likelihoods.Ordinal(5),
+    "Ordinal of four features": lambda: ps.likelihoods.Ordinal(3, features=4),
 }
 
 # A guide, made of an encoder, and the prior that it is tried beside.

@@ -1,0 +1,201 @@
+"""The base class of likelihoods, what they share, and which of them fit given data."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from ..arguments import positive
+from ..hyper import Learned, Positive
+
+__all__ = ["PSEUDO", "Likelihood", "Predicted", "Spread", "check_density"]
+__all__ += ["refuse", "spread", "spread_of"]
+
+PSEUDO = "none (pseudo-likelihood)"  # the measure of what is no density
+
+
+class Likelihood(nn.Module):
+    """A likelihood p(x|z): `forward` maps a decoder's output to the distribution of x.
+
+    A likelihood of your own overrides `forward` and, where x is restricted, `check`.
+    The shape of what `forward` returns, batch and event, is that of x; an output with
+    several parameters for each element of x has another one.
+
+    Attributes:
+        measure: The reference measure of the density. Evidences are comparable under
+            the same measure only.
+        pseudo: Whether it is only a pseudo-likelihood, which gives no evidence.
+        elementwise: Whether elements of x are independent given z. If not, vectors in
+            the last axis are sampled as a whole, and `log_prob` gives summands whose
+            sum over that axis is the log-probability.
+        per_element: The parameters that the decoder returns for each element of x.
+            Several are in a last axis of its output, as `output_shape` says.
+    """
+
+    measure: str = "Lebesgue"
+    pseudo: bool = False
+    elementwise: bool = True
+    per_element: int = 1
+
+    def output_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the decoder's output for one x of this shape.
+
+        A likelihood of your own with another layout overrides it.
+
+        Example:
+            >>> import probssl as ps
+            >>> ps.likelihoods.HeteroscedasticGaussian().output_shape((1, 8, 8))
+            (1, 8, 8, 2)
+        """
+        event = tuple(event_shape)
+        return event if self.per_element == 1 else (*event, self.per_element)
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError if x is outside the support of this likelihood."""
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(
+                "expected finite data, got NaN or infinite values; remove or impute "
+                "them (a whole absent view is marked in Batch.present)"
+            )
+
+    def split(self, output: Tensor) -> list[Tensor]:
+        """Return the parameters in the last axis of the output, one tensor each.
+
+        Raises:
+            ValueError: If there is no last axis of so many numbers.
+        """
+        if self.per_element == 1:
+            return [output]
+        if output.shape[-1:] != (self.per_element,):
+            raise ValueError(
+                f"expected the decoder's output with {self.per_element} numbers in a "
+                f"last axis, the parameters of {type(self).__name__} for each element "
+                f"of x, got shape {tuple(output.shape)}; build the decoder with "
+                "event_shape=likelihood.output_shape(the shape of x)"
+            )
+        return list(output.unbind(-1))
+
+
+class Predicted(NamedTuple):
+    r"""A spread that the decoder predicts for each element of x, between two bounds.
+
+    .. math:: \sigma = \mathrm{low}^{1 - s} \, \mathrm{high}^s, \qquad
+        s = 1 / (1 + e^{-a})
+
+    for the decoder's output a. The logarithm of the spread moves smoothly between those
+    of the bounds and reaches neither; a = 0 is their geometric mean.
+
+    Arguments:
+        low: The lower bound. Without one, the density of elements that the decoder
+            predicts exactly grows without bound.
+        high: The upper bound.
+    """
+
+    low: float = 1e-2
+    high: float = 10.0
+
+    def of(self, output: Tensor) -> Tensor:
+        """The spread for the decoder's output."""
+        width = math.log(self.high / self.low)
+        return (math.log(self.low) + width * output.sigmoid()).exp()
+
+
+Spread = float | Sequence[float] | Tensor | Learned | Predicted
+
+
+def spread(name: str, value: Spread, floor: float) -> Positive | Predicted:
+    """Return a spread as a hyper-parameter, or as predicted by the decoder.
+
+    Raises:
+        TypeError: If a bound of a predicted spread is not a number.
+        ValueError: If it is not positive, its bounds are not ordered, or it is random.
+    """
+    if isinstance(value, Predicted):
+        low, high = (positive(f"the bounds of {name}", bound) for bound in value)
+        if low >= high:
+            raise ValueError(
+                f"expected the lower bound of {name} below the upper one, got {low:g} "
+                f"and {high:g}; give Predicted(low, high)"
+            )
+        return Predicted(low, high)
+    numbers: Any = value.value if isinstance(value, Learned) else value
+    several = isinstance(numbers, Sequence) or getattr(numbers, "ndim", 0) > 0
+    many = len(numbers) if several else None
+    least = floor if isinstance(value, Learned) else 0.0
+    number = Positive(value, name, floor=least, dim=many)
+    if number.random:
+        raise ValueError(
+            f"expected {name} to be a number or ps.learned(number), got a "
+            "distribution; random hyper-parameters are those of the prior"
+        )
+    return number
+
+
+def spread_of(number: Positive | Predicted, parameters: list[Tensor]) -> Tensor:
+    """The spread, of which a predicted one is taken off the end of the parameters.
+
+    Raises:
+        ValueError: If there is one for each element, and not as many elements.
+    """
+    if isinstance(number, Predicted):
+        return number.of(parameters.pop())
+    if number.size not in (None, parameters[0].shape[-1]):
+        raise ValueError(
+            f"expected x with a last axis of {number.size} elements, as many as "
+            f"{number.name} has numbers, got shape {tuple(parameters[0].shape)}; give "
+            "one number, or one for each element of the last axis"
+        )
+    return number()
+
+
+def check_density(
+    likelihood: Likelihood, p: TorchDistribution, x: Tensor, mask: Tensor | None
+) -> None:
+    """Raise a ValueError if x is off the support of p(x|z), or log p(x|z) not finite.
+
+    Arguments:
+        p: p(x|z) with the batch shape of the mask.
+        mask: Which x are there; None means all.
+    """
+    if likelihood.pseudo:
+        return
+    absent = False if mask is None else ~mask
+    support: Any = p.support
+    if not bool((support.check(x) | absent).all()):
+        raise refuse(likelihood, f"x on the support of p(x|z), {support}", x)
+    log_prob = p.log_prob(x)
+    if not bool((log_prob.isfinite() | absent).all()):
+        values = ", ".join({str(v) for v in log_prob[~log_prob.isfinite()].tolist()})
+        wanted = f"a finite log p(x|z), not {values}"
+        hint = "keep values off the ends of the support"
+        raise refuse(likelihood, wanted, x, hint)
+
+
+def refuse(likelihood: nn.Module, wanted: str, x: Tensor, hint: str = "") -> ValueError:
+    """The error for data outside a support: what is wanted, what came, what fits it."""
+    name = f"{type(likelihood).__name__}({likelihood.extra_repr()})"
+    came, fits = _described(x)
+    hint = f"{hint}, or " if hint else ""
+    return ValueError(f"expected {wanted} for {name}, got {came}; {hint}{fits}")
+
+
+def _described(x: Tensor) -> tuple[str, str]:
+    """What kind of data x is, and which likelihoods fit it."""
+    low, high = float(x.min()), float(x.max())
+    whole = bool((x == x.round()).all())
+    span = f"from {low:.6g} to {high:.6g}"
+    if whole and low >= 0:
+        if high <= 1:
+            return "only 0 and 1", "take Bernoulli() for binary data"
+        ordered = f", Ordinal({high + 1:.0f}) for ordered categories" * (high < 100)
+        grey = "; divide grey levels by the highest, as bytes by 255" * (high < 65536)
+        counts = "take Poisson() or NegativeBinomial() for counts"
+        return f"whole numbers {span}", counts + ordered + grey
+    real = "take Gaussian(), Laplace() or StudentT() for real values"
+    if low >= 0 and high <= 1:
+        grid = "; for grey levels let the views end on the grid (levels=…)"
+        return f"values {span}, some between 0 and 1", real + grid
+    return f"values {span}", real
