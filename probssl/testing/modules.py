@@ -184,12 +184,12 @@ def _within_a_library(error: Exception) -> bool:
 
 
 def _validating_within(error: Exception) -> bool:
-    """Whether a part of a distribution validates, which itself is told not to."""
+    """Whether part of a distribution validates, despite validate_args=False."""
     for frame, _ in walk_tb(error.__traceback__):
         own = frame.f_locals
         if isinstance(outer := own.get("self"), Distribution):
-            told = own.get("validate_args", outer._validate_args)
-            return _validating(error) and told is False
+            asked = own.get("validate_args", outer._validate_args)
+            return _validating(error) and asked is False
     return False
 
 
