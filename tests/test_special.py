@@ -264,10 +264,35 @@ def test_squared_distances_have_the_stated_accuracy(dim, offset):
     assert ((exact - plain).abs() <= rounding * plain).all()
     centre = b.double().mean(0)
     largest = (torch.cat([a, b]).double() - centre).square().sum(-1).max()
-    assert (quick - plain).abs().max() <= 4 * rounding * largest
+    bound = 4 * (dim + 4) * 2.0**-53 * largest + 2.0**-24 * plain
+    assert ((quick - plain).abs() <= bound).all()
     assert (quick >= 0).all()
     itself = square_distances(a, a, exact=True)
     assert (itself.diagonal() == 0).all() and torch.equal(itself, itself.T)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e3])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_gradients_of_distances_are_exact_to_the_rounding_of_points(spread, offset):
+    a = (spread * torch.randn(50, 5) + offset).float()
+    b = torch.cat([a[:20] + 1e-3 * torch.randn(20, 5).float(), a[20:] + spread])
+    grad = torch.randn(50, 50).float()
+    leaves = [x.clone().requires_grad_() for x in (a, b)]
+    found = torch.autograd.grad(square_distances(*leaves), leaves, grad)
+    apart = 2 * grad[..., None] * (a.double()[:, None] - b.double())
+    centre = b.double().mean(0)
+    largest = (torch.cat([a, b]).double() - centre).norm(dim=-1).max()
+    for axis, (own, each) in enumerate(zip(found, (apart, -apart), strict=True)):
+        total = grad.abs().sum(1 - axis)[:, None]
+        bound = 4 * (50 + 4) * 2.0**-24 * largest * total
+        assert ((own - each.sum(1 - axis)).abs() <= bound).all()
+
+
+def test_distances_broadcast_and_have_second_derivatives():
+    a = torch.randn(3, 4, 2, requires_grad=True)
+    b = torch.randn(5, 2, requires_grad=True)
+    assert torch.autograd.gradcheck(square_distances, (a, b))
+    assert torch.autograd.gradgradcheck(square_distances, (a, b))
 
 
 def test_a_negative_order_is_refused():
