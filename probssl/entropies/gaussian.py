@@ -1,12 +1,14 @@
 """Gaussian estimates of H[z], from the covariance of z: log-determinant and VICReg."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..arguments import whole
+from ..arguments import at_least, whole
 from ..priors import Prior
 from .base import Entropy, Views
 
@@ -19,22 +21,31 @@ class LogDeterminant(Entropy):
     .. math:: \hat H[z] = \tfrac12 \log |2 \pi e (\hat \Sigma + \epsilon I)|
 
     The Gaussian has the maximum entropy at this covariance: an upper bound on H[z], up
-    to the sampling error of the covariance.
+    to the sampling error of the covariance. It is computed in float64. With n items in
+    more than n dimensions, :math:`|\hat \Sigma + \epsilon I| = \epsilon^{d - n} |K +
+    \epsilon I|` for the (n, n) Gram matrix K of the centred items over n − 1.
 
     Arguments:
         epsilon: The variance of Gaussian noise added to z. It keeps the value finite
-            where there are fewer items than dimensions.
+            where there are fewer items than dimensions, or z has collapsed: with 0 the
+            entropy of a collapsed z is minus infinity.
+
+    Raises:
+        TypeError: If epsilon is not a number.
+        ValueError: If epsilon is negative, or 0 with at most as many items as
+            dimensions.
     """
 
     def __init__(self, epsilon: float = 1e-4) -> None:
         super().__init__()
-        self.epsilon = epsilon
+        self.epsilon = at_least("epsilon", epsilon, 0)
 
     def forward(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
-        dim = z.shape[-1]
-        noise = self.epsilon * torch.eye(dim, dtype=z.dtype, device=z.device)
-        log_determinant = (covariance(z) + noise).logdet().mean()
-        return 0.5 * (log_determinant + dim * math.log(2 * math.pi * math.e))
+        dim, least = z.shape[-1], 2 if self.epsilon else z.shape[-1] + 1
+        hint = "use larger batches" + (" or a positive epsilon" if least > 2 else "")
+        whole("the number of items", len(z), least, hint=hint)
+        log_determinant, *_ = _LogDeterminant.apply(z.transpose(0, 1), self.epsilon)
+        return 0.5 * (log_determinant.mean() + dim * math.log(2 * math.pi * math.e))
 
     def joint(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
         r"""Return the entropy of a Gaussian with the joint covariance of all views.
@@ -43,6 +54,63 @@ class LogDeterminant(Entropy):
             \Sigma_{z_1, \dots, z_V} + \epsilon I)|
         """
         return self(z.flatten(1).unsqueeze(1))
+
+
+class _LogDeterminant(torch.autograd.Function):
+    r"""Of the covariance of each view plus epsilon, by Cholesky in float64.
+
+    The gradient is :math:`\frac{2}{n - 1} C (\hat \Sigma + \epsilon I)^{-1}` for the
+    centred items C. Along a direction in which z has collapsed C is rounding, which
+    :math:`1 / \epsilon` would amplify. So in float32 the gradient is multiplied by
+    :math:`\hat \Sigma (\hat \Sigma + \delta I)^{-1}`, where :math:`\delta` is the
+    variance of rounding errors of 8 units: one in all other directions.
+    """
+
+    @staticmethod
+    def forward(
+        z: Float[Tensor, "view n dim"], epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        (items, dim), centred = z.shape[-2:], z.to(torch.double, copy=True)
+        mean = centred.mean(-2, keepdim=True)
+        centred -= mean
+        wide = items < dim
+        gram = centred @ centred.mT if wide else centred.mT @ centred
+        gram /= items - 1
+        gram.diagonal(dim1=-2, dim2=-1).add_(epsilon)
+        root, failed = torch.linalg.cholesky_ex(gram)
+        value = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        if wide:
+            value = value + (dim - items) * math.log(epsilon)
+        value = value.masked_fill(failed > 0, -math.inf)  # singular to rounding
+        return value.to(z.dtype), centred, mean, gram, root
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        z, ctx.epsilon = inputs
+        ctx.dtype = z.dtype
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:
+        value, centred, mean, gram, root = ctx.saved_tensors
+        items, dim = centred.shape[-2:]
+        grad = (grad * 2 / (items - 1)).masked_fill(value == -math.inf, math.nan)
+        rows = centred if items < dim else centred.mT
+        each = torch.cholesky_solve(rows, root).to(ctx.dtype)
+        if ctx.dtype != torch.double:
+            unit, own = torch.finfo(ctx.dtype).eps / 2, torch.finfo(torch.double).eps
+            delta = (8 * unit) ** 2 * max(1, dim / (items - 1)) + 8 * dim * own
+            square = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / dim  # E z², to a factor
+            square = mean.square().mean((-2, -1)) + square
+            delta = delta * square[..., None, None]
+            eye = torch.eye(len(gram[0]), dtype=gram.dtype, device=gram.device)
+            root, _ = torch.linalg.cholesky_ex(gram + (delta - ctx.epsilon) * eye)
+            null = (delta * torch.cholesky_inverse(root)).to(ctx.dtype)
+            each = torch.baddbmm(each, null, each, alpha=-1)
+        each = grad[..., None, None] * each
+        return each if items < dim else each.mT, None
 
 
 class VarianceCovariance(Entropy):
