@@ -170,12 +170,18 @@ class Independent(Prior):
     def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b)`, which does not depend on a."""
         marginal = self.log_prob(b.unsqueeze(-2)).unsqueeze(-2)
-        return marginal.expand(a.shape[:-1] + b.shape[-2:-1])
+        return marginal.expand(_pairs(a, b))
 
     def pmi(self, a: Points, b: Points) -> Pairs:
         """Return zero for all pairs: the views are independent."""
-        return b.new_zeros(a.shape[:-1] + b.shape[-2:-1])
+        return b.new_zeros(_pairs(a, b))
 
     def mutual_information(self) -> Float[Tensor, ""]:
         """Return zero: the views are independent."""
         return self.one.new_zeros(())
+
+
+def _pairs(a: Points, b: Points) -> torch.Size:
+    """The shape of a value for each pair of points, the batch axes broadcast."""
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return batch + (a.shape[-2], b.shape[-2])
