@@ -181,3 +181,22 @@ def test_tsne_refuses_a_density_where_there_is_none():
             misuse()
     with pytest.raises(ValueError, match="fixed dof"):
         TSNE(2, dof=ps.learned(3.0))
+
+
+@pytest.mark.parametrize("dof", [0.5, 1.0, 5.0])
+def test_draws_have_a_finite_density_in_float32(dof):
+    prior = StudentT(2, 0.3, dof).float()
+    z = prior(2).sample((20_000,))
+    assert z.dtype == torch.float32
+    assert bool(prior.log_prob(z).isfinite().all())
+
+
+@pytest.mark.parametrize("dof", [0.05, 0.49, ps.learned(0.05)])
+def test_so_few_degrees_of_freedom_that_draws_overflow_are_refused(dof):
+    with pytest.raises(
+        ValueError, match=r"dof of at least 0.5, got 0\.\d+; with fewer"
+    ):
+        StudentT(2, 0.3, dof)
+    StudentT(
+        None, 0.3, dof.value if isinstance(dof, ps.hyper.Learned) else dof, math.inf
+    )

@@ -35,6 +35,10 @@ from .base import (
 
 __all__ = ["TSNE", "StudentT"]
 
+# With c the constant of the Gamma density, the square of a draw overflows in float32
+# with probability c (3e-39)^(dof / 2): 2e-10 for one half, 1 % for a twentieth.
+MIN_DOF = 0.5
+
 
 class StudentT(Prior):
     r"""Student-t views: views and content of an item share one random precision g.
@@ -64,12 +68,13 @@ class StudentT(Prior):
         dim: The dimension of z; None takes it from z, for objectives without samples.
         scale: The scale :math:`\sigma` of a view given y, less than the standard
             deviation.
-        dof: The degrees of freedom :math:`\nu`.
+        dof: The degrees of freedom :math:`\nu`, at least 0.5 under a proper p(y):
+            draws of fewer overflow in float32.
         y_scale: The scale :math:`\tau` of the content.
 
     Raises:
-        ValueError: If a scale or dof is not positive, if both scales are free, or if a
-            free scale meets a flat p(y).
+        ValueError: If a scale or dof is not positive or too small, if both scales are
+            free, or if a free scale meets a flat p(y).
     """
 
     scale: Positive
@@ -88,6 +93,12 @@ class StudentT(Prior):
         self.scale, self.dof = Positive(scale, "scale"), Positive(dof, "dof")
         self.y_scale = content_scale(y_scale)
         check_scales(self.scale, self.y_scale)
+        value = self.dof.value.value if self.dof.learned else self.dof.value
+        if self.proper and not self.dof.random and value < MIN_DOF:
+            raise ValueError(
+                f"expected dof of at least {MIN_DOF:g}, got {value:g}; with fewer "
+                "degrees of freedom draws overflow in float32"
+            )
 
     @property
     def proper(self) -> bool:
