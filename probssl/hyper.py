@@ -159,10 +159,19 @@ class Positive(nn.Module):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> "Positive":
-        """Move and convert the tensors of its prior as well, which is no module."""
+        """Move and convert the tensors of its prior as well, which is no module.
+
+        A fixed number that still is the given one, rounded to its dtype, is rounded
+        from the given one again: ``.double()`` makes it exact.
+        """
+        before = self._buffers.get("fixed")
         super()._apply(fn, recurse)
         if self.random:
             self.value = mapped(self.value, fn)
+        if before is not None and not before.is_meta and not self.fixed.is_meta:
+            exact = torch.tensor(self.value, dtype=torch.double)
+            if torch.equal(exact.to(before), before):
+                self.fixed = exact.to(self.fixed)
         return self
 
 
