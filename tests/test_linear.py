@@ -213,6 +213,26 @@ def test_the_score_of_the_same_rows_is_minus_the_optimum(kind, with_mean, name):
     assert found.score(rows()) == pytest.approx(-found.optimum_, rel=1e-12)
 
 
+@both
+@around
+@pytest.mark.parametrize("name", ["noise", "masks", "maps", "chain"])
+def test_the_score_is_the_mean_of_the_scores_of_rows(kind, with_mean, name):
+    """No view takes anything from the rows that are scored."""
+    found = kind(3, views=CLOSED[name], with_mean=with_mean).fit(rows() + 10)
+    other = rows(20, seed=2) + 9
+    each = [found.score(row[None]) for row in other]
+    assert found.score(other) == pytest.approx(np.mean(each), rel=1e-12)
+
+
+@both
+def test_masked_features_are_scored_with_the_training_mean(kind):
+    x, other = rows() + 10, rows(50, seed=2) + 9
+    found, known = (
+        kind(3, views=views).fit(x) for views in (Masking(0.3), Masking(0.3, x.mean(0)))
+    )
+    assert found.score(other) == pytest.approx(known.score(other), rel=1e-12)
+
+
 @around
 def test_the_score_of_other_rows_is_their_error_under_the_maps_found(with_mean):
     x, other = rows(seed=1), rows(30, seed=2)

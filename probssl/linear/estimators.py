@@ -91,15 +91,19 @@ class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def score(self, X: Float[Array, "n d"], y: object = None) -> float:
         """Minus the objective on other rows and their views: larger is better.
 
-        A sampler draws new views; the maps stay fixed. Joint embedding's scores compare
-        at one n_components and one ridge only: further components lower the score, and
-        a ridge shrinks W.
+        It is a mean over the rows: what views take from data, such as the mean that
+        fills masked features, is that of the training data. A sampler draws new views,
+        of up to 2,048 rows at once; the maps stay fixed. Joint embedding's scores
+        compare at one n_components and one ridge only: further components lower the
+        score, and a ridge shrinks W.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         found = self._solved
-        moments = self._seen(self._moments(X)).about(found.mean, found.view_mean)
-        return -self._objective(moments)
+        moments, views = self._moments(X), self._views()
+        if isinstance(views, ClosedForm):
+            moments = views.fitted(self.moments_.mean).moments(moments)
+        return -self._objective(moments.about(found.mean, found.view_mean))
 
     @property
     def components_(self) -> Float[Array, "k e"]:

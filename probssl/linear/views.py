@@ -70,6 +70,13 @@ class ClosedForm(ABC):
     ) -> Float[Array, "e e"]:
         """The covariance of the views of a row, averaged over the rows."""
 
+    def fitted(self, mean: Float[Array, " d"]) -> "ClosedForm":
+        """The same views with what they take from the data fixed to this mean.
+
+        Other data then get the views of the training data.
+        """
+        return self
+
     def moments(self, data: Moments) -> Moments:
         """The moments of data and views, from those of the data."""
         a, b = self.linear(data.mean)
@@ -147,16 +154,19 @@ class Masking(ClosedForm):
 
     Arguments:
         probability: p, the probability that a feature is masked.
-        fill: The value of a masked feature. None is its mean: over the data in closed
-            form, over the given rows where views are drawn.
+        fill: The value of a masked feature, or one for each. None is its mean: over the
+            data that an estimator was fitted to in closed form, over the given rows
+            where views are drawn.
 
     Raises:
         TypeError: If the probability is not a number.
         ValueError: If the probability is not between 0 and 1, or the fill not finite.
     """
 
-    def __init__(self, probability: float = 0.5, fill: float | None = None) -> None:
-        if fill is not None and not np.isfinite(fill):
+    def __init__(
+        self, probability: float = 0.5, fill: float | Array | None = None
+    ) -> None:
+        if fill is not None and not np.isfinite(fill).all():
             raise ValueError(f"expected a finite fill, or None, got {fill}")
         self.probability = between("probability", probability, 0, 1, open=True)
         self.fill = fill
@@ -174,6 +184,9 @@ class Masking(ClosedForm):
     ) -> Float[Array, "d d"]:
         p, square = self.probability, np.square(mean - self._fill(mean))
         return p * (1 - p) * np.diag(np.diagonal(covariance) + square)
+
+    def fitted(self, mean: Float[Array, " d"]) -> "Masking":
+        return Masking(self.probability, self._fill(mean))
 
     def _fill(self, mean: Array) -> Array:
         return mean if self.fill is None else np.full_like(mean, self.fill)
@@ -279,6 +292,14 @@ class Chain(ClosedForm):
             each, shift = step.linear(a @ mean + b)
             a, b = each @ a, each @ b + shift
         return a, b
+
+    def fitted(self, mean: Float[Array, " d"]) -> "Chain":
+        steps = []
+        for step in self.steps:
+            steps.append(step.fitted(mean))
+            a, b = step.linear(mean)
+            mean = a @ mean + b
+        return Chain(*steps)
 
     def spread(
         self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
