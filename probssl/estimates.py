@@ -8,13 +8,13 @@ from jaxtyping import Float
 from .arrays import Array, plain
 
 __all__ = ["MIN_RESAMPLES", "Estimate", "Interval", "Undefined", "estimate"]
-__all__ += ["intervals"]
+__all__ += ["intervals", "reflected"]
 
 MIN_RESAMPLES = 20  # of which the outer twentieths can be left out
 
 
 class Interval(NamedTuple):
-    """An estimate and its 90 % bootstrap interval (percentile method)."""
+    """An estimate and its 90 % bootstrap interval (the basic bootstrap)."""
 
     value: float
     low: float
@@ -28,24 +28,45 @@ class Interval(NamedTuple):
         return format(self)
 
 
-def intervals(
+def reflected(
     values: Float[np.ndarray, " figure"], draws: Float[np.ndarray, "resample figure"]
-) -> list[Interval]:
-    """The percentile bootstrap interval at 90 % of each of several estimates.
+) -> Float[np.ndarray, "resample figure"]:
+    r"""The values that the truth may have, by the basic bootstrap: :math:`2 t - t^*`.
 
-    The lowest and the highest twentieth of the resamples are left out. The ends are
-    order statistics, not interpolated, which would give NaN between infinities.
+    The errors :math:`t^* - t` of the estimates from resamples stand for the error of
+    the estimate t. Their percentiles around t would double its bias instead.
 
     Arguments:
         values: The estimates from all items.
-        draws: The estimates from at least 20 resamples.
+        draws: The estimates from resamples, or from random halves of the items.
 
     References:
-        An Introduction to the Bootstrap, chapter 13 (Efron and Tibshirani, 1993)
-        https://doi.org/10.1201/9780429246593
+        Bootstrap Methods and their Application, chapter 5 (Davison and Hinkley, 1997)
+        https://doi.org/10.1017/CBO9780511802843
     """
-    ordered, outside = np.sort(draws, axis=0), len(draws) // MIN_RESAMPLES
-    columns = (values, ordered[outside], ordered[-1 - outside])
+    with np.errstate(invalid="ignore"):
+        likely = 2 * values - draws
+    return np.where(np.isnan(likely), values, likely)  # infinite less infinite
+
+
+def intervals(
+    values: Float[np.ndarray, " figure"], likely: Float[np.ndarray, "resample figure"]
+) -> list[Interval]:
+    """The interval at 90 % of each of several estimates.
+
+    The lowest and the highest twentieth of the likely values are left out; then the
+    interval is widened to its estimate, where the bias is larger than the error. The
+    ends are order statistics, not interpolated, which would give NaN between
+    infinities.
+
+    Arguments:
+        values: The estimates from all items.
+        likely: At least 20 values that the truth may have, such as those of
+            `reflected`.
+    """
+    ordered, outside = np.sort(likely, axis=0), len(likely) // MIN_RESAMPLES
+    low, high = ordered[outside], ordered[-1 - outside]
+    columns = (values, np.minimum(low, values), np.maximum(high, values))
     return [Interval(*map(float, row)) for row in zip(*columns, strict=True)]
 
 

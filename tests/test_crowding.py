@@ -234,6 +234,25 @@ def test_intervals_cover_the_truth_at_about_their_rate():
         assert 43 - 5 * 2.4 <= hits < repeats
 
 
+@pytest.mark.parametrize(("dim", "count", "spread"), [(20, 5, 0.4), (3, 3, 1.0)])
+def test_intervals_are_corrected_for_the_bias_of_few_items(dim, count, spread):
+    """60 items a class: in 20 dimensions B is too large by more than its error."""
+    repeats, covered = 40, np.zeros(3)
+    for seed in range(repeats):
+        random = np.random.default_rng(seed)
+        corners = spread * random.normal(size=(count, dim))
+        apart = np.square(corners[:, None] - corners).sum(-1)
+        between = apart.sum() / (count * (count - 1))
+        y = np.repeat(np.arange(count), 60)
+        z = corners[y] + random.normal(size=(len(y), dim))
+        found = crowding(z, y, normalise=False, bootstrap=60, progress=False)
+        for place, true in enumerate((dim / between, dim, between)):
+            covered[place] += found[place].low <= true <= found[place].high
+        assert all(each.low <= each.value <= each.high for each in found[:6])
+    # 80 % less the two standard errors of 40
+    assert (covered / repeats > 0.8 - 2 * math.sqrt(0.8 * 0.2 / repeats)).all()
+
+
 def test_silhouettes_are_resampled_item_by_item():
     from sklearn.metrics import silhouette_samples
 

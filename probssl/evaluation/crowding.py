@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..arguments import whole
 from ..arrays import Array, classes, representations
-from ..estimates import MIN_RESAMPLES, Interval, Undefined, intervals
+from ..estimates import MIN_RESAMPLES, Interval, Undefined, intervals, reflected
 from .collapse import alignment_uniformity_values, normalised
 
 __all__ = ["Crowding", "PerClass", "crowding"]
@@ -114,11 +114,13 @@ def crowding(
     of z, and to a shift unless items are normalised. Time is O(n²) for silhouette and
     uniformity, and O(n C dim) per resample.
 
-    Overall measures have 90 % percentile bootstrap intervals, stratified: resamples are
-    drawn with replacement within each class. For silhouette, alignment and uniformity
-    the per-item values are resampled, since the copies of an item in a resample would
-    bias its silhouette. With k items per class, W of a resample is smaller by about
-    W / k and B larger by 2 W / k: intervals of small classes are too optimistic.
+    Overall measures have 90 % intervals by the basic bootstrap, of the logarithm for
+    the two ratios. It is stratified: resamples are drawn with replacement within each
+    class. For silhouette, alignment and uniformity the per-item values are resampled,
+    since the copies of an item in a resample would bias its silhouette. With k items
+    per class, W is too small by about W / k and B too large by 2 W / k, so that crowded
+    classes look less crowded than they are. The intervals are corrected for this bias,
+    the values are not: with many dimensions and few items they lie near an end.
 
     Arguments:
         normalise: Whether to scale each item to length 1 first.
@@ -167,12 +169,22 @@ def crowding(
         again = _separation(u[rows], counts, rounding).overall(counts)
         draws.append(np.append(again, of_items[:, rows].mean(1)))
     values = np.append(found.overall(counts), of_items.mean(1))
-    overall = intervals(values, np.stack(draws))
+    overall = intervals(values, _likely(values, np.stack(draws)))
     columns = (names, counts, found.within, found.nearest, found.margin)
     per_class = zip(*(column.tolist() for column in columns), strict=True)
     missing = [None] * (8 - len(overall))  # of alignment and uniformity
     classwise = tuple(PerClass(*row) for row in per_class)
     return Crowding._make([*overall[:6], *missing, *overall[6:], classwise])
+
+
+def _likely(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Values that the truth may have; crowding and Davies-Bouldin are ratios."""
+    likely, ratios = reflected(values, draws), [0, 4]
+    likely[:, 1:3] = likely[:, 1:3].clip(min=0)  # within and between
+    with np.errstate(divide="ignore"):
+        logs = np.log(values[ratios]), np.log(draws[:, ratios])
+    likely[:, ratios] = np.exp(reflected(*logs))
+    return likely
 
 
 class _Separation(NamedTuple):

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..arguments import whole
 from ..arrays import classes, representations
-from ..estimates import MIN_RESAMPLES, Interval, intervals
+from ..estimates import MIN_RESAMPLES, Interval, intervals, reflected
 from .decomposition import Decomposition, parts
 from .estimators import BAR_DELAY, Classifier, Estimator
 
@@ -108,8 +108,8 @@ def estimate(
     # for the resamples, the frequencies of all items are the truth
     truth = figures(np.arange(items), False)
     value = figures(np.arange(items), True) - (draws.mean(0) - truth)
-    most, shifted = np.log(t.max() + 1), value + draws - draws.mean(0)
-    again = np.stack([_named(draw, most) for draw in shifted])
+    most, likely = np.log(t.max() + 1), reflected(value, value + draws - draws.mean(0))
+    again = np.stack([_named(each, most) for each in likely])
     return Estimate(*intervals(_named(value, most), again))
 
 

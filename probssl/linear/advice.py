@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..arguments import between, whole
 from ..arrays import finite
-from ..estimates import Interval, intervals
+from ..estimates import Interval, intervals, reflected
 from .moments import Moments, of_views
 from .solutions import Solution, joint_embedding, reconstruction
 from .theory import alignment_threshold, critical_noise
@@ -227,7 +227,9 @@ def advise(
     half = len(rows) // 2
     again = [judge(torch.randperm(len(rows))[:half].numpy()) for _ in bar]
     figures = np.array([each.figures for each in again])
-    *pairs, alignment, noise = intervals(np.array(found.figures), figures)
+    values, most = np.array(found.figures), [1, 1, *[np.inf] * 4]  # two shares
+    likely = reflected(values, figures).clip(0, most)
+    *pairs, alignment, noise = intervals(values, likely)
     return Advice(
         found.verdict,
         float(np.mean([each.verdict == found.verdict for each in again])),
