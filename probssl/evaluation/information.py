@@ -19,6 +19,7 @@ __all__ += ["nearest_neighbour_information"]
 
 MIN_RESIDUAL = 1e-12  # below, 1 - ρ² is rounding error
 DISTANCES_AT_ONCE = 2**21
+PARTITIONS = 6  # random ones, for a standard error
 BRACKETS = 9  # points of a grid around the global maximum
 
 
@@ -118,7 +119,9 @@ def nearest_neighbour_information(
     where :math:`n_a(i)` counts the items whose a is nearer to :math:`a_i` than the k-th
     neighbour in the maximum of the two distances. It is nearly unbiased for independent
     a and b, and too low for strong dependence or many dimensions. Time is O(n²), memory
-    O(n). The standard error is that of the jackknife.
+    O(n). The standard error is from the spread of the estimates of random thirds of the
+    items, with the variance proportional to 1/n; NaN for fewer than 6 items. The
+    jackknife would not do: the estimate is not a smooth function of the items.
 
     Arguments:
         k: The rank of the neighbour: larger k has less variance and more bias.
@@ -126,49 +129,41 @@ def nearest_neighbour_information(
     References:
         Estimating mutual information (Kraskov, Stögbauer and Grassberger, 2004)
         https://arxiv.org/abs/cond-mat/0305641
+        Estimation of mutual information for real-valued data with error bars and
+        controlled bias (Holmes and Nemenman, 2019)
+        https://arxiv.org/abs/1903.09280
     """
-    from scipy.special import digamma
-
     first, second = _pairs(a, b)
     n = len(first)
     k = whole("k", k, 1, n - 2, "the most is two less than the items")
     first, second = (z - z.mean(0) for z in (first, second))
     if not np.abs(first).max() > 0 or not np.abs(second).max() > 0:
         raise Undefined("all representations are equal, without information")
-    values, adds = np.empty(n), np.zeros(n)
+    parts, random, variances = min(3, n // 3), np.random.default_rng(0), []
+    for _ in range(PARTITIONS if parts > 1 else 0):
+        each = [
+            _nearest_neighbours(first[rows], second[rows], min(k, len(rows) - 2))
+            for rows in np.array_split(random.permutation(n), parts)
+        ]
+        variances.append(np.var(each, ddof=1) / parts)
+    error = math.sqrt(np.mean(variances)) if variances else math.nan
+    return Estimate(_nearest_neighbours(first, second, k), error)
+
+
+def _nearest_neighbours(
+    first: Float[np.ndarray, "n a"], second: Float[np.ndarray, "n b"], k: int
+) -> float:
+    from scipy.special import digamma
+
+    n, values = len(first), np.empty(len(first))
     for rows in np.array_split(np.arange(n), -(-n * n // DISTANCES_AT_ONCE)):
         squares = _squares(first[rows], first), _squares(second[rows], second)
         for square in squares:
             square[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
-        values[rows], others = _neighbourhoods(*squares, k)
-        adds -= others
-    adds += values
-    value = values.mean() + digamma(k) + digamma(n)
-    return estimate(value + adds - adds.mean())
-
-
-def _neighbourhoods(
-    a: Float[np.ndarray, "rows n"], b: Float[np.ndarray, "rows n"], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Minus the digammas of each row, and their rise when a column is left out.
-
-    If the column was a neighbour, the next one takes its place; if it was another item
-    within reach, the count falls by one.
-    """
-    from scipy.special import digamma
-
-    together = np.maximum(a, b)
-    ordered = np.partition(together, (k - 1, k), axis=1)[:, k - 1 : k + 1]
-    reach, beyond = ordered[:, :1], ordered[:, 1:]
-    value, next_value, rise = np.zeros(len(a)), np.zeros(len(a)), np.zeros(a.shape)
-    for square in (a, b):
-        within = square < reach
-        count = within.sum(1)
-        value -= digamma(count + 1)
-        next_value -= digamma(np.maximum((square < beyond).sum(1), 1))
-        rise += within / np.maximum(count, 1)[:, None]
-    rise = np.where(together <= reach, (next_value - value)[:, None], rise)
-    return value, rise.sum(0)
+        reach = np.partition(np.maximum(*squares), k - 1, axis=1)[:, k - 1 : k]
+        counts = [(square < reach).sum(1) for square in squares]
+        values[rows] = digamma(k) - sum(digamma(count + 1) for count in counts)
+    return float(values.mean() + digamma(n))
 
 
 def maximiser(
