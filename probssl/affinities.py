@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .arguments import at_least, between, positive, whole
+from .arrays import tensor
 from .runtime.distributed import gather, world_size
 from .special import square_distances
 from .terms import Batch
@@ -191,7 +192,7 @@ class Mixup(Dense):
         symmetric: bool = False,
     ) -> None:
         super().__init__(symmetric)
-        means = torch.as_tensor(means)
+        means = tensor(means, "means", finite=True)
         low, high = strength
         if means.ndim != 2:
             raise ValueError(

@@ -1,40 +1,181 @@
-"""Representations and labels as NumPy arrays, checked once where they come in."""
+"""The gate for arrays from outside: converted exactly where that can be, or refused.
+
+Whatever a user passes as images, labels, contents, masks or representations goes
+through `gate`, by one of its faces: `tensor` and `numbers` for real numbers, `finite`
+and `representations` for float64, `class_labels` and `labels` for classes. Byte order,
+strides, pandas objects, lists and tensors of any device are converted; masked and
+sparse arrays, objects, complex numbers, NaN and infinities are refused. Inside, `plain`
+converts what is trusted.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Array", "classes", "finite", "labels", "plain", "representations"]
-__all__ += ["train_test"]
+__all__ = ["Array", "check_kind", "class_labels", "classes", "doubles", "finite"]
+__all__ += ["gate", "labels", "numbers", "plain", "raw_bytes", "representations"]
+__all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
 
 Array = np.ndarray | Tensor
 
+_REMEDY = {  # for NumPy's kinds of types that hold no real numbers
+    "c": "stack x.real and x.imag",
+    "M": "take a number such as (t - t.min()) / np.timedelta64(1, 's')",
+    "m": "take a number such as t / np.timedelta64(1, 's')",
+    "V": "stack its fields: np.stack([x[f] for f in x.dtype.names], 1)",
+}
 
-def plain(values: Array) -> np.ndarray:
-    """Values as a NumPy array on the CPU, detached from the autograd graph."""
+
+def gate(values: Any, name: str, *, words: bool = False) -> Array:
+    """Values from outside as a NumPy array of real numbers, or a dense tensor.
+
+    Nothing is copied that need not be. Extended precision is rounded to float64.
+
+    Arguments:
+        name: The name of the argument in an error.
+        words: Whether strings are taken too, and objects, which the caller sorts out.
+
+    Raises:
+        TypeError: Anything else than real numbers.
+        ValueError: Masked or missing entries, rows of several lengths.
+    """
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        if values.dtype == torch.bfloat16:  # unknown to NumPy
-            values = values.float()
-    return np.asarray(values)
+        return _dense(values, name)
+    if isinstance(values, list | tuple) and any(map(_is_array, values)):
+        return _stacked(values, name, words)
+    array = _array(values, name, words)
+    if not (words and array.dtype.kind in "OUST"):
+        check_kind(array.dtype, name, _described(values))
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = _rounded(array, name)
+    if array.dtype.isnative:
+        return array
+    return array.astype(array.dtype.newbyteorder("="))
 
 
-def finite(values: Array) -> np.ndarray:
+def check_kind(dtype: np.dtype, name: str, came: str = "") -> None:
+    """Raise a TypeError unless arrays of this type hold real numbers."""
+    if dtype.kind not in "buif":
+        convert = "convert it first, for example with .astype('float32')"
+        raise TypeError(
+            f"expected real numbers in {name}, got {came or f'an array of {dtype}'}; "
+            + _REMEDY.get(dtype.kind, convert)
+        )
+
+
+def tensor(values: Any, name: str, finite: bool = False) -> Shaped[Tensor, "*shape"]:
+    """Real numbers as a tensor of their own type, without a copy where possible.
+
+    Arguments:
+        finite: Whether a ValueError is raised unless there are numbers, all finite.
+    """
+    found = _tensor(gate(values, name))
+    if finite and not (found.numel() and np.isfinite(span(found)).all()):
+        raise ValueError(
+            f"expected finite numbers in {name}, got NaN or infinity, or none in shape "
+            f"{tuple(found.shape)}; drop or impute them first"
+        )
+    return found
+
+
+def _tensor(found: Array) -> Tensor:
+    if isinstance(found, Tensor):
+        return found
+    if not (found.flags.writeable and found.flags.c_contiguous):
+        found = found.copy()  # torch has no read-only memory, and rows are taken
+    return torch.from_numpy(found)
+
+
+def numbers(values: Any, name: str) -> np.ndarray:
+    """Real numbers as a NumPy array."""
+    return plain(gate(values, name))
+
+
+def doubles(values: Any, name: str) -> Float[np.ndarray, "*shape"]:
+    """Real numbers in float64."""
+    return numbers(values, name).astype(np.float64, copy=False)
+
+
+def rows_for_sklearn(values: Any, name: str = "X") -> Any:
+    """Values for scikit-learn, whose checks drop masks and graphs, and take times."""
+    kinds = getattr(values, "dtypes", [getattr(values, "dtype", None)])
+    times = any(getattr(kind, "kind", "x") in "Mm" for kind in kinds)
+    foreign = isinstance(values, np.ma.MaskedArray | Tensor)
+    return numbers(values, name) if foreign or times else values
+
+
+def finite(values: Any, name: str = "values") -> Float[np.ndarray, "*shape"]:
     """Values in float64; raises a ValueError where one is not finite."""
-    array = plain(values).astype(np.float64, copy=False)
+    array = doubles(values, name)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):  # as every number is; without a mask in memory
+            return array
     bad = int((~np.isfinite(array)).sum())
     if bad:
         raise ValueError(
-            f"expected finite numbers, got NaN or infinity in {bad} of {array.size}; "
-            "look for a fit that has diverged, or leave these items out"
+            f"expected finite numbers in {name}, got NaN or infinity in {bad} of "
+            f"{array.size}; look for a fit that has diverged, or leave these items out"
         )
     return array
 
 
-def representations(*parts: Float[Array, "n dim"]) -> list[np.ndarray]:
+def span(x: Shaped[Tensor, "*shape"]) -> tuple[float, float]:
+    """The smallest and the largest number; NaN where one is NaN."""
+    low, high = torch.aminmax(x.detach())
+    return float(low), float(high)
+
+
+def raw_bytes(name: str) -> str:
+    """The message that bytes are refused which may be images or counts."""
+    return (
+        f"expected {name} that say what they are, got bytes (uint8), which may be "
+        "images or counts; for images, which are then k/255, give "
+        "ps.data.arrays(x, levels=255) or x / 255, for counts floats"
+    )
+
+
+def whole_numbers(values: Any, name: str, hint: str) -> Int[Tensor, "*shape"]:
+    """Whole numbers as int64, such as contents; Booleans and floats are refused."""
+    found = tensor(values, name)
+    if found.dtype == torch.bool or found.is_floating_point():
+        raise TypeError(f"expected whole numbers in {name}, got {found.dtype}; {hint}")
+    return torch.from_numpy(_int64(plain(found), name)).to(found.device)
+
+
+def class_labels(y: Any, name: str = "labels") -> np.ndarray:
+    """Classes as they are: whole numbers as int64, or strings.
+
+    Raises:
+        TypeError: Numbers that are not whole; missing labels; strings among numbers.
+        ValueError: Whole numbers beyond int64.
+    """
+    array = plain(gate(y, name, words=True))
+    if array.dtype.kind in "OT":
+        array = _unboxed(array, name)
+    if array.dtype.kind in "US":
+        return array.astype(str)
+    if array.dtype.kind == "f":
+        fractions = array[~(array == np.floor(array)) | np.isinf(array)]
+        if fractions.size:
+            raise ValueError(
+                f"expected classes, whole numbers or strings in {name}, got "
+                f"{array.dtype} such as {fractions[0].item()!r}; code "
+                "classes as 0, 1, …, leave out items without a label, and give "
+                "continuous factors to style_probe"
+            )
+    return _int64(array, name)
+
+
+def representations(
+    *parts: Float[Array, "n dim"], name: str = "representations"
+) -> list[np.ndarray]:
     """Representations z, shape (n, dim), of one or several data sets, in float64."""
-    arrays = [finite(z) for z in parts]
+    arrays = [finite(z, name) for z in parts]
     for z in arrays:
         if z.ndim != 2 or 0 in z.shape:
             raise ValueError(
@@ -49,9 +190,9 @@ def representations(*parts: Float[Array, "n dim"]) -> list[np.ndarray]:
     return arrays
 
 
-def labels(y: Shaped[Array, " n"], items: int) -> np.ndarray:
-    """Discrete labels, shape (n,), one for each item."""
-    array = plain(y)
+def labels(y: Shaped[Array, " n"], items: int, name: str = "labels") -> np.ndarray:
+    """Discrete labels, shape (n,), one for each item: int64 or strings."""
+    array = class_labels(y, name)
     if array.ndim != 1:
         raise ValueError(
             f"expected labels (n,), got {array.shape}; take one column, or y.argmax(1) "
@@ -61,11 +202,6 @@ def labels(y: Shaped[Array, " n"], items: int) -> np.ndarray:
         raise ValueError(
             f"expected a label for each representation, got {items} representations "
             f"and {len(array)} labels; give them in the same order"
-        )
-    if array.dtype.kind == "f" and (array != np.floor(array)).any():
-        raise ValueError(
-            f"expected classes, got the label {array[array != np.floor(array)][0]}; "
-            "give continuous factors to style_probe"
         )
     return array
 
@@ -97,3 +233,141 @@ def train_test(
             "the items within classes, not between them"
         )
     return z_train, y_train, z_test, y_test
+
+
+def plain(values: Array) -> np.ndarray:
+    """Trusted values as a NumPy array on the CPU, detached from the autograd graph."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        if values.dtype == torch.bfloat16:  # unknown to NumPy
+            values = values.float()
+    return np.asarray(values)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, np.generic)
+
+
+def _stacked(values: Sequence[Any], name: str, words: bool) -> Array:
+    """A list of arrays as one array, each of them through the gate."""
+    parts = [gate(value, name, words=words) for value in values]
+    if len(shapes := {tuple(part.shape) for part in parts}) > 1:
+        raise ValueError(
+            f"expected rows of one shape in {name}, got {sorted(shapes)[:5]}; pad or "
+            "cut them"
+        )
+    if all(isinstance(part, Tensor) for part in parts):
+        return torch.stack(parts)  # type: ignore[arg-type]
+    return np.stack([plain(part) for part in parts])
+
+
+def _dense(values: Tensor, name: str) -> Tensor:
+    """A tensor without its graph; refused unless dense and real."""
+    masked = torch.masked.is_masked_tensor(values)
+    for found, came, remedy in (
+        (masked, "a masked tensor", "fill what is hidden: x.to_tensor(0)"),
+        (values.is_nested, "a nested tensor", "pad it: x.to_padded_tensor(0)"),
+        (values.layout != torch.strided, "a sparse tensor", "give x.to_dense()"),
+        (values.is_quantized, "a quantised tensor", "give x.dequantize()"),
+        (values.is_complex(), f"{values.dtype}", _REMEDY["c"]),
+        (values.is_meta, "a tensor without data (meta)", "give one with numbers"),
+    ):
+        if found:
+            raise TypeError(f"expected real numbers in {name}, got {came}; {remedy}")
+    values = values.detach()
+    return values.resolve_neg() if values.is_neg() else values
+
+
+def _array(values: Any, name: str, words: bool) -> np.ndarray:
+    """Any other values as a NumPy array, nothing dropped from them."""
+    if isinstance(values, np.ma.MaskedArray):
+        if np.ma.is_masked(values):
+            raise ValueError(
+                f"expected numbers in all of {name}, got a masked array with "
+                f"{int(np.ma.count_masked(values))} of {values.size} entries hidden; "
+                "fill them, x.filled(…), or leave these items out"
+            )
+        return np.asarray(values.data)
+    if hasattr(values, "nnz") and hasattr(values, "toarray"):
+        raise TypeError(
+            f"expected real numbers in {name}, got a sparse "
+            f"{type(values).__name__}; give x.toarray()"
+        )
+    if "pandas" in sys.modules and hasattr(values, "isna"):
+        return _pandas(values, name)
+    # NumPy makes strings of numbers and bytes that stand beside strings.
+    kept = object if words and isinstance(values, list | tuple) else None
+    try:
+        return np.asarray(values, dtype=kept)
+    except ValueError:
+        raise ValueError(
+            f"expected rows of one length in {name}, got a nested "
+            f"{type(values).__name__} of several; pad or cut them"
+        ) from None
+
+
+def _pandas(values: Any, name: str) -> np.ndarray:
+    """A DataFrame, Series or index, nullable types without missing values included."""
+    table = values.ndim > 1
+    types = set(values.dtypes if table else [values.dtype])
+    if not all(isinstance(kind, np.dtype) for kind in types):
+        if missing := int(np.asarray(values.isna()).sum()):
+            raise ValueError(
+                f"expected numbers in all of {name}, got {missing} of {values.size} "
+                "missing (NaN or NA); drop or impute them first"
+            )
+    bad = sorted(str(kind) for kind in types if kind.kind not in "buif")
+    if bad and table:
+        raise TypeError(
+            f"expected real numbers in {name}, got columns of {', '.join(bad)}; take "
+            "those of numbers: frame.select_dtypes('number')"
+        )
+    if table and len(types) > 1:  # which pandas may give as objects
+        return np.column_stack([_pandas(column, name) for _, column in values.items()])
+    own = {getattr(kind, "numpy_dtype", kind) for kind in types}
+    return np.asarray(values, dtype=None if bad else own.pop())
+
+
+def _described(values: Any) -> str:
+    """What came, where it is no array."""
+    known = isinstance(values, list | tuple) or hasattr(values, "dtype")
+    return "" if known else type(values).__name__
+
+
+def _rounded(array: np.ndarray, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        double = array.astype(np.float64)
+    if (np.isinf(double) & ~np.isinf(array)).any():
+        raise ValueError(
+            f"expected numbers within float64 in {name}, got {array.dtype} up to "
+            f"{np.abs(array).max()}; rescale them"
+        )
+    return double
+
+
+def _unboxed(array: np.ndarray, name: str) -> np.ndarray:
+    """An array of Python objects as numbers or strings, all of one kind."""
+    listed = array.ravel().tolist()
+    real = int | float | np.number | np.bool_
+    kind = str if listed and isinstance(listed[0], str) else real
+    odd = next((value for value in listed if not isinstance(value, kind)), array)
+    if odd is array:
+        return np.array(listed).reshape(array.shape)
+    raise TypeError(
+        f"expected classes, whole numbers or strings in {name}, got an object such as "
+        f"{odd!r}; leave out items without a label, and code the others alike"
+    )
+
+
+def _int64(array: np.ndarray, name: str) -> Int[np.ndarray, "*shape"]:
+    """Whole numbers as int64, which must hold them."""
+    if array.size and array.dtype.kind not in "bi":
+        low, high = array.min(), array.max()
+        most = 2**53 if array.dtype.kind == "f" else 2**63
+        if low < -most or high >= most:
+            raise ValueError(
+                f"expected whole numbers that int64 holds exactly in {name}, got "
+                f"{array.dtype} from {low} to {high}; number them: "
+                "np.unique(y, return_inverse=True)[1]"
+            )
+    return array.astype(np.int64, copy=False)

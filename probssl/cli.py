@@ -264,7 +264,7 @@ def _advise(options: argparse.Namespace) -> None:
     _check_out(options.out)
     data = _data(options)
     torch.manual_seed(options.seed)
-    found = advise(data.train.images, recipes.views(data), n_components=options.dim)
+    found = advise(data.train, recipes.views(data), n_components=options.dim)
     print(f"{data.name}, {options.dim} components, the views of `probssl fit`\n")
     print(found)
     options.out.mkdir(parents=True, exist_ok=True)

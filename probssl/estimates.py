@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .arrays import Array, plain
+from .arrays import Array, numbers
 
 __all__ = ["MIN_RESAMPLES", "Estimate", "Interval", "Undefined", "estimate"]
 __all__ += ["intervals", "reflected"]
@@ -88,6 +88,6 @@ def estimate(items: Float[Array, " n"]) -> Estimate:
     so that their mean is the estimate. The error is too large for nearly degenerate
     statistics of pairs, such as the uniformity of uniform items.
     """
-    items = plain(items)
+    items = numbers(items, "items")
     error = items.std(ddof=1) / np.sqrt(len(items))
     return Estimate(float(items.mean()), float(error))

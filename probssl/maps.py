@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .arguments import instance, positive, whole
+from .arrays import rows_for_sklearn
 from .data import Split
 from .data.batches import Views, viewed
 from .data.memory import value_tensor
@@ -340,8 +341,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _checked(self, X: Any, reset: bool = False) -> Shaped[Tensor, "n *event"]:
         """X as a finite tensor of items, of the shape of the fitted ones."""
-        X = X.images if isinstance(X, Split) else X
-        X = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+        said, X = isinstance(X, Split), X.images if isinstance(X, Split) else X
+        X = rows_for_sklearn(X)
         found = check_array(
             X,
             input_name="X",
@@ -359,7 +360,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         # Checks the number and the names of the features of rows.
         validate_data(self, X, reset=reset, skip_check_array=True)
         self.event_shape_ = known
-        return value_tensor(found, "X")
+        found = value_tensor(found, "X", said)
+        return found / 255 if found.dtype == torch.uint8 else found
 
     def _check_settings(self) -> None:
         """Raise an error for a setting out of its range, before any work is done."""

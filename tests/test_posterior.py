@@ -90,7 +90,7 @@ class TestEmbed:
     def test_bytes_stand_for_fractions_of_255(self):
         x = torch.randint(0, 256, (6, *IMAGE), dtype=torch.uint8)
         encoder = ps.nn.MLPEncoder(IMAGE, 3)
-        assert_close(embed(encoder, x), embed(encoder, x / 255.0))
+        assert_close(embed(encoder, Split(x)), embed(encoder, x / 255.0))
 
     def test_it_follows_the_precision_of_the_objective(self):
         encoder, x = ps.nn.MLPEncoder(IMAGE, 3), torch.rand(6, *IMAGE)

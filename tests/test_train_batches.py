@@ -33,12 +33,12 @@ KNOWN = torch.arange(N) % 3 - 1
 PRESENT = torch.rand(N, 3, generator=Generator().manual_seed(2)) < 0.7
 PARTS = (FLOATS[:, None].expand(N, 2, DIM), BYTES[:, None, :2])
 DATA = {
-    "bytes": BYTES,
+    "bytes": Split(BYTES),
     "numbers": FLOATS,
     "a split": Split(FLOATS.float(), labels=KNOWN),
     "groups": Groups(FLOATS.float()[:, None], content=KNOWN),
     "modalities": Groups(PARTS, present=PRESENT),
-    "single modalities": (BYTES, FLOATS),
+    "single modalities": (BYTES / 255, FLOATS),
 }
 
 
@@ -86,12 +86,12 @@ def test_streamed_batches_are_those_on_the_device(name):
 def test_a_file_is_read_batch_by_batch(values, tmp_path):
     values = values.view(N, -1)
     data, file = values.numpy(), mapped(values, tmp_path)
-    there = made(file, twice, content=KNOWN)
+    there = made(Split(file), twice, content=KNOWN)
     assert there.streamed and there.items.parts[0] is file
     found = batches(there)
     for batch in found:
         assert_close(batch.content, KNOWN[batch.index])
-    assert_same(found, batches(made(data, twice, content=KNOWN)))
+    assert_same(found, batches(made(Split(data), twice, content=KNOWN)))
     split = made(Split(file), twice, content=KNOWN, streamed=False)
     assert_same(found, batches(split))
 
@@ -121,15 +121,15 @@ def test_a_large_file_is_checked_in_parts(tmp_path, monkeypatch):
     broken, largest = FLOATS.clone(), 0
     broken[[2, 15, 16], [0, 1, 1]] = torch.tensor([np.nan, np.inf, np.nan]).double()
     file = mapped(broken, tmp_path)
-    numbers = as_batches._numbers
+    numbers = as_batches.value_tensor
 
-    def watched(values: np.ndarray, what: str) -> Tensor:
+    def watched(values: np.ndarray, *options: Any, **named: Any) -> Tensor:
         nonlocal largest
         largest = max(largest, len(values))
-        return numbers(values, what)
+        return numbers(values, *options, **named)
 
     monkeypatch.setattr(as_batches, "CHUNK", 4 * DIM)
-    monkeypatch.setattr(as_batches, "_numbers", watched)
+    monkeypatch.setattr(as_batches, "value_tensor", watched)
     with pytest.raises(ValueError, match="infinity in 3 of 23 items"):
         made(file)
     assert largest == 4
@@ -144,7 +144,7 @@ def test_what_stands_in_absent_views_is_not_looked_at():
 
 
 def test_large_data_stay_on_the_host(monkeypatch):
-    data = {"bytes": (BYTES, N * DIM), "numbers": (FLOATS, 4 * N * DIM)}
+    data = {"bytes": (Split(BYTES), N * DIM), "numbers": (FLOATS, 4 * N * DIM)}
     for values, size in data.values():
         items = Items(values, Target(torch.device("cuda"), torch.float32))
         assert items.size == size
@@ -269,7 +269,7 @@ class Shares(IterableDataset):
 
 def loader(rank: int, of: int) -> DataLoader:
     sampler = DistributedSampler(BYTES, of, rank, drop_last=True)
-    return DataLoader(BYTES, 2, sampler=sampler)
+    return DataLoader(BYTES / 255, 2, sampler=sampler)
 
 
 def test_a_loader_is_shared_in_an_order_of_the_epoch():
@@ -325,7 +325,7 @@ def test_what_is_streamed_to_a_gpu_is_what_lies_there(name):
 @pytest.mark.parametrize("pin", [False, True])
 def test_a_loader_reaches_a_gpu_unchanged(pin):
     target = Target(torch.device("cuda"), torch.float32)
-    loader = DataLoader(BYTES, 5, pin_memory=pin)
+    loader = DataLoader(BYTES / 255, 5, pin_memory=pin)
     data = source(loader, None, 5, Generator(), target)
     found = torch.cat([data.batch(load).clean for load in data.epoch()])
     assert_close(found.cpu(), BYTES / 255, rtol=0, atol=1e-7)

@@ -451,8 +451,36 @@ def test_images_are_clamped_and_arrays_are_not():
     assert Augment(Noise(1.0), clamp=False)(images).min() < 0
     views = Augment(Noise(0.1), Mask(0.5), views=4)(array)
     assert views.shape == (20, 4, 30) and views.min() < 0
-    assert Augment(Noise(0.1), clamp=True)(array).min() == 0
+    array = torch.rand(20, 30)
+    assert Augment(Noise(0.5), clamp=True)(array).min() == 0
     assert Augment(Noise(0.1), levels=2)(array).unique().tolist() == [0, 0.5, 1]
+
+
+RGB = torch.rand(8, 3, 8, 8)
+OUTSIDE = {"0..255": 255 * RGB, "normalised": (RGB - 0.5) / 0.25, "NaN": RGB / 0}
+
+
+@pytest.mark.parametrize("x", OUTSIDE.values(), ids=OUTSIDE)
+@pytest.mark.parametrize(
+    "sampler", [Augment, MultiCrop, Invert, Colour, *RECIPES], ids=name
+)
+def test_images_outside_the_range_are_refused(sampler, x):
+    views = sampler()
+    assert views(RGB) is not None
+    with pytest.raises(ValueError, match=r"values in \[0, 1\].*divide bytes by 255"):
+        views(x)
+    with pytest.raises(ValueError, match=r"expected finite|values in \[0, 1\]"):
+        ps.fit(ps.limits.SimCLR(ps.nn.MLPEncoder((3, 8, 8), 2)), x, views=views)
+
+
+def test_what_is_refused_is_what_would_be_clamped():
+    x = OUTSIDE["normalised"]
+    assert Augment(Affine(flip=1.0), clamp=False)(x).min() == x.min()
+    for part in (Colour(brightness=0.5), Invert()):
+        with pytest.raises(ValueError, match="for Augment"):
+            Augment(part, clamp=False)(x)
+        noisy = Augment(Noise(0.5), part)(RGB)  # beyond [0, 1] by Noise alone
+        assert 0 <= noisy.min() and noisy.max() <= 1
 
 
 @pytest.mark.parametrize("recipe", [Augment, *RECIPES], ids=name)

@@ -1,6 +1,6 @@
 """Batches: rows of the data, moved to the device and augmented to views there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,17 +8,35 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
+from ..arrays import check_kind, raw_bytes, tensor
 from ..terms import Batch
 from .memory import check_finite, check_items, observed_content, value_tensor
 from .splits import Groups, Split
 
-__all__ = ["Data", "Items", "Target", "Views", "viewed"]
+__all__ = ["Data", "Items", "Loadable", "Target", "Views", "in_order", "loaded"]
+__all__ += ["rows_of", "viewed"]
 
 Data = Split | Groups | Tensor | np.ndarray | tuple[Tensor | np.ndarray, ...]
+"""The data of items; also lists of numbers and pandas objects."""
+Loadable = Data | DataLoader
 Views = Callable[[Tensor], Tensor | Batch]
 Part = Tensor | np.memmap  # a file is read batch by batch
 
+_SHUFFLES = (
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 CHUNK = 2**24  # numbers that are checked for NaN and infinity in one chunk
 
 
@@ -63,7 +81,8 @@ class Items:
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
-            one for each modality. A `numpy.memmap` stays on the disk.
+            one for each modality. A `numpy.memmap` stays on the disk. Bytes stand for
+            k/255 in a `Split` and in `Groups`, and are refused elsewhere.
         like: A tensor with the device and the dtype of the objective, such as one of
             its parameters; None means those of the data.
         views: The data augmentation (batch, \*event) -> (batch, view, \*event), or ->
@@ -87,15 +106,15 @@ class Items:
                 "own; leave views out, or make a Split of single views"
             )
         what = "the views of Groups" if self.grouped else "data"
-        parts = values if isinstance(values, tuple) else (values,)
-        self.parts: tuple[Part, ...] = tuple(_part(part, what) for part in parts)
+        parts, said = _parts(values), isinstance(data, Split | Groups)
+        self.parts: tuple[Part, ...] = tuple(_part(x, what, said) for x in parts)
         self.present = data.present if isinstance(data, Groups) else None
         _check_lengths(self.parts, self.present)
         self.content = _known(data, content, len(self))
         self.first = self._raw(slice(1)).parts  # has the dtypes of all items
-        self._check_finite(what)
         like = _own(self.first[0]) if like is None else like
         self.target, self.views = Target(like.device, like.dtype), views
+        self._check_numbers(what)
         if isinstance(views, nn.Module):
             views.to(self.target.device)
 
@@ -158,12 +177,15 @@ class Items:
     def _kept(self, part: Tensor) -> torch.dtype:
         return part.dtype if part.dtype == torch.uint8 else self.target.dtype
 
-    def _check_finite(self, what: str) -> None:
+    def _check_numbers(self, what: str) -> None:
+        """Check that numbers are finite, and in the range that the views expect."""
         if any(one.is_floating_point() for one in self.first):
             step = max(1, CHUNK // sum(one.numel() for one in self.first))
             starts = range(0, len(self), step)
             chunks = (self._raw(slice(start, start + step)).parts for start in starts)
-            check_finite(chunks, len(self), what)
+            ends = check_finite(chunks, len(self), what, self.target.dtype)
+            if (check := getattr(self.views, "check_range", None)) is not None:
+                check(*ends, len(self.first[0].shape) - 1)
 
 
 def viewed(
@@ -192,37 +214,140 @@ def viewed(
     return drawn._replace(clean=clean, index=index)
 
 
+def loaded(load: Any, views: Views | None, target: Target) -> Batch:
+    """The batch of what a DataLoader yields: a Batch, items, or (items, labels, …)."""
+    if isinstance(load, Batch):
+        if views is not None:
+            raise ValueError(
+                "expected no views for a DataLoader of Batches, which has its own; "
+                "leave views out, or load the items alone"
+            )
+        for part in load.views if isinstance(load.views, tuple) else (load.views,):
+            _loaded_items(part)
+        return target.batch(load)
+    x = load[0] if isinstance(load, list | tuple) and load else load
+    if not isinstance(x, Tensor | np.ndarray):
+        keys = f" of {', '.join(map(repr, x))}" if isinstance(x, dict) else ""
+        key = next(iter(x)) if keys and len(x) else "image"
+        raise TypeError(
+            "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
+            f"got {type(x).__name__}{keys}; give it a collate_fn that makes one of "
+            f"these: lambda rows: torch.stack([row[{key!r}] for row in rows])"
+        )
+    return viewed(target.values(_loaded_items(x)), views)
+
+
+def _loaded_items(x: Any) -> Shaped[Tensor, "batch *event"]:
+    """The items of a load as a dense tensor of real numbers that are no raw bytes."""
+    found = tensor(x, "the batches of the DataLoader")
+    if found.dtype == torch.uint8:
+        raise ValueError(
+            "expected a DataLoader of floating point, got bytes (uint8), which may be "
+            "images or counts; let its collate_fn give x / 255 for images, x.float() "
+            "for counts"
+        )
+    return found
+
+
+def in_order(
+    loader: DataLoader, like: Target | Tensor | None, views: Views | None = None
+) -> Iterator[Batch]:
+    """The batches of all items of a DataLoader in the order of its data set, checked.
+
+    Raises:
+        ValueError: If the loader shuffles or leaves out items, or yields none; if they
+            are not finite.
+    """
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, _SHUFFLES):
+        raise ValueError(
+            "expected a DataLoader in the order of its items, which results and labels "
+            f"share, got one with a {type(sampler).__name__}; pass shuffle=False"
+        )
+    if loader.drop_last:
+        raise ValueError(
+            "expected a DataLoader of all items, got one with drop_last=True; pass "
+            "drop_last=False"
+        )
+    empty = True
+    for load in loader:
+        target = _own(_first(load)) if like is None else Target(like.device, like.dtype)
+        batch, empty = loaded(load, views, target), False
+        check_finite([batch.parts], batch.shape[0], "the DataLoader", target.dtype)
+        yield batch
+    if empty:
+        raise ValueError("expected a DataLoader of at least one item, got an empty one")
+
+
+def rows_of(loader: DataLoader, n: int) -> Tensor | Groups:
+    """The first n items of a DataLoader, or all, as a data set in memory."""
+    found: list[Batch] = []
+    for batch in in_order(loader, None):
+        found.append(batch)
+        if sum(each.shape[0] for each in found) >= n:
+            break
+    parts = tuple(map(torch.cat, zip(*(each.parts for each in found), strict=True)))
+    if not isinstance(found[0].views, tuple) and parts[0].shape[1] == 1:
+        return parts[0][:, 0]
+    present, content = (
+        None if any(x is None for x in known) else torch.cat(known)
+        for known in zip(*((each.present, each.content) for each in found), strict=True)
+    )
+    several = isinstance(found[0].views, tuple)
+    return Groups(parts if several else parts[0], None, present, content)
+
+
+def _first(load: Any) -> Tensor:
+    """The tensor of a load whose device and dtype count, where no objective has one."""
+    x = load[0] if isinstance(load, list | tuple) else load
+    x = x[0] if isinstance(x, tuple) else x
+    return x if isinstance(x, Tensor) else torch.zeros(())
+
+
 def _values(data: Any) -> Any:
     """The tensors or arrays of the data, without labels."""
     values = data.images if isinstance(data, Split) else data
     values = data.views if isinstance(data, Groups) else values
-    for part in values if type(values) is tuple else (values,):
-        if not isinstance(part, Tensor | np.ndarray):
+    for part in _parts(values):
+        several = isinstance(part, list) and any(hasattr(x, "__array__") for x in part)
+        known = isinstance(part, Tensor | list) or hasattr(part, "__array__")
+        if several or not (known or hasattr(part, "toarray")):
             hint = "its .train or .test" if hasattr(part, "train") else "one of these"
+            if several:
+                hint += ": np.stack(…) for items, tuple(…) for modalities"
+            elif isinstance(part, Split):
+                hint = "one of them, the other as valid=, or join their tensors"
+            elif isinstance(part, Dataset):
+                hint = "DataLoader(data, 128)"
             raise TypeError(
                 "expected data to be a Split, Groups, a tensor or array (n, *event), a "
-                f"tuple of these or, to fit, a DataLoader, got {type(part).__name__}; "
+                f"tuple of these or a DataLoader, got {type(part).__name__}"
+                f"{' of arrays' * several}{' in a tuple' * (part is not values)}; "
                 f"pass {hint}"
             )
     return values
 
 
-def _part(values: Tensor | np.ndarray, what: str) -> Part:
-    part = values if isinstance(values, np.memmap) else _numbers(values, what)
+def _parts(values: Any) -> tuple[Any, ...]:
+    return values if type(values) is tuple else (values,)
+
+
+def _part(values: Any, what: str, said: bool) -> Part:
+    if isinstance(values, np.memmap):
+        check_kind(values.dtype, what)
+        if values.dtype == np.uint8 and not said:
+            raise ValueError(raw_bytes(what))
+        part: Part = values
+    else:
+        part = value_tensor(values, what, said, kept=True)
     check_items(part.shape, what)
     return part
-
-
-def _numbers(values: Tensor | np.ndarray, what: str) -> Tensor:
-    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
-        return torch.tensor(values)  # keeps float64 for an objective in float64
-    return value_tensor(values, what)
 
 
 def _rows(values: Part, rows: Int[Tensor, " batch"] | slice) -> Shaped[Tensor, "..."]:
     if isinstance(values, np.memmap):
         chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
-        return _numbers(values[chosen], "data")
+        return value_tensor(values[chosen], "data", said=True, kept=True)
     return values[rows if isinstance(rows, slice) else rows.to(values.device)]
 
 

@@ -91,7 +91,8 @@ def npz(path: str | os.PathLike[str]) -> Dataset:
     The keys are `images` (or `x`), `labels` (`y`), `images_test` (`x_test`),
     `labels_test` (`y_test`), also as `images_train` and so on; all but the first are
     optional. Without test images a fixed quarter is set aside. A number `levels` is
-    the number of grey levels minus one (see `arrays`).
+    the number of grey levels minus one (see `arrays`), by default 255 for bytes with
+    the axes of images; bytes of other shapes need it.
 
     Images (n, height, width) get a channel axis; one or three channels that come last
     are moved to the front. Other shapes are kept.
@@ -113,8 +114,11 @@ def npz(path: str | os.PathLike[str]) -> Dataset:
         )
     test = _first(content, _TEST_IMAGES)
     levels = content.get("levels")
+    first = _channel_first(images, path)
+    if levels is None and first.ndim == 4 and first.dtype == np.uint8:
+        levels = np.array(255)
     return arrays(
-        _channel_first(images, path),
+        first,
         _first(content, _LABELS),
         test=None if test is None else _channel_first(test, path),
         test_labels=_first(content, _TEST_LABELS),

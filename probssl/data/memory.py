@@ -1,5 +1,6 @@
 """Data sets from memory: arrays of any origin, checked once, and groups of views."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from .. import arguments
+from ..arrays import class_labels, gate, raw_bytes, span, tensor, whole_numbers
 from .splits import Dataset, Groups, Split, fixed_split
 
 __all__ = ["arrays", "check_finite", "check_items", "groups", "observed_content"]
@@ -25,25 +27,30 @@ def arrays(
     name: str = "arrays",
     seed: int = 0,
 ) -> Dataset:
-    """A data set from NumPy arrays, tensors or pandas objects.
+    """A data set from NumPy arrays, tensors, lists or pandas objects.
 
-    Event shapes are kept; images have their channel first. Bytes stay bytes and stand
-    for k/255; Boolean images become the bytes 0 and 255; other numbers become floating
-    point. Labels become int64, strings by their sorted order.
+    Event shapes are kept; images have their channel first. With `levels` bytes stay
+    bytes and stand for k/255, a quarter of the memory; Boolean images become the bytes
+    0 and 255; other numbers become floating point. Labels become int64, strings by
+    their sorted order; -1 is a class like any other.
 
     Arguments:
         test: The test images; None sets a fixed quarter of every class aside.
-        levels: Grey levels minus one, which puts every image on the grid k/levels;
-            None means 1 for Boolean images, 255 for bytes, otherwise not quantised.
+        levels: Grey levels minus one, which puts every image on the grid k/levels:
+            ``levels=255`` for images in bytes. None means 1 for Boolean images, and
+            otherwise not quantised; bytes are then refused, which may be counts.
         seed: The seed of the split, where `test` is None.
 
     Raises:
-        TypeError: Values that are not numbers, labels that are not classes.
+        TypeError: Values that are not real numbers, labels that are not classes.
         ValueError: No items, lengths or shapes that do not match, NaN or infinity,
-            images outside [0, 1] or off the grid.
+            masked or missing entries, bytes without `levels`, images outside [0, 1] or
+            off the grid.
     """
-    levels = _default_levels(images) if levels is None else levels
-    whole = _checked(images, levels, "images")
+    images = gate(images, "images")
+    if levels is None and images.dtype in (bool, torch.bool):
+        levels = 1
+    whole = _images(images, levels, "images")
     if test is None:
         if test_labels is not None:
             raise ValueError(
@@ -51,7 +58,7 @@ def arrays(
             )
         (codes,) = label_tensors(labels=(labels, whole))
         return fixed_split(Split(whole, codes), levels, name, seed)
-    held_out = _checked(test, levels, "test")
+    held_out = _images(test, levels, "test")
     if whole.shape[1:] != held_out.shape[1:] or whole.dtype != held_out.dtype:
         raise ValueError(
             "expected test images like the training images, "
@@ -70,7 +77,12 @@ def arrays(
 
 
 def groups(
-    views: Any, labels: Any = None, present: Any = None, *, content: Any = None
+    views: Any,
+    labels: Any = None,
+    present: Any = None,
+    *,
+    content: Any = None,
+    levels: int | None = None,
 ) -> Groups:
     """Positive pairs without augmentation: modalities, repeated measurements.
 
@@ -84,14 +96,17 @@ def groups(
         content: Whole numbers (n,) that the objective may see, as the components of a
             mixture that the items belong to; -1 where one is not known. No objective
             sees the labels, which serve evaluation.
+        levels: Grey levels minus one, as for `arrays`; needed for bytes.
 
     Raises:
         TypeError: Values that are not numbers, `present` that is not Boolean, `content`
             that is not whole numbers.
         ValueError: No items, lengths that do not match, an item without any view, NaN
-            or infinity in a view that is present.
+            or infinity in a view that is present, bytes without `levels`.
     """
-    parts = _stacked(views) if isinstance(views, list | tuple) else [_array(views)]
+    said = levels is not None
+    many = isinstance(views, list | tuple)
+    parts = _stacked(views, said) if many else [_array(views, said)]
     widths = [part.shape[1] for part in parts]
     mask = None if present is None else _mask(present, len(parts[0]), sum(widths))
     if mask is not None:
@@ -102,57 +117,57 @@ def groups(
         ]
     for part in parts:
         check_values(part, "views")
+        if levels is not None:
+            check_grid(part, levels, "views")
     (codes,) = label_tensors(labels=(labels, parts[0]))
-    many = len(parts) > 1
+    several = len(parts) > 1
     known = None if content is None else observed_content(content, len(parts[0]))
-    return Groups(tuple(parts) if many else parts[0], codes, mask, known)
+    return Groups(tuple(parts) if several else parts[0], codes, mask, known)
 
 
 def observed_content(content: Any, n: int) -> Int[Tensor, " n"]:
     """Observed contents as a tensor, -1 where one is not known."""
-    known = content if isinstance(content, Tensor) else torch.tensor(np.array(content))
-    if known.dtype == torch.bool or known.is_floating_point() or known.is_complex():
-        raise TypeError(
-            f"expected whole numbers in content, got {known.dtype}; give the number of "
-            "a component for each item, -1 where it is not known"
-        )
+    known = whole_numbers(
+        content,
+        "content",
+        "give the number of a component for each item, -1 where it is not known",
+    )
     if known.shape != (n,) or int(known.min()) < -1:
         raise ValueError(
             f"expected {n} contents, one for each item and none below -1 (unknown), "
             f"got shape {tuple(known.shape)}"
             + (f" and the least {int(known.min())}" if known.numel() else "")
         )
-    return known.long()
+    return known
 
 
-def value_tensor(values: Any, what: str) -> Shaped[Tensor, "*shape"]:
+def value_tensor(
+    values: Any, what: str, said: bool, kept: bool = False
+) -> Shaped[Tensor, "*shape"]:
     """Numbers as a tensor: bytes unchanged, Booleans as 0 and 255, others as floats.
 
     NumPy's floating point takes torch's default dtype; a tensor keeps its own.
 
     Arguments:
         what: The name of the values in an error.
+        said: Whether the data set says that bytes are images; they are refused if not.
+        kept: Whether NumPy's floating point keeps its own type too.
+
+    Raises:
+        ValueError: Bytes that may be counts.
     """
-    if isinstance(values, Tensor):
-        tensor = values.detach()
-    else:
-        array = np.asarray(values)
-        if array.dtype.kind not in "buif":
-            raise TypeError(
-                f"expected real numbers in {what}, got an array of {array.dtype}; "
-                "convert it first, for example with .astype('float32')"
-            )
-        # A copy: NumPy's array may be read-only or in another machine's byte order.
-        tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), "C"))
-        if tensor.dtype.is_floating_point:
-            tensor = tensor.to(torch.get_default_dtype())
-    if tensor.is_complex():
-        raise TypeError(f"expected real numbers in {what}, got {tensor.dtype}")
-    if tensor.dtype == torch.bool:
-        return tensor.to(torch.uint8) * 255
-    if tensor.dtype.is_floating_point or tensor.dtype == torch.uint8:
-        return tensor
-    return tensor.to(torch.get_default_dtype())
+    given = gate(values, what)
+    found = tensor(given, what)
+    if found.dtype == torch.bool:
+        return found.to(torch.uint8) * 255
+    if found.dtype == torch.uint8:
+        if not said:
+            raise ValueError(raw_bytes(what))
+        return found
+    kept = kept or isinstance(given, Tensor)
+    if found.is_floating_point() and found.itemsize > 1 and kept:
+        return found
+    return found.to(torch.get_default_dtype())
 
 
 def check_values(tensor: Shaped[Tensor, "*shape"], what: str) -> None:
@@ -171,24 +186,41 @@ def check_items(shape: Sequence[int], what: str) -> None:
 
 
 def check_finite(
-    chunks: Iterable[tuple[Shaped[Tensor, "chunk *event"], ...]], n: int, what: str
-) -> None:
-    """Raise a ValueError if an item is not finite.
+    chunks: Iterable[tuple[Shaped[Tensor, "chunk *event"], ...]],
+    n: int,
+    what: str,
+    dtype: torch.dtype | None = None,
+) -> tuple[float, float]:
+    """The smallest and the largest number; a ValueError if an item is not finite.
 
     Arguments:
         chunks: The n items in chunks, a tensor for each modality.
+        dtype: The type of number in which they must be finite; None means their own.
     """
-    broken = 0
+    broken, ends = 0, (math.inf, -math.inf)
     for parts in chunks:
+        own = [x.dtype if x.is_floating_point() else torch.float for x in parts]
+        limits = [torch.finfo(dtype or one).max for one in own]
+        spans = [span(x) for x in parts]
+        # NaN compares as false.
+        if all(-m <= a and b <= m for (a, b), m in zip(spans, limits, strict=True)):
+            ends = (
+                min(ends[0], *(a for a, _ in spans)),
+                max(ends[1], *(b for _, b in spans)),
+            )
+            continue
         finite = [
-            x.isfinite().flatten(1).all(1) for x in parts if x.is_floating_point()
+            (x.double().abs() <= m).flatten(1).all(1)
+            for x, m in zip(parts, limits, strict=True)
         ]
-        broken += int((~torch.stack(finite).all(0)).sum()) if finite else 0
+        broken += int((~torch.stack(finite).all(0)).sum())
     if broken:
         raise ValueError(
             f"expected finite numbers in {what}, got NaN or infinity in {broken} of "
-            f"{n} items; drop or impute them first"
+            f"{n} items; drop or impute them first, and rescale numbers beyond "
+            f"{dtype or own[0]}"
         )
+    return ends
 
 
 def check_grid(images: Shaped[Tensor, "n *event"], levels: int, what: str) -> None:
@@ -237,36 +269,31 @@ def label_tensors(
         classes = np.unique(np.concatenate(list(codes.values())))
         codes = {name: np.searchsorted(classes, part) for name, part in codes.items()}
     return [
-        torch.from_numpy(codes[name]).to(images.device) if name in codes else None
+        tensor(codes[name], name).to(images.device) if name in codes else None
         for name, (_, images) in parts.items()
     ]
 
 
-def _default_levels(values: Any) -> int | None:
-    dtype = values.dtype if isinstance(values, Tensor) else np.asarray(values).dtype
-    return {"bool": 1, "uint8": 255}.get(str(dtype).removeprefix("torch."))
-
-
-def _checked(values: Any, levels: int | None, what: str) -> Tensor:
-    images = value_tensor(values, what)
+def _images(values: Any, levels: int | None, what: str) -> Tensor:
+    images = value_tensor(values, what, said=levels is not None)
     check_values(images, what)
     if levels is not None:
         check_grid(images, levels, what)
     return images
 
 
-def _array(views: Any) -> Tensor:
-    tensor = value_tensor(views, "views")
-    if tensor.ndim < 3:
+def _array(views: Any, said: bool) -> Tensor:
+    found = value_tensor(views, "views", said)
+    if found.ndim < 3:
         raise ValueError(
-            f"expected views (n, view, *event), got shape {tuple(tensor.shape)}; "
+            f"expected views (n, view, *event), got shape {tuple(found.shape)}; "
             "a list with one array (n, *event) for each view also works"
         )
-    return tensor
+    return found
 
 
-def _stacked(views: Sequence[Any]) -> list[Tensor]:
-    parts = [value_tensor(view, f"view {i}") for i, view in enumerate(views)]
+def _stacked(views: Sequence[Any], said: bool) -> list[Tensor]:
+    parts = [value_tensor(view, f"view {i}", said) for i, view in enumerate(views)]
     shapes = [tuple(part.shape) for part in parts]
     if len({shape[:1] for shape in shapes}) != 1 or min(map(len, shapes)) < 2:
         raise ValueError(
@@ -283,9 +310,7 @@ def _stacked(views: Sequence[Any]) -> list[Tensor]:
 
 
 def _mask(present: Any, n: int, views: int) -> Bool[Tensor, "n view"]:
-    mask = torch.as_tensor(
-        present if isinstance(present, Tensor) else np.array(present)
-    )
+    mask = tensor(present, "present")
     if mask.dtype != torch.bool:
         raise TypeError(f"expected Booleans in present, got {mask.dtype}")
     if mask.shape != (n, views):
@@ -303,21 +328,10 @@ def _mask(present: Any, n: int, views: int) -> Bool[Tensor, "n view"]:
 
 def _label_array(labels: Any, n: int, what: str) -> np.ndarray:
     """One class for each of n images: strings, or whole numbers as int64."""
-    from pandas.api.types import infer_dtype
-
-    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    array = class_labels(labels, what)
     if array.shape != (n,):
         raise ValueError(
             f"expected {what} with one class for each of the {n} images, "
             f"got {len(array) if array.ndim else 0} with shape {array.shape}"
         )
-    kind = infer_dtype(array, skipna=False)
-    if kind in ("string", "bytes"):
-        return np.array(array.tolist(), str)
-    integral = kind == "floating" and all(map(float.is_integer, array.tolist()))
-    if kind not in ("integer", "boolean") and not integral:
-        raise TypeError(
-            f"expected whole numbers or strings in {what}, got {array.dtype} such as "
-            f"{array[:1].tolist()[0]!r}"
-        )
-    return array.astype(np.int64)
+    return array

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from ..arrays import gate
+
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
 
 
@@ -17,9 +19,23 @@ class Rows:
     """Tensors with one row for each item; `len` is the number of items."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, list) and isinstance(value[0], Tensor | np.ndarray):
-                object.__setattr__(self, name, tuple(value))  # one for each modality
+        lengths = []
+        for i, (name, value) in enumerate(vars(self).items()):
+            if value is None:
+                continue
+            several = isinstance(value, list | tuple) and hasattr(value[0], "__array__")
+            parts = tuple(value) if several else (value,)
+            kept = [
+                x if isinstance(x, np.memmap) else gate(x, name, words=i > 0)
+                for x in parts
+            ]
+            lengths += [len(part) if part.ndim else 0 for part in kept]
+            object.__setattr__(self, name, tuple(kept) if several else kept[0])
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"expected as many rows in all parts of a {type(self).__name__}, one "
+                f"for each item, got {lengths}; give them in the same order"
+            )
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..arguments import whole
-from ..arrays import Array, classes, plain, representations
+from ..arrays import Array, class_labels, classes, representations
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -78,7 +78,12 @@ def matched_accuracy(
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics.cluster import contingency_matrix
 
-    together = contingency_matrix(plain(labels), plain(assigned))
+    y, c = class_labels(labels), class_labels(assigned, "assigned")
+    if y.ndim != 1 or y.shape != c.shape:
+        raise ValueError(
+            f"expected a cluster and a label of each item, got {c.shape} and {y.shape}"
+        )
+    together = contingency_matrix(y, c)
     matching = linear_sum_assignment(together, maximize=True)
     return float(together[matching].sum() / together.sum())
 

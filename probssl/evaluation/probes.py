@@ -13,7 +13,15 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..arguments import positive, whole
-from ..arrays import Array, finite, plain, representations, train_test
+from ..arrays import (
+    Array,
+    class_labels,
+    finite,
+    gate,
+    plain,
+    representations,
+    train_test,
+)
 from .clustering import cluster
 from .collapse import effective_rank
 
@@ -257,7 +265,9 @@ def _logistic_regression(
 
 
 def _factors(s: Array, items: int) -> np.ndarray:
-    array = plain(s)
+    array = plain(gate(s, "style factors", words=True))
+    if array.dtype.kind not in "biuf":
+        array = class_labels(array, "style factors")
     if array.ndim not in (1, 2) or len(array) != items:
         raise ValueError(
             f"expected style factors ({items},) or ({items}, factors) for as many "
@@ -273,7 +283,7 @@ def _ridge(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    s_train, s_test = finite(s_train), finite(s_test)
+    s_train, s_test = finite(s_train, "style factors"), finite(s_test, "style factors")
     if np.ptp(s_test) == 0:
         raise ValueError(
             f"expected a style factor that varies, got {s_test[0]} for all test items; "

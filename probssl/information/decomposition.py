@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arguments import choice
+from ..arrays import doubles, numbers
 from .broja import least_information
 
 __all__ = ["Decomposition", "discrete", "gaussian", "parts"]
@@ -99,7 +100,7 @@ def discrete(
         https://arxiv.org/abs/1004.2515
     """
     choice("measure", measure, ("broja", "i_min"))
-    p = np.asarray(joint, dtype=float)
+    p = doubles(joint, "joint")
     if p.ndim != 3 or not p.size:
         raise ValueError(
             f"expected axes (first, second, target), got shape {p.shape}; give "
@@ -168,7 +169,7 @@ def gaussian(
     """
     sets = _indices(first, second, target, dim=len(np.atleast_1d(covariance)))
     used = np.concatenate(sets)
-    correlation = _correlation(np.asarray(covariance, dtype=float), used)
+    correlation = _correlation(doubles(covariance, "covariance"), used)
     ends = np.cumsum([len(indices) for indices in sets])
     one, two, goal = np.split(np.arange(len(used)), ends[:-1])
 
@@ -185,7 +186,7 @@ def gaussian(
 
 
 def _indices(*lists: Sequence[int], dim: int) -> list[np.ndarray]:
-    sets = [np.asarray(indices) for indices in lists]
+    sets = [numbers(indices, "first, second and target") for indices in lists]
     if any(indices.ndim != 1 or not indices.size for indices in sets):
         raise ValueError(
             "expected lists of one index or more for first, second and target, got "

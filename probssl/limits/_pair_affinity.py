@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ..arguments import whole
+from ..arrays import tensor
 from ..hyper import Learned, Positive
 from ..nn.base import check_items, sizes
 from ..priors import Prior
@@ -173,7 +174,7 @@ class PrincipalComponents(nn.Module):
         """
         from sklearn.decomposition import PCA
 
-        x = torch.as_tensor(images)
+        x = tensor(images, "images", finite=True)
         found = cls(tuple(x.shape[1:]), dim)
         flat = x.flatten(1).to(found.mean)
         if min(flat.shape) < dim:

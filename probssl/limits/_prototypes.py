@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..arrays import tensor
 from ..entropies.equipartition import Clusters
 from ..nn import PerModality, dim_of
 from ..priors import Prior
@@ -60,7 +61,7 @@ def points_of(
     z: Float[Any, "item dim"], items: int, dim: int, layer: str
 ) -> Float[Tensor, "item dim"]:
     """Return finite z of a layer on the CPU, one of dimension `dim` for each item."""
-    points = torch.as_tensor(z).detach().cpu()
+    points = tensor(z, "z").cpu()
     if points.shape != (items, dim) or not points.isfinite().all():
         raise ValueError(
             f"expected finite z of shape {(items, dim)}, got {tuple(points.shape)}; "

@@ -56,6 +56,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from ..arguments import at_least, positive, whole
+from ..arrays import tensor
 from ..nn import Network, dim_of
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather, world_size
@@ -191,8 +192,8 @@ class DSA(Extension):
                 ``layer="backbone"``: a tensor or array.
             b: Likewise for other items; None means a itself.
         """
-        first = torch.as_tensor(a).to(self.weight)
-        second = first if b is None else torch.as_tensor(b).to(self.weight)
+        first = tensor(a, "a", finite=True).to(self.weight)
+        second = first if b is None else tensor(b, "b", finite=True).to(self.weight)
         return self.affinity(first, second).sigmoid()
 
     @torch.no_grad()

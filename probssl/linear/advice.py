@@ -22,7 +22,7 @@ from sklearn.preprocessing import scale as standardised
 from tqdm import tqdm
 
 from ..arguments import between, whole
-from ..arrays import finite
+from ..arrays import finite, gate, raw_bytes
 from ..estimates import Interval, intervals, reflected
 from .moments import Moments, of_views
 from .solutions import Solution, joint_embedding, reconstruction
@@ -247,15 +247,19 @@ def advise(
 
 def _rows(X: Any) -> tuple[Float[Array, "n d"], tuple[int, ...] | None]:
     """Rows in float64, and the shape of an item if the sampler takes tensors."""
-    X = getattr(X, "images", X)
-    shape = tuple(X.shape if isinstance(X, torch.Tensor) else np.shape(X))
+    said = hasattr(X, "images")
+    X = gate(getattr(X, "images", X), "X")
+    shape = tuple(X.shape)
     if len(shape) < 2 or shape[0] < FEWEST_IMAGES:
         raise ValueError(
             f"expected at least {FEWEST_IMAGES} rows (n, d) or images (n, *event), got "
             f"shape {shape}; no structure shows in fewer"
         )
-    scale = 255.0 if getattr(X, "dtype", None) in (torch.uint8, np.uint8) else 1.0
-    rows = finite(X).reshape(shape[0], -1) / scale
+    bytes_ = X.dtype in (torch.uint8, np.uint8)
+    if bytes_ and not said:
+        raise ValueError(raw_bytes("X"))
+    scale = 255.0 if bytes_ else 1.0
+    rows = finite(X, "X").reshape(shape[0], -1) / scale
     tensor = isinstance(X, torch.Tensor)
     return rows, shape[1:] if len(shape) > 2 or tensor else None
 

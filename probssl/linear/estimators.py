@@ -20,6 +20,7 @@ from sklearn.base import (
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ..arguments import at_least, whole
+from ..arrays import rows_for_sklearn
 from .moments import Moments, of_data, of_views
 from .solutions import Solution, agreement, error, joint_embedding, reconstruction
 from .views import LARGEST_ENTRY, ClosedForm, Masking, Sampler, in_parts
@@ -75,7 +76,7 @@ class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             ValueError: If rows do not have as many features as views.
         """
         check_is_fitted(self)
-        found = self._solved
+        found, X = self._solved, rows_for_sklearn(X)
         features = len(found.view_mean)
         if features == self.n_features_in_:
             X = validate_data(self, X, dtype=np.float64, reset=False)
@@ -98,6 +99,7 @@ class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         score, and a ridge shrinks W.
         """
         check_is_fitted(self)
+        X = rows_for_sklearn(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         found = self._solved
         moments, views = self._moments(X), self._views()
@@ -146,6 +148,7 @@ class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 "expected views to be an object such as Masking(0.5), or a function "
                 f"that draws views of rows, got {views!r}"
             )
+        X = rows_for_sklearn(X)
         return validate_data(
             self, X, dtype=np.float64, reset=reset, ensure_min_samples=least
         )
@@ -306,7 +309,7 @@ class ReconstructionSSL(_LinearSSL):
             ValueError: If z is not finite, or does not have k columns.
         """
         found = self._solved
-        Z = check_array(Z, dtype=np.float64)
+        Z = check_array(rows_for_sklearn(Z, "Z"), dtype=np.float64)
         if Z.shape[1] != len(found.encoder):
             raise ValueError(
                 f"expected z of shape (n, {len(found.encoder)}), got {Z.shape}"

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from ..arguments import at_least, choice
+from ..arrays import doubles
 
 __all__ = [
     "Paradigm",
@@ -212,7 +213,8 @@ def _checked(
 ) -> _Problem:
     """The variances as float64, with the augmentation split into signal and noise."""
     choice("paradigm", paradigm, get_args(Paradigm))
-    a, gamma, t = (np.asarray(one, float) for one in (signal, noise, augmentation))
+    a, gamma = doubles(signal, "signal"), doubles(noise, "noise")
+    t = doubles(augmentation, "augmentation")
     if a.ndim != 1 or not len(a) or not ((a > 0) & (a < np.inf)).all():
         raise ValueError(
             f"expected positive, finite variances (k,) of the signal, got {signal}; "

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..arguments import between, instance
+from ..arrays import doubles
 from .moments import Moments
 
 __all__ = [
@@ -102,7 +103,7 @@ class AdditiveNoise(ClosedForm):
 
     def __init__(self, covariance: float | Array) -> None:
         self.covariance = covariance
-        matrix = np.asarray(covariance, float)
+        matrix = doubles(covariance, "covariance")
         if matrix.ndim > 2 or matrix.ndim == 2 and len(matrix) != matrix.shape[1]:
             raise ValueError(
                 "expected a variance, variances (d,) or a covariance (d, d), got shape "
@@ -209,7 +210,7 @@ class LinearMaps(ClosedForm):
         self, maps: Array, probabilities: Sequence[float] | None = None
     ) -> None:
         self.maps, self.probabilities = maps, probabilities
-        stack = np.asarray(maps, float)
+        stack = doubles(maps, "maps")
         if stack.ndim != 3 or not len(stack):
             raise ValueError(
                 f"expected maps of shape (map, e, d), got {stack.shape}; for one map, "
@@ -218,7 +219,7 @@ class LinearMaps(ClosedForm):
         if not np.isfinite(stack).all():
             raise ValueError("expected finite maps, got NaN or infinity in them")
         share = np.ones(len(stack)) if probabilities is None else probabilities
-        share = np.asarray(share, float)
+        share = doubles(share, "probabilities")
         fit = share.shape == stack.shape[:1] and (share >= 0).all()
         if not fit or not 0 < share.sum() < np.inf:
             raise ValueError(

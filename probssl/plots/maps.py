@@ -15,9 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from pandas import Series, factorize
 from pandas.api.types import is_float_dtype, is_numeric_dtype
-from torch import Tensor
 
-from ..arrays import Array, finite, plain, representations
+from ..arrays import Array, finite, gate, numbers, plain, representations
 from .style import INK, blank, clean, shorten
 
 __all__ = ["latent_map", "latent_maps"]
@@ -60,7 +59,7 @@ def latent_map(
     """
     z = representations(z)[0]
     if std is not None:
-        std = finite(std)
+        std = finite(std, "std")
         if std.shape != z.shape or std.min() < 0:
             raise ValueError(
                 f"expected std of the shape {z.shape} of z, none negative, got "
@@ -106,11 +105,11 @@ def latent_maps(
         ValueError: If there are no maps, or one is not finite, not of two dimensions,
             or not of as many items as the first.
     """
-    places = {name: plain(z) for name, z in maps.items()}
+    places = {name: numbers(z, name) for name, z in maps.items()}
     shapes = {z.shape for z in places.values()}
     (shape, *others) = shapes or {()}
-    finite = all(np.isfinite(z).all() for z in places.values())
-    if others or len(shape) != 2 or shape[1] != 2 or not finite:
+    known = all(np.isfinite(z).all() for z in places.values())
+    if others or len(shape) != 2 or shape[1] != 2 or not shape[0] or not known:
         found = ", ".join(f"{name} {z.shape}" for name, z in places.items())
         raise ValueError(
             "expected finite maps of shape (n, 2), all of the same items, got "
@@ -166,7 +165,9 @@ def _points(
     if labels is None:
         panel.scatter(xy[:, 0], xy[:, 1], size, COLOURS[0], alpha=0.6, linewidths=0)
         return to_rgba_array([COLOURS[0]] * len(xy))
-    values = Series(plain(labels) if isinstance(labels, Tensor) else labels)
+    if not (hasattr(labels, "isna") or isinstance(labels, np.ma.MaskedArray)):
+        labels = plain(gate(labels, "labels", words=True))
+    values = Series(labels)
     if values.shape != (len(xy),):
         raise ValueError(
             f"expected one label for each of the {len(xy)} items, got {values.shape}; "

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..arguments import whole
-from ..arrays import Array, plain
+from ..arrays import Array, numbers, plain
 from .style import blank, shorten
 
 __all__ = ["images", "reconstructions", "views"]
@@ -92,7 +92,7 @@ def views(
 
 def _tiles(x: Shaped[Array, "n *view channel height width"]) -> Tiles:
     """Images in colour, black 0 and white 1; each item is a strip of views."""
-    array = plain(x)
+    array = numbers(x, "images")
     shape = array.shape
     array = array[:, None] if array.ndim == 4 else array
     if array.ndim != 5 or array.shape[2] not in (1, 3) or 0 in shape:

@@ -3,15 +3,16 @@
 import numpy as np
 from jaxtyping import Float
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..arguments import whole
 from ..arrays import plain
-from ..data.batches import Data, Items, Views
+from ..data.batches import Loadable, Views
 from ..data.splits import Groups
 from ..joint import Joint
 from ..terms import Batch
-from .items import BAR_DELAY, chunks, evaluating, in_parts
+from .items import BAR_DELAY, batches, chunks, evaluating
 from .joints import decoded, joint_of, mean_views
 from .representation import Images, joined
 
@@ -20,7 +21,7 @@ __all__ = ["classify", "complete"]
 
 def complete(
     objective: nn.Module,
-    data: Groups | Batch,
+    data: Groups | Batch | DataLoader,
     *,
     draws: int | None = None,
     batch_size: int = 64,
@@ -37,7 +38,8 @@ def complete(
     leading axis of draws; for several modalities, a tuple of these.
 
     Arguments:
-        data: `Groups` or a `Batch`, with `present`.
+        data: `Groups` or a `Batch`, with `present`; or a DataLoader of Batches that
+            does not shuffle.
         draws: The number of draws of x. None means the mean of p(x_v | z_v) at the mean
             of z, which is not the posterior predictive mean; that is the mean of draws.
 
@@ -50,9 +52,8 @@ def complete(
         data = Groups(data.views, None, data.present, data.content)
     parts = []
     with evaluating(objective) as like:
-        items = Items(data, like)
-        for rows in in_parts(len(items), batch_size, "complete"):
-            batch = joint.arranged(items.batch(rows))
+        for given in batches(data, like, None, batch_size, "complete"):
+            batch = joint.arranged(given)
             joint.check(batch)
             parts.append(_completed(joint, batch, draws))
     return joined(joint, parts, axis=0 if draws is None else 1)
@@ -60,7 +61,7 @@ def complete(
 
 def classify(
     objective: nn.Module,
-    data: Data,
+    data: Loadable,
     *,
     views: Views | None = None,
     draws: int = 16,
@@ -73,7 +74,7 @@ def classify(
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
-            one per modality.
+            one per modality; or a DataLoader that does not shuffle.
         views: A sampler of views, all of which are conditioned on. By default an item
             is its only view.
         draws: The number of draws of q to average over; exact without draws under the
@@ -85,9 +86,8 @@ def classify(
     joint = joint_of(objective, "a classification")
     parts = []
     with evaluating(objective) as like:
-        items = Items(data, like, views)
-        for rows in in_parts(len(items), batch_size, "classify"):
-            parts.append(plain(joint.responsibilities(items.batch(rows), draws)))
+        for batch in batches(data, like, views, batch_size, "classify"):
+            parts.append(plain(joint.responsibilities(batch, draws)))
     return np.concatenate(parts)
 
 

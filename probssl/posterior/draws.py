@@ -8,11 +8,12 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..arguments import whole
 from ..arrays import plain
-from ..data.batches import Data, Items, Views
+from ..data.batches import Items, Loadable, Views, rows_of
 from ..data.splits import Groups, Split
 from ..joint import Joint
 from ..limits._base import Embedding
@@ -32,7 +33,7 @@ Draws = dict[str, Tensor]
 
 def to_arviz(
     objective: nn.Module,
-    data: Data,
+    data: Loadable,
     *,
     draws: int = 500,
     items: int | Sequence[int] = 100,
@@ -73,7 +74,7 @@ def to_arviz(
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
-            one per modality.
+            one per modality; or a DataLoader that does not shuffle.
         draws: The number of draws.
         items: A number of items, the first ones, or row numbers, which become the
             coordinates of "item".
@@ -93,6 +94,8 @@ def to_arviz(
     check_proper(joint, "prior and posterior")
     check_spread(joint, "a posterior")
     with evaluating(objective) as like:
+        if isinstance(data, DataLoader):
+            data = rows_of(data, _needed(items))
         source = Items(data, like, views)
         rows = _rows(items, len(source))
         batch = joint.arranged(source.batch(torch.from_numpy(rows)))
@@ -199,7 +202,7 @@ def _sampled(
 
 
 def _observed(
-    joint: Joint, data: Data, batch: Batch, rows: np.ndarray
+    joint: Joint, data: Loadable, batch: Batch, rows: np.ndarray
 ) -> dict[str, dict[str, Variable]]:
     parts = list(map(plain, batch.parts))
     if batch.present is not None:
@@ -234,6 +237,13 @@ def _attrs(joint: Joint) -> dict[str, str]:
             "density of x"
         )
     return attrs
+
+
+def _needed(items: int | Sequence[int]) -> int:
+    """The number of items to load, of which some are chosen."""
+    if isinstance(items, int | np.integer):
+        return int(items)
+    return max(len(items), int(max(items, default=0)) + 1)
 
 
 def _rows(items: int | Sequence[int], count: int) -> np.ndarray:

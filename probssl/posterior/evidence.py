@@ -12,13 +12,13 @@ from torch import nn
 from ..arguments import whole
 from ..arrays import plain
 from ..bounds import log_weights
-from ..data.batches import Data, Items, Views
+from ..data.batches import Loadable, Views
 from ..estimates import estimate
 from ..joint import Joint
 from ..special import effective_sample_size
 from ..terms import Batch
 from .containers import pareto_k
-from .items import chunks, evaluating, in_parts
+from .items import batches, chunks, evaluating
 from .joints import check_density, check_proper, check_spread, joint_of
 
 __all__ = ["Evidence", "evidence"]
@@ -79,7 +79,7 @@ class Evidence(NamedTuple):
 
 def evidence(
     objective: nn.Module,
-    data: Data,
+    data: Loadable,
     *,
     particles: int = 100,
     views: Views | None = None,
@@ -99,7 +99,7 @@ def evidence(
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
-            one per modality.
+            one per modality; or a DataLoader that does not shuffle.
         particles: The number K of samples.
         views: A sampler of views; the data of an item are then all of its views,
             :math:`\log p(x_1, \dots, x_V)`. By default an item is its only view.
@@ -120,9 +120,7 @@ def evidence(
         check(joint, "an evidence")
     parts = []
     with evaluating(objective) as like:
-        items = Items(data, like, views)
-        for rows in in_parts(len(items), batch_size, "evidence"):
-            batch = items.batch(rows)
+        for batch in batches(data, like, views, batch_size, "evidence"):
             joint.check(batch)
             parts.append(_weigh(joint, batch, particles))
     log_evidence, ess, k = (np.concatenate(part) for part in zip(*parts, strict=True))

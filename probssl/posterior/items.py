@@ -4,16 +4,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..arguments import whole
+from ..data.batches import Items, Loadable, Views, in_order
 from ..terms import Batch
 
-__all__ = ["BAR_DELAY", "chunks", "evaluating", "in_parts"]
+__all__ = ["BAR_DELAY", "batches", "chunks", "evaluating", "in_parts", "singles"]
 
 BAR_DELAY = 3.0  # seconds before a progress bar shows
 DECODED_AT_ONCE = 2048  # representations
@@ -41,6 +44,48 @@ def in_parts(items: int, size: int, title: str) -> Iterator[Int[Tensor, " batch"
     """All row numbers, in parts of a batch size; a progress bar shows after 3 s."""
     parts = torch.arange(items).split(whole("batch_size", size))
     yield from tqdm(parts, title, delay=BAR_DELAY, unit="batch")
+
+
+def batches(
+    data: Loadable, like: Tensor | None, views: Views | None, size: int, title: str
+) -> Iterator[Batch]:
+    """The batches of all items in order; a DataLoader has a batch size of its own."""
+    if isinstance(data, DataLoader):
+        loads = in_order(data, like, views)
+        yield from tqdm(loads, title, delay=BAR_DELAY, unit="batch")
+        return
+    items = Items(data, like, views)
+    for rows in in_parts(len(items), size, title):
+        yield items.batch(rows)
+
+
+def singles(
+    data: Loadable, like: Tensor | None, size: int, title: str, pooled: bool = False
+) -> Iterator[Any]:
+    """All items in order without augmentation: a tensor, or one for each modality.
+
+    Arguments:
+        pooled: Whether several modalities of an item, which may be absent, are taken
+            as well: as a `Batch`.
+    """
+    if isinstance(data, DataLoader):
+        for batch in batches(data, like, None, size, title):
+            several = isinstance(batch.views, tuple)
+            if not (pooled and several) and set(batch.widths) != {1}:
+                raise TypeError(
+                    f"expected single items, got batches of {batch.shape[1]} views; "
+                    "let the DataLoader yield one view of each item"
+                )
+            if pooled and several:
+                yield batch
+            else:
+                alone = tuple(part[:, 0] for part in batch.parts)
+                yield alone if several else alone[0]
+        return
+    items = Items(data, like)
+    for rows in in_parts(len(items), size, title):
+        groups = pooled and items.grouped and items.several
+        yield items.batch(rows) if groups else items.alone(rows)
 
 
 def chunks(draws: int, batch: Batch) -> list[int]:

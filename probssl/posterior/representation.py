@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..arguments import choice, whole
 from ..arrays import plain
-from ..data.batches import Data, Items
+from ..data.batches import Loadable
 from ..joint import Joint
-from .items import evaluating, in_parts
+from ..terms import Batch
+from .items import evaluating, singles
 from .joints import check_proper, joint_of, mean_views
 
 __all__ = ["embed", "reconstruct", "sample"]
@@ -22,7 +23,7 @@ Images = np.ndarray | Any  # an array; for several modalities a tuple of arrays
 @overload
 def embed(
     objective: nn.Module,
-    data: Data,
+    data: Loadable,
     *,
     layer: str = ...,
     return_std: Literal[False] = False,
@@ -33,7 +34,7 @@ def embed(
 @overload
 def embed(
     objective: nn.Module,
-    data: Data,
+    data: Loadable,
     *,
     layer: str = ...,
     return_std: Literal[True],
@@ -43,7 +44,7 @@ def embed(
 
 def embed(
     objective: nn.Module,
-    data: Data,
+    data: Loadable,
     *,
     layer: str = "backbone",
     return_std: bool = False,
@@ -56,8 +57,9 @@ def embed(
     Arguments:
         objective: An objective, a joint, or a bare encoder.
         data: A `Split`, a tensor or array (n, \*event), or a tuple of these, one per
-            modality; bytes are read as k/255. A joint of several modalities, some of
-            which may be absent, also takes `Groups`.
+            modality; or a DataLoader, as for `fit`, that does not shuffle. The bytes of
+            a `Split` are read as k/255. A joint of several modalities, some of which
+            may be absent, also takes `Groups`.
         layer: ``"backbone"``, the output of the encoder, or ``"projector"``, that of
             the projection head.
         return_std: Whether to return the standard deviation of q(z|x) too.
@@ -70,13 +72,11 @@ def embed(
     joint = joint_of(objective, "return_std=True") if return_std else None
     means, deviations = [], []
     with evaluating(objective) as like:
-        items = Items(data, like)
-        for rows in in_parts(len(items), batch_size, "embed"):
-            if items.grouped and items.several:
+        for x in singles(data, like, batch_size, "embed", pooled=True):
+            if isinstance(x, Batch):
                 several = joint_of(objective, "representations of groups")
-                means.append(plain(several.pooled(items.batch(rows))))
+                means.append(plain(several.pooled(x)))
                 continue
-            x = items.alone(rows)
             means.append(plain(represent(x)))
             if joint is not None:
                 deviations.append(plain(_deviation(joint, x)))
@@ -84,7 +84,9 @@ def embed(
     return (z, np.concatenate(deviations)) if return_std else z
 
 
-def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> Images:
+def reconstruct(
+    objective: nn.Module, data: Loadable, *, batch_size: int = 1024
+) -> Images:
     """Reconstruct each item: the mean of p(x | z) at the mean of q(z|x).
 
     An array (item, \\*event); for several modalities, a tuple of these. For absent
@@ -96,9 +98,8 @@ def reconstruct(objective: nn.Module, data: Data, *, batch_size: int = 1024) -> 
     joint = joint_of(objective, "reconstructions")
     parts = []
     with evaluating(objective) as like:
-        items = Items(data, like)
-        for rows in in_parts(len(items), batch_size, "reconstruct"):
-            z = joint.prior.on_support(joint.alone(items.alone(rows)).mean)
+        for x in singles(data, like, batch_size, "reconstruct"):
+            z = joint.prior.on_support(joint.alone(x).mean)
             each = mean_views(joint, z, (1,) * z.shape[1])
             parts.append([mean.squeeze(1) for mean in each])
     return joined(joint, parts)

@@ -19,15 +19,14 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from ..data import batches
-from ..data.batches import Items, Target, Views, viewed
+from ..data.batches import Items, Loadable, Target, Views, loaded
 from ..runtime.distributed import rank, world_size
 from ..terms import Batch
 
 __all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
 __all__ += ["loaded", "made_ahead", "moved", "source"]
 
-Data = batches.Data | DataLoader
+Data = Loadable
 Key = TypeVar("Key")
 Load = TypeVar("Load")
 
@@ -152,24 +151,6 @@ def source(
     _check_shares(batch_size, len(items))
     streamed = _large(items) if streamed is None else streamed
     return Stored(items, batch_size, order, streamed)
-
-
-def loaded(load: Any, views: Views | None, target: Target) -> Batch:
-    """The batch of what a DataLoader yields: a Batch, items, or (items, labels, …)."""
-    if isinstance(load, Batch):
-        if views is not None:
-            raise ValueError(
-                "expected no views for a DataLoader of Batches, which has its own; "
-                "leave views out, or load the items alone"
-            )
-        return target.batch(load)
-    x = load[0] if isinstance(load, list | tuple) else load
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
-            f"got {type(x).__name__}; give it a collate_fn that makes one of these"
-        )
-    return viewed(target.values(x), views)
 
 
 def grouped(loads: Iterable[Load], size: int) -> Iterator[list[Load]]:

@@ -6,9 +6,16 @@ from torch.nn.functional import interpolate
 
 from ..arguments import instance, whole
 from ..terms import Batch
-from .colour import Colour, Grey
+from .colour import Colour, Grey, Invert
 from .geometry import Affine
-from .ranges import Range, check_floats, check_images, checked_range
+from .ranges import (
+    Range,
+    check_floats,
+    check_images,
+    check_unit,
+    check_values,
+    checked_range,
+)
 
 __all__ = ["Augment", "Grid", "MultiCrop", "digits", "simclr", "simvae_cifar10"]
 __all__ += ["simvae_mnist"]
@@ -43,6 +50,9 @@ class Augment(nn.Module):
     torch's global generator, and is then quantised as the data are. The views of an
     item are positive pairs.
 
+    Items outside [0, 1] are refused where values are clamped, or `Colour` or `Invert`
+    is among the parts; what the augmentations themselves move beyond is clamped.
+
     Arguments:
         parts: The augmentations, modules (n, \*event) -> (n, \*event). By default
             images are rotated by up to 15 degrees, scaled by 0.85 to 1.15 and shifted
@@ -63,7 +73,7 @@ class Augment(nn.Module):
     Raises:
         TypeError: If a part is not a module.
         ValueError: If `boxes` is given and there is not exactly one `Affine`, or
-            `levels` is given with ``clamp=False``.
+            `levels` is given with ``clamp=False``; if the items are not in [0, 1].
     """
 
     def __init__(
@@ -97,14 +107,16 @@ class Augment(nn.Module):
         self, x: Float[Tensor, "batch *event"]
     ) -> Float[Tensor, "batch view *event"] | Batch:
         check_floats(x)
+        clamped = self._clamps(x.ndim)
+        if clamped or self._bounded:
+            check_values(x, self)
         out, boxes = x.repeat_interleave(self.views, 0), None
         for part in self.parts:
             if self.boxes and isinstance(part, Affine):
                 out, boxes = part.with_boxes(out)
             else:
-                out = part(out)
-        images = x.ndim == 4 if self.clamp is None else self.clamp
-        if images or self.levels is not None:
+                out = _changed(part, out)
+        if clamped:
             out = self.grid(out)
         shape = len(x), self.views
         views = out.unflatten(0, shape)
@@ -112,13 +124,27 @@ class Augment(nn.Module):
             return views
         return Batch(views, clean=x, transform=boxes.unflatten(0, shape))
 
+    def check_range(self, low: float, high: float, ndim: int) -> None:
+        """Raise a ValueError if items with `ndim` axes have values that are refused."""
+        if self._clamps(ndim) or self._bounded:
+            check_unit(low, high, type(self).__name__)
+
+    def _clamps(self, ndim: int) -> bool:
+        images = ndim == 4 if self.clamp is None else self.clamp
+        return images or self.levels is not None
+
+    @property
+    def _bounded(self) -> bool:
+        return any(isinstance(part, Colour | Invert) for part in self.parts)
+
 
 class MultiCrop(nn.Module):
     r"""Multi-crop: global and local views of each image, for SwAV and DINO.
 
     All crops are drawn independently from torch's global generator and then quantised
-    as the data are. Local crops are resized to the size of the image, or to a smaller
-    one, which costs less and needs an encoder for any size.
+    as the data are. Images outside [0, 1] are refused. Local crops are resized to the
+    size of the image, or to a smaller one, which costs less and needs an encoder for
+    any size.
 
     The published areas are for photographs. For images of a few pixels use larger local
     crops: ``MultiCrop(local_crop=(0.3, 0.6), levels=16)`` for scikit-learn's digits.
@@ -182,6 +208,7 @@ class MultiCrop(nn.Module):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Batch:
         """Return a batch whose views are the global and the local crops."""
         check_images(x, "MultiCrop")
+        check_values(x, self)
         large = self._crops(x, self.large, self.views)
         if not self.local:
             return Batch(large)
@@ -194,8 +221,12 @@ class MultiCrop(nn.Module):
         if size is not None:
             out = interpolate(out, size, mode="bilinear", antialias=True)
         for part in self.parts:
-            out = part(out)
+            out = _changed(part, out)
         return self.grid(out).unflatten(0, (len(x), count))
+
+    def check_range(self, low: float, high: float, ndim: int) -> None:
+        """Raise a ValueError if items have values that are refused."""
+        check_unit(low, high, type(self).__name__)
 
 
 def digits(views: int = 2) -> Augment:
@@ -258,6 +289,11 @@ def simvae_cifar10(views: int = 2, levels: int | None = 255) -> Augment:
         views=views,
         levels=levels,
     )
+
+
+def _changed(part: nn.Module, x: Tensor) -> Tensor:
+    """One augmentation; those before it may have left [0, 1]."""
+    return part(x, inside=True) if isinstance(part, Colour | Invert) else part(x)
 
 
 def _check_modules(parts: tuple[nn.Module, ...]) -> None:

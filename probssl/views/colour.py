@@ -11,6 +11,7 @@ from .ranges import (
     Range,
     check_floats,
     check_images,
+    check_values,
     checked_range,
     ends,
     per_item,
@@ -36,6 +37,9 @@ class Colour(nn.Module):
     and done in one pass; then the values are clamped to [0, 1], and the hue is rotated
     in HSV, which keeps the largest and the smallest of the three channels. Without
     arguments the image is unchanged.
+
+    Images outside [0, 1] are refused. Within `Augment` the images are checked before
+    the first augmentation, and the results of others are clamped.
 
     Arguments:
         brightness: The range of b; a number a means (1 - a, 1 + a).
@@ -67,12 +71,14 @@ class Colour(nn.Module):
         self.p = probability("p", p)
 
     def forward(
-        self, x: Float[Tensor, "n channel height width"]
+        self, x: Float[Tensor, "n channel height width"], inside: bool = False
     ) -> Float[Tensor, "n channel height width"]:
         turns = ends(self.hue, 0) != (0, 0)
         fades = ends(self.saturation, 1) != (1, 1)
         what = "saturation and hue" if turns or fades else "brightness and contrast"
         check_images(x, what, colour=turns or fades)
+        if not inside:
+            check_values(x, self)
         changed = self._linear(x).clamp_(0, 1)
         if turns:
             changed = _turned(changed, uniform(ends(self.hue, 0), x.shape[:1], x))
@@ -139,7 +145,7 @@ class Background(nn.Module):
 
 
 class Invert(nn.Module):
-    r"""Random inversion of the grey levels, :math:`1 - x`.
+    r"""Random inversion of the grey levels, :math:`1 - x`, of images in [0, 1].
 
     Arguments:
         p: The probability that an item is inverted.
@@ -149,8 +155,12 @@ class Invert(nn.Module):
         super().__init__()
         self.p = probability("p", p)
 
-    def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
+    def forward(
+        self, x: Float[Tensor, "n *event"], inside: bool = False
+    ) -> Float[Tensor, "n *event"]:
         check_floats(x)
+        if not inside:
+            check_values(x, self)
         return sometimes(self.p, 1 - x, x)
 
 

@@ -3,18 +3,22 @@
 import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import between
+from ..arrays import span
 
 __all__ = [
     "Range",
     "checked_range",
     "check_floats",
     "check_images",
+    "check_unit",
+    "check_values",
     "ends",
     "happens",
     "per_item",
@@ -22,6 +26,9 @@ __all__ = [
     "sometimes",
     "uniform",
 ]
+
+ROUNDING = 1e-6
+_LOOKED: WeakSet[nn.Module] = WeakSet()  # modules whose first batch was in [0, 1]
 
 Range = float | tuple[float, float]
 """A pair (low, high), or a number that stands for a pair."""
@@ -78,6 +85,31 @@ def check_floats(x: Tensor) -> None:
             f"expected a floating-point tensor, images in [0, 1], got {kind}; convert "
             "bytes to float in [0, 1] first: x.float() / 255"
         )
+
+
+def check_unit(low: float, high: float, name: str) -> None:
+    """Raise a ValueError unless numbers from `low` to `high` lie within [0, 1]."""
+    if not -ROUNDING <= low <= high <= 1 + ROUNDING:
+        raise ValueError(
+            f"expected values in [0, 1] for {name}, got {low:.4g} to {high:.4g}; "
+            "divide bytes by 255, and normalise after the views, in the encoder; for "
+            "items of any range Augment(…, clamp=False) takes Affine, Noise, Mask, Blur"
+        )
+
+
+def check_values(x: Float[Tensor, "n *event"], module: nn.Module) -> None:
+    """Raise a ValueError unless x lies within [0, 1].
+
+    On a device that would synchronise with the host at every call: there only the first
+    batch of a module is looked at, and none within a CUDA graph.
+    """
+    if x.device.type != "cpu":
+        graph = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        if graph or x.is_meta or module in _LOOKED:
+            return
+        _LOOKED.add(module)
+    if x.numel() and type(x) is Tensor and not torch.compiler.is_compiling():
+        check_unit(*span(x), type(module).__name__)
 
 
 def check_images(x: Tensor, name: str, colour: bool = False) -> None:

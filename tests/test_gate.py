@@ -1,0 +1,352 @@
+"""The gate for arrays from outside: every entry point, every kind of array."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.checks import seeded
+from scipy import sparse
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import probssl as ps
+from probssl import affinities, arrays, evaluation, information, linear, maps, plots
+from probssl.limits._pair_affinity import PrincipalComponents
+
+N, DIM = 40, 6
+X = np.random.default_rng(0).random((N, DIM))
+Y = np.arange(N) % 2
+ENCODER = ps.nn.MLPEncoder((DIM,), 2)
+
+
+def masked(x):
+    return np.ma.masked_array(x, mask=x > x.mean())
+
+
+def holed(x, value=np.nan):
+    return np.where(x > x.mean(), value, x.astype(float))
+
+
+def frame(x):
+    return pd.DataFrame(x.reshape(len(x), -1))
+
+
+# Kinds of arrays that hold no numbers, or not one for each place.
+BAD = {
+    "masked": masked,
+    "NaN": holed,
+    "infinity": lambda x: holed(x, np.inf),
+    "complex": lambda x: x + 1j,
+    "object": lambda x: np.where(x > x.mean(), None, x),
+    "strings": lambda x: np.full(x.shape, "three"),
+    "times": lambda x: x.astype(int).astype("M8[s]"),
+    "sparse": lambda x: sparse.csr_matrix(x.reshape(len(x), -1)),
+    "sparse tensor": lambda x: torch.tensor(x).to_sparse(),
+    "complex tensor": lambda x: torch.tensor(x) + 1j,
+    "quantised": lambda x: torch.quantize_per_tensor(
+        torch.tensor(x).float(), 0.1, 0, torch.qint8
+    ),
+    "nested": lambda x: torch.nested.nested_tensor([torch.rand(2), torch.rand(3)]),
+    "ragged": lambda x: [[1.0], [1.0, 2.0]],
+    "empty": lambda x: x[:0],
+    "missing": lambda x: frame(x).convert_dtypes().mask(frame(x) > 0),
+    "mapping": lambda x: {"x": x},
+    "nothing": lambda x: None,
+}
+
+
+def joint():
+    prior = ps.priors.Mixture(2, components=2, scale=0.3)
+    decoder = ps.nn.MLPDecoder(2, (DIM,))
+    return ps.Joint(prior, ps.likelihoods.Gaussian(0.1), ENCODER, decoder)
+
+
+def simclr():
+    return ps.limits.SimCLR(ps.nn.MLPEncoder((DIM,), 2))
+
+
+def fit(x, **options):
+    options = {"views": ps.views.Augment(ps.views.Noise(0.1))} | options
+    return ps.fit(simclr(), x, epochs=1, progress=False, **options)
+
+
+PAIRS = np.random.default_rng(1).random((N, 2, DIM))
+IMAGES = X.reshape(N, 1, 2, 3)
+TABLE = np.arange(8.0).reshape(2, 2, 2) / 28
+# Public functions that take numbers: an array that each takes, and the call.
+POINTS = {
+    "data.arrays": (X, ps.data.arrays),
+    "data.arrays, test": (X, lambda x: ps.data.arrays(X, test=x)),
+    "data.groups": (PAIRS, ps.data.groups),
+    "data.groups of a list": (X, lambda x: ps.data.groups([X, x])),
+    "fit": (X, fit),
+    "fit, valid": (X, lambda x: fit(X, valid=x)),
+    "fit, modalities": (X, lambda x: fit((X, x), views=None)),
+    "fit, Split": (X, lambda x: fit(ps.data.Split(x))),
+    "fit, Groups": (PAIRS, lambda x: fit(ps.data.Groups(x), views=None)),
+    "embed": (X, lambda x: ps.embed(ENCODER, x)),
+    "reconstruct": (X, lambda x: ps.reconstruct(joint(), x)),
+    "complete": (PAIRS, lambda x: ps.complete(joint(), ps.data.Groups(x))),
+    "evidence": (X, lambda x: ps.evidence(joint(), x, particles=2)),
+    "classify": (X, lambda x: ps.classify(joint(), x)),
+    "to_arviz": (X, lambda x: ps.to_arviz(joint(), x, draws=2)),
+    "linear, fit": (X, lambda x: linear.ReconstructionSSL(2).fit(x)),
+    "linear, partial_fit": (X, lambda x: linear.JointEmbeddingSSL(2).partial_fit(x)),
+    "linear, transform": (X, lambda x: LINEAR.transform(x)),
+    "linear, inverse": (X[:, :2], lambda x: LINEAR.inverse_transform(x)),
+    "linear, score": (X, lambda x: LINEAR.score(x)),
+    "linear.advise": (X, lambda x: linear.advise(x, linear.Masking(0.3))),
+    "linear.LinearMaps": (PAIRS, linear.LinearMaps),
+    "linear.alignment_threshold": (
+        X[0],
+        lambda x: linear.alignment_threshold([1.0], x, 1.0, "joint embedding"),
+    ),
+    "maps": (X, lambda x: maps.NeighbourMap(epochs=3, progress=False).fit(x)),
+    "effective_rank": (X, evaluation.effective_rank),
+    "alignment_uniformity": (PAIRS, evaluation.alignment_uniformity),
+    "linear_probe": (X, lambda x: evaluation.linear_probe(x, Y, X, Y)),
+    "style_probe": (X, lambda x: evaluation.style_probe(X, x, X, x)),
+    "knn": (X, lambda x: evaluation.knn(X, Y, x, Y)),
+    "cluster": (X, lambda x: evaluation.cluster(x, Y)),
+    "crowding": (X, lambda x: evaluation.crowding(x, Y, progress=False)),
+    "info_nce": (X, lambda x: evaluation.info_nce(X, x)),
+    "gaussian_information": (X, lambda x: evaluation.gaussian_information(X, x)),
+    "number_of_components": (X, evaluation.number_of_components),
+    "information.estimate": (
+        X,
+        lambda x: information.estimate(X, x, Y, by=information.Clusters(2)),
+    ),
+    "information.discrete": (TABLE, information.discrete),
+    "Mixup": (X, lambda x: affinities.Mixup(x, 0.1)),
+    "PrincipalComponents": (X, lambda x: PrincipalComponents.of(x, 2)),
+    "plots.latent_map": (X, plots.latent_map),
+    "plots.latent_maps": (X[:, :2], lambda x: plots.latent_maps({"x": x})),
+    "plots.images": (IMAGES, plots.images),
+}
+LINEAR = linear.ReconstructionSSL(2).fit(X)
+ALLOWED = {
+    ("plots.images", "NaN"),  # a view that is absent
+    ("data.arrays, test", "nothing"),
+    ("fit, valid", "nothing"),
+    ("linear.alignment_threshold", "empty"),  # no noise
+    ("style_probe", "strings"),  # classes
+}
+SCIKIT = ("linear, ", "maps")  # whose own checks say the rest
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_what_holds_no_numbers_is_refused_everywhere(point):
+    base, call = POINTS[point]
+    for kind, spoil in BAD.items():
+        if (point, kind) in ALLOWED:
+            continue
+        with pytest.raises((ValueError, TypeError)) as caught:
+            call(spoil(base))
+            pytest.fail(f"{point} takes {kind}")
+        words = str(caught.value)
+        assert "expected" in words and "got" in words or point.startswith(SCIKIT), kind
+
+
+# The same numbers in other clothes.
+GOOD = {
+    "big-endian": lambda x: x.astype(">f8"),
+    "negative strides": lambda x: x[:, ::-1].copy()[:, ::-1],
+    "columns first": np.asfortranarray,
+    "longdouble": lambda x: x.astype(np.longdouble),
+    "half": lambda x: x.astype(np.float16),
+    "read-only": lambda x: np.broadcast_to(x, x.shape),
+    "lists": np.ndarray.tolist,
+    "a mask of nothing": np.ma.masked_array,
+    "a frame": pd.DataFrame,
+    "a frame without NA": lambda x: pd.DataFrame(x).convert_dtypes(),
+    "a mixed frame": lambda x: pd.DataFrame(x).astype({0: "float32", 1: "Float64"}),
+    "a parameter": lambda x: torch.nn.Parameter(torch.tensor(x)),
+    "a negated view": lambda x: torch.tensor(x * -1j).imag.neg(),
+}
+TAKEN = {
+    "data.arrays": lambda x: ps.data.arrays(x, test=x).train.images,
+    "data.groups": lambda x: ps.data.groups([x, x]).views,
+    "embed": lambda x: ps.embed(ENCODER, x),
+    "fit": lambda x: seeded(fit, x)["value"],
+    "linear": lambda x: LINEAR.transform(x),
+    "effective_rank": evaluation.effective_rank,
+    "knn": lambda x: evaluation.knn(X, Y, x, Y),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_numbers_are_the_same_in_any_clothes(kind):
+    for name, call in TAKEN.items():
+        found, expected = (np.asarray(call(x)) for x in (GOOD[kind](X), X))
+        off = 2e-2 if kind == "half" else 2e-6
+        np.testing.assert_allclose(found, expected, rtol=off, atol=off, err_msg=name)
+
+
+def test_a_file_of_foreign_numbers_is_read_lazily(tmp_path):
+    np.save(tmp_path / "x.npy", X.astype(">f4"))
+    file = np.load(tmp_path / "x.npy", mmap_mode="r")
+    np.testing.assert_allclose(ps.embed(ENCODER, file), ps.embed(ENCODER, X), atol=1e-6)
+    assert ps.data.batches.Items(file, None).parts[0] is file
+    np.save(tmp_path / "y.npy", X + 1j)
+    with pytest.raises(TypeError, match="complex"):
+        fit(np.load(tmp_path / "y.npy", mmap_mode="r"))
+
+
+def test_arrays_that_need_no_change_are_not_copied():
+    x = X.astype(np.float32)
+    found = arrays.tensor(x, "x")
+    assert found.data_ptr() == x.ctypes.data
+    assert arrays.finite(X) is X
+    assert ps.data.arrays(x, test=x).train.images.data_ptr() == x.ctypes.data
+
+
+# Labels
+
+
+BAD_LABELS = {
+    "masked": masked(Y),
+    "NaN": holed(Y),
+    "None": [None, *"ab" * (N // 2 - 1), "a"],
+    "bytes among strings": [b"a", *"ab" * (N // 2 - 1), "a"],
+    "missing": pd.Series(Y, dtype="Int64").mask(Y == 1),
+    "no category": pd.Categorical([*"ab" * (N // 2)], categories=["a"]),
+    "2^64 - 1": np.where(Y, 2**64 - 1, Y.astype(np.uint64)),
+    "1e30": np.where(Y, 1e30, 2e30),
+    "complex": Y + 1j,
+    "times": Y.astype("M8[s]"),
+    "sparse": sparse.csr_matrix(Y),
+    "ragged": [[1], [1, 2]],
+    "too few": Y[:-1],
+    "too many axes": np.eye(N),
+}
+LABELLED = {
+    "data.arrays": lambda y: ps.data.arrays(X, y),
+    "data.groups": lambda y: ps.data.groups(PAIRS, y),
+    "content of groups": lambda y: ps.data.groups(PAIRS, content=y),
+    "content of fit": lambda y: ps.fit(ps.limits.SimVAE(joint()), X, content=y),
+    "present": lambda y: ps.data.groups(PAIRS, present=y),
+    "linear_probe": lambda y: evaluation.linear_probe(X, y, X, Y),
+    "few_label_probe": lambda y: evaluation.few_label_probe(X, Y, X, y),
+    "cluster": lambda y: evaluation.cluster(X, y),
+    "matched_accuracy": lambda y: evaluation.matched_accuracy(Y, y),
+    "crowding": lambda y: evaluation.crowding(X, y, progress=False),
+    "information": lambda y: information.estimate(
+        X, X, y, by=information.Clusters(2), progress=False
+    ),
+}
+
+
+@pytest.mark.parametrize("point", LABELLED)
+def test_labels_are_kept_or_refused(point):
+    for kind, y in BAD_LABELS.items():
+        with pytest.raises((ValueError, TypeError), match="expected .*got"):
+            LABELLED[point](y)
+            pytest.fail(f"{point} takes {kind}")
+
+
+def test_all_parts_of_a_split_have_one_length():
+    for build in (ps.data.Split, ps.data.Groups):
+        with pytest.raises(ValueError, match=r"as many rows .*\[40, 39\]"):
+            build(torch.tensor(PAIRS), torch.tensor(Y[:-1]))
+    pair = ps.data.Split(torch.tensor(X)), ps.data.Split(torch.tensor(X))
+    with pytest.raises(TypeError, match="Split in a tuple.* valid="):
+        fit(pair)
+    with pytest.raises(TypeError, match="list of arrays.*np.stack.*tuple"):
+        fit([X, X])
+
+
+# Bytes
+
+
+def test_bytes_are_images_only_where_the_data_set_says_so():
+    counts = np.random.default_rng(0).poisson(3, (N, DIM)).astype(np.uint8)
+    for point in ("data.arrays", "data.groups", "fit", "embed", "evidence", "maps"):
+        base, call = POINTS[point]
+        x = np.stack([counts, counts], 1) if base is PAIRS else counts
+        for kind in (x, torch.tensor(x)):
+            with pytest.raises(ValueError, match="images or counts.*levels=255"):
+                call(kind)
+    with pytest.raises(ValueError, match="images or counts.*collate_fn"):
+        ps.embed(ENCODER, DataLoader(torch.tensor(counts)))
+    said = ps.data.arrays(counts, test=counts, levels=255).train
+    assert said.images.dtype == torch.uint8
+    found, scaled = ps.embed(ENCODER, said), counts / np.float32(255)
+    np.testing.assert_allclose(found, ps.embed(ENCODER, scaled), atol=1e-6)
+    pairs = ps.data.groups([counts, counts], levels=255)
+    assert pairs.views.dtype == torch.uint8
+    kept = ps.data.arrays(counts.astype(np.float32), test=X).train
+    assert np.array_equal(kept.images, counts)
+
+
+# DataLoaders
+
+
+class Rows(Dataset):
+    """Rows as mappings, as Hugging Face data sets have them."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, row):
+        return {"pixels": X[row].astype(np.float32), "label": int(Y[row])}
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.tensor(X).float())
+
+
+PLAIN = torch.tensor(X).float()
+LOADERS = {
+    "tensors": DataLoader(PLAIN, 16),
+    "with labels": DataLoader(TensorDataset(PLAIN, torch.tensor(Y)), 16),
+    "a stream": DataLoader(Stream(), 7),
+    "rows": DataLoader(
+        Rows(), 16, collate_fn=lambda rows: np.stack([row["pixels"] for row in rows])
+    ),
+    "batches": DataLoader(
+        PLAIN, 16, collate_fn=lambda rows: ps.Batch(torch.stack(rows)[:, None])
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_loader_is_read_like_the_array(kind):
+    model, loader = joint(), LOADERS[kind]
+    for call in (ps.embed, ps.reconstruct):
+        np.testing.assert_allclose(call(model, loader), call(model, PLAIN), atol=1e-6)
+    assert ps.classify(model, loader).shape == (N, 2)
+    draws = ps.to_arviz(model, loader, draws=3, items=[2, 30])
+    observed = draws["observed_data"]["x"].values
+    np.testing.assert_array_equal(observed[:, 0], PLAIN[[2, 30]])
+
+
+def test_evidence_of_a_loader_is_that_of_the_array():
+    torch.manual_seed(0)
+    model, loader = joint(), LOADERS["tensors"]
+    many = {"particles": 2000}
+    apart = [ps.evidence(model, x, **many).log_evidence for x in (loader, PLAIN)]
+    again = ps.evidence(model, PLAIN, **many).log_evidence
+    off, noise = (np.abs(apart[1] - other).mean() for other in (apart[0], again))
+    assert off < 3 * noise
+
+
+def test_a_loader_that_says_too_little_is_refused():
+    model = joint()
+    for loader, words in (
+        (DataLoader(PLAIN, 8, shuffle=True), "RandomSampler; pass shuffle=False"),
+        (DataLoader(PLAIN, 16, drop_last=True), "drop_last=False"),
+        (DataLoader(Rows(), 8), "dict of 'pixels', 'label'.*collate_fn.*'pixels'"),
+        (DataLoader(PLAIN[:0]), "an empty one"),
+        (DataLoader(torch.tensor(holed(X))), "NaN or infinity"),
+        (
+            DataLoader(
+                torch.tensor(PAIRS), collate_fn=lambda r: ps.Batch(torch.stack(r))
+            ),
+            "batches of 2 views",
+        ),
+        (Rows(), r"got Rows; pass DataLoader"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            ps.embed(model, loader)
+    with pytest.raises(TypeError, match="collate_fn"):
+        fit(DataLoader(Rows(), 8))
