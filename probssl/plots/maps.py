@@ -166,7 +166,8 @@ def _points(
         panel.scatter(xy[:, 0], xy[:, 1], size, COLOURS[0], alpha=0.6, linewidths=0)
         return to_rgba_array([COLOURS[0]] * len(xy))
     if not (hasattr(labels, "isna") or isinstance(labels, np.ma.MaskedArray)):
-        labels = plain(gate(labels, "labels", words=True))
+        words = isinstance(labels, list | tuple)  # None stands for no label
+        labels = list(labels) if words else plain(gate(labels, "labels", words=True))
     values = Series(labels)
     if values.shape != (len(xy),):
         raise ValueError(
