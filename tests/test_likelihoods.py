@@ -54,13 +54,17 @@ def test_binomial_is_pyros_binomial_of_the_count():
     assert_close(Binomial(16)(logits).log_prob(count / 16), plain)
 
 
-@pytest.mark.parametrize(
-    "likelihood", [Binomial(1), Binomial(16), Categorical(3)], ids=str
-)
-def test_samples_have_the_mean_and_the_variance(likelihood):
-    distribution = likelihood(torch.tensor([[-2.0, 0.3, 1.0], [0.0, 4.0, 0.0]]))
+@pytest.mark.parametrize("name", catalogue.LIKELIHOODS)
+def test_samples_have_the_mean_and_the_variance(name):
+    likelihood = catalogue.LIKELIHOODS[name]()
+    shape = likelihood.output_shape((2, 4))
+    distribution = likelihood(torch.linspace(-0.8, 0.8, math.prod(shape)).view(shape))
     x = distribution.sample((100_000,))
-    likelihood.check(x)
+    if not likelihood.pseudo:
+        likelihood.check(x)
+    if name == "StudentT":  # its squares have no error bar
+        assert_mean(x, distribution.mean)
+        return
     assert_mean(x, distribution.mean)
     assert_mean((x - distribution.mean).square(), distribution.variance)
 
@@ -283,6 +287,128 @@ def test_float32_follows_float64_far_out(name):
     assert_close(*[grad for _, grad in values], rtol=1e-4, atol=1e-4)
 
 
+STRANGERS = {
+    "normal": (lambda o: dist.Normal(o, 1.0), (3, 4), (3, 4)),
+    "independent": (lambda o: dist.Normal(o, 1.0).to_event(2), (3, 4), (3, 4)),
+    "multivariate": (
+        lambda o: dist.MultivariateNormal(o, torch.eye(4)),
+        (3, 4),
+        (3, 4),
+    ),
+    "low rank": (
+        lambda o: dist.LowRankMultivariateNormal(
+            o[..., 0], o[..., 1:], torch.ones_like(o[..., 0])
+        ),
+        (3, 4, 3),
+        (3, 4),
+    ),
+    "mixture": (
+        lambda o: dist.MixtureSameFamily(
+            dist.Categorical(logits=o[..., 0, :]), dist.Normal(o[..., 1, :], 1.0)
+        ),
+        (3, 4, 2, 5),
+        (3, 4),
+    ),
+    "zero-inflated": (
+        lambda o: dist.ZeroInflatedNegativeBinomial(
+            o[..., 0, :].exp(), logits=o[..., 1, :], gate_logits=o[..., 2, :]
+        ),
+        (3, 4),
+        (4,),
+    ),
+    "classes": (lambda o: dist.Categorical(logits=o), (4, 5), (4,)),
+    "chain": (
+        lambda o: dist.GaussianHMM(
+            dist.Normal(torch.zeros(2), 1.0).to_event(1),
+            torch.eye(2),
+            dist.Normal(torch.zeros(2), 1.0).to_event(1),
+            torch.eye(2),
+            dist.Normal(o, 1.0).to_event(1),
+        ),
+        (3, 2),
+        (3, 2),
+    ),
+}
+
+
+class Own(Likelihood):
+    """A likelihood that is a function of the decoder's output."""
+
+    def __init__(self, function: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, output: torch.Tensor) -> dist.TorchDistribution:
+        return self.function(output)
+
+
+def of_shape(likelihood: Likelihood, output: tuple[int, ...], event: tuple[int, ...]):
+    encoder, decoder = ps.nn.MLPEncoder(event, 2), ps.nn.MLPDecoder(2, output)
+    return ps.Joint(ps.priors.Gaussian(2), likelihood, encoder, decoder)
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_any_distribution_has_the_batch_shape_of_the_views(name):
+    function, output, event = STRANGERS[name]
+    joint = of_shape(Own(function), output, event)
+    p = joint.decode(torch.randn(5, 2, 2))
+    assert p.batch_shape == (5, 2) and p.event_shape == event
+    x = p.sample()
+    assert p.log_prob(x).shape == (5, 2)
+    joint.check(ps.Batch(x.double()))
+    if name in ("classes", "chain"):
+        with pytest.raises(ValueError, match="with a mean"):
+            ps.reconstruct(joint, x[:, 0].double())
+    else:
+        assert ps.reconstruct(joint, x[:, 0].double()).shape == (5, *event)
+
+
+def decoded(function: Callable[[torch.Tensor], object]) -> Callable[[], object]:
+    return lambda: of_shape(Own(function), (2, 4), (4,)).decode(torch.zeros(5, 3, 2))
+
+
+def fitted(function: Callable, x: torch.Tensor) -> Callable[[], object]:
+    batch = ps.Batch(x.expand(5, 2, 4).double())
+    return lambda: of_shape(Own(function), (4,), (4,)).double().check(batch)
+
+
+def beta(output: torch.Tensor) -> dist.TorchDistribution:
+    return dist.Beta(output.exp(), output.exp(), validate_args=False)
+
+
+def without_mean() -> object:
+    joint = of_shape(Own(lambda o: dist.Cauchy(o, 1.0)), (4,), (4,))
+    return ps.reconstruct(joint, torch.randn(5, 4))
+
+
+test_an_own_likelihood_that_does_not_fit_is_refused = refusals(
+    (decoded(lambda o: o), TypeError, "distribution of Pyro.*Tensor"),
+    (
+        decoded(lambda o: torch.distributions.Normal(o, 1.0)),
+        TypeError,
+        "distribution of Pyro.*Normal.*pyro.distributions",
+    ),
+    (
+        decoded(lambda o: dist.Normal(o[0], 1.0)),
+        ValueError,
+        r"begins with \(5, 3\).*got batch shape \(3, 2, 4\).*shape \(5, 3, 2, 4\)",
+    ),
+    (
+        decoded(lambda o: dist.Normal(o, 1.0).to_event(3)),
+        ValueError,
+        r"begins with \(5, 3\).*got batch shape \(5,\) and event shape \(3, 2, 4\)",
+    ),
+    (
+        fitted(lambda o: dist.Normal(o.mean(-1), 1.0), torch.zeros(())),
+        ValueError,
+        r"got \(\) at the site 'x' for views of shape \(4,\).*output_shape",
+    ),
+    (fitted(beta, torch.tensor(1.5)), ValueError, "support.*got values from 1.5"),
+    (fitted(beta, torch.tensor(0.0)), ValueError, "a finite log.*ends of the support"),
+    (without_mean, ValueError, "a mean.*decode"),
+)
+
+
 def checked(likelihood: Likelihood, x: list[float]) -> Callable[[], None]:
     return lambda: likelihood.check(torch.tensor(x))
 
@@ -294,6 +420,24 @@ test_what_cannot_be_is_refused = refusals(
     (checked(Binomial(16), [0.0, 0.03]), ValueError, "k/16"),
     (checked(Binomial(16), [0.0, 255.0]), ValueError, "255"),
     (checked(Gaussian(), [0.0, math.inf]), ValueError, "infinite"),
+    (checked(Binomial(255), [0.0, 7.0]), ValueError, "whole.*Poisson.*Ordinal.8"),
+    (checked(Bernoulli(), [0.0, -7.5]), ValueError, "from -7.5 to 0.*StudentT"),
+    (checked(Poisson(), [0.0, 0.5]), ValueError, "counts.*between 0 and 1.*Gaussian"),
+    (checked(NegativeBinomial(), [-1.0]), ValueError, "counts.*-1 to -1.*Laplace"),
+    (checked(Poisson(), [math.nan]), ValueError, "NaN"),
+    (checked(DiscretisedLogistic(16), [0.03]), ValueError, "k/16.*Gaussian"),
+    (checked(Ordinal(3), [0.0, 3.0]), ValueError, "categories 0, 1, … 2.*0 to 3"),
+    (lambda: Ordinal(1), ValueError, "categories as a whole number of at least 2"),
+    (lambda: Ordinal(3, features=2)(torch.zeros(3)), ValueError, "of 2 features"),
+    (lambda: Gaussian([0.1, 0.2])(torch.zeros(3)), ValueError, "axis of 2 elements"),
+    (lambda: StudentT(dof=1.0), ValueError, "dof above 1"),
+    (lambda: StudentT(dof=Predicted()), ValueError, "dof above 1"),
+    (lambda: Laplace(-1.0), ValueError, "scale"),
+    (lambda: NegativeBinomial(0.0), ValueError, "dispersion"),
+    (lambda: HeteroscedasticGaussian(0.0), ValueError, "bounds of scale"),
+    (lambda: HeteroscedasticGaussian(2.0, 1.0), ValueError, "below the upper"),
+    (lambda: HeteroscedasticGaussian()(torch.zeros(3)), ValueError, "2 numbers in a"),
+    (lambda: Poisson(True)(torch.zeros(4, 1)), ValueError, "output_shape"),
     (checked(Categorical(3), [1.0, 0.0]), ValueError, "3 classes"),
     (checked(Categorical(3), [1.0, 1.0, 0.0]), ValueError, "one-hot"),
     (checked(Categorical(3), [0.5, 0.5, 0.0]), ValueError, "one-hot vectors"),

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
@@ -25,6 +26,7 @@ from probssl.testing import (
     check_likelihood,
     check_objective,
     check_prior,
+    modules,
 )
 
 DRAWS, X = 500, torch.linspace(-1, 1, 18).view(3, 2, 3).sin()
@@ -310,6 +312,154 @@ def test_a_broken_likelihood_is_found_by_name(law, kind, size, methods):
     likelihood = own_distribution(kind(size), **methods)
     error = broken(check_likelihood, likelihood, torch.randn(3, 4), draws=DRAWS)
     assert law in error.laws and f"- {law}: " in str(error)
+
+
+class Own(Likelihood):
+    """A likelihood that is a function of the decoder's output."""
+
+    def __init__(self, function: Callable, measure: str = "Lebesgue") -> None:
+        super().__init__()
+        self.function, self.measure = function, measure
+
+    def forward(self, output):
+        return self.function(output)
+
+
+def width(x):
+    return nn.functional.softplus(x) + 0.1
+
+
+def multivariate(output):
+    loc, tril = output[..., 0, :], output[..., 1:, :]
+    scale = tril.tril(-1) + width(tril.diagonal(dim1=-2, dim2=-1)).diag_embed()
+    return dist.MultivariateNormal(loc, scale_tril=scale, validate_args=False)
+
+
+def mixture(output):
+    weight, loc, scale = output.unbind(-2)
+    parts = dist.Normal(loc, width(scale), validate_args=False)
+    weight = dist.Categorical(logits=weight, validate_args=False)
+    return dist.MixtureSameFamily(weight, parts, validate_args=False)
+
+
+def zero_inflated(output):
+    a, r, gate = output.unbind(-1)
+    return dist.ZeroInflatedNegativeBinomial(
+        width(r), logits=a, gate_logits=gate, validate_args=False
+    )
+
+
+def made(kind, *bounds: bool, **options: object) -> Callable:
+    """A function from output to a distribution; of bounds, which are positive."""
+
+    def function(output):
+        parts = output.unbind(-1) if len(bounds) > 1 else [output]
+        pairs = zip(parts, bounds, strict=True)
+        return kind(*(width(x) if b else x for x, b in pairs), **QUIET, **options)
+
+    return function
+
+
+QUIET, COUNTS = {"validate_args": False}, "counting, 0, 1, …"
+STRANGERS = {  # with the shape of the decoder's output for one x
+    "zero-inflated": (Own(zero_inflated, COUNTS), (2, 3)),
+    "multivariate": (Own(multivariate), (4, 3)),
+    "mixture": (Own(mixture), (2, 3, 4)),
+    "angles": (Own(made(dist.VonMises, False, True)), (3, 2)),
+    "shares": (Own(made(dist.Beta, True, True)), (3, 2)),
+    "compositions": (Own(made(dist.Dirichlet, True)), (4,)),
+    "maxima": (Own(made(dist.Gumbel, False, True)), (3, 2)),
+    "grey": (Own(lambda x: dist.ContinuousBernoulli(logits=x, **QUIET)), (3,)),
+    "image": (Own(lambda x: dist.Normal(x, 0.3, **QUIET).to_event(3)), (1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_distributions_of_pyro_obey_the_laws(name):
+    likelihood, shape = STRANGERS[name]
+    check_likelihood(likelihood, torch.randn(3, *shape), draws=DRAWS)
+
+
+class Branches(dist.Normal):
+    def log_prob(self, value):
+        return super().log_prob(value) if value.sum() > -1e9 else value
+
+
+REMARKS = {
+    "it has no mean": Own(lambda x: dist.Categorical(logits=x, **QUIET), COUNTS),
+    "validates its arguments": Own(
+        lambda x: dist.OneHotCategorical(logits=x, **QUIET), COUNTS
+    ),
+    "support that depends on the output": Own(
+        lambda x: dist.Uniform(x - 1, x + 1, **QUIET)
+    ),
+}
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+def test_what_breaks_no_law_is_a_warning(remark):
+    with pytest.warns(UserWarning, match=remark):
+        check_likelihood(REMARKS[remark], torch.randn(3, 2, 4), draws=DRAWS)
+
+
+def test_a_distribution_that_cannot_be_traced_is_a_warning(monkeypatch):
+    library = (*modules.LIBRARIES, str(Path(__file__).parent))
+    monkeypatch.setattr(modules, "LIBRARIES", library)
+    likelihood = Own(lambda x: Branches(x, 0.3, **QUIET))
+    with (
+        pytest.warns(UserWarning, match="cannot be compiled"),
+        pytest.warns(UserWarning, match="device cannot be checked"),
+    ):
+        check_likelihood(likelihood, event_shape=(4,), draws=DRAWS)
+
+
+def altered(kind, **methods: Callable) -> type:
+    return type("Altered", (kind,), methods)
+
+
+def constant(self, x):
+    return dist.MultivariateNormal.log_prob(self, x) + 0.3
+
+
+def summed(self, x):
+    return dist.Beta.log_prob(self, x).sum(0)
+
+
+def outside(self, sample_shape=()):
+    return 2 * dist.Beta.sample(self, sample_shape)
+
+
+def below(self, sample_shape=()):
+    return dist.Poisson.sample(self, sample_shape) - 1
+
+
+def unit(kind):
+    return lambda x: kind(x, scale_tril=torch.eye(3).to(x), **QUIET)
+
+
+WRONG = {
+    "constant": (
+        "normalisation",
+        unit(altered(dist.MultivariateNormal, log_prob=constant)),
+    ),
+    "summed": ("shapes", made(altered(dist.Beta, log_prob=summed), True, True)),
+    "outside": ("own samples", made(altered(dist.Beta, sample=outside), True, True)),
+    "below": ("own samples", made(altered(dist.Poisson, sample=below), True)),
+    "counts": ("measure", made(dist.Poisson, True)),
+    "over items": ("shapes", lambda x: dist.Normal(x.sum(0), 1.0, **QUIET)),
+    "over elements": ("shapes", lambda x: dist.Normal(x.sum((-2, -1)), 1.0, **QUIET)),
+    "from the front": ("shapes", lambda x: dist.Normal(x[:, 0], 1.0, **QUIET)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_in_a_likelihood_of_pyro_is_found(name):
+    law, function = WRONG[name]
+    size = 2 if name in ("summed", "outside") else 3
+    shape = {"event_shape": (3,)} if name != "constant" else {}
+    output = torch.randn(3, 3, size)
+    error = broken(check_likelihood, Own(function), output, draws=DRAWS, **shape)
+    assert law in error.laws
 
 
 class Validates(ps.likelihoods.Gaussian):

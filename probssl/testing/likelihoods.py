@@ -247,12 +247,12 @@ def shapes(case: _Case) -> Iterator[str]:
                 f"log-densities, got {tuple(x.shape)} and {tuple(log_prob.shape)}"
             )
             return
-    gap = differs(
-        case.of(case.output[:1]).log_prob(x[0, :1]),
-        case.of(case.output).log_prob(x[0])[:1],
-    )
-    if gap:
+    plain = case.of(case.output).log_prob(x[0])
+    alone = case.of(case.output[:1]).log_prob(x[0, :1])
+    if gap := differs(alone, plain[:1]):
         yield f"{gap} for one item alone against the same in a batch"
+    if gap := differs(case.of(wide).log_prob(x)[0], plain):
+        yield f"{gap} with an axis in front against without; count axes from the last"
 
 
 def measure(case: _Case) -> Iterator[str]:
