@@ -30,7 +30,9 @@ class ELBO(NamedTuple):
 
     .. math:: \sum_v E_q[\log p(x_v \mid z_v)] + H[q] + E_q[\log p(z_1, \dots, z_V)]
 
-    Called with a joint and a batch, it returns these three as `Terms`.
+    Called with a joint and a batch, it returns these three as `Terms`. With a
+    `label_weight` the penalty is that weight times `LogWeights.label`, the mean over
+    all items, which is no part of the bound.
 
     Arguments:
         particles: The number of samples of q over which expectations are averaged.
@@ -38,9 +40,13 @@ class ELBO(NamedTuple):
 
     particles: int = 1
 
-    def __call__(self, joint: Joint, batch: Batch) -> Terms:
-        weights = log_weights(joint, batch, self.particles)
-        return Terms(*(term.mean() for term in weights))
+    def __call__(
+        self, joint: Joint, batch: Batch, label_weight: Tensor | None = None
+    ) -> Terms:
+        labelled = label_weight is not None
+        *terms, label = log_weights(joint, batch, self.particles, labelled)
+        bound = Terms(*(term.mean() for term in terms))
+        return _with_labels(bound, label, label_weight)
 
 
 class IWAE(NamedTuple):
@@ -52,7 +58,7 @@ class IWAE(NamedTuple):
 
     The identity on the right gives its `Terms`: each term is averaged with the
     normalised weights, and their entropy less log K is added to the entropy. The bound
-    grows with K and converges to the evidence.
+    grows with K and converges to the evidence. `label_weight` is that of `ELBO`.
 
     Arguments:
         particles: The number K of samples.
@@ -64,17 +70,21 @@ class IWAE(NamedTuple):
 
     particles: int = 10
 
-    def __call__(self, joint: Joint, batch: Batch) -> Terms:
-        terms = log_weights(joint, batch, self.particles)
+    def __call__(
+        self, joint: Joint, batch: Batch, label_weight: Tensor | None = None
+    ) -> Terms:
+        labelled = label_weight is not None
+        terms = log_weights(joint, batch, self.particles, labelled)
         log_share = terms.local().log_softmax(0)
         share = log_share.exp()
         gain = -(share * log_share).sum(0) - math.log(self.particles)
-        return Terms(
+        bound = Terms(
             (share * terms.reconstruction).sum(0).mean(),
             ((share * terms.entropy).sum(0) + gain).mean(),
             (share * terms.alignment).sum(0).mean(),
             terms.hyper.mean(),
         )
+        return _with_labels(bound, terms.label, label_weight)
 
 
 class LogWeights(NamedTuple):
@@ -85,12 +95,18 @@ class LogWeights(NamedTuple):
     the alignment includes :math:`\log p(k)`. With an explicit y the alignment is
     :math:`\log p(y, z_1, \dots, z_V) - \log q(y \mid z_1, \dots, z_V)`, whose mean is
     at most :math:`\log p(z_1, \dots, z_V)`.
+
+    `label` is no summand: :math:`\log p(k \mid z_1, \dots, z_V)` of observed
+    components k, at samples of a q(z|x) that does not know k; 0 where k is unknown.
+    Under the guide `Coupled`, whose q(z|x, k) knows it, it is :math:`\log q(k \mid
+    x)`.
     """
 
     reconstruction: Tensor
     entropy: Tensor
     alignment: Tensor
     hyper: Tensor
+    label: Tensor
 
     def local(self) -> Tensor:
         """The log-weight of each sample and item, without the hyper-parameters."""
@@ -98,8 +114,14 @@ class LogWeights(NamedTuple):
 
 
 @in_float32
-def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
+def log_weights(
+    joint: Joint, batch: Batch, particles: int = 1, labelled: bool = False
+) -> LogWeights:
     """Sample z from the guide of a joint; return the log importance weights by term.
+
+    Arguments:
+        labelled: Whether to compute `label`, of a batch with contents; otherwise it
+            is 0.
 
     Raises:
         ValueError: If there are random hyper-parameters and no population, or p(x|z)
@@ -127,7 +149,28 @@ def log_weights(joint: Joint, batch: Batch, particles: int = 1) -> LogWeights:
         entropy=-(zeros + encoded),
         alignment=sum(p.values(), start=zeros) - sum(q.values(), start=zeros),
         hyper=hyper,
+        label=zeros + _label(joint, batch, guide) if labelled else zeros,
     )
+
+
+def _with_labels(bound: Terms, label: Tensor, weight: Tensor | None) -> Terms:
+    return bound if weight is None else bound._replace(penalty=weight * label.mean())
+
+
+def _label(joint: Joint, batch: Batch, guide: Trace) -> Tensor:
+    """log p(k|z_1..V) of observed components; 0 where they are unknown."""
+    assert batch.content is not None
+    nodes = cast(dict[str, Any], guide.nodes)
+    each = getattr(nodes["z"]["fn"], "log_evidences", None)
+    if each is not None:
+        log_share = (joint.prior.component().logits + each).log_softmax(-1)
+    else:
+        drawn = {h.name: nodes[h.name]["value"] for h in joint.prior.random()}
+        with joint.prior.at(**drawn):
+            z = nodes["z"]["value"]
+            log_share = joint.prior.responsibilities(z, batch.present).logits
+    k = batch.content.expand(log_share.shape[:-1]).unsqueeze(-1)
+    return log_share.gather(-1, k.clamp(min=0)).where(k >= 0, 0.0).squeeze(-1)
 
 
 def _log_probs(trace: Trace) -> tuple[dict[str, Tensor], list[Tensor]]:

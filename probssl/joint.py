@@ -19,7 +19,7 @@ from typing import Any, cast, overload
 
 import pyro
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params import param_with_module_name
@@ -376,7 +376,8 @@ class Joint(nn.Module):
                 absent views change what networks make of present ones.
         """
         batch = self.arranged(batch)
-        _check_content(self.prior, batch)
+        if batch.content is not None:
+            _check_content(self.prior, batch.content, batch.shape[0])
         parts = batch.parts if self.several else (batch.stacked,)
         for likelihood, x, mask in zip(
             self.likelihoods, parts, self._masks(batch), strict=True
@@ -437,6 +438,10 @@ class Joint(nn.Module):
                     "views; of layers that mix the rows of a batch only torch's batch "
                     "norm is given the present rows alone: use that, or layer norm"
                 )
+
+    def check_content(self, content: Int[Tensor, " item"]) -> None:
+        """Raise a ValueError if an observed content is no component of the prior."""
+        _check_content(self.prior, content, len(content))
 
     # What a notebook shows
 
@@ -594,14 +599,12 @@ def shape_error(name: str, p: TorchDistribution, x: Tensor) -> ValueError:
     )
 
 
-def _check_content(prior: Prior, batch: Batch) -> None:
+def _check_content(prior: Prior, k: Tensor, items: int) -> None:
     """Raise an error if an observed content is no component of the prior."""
-    if batch.content is None:
-        return
-    k, many = batch.content, prior.component().param_shape[-1]
-    if k.shape != (batch.shape[0],) or k.is_floating_point() or k.is_complex():
+    many = prior.component().param_shape[-1]
+    if k.shape != (items,) or k.is_floating_point() or k.is_complex():
         raise ValueError(
-            f"expected content as {batch.shape[0]} whole numbers, got "
+            f"expected content as {items} whole numbers, got "
             f"{tuple(k.shape)} {k.dtype}; give one for each item, -1 if unknown"
         )
     if not bool(((k >= -1) & (k < many)).all()):

@@ -10,7 +10,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers.catalogue import DIM, EVENT, ITEMS, OBJECTIVES, Everything, batch, noisy
+from helpers.catalogue import (
+    DIM,
+    EVENT,
+    ITEMS,
+    OBJECTIVES,
+    Everything,
+    batch,
+    joint,
+    noisy,
+)
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map_only
@@ -93,6 +102,28 @@ def test_every_objective_takes_the_same_steps_compiled(name, float64):
 def test_every_objective_takes_the_same_step_compiled_in_float32(name):
     """One step, for rounding errors grow from step to step."""
     assert_alike(OBJECTIVES[name](), 1e-5, groups=[[batch()]])
+
+
+def labelled() -> tuple[ps.limits.SimVAE, list[list[ps.Batch]]]:
+    """An objective and batches of which some items have a known component."""
+    simvae = ps.limits.SimVAE(joint(ps.priors.TwoTier(DIM, 3, 0.5)))
+    simvae.labelled = torch.tensor(0.5)
+    known = [torch.arange(ITEMS) % (3 + i) - 1 for i in range(STEPS)]
+    return simvae, [
+        [batch(i)._replace(content=k.clamp(max=2))] for i, k in enumerate(known)
+    ]
+
+
+def test_labels_take_the_same_steps_as_a_graph(float64, traced):
+    simvae, groups = labelled()
+    assert_alike(simvae, groups=groups)
+    assert len(traced) == 1
+
+
+@pytest.mark.slow  # half a minute
+def test_labels_take_the_same_steps_compiled(float64):
+    simvae, groups = labelled()
+    assert_alike(simvae, groups=groups)
 
 
 class Indexed(nn.Module):

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.checks import assert_mean, refusals, seeded, traces
@@ -145,6 +147,114 @@ def test_the_density_of_observed_contents_counts_as_alignment():
     each = each + torch.tensor([[0.2], [0.3], [0.5]]).log()
     expected = given(content, each.mT).mean()
     assert_close(terms.alignment, expected)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("absent", [False, True])
+def test_the_label_term_is_the_posterior_of_known_components(index, absent):
+    prior, y_scale = priors(torch.tensor([0.2, 0.3, 0.5]))[index]
+    joint, batch = linear_gaussian(prior), two_modalities()
+    batch = (some_absent(batch) if absent else batch)._replace(content=CONTENT)
+    means, weights = prior.components()[0], prior.logits.log_softmax(0)
+    posterior = (weights + evidence(joint, batch, means, y_scale)).log_softmax(1)
+    label = posterior.gather(1, CONTENT.clamp(min=0).unsqueeze(1)).squeeze(1)
+    expected = 7.0 * label[CONTENT >= 0].mean()
+    exact = seeded(ELBO(), joint, batch)
+    for share in (None, torch.tensor(0.25)):  # of the batch, of a data set
+        simvae = ps.limits.SimVAE(joint, label_weight=7.0)
+        simvae.labelled = share
+        found = seeded(simvae, batch)
+        scale = 1.0 if share is None else (4 / 6) / 0.25
+        assert_close(found.penalty, scale * expected, **EXACT)
+        assert_close(found[:4], exact[:4], **EXACT)
+    # Items weigh alike, in whichever process or batch they are.
+    halves = [
+        batch._replace(
+            views=tuple(part[half] for part in batch.views),
+            present=None if batch.present is None else batch.present[half],
+            content=CONTENT[half],
+        )
+        for half in (slice(3), slice(3, 6))
+    ]
+    mean = sum(simvae(half).penalty for half in halves) / 2
+    assert_close(mean, found.penalty, **EXACT)
+    unweighted = seeded(ps.limits.SimVAE(joint, label_weight=0.0), batch)
+    assert_close(sum(unweighted), sum(exact), **EXACT)
+
+
+@pytest.mark.parametrize("bound", [ELBO(3), IWAE(3)])
+@pytest.mark.parametrize("scale", [0.6, dist.LogNormal(-0.5, 0.3)])
+def test_labels_are_weighed_at_draws_of_a_guide_that_does_not_know_them(bound, scale):
+    prior = TwoTier(DIM, 3, scale, 1.3)
+    prior.logits.data = torch.tensor([0.2, 0.3, 0.5]).log()
+    joint = linear_gaussian(prior, ps.guides.DiagonalGaussian)
+    joint.population = torch.tensor(6.0)
+    batch = some_absent(two_modalities())._replace(content=CONTENT)
+    torch.manual_seed(1)
+    with pyro.plate("particles", 3, dim=-2):
+        nodes = poutine.trace(joint.guide).get_trace(batch).nodes
+    drawn = {h.name: nodes[h.name]["value"] for h in prior.random()}
+    options = {"present": batch.present} | drawn
+    each = [
+        prior(3, component=torch.full((6,), k), **options).log_prob(nodes["z"]["value"])
+        for k in range(3)
+    ]
+    shares = (torch.stack(each, -1) + prior.logits.log_softmax(0)).log_softmax(-1)
+    label = shares[:, torch.arange(6), CONTENT].where(CONTENT >= 0, 0.0)
+    simvae = ps.limits.SimVAE(joint, bound, label_weight=2.0)
+    simvae.labelled = torch.tensor(0.5)
+    assert_close(seeded(simvae, batch).penalty, 4.0 * label.mean(), **EXACT)
+
+
+def test_a_weighted_label_is_as_many_annotators_who_agree():
+    """The tempered evidence, by quadrature, is the mean of the importance weights."""
+    prior, annotators = Mixture(1, ps.priors.Components.at([[-1.0], [0.7]]), 0.6), 4
+    prior.logits.data = torch.tensor([0.3, 0.7]).log()
+    decoder = nn.Linear(1, 3)
+    encoder = ps.nn.MLPEncoder((3,), 1, hidden=(4,))
+    joint = ps.Joint(prior, ps.likelihoods.Gaussian(0.8), encoder, decoder)
+    x, k = torch.randn(2, 1, 3), torch.tensor([1, 0])
+    batch = Batch(x, content=k)
+    weights = log_weights(joint, batch, 20_000, labelled=True)
+    log_weight = weights.local() + (annotators - 1) * weights.label
+    grid = torch.linspace(-8, 8, 4_001).view(-1, 1, 1)
+    log_z = prior.log_prob(grid)
+    log_k = prior.logits.log_softmax(0) + torch.distributions.Normal(
+        prior.components()[0].mT, 0.6
+    ).log_prob(grid.squeeze(-1))
+    log_k = (log_k - log_z.unsqueeze(-1))[:, k]
+    mean = decoder(grid.squeeze(-1)).unsqueeze(1)
+    log_x = torch.distributions.Normal(mean, 0.8).log_prob(x[:, 0]).sum(-1)
+    height = (log_x + log_z.unsqueeze(-1) + annotators * log_k).exp()
+    exact = torch.trapezoid(height, grid.view(-1), dim=0)
+    assert_mean(log_weight.exp() / exact, torch.ones(2))
+    simvae = ps.limits.SimVAE(joint, ELBO(20_000), label_weight=annotators - 1.0)
+    assert sum(simvae(batch)) < exact.log().mean()
+
+
+def test_fit_counts_the_labels_and_refuses_them_before_the_first_step():
+    joint = ps.Joint(
+        TwoTier(DIM, 3, 0.5),
+        ps.likelihoods.Gaussian(0.5),
+        ps.nn.MLPEncoder((5,), DIM, hidden=(6,)),
+        ps.nn.MLPDecoder(DIM, (5,), hidden=(6,)),
+    )
+    simvae, x = ps.limits.SimVAE(joint), torch.randn(40, 5)
+    before = {name: value.clone() for name, value in simvae.state_dict().items()}
+    options = {"epochs": 1, "batch_size": 10, "progress": False}
+    unknown = torch.full((40,), -1)
+    late = unknown.clone()
+    late[-1] = 3
+    for bad, message in ((unknown, "each of the 40 items"), (late, "0 to 3|-1 to 3")):
+        with pytest.raises(ValueError, match=message):
+            ps.fit(simvae, x, content=bad, **options)
+    assert_close({name: simvae.state_dict()[name] for name in before}, before)
+    assert simvae.labelled is None
+    known = torch.where(torch.arange(40) < 10, torch.arange(40) % 3, unknown)
+    ps.fit(simvae, x, content=known, **options)
+    assert_close(simvae.labelled.item(), 0.25)
+    ps.fit(simvae, x, **options)
+    assert simvae.labelled is None
 
 
 def test_unknown_contents_change_nothing():

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.catalogue import uneven
+from helpers.checks import seeded
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
@@ -200,3 +201,61 @@ def test_gradients_in_weights_means_and_scales_are_exact(masked):
 
     assert gradcheck(value, (z, logits, loc, *logs))
     assert gradgradcheck(value, (z, logits, loc, *logs))
+
+
+def clustered(items: int = 300) -> tuple[Tensor, Tensor]:
+    """Items of four clusters, some seven standard deviations apart."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(items) % 4
+    noise = torch.randn(items, 6, generator=generator, dtype=torch.float64)
+    return torch.eye(4, 6)[labels] + 0.2 * noise, labels
+
+
+def two_views(x: Tensor) -> Tensor:
+    return x[:, None] + 0.1 * torch.randn(len(x), 2, *x.shape[1:])
+
+
+def labelled(
+    family: type[Mixture] | type[TwoTier],
+    weight: float = 3.0,
+    guide: Callable = ps.guides.DiagonalGaussian,
+) -> ps.limits.SimVAE:
+    torch.manual_seed(0)
+    encoder = ps.nn.MLPEncoder((6,), 2, hidden=(16,))
+    decoder = ps.nn.MLPDecoder(2, (6,), hidden=(16,))
+    likelihood, prior = ps.likelihoods.Gaussian(0.3), family(2, 4, 0.3)
+    joint = ps.Joint(prior, likelihood, encoder, decoder, guide=guide)
+    return ps.limits.SimVAE(joint, label_weight=weight)
+
+
+FEW = torch.where(torch.arange(300) < 30, torch.arange(300) % 4, -1)
+FIT = {"views": two_views, "content": FEW, "batch_size": 50, "learning_rate": 1e-2}
+FIT |= {"progress": False}
+
+
+@pytest.mark.parametrize("family", [Mixture, TwoTier])
+def test_few_labels_make_components_classes(family):
+    """At least as right as the nearest labelled mean of z: here, always."""
+    (x, labels), simvae = clustered(), labelled(family)
+    ps.fit(simvae, x, epochs=25, **FIT)
+    z = torch.as_tensor(ps.embed(simvae, x))
+    means = torch.stack([z[FEW == k].mean(0) for k in range(4)])
+    found = torch.as_tensor(ps.classify(simvae, x)).argmax(1)
+    nearest = torch.cdist(z, means).argmin(1)
+    right, other = ((k == labels).double().mean() for k in (found, nearest))
+    assert right >= max(other, 0.99)
+
+
+def test_labelled_fits_resume_and_load_as_they_were(tmp_path):
+    x, _ = clustered()
+    run = FIT | {"checkpoint": tmp_path / "run"}
+    through, halved, resumed = (labelled(TwoTier, 2.0) for _ in range(3))
+    seeded(ps.fit, through, x, **FIT, epochs=3)
+    seeded(ps.fit, halved, x, **run, epochs=2)
+    seeded(ps.fit, resumed, x, **run, epochs=3, resume=True)
+    assert_close(resumed.state_dict(), through.state_dict(), rtol=0, atol=0)
+    ps.save(resumed, tmp_path / "saved")
+    loaded = ps.load(tmp_path / "saved")
+    assert loaded.label_weight == 2.0
+    found = [seeded(ps.classify, each, x) for each in (loaded, through)]
+    assert (found[0] == found[1]).all()

@@ -367,7 +367,11 @@ class CoupledComponents(ViewsDistribution):
 
     @property
     def component(self) -> Categorical:
-        r"""The posterior of the component, :math:`q(k) = \pi_k Z_k / Z`."""
+        r"""The posterior of the component, :math:`q(k) = \pi_k Z_k / Z`.
+
+        Under a prior with known components all mass is on these; `log_evidences`, the
+        :math:`\log Z_k`, do not depend on what is known.
+        """
         return Categorical(logits=self.logits, validate_args=False)
 
     def each(self) -> OneFactorNormal:
@@ -413,8 +417,8 @@ class CoupledComponents(ViewsDistribution):
         content = prior.y_scale.square()
         excess, apart = 1 + content * precision, mean - prior.loc
         square = precision * apart.square() / excess + excess.log()
-        log_evidence = -0.5 * (square.sum(-1) + rest.sum(-1))
-        self.logits = prior.logits.log_softmax(-1) + log_evidence
+        self.log_evidences = -0.5 * (square.sum(-1) + rest.sum(-1))
+        self.logits = prior.logits.log_softmax(-1) + self.log_evidences
         self.y_loc = prior.loc + content * precision / excess * apart
         self.y_scale = prior.y_scale * excess.rsqrt()
 

@@ -294,6 +294,9 @@ class Components(nn.Module):
     A module of components has the attribute `components`, K, and returns means, shape
     (component, dim), and scales that broadcast to it.
 
+    The means have ten times the learning rate of the networks: Adam moves a mean by at
+    most its rate in one step, and means that lag behind z misclassify.
+
     Example:
         >>> import torch
         >>> from sklearn.cluster import KMeans
@@ -313,6 +316,8 @@ class Components(nn.Module):
         TypeError: If dim or number is not a whole number.
         ValueError: If one of them is below 1, or the spread is not positive.
     """
+
+    learning_rate_factor = 10.0
 
     def __init__(
         self, dim: int, components: int, spread: float = 1.0, own_scales: bool = False

@@ -50,6 +50,11 @@ class Stored:
         if not streamed:
             items.settle()
 
+    @property
+    def content(self) -> Int[Tensor, " item"] | None:
+        """The observed contents of all items, if there are any."""
+        return self.items.content
+
     def __len__(self) -> int:
         """Batches per epoch."""
         return max(1, self.count // self.batch_size)
@@ -86,6 +91,8 @@ class Stored:
 
 class Loaded:
     """A data set that a DataLoader loads; a load is what the loader yields."""
+
+    content = None  # of all items: it is not known before the loader yields them
 
     def __init__(
         self, loader: DataLoader, views: Views | None, order: Generator, target: Target

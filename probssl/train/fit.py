@@ -104,13 +104,13 @@ def fit(
             disk if they are a `numpy.memmap`. Or a DataLoader of tensors, of tuples
             that begin with a tensor, or of Batches; under data parallelism with a
             `DistributedSampler`. Buffers named ``population`` are set to the number of
-            items.
+            items, those named ``labelled`` to the share of items with a content.
         views: A data augmentation (batch, \\*event) -> (batch, view, \\*event), or ->
             Batch. Without one the items are their only view; Groups have their own.
         content: Observed contents of some items, as `Batch.content`: whole numbers
-            (n,), the components of a mixture prior, -1 for unknown. The labels of a
-            `Split` are not used. Validation has no contents, unless its data are Groups
-            with contents.
+            (n,), the components of a mixture prior, -1 for unknown; `limits.SimVAE`
+            says what a label weighs. The labels of a `Split` are not used. Validation
+            has no contents, unless its data are Groups with contents.
         valid: Validation data, measured after every epoch on all items, with the same
             views and the same random numbers every time. They do not change the random
             numbers of training.
@@ -185,7 +185,7 @@ def fit(
     train = make(data, target=target, content=content)
     with single_process():
         held_out = None if valid is None else make(valid, target=target)
-    settle(objective, target.device, population=train.count)
+    settle(objective, target.device, train.count, train.content)
     broadcast([*objective.parameters(), *objective.buffers()])
 
     optimizer = prepared_optimizer(optimizer, objective, learning_rate)

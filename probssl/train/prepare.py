@@ -61,13 +61,41 @@ def target_of(objective: nn.Module, device: str | torch.device) -> Target:
     return Target(torch.device(device), trainable[0].dtype)
 
 
-def settle(objective: nn.Module, device: torch.device, population: int | None) -> None:
-    """Move the objective; set its buffers `population` to the number of items."""
+def settle(
+    objective: nn.Module,
+    device: torch.device,
+    population: int | None,
+    content: Tensor | None = None,
+) -> None:
+    """Move the objective; set its buffers `population` to the number of items.
+
+    Buffers `labelled` are set to the share of items with an observed content, and
+    modules with a method `check_content` see all contents.
+    """
+    labelled = None if content is None else _labelled(objective, content)
     objective.to(device)
     for module in objective.modules():
         if population is not None and "population" in module._buffers:
             count = torch.tensor(float(population), device=device)
             module._buffers["population"] = count
+        if "labelled" in module._buffers:
+            share = None if labelled is None else torch.tensor(labelled, device=device)
+            module._buffers["labelled"] = share
+
+
+def _labelled(objective: nn.Module, content: Tensor) -> float:
+    """The share of items with an observed content, all of which are checked."""
+    known = int((content >= 0).sum())
+    if not known:
+        raise ValueError(
+            "expected content with labels, got -1 (unknown) for each of the "
+            f"{len(content)} items; leave content out, and the components are clusters"
+        )
+    for module in objective.modules():
+        check = getattr(module, "check_content", None)
+        if check is not None:
+            check(content)
+    return known / len(content)
 
 
 def prepared_optimizer(

@@ -52,10 +52,12 @@ def assert_mean(sample: Any, expected: Any, rounding: float = 1e-12) -> None:
     )
 
 
-def seeded(call: Callable[..., Any], *arguments: Any, seed: int = 1) -> Any:
+def seeded(
+    call: Callable[..., Any], *arguments: Any, seed: int = 1, **options: Any
+) -> Any:
     """Return ``call(*arguments)`` at a fixed state of the random numbers."""
     torch.manual_seed(seed)
-    return call(*arguments)
+    return call(*arguments, **options)
 
 
 def traces(joint: Any, batch: Any) -> tuple[Trace, Trace]:
