@@ -363,6 +363,46 @@ def test_any_distribution_has_the_batch_shape_of_the_views(name):
         assert ps.reconstruct(joint, x[:, 0].double()).shape == (5, *event)
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_a_likelihood_serves_a_joint_from_fit_to_evidence(name, tmp_path):
+    likelihood = NEW[name]()
+    joint = of_shape(likelihood, likelihood.output_shape((4,)), (4,))
+    x = joint.decode(torch.randn(40, 2, 2)).sample()
+    ps.fit(ps.limits.SimVAE(joint), ps.data.groups(x), epochs=1, progress=False)
+    ps.save(joint, tmp_path)
+    loaded = ps.load(tmp_path)
+    assert type(loaded.likelihood) is type(likelihood)
+    images = ps.reconstruct(joint, x[:, 0])
+    assert (
+        np.isfinite(images).all() and (ps.reconstruct(loaded, x[:, 0]) == images).all()
+    )
+    idata = ps.to_arviz(joint, x[:6, 0], draws=4)
+    assert np.isfinite(idata["log_likelihood"]["x"]).all()
+    found = ps.evidence(loaded, x[:6, 0])
+    assert found.measure == likelihood.measure and np.isfinite(found.log_evidence).all()
+
+
+def test_autoencoders_take_several_parameters_of_an_element():
+    likelihood, x = HeteroscedasticGaussian(), torch.randn(6, 2, 4)
+    parts = ps.nn.MLPEncoder((4,), 2), ps.nn.MLPDecoder(2, (4, 2)), likelihood
+    masked = ps.limits.MaskedAutoencoder(*parts).double()
+    denoising = ps.limits.DenoisingAutoencoder(*parts).double()
+    hidden = torch.zeros(12, 4, dtype=torch.bool)
+    hidden[:, 1] = True
+    masked.mask = lambda x: hidden
+    flat = x.flatten(0, 1)
+    for objective, seen, weight in (
+        (masked, flat.masked_fill(hidden, 0.0), hidden.double()),
+        (denoising, flat, 1.0),
+    ):
+        mean, scale = parts[1](parts[0](seen)).unbind(-1)
+        scale = 1e-2 ** (1 - scale.sigmoid()) * 10 ** scale.sigmoid()
+        target = x[:, :1].expand_as(x) if objective is denoising else x
+        each = dist.Normal(mean, scale).log_prob(target.flatten(0, 1)) * weight
+        terms = objective(ps.Batch(x, clean=x[:, 0]))
+        assert_close(terms.reconstruction, each.sum(1).mean())
+
+
 def decoded(function: Callable[[torch.Tensor], object]) -> Callable[[], object]:
     return lambda: of_shape(Own(function), (2, 4), (4,)).decode(torch.zeros(5, 3, 2))
 
@@ -433,11 +473,17 @@ test_what_cannot_be_is_refused = refusals(
     (lambda: StudentT(dof=1.0), ValueError, "dof above 1"),
     (lambda: StudentT(dof=Predicted()), ValueError, "dof above 1"),
     (lambda: Laplace(-1.0), ValueError, "scale"),
+    (lambda: Gaussian(ps.learned(0.1), floor=-1.0), ValueError, "floor"),
+    (lambda: Gaussian().output_shape(8), TypeError, "event_shape.*a tuple"),
     (lambda: NegativeBinomial(0.0), ValueError, "dispersion"),
     (lambda: HeteroscedasticGaussian(0.0), ValueError, "bounds of scale"),
     (lambda: HeteroscedasticGaussian(2.0, 1.0), ValueError, "below the upper"),
     (lambda: HeteroscedasticGaussian()(torch.zeros(3)), ValueError, "2 numbers in a"),
-    (lambda: Poisson(True)(torch.zeros(4, 1)), ValueError, "output_shape"),
+    (
+        lambda: Poisson(zero_inflated=True)(torch.zeros(4, 1)),
+        ValueError,
+        "output_shape",
+    ),
     (checked(Categorical(3), [1.0, 0.0]), ValueError, "3 classes"),
     (checked(Categorical(3), [1.0, 1.0, 0.0]), ValueError, "one-hot"),
     (checked(Categorical(3), [0.5, 0.5, 0.0]), ValueError, "one-hot vectors"),

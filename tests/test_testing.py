@@ -380,12 +380,32 @@ def test_distributions_of_pyro_obey_the_laws(name):
     check_likelihood(likelihood, torch.randn(3, *shape), draws=DRAWS)
 
 
+class Bare(dist.TorchDistribution):
+    """A normal distribution that declares neither support nor mean."""
+
+    arg_constraints = {}
+
+    def __init__(self, loc):
+        super().__init__(loc.shape, validate_args=False)
+        self.normal = dist.Normal(loc, 0.3, **QUIET)
+
+    def expand(self, batch_shape, _instance=None):
+        return Bare(self.normal.loc.expand(batch_shape))
+
+    def sample(self, sample_shape=()):
+        return self.normal.sample(sample_shape)
+
+    def log_prob(self, value):
+        return self.normal.log_prob(value)
+
+
 class Branches(dist.Normal):
     def log_prob(self, value):
         return super().log_prob(value) if value.sum() > -1e9 else value
 
 
 REMARKS = {
+    "Own: it has no mean": Own(Bare),
     "it has no mean": Own(lambda x: dist.Categorical(logits=x, **QUIET), COUNTS),
     "validates its arguments": Own(
         lambda x: dist.OneHotCategorical(logits=x, **QUIET), COUNTS

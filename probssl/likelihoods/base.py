@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..arguments import positive
+from ..arguments import at_least, instance, positive
 from ..hyper import Learned, Positive
 
 __all__ = ["PSEUDO", "Likelihood", "Predicted", "Spread", "check_density"]
@@ -50,7 +51,8 @@ class Likelihood(nn.Module):
             >>> ps.likelihoods.HeteroscedasticGaussian().output_shape((1, 8, 8))
             (1, 8, 8, 2)
         """
-        event = tuple(event_shape)
+        expected = "a tuple of sizes, (50,) for rows of 50 numbers"
+        event = tuple(instance("event_shape", event_shape, Sequence, expected))
         return event if self.per_element == 1 else (*event, self.per_element)
 
     def check(self, x: Tensor) -> None:
@@ -122,6 +124,7 @@ def spread(name: str, value: Spread, floor: float) -> Positive | Predicted:
             )
         return Predicted(low, high)
     numbers: Any = value.value if isinstance(value, Learned) else value
+    floor = at_least("floor", floor, 0)
     several = isinstance(numbers, Sequence) or getattr(numbers, "ndim", 0) > 0
     many = len(numbers) if several else None
     least = floor if isinstance(value, Learned) else 0.0
@@ -163,9 +166,10 @@ def check_density(
     if likelihood.pseudo:
         return
     absent = False if mask is None else ~mask
-    support: Any = p.support
-    if not bool((support.check(x) | absent).all()):
-        raise refuse(likelihood, f"x on the support of p(x|z), {support}", x)
+    with suppress(NotImplementedError):  # of a distribution that declares none
+        support: Any = p.support
+        if not bool((support.check(x) | absent).all()):
+            raise refuse(likelihood, f"x on the support of p(x|z), {support}", x)
     log_prob = p.log_prob(x)
     if not bool((log_prob.isfinite() | absent).all()):
         values = ", ".join({str(v) for v in log_prob[~log_prob.isfinite()].tolist()})

@@ -35,9 +35,10 @@ class Poisson(Likelihood):
 
     measure = "counting, {0, 1, …}"
 
-    def __init__(self, zero_inflated: bool = False) -> None:
+    def __init__(self, *, zero_inflated: bool = False) -> None:
         super().__init__()
-        self.zero_inflated, self.per_element = zero_inflated, 1 + zero_inflated
+        self.zero_inflated = zero_inflated
+        self.per_element = 1 + zero_inflated
 
     def extra_repr(self) -> str:
         return "zero_inflated=True" * self.zero_inflated
@@ -81,10 +82,11 @@ class NegativeBinomial(Poisson):
     def __init__(
         self,
         dispersion: Spread = learned(1.0),  # noqa: B008  a constant
+        *,
         zero_inflated: bool = False,
         floor: float = 1e-4,
     ) -> None:
-        super().__init__(zero_inflated)
+        super().__init__(zero_inflated=zero_inflated)
         self.dispersion = spread("dispersion", dispersion, floor)
         self.per_element += isinstance(self.dispersion, Predicted)
 

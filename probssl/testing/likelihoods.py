@@ -123,7 +123,9 @@ class _Case(NamedTuple):
         p = self.of(self.output)
         while isinstance(p, dist.MixtureSameFamily):
             p = p.component_distribution
-        support: Any = p.support
+        support: Any = constraints.independent(constraints.real, len(p.event_shape))
+        with suppress(NotImplementedError):  # of a distribution that declares none
+            support = p.support
         return CIRCLE if isinstance(p, dist.VonMises) else support
 
     @property
