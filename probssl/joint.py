@@ -36,7 +36,7 @@ from .hyper import Positive
 from .likelihoods import Likelihood
 from .likelihoods.base import check_density
 from .nn import PerModality
-from .nn.base import unmoved
+from .nn.base import network, output_error, unmoved
 from .nn.network import known_dim, nets_of, present_only
 from .priors import Prior
 from .runtime.precision import in_float32, lowered
@@ -125,6 +125,8 @@ class Joint(nn.Module):
         content: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        network("encoder", encoder)
+        network("decoder", decoder, "(n, dim) -> (n, *event)")
         dim = known_dim(encoder) or prior.dim
         if prior.dim is None or dim != prior.dim:
             raise ValueError(
@@ -259,6 +261,9 @@ class Joint(nn.Module):
                 output = lowered(net, flat)
             else:
                 output = lowered(present_only, net, flat, mask.expand(lead).flatten())
+            tensor = isinstance(output, Tensor) and output.is_floating_point()
+            if not tensor or output.shape[:1] != flat.shape[:1]:
+                raise output_error(net, flat, output, "*event")
             output = output.view(lead + output.shape[1:])
             found.append(given_z(likelihood, output, lead))
         return tuple(found)

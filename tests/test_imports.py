@@ -34,7 +34,7 @@ INWARDS = {
     "limits": "affinities bounds entropies hyper joint likelihoods nn priors runtime "
     "special terms",
     "train": "data plots runtime terms",
-    "posterior": "bounds data estimates guides joint likelihoods limits priors "
+    "posterior": "bounds data estimates guides joint likelihoods limits nn priors "
     "runtime special terms",
     "calibration": "bounds data joint posterior terms",
 }

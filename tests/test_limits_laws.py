@@ -49,6 +49,7 @@ from probssl.limits import (
 from probssl.limits._pair_affinity import neighbour_score
 from probssl.priors import Gaussian, Independent, Spherical
 from probssl.terms import Batch, Terms
+from probssl.train.steps import loss
 
 pytestmark = pytest.mark.usefixtures("float64")
 IDENTITY = nn.Identity()
@@ -498,3 +499,39 @@ test_arguments_out_of_range_are_refused = refusals(
     (lambda: masked(likelihood=Categorical(8)), ValueError, "independent elements"),
     (lambda: on(JointEmbedding)()(batch()), NotImplementedError, "has no value"),
 )
+
+
+class WithoutRepresent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(EVENT, 3)
+
+    def forward(self, batch: Batch) -> Terms:
+        z = self.encoder(batch.views)
+        return Terms(penalty=-z.var(1).mean())
+
+
+class RepresentAlone(WithoutRepresent):
+    def represent(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+
+def test_an_objective_without_represent_is_told_what_to_add():
+    x = torch.randn(8, EVENT)
+    with pytest.raises(TypeError, match=r"WithoutRepresent.* def represent\(self, x"):
+        ps.embed(WithoutRepresent(), x)
+    objective = RepresentAlone()
+    assert_close(torch.as_tensor(ps.embed(objective, x)), objective.encoder(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([torch.ones(())], TypeError, "got penalty of type list"),
+        (torch.ones((), dtype=torch.complex64), ValueError, "real means .*complex64"),
+        (torch.ones(8), ValueError, r"real means .* shape \(8,\)"),
+    ],
+)
+def test_terms_of_another_kind_are_refused(value, error, message):
+    with pytest.raises(error, match=message):
+        loss(Terms(penalty=value))

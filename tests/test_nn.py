@@ -277,3 +277,156 @@ def test_a_view_for_each_modality_may_come_as_one_tensor():
     apart = each_view(parts, x.split(1, 1))
     assert_close(each_view(parts, x), apart)
     assert_close(apart[:, 1], parts.parts[1](x[:, 1]))
+
+
+class Returning(nn.Module):
+    """A network of a user, whose output is made of what a linear layer returns."""
+
+    def __init__(self, make, inputs: int = 6, outputs: int = 4) -> None:
+        super().__init__()
+        self.linear, self.make = nn.Linear(inputs, outputs), make
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.make(self.linear(x))
+
+
+class Masked(Returning):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> object:
+        return self.linear(x) * mask
+
+
+class Output(dict):
+    """As of transformers: a dictionary with attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+OUTPUTS = {
+    "a dict": (lambda z: {"z": z}, TypeError, "got dict with z; wrap it"),
+    "a tuple": (lambda z: (z, z), TypeError, r"got tuple; wrap it"),
+    "a model output": (
+        *(lambda z: Output(pooler_output=z), TypeError),
+        "got Output with pooler_output; wrap it",
+    ),
+    "None": (lambda z: None, TypeError, "got NoneType"),
+    "numbers": (lambda z: z[:, 0], ValueError, r"got shape \(\d+,\)"),
+    "one number": (lambda z: z.mean(), ValueError, r"got shape \(\)"),
+    "few items": (lambda z: z[:3], ValueError, r"got shape \(3, \d\)"),
+    "items along axis 1": (lambda z: z.mT, ValueError, "which lie along axis 0"),
+    "whole numbers": (lambda z: z.long(), ValueError, "torch.int64; return a row of f"),
+    "complex": (lambda z: z + 1j, ValueError, "torch.complex64; return a row of f"),
+}
+NEVER = {
+    "two inputs": (lambda: Masked(None), TypeError, r"got forward\(x, mask\); wrap it"),
+    "lazy": (lambda: nn.LazyLinear(4), ValueError, "got LazyLinear with a lazy one"),
+    "a function": (lambda: len, TypeError, "as a module .*; build it, or wrap"),
+    "a class": (lambda: nn.Linear, TypeError, "as a module .*; build it, or wrap"),
+    "None": (lambda: None, TypeError, "as a module .* got None"),
+}
+
+
+def joint_of(encoder: nn.Module, decoder: nn.Module) -> ps.limits.SimVAE:
+    prior, likelihood = ps.priors.Gaussian(4), ps.likelihoods.Gaussian(0.1)
+    return ps.limits.SimVAE(ps.Joint(prior, likelihood, encoder, decoder))
+
+
+PLACES = {
+    "a joint's encoder": lambda net: joint_of(net(6, 4), MLPDecoder(4, (6,))),
+    "a joint's decoder": lambda net: joint_of(MLPEncoder((6,), 4), net(4, 6)),
+    "a wrapped trunk": lambda net: ps.limits.SimCLR(Encoder(net(6, 4), 4, 2)),
+    "a wrapped net": lambda net: joint_of(
+        MLPEncoder((6,), 4), Decoder(net(4, 6), 4, (6,))
+    ),
+    "an encoder": lambda net: ps.limits.SimCLR(net(6, 4)),
+    "a projector": lambda net: ps.limits.VICReg(MLPEncoder((6,), 4), net(4, 4)),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_networks_that_return_no_row_for_each_item_are_refused(place, output):
+    make, error, message = OUTPUTS[output]
+    objective = PLACES[place](lambda *sizes: Returning(make, *sizes))
+    if (place, output) == ("a joint's decoder", "numbers"):
+        # Right for items that are numbers.
+        message = "p.x.z. of the shape of the views, got "
+    with pytest.raises(error, match=f"expected .*{message}"):
+        objective(ps.Batch(torch.rand(8, 2, 6)))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", NEVER)
+def test_networks_that_cannot_be_called_are_refused_when_built(place, name):
+    if (place, name) == ("a projector", "None"):
+        return  # there need not be one
+    make, error, message = NEVER[name]
+    with pytest.raises(error, match=message):
+        PLACES[place](lambda *sizes: make())
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_bare_encoders_that_return_no_row_for_each_item_are_not_embedded(output):
+    make, error, message = OUTPUTS[output]
+    with pytest.raises(error, match=message):
+        ps.embed(Returning(make), torch.rand(8, 6))
+
+
+class Block(nn.Module):
+    """A residual block as torchvision has it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2, self.downsample = nn.BatchNorm2d(outputs), None
+        if stride != 1 or inputs != outputs:
+            one = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(one, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    """A residual network as torchvision has it: no `dim`, no `features`."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 7, 2, 3, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.layer1, self.layer2 = Block(4, 4, 1), Block(4, 8, 2)
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer2(self.layer1(self.relu(self.bn1(self.conv1(x)))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+OF_RESNETS = {
+    "SimCLR": lambda net: ps.limits.SimCLR(net),
+    "VICReg": lambda net: ps.limits.VICReg(net, Projector(5)),
+    "BYOL": lambda net: ps.limits.BYOL(net, Projector(5)),
+    "SimVAE": lambda net: ps.limits.SimVAE(
+        ps.Joint(
+            *(ps.priors.Gaussian(5), ps.likelihoods.Binomial(16), net),
+            MLPDecoder(5, (1, 8, 8)),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_RESNETS)
+def test_a_resnet_as_torchvision_has_it_is_an_encoder_as_it_is(name, tmp_path):
+    digits = ps.data.digits()
+    images = digits.train.images[:64]
+    objective = OF_RESNETS[name](ResNet(5))
+    ps.fit(objective, images, views=ps.views.digits(), epochs=1, progress=False)
+    z = ps.embed(objective, images)
+    assert z.shape == (64, 5)
+    ps.save(objective, tmp_path)
+    again = ps.load(tmp_path, into=OF_RESNETS[name](ResNet(5)))
+    assert_close(ps.embed(again, images), z)

@@ -18,6 +18,7 @@ from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
 from ..nn import PerModality, each_view
 from ..nn.base import (
     called_plainly,
+    features_checked,
     features_of,
     features_width,
     recorded,
@@ -106,7 +107,9 @@ class Factors(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Location and raw spread of the flattened views of each modality."""
         whole, spread, nets = self.encoder, self.spread, nets_of(self.encoder)
-        heads = list(spread) if isinstance(spread, nn.ModuleList) else [spread]
+        heads: list[Any] = (
+            list(spread) if isinstance(spread, nn.ModuleList) else [spread]
+        )
         if len(nets) < len(parts):  # one encoder for views of several sizes
             nets, heads = nets * len(parts), heads * len(parts)
         if isinstance(whole, PerModality) and not called_plainly(whole, PerModality):
@@ -122,12 +125,20 @@ class Factors(nn.Module):
                 else present_only(net, x, mask, partial(with_features, net))
                 for net, x, mask in zip(nets, parts, masks, strict=True)
             ]
-        for loc, _ in both:
+        for net, head, x, (loc, f) in zip(nets, heads, parts, both, strict=True):
             if loc.shape[1:] != (self.dim,):
                 raise ValueError(
                     f"expected the encoder to return locations (n, {self.dim}), got "
                     f"{tuple(loc.shape)}; let it return z alone: the guide has a head "
                     "of its own for the spread"
+                )
+            if f.shape[1:] != (head.in_features,):
+                features_checked(net, x, f, head.in_features)  # its error
+            dtype = head.weight.dtype
+            if f.dtype != dtype and not torch.is_autocast_enabled(f.device.type):
+                raise ValueError(
+                    f"expected {type(net).__name__} to return {dtype}, as the guide "
+                    f"has, got {f.dtype}; end its forward with .to({dtype})"
                 )
         return [(loc, head(f)) for (loc, f), head in zip(both, heads, strict=True)]
 

@@ -10,7 +10,7 @@ from ..entropies import Entropy
 from ..hyper import Positive, known_population
 from ..joint import register
 from ..nn import Network, PerModality, each_view
-from ..nn.base import hooked
+from ..nn.base import hooked, network, output_of
 from ..priors import Prior
 from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
@@ -69,7 +69,10 @@ class JointEmbedding(nn.Module):
 
     def __init__(self, encoder: nn.Module, projector: nn.Module | None = None) -> None:
         super().__init__()
-        self.encoder, self.projector = encoder, projector
+        self.encoder = network("encoder", encoder)
+        if projector is not None:
+            network("projector", projector, "(n, dim) -> (n, dim')")
+        self.projector = projector
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
@@ -121,9 +124,9 @@ class JointEmbedding(nn.Module):
             each = lowered(self.encoder, parts)
             z = torch.stack([out.flatten(1) for out in each]).mean(0)
         else:
-            z = lowered(self.encoder, x).flatten(1)
+            z = lowered(output_of, self.encoder, x).flatten(1)
         if layer == "projector" and self.projector:
-            return lowered(self.projector, z)
+            return lowered(output_of, self.projector, z)
         return z
 
     def check(self, batch: Batch) -> None:

@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_map
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..nn import each_view
+from ..nn.base import output_of
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 from ._base import check_only_views
@@ -83,7 +84,8 @@ class DenoisingAutoencoder(nn.Module):
         if (noise := self.noise) is not None:
             views = tree_map(lambda x: noise(x.flatten(0, 1)).view_as(x), views)
         z = each_view(self.encoder, views)
-        output = lowered(self.decoder, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        output = lowered(output_of, self.decoder, z.flatten(0, 1))
+        output = output.unflatten(0, z.shape[:2])
         distribution = given_z(self.likelihood, output, z.shape[:2])
         shape = distribution.event_shape
         if shape != clean.shape[2:]:
@@ -96,7 +98,7 @@ class DenoisingAutoencoder(nn.Module):
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
         """The encoder's output for x, without noise."""
-        return lowered(self.encoder, x).flatten(1)
+        return lowered(output_of, self.encoder, x).flatten(1)
 
     def check(self, batch: Batch) -> None:
         """Raise an error if views are absent, or the likelihood refuses clean items."""

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ..arguments import between, whole
 from ..likelihoods import Likelihood
+from ..nn.base import output_of
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 from ._base import check_only_views
@@ -91,8 +92,8 @@ class MaskedAutoencoder(nn.Module):
         check_only_views(self, batch)
         x = batch.stacked.flatten(0, 1)
         hidden = self.mask(x)
-        z = lowered(self.encoder, x.masked_fill(hidden, 0.0)).flatten(1)
-        output = lowered(self.decoder, z)
+        z = lowered(output_of, self.encoder, x.masked_fill(hidden, 0.0)).flatten(1)
+        output = lowered(output_of, self.decoder, z)
         distribution = self.likelihood(output)
         if distribution.batch_shape != x.shape:
             raise ValueError(
@@ -133,7 +134,7 @@ class MaskedAutoencoder(nn.Module):
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
         """The encoder's output for x, with nothing hidden."""
-        return lowered(self.encoder, x).flatten(1)
+        return lowered(output_of, self.encoder, x).flatten(1)
 
     def check(self, batch: Batch) -> None:
         """Raise an error if views are absent, patches do not fit, or x is no data."""

@@ -2,17 +2,18 @@
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..arguments import whole
+from ..arguments import instance, whole
 
 __all__ = [
     "Decoder",
@@ -21,14 +22,21 @@ __all__ = [
     "called_plainly",
     "check_items",
     "dense",
+    "features_checked",
     "features_of",
     "features_width",
     "halvings",
+    "is_rows",
+    "network",
+    "output_error",
+    "output_of",
     "recorded",
     "sizes",
     "unmoved",
     "with_features",
 ]
+
+UNINITIALISED = (UninitializedBuffer, UninitializedParameter)  # of lazy layers
 
 
 class Encoder(nn.Module):
@@ -47,14 +55,15 @@ class Encoder(nn.Module):
     def __init__(self, trunk: nn.Module, width: int, dim: int) -> None:
         super().__init__()
         self.width, self.dim = whole("width", width), whole("dim", dim)
-        self.trunk, self.head = trunk, nn.Linear(self.width, self.dim)
+        self.trunk = network("trunk", trunk, "(n, *event) -> (n, width)")
+        self.head = nn.Linear(self.width, self.dim)
 
     def features(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n width"]:
         """Return the activations before the head."""
         return self.trunk(x)
 
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n dim"]:
-        return self.head(self.features(x))
+        return self.head(features_checked(self, x, self.features(x), self.width))
 
 
 def called_plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -100,6 +109,8 @@ def recorded(encoder: nn.Module) -> Iterator[list[Tensor]]:
 
     def record(*args: Any, **options: Any) -> Tensor:
         f = features(*args, **options)
+        if not isinstance(f, Tensor):
+            raise output_error(encoder, args[0], f, "width", ".features")
         seen.append(f.clone())  # the caller may change f in place
         return f
 
@@ -118,7 +129,7 @@ def unmoved(module: nn.Module) -> Iterator[list[Tensor]]:
         (part._buffers, name, buffer, buffer.clone())
         for part in module.modules()
         for name, buffer in part._buffers.items()
-        if buffer is not None and not isinstance(buffer, UninitializedBuffer)
+        if buffer is not None and not isinstance(buffer, UNINITIALISED)
     ]
     try:
         for own, name, _, copy in buffers:
@@ -156,10 +167,97 @@ def with_features(
     """Return ``encoder(x)``, one row per item, and `features_of` the encoder."""
     if isinstance(encoder, Encoder) and called_plainly(encoder, Encoder):
         features = encoder.features(x)
+        features = features_checked(encoder, x, features, encoder.width)
         return encoder.head(features), features
     with recorded(encoder) as seen:
-        z = encoder(x).flatten(1)
+        z = output_of(encoder, x).flatten(1)
     return z, features_of(encoder, x, z, seen)
+
+
+def output_of(network: nn.Module, x: Tensor) -> Float[Tensor, "n dim *rest"]:
+    """Return ``network(x)``; raise an error unless it has a row of floats per item."""
+    z = network(x)
+    if not is_rows(z, len(x)):
+        raise output_error(network, x, z)
+    return z
+
+
+def is_rows(z: Any, n: int) -> bool:
+    """Whether it is a tensor of real numbers (n, dim) or (n, dim, ...)."""
+    return (
+        isinstance(z, Tensor) and z.is_floating_point() and z.ndim > 1 and len(z) == n
+    )
+
+
+def output_error(
+    network: nn.Module, x: Tensor, z: Any, shape: str = "dim", method: str = ""
+) -> TypeError | ValueError:
+    """The error for a network whose output is no tensor of a row for each item."""
+    name, expected = type(network).__name__ + method, f"a tensor ({len(x)}, {shape})"
+    if isinstance(z, Tensor):
+        got = f"shape {tuple(z.shape)}, {z.dtype}"
+        hint = "return a row of floats for each of the items, which lie along axis 0"
+        return ValueError(
+            f"expected {name} to return {expected} for {tuple(x.shape)}, got {got}; "
+            f"{hint}"
+        )
+    keys = f" with {', '.join(map(str, z))}" if isinstance(z, Mapping) else ""
+    return TypeError(
+        f"expected {name} to return {expected}, got {type(z).__name__}{keys}; wrap it "
+        "in a module whose forward returns the tensor alone, such as "
+        "net(x).pooler_output, net(x)['z'] or net(x)[0]"
+    )
+
+
+def features_checked(
+    encoder: nn.Module, x: Tensor, f: Any, width: int
+) -> Float[Tensor, "n width"]:
+    """Return the features of an encoder; raise an error unless they are (n, width)."""
+    if not is_rows(f, len(x)):
+        raise output_error(encoder, x, f, str(width), ".features")
+    if f.shape[1:] != (width,):
+        raise ValueError(
+            f"expected {type(encoder).__name__}.features to return ({len(x)}, {width}) "
+            f"for width={width}, got shape {tuple(f.shape)}; set width to the number "
+            "of features of an item"
+        )
+    return f
+
+
+def network(name: str, value: Any, kind: str = "(n, *event) -> (n, dim)") -> nn.Module:
+    """Return a network; raise an error if it cannot be called as ``module(x)``.
+
+    Raises:
+        TypeError: If it is no module, or needs other inputs than one.
+        ValueError: If it has layers that are not initialised, such as ``LazyLinear``.
+    """
+    hint = "build it, or wrap a function in a module of its own"
+    instance(name, value, nn.Module, f"a module {kind}", hint)
+    needed = _needed(value.forward)
+    if needed is not None and len(needed) > 1:
+        raise TypeError(
+            f"expected {name} to take one input, as {type(value).__name__}(x), got "
+            f"forward({', '.join(needed)}); wrap it in a module whose forward takes x"
+        )
+    for parameter in (*value.parameters(), *value.buffers()):
+        if isinstance(parameter, UNINITIALISED):
+            raise ValueError(
+                f"expected {name} with all its layers initialised, got "
+                f"{type(value).__name__} with a lazy one; call it once on some data "
+                "before, or give the sizes of layers"
+            )
+    return value
+
+
+def _needed(call: Any) -> list[str] | None:
+    """The names of arguments that a call needs; None if that is not known."""
+    try:
+        parameters = signature(call).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    needed = (p for p in parameters if p.default is p.empty and p.kind not in several)
+    return [p.name for p in needed]
 
 
 class Decoder(nn.Module):
@@ -175,11 +273,18 @@ class Decoder(nn.Module):
     def __init__(self, net: nn.Module, dim: int, event_shape: Sequence[int]) -> None:
         super().__init__()
         self.dim, self.event_shape = whole("dim", dim), sizes(event_shape=event_shape)
-        self.net = net
+        self.net = network("net", net, "(n, dim) -> (n, *event)")
 
     def forward(self, z: Float[Tensor, "n dim"]) -> Float[Tensor, "n *event"]:
         check_items(z, (self.dim,))
-        return self.net(z).reshape(len(z), *self.event_shape)
+        x = output_of(self.net, z)
+        if x[:1].numel() != math.prod(self.event_shape) * len(x[:1]):
+            raise ValueError(
+                f"expected {type(self.net).__name__} to return as many numbers as "
+                f"{self.event_shape} for each item, got shape {tuple(x.shape)}; let "
+                f"its last layer have {math.prod(self.event_shape)} outputs"
+            )
+        return x.reshape(len(z), *self.event_shape)
 
 
 class Reshape(nn.Module):

@@ -1,6 +1,7 @@
 r"""Networks applied to the views of a batch: one for all views, or one per modality."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
-from .base import called_plainly
+from .base import called_plainly, network, output_of
 
 __all__ = [
     "Network",
@@ -42,6 +43,8 @@ class PerModality(nn.Module):
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
+        for part in parts:
+            network("parts", part)
         dims: set[Any] = {part.dim for part in parts if hasattr(part, "dim")}
         if not parts or len(dims) > 1:
             found = f"the dimensions {sorted(dims)}" if dims else "none"
@@ -67,7 +70,8 @@ class PerModality(nn.Module):
                 f"expected {len(self.parts)} parts, one for each modality, got "
                 f"{found}; give Batch.views as a tuple of so many tensors"
             )
-        return tuple(net(part) for net, part in zip(self.parts, parts, strict=True))
+        each = zip(self.parts, parts, strict=True)
+        return tuple(output_of(net, part) for net, part in each)
 
 
 def nets_of(module: nn.Module) -> list[nn.Module]:
@@ -129,7 +133,7 @@ def each_view(
     elif isinstance(encoder, PerModality):
         encoded = lowered(encoder, flat if isinstance(views, tuple) else flat[0])
     else:
-        encoded = [lowered(encoder, part) for part in flat]
+        encoded = [lowered(output_of, encoder, part) for part in flat]
     z = [
         out.flatten(1).unflatten(0, part.shape[:2])
         for out, part in zip(encoded, parts, strict=True)
@@ -138,7 +142,7 @@ def each_view(
 
 
 def present_only(
-    network: nn.Module,
+    net: nn.Module,
     x: Float[Tensor, "n *event"],
     present: Bool[Tensor, " n"],
     call: Callable[[Tensor], Any] | None = None,
@@ -154,12 +158,12 @@ def present_only(
         present: Which rows are present.
         call: A function of x that calls the network; by default the network itself.
     """
-    call = network if call is None else call
-    if not mixes_rows(network):
+    call = partial(output_of, net) if call is None else call
+    if not mixes_rows(net):
         return call(x)
     if isinstance(x, FakeTensor):
         raise ValueError(
-            f"expected all views to be present to trace {type(network).__name__}, "
+            f"expected all views to be present to trace {type(net).__name__}, "
             "whose batch norm would have another number of rows in every batch, got a "
             "mask; use group or layer norm"
         )
@@ -169,7 +173,7 @@ def present_only(
         return tree_map_only(Tensor, lambda out: out[position], call(rows))
     if world_size() > 1:  # other processes wait for the moments of this one
         return tree_map_only(Tensor, lambda out: _zeros(out, len(x)), call(rows))
-    norms = [(norm, norm.training) for norm in network.modules() if _mixes(norm)]
+    norms = [(norm, norm.training) for norm in net.modules() if _mixes(norm)]
     try:  # a gradient of zero, and no moments
         for norm, _ in norms:
             norm.training = False

@@ -11,6 +11,7 @@ from ..arguments import choice, whole
 from ..arrays import plain
 from ..data.batches import Loadable
 from ..joint import Joint
+from ..nn.base import is_rows, output_error
 from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, joint_of, mean_views
@@ -146,20 +147,31 @@ def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
             f'{type(objective).__name__} without one; use layer="backbone"'
         )
     represent = getattr(objective, "represent", None)
-    if represent is not None:
-        return lambda x: represent(x, layer)
 
     def encoded(x: Any) -> Float[Tensor, "batch dim"]:
-        z = objective(x)
-        if isinstance(z, Tensor) and z.ndim > 1:
-            return z.flatten(1)
-        shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        raise ValueError(
-            f"expected {type(objective).__name__} to return z of shape (n, dim), got "
-            f"{shape}; pass the encoder, or give your objective represent(x, layer)"
-        )
+        if represent is not None:  # one of a user may take x alone
+            z = represent(x) if layer == "backbone" else represent(x, layer)
+        else:
+            z = _called(objective, x)
+        first = x if isinstance(x, Tensor) else x[0]
+        if not is_rows(z, len(first)):
+            raise output_error(objective, first, z)
+        return z.flatten(1)
 
     return encoded
+
+
+def _called(objective: nn.Module, x: Any) -> Any:
+    """The output of a bare encoder."""
+    try:
+        return objective(x)
+    except (AttributeError, TypeError) as error:
+        raise TypeError(
+            "expected an encoder, or an objective with represent(x, layer='backbone') "
+            f"-> (n, dim), got {type(objective).__name__}, whose forward does not take "
+            f"x alone ({error}); give it def represent(self, x, layer='backbone'): "
+            "return self.encoder(x)"
+        ) from error
 
 
 def _deviation(

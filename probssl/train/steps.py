@@ -66,10 +66,15 @@ def loss(terms: object) -> Float[Tensor, ""]:
     """
     terms = check_terms(terms)
     for name, term in terms._asdict().items():
-        if isinstance(term, Tensor) and term.ndim:
+        if not isinstance(term, Tensor | float | int):
+            raise TypeError(
+                f"expected terms as tensors or numbers, got {name} of type "
+                f"{type(term).__name__}; leave out terms that there are not"
+            )
+        if isinstance(term, Tensor) and (term.ndim or term.is_complex()):
             raise ValueError(
-                f"expected terms to be means over the batch, got {name} with shape "
-                f"{tuple(term.shape)}; take its .mean()"
+                f"expected terms to be real means over the batch, got {name} with "
+                f"shape {tuple(term.shape)}, {term.dtype}; take its .mean()"
             )
     if not any(isinstance(term, Tensor) and term.requires_grad for term in terms):
         raise ValueError(
