@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .data import Dataset, Split
+from .data.memory import value_tensor
 from .evaluation.probes import knns, linear_probes
 from .posterior import embed
 from .views import Affine, Augment, Background, Invert, Noise
@@ -74,7 +75,7 @@ def transferred(
 
 def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
     """The shifted items, clipped to [0, 1]; a ValueError if the shape changes."""
-    images = split.images
+    images = value_tensor(split.images, "images", said=True, kept=True)
     floats = images if images.is_floating_point() else images.float() / 255
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

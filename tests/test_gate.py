@@ -351,3 +351,21 @@ def test_a_loader_that_says_too_little_is_refused():
             ps.embed(model, loader)
     with pytest.raises(TypeError, match="collate_fn"):
         fit(DataLoader(Rows(), 8))
+
+
+def test_a_split_of_arrays_is_one_of_tensors(tmp_path):
+    x, names = IMAGES.astype(">f4"), np.where(Y, "a", "b")
+    split = ps.data.Split(x, Y, style=names)
+    assert isinstance(split.images, torch.Tensor) and isinstance(
+        split.style, np.ndarray
+    )
+    assert torch.equal(split.images, torch.tensor(IMAGES).float())
+    np.save(tmp_path / "x.npy", x)
+    file = ps.data.Split(np.load(tmp_path / "x.npy", mmap_mode="r"), Y)
+    data = ps.data.Dataset(split, file, None, "mine")
+    encoder = ps.nn.MLPEncoder((1, 2, 3), 2)
+    found = ps.shifts.shifted(encoder, data, {"inversion": ps.views.Invert()})
+    swapped = data._replace(train=file, test=split)
+    assert found == ps.shifts.shifted(
+        encoder, swapped, {"inversion": ps.views.Invert()}
+    )

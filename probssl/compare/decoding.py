@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from .. import recipes
 from ..data import Dataset, Split
+from ..data.memory import value_tensor
 from ..train.run import EarlyStopping
 
 __all__ = ["as_float", "decoded"]
@@ -56,7 +57,7 @@ def decoded(
 
 def as_float(split: Split) -> Tensor:
     """The items as floating point; bytes become k/255."""
-    images = split.images
+    images = value_tensor(split.images, "images", said=True, kept=True)
     return images if images.is_floating_point() else images.float() / 255
 
 

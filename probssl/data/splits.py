@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from ..arrays import gate
+from ..arrays import gate, tensor
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
 
@@ -26,7 +26,7 @@ class Rows:
             several = isinstance(value, list | tuple) and hasattr(value[0], "__array__")
             parts = tuple(value) if several else (value,)
             kept = [
-                x if isinstance(x, np.memmap) else gate(x, name, words=i > 0)
+                x if isinstance(x, np.memmap) else _converted(x, name, words=i > 0)
                 for x in parts
             ]
             lengths += [len(part) if part.ndim else 0 for part in kept]
@@ -150,6 +150,13 @@ class Dataset(NamedTuple):
         caption = f"<caption>{escape(self.name)}, {grid}</caption>"
         rows = _row("train", self.train) + _row("test", self.test)
         return f"<table>{caption}{rows}</table>"
+
+
+def _converted(values: Any, name: str, words: bool) -> Tensor | np.ndarray:
+    """Numbers as a tensor; strings, such as names of classes, as an array."""
+    found = gate(values, name, words=words)
+    strings = isinstance(found, np.ndarray) and found.dtype.kind not in "buif"
+    return found if strings else tensor(found, name)
 
 
 def fixed_split(whole: Split, levels: int | None, name: str, seed: int = 0) -> Dataset:
