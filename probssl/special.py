@@ -131,7 +131,8 @@ class _SquareDistances(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
         centre = b.double().mean(-2, keepdim=True)
-        x, y = a.double() - centre, b.double() - centre
+        y = b.double() - centre
+        x = y if a is b else a.double() - centre
         square = (x @ y.mT).mul_(-2).add_(x.square().sum(-1, keepdim=True))
         square = square.add_(y.square().sum(-1).unsqueeze(-2)).clamp_(min=0)
         return square.to(torch.promote_types(a.dtype, b.dtype))

@@ -123,6 +123,14 @@ def test_log_determinant_in_float32_is_that_in_float64(items, dim, scale, rank, 
         assert (slope - grad).norm() < 0.05 * grad.norm()
 
 
+def test_log_determinant_of_one_point_has_no_gradient():
+    z = torch.full((9, 2, 3), 0.7).float().requires_grad_()
+    value = LogDeterminant()(z)
+    value.backward()
+    assert_close(value.double(), torch.tensor(3 * (UNIT + math.log(1e-4) / 2)))
+    assert not z.grad.any()
+
+
 def test_log_determinant_of_collapsed_z_without_noise_is_minus_infinity():
     z = torch.randn(9, 2, 1).expand(9, 2, 3).clone().requires_grad_()
     value = LogDeterminant(0.0)(z)

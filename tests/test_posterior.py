@@ -374,7 +374,11 @@ test_what_an_objective_cannot_do_is_refused = refusals(
     (lambda: embed(simclr(), grey(4), return_std=True), ValueError, "got SimCLR"),
     (lambda: embed(simclr(), ps.data.arrays(grey(8))), TypeError, r"\.train or"),
     (lambda: embed(simclr(), PAIRS), TypeError, r"views\[:, 0\]"),
-    (lambda: embed(nn.Flatten(0), torch.ones(4, 1)), ValueError, r"dim\) for \(4, 1\), got shape \(4,\)"),
+    (
+        lambda: embed(nn.Flatten(0), torch.ones(4, 1)),
+        ValueError,
+        r"dim\) for \(4, 1\), got shape \(4,\)",
+    ),
     (lambda: embed(simclr(), grey(4) * math.nan), ValueError, "NaN"),
     (lambda: embed(simclr(), grey(4), batch_size=0), ValueError, "batch_size"),
     (lambda: evidence(linear_gaussian(**FLAT), X), ValueError, "y_scale"),

@@ -63,54 +63,55 @@ class _LogDeterminant(torch.autograd.Function):
     centred items C. Along a direction in which z has collapsed C is rounding, which
     :math:`1 / \epsilon` would amplify. So in float32 the gradient is multiplied by
     :math:`\hat \Sigma (\hat \Sigma + \delta I)^{-1}`, where :math:`\delta` is the
-    variance of rounding errors of 8 units: one in all other directions.
+    variance of rounding errors of 8 units: one in all other directions. By partial
+    fractions the product of both is :math:`(\epsilon (\hat \Sigma + \epsilon I)^{-1} -
+    \delta (\hat \Sigma + \delta I)^{-1}) / (\epsilon - \delta)`.
     """
 
     @staticmethod
     def forward(
         z: Float[Tensor, "view n dim"], epsilon: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (items, dim), centred = z.shape[-2:], z.to(torch.double, copy=True)
-        mean = centred.mean(-2, keepdim=True)
-        centred -= mean
+        centred -= centred.mean(-2, keepdim=True)
         wide = items < dim
         gram = centred @ centred.mT if wide else centred.mT @ centred
-        gram /= items - 1
-        gram.diagonal(dim1=-2, dim2=-1).add_(epsilon)
-        root, failed = torch.linalg.cholesky_ex(gram)
-        value = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        noise = gram.new_full((1, 1, 1, 1), epsilon)
+        if z.dtype != torch.double:
+            unit, own = torch.finfo(z.dtype).eps / 2, torch.finfo(torch.double).eps
+            share = (8 * unit) ** 2 * max(1, dim / (items - 1)) + 8 * dim * own
+            delta = share * z.square().mean().double() + torch.finfo(torch.float).tiny
+            noise = torch.cat([noise, delta.reshape(1, 1, 1, 1)])
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        root, failed = torch.linalg.cholesky_ex(gram / (items - 1) + noise * eye)
+        value = 2 * root[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
         if wide:
             value = value + (dim - items) * math.log(epsilon)
-        value = value.masked_fill(failed > 0, -math.inf)  # singular to rounding
-        return value.to(z.dtype), centred, mean, gram, root
+        value = value.masked_fill(failed[0] > 0, -math.inf)  # singular to rounding
+        return value.to(z.dtype), centred, noise, root
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        z, ctx.epsilon = inputs
-        ctx.dtype = z.dtype
+        ctx.dtype = inputs[0].dtype
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:
-        value, centred, mean, gram, root = ctx.saved_tensors
+        value, centred, noise, root = ctx.saved_tensors
         items, dim = centred.shape[-2:]
-        grad = (grad * 2 / (items - 1)).masked_fill(value == -math.inf, math.nan)
-        rows = centred if items < dim else centred.mT
-        each = torch.cholesky_solve(rows, root).to(ctx.dtype)
-        if ctx.dtype != torch.double:
-            unit, own = torch.finfo(ctx.dtype).eps / 2, torch.finfo(torch.double).eps
-            delta = (8 * unit) ** 2 * max(1, dim / (items - 1)) + 8 * dim * own
-            square = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / dim  # E z², to a factor
-            square = mean.square().mean((-2, -1)) + square
-            delta = delta * square[..., None, None]
-            eye = torch.eye(len(gram[0]), dtype=gram.dtype, device=gram.device)
-            root, _ = torch.linalg.cholesky_ex(gram + (delta - ctx.epsilon) * eye)
-            null = (delta * torch.cholesky_inverse(root)).to(ctx.dtype)
-            each = torch.baddbmm(each, null, each, alpha=-1)
-        each = grad[..., None, None] * each
-        return each if items < dim else each.mT, None
+        grad = (grad + (value - value)) * 2 / (items - 1)  # NaN where that is infinite
+        if len(noise) == 1:
+            weight = torch.ones_like(noise)
+        else:
+            weight = noise / (noise - noise.flip(0))
+        weight = weight * grad.double()[..., None, None]
+        eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+        # cholesky_inverse would synchronise with the host
+        inverse = (weight * torch.cholesky_solve(eye.expand_as(root), root)).sum(0)
+        each = inverse @ centred if items < dim else centred @ inverse
+        return each.to(ctx.dtype), None
 
 
 class VarianceCovariance(Entropy):
