@@ -1,7 +1,11 @@
 """A compiled step is the step it was compiled from."""
 
 import logging
+import os
 import random
+import struct
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -34,7 +38,9 @@ from probssl.train.compiled import (
     compiled_step,
     worth_compiling,
 )
+from probssl.train.graph import inductor
 from probssl.train.prepare import make_capturable
+from probssl.train.repair import remove_broken
 from probssl.train.schedules import Schedules
 
 STEPS = 3
@@ -148,6 +154,86 @@ def test_sums_by_index_stay_within_their_memory_on_two_threads():
         assert_alike(Indexed(), 1e-5, groups=[[ps.Batch(views)]])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [0, 3, 64, 327, 328])
+def test_a_library_without_its_end_is_removed(size, tmp_path, monkeypatch):
+    """Two section headers of 64 bytes begin at byte 200."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    head = b"\x7fELF\x02\x01".ljust(40, b"\0") + struct.pack("<Q10xHH", 200, 64, 2)
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    for name in ("library.so", "source.cpp"):
+        (folder / name).write_bytes(head.ljust(328, b".")[:size])
+    remove_broken()
+    assert (folder / "library.so").exists() == (size == 328)
+    assert (folder / "source.cpp").exists() == (size > 0)
+
+
+def test_what_an_error_names_is_removed_once(tmp_path, monkeypatch):
+    """And compiled again, as long as errors name other files."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    keys = ["c" + letter * 51 for letter in "abc"]
+    for key in keys:
+        file = tmp_path / "xy" / f"{key}.main.cpp"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("half a")
+    calls: list[object] = []
+
+    def fails(*_: object) -> object:
+        calls.append(None)
+        if len(calls) == 1:
+            raise ImportError("no PyInit", path=f"{tmp_path}/xy/{keys[0]}.main.so")
+        if len(calls) == 2:
+            try:
+                raise OSError(f"compiling {keys[1]}.main.cpp")
+            except OSError as error:
+                raise RuntimeError("no backend") from error
+        raise ValueError(f"again {keys[1]}")
+
+    monkeypatch.setattr("probssl.train.graph._inductor", fails)
+    with pytest.raises(ValueError, match="again"):
+        inductor(torch.fx.symbolic_trace(nn.Identity()), [torch.ones(1)])
+    left = [file.name.partition(".")[0] for file in (tmp_path / "xy").iterdir()]
+    assert len(calls) == 3 and left == [keys[2]]
+
+
+PROGRAM = """
+import logging, torch
+from torch import nn
+import probssl as ps
+from probssl.train.compiled import CompiledStep
+from torch._dynamo.utils import counters
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+    def forward(self, batch):
+        return ps.Terms(alignment=-self.linear(batch.views).tanh().square().mean())
+
+objective = Small()
+step = CompiledStep(objective, torch.optim.SGD(objective.parameters(), lr=0.1))
+step([ps.Batch(torch.ones(8, 2, 6))])
+print(step.reason, counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow  # three processes, each of which compiles
+def test_another_process_takes_the_graph_from_the_cache_and_mends_the_cache(tmp_path):
+    def run() -> str:
+        variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=variables, capture_output=True
+        )
+        return done.stdout.decode().strip()
+
+    assert run() == "None 0"
+    assert run() == "None 1"
+    for i, library in enumerate(sorted(tmp_path.glob("??/*.so"))):
+        with library.open("r+b") as file:
+            file.truncate(i % 2 * 4_000)  # which would end the process if loaded
+    assert run() == "None 1"
 
 
 def test_state_dropout_noise_and_random_scales_are_compiled_with_the_rest(float64):

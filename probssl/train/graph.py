@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import deterministic
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
@@ -26,6 +29,7 @@ from ..runtime.distributed import any_rank
 from ..runtime.precision import network_dtype
 from ..runtime.randomness import random_state, set_random_state
 from ..terms import Terms
+from .repair import remove_broken, remove_named
 from .steps import mutable_state, terms_and_grads
 
 __all__ = ["Graph", "Tensors", "compiled", "inductor", "is_plain", "plain_attributes"]
@@ -127,11 +131,34 @@ def is_plain(value: Any) -> bool:
 def inductor(
     graph: torch.fx.GraphModule, values: list[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
-    """Compile a traced graph; its random numbers remain those of the eager code."""
+    """Compile a traced graph; its random numbers remain those of the eager code.
+
+    Files that an interrupted process left damaged in the compiler's cache are built
+    anew.
+    """
+    remove_broken()
+    removed: set[str] = set()
+    while True:
+        try:
+            return _inductor(graph, values)
+        except Exception as error:
+            found = remove_named(error, removed)
+            if not found:
+                raise
+            removed |= found
+
+
+def _inductor(
+    graph: torch.fx.GraphModule, values: list[Tensor]
+) -> Callable[..., Sequence[Tensor]]:
     from torch import _inductor  # its import takes a second, which not every run needs
 
     inputs: list[Any] = list(values)
-    with _eager_index_put(values[0].device):
+    # Without an environment of shapes Inductor does not keep its graphs in the cache.
+    fake = FakeTensorMode(
+        shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True
+    )
+    with tracing(TracingContext(fake)), _eager_index_put(values[0].device):
         return _inductor.compile(graph, inputs, options={"fallback_random": True})
 
 
