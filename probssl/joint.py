@@ -80,8 +80,9 @@ class Joint(nn.Module):
     Several modalities have a likelihood, an encoder and a decoder each; `Batch.views`
     is then a tuple of tensors (batch, view, \*event), and z_1..V has the views of all
     modalities, concatenated. Where each modality has a single view, one tensor with a
-    view per modality is accepted. Absent views, marked in `Batch.present`, may hold any
-    values.
+    view per modality is accepted. Items that are stacks of views, (view, \*event) where
+    \*event is the `event_shape` of the decoder, are these views. Absent views, marked in
+    `Batch.present`, may hold any values.
 
     Arguments:
         prior: p(z_1..V), with its hyper-parameters.
@@ -271,11 +272,13 @@ class Joint(nn.Module):
     def arranged(self, batch: Batch) -> Batch:
         """The batch with one tensor of views per modality, if there are several.
 
+        Items (view, \\*event), for a decoder of that event shape, become their views.
+
         Raises:
             ValueError: If the numbers of modalities and likelihoods differ.
         """
         if not self.several:
-            return batch
+            return _unstacked(batch, self.decoder)
         views, modalities = batch.views, len(self.sites)
         if isinstance(views, Tensor) and views.shape[1] == modalities:
             return batch._replace(views=views.split(1, 1))
@@ -521,6 +524,15 @@ def _plate(items: int, index: Tensor | None, size: int | None) -> pyro.plate:
             'pyro.plate("item", size, subsample=batch.index, dim=-1)'
         )
     return plate
+
+
+def _unstacked(batch: Batch, decoder: nn.Module) -> Batch:
+    """The batch, in which items that are stacks of views are these views."""
+    x, event = batch.views, getattr(decoder, "event_shape", None)
+    if not isinstance(x, Tensor) or x.shape[1] != 1 or not isinstance(event, tuple):
+        return batch
+    stacked = x.shape[3:] == event and x.shape[2:] != event and batch.present is None
+    return batch._replace(views=x.squeeze(1)) if stacked else batch
 
 
 def _size(module: nn.Module) -> int:

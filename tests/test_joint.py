@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.catalogue import PRIORS
-from helpers.checks import refusals
+from helpers.checks import refusals, seeded
 from helpers.crossings import crossings
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
@@ -316,6 +316,20 @@ def test_own_guides_are_compared_with_the_prior_by_what_they_return(
         assert refused and "expected a guide on the space of the prior" in str(error)
     else:
         assert not refused
+
+
+def test_items_that_are_stacks_of_views_are_these_views():
+    plain = nn.Linear(EVENT, DIM)  # says nothing of shapes
+    decoder = ps.nn.MLPDecoder(DIM, (EVENT,), hidden=())
+    objective = ps.limits.SimVAE(Joint(Gaussian(DIM), Normal(0.5), plain, decoder))
+    x = torch.randn(8, 2, EVENT)
+    found = seeded(objective, Batch(x.unsqueeze(1)))
+    assert_close(found, seeded(objective, Batch(x)), rtol=0, atol=0)
+    ps.fit(objective, x, epochs=1, progress=False)
+    means = [ps.embed(objective, view) for view in x.unbind(1)]
+    pooled = ps.embed(objective, x)
+    assert_close(torch.as_tensor(pooled), torch.as_tensor(sum(means) / 2))
+    assert ps.reconstruct(objective, x).shape == x.shape
 
 
 def test_representation_is_that_of_an_item_seen_alone():

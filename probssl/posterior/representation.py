@@ -102,7 +102,8 @@ def reconstruct(
         for x in singles(data, like, batch_size, "reconstruct"):
             z = joint.prior.on_support(joint.alone(x).mean)
             each = mean_views(joint, z, (1,) * z.shape[1])
-            parts.append([mean.squeeze(1) for mean in each])
+            single = z.shape[1] == 1 or joint.several  # else items are stacks of views
+            parts.append([mean.squeeze(1) if single else mean for mean in each])
     return joined(joint, parts)
 
 
