@@ -81,8 +81,8 @@ class Joint(nn.Module):
     is then a tuple of tensors (batch, view, \*event), and z_1..V has the views of all
     modalities, concatenated. Where each modality has a single view, one tensor with a
     view per modality is accepted. Items that are stacks of views, (view, \*event) where
-    \*event is the `event_shape` of the decoder, are these views. Absent views, marked in
-    `Batch.present`, may hold any values.
+    \*event is the `event_shape` of the decoder, are these views. Absent views, marked
+    in `Batch.present`, may hold any values.
 
     Arguments:
         prior: p(z_1..V), with its hyper-parameters.
