@@ -34,6 +34,7 @@ from . import (
     views,
 )
 from . import nn as networks
+from .arguments import check_types
 
 __all__ = ["ForeignError", "build", "describe", "record"]
 
@@ -61,7 +62,7 @@ class _Function(NamedTuple):
 
 
 def record() -> None:
-    """Let the constructors of all public classes keep the arguments of their calls.
+    """Let the constructors of all public classes check and keep their arguments.
 
     `probssl/__init__.py` calls it. Of a class and its bases the outermost constructor
     comes first; those of the bases find its arguments there.
@@ -159,6 +160,7 @@ def _recording(construct: Callable[..., None]) -> Callable[..., None]:
         if "_arguments" not in vars(self):
             given = tuple(map(_kept, args)), {k: _kept(v) for k, v in options.items()}
             object.__setattr__(self, "_arguments", given)
+        check_types(construct, self, *args, **options)
         construct(self, *args, **options)
 
     return recording

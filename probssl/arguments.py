@@ -3,16 +3,179 @@
 Each returns the argument as a plain Python value, so that a constructor reads
 ``self.momentum = between("momentum", momentum, 0, 1)``. A message says what was
 expected, what was given and, by `hint`, what to do.
+
+`typed` checks the types that the annotations of a function state. Constructors of
+public classes are checked so without a decorator (`_arguments.record`).
 """
 
+import inspect
 import math
 import operator
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import cache, wraps
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
-__all__ = ["at_least", "between", "choice", "instance", "positive", "whole"]
+import numpy as np
+import torch
+from jaxtyping import AbstractArray
+from torch import Tensor
+from torch.distributions import Distribution
 
+__all__ = ["at_least", "between", "check_types", "choice", "device", "folder"]
+__all__ += ["instance", "positive", "typed", "whole"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
+
+
+class _Kind(NamedTuple):
+    """What an annotation asks for, in words, and whether a value is such."""
+
+    words: str
+    fits: Callable[[Any], bool]
+    error: type[Exception] = TypeError
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function: a TypeError says which argument is of another type.
+
+    Checked are modules and other classes, functions, numbers, strings, True and False,
+    `Literal`, sequences and mappings, by the annotations.
+    Arrays and tensors pass: what they hold is checked where they are read. An
+    annotation that allows an array passes everything.
+    """
+
+    @wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        check_types(function, *args, **options)
+        return function(*args, **options)
+
+    return checked
+
+
+def check_types(function: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Raise a TypeError for an argument that is not what its annotation says."""
+    signature, kinds = _kinds(function)
+    for name, value in signature.bind(*args, **options).arguments.items():
+        kind = kinds.get(name)
+        if kind is not None and not kind.fits(value):
+            hint = "build an object of the class" if isinstance(value, type) else ""
+            raise kind.error(_message(f"{name} as {kind.words}", value, hint))
+
+
+@cache
+def _kinds(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, _Kind]]:
+    """The signature, and the kinds of the arguments whose annotation has one."""
+    signature, found = inspect.signature(function), {}
+    for name, parameter in signature.parameters.items():
+        hint = parameter.annotation
+        if isinstance(hint, str):
+            with suppress(NameError):  # a name that only type checkers import
+                hint = eval(hint, function.__globals__)
+        variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        kind = None if variable else _kind(hint)
+        if kind is not None and hint is not parameter.empty:
+            found[name] = kind
+    return signature, found
+
+
+def _kind(hint: Any) -> _Kind | None:
+    """The kind that an annotation states; None where it allows an array or anything."""
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        each = [_kind(part) for part in parts]
+        kinds = [kind for kind in each if kind is not None]
+        *first, last = dict.fromkeys(kind.words for kind in kinds) or ["anything"]
+        listed = f"{', '.join(first)} or {last}" if first else last
+        fits = lambda value: any(kind.fits(value) for kind in kinds)  # noqa: E731
+        wrong = any(kind.error is ValueError for kind in kinds)
+        error = ValueError if wrong else TypeError
+        return _Kind(listed, fits, error) if len(kinds) == len(each) else None
+    if origin is Literal:
+        listed = ", ".join(map(repr, parts))
+        fits = lambda value: isinstance(value, str) and value in parts  # noqa: E731
+        return _Kind(f"one of {listed}", fits, ValueError)
+    if origin in _PLAIN:
+        return _PLAIN[origin]
+    arrays = Tensor, np.ndarray, AbstractArray
+    if origin in (Any, object) or not isinstance(origin, type):
+        return None
+    if issubclass(origin, arrays):
+        return None
+    if issubclass(origin, Mapping):
+        inner = _kind(parts[1]) if parts else None
+        words = "a dictionary" if inner is None else f"a dictionary to {inner.words}"
+        return _Kind(words, lambda value: _is_mapping(value, inner))
+    if origin in (Sequence, Collection, list, tuple):
+        inner = _kind(parts[0]) if parts else None
+        length = len(parts) if origin is tuple and Ellipsis not in parts else None
+        words = "a sequence" if length is None else f"a sequence of {length}"
+        words += "" if inner is None else f", each {inner.words}"
+        return _Kind(words, lambda value: _is_sequence(value, inner, length))
+    if issubclass(origin, Distribution):  # Pyro's and torch's share this base alone
+        origin = Distribution
+    article = "an" if origin.__name__[0] in "AEIO" else "a"
+    words = _NAMED.get(origin.__name__, f"{article} {origin.__name__}")
+    return _Kind(words, lambda value: isinstance(value, origin))
+
+
+def _is_mapping(value: Any, inner: _Kind | None) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return inner is None or all(map(inner.fits, value.values()))
+
+
+def _is_sequence(value: Any, inner: _Kind | None, length: int | None) -> bool:
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__getitem__"):
+        return False
+    parts = list(value) if getattr(value, "ndim", 1) else []
+    fits = inner is None or all(map(inner.fits, parts))
+    return fits and (length is None or len(parts) == length)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+        return not isinstance(value, bool | str | bytes)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers
+        return False
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return operator.index(value) is not None and not isinstance(value, bool)
+    except TypeError:
+        return False
+
+
+_NAMED = {
+    "Distribution": "a Pyro distribution",
+    "Learned": "ps.learned(number)",
+    "Module": "a torch.nn.Module",
+    "PathLike": "a path",
+}
+_PLAIN: dict[Any, _Kind] = {
+    NoneType: _Kind("None", lambda value: value is None),
+    bool: _Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),
+    float: _Kind("a number", _is_number),
+    int: _Kind("a whole number", _is_whole),
+    str: _Kind("a string", lambda value: isinstance(value, str)),
+    Callable: _Kind("a function", callable),
+}
 
 
 def positive(name: str, value: Any, hint: str = "") -> float:
@@ -83,6 +246,27 @@ def instance(name: str, value: Any, kinds: Any, expected: str, hint: str = "") -
     if not isinstance(value, kinds):
         raise TypeError(_message(f"{name} as {expected}", value, hint))
     return value
+
+
+def folder(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return a path; a ValueError refuses an empty one, which would be the present."""
+    if not os.fspath(value):
+        raise ValueError(
+            _message(f"{name} as a path", value, "'.' is the present folder")
+        )
+    return Path(value)
+
+
+def device(name: str, value: str | torch.device) -> torch.device:
+    """Return a device that holds numbers; a ValueError for one that is not here."""
+    try:
+        found = torch.device(value)
+        torch.empty(1, device=found).item()
+        return found
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        hint = f"'cpu' is one, 'cuda' with a GPU ({reason})"
+        raise ValueError(_message(f"{name} of this machine", value, hint)) from None
 
 
 def _number(wanted: str, value: Any, fits: Callable[[float], bool], hint: str) -> float:

@@ -17,6 +17,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from .arguments import whole
 from .hyper import known_population
 from .joint import Joint, shape_error
 from .runtime.precision import in_float32
@@ -25,7 +26,11 @@ from .terms import Batch, Terms
 __all__ = ["ELBO", "IWAE", "LogWeights", "log_weights"]
 
 
-class ELBO(NamedTuple):
+class _Bound(NamedTuple):
+    particles: int
+
+
+class ELBO(_Bound):
     r"""ELBO: the evidence lower bound, per item, in nats.
 
     .. math:: \sum_v E_q[\log p(x_v \mid z_v)] + H[q] + E_q[\log p(z_1, \dots, z_V)]
@@ -38,7 +43,8 @@ class ELBO(NamedTuple):
         particles: The number of samples of q over which expectations are averaged.
     """
 
-    particles: int = 1
+    def __new__(cls, particles: int = 1) -> "ELBO":
+        return super().__new__(cls, whole("particles", particles))
 
     def __call__(
         self, joint: Joint, batch: Batch, label_weight: Tensor | None = None
@@ -49,7 +55,7 @@ class ELBO(NamedTuple):
         return _with_labels(bound, label, label_weight)
 
 
-class IWAE(NamedTuple):
+class IWAE(_Bound):
     r"""IWAE: the importance-weighted bound with K samples of q, per item, in nats.
 
     .. math:: E \log \frac1K \sum_k w_k = E \Big[ \sum_k \tilde w_k \log w_k
@@ -68,7 +74,8 @@ class IWAE(NamedTuple):
         https://arxiv.org/abs/1509.00519
     """
 
-    particles: int = 10
+    def __new__(cls, particles: int = 10) -> "IWAE":
+        return super().__new__(cls, whole("particles", particles))
 
     def __call__(
         self, joint: Joint, batch: Batch, label_weight: Tensor | None = None

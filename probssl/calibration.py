@@ -26,7 +26,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .arguments import between, whole
+from .arguments import between, typed, whole
 from .arrays import plain
 from .data.splits import Groups
 from .posterior.items import BAR_DELAY, evaluating
@@ -128,6 +128,7 @@ class Ranks(NamedTuple):
         return Ranks(np.array(read["ranks"]), read["draws"])
 
 
+@typed
 def rank(
     true: Float[Tensor, "*shape"], draws: Float[Tensor, "draw *shape"]
 ) -> Int[np.ndarray, "*shape"]:
@@ -144,6 +145,7 @@ def rank(
     return plain((draws < true).sum(0))
 
 
+@typed
 def simulate(objective: nn.Module, items: int, views: int = 2) -> Simulated:
     """Draw a data set from the model, random hyper-parameters from their prior.
 
@@ -163,6 +165,7 @@ def simulate(objective: nn.Module, items: int, views: int = 2) -> Simulated:
     return Simulated(Groups(sites["x"]["value"]), sites["z"]["value"], y, hyper)
 
 
+@typed
 def simulation_based_calibration(
     build: Callable[[], nn.Module],
     fit: Callable[[Any, Groups], object],
@@ -210,6 +213,7 @@ def simulation_based_calibration(
     return {name: Ranks(np.stack(ranks), draws) for name, ranks in found.items()}
 
 
+@typed
 def latent_ranks(
     objective: nn.Module,
     items: int = 1000,

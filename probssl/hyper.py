@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from .arguments import positive
 from .runtime.distributed import from_main, world_size
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
@@ -44,7 +45,10 @@ def learned(value: float | Sequence[float] | Tensor) -> Learned:
         >>> learned(0.4)
         Learned(value=0.4)
     """
-    return Learned(_plain(value))
+    number = _plain(value)
+    for each in number if isinstance(number, tuple) else (number,):
+        positive("the value of ps.learned", each)
+    return Learned(number)
 
 
 class Positive(nn.Module):

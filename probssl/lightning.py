@@ -81,7 +81,8 @@ class Module(LightningModule):
         views: A data augmentation (batch, \\*event) -> (batch, view, \\*event), or ->
             Batch. Without one the items are their only view; Batches have their own.
         optimizer: As in `fit`: an optimiser, or a function that makes one from the
-            trainable parameters. The default is fused Adam with `learning_rate`.
+            trainable parameters. The default is fused Adam with `learning_rate`, by
+            default 1e-3.
         scheduler: As in `fit`: a learning-rate schedule, or a function that makes one
             from the optimiser, stepped once per optimiser step.
         schedules: As in `fit`: for the name of a buffer of the objective a function of
@@ -94,7 +95,7 @@ class Module(LightningModule):
         views: Views | None = None,
         *,
         optimizer: Optimizer | Callable[[list[Parameter]], Optimizer] | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None = None,
         schedules: Mapping[str, Schedule] | None = None,
     ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import guides, likelihoods, limits, priors
+from .arguments import typed
 from .bounds import IWAE
 from .data import Dataset
 from .hyper import learned
@@ -34,6 +35,7 @@ PID_COMPONENTS = 20  # of PID; with many it separates items of one class
 PIXELS_OF_AN_MLP = 1024  # above, and for colour, a convolutional network
 
 
+@typed
 def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
     """Build a method for a data set.
 
@@ -44,6 +46,7 @@ def objective(method: str, data: Dataset, dim: int = DIM) -> nn.Module:
     return METHODS[name(method)](data, dim)
 
 
+@typed
 def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> History:
     """Fit on the training set, in rounds where clusters are assigned in between.
 
@@ -85,6 +88,7 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
     )
 
 
+@typed
 def name(method: str) -> str:
     """Return the name of a method with its capitals, given in any case."""
     known = {name.lower(): name for name in METHODS}
@@ -96,18 +100,21 @@ def name(method: str) -> str:
     return known[method.lower()]
 
 
+@typed
 def encoder(data: Dataset, dim: int = DIM) -> nn.Module:
     """An encoder for the shape of the items: an MLP, or for colour a small convnet."""
     shape = tuple(data.train.images.shape[1:])
     return ConvEncoder(shape, dim) if _is_colour(shape) else MLPEncoder(shape, dim)
 
 
+@typed
 def decoder(data: Dataset, dim: int = DIM) -> nn.Module:
     """A decoder for the shape of the items, the mirror of `encoder`."""
     shape = tuple(data.train.images.shape[1:])
     return ConvDecoder(dim, shape) if _is_colour(shape) else MLPDecoder(dim, shape)
 
 
+@typed
 def joint(
     data: Dataset,
     prior: priors.Prior,
@@ -118,6 +125,7 @@ def joint(
     return Joint(prior, likelihood(data), *networks, guide=guide)
 
 
+@typed
 def likelihood(data: Dataset) -> likelihoods.Likelihood:
     """Bernoulli for binary pixels, Binomial for few grey levels, Gaussian otherwise."""
     if data.levels == 1:
@@ -127,6 +135,7 @@ def likelihood(data: Dataset) -> likelihoods.Likelihood:
     return likelihoods.Gaussian(learned(0.2), floor=0.01)
 
 
+@typed
 def views(data: Dataset) -> Callable[[Tensor], Tensor]:
     """A data augmentation with two views that keeps the class.
 

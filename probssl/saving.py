@@ -24,6 +24,8 @@ from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._arguments import NAMES, ForeignError, build, describe
+from .arguments import folder as checked_folder
+from .arguments import typed
 from .hyper import mapped
 from .runtime.distributed import barrier, is_main
 
@@ -42,6 +44,7 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 
 
+@typed
 def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
     """Write an objective to a folder, which is made if need be.
 
@@ -55,7 +58,7 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
         folder: Where `model.safetensors` and `probssl.json` go.
         notes: What else to keep in `probssl.json`; anything JSON can hold.
     """
-    folder = Path(folder)
+    folder = checked_folder("folder", folder)
     if is_main():
         description: dict[str, Any] = {
             "format": FORMAT,
@@ -81,7 +84,7 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
                 f"expected {type(objective).__name__} as its constructor builds it, "
                 f"got {change}; it is saved, and loads only with ps.load(folder, "
                 "into=objective) into one with the same changes",
-                stacklevel=2,
+                stacklevel=3,
             )
         tensors = {
             _original(name): tensor.detach().clone().contiguous()
@@ -92,6 +95,7 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
     return folder
 
 
+@typed
 def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     """Read an objective from a folder, in evaluation mode.
 
@@ -141,7 +145,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
         warnings.warn(
             f"expected into=objective built as the saved one was, got {change}; build "
             "it with the same classes and arguments, unless the difference is meant",
-            stacklevel=2,
+            stacklevel=3,
         )
     if "frozen" in description:
         for name, parameter in objective.named_parameters(remove_duplicate=False):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .arguments import typed
 from .data import Dataset, Split
 from .data.memory import value_tensor
 from .evaluation.probes import knns, linear_probes
@@ -29,6 +30,7 @@ SHIFTS: dict[str, nn.Module] = {
 smooth background of standard deviation 1/4. Values are clipped to [0, 1]."""
 
 
+@typed
 def shifted(
     objective: nn.Module,
     data: Dataset,
@@ -57,6 +59,7 @@ def shifted(
     return _scores(objective, data.train, {"clean": data.test} | parts, layer)
 
 
+@typed
 def transferred(
     objective: nn.Module, others: Mapping[str, Dataset], *, layer: str = "backbone"
 ) -> dict[str, dict[str, float]]:
@@ -73,6 +76,7 @@ def transferred(
     return found
 
 
+@typed
 def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
     """The shifted items, clipped to [0, 1]; a ValueError if the shape changes."""
     images = value_tensor(split.images, "images", said=True, kept=True)

@@ -390,7 +390,13 @@ test_bad_arguments_are_refused = refusals(
     (lambda: Equipartition(1, 4), ValueError, "components as a whole number of"),
     (lambda: Equipartition(3, 0), ValueError, "dim as a whole number of at least 1"),
     (lambda: Equipartition(3, 4, temperature=0.0), ValueError, "temperature as a pos"),
-    (lambda: Equipartition(3, 4, iterations=-1), ValueError, "iterations as a whole"),
+    (lambda: Equipartition(3, 4, iterations=0), ValueError, "at least 1.*Clusters"),
+    (
+        lambda: LogDeterminant(-1.0),
+        ValueError,
+        "epsilon as a finite number of at least 0",
+    ),
+    (lambda: VarianceCovariance(math.nan), ValueError, "covariance as a finite number"),
     (lambda: Equipartition(3, 4)(Z, PRIOR), ValueError, "dim=5"),
     (lambda: PlugIn(nn.Identity())(Z, PRIOR), ValueError, "give PlugIn a marginal"),
     (

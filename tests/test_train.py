@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.catalogue import noisy
+from helpers.catalogue import joint, noisy
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Adam
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     LinearLR,
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from probssl.data import Dataset as Sets
 from probssl.data import Groups, Split
+from probssl.priors import Gaussian
 from probssl.terms import Batch, Terms
 from probssl.train import History, Step, steps
 from probssl.train import fit as shown_fit
@@ -406,7 +408,7 @@ def test_validation_leaves_training_as_it_is():
 
 
 def test_validation_draws_the_same_views_every_time():
-    still = {"epochs": 3, "learning_rate": 0.0}
+    still = {"epochs": 3, "learning_rate": 1e-30}
     history = fit(Autoencoder(), points(), views=noisy, valid=points(9), **still)
     assert len(set(history["valid_value"])) == 1 and len(set(history["value"])) == 3
 
@@ -447,14 +449,15 @@ def test_patience_ends_the_fit_and_brings_the_best_epoch_back(patience):
     assert_close(objective.state_dict(), kept[2], rtol=0, atol=0)
 
 
-def test_without_patience_the_last_epoch_stays():
+def test_without_patience_the_last_epoch_stays(tmp_path):
     objective, kept = Autoencoder(), {}
 
     def probe(epoch: int, row: dict[str, float]) -> None:
         row["probe"] = -epoch
         kept.update({k: v.clone() for k, v in objective.state_dict().items()})
 
-    fit(objective, points(), epochs=3, on_epoch=probe, monitor="probe")
+    watch = {"on_epoch": probe, "monitor": "probe", "checkpoint": tmp_path}
+    fit(objective, points(), epochs=3, **watch)
     assert_close(objective.state_dict(), kept, rtol=0, atol=0)
 
 
@@ -596,11 +599,13 @@ def noisy_fit(**kwargs: Any) -> tuple[Noisy, History]:
         "valid": data[:11],
         "epochs": 4,
         "batch_size": 8,
-        "learning_rate": 0.02,
         "accumulate": 1,
         "clip": 1.0,
-        "monitor": "valid_value",
     }
+    if "optimizer" not in kwargs:
+        defaults["learning_rate"] = 0.02
+    if kwargs.keys() & {"patience", "checkpoint"}:
+        defaults["monitor"] = "valid_value"
     return objective, fit(objective, data, **(defaults | kwargs))
 
 
@@ -683,6 +688,8 @@ def test_a_run_can_be_made_longer(tmp_path):
     assert_same(whole, longer)
     again, same = noisy_fit(epochs=4, checkpoint=tmp_path, resume=True)
     assert_same(whole, again)
+    with pytest.warns(UserWarning, match="at least the 4 that .*, got 3; no epoch"):
+        noisy_fit(epochs=3, checkpoint=tmp_path, resume=True)
     assert without_time(resumed) == without_time(history) == without_time(same)
 
 
@@ -803,7 +810,7 @@ WRONG: list[tuple[type[Exception], str, object, str]] = [
     (ValueError, "patience", 0, "patience as a whole number"),
     (ValueError, "checkpoint_every", 0, "checkpoint_every as a whole number"),
     (ValueError, "clip", 0.0, "clip as a positive finite number"),
-    (ValueError, "compile", "always", "one of .* 'auto'.*; 'auto' compiles runs of"),
+    (ValueError, "compile", "always", "one of 'auto' or None, got 'always'"),
     (ValueError, "monitor", "loss", "one of .*'value'.*got 'loss'"),
     (ValueError, "monitor", "valid_value", "pass them as valid, or monitor='value'"),
     (ValueError, "objective", Autoencoder().requires_grad_(False), "in Autoencoder, g"),
@@ -821,12 +828,32 @@ WRONG: list[tuple[type[Exception], str, object, str]] = [
     (TypeError, "objective", Bare(torch.ones(())), "return Terms, got Tensor"),
     (TypeError, "objective", Bare((1.0, 2.0)), "return Terms, got tuple"),
     (TypeError, "optimizer", lambda parameters: None, "returns one, got None"),
+    (TypeError, "optimizer", "adam", "an Optimizer, a function or None, got 'adam'"),
+    (ValueError, "optimizer", torch.optim.LBFGS, "got LBFGS.*first-order"),
+    (TypeError, "scheduler", lambda optimizer: None, "returns one, got None"),
+    (ValueError, "learning_rate", 0.0, "positive finite number, got 0.0"),
+    (ValueError, "learning_rate", math.nan, "positive finite number, got nan"),
+    (TypeError, "epochs", 1.5, "epochs as a whole number, got 1.5"),
+    (TypeError, "patience", 1.5, "patience as a whole number or None, got 1.5"),
+    (TypeError, "progress", "no", "progress as True or False, got 'no'"),
+    (TypeError, "on_epoch", 1, "on_epoch as a function or None, got 1"),
+    (TypeError, "schedules", {"weight": 1.0}, "a dictionary to a function"),
+    (TypeError, "objective", None, "objective as a torch.nn.Module, got None"),
+    (TypeError, "objective", Autoencoder, "build an object of the class"),
+    (TypeError, "objective", joint(Gaussian(3)), r"fitted by ps.limits.SimVAE\(joint"),
+    (ValueError, "device", "gpu", "device of this machine, got 'gpu'"),
+    (ValueError, "device", "cuda:99", "device of this machine, got 'cuda:99'"),
+    (ValueError, "device", "meta", "device of this machine, got 'meta'"),
+    (ValueError, "checkpoint", "", "checkpoint as a path, got ''"),
+    (ValueError, "views", lambda x: x[:, None][:, :0], "at least one view of each"),
+    (ValueError, "", {"optimizer": Adam, "learning_rate": 0.1}, "its own rate"),
+    (ValueError, "", {"monitor": "alignment"}, "patience or a checkpoint beside"),
     (ValueError, "", {"data": Groups(PAIRS), "views": noisy}, "no views for Groups"),
     (ValueError, "", BATCHES, "no views for a DataLoader of Batches"),
     (
         ValueError,
         "",
-        {"monitor": "knn", "on_epoch": print},
+        {"monitor": "knn", "on_epoch": print, "patience": 1},
         "one of .*'lr'.* got 'knn'",
     ),
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import recipes
+from ..arguments import typed
 from ..data import Dataset, Split
 from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
@@ -41,6 +42,7 @@ class Embedded(NamedTuple):
     device: torch.device
 
 
+@typed
 def compare(
     objectives: dict[str, nn.Module],
     data: Dataset,

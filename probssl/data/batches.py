@@ -210,6 +210,12 @@ def viewed(
             f"{tuple(x.shape)}, got {', '.join(str(tuple(p.shape)) for p in parts)}; "
             "stack them: torch.stack([a, b], dim=1)"
         )
+    if not drawn.shape[1]:
+        raise ValueError(
+            "expected views with at least one view of each item, got shapes "
+            f"{[tuple(p.shape) for p in drawn.parts]}; stack them: "
+            "torch.stack([a, b], dim=1)"
+        )
     clean = x if drawn.clean is None else drawn.clean
     return drawn._replace(clean=clean, index=index)
 

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from ..arguments import typed
 from .memory import arrays
 from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
 from .splits import Dataset, Split, fixed_split
@@ -31,6 +32,7 @@ _FILES: dict[str, tuple[Callable[[Path], Dataset], str]] = {
 }
 
 
+@typed
 def load(
     name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
 ) -> Dataset:
@@ -85,6 +87,7 @@ _LABELS = ("labels", "labels_train", "y", "y_train")
 _TEST_IMAGES, _TEST_LABELS = ("images_test", "x_test"), ("labels_test", "y_test")
 
 
+@typed
 def npz(path: str | os.PathLike[str]) -> Dataset:
     """A data set from a NumPy archive: images or vectors, with or without labels.
 
@@ -170,6 +173,7 @@ def _channel_first(images: np.ndarray, path: Path) -> np.ndarray:
     return np.moveaxis(images, 3, 1) if last else images
 
 
+@typed
 def image_folder(
     root: str | os.PathLike[str], size: int | tuple[int, int] | None = None
 ) -> Dataset:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from .. import arguments
+from ..arguments import typed
 from ..arrays import class_labels, gate, raw_bytes, span, tensor, whole_numbers
 from .splits import Dataset, Groups, Split, fixed_split
 
@@ -17,6 +18,7 @@ __all__ = ["arrays", "check_finite", "check_items", "groups", "observed_content"
 __all__ += ["value_tensor"]
 
 
+@typed
 def arrays(
     images: Any,
     labels: Any = None,
@@ -76,6 +78,7 @@ def arrays(
     return Dataset(Split(whole, codes), Split(held_out, test_codes), levels, name)
 
 
+@typed
 def groups(
     views: Any,
     labels: Any = None,

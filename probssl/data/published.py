@@ -32,6 +32,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from ..arguments import typed
 from .splits import Dataset, Split, fixed_split
 
 __all__ = ["cifar10", "digits", "fashion_mnist", "mnist", "omniglot_small"]
@@ -64,6 +65,7 @@ def digits(seed: int = 0) -> Dataset:
     return fixed_split(whole, levels=16, name="digits", seed=seed)
 
 
+@typed
 def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
     """The 60,000 + 10,000 handwritten digits of 28 × 28 pixels, as bytes.
 
@@ -91,6 +93,7 @@ def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
     return Dataset(train, test, 1 if binary else 255, "mnist")
 
 
+@typed
 def fashion_mnist(root: str | os.PathLike[str]) -> Dataset:
     """Articles of clothing, ten classes of 28 × 28 grey bytes.
 
@@ -174,6 +177,7 @@ def _writers(folder: Path, prefix: str, n: int) -> Int[Tensor, " n"]:
     return torch.from_numpy(writers.astype(np.int64))
 
 
+@typed
 def cifar10(root: str | os.PathLike[str]) -> Dataset:
     """The 50,000 + 10,000 photographs of ten classes, bytes of shape (3, 32, 32).
 

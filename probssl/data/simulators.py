@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import at_least, whole
+from ..arguments import at_least, typed, whole
 from .splits import Groups, Split
 
 __all__ = ["FACTORS", "SHAPES", "LinearGaussian", "factors", "linear_gaussian"]
@@ -46,6 +46,7 @@ class LinearGaussian(NamedTuple):
         return f"LinearGaussian({self.groups}, {', '.join(shapes)})"
 
 
+@typed
 def linear_gaussian(
     n: int,
     dim: int = 2,

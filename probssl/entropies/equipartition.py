@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..arguments import positive, whole
+from ..arguments import at_least, positive, whole
 from ..priors import Prior
 from .base import Entropy, Views
 
@@ -76,6 +76,7 @@ class Clusters(Entropy):
         super().__init__()
         self.components = whole("components", components, 2, hint="100 is a start")
         self.dim = whole("dim", dim, hint="give the dimension of z")
+        at_least("spread", spread, 0, "1 is usual")
         self.centres = nn.Parameter(spread * torch.randn(components, dim))
 
     def log_density(
@@ -126,13 +127,13 @@ class Equipartition(Clusters):
         dim: The dimension of z.
         temperature: The temperature of the codes; 1 gives the tightest bound with equal
             clusters, less makes the codes harder.
-        iterations: Iterations of Sinkhorn's algorithm; 0 gives the posterior, and
-            clusters of any size.
+        iterations: Iterations of Sinkhorn's algorithm, at least 1: without any the
+            clusters are of any size, which is `Clusters`.
 
     Raises:
         TypeError: If a number is of the wrong type.
         ValueError: If components is below 2, dim below 1, the temperature not positive,
-            or iterations negative.
+            or iterations below 1.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Equipartition(Clusters):
     ) -> None:
         super().__init__(components, dim)
         self.temperature = positive("temperature", temperature)
-        self.iterations = whole("iterations", iterations, 0)
+        self.iterations = whole("iterations", iterations, hint="else take Clusters")
 
     def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         reversed_ = 2 * self.centres.detach() - self.centres  # gradient times −1

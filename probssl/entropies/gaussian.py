@@ -137,7 +137,8 @@ class VarianceCovariance(Entropy):
 
     def __init__(self, covariance: float = 0.25, epsilon: float = 1e-4) -> None:
         super().__init__()
-        self.covariance, self.epsilon = covariance, epsilon
+        self.covariance = at_least("covariance", covariance, 0, "1/4 is second order")
+        self.epsilon = at_least("epsilon", epsilon, 0, "1e-4 is usual")
 
     def forward(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
         sigma = covariance(z)

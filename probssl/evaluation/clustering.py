@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import Array, class_labels, classes, representations
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Clustering(NamedTuple):
     ari: float
 
 
+@typed
 def cluster(
     z: Float[Array, "n dim"],
     labels: Shaped[Array, " n"],
@@ -62,6 +63,7 @@ def cluster(
     )
 
 
+@typed
 def matched_accuracy(
     assigned: Shaped[Array, " n"], labels: Shaped[Array, " n"]
 ) -> float:

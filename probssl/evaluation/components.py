@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import Array, representations
 from .clustering import gaussian_mixture, scaled
 
@@ -55,6 +55,7 @@ class NumberOfComponents(NamedTuple):
         return pandas.DataFrame({c: getattr(self, c) for c in columns}, index)
 
 
+@typed
 def number_of_components(
     z: Float[Array, "n dim"],
     candidates: Iterable[int] = range(1, 31),

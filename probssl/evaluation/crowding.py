@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import Array, classes, representations
 from ..estimates import MIN_RESAMPLES, Interval, Undefined, intervals, reflected
 from .collapse import alignment_uniformity_values, normalised
@@ -95,6 +95,7 @@ class Crowding(NamedTuple):
         return dict(zip(self._fields[:-1], self[:-1], strict=True))
 
 
+@typed
 def crowding(
     z: Float[Array, "n dim"],
     labels: Shaped[Array, " n"],

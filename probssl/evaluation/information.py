@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import Array, representations
 from ..estimates import Estimate, Undefined, estimate
 from .collapse import normalised
@@ -108,6 +108,7 @@ def gaussian_information(
     return estimate(value + influence - influence.mean())
 
 
+@typed
 def nearest_neighbour_information(
     a: Float[Array, "n dim"], b: Float[Array, "n dim"], k: int = 3
 ) -> Estimate:

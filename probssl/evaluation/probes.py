@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ..arguments import positive, whole
+from ..arguments import positive, typed, whole
 from ..arrays import (
     Array,
     class_labels,
@@ -46,6 +46,7 @@ class FewLabel(NamedTuple):
     draws: tuple[float, ...]
 
 
+@typed
 def linear_probe(
     z_train: Z, y_train: Y, z_test: ZTest, y_test: YTest, *, penalty: float = 1.0
 ) -> float:
@@ -80,6 +81,7 @@ def linear_probes(
     }
 
 
+@typed
 def few_label_probe(
     z_train: Z,
     y_train: Y,
@@ -117,6 +119,7 @@ def few_label_probe(
     return FewLabel(float(np.mean(accuracy)), float(error), tuple(accuracy))
 
 
+@typed
 def mlp_probe(
     z_train: Z,
     y_train: Y,
@@ -141,6 +144,7 @@ def mlp_probe(
     return float(probe.fit(z_train, y_train).score(z_test, y_test))
 
 
+@typed
 def knn(z_train: Z, y_train: Y, z_test: ZTest, y_test: YTest, k: int = 5) -> float:
     """Test accuracy of k nearest neighbours (k-NN), by majority vote.
 
@@ -164,6 +168,7 @@ def knns(
     return {name: float(vote.score(z, y)) for name, (_, _, z, y) in parts}
 
 
+@typed
 def style_probe(
     z_train: Float[Array, "n dim"],
     s_train: Shaped[Array, "n *factor"],
@@ -188,6 +193,7 @@ def style_probe(
     return [probe(z_train, train, z_test, test) for train, test in pairs]
 
 
+@typed
 def scores(
     z_train: Z,
     y_train: Y,

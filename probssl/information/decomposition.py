@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ..arguments import choice
+from ..arguments import choice, typed
 from ..arrays import doubles, numbers
 from .broja import least_information
 
@@ -58,6 +58,7 @@ def parts(
 # Discrete variables
 
 
+@typed
 def discrete(
     joint: Float[np.ndarray, "first second target"],
     measure: Literal["broja", "i_min"] = "broja",
@@ -135,6 +136,7 @@ def _specific_information(
 # Gaussian variables
 
 
+@typed
 def gaussian(
     covariance: Float[np.ndarray, "dim dim"],
     first: Sequence[int],

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import classes, representations
 from ..estimates import MIN_RESAMPLES, Interval, intervals, reflected
 from .decomposition import Decomposition, parts
@@ -55,6 +55,7 @@ class Estimate(NamedTuple):
         return "\n".join(f"{name:<14}{figure:.4f}" for name, figure in rows)
 
 
+@typed
 def estimate(
     first: Float[np.ndarray, "n first"],
     second: Float[np.ndarray, "n second"],

@@ -21,7 +21,7 @@ from numpy import ndarray as Array
 from sklearn.preprocessing import scale as standardised
 from tqdm import tqdm
 
-from ..arguments import between, whole
+from ..arguments import between, typed, whole
 from ..arrays import finite, gate, raw_bytes
 from ..estimates import Interval, intervals, reflected
 from .moments import Moments, of_views
@@ -156,6 +156,7 @@ class Advice:
         return "\n".join(lines)
 
 
+@typed
 def advise(
     X: Any,
     views: Callable[[Any], Any],

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from ..arguments import at_least, choice
+from ..arguments import at_least, choice, typed
 from ..arrays import doubles
 
 __all__ = [
@@ -44,6 +44,7 @@ Paradigm = Literal["supervised", "joint embedding", "reconstruction"]
 Preference = Literal["joint embedding", "reconstruction", "either"]
 
 
+@typed
 def alignment_threshold(
     signal: Float[Array, " k"],
     noise: Float[Array, " r"],
@@ -79,6 +80,7 @@ def alignment_threshold(
     return math.sqrt(_squared_threshold(problem, paradigm))
 
 
+@typed
 def asymptotic_spectra(
     signal: Float[Array, " k"],
     noise: Float[Array, " r"],
@@ -121,6 +123,7 @@ def asymptotic_spectra(
     return a / (a + t) ** power, shares
 
 
+@typed
 def recovered(
     signal: Float[Array, " k"],
     noise: Float[Array, " r"],
@@ -139,6 +142,7 @@ def recovered(
     return bool(kept.min() > dropped.max(initial=0.0))
 
 
+@typed
 def critical_noise(
     signal: Float[Array, " k"], augmentation: float | Float[Array, " k"]
 ) -> float:
@@ -165,6 +169,7 @@ def critical_noise(
     return float(total.max() / (total / a).max())
 
 
+@typed
 def preference(
     signal: Float[Array, " k"],
     noise: Float[Array, " r"],

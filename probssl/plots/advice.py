@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..arguments import typed
 from .style import BLUE, INK, ORANGE, PALE, blank, clean
 
 __all__ = ["advice"]
@@ -14,6 +15,7 @@ DIRECTIONS = 60  # of a spectrum
 MIN_ALIGNMENT = 0.1  # on the logarithmic axis; smaller values are drawn here
 
 
+@typed
 def advice(found: Any) -> Figure:
     """Draw the spectra of both paradigms, and the alignment that each needs.
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
+from ..arguments import typed
 from .style import BLUE, ORANGE, blank, clean
 
 __all__ = ["learning_curves"]
@@ -16,6 +17,7 @@ __all__ = ["learning_curves"]
 CURVES = ("value", "reconstruction", "entropy", "alignment", "hyper", "penalty")
 
 
+@typed
 def learning_curves(history: Any) -> Figure:
     """Draw the value of an objective and each of its terms against the epoch.
 

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from pandas import Series, factorize
 from pandas.api.types import is_float_dtype, is_numeric_dtype
 
+from ..arguments import typed
 from ..arrays import Array, finite, gate, numbers, plain, representations
 from .style import INK, blank, clean, shorten
 
@@ -34,6 +35,7 @@ RADIUS_OF_90 = math.sqrt(-2 * math.log(0.1))
 Z_OF_90 = 1.6449
 
 
+@typed
 def latent_map(
     z: Float[Array, "n dim"],
     labels: Shaped[Array, " n"] | Sequence[Any] | None = None,
@@ -88,6 +90,7 @@ def latent_map(
     return figure
 
 
+@typed
 def latent_maps(
     maps: Mapping[str, Float[Array, "n 2"]],
     labels: Shaped[Array, " n"] | Sequence[Any] | None = None,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import Array, numbers, plain
 from .style import blank, shorten
 
@@ -23,6 +23,7 @@ BEYOND = 0.05  # numbers further beyond 0 and 1 than this are noted
 Tiles = Float[np.ndarray, "n strip height width 3"]
 
 
+@typed
 def images(
     x: Shaped[Array, "n *view channel height width"],
     rows: int | None = None,
@@ -57,6 +58,7 @@ def images(
     return _grid(tiles, columns, across=[str(title) for title in named])
 
 
+@typed
 def reconstructions(
     x: Shaped[Array, "n channel height width"],
     reconstruction: Shaped[Array, "n channel height width"],
@@ -77,6 +79,7 @@ def reconstructions(
     return _grid(tiles, min(columns, len(tiles)), down=["x", "E[x | z]"])
 
 
+@typed
 def views(
     batch_views: Shaped[Array, "n view channel height width"], columns: int = 10
 ) -> Figure:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
+from ..arguments import typed
 from ..arrays import finite
 from .style import BLUE, INK, PALE, blank, clean, shorten
 
@@ -18,6 +19,7 @@ WIDEST = 10  # panels of ranks side by side
 COLUMNS = 4  # panels of hyper-parameters side by side
 
 
+@typed
 def ranks(ranks: Any, *, bins: int = 10, ax: Axes | None = None) -> Figure:
     """Draw the histogram of ranks, over the band that holds 99 % of uniform counts.
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.ma import masked_invalid
 from pandas import DataFrame
 
+from ..arguments import typed
 from .style import BLUE, INK, PALE, blank, clean, shorten
 
 __all__ = ["comparison", "matrix", "terms"]
@@ -44,6 +45,7 @@ LONGEST_NAME = 40  # characters of a method beside its row
 LESS_IS_BETTER = ("view_distance", "uniformity")
 
 
+@typed
 def comparison(table: Any, scores: Sequence[str] | None = None) -> Figure:
     """Draw the scores of methods as dots, one panel for each score, the best filled.
 
@@ -70,6 +72,7 @@ def comparison(table: Any, scores: Sequence[str] | None = None) -> Figure:
     return figure
 
 
+@typed
 def terms(table: Any, columns: Sequence[str] | None = None) -> Figure:
     """Draw measured terms as a table in colour, in nats per item.
 
@@ -95,6 +98,7 @@ def terms(table: Any, columns: Sequence[str] | None = None) -> Figure:
     return figure
 
 
+@typed
 def matrix(table: Any, columns: Sequence[str] | None = None) -> Figure:
     """Draw the scale-invariant measures of a comparison as a heat map, with errors.
 

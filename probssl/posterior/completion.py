@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import plain
 from ..data.batches import Loadable, Views
 from ..data.splits import Groups
@@ -19,6 +19,7 @@ from .representation import Images, joined
 __all__ = ["classify", "complete"]
 
 
+@typed
 def complete(
     objective: nn.Module,
     data: Groups | Batch | DataLoader,
@@ -59,6 +60,7 @@ def complete(
     return joined(joint, parts, axis=0 if draws is None else 1)
 
 
+@typed
 def classify(
     objective: nn.Module,
     data: Loadable,

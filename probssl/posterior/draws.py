@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import plain
 from ..data.batches import Items, Loadable, Views, rows_of
 from ..data.splits import Groups, Split
@@ -31,6 +31,7 @@ __all__ = ["to_arviz"]
 Draws = dict[str, Tensor]
 
 
+@typed
 def to_arviz(
     objective: nn.Module,
     data: Loadable,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..arrays import plain
 from ..bounds import log_weights
 from ..data.batches import Loadable, Views
@@ -77,6 +77,7 @@ class Evidence(NamedTuple):
         ]
 
 
+@typed
 def evidence(
     objective: nn.Module,
     data: Loadable,

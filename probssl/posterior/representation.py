@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..arguments import choice, whole
+from ..arguments import choice, typed, whole
 from ..arrays import plain
 from ..data.batches import Loadable
 from ..joint import Joint
@@ -43,6 +43,7 @@ def embed(
 ) -> tuple[Float[np.ndarray, "item dim"], Float[np.ndarray, "item dim"]]: ...
 
 
+@typed
 def embed(
     objective: nn.Module,
     data: Loadable,
@@ -85,6 +86,7 @@ def embed(
     return (z, np.concatenate(deviations)) if return_std else z
 
 
+@typed
 def reconstruct(
     objective: nn.Module, data: Loadable, *, batch_size: int = 1024
 ) -> Images:
@@ -107,6 +109,7 @@ def reconstruct(
     return joined(joint, parts)
 
 
+@typed
 def sample(
     objective: nn.Module, n: int, views: int | None = None, *, batch_size: int = 1024
 ) -> Images:

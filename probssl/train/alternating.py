@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import between, whole
+from ..arguments import between, typed, whole
 from ..runtime.distributed import broadcast
 from .batches import Data
 from .fit import fit
@@ -32,6 +32,7 @@ from .schedules import Schedule, geometric
 __all__ = ["fit_phases", "fit_rounds"]
 
 
+@typed
 def fit_rounds(
     objective: nn.Module,
     data: Data,
@@ -93,6 +94,7 @@ def fit_rounds(
     return history
 
 
+@typed
 def fit_phases(
     objective: nn.Module,
     data: Data,

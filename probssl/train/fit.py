@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..arguments import choice, positive
+from ..arguments import choice, positive, typed
 from ..runtime.distributed import (
     any_rank,
     broadcast,
@@ -47,6 +47,7 @@ __all__ = ["fit"]
 logger = logging.getLogger(__name__)
 
 
+@typed
 def fit(
     objective: nn.Module,
     data: Data,
@@ -57,7 +58,7 @@ def fit(
     epochs: int = 100,
     batch_size: int = 128,
     optimizer: Optimizer | Callable[[list[Parameter]], Optimizer] | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None = None,
     accumulate: int = 1,
     clip: float | None = None,
@@ -120,12 +121,14 @@ def fit(
             parameters. The default is fused Adam with `learning_rate`; modules with an
             attribute `learning_rate_factor`, such as hyper-parameters, have that many
             times the rate.
+        learning_rate: That of the default optimiser; None means 1e-3.
         scheduler: A learning-rate schedule of torch, or a function that makes one from
             the optimiser. It is stepped once per optimiser step, not per epoch.
         accumulate: Gradient accumulation: the number of batches per optimiser step.
         clip: Gradient clipping: the largest Euclidean norm of the gradient.
-        monitor: The column of the history that compares epochs, larger is better:
-            ``"valid_value"``, a term, or a column that `on_epoch` adds to the row.
+        monitor: The column of the history that compares epochs for `patience` or
+            `checkpoint`, larger is better: ``"valid_value"``, a term, or a column that
+            `on_epoch` adds to the row.
         patience: Early stopping: the number of epochs without a better one after which
             the fit ends; the objective gets the parameters of the best epoch.
         checkpoint: A folder for ``last.safetensors``, written every `checkpoint_every`
@@ -133,7 +136,8 @@ def fit(
             ``history.json``.
         resume: Resume from the last checkpoint; on the CPU bit by bit as if the run had
             not been interrupted. If the folder is empty or missing, the fit starts
-            anew, so that a script can simply be run again after it was killed.
+            anew, so that a script can simply be run again after it was killed. If it
+            holds more than `epochs` epochs, a warning says so, and none is added.
         on_step: A callback with the number of steps made and the terms of the step,
             scalars on the device. It may write buffers in place. If it returns a true
             value, the fit ends with the present epoch cut short.
@@ -167,8 +171,9 @@ def fit(
         FileExistsError: If the folder holds a checkpoint, but `resume` is False.
         FileNotFoundError: If it holds other files, but no checkpoint to resume from.
         FloatingPointError: If a term or a parameter is not finite.
-        TypeError: If the data, the views or the terms are of an unknown kind.
-        ValueError: If an argument is out of range, or does not fit another.
+        TypeError: If an argument, the views or the terms are of an unknown kind.
+        ValueError: If an argument is out of range, does not fit another, or has no
+            effect beside it.
     """
     check_counts(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
     check_counts(patience=patience, checkpoint_every=checkpoint_every)
@@ -177,6 +182,11 @@ def fit(
     hint = f"'auto' compiles runs of at least {COMPILED_STEPS:,} steps"
     choice("compile", compile, (True, False, None, "auto"), hint)
     check_monitor(monitor, validated=valid is not None, extended=on_epoch is not None)
+    if monitor != "value" and patience is None and checkpoint is None:
+        raise ValueError(
+            f"expected patience or a checkpoint beside monitor={monitor!r}, got "
+            "neither; it only chooses the best epoch: leave it out, or set patience"
+        )
     start()
 
     target = target_of(objective, device)
@@ -195,7 +205,7 @@ def fit(
     stopping = EarlyStopping(monitor, patience)
     run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
     folder = Checkpoints(checkpoint, checkpoint_every)
-    folder.begin(run, resume)
+    folder.begin(run, resume, epochs)
 
     bar = Progress(total, run.steps, shown=progress and is_main())
     run.compiled = worth_compiling(compile, total, run.compiled)

@@ -7,6 +7,7 @@ depend on the device: files hold learning rates as numbers, and no `capturable`.
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..arguments import choice, instance, whole
+from ..arguments import choice, instance, positive, whole
+from ..arguments import device as checked_device
 from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
@@ -48,6 +50,12 @@ def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
 
 def target_of(objective: nn.Module, device: str | torch.device) -> Target:
     """The device to fit on, and the dtype of the trainable parameters."""
+    if getattr(objective.forward, "__func__", None) is nn.Module.forward:
+        raise TypeError(
+            "expected an objective with forward(batch) -> Terms, got "
+            f"{type(objective).__name__}, which has no forward; a Joint is fitted by "
+            "ps.limits.SimVAE(joint)"
+        )
     trainable = _trainable(objective)
     if not trainable:
         raise ValueError(
@@ -58,7 +66,7 @@ def target_of(objective: nn.Module, device: str | torch.device) -> Target:
         device = trainable[0].device
         if device.type == "cpu" and torch.cuda.is_available():
             device = "cuda"
-    return Target(torch.device(device), trainable[0].dtype)
+    return Target(checked_device("device", device), trainable[0].dtype)
 
 
 def settle(
@@ -101,17 +109,31 @@ def _labelled(objective: nn.Module, content: Tensor) -> float:
 def prepared_optimizer(
     optimizer: Optimizer | Callable[[list[Parameter]], Optimizer] | None,
     objective: nn.Module,
-    learning_rate: float,
+    learning_rate: float | None,
 ) -> Optimizer:
     """The given optimiser, the one that the callable makes, or fused Adam."""
     if optimizer is None:
-        return Adam(_groups(objective, learning_rate), lr=learning_rate, fused=True)
+        rate = 1e-3 if learning_rate is None else learning_rate
+        rate = positive("learning_rate", rate, "1e-3 is usual")
+        return Adam(_groups(objective, rate), lr=rate, fused=True)
+    if learning_rate is not None:
+        raise ValueError(
+            f"expected learning_rate or optimizer, got both, {learning_rate} and "
+            f"{type(optimizer).__name__}; give the optimiser its own rate"
+        )
     trainable = _trainable(objective)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(trainable)
     hint = "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
     expected = "a torch.optim.Optimizer, or a function that returns one"
     instance("optimizer", optimizer, Optimizer, expected, hint)
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            "expected an optimiser that steps along one gradient, got "
+            f"{type(optimizer).__name__}, which evaluates the objective anew; take "
+            "torch.optim.AdamW or another first-order method"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if held.isdisjoint(map(id, trainable)):
         raise ValueError(
@@ -130,6 +152,9 @@ def prepared_scheduler(
         return None
     if not isinstance(scheduler, LRScheduler):
         scheduler = scheduler(optimizer)
+    hint = "pass lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1000)"
+    expected = "a torch.optim.lr_scheduler.LRScheduler, or a function that returns one"
+    instance("scheduler", scheduler, LRScheduler, expected, hint)
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ValueError(
             "expected a scheduler that is stepped after every step, got "

@@ -8,6 +8,7 @@ one always exists. Nothing is pickled: a file can give values, never run code.
 import json
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import choice
+from ..arguments import folder as checked_folder
 from ..runtime.buffers import complete
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
@@ -180,11 +182,15 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, every: int) -> None:
-        self.folder, self.every = None if folder is None else Path(folder), every
+        self.folder = None if folder is None else checked_folder("checkpoint", folder)
+        self.every = every
         self.epoch = 0  # of the last checkpoint
 
-    def begin(self, run: Run, resume: bool) -> None:
-        """Resume from the last epoch, or write a checkpoint before the first one."""
+    def begin(self, run: Run, resume: bool, epochs: int) -> None:
+        """Resume from the last epoch, or write a checkpoint before the first one.
+
+        A warning says if the checkpoint has more than `epochs` epochs.
+        """
         if self.folder is None:
             if resume:
                 raise ValueError(
@@ -196,6 +202,13 @@ class Checkpoints:
         if state is not None:
             run.load(state, last)
             self.epoch = len(run.history)
+            if self.epoch > epochs:
+                warnings.warn(
+                    f"expected epochs of at least the {self.epoch} that {last} has, "
+                    f"got {epochs}; no epoch is added: raise epochs, or leave resume "
+                    "out and take another folder",
+                    stacklevel=4,
+                )
         else:
             run.write(last)
 

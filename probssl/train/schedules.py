@@ -11,7 +11,7 @@ from numbers import Real
 import torch
 from torch import nn
 
-from ..arguments import choice, positive
+from ..arguments import choice, positive, typed
 
 __all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
@@ -59,6 +59,7 @@ class Schedules:
             buffer.fill_(_number(name, schedule, min(step / self.total, 1.0)))
 
 
+@typed
 def cosine(start: float, end: float) -> Schedule:
     r"""A schedule along half a period of a cosine (cosine annealing).
 
@@ -72,6 +73,7 @@ def cosine(start: float, end: float) -> Schedule:
     return lambda share: _between(start, end, (1 - math.cos(math.pi * share)) / 2)
 
 
+@typed
 def linear(start: float, end: float, until: float = 1.0) -> Schedule:
     r"""A schedule along a straight line (warm-up), constant after its end.
 
@@ -96,6 +98,7 @@ def linear(start: float, end: float, until: float = 1.0) -> Schedule:
     return lambda share: _between(start, end, min(share / until, 1.0))
 
 
+@typed
 def geometric(start: float, end: float) -> Schedule:
     r"""A schedule by equal factors in equal times (exponential decay or growth).
 

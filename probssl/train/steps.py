@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..arguments import positive
+from ..arguments import positive, typed
 from ..runtime.distributed import average, gather_to_cpu, world_size
 from ..runtime.precision import FULL_PRECISION, Precision, lowered
 from ..terms import Batch, Terms, check_terms
@@ -28,6 +28,7 @@ from .schedules import Schedules
 __all__ = ["Step", "add_gradient", "loss", "mutable_state", "steps", "terms_and_grads"]
 
 
+@typed
 def steps(
     objective: nn.Module, batches: Iterable[Batch], optimizer: Optimizer
 ) -> Iterator[Terms]:

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..arguments import instance, whole
+from ..arguments import instance, typed, whole
 from ..terms import Batch
 from .colour import Colour, Grey, Invert
 from .geometry import Affine
@@ -229,6 +229,7 @@ class MultiCrop(nn.Module):
         check_unit(low, high, type(self).__name__)
 
 
+@typed
 def digits(views: int = 2) -> Augment:
     """Small rotations, scalings and shifts for scikit-learn's digits of 8 × 8 pixels.
 
@@ -238,6 +239,7 @@ def digits(views: int = 2) -> Augment:
     return Augment(affine, views=views, levels=16)
 
 
+@typed
 def simclr(views: int = 2, levels: int | None = 255) -> Augment:
     """SimCLR's augmentation of small colour images.
 
@@ -261,6 +263,7 @@ def simclr(views: int = 2, levels: int | None = 255) -> Augment:
     )
 
 
+@typed
 def simvae_mnist(views: int = 2, levels: int | None = 1) -> Augment:
     """SimVAE's augmentation of binary MNIST; of Fashion-MNIST with ``levels=255``.
 
@@ -274,6 +277,7 @@ def simvae_mnist(views: int = 2, levels: int | None = 1) -> Augment:
     return Augment(crop, views=views, levels=levels)
 
 
+@typed
 def simvae_cifar10(views: int = 2, levels: int | None = 255) -> Augment:
     """SimVAE's augmentation of CIFAR-10.
 
