@@ -34,7 +34,7 @@ from jaxtyping import AbstractArray
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["at_least", "between", "check_types", "choice", "device", "folder"]
+__all__ = ["alone", "at_least", "between", "check_types", "choice", "device", "folder"]
 __all__ += ["instance", "positive", "typed", "whole"]
 
 P = ParamSpec("P")
@@ -221,6 +221,7 @@ def whole(
 ) -> int:
     """Return a whole number from `least` to `most` as an int; raises as `positive`."""
     limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+    most = 2**63 - 1 if most is None else most
     wanted = f"{name} as a whole number {limit}"
     try:
         if isinstance(value, bool):
@@ -228,7 +229,7 @@ def whole(
         number = operator.index(value)
     except TypeError:
         raise TypeError(_message(wanted, value, hint)) from None
-    if number < least or (most is not None and number > most):
+    if not least <= number <= most:
         raise ValueError(_message(wanted, value, hint))
     return number
 
@@ -246,6 +247,16 @@ def instance(name: str, value: Any, kinds: Any, expected: str, hint: str = "") -
     if not isinstance(value, kinds):
         raise TypeError(_message(f"{name} as {expected}", value, hint))
     return value
+
+
+def alone(name: str, value: Any, other: str, hint: str = "") -> None:
+    """Raise a ValueError for an argument that is given though it has no effect.
+
+    Arguments:
+        other: What takes its effect away.
+    """
+    if value is not None:
+        raise ValueError(_message(f"no {name} {other}", value, hint or "leave it out"))
 
 
 def folder(name: str, value: str | os.PathLike[str]) -> Path:

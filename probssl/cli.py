@@ -18,6 +18,7 @@ from torch import nn
 from . import recipes
 from .arguments import whole
 from .compare import compare
+from .compare.checks import check_data
 from .compare.fitting import Fitted, fit_methods
 from .data import Dataset, Split, load
 from .joint import Joint
@@ -180,6 +181,7 @@ def _compare(options: argparse.Namespace) -> None:
     methods = [recipes.name(method) for method in methods]  # before any work
     _check_out(options.out, *(options.out / method for method in methods))
     data = _data(options)
+    check_data(data, MAX_TRAIN, options.seed)  # before any fit
     given = {"dim": options.dim, "seed": options.seed, "jobs": options.jobs}
     fitted = fit_methods(methods, data, **given, **_fit_options(data, options))
     if is_main():

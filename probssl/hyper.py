@@ -243,7 +243,8 @@ def _plain(value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple):
         return tuple(_plain(number) for number in value)
-    return float(value) if isinstance(value, int | float) else value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number else value
 
 
 def _check_number(number: Any, name: str, floor: float, dim: int | None) -> int | None:

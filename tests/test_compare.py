@@ -24,6 +24,7 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl import recipes
 from probssl.compare import own_terms, representation_terms, sampled
+from probssl.compare.checks import check
 from probssl.compare.decoding import decoded
 from probssl.compare.densities import directions, gaussian, spherical, student
 from probssl.compare.fitting import fit_methods
@@ -499,14 +500,48 @@ def grey(digits: ps.data.Dataset, levels: int = 16) -> nn.Module:
         (lambda d: {"objectives": {"PCA-64": nn.Flatten()}}, "baselines"),
         (lambda d: {"objectives": {"x": several(d)}}, "2 modalities"),
         (lambda d: {"objectives": {"x": diverged(d)}}, "for .* items by x; its fit"),
-        (lambda d: {"objectives": {"a": grey(d), "b": grey(d, 255)}}, "one measure"),
-        (lambda d: {"objectives": {"a": grey(d), "b": pseudo(d)}}, "no density of x"),
+        (lambda d: {"seconds": {"y": 1.0}}, "seconds of the objectives x, got some of"),
+        (lambda d: {"data": d._replace(train=d.train.rows(rare(d)))}, "got 4 of class"),
     ],
 )
 def test_what_does_not_compare_is_refused(digits, change, message):
     options = {"objectives": {"x": nn.Flatten()}, "data": digits, "progress": False}
     with pytest.raises(ValueError, match=message):
         ps.compare(**(options | change(digits)))
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (lambda d: grey(d, 255), "several measures of the data (a: "),
+        (pseudo, "some are pseudo-likelihoods, which are no densities of x"),
+    ],
+)
+def test_evidences_that_do_not_compare_are_left_out(digits, short_decoders, other, why):
+    data = digits._replace(train=digits.train.take(200), test=digits.test.take(40))
+    methods = {"a": grey(digits), "b": other(digits), "c": recipes.encoder(digits)}
+    found = ps.compare(methods, data, baselines=False, progress=False)
+    for name in "ab":
+        row = found.methods[name]
+        assert why in row["left_out"]["elbo"] and "alignment" in row["terms"]
+        assert not {"elbo", "reconstruction"} & {*row["terms"], *row["errors"]}
+        assert row["scores"]["active_units"] <= 10
+    assert "active_units" not in found.methods["c"]["scores"]
+    assert why in str(found) and why.split(" (")[0] in found._repr_html_()
+    assert "active" in str(found) and "linear_probe" in found.methods["c"]["scores"]
+
+
+def test_objectives_that_share_an_encoder_are_warned_of(digits):
+    encoder = recipes.encoder(digits)
+    shared = {"a": ps.limits.SimCLR(encoder), "b": ps.limits.LogDet(encoder)}
+    with pytest.warns(UserWarning, match="got a and b, which share some"):
+        check(shared)
+
+
+def rare(digits: ps.data.Dataset) -> torch.Tensor:
+    """The rows of all classes but one, of which there are four."""
+    ones = (digits.train.labels == 1).nonzero().flatten()
+    return torch.cat([(digits.train.labels != 1).nonzero().flatten(), ones[:4]])
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (7,)])

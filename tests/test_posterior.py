@@ -393,7 +393,7 @@ test_what_an_objective_cannot_do_is_refused = refusals(
     (lambda: to_arviz(images(), torch.rand(4, *IMAGE)), ValueError, "grey levels"),
     (lambda: to_arviz(images(), grey(4), items=[4]), ValueError, "0 to 3"),
     (lambda: to_arviz(images(), grey(4), items=0), ValueError, "row numbers"),
-    (lambda: to_arviz(images(), grey(4), items=[0.5]), ValueError, "row numbers"),
+    (lambda: to_arviz(images(), grey(4), items=[0.5]), TypeError, "whole"),
     (lambda: to_arviz(images(), grey(4), items=[]), ValueError, "row numbers"),
     (lambda: to_arviz(images(), grey(4), draws=0), ValueError, "draws"),
     (lambda: sample(images(**FLAT), 4), ValueError, "y_scale"),

@@ -847,7 +847,14 @@ WRONG: list[tuple[type[Exception], str, object, str]] = [
     (ValueError, "checkpoint", "", "checkpoint as a path, got ''"),
     (ValueError, "views", lambda x: x[:, None][:, :0], "at least one view of each"),
     (ValueError, "", {"optimizer": Adam, "learning_rate": 0.1}, "its own rate"),
-    (ValueError, "", {"monitor": "alignment"}, "patience or a checkpoint beside"),
+    (
+        ValueError,
+        "",
+        {"monitor": "alignment"},
+        "no monitor without patience",
+    ),
+    (ValueError, "checkpoint_every", 2, "no checkpoint_every without a checkpoint"),
+    (ValueError, "", {"data": DataLoader(FEW), "batch_size": 2}, "beside a DataLoader"),
     (ValueError, "", {"data": Groups(PAIRS), "views": noisy}, "no views for Groups"),
     (ValueError, "", BATCHES, "no views for a DataLoader of Batches"),
     (

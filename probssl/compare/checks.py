@@ -1,36 +1,57 @@
 """Checks of the arguments of `compare`."""
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import classes
 from ..data import Dataset
+from ..evaluation.probes import LABELS_PER_CLASS, kept
 from ..joint import Joint
 from ..nn import PerModality
 
-__all__ = ["MIN_TEST_ITEMS", "check", "check_finite", "check_names", "check_views"]
+__all__ = ["MIN_TEST_ITEMS", "apart", "check", "check_data", "check_finite"]
+__all__ += ["check_names", "check_views"]
 
 MIN_TEST_ITEMS = 20  # for entropies and standard errors over items
 
 
-def check(objectives: dict[str, nn.Module], data: Dataset) -> None:
-    """Raise a ValueError for objectives or data that do not compare."""
-    if not objectives:
-        raise ValueError(
-            "expected at least one objective, got none; give {'SimVAE': simvae, …}"
-        )
+def check_data(data: Dataset, max_train: int | None = None, seed: int = 0) -> None:
+    """Raise a ValueError for data without the items or labels that scores need."""
     for part, split in (("training", data.train), ("test", data.test)):
         if split.labels is None:
             raise ValueError(
                 f"expected labels for the {part} items of {data.name}, got none; "
                 "scores need them: give the data set labels"
             )
-    if len(data.test.images) < MIN_TEST_ITEMS:
+    assert data.train.labels is not None
+    if len(data.test) < MIN_TEST_ITEMS:
         raise ValueError(
             f"expected at least {MIN_TEST_ITEMS} test items for entropies and their "
-            f"errors, got {len(data.test.images)}; hold out more"
+            f"errors, got {len(data.test)}; hold out more"
         )
-    likelihoods = {}
+    y = classes(data.train.labels, len(data.train))
+    names, counts = np.unique(y[kept(len(y), max_train, seed)], return_counts=True)
+    if counts.min() < LABELS_PER_CLASS:
+        raise ValueError(
+            f"expected at least {LABELS_PER_CLASS} training items of each class for "
+            f"the few-label probe, got {counts.min()} of class "
+            f"{names[counts.argmin()]}; give more, or leave the class out"
+        )
+
+
+def check(objectives: dict[str, nn.Module]) -> None:
+    """Raise a ValueError for objectives that `compare` cannot measure.
+
+    A warning says which of them share parameters.
+    """
+    if not objectives:
+        raise ValueError(
+            "expected at least one objective, got none; give {'SimVAE': simvae, …}"
+        )
+    owners: dict[int, str] = {}
     for name, objective in objectives.items():
         for module in objective.modules():
             if isinstance(module, PerModality):
@@ -39,21 +60,26 @@ def check(objectives: dict[str, nn.Module], data: Dataset) -> None:
                     f"{len(module)} modalities; compare its parts one by one, each on "
                     "its own data: encoder.parts[0]"
                 )
-        if isinstance(joint := getattr(objective, "joint", None), Joint):
-            likelihoods[name] = joint.likelihood
-    measures = {name: each.measure for name, each in likelihoods.items()}
-    listed = "; ".join(f"{name}: {measure}" for name, measure in measures.items())
-    if len({each.pseudo for each in likelihoods.values()}) > 1:
-        raise ValueError(
-            "expected evidences or pseudo-likelihoods, got both: "
-            f"{listed}; a pseudo-likelihood is no density of x: "
-            "give all joints one kind of likelihood"
-        )
-    if len(set(measures.values())) > 1:
-        raise ValueError(
-            "expected evidences under one measure of the data, got "
-            f"{listed}; they are no comparison: give all joints one kind of likelihood"
-        )
+        shared = {owners.setdefault(id(p), name) for p in objective.parameters()}
+        for other in sorted(shared - {name}):
+            warnings.warn(
+                f"expected objectives with parameters of their own, got {other} and "
+                f"{name}, which share some: fitting one has changed the other; build "
+                "an encoder for each",
+                stacklevel=4,
+            )
+
+
+def apart(objectives: dict[str, nn.Module]) -> str:
+    """The reason why evidences of the objectives do not compare; empty if they do."""
+    joints = {name: getattr(each, "joint", None) for name, each in objectives.items()}
+    found = {name: j.likelihood for name, j in joints.items() if isinstance(j, Joint)}
+    listed = "; ".join(f"{name}: {each.measure}" for name, each in found.items())
+    if len({each.pseudo for each in found.values()}) > 1:
+        return f"some are pseudo-likelihoods, which are no densities of x ({listed})"
+    if len({each.measure for each in found.values()}) > 1:
+        return f"densities under several measures of the data ({listed})"
+    return ""
 
 
 def check_names(objectives: dict[str, nn.Module], baselines: list[str]) -> None:

@@ -16,11 +16,11 @@ from ..arguments import typed
 from ..data import Dataset, Split
 from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
-from ..evaluation.collapse import effective_rank_values
+from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
 from ..posterior import embed
 from ..terms import Batch
-from .checks import check, check_finite, check_names, check_views
+from .checks import apart, check, check_data, check_finite, check_names, check_views
 from .decoding import as_float, decoded
 from .table import Comparison, Row
 from .terms import own_terms, representation_terms
@@ -60,7 +60,12 @@ def compare(
     test item, the same for all objectives. Every encoder is measured under every prior
     and with every estimator of H[z], on at most 2,000 items. Scores (linear, few-label
     and k-NN probe, clustering, effective rank) are those of each item alone, by the
-    mean of q(z|x) or the encoder's output; probes are fitted to the training split.
+    mean of q(z|x) or the encoder's output; probes are fitted to the training split. Of
+    joints the active units are counted too (`evaluation.active_units`).
+
+    Reconstruction and ELBO are left out, with the reason, where likelihoods have
+    different measures of the data, or pseudo-likelihoods stand beside densities.
+    Objectives that share parameters are warned of.
 
     Arguments:
         objectives: Fitted objectives by name. An objective of your own needs
@@ -73,12 +78,18 @@ def compare(
         seed: The seed of views, noise, probes and decoders.
 
     Raises:
-        ValueError: If labels are missing, there are fewer than 20 test items or no
-            pairs of views, representations are not finite, encoders take several
-            modalities, or evidences do not compare: under different measures of the
-            data, or pseudo-likelihoods beside densities.
+        ValueError: If labels are missing, there are fewer than 20 test items, fewer
+            than 5 training items of a class or no pairs of views, representations are
+            not finite, or encoders take several modalities.
     """
-    check(objectives, data)
+    check(objectives)
+    check_data(data, max_train, seed)
+    if unknown := set(seconds or ()) - set(objectives):
+        raise ValueError(
+            f"expected seconds of the objectives {', '.join(objectives)}, got some of "
+            f"{', '.join(map(repr, sorted(unknown)))}; use the same names"
+        )
+    several = apart(objectives)
     others, pca = _baselines(objectives, data, seed) if baselines else ({}, None)
     pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
@@ -97,9 +108,14 @@ def compare(
         with _seeded(seed, embedded[name].device):
             own = own_terms(subject, pair)
         raw = name == RAW and name in others
-        rows[name], few_labels[name] = _row(
-            own, embedded[name], data, seed, max_train, raw
-        )
+        row, few_labels[name] = _row(own, embedded[name], data, seed, max_train, raw)
+        if own:
+            row["scores"]["active_units"] = active_units(embedded[name].test)
+        if own and several:
+            for term in ("reconstruction", "elbo"):
+                del row["terms"][term], row["errors"][term]
+                row["left_out"][term] = several
+        rows[name] = row
         if seconds is not None and name in seconds:
             rows[name]["seconds"] = seconds[name]
         bar.update()

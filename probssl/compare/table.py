@@ -29,10 +29,11 @@ COLUMNS = {
     "cluster_accuracy": ("clus-", "ters"),
     "ari": ("", "ARI"),
     "effective_rank": ("", "rank"),
+    "active_units": ("active", "units"),
     "seconds": ("", "seconds"),
 }
 DECIMALS = {"effective_rank": 1, "seconds": 1, "linear_probe": 3, "knn": 3, "ari": 3}
-DECIMALS |= {"few_label_probe": 3, "cluster_accuracy": 3}
+DECIMALS |= {"few_label_probe": 3, "cluster_accuracy": 3, "active_units": 0}
 TERM_COLUMNS = {"reconstruction", "entropy", "alignment", "elbo", "log_det"}
 TERM_COLUMNS |= {"gaussian_alignment", "gaussian_entropy"}
 
@@ -128,7 +129,7 @@ class Comparison:
         if not self.methods:
             return f"no methods compared on {self.data}"
         names, (main, matrix) = [*self.methods], self._columns()
-        text = _aligned(names, main)
+        text = "\n\n".join([_aligned(names, main), *self._notes()])
         return f"{text}\n\n{INVARIANT}\n{_aligned(names, matrix)}" if matrix else text
 
     __repr__ = __str__
@@ -136,7 +137,8 @@ class Comparison:
     def _repr_html_(self) -> str:
         names, (main, matrix) = [*self.methods], self._columns()
         beside = f"<p>{INVARIANT}</p>{_html(names, matrix)}" if matrix else ""
-        return _html(names, main) + beside
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+        return _html(names, main) + notes + beside
 
     def _columns(self) -> tuple[Cells, Cells]:
         """The columns of the main table and of the matrix: two title rows, then cells.
@@ -147,7 +149,7 @@ class Comparison:
         main = {
             name: [*title, *self._cells(name)]
             for name, title in COLUMNS.items()
-            if table[name].notna().any()
+            if table[name].notna().any() or name in self._left_out()
         }
         beside = {
             name: [*title, *map(_with_error, matrix[name], matrix[f"{name}_se"])]
@@ -155,6 +157,17 @@ class Comparison:
             if name != "effective_rank" and matrix[name].notna().any()
         }
         return main, beside
+
+    def _left_out(self) -> dict[str, str]:
+        """The columns of the main table that are left out, with the reason."""
+        rows = (row.get("left_out", {}) for row in self.methods.values())
+        return {k: why for row in rows for k, why in row.items() if k in TERM_COLUMNS}
+
+    def _notes(self) -> list[str]:
+        reasons = dict.fromkeys(
+            why for name, why in self._left_out().items() if name == "elbo"
+        )
+        return [f"ELBO and reconstruction left out: {why}" for why in reasons]
 
     def _cells(self, name: str) -> list[str]:
         """A column of the main table; a difference with its paired standard error."""

@@ -7,7 +7,13 @@ ValueError.
 
 from ..estimates import Estimate, Undefined
 from .clustering import Clustering, cluster, matched_accuracy
-from .collapse import AlignmentUniformity, alignment_uniformity, effective_rank, rankme
+from .collapse import (
+    AlignmentUniformity,
+    active_units,
+    alignment_uniformity,
+    effective_rank,
+    rankme,
+)
 from .components import NumberOfComponents, number_of_components
 from .crowding import Crowding, crowding
 from .information import gaussian_information, info_nce, nearest_neighbour_information
@@ -24,8 +30,14 @@ from .probes import (
 )
 
 __all__ = ["AlignmentUniformity", "Clustering", "Crowding", "Estimate", "FewLabel"]
-__all__ += ["NumberOfComponents", "Undefined", "alignment_uniformity", "cluster"]
-__all__ += ["crowding", "effective_rank", "few_label_probe", "gaussian_information"]
+__all__ += ["NumberOfComponents", "Undefined", "active_units", "alignment_uniformity"]
+__all__ += [
+    "cluster",
+    "crowding",
+    "effective_rank",
+    "few_label_probe",
+    "gaussian_information",
+]
 __all__ += ["info_nce", "knn", "knns", "linear_probe", "linear_probes"]
 __all__ += ["matched_accuracy", "mlp_probe", "nearest_neighbour_information"]
 __all__ += ["number_of_components", "rankme", "scores", "style_probe"]

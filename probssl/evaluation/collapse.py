@@ -5,10 +5,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ..arguments import at_least
 from ..arrays import Array, finite, representations
 from ..estimates import Undefined
 
-__all__ = ["AlignmentUniformity", "alignment_uniformity", "effective_rank", "rankme"]
+__all__ = ["AlignmentUniformity", "active_units", "alignment_uniformity"]
+__all__ += ["effective_rank", "rankme"]
 __all__ += ["alignment_uniformity_values", "effective_rank_values", "normalised"]
 
 
@@ -34,6 +36,26 @@ def effective_rank(z: Float[Array, "n dim"]) -> float:
         https://ieeexplore.ieee.org/document/7098875
     """
     return float(effective_rank_values(z).mean())
+
+
+def active_units(z: Float[Array, "n dim"], least: float = 0.01) -> int:
+    r"""The number of active units: dimensions in which q(z|x) depends on x.
+
+    .. math:: \# \{d : \operatorname{Var}_x E_q[z_d \mid x] > 0.01\}
+
+    Fewer than the dimensions of z show a posterior collapse. The threshold is meant for
+    a prior whose z has about unit variance.
+
+    Arguments:
+        z: The means of q(z|x), as `embed` returns them.
+        least: The threshold.
+
+    References:
+        Importance Weighted Autoencoders (Burda et al., 2016)
+        https://arxiv.org/abs/1509.00519
+    """
+    (z,) = representations(z)
+    return int((z.var(0) > at_least("least", least, 0)).sum())
 
 
 def effective_rank_values(z: Float[Array, "n dim"]) -> Float[np.ndarray, " n"]:

@@ -34,6 +34,9 @@ ZTest = Float[Array, "m dim"]
 YTest = Shaped[Array, " m"]
 
 
+LABELS_PER_CLASS = 5  # of the few-label probe
+
+
 class FewLabel(NamedTuple):
     """Accuracy from few labels: mean and standard error over draws of labels.
 
@@ -88,7 +91,7 @@ def few_label_probe(
     z_test: ZTest,
     y_test: YTest,
     *,
-    labels_per_class: int = 5,
+    labels_per_class: int = LABELS_PER_CLASS,
     repeats: int = 20,
     seed: int = 0,
 ) -> FewLabel:
@@ -226,10 +229,8 @@ def scores_and_draws(
 ) -> tuple[dict[str, float], FewLabel]:
     """The result of `scores`, and the few-label probe with all of its draws."""
     z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
-    if max_train is not None and max_train < len(z_train):
-        random = np.random.default_rng(seed)
-        kept = random.choice(len(z_train), max_train, replace=False)
-        z_train, y_train = z_train[kept], y_train[kept]
+    rows = kept(len(z_train), max_train, seed)
+    z_train, y_train = z_train[rows], y_train[rows]
     data = (z_train, y_train, z_test, y_test)
     few = few_label_probe(*data, seed=seed)
     clusters = cluster(z_test, y_test, seed=seed)
@@ -244,6 +245,13 @@ def scores_and_draws(
         "effective_rank": effective_rank(z_test),
     }
     return found, few
+
+
+def kept(items: int, max_train: int | None, seed: int) -> np.ndarray | slice:
+    """The rows of the training items that probes are fitted to."""
+    if max_train is None or whole("max_train", max_train) >= items:
+        return slice(None)
+    return np.random.default_rng(seed).choice(items, max_train, replace=False)
 
 
 def _moments(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ largest, :math:`\log C_d(\kappa) + \kappa`, where all z collapse to one point.
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import alone
 from ..nn import Projector, dim_of, each_view
 from ..priors import Spherical
 from ..terms import Batch, Terms
@@ -42,9 +43,11 @@ class Distillation(JointEmbedding):
     ) -> None:
         super().__init__(encoder, projector)
         self.prior = Spherical(None, concentration)
-        self.predictor = (
-            _predictor(encoder, projector, dim) if predictor is None else predictor
-        )
+        if predictor is None:
+            predictor = _predictor(encoder, projector, dim)
+        else:
+            alone("dim", dim, "beside a predictor")
+        self.predictor = predictor
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         predicted = self.prior.on_support(each_view(self.predictor, z))

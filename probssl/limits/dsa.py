@@ -55,7 +55,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
-from ..arguments import at_least, positive, whole
+from ..arguments import alone, at_least, positive, whole
 from ..arrays import tensor
 from ..nn import Network, dim_of
 from ..runtime.buffers import register_varying
@@ -93,7 +93,7 @@ class DSA(Extension):
             count as the same where the cosine of u is above 0.94, with 2 where it is
             above 0.04, which suits principal components.
         momentum: The initial share of the EMA that stays in a step, if that is the
-            reference; the buffer ``teacher.momentum`` holds it.
+            reference; the buffer ``teacher.momentum`` holds it. None means 0.99.
         dim: The dimension of z, for networks without an attribute `out` or `dim`.
 
     Raises:
@@ -120,7 +120,7 @@ class DSA(Extension):
         anchor: float = 10.0,
         temperature: float = 0.5,
         reference_temperature: float = 0.5,
-        momentum: float = 0.99,
+        momentum: float | None = None,
         dim: int | None = None,
     ) -> None:
         super().__init__(base)
@@ -136,10 +136,14 @@ class DSA(Extension):
         )
         if affinity is None:
             affinity = LearnedAffinity(dim_of(self.encoder, self.projector, dim))
+        else:
+            alone("dim", dim, "beside an affinity")
         self.affinity, self.reference, self.teacher = affinity, None, None
         if reference is None:
+            momentum = 0.99 if momentum is None else momentum
             self.teacher = Teacher(Network(self.encoder), momentum)
         else:
+            alone("momentum", momentum, "beside a reference")
             self.reference = deepcopy(reference).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:

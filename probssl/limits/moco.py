@@ -40,6 +40,7 @@ because of batch norm.
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import alone
 from ..entropies import Queue
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
@@ -86,11 +87,9 @@ class MoCo(PriorEmbedding):
         if prior is None:
             temperature = 0.2 if temperature is None else temperature
             prior = Spherical(None, Reciprocal(temperature, "temperature"))
-        elif temperature is not None:
-            raise ValueError(
-                f"expected temperature or prior, got both, temperature={temperature} "
-                f"and {type(prior).__name__}; set the scale of the prior instead"
-            )
+        else:
+            hint = "set the scale of the prior instead"
+            alone("temperature", temperature, "beside a prior", hint)
         self.prior = prior
         check_not_random(self.prior)
         self.teacher = Teacher(self.network, momentum)

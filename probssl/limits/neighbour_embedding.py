@@ -41,6 +41,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..affinities import Affinity, Perplexity, Positives
+from ..arguments import alone
 from ..entropies import Collision, KernelDensity, QueuedKernelDensity
 from ..nn import dim_of
 from ..priors import TSNE as HeavyTail
@@ -85,13 +86,13 @@ class NeighbourEmbedding(Embedding):
         queue: int = 0,
         dim: int | None = None,
     ) -> None:
-        if joint and queue:
-            raise ValueError(
-                f"expected no queue for one normaliser of all pairs, got {queue}; with "
-                "joint=False each view has its own, which a queue widens"
-            )
+        if joint:
+            hint = "with joint=False each view has its own, which a queue widens"
+            alone("queue", queue or None, "for one normaliser of all pairs", hint)
         entropy = Collision() if joint else KernelDensity()
-        if queue:
+        if not queue:
+            alone("dim", dim, "without a queue")
+        else:
             entropy = QueuedKernelDensity(queue, dim_of(encoder, projector, dim))
         prior = HeavyTail(None, 1.0, 1.0) if prior is None else prior
         super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)

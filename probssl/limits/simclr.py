@@ -34,6 +34,7 @@ log(2N − 1); decoupled it has no ceiling.
 from pyro.distributions import TorchDistribution
 from torch import nn
 
+from ..arguments import alone
 from ..entropies import KernelDensity, QueuedKernelDensity
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
@@ -76,7 +77,9 @@ class SimCLR(Embedding):
     ) -> None:
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
         entropy = KernelDensity(same_item=not decoupled)
-        if queue:
+        if not queue:
+            alone("dim", dim, "without a queue")
+        else:
             entropy = QueuedKernelDensity(
                 queue, dim_of(encoder, projector, dim), same_item=not decoupled
             )

@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..arguments import between, whole
+from ..arguments import alone, between, whole
 from ..entropies import Entropy
 from ..entropies.gaussian import covariance
 from ..priors import Gaussian, Prior, Spherical
@@ -93,6 +93,8 @@ class WMSE(Embedding):
         )
         self.size = None if size is None else whole("size", size)
         self.rounds = whole("rounds", rounds)
+        if size is None and rounds > 1:
+            alone("rounds", rounds, "without a size, by which a batch is divided")
         self.epsilon = between("epsilon", epsilon, 0, 1, "the default is 1e-4")
 
     def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_map_only
 
+from ..arguments import whole
 from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
 from .base import called_plainly, network, output_of
@@ -218,7 +219,7 @@ def dim_of(
 ) -> int:
     """The dimension of z: `dim` where given, else that of the last network."""
     last, name = (encoder, "dim") if projector is None else (projector, "out")
-    found = known_dim(last, name) if dim is None else int(dim)
+    found = known_dim(last, name) if dim is None else whole("dim", dim)
     if found is None:
         raise ValueError(
             "expected to know the dimension of z, got a "

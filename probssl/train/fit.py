@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
+from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from ..arguments import choice, positive, typed
+from ..arguments import alone, choice, positive, typed
 from ..runtime.distributed import (
     any_rank,
     broadcast,
@@ -56,7 +58,7 @@ def fit(
     content: Any = None,
     valid: Data | None = None,
     epochs: int = 100,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     optimizer: Optimizer | Callable[[list[Parameter]], Optimizer] | None = None,
     learning_rate: float | None = None,
     scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None = None,
@@ -65,7 +67,7 @@ def fit(
     monitor: str = "value",
     patience: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 1,
+    checkpoint_every: int | None = None,
     resume: bool = False,
     on_step: Callable[[int, Terms], Any] | None = None,
     on_epoch: Callable[[int, Row], Any] | None = None,
@@ -115,8 +117,8 @@ def fit(
         valid: Validation data, measured after every epoch on all items, with the same
             views and the same random numbers every time. They do not change the random
             numbers of training.
-        batch_size: The number of items of a batch over all ranks. A DataLoader has its
-            own batch size, for each rank.
+        batch_size: The number of items of a batch over all ranks; None means 128. A
+            DataLoader has its own batch size, for each rank.
         optimizer: An optimiser, or a function that makes one from the trainable
             parameters. The default is fused Adam with `learning_rate`; modules with an
             attribute `learning_rate_factor`, such as hyper-parameters, have that many
@@ -132,8 +134,8 @@ def fit(
         patience: Early stopping: the number of epochs without a better one after which
             the fit ends; the objective gets the parameters of the best epoch.
         checkpoint: A folder for ``last.safetensors``, written every `checkpoint_every`
-            epochs and at the end, ``best.safetensors`` by `monitor`, and
-            ``history.json``.
+            epochs, by default each, and at the end, ``best.safetensors`` by `monitor`,
+            and ``history.json``.
         resume: Resume from the last checkpoint; on the CPU bit by bit as if the run had
             not been interrupted. If the folder is empty or missing, the fit starts
             anew, so that a script can simply be run again after it was killed. If it
@@ -182,16 +184,20 @@ def fit(
     hint = f"'auto' compiles runs of at least {COMPILED_STEPS:,} steps"
     choice("compile", compile, (True, False, None, "auto"), hint)
     check_monitor(monitor, validated=valid is not None, extended=on_epoch is not None)
-    if monitor != "value" and patience is None and checkpoint is None:
-        raise ValueError(
-            f"expected patience or a checkpoint beside monitor={monitor!r}, got "
-            "neither; it only chooses the best epoch: leave it out, or set patience"
-        )
+    if checkpoint is None:
+        alone("checkpoint_every", checkpoint_every, "without a checkpoint")
+        if monitor != "value" and patience is None:
+            hint = "it chooses the best epoch for patience or a checkpoint: set one"
+            alone("monitor", monitor, "without patience or a checkpoint", hint)
+    if all(isinstance(each, DataLoader | NoneType) for each in (data, valid)):
+        alone("batch_size", batch_size, "beside a DataLoader, which has its own")
     start()
 
     target = target_of(objective, device)
     numbers = prepared_precision(precision, tf32, target.dtype)
-    make = partial(source, views=views, batch_size=batch_size, order=order_generator())
+    make = partial(
+        source, views=views, batch_size=batch_size or 128, order=order_generator()
+    )
     train = make(data, target=target, content=content)
     with single_process():
         held_out = None if valid is None else make(valid, target=target)
@@ -204,7 +210,7 @@ def fit(
     written = Schedules(objective, schedules, total)
     stopping = EarlyStopping(monitor, patience)
     run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
-    folder = Checkpoints(checkpoint, checkpoint_every)
+    folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)
 
     bar = Progress(total, run.steps, shown=progress and is_main())
