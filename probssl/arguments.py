@@ -114,7 +114,7 @@ def _kind(hint: Any) -> _Kind | None:
     arrays = Tensor, np.ndarray, AbstractArray
     if origin in (Any, object) or not isinstance(origin, type):
         return None
-    if issubclass(origin, arrays):
+    if issubclass(origin, arrays) or getattr(origin, "_is_protocol", False):
         return None
     if issubclass(origin, Mapping):
         inner = _kind(parts[1]) if parts else None

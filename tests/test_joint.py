@@ -383,7 +383,7 @@ test_bad_joints_and_batches_are_refused = refusals(
     (lambda: off_the_sphere(ps.guides.Coupled), ValueError, "use DiagonalGaussian"),
     (masked_point, ValueError, "all views to be present"),
     (lambda: joint(guide=made()), TypeError, "a class, or a function of the encoder"),
-    (lambda: joint(guide="Coupled"), TypeError, "instance of str; give the class"),
+    (lambda: joint(guide="Coupled"), TypeError, "guide as a function, got .Coupled"),
     (lambda: joint(guide=lambda _: torch.nn.Identity()), TypeError, "Identity without"),
 )
 

@@ -193,11 +193,11 @@ def test_encoder_refuses_another_event_shape(net, shape):
 
 
 test_sizes_that_do_not_fit_are_refused = refusals(
-    (lambda: MLPEncoder(50, 2), ValueError, "event_shape as a tuple .* got 50"),
-    (lambda: MLPEncoder((8.0, 8.0), 2), ValueError, "tuple of positive integers"),
+    (lambda: MLPEncoder(50, 2), TypeError, "event_shape as a sequence.* got 50"),
+    (lambda: MLPEncoder((8.0, 8.0), 2), TypeError, "each a whole number"),
     (lambda: MLPDecoder(2, (0, 3)), ValueError, r"got \(0, 3\)"),
     (lambda: MLPEncoder((1, 8, 8), (2,)), TypeError, "dim as a whole number"),
-    (lambda: MLPEncoder((1, 8, 8), 2, hidden=256), ValueError, "hidden as a tuple"),
+    (lambda: MLPEncoder((1, 8, 8), 2, hidden=256), TypeError, "hidden as a seq"),
     (lambda: Projector(10, layers=0), ValueError, "layers as a whole number of at"),
     (lambda: MLPEncoder((), 2)(torch.tensor(1.0)), ValueError, r"\(n\), got \(\)"),
     (lambda: MLPDecoder(3, (2,))(torch.ones(5, 2, 3)), ValueError, r"got \(5, 2, 3\)"),
