@@ -471,7 +471,7 @@ test_what_cannot_be_is_refused = refusals(
     (lambda: Ordinal(3, features=2)(torch.zeros(3)), ValueError, "of 2 features"),
     (lambda: Gaussian([0.1, 0.2])(torch.zeros(3)), ValueError, "axis of 2 elements"),
     (lambda: StudentT(dof=1.0), ValueError, "dof above 1"),
-    (lambda: StudentT(dof=Predicted()), ValueError, "dof above 1"),
+    (lambda: StudentT(dof=Predicted()), TypeError, "dof as a number"),
     (lambda: Laplace(-1.0), ValueError, "scale"),
     (lambda: Gaussian(ps.learned(0.1), floor=-1.0), ValueError, "floor"),
     (lambda: Gaussian().output_shape(8), TypeError, "event_shape.*a tuple"),

@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from ..arguments import instance, typed
+from ..arguments import instance
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from . import modules
@@ -30,7 +30,6 @@ LARGEST = 1e9  # a sample beyond it, or beyond its reciprocal, is no data
 CIRCLE = constraints.interval(-math.pi, math.pi)
 
 
-@typed
 def check_likelihood(
     likelihood: Likelihood,
     output: Float[Tensor, "n *output"] | None = None,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..arguments import instance, typed
+from ..arguments import instance
 from ..priors import Prior
 from . import modules
 from .densities import integral, samples_follow
@@ -23,7 +23,6 @@ __all__ = ["check_prior"]
 ITEMS = 6  # in laws that are exact
 
 
-@typed
 def check_prior(
     prior: Prior, *, views: int = 2, draws: int = 4000, seed: int = 0
 ) -> None:
