@@ -125,6 +125,14 @@ class Positive(nn.Module):
         value = self.of(drawn or {}).unsqueeze(-1)
         return value.unsqueeze(-1) if self.size is None else value.mT
 
+    def batch_of(self, value: Tensor) -> torch.Size:
+        """The batch shape of a sampled value."""
+        return value.shape if self.size is None else value.shape[:-1]
+
+    def column(self, value: Tensor) -> Float[Tensor, "*batch #dim"]:
+        """A sampled value with a last axis for the dimensions."""
+        return value.unsqueeze(-1) if self.size is None else value
+
     def lifted(self, value: Tensor) -> Tensor:
         """A sampled value with one more batch axis at the end, for the views."""
         return value.unsqueeze(-1 if self.size is None else -2)

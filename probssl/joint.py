@@ -149,7 +149,13 @@ class Joint(nn.Module):
         with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(prior):
             _check_declared(self.posterior, prior, lambda: prior(2))
             if content is not None:
-                prior.given(prior.content().sample())
+                y = prior.content()
+                prior.given(y.sample())
+                if _space(_support(y)) == "discrete values":
+                    raise ValueError(
+                        "expected content=None with a discrete p(y), which the prior "
+                        "sums out exactly, got a guide; leave it out"
+                    )
                 _check_declared(content, prior, prior.content)
         # The number of items in the data set, by which global sites are weighted.
         self.register_buffer("population", None)
@@ -636,7 +642,7 @@ def _check_declared(
     guide: nn.Module, prior: Prior, density: Callable[[], TorchDistribution]
 ) -> None:
     """Raise an error if a guide whose class says its support has another than p."""
-    for kind in type(guide).__mro__:  # not if a subclass returns another distribution
+    for kind in (guide, *type(guide).__mro__):  # not of a subclass with its own forward
         if kind.__dict__.keys() & {"support", "each", "forward"}:
             declared = kind.__dict__.get("support")
             break

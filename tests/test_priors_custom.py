@@ -18,7 +18,6 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl.priors import Custom, Gaussian, ImportanceSampling, Quadrature
 from probssl.priors import custom as custom_module
-from probssl.priors import integrals as integrals_module
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -378,13 +377,6 @@ def test_default_proposal_finds_a_content_that_views_do_not_follow_one_to_one():
     assert prior.effective_sample_size(z).median() > 100  # of 512
     plain = Custom(turned, 4, integral=ImportanceSampling(512, around_views))
     assert plain.effective_sample_size(z).median() < 20
-
-
-def test_a_proposal_does_not_shrink_to_its_best_sample():
-    y, log_weight = torch.randn(400, 3, 2), torch.zeros(400, 3)
-    log_weight[7], log_weight[8:20] = 1_000.0, -torch.inf
-    moved = integrals_module._moved(y, log_weight)
-    assert (moved.stddev > 0.05).all()
 
 
 def around_views(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:

@@ -1,15 +1,17 @@
 """Views that are independent given a latent content: any p(y) and any p(z|y)."""
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution, validation_enabled
 from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
-from ._base import Present, Shape, Vectors, Views, ViewsDistribution
+from ._base import Present, Shape, Views, ViewsDistribution
+from .supports import states_of
 
 __all__ = ["ContentPosterior", "Integral", "SharedContent"]
 
@@ -44,11 +46,15 @@ class SharedContent(ViewsDistribution):
         example: p(z|y) for some y, which gives the event shape, the support, and
             whether samples are reparameterised.
         factorised: Whether p(y) and p(z|y) are products over the dimensions.
-        batch_shape: The batch shape of the parameters of `conditional`.
+        batch_shape: The batch shape of the parameters of `conditional` and `content`.
         present: The present views, as in `ViewsDistribution`; None means all.
+        known: The row of a discrete content among its states, which is conditioned on;
+            -1 where it is summed out. None means everywhere.
+        watch: A tensor to which importance sampling adds, in steps with a gradient, the
+            sum of 1 / ESS over the items, and their number.
     """
 
-    parts = {"present": 1}
+    parts = {"present": 1, "known": 0}
 
     def __init__(
         self,
@@ -61,11 +67,16 @@ class SharedContent(ViewsDistribution):
         factorised: bool,
         batch_shape: Shape = (),
         present: Present = None,
+        known: Int[Tensor, "*batch"] | None = None,
+        watch: Float[Tensor, "2"] | None = None,
     ) -> None:
         self.conditional, self.content, self.integral = conditional, content, integral
         self.example, self.factorised, self.present = example, factorised, present
+        self.known, self.watch = known, watch
         if present is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, present.shape[:-1])
+        if known is not None:
+            batch_shape = torch.broadcast_shapes(batch_shape, known.shape)
         event_shape = Size((views,)) + example.event_shape
         super().__init__(Size(batch_shape), event_shape, validate_args=False)
 
@@ -79,12 +90,12 @@ class SharedContent(ViewsDistribution):
 
     def sample(self, sample_shape: Shape = ()) -> Views:
         with torch.no_grad(), validation_enabled(False):
-            y = self.content.sample(Size(sample_shape) + self.batch_shape)
+            y = self._contents("sample", Size(sample_shape))
             return self._around(y).sample().movedim(0, -2)
 
     def rsample(self, sample_shape: Shape = ()) -> Views:
         with validation_enabled(False):
-            y = self.content.rsample(Size(sample_shape) + self.batch_shape)
+            y = self._contents("rsample", Size(sample_shape))
             return self._around(y).rsample().movedim(0, -2)
 
     def log_prob(self, value: Views) -> Tensor:
@@ -118,7 +129,22 @@ class SharedContent(ViewsDistribution):
             log_prob = torch.where(present, log_prob, 0.0)
         return content.log_prob(y) + log_prob.sum(1)
 
-    def _around(self, y: Vectors) -> TorchDistribution:
+    def _contents(self, method: str, sample_shape: Size) -> Tensor:
+        """Samples of p(y), or the known contents."""
+        batch, content = self.batch_shape, self.content
+        if content.batch_shape:  # of random hyper-parameters
+            y = getattr(content.expand(batch), method)(sample_shape)
+        else:
+            y = getattr(content, method)(sample_shape + batch)
+        if self.known is None:
+            return y
+        states = states_of(content)[self.known.clamp(min=0)]
+        known = (self.known >= 0).view(
+            self.known.shape + (1,) * len(content.event_shape)
+        )
+        return torch.where(known, states, y)
+
+    def _around(self, y: Tensor) -> TorchDistribution:
         return self.conditional(y.expand(self.event_shape[:1] + y.shape))
 
     def _draw_absent(self, value: Tensor, present: Tensor) -> Tensor:
@@ -130,7 +156,8 @@ class SharedContent(ViewsDistribution):
         y = self.marginal(present).posterior(value)
         with validation_enabled(False):
             expected = self.conditional(y.nodes).mean
-        return (y.log_weight.exp() * expected).sum(0).unsqueeze(-2)
+        share = y.log_share if self.integral.each else y.log_share.unsqueeze(-1)
+        return (share.exp() * expected).sum(0).unsqueeze(-2)
 
 
 class ContentPosterior(TorchDistribution):
@@ -142,45 +169,61 @@ class ContentPosterior(TorchDistribution):
     Arguments:
         views: The distribution of the views.
         value: The views.
+
+    Attributes:
+        nodes: The nodes y, shape (node, \*batch, \*event).
+        log_share: Their normalised log-weights, (node, \*batch), and a last axis dim if
+            the integral has `each`.
     """
 
     arg_constraints = {}
 
     def __init__(self, views: SharedContent, value: Views) -> None:
         self.views, self.value = views, value
-        self.nodes, log_weight = views.nodes(value)
+        nodes, log_weight = views.nodes(value)
         evidence = log_weight.logsumexp(0)
+        self.log_share = log_weight - evidence
         self.log_evidence = evidence.sum(-1) if views.integral.each else evidence
-        log_weight = log_weight - evidence
-        self.log_weight = log_weight if views.integral.each else log_weight[..., None]
-        shape = self.nodes.shape[1:]
-        super().__init__(shape[:-1], shape[-1:], validate_args=False)
+        batch, event = self.log_evidence.shape, views.content.event_shape
+        self.nodes = nodes.expand(nodes.shape[:1] + batch + event)
+        super().__init__(batch, event, validate_args=False)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint | None:
         return self.views.content.support
 
     @property
-    def mean(self) -> Vectors:
-        return (self.log_weight.exp() * self.nodes).sum(0)
+    def mean(self) -> Tensor:
+        """The mean of y; NaN for numbers of classes, as of `Categorical`."""
+        if not self.nodes.is_floating_point():
+            return torch.full_like(self.nodes[0], math.nan, dtype=self.log_share.dtype)
+        return (self._share() * self.nodes).sum(0)
 
     @property
-    def variance(self) -> Vectors:
-        return (self.log_weight.exp() * (self.nodes - self.mean).square()).sum(0)
+    def variance(self) -> Tensor:
+        if not self.nodes.is_floating_point():
+            return self.mean
+        return (self._share() * (self.nodes - self.mean).square()).sum(0)
+
+    def _share(self) -> Tensor:
+        """The weights of the nodes, with axes for the event."""
+        share = self.log_share.exp()
+        return share.view(share.shape + (1,) * (self.nodes.dim() - share.dim()))
 
     @torch.no_grad()
-    def sample(self, sample_shape: Shape = ()) -> Vectors:
-        log_weight = self.log_weight.movedim(0, -1)
-        index = Categorical(logits=log_weight, validate_args=False).sample(sample_shape)
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        share = self._share().movedim(0, -1)
+        index = Categorical(share, validate_args=False).sample(sample_shape)
         nodes = self.nodes.movedim(0, -1)
         nodes = nodes.expand(Size(sample_shape) + nodes.shape)
         return nodes.take_along_dim(index.unsqueeze(-1), -1).squeeze(-1)
 
-    def log_prob(self, value: Vectors) -> Tensor:
+    def log_prob(self, value: Tensor) -> Tensor:
         shape = self.batch_shape + self.event_shape
         many = value.expand(torch.broadcast_shapes(value.shape, shape))
         with validation_enabled(False):  # axes in front of the batch count as nodes
             log_joint = self.views.log_joint(many.reshape(-1, *shape), self.value)
         if self.views.integral.each:
             log_joint = log_joint.sum(-1)
-        return log_joint.view(many.shape[:-1]) - self.log_evidence
+        batch = many.shape[: many.dim() - len(self.event_shape)]
+        return log_joint.view(batch) - self.log_evidence

@@ -5,9 +5,14 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import (
+    Normal,
+    TorchDistribution,
+    TransformedDistribution,
+    constraints,
+)
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Transform, biject_to
 from torch.nn.functional import normalize, softplus
 
 from ..arguments import whole
@@ -56,14 +61,20 @@ class Content(nn.Module):
 
     .. math:: q(y \mid z_1, \dots, z_V) = N(\bar z + h_1(z), \; s(h_2(z))^2)
 
+    For a y of another dimension, or on another support than R^n, it is
+    :math:`N(h_1(z), s(h_2(z))^2)`, brought to the support.
+
     h is a deep set: invariant to permutations of the views, of any number. s is the
     softplus function plus a floor. It starts at :math:`y \sim N(\bar z, s(0)^2)`, and
     the posterior of y under `priors.Gaussian` is of this form.
 
     Arguments:
-        dim: The dimension of z, and of y.
+        dim: The dimension of z, and of y unless `y_dim` says another.
         hidden: The widths of the hidden layers before and after the mean over views.
         floor: The least standard deviation.
+        y_dim: The dimension of y.
+        support: The support of y, such as ``dist.constraints.simplex`` or ``positive``;
+            by default R^n.
 
     References:
         Deep Sets (Zaheer et al., 2017)
@@ -74,20 +85,40 @@ class Content(nn.Module):
             of the dimension.
     """
 
-    support = constraints.real_vector
+    support: constraints.Constraint = constraints.real_vector
 
     def __init__(
-        self, dim: int, hidden: Sequence[int] = (64,), floor: float = 1e-4
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64,),
+        floor: float = 1e-4,
+        *,
+        y_dim: int | None = None,
+        support: constraints.Constraint | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.hidden, self.floor = dim, tuple(hidden), floor
-        self.summary = _Summary(dim, self.hidden, 2 * dim)
+        self.y_dim = y_dim
+        size = dim if y_dim is None else whole("y_dim", y_dim)
+        self.map: Transform | None = None
+        if support is not None:
+            if support.event_dim == 0:
+                support = constraints.independent(support, 1)
+            self.support = support
+            self.map = biject_to(support)
+            size = self.map.inverse_shape((size,))[0]
+        self.around = size == dim and support is None
+        self.summary = _Summary(dim, self.hidden, 2 * size)
 
     def forward(self, z: Float[Tensor, "*batch view dim"]) -> TorchDistribution:
-        """Return q(y | z_1..V), event shape (dim,)."""
-        move, raw = self.summary(z).chunk(2, -1)
+        """Return q(y | z_1..V), event shape (dim,), or (y_dim,)."""
+        loc, raw = self.summary(z).chunk(2, -1)
+        loc = z.mean(-2) + loc if self.around else loc
         scale = softplus(raw) + self.floor
-        return Normal(z.mean(-2) + move, scale, validate_args=False).to_event(1)
+        normal = Normal(loc, scale, validate_args=False).to_event(1)
+        if self.map is None:
+            return normal
+        return TransformedDistribution(normal, self.map, validate_args=False)
 
 
 class SphericalContent(nn.Module):

@@ -3,7 +3,7 @@
 from .base import Prior
 from .custom import Custom
 from .gaussian import Gaussian, Independent
-from .integrals import ImportanceSampling, Quadrature
+from .integrals import Enumeration, ImportanceSampling, Quadrature
 from .mixture import Components, Mixture, TwoTier, VampComponents
 from .spherical import Spherical
 from .student import TSNE, StudentT
@@ -12,6 +12,7 @@ __all__ = [
     "TSNE",
     "Components",
     "Custom",
+    "Enumeration",
     "Gaussian",
     "ImportanceSampling",
     "Independent",

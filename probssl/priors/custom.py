@@ -2,15 +2,16 @@ r"""A prior with any p(y) and any conditional density p(z|y)."""
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from pyro import poutine
 from pyro.distributions import (
+    Categorical,
     Normal,
     TorchDistribution,
-    constraints,
     validation_enabled,
 )
 from torch import Tensor, nn
@@ -19,46 +20,63 @@ from torch.nn.functional import normalize
 
 from ..arguments import instance
 from ..distributions.content import ContentPosterior, Integral, SharedContent
+from ..distributions.supports import alike, is_sphere, states_of, support_of
 from ..hyper import Positive, mapped
 from ..special import effective_sample_size
-from .base import Drawn, Pairs, Points, Present, Prior, Vectors, Views, check_dim
-from .integrals import ImportanceSampling, Quadrature
+from .base import Drawn, Pairs, Points, Present, Prior, Views, check_dim
+from .integrals import Enumeration, ImportanceSampling, Quadrature
 
 __all__ = ["Custom"]
 
+RESERVED = {"x", "y", "z", "item", "views", "present", "component", "particles"}
 KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
 
 Conditional = Callable[..., TorchDistribution]
 
 
 class Custom(Prior):
-    r"""A prior with any p(y) and any p(z|y); y is integrated out numerically.
+    r"""A prior with any p(y) and any p(z|y), of which y is integrated out.
 
     .. math:: p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy
 
+    A discrete y with finitely many values is summed out exactly, by `Enumeration`.
     Where p(y) and p(z|y) are products over the dimensions the integral is deterministic
-    `Quadrature`, else `ImportanceSampling`. Where neither is accurate, make the content
+    `Quadrature`, else `ImportanceSampling`. Where none is accurate, make the content
     a latent variable with a guide: ``Joint(…, content=ps.guides.Content(dim))``.
 
+    Random hyper-parameters, a `ps.hyper.Positive` with a distribution, may be anywhere
+    in the modules of p(z|y) and p(y). Called, one gives the value that is drawn, with a
+    last axis of length one for the dimensions (or that of the values for each
+    dimension); a `forward` with an argument of its name is given the same value.
+
     Arguments:
-        conditional: p(z|y): a function of y with shape (\*batch, dim) that returns a
-            Pyro distribution with event shape (dim,). With parameters it is a module.
-        dim: The dimension of z, and of y.
-        y_prior: p(y), event shape (dim,): a Pyro distribution, or a module that returns
-            one; by default standard normal.
+        conditional: p(z|y): a function of y with shape (\*batch, \*event of y) that
+            returns a Pyro distribution with event shape (dim,). With parameters it is
+            a module.
+        dim: The dimension of z.
+        y_prior: p(y): a Pyro distribution, or a module that returns one; by default
+            standard normal in dim dimensions. A density has event shape (k,) for any k;
+            a discrete p(y) event shape () or (k,) and at most 4,096 values.
         integral: The rule of integration over y; None chooses as above.
 
     Example:
         >>> import pyro.distributions as dist
         >>> prior = Custom(lambda y: dist.Laplace(y, 0.3).to_event(1), dim=10)
+        >>> means = torch.randn(3, 10)  # of three classes
+        >>> classes = dist.Categorical(torch.ones(3))
+        >>> prior = Custom(
+        ...     lambda y: dist.Normal(means[y], 0.3).to_event(1), 10, y_prior=classes
+        ... )
 
     Raises:
         TypeError: If conditional is not a function, or returns no distribution.
-        ValueError: If its event or batch shape is not that of y, if it has parameters
-            outside a module, or if p(y) does not fit.
+        ValueError: If its event or batch shape is wrong, if it has parameters outside a
+            module, if p(y) does not fit, or if a random hyper-parameter cannot be a
+            site: `pyro.sample` in a module, two of one name, or one without effect.
     """
 
     one: Tensor
+    inverse_ess: Tensor
 
     def __init__(
         self,
@@ -79,15 +97,28 @@ class Custom(Prior):
             y_prior = mapped(y_prior, torch.clone)
         self.y_prior = y_prior
         self.register_buffer("one", torch.ones(()), persistent=False)
+        # In training the sum of 1 / ESS over items, and their number.
+        self.register_buffer("inverse_ess", torch.zeros(2), persistent=False)
         # The checks leave the state of the random generator unchanged.
         with torch.random.fork_rng(devices=[]):
-            y = _content_sample(self.content(), dim)
-            self._example = _example_of(conditional, y[:3])
-            _check_parameters(conditional, y_prior, self.content())
-            self.factorised = _is_factorised(conditional, self.content(), y)
+            _check_sites(self)
+            content = self.content()
+            y = _content_sample(content, dim)
+            given = self._conditional({})
+            self._example = _example_of(given, y[:3], dim)
+            _check_parameters(self, given, content)
+            _check_hypers(self, y[:5, 0])
+            self.discrete = support_of(content).is_discrete
+            self.factorised = _is_factorised(given, content, y)
+            self.alike = not self.discrete and alike(content, self._example)
         if integral is None:
-            integral = Quadrature() if self.factorised else ImportanceSampling()
+            integral = self._default_integral()
         self.integral = integral
+
+    def _default_integral(self) -> Integral:
+        if self.discrete:
+            return Enumeration(self.factorised)
+        return Quadrature() if self.factorised else ImportanceSampling()
 
     def _shown(self) -> list[str]:
         parts = {"conditional": self.conditional, "y_prior": self.y_prior}
@@ -97,56 +128,95 @@ class Custom(Prior):
             if part is not None and not isinstance(part, nn.Module)
         }
         shown = [f"{name}={kind}" for name, kind in names.items()]
-        return [*super()._shown(), *shown, f"integral={self.integral}"]
+        hidden = "discrete", "factorised", "alike"
+        own = [text for text in super()._shown() if not text.startswith(hidden)]
+        return [*own, *shown, f"integral={self.integral}"]
 
     def forward(
-        self, views: int, *, present: Present = None, **drawn: Tensor
+        self,
+        views: int,
+        *,
+        present: Present = None,
+        component: Int[Tensor, "*batch"] | None = None,
+        **drawn: Tensor,
     ) -> SharedContent:
         """Return the distribution of the views, y integrated out.
 
-        Drawn values of random hyper-parameters go to the conditional by name.
+        Arguments:
+            component: Known values of a discrete y, as rows of `states`, which are
+                conditioned on; -1 where it is unknown and summed out.
+
+        Drawn values of random hyper-parameters reach p(z|y) and p(y) by name.
         """
+        if component is not None:
+            self.component()  # an error if p(y) has no classes
+        shapes = [h.batch_of(drawn[h.name]) for h in self.random() if h.name in drawn]
         return SharedContent(
             self._conditional(drawn),
-            self.content(),
+            self.content(**drawn),
             views,
             self.integral,
             example=self._example,
             factorised=self.factorised,
-            batch_shape=torch.broadcast_shapes(*(v.shape for v in drawn.values())),
+            batch_shape=torch.broadcast_shapes(*shapes),
             present=present,
+            known=component,
+            watch=self.inverse_ess if self.training else None,
         )
 
     def content(self, **drawn: Tensor) -> TorchDistribution:
-        """Return p(y), event shape (dim,)."""
+        """Return p(y)."""
         if isinstance(self.y_prior, nn.Module):
-            content: Any = self.y_prior()
+            content: Any = self._with(self.y_prior, drawn)()
             return content
         if self.y_prior is not None:
             return self.y_prior
         one = self.one.expand(self.known_dim())
         return Normal(torch.zeros_like(one), one, validate_args=False).to_event(1)
 
-    def given(self, y: Vectors, **drawn: Tensor) -> TorchDistribution:
+    def given(self, y: Tensor, **drawn: Tensor) -> TorchDistribution:
         """Return p(z|y), event shape (dim,)."""
         with validation_enabled(False):
             return self._conditional(drawn)(y)
 
     def on_support(self, z: Tensor) -> Tensor:
         """Map the output of an encoder to the support of p(z|y)."""
-        support = self._example.support
-        if getattr(support, "base_constraint", support) is constraints.sphere:
+        if is_sphere(support_of(self._example)):
             return normalize(z, dim=-1)
-        return biject_to(support)(z)
+        return biject_to(support_of(self._example))(z)
 
     def random(self) -> Iterator[Positive]:
-        """The random hyper-parameters of the conditional.
+        """The random hyper-parameters of p(z|y) and p(y)."""
+        return (h for h in self.modules() if isinstance(h, Positive) and h.random)
 
-        Its `forward` receives drawn values by name.
+    def states(self) -> Float[Tensor, "state *event"]:
+        """All values of a discrete y.
+
+        Raises:
+            ValueError: If p(y) is not discrete.
         """
-        if isinstance(self.conditional, nn.Module):
-            parts = self.conditional.modules()
-            yield from (h for h in parts if isinstance(h, Positive) and h.random)
+        return states_of(self.content())
+
+    def component(self) -> Categorical:
+        """Return p(y) of a discrete y over its `states`, as classes.
+
+        Raises:
+            ValueError: If p(y) is not discrete, has random hyper-parameters, or is
+                summed out separately in each dimension.
+        """
+        if not self.discrete or self.integral.each or any(_random(self.y_prior)):
+            raise ValueError(
+                "expected a discrete p(y) without random hyper-parameters for classes, "
+                f"got {self!r}; give y_prior=dist.Categorical(…), or leave content out"
+            )
+        log_prob = self.content().log_prob(self.states())
+        return Categorical(logits=log_prob, validate_args=False)
+
+    def responsibilities(self, z: Views, present: Present = None) -> Categorical:
+        r"""Return :math:`p(y \mid z_1, \dots, z_V)` over the `states` of y."""
+        self.component()
+        share = self.posterior_y(z, present).log_share
+        return Categorical(logits=share.movedim(0, -1), validate_args=False)
 
     def posterior_y(self, z: Views, present: Present = None) -> ContentPosterior:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, event shape (dim,)."""
@@ -160,10 +230,19 @@ class Custom(Prior):
 
         With `plug_in`, :math:`p(z' = b \mid y = a)`. Without, every pair needs an
         integral: feasible for hundreds of views, not for thousands.
+
+        Raises:
+            TypeError: With `plug_in`, if y is discrete, or on another support than z.
         """
         if plug_in:
+            if not self.alike:
+                raise TypeError(
+                    "expected p(y) on the support of z for plug_in=True, where a view "
+                    f"replaces y, got {self.content()} for z in {self.dim} dimensions; "
+                    "leave plug_in out, or bring a p(y) over points like z"
+                )
             with validation_enabled(False):
-                conditional = self.conditional(a.unsqueeze(-2))
+                conditional = self._conditional({})(a.unsqueeze(-2))
                 return conditional.log_prob(b.unsqueeze(-3))
         rows = max(1, KERNEL_NUMBERS // (2 * b.numel()))
         parts = [super(Custom, self).log_kernel(part, b) for part in a.split(rows, -2)]
@@ -194,10 +273,47 @@ class Custom(Prior):
         with validation_enabled(False):
             return effective_sample_size(rule.draw(self.of(z), z)[1])
 
+    def remark(self) -> str | None:
+        """A warning, if importance sampling was poor in the steps since the last call.
+
+        It is poor where the harmonic mean of the effective sample size over the items
+        is below the rule's `least`: log p is then too low by about 1 / (2 ESS) nats.
+        """
+        total, items = self.inverse_ess.tolist()
+        self.inverse_ess.zero_()
+        least = getattr(self.integral, "least", 0.0)
+        if not items or not total > 0 or items / total >= least:
+            return None
+        return (
+            "importance sampling of y has an effective sample size of "
+            f"{items / total:.3g}, below {least:g}: log p(z) and gradients are poor; "
+            "make y a variable of the model, Joint(…, content=ps.guides.Content(dim)), "
+            "raise samples, or give ImportanceSampling a proposal nearer to p(y|z)"
+        )
+
     def _conditional(self, drawn: Drawn) -> Conditional:
-        """p(z|y) for drawn hyper-parameters, with an added axis for the dimensions."""
-        columns = {name: value[..., None] for name, value in drawn.items()}
-        return partial(self.conditional, **columns) if drawn else self.conditional
+        """p(z|y), a function of y, for drawn hyper-parameters."""
+        return self._with(self.conditional, drawn)
+
+    def _with(self, part: Callable[..., Any], drawn: Drawn) -> Callable[..., Any]:
+        """A part in which random hyper-parameters have drawn values.
+
+        A value is given an axis for the dimensions where it is one number.
+        """
+        hypers = list(_random(part))
+        if not hypers:
+            return part
+        taken = signature(getattr(part, "forward", part)).parameters.values()
+        any_name = any(p.kind is p.VAR_KEYWORD for p in taken)
+        named = [h for h in hypers if any_name or h.name in {p.name for p in taken}]
+        columns = {h.name: h.column(drawn[h.name]) for h in hypers if h.name in drawn}
+
+        def call(*arguments: Tensor) -> Any:
+            with self.at(**columns):
+                values = {h.name: Positive.forward(h) for h in named}
+                return part(*arguments, **values)
+
+        return call
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Custom":
         """Move and convert also the tensors of a p(y) that is not a module."""
@@ -207,7 +323,13 @@ class Custom(Prior):
         return self
 
 
-def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 dim"]:
+def _random(part: object) -> Iterator[Positive]:
+    """The random hyper-parameters within a module; none of anything else."""
+    parts = part.modules() if isinstance(part, nn.Module) else ()
+    return (h for h in parts if isinstance(h, Positive) and h.random)
+
+
+def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 *k"]:
     """Samples of p(y), after checks of its class and shapes."""
     if not isinstance(content, Distribution):
         raise ValueError(
@@ -215,24 +337,24 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 
             f"got {type(content).__name__}; for instance "
             f"dist.Laplace(0.0, 1.0).expand([{dim}]).to_event(1)"
         )
-    if content.event_shape != (dim,) or content.batch_shape:
+    discrete = support_of(content).is_discrete
+    axes = (0, 1) if discrete else (1,)
+    if len(content.event_shape) not in axes or content.batch_shape:
+        event = "(k,), or () of a discrete one," if discrete else "(k,)"
         raise ValueError(
-            f"expected y_prior with event shape ({dim},) and no batch shape, got event "
+            f"expected y_prior with event shape {event} and no batch shape, got event "
             f"shape {tuple(content.event_shape)} and batch shape "
             f"{tuple(content.batch_shape)}; write .expand([{dim}]).to_event(1)"
         )
-    if content.support is not None and content.support.is_discrete:
-        raise ValueError(
-            "expected a density p(y), got a discrete distribution; sum over a discrete "
-            "content in p(z|y) itself, with dist.MixtureSameFamily"
-        )
+    if discrete and not content.has_enumerate_support:
+        states_of(content)  # an error that says what to do
     return content.sample((16, 1))
 
 
 @torch.no_grad()
-def _example_of(conditional: Conditional, y: Vectors) -> TorchDistribution:
-    """p(z|y) of some y, after checks of its class and shapes."""
-    example, dim = conditional(y), y.shape[-1]
+def _example_of(conditional: Conditional, y: Tensor, dim: int) -> TorchDistribution:
+    """p(z|y) of some y, shape (n, 1, …), after checks of its class and shapes."""
+    example = conditional(y)
     hint = "for instance dist.Laplace(y, 0.3).to_event(1)"
     instance("conditional(y)", example, Distribution, "a Pyro distribution", hint)
     for method in ("sample", "log_prob"):
@@ -253,25 +375,40 @@ def _example_of(conditional: Conditional, y: Vectors) -> TorchDistribution:
             f"expected conditional(y) with event shape ({dim},) for y of shape "
             f"{tuple(y.shape)}, got event shape {event} and batch shape {batch}; {hint}"
         )
-    if example.batch_shape != y.shape[:-1]:
+    if example.batch_shape != y.shape[:2]:
         raise ValueError(
-            f"expected conditional(y) with batch shape {tuple(y.shape[:-1])} for y of "
+            f"expected conditional(y) with batch shape {tuple(y.shape[:2])} for y of "
             f"shape {tuple(y.shape)}, got {tuple(example.batch_shape)}; let every "
             "parameter follow the leading axes of y, and call .to_event(1) once"
+        )
+    if support_of(example).is_discrete:
+        raise ValueError(
+            f"expected a density p(z|y), got {type(example).__name__}, a discrete "
+            "distribution; z is a point of R^n or of a part of it"
+        )
+    z = example.sample()
+    with validation_enabled(False):
+        together, alone = example.log_prob(z), conditional(y[:1]).log_prob(z[:1])
+    if not torch.allclose(together[:1], alone, 1e-3, 1e-3, equal_nan=True):
+        raise ValueError(
+            "expected the same log p(z|y) for y alone and among others, got "
+            f"{alone.item():.4g} and {together[0].item():.4g}; networks that draw "
+            "random numbers or mix items, as dropout and batch normalisation do, give "
+            "no density: use LayerNorm, or none"
         )
     return example
 
 
 def _check_parameters(
-    conditional: Conditional, y_prior: object, content: TorchDistribution
+    prior: Custom, conditional: Conditional, content: TorchDistribution
 ) -> None:
     """Raise an error if a density depends on parameters outside a module."""
     with torch.enable_grad():
         y = content.sample((1,))
         views = conditional(y)
         log_probs = {
-            "conditional": (conditional, views.log_prob(views.sample())),
-            "y_prior": (y_prior, content.log_prob(y)),
+            "conditional": (prior.conditional, views.log_prob(views.sample())),
+            "y_prior": (prior.y_prior, content.log_prob(y)),
         }
     for name, (part, log_prob) in log_probs.items():
         if log_prob.requires_grad and not isinstance(part, nn.Module):
@@ -282,26 +419,100 @@ def _check_parameters(
             )
 
 
+def _check_sites(prior: Custom) -> None:
+    """Raise an error for names that no site can have, or for sites of another kind."""
+    names = [h.name for h in prior.random()]
+    wrong = {n for n in names if n in RESERVED or names.count(n) > 1}
+    if wrong:
+        raise ValueError(
+            "expected random hyper-parameters with a name of their own, got "
+            f"{', '.join(map(repr, sorted(wrong)))}, taken or twice; name each: "
+            "ps.hyper.Positive(distribution, name)"
+        )
+    with poutine.trace() as trace:
+        content = prior.content()
+        if isinstance(content, Distribution):
+            prior._conditional({})(content.sample((3, 1)))
+    sites = [k for k, site in trace.trace.nodes.items() if site["type"] == "sample"]
+    if sites:
+        raise ValueError(
+            f"expected p(y) and p(z|y) without pyro.sample, got the site {sites[0]!r}, "
+            "which would be drawn anew at every call; make it a hyper-parameter: "
+            "self.scale = ps.hyper.Positive(distribution, name), and call self.scale()"
+        )
+
+
+@torch.no_grad()
+def _check_hypers(prior: Custom, y: Float[Tensor, "n *event"]) -> None:
+    """Raise an error if p(y) and p(z|y) do not take drawn hyper-parameters.
+
+    The densities for three values together are those for each alone, and differ.
+    """
+    for h in prior.random():
+        drawn, found = h.value.sample((3, 1)), None
+        with validation_enabled(False):
+            z = prior._conditional({})(y).sample()
+            each = [_log_probs(prior, {h.name: value[0]}, y, z) for value in drawn]
+            alone, wide = (
+                torch.stack(each, 1),
+                (y.expand(3, *y.shape), z.expand(3, *z.shape)),
+            )
+            try:
+                found = _log_probs(prior, {h.name: drawn}, *wide)
+                problem = "other densities than for each value alone"
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                problem = str(error).partition("\n")[0]
+        if found is None or not torch.allclose(
+            found, alone, 1e-3, 1e-3, equal_nan=True
+        ):
+            shape = tuple(h.column(drawn).shape)
+            raise ValueError(
+                f"expected p(y) and p(z|y) to take values of {h.name!r}, {shape}, "
+                f"for three sets of {len(y)} items, got {problem}; in forward(self, y) "
+                f"the hyper-parameter, called, has shape (*batch, {shape[-1]}), as an "
+                f"argument of that name has, forward(self, y, {h.name}): let it "
+                "broadcast with y, and before a matrix add one more axis, [..., None]"
+            )
+        if all(torch.allclose(value, alone[:, 0], equal_nan=True) for value in each):
+            raise ValueError(
+                f"expected {h.name!r} to change p(y) or p(z|y), got the same densities "
+                "for three values; call the hyper-parameter in forward, not before, or "
+                f"take it as an argument: forward(self, y, {h.name})"
+            )
+
+
+def _log_probs(prior: Custom, drawn: Drawn, y: Tensor, z: Tensor) -> Tensor:
+    """log p(y) and log p(z|y), stacked, for drawn hyper-parameters."""
+    log_content = prior.content(**drawn).log_prob(y)
+    return torch.stack([log_content, prior._conditional(drawn)(y).log_prob(z)])
+
+
 @torch.no_grad()
 def _is_factorised(
-    conditional: Conditional, content: TorchDistribution, y: Float[Tensor, "n 1 dim"]
+    conditional: Conditional, content: TorchDistribution, y: Float[Tensor, "n 1 *k"]
 ) -> bool:
     """Whether p(y) and p(z|y) are products over the dimensions.
 
     Each coordinate of y in turn is changed to other numbers and to NaN, which spreads
     even through zero weights; the densities of other dimensions must not change.
     """
-    dim = y.shape[-1]
-    if not all(_is_product(part) for part in (content, conditional(y))):
+    example = conditional(y[0])
+    if not (_is_product(content) and _is_product(example) and y.is_floating_point()):
         return False
+    if content.event_shape != example.event_shape:
+        return False
+    dim = y.shape[-1]
     with validation_enabled(False):
-        z = conditional(y[0]).sample()
+        z = example.sample()
         # Of the shape of `moved`, since rounding may differ between shapes.
         before = conditional(y[0].repeat(dim, 1)).base_dist.log_prob(z)
         itself = torch.eye(dim, dtype=torch.bool, device=y.device)
         for other in (*y[1:], torch.full_like(y[0], torch.nan)):
             moved = torch.where(itself, other, y[0])
-            after = conditional(moved).base_dist.log_prob(z)
+            try:
+                after = conditional(moved).base_dist.log_prob(z)
+            except (IndexError, RuntimeError):  # y is an index
+                return False
             if not bool(((after == before) | itself).all()):
                 return False
     return True

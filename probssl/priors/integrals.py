@@ -1,41 +1,39 @@
-"""Rules that integrate the content out: quadrature and importance sampling."""
+"""Rules that integrate y out: quadrature, importance sampling, an exact sum."""
 
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from numpy.polynomial import legendre
-from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import MixtureSameFamily, Transform, constraints
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..arguments import at_least, whole
-from ..distributions._base import Vectors, Views
+from ..distributions._base import Views
 from ..distributions.content import SharedContent
+from ..distributions.supports import from_real, states_of, support_of
 from ..special import effective_sample_size
+from ._proposal import ModeMixture
 
-__all__ = ["ImportanceSampling", "Quadrature"]
+__all__ = ["Enumeration", "ImportanceSampling", "Quadrature"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
 # Of quadrature. Offsets from the centre of p(y), in its standard deviations, at which
 # peaks are searched; the far ones serve views that are improbable under p(y).
 PEAK_OFFSETS = (1.5, 3.0, 5.0, 8.0, 16.0, 64.0, 256.0, 1024.0)
+COMPONENT_OFFSETS = (-6.0, -2.5, 0.0, 2.5, 6.0)  # of p(y)'s components, likewise
+MOST_TIMES = 8  # as many samples, of importance sampling, where the ESS is small
 ZOOM, ZOOMS = 9, 6  # nodes of each search between neighbours, number of searches
 OCTAVES = range(-14, 3)  # exponents of the widths of a peak that are tried
 LADDER = (2.0, 4.0, 7.0, 12.0, 30.0, 200.0)  # panels around a peak, in its widths
 HALVED_AT_ONCE = 4  # panels that are halved
 DROPPED_NATS = 45.0  # nats: a panel below e^-45 of the integral is dropped
-
-# Of importance sampling.
-CONTENT_STEPS = 12  # fixed-point steps towards the y whose views have a given mean
-PROPOSAL_FITS = 3  # fits of the proposal
-HALVINGS = 16  # of the exponent of the weights, in each fit
-WIDER = 1.25  # scale of the proposal over that of the fit, for heavier tails
 
 
 class Quadrature:
@@ -86,7 +84,7 @@ class Quadrature:
                 "Custom(…, integral=ps.priors.ImportanceSampling())"
             )
         base = views.content.base_dist
-        transform = biject_to(base.support)
+        transform = from_real(base)
 
         def log_density(u: Tensor) -> Tensor:
             y = transform(u)
@@ -94,7 +92,9 @@ class Quadrature:
             return log_joint + transform.log_abs_det_jacobian(u, y)
 
         marks = transform.inv(value.detach()).nan_to_num(0.0, 0.0, 0.0).movedim(-2, 0)
-        left, right = self._panels(log_density, marks, *_centre(base, transform))
+        more = _ends_of_components(base, transform, marks)
+        centre = _centre(base, transform)
+        left, right = self._panels(log_density, marks, more, *centre)
         place, weight, _ = _rule(self.nodes, left)
         width = right - left
         u = (left + width * place).flatten(0, 1)
@@ -103,13 +103,18 @@ class Quadrature:
 
     @torch.no_grad()
     def _panels(
-        self, log_density: LogDensity, marks: Tensor, centre: Tensor, scale: Tensor
+        self,
+        log_density: LogDensity,
+        marks: Tensor,
+        more: list[Tensor],
+        centre: Tensor,
+        scale: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The ends of the panels with the most mass, each (panel, *batch, dim)."""
         offsets = _column(
             [*(-g for g in reversed(PEAK_OFFSETS)), 0.0, *PEAK_OFFSETS], marks
         )
-        edges = torch.cat([centre + scale * offsets, marks]).sort(0).values
+        edges = torch.cat([centre + scale * offsets, marks, *more]).sort(0).values
         peak = _peak(log_density, edges)
         edges = torch.cat([edges, peak, _ladder(log_density, peak, scale)])
         count = self.panels + len(marks)
@@ -211,11 +216,28 @@ def _centre(base: TorchDistribution, transform: Transform) -> tuple[Tensor, Tens
     """Location and scale of p(y) after the transform; 0 and 1 if unknown."""
     try:
         centre, scale = transform.inv(base.mean), base.stddev
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         return torch.zeros(()), torch.ones(())
-    real = base.support is constraints.real
+    real = support_of(base) is constraints.real
     usable = scale.isfinite() & centre.isfinite() & real
     return centre.nan_to_num(0.0, 0.0, 0.0), torch.where(usable, scale, 1.0)
+
+
+def _ends_of_components(
+    base: TorchDistribution, transform: Transform, like: Tensor
+) -> list[Tensor]:
+    """Ends of panels around the components of p(y), which may be narrow."""
+    if not isinstance(base, MixtureSameFamily):
+        return []
+    try:
+        parts: Any = base.component_distribution
+        loc, scale = parts.mean.movedim(-1, 0), parts.stddev.movedim(-1, 0)
+    except NotImplementedError:
+        return []
+    ends = torch.cat([loc + offset * scale for offset in COMPONENT_OFFSETS])
+    ends = transform.inv(ends).nan_to_num(0.0, 0.0, 0.0)
+    shape = (len(ends), *[1] * (like.dim() - ends.dim()), *ends.shape[1:])
+    return [ends.view(shape).expand(-1, *like.shape[1:])]
 
 
 def _rule(nodes: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,21 +264,24 @@ def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
 
 
 class ImportanceSampling:
-    r"""Importance sampling of y from a proposal q(y), in all dimensions of z together.
+    r"""Importance sampling of y from a proposal q(y), in all its dimensions together.
 
     .. math:: \hat p(z_1, \dots, z_V) = \frac1K \sum_k w_k, \qquad
         w_k = \frac{p(y_k) \prod_v p(z_v \mid y_k)}{q(y_k)}
 
     The estimate of p is unbiased, so the estimate of log p is too low in the mean: a
-    lower bound stays a lower bound. Each call draws new samples. Without a gradient, an
-    effective sample size (ESS) :math:`(\sum w)^2 / \sum w^2` below `least` raises.
+    lower bound stays a lower bound: by about 1 / (2 ESS) nats, where the effective
+    sample size (ESS) is :math:`(\sum w)^2 / \sum w^2`. Each call draws new samples.
+    Without a gradient, where the ESS of an item is below `least`, all items get up to
+    eight times as many; if the harmonic mean of the ESS over the items is still below,
+    an error says so. In training `ps.fit` warns.
 
     Arguments:
         samples: The number K of samples.
         proposal: A function of z and of the mask of present views (or None) that
-            returns q(y), event shape (dim,), with reparameterised samples. By default a
-            Gaussian from the first two moments of p(y) and p(z|y), fitted three times
-            to separate weighted samples and then widened; it carries no gradient.
+            returns q(y), event shape that of y, with reparameterised samples. By
+            default a mixture of normals at up to four modes of p(y|z), in R^n where y
+            is constrained, and of p(y); it carries no gradient.
         least: The smallest effective sample size that is accepted.
 
     Raises:
@@ -283,15 +308,37 @@ class ImportanceSampling:
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
         y, log_weight = self.draw(views, value)
         # Neither a training step nor a trace may synchronise with the host.
-        if not log_weight.requires_grad and get_proxy_mode() is None:
-            size = float(effective_sample_size(log_weight).min())
-            if not size >= self.least:
-                raise ValueError(
-                    f"expected an effective sample size of at least {self.least:g}, "
-                    f"got {size:.3g} of {self.samples}; raise samples, give "
-                    "ImportanceSampling a proposal nearer to p(y|z), or make y a "
-                    "variable of the model: Joint(…, content=ps.guides.Content(dim))"
-                )
+        if log_weight.requires_grad:
+            if views.watch is not None:
+                inverse = effective_sample_size(log_weight.detach()).reciprocal()
+                views.watch[0] += inverse.sum()
+                views.watch[1] += inverse.numel()
+        elif get_proxy_mode() is None and not log_weight.is_meta:
+            y, log_weight = self._enough(views, value, y, log_weight)
+        return y, log_weight
+
+    def _enough(
+        self, views: SharedContent, value: Views, y: Tensor, log_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add samples while an item has a small effective sample size, up to a limit.
+
+        Each addition fits the proposal anew.
+        """
+        for k in range(1, MOST_TIMES):
+            if bool((effective_sample_size(log_weight) >= self.least).all()):
+                return y, log_weight
+            y_more, more = self.draw(views, value)
+            y = torch.cat([y, y_more])
+            parts = log_weight + math.log(k), more
+            log_weight = torch.cat(parts) - math.log(k + 1)
+        size = float(1 / effective_sample_size(log_weight).reciprocal().mean())
+        if not size >= self.least:
+            raise ValueError(
+                f"expected an effective sample size of at least {self.least:g}, got "
+                f"{size:.3g} of {len(y)}; raise samples, give ImportanceSampling a "
+                "proposal nearer to p(y|z), or make y a variable of the model: "
+                "Joint(…, content=ps.guides.Content(dim))"
+            )
         return y, log_weight
 
     def draw(
@@ -299,98 +346,48 @@ class ImportanceSampling:
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
         """Return samples of the proposal and log w - log K, whatever the ESS."""
         if self.proposal is None:
-            proposal = self._fitted(views, value)
+            default = ModeMixture(views, value)
+            y = default.sample(self.samples)
+            log_proposal = default.log_prob(y)
         else:
             proposal = self.proposal(value, views.present)
-        y = proposal.rsample((self.samples,))
-        log_weight = views.log_joint(y, value) - proposal.log_prob(y)
+            y = proposal.rsample((self.samples,))
+            log_proposal = proposal.log_prob(y)
+        log_weight = views.log_joint(y, value) - log_proposal
         return y, log_weight - math.log(self.samples)
 
-    @torch.no_grad()
-    def _fitted(self, views: SharedContent, value: Views) -> TorchDistribution:
-        proposal = _around_mean(views, value)
-        for _ in range(PROPOSAL_FITS):
-            y = proposal.sample((self.samples,))
-            log_weight = views.log_joint(y, value) - proposal.log_prob(y)
-            proposal = _moved(y, log_weight)
-        return proposal
 
+class Enumeration:
+    r"""The exact sum over a discrete y with finitely many values.
 
-def _around_mean(views: SharedContent, value: Views) -> TorchDistribution:
-    r"""The Gaussian posterior from the first two moments of p(y) and of p(z|y).
+    .. math:: \log p(z_1, \dots, z_V) = \log \sum_y p(y) \prod_v p(z_v \mid y)
 
-    It is linearised at the y whose views have the given mean, as if the mean of p(z|y)
-    moved with y one to one, and widened by a quarter for heavier tails.
+    All views of an item share one y.
+
+    Arguments:
+        each: Whether every dimension of z is summed on its own, as where p(y) and
+            p(z|y) are products over the dimensions.
     """
-    ones = torch.ones_like(value)
-    if views.present is not None:
-        ones = ones * views.present.unsqueeze(-1)
-    count = ones.sum(-2)
-    mean = (ones * value).sum(-2) / count.clamp(min=1)
-    try:
-        y = _content_of(views, mean)
-        prior, noise = views.content, views.conditional(y).variance
-        precision, pull = prior.variance.reciprocal(), count / noise
-        loc = (precision * prior.mean + pull * y) / (precision + pull)
-    except NotImplementedError as error:
-        raise ValueError(
-            "expected p(y) and p(z|y) with a mean and a variance for the default "
-            "proposal, got none; give ImportanceSampling(proposal=…), a "
-            "function of z and the mask of present views that returns q(y)"
-        ) from error
-    scale = WIDER * (precision + pull).rsqrt()
-    return Normal(loc, scale.expand_as(loc)).to_event(1)
 
+    def __init__(self, each: bool = False) -> None:
+        self.each = each
 
-def _content_of(views: SharedContent, mean: Vectors) -> Vectors:
-    """The y at which p(z|y) has the mean of the views, approximately."""
+    def __repr__(self) -> str:
+        return f"Enumeration({self.each})"
 
-    def shift(y: Tensor) -> Tensor:
-        return mean - views.conditional(y).mean
-
-    y, step = mean, shift(mean)
-    for _ in range(CONTENT_STEPS):
-        further = shift(y + step)
-        nearer = further.norm(dim=-1, keepdim=True) < step.norm(dim=-1, keepdim=True)
-        y = torch.where(nearer, y + step, y)
-        step = torch.where(nearer, further, step / 2)
-    return y
-
-
-def _tempered(
-    log_weight: Float[Tensor, "node *batch"], least: float
-) -> Float[Tensor, "node *batch"]:
-    """Weights to a power of at most one with an effective sample size of `least`."""
-    # NaN and zero weights come last; infinite weights first.
-    top = torch.finfo(log_weight.dtype).max / 4
-    log_weight = log_weight.nan_to_num(-top, top, -top).clamp(-top, top)
-    log_weight = log_weight - log_weight.amax(0)
-    power = torch.ones_like(log_weight[0])
-    for _ in range(HALVINGS):
-        few = effective_sample_size(power * log_weight) < least
-        power = torch.where(few, power / 2, power)
-    return (power * log_weight).softmax(0)
-
-
-def _moved(
-    y: Float[Tensor, "node *batch dim"], log_weight: Float[Tensor, "node *batch"]
-) -> TorchDistribution:
-    """The Gaussian with the moments of weighted samples, widened by a quarter.
-
-    The weights are tempered to a minimal effective sample size, and correlations shrunk
-    according to it.
-    """
-    dim = y.shape[-1]
-    share = _tempered(log_weight, 4.0 * dim).unsqueeze(-1)
-    loc = (share * y).sum(0)
-    away = (y - loc).movedim(0, -2)
-    weighted = share.movedim(0, -2) * away
-    covariance = weighted.mT @ away
-    variance = (weighted * away).sum(-2)
-    size = share.square().sum(0).reciprocal().unsqueeze(-1)
-    covariance = size / (size + 2 * dim) * covariance
-    rest = 2 * dim / (size.squeeze(-1) + 2 * dim) * variance
-    covariance = covariance + (rest + torch.finfo(y.dtype).tiny).diag_embed()
-    # Unlike cholesky, cholesky_ex does not synchronise with the host.
-    tril, _ = torch.linalg.cholesky_ex(WIDER**2 * covariance)
-    return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+    def __call__(self, views: SharedContent, value: Views) -> tuple[Tensor, Tensor]:
+        content: Any = views.content
+        if self.each:
+            states = content.base_dist.enumerate_support(expand=False).flatten()
+            states = states.unsqueeze(-1).expand(-1, *content.event_shape)
+        else:
+            states = states_of(content)
+        column = (len(states), *[1] * (value.dim() - 2))
+        y = states.view(*column, *content.event_shape)
+        log_weight = views.log_joint(y, value)
+        if views.known is not None:
+            state = torch.arange(len(states), device=y.device).view(column)
+            given = log_weight - content.log_prob(y)
+            given = given.masked_fill(state != views.known, -math.inf)
+            log_weight = torch.where(views.known >= 0, given, log_weight)
+        return y, log_weight

@@ -53,7 +53,7 @@ def _mass(log_w: Float[Tensor, " n"], what: str, look: str) -> str | None:
     if abs(mean - 1) > BARS * error * mean + 1e-6:
         side = "large" if log_mean > 0 else "small"
         return (
-            f"expected E[p/r] = 1 for {what}, {bar}; it is too {side} by "
+            f"expected {what} to integrate to 1, {bar}; it is too {side} by "
             f"{abs(log_mean):.3g} nats: {look}"
         )
     if error > LARGEST_ERROR:

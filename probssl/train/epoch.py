@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ..runtime.denormals import flushed
@@ -22,7 +23,7 @@ from .batches import Source
 from .history import Row, Tally
 from .steps import Step, mutable_state
 
-__all__ = ["Progress", "train_epoch", "validate"]
+__all__ = ["Progress", "remarks", "train_epoch", "validate"]
 
 SECONDS_PER_READING = 0.25  # of the terms, each of which synchronises with the host
 
@@ -87,6 +88,16 @@ def validate(step: Step, data: Source, seed: int) -> Row:
     if tally.broken is not None:
         logger.warning("in validation, %s", tally.broken)
     return row
+
+
+def remarks(objective: nn.Module, told: set[int]) -> None:
+    """Log what modules with a method `remark` have to say, each of them once."""
+    for module in objective.modules():
+        remark = getattr(module, "remark", None)
+        text = remark() if callable(remark) and id(module) not in told else None
+        if text is not None:
+            told.add(id(module))
+            logger.warning("%s", text)
 
 
 class Progress(tqdm):

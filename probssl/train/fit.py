@@ -28,7 +28,7 @@ from ..runtime.randomness import order_generator
 from ..terms import Terms
 from .batches import Data, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
-from .epoch import Progress, train_epoch, validate
+from .epoch import Progress, remarks, train_epoch, validate
 from .history import History, Row, Tally
 from .prepare import (
     check_counts,
@@ -226,6 +226,7 @@ def fit(
         precision=numbers,
         count=run.steps,
     )
+    told: set[int] = set()  # modules that made a remark
     try:
         for epoch in run.remaining(epochs):
             bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
@@ -233,6 +234,7 @@ def fit(
             groups = grouped(train.epoch(epoch), accumulate)
             began = perf_counter()
             stop = train_epoch(step, groups, tally, bar, on_step)
+            remarks(objective, told)
             row = {"epoch": epoch, "step": step.count} | tally.mean()
             if held_out is not None:
                 row |= validate(step, held_out, train.order.initial_seed())

@@ -1,0 +1,137 @@
+"""Supports of densities: their kind, their bijection from R^n, and finite ones."""
+
+import copy
+import math
+from itertools import product
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Transform,
+    VonMises,
+    biject_to,
+    constraints,
+)
+
+__all__ = [
+    "MOST_STATES",
+    "alike",
+    "from_real",
+    "is_real",
+    "is_sphere",
+    "states_of",
+    "support_of",
+]
+
+MOST_STATES = 4096  # of a discrete content that is summed out
+
+
+def support_of(distribution: Distribution) -> constraints.Constraint:
+    """The support: of a mixture that of its components, of an angle (−π, π).
+
+    Raises:
+        ValueError: If the distribution does not say it.
+    """
+    if isinstance(distribution, Independent):
+        inner = support_of(distribution.base_dist)
+        axes = distribution.reinterpreted_batch_ndims
+        return constraints.independent(inner, axes) if axes else inner
+    if isinstance(distribution, MixtureSameFamily):
+        component = distribution.component_distribution
+        return _hull(support_of(component), -1 - len(component.event_shape))
+    if isinstance(distribution, VonMises):
+        return constraints.interval(-math.pi, math.pi)
+    try:
+        support: Any = distribution.support
+    except NotImplementedError:
+        support = None
+    if support is None:
+        raise ValueError(
+            f"expected a distribution with a support, got {type(distribution).__name__}"
+            " without; give the class one: support = constraints.real_vector"
+        )
+    return support
+
+
+def _hull(support: constraints.Constraint, axis: int) -> constraints.Constraint:
+    """The smallest interval that holds those of all components, along an axis."""
+    if isinstance(support, constraints.independent):
+        inner = _hull(support.base_constraint, axis)
+        return constraints.independent(inner, support.reinterpreted_batch_ndims)
+    hull = copy.copy(support)
+    for name, end in (("lower_bound", Tensor.amin), ("upper_bound", Tensor.amax)):
+        bound = getattr(hull, name, None)
+        if isinstance(bound, Tensor) and bound.dim() >= -axis:
+            setattr(hull, name, end(bound, axis))
+    return hull
+
+
+def is_sphere(support: constraints.Constraint) -> bool:
+    """Whether it is a sphere, which no bijection from R^n reaches."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return type(support).__name__.strip("_").lower() == "sphere"
+
+
+def is_real(support: constraints.Constraint) -> bool:
+    """Whether it is all of R^n."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def alike(content: Distribution, views: Distribution) -> bool:
+    """Whether points of `views` are in the support of `content`, as far as is known."""
+    ours, theirs = support_of(content), support_of(views)
+    same = is_real(ours) or str(ours) == str(theirs)
+    return content.event_shape == views.event_shape and same
+
+
+def from_real(distribution: Distribution) -> Transform:
+    """The bijection from R^n to the support; on R^n the identity.
+
+    Raises:
+        ValueError: If none is known.
+    """
+    support = support_of(distribution)
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"expected p(y) on a support with a bijection from R^n, got {support} of "
+            f"{type(distribution).__name__}; write ImportanceSampling(proposal=…), a "
+            "function of z and the mask of present views that returns q(y)"
+        ) from error
+
+
+def states_of(content: TorchDistribution) -> Tensor:
+    """All values of a discrete distribution, shape (state, \\*event).
+
+    Raises:
+        ValueError: If it has no finite list of values, or more than `MOST_STATES`.
+    """
+    independent = isinstance(content, Independent) and content.event_shape
+    base: Any = content.base_dist if independent else content
+    try:
+        each = base.enumerate_support(expand=False)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"expected a discrete p(y) with finitely many values, got {content}; "
+            "for counts take a Categorical over those that matter"
+        ) from error
+    if not independent:
+        return each.reshape(-1, *content.event_shape)
+    size = content.event_shape[0]
+    if size * math.log(len(each)) > math.log(MOST_STATES) + 1e-9:
+        raise ValueError(
+            f"expected a discrete p(y) with at most {MOST_STATES:,} values, got "
+            f"{len(each)}^{size}; take fewer dimensions, or p(z|y) as a product over "
+            "the dimensions of y and z, whose sums are separate"
+        )
+    index = torch.tensor(list(product(range(len(each)), repeat=size)))
+    return each.flatten()[index.to(each.device)]

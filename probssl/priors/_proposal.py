@@ -1,0 +1,272 @@
+r"""The default proposal q(y) of importance sampling: normals at the modes of p(y|z).
+
+Each item has a few starts, the best of many samples of p(y) and its own views. From
+each, Newton steps climb to a mode, with gradients at sigma points around it: their
+differences measure the curvature over the width of the normal, also of densities with
+kinks. All is done in R^n, of which the support of y is the image: for a sphere the
+stereographic projection around the best start. No step carries a gradient or
+synchronises with the host.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Transform, constraints
+from torch.nn.functional import normalize
+
+from ..distributions._base import Views
+from ..distributions.content import SharedContent
+from ..distributions.supports import alike, from_real, is_real, is_sphere, support_of
+from ..special import effective_sample_size
+
+__all__ = ["ModeMixture"]
+
+LogDensity = Callable[[Tensor], Tensor]  # (node, *batch, number) -> (node, *batch)
+
+TRIED, STARTS = 256, 4  # samples of p(y), and how many of them are starts
+STEPS, LENGTHS = 7, (1.0, 0.4, 0.1, 0.0)  # Newton steps, tried parts of each
+FLATTEST, RIDGE = 0.25, 0.05  # least curvature and its addition, in squared widths
+WIDER = 1.2  # scale of the proposal over that of the mode, for heavier tails
+WIDEST, WIDE = 4.0, 0.15  # of a second, wide normal at each mode, and its share
+FROM_CONTENT = 0.05  # share of samples of p(y), which bound the weights
+EVEN = 0.1  # share of the modes that is divided evenly
+FITS, PILOT, FITTED = 2, 256, 0.3  # normals fitted to weighted samples, and their share
+HALVINGS = 16  # of the exponent of the weights, in each fit
+
+
+class ModeMixture:
+    """A mixture of normals at modes of the posterior of y, and of p(y)."""
+
+    @torch.no_grad()
+    def __init__(self, views: SharedContent, value: Views) -> None:
+        self.content, self.batch = views.content, value.shape[:-2]
+        tried = _tried(views, value)
+        log_joint = views.log_joint(tried, value)
+        log_joint = log_joint.nan_to_num(-math.inf, math.inf, -math.inf)
+        starts = _best(tried, log_joint, STARTS)
+        if is_sphere(support_of(self.content)):
+            self.map: Transform = _Stereographic(_best(tried, log_joint, 1)[0])
+        else:
+            self.map = from_real(self.content)
+
+        def log_density(u: Tensor) -> Tensor:
+            y = self.map(u)
+            log_joint = views.log_joint(y, value)
+            return log_joint + self.map.log_abs_det_jacobian(u, y)
+
+        u = self.map.inv(tried[:TRIED])
+        spread = 1.5 * (u - u.median(0).values).abs().median(0).values
+        modes = _climbed(log_density, _bounded(self.map.inv(starts)), spread)
+        weight = (modes.log_density + modes.log_volume).softmax(0)
+        weight = (1 - EVEN) * weight + EVEN / len(weight)
+        tril = _cholesky(modes.scale @ modes.scale.mT)[0]
+        self.loc = torch.cat([modes.loc, modes.loc])
+        self.tril = torch.cat([WIDER * tril, WIDEST * tril])
+        self.share = torch.cat([(1 - WIDE) * weight, WIDE * weight])
+        for _ in range(FITS):
+            y = self.sample(PILOT)
+            log_weight = views.log_joint(y, value) - self.log_prob(y)
+            loc, tril = _moments(_bounded(self.map.inv(y)), log_weight)
+            self.loc = torch.cat([self.loc, loc.unsqueeze(0)])
+            self.tril = torch.cat([self.tril, tril.unsqueeze(0)])
+            share = torch.full_like(self.share[:1], FITTED)
+            self.share = torch.cat([(1 - FITTED) * self.share, share])
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Float[Tensor, "n *batch dim"]:
+        """Draw so many samples, a fixed number of them from p(y)."""
+        few = self._from_content(n)
+        content = self.content
+        if content.batch_shape:
+            y = content.expand(self.batch).sample((few,))
+        else:
+            y = content.sample((few, *self.batch))
+        # Systematic sampling: the same place in each of so many equal intervals.
+        place = torch.arange(n - few, dtype=self.share.dtype, device=self.share.device)
+        place = place.view(-1, *[1] * len(self.batch)) + torch.rand_like(self.share[:1])
+        ends = self.share.cumsum(0)[:-1].unsqueeze(1)
+        mode = (place / (n - few) >= ends).sum(0)
+        noise = torch.randn_like(
+            self.loc[0].unsqueeze(-2).expand(*self.batch, n - few, -1)
+        )
+        moved = self.loc.unsqueeze(-2) + noise @ self.tril.mT  # by every mode
+        index = mode.movedim(0, -1)[None, ..., None]
+        u = moved.take_along_dim(index, 0).squeeze(0).movedim(-2, 0)
+        return torch.cat([y, self.map(u)])
+
+    @torch.no_grad()
+    def log_prob(self, y: Float[Tensor, "n *batch dim"]) -> Float[Tensor, "n *batch"]:
+        """The log-density of the mixture, as of the samples that `sample` draws."""
+        part = self._from_content(len(y)) / len(y)
+        u = self.map.inv(y)
+        ones = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+        inverse = torch.linalg.solve_triangular(self.tril, ones, upper=False)
+        away = u.movedim(0, -2) - self.loc.unsqueeze(-2)
+        square = (away @ inverse.mT).square().sum(-1).movedim(-1, 0)
+        log_volume = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_volume = log_volume + u.shape[-1] / 2 * math.log(2 * math.pi)
+        each = self.share.log() - log_volume - square / 2
+        near = each.logsumexp(1) - self.map.log_abs_det_jacobian(u, y)
+        near = near.nan_to_num(-math.inf, math.inf, -math.inf)
+        wide = self.content.log_prob(y)
+        return torch.logaddexp(near + math.log1p(-part), wide + math.log(part))
+
+    def _from_content(self, n: int) -> int:
+        return max(1, round(FROM_CONTENT * n))
+
+
+class _Modes(NamedTuple):
+    """Normals at modes, for each start."""
+
+    loc: Float[Tensor, "start *batch number"]
+    scale: Float[Tensor, "start *batch number number"]  # a root of the covariance
+    log_density: Float[Tensor, "start *batch"]
+    log_volume: Float[Tensor, "start *batch"]
+
+
+def _tried(views: SharedContent, value: Views) -> Float[Tensor, "node *#batch dim"]:
+    """Samples of p(y), the same for all items, and the views where y is like z."""
+    content, batch = views.content, value.shape[:-2]
+    own = content.batch_shape
+    y = content.sample((TRIED,))
+    y = y.view(TRIED, *[1] * (len(batch) - len(own)), *own, *content.event_shape)
+    if not alike(content, views.example):
+        return y
+    if views.present is not None:
+        present = views.present.unsqueeze(-1)
+        first = present.to(torch.uint8).argmax(-2, keepdim=True)
+        first = value.take_along_dim(first, -2)
+        value = torch.where(present, value, first)
+    points = value.movedim(-2, 0)
+    if is_real(support_of(content)):
+        points = torch.cat([points, points.mean(0, keepdim=True)])
+    return torch.cat([y.expand(TRIED, *batch, -1), points])
+
+
+def _best(y: Tensor, log_joint: Tensor, count: int) -> Tensor:
+    """The best of so many equal parts of the samples, shape (count, *batch, dim)."""
+    y = y.expand(*log_joint.shape, -1)
+    parts = zip(y.chunk(count), log_joint.chunk(count), strict=True)
+    best = [
+        p.take_along_dim(log_p.argmax(0, keepdim=True).unsqueeze(-1), 0)
+        for p, log_p in parts
+    ]
+    return torch.cat(best)
+
+
+def _climbed(log_density: LogDensity, loc: Tensor, spread: Tensor) -> _Modes:
+    size = loc.shape[-1]
+    scale = _bounded(spread).clamp(min=1e-6).expand_as(loc).diag_embed()
+    log_volume = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    lengths = loc.new_tensor(LENGTHS).view(-1, *[1] * loc.dim())
+    for _ in range(STEPS):
+        columns = scale.movedim(-1, 0)
+        points = torch.cat([loc.unsqueeze(0), loc + columns, loc - columns])
+        slope = (_gradient(log_density, points).unsqueeze(-2) @ scale).squeeze(-2)
+        curvature = (slope[1 + size :] - slope[1 : 1 + size]).movedim(0, -1) / 2
+        root = _root(curvature)
+        step = torch.cholesky_solve(slope.mean(0).unsqueeze(-1), root)
+        moved = loc + lengths * (scale @ step).squeeze(-1)
+        height = _heights(log_density, moved)
+        best = height.argmax(0, keepdim=True)
+        loc = moved.take_along_dim(best.unsqueeze(-1), 0).squeeze(0)
+        scale = torch.linalg.solve_triangular(root, scale.mT, upper=False).mT
+        log_volume = log_volume - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return _Modes(loc, scale, height.amax(0), log_volume)
+
+
+def _gradient(log_density: LogDensity, points: Tensor) -> Tensor:
+    with torch.enable_grad():
+        u = points.flatten(0, 1).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(log_density(u).sum(), u)
+    return _bounded(slope).view_as(points)
+
+
+def _heights(log_density: LogDensity, points: Tensor) -> Tensor:
+    height = log_density(points.flatten(0, 1)).view(points.shape[:-1])
+    return height.nan_to_num(-math.inf, math.inf, -math.inf)
+
+
+def _moments(
+    u: Float[Tensor, "node *batch number"], log_weight: Float[Tensor, "node *batch"]
+) -> tuple[Tensor, Tensor]:
+    """Mean and Cholesky factor of weighted samples, widened.
+
+    The weights are tempered to a minimal effective sample size, and correlations shrunk
+    according to it.
+    """
+    size = u.shape[-1]
+    top = torch.finfo(u.dtype).max / 4
+    log_weight = log_weight.nan_to_num(-top, top, -top).clamp(-top, top)
+    log_weight = log_weight - log_weight.amax(0)
+    power = torch.ones_like(log_weight[0])
+    for _ in range(HALVINGS):
+        few = effective_sample_size(power * log_weight) < 4.0 * size
+        power = torch.where(few, power / 2, power)
+    share = (power * log_weight).softmax(0)
+    count = share.square().sum(0).reciprocal()[..., None, None]
+    share = share.unsqueeze(-1)
+    loc = (share * u).sum(0)
+    away = (u - loc).movedim(0, -2)
+    covariance = (share.movedim(0, -2) * away).mT @ away
+    alone = covariance.diagonal(dim1=-2, dim2=-1) + torch.finfo(u.dtype).tiny
+    trust = count / (count + 2 * size)
+    covariance = trust * covariance + (1 - trust) * alone.diag_embed()
+    root, failed = _cholesky(WIDER**2 * covariance)
+    diagonal = (WIDER * alone.sqrt()).diag_embed()
+    return loc, torch.where(failed[..., None, None], diagonal, root)
+
+
+def _root(curvature: Float[Tensor, "*batch k k"]) -> Float[Tensor, "*batch k k"]:
+    """The Cholesky factor of a curvature made positive definite."""
+    matrix = (curvature + curvature.mT) / 2
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    raised = (diagonal.clamp(min=FLATTEST) - diagonal + RIDGE).diag_embed()
+    root, failed = _cholesky(matrix + raised)
+    dominant = matrix.abs().sum(-1).clamp(min=FLATTEST).sqrt().diag_embed()
+    return torch.where(failed[..., None, None], dominant, root)
+
+
+def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor, and whether there is none: cholesky_ex does not synchronise."""
+    root, info = torch.linalg.cholesky_ex(matrix)
+    return root, info != 0
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """Finite numbers: zero for NaN, and no infinities."""
+    return x.nan_to_num(0.0, 1e6, -1e6).clamp(-1e6, 1e6)
+
+
+class _Stereographic(Transform):
+    """R^(n−1) to the sphere in R^n less one point, with zero at a given point."""
+
+    domain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, centre: Float[Tensor, "*batch dim"]) -> None:
+        super().__init__()
+        pole = torch.zeros_like(centre)
+        pole[..., -1] = 1.0
+        self.mirror = normalize(pole - centre, dim=-1)  # swaps the centre and the pole
+
+    codomain = constraints.real_vector
+
+    def _call(self, u: Tensor) -> Tensor:
+        r = u.square().sum(-1, keepdim=True) / 4
+        return self._reflected(torch.cat([u, 1 - r], -1) / (1 + r))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        y = self._reflected(y)
+        return 2 * y[..., :-1] / (1 + y[..., -1:])
+
+    def log_abs_det_jacobian(self, u: Tensor, y: Tensor) -> Tensor:
+        return -u.shape[-1] * torch.log1p(u.square().sum(-1) / 4)
+
+    def _reflected(self, y: Tensor) -> Tensor:
+        along = (y * self.mirror).sum(-1, keepdim=True)
+        return y - 2 * along * self.mirror
