@@ -47,7 +47,7 @@ def to_arviz(
 
     ====================  =========================================================
     posterior             z (chain, draw, item, view, dim), y (chain, draw, item, dim)
-                          if it is explicit, and random hyper-parameters (chain, draw),
+                          if it is explicit (y_dim if it is of another dimension), and random hyper-parameters (chain, draw),
                           from the guide
     posterior_predictive  x (chain, draw, item, view, \*event)
     sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item
@@ -177,6 +177,8 @@ def _sampled(
 ) -> dict[str, dict[str, Variable]]:
     """The groups of draws, with the names of their axes."""
     axes = {"z": ("view", "dim"), "y": ("dim",)}
+    if "y" in before and before["y"].shape[-1] != before["z"].shape[-1]:
+        axes["y"] = ("y_dim",)
     latent = [name for name in axes if name in before]
     hyper = [name for name in before if name not in {*latent, *joint.sites}]
     groups = {

@@ -166,10 +166,10 @@ def _climbed(log_density: LogDensity, loc: Tensor, spread: Tensor) -> _Modes:
     for _ in range(STEPS):
         columns = scale.movedim(-1, 0)
         points = torch.cat([loc.unsqueeze(0), loc + columns, loc - columns])
-        slope = (_gradient(log_density, points).unsqueeze(-2) @ scale).squeeze(-2)
-        curvature = (slope[1 + size :] - slope[1 : 1 + size]).movedim(0, -1) / 2
+        gradient = (_gradients(log_density, points).unsqueeze(-2) @ scale).squeeze(-2)
+        curvature = (gradient[1 + size :] - gradient[1 : 1 + size]).movedim(0, -1) / 2
         root = _root(curvature)
-        step = torch.cholesky_solve(slope.mean(0).unsqueeze(-1), root)
+        step = torch.cholesky_solve(gradient.mean(0).unsqueeze(-1), root)
         moved = loc + lengths * (scale @ step).squeeze(-1)
         height = _heights(log_density, moved)
         best = height.argmax(0, keepdim=True)
@@ -179,11 +179,11 @@ def _climbed(log_density: LogDensity, loc: Tensor, spread: Tensor) -> _Modes:
     return _Modes(loc, scale, height.amax(0), log_volume)
 
 
-def _gradient(log_density: LogDensity, points: Tensor) -> Tensor:
+def _gradients(log_density: LogDensity, points: Tensor) -> Tensor:
     with torch.enable_grad():
         u = points.flatten(0, 1).detach().requires_grad_()
-        (slope,) = torch.autograd.grad(log_density(u).sum(), u)
-    return _bounded(slope).view_as(points)
+        (gradient,) = torch.autograd.grad(log_density(u).sum(), u)
+    return _bounded(gradient).view_as(points)
 
 
 def _heights(log_density: LogDensity, points: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from inspect import signature
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -205,12 +206,8 @@ def exchangeability(case: _Case) -> Iterator[str]:
     """Views in another order have the same density."""
     z = case.typical(ITEMS, 3)
     for order in permutations(range(3)):
-        turned = z[:, list(order)]
-        gap = _differ(
-            case,
-            lambda z=turned: case.prior.log_prob(z),
-            lambda: case.prior.log_prob(z),
-        )
+        turned = partial(case.prior.log_prob, z[:, list(order)])
+        gap = _differ(case, turned, partial(case.prior.log_prob, z))
         if gap:
             yield f"{gap} with the views in the order {order}; treat views alike"
             return
@@ -245,12 +242,8 @@ def presence(case: _Case) -> Iterator[str]:
         present = torch.tensor(mask).bool()
         absent = ~present.unsqueeze(-1)
         garbage = torch.where(absent, case.prior.on_support(torch.randn_like(z)), z)
-        alone, many = z[:, present], present.expand(ITEMS, -1)
-        gap = _differ(
-            case,
-            lambda z=garbage, many=many: case.prior.log_prob(z, many),
-            lambda z=alone: case.prior.log_prob(z),
-        )
+        masked = partial(case.prior.log_prob, garbage, present.expand(ITEMS, -1))
+        gap = _differ(case, masked, partial(case.prior.log_prob, z[:, present]))
         if gap:
             yield f"{gap} with present={mask}; sum absent views out of every term"
 
