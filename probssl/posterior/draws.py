@@ -47,8 +47,8 @@ def to_arviz(
 
     ====================  =========================================================
     posterior             z (chain, draw, item, view, dim), y (chain, draw, item, dim)
-                          if it is explicit (y_dim if it is of another dimension), and random hyper-parameters (chain, draw),
-                          from the guide
+                          if it is explicit (y_dim where it differs), and random
+                          hyper-parameters (chain, draw), from the guide
     posterior_predictive  x (chain, draw, item, view, \*event)
     sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item
                           (with y, where it is explicit):
