@@ -123,6 +123,27 @@ def digit_map(module: ModuleType, folder: Path) -> None:
     assert (folder / "digit_map.png").is_file()
 
 
+def few_labels_mnist(module: ModuleType, folder: Path) -> None:
+    module.BATCH, colour = 40, torch.rand(4, 1, 1, 1)
+    labels = torch.arange(200) % 4
+    images = (colour[labels] + 0.1 * torch.rand(200, 1, 14, 14)).clamp(max=1)
+    data = ps.data.arrays(images, labels)
+    rows = module.main(draws=2, epochs=1, labels=(8, 40), data=data, results=folder)
+    assert [(row["draw"], row["labels"]) for row in rows] == [
+        (0, 8),
+        (0, 40),
+        (1, 8),
+        (1, 40),
+    ]
+    names = ("classify", "linear probe", "nearest mean")
+    assert all(0 <= row[name] <= 1 for row in rows for name in names)
+    known = module.drawn(data.train.labels, 8, seed=0)
+    assert (known[known >= 0].bincount() == 2).all()
+    two = torch.arange(150).where(torch.arange(150) < 2, -1)
+    assert module.repeated(two).bincount().tolist() == [7] * 2 + [1] * 148
+    assert (folder / "few_labels_mnist.json").is_file()
+
+
 def reliable_evidence(module: ModuleType, folder: Path) -> None:
     module.PARTICLES = (30, 60)
     names = ("quickstart", "refitted guide")
@@ -147,6 +168,7 @@ SHORT = {
     "against_baselines": against_baselines,
     "digit_map": digit_map,
     "digits": digits,
+    "few_labels_mnist": few_labels_mnist,
     "five_gaussians": five_gaussians,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "paradigms_under_noise": paradigms_under_noise,

@@ -216,16 +216,14 @@ def two_views(x: Tensor) -> Tensor:
 
 
 def labelled(
-    family: type[Mixture] | type[TwoTier],
-    weight: float = 3.0,
-    guide: Callable = ps.guides.DiagonalGaussian,
+    family: type[Mixture] | type[TwoTier], **options: float
 ) -> ps.limits.SimVAE:
     torch.manual_seed(0)
     encoder = ps.nn.MLPEncoder((6,), 2, hidden=(16,))
     decoder = ps.nn.MLPDecoder(2, (6,), hidden=(16,))
     likelihood, prior = ps.likelihoods.Gaussian(0.3), family(2, 4, 0.3)
-    joint = ps.Joint(prior, likelihood, encoder, decoder, guide=guide)
-    return ps.limits.SimVAE(joint, label_weight=weight)
+    joint = ps.Joint(prior, likelihood, encoder, decoder)
+    return ps.limits.SimVAE(joint, **options)
 
 
 FEW = torch.where(torch.arange(300) < 30, torch.arange(300) % 4, -1)
@@ -249,7 +247,7 @@ def test_few_labels_make_components_classes(family):
 def test_labelled_fits_resume_and_load_as_they_were(tmp_path):
     x, _ = clustered()
     run = FIT | {"checkpoint": tmp_path / "run"}
-    through, halved, resumed = (labelled(TwoTier, 2.0) for _ in range(3))
+    through, halved, resumed = (labelled(TwoTier, label_weight=2.0) for _ in range(3))
     seeded(ps.fit, through, x, **FIT, epochs=3)
     seeded(ps.fit, halved, x, **run, epochs=2)
     seeded(ps.fit, resumed, x, **run, epochs=3, resume=True)

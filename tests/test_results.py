@@ -239,3 +239,40 @@ def test_what_was_advised_and_measured_under_noise_is_what_the_table_says():
                 if row["method"] == method and cell.items() <= row.items()
             ]
             assert value == f"{sum(probes) / len(probes):.2f}", (cell, method)
+
+
+LABELS = (ROOT / "docs" / "howto" / "labels.md").read_text()
+FIGURE = re.search(r'print\(f"{accuracy:.2f}"\)  # (0\.\d\d)', LABELS)
+
+
+def accuracy_of_the_page(epochs: int) -> float:
+    """The accuracy that the first block of docs/howto/labels.md prints."""
+    code = re.search(r"```python\n(.*?)```", LABELS, re.S)[1]
+    shorter = code.replace("epochs=50", f"epochs={epochs}, progress=False")
+    assert shorter != code
+    found: dict[str, Any] = {}
+    exec(shorter, found)
+    return float(found["accuracy"])
+
+
+def test_few_labels_of_digits_teach_within_few_epochs():
+    told = re.search(r"one image in ten, .* right on (0\.\d\d) of the test", README)
+    assert FIGURE[1] == told[1]
+    assert accuracy_of_the_page(8) > 0.6
+
+
+@pytest.mark.slow  # half a minute
+def test_the_accuracy_of_the_page_on_labels_was_measured():
+    assert abs(accuracy_of_the_page(50) - float(FIGURE[1])) < 0.02
+
+
+def test_the_accuracies_with_few_labels_were_measured():
+    found = figures("few_labels_mnist")["rows"]
+    text = DIGITS.split("## Few labels")[1].split("\n## ")[0]
+    shown = table(text, r"[.\d]+ ± [.\d]+", 3)
+    assert list(shown) == ["100", "1,000"]
+    for number, cells in shown.items():
+        own = [row for row in found if f"{row['labels']:,}" == number]
+        assert len({row["draw"] for row in own}) == len(own) == 5
+        names = ("classify", "linear probe", "nearest mean")
+        assert cells == [spread([row[name] for row in own]) for name in names]

@@ -25,7 +25,7 @@ from ..terms import Batch, Terms
 
 __all__ = ["SimVAE"]
 
-LABEL_WEIGHT = 3.0
+LABEL_WEIGHT = 10.0
 
 
 class SimVAE(nn.Module):
