@@ -2,9 +2,13 @@
 
 The components of a mixture prior are the classes: SimVAE is fitted to 10,000 training
 images, of which 100 or 1,000 have a label, the same number of each class, and two views
-of each image. `classify` gives p(class | image) on all 10,000 test images. Beside it,
-two classifiers of the same z: a linear probe on the labelled images, and the nearest
-mean of the labelled images of a class.
+of each image. Labelled images are repeated up to a tenth of all, each time with other
+views. `classify` gives p(class | image) on all 10,000 test images. Beside it, two
+classifiers of the same z: a linear probe on the labelled images, and the nearest mean
+of the labelled images of a class.
+
+Reaches 0.84 with 100 labels and 0.89 with 1,000, where the probe of z has 0.84 and
+0.91. More than 100 labels help a probe more than they help components.
 
 Published numbers (Semi-supervised Learning with Deep Generative Models, Kingma et al.,
 2014), with 50,000 images of twice the side and without data augmentation: M2 88.0 and
@@ -13,7 +17,7 @@ Published numbers (Semi-supervised Learning with Deep Generative Models, Kingma 
 Results: docs/results.md, "Few labels". Writes benchmarks/results/few_labels_mnist.json.
 Needs MNIST in the folder named by the environment variable PROBSSL_DATA.
 
-Takes MINUTES of one CPU core.
+Takes five minutes of one CPU core.
 """
 
 import json
