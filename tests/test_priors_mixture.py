@@ -16,7 +16,15 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.distributions.mixture import SharedComponent
-from probssl.priors import Components, Gaussian, Mixture, TwoTier, VampComponents
+from probssl.priors import (
+    Components,
+    Custom,
+    Gaussian,
+    Mixture,
+    Prior,
+    TwoTier,
+    VampComponents,
+)
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -215,9 +223,25 @@ def two_views(x: Tensor) -> Tensor:
     return x[:, None] + 0.1 * torch.randn(len(x), 2, *x.shape[1:])
 
 
-def labelled(
-    family: type[Mixture] | type[TwoTier], **options: float
-) -> ps.limits.SimVAE:
+class Classes(nn.Module):
+    """p(z|y) of an own prior whose y is one of several classes."""
+
+    learning_rate_factor = 10.0
+
+    def __init__(self, dim: int, components: int, scale: float) -> None:
+        super().__init__()
+        self.loc, self.scale = nn.Parameter(torch.randn(components, dim)), scale
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.loc[y], self.scale).to_event(1)
+
+
+def own(dim: int, components: int, scale: float) -> Prior:
+    given, classes = Classes(dim, components, scale), torch.ones(components)
+    return Custom(given, dim, y_prior=dist.Categorical(classes))
+
+
+def labelled(family: Callable[..., Prior], **options: float) -> ps.limits.SimVAE:
     torch.manual_seed(0)
     encoder = ps.nn.MLPEncoder((6,), 2, hidden=(16,))
     decoder = ps.nn.MLPDecoder(2, (6,), hidden=(16,))
@@ -231,7 +255,7 @@ FIT = {"views": two_views, "content": FEW, "batch_size": 50, "learning_rate": 1e
 FIT |= {"progress": False}
 
 
-@pytest.mark.parametrize("family", [Mixture, TwoTier])
+@pytest.mark.parametrize("family", [Mixture, TwoTier, own])
 def test_few_labels_make_components_classes(family):
     """At least as right as the nearest labelled mean of z: here, always."""
     (x, labels), simvae = clustered(), labelled(family)
@@ -242,6 +266,17 @@ def test_few_labels_make_components_classes(family):
     nearest = torch.cdist(z, means).argmin(1)
     right, other = ((k == labels).double().mean() for k in (found, nearest))
     assert right >= max(other, 0.99)
+
+
+def test_labels_weigh_the_same_under_an_own_prior_of_the_same_classes():
+    mixture, custom = labelled(Mixture), labelled(own)
+    custom.joint.load_state_dict(mixture.joint.state_dict(), strict=False)
+    mixture.joint.prior.components.loc.data = custom.joint.prior.conditional.loc.data
+    x, known = clustered(8)[0], torch.arange(8) % 5 - 1
+    terms = [
+        seeded(each, Batch(x[:, None], content=known)) for each in (mixture, custom)
+    ]
+    exact(*terms)
 
 
 def test_labelled_fits_resume_and_load_as_they_were(tmp_path):
