@@ -12,7 +12,7 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
@@ -70,7 +70,11 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 def check_types(function: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Raise a TypeError for an argument that is not what its annotation says."""
     signature, kinds = _kinds(function)
-    for name, value in signature.bind(*args, **options).arguments.items():
+    try:
+        given = signature.bind(*args, **options).arguments
+    except TypeError:  # Python's own names the function
+        return
+    for name, value in given.items():
         kind = kinds.get(name)
         if kind is not None and not kind.fits(value):
             hint = "build an object of the class" if isinstance(value, type) else ""
@@ -108,13 +112,14 @@ def _kind(hint: Any) -> _Kind | None:
     if origin is Literal:
         listed = ", ".join(map(repr, parts))
         fits = lambda value: isinstance(value, str) and value in parts  # noqa: E731
-        return _Kind(f"one of {listed}", fits, ValueError)
+        words = f"one of {listed}" if len(parts) > 1 else listed
+        return _Kind(words, fits, ValueError)
     if origin in _PLAIN:
         return _PLAIN[origin]
     arrays = Tensor, np.ndarray, AbstractArray
     if origin in (Any, object) or not isinstance(origin, type):
         return None
-    if issubclass(origin, arrays) or getattr(origin, "_is_protocol", False):
+    if issubclass(origin, arrays):
         return None
     if issubclass(origin, Mapping):
         inner = _kind(parts[1]) if parts else None
@@ -130,7 +135,18 @@ def _kind(hint: Any) -> _Kind | None:
         origin = Distribution
     article = "an" if origin.__name__[0] in "AEIO" else "a"
     words = _NAMED.get(origin.__name__, f"{article} {origin.__name__}")
+    if getattr(origin, "_is_protocol", False):
+        return _like(origin, words)
     return _Kind(words, lambda value: isinstance(value, origin))
+
+
+def _like(protocol: type, words: str) -> _Kind | None:
+    """An object with the methods of a protocol; None if it is a call alone."""
+    names = [name for name in vars(protocol) if not name.startswith("_")]
+    words += f", with {', '.join(names)}"
+    fits = lambda value: all(hasattr(value, name) for name in names)  # noqa: E731
+    whole = lambda value: fits(value) and not isinstance(value, type)  # noqa: E731
+    return _Kind(words, whole) if names else None
 
 
 def _is_mapping(value: Any, inner: _Kind | None) -> bool:
@@ -142,22 +158,24 @@ def _is_mapping(value: Any, inner: _Kind | None) -> bool:
 def _is_sequence(value: Any, inner: _Kind | None, length: int | None) -> bool:
     if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__getitem__"):
         return False
-    parts = list(value) if getattr(value, "ndim", 1) else []
+    try:
+        parts = list(value)
+    except TypeError:  # a class such as list, an array without axes
+        return False
     fits = inner is None or all(map(inner.fits, parts))
     return fits and (length is None or len(parts) == length)
 
 
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
-        return not isinstance(value, bool | str | bytes)
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers
+        return _float(value) is not None
+    except TypeError:
         return False
 
 
 def _is_whole(value: Any) -> bool:
     try:
-        return operator.index(value) is not None and not isinstance(value, bool)
+        return _index(value) is not None
     except TypeError:
         return False
 
@@ -224,9 +242,7 @@ def whole(
     most = 2**63 - 1 if most is None else most
     wanted = f"{name} as a whole number {limit}"
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
+        number = _index(value)
     except TypeError:
         raise TypeError(_message(wanted, value, hint)) from None
     if not least <= number <= most:
@@ -282,14 +298,33 @@ def device(name: str, value: str | torch.device) -> torch.device:
 
 def _number(wanted: str, value: Any, fits: Callable[[float], bool], hint: str) -> float:
     try:
-        if isinstance(value, bool | str | bytes):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers
+        number = _float(value)
+    except TypeError:
         raise TypeError(_message(wanted, value, hint)) from None
     if not fits(number):
         raise ValueError(_message(wanted, value, hint))
     return number
+
+
+def _float(value: Any) -> float:
+    """A number as a float; a TypeError for what is none, though Python converts it."""
+    dtype = str(getattr(value, "dtype", ""))
+    other = any(word in dtype for word in ("bool", "complex", "time"))
+    if other or isinstance(value, bool | str | bytes | bytearray):
+        raise TypeError
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return math.inf if value > 0 else -math.inf
+    except (ValueError, RuntimeError):  # a tensor of several numbers
+        raise TypeError from None
+
+
+def _index(value: Any) -> int:
+    """A whole number as an int; a TypeError for what is none."""
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError
+    return operator.index(value)
 
 
 def _message(wanted: str, value: Any, hint: str) -> str:

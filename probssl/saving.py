@@ -45,7 +45,7 @@ RENAMED: dict[str, dict[str, str]] = {
 
 
 @typed
-def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
+def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> Path:
     """Write an objective to a folder, which is made if need be.
 
     An objective whose layers or settings were changed after it was built is written
@@ -96,7 +96,7 @@ def save(objective: nn.Module, folder: str | Path, **notes: Any) -> Path:
 
 
 @typed
-def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
+def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Module:
     """Read an objective from a folder, in evaluation mode.
 
     Arguments:
@@ -153,7 +153,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     return objective.eval()
 
 
-def read(folder: str | Path) -> dict[str, Any]:
+def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read and check the description of a saved objective."""
     path = Path(folder) / DESCRIPTION
     if not path.is_file():

@@ -1,6 +1,7 @@
 """Checks of the arguments of `compare`."""
 
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def check_data(data: Dataset, max_train: int | None = None, seed: int = 0) -> No
         )
 
 
-def check(objectives: dict[str, nn.Module]) -> None:
+def check(objectives: Mapping[str, nn.Module]) -> None:
     """Raise a ValueError for objectives that `compare` cannot measure.
 
     A warning says which of them share parameters.
@@ -70,7 +71,7 @@ def check(objectives: dict[str, nn.Module]) -> None:
             )
 
 
-def apart(objectives: dict[str, nn.Module]) -> str:
+def apart(objectives: Mapping[str, nn.Module]) -> str:
     """The reason why evidences of the objectives do not compare; empty if they do."""
     joints = {name: getattr(each, "joint", None) for name, each in objectives.items()}
     found = {name: j.likelihood for name, j in joints.items() if isinstance(j, Joint)}
@@ -82,7 +83,7 @@ def apart(objectives: dict[str, nn.Module]) -> str:
     return ""
 
 
-def check_names(objectives: dict[str, nn.Module], baselines: list[str]) -> None:
+def check_names(objectives: Mapping[str, nn.Module], baselines: list[str]) -> None:
     """Raise a ValueError for an objective with the name of a baseline."""
     if both := [name for name in objectives if name in baselines]:
         raise ValueError(

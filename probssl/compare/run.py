@@ -44,7 +44,7 @@ class Embedded(NamedTuple):
 
 @typed
 def compare(
-    objectives: dict[str, nn.Module],
+    objectives: Mapping[str, nn.Module],
     data: Dataset,
     *,
     views: Sampler | None = None,
@@ -207,7 +207,7 @@ def _represent(subject: object, split: Split) -> np.ndarray:
 
 
 def _baselines(
-    objectives: dict[str, nn.Module], data: Dataset, seed: int
+    objectives: Mapping[str, nn.Module], data: Dataset, seed: int
 ) -> tuple[dict[str, object], str]:
     """Raw pixels, PCA to the dimension of the first objective, an untrained encoder.
 

@@ -1,5 +1,7 @@
 r"""The base classes of objectives without a decoder, and of extensions of them."""
 
+from collections.abc import Callable
+
 import pyro
 import torch
 from jaxtyping import Float
@@ -327,13 +329,13 @@ class Embedding(PriorEmbedding):
     """
 
     population: Tensor | None
-    entropy: Entropy
+    entropy: Entropy | Callable[[Tensor, Prior], Tensor]
 
     def __init__(
         self,
         encoder: nn.Module,
         prior: Prior,
-        entropy: Entropy,
+        entropy: Entropy | Callable[[Tensor, Prior], Tensor],
         *,
         projector: nn.Module | None = None,
         plug_in: bool = False,
@@ -361,7 +363,7 @@ class Embedding(PriorEmbedding):
         """Return alignment and entropy, given the hyper-parameters of the prior."""
         views = z.shape[1]
         gauge = 1 if self.plug_in else self.prior.gauge(views)
-        if not self.all_views:
+        if not self.all_views or not isinstance(self.entropy, Entropy):
             entropy = gauge * self.entropy(z, self.prior)
         elif gauge == views - 1:
             entropy = self.entropy.conditional(z, self.prior)

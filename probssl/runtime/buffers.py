@@ -19,7 +19,7 @@ def register_varying(module: nn.Module, name: str, value: float) -> None:
     change the dtype of what it multiplies. An older `state_dict` may lack it; loading
     that keeps the present number.
     """
-    module.register_buffer(name, torch.tensor(value, dtype=torch.double))
+    module.register_buffer(name, torch.tensor(float(value), dtype=torch.double))
     vars(module).setdefault("_varying", []).append(name)
     module.register_load_state_dict_pre_hook(_complete)
 

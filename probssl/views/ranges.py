@@ -162,7 +162,7 @@ def per_item(value: Tensor, x: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Range:
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) or getattr(value, "ndim", 0):
         low, high = value
         return float(low), float(high)
     return float(value)
