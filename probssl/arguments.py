@@ -12,7 +12,7 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
@@ -77,7 +77,11 @@ def check_types(function: Callable[..., Any], *args: Any, **options: Any) -> Non
     for name, value in given.items():
         kind = kinds.get(name)
         if kind is not None and not kind.fits(value):
-            hint = "build an object of the class" if isinstance(value, type) else ""
+            hint = ""
+            if isinstance(value, type):
+                hint = "build an object of the class"
+            elif callable(value) and "Module" in kind.words:
+                hint = "wrap it in a torch.nn.Module"
             raise kind.error(_message(f"{name} as {kind.words}", value, hint))
 
 
@@ -114,6 +118,9 @@ def _kind(hint: Any) -> _Kind | None:
         fits = lambda value: isinstance(value, str) and value in parts  # noqa: E731
         words = f"one of {listed}" if len(parts) > 1 else listed
         return _Kind(words, fits, ValueError)
+    if origin is Callable and parts and Tensor in (parts[-1], *get_args(parts[-1])):
+        made = lambda value: callable(value) and not isinstance(value, type)  # noqa: E731
+        return _Kind("a function", made)
     if origin in _PLAIN:
         return _PLAIN[origin]
     arrays = Tensor, np.ndarray, AbstractArray

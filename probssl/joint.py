@@ -36,11 +36,11 @@ from .hyper import Positive
 from .likelihoods import Likelihood
 from .likelihoods.base import check_density
 from .nn import PerModality
-from .nn.base import network, output_error, unmoved
-from .nn.network import known_dim, nets_of, present_only
+from .nn.base import called, network, output_error, takes, unmoved
+from .nn.network import check_width, known_dim, nets_of, present_only
 from .priors import Prior
 from .runtime.precision import in_float32, lowered
-from .terms import Batch
+from .terms import Batch, check_batch
 
 __all__ = ["Joint", "Likelihoods", "given_z", "register", "shape_error"]
 
@@ -127,13 +127,15 @@ class Joint(nn.Module):
     ) -> None:
         super().__init__()
         network("encoder", encoder)
-        network("decoder", decoder, "(n, dim) -> (n, *event)")
+        network("decoder", decoder)
         dim = known_dim(encoder) or prior.dim
         if prior.dim is None or dim != prior.dim:
             raise ValueError(
                 f"expected prior and encoder of one dimension, got dim={prior.dim} and "
                 f"dim={dim}; build both with the same dim"
             )
+        for net in nets_of(decoder):
+            check_width("decoder", net, dim)
         self.prior, self.decoder = prior, decoder
         self.several = not isinstance(likelihood, Likelihood)
         self.likelihood = (
@@ -205,6 +207,8 @@ class Joint(nn.Module):
     def guide(self, batch: Batch, size: int | None = None) -> None:
         """q(h), q(z_1..V | x_1..V, h), and q(y | z_1..V) with an explicit content."""
         register("joint", self)
+        if not isinstance(batch, Batch):
+            check_batch(batch)
         items, _ = batch.shape
         drawn = {h.name: h.sample_guide() for h in self.prior.random()}
         with _plate(items, batch.index, size):
@@ -265,9 +269,10 @@ class Joint(nn.Module):
         ):
             flat, lead = part.flatten(0, -2), part.shape[:-1]
             if mask is None:
-                output = lowered(net, flat)
+                output = lowered(called, net, flat)
             else:
-                output = lowered(present_only, net, flat, mask.expand(lead).flatten())
+                call, rows = partial(called, net), mask.expand(lead).flatten()
+                output = lowered(present_only, net, flat, rows, call)
             tensor = isinstance(output, Tensor) and output.is_floating_point()
             if not tensor or output.shape[:1] != flat.shape[:1]:
                 raise output_error(net, flat, output, "*event")
@@ -283,6 +288,8 @@ class Joint(nn.Module):
         Raises:
             ValueError: If the numbers of modalities and likelihoods differ.
         """
+        if not isinstance(batch, Batch):
+            check_batch(batch)
         if not self.several:
             return _unstacked(batch, self.decoder)
         views, modalities = batch.views, len(self.sites)
@@ -559,13 +566,18 @@ def _in_a_line(module: nn.Module) -> str:
 
 def _built(guide: Callable[..., nn.Module], encoder: nn.Module, dim: int) -> nn.Module:
     """Return the guide of the encoder; raise a TypeError if it is none."""
-    if isinstance(guide, nn.Module) or not callable(guide):
+    made = isinstance(guide, type) and not issubclass(guide, nn.Module)
+    if isinstance(guide, nn.Module) or made:
         name = type(guide).__name__
         raise TypeError(
             "expected guide as a class, or a function of the encoder, got an instance "
             f"of {name}; give the class, or guide=lambda encoder: … for arguments"
         )
-    sized = "dim" in signature(guide).parameters
+    try:
+        sized = "dim" in signature(guide).parameters
+    except ValueError:  # of a built-in class
+        sized = False
+    takes("guide", guide, encoder, **({"dim": dim} if sized else {}))
     built = guide(encoder, dim=dim) if sized else guide(encoder)
     if not isinstance(getattr(built, "encoder", None), nn.Module):
         raise TypeError(
@@ -674,6 +686,12 @@ def _drawn(
     own = None if isinstance(q, Delta) else _support(q)
     if support is not None and own is not None and _space(own) != _space(support):
         raise _space_error(guide, prior, _space(own), _space(support))
+    location = q.mean if isinstance(q, Delta) or own is not None else None
+    if location is not None and bool(location.isnan().any()):
+        raise ValueError(
+            f"expected numbers in q of {type(guide).__name__}, got NaN; look at the "
+            "data and at what the encoder returns for them"
+        )
     drawn = q.sample()
     if support is not None and not bool(support.check(drawn).all()):
         raise ValueError(

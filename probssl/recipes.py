@@ -10,6 +10,7 @@ from . import guides, likelihoods, limits, priors
 from .arguments import typed
 from .bounds import IWAE
 from .data import Dataset
+from .data.memory import as_float
 from .hyper import learned
 from .joint import Joint
 from .nn import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, Projector
@@ -144,7 +145,7 @@ def views(data: Dataset) -> Callable[[Tensor], Tensor]:
     """
     shape = tuple(data.train.images.shape[1:])
     if len(shape) != 3:
-        spread = float(data.train.images.float().std())
+        spread = float(as_float(data.train).std())
         return Augment(Noise(0.1 * spread), levels=data.levels)
     if shape == (1, 8, 8):
         return digits()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .arguments import typed
 from .data import Dataset, Split
-from .data.memory import value_tensor
+from .data.memory import as_float
 from .evaluation.probes import knns, linear_probes
 from .posterior import embed
 from .views import Affine, Augment, Background, Invert, Noise
@@ -79,14 +79,13 @@ def transferred(
 @typed
 def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
     """The shifted items, clipped to [0, 1]; a ValueError if the shape changes."""
-    images = value_tensor(split.images, "images", said=True, kept=True)
-    floats = images if images.is_floating_point() else images.float() / 255
+    floats = as_float(split)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         moved: Float[Tensor, n * event] = Augment(shift, views=1)(floats)[:, 0]
-    if moved.shape != images.shape:
+    if moved.shape != floats.shape:
         raise ValueError(
-            f"expected a shift that keeps the shape {tuple(images.shape)}, got "
+            f"expected a shift that keeps the shape {tuple(floats.shape)}, got "
             f"{tuple(moved.shape)}; resize what comes out"
         )
     return split._replace(images=moved)

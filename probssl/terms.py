@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Terms", "check_rows", "check_terms"]
+__all__ = ["Batch", "Terms", "check_batch", "check_rows", "check_terms"]
 
 
 class Batch(NamedTuple):
@@ -97,6 +97,15 @@ def _filled(x: Tensor, present: Tensor) -> Tensor:
     first = present.flatten().int().argmax().view(1)
     view = x.flatten(0, 1).index_select(0, first).masked_fill(~present.any(), 0)
     return torch.where(present.view(present.shape + (1,) * (x.dim() - 2)), x, view)
+
+
+def check_batch(batch: object) -> None:
+    """Raise a TypeError for what is no batch, such as a tensor of views."""
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"expected a Batch, got {type(batch).__name__}; give Batch(views), with "
+            "views of shape (batch, view, *event)"
+        )
 
 
 def check_rows(batch: Batch, items: int) -> None:

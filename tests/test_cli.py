@@ -133,7 +133,7 @@ def test_an_output_that_is_no_folder_is_refused_before_any_work(
         (["compare", "--data", "nowhere"], "nowhere"),
         (["compare", "--data", "mnist", "--root", "nowhere"], "train-images"),
         (["compare", "--items", "0"], "--items"),
-        (["compare", "--epochs", "0", "--items", "50"], "epochs"),
+        (["compare", "--epochs", "0", "--items", "200"], "epochs"),
         (["fit", "deepclustering", "--resume", "--items", "50"], "in rounds"),
         (["inspect", "nowhere"], "probssl.json"),
         (["advise", "--items", "50"], "at least 100"),

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from copy import deepcopy
 from importlib import import_module
 from multiprocessing import active_children
 from pathlib import Path
@@ -275,7 +276,7 @@ class TestComparison:
         assert again["PCA-start"] == once["linear"]
         assert again["PCA-10"] == once["PCA-10"]
 
-        named = {"raw pixels": pixels, "PCA-10": pixels}
+        named = {"raw pixels": pixels, "PCA-10": deepcopy(pixels)}
         found = ps.compare(named, digits, baselines=False, progress=False)
         for name in named:
             assert "decoded" in found.methods[name]["matrix"]
@@ -542,6 +543,17 @@ def rare(digits: ps.data.Dataset) -> torch.Tensor:
     """The rows of all classes but one, of which there are four."""
     ones = (digits.train.labels == 1).nonzero().flatten()
     return torch.cat([(digits.train.labels != 1).nonzero().flatten(), ones[:4]])
+
+
+def test_noise_of_the_recipe_is_that_of_the_values_that_bytes_stand_for():
+    values = np.random.default_rng(0).integers(0, 256, (40, 7)).astype("uint8")
+    labels = np.arange(40) % 2
+    noises = [
+        recipes.views(ps.data.arrays(x, labels, levels=levels, seed=0)).parts[0]
+        for x, levels in ((values, 255), ((values / 255).astype("float32"), None))
+    ]
+    assert noises[0].scale == pytest.approx(noises[1].scale, rel=1e-5)
+    assert noises[1].scale == pytest.approx(0.1 * 255 / 12**0.5 / 255, rel=0.1)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (7,)])

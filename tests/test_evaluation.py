@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from probssl.evaluation import (
+    active_units,
     alignment_uniformity,
     cluster,
     effective_rank,
@@ -211,6 +212,17 @@ def test_effective_rank_of_an_isotropic_gaussian_is_its_dimension(dim):
     rank = effective_rank(np.random.default_rng(0).normal(size=(n, dim)))
     # relative spread of singular values sqrt(dim / 4n): rank = dim (1 - dim / 8n)
     assert dim * (1 - dim / n) < rank <= dim * (1 + 1e-12)
+
+
+def test_active_units_of_probabilistic_pca_are_its_large_eigenvalues():
+    """The posterior mean of a unit has variance 1 - s²/λ over x, exactly."""
+    noise, spectrum = 1.0, np.array([4.0, 1.5, 1.0102, 1.0100, 1.0])
+    x = np.random.default_rng(0).normal(size=(200, 5))
+    white = np.linalg.qr(x - x.mean(0))[0] * 200**0.5
+    mean = white * np.sqrt(spectrum) * np.sqrt(spectrum - noise) / spectrum
+    assert mean.var(0) == pytest.approx(1 - noise / spectrum, abs=1e-12)
+    assert active_units(mean) == 3  # λ > 1 / 0.99 = 1.01010…
+    assert active_units(mean + 7) == 3 and active_units(mean, least=0.3) == 2
 
 
 def test_effective_rank_does_not_see_rotation_shift_and_scale():

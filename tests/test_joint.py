@@ -243,17 +243,12 @@ def shares(y: Tensor) -> dist.TorchDistribution:
     return dist.Dirichlet(y.exp())
 
 
-def counts(y: Tensor) -> dist.TorchDistribution:
-    return dist.Poisson(y.exp()).to_event(1)
-
-
 OTHER_PRIORS: dict[str, Callable] = {
     "shares": lambda: ps.priors.Custom(shares, 3),
-    "counts": lambda: ps.priors.Custom(counts, 2),
     "directions": lambda: ps.priors.Custom(directions, 3),
 }
 ON_THE_SPHERE = ("circle", "random concentration", "directions")
-RESTRICTED = ("positive conditional", "shares", "counts")
+RESTRICTED = ("positive conditional", "shares")
 
 
 class Shares(ps.guides.Guide):

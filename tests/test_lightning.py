@@ -201,7 +201,7 @@ def test_validation_draws_the_same_and_leaves_training_alone(trainer):
             values.append(float(loop.callback_metrics["valid_value"]))
 
     alone, beside = Recorder(), Recorder().eval()
-    module = Module(beside, noisy, learning_rate=0.0)
+    module = Module(beside, noisy, optimizer=partial(torch.optim.SGD, lr=0.0))
     torch.manual_seed(1)
     trainer(max_epochs=3).fit(Module(alone, noisy), load(data))
     loop = trainer(max_epochs=3, num_sanity_val_steps=1, callbacks=Watch())

@@ -319,9 +319,9 @@ OUTPUTS = {
 NEVER = {
     "two inputs": (lambda: Masked(None), TypeError, r"got forward\(x, mask\); wrap it"),
     "lazy": (lambda: nn.LazyLinear(4), ValueError, "got LazyLinear with a lazy one"),
-    "a function": (lambda: len, TypeError, "as a module .*; build it, or wrap"),
-    "a class": (lambda: nn.Linear, TypeError, "as a module .*; build it, or wrap"),
-    "None": (lambda: None, TypeError, "as a module .* got None"),
+    "a function": (lambda: len, TypeError, "got <built-in .*; wrap it in a torch.nn.M"),
+    "a class": (lambda: nn.Linear, TypeError, "got <class .*; build an object of"),
+    "None": (lambda: None, TypeError, "as a torch.nn.Module, got None"),
 }
 
 

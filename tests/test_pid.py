@@ -237,13 +237,15 @@ NO_TABLES = [
 ]
 NO_LISTS = [
     (([], [1], [2]), "one index or more"),
-    (([0], [1], [[2]]), "one index or more"),
     (([0], [0, 1], [2]), "overlap"),
     (([0, 0], [1], [2]), "overlap"),
     (([0], [1], [3]), "from 0 to 2"),
     (([0], [1], [-1]), "from 0 to 2"),
-    (([0], [True], [2]), "from 0 to 2"),
-    (([0.0], [1], [2]), "from 0 to 2"),
+]
+NO_INDICES = [
+    (([0], [1], [[2]]), "target as a sequence, each a whole number"),
+    (([0], [True], [2]), "second as a sequence, each a whole number"),
+    (([0.0], [1], [2]), "first as a sequence, each a whole number"),
 ]
 NO_COVARIANCES = [
     (np.ones(3), "square"),
@@ -260,6 +262,7 @@ test_invalid_arguments_are_refused = refusals(
     (lambda: discrete(GATES["and"], "mmi"), ValueError, "'mmi'"),
     *((partial(discrete, p), ValueError, words) for p, words in NO_TABLES),
     *((partial(gaussian, WHOLE, *sets), ValueError, w) for sets, w in NO_LISTS),
+    *((partial(gaussian, WHOLE, *sets), TypeError, w) for sets, w in NO_INDICES),
     *(
         (partial(gaussian, matrix, [0], [1], [2]), ValueError, words)
         for matrix, words in NO_COVARIANCES

@@ -179,7 +179,7 @@ def test_tsne_refuses_a_density_where_there_is_none():
     ):
         with pytest.raises(ValueError, match="dim < dof"):
             misuse()
-    with pytest.raises(ValueError, match="fixed dof"):
+    with pytest.raises(TypeError, match="dof as a number"):
         TSNE(2, dof=ps.learned(3.0))
 
 

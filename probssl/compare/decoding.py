@@ -11,10 +11,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from .. import recipes
 from ..data import Dataset, Split
-from ..data.memory import value_tensor
+from ..data.memory import as_float
 from ..train.run import EarlyStopping
 
-__all__ = ["as_float", "decoded"]
+__all__ = ["decoded"]
 
 MAX_FITTED = 10_000  # training items
 BATCH, STEPS, EPOCHS_WITHOUT_GAIN = 128, 300, 10
@@ -53,12 +53,6 @@ def decoded(
     model = _Decoder(data, train.shape[1]).to(device)
     _fit(model, (x[fifth:], z[fifth:]), (x[:fifth], z[:fifth]), device)
     return model.log_prob(as_float(data.test).to(dtype), test, device)
-
-
-def as_float(split: Split) -> Tensor:
-    """The items as floating point; bytes become k/255."""
-    images = value_tensor(split.images, "images", said=True, kept=True)
-    return images if images.is_floating_point() else images.float() / 255
 
 
 class _Decoder(nn.Module):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .. import recipes
 from ..arguments import typed
 from ..data import Dataset, Split
+from ..data.memory import as_float
 from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
 from ..evaluation.collapse import active_units, effective_rank_values
@@ -21,7 +22,7 @@ from ..evaluation.probes import scores_and_draws
 from ..posterior import embed
 from ..terms import Batch
 from .checks import apart, check, check_data, check_finite, check_names, check_views
-from .decoding import as_float, decoded
+from .decoding import decoded
 from .table import Comparison, Row
 from .terms import own_terms, representation_terms
 

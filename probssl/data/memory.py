@@ -14,8 +14,8 @@ from ..arguments import typed
 from ..arrays import class_labels, gate, raw_bytes, span, tensor, whole_numbers
 from .splits import Dataset, Groups, Split, fixed_split
 
-__all__ = ["arrays", "check_finite", "check_items", "groups", "observed_content"]
-__all__ += ["value_tensor"]
+__all__ = ["arrays", "as_float", "check_finite", "check_items", "groups"]
+__all__ += ["observed_content", "value_tensor"]
 
 
 @typed
@@ -171,6 +171,12 @@ def value_tensor(
     if found.is_floating_point() and found.itemsize > 1 and kept:
         return found
     return found.to(torch.get_default_dtype())
+
+
+def as_float(split: Split) -> Tensor:
+    """The items as floating point; bytes become k/255."""
+    images = value_tensor(split.images, "images", said=True, kept=True)
+    return images if images.is_floating_point() else images.float() / 255
 
 
 def check_values(tensor: Shaped[Tensor, "*shape"], what: str) -> None:

@@ -13,10 +13,11 @@ from ..hyper import Positive, known_population
 from ..joint import register
 from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked, network, output_of
+from ..nn.network import check_width
 from ..priors import Prior
 from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
-from ..terms import Batch, Terms, check_terms
+from ..terms import Batch, Terms, check_batch, check_terms
 
 __all__ = ["Embedding", "Extension", "JointEmbedding", "PriorEmbedding"]
 __all__ += ["check_not_random", "check_only_views", "over_pairs"]
@@ -73,7 +74,8 @@ class JointEmbedding(nn.Module):
         super().__init__()
         self.encoder = network("encoder", encoder)
         if projector is not None:
-            network("projector", projector, "(n, dim) -> (n, dim')")
+            network("projector", projector)
+            check_width("projector", projector, encoder)
         self.projector = projector
 
     @in_float32
@@ -140,6 +142,7 @@ class JointEmbedding(nn.Module):
 
         It runs in every step, and so reads shapes only, never values.
         """
+        check_batch(batch)
         items, views = batch.shape
         if min(batch.shape) < self.least:
             raise ValueError(
@@ -247,6 +250,7 @@ def _check_as_called(base: JointEmbedding) -> None:
 
 def check_only_views(objective: nn.Module, batch: Batch) -> None:
     """Raise an error for absent views or contents, which the objective would ignore."""
+    check_batch(batch)
     name = type(objective).__name__
     if batch.present is not None:
         raise ValueError(

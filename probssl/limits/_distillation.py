@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..arguments import alone
 from ..nn import Projector, dim_of, each_view
+from ..nn.base import network
+from ..nn.network import check_width
 from ..priors import Spherical
 from ..terms import Batch, Terms
 from ._base import JointEmbedding, over_pairs
@@ -47,11 +49,18 @@ class Distillation(JointEmbedding):
             predictor = _predictor(encoder, projector, dim)
         else:
             alone("dim", dim, "beside a predictor")
+            network("predictor", predictor)
+            check_width("predictor", predictor, projector or encoder)
         self.predictor = predictor
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         predicted = self.prior.on_support(each_view(self.predictor, z))
         target = self.prior.on_support(self.target(z, batch))
+        if predicted.shape != target.shape:
+            raise ValueError(
+                f"expected a predictor to {target.shape[-1]} numbers, as the network "
+                f"returns, got {predicted.shape[-1]}; give it as many outputs as inputs"
+            )
         log_kernel = self.prior.log_kernel(predicted, target, plug_in=True)
         return Terms(alignment=over_pairs(log_kernel).mean())
 

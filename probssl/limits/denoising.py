@@ -31,6 +31,7 @@ evidence of x and no z to sample.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -38,7 +39,8 @@ from torch.utils._pytree import tree_map
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..nn import each_view
-from ..nn.base import output_of
+from ..nn.base import called, output_of, takes
+from ..nn.network import check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 from ._base import check_only_views
@@ -74,6 +76,9 @@ class DenoisingAutoencoder(nn.Module):
         noise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        check_width("decoder", decoder, encoder)
+        if noise is not None:
+            takes("noise", noise, None)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.noise = noise
 
@@ -82,7 +87,7 @@ class DenoisingAutoencoder(nn.Module):
         check_only_views(self, batch)
         clean, views = _clean(batch).unsqueeze(1), batch.views
         if (noise := self.noise) is not None:
-            views = tree_map(lambda x: noise(x.flatten(0, 1)).view_as(x), views)
+            views = tree_map(partial(_corrupted, noise), views)
         z = each_view(self.encoder, views)
         output = lowered(output_of, self.decoder, z.flatten(0, 1))
         output = output.unflatten(0, z.shape[:2])
@@ -104,6 +109,18 @@ class DenoisingAutoencoder(nn.Module):
         """Raise an error if views are absent, or the likelihood refuses clean items."""
         check_only_views(self, batch)
         self.likelihood.check(_clean(batch))
+
+
+def _corrupted(noise: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
+    x = views.flatten(0, 1)
+    found = called(noise, x)
+    if getattr(found, "shape", None) != x.shape:
+        got = getattr(found, "shape", type(found).__name__)
+        raise ValueError(
+            f"expected noise to return a tensor of the shape {tuple(x.shape)} of its "
+            f"input, got {got}; give a module such as ps.views.Noise(0.1)"
+        )
+    return found.view_as(views)
 
 
 def _clean(batch: Batch) -> Tensor:

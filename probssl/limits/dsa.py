@@ -58,6 +58,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 from ..arguments import alone, at_least, positive, whole
 from ..arrays import tensor
 from ..nn import Network, dim_of
+from ..nn.base import takes
 from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather, world_size
 from ..special import square_distances
@@ -138,6 +139,7 @@ class DSA(Extension):
             affinity = LearnedAffinity(dim_of(self.encoder, self.projector, dim))
         else:
             alone("dim", dim, "beside an affinity")
+            takes("affinity", affinity, None, None)
         self.affinity, self.reference, self.teacher = affinity, None, None
         if reference is None:
             momentum = 0.99 if momentum is None else momentum
@@ -174,6 +176,12 @@ class DSA(Extension):
         z, references = gather(z), gather(references)
         points = z.flatten(0, 1)
         log_odds = self.affinity(points, points)
+        if log_odds.shape != (len(points), len(points)):
+            raise ValueError(
+                f"expected an affinity that returns a log-odds for each pair, shape "
+                f"({len(points)}, {len(points)}), got {tuple(log_odds.shape)}; "
+                "PriorAffinity is one"
+            )
         regulated = self._regulated(z, log_odds, score)
         anchor = self._anchor(references, log_odds)
         penalty = -self.weight * regulated - self.anchor * anchor

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from ..arguments import between, whole
 from ..likelihoods import Likelihood
 from ..nn.base import output_of
+from ..nn.network import check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 from ._base import check_only_views
@@ -84,6 +85,7 @@ class MaskedAutoencoder(nn.Module):
                 f"{type(likelihood).__name__}, whose classes cannot be hidden one by "
                 "one; use DenoisingAutoencoder"
             )
+        check_width("decoder", decoder, encoder)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.share, self.patch = share, patch
 

@@ -46,7 +46,7 @@ from ..entropies import Collision, KernelDensity, QueuedKernelDensity
 from ..nn import dim_of
 from ..priors import TSNE as HeavyTail
 from ..priors import Gaussian, Prior
-from ..terms import Batch, Terms
+from ..terms import Batch, Terms, check_batch
 from ._base import Embedding, check_only_views
 
 __all__ = ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
@@ -103,6 +103,7 @@ class NeighbourEmbedding(Embedding):
         """Raise an error if the batch is too small for P; one view may be enough."""
         if not self.affinity.dense:
             return super().check_shape(batch)
+        check_batch(batch)
         items, views = batch.shape
         if items * views < 2:
             raise ValueError(

@@ -21,7 +21,7 @@ from ..arguments import at_least
 from ..bounds import ELBO, IWAE
 from ..joint import Joint
 from ..runtime.buffers import register_varying
-from ..terms import Batch, Terms
+from ..terms import Batch, Terms, check_batch
 
 __all__ = ["SimVAE"]
 
@@ -81,6 +81,8 @@ class SimVAE(nn.Module):
         self.register_buffer("labelled", None, persistent=False)
 
     def forward(self, batch: Batch) -> Terms:
+        if not isinstance(batch, Batch):
+            check_batch(batch)
         if batch.content is None:
             return self.bound(self.joint, batch)
         share = self.labelled

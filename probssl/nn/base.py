@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from itertools import pairwise
@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..arguments import instance, whole
+from ..arguments import whole
 
 __all__ = [
     "Decoder",
     "Encoder",
     "Reshape",
+    "called",
     "called_plainly",
     "check_items",
     "dense",
@@ -32,10 +33,12 @@ __all__ = [
     "output_of",
     "recorded",
     "sizes",
+    "takes",
     "unmoved",
     "with_features",
 ]
 
+MISFITS = ("cannot be multiplied", "to have", "normalized_shape", "running_mean should")
 UNINITIALISED = (UninitializedBuffer, UninitializedParameter)  # of lazy layers
 
 
@@ -55,7 +58,7 @@ class Encoder(nn.Module):
     def __init__(self, trunk: nn.Module, width: int, dim: int) -> None:
         super().__init__()
         self.width, self.dim = whole("width", width), whole("dim", dim)
-        self.trunk = network("trunk", trunk, "(n, *event) -> (n, width)")
+        self.trunk = network("trunk", trunk)
         self.head = nn.Linear(self.width, self.dim)
 
     def features(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n width"]:
@@ -166,7 +169,7 @@ def with_features(
 ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n width"]]:
     """Return ``encoder(x)``, one row per item, and `features_of` the encoder."""
     if isinstance(encoder, Encoder) and called_plainly(encoder, Encoder):
-        features = encoder.features(x)
+        features = called(encoder, x, encoder.features)
         features = features_checked(encoder, x, features, encoder.width)
         return encoder.head(features), features
     with recorded(encoder) as seen:
@@ -176,10 +179,49 @@ def with_features(
 
 def output_of(network: nn.Module, x: Tensor) -> Float[Tensor, "n dim *rest"]:
     """Return ``network(x)``; raise an error unless it has a row of floats per item."""
-    z = network(x)
+    z = called(network, x)
     if not is_rows(z, len(x)):
         raise output_error(network, x, z)
     return z
+
+
+def called(
+    network: Callable[..., Any],
+    x: Tensor,
+    call: Callable[[Tensor], Any] | None = None,
+) -> Any:
+    """Return ``network(x)``; a ValueError names it where its layers have other sizes.
+
+    Arguments:
+        call: A method of the network, by default the network itself.
+    """
+    try:
+        return network(x) if call is None else call(x)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if not any(words in reason for words in MISFITS):
+            raise
+        raise ValueError(
+            f"expected {type(network).__name__} to take an input of shape "
+            f"{tuple(x.shape)}, got layers of other sizes ({reason}); build it for "
+            f"items of shape {tuple(x.shape[1:])}"
+        ) from error
+
+
+def takes(name: str, value: Any, *given: Any, **named: Any) -> None:
+    """Raise a TypeError for a function or module that is not called with so much."""
+    call = value.forward if isinstance(value, nn.Module) else value
+    try:
+        signature(call).bind(*given, **named)
+    except ValueError:  # of a built-in function
+        return
+    except TypeError as error:
+        shown = getattr(value, "__name__", type(value).__name__)
+        many = len(given) + len(named)
+        raise TypeError(
+            f"expected {name} to take {many} argument{'s' if many > 1 else ''}, got "
+            f"{shown}, which does not ({error}); wrap it in one that does"
+        ) from None
 
 
 def is_rows(z: Any, n: int) -> bool:
@@ -224,15 +266,13 @@ def features_checked(
     return f
 
 
-def network(name: str, value: Any, kind: str = "(n, *event) -> (n, dim)") -> nn.Module:
+def network(name: str, value: nn.Module) -> nn.Module:
     """Return a network; raise an error if it cannot be called as ``module(x)``.
 
     Raises:
-        TypeError: If it is no module, or needs other inputs than one.
+        TypeError: If it needs other inputs than one.
         ValueError: If it has layers that are not initialised, such as ``LazyLinear``.
     """
-    hint = "build it, or wrap a function in a module of its own"
-    instance(name, value, nn.Module, f"a module {kind}", hint)
     needed = _needed(value.forward)
     if needed is not None and len(needed) > 1:
         raise TypeError(
@@ -273,7 +313,7 @@ class Decoder(nn.Module):
     def __init__(self, net: nn.Module, dim: int, event_shape: Sequence[int]) -> None:
         super().__init__()
         self.dim, self.event_shape = whole("dim", dim), sizes(event_shape=event_shape)
-        self.net = network("net", net, "(n, dim) -> (n, *event)")
+        self.net = network("net", net)
 
     def forward(self, z: Float[Tensor, "n dim"]) -> Float[Tensor, "n *event"]:
         check_items(z, (self.dim,))
@@ -325,8 +365,9 @@ def check_items(x: Tensor, event_shape: tuple[int, ...]) -> None:
     if x.shape[1:] != event_shape or x.ndim == 0:
         expected = ", ".join(["n", *map(str, event_shape)])
         raise ValueError(
-            f"expected ({expected}), got {tuple(x.shape)}; put all items along one "
-            "first axis, as x.flatten(0, 1) does for views (batch, view, ...)"
+            f"expected ({expected}), got {tuple(x.shape)}; build the network for items "
+            f"of shape {tuple(x.shape[1:])}, or put all items along one first axis, as "
+            "x.flatten(0, 1) does for views (batch, view, ...)"
         )
 
 

@@ -15,11 +15,13 @@ from torch.utils._pytree import tree_map_only
 from ..arguments import whole
 from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
-from .base import called_plainly, network, output_of
+from .base import Decoder, Encoder, called_plainly, network, output_of
+from .mlp import Projector
 
 __all__ = [
     "Network",
     "PerModality",
+    "check_width",
     "dim_of",
     "each_view",
     "known_dim",
@@ -212,6 +214,30 @@ def known_dim(module: nn.Module, name: str = "dim") -> int | None:
         module = module[-1]
     found = getattr(module, "out_features", None) if found is None else found
     return found if isinstance(found, int) else None
+
+
+def check_width(name: str, net: nn.Module, before: nn.Module | int | None) -> None:
+    """Raise a ValueError if a network takes rows of another width than come before it.
+
+    Only sizes that are certain are compared; the others are met in the first call.
+
+    Arguments:
+        before: The network before it, or its number of outputs.
+    """
+    if isinstance(before, Encoder | Projector):
+        before = before.dim if isinstance(before, Encoder) else before.out
+    first = net
+    while type(first) is nn.Sequential and len(first):
+        first = first[0]
+    linear = isinstance(first, nn.Linear)
+    known = first.in_features if linear else getattr(first, "dim", None)
+    if not linear and not isinstance(first, Decoder | Projector):
+        return
+    if isinstance(before, int) and known != before:
+        raise ValueError(
+            f"expected a {name} that takes {before} numbers, the output of the network "
+            f"before it, got {type(net).__name__} for {known}; build both with one dim"
+        )
 
 
 def dim_of(

@@ -11,7 +11,7 @@ from ..arguments import choice, typed, whole
 from ..arrays import plain
 from ..data.batches import Loadable
 from ..joint import Joint
-from ..nn.base import is_rows, output_error
+from ..nn.base import called, is_rows, output_error
 from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, joint_of, mean_views
@@ -168,7 +168,7 @@ def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
 def _called(objective: nn.Module, x: Any) -> Any:
     """The output of a bare encoder."""
     try:
-        return objective(x)
+        return called(objective, x)
     except (AttributeError, TypeError) as error:
         raise TypeError(
             "expected an encoder, or an objective with represent(x, layer='backbone') "

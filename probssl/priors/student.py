@@ -206,12 +206,6 @@ class TSNE(StudentT):
 
     def __init__(self, dim: int | None, scale: float = 1.0, dof: float = 5.0) -> None:
         super().__init__(dim, scale, dof, math.inf)
-        if self.dof.free:
-            raise ValueError(
-                f"expected a fixed dof, got {dof!r}; the kernel has a constant only "
-                "where dim < dof + 1, so dof cannot be fitted: give a number, or use "
-                "StudentT"
-            )
 
     def normalised(self, dim: int) -> bool:
         """Whether the kernel is a density in this dimension."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -162,7 +163,7 @@ def per_item(value: Tensor, x: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Range:
-    if isinstance(value, tuple | list) or getattr(value, "ndim", 0):
+    if isinstance(value, tuple | list) or np.ndim(value):
         low, high = value
         return float(low), float(high)
     return float(value)
