@@ -41,7 +41,7 @@ def timed(images: Tensor, hidden: tuple[int, ...], steps: int) -> list[float]:
     torch.manual_seed(0)
     ps.fit(
         simvae(hidden=hidden),
-        images,
+        ps.data.Split(images),
         views=ps.views.simvae_mnist(),
         epochs=1 + steps * BATCH // len(images),
         batch_size=BATCH,

@@ -174,7 +174,13 @@ def in_turns(
     place: torch.device,
 ) -> dict[str, list[float]]:
     """Seconds of the epochs of all, interleaved; the compiled ones with the first."""
-    fit = partial(ps.fit, data=images, views=batched(), batch_size=BATCH, device=place)
+    fit = partial(
+        ps.fit,
+        data=ps.data.Split(images),
+        views=batched(),
+        batch_size=BATCH,
+        device=place,
+    )
     fit = partial(fit, learning_rate=RATE, progress=sys.stderr.isatty())
     ours, eager = simvae(hidden=hidden), simvae(hidden=hidden)
     plain = partial(fit, eager, epochs=1, compile=None)

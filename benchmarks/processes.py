@@ -57,7 +57,7 @@ def seconds(case: Case, steps: int, device: torch.device) -> float:
     batch_size = BATCH * processes.world_size()
     history = ps.fit(
         objective,
-        ink(batch_size * steps, shape),
+        ps.data.Split(ink(batch_size * steps, shape)),
         views=views,
         epochs=2,  # the first one is a warm-up
         batch_size=batch_size,

@@ -69,7 +69,7 @@ class Steps:
     ) -> None:
         target = target_of(objective, device)
         order = Generator().manual_seed(0)
-        self.source = source(data, views, batch_size, order, target)
+        self.source = source(ps.data.Split(data), views, batch_size, order, target)
         settle(objective.train(), target.device, self.source.count)
         optimizer = prepared_optimizer(None, objective, 1e-3)
         kind = compiled_step if compiled else Step

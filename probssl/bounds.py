@@ -161,7 +161,11 @@ def log_weights(
 
 
 def _with_labels(bound: Terms, label: Tensor, weight: Tensor | None) -> Terms:
-    return bound if weight is None else bound._replace(penalty=weight * label.mean())
+    return (
+        bound
+        if weight is None
+        else bound._replace(penalty=weight.to(label) * label.mean())
+    )
 
 
 def _label(joint: Joint, batch: Batch, guide: Trace) -> Tensor:

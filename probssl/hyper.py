@@ -182,7 +182,8 @@ class Positive(nn.Module):
             self.value = mapped(self.value, fn)
         if before is not None and not before.is_meta and not self.fixed.is_meta:
             exact = torch.tensor(self.value, dtype=torch.double)
-            if torch.equal(exact.to(before), before):
+            converted = self.fixed.dtype != before.dtype
+            if converted and torch.equal(exact.to(before), before):
                 self.fixed = exact.to(self.fixed)
         return self
 

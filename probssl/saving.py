@@ -380,7 +380,9 @@ def _original(name: str) -> str:
 
 
 def _dtype(objective: nn.Module) -> str:
-    kinds = [t.dtype for t in objective.state_dict().values() if t.is_floating_point()]
+    # Numbers without axes are in float64 whatever the objective is in.
+    tensors = [t for t in objective.state_dict().values() if t.is_floating_point()]
+    kinds = [t.dtype for t in sorted(tensors, key=lambda t: t.ndim == 0)]
     return str(kinds[0] if kinds else torch.get_default_dtype()).removeprefix("torch.")
 
 

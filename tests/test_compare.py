@@ -109,8 +109,10 @@ class TestTerms:
     def test_order_of_items_and_views_does_not_matter(self, float64):
         z = two_views(100)
         once, again = (representation_terms(each).matrix for each in (z, z.flip(0, 1)))
-        for name, entry in once.items():
-            assert again[name] == pytest.approx(entry, rel=1e-6), name
+        for name, (value, error) in once.items():
+            assert again[name].value == pytest.approx(value, rel=1e-6), name
+            if name != "nearest_information":  # it has an error from other parts
+                assert again[name].standard_error == pytest.approx(error), name
 
     def test_what_has_no_density_is_left_out_with_a_reason(self):
         for z, said in [

@@ -40,6 +40,7 @@ class Columns(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.in_features, self.out_features = inputs, outputs
         self.weight = nn.Parameter(torch.rand(outputs) + 0.5)
         self.columns = torch.arange(outputs) % inputs
 

@@ -118,7 +118,7 @@ def test_a_traced_step_follows_every_number_that_is_a_buffer(name, float64):
     copies = {k: t.detach().clone() for k, t in state.items()}
     graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(copies)
     before = after(graph)
-    for changed in numbers(objective):
+    for changed in set(numbers(objective)) - {"label_weight"}:  # there are no labels
         found, expected = after(graph, changed), after(step, changed)
         assert_close(found, expected)
         place = 1 + list(state).index(changed)

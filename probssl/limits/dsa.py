@@ -184,7 +184,8 @@ class DSA(Extension):
             )
         regulated = self._regulated(z, log_odds, score)
         anchor = self._anchor(references, log_odds)
-        penalty = -self.weight * regulated - self.anchor * anchor
+        weight, by_anchor = self.weight.to(anchor), self.anchor.to(anchor)
+        penalty = -weight * regulated - by_anchor * anchor
         return terms._replace(penalty=terms.penalty + penalty)
 
     def check(self, batch: Batch) -> None:
@@ -204,9 +205,10 @@ class DSA(Extension):
                 ``layer="backbone"``: a tensor or array.
             b: Likewise for other items; None means a itself.
         """
-        first = tensor(a, "a", finite=True).to(self.weight)
-        second = first if b is None else tensor(b, "b", finite=True).to(self.weight)
-        return self.affinity(first, second).sigmoid()
+        first = tensor(a, "a", finite=True)
+        second = first if b is None else tensor(b, "b", finite=True)
+        like = next(self.affinity.parameters(), first)
+        return self.affinity(first.to(like), second.to(like)).sigmoid()
 
     @torch.no_grad()
     def _references(

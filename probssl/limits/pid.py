@@ -144,7 +144,8 @@ class PID(Extension):
         place = label.clamp(min=0).expand(z.shape[1], -1).mT.unsqueeze(-1)
         right = log_probability.gather(-1, place).sum((1, 2))
         log_label = right.masked_fill(label < 0, 0.0).mean()
-        return terms._replace(alignment=terms.alignment + self.weight * log_label)
+        weighted = self.weight.to(log_label) * log_label
+        return terms._replace(alignment=terms.alignment + weighted)
 
     def responsibilities(self, z: Float[Tensor, "*batch dim"]) -> Categorical:
         r"""Return :math:`p(\hat y \mid z)` of each view by itself."""

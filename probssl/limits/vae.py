@@ -18,6 +18,7 @@ Status: exact bound for beta = 1 (and, with `bounds.IWAE`, a tighter one); a loo
 bound for beta > 1. It drops the content.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ..arguments import at_least
@@ -59,8 +60,9 @@ class VAE(nn.Module):
 
     def forward(self, batch: Batch) -> Terms:
         terms = self.bound(self.joint, batch)
+        beta = self.beta.to(torch.as_tensor(terms.entropy))
         return terms._replace(
-            entropy=self.beta * terms.entropy, alignment=self.beta * terms.alignment
+            entropy=beta * terms.entropy, alignment=beta * terms.alignment
         )
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:

@@ -15,9 +15,10 @@ __all__ = ["complete", "register_varying"]
 def register_varying(module: nn.Module, name: str, value: float) -> None:
     """Register a number as a buffer without axes, saved and moved with the module.
 
-    It is in float64, which stays exact in ``module.double()``: without axes it does not
-    change the dtype of what it multiplies. An older `state_dict` may lack it; loading
-    that keeps the present number.
+    It is in float64, exact also in ``module.double()``. Without axes it does not change
+    the dtype of tensors with axes that it multiplies; a tensor without axes it does, so
+    there it is converted first. An older `state_dict` may lack it; loading that keeps
+    the present number.
     """
     module.register_buffer(name, torch.tensor(float(value), dtype=torch.double))
     vars(module).setdefault("_varying", []).append(name)
