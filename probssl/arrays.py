@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Array", "check_kind", "class_labels", "classes", "doubles", "finite"]
+__all__ = ["Array", "centred", "check_kind", "class_labels", "classes", "doubles"]
+__all__ += ["finite"]
 __all__ += ["gate", "labels", "numbers", "plain", "raw_bytes", "representations"]
 __all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
 
@@ -188,6 +189,17 @@ def representations(
             f"{[z.shape for z in arrays]}; embed all of them by the same encoder"
         )
     return arrays
+
+
+def centred(z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+    """Representations less their mean; exactly 0 in dimensions that do not vary.
+
+    Those vary by their rounding alone, however far from zero they are.
+    """
+    apart = z - z.mean(0)
+    apart -= apart.mean(0)  # what rounding left of a mean far from zero
+    rounding = 8 * np.finfo(float).eps * np.abs(z).max(0)
+    return np.where(np.ptp(z, axis=0) > rounding, apart, 0)
 
 
 def labels(y: Shaped[Array, " n"], items: int, name: str = "labels") -> np.ndarray:

@@ -40,7 +40,7 @@ from .data.batches import Views
 from .runtime.distributed import world_size
 from .runtime.randomness import order_generator, same_randomness
 from .terms import Batch, Terms
-from .train.batches import loaded
+from .train.batches import accepted, loaded
 from .train.history import Tally
 from .train.prepare import prepared_optimizer, prepared_scheduler, settle, target_of
 from .train.schedules import Schedule, Schedules
@@ -137,6 +137,10 @@ class Module(LightningModule):
             gradient_clip_val or 0.0,
             GradClipAlgorithmType(gradient_clip_algorithm or "norm"),
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check what was loaded, before it is on the device."""
+        return accepted(batch, self.views, target_of(self.objective, "cpu").dtype)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """The batch of what was loaded, its views drawn on the device."""

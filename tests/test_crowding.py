@@ -187,6 +187,20 @@ def test_shift_and_scale_change_no_ratio():
         assert getattr(moved, name) == pytest.approx(scaled, rel=1e-9), name
 
 
+@pytest.mark.parametrize("move", [lambda z: z + 1e9, lambda z: z * 1e-8])
+def test_offset_and_unit_separate_no_equal_means(move):
+    z, y = lumps()
+    once, again = (
+        crowding(each, y, normalise=False, bootstrap=20) for each in (z, move(z))
+    )
+    for name in ("crowding", "davies_bouldin", "silhouette"):
+        pair = getattr(once, name).value, getattr(again, name).value
+        assert pair[1] == pytest.approx(pair[0], rel=1e-6)
+    fine = np.column_stack([1e9 * np.ones(len(y)), 1e-6 * z])
+    found = crowding(fine, y, normalise=False, bootstrap=20)
+    assert found.crowding.value == pytest.approx(once.crowding.value, rel=1e-6)
+
+
 def test_names_of_classes_and_order_of_items_change_no_figure():
     z, y = lumps()
     names, order = np.array(["b", "c", "a"]), np.random.default_rng(4).permutation(28)

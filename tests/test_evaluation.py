@@ -52,6 +52,20 @@ def digits():
     return x_train, y_train, x_test, y_test
 
 
+@pytest.mark.parametrize("move", [lambda z: z + 1e9, lambda z: z * 1e-200])
+def test_the_rank_does_not_depend_on_offset_and_unit(move):
+    z = np.random.default_rng(0).normal(size=(200, 3)) * [1, 1e-3, 1e-2]
+    assert effective_rank(move(z)) == pytest.approx(effective_rank(z), rel=1e-6)
+    one = np.append(z[:, :1], np.full((200, 1), 1e9 / 3), 1)
+    assert effective_rank(one) == 1 and effective_rank(one[:, 1:]) == 0
+
+
+def test_directions_of_numbers_of_any_size():
+    z = np.random.default_rng(0).normal(size=(30, 2, 3))
+    for unit in (1e-200, 1e200):
+        assert alignment_uniformity(z * unit) == pytest.approx(alignment_uniformity(z))
+
+
 # probes and neighbours
 
 

@@ -1,5 +1,7 @@
 """The gate for arrays from outside: every entry point, every kind of array."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -329,6 +331,26 @@ def test_evidence_of_a_loader_is_that_of_the_array():
     again = ps.evidence(model, PLAIN, **many).log_evidence
     off, noise = (np.abs(apart[1] - other).mean() for other in (apart[0], again))
     assert off < 3 * noise
+
+
+HOLED = PLAIN.index_fill(0, torch.tensor(3), math.nan)
+BEYOND = PLAIN.double().index_fill(0, torch.tensor(3), 1e39)
+
+
+@pytest.mark.parametrize("bad", [HOLED, BEYOND], ids=["NaN", "beyond float32"])
+@pytest.mark.parametrize("alone", [True, False], ids=["items", "batches"])
+def test_a_loader_of_numbers_that_are_not_finite_is_refused_by_fit(bad, alone):
+    def batches(rows):
+        return ps.Batch(torch.stack([torch.stack(rows)] * 2, 1))
+
+    options = {"batch_size": 16, "collate_fn": None if alone else batches}
+    bad, good = (DataLoader(x, **options) for x in (bad, PLAIN))
+    views = (lambda x: torch.stack([x, x], 1)) if alone else None
+    objective = ps.limits.SimVAE(joint())
+    for data, valid in ((bad, None), (good, bad)):
+        with pytest.raises(ValueError, match="NaN or infinity in 1 of 16"):
+            ps.fit(objective, data, views=views, valid=valid, epochs=1, progress=False)
+    assert all(p.isfinite().all() for p in objective.parameters())
 
 
 def test_a_loader_that_says_too_little_is_refused():

@@ -145,6 +145,17 @@ def test_information_does_not_move_when_z_is_rescaled_or_rotated(measure):
     assert again.standard_error == pytest.approx(once.standard_error, rel=close)
 
 
+def test_units_and_offsets_change_no_canonical_correlation():
+    z = pairs(200, 3)
+    once = gaussian_information(z[:, 0], z[:, 1])
+    for unit, offset in ((1e8, 0), (1e-8, 0), (1, 1e9), (1e-3, 1e9)):
+        moved = z * [1, unit, 1 / unit] + [0, 0, offset]
+        found = gaussian_information(moved[:, 0], moved[:, 1])
+        assert found == pytest.approx(once, rel=1e-6)
+    far = nearest_neighbour_information(z[:, 0] + 1e9, z[:, 1] - 1e9)
+    assert far == pytest.approx(nearest_neighbour_information(*z.swapaxes(0, 1)))
+
+
 @pytest.mark.parametrize("measure", ESTIMATES)
 def test_standard_errors_are_those_of_repeated_samples(measure):
     values, errors = repeated(measure, 3).T
@@ -268,6 +279,21 @@ class TestUndefined:
         wide = pairs(30, 20)
         with pytest.raises(Undefined, match="too few"):
             gaussian_information(wide[:, 0], wide[:, 1])
+
+    def test_ties_have_no_density(self):
+        random = np.random.default_rng(0)
+        codes = [np.eye(4)[random.integers(0, 4, 300)] for _ in range(2)]
+        greys = np.float32(random.integers(0, 17, (2, 300, 3)) / np.float32(16))
+        tenths = np.round(random.normal(size=(2, 300, 2)), 1)
+        counts = random.poisson(3, (2, 300, 1))
+        twice = np.tile(random.normal(size=(2, 150, 2)), (1, 2, 1))
+        for a, b in (codes, greys, tenths, counts, twice, (codes[0], twice[0])):
+            with pytest.raises(Undefined, match="no density"):
+                nearest_neighbour_information(a, b)
+        z = random.normal(size=(300, 2, 2))
+        for few in (z, z.astype(np.float32), z.astype(np.float16)):
+            value, error = nearest_neighbour_information(few[:, 0], few[:, 1])
+            assert abs(value) < 5 * error
 
     def test_constant_dimensions_add_no_information(self):
         z = pairs(60, 2)

@@ -423,6 +423,18 @@ def test_correlations_estimated_below_zero_add_no_information():
 # More features than rows, ridges, and directions without variance
 
 
+def test_units_and_offsets_change_no_information():
+    """And neither do features without variance, far from zero."""
+    x, noise = rows(300, 3), np.array([0.5, 1.0, 2.0])
+    once = JointEmbeddingSSL(views=AdditiveNoise(noise)).fit(x).mutual_information()
+    for unit in ([1e8, 1, 1e-8], [1e-4, 1e4, 1]):
+        for offset in (0, 1e9):
+            moved = np.column_stack([(x + offset) * unit, np.full(300, 1e9 / 3)])
+            views = AdditiveNoise(np.append(noise * np.square(unit), 0))
+            model = JointEmbeddingSSL(views=views).fit(moved)
+            assert model.mutual_information() == pytest.approx(once, rel=1e-6)
+
+
 def test_with_more_features_than_rows_maps_lie_in_the_span_of_the_rows():
     x = rows(6, 10)
     x = x - x.mean(0)

@@ -22,8 +22,8 @@ from ..terms import Batch
 from .memory import check_finite, check_items, observed_content, value_tensor
 from .splits import Groups, Split
 
-__all__ = ["Data", "Items", "Loadable", "Target", "Views", "in_order", "loaded"]
-__all__ += ["rows_of", "viewed"]
+__all__ = ["Data", "Items", "Loadable", "Target", "Views", "accepted", "in_order"]
+__all__ += ["loaded", "rows_of", "viewed"]
 
 Data = Split | Groups | Tensor | np.ndarray | tuple[Tensor | np.ndarray, ...]
 """The data of items; also lists of numbers and pandas objects."""
@@ -220,17 +220,23 @@ def viewed(
     return drawn._replace(clean=clean, index=index)
 
 
-def loaded(load: Any, views: Views | None, target: Target) -> Batch:
-    """The batch of what a DataLoader yields: a Batch, items, or (items, labels, …)."""
+def accepted(load: Any, views: Views | None, dtype: torch.dtype) -> Tensor | Batch:
+    """What a DataLoader yields, checked: a Batch, or items without their labels.
+
+    Arguments:
+        load: A Batch, items, or (items, labels, …), before it is moved to the device.
+        dtype: The dtype of the objective, in which the numbers must be finite.
+    """
     if isinstance(load, Batch):
         if views is not None:
             raise ValueError(
                 "expected no views for a DataLoader of Batches, which has its own; "
                 "leave views out, or load the items alone"
             )
-        for part in load.views if isinstance(load.views, tuple) else (load.views,):
-            _loaded_items(part)
-        return target.batch(load)
+        for part in (*_parts(load.views), *_parts(load.clean)):
+            if part is not None:
+                _loaded_items(part, dtype)
+        return load
     x = load[0] if isinstance(load, list | tuple) and load else load
     if not isinstance(x, Tensor | np.ndarray):
         keys = f" of {', '.join(map(repr, x))}" if isinstance(x, dict) else ""
@@ -240,11 +246,18 @@ def loaded(load: Any, views: Views | None, target: Target) -> Batch:
             f"got {type(x).__name__}{keys}; give it a collate_fn that makes one of "
             f"these: lambda rows: torch.stack([row[{key!r}] for row in rows])"
         )
-    return viewed(target.values(_loaded_items(x)), views)
+    return _loaded_items(x, dtype)
 
 
-def _loaded_items(x: Any) -> Shaped[Tensor, "batch *event"]:
-    """The items of a load as a dense tensor of real numbers that are no raw bytes."""
+def loaded(load: Tensor | Batch, views: Views | None, target: Target) -> Batch:
+    """The batch of an accepted load."""
+    if isinstance(load, Batch):
+        return target.batch(load)
+    return viewed(target.values(load), views)
+
+
+def _loaded_items(x: Any, dtype: torch.dtype) -> Shaped[Tensor, "batch *event"]:
+    """The items of a load as a dense tensor of finite numbers that are no raw bytes."""
     found = tensor(x, "the batches of the DataLoader")
     if found.dtype == torch.uint8:
         raise ValueError(
@@ -252,6 +265,8 @@ def _loaded_items(x: Any) -> Shaped[Tensor, "batch *event"]:
             "images or counts; let its collate_fn give x / 255 for images, x.float() "
             "for counts"
         )
+    if found.is_floating_point() and found.numel():
+        check_finite([(found,)], len(found), "a batch of the DataLoader", dtype)
     return found
 
 
@@ -278,9 +293,8 @@ def in_order(
     empty = True
     for load in loader:
         target = _own(_first(load)) if like is None else Target(like.device, like.dtype)
-        batch, empty = loaded(load, views, target), False
-        check_finite([batch.parts], batch.shape[0], "the DataLoader", target.dtype)
-        yield batch
+        empty = False
+        yield loaded(accepted(load, views, target.dtype), views, target)
     if empty:
         raise ValueError("expected a DataLoader of at least one item, got an empty one")
 

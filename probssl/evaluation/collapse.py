@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arguments import at_least
-from ..arrays import Array, finite, representations
+from ..arrays import Array, centred, finite, representations
 from ..estimates import Undefined
 
 __all__ = ["AlignmentUniformity", "active_units", "alignment_uniformity"]
@@ -66,12 +66,11 @@ def effective_rank_values(z: Float[Array, "n dim"]) -> Float[np.ndarray, " n"]:
     """
     (z,) = representations(z)
     n = len(z)
-    axes, spectrum, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
-    # below, singular values are rounding errors
-    rounding = np.finfo(float).eps * max(z.shape) * np.linalg.norm(z)
-    kept = spectrum > rounding
-    if not kept.any():
+    axes, spectrum, _ = np.linalg.svd(centred(z), full_matrices=False)
+    if not spectrum[0] > 0:
         return np.zeros(n)
+    # below, singular values are rounding errors
+    kept = spectrum > np.finfo(float).eps * max(z.shape) * spectrum[0]
     p = spectrum[kept] / spectrum[kept].sum()
     rank = _exp_entropy(p)
     grad = -(np.log(p) + np.log(rank)) * p / 2  # of the entropy by log σ²
@@ -132,13 +131,14 @@ def alignment_uniformity_values(
 
 def normalised(z: Float[np.ndarray, "*n dim"]) -> Float[np.ndarray, "*n dim"]:
     """z on the unit sphere; raises `Undefined` where one is zero."""
-    norm = np.linalg.norm(z, axis=-1, keepdims=True)
-    if not norm.all():
+    largest = np.abs(z).max(-1, keepdims=True)
+    if not largest.all():
         raise Undefined(
-            f"expected directions, got {(norm == 0).sum()} representations that are "
+            f"expected directions, got {(largest == 0).sum()} representations that are "
             "zero; leave these items out, or do not normalise"
         )
-    return z / norm
+    z = z / largest  # whose squares neither overflow nor underflow
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
 
 
 def _uniformity(u: np.ndarray, rows: int = 1_024) -> np.ndarray:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
 from ..arguments import typed, whole
-from ..arrays import Array, classes, representations
+from ..arrays import Array, centred, classes, representations
 from ..estimates import MIN_RESAMPLES, Interval, Undefined, intervals, reflected
 from .collapse import alignment_uniformity_values, normalised
 
@@ -149,9 +149,9 @@ def crowding(
     u = normalised(given) if normalise else given
     order = np.argsort(y, kind="stable")  # a class is a slice from here on
     both = _on_sphere(u, views, normalise)[:, order]
+    u = centred(u)[order]
     # below, distances are rounding errors
     rounding = np.finfo(float).eps * max(u.shape) * np.linalg.norm(u, axis=1).max()
-    u = u[order] - u.mean(0)
 
     found = _separation(u, counts, rounding)
     if not found.between and not found.within.any():

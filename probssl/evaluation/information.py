@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arguments import typed, whole
-from ..arrays import Array, representations
+from ..arrays import Array, centred, representations
 from ..estimates import Estimate, Undefined, estimate
 from .collapse import normalised
 
@@ -19,6 +19,7 @@ __all__ += ["nearest_neighbour_information"]
 
 MIN_RESIDUAL = 1e-12  # below, 1 - ρ² is rounding error
 DISTANCES_AT_ONCE = 2**21
+MAX_TIED = 0.01  # share of items; a density has none but by rounding
 PARTITIONS = 6  # random ones, for a standard error
 BRACKETS = 9  # points of a grid around the global maximum
 
@@ -124,8 +125,15 @@ def nearest_neighbour_information(
     items, with the variance proportional to 1/n; NaN for fewer than 6 items. The
     jackknife would not do: the estimate is not a smooth function of the items.
 
+    The estimate is for densities, whose distances have no ties. Counts, codes and grey
+    levels have, and so have repeated items.
+
     Arguments:
         k: The rank of the neighbour: larger k has less variance and more bias.
+
+    Raises:
+        Undefined: If an item has k copies, or if more than 1 % of the items have
+            others as far away as their k-th neighbour, up to rounding in float32.
 
     References:
         Estimating mutual information (Kraskov, Stögbauer and Grassberger, 2004)
@@ -137,34 +145,49 @@ def nearest_neighbour_information(
     first, second = _pairs(a, b)
     n = len(first)
     k = whole("k", k, 1, n - 2, "the most is two less than the items")
-    first, second = (z - z.mean(0) for z in (first, second))
-    if not np.abs(first).max() > 0 or not np.abs(second).max() > 0:
+    first, second = centred(first), centred(second)
+    if not first.any() or not second.any():
         raise Undefined("all representations are equal, without information")
+    value, tied = _nearest_neighbours(first, second, k)
+    if tied > MAX_TIED:
+        raise Undefined(
+            f"{tied:.0%} of the items have several k-th neighbours, or k copies: "
+            "discrete or repeated items have no density"
+        )
     parts, random, variances = min(3, n // 3), np.random.default_rng(0), []
     for _ in range(PARTITIONS if parts > 1 else 0):
         each = [
-            _nearest_neighbours(first[rows], second[rows], min(k, len(rows) - 2))
+            _nearest_neighbours(first[rows], second[rows], min(k, len(rows) - 2))[0]
             for rows in np.array_split(random.permutation(n), parts)
         ]
         variances.append(np.var(each, ddof=1) / parts)
     error = math.sqrt(np.mean(variances)) if variances else math.nan
-    return Estimate(_nearest_neighbours(first, second, k), error)
+    return Estimate(value, error)
 
 
 def _nearest_neighbours(
     first: Float[np.ndarray, "n a"], second: Float[np.ndarray, "n b"], k: int
-) -> float:
+) -> tuple[float, float]:
+    """The estimate, and the share of items with ties; 1 if one has k copies."""
+    from scipy.spatial.distance import cdist
     from scipy.special import digamma
 
-    n, values = len(first), np.empty(len(first))
+    n, values, tied = len(first), np.empty(len(first)), 0.0
+    rounding = [np.finfo(np.float32).eps * np.abs(z).max() for z in (first, second)]
     for rows in np.array_split(np.arange(n), -(-n * n // DISTANCES_AT_ONCE)):
-        squares = _squares(first[rows], first), _squares(second[rows], second)
-        for square in squares:
-            square[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
-        reach = np.partition(np.maximum(*squares), k - 1, axis=1)[:, k - 1 : k]
-        counts = [(square < reach).sum(1) for square in squares]
+        # by differences: a matrix product would break ties at random
+        distances = [cdist(z[rows], z) for z in (first, second)]
+        for distance in distances:
+            distance[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
+        reach = np.partition(np.maximum(*distances), k - 1, axis=1)[:, k - 1 : k]
+        counts = [(distance < reach).sum(1) for distance in distances]
         values[rows] = digamma(k) - sum(digamma(count + 1) for count in counts)
-    return float(values.mean() + digamma(n))
+        alike = [
+            (np.abs(distance - reach) <= error).sum(1) > 1
+            for distance, error in zip(distances, rounding, strict=True)
+        ]
+        tied += n if not reach.all() else np.logical_or(*alike).sum()
+    return float(values.mean() + digamma(n)), min(1.0, tied / n)
 
 
 def maximiser(
@@ -206,12 +229,14 @@ def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _uncorrelated(z: np.ndarray) -> np.ndarray:
-    """Orthonormal columns that span the centred columns of z."""
-    columns, spread, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
-    rounding = np.finfo(float).eps * max(z.shape) * np.linalg.norm(z)
-    if not (spread > rounding).any():
+    """Orthonormal columns that span the centred columns of z, in any units."""
+    z = centred(z)
+    scale = np.abs(z).max(0)
+    if not scale.any():
         raise Undefined("all representations are equal, without information")
-    return columns[:, spread > rounding]
+    z = z[:, scale > 0] / scale[scale > 0]
+    columns, spread, _ = np.linalg.svd(z / z.std(0), full_matrices=False)
+    return columns[:, spread > np.finfo(float).eps * max(z.shape) * spread[0]]
 
 
 def _log_determinant_bias(freedom: int, dim: int) -> float:

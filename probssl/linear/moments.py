@@ -94,9 +94,8 @@ class Moments(NamedTuple):
 
 def of_data(x: Float[Array, "n d"]) -> Moments:
     """The moments of images that are their own views."""
-    mean = x.mean(0)
-    covariance = _gram(x - mean) / len(x)
-    return Moments(len(x), mean, mean, *[covariance] * 4)
+    mean, x = _centred(x)
+    return Moments(len(x), mean, mean, *[_gram(x) / len(x)] * 4)
 
 
 def of_views(x: Float[Array, "n d"], views: Float[Array, "n view e"]) -> Moments:
@@ -106,9 +105,9 @@ def of_views(x: Float[Array, "n d"], views: Float[Array, "n view e"]) -> Moments
     It is unbiased, and makes tr(W (S - G) W') the mean over the pairs that were drawn.
     """
     n, many, _ = views.shape
-    mean, view_mean = x.mean(0), views.mean((0, 1))
-    x, views = x - mean, views - view_mean
-    each, sums = views.reshape(n * many, -1), views.sum(1)
+    mean, x = _centred(x)
+    view_mean, each = _centred(views.reshape(n * many, -1))
+    sums = each.reshape(n, many, -1).sum(1)
     squares = _gram(each)
     between = (_gram(sums) - squares) / (n * many * (many - 1))
     return Moments(
@@ -120,6 +119,15 @@ def of_views(x: Float[Array, "n d"], views: Float[Array, "n view e"]) -> Moments
         between,
         x.T @ sums / (n * many),
     )
+
+
+def _centred(x: Float[Array, "n d"]) -> tuple[Float[Array, " d"], Float[Array, "n d"]]:
+    """The mean, and x less it, without the rounding of a mean far from zero."""
+    mean = x.mean(0)
+    x = x - mean
+    rest = x.mean(0)
+    x -= rest
+    return mean + rest, x
 
 
 def _gram(a: Float[Array, "n d"]) -> Float[Array, "d d"]:

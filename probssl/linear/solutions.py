@@ -35,7 +35,8 @@ def joint_embedding(
             agree to within rounding.
     """
     root = _inverse_root(moments, k, ridge)
-    if not np.trace(moments.within) > 1e-12 * np.trace(moments.total):
+    changed = moments.within.diagonal() > 1e-12 * moments.total.diagonal()
+    if not changed[np.any(root != 0, 1)].any():
         raise ValueError(
             "expected views that change the images, but all views of each image agree, "
             "so that any W is a solution; give other views, or use ReconstructionSSL"
@@ -92,22 +93,31 @@ def _inverse_root(
     moments: Moments, k: int | None, ridge: float
 ) -> Float[Array, "e rank"]:
     """A root of the pseudo-inverse of S, whose rank must be at least k."""
-    dim = len(moments.total)
-    extra = ridge * np.trace(moments.total) / dim * np.eye(dim)
-    values, vectors = np.linalg.eigh(moments.total + extra)
-    if not values[-1] > np.finfo(float).tiny:
+    dim, eps = len(moments.total), np.finfo(float).eps
+    variance, mean = moments.total.diagonal(), np.abs(moments.view_mean)
+    varies = variance > np.maximum((8 * eps * mean) ** 2, np.finfo(float).tiny)
+    if not varies.any():
         raise ValueError(
             "expected features that vary, but all of them are constant, or so small "
             "that their squares underflow; give other data, or rescale them"
         )
+    total = moments.total + ridge * np.trace(moments.total) / dim * np.eye(dim)
+    total, scale = total[np.ix_(varies, varies)], np.sqrt(total.diagonal()[varies])
+    # By correlations, so that no feature is lost for its units.
+    values, vectors = np.linalg.eigh(total / scale / scale[:, None])
     # Rounding leaves directions without variance up to half of dim * eps.
-    kept = values > 10 * values[-1] * dim * np.finfo(float).eps
+    kept = values > 10 * values[-1] * dim * eps
     if k is not None and k > kept.sum():
         raise ValueError(
             f"expected at most {kept.sum()} components, the number of directions in "
             f"which views of {moments.n} rows vary, got {k}; give more rows, or a ridge"
         )
-    return vectors[:, kept] / np.sqrt(values[kept])
+    still = vectors[:, ~kept] / scale[:, None]
+    still = np.linalg.qr(still / np.linalg.norm(still, axis=0))[0]
+    root = vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None]
+    found = np.zeros((dim, root.shape[1]))
+    found[varies] = root - still @ (still.T @ root)  # within the span of the views
+    return found
 
 
 def _signs(rows: Float[Array, "k e"]) -> Float[Array, "k 1"]:

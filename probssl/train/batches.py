@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from ..data.batches import Items, Loadable, Target, Views, loaded
+from ..data.batches import Items, Loadable, Target, Views, accepted, loaded
 from ..runtime.distributed import rank, world_size
 from ..terms import Batch
 
@@ -117,8 +117,10 @@ class Loaded:
         return self.sweep()
 
     def sweep(self) -> Iterator[Any]:
-        """The loads, in the order of the loader."""
-        return moved(self.loader, self.target)
+        """The loads, in the order of the loader, checked before they are moved."""
+        dtype = self.target.dtype
+        loads = (accepted(load, self.views, dtype) for load in self.loader)
+        return moved(loads, self.target)
 
     def batch(self, load: Any) -> Batch:
         """The batch of a load."""
