@@ -6,7 +6,7 @@ Pyro distribution is a prior p(θ), and θ gets a log-normal guide q(θ): a post
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -20,7 +20,7 @@ from .arguments import positive
 from .runtime.distributed import from_main, world_size
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
-__all__ += ["learned", "mapped"]
+__all__ += ["learned", "mapped", "random_in"]
 
 # The largest initial standard deviation of q(log θ). One as wide as the prior would
 # drown the gradients of the networks in noise.
@@ -208,6 +208,12 @@ class _Shared(dist.Normal):
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + from_main(noise) * self.scale
+
+
+def random_in(part: object) -> Iterator[Positive]:
+    """The random hyper-parameters within a module; none of anything else."""
+    parts = part.modules() if isinstance(part, nn.Module) else ()
+    return (h for h in parts if isinstance(h, Positive) and h.random)
 
 
 def mapped(

@@ -303,7 +303,14 @@ def counted(self: Plain, z: Tensor) -> Tensor:
     return z
 
 
+def many(self: Plain, z: Tensor) -> Tensor:
+    for _ in range(1500):
+        z = z + 0.001
+    return z
+
+
 REASONS = {
+    "takes minutes": (many, "operations, which would take minutes"),
     "synchronises": (lambda self, z: z if z.sum() > 0 else -z, ".item()"),
     "counts": (counted, "plain attributes"),
     "draws outside torch": (lambda self, z: z * random.random(), "not a tensor"),

@@ -364,6 +364,19 @@ def test_a_hyper_parameter_may_have_a_value_for_each_dimension():
     assert_close(found, torch.stack(each), rtol=0, atol=1e-6)
 
 
+class Places(nn.Module):
+    """Components with a random spread."""
+
+    components = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = ps.hyper.Positive(dist.LogNormal(0.0, 0.5), "spread")
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.spread() * torch.ones(3, 2), torch.ones(1, 1)
+
+
 class Unused(Noise):
     def forward(self, y: Tensor) -> dist.TorchDistribution:
         return dist.Normal(y, 0.3).to_event(1)
@@ -399,6 +412,10 @@ def content(y_prior: dist.TorchDistribution):
 
 
 test_what_is_no_prior_is_refused = refusals(
+    *(
+        (lambda kind=kind: kind(2, Places()), ValueError, "no random hyper-parameter")
+        for kind in (ps.priors.Mixture, ps.priors.TwoTier)
+    ),
     (lambda: Custom(Noise("y"), 2), ValueError, "a name of their own"),
     (lambda: Custom(Noise(), 2, y_prior=Wide("scale")), ValueError, "taken or twice"),
     (lambda: Custom(Unused(), 2), ValueError, "expected 'scale' to change"),
@@ -489,6 +506,55 @@ def test_fit_warns_once_of_a_small_effective_sample_size(caplog):
         said = [r.message for r in caplog.records if "effective sample" in r.message]
         assert len(said) == warnings and all("guides.Content" in text for text in said)
         caplog.clear()
+
+
+def test_one_item_with_a_small_effective_sample_size_is_not_passed_over():
+    def near_zero(z: Tensor, present: Tensor | None) -> dist.TorchDistribution:
+        return dist.Normal(torch.zeros_like(z[..., 0, :]), 0.35).to_event(1)
+
+    rule = ImportanceSampling(200, near_zero)
+    prior = Custom(normal(0.3), 2, integral=rule).eval()
+    z = torch.zeros(50, 1, 2)
+    assert prior.effective_sample_size(z).amin() > 20
+    z[7] = 3.0
+    for place in (z, z.clone().requires_grad_()):
+        with pytest.warns(RuntimeWarning, match=r"below 20 for 2 % of the items.*Cont"):
+            prior.log_prob(place)
+    prior.train().log_prob(place)  # place carries a gradient
+    assert "below 20 for 2 %" in prior.remark()
+    assert prior.remark() is None
+
+
+class Unbroadcast(dist.TorchDistribution):
+    """A density of one's own that takes values of its own shape only."""
+
+    arg_constraints, support = {}, dist.constraints.real_vector
+
+    def __init__(self, loc: Tensor) -> None:
+        self.loc = loc
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    def sample(self, sample_shape=()) -> Tensor:
+        return dist.Normal(self.loc, 0.3).sample(sample_shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        bent = z[..., 1] - (z - self.loc)[..., 0].square()
+        z = torch.stack([z[..., 0], bent], -1)
+        return dist.Normal(self.loc, 0.3).log_prob(z).sum(-1)
+
+
+def test_a_density_that_does_not_broadcast_is_integrated():
+    prior, z = Custom(Unbroadcast, 2), torch.randn(4, 3, 2)
+    content = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    place = torch.cartesian_prod(*[torch.linspace(-6, 6, 301)] * 2)
+    p = Unbroadcast(place)
+    log_joint = content.log_prob(place) + math.log(0.04**2)
+    each = [log_joint + sum(p.log_prob(v.expand_as(place)) for v in item) for item in z]
+    plain = torch.stack(each).logsumexp(1)
+    bar = 5 / prior.effective_sample_size(z).sqrt()
+    assert ((prior.log_prob(z) - plain).abs() < bar).all()
+    kernel = prior.log_kernel(z[:, 0], z[:, 1], True)
+    assert_close(kernel.diagonal(), Unbroadcast(z[:, 0]).log_prob(z[:, 1]))
 
 
 @pytest.mark.parametrize(

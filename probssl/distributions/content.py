@@ -50,8 +50,8 @@ class SharedContent(ViewsDistribution):
         present: The present views, as in `ViewsDistribution`; None means all.
         known: The row of a discrete content among its states, which is conditioned on;
             -1 where it is summed out. None means everywhere.
-        watch: A tensor to which importance sampling adds, in steps with a gradient, the
-            sum of 1 / ESS over the items, and their number.
+        watch: A tensor to which importance sampling adds, in steps with a gradient, how
+            many items have a small effective sample size, and how many items there are.
     """
 
     parts = {"present": 1, "known": 0}
@@ -121,10 +121,13 @@ class SharedContent(ViewsDistribution):
         content, views = self.content, self.conditional(y.unsqueeze(1))
         if self.integral.each:
             content, views = content.base_dist, views.base_dist
-        # Views in front: the axes that y shares with z stay contiguous.
-        log_prob = views.log_prob(value.movedim(-2, 0).contiguous())
+        # Views in front: the axes that y shares with z stay contiguous. Densities
+        # of one's own need not broadcast.
+        value = value.movedim(-2, 0).contiguous()
+        log_prob = views.log_prob(value.expand(len(y), *value.shape))
         if self.present is not None:
-            present = self.present.expand(value.shape[:-1]).movedim(-1, 0)
+            shape = *value.shape[1:-1], len(value)
+            present = self.present.expand(shape).movedim(-1, 0)
             present = present.unsqueeze(-1) if self.integral.each else present
             log_prob = torch.where(present, log_prob, 0.0)
         return content.log_prob(y) + log_prob.sum(1)

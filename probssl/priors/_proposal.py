@@ -1,11 +1,11 @@
 r"""The default proposal q(y) of importance sampling: normals at the modes of p(y|z).
 
 Each item has a few starts, the best of many samples of p(y) and its own views. From
-each, Newton steps climb to a mode, with gradients at sigma points around it: their
-differences measure the curvature over the width of the normal, also of densities with
-kinks. All is done in R^n, of which the support of y is the image: for a sphere the
-stereographic projection around the best start. No step carries a gradient or
-synchronises with the host.
+each, Newton steps climb to a mode, with gradients at the mode and at one point in each
+direction, which measure the curvature over the width of the normal, also of densities
+with kinks. One more normal has the moments of weighted samples. All is done in R^n, of
+which the support of y is the image: for a sphere the stereographic projection around
+the best start. No step carries a gradient or synchronises with the host.
 """
 
 import math
@@ -21,21 +21,19 @@ from torch.nn.functional import normalize
 from ..distributions._base import Views
 from ..distributions.content import SharedContent
 from ..distributions.supports import alike, from_real, is_real, is_sphere, support_of
-from ..special import effective_sample_size
 
 __all__ = ["ModeMixture"]
 
 LogDensity = Callable[[Tensor], Tensor]  # (node, *batch, number) -> (node, *batch)
 
-TRIED, STARTS = 256, 4  # samples of p(y), and how many of them are starts
-STEPS, LENGTHS = 7, (1.0, 0.4, 0.1, 0.0)  # Newton steps, tried parts of each
+TRIED, STARTS = 256, 3  # samples of p(y), and how many of them are starts
+STEPS, LENGTHS = 5, (1.0, 0.3, 0.0)  # Newton steps, tried parts of each
 FLATTEST, RIDGE = 0.25, 0.05  # least curvature and its addition, in squared widths
-WIDER = 1.2  # scale of the proposal over that of the mode, for heavier tails
-WIDEST, WIDE = 4.0, 0.15  # of a second, wide normal at each mode, and its share
+WIDTHS, WIDE = (1.2, 4.0), 0.15  # of the normals over those of the modes; share of last
 FROM_CONTENT = 0.05  # share of samples of p(y), which bound the weights
 EVEN = 0.1  # share of the modes that is divided evenly
-FITS, PILOT, FITTED = 2, 256, 0.3  # normals fitted to weighted samples, and their share
-HALVINGS = 16  # of the exponent of the weights, in each fit
+FITS, PILOT, FITTED = 2, 192, 0.5  # fits to weighted samples, and their share
+POWERS = 8  # of the weights, each a quarter of the last, in the fit
 
 
 class ModeMixture:
@@ -62,19 +60,23 @@ class ModeMixture:
         spread = 1.5 * (u - u.median(0).values).abs().median(0).values
         modes = _climbed(log_density, _bounded(self.map.inv(starts)), spread)
         weight = (modes.log_density + modes.log_volume).softmax(0)
-        weight = (1 - EVEN) * weight + EVEN / len(weight)
         tril = _cholesky(modes.scale @ modes.scale.mT)[0]
-        self.loc = torch.cat([modes.loc, modes.loc])
-        self.tril = torch.cat([WIDER * tril, WIDEST * tril])
-        self.share = torch.cat([(1 - WIDE) * weight, WIDE * weight])
+        share = (1 - EVEN) * weight + EVEN / len(weight)
+        self._set(modes.loc, tril, share)
         for _ in range(FITS):
             y = self.sample(PILOT)
             log_weight = views.log_joint(y, value) - self.log_prob(y)
-            loc, tril = _moments(_bounded(self.map.inv(y)), log_weight)
-            self.loc = torch.cat([self.loc, loc.unsqueeze(0)])
-            self.tril = torch.cat([self.tril, tril.unsqueeze(0)])
-            share = torch.full_like(self.share[:1], FITTED)
-            self.share = torch.cat([(1 - FITTED) * self.share, share])
+            loc, fitted = _moments(_bounded(self.map.inv(y)), log_weight)
+            self._set(
+                torch.cat([modes.loc, loc.unsqueeze(0)]),
+                torch.cat([tril, fitted.unsqueeze(0)]),
+                torch.cat([(1 - FITTED) * share, torch.full_like(share[:1], FITTED)]),
+            )
+
+    def _set(self, loc: Tensor, tril: Tensor, share: Tensor) -> None:
+        self.loc, self.tril, self.share = loc, tril, share
+        eye = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        self.inverse = torch.linalg.solve_triangular(tril, eye, upper=False)
 
     @torch.no_grad()
     def sample(self, n: int) -> Float[Tensor, "n *batch dim"]:
@@ -90,9 +92,10 @@ class ModeMixture:
         place = place.view(-1, *[1] * len(self.batch)) + torch.rand_like(self.share[:1])
         ends = self.share.cumsum(0)[:-1].unsqueeze(1)
         mode = (place / (n - few) >= ends).sum(0)
-        noise = torch.randn_like(
-            self.loc[0].unsqueeze(-2).expand(*self.batch, n - few, -1)
-        )
+        noise = self.loc.new_empty(*self.batch, n - few, self.loc.shape[-1]).normal_()
+        narrow, wide = WIDTHS
+        is_wide = torch.rand_like(noise[..., :1]) < WIDE
+        noise = noise * torch.where(is_wide, wide, narrow)
         moved = self.loc.unsqueeze(-2) + noise @ self.tril.mT  # by every mode
         index = mode.movedim(0, -1)[None, ..., None]
         u = moved.take_along_dim(index, 0).squeeze(0).movedim(-2, 0)
@@ -103,14 +106,17 @@ class ModeMixture:
         """The log-density of the mixture, as of the samples that `sample` draws."""
         part = self._from_content(len(y)) / len(y)
         u = self.map.inv(y)
-        ones = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-        inverse = torch.linalg.solve_triangular(self.tril, ones, upper=False)
+        size = u.shape[-1]
         away = u.movedim(0, -2) - self.loc.unsqueeze(-2)
-        square = (away @ inverse.mT).square().sum(-1).movedim(-1, 0)
+        square = (away @ self.inverse.mT).square().sum(-1).movedim(-1, 0)
         log_volume = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_volume = log_volume + u.shape[-1] / 2 * math.log(2 * math.pi)
-        each = self.share.log() - log_volume - square / 2
-        near = each.logsumexp(1) - self.map.log_abs_det_jacobian(u, y)
+        log_share = self.share.log() - log_volume - size / 2 * math.log(2 * math.pi)
+        each = [
+            math.log(share) - size * math.log(width) - square / (2 * width**2)
+            for width, share in zip(WIDTHS, (1 - WIDE, WIDE), strict=True)
+        ]
+        near = (torch.logaddexp(*each) + log_share).logsumexp(1)
+        near = near - self.map.log_abs_det_jacobian(u, y)
         near = near.nan_to_num(-math.inf, math.inf, -math.inf)
         wide = self.content.log_prob(y)
         return torch.logaddexp(near + math.log1p(-part), wide + math.log(part))
@@ -159,18 +165,17 @@ def _best(y: Tensor, log_joint: Tensor, count: int) -> Tensor:
 
 
 def _climbed(log_density: LogDensity, loc: Tensor, spread: Tensor) -> _Modes:
-    size = loc.shape[-1]
     scale = _bounded(spread).clamp(min=1e-6).expand_as(loc).diag_embed()
     log_volume = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     lengths = loc.new_tensor(LENGTHS).view(-1, *[1] * loc.dim())
-    for _ in range(STEPS):
-        columns = scale.movedim(-1, 0)
-        points = torch.cat([loc.unsqueeze(0), loc + columns, loc - columns])
+    for step in range(STEPS):
+        columns = scale.movedim(-1, 0) * (-1) ** step  # the sides in turn
+        points = torch.cat([loc.unsqueeze(0), loc + columns])
         gradient = (_gradients(log_density, points).unsqueeze(-2) @ scale).squeeze(-2)
-        curvature = (gradient[1 + size :] - gradient[1 : 1 + size]).movedim(0, -1) / 2
+        curvature = (gradient[:1] - gradient[1:]).movedim(0, -1) * (-1) ** step
         root = _root(curvature)
-        step = torch.cholesky_solve(gradient.mean(0).unsqueeze(-1), root)
-        moved = loc + lengths * (scale @ step).squeeze(-1)
+        move = torch.cholesky_solve(gradient[0].unsqueeze(-1), root)
+        moved = loc + lengths * (scale @ move).squeeze(-1)
         height = _heights(log_density, moved)
         best = height.argmax(0, keepdim=True)
         loc = moved.take_along_dim(best.unsqueeze(-1), 0).squeeze(0)
@@ -194,7 +199,7 @@ def _heights(log_density: LogDensity, points: Tensor) -> Tensor:
 def _moments(
     u: Float[Tensor, "node *batch number"], log_weight: Float[Tensor, "node *batch"]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and Cholesky factor of weighted samples, widened.
+    """Mean and Cholesky factor of weighted samples.
 
     The weights are tempered to a minimal effective sample size, and correlations shrunk
     according to it.
@@ -203,11 +208,13 @@ def _moments(
     top = torch.finfo(u.dtype).max / 4
     log_weight = log_weight.nan_to_num(-top, top, -top).clamp(-top, top)
     log_weight = log_weight - log_weight.amax(0)
-    power = torch.ones_like(log_weight[0])
-    for _ in range(HALVINGS):
-        few = effective_sample_size(power * log_weight) < 4.0 * size
-        power = torch.where(few, power / 2, power)
-    share = (power * log_weight).softmax(0)
+    powers = log_weight.new_tensor([0.25**k for k in range(POWERS)])
+    weights = (powers.view(-1, *[1] * log_weight.dim()) * log_weight).exp()
+    many = weights.sum(1).square() >= 4.0 * size * weights.square().sum(1)
+    many[-1] = True
+    index = many.to(torch.uint8).argmax(0)[None, None]
+    share = weights.take_along_dim(index, 0).squeeze(0)
+    share = share / share.sum(0)
     count = share.square().sum(0).reciprocal()[..., None, None]
     share = share.unsqueeze(-1)
     loc = (share * u).sum(0)
@@ -216,8 +223,8 @@ def _moments(
     alone = covariance.diagonal(dim1=-2, dim2=-1) + torch.finfo(u.dtype).tiny
     trust = count / (count + 2 * size)
     covariance = trust * covariance + (1 - trust) * alone.diag_embed()
-    root, failed = _cholesky(WIDER**2 * covariance)
-    diagonal = (WIDER * alone.sqrt()).diag_embed()
+    root, failed = _cholesky(covariance)
+    diagonal = alone.sqrt().diag_embed()
     return loc, torch.where(failed[..., None, None], diagonal, root)
 
 

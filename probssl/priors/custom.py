@@ -21,10 +21,10 @@ from torch.nn.functional import normalize
 from ..arguments import instance
 from ..distributions.content import ContentPosterior, Integral, SharedContent
 from ..distributions.supports import alike, is_sphere, states_of, support_of
-from ..hyper import Positive, mapped
+from ..hyper import Positive, mapped, random_in
 from ..special import effective_sample_size
 from .base import Drawn, Pairs, Points, Present, Prior, Views, check_dim
-from .integrals import Enumeration, ImportanceSampling, Quadrature
+from .integrals import Enumeration, ImportanceSampling, Quadrature, poor
 
 __all__ = ["Custom"]
 
@@ -76,7 +76,7 @@ class Custom(Prior):
     """
 
     one: Tensor
-    inverse_ess: Tensor
+    watched: Tensor
 
     def __init__(
         self,
@@ -97,8 +97,8 @@ class Custom(Prior):
             y_prior = mapped(y_prior, torch.clone)
         self.y_prior = y_prior
         self.register_buffer("one", torch.ones(()), persistent=False)
-        # In training the sum of 1 / ESS over items, and their number.
-        self.register_buffer("inverse_ess", torch.zeros(2), persistent=False)
+        # In training how many items had a small effective sample size, of how many.
+        self.register_buffer("watched", torch.zeros(2), persistent=False)
         # The checks leave the state of the random generator unchanged.
         with torch.random.fork_rng(devices=[]):
             _check_sites(self)
@@ -161,7 +161,7 @@ class Custom(Prior):
             batch_shape=torch.broadcast_shapes(*shapes),
             present=present,
             known=component,
-            watch=self.inverse_ess if self.training else None,
+            watch=self.watched if self.training else None,
         )
 
     def content(self, **drawn: Tensor) -> TorchDistribution:
@@ -187,7 +187,7 @@ class Custom(Prior):
 
     def random(self) -> Iterator[Positive]:
         """The random hyper-parameters of p(z|y) and p(y)."""
-        return (h for h in self.modules() if isinstance(h, Positive) and h.random)
+        return random_in(self)
 
     def states(self) -> Float[Tensor, "state *event"]:
         """All values of a discrete y.
@@ -204,7 +204,7 @@ class Custom(Prior):
             ValueError: If p(y) is not discrete, has random hyper-parameters, or is
                 summed out separately in each dimension.
         """
-        if not self.discrete or self.integral.each or any(_random(self.y_prior)):
+        if not self.discrete or self.integral.each or any(random_in(self.y_prior)):
             raise ValueError(
                 "expected a discrete p(y) without random hyper-parameters for classes, "
                 f"got {self!r}; give y_prior=dist.Categorical(…), or leave content out"
@@ -242,8 +242,8 @@ class Custom(Prior):
                     "leave plug_in out, or bring a p(y) over points like z"
                 )
             with validation_enabled(False):
-                conditional = self._conditional({})(a.unsqueeze(-2))
-                return conditional.log_prob(b.unsqueeze(-3))
+                a, b = torch.broadcast_tensors(a.unsqueeze(-2), b.unsqueeze(-3))
+                return self._conditional({})(a).log_prob(b)
         rows = max(1, KERNEL_NUMBERS // (2 * b.numel()))
         parts = [super(Custom, self).log_kernel(part, b) for part in a.split(rows, -2)]
         return torch.cat(parts, -2)
@@ -276,20 +276,13 @@ class Custom(Prior):
     def remark(self) -> str | None:
         """A warning, if importance sampling was poor in the steps since the last call.
 
-        It is poor where the harmonic mean of the effective sample size over the items
-        is below the rule's `least`: log p is then too low by about 1 / (2 ESS) nats.
+        It is poor for an item whose effective sample size is below the rule's `least`:
+        log p is then too low by about 1 / (2 ESS) nats.
         """
-        total, items = self.inverse_ess.tolist()
-        self.inverse_ess.zero_()
+        few, items = self.watched.tolist()
+        self.watched.zero_()
         least = getattr(self.integral, "least", 0.0)
-        if not items or not total > 0 or items / total >= least:
-            return None
-        return (
-            "importance sampling of y has an effective sample size of "
-            f"{items / total:.3g}, below {least:g}: log p(z) and gradients are poor; "
-            "make y a variable of the model, Joint(…, content=ps.guides.Content(dim)), "
-            "raise samples, or give ImportanceSampling a proposal nearer to p(y|z)"
-        )
+        return poor(least, few / items) if few else None
 
     def _conditional(self, drawn: Drawn) -> Conditional:
         """p(z|y), a function of y, for drawn hyper-parameters."""
@@ -300,7 +293,7 @@ class Custom(Prior):
 
         A value is given an axis for the dimensions where it is one number.
         """
-        hypers = list(_random(part))
+        hypers = list(random_in(part))
         if not hypers:
             return part
         taken = signature(getattr(part, "forward", part)).parameters.values()
@@ -321,12 +314,6 @@ class Custom(Prior):
         if isinstance(self.y_prior, Distribution):
             self.y_prior = mapped(self.y_prior, fn)
         return self
-
-
-def _random(part: object) -> Iterator[Positive]:
-    """The random hyper-parameters within a module; none of anything else."""
-    parts = part.modules() if isinstance(part, nn.Module) else ()
-    return (h for h in parts if isinstance(h, Positive) and h.random)
 
 
 def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 *k"]:

@@ -1,6 +1,7 @@
 """Rules that integrate y out: quadrature, importance sampling, an exact sum."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -263,6 +264,21 @@ def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
     return column.expand(-1, *like.shape[1:])
 
 
+REMEDY = (
+    "raise samples, give ImportanceSampling a proposal nearer to p(y|z), or make y a "
+    "variable of the model: Joint(…, content=ps.guides.Content(dim))"
+)
+
+
+def poor(least: float, share: float) -> str:
+    """A warning about a share of items with a small effective sample size."""
+    return (
+        f"importance sampling of y has an effective sample size below {least:g} for "
+        f"{100 * share:.1g} % of the items: their log p(z) and gradients are poor; "
+        f"{REMEDY}"
+    )
+
+
 class ImportanceSampling:
     r"""Importance sampling of y from a proposal q(y), in all its dimensions together.
 
@@ -272,15 +288,16 @@ class ImportanceSampling:
     The estimate of p is unbiased, so the estimate of log p is too low in the mean: a
     lower bound stays a lower bound: by about 1 / (2 ESS) nats, where the effective
     sample size (ESS) is :math:`(\sum w)^2 / \sum w^2`. Each call draws new samples.
-    Without a gradient, where the ESS of an item is below `least`, all items get up to
-    eight times as many; if the harmonic mean of the ESS over the items is still below,
-    an error says so. In training `ps.fit` warns.
+    Where the ESS of an item is below `least`, all items get up to eight times as many.
+    If it still is, a warning gives the share of such items; and without a gradient, if
+    the harmonic mean over the items is below, an error is raised. In training only
+    `ps.fit` warns, after an epoch.
 
     Arguments:
         samples: The number K of samples.
         proposal: A function of z and of the mask of present views (or None) that
             returns q(y), event shape that of y, with reparameterised samples. By
-            default a mixture of normals at up to four modes of p(y|z), in R^n where y
+            default a mixture of normals at up to three modes of p(y|z), in R^n where y
             is constrained, and of p(y); it carries no gradient.
         least: The smallest effective sample size that is accepted.
 
@@ -308,11 +325,10 @@ class ImportanceSampling:
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
         y, log_weight = self.draw(views, value)
         # Neither a training step nor a trace may synchronise with the host.
-        if log_weight.requires_grad:
-            if views.watch is not None:
-                inverse = effective_sample_size(log_weight.detach()).reciprocal()
-                views.watch[0] += inverse.sum()
-                views.watch[1] += inverse.numel()
+        if log_weight.requires_grad and views.watch is not None:
+            few = ~(effective_sample_size(log_weight.detach()) >= self.least)
+            views.watch[0] += few.sum()
+            views.watch[1] += few.numel()
         elif get_proxy_mode() is None and not log_weight.is_meta:
             y, log_weight = self._enough(views, value, y, log_weight)
         return y, log_weight
@@ -331,14 +347,16 @@ class ImportanceSampling:
             y = torch.cat([y, y_more])
             parts = log_weight + math.log(k), more
             log_weight = torch.cat(parts) - math.log(k + 1)
-        size = float(1 / effective_sample_size(log_weight).reciprocal().mean())
-        if not size >= self.least:
+        each = effective_sample_size(log_weight.detach())
+        size = float(1 / each.reciprocal().mean())
+        share = float((~(each >= self.least)).double().mean())
+        if not size >= self.least and not log_weight.requires_grad:
             raise ValueError(
                 f"expected an effective sample size of at least {self.least:g}, got "
-                f"{size:.3g} of {len(y)}; raise samples, give ImportanceSampling a "
-                "proposal nearer to p(y|z), or make y a variable of the model: "
-                "Joint(…, content=ps.guides.Content(dim))"
+                f"{size:.3g} of {len(y)}; {REMEDY}"
             )
+        if share > 0:
+            warnings.warn(poor(self.least, share), RuntimeWarning, stacklevel=2)
         return y, log_weight
 
     def draw(

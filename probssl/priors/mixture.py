@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..arguments import positive, whole
 from ..distributions.mixture import SharedComponent
-from ..hyper import Positive
+from ..hyper import Positive, random_in
 from .base import (
     Drawn,
     Pairs,
@@ -51,6 +51,12 @@ class _Clusters(Prior):
         self.dim = check_dim(dim)
         if not isinstance(components, nn.Module):
             components = Components(self.known_dim(), components)
+        for hyper in random_in(components):
+            raise ValueError(
+                f"expected no random hyper-parameter within components, got "
+                f"{hyper.name!r}, of which no draw would reach them; fix or learn it, "
+                "or write p(y) for priors.Custom, where it is a site"
+            )
         self.components = components
         self._check_shapes(dim, getattr(components, "dim", dim))
         self.scale = Positive(scale, "scale")

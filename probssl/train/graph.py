@@ -23,6 +23,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import deterministic
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from ..runtime.distributed import any_rank
@@ -40,6 +41,8 @@ TOLERANCE_BFLOAT16 = 0.1  # with networks in bfloat16
 # Where rounding matters more, the error may be this many times the change that rounding
 # the parameters causes, up to MAX_TOLERANCE.
 ROUNDINGS, MAX_TOLERANCE = 30.0, 0.03
+# Of a step: 1,000 are compiled in about a minute on two cores, 2,000 in several.
+MOST_OPERATIONS = 1500
 
 
 class Tensors(NamedTuple):
@@ -99,6 +102,7 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
     random = random_state(values[0].device)
     with _quiet():
         with _on_all_ranks():
+            _check_size(eager, values)
             call = _traced(eager, copy, values)
         with _on_all_ranks():
             _compare(eager, call, values, len(tensors.parameters), random)
@@ -255,6 +259,31 @@ def _separate(
             grad = torch.empty_like(parameter).copy_(grad)
         seen.add(storage)
         yield grad
+
+
+def _check_size(eager: Callable[..., list[Tensor]], values: Sequence[Tensor]) -> None:
+    """Raise a ValueError if the step would take minutes to compile."""
+    with torch.no_grad(), _Operations() as made:
+        eager(*(value.clone() for value in values))
+    if made.count > MOST_OPERATIONS:
+        raise ValueError(
+            f"one step makes {made.count:,} operations, which would take minutes to "
+            f"compile; at most {MOST_OPERATIONS:,} are. If most of them integrate y "
+            "out of a prior, make y a variable of the model: "
+            "Joint(…, content=ps.guides.Content(dim))"
+        )
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def _traced(
