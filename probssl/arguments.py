@@ -12,8 +12,10 @@ import inspect
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -34,8 +36,8 @@ from jaxtyping import AbstractArray
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["alone", "at_least", "between", "check_types", "choice", "device", "folder"]
-__all__ += ["instance", "positive", "typed", "whole"]
+__all__ = ["alone", "at_least", "between", "check_types", "choice", "device", "fixed"]
+__all__ += ["folder", "instance", "positive", "typed", "whole"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,8 +74,8 @@ def check_types(function: Callable[..., Any], *args: Any, **options: Any) -> Non
     signature, kinds = _kinds(function)
     try:
         given = signature.bind(*args, **options).arguments
-    except TypeError:  # Python's own names the function
-        return
+    except TypeError as error:
+        raise TypeError(_misfit(function, signature, args, options, error)) from None
     for name, value in given.items():
         kind = kinds.get(name)
         if kind is not None and not kind.fits(value):
@@ -83,6 +85,29 @@ def check_types(function: Callable[..., Any], *args: Any, **options: Any) -> Non
             elif callable(value) and "Module" in kind.words:
                 hint = "wrap it in a torch.nn.Module"
             raise kind.error(_message(f"{name} as {kind.words}", value, hint))
+
+
+def _misfit(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    options: Mapping[str, Any],
+    error: TypeError,
+) -> str:
+    """The message for arguments that a function does not have, or lacks."""
+    names = list(signature.parameters)
+    if constructor := function.__name__ == "__init__":
+        names = names[1:]
+    called = type(args[0]).__name__ if constructor else function.__name__
+    near: list[str] = []
+    for name in options.keys() - set(names):
+        near += [
+            full for full in names if name == "".join(re.findall("(?:^|_)(.)", full))
+        ]
+        near += get_close_matches(name, names, 2, 0.5)
+    hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    got = str(error).removeprefix("got ").replace("missing a", "none for a")
+    return f"expected arguments of {called}({', '.join(names)}), got {got}{hint}"
 
 
 @cache
@@ -303,7 +328,19 @@ def device(name: str, value: str | torch.device) -> torch.device:
         raise ValueError(_message(f"{name} of this machine", value, hint)) from None
 
 
+def fixed(name: str, value: T, hint: str = "give a number") -> T:
+    """Return a value; a ValueError refuses a tensor that it would not train."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        wanted = f"{name} as a value that stays as it is"
+        raise ValueError(
+            f"expected {wanted}, got a tensor with requires_grad=True, which would not "
+            f"be trained; {hint}, x.detach() stays as it is"
+        )
+    return value
+
+
 def _number(wanted: str, value: Any, fits: Callable[[float], bool], hint: str) -> float:
+    fixed(re.split(" as | from | strictly", wanted)[0], value)
     try:
         number = _float(value)
     except TypeError:

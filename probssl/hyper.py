@@ -7,6 +7,7 @@ Pyro distribution is a prior p(θ), and θ gets a log-normal guide q(θ): a post
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -16,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from .arguments import positive
+from .arguments import fixed, positive
 from .runtime.distributed import from_main, world_size
 
 __all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
-__all__ += ["learned", "mapped", "random_in"]
+__all__ += ["learned", "mapped", "plain", "random_in"]
 
 # The largest initial standard deviation of q(log θ). One as wide as the prior would
 # drown the gradients of the networks in noise.
@@ -45,7 +46,7 @@ def learned(value: float | Sequence[float] | Tensor) -> Learned:
         >>> learned(0.4)
         Learned(value=0.4)
     """
-    number = _plain(value)
+    number = plain(value)
     for each in number if isinstance(number, tuple) else (number,):
         positive("the value of ps.learned", each)
     return Learned(number)
@@ -82,6 +83,7 @@ class Positive(nn.Module):
     ) -> None:
         super().__init__()
         value = value.value if isinstance(value, Positive) else value
+        mapped(value, partial(fixed, name, hint="ps.learned(number) fits a number"))
         self.name, self.floor = name, floor
         self.learned, self.random = (
             isinstance(value, kind) for kind in (Learned, Distribution)
@@ -97,7 +99,7 @@ class Positive(nn.Module):
             self.loc = nn.Parameter(start.median(0).values)
             self.log_scale = nn.Parameter(start.std(0).clamp(1e-4, INITIAL_STD).log())
             return
-        number = _plain(value.value if isinstance(value, Learned) else value)
+        number = plain(value.value if isinstance(value, Learned) else value)
         self.size = _check_number(number, name, floor, dim)
         self.value = Learned(number) if self.learned else number
         if self.learned:
@@ -253,11 +255,12 @@ def _short(number: float | Sequence[float]) -> str:
     return f"{number:.3g}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers, tensors and arrays as Python floats and tuples; all else unchanged."""
+    value = value.detach() if isinstance(value, Tensor) else value
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple):
-        return tuple(_plain(number) for number in value)
+        return tuple(plain(number) for number in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number else value
 

@@ -3,9 +3,11 @@
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 
+import probssl as ps
 from probssl.arguments import at_least, between, choice, instance, positive, whole
 
 
@@ -49,3 +51,36 @@ def test_what_is_in_range_comes_back_as_a_plain_value(check, value, found):
 def test_what_is_not_is_refused(check, value, error, message):
     with pytest.raises(error, match=message):
         check(value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ps.fit(None, None, lr=1), r"fit\(objective.*'lr'; .* learning_rate\?"),
+        (lambda: ps.fit(None, None, batchsize=1), "did you mean batch_size"),
+        (lambda: ps.likelihoods.Gaussian(scal=1), r"Gaussian\(scale.*mean scale\?"),
+        (lambda: ps.priors.Gaussian(), r"Gaussian\(dim.*none for .*'dim'"),
+        (lambda: ps.likelihoods.Gaussian(1, 1, 1), r"Gaussian\(.*too many"),
+        (lambda: ps.likelihoods.Gaussian(1, scale=1), "multiple values .*'scale'"),
+    ],
+)
+def test_arguments_that_a_function_does_not_have_are_refused(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ps.likelihoods.Gaussian,
+        lambda x: ps.priors.Gaussian(2, scale=x),
+        lambda x: ps.priors.Gaussian(2, scale=dist.LogNormal(x, 1.0)),
+        lambda x: ps.limits.SimCLR(torch.nn.Linear(3, 2), temperature=x),
+        ps.entropies.LogDeterminant,
+    ],
+)
+def test_a_tensor_that_would_not_be_trained_is_no_number(make):
+    x = torch.nn.Parameter(torch.tensor(0.5))
+    make(x.detach())
+    with pytest.raises(ValueError, match="would not be trained"):
+        make(x)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import catalogue
 from helpers.checks import assert_mean, assert_same, minimise, refusals
+from mpmath import mp
 from scipy import stats
 from scipy.special import expit
 from torch.nn.functional import (
@@ -52,6 +53,68 @@ def test_binomial_is_pyros_binomial_of_the_count():
     logits, count = torch.randn(7), torch.randint(0, 17, (5, 7)).double()
     plain = torch.distributions.Binomial(16, logits=logits).log_prob(count)
     assert_close(Binomial(16)(logits).log_prob(count / 16), plain)
+
+
+@pytest.mark.parametrize("levels", [16, 255, 256, 4095, 65_535, 2**17])
+def test_binomial_in_float32_is_scipys(levels):
+    count = np.unique(np.linspace(0, levels, 999).round())
+    for logit in (-3.0, 1e-3, 2.5):
+        logits = torch.full((len(count),), logit, dtype=torch.float32)
+        logits.requires_grad_()
+        x = torch.tensor(count / levels, dtype=torch.float32)
+        log_prob = Binomial(levels)(logits).log_prob(x)
+        log_prob.sum().backward()
+        exact = stats.binom(levels, expit(np.float64(np.float32(logit))))
+        # What the rounding of x and of the result changes.
+        error = levels * (abs(logit) + 12) * 2**-23 * x.numpy() + 2e-6 * abs(
+            exact.logpmf(count)
+        )
+        assert log_prob.dtype == torch.float32
+        assert (
+            abs(log_prob.detach().numpy() - exact.logpmf(count)) < error + 1e-5
+        ).all()
+        slope = count - exact.mean()
+        assert_close(logits.grad.double(), torch.tensor(slope), rtol=1e-4, atol=0.02)
+
+
+def test_binomial_of_16_bit_images_has_no_error_that_adds_up():
+    count = torch.randint(0, 65_536, (4096,))
+    logits = (count.double() / 65_535).clamp(1e-3, 1 - 1e-3).logit()
+    truth = stats.binom(65_535, logits.sigmoid().numpy()).logpmf(count.numpy()).sum()
+    x = (count / 65_535).float()
+    assert abs(Binomial(65_535)(logits.float()).log_prob(x).sum().item() - truth) < 1
+
+
+def test_a_level_off_the_grid_has_no_mass():
+    p = Binomial(16)(torch.zeros(2))
+    assert p.log_prob(torch.tensor([-1.0, 17.0])).tolist() == [-math.inf] * 2
+
+
+def test_moments_of_many_levels_are_sums_in_parts(monkeypatch):
+    location, scale = torch.randn(5, 3), torch.rand(3) + 0.1
+    p = DiscretisedLogistic(255, scale)(location)
+    levels = torch.arange(256.0) / 255
+    mass = torch.stack(
+        [p.log_prob(torch.full((5, 3), k)).exp() for k in levels.tolist()]
+    )
+    mean = (mass * levels.view(-1, 1, 1)).sum(0)
+    square = (mass * levels.view(-1, 1, 1).square()).sum(0)
+    for chunk in (1, 100, 2**20):
+        monkeypatch.setattr(ps.likelihoods.ordered, "CHUNK", chunk)
+        assert_close(p.mean, mean)
+        assert_close(p.variance, square - mean.square())
+
+
+@pytest.mark.parametrize("count", [0, 7, 1000])
+def test_negative_binomial_of_the_least_dispersion_is_exact(count):
+    for a in (0.0, 3.0, 6.9):
+        likelihood = NegativeBinomial(1e-8)
+        got = likelihood(torch.tensor([a])).log_prob(torch.tensor(float(count)))
+        with mp.workdps(50):
+            r, mean = mp.mpf(1) / mp.mpf(1e-8), mp.exp(mp.mpf(a))
+            exact = mp.loggamma(count + r) - mp.loggamma(r) - mp.loggamma(count + 1)
+            exact += r * mp.log(r / (r + mean)) + count * mp.log(mean / (r + mean))
+        assert abs(got.item() - float(exact)) < 1e-6
 
 
 @pytest.mark.parametrize("name", catalogue.LIKELIHOODS)
@@ -476,6 +539,19 @@ test_what_cannot_be_is_refused = refusals(
     (lambda: Gaussian(ps.learned(0.1), floor=-1.0), ValueError, "floor"),
     (lambda: Gaussian().output_shape(8), TypeError, "event_shape.*a tuple"),
     (lambda: NegativeBinomial(0.0), ValueError, "dispersion"),
+    (lambda: NegativeBinomial(1e-12), ValueError, "at least 1e-08.*Poisson"),
+    (lambda: NegativeBinomial(Predicted(1e-9, 1.0)), ValueError, "Poisson"),
+    (lambda: NegativeBinomial(floor=0.0), ValueError, "floor.*Poisson"),
+    (lambda: Gaussian(-0.1), ValueError, "got -0.1; .*learned.*list.*Predicted"),
+    (lambda: Gaussian("learned"), ValueError, "got 'learned'; give a number"),
+    (lambda: Gaussian(None), ValueError, "got None; give a number"),
+    (
+        lambda: Gaussian(ps.learned(1e-4)),
+        ValueError,
+        "above 0.001, .*got 0.0001; lower floor=",
+    ),
+    (lambda: Gaussian(Predicted(0, 1)), ValueError, "got 0; give Predicted.low, high"),
+    (lambda: Gaussian(torch.nn.Parameter(torch.ones(3))), ValueError, "ps.learned"),
     (lambda: HeteroscedasticGaussian(0.0), ValueError, "bounds of scale"),
     (lambda: HeteroscedasticGaussian(2.0, 1.0), ValueError, "below the upper"),
     (lambda: HeteroscedasticGaussian()(torch.zeros(3)), ValueError, "2 numbers in a"),

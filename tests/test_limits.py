@@ -224,3 +224,44 @@ def test_any_prior_and_entropy_make_an_objective():
 def test_every_objective_obeys_the_laws(name):
     """The order of items and of views, corner cases, precision, state, tracing, …"""
     ps.testing.check_objective(OBJECTIVES[name](), batch(), repeats=20)
+
+
+class Untruthful(nn.Sequential):
+    """A network whose truth value is an error, as that of `torch.compile`."""
+
+    def __len__(self) -> int:
+        raise TypeError("no length")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._modules["0"](x)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_truth_value_of_networks_is_not_asked_for(name, monkeypatch):
+    found = []
+    for wrap in (nn.Identity(), Untruthful):
+        for part in ("encoder", "projector"):
+            make = getattr(catalogue, part)
+            make = getattr(make, "plain", make)
+            made = lambda *args, make=make, wrap=wrap: wrap(make(*args))  # noqa: E731
+            made.plain = make
+            monkeypatch.setattr(catalogue, part, made)
+        torch.manual_seed(0)
+        try:
+            objective = OBJECTIVES[name]()
+        except ValueError as error:  # the dimension is not known behind a wrapper
+            pytest.skip(str(error))
+        value = sum(objective(batch()))
+        z = objective.eval().represent(batch().clean, layer="projector")
+        found.append((value.detach(), z.detach()))
+    assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("method", [ps.limits.SimCLR, ps.limits.SimSiam])
+def test_a_compiled_projector_is_one(method):
+    projector = torch.compile(catalogue.projector(), backend="eager")
+    objective = method(catalogue.encoder(), projector).eval()
+    x = batch().clean
+    z = objective.represent(x, layer="projector")
+    assert torch.equal(z, projector(objective.represent(x)))

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ..arguments import at_least, instance, positive
-from ..hyper import Learned, Positive
+from ..hyper import Learned, Positive, plain
 
 __all__ = ["PSEUDO", "Likelihood", "Predicted", "Spread", "check_density"]
 __all__ += ["refuse", "spread", "spread_of"]
@@ -108,33 +109,53 @@ class Predicted(NamedTuple):
 Spread = float | Sequence[float] | Tensor | Learned | Predicted
 
 
-def spread(name: str, value: Spread, floor: float) -> Positive | Predicted:
+FORMS = (
+    "give a number, ps.learned(number), a list of numbers for the elements of the last "
+    "axis, or ps.likelihoods.Predicted(low, high)"
+)
+
+
+def spread(
+    name: str, value: Spread, floor: float, hint: str = FORMS
+) -> Positive | Predicted:
     """Return a spread as a hyper-parameter, or as predicted by the decoder.
+
+    Arguments:
+        floor: The lower bound of a learned one.
+        hint: What to give instead of a wrong one.
 
     Raises:
         TypeError: If a bound of a predicted spread is not a number.
         ValueError: If it is not positive, its bounds are not ordered, or it is random.
     """
     if isinstance(value, Predicted):
-        low, high = (positive(f"the bounds of {name}", bound) for bound in value)
+        remedy = "give Predicted(low, high) with 0 < low < high, as Predicted(0.01, 10)"
+        low, high = (positive(f"the bounds of {name}", x, remedy) for x in value)
         if low >= high:
             raise ValueError(
                 f"expected the lower bound of {name} below the upper one, got {low:g} "
-                f"and {high:g}; give Predicted(low, high)"
+                f"and {high:g}; {remedy}"
             )
         return Predicted(low, high)
-    numbers: Any = value.value if isinstance(value, Learned) else value
-    floor = at_least("floor", floor, 0)
-    several = isinstance(numbers, Sequence) or getattr(numbers, "ndim", 0) > 0
-    many = len(numbers) if several else None
-    least = floor if isinstance(value, Learned) else 0.0
-    number = Positive(value, name, floor=least, dim=many)
-    if number.random:
+    if isinstance(value, Distribution):
         raise ValueError(
-            f"expected {name} to be a number or ps.learned(number), got a "
-            "distribution; random hyper-parameters are those of the prior"
+            f"expected {name} to be no distribution, got {type(value).__name__}; "
+            f"{hint}: random hyper-parameters are those of the prior"
         )
-    return number
+    free = isinstance(value, Learned)
+    floor = at_least("floor", floor, 0)
+    numbers = plain(value.value if isinstance(value, Learned) else value)
+    many = len(numbers) if isinstance(numbers, tuple) else None
+    least = floor if free else 0.0
+    for number in (numbers,) if many is None else numbers:
+        if not isinstance(number, float) or not least < number < math.inf:
+            above = f" above {least:g}, its floor," if least else ""
+            lower = "lower floor=, or " if isinstance(number, float) and free else ""
+            raise ValueError(
+                f"expected {name} as a positive finite number{above}, got {number!r}; "
+                f"{lower}{hint}"
+            )
+    return Positive(value, name, floor=least, dim=many)
 
 
 def spread_of(number: Positive | Predicted, parameters: list[Tensor]) -> Tensor:

@@ -133,7 +133,8 @@ class StudentT(Likelihood):
     ) -> None:
         super().__init__()
         self.scale = spread("scale", scale, floor)
-        self.dof = spread("dof", dof, 1.0)
+        hint = "give a number above 1, or ps.learned(number)"
+        self.dof = spread("dof", dof, 1.0, hint)
         if not isinstance(self.dof, Positive) or not bool((self.dof() > 1).all()):
             raise ValueError(
                 f"expected dof above 1, as a number or ps.learned(number), got {dof}; "

@@ -1,19 +1,25 @@
 """Likelihoods of counts, such as reads of genes or words of documents."""
 
+from typing import Any
+
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from ..arguments import at_least
 from ..distributions._base import Expandable, Shape
-from ..hyper import learned
+from ..hyper import Learned, learned
 from .base import Likelihood, Predicted, Spread, refuse, spread, spread_of
 from .continuous import shown
 
 __all__ = ["Counts", "NegativeBinomial", "Poisson"]
 
 HUGE = 690.0  # the logarithm of a mean that float64 still holds
+SMALL = 1e-8  # a dispersion below which densities would cancel, also in float64
+POISSON = "take Poisson(), which such counts are to seven digits"
 LARGE = 1e15  # a Poisson count so large is its mean to seven digits
 
 
@@ -88,6 +94,9 @@ class NegativeBinomial(Poisson):
     ) -> None:
         super().__init__(zero_inflated=zero_inflated)
         self.dispersion = spread("dispersion", dispersion, floor)
+        least: Any = floor if isinstance(dispersion, Learned) else dispersion
+        least = dispersion.low if isinstance(dispersion, Predicted) else least
+        at_least("the dispersion and its floor", float(np.min(least)), SMALL, POISSON)
         self.per_element += isinstance(self.dispersion, Predicted)
 
     def extra_repr(self) -> str:

@@ -12,6 +12,8 @@ from .base import PSEUDO, Likelihood, refuse
 
 __all__ = ["Bernoulli", "Binomial", "GreyLevels", "check_grid"]
 
+TABLE = 2**16  # levels from which binomial coefficients are computed for each pixel
+
 
 class Bernoulli(Likelihood):
     r"""Bernoulli likelihood of binary pixels: minus the binary cross-entropy.
@@ -73,7 +75,7 @@ class Binomial(Likelihood):
 class GreyLevels(Expandable):
     """A binomial count of `levels` trials, divided by `levels`: the grid k/levels.
 
-    Between grid points `log_prob` is the continuous extension of the formula.
+    Between grid points `log_prob` has the binomial coefficient of the nearest one.
     """
 
     parts = {"logits": 0}
@@ -100,13 +102,26 @@ class GreyLevels(Expandable):
         return count.sample(sample_shape) / self.levels
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # Not softplus, which returns its asymptote above 20.
-        log_prob = self.levels * (value * self.logits + logsigmoid(-self.logits))
-        if self.levels == 1:
+        n, dtype = self.levels, torch.result_type(value, self.logits)
+        x, a = value, self.logits
+        if n > 255:  # a small difference of numbers that float32 would round
+            x, a = x.double(), a.double()
+        log_prob = n * (x * a + logsigmoid(-a))  # not softplus: its asymptote above 20
+        if n == 1:
             return log_prob
-        n = torch.full((), self.levels + 1.0, dtype=value.dtype, device=value.device)
-        count = value * self.levels + 1
-        return log_prob + n.lgamma() - count.lgamma() - (n + 1 - count).lgamma()
+        return (log_prob + _log_choices(n, x * n)).to(dtype)
+
+
+def _log_choices(n: int, count: Tensor) -> Tensor:
+    """log C(n, k) for the nearest whole number k, computed in float64."""
+    if n >= TABLE:
+        k = count.double().round()
+        top = torch.full_like(k, n + 1.0)
+        return top.lgamma() - (k + 1).lgamma() - (top - k).lgamma()
+    log = torch.arange(1.0, n + 2, dtype=torch.double, device=count.device).lgamma()
+    outside = log.new_full((1,), -torch.inf)
+    choices = torch.cat([outside, log[-1] - log - log.flip(0), outside])
+    return choices.to(count.dtype)[(count.round() + 1).clamp(0, n + 2).long()]
 
 
 def check_grid(likelihood: Likelihood, x: Tensor, levels: int) -> None:

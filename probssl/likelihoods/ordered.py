@@ -1,6 +1,7 @@
 """Likelihoods of ordered levels: intervals of a logistic variable."""
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import pyro.distributions as dist
@@ -18,6 +19,8 @@ from .continuous import shown
 from .grey import check_grid
 
 __all__ = ["CutLogistic", "DiscretisedLogistic", "Ordinal"]
+
+CHUNK = 2**20  # numbers that `CutLogistic.mean` holds at once
 
 
 class DiscretisedLogistic(Likelihood):
@@ -162,17 +165,22 @@ class CutLogistic(Expandable):
 
     @property
     def mean(self) -> Tensor:
-        return cast(Tensor, sum(self._above())) / self.unit
+        return self._sum(lambda k, above: above) / self.unit
 
     @property
     def variance(self) -> Tensor:
-        square = sum((2 * k + 1) * above for k, above in enumerate(self._above()))
-        return cast(Tensor, square) / self.unit**2 - self.mean.square()
+        square = self._sum(lambda k, above: (2 * k + 1) * above)
+        return square / self.unit**2 - self.mean.square()
 
-    def _above(self) -> list[Tensor]:
-        """The probability to be above each cutpoint; the mean of k is their sum."""
-        cuts = self.cuts.unbind(-1)
-        return [((self.loc - cut) / self.scale).sigmoid() for cut in cuts]
+    def _sum(self, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The sum over cutpoints k of a term of the probability to be above them."""
+        loc, scale = self.loc.unsqueeze(-1), self.scale.unsqueeze(-1)
+        size = max(1, CHUNK // max(1, self.loc.numel()))
+        total = torch.zeros_like(self.loc)
+        count = torch.arange(self.cuts.shape[-1], dtype=loc.dtype, device=loc.device)
+        for k, cuts in zip(count.split(size), self.cuts.split(size, -1), strict=True):
+            total = total + term(k, ((loc - cuts) / scale).sigmoid()).sum(-1)
+        return total
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:

@@ -129,7 +129,7 @@ class JointEmbedding(nn.Module):
             z = torch.stack([out.flatten(1) for out in each]).mean(0)
         else:
             z = lowered(output_of, self.encoder, x).flatten(1)
-        if layer == "projector" and self.projector:
+        if layer == "projector" and self.projector is not None:
             return lowered(output_of, self.projector, z)
         return z
 

@@ -81,7 +81,8 @@ def _predictor(
     try:
         dim = dim_of(encoder, projector, dim)
     except ValueError:
-        if isinstance(projector or encoder, nn.Identity):
+        last = encoder if projector is None else projector
+        if isinstance(last, nn.Identity):
             return nn.Identity()
         raise
     return Projector(dim, out=dim)
