@@ -357,7 +357,7 @@ def _float(value: Any) -> float:
     if other or isinstance(value, bool | str | bytes | bytearray):
         raise TypeError
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except OverflowError:  # an integer beyond the range of floats
         return math.inf if value > 0 else -math.inf
     except (ValueError, RuntimeError):  # a tensor of several numbers
