@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import probssl as ps
 from probssl import affinities, arrays, evaluation, information, linear, maps, plots
+from probssl.data.batches import Items, checked
 from probssl.limits._pair_affinity import PrincipalComponents
 
 N, DIM = 40, 6
@@ -391,3 +392,75 @@ def test_a_split_of_arrays_is_one_of_tensors(tmp_path):
     assert found == ps.shifts.shifted(
         encoder, swapped, {"inversion": ps.views.Invert()}
     )
+
+
+class Listed(IterableDataset):
+    """One batch that is given as it is."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __iter__(self):
+        yield self.batch
+
+
+X2 = torch.randn(4, 2, 3)
+SEEN = torch.tensor([[True, True], [True, False], [False, True], [True, True]])
+
+
+@pytest.mark.parametrize("kind", ["loader", "sampler"])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"present": SEEN & False}, ValueError, "at least one view .* none for 4 of 4"),
+        ({"present": SEEN[:, :1]}, ValueError, r"shape \(4, 2\) .*got \(4, 1\)"),
+        ({"present": SEEN[:, 0]}, ValueError, r"shape \(4, 2\) .*got \(4,\)"),
+        ({"present": 2 * SEEN.long()}, TypeError, "Booleans in present, or 0 and 1"),
+        ({"present": SEEN.float()}, TypeError, "Booleans in present"),
+        ({"present": "all"}, TypeError, "real numbers in present"),
+        ({"content": torch.zeros(4, 1).long()}, ValueError, r"content with shape \(4,"),
+        ({"content": torch.zeros(4)}, TypeError, "whole numbers in Batch.content"),
+        ({"views": torch.randn(4)}, ValueError, r"views as a tensor .*got \(4,\)"),
+        ({"views": (X2, X2[:3])}, ValueError, "as many items"),
+        ({"views": ()}, ValueError, "at least one item"),
+        ({"views": "images"}, TypeError, "real numbers in Batch.views"),
+    ],
+)
+def test_a_batch_from_outside_that_does_not_fit_is_refused(
+    kind, options, error, message
+):
+    batch = ps.Batch(X2)._replace(**options)
+    joint = ps.Joint(
+        ps.priors.Gaussian(2, 0.5),
+        ps.likelihoods.Gaussian(0.5),
+        torch.nn.Linear(3, 2),
+        torch.nn.Linear(2, 3),
+    )
+    objective = ps.limits.SimVAE(joint)
+    calls = [
+        lambda: ps.fit(objective, X2[:, 0], views=lambda x: batch, epochs=1),
+        lambda: ps.evidence(objective, X2[:, 0], views=lambda x: batch),
+    ]
+    if kind == "loader":
+        loader = DataLoader(Listed(batch), batch_size=None)
+        calls = [
+            lambda: ps.fit(objective, loader, epochs=1),
+            lambda: ps.evidence(objective, loader),
+            lambda: ps.embed(objective, loader),
+        ]
+    for call in calls:
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize("turn", [torch.Tensor.int, np.asarray, torch.Tensor.tolist])
+def test_a_mask_that_can_be_read_exactly_is(turn):
+    batch = checked(ps.Batch(X2.numpy(), present=turn(SEEN), index=[3, 2, 1, 0]))
+    assert batch.present.dtype == torch.bool and torch.equal(batch.present, SEEN)
+    assert batch.index.tolist() == [3, 2, 1, 0] and torch.equal(batch.views, X2)
+
+
+def test_a_mask_of_groups_is_checked_where_they_are_used():
+    pairs = ps.data.groups(X2)._replace(present=SEEN & False)
+    with pytest.raises(ValueError, match="at least one view of every item"):
+        Items(pairs, None)

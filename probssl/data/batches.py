@@ -17,13 +17,19 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ..arrays import check_kind, raw_bytes, tensor
+from ..arrays import check_kind, raw_bytes, tensor, whole_numbers
 from ..terms import Batch
-from .memory import check_finite, check_items, observed_content, value_tensor
+from .memory import (
+    check_finite,
+    check_items,
+    observed_content,
+    observed_mask,
+    value_tensor,
+)
 from .splits import Groups, Split
 
-__all__ = ["Data", "Items", "Loadable", "Target", "Views", "accepted", "in_order"]
-__all__ += ["loaded", "rows_of", "viewed"]
+__all__ = ["Data", "Items", "Loadable", "Target", "Views", "accepted", "checked"]
+__all__ += ["in_order", "loaded", "rows_of", "viewed"]
 
 Data = Split | Groups | Tensor | np.ndarray | tuple[Tensor | np.ndarray, ...]
 """The data of items; also lists of numbers and pandas objects."""
@@ -110,6 +116,9 @@ class Items:
         self.parts: tuple[Part, ...] = tuple(_part(x, what, said) for x in parts)
         self.present = data.present if isinstance(data, Groups) else None
         _check_lengths(self.parts, self.present)
+        if self.present is not None:
+            widths = sum(part.shape[1] for part in self.parts)
+            self.present = observed_mask(self.present, len(self), widths)
         self.content = _known(data, content, len(self))
         self.first = self._raw(slice(1)).parts  # has the dtypes of all items
         like = _own(self.first[0]) if like is None else like
@@ -197,6 +206,8 @@ def viewed(
     drawn = x.unsqueeze(1) if views is None else views(x)
     if isinstance(drawn, Tensor) and drawn.ndim == x.ndim + 1:
         drawn = Batch(drawn)
+    elif isinstance(drawn, Batch):
+        drawn = checked(drawn)
     if not isinstance(drawn, Tensor | Batch):
         raise TypeError(
             "expected views to return a tensor (batch, view, *event) or a Batch, got "
@@ -233,7 +244,8 @@ def accepted(load: Any, views: Views | None, dtype: torch.dtype) -> Tensor | Bat
                 "expected no views for a DataLoader of Batches, which has its own; "
                 "leave views out, or load the items alone"
             )
-        for part in (*_parts(load.views), *_parts(load.clean)):
+        load = checked(load)
+        for part in (*load.parts, *_parts(load.clean)):  # absent views hold anything
             if part is not None:
                 _loaded_items(part, dtype)
         return load
@@ -254,6 +266,53 @@ def loaded(load: Tensor | Batch, views: Views | None, target: Target) -> Batch:
     if isinstance(load, Batch):
         return target.batch(load)
     return viewed(target.values(load), views)
+
+
+def checked(batch: Batch) -> Batch:
+    """A Batch that was not made here, with all of it in tensors of fitting shapes.
+
+    Values are read on the CPU alone: elsewhere that would synchronise.
+
+    Raises:
+        TypeError: If a part holds anything but numbers, `present` but Booleans, `index`
+            and `content` but whole numbers.
+        ValueError: If shapes do not fit each other, or an item has no view.
+    """
+    several = isinstance(batch.views, tuple | list)
+    given = batch.views if several else (batch.views,)
+    parts = tuple(_in_tensor(x, "Batch.views") for x in given)
+    shapes = [tuple(part.shape) for part in parts]
+    n = shapes[0][0] if shapes and shapes[0] else 0
+    if not n or any(len(shape) < 2 or shape[0] != n for shape in shapes):
+        found = shapes if several else shapes[0]
+        raise ValueError(
+            "expected Batch.views as a tensor (batch, view, *event) with at least one "
+            f"item, or a tuple of these with as many items, got {found}; stack the "
+            "views of an item along axis 1"
+        )
+    known: dict[str, Any] = {"views": parts if several else parts[0]}
+    if batch.present is not None:
+        read = parts[0].device.type == "cpu"
+        widths = sum(shape[1] for shape in shapes)
+        known["present"] = observed_mask(batch.present, n, widths, read=read)
+    for name in ("index", "content"):
+        value = getattr(batch, name)
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.dtype != torch.int64:
+            hint = "give a whole number for each item"
+            value = whole_numbers(value, f"Batch.{name}", hint)
+        if value.shape != (n,):
+            raise ValueError(
+                f"expected Batch.{name} with shape ({n},), a number for each item, got "
+                f"{tuple(value.shape)}; leave it out where it is not known"
+            )
+        known[name] = value
+    return batch._replace(**known)
+
+
+def _in_tensor(x: Any, name: str) -> Tensor:
+    return x if isinstance(x, Tensor) and x.is_floating_point() else tensor(x, name)
 
 
 def _loaded_items(x: Any, dtype: torch.dtype) -> Shaped[Tensor, "batch *event"]:

@@ -111,7 +111,9 @@ def groups(
     many = isinstance(views, list | tuple)
     parts = _stacked(views, said) if many else [_array(views, said)]
     widths = [part.shape[1] for part in parts]
-    mask = None if present is None else _mask(present, len(parts[0]), sum(widths))
+    mask = (
+        None if present is None else observed_mask(present, len(parts[0]), sum(widths))
+    )
     if mask is not None:
         mask = mask.to(parts[0].device)
         parts = [
@@ -142,6 +144,36 @@ def observed_content(content: Any, n: int) -> Int[Tensor, " n"]:
             + (f" and the least {int(known.min())}" if known.numel() else "")
         )
     return known
+
+
+def observed_mask(
+    present: Any, n: int, views: int, *, read: bool = True
+) -> Bool[Tensor, "n view"]:
+    """Which views are present, as Booleans; whole numbers 0 and 1 are converted.
+
+    Arguments:
+        read: Whether values are read: on a CUDA device that synchronises.
+    """
+    mask = tensor(present, "present")
+    if mask.dtype != torch.bool:
+        whole = not mask.is_floating_point() and 0 not in mask.shape
+        if not whole or not 0 <= int(mask.min()) <= int(mask.max()) <= 1:
+            raise TypeError(
+                f"expected Booleans in present, or 0 and 1, got {mask.dtype}; mark "
+                "views that are there: present = ~torch.isnan(x).any(-1), for example"
+            )
+        mask = mask.bool()
+    if mask.shape != (n, views):
+        raise ValueError(
+            f"expected present with shape {(n, views)} (n, view), got "
+            f"{tuple(mask.shape)}; give a Boolean for each view of each item"
+        )
+    if read and (missing := int((~mask.any(1)).sum())):
+        raise ValueError(
+            f"expected at least one view of every item, got none for {missing} of {n}; "
+            "leave these items out"
+        )
+    return mask
 
 
 def value_tensor(
@@ -316,23 +348,6 @@ def _stacked(views: Sequence[Any], said: bool) -> list[Tensor]:
         )
     alike = len(set(shapes)) == 1
     return [torch.stack(parts, 1)] if alike else [part.unsqueeze(1) for part in parts]
-
-
-def _mask(present: Any, n: int, views: int) -> Bool[Tensor, "n view"]:
-    mask = tensor(present, "present")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"expected Booleans in present, got {mask.dtype}")
-    if mask.shape != (n, views):
-        raise ValueError(
-            f"expected present with shape {(n, views)} (n, view), "
-            f"got {tuple(mask.shape)}"
-        )
-    if missing := int((~mask.any(1)).sum()):
-        raise ValueError(
-            f"expected at least one view of every item, got none for {missing} of {n}; "
-            "leave these items out"
-        )
-    return mask
 
 
 def _label_array(labels: Any, n: int, what: str) -> np.ndarray:
