@@ -31,6 +31,7 @@ BYTES = torch.arange(N * DIM).to(torch.uint8).view(N, DIM)
 FLOATS = torch.randn(N, DIM, dtype=torch.float64, generator=Generator().manual_seed(1))
 KNOWN = torch.arange(N) % 3 - 1
 PRESENT = torch.rand(N, 3, generator=Generator().manual_seed(2)) < 0.7
+PRESENT[:, 0] |= ~PRESENT.any(1)
 PARTS = (FLOATS[:, None].expand(N, 2, DIM), BYTES[:, None, :2])
 DATA = {
     "bytes": Split(BYTES),

@@ -156,13 +156,13 @@ def observed_mask(
     """
     mask = tensor(present, "present")
     if mask.dtype != torch.bool:
-        whole = not mask.is_floating_point() and 0 not in mask.shape
-        if not whole or not 0 <= int(mask.min()) <= int(mask.max()) <= 1:
+        found = mask.bool()
+        if mask.is_floating_point() or not torch.equal(found.to(mask.dtype), mask):
             raise TypeError(
                 f"expected Booleans in present, or 0 and 1, got {mask.dtype}; mark "
                 "views that are there: present = ~torch.isnan(x).any(-1), for example"
             )
-        mask = mask.bool()
+        mask = found
     if mask.shape != (n, views):
         raise ValueError(
             f"expected present with shape {(n, views)} (n, view), got "
