@@ -11,6 +11,7 @@ References:
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from html import escape
 from inspect import signature
@@ -30,11 +31,12 @@ from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
 from .arguments import whole
+from .arrays import span
 from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive
 from .likelihoods import Likelihood
-from .likelihoods.base import check_density
+from .likelihoods.base import check_density, check_support
 from .nn import PerModality
 from .nn.base import called, network, output_error, takes, unmoved
 from .nn.network import check_width, known_dim, nets_of, present_only
@@ -416,6 +418,7 @@ class Joint(nn.Module):
                     f"{tuple(q.batch_shape)} and {tuple(q.event_shape)} of "
                     f"{type(self.posterior).__name__}; mind to_event"
                 )
+            self._check_finite(batch, parts, q)
             drawn = _drawn(self.posterior, q, self.prior, p)
             masks = self._masks(batch)
             decoded = self._decoded(self._split(drawn, batch), masks)
@@ -429,6 +432,30 @@ class Joint(nn.Module):
                 _drawn(self.content, self.content(drawn), self.prior)
         if batch.present is not None:
             self._check_apart(batch, batch.present, forked)
+
+    def _check_finite(
+        self, batch: Batch, parts: Sequence[Tensor], q: TorchDistribution
+    ) -> None:
+        """Raise a ValueError if the encoder makes NaN or infinity of finite views.
+
+        Where they are off the support of p(x|z), with that as the reason.
+        """
+        mean = torch.zeros(())
+        with suppress(NotImplementedError):  # of a distribution that tells none
+            mean = q.mean
+        if bool(mean.isfinite().all()):
+            return
+        masks = self._masks(batch)
+        decoded = self._decoded(self._split(torch.zeros_like(mean), batch), masks)
+        for each in zip(self.likelihoods, decoded, parts, masks, strict=True):
+            check_support(*each)
+        spans = ", ".join("{:.6g} to {:.6g}".format(*span(x)) for x in parts)
+        raise ValueError(
+            "expected a finite mean of q(z|x), got NaN or infinity for views from "
+            f"{spans} by {type(self.encoder).__name__}; give data and views that it "
+            "takes (no logarithm of numbers below 0), or lower the learning rate if "
+            "its fit has diverged"
+        )
 
     @torch.no_grad()
     def _check_apart(

@@ -16,6 +16,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -532,6 +533,67 @@ def test_evidences_that_do_not_compare_are_left_out(digits, short_decoders, othe
     assert "active_units" not in found.methods["c"]["scores"]
     assert why in str(found) and why.split(" (")[0] in found._repr_html_()
     assert "active" in str(found) and "linear_probe" in found.methods["c"]["scores"]
+
+
+class Zeros(ps.likelihoods.Likelihood):
+    """Counts with more zeros, of Pyro's distribution, without a check of its own."""
+
+    measure, per_element = "counting, {0, 1, …}", 2
+
+    def forward(self, output):
+        rate, gate = output.unbind(-1)
+        return dist.ZeroInflatedPoisson(
+            rate.exp(), gate_logits=gate, validate_args=False
+        )
+
+
+class LogCounts(ps.nn.MLPEncoder):
+    def features(self, x):
+        return super().features(x.log1p())
+
+    def forward(self, x):
+        return super().forward(x.log1p())
+
+
+def counts(n: int = 160) -> ps.data.Dataset:
+    y = torch.arange(n) % 2
+    rate = (0.5 + y.unsqueeze(1) + torch.rand(n, 6)).exp()
+    return ps.data.arrays(torch.poisson(rate), y)
+
+
+def of_counts(likelihood: nn.Module, encoder=ps.nn.MLPEncoder) -> nn.Module:
+    decoder = ps.nn.MLPDecoder(2, likelihood.output_shape((6,)), hidden=(8,))
+    networks = encoder((6,), 2, hidden=(8,)), decoder
+    return ps.limits.SimVAE(ps.Joint(ps.priors.Gaussian(2), likelihood, *networks))
+
+
+def halves(x: torch.Tensor) -> torch.Tensor:
+    first = torch.binomial(x, torch.full_like(x, 0.5))
+    return torch.stack([first, x - first], 1)
+
+
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x + 2 * torch.randn_like(x), x], 1)
+
+
+@pytest.mark.parametrize("likelihood", [ps.likelihoods.Poisson, Zeros])
+@pytest.mark.parametrize("encoder", [ps.nn.MLPEncoder, LogCounts])
+def test_views_off_the_support_of_a_joint_are_refused_by_name(likelihood, encoder):
+    methods = {"simclr": nn.Flatten(), "own": of_counts(likelihood(), encoder)}
+    wanted = "counts 0, 1|whole numbers from 0 for Zeros"
+    with pytest.raises(ValueError, match=f"({wanted}).*; own came upon this"):
+        ps.compare(methods, counts(), views=noisy, progress=False)
+    found = ps.compare(methods, counts(), views=halves, progress=False)
+    assert found.methods["own"]["terms"]["elbo"] < 0
+
+
+def test_an_encoder_that_makes_nan_of_views_is_told_from_a_fit_that_diverged():
+    encoder = LogCounts((6,), 2, hidden=(8,))
+    with pytest.raises(ValueError, match="all items are finite.*views from -.*fault"):
+        ps.compare({"e": encoder}, counts(), views=noisy, progress=False)
+    joint = of_counts(ps.likelihoods.Gaussian(), LogCounts)
+    with pytest.raises(ValueError, match="finite mean of q.*views from -.*LogCounts"):
+        ps.evidence(joint, -counts().test.images - 2)
 
 
 def test_objectives_that_share_an_encoder_are_warned_of(digits):

@@ -407,3 +407,14 @@ test_what_an_objective_cannot_do_is_refused = refusals(
     ),
     (lambda: Items(PAIRS, X[0], twice), ValueError, "Groups"),
 )
+
+
+@pytest.mark.parametrize("measured", [ps.evidence, ps.classify, ps.to_arviz])
+def test_views_off_the_support_of_the_likelihood_are_refused(measured):
+    networks = ps.nn.MLPEncoder((5,), 2), ps.nn.MLPDecoder(2, (5,))
+    prior = ps.priors.TwoTier(2, components=3)
+    joint = ps.Joint(prior, ps.likelihoods.Poisson(), *networks)
+    x = torch.poisson(torch.full((30, 5), 3.0))
+    measured(joint, x)
+    with pytest.raises(ValueError, match="expected counts 0, 1"):
+        measured(joint, x, views=lambda x: torch.stack([x, x + 0.5], 1))

@@ -1,20 +1,22 @@
 """Checks of the arguments of `compare`."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import classes
+from ..arrays import classes, span
 from ..data import Dataset
 from ..evaluation.probes import LABELS_PER_CLASS, kept
 from ..joint import Joint
 from ..nn import PerModality
+from ..posterior.items import evaluating
+from ..terms import Batch
 
 __all__ = ["MIN_TEST_ITEMS", "apart", "check", "check_data", "check_finite"]
-__all__ += ["check_names", "check_views"]
+__all__ += ["check_names", "check_supports", "check_views"]
 
 MIN_TEST_ITEMS = 20  # for entropies and standard errors over items
 
@@ -92,14 +94,59 @@ def check_names(objectives: Mapping[str, nn.Module], baselines: list[str]) -> No
         )
 
 
-def check_finite(name: str, *parts: np.ndarray) -> None:
-    """Raise a ValueError for representations with NaN or infinity."""
-    bad = sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
-    if bad:
-        raise ValueError(
-            f"expected finite embeddings, got NaN or infinity for {bad} items by "
-            f"{name}; its fit has diverged: lower the learning rate, or leave it out"
+def check_finite(
+    name: str,
+    subject: object,
+    items: Sequence[np.ndarray],
+    views: Sequence[np.ndarray],
+    pair: Tensor,
+) -> None:
+    """Raise a ValueError for representations with NaN or infinity.
+
+    Arguments:
+        items: Representations of items.
+        views: Those of views.
+        pair: The views.
+    """
+    bad, worse = (
+        sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
+        for parts in (items, views)
+    )
+    if not bad + worse:
+        return
+    found = f"{bad} items and {worse} views" if bad else f"{worse} views"
+    state = subject.state_dict().values() if isinstance(subject, nn.Module) else ()
+    if not all(bool(torch.isfinite(x).all()) for x in state):
+        hint = "its fit has diverged: lower the learning rate, or leave it out"
+    elif bad:
+        hint = "its parameters are finite: give items in the range it was fitted to"
+    else:
+        low, high = span(pair)
+        hint = (
+            f"its parameters and all items are finite, so that views from {low:.4g} "
+            f"to {high:.4g} are at fault: give compare the views that it was fitted "
+            "with (by default they are recipes.views(data))"
         )
+    raise ValueError(
+        f"expected finite embeddings, got NaN or infinity for {found} by {name}; {hint}"
+    )
+
+
+def check_supports(objectives: dict[str, nn.Module], views: Tensor) -> None:
+    """Raise a ValueError if a joint, with its name, cannot have produced the views."""
+    for name, objective in objectives.items():
+        joint = getattr(objective, "joint", None)
+        if not isinstance(joint, Joint):
+            continue
+        try:
+            with evaluating(joint) as like:
+                for x in views.split(512):
+                    joint.check(Batch(x if like is None else x.to(like)))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; {name} came upon this in the views of compare: give those "
+                "that it was fitted with (by default they are recipes.views(data))"
+            ) from error
 
 
 def check_views(views: object) -> Tensor:

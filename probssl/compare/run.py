@@ -21,7 +21,15 @@ from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
 from ..posterior import embed
 from ..terms import Batch
-from .checks import apart, check, check_data, check_finite, check_names, check_views
+from .checks import (
+    apart,
+    check,
+    check_data,
+    check_finite,
+    check_names,
+    check_supports,
+    check_views,
+)
 from .decoding import decoded
 from .table import Comparison, Row
 from .terms import own_terms, representation_terms
@@ -80,8 +88,9 @@ def compare(
 
     Raises:
         ValueError: If labels are missing, there are fewer than 20 test items, fewer
-            than 5 training items of a class or no pairs of views, representations are
-            not finite, or encoders take several modalities.
+            than 5 training items of a class or no pairs of views, views are off the
+            support of a joint's likelihood, representations are not finite, or encoders
+            take several modalities.
     """
     check(objectives)
     check_data(data, max_train, seed)
@@ -93,6 +102,7 @@ def compare(
     several = apart(objectives)
     others, pca = _baselines(objectives, data, seed) if baselines else ({}, None)
     pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
+    check_supports(objectives, pair)
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
     subjects: dict[str, object] = {**objectives, **others}
     bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
@@ -192,7 +202,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _embedded(name: str, subject: object, data: Dataset, pair: Tensor) -> Embedded:
     train, test = (_represent(subject, split) for split in (data.train, data.test))
     each = [_represent(subject, Split(view)) for view in pair.unbind(1)]
-    check_finite(name, train, test, *each)
+    check_finite(name, subject, (train, test), each, pair)
     tensors = [torch.from_numpy(np.asarray(z)) for z in each]
     device = torch.device("cpu")
     if isinstance(subject, nn.Module):

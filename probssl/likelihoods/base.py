@@ -14,7 +14,7 @@ from ..arguments import at_least, instance, positive
 from ..hyper import Learned, Positive, plain
 
 __all__ = ["PSEUDO", "Likelihood", "Predicted", "Spread", "check_density"]
-__all__ += ["refuse", "spread", "spread_of"]
+__all__ += ["check_support", "refuse", "spread", "spread_of"]
 
 PSEUDO = "none (pseudo-likelihood)"  # the measure of what is no density
 
@@ -186,11 +186,8 @@ def check_density(
     """
     if likelihood.pseudo:
         return
+    check_support(likelihood, p, x, mask)
     absent = False if mask is None else ~mask
-    with suppress(NotImplementedError):  # of a distribution that declares none
-        support: Any = p.support
-        if not bool((support.check(x) | absent).all()):
-            raise refuse(likelihood, f"x on the support of p(x|z), {support}", x)
     log_prob = p.log_prob(x)
     if not bool((log_prob.isfinite() | absent).all()):
         values = ", ".join({str(v) for v in log_prob[~log_prob.isfinite()].tolist()})
@@ -199,12 +196,45 @@ def check_density(
         raise refuse(likelihood, wanted, x, hint)
 
 
-def refuse(likelihood: nn.Module, wanted: str, x: Tensor, hint: str = "") -> ValueError:
-    """The error for data outside a support: what is wanted, what came, what fits it."""
+def check_support(
+    likelihood: Likelihood, p: TorchDistribution, x: Tensor, mask: Tensor | None
+) -> None:
+    """Raise a ValueError if x is off the support of p(x|z), as `check_density`."""
+    absent = False if mask is None else ~mask
+    with suppress(NotImplementedError):  # of a distribution that declares none
+        support: Any = p.support
+        if likelihood.pseudo or bool((support.check(x) | absent).all()):
+            return
+        counting = likelihood.measure.startswith("counting")
+        hint = "give the counts themselves, and views that keep them whole"
+        wanted = f"x on the support of p(x|z), {_in_words(support)}"
+        raise refuse(likelihood, wanted, x, hint * counting, suggest=not counting)
+
+
+def _in_words(support: Any) -> str:
+    """The numbers that a support holds."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    low, high = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
+    if not isinstance(low, int | float):
+        return str(support)
+    kind = "whole numbers" if support.is_discrete else "numbers"
+    end = f" to {high:g}" if isinstance(high, int | float) else ""
+    return f"{kind} from {low:g}{end}"
+
+
+def refuse(
+    likelihood: nn.Module, wanted: str, x: Tensor, hint: str = "", suggest: bool = True
+) -> ValueError:
+    """The error for data outside a support: what is wanted, what came, what fits it.
+
+    Arguments:
+        suggest: Whether the error names ready-made likelihoods for the data.
+    """
     name = f"{type(likelihood).__name__}({likelihood.extra_repr()})"
     came, fits = _described(x)
-    hint = f"{hint}, or " if hint else ""
-    return ValueError(f"expected {wanted} for {name}, got {came}; {hint}{fits}")
+    remedy = ", or ".join(filter(None, [hint, fits * suggest]))
+    return ValueError(f"expected {wanted} for {name}, got {came}; {remedy}")
 
 
 def _described(x: Tensor) -> tuple[str, str]:

@@ -12,8 +12,8 @@ from ..data.batches import Loadable, Views
 from ..data.splits import Groups
 from ..joint import Joint
 from ..terms import Batch
-from .items import BAR_DELAY, batches, chunks, evaluating
-from .joints import decoded, joint_of, mean_views
+from .items import BAR_DELAY, chunks, evaluating
+from .joints import checked, decoded, joint_of, mean_views
 from .representation import Images, joined
 
 __all__ = ["classify", "complete"]
@@ -53,9 +53,7 @@ def complete(
         data = Groups(data.views, None, data.present, data.content)
     parts = []
     with evaluating(objective) as like:
-        for given in batches(data, like, None, batch_size, "complete"):
-            batch = joint.arranged(given)
-            joint.check(batch)
+        for batch in checked(joint, data, like, None, batch_size, "complete"):
             parts.append(_completed(joint, batch, draws))
     return joined(joint, parts, axis=0 if draws is None else 1)
 
@@ -83,12 +81,13 @@ def classify(
             guide `Coupled`.
 
     Raises:
-        ValueError: If there is no joint distribution with a mixture prior.
+        ValueError: If there is no joint distribution with a mixture prior, or the data
+            are outside the support of the likelihood.
     """
     joint = joint_of(objective, "a classification")
     parts = []
     with evaluating(objective) as like:
-        for batch in batches(data, like, views, batch_size, "classify"):
+        for batch in checked(joint, data, like, views, batch_size, "classify"):
             parts.append(plain(joint.responsibilities(batch, draws)))
     return np.concatenate(parts)
 

@@ -18,8 +18,8 @@ from ..joint import Joint
 from ..special import effective_sample_size
 from ..terms import Batch
 from .containers import pareto_k
-from .items import batches, chunks, evaluating
-from .joints import check_density, check_proper, check_spread, joint_of
+from .items import chunks, evaluating
+from .joints import check_density, check_proper, check_spread, checked, joint_of
 
 __all__ = ["Evidence", "evidence"]
 
@@ -107,7 +107,8 @@ def evidence(
 
     Raises:
         ValueError: If there is no evidence: no joint distribution, a flat p(y), a
-            pseudo-likelihood, or a guide without a density.
+            pseudo-likelihood, or a guide without a density; or data outside the support
+            of the likelihood.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2016)
@@ -121,8 +122,7 @@ def evidence(
         check(joint, "an evidence")
     parts = []
     with evaluating(objective) as like:
-        for batch in batches(data, like, views, batch_size, "evidence"):
-            joint.check(batch)
+        for batch in checked(joint, data, like, views, batch_size, "evidence"):
             parts.append(_weigh(joint, batch, particles))
     log_evidence, ess, k = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Evidence(log_evidence, ess, k, joint.likelihood.measure)

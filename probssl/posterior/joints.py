@@ -1,6 +1,6 @@
 """The joint of an objective, and checks of what it can be used for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,11 +8,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..arrays import plain
+from ..data.batches import Loadable, Views
 from ..guides import Point
 from ..joint import Joint
+from ..terms import Batch
+from .items import batches
 
-__all__ = ["check_density", "check_proper", "check_spread", "decoded", "joint_of"]
-__all__ += ["mean_views"]
+__all__ = ["check_density", "check_proper", "check_spread", "checked", "decoded"]
+__all__ += ["joint_of", "mean_views"]
 
 
 def joint_of(objective: nn.Module, what: str) -> Joint:
@@ -25,6 +28,21 @@ def joint_of(objective: nn.Module, what: str) -> Joint:
             "hyper-parameter; fit SimVAE or VAE, or use embed alone"
         )
     return joint
+
+
+def checked(
+    joint: Joint,
+    data: Loadable,
+    like: Tensor | None,
+    views: Views | None,
+    size: int,
+    title: str,
+) -> Iterator[Batch]:
+    """The batches of all items in order, each checked for the joint as by `fit`."""
+    for given in batches(data, like, views, size, title):
+        batch = joint.arranged(given)
+        joint.check(batch)
+        yield batch
 
 
 def decoded(
