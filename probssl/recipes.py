@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import guides, likelihoods, limits, priors
 from .arguments import typed
+from .arrays import span
 from .bounds import IWAE
 from .data import Dataset
 from .data.memory import as_float
@@ -128,11 +130,16 @@ def joint(
 
 @typed
 def likelihood(data: Dataset) -> likelihoods.Likelihood:
-    """Bernoulli for binary pixels, Binomial for few grey levels, Gaussian otherwise."""
+    """Bernoulli for binary pixels, Binomial for few grey levels, Gaussian otherwise.
+
+    Negative binomial for counts: rows of whole numbers from 0, some above 1.
+    """
     if data.levels == 1:
         return likelihoods.Bernoulli()
     if data.levels is not None and data.levels < 255:
         return likelihoods.Binomial(data.levels)
+    if _are_counts(data):
+        return likelihoods.NegativeBinomial()
     return likelihoods.Gaussian(learned(0.2), floor=0.01)
 
 
@@ -142,14 +149,33 @@ def views(data: Dataset) -> Callable[[Tensor], Tensor]:
 
     Small rotations, scalings and shifts; for colour images SimCLR's augmentation; for
     other items Gaussian noise of a tenth of their standard deviation.
+
+    Raises:
+        ValueError: For counts, which noise makes no counts.
     """
     shape = tuple(data.train.images.shape[1:])
+    if _are_counts(data):
+        raise ValueError(
+            f"expected views of the counts of {data.name}, got none, and Gaussian "
+            "noise leaves no counts; give views that keep counts, such as two random "
+            "halves: first = torch.binomial(x, torch.full_like(x, 0.5)), then "
+            "torch.stack([first, x - first], 1)"
+        )
     if len(shape) != 3:
         spread = float(as_float(data.train).std())
         return Augment(Noise(0.1 * spread), levels=data.levels)
     if shape == (1, 8, 8):
         return digits()
     return simclr(levels=data.levels) if shape[0] == 3 else Augment(levels=data.levels)
+
+
+def _are_counts(data: Dataset) -> bool:
+    """Whether items, no images, are whole numbers from 0, not all of them 0 or 1."""
+    if data.levels is not None or data.train.images.ndim == 4:
+        return False
+    x = torch.as_tensor(data.train.images)
+    low, high = span(x)
+    return low >= 0 and high > 1 and bool((x == x.round()).all())
 
 
 def _is_colour(shape: tuple[int, ...]) -> bool:

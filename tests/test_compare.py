@@ -20,6 +20,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import poisson
 from torch import nn
 from torch.testing import assert_close
 
@@ -209,7 +210,7 @@ class TestDecoded:
         train, test = ps.data.Split(x[:n]), ps.data.Split(x[n:])
         data = ps.data.Dataset(train, test, levels=None, name="linear")
         z = 1e3 * z.double() + 5
-        found = decoded(data, z[:n], z[n:], CPU)
+        found = decoded(data, z[:n], z[n:], CPU).values
         exact = -3 * math.log(2 * math.pi * math.e * s**2)
         error = float(found.std()) / math.sqrt(n)
         assert exact - 0.2 < float(found.mean()) < exact + 5 * error
@@ -218,7 +219,7 @@ class TestDecoded:
         monkeypatch.setattr(decoding, "STEPS", 300)
         shapes = len(digits.train.images), len(digits.test.images)
         constant = (torch.full((n, 3), 0.1).double() for n in shapes)
-        found = float(decoded(digits, *constant, CPU).mean())
+        found = float(decoded(digits, *constant, CPU).values.mean())
         mean = digits.train.images.float().mean(0).clamp(0.01, 0.99)
         x = digits.test.images.float()
         independent = ps.likelihoods.Binomial(16)(mean.logit()).log_prob(x)
@@ -594,6 +595,63 @@ def test_an_encoder_that_makes_nan_of_views_is_told_from_a_fit_that_diverged():
     joint = of_counts(ps.likelihoods.Gaussian(), LogCounts)
     with pytest.raises(ValueError, match="finite mean of q.*views from -.*LogCounts"):
         ps.evidence(joint, -counts().test.images - 2)
+
+
+class TestDecoder:
+    def test_it_has_the_likelihood_of_the_joints_under_one_measure(self):
+        data, zeros = counts(), of_counts(Zeros())
+        joints = {"a": of_counts(ps.likelihoods.Poisson()), "b": zeros}
+        found = decoding.likelihood_for(joints, data)
+        assert isinstance(found, ps.likelihoods.Poisson)
+        assert found is not joints["a"].joint.likelihood
+        assert isinstance(decoding.likelihood_for({"b": zeros}, data), Zeros)
+        real = of_counts(ps.likelihoods.Gaussian())
+        for others in ({}, joints | {"c": real}):
+            found = decoding.likelihood_for(others, data)
+            assert isinstance(found, ps.likelihoods.NegativeBinomial)
+
+    def test_images_keep_the_likelihood_of_the_recipes(self, digits):
+        found = decoding.likelihood_for({"a": grey(digits, 255)}, digits)
+        assert isinstance(found, ps.likelihoods.Binomial)
+
+    def test_items_off_its_support_fall_to_the_likelihood_of_the_recipes(self):
+        data = counts()
+        halved = data._replace(test=data.test._replace(images=data.test.images / 2))
+        found = decoding.likelihood_for({"a": of_counts(Zeros())}, halved)
+        assert not isinstance(found, ps.likelihoods.Poisson | Zeros)
+
+    def test_the_table_names_it_and_says_where_it_did_not_converge(self, monkeypatch):
+        monkeypatch.setattr(decoding, "STEPS", 300)
+        methods = {"own": of_counts(Zeros()), "flat": nn.Flatten()}
+        options = {"views": halves, "baselines": False, "progress": False}
+        found = ps.compare(methods, counts(400), **options)
+        assert "fitted afterwards with Zeros()" in str(found)
+        assert "not converged" not in str(found)
+        large = ps.data.arrays(1e3 * torch.randn(400, 6), torch.arange(400) % 2)
+        found = ps.compare({"flat": nn.Flatten()}, large, **options | {"views": noisy})
+        assert "not converged for flat" in str(found) and "Gaussian(" in str(found)
+
+    def test_its_value_is_the_log_probability_of_the_likelihood(self, float64):
+        """Of z without any information: the maximum-likelihood Poisson, in scipy."""
+        x = torch.poisson(torch.full((4_000, 1), 3.0))
+        data = ps.data.arrays(x, torch.arange(4_000) % 2)
+        z = [torch.zeros(len(split), 2) for split in (data.train, data.test)]
+        found = decoded(data, *z, CPU, ps.likelihoods.Poisson()).values
+        rate = float(data.train.images.mean())
+        expected = torch.as_tensor(poisson.logpmf(data.test.images[:, 0], rate))
+        gap = estimate(found - expected)
+        assert abs(gap.value) < 5 * gap.standard_error + 0.02
+
+
+def test_counts_have_recipes_of_their_own():
+    data = counts()
+    assert isinstance(recipes.likelihood(data), ps.likelihoods.NegativeBinomial)
+    with pytest.raises(
+        ValueError, match="views of the counts of arrays.*random halves"
+    ):
+        recipes.views(data)
+    binary = ps.data.arrays((data.train.images > 2).float())
+    assert isinstance(recipes.likelihood(binary), ps.likelihoods.Gaussian)
 
 
 def test_objectives_that_share_an_encoder_are_warned_of(digits):

@@ -1,7 +1,10 @@
 """Reconstruction from a frozen representation: a decoder fitted afterwards."""
 
+import copy
 import itertools
-from typing import Any
+from collections.abc import Mapping
+from textwrap import shorten
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,13 +15,58 @@ from torch.optim.lr_scheduler import OneCycleLR
 from .. import recipes
 from ..data import Dataset, Split
 from ..data.memory import as_float
+from ..joint import Joint, given_z
+from ..likelihoods import Likelihood
+from ..nn import MLPDecoder
 from ..train.run import EarlyStopping
 
-__all__ = ["decoded"]
+__all__ = ["Decoded", "decoded", "likelihood_for", "named"]
 
 MAX_FITTED = 10_000  # training items
 BATCH, STEPS, EPOCHS_WITHOUT_GAIN = 128, 300, 10
 LEARNING_RATE, BETAS, WARM_UP = 1.5e-2, (0.9, 0.95), 0.1  # of Adam, "one cycle"
+
+
+class Decoded(NamedTuple):
+    """What a decoder, fitted afterwards, makes of a representation.
+
+    Arguments:
+        values: log p(x|z) of each test item, in nats.
+        rise: That of held-out items in the last quarter of a fit that was not stopped
+            early, in nats per element of x.
+    """
+
+    values: Float[Tensor, " m"]
+    rise: float
+
+
+def likelihood_for(objectives: Mapping[str, nn.Module], data: Dataset) -> Likelihood:
+    """The likelihood of the decoders, the same for all rows.
+
+    That of the first joint, with its spread as fitted, where all joints have densities
+    under one measure and the items are on its support. Images on a grid of grey levels,
+    and images under the measure of `recipes.likelihood`, keep that one.
+    """
+    usual, x = recipes.likelihood(data), as_float(data.test)
+    joints = (getattr(each, "joint", None) for each in objectives.values())
+    found = [each for j in joints if isinstance(j, Joint) for each in j.likelihoods]
+    measures = {each.measure for each in found}
+    image = x.ndim == 4 and measures == {usual.measure}
+    if len(measures) != 1 or data.levels is not None or image:
+        return usual
+    if any(each.pseudo for each in found):
+        return usual
+    try:
+        for split in (data.train, data.test):
+            found[0].check(as_float(split))
+    except ValueError:
+        return usual
+    return copy.deepcopy(found[0])
+
+
+def named(likelihood: nn.Module) -> str:
+    """The class of a likelihood with its arguments, where they are short."""
+    return shorten(f"{type(likelihood).__name__}({likelihood.extra_repr()})", 60)
 
 
 def decoded(
@@ -26,14 +74,15 @@ def decoded(
     train: Float[Tensor, "n dim"],
     test: Float[Tensor, "m dim"],
     device: torch.device,
-) -> Float[Tensor, " m"]:
+    likelihood: Likelihood | None = None,
+) -> Decoded:
     r"""log p(x|z) of each test item, in nats, by a decoder fitted to frozen z.
 
     .. math:: E \log p(x \mid z) \le -H[x \mid z] = I(x; z) - H[x]
 
     H[x] is the same for all encoders, so this is, up to a constant, a lower bound on
-    the mutual information of items and representations. Decoder and likelihood are
-    those of `recipes`; z is standardised by the training items. A fifth of them is held
+    the mutual information of items and representations. The decoder is that of
+    `recipes`; z is standardised by the training items. A fifth of them is held
     out for early stopping. Adam takes 300 steps at most, with a one-cycle learning
     rate. Randomness follows ``torch.manual_seed``.
 
@@ -41,6 +90,7 @@ def decoded(
         train: z of the training items, each seen alone.
         test: z of the test items.
         device: Where to fit.
+        likelihood: p(x|z), of which a copy is fitted; by default `recipes.likelihood`.
     """
     mean, scale = train.mean(0), train.std(0)
     varies = scale > 1e-6 * train.abs().amax(0)  # else it is constant up to rounding
@@ -50,23 +100,29 @@ def decoded(
     rows = torch.randperm(len(train))[:MAX_FITTED]
     x, z = as_float(Split(data.train.images[rows])).to(dtype), train[rows]
     fifth = max(1, len(rows) // 5)
-    model = _Decoder(data, train.shape[1]).to(device)
-    _fit(model, (x[fifth:], z[fifth:]), (x[:fifth], z[:fifth]), device)
-    return model.log_prob(as_float(data.test).to(dtype), test, device)
+    model = _Decoder(data, train.shape[1], likelihood).to(device, dtype)
+    rise = _fit(model, (x[fifth:], z[fifth:]), (x[:fifth], z[:fifth]), device)
+    values = model.log_prob(as_float(data.test).to(dtype), test, device)
+    return Decoded(values, rise / x[0].numel())
 
 
 class _Decoder(nn.Module):
-    """p(x|z), with the decoder and likelihood of a joint for these data."""
+    """p(x|z), with the decoder of a joint for these data."""
 
-    def __init__(self, data: Dataset, dim: int) -> None:
+    def __init__(self, data: Dataset, dim: int, likelihood: Likelihood | None) -> None:
         super().__init__()
-        self.decoder = recipes.decoder(data, dim)
-        self.likelihood = recipes.likelihood(data)
+        event = tuple(data.train.images.shape[1:])
+        usual = recipes.likelihood(data) if likelihood is None else likelihood
+        self.likelihood, shape = copy.deepcopy(usual), usual.output_shape(event)
+        alike = tuple(shape) == event  # else as rows: parameters stand in a last axis
+        self.decoder = (
+            recipes.decoder(data, dim) if alike else MLPDecoder(dim, tuple(shape))
+        )
 
     def forward(
         self, x: Float[Tensor, "n *event"], z: Float[Tensor, "n dim"]
     ) -> Float[Tensor, " n"]:
-        return self.likelihood(self.decoder(z)).log_prob(x).flatten(1).sum(1)
+        return given_z(self.likelihood, self.decoder(z), z.shape[:1]).log_prob(x)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, z: Tensor, device: torch.device) -> Tensor:
@@ -81,7 +137,8 @@ def _fit(
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
     device: torch.device,
-) -> None:
+) -> float:
+    """Fit; return the rise of the held-out value in the last quarter of all steps."""
     optimizer = Adam(model.parameters(), betas=BETAS, fused=True)
     shape: dict[str, Any] = {"anneal_strategy": "linear", "pct_start": WARM_UP}
     shape |= {"cycle_momentum": False, "final_div_factor": 100}
@@ -89,6 +146,7 @@ def _fit(
     stopping = EarlyStopping("log_prob", EPOCHS_WITHOUT_GAIN)
     x, z = (part.to(device) for part in train)
     step = epoch = 0
+    values = []
     while step < STEPS and not stopping.gives_up(epoch):
         epoch += 1
         model.train()
@@ -101,5 +159,9 @@ def _fit(
             schedule.step()
             step += 1
         value = float(model.log_prob(*valid, device).mean())
+        values.append(value)
         stopping.improves({"log_prob": value, "epoch": epoch}, model)
     stopping.restore(model)
+    late = max(values[3 * len(values) // 4 :])
+    early = max(values[: 3 * len(values) // 4], default=late)
+    return max(0.0, late - early) if step == STEPS else 0.0

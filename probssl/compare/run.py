@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
 from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
+from ..likelihoods import Likelihood
 from ..posterior import embed
 from ..terms import Batch
 from .checks import (
@@ -30,7 +31,7 @@ from .checks import (
     check_supports,
     check_views,
 )
-from .decoding import decoded
+from .decoding import decoded, likelihood_for, named
 from .table import Comparison, Row
 from .terms import own_terms, representation_terms
 
@@ -74,6 +75,10 @@ def compare(
 
     Reconstruction and ELBO are left out, with the reason, where likelihoods have
     different measures of the data, or pseudo-likelihoods stand beside densities.
+    The decoder that is fitted afterwards to every z has the likelihood of the first
+    joint, where all joints have one measure; for images on a grid, and otherwise, that
+    of `recipes.likelihood`. A note names it.
+
     Objectives that share parameters are warned of.
 
     Arguments:
@@ -105,6 +110,7 @@ def compare(
     check_supports(objectives, pair)
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
     subjects: dict[str, object] = {**objectives, **others}
+    likelihood = likelihood_for(objectives, data)
     bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
     embedded = {}
     for name, subject in subjects.items():  # all of them before any is measured
@@ -118,8 +124,8 @@ def compare(
         bar.set_postfix_str(name)
         with _seeded(seed, embedded[name].device):
             own = own_terms(subject, pair)
-        raw = name == RAW and name in others
-        row, few_labels[name] = _row(own, embedded[name], data, seed, max_train, raw)
+        kept = None if name == RAW and name in others else likelihood
+        row, few_labels[name] = _row(own, embedded[name], data, seed, max_train, kept)
         if own:
             row["scores"]["active_units"] = active_units(embedded[name].test)
         if own and several:
@@ -142,19 +148,25 @@ def _row(
     data: Dataset,
     seed: int,
     max_train: int | None,
-    raw: bool,
+    likelihood: Likelihood | None,
 ) -> tuple[Row, FewLabel]:
     y_train, y_test = data.train.labels, data.test.labels
     assert y_train is not None and y_test is not None
     probes, few = scores_and_draws(z.train, y_train, z.test, y_test, seed, max_train)
     terms, matrix, left_out = representation_terms(z.views)
     matrix["effective_rank"] = estimate(effective_rank_values(z.test))
-    if raw:
+    decoder: dict[str, Any] = {}
+    if likelihood is None:
         left_out["decoded"] = "z is the item itself"
     else:
         with _seeded(seed, z.device):
             train, test = (torch.from_numpy(x).double() for x in (z.train, z.test))
-            matrix["decoded"] = estimate(decoded(data, train, test, z.device))
+            values, rise = decoded(data, train, test, z.device, likelihood)
+        if bool(values.isfinite().all()):
+            matrix["decoded"] = estimate(values)
+            decoder = {"decoder": {"likelihood": named(likelihood), "rise": rise}}
+        else:
+            left_out["decoded"] = f"log p(x|z) of {named(likelihood)} is not finite"
     if "log_det" in matrix:
         terms["log_det"] = matrix["log_det"]
     found = own | terms | matrix
@@ -169,6 +181,7 @@ def _row(
         "matrix": {name: entry.value for name, entry in matrix.items()},
         "errors": errors,
         "left_out": left_out,
+        **decoder,
     }
     return row, few
 

@@ -60,6 +60,7 @@ MARKS |= {"student_alignment": SCALED, "kernel_entropy": SCALED}
 MARKS |= {"nearest_entropy": SCALED, "spherical_alignment": ON_SPHERE}
 MARKS |= {"spherical_entropy": ON_SPHERE}
 
+RISING = 0.1  # nats per element of x: a larger rise at the end is no convergence
 LINE_WIDTH = 120
 INVARIANT = "what does not move when z is rescaled; (standard error of last digits)"
 
@@ -73,7 +74,9 @@ class Comparison:
         methods: For each name ``{"terms": …, "scores": …, "matrix": …, "errors": …,
             "left_out": …}``, and ``"seconds"`` where they are known. `errors` are
             standard errors by the names of the other entries; `left_out` says why an
-            entry of the matrix is missing.
+            entry of the matrix is missing. ``"decoder"`` has the likelihood of the
+            decoder fitted afterwards, and how much log p(x|z) of held-out items still
+            rose in the last quarter of its fit, in nats per element of x.
     """
 
     def __init__(self, data: str, seed: int, methods: dict[str, Row]) -> None:
@@ -167,7 +170,19 @@ class Comparison:
         reasons = dict.fromkeys(
             why for name, why in self._left_out().items() if name == "elbo"
         )
-        return [f"ELBO and reconstruction left out: {why}" for why in reasons]
+        notes = [f"ELBO and reconstruction left out: {why}" for why in reasons]
+        fits = {
+            k: row["decoder"] for k, row in self.methods.items() if "decoder" in row
+        }
+        used = dict.fromkeys(fit["likelihood"] for fit in fits.values())
+        notes += [f"log p(x|z) decoder: fitted afterwards with {name}" for name in used]
+        if rising := [name for name, fit in fits.items() if fit["rise"] > RISING]:
+            notes.append(
+                f"log p(x|z) decoder: not converged for {', '.join(rising)}; it still "
+                f"rose by more than {RISING} nats per element of x in the last quarter "
+                "of the fit: rescale the items, or compare under a likelihood of theirs"
+            )
+        return notes
 
     def _cells(self, name: str) -> list[str]:
         """A column of the main table; a difference with its paired standard error."""
