@@ -173,9 +173,10 @@ def _are_counts(data: Dataset) -> bool:
     """Whether items, no images, are whole numbers from 0, not all of them 0 or 1."""
     if data.levels is not None or data.train.images.ndim == 4:
         return False
-    x = torch.as_tensor(data.train.images)
-    low, high = span(x)
-    return low >= 0 and high > 1 and bool((x == x.round()).all())
+    parts = [torch.as_tensor(split.images) for split in (data.train, data.test)]
+    low, high = zip(*map(span, parts), strict=True)
+    whole = all(bool((x == x.round()).all()) for x in parts)
+    return whole and min(low) >= 0 and max(high) > 1
 
 
 def _is_colour(shape: tuple[int, ...]) -> bool:

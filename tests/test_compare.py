@@ -631,8 +631,11 @@ class TestDecoder:
         found = ps.compare({"flat": nn.Flatten()}, large, **options | {"views": noisy})
         assert "not converged for flat" in str(found) and "Gaussian(" in str(found)
 
-    def test_its_value_is_the_log_probability_of_the_likelihood(self, float64):
+    def test_its_value_is_the_log_probability_of_the_likelihood(
+        self, float64, monkeypatch
+    ):
         """Of z without any information: the maximum-likelihood Poisson, in scipy."""
+        monkeypatch.setattr(decoding, "STEPS", 300)
         x = torch.poisson(torch.full((4_000, 1), 3.0))
         data = ps.data.arrays(x, torch.arange(4_000) % 2)
         z = [torch.zeros(len(split), 2) for split in (data.train, data.test)]

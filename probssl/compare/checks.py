@@ -132,7 +132,7 @@ def check_finite(
     )
 
 
-def check_supports(objectives: dict[str, nn.Module], views: Tensor) -> None:
+def check_supports(objectives: Mapping[str, nn.Module], views: Tensor) -> None:
     """Raise a ValueError if a joint, with its name, cannot have produced the views."""
     for name, objective in objectives.items():
         joint = getattr(objective, "joint", None)

@@ -17,6 +17,7 @@ from ..data import Dataset, Split
 from ..data.memory import as_float
 from ..joint import Joint, given_z
 from ..likelihoods import Likelihood
+from ..likelihoods.base import check_support
 from ..nn import MLPDecoder
 from ..train.run import EarlyStopping
 
@@ -56,12 +57,17 @@ def likelihood_for(objectives: Mapping[str, nn.Module], data: Dataset) -> Likeli
         return usual
     if any(each.pseudo for each in found):
         return usual
+    dtype = torch.get_default_dtype()
+    likelihood = copy.deepcopy(found[0]).to("cpu", dtype)
+    output = torch.zeros(1, *likelihood.output_shape(x.shape[1:]), dtype=dtype)
     try:
+        p = given_z(likelihood, output, output.shape[:1])
         for split in (data.train, data.test):
-            found[0].check(as_float(split))
+            likelihood.check(as_float(split))
+            check_support(likelihood, p, as_float(split), None)
     except ValueError:
         return usual
-    return copy.deepcopy(found[0])
+    return likelihood
 
 
 def named(likelihood: nn.Module) -> str:
