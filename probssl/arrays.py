@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Array", "centred", "check_kind", "class_labels", "classes", "doubles"]
-__all__ += ["finite"]
-__all__ += ["gate", "labels", "numbers", "plain", "raw_bytes", "representations"]
+__all__ = ["Array", "categories", "centred", "check_kind", "class_labels", "classes"]
+__all__ += ["coded", "doubles", "finite", "gate", "labels", "numbers", "plain"]
+__all__ += ["raw_bytes", "representations"]
 __all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
 
 Array = np.ndarray | Tensor
@@ -63,6 +63,8 @@ def check_kind(dtype: np.dtype, name: str, came: str = "") -> None:
     """Raise a TypeError unless arrays of this type hold real numbers."""
     if dtype.kind not in "buif":
         convert = "convert it first, for example with .astype('float32')"
+        if dtype.kind in "UST":
+            convert = "code what is named as numbers: np.unique(x, return_inverse=True)"
         raise TypeError(
             f"expected real numbers in {name}, got {came or f'an array of {dtype}'}; "
             + _REMEDY.get(dtype.kind, convert)
@@ -170,6 +172,63 @@ def class_labels(y: Any, name: str = "labels") -> np.ndarray:
                 "continuous factors to style_probe"
             )
     return _int64(array, name)
+
+
+def categories(y: Any) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    """The codes of a categorical of pandas, -1 where missing, and the names of classes.
+
+    In the order of its categories; None for anything else.
+    """
+    if not hasattr(getattr(y, "dtype", None), "categories"):
+        return None
+    known = getattr(y, "cat", y)  # of a Series, and of a Categorical or an index
+    codes = np.array(known.codes, dtype=np.int64)
+    return codes, tuple(map(str, known.categories))
+
+
+def coded(y: Any, classes: Sequence[str] | None, name: str) -> np.ndarray | None:
+    """Names of classes as their numbers, -1 where one is missing; None for numbers.
+
+    Arguments:
+        classes: The names that are known, in the order of their numbers.
+
+    Raises:
+        TypeError: Names where none are known, or among other things.
+        ValueError: A name that is not known.
+    """
+    if isinstance(y, Tensor):
+        return None
+    found = categories(y)
+    listed = np.asarray(y, dtype=object).ravel().tolist() if found is None else []
+    if found is None and not any(isinstance(value, str) for value in listed):
+        return None
+    if classes is None:
+        raise TypeError(
+            f"expected whole numbers in {name}, in the order of the data set's labels "
+            "and -1 where one is not known, got names; names are known of a data set "
+            "whose labels are names: ps.data.arrays(x, names)"
+        )
+    if found is not None:
+        codes, own = found
+        listed = [None if code < 0 else own[code] for code in codes]
+    number = {each: i for i, each in enumerate(classes)} | {None: -1}
+    listed = [None if _is_missing(value) else value for value in listed]
+    odd = [value for value in listed if value not in number]
+    if odd:
+        raise ValueError(
+            f"expected names of classes in {name}, {', '.join(classes)}, or None where "
+            f"one is not known, got {odd[0]!r}; spell them alike"
+        )
+    return np.array([number[value] for value in listed], dtype=np.int64)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is None, NaN or NA of pandas."""
+    return (
+        value is None
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, float) and value != value)
+    )
 
 
 def representations(
@@ -322,6 +381,11 @@ def _pandas(values: Any, name: str) -> np.ndarray:
     """A DataFrame, Series or index, nullable types without missing values included."""
     table = values.ndim > 1
     types = set(values.dtypes if table else [values.dtype])
+    if any(str(kind).startswith("Sparse[") for kind in types):
+        raise TypeError(
+            f"expected real numbers in {name}, got sparse ones of pandas; give "
+            "x.sparse.to_dense()"
+        )
     if not all(isinstance(kind, np.dtype) for kind in types):
         if missing := int(np.asarray(values.isna()).sum()):
             raise ValueError(

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from probssl import data
+from probssl.data.batches import Items
 from probssl.data.published import read_idx
 from probssl.data.simulators import FACTORS, SHAPES
 
@@ -943,3 +944,77 @@ def test_omniglot_crosses_characters_and_drawers_in_full(data_root):
     assert made.train.labels.unique().tolist() == list(range(242))
     ink = [int((split.images == 255).sum()) for split in made[:2]]
     assert ink == [820521660 // 255, 275550960 // 255]
+
+
+CLASSES = ("monocyte", "T cell", "B cell")  # not in alphabetical order
+NUMBERS = np.arange(40) % 3
+NAMES = np.array(CLASSES)[NUMBERS]
+SOME = [None if i % 4 else name for i, name in enumerate(NAMES)]
+KNOWN = np.where(np.arange(40) % 4, -1, NUMBERS)
+
+
+def categorical(names, order=CLASSES):
+    return pd.Categorical(names, categories=list(order))
+
+
+class TestNamesOfClasses:
+    @pytest.mark.parametrize("kind", [lambda y: y, pd.Series, pd.CategoricalIndex])
+    def test_categories_keep_their_order_and_codes(self, kind):
+        x, y = np.arange(40.0)[:, None], kind(categorical(NAMES))
+        found = data.arrays(x, y, test=x, test_labels=NAMES)
+        for split in found[:2]:
+            assert split.labels.tolist() == NUMBERS.tolist()
+            assert split.rows(slice(3)).classes == CLASSES
+        assert "3 classes (monocyte, T cell, B cell)" in repr(found)
+        assert data.groups([x, x], y).labels.tolist() == NUMBERS.tolist()
+        assert data.arrays(x, NAMES).train.classes == tuple(sorted(CLASSES))
+        assert data.arrays(x, NUMBERS).train.classes is None
+
+    def test_missing_ones_and_other_categories_are_refused(self):
+        x = np.arange(40.0)[:, None]
+        with pytest.raises(ValueError, match="labels, got 30 of 40 missing"):
+            data.arrays(x, categorical(SOME))
+        other = categorical(NAMES, sorted(CLASSES))
+        with pytest.raises(ValueError, match="the same categories"):
+            data.arrays(x, categorical(NAMES), test=x, test_labels=other)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            SOME,
+            np.array(SOME, dtype=object),
+            pd.Series(SOME, dtype="string"),
+            categorical(SOME),
+            pd.Series(categorical(SOME, sorted(CLASSES))),
+            categorical(SOME).codes,
+            KNOWN,
+        ],
+    )
+    def test_contents_are_numbers_or_names(self, content):
+        x = torch.rand(40, 1)
+        split = data.Split(x, torch.from_numpy(NUMBERS), classes=CLASSES)
+        assert Items(split, None, content=content).content.tolist() == KNOWN.tolist()
+        found = data.groups([x, x], categorical(NAMES), content=content).content
+        assert found.tolist() == KNOWN.tolist()
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (["T cell"] * 39 + ["t cell"], "monocyte, T cell.*got 't cell'"),
+            (pd.Series([1.0] * 39 + [np.nan]), r"-1 where.*fillna\(-1\)"),
+            (pd.Series([1] * 39 + [None], dtype="Int64"), r"-1 where.*fillna\(-1\)"),
+        ],
+    )
+    def test_other_contents_are_refused(self, content, message):
+        split = data.Split(torch.rand(40, 1), classes=CLASSES)
+        with pytest.raises(ValueError, match=message):
+            Items(split, None, content=content)
+
+    def test_names_need_a_data_set_that_knows_them(self):
+        with pytest.raises(TypeError, match="order of the data set's labels and -1"):
+            Items(torch.rand(40, 1), None, content=SOME)
+
+    def test_sparse_frames_are_refused(self):
+        x = pd.DataFrame(np.eye(4)).astype(pd.SparseDtype(float, 0))
+        with pytest.raises(TypeError, match=r"sparse.*to_dense\(\)"):
+            data.arrays(x)

@@ -454,4 +454,5 @@ def _known(data: Data, content: Any, n: int) -> Int[Tensor, " n"] | None:
                 "content out of one of them"
             )
         content = data.content
-    return None if content is None else observed_content(content, n)
+    names = data.classes if isinstance(data, Split | Groups) else None
+    return None if content is None else observed_content(content, n, names)

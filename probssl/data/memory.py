@@ -11,7 +11,16 @@ from torch import Tensor
 
 from .. import arguments
 from ..arguments import typed
-from ..arrays import class_labels, gate, raw_bytes, span, tensor, whole_numbers
+from ..arrays import (
+    categories,
+    class_labels,
+    coded,
+    gate,
+    raw_bytes,
+    span,
+    tensor,
+    whole_numbers,
+)
 from .splits import Dataset, Groups, Split, fixed_split
 
 __all__ = ["arrays", "as_float", "check_finite", "check_items", "groups"]
@@ -34,7 +43,10 @@ def arrays(
     Event shapes are kept; images have their channel first. With `levels` bytes stay
     bytes and stand for k/255, a quarter of the memory; Boolean images become the bytes
     0 and 255; other numbers become floating point. Labels become int64, strings by
-    their sorted order; -1 is a class like any other.
+    their sorted order, a categorical of pandas by that of its categories, all without
+    missing ones; -1 is a class like any other. `Split.classes` has their names. Columns
+    of a DataFrame count by position: give new data in the same order,
+    ``new[frame.columns]``.
 
     Arguments:
         test: The test images; None sets a fixed quarter of every class aside.
@@ -58,8 +70,8 @@ def arrays(
             raise ValueError(
                 "expected test with test_labels, got test_labels only; pass both"
             )
-        (codes,) = label_tensors(labels=(labels, whole))
-        return fixed_split(Split(whole, codes), levels, name, seed)
+        (codes,), names = label_tensors(labels=(labels, whole))
+        return fixed_split(Split(whole, codes, classes=names), levels, name, seed)
     held_out = _images(test, levels, "test")
     if whole.shape[1:] != held_out.shape[1:] or whole.dtype != held_out.dtype:
         raise ValueError(
@@ -72,10 +84,13 @@ def arrays(
             "expected labels for both splits or for neither, got them for one; "
             "pass both labels and test_labels"
         )
-    codes, test_codes = label_tensors(
+    (codes, test_codes), names = label_tensors(
         labels=(labels, whole), test_labels=(test_labels, held_out)
     )
-    return Dataset(Split(whole, codes), Split(held_out, test_codes), levels, name)
+    train, held = (
+        Split(x, y, classes=names) for x, y in ((whole, codes), (held_out, test_codes))
+    )
+    return Dataset(train, held, levels, name)
 
 
 @typed
@@ -97,8 +112,9 @@ def groups(
         present: Booleans (n, view), False where a view is missing. What stands there,
             NaN included, is replaced by zeros.
         content: Whole numbers (n,) that the objective may see, as the components of a
-            mixture that the items belong to; -1 where one is not known. No objective
-            sees the labels, which serve evaluation.
+            mixture that the items belong to; -1 where one is not known. Where labels
+            are names, contents may be names too, None where one is not known. No
+            objective sees the labels, which serve evaluation.
         levels: Grey levels minus one, as for `arrays`; needed for bytes.
 
     Raises:
@@ -124,16 +140,30 @@ def groups(
         check_values(part, "views")
         if levels is not None:
             check_grid(part, levels, "views")
-    (codes,) = label_tensors(labels=(labels, parts[0]))
+    (codes,), names = label_tensors(labels=(labels, parts[0]))
     several = len(parts) > 1
-    known = None if content is None else observed_content(content, len(parts[0]))
-    return Groups(tuple(parts) if several else parts[0], codes, mask, known)
+    known = content
+    if content is not None:
+        known = observed_content(content, len(parts[0]), names)
+    return Groups(tuple(parts) if several else parts[0], codes, mask, known, names)
 
 
-def observed_content(content: Any, n: int) -> Int[Tensor, " n"]:
-    """Observed contents as a tensor, -1 where one is not known."""
+def observed_content(
+    content: Any, n: int, classes: Sequence[str] | None = None
+) -> Int[Tensor, " n"]:
+    """Observed contents as a tensor, -1 where one is not known.
+
+    Arguments:
+        classes: The names of the classes; contents may then be names.
+    """
+    codes = coded(content, classes, "content")
+    if codes is None and hasattr(content, "isna") and np.asarray(content.isna()).any():
+        raise ValueError(
+            "expected whole numbers in content, -1 where one is not known, got missing "
+            "ones (NaN or NA); give content.fillna(-1).astype(int)"
+        )
     known = whole_numbers(
-        content,
+        content if codes is None else codes,
         "content",
         "give the number of a component for each item, -1 where it is not known",
     )
@@ -290,29 +320,42 @@ def check_grid(images: Shaped[Tensor, "n *event"], levels: int, what: str) -> No
 
 def label_tensors(
     **parts: tuple[Any, Shaped[Tensor, "_ *event"]],
-) -> list[Int[Tensor, " _"] | None]:
-    """Class numbers as int64 for pairs of labels and their images.
+) -> tuple[list[Int[Tensor, " _"] | None], tuple[str, ...] | None]:
+    """Class numbers as int64 for pairs of labels and their images; names of classes.
 
-    Strings are numbered by their sorted order over all labels; None stays None.
+    Strings are numbered by their sorted order over all labels, a categorical of pandas
+    by the order of its categories; None stays None. Numbers have no names.
 
     Arguments:
         parts: The pairs, by the name that an error gives them.
     """
-    codes = {
-        name: _label_array(labels, len(images), name)
-        for name, (labels, images) in parts.items()
-        if labels is not None
+    given = {name: y for name, (y, _) in parts.items() if y is not None}
+    orders = [own[1] for own in map(categories, given.values()) if own is not None]
+    arrays = {
+        name: _label_array(y, len(parts[name][1]), name) for name, y in given.items()
     }
-    strings = [array.dtype.kind == "U" for array in codes.values()]
-    if any(strings):
+    names: tuple[str, ...] | None = None
+    strings = [array.dtype.kind == "U" for array in arrays.values()]
+    if orders:
+        if any(order != orders[0] for order in orders):
+            raise ValueError(
+                "expected the same categories in labels and test_labels, got "
+                f"{orders[0]} and {orders[1]}; set them alike: .set_categories(…)"
+            )
+        names = orders[0]
+    elif any(strings):
         if not all(strings):
             raise TypeError("expected strings or numbers as labels, got some of each")
-        classes = np.unique(np.concatenate(list(codes.values())))
-        codes = {name: np.searchsorted(classes, part) for name, part in codes.items()}
-    return [
-        tensor(codes[name], name).to(images.device) if name in codes else None
+        names = tuple(np.unique(np.concatenate(list(arrays.values()))).tolist())
+    if names is not None:
+        for k, y in given.items():
+            codes = coded(y if categories(y) else arrays[k].astype(str), names, k)
+            arrays[k] = arrays[k] if codes is None else codes
+    tensors = [
+        tensor(arrays[name], name).to(images.device) if name in arrays else None
         for name, (_, images) in parts.items()
     ]
+    return tensors, names
 
 
 def _images(values: Any, levels: int | None, what: str) -> Tensor:

@@ -195,8 +195,8 @@ def cifar10(root: str | os.PathLike[str]) -> Dataset:
         if any((folder / name).is_file() for name in _PICKLES):
             _require(folder, _PICKLES)
             *train, test = (_unpickled(folder / name) for name in _PICKLES)
-            joined = (torch.cat(parts) for parts in zip(*train, strict=True))
-            return Dataset(Split(*joined), Split(*test), 255, "cifar10")
+            x, y = (torch.cat(parts) for parts in zip(*train, strict=True))
+            return Dataset(Split(x, y), Split(*test), 255, "cifar10")
     if not any((root / name).is_file() for name in _JPEGS):
         raise FileNotFoundError(
             f"expected {', '.join(_PICKLES)} in {root.absolute()} or its folder "

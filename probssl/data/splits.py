@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from html import escape
+from textwrap import shorten
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         lengths = []
-        for i, (name, value) in enumerate(vars(self).items()):
+        for i, (name, value) in enumerate(self._columns.items()):
             if value is None:
                 continue
             several = isinstance(value, list | tuple) and hasattr(value[0], "__array__")
@@ -36,6 +37,11 @@ class Rows:
                 f"expected as many rows in all parts of a {type(self).__name__}, one "
                 f"for each item, got {lengths}; give them in the same order"
             )
+
+    @property
+    def _columns(self) -> dict[str, Any]:
+        """What has a row for each item: all but the names of classes."""
+        return {k: value for k, value in vars(self).items() if k != "classes"}
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
@@ -58,7 +64,7 @@ class Rows:
             name: tuple(part[index] for part in value)
             if isinstance(value, tuple)
             else value[index]
-            for name, value in vars(self).items()
+            for name, value in self._columns.items()
             if value is not None
         }
         return replace(self, **taken)
@@ -77,6 +83,7 @@ class Split(Rows):
             arrays that are no images may hold any finite number.
         labels: The class numbers, used for evaluation only: the content.
         style: What varies within a class (the writer, the factors of a simulator).
+        classes: The names of the classes, in the order of their numbers.
 
     Example:
         >>> import probssl as ps
@@ -87,6 +94,7 @@ class Split(Rows):
     images: Shaped[Tensor, "n *event"]
     labels: Int[Tensor, " n"] | None = None
     style: Shaped[Tensor, "n *factors"] | None = None
+    classes: tuple[str, ...] | None = None
 
     def take(self, n: int, seed: int | None = 0) -> "Split":
         """A random subset of n items, always the same for one seed.
@@ -118,12 +126,14 @@ class Groups(Rows):
         present: Which views were observed; None means all of them.
         content: Observed contents, which reach the objective in `Batch.content`: whole
             numbers, -1 where one is not known.
+        classes: The names of the classes, in the order of their numbers.
     """
 
     views: Shaped[Tensor, "n view *event"] | tuple[Tensor, ...]
     labels: Int[Tensor, " n"] | None = None
     present: Bool[Tensor, "n view"] | None = None
     content: Int[Tensor, " n"] | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class Dataset(NamedTuple):
@@ -195,9 +205,11 @@ def _row(name: str, data: Rows) -> str:
 def _summary(data: Rows) -> str:
     shapes = ", ".join(str(tuple(part.shape[1:])) for part in data._parts)
     dtype = str(data._parts[0].dtype).removeprefix("torch.")
+    names = getattr(data, "classes", None)
+    said = f" ({shorten(', '.join(names), 60)})" if names else ""
     known = [
-        f"{len(set(value.tolist()))} classes" if name == "labels" else name
-        for name, value in [*vars(data).items()][1:]
+        f"{len(set(value.tolist()))} classes{said}" if name == "labels" else name
+        for name, value in [*data._columns.items()][1:]
         if value is not None
     ]
     return ", ".join([f"{len(data)} items {shapes}", dtype, *known])

@@ -111,8 +111,10 @@ def fit(
         views: A data augmentation (batch, \\*event) -> (batch, view, \\*event), or ->
             Batch. Without one the items are their only view; Groups have their own.
         content: Observed contents of some items, as `Batch.content`: whole numbers
-            (n,), the components of a mixture prior, -1 for unknown; `limits.SimVAE`
-            says what a label weighs. The labels of a `Split` are not used. Validation
+            (n,), the components of a mixture prior, -1 for unknown; names where the
+            data know those of their classes (`Split.classes`), None for unknown.
+            `limits.SimVAE` says what a label weighs. The labels of a `Split` are not
+            used. Validation
             has no contents, unless its data are Groups with contents.
         valid: Validation data, measured after every epoch on all items, with the same
             views and the same random numbers every time. They do not change the random
