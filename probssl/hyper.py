@@ -293,6 +293,7 @@ def _check_size(size: int, name: str, dim: int | None) -> int:
         one = "one number" if dim is None else f"one number, or {dim} of them"
         raise ValueError(
             f"expected {name} to be {one}, got {size}; a number for each dimension is "
-            "for priors that take one and know their dim"
+            "for priors that take one and know their dim; in a likelihood of your own "
+            f"give ps.hyper.Positive(…, dim={size})"
         )
     return size

@@ -1,7 +1,9 @@
 """The likelihoods: normalisation, plain formulas, and what they refuse."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -600,3 +602,46 @@ def test_an_element_may_have_several_parameters(axis, shape):
     mean, scale = decoder(z.flatten(0, 1)).unbind(axis)
     each = dist.Normal(mean, softplus(scale) + 0.1).log_prob(x.flatten(0, 1))
     assert_close(joint.decode(z).log_prob(x), each.sum((1, 2)).view(5, 2))
+
+
+def test_the_offset_of_the_documentation_is_given_not_modelled():
+    """log p(x|z) is scipy's of the counts, with density 1 of their size."""
+    page = Path(__file__).parent.parent / "docs" / "howto" / "likelihood.md"
+    (code,) = re.findall(
+        r"^(class Given.*?)^likelihood = ", page.read_text(), re.S | re.M
+    )
+    space = {"torch": torch, "ps": ps, "dist": dist}
+    exec(code, space)
+    likelihood = space["Sized"](3, log_size=2.0).double()
+    x = space["sized"](torch.poisson(torch.full((4, 2, 3), 5.0))).double()
+    output = torch.randn(4, 2, 3, dtype=torch.double)
+    found = likelihood(output).log_prob(x)
+    r = 1 / likelihood.dispersion().detach()
+    mean = output.softmax(-1) * x[..., :-1].sum(-1, keepdim=True)
+    expected = stats.nbinom.logpmf(x[..., :-1], r, r / (r + mean)).sum(-1)
+    assert_close(found, torch.from_numpy(expected))
+    ps.testing.check_likelihood(space["Sized"](3, 2.0), event_shape=(4,))
+
+
+class Unsafe(ps.likelihoods.Likelihood):
+    """A zero-inflated Poisson by formula: 0 times infinity for large outputs."""
+
+    measure, per_element = "counting, {0, 1, …}", 2
+
+    def forward(self, output):
+        rate, gate = output.unbind(-1)
+        rate = rate.exp()
+        return dist.ZeroInflatedPoisson(rate, gate_logits=gate, validate_args=False)
+
+
+def test_nan_at_extremes_says_where():
+    place = r"about ±10000, got one in (the gradient of )?log_prob at \(\d.*output -?\d"
+    with pytest.raises(AssertionError, match=place):
+        ps.testing.check_likelihood(Unsafe(), event_shape=(5,))
+
+
+def test_a_vector_in_a_likelihood_needs_its_length():
+    with pytest.raises(ValueError, match=r"ps.hyper.Positive\(…, dim=3\)"):
+        ps.hyper.Positive(ps.learned([1.0, 2.0, 3.0]), "dispersion")
+    number = ps.hyper.Positive(ps.learned([1.0, 2.0, 3.0]), "dispersion", dim=3)
+    assert_close(number().detach(), torch.tensor([1.0, 2.0, 3.0]))

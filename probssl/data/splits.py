@@ -99,8 +99,8 @@ class Split(Rows):
     def take(self, n: int, seed: int | None = 0) -> "Split":
         """A random subset of n items, always the same for one seed.
 
-        With ``seed=None`` the first n items; files are often sorted by class, which
-        is why this is not the default.
+        With ``seed=None`` the first n items, as `to_arviz` takes them; files are often
+        sorted by class, which is why this is not the default.
 
         Raises:
             ValueError: If there are fewer than n items.

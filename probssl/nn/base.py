@@ -362,13 +362,18 @@ def halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
 
 def check_items(x: Tensor, event_shape: tuple[int, ...]) -> None:
     """Raise a ValueError unless x has the shape (n, \\*event_shape)."""
-    if x.shape[1:] != event_shape or x.ndim == 0:
-        expected = ", ".join(["n", *map(str, event_shape)])
-        raise ValueError(
-            f"expected ({expected}), got {tuple(x.shape)}; build the network for items "
-            f"of shape {tuple(x.shape[1:])}, or put all items along one first axis, as "
-            "x.flatten(0, 1) does for views (batch, view, ...)"
-        )
+    if x.shape[1:] == event_shape and x.ndim:
+        return
+    expected, own = ", ".join(["n", *map(str, event_shape)]), tuple(x.shape[1:])
+    hint = "put all items along one first axis, as x.flatten(0, 1) does for views"
+    if x.ndim == 2 and len(event_shape) == 1:
+        hint = "give the columns that it was built for, in their order"
+    elif x.ndim == 1 + len(event_shape):
+        hint = "resize the items"
+    raise ValueError(
+        f"expected ({expected}), got {tuple(x.shape)}; build the network for items of "
+        f"shape {own}, or {hint}"
+    )
 
 
 def sizes(**named: Sequence[int]) -> tuple[int, ...]:

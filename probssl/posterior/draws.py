@@ -77,8 +77,8 @@ def to_arviz(
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
             one per modality; or a DataLoader that does not shuffle.
         draws: The number of draws.
-        items: A number of items, the first ones, or row numbers, which become the
-            coordinates of "item".
+        items: A number of items, the first ones (`Split.take` draws a random subset),
+            or row numbers, which become the coordinates of "item".
         views: A sampler; the posterior is then that given all views of an item. By
             default an item is its only view.
         predictive: Whether to draw x from prior and posterior predictive: in float32

@@ -375,8 +375,20 @@ def extremes(case: _Case) -> Iterator[str]:
             value.flatten(1).isfinite().all(1) if value.ndim > 1 else value.isfinite()
         )
         (grad,) = torch.autograd.grad(value[finite].sum(), output)
-        if value.isnan().any() or grad[finite].isnan().any():
-            yield f"expected no NaN for outputs about {size:g}, got one"
+        broken = grad.isnan() & finite.reshape(-1, *[1] * (grad.ndim - 1))
+        if value.isnan().any():
+            broken = value.isnan()
+        if broken.any():
+            place = tuple(broken.nonzero()[0].tolist())
+            found = "log_prob" if value.isnan().any() else "the gradient of log_prob"
+            like = broken.shape == output.shape[: broken.ndim]  # else of the item
+            row = output.detach()[place if like else place[:1]].flatten().tolist()
+            shown = ", ".join(f"{number:.4g}" for number in row[:6])
+            yield (
+                f"expected no NaN for outputs about ±{size:g}, got one in {found} at "
+                f"{place}, for the output {shown}{', …' * (len(row) > 6)}; mind "
+                "0 · inf and inf - inf: compute with logarithms (logsigmoid, logaddexp)"
+            )
 
 
 def _valued(case: _Case) -> Valued:
