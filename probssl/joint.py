@@ -713,7 +713,7 @@ def _drawn(
     own = None if isinstance(q, Delta) else _support(q)
     if support is not None and own is not None and _space(own) != _space(support):
         raise _space_error(guide, prior, _space(own), _space(support))
-    location = q.mean if isinstance(q, Delta) or own is not None else None
+    location = _mean(q) if isinstance(q, Delta) or own is not None else None
     if location is not None and bool(location.isnan().any()):
         raise ValueError(
             f"expected numbers in q of {type(guide).__name__}, got NaN; look at the "
@@ -734,6 +734,14 @@ def _support(p: TorchDistribution) -> Any:
     """The support of a distribution; None where it has none to tell."""
     try:
         return p.support
+    except NotImplementedError:
+        return None
+
+
+def _mean(q: TorchDistribution) -> Tensor | None:
+    """The mean of a distribution; None where it has none to tell."""
+    try:
+        return q.mean
     except NotImplementedError:
         return None
 

@@ -426,6 +426,11 @@ test_what_is_no_prior_is_refused = refusals(
         "without pyro.sample, got the site 's'",
     ),
     (lambda: Custom(Mixed(), 2), ValueError, "batch normalisation"),
+    (
+        lambda: joint(Custom(lambda y: dist.VonMises(y, 4.0).to_event(1), 2)),
+        ValueError,
+        "a guide on the space of the prior",
+    ),
     (content(dist.Poisson(2.0)), ValueError, "finitely many values"),
     (content(dist.Normal(0.0, 1.0)), ValueError, r"event shape \(k,\)"),
     (

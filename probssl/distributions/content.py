@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
 from ._base import Present, Shape, Views, ViewsDistribution
-from .supports import states_of
+from .supports import states_of, support_of
 
 __all__ = ["ContentPosterior", "Integral", "SharedContent"]
 
@@ -86,7 +86,7 @@ class SharedContent(ViewsDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=2)
     def support(self) -> constraints.Constraint:
-        return constraints.independent(self.example.support, 1)
+        return constraints.independent(support_of(self.example), 1)
 
     def sample(self, sample_shape: Shape = ()) -> Views:
         with torch.no_grad(), validation_enabled(False):
