@@ -431,7 +431,7 @@ class Joint(nn.Module):
             if self.content is not None:
                 _drawn(self.content, self.content(drawn), self.prior)
         if batch.present is not None:
-            self._check_apart(batch, batch.present, forked)
+            self._check_apart(batch, _with_absent(batch.present), forked)
 
     def _check_finite(
         self, batch: Batch, parts: Sequence[Tensor], q: TorchDistribution
@@ -462,6 +462,7 @@ class Joint(nn.Module):
         self, batch: Batch, present: Tensor, forked: Sequence[torch.device]
     ) -> None:
         """Raise an error if absent views change what is made of present ones."""
+        batch = batch._replace(present=present)
         some = Batch(batch.views, present=present)
         turned = tree_map_only(Tensor, lambda x: x.flip(0), some)
         others = tuple(part.flip(0) for part in turned.parts)  # filled by other views
@@ -484,7 +485,8 @@ class Joint(nn.Module):
                     "expected networks that treat views one by one where some are "
                     f"absent, got {name} that changes with what stands for absent "
                     "views; of layers that mix the rows of a batch only torch's batch "
-                    "norm is given the present rows alone: use that, or layer norm"
+                    "norm, not scripted, is given the present rows alone: use that, or "
+                    "layer norm"
                 )
 
     def check_content(self, content: Int[Tensor, " item"]) -> None:
@@ -659,6 +661,16 @@ def shape_error(name: str, p: TorchDistribution, x: Tensor) -> ValueError:
         f"the site {name!r} for views of shape {tuple(x.shape[2:])}; build the decoder "
         "with event_shape=likelihood.output_shape(the shape of a view)"
     )
+
+
+def _with_absent(present: Tensor) -> Tensor:
+    """The mask; if no view is absent, with one of each second item's marked so."""
+    items, views = present.shape
+    if views == 1 or not bool(present.all()):
+        return present
+    item = torch.arange(items, device=present.device).unsqueeze(1)
+    view = torch.arange(views, device=present.device)
+    return (item % 2 == 0) | (item // 2 % views != view)
 
 
 def _check_content(prior: Prior, k: Tensor, items: int) -> None:

@@ -690,3 +690,77 @@ def halves(split: Split) -> tuple[Tensor, Tensor]:
 
 def one_hot(split: Split) -> Tensor:
     return nn.functional.one_hot(split.labels, 10).float().unsqueeze(1)
+
+
+class Normed(nn.Sequential):
+    """Batch norm between two layers; with `mixed` another layer that mixes rows."""
+
+    def __init__(self, before, after, mixed=False, norm=True):
+        norms = [nn.BatchNorm1d(8)] if norm else []
+        super().__init__(nn.Linear(before, 8), *norms, nn.Tanh(), nn.Linear(8, after))
+        self.dim, self.mixed = after, mixed
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z - z.mean(0) if self.mixed else z
+
+
+def of_six(encoder, decoder=None):
+    decoder = nn.Linear(3, 6) if decoder is None else decoder
+    parts = ps.priors.Gaussian(3, 0.5), ps.likelihoods.Gaussian(0.5), encoder, decoder
+    return ps.limits.SimVAE(ps.Joint(*parts))
+
+
+def test_a_lone_present_view_gets_the_running_statistics():
+    encoder = Normed(6, 3)
+    encoder(torch.randn(50, 6))
+    before, x = [b.clone() for b in encoder.buffers()], torch.randn(4, 6)
+    present = torch.tensor([False, True, False, False])
+    z = ps.nn.network.present_only(encoder, x, present)
+    assert_close(z[1:2], encoder.eval()(x[1:2]))
+    assert all(map(torch.equal, before, encoder.buffers()))
+    left = torch.tensor([[True, False]]).expand(20, 2)
+    pairs = ps.data.groups(torch.randn(20, 2, 6), present=left)
+    objective = of_six(Normed(6, 3), Normed(3, 6)).to(torch.get_default_dtype())
+    history = ps.fit(objective, pairs, epochs=2, batch_size=1, progress=False)
+    assert all(map(math.isfinite, history["value"]))
+
+
+def test_batch_norm_of_one_row_names_the_way_out():
+    loader = torch.utils.data.DataLoader(torch.randn(9, 6), batch_size=4)
+    for data, options in ((torch.randn(9, 6), {"batch_size": 1}), (loader, {})):
+        with pytest.raises(ValueError, match=r"at least two items.*drop_last=True"):
+            ps.fit(of_six(Normed(6, 3)), data, progress=False, **options)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_mixing_is_found_where_the_first_batch_has_no_absent_view(half):
+    x, present = torch.randn(40, 2, 6), torch.ones(40, 2, dtype=torch.bool)
+    present[-1, 0] = False
+    nets = {"encoder": nn.Linear(6, 3), "decoder": nn.Linear(3, 6)}
+    sizes = {"encoder": (6, 3), "decoder": (3, 6)}
+    pairs = ps.data.groups(x, present=present)
+    ps.fit(of_six(**nets), pairs, epochs=1, batch_size=8, progress=False)
+    nets[half] = Normed(*sizes[half], mixed=True, norm=False)
+    batches = [ps.Batch(x[:8]), ps.Batch(x[-8:], present=present[-8:])]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    for data, options in ((pairs, {"batch_size": 8}), (loader, {})):
+        with pytest.raises(ValueError, match=f"the {half} that changes.*not scripted"):
+            ps.fit(of_six(**nets), data, epochs=1, progress=False, **options)
+
+
+def test_networks_with_batch_norm_get_present_rows_alone_in_evaluation_too():
+    encoder, present = Normed(6, 3, mixed=True).eval(), torch.rand(20) < 0.6
+    x = torch.randn(20, 6)
+    z = ps.nn.network.present_only(encoder, x, present)
+    assert_close(z[present], encoder(x[present]))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.half])
+def test_networks_of_several_dtypes_are_refused(half):
+    for nets in (
+        (Normed(6, 3).to(half), None),
+        (Normed(6, 3), nn.Linear(3, 6).to(half)),
+    ):
+        with pytest.raises(ValueError, match="one dtype with .float"):
+            ps.fit(of_six(*nets), torch.randn(8, 6), progress=False)

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 MISFITS = ("cannot be multiplied", "to have", "normalized_shape", "running_mean should")
+LONE = "more than 1 value per channel"  # what torch says of batch norm of one row
 UNINITIALISED = (UninitializedBuffer, UninitializedParameter)  # of lazy layers
 
 
@@ -197,8 +198,23 @@ def called(
     """
     try:
         return network(x) if call is None else call(x)
+    except ValueError as error:
+        if LONE not in str(error):
+            raise
+        raise ValueError(
+            "expected at least two items or views in every batch for the batch norm of "
+            f"{type(network).__name__}, got {len(x)}; take a larger batch_size, "
+            "drop_last=True for a DataLoader, or group or layer norm"
+        ) from error
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else ""
+        own = {p.dtype for p in getattr(network, "parameters", tuple)()} - {x.dtype}
+        if own and "same" in reason:
+            raise ValueError(
+                f"expected {type(network).__name__} to take numbers of {x.dtype}, got "
+                f"parameters of {', '.join(map(str, own))}; give all networks one "
+                "dtype with .float(); fit(precision=torch.bfloat16) mixes precisions"
+            ) from error
         if not any(words in reason for words in MISFITS):
             raise
         raise ValueError(

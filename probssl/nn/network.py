@@ -1,6 +1,7 @@
 r"""Networks applied to the views of a batch: one for all views, or one per modality."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from ..arguments import whole
 from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
-from .base import Decoder, Encoder, called_plainly, network, output_of
+from .base import LONE, Decoder, Encoder, called_plainly, network, output_of
 from .mlp import Projector
 
 __all__ = [
@@ -155,14 +156,17 @@ def present_only(
     Where the network `mixes_rows`, it gets the present rows alone, and absent ones the
     output of a present one. Otherwise it gets all rows, whose number then is known
     beforehand, as compiled steps need: absent rows of x hold the values of a present
-    one, as in `Batch.parts`.
+    one, as in `Batch.parts`. A lone present row, which has no variance, gets the
+    running statistics of batch norm, as in evaluation, and does not change them.
 
     Arguments:
         present: Which rows are present.
         call: A function of x that calls the network; by default the network itself.
     """
     call = partial(output_of, net) if call is None else call
-    if not mixes_rows(net):
+    if not mixes_rows(net) and (net.training or not any(map(_is_norm, net.modules()))):
+        return call(x)  # in evaluation other layers than its batch norm may mix rows
+    if isinstance(x, FakeTensor) and not mixes_rows(net):
         return call(x)
     if isinstance(x, FakeTensor):
         raise ValueError(
@@ -173,14 +177,32 @@ def present_only(
     rows = x[present]
     if len(rows):
         position = (present.cumsum(0) - 1).clamp(min=0)
-        return tree_map_only(Tensor, lambda out: out[position], call(rows))
+        lone = len(rows) == 1
+        before = [buffer.clone() for buffer in net.buffers()] if lone else []
+        try:
+            found = call(rows)
+        except ValueError as error:
+            if LONE not in str(error) and LONE not in str(error.__cause__):
+                raise
+            with _evaluated(net):
+                for buffer, old in zip(net.buffers(), before, strict=True):
+                    buffer.copy_(old)
+                found = call(rows)
+        return tree_map_only(Tensor, lambda out: out[position], found)
     if world_size() > 1:  # other processes wait for the moments of this one
         return tree_map_only(Tensor, lambda out: _zeros(out, len(x)), call(rows))
+    with _evaluated(net):  # a gradient of zero, and no moments
+        return call(x)
+
+
+@contextmanager
+def _evaluated(net: nn.Module) -> Iterator[None]:
+    """Let batch norm take its running statistics meanwhile."""
     norms = [(norm, norm.training) for norm in net.modules() if _mixes(norm)]
-    try:  # a gradient of zero, and no moments
+    try:
         for norm, _ in norms:
             norm.training = False
-        return call(x)
+        yield
     finally:
         for norm, mode in norms:
             norm.training = mode
@@ -196,10 +218,13 @@ def mixes_rows(network: nn.Module) -> bool:
 
 
 def _mixes(norm: nn.Module) -> bool:
-    if isinstance(norm, _BatchNorm):
-        return norm.training or norm.running_mean is None
+    untracked = isinstance(norm, _BatchNorm) and norm.running_mean is None
+    return untracked or (_is_norm(norm) and norm.training)
+
+
+def _is_norm(norm: nn.Module) -> bool:
     tracked = isinstance(norm, _InstanceNorm) and norm.running_mean is not None
-    return tracked and norm.training
+    return tracked or isinstance(norm, _BatchNorm)
 
 
 def known_dim(module: nn.Module, name: str = "dim") -> int | None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
@@ -109,6 +110,20 @@ class Loaded:
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def check_last(self, objective: nn.Module) -> None:
+        """Raise a ValueError if batch norm will get a last batch of a single item."""
+        size = self.loader.batch_size
+        known = self.count is not None and size is not None
+        if not known or size == 1 or self.loader.drop_last:
+            return
+        alone = len(self.sampler if isinstance(self.sampler, Sized) else ()) % size == 1
+        if alone and any(isinstance(m, _BatchNorm) for m in objective.modules()):
+            raise ValueError(
+                f"expected at least two items in every batch for batch norm, got "
+                f"{self.count} items in batches of {size}, the last of one item; pass "
+                "drop_last=True to the DataLoader"
+            )
 
     def epoch(self, number: int = 1) -> Iterator[Any]:
         """The loads of one epoch, by which a `DistributedSampler` orders the items."""

@@ -46,7 +46,10 @@ def train_epoch(
     check, stop = getattr(step.objective, "check", None), False
     with flushed(step.device):
         for group in groups:
-            if step.count == 0 and check is not None:
+            masked = getattr(group[0], "present", None) is not None
+            new = step.count == 0 or (masked and not step.masked)
+            step.masked |= masked
+            if new and check is not None:
                 before = random_state(step.device)  # the step makes the batch once more
                 check(step.make(group[0]))
                 set_random_state(before, step.device)

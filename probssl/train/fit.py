@@ -26,7 +26,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.randomness import order_generator
 from ..terms import Terms
-from .batches import Data, Views, grouped, source
+from .batches import Data, Loaded, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import Progress, remarks, train_epoch, validate
 from .history import History, Row, Tally
@@ -201,6 +201,8 @@ def fit(
         source, views=views, batch_size=batch_size or 128, order=order_generator()
     )
     train = make(data, target=target, content=content)
+    if isinstance(train, Loaded):
+        train.check_last(objective)
     with single_process():
         held_out = None if valid is None else make(valid, target=target)
     settle(objective, target.device, train.count, train.content)

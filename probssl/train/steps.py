@@ -123,6 +123,7 @@ class Step:
         self.make, self.schedules, self.precision = make, schedules, precision
         self.device = next(objective.parameters()).device
         self.count, self.items = count, 0  # steps made, items of the last one
+        self.masked = False  # whether a batch with absent views was checked
         self._used: list[Parameter] | None = None
 
     def __call__(self, loads: Sequence[Any]) -> Terms:
