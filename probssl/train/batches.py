@@ -114,9 +114,9 @@ class Loaded:
     def check_last(self, objective: nn.Module) -> None:
         """Raise a ValueError if batch norm will get a last batch of a single item."""
         size = self.loader.batch_size
-        known = self.count is not None and size is not None
-        if not known or size == 1 or self.loader.drop_last:
+        if self.count is None or size in (None, 1) or self.loader.drop_last:
             return
+        assert size is not None
         alone = len(self.sampler if isinstance(self.sampler, Sized) else ()) % size == 1
         if alone and any(isinstance(m, _BatchNorm) for m in objective.modules()):
             raise ValueError(
