@@ -147,7 +147,7 @@ def whole_numbers(values: Any, name: str, hint: str) -> Int[Tensor, "*shape"]:
     found = tensor(values, name)
     if found.dtype == torch.bool or found.is_floating_point():
         raise TypeError(f"expected whole numbers in {name}, got {found.dtype}; {hint}")
-    return torch.from_numpy(_int64(plain(found), name)).to(found.device)
+    return _tensor(_int64(plain(found), name)).to(found.device)
 
 
 def class_labels(y: Any, name: str = "labels") -> np.ndarray:
@@ -261,7 +261,9 @@ def centred(z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
     return np.where(np.ptp(z, axis=0) > rounding, apart, 0)
 
 
-def labels(y: Shaped[Array, " n"], items: int, name: str = "labels") -> np.ndarray:
+def labels(
+    y: Shaped[Array, " n"], items: int | None, name: str = "labels"
+) -> np.ndarray:
     """Discrete labels, shape (n,), one for each item: int64 or strings."""
     array = class_labels(y, name)
     if array.ndim != 1:
@@ -269,7 +271,7 @@ def labels(y: Shaped[Array, " n"], items: int, name: str = "labels") -> np.ndarr
             f"expected labels (n,), got {array.shape}; take one column, or y.argmax(1) "
             "of a one-hot code"
         )
-    if len(array) != items:
+    if items is not None and len(array) != items:
         raise ValueError(
             f"expected a label for each representation, got {items} representations "
             f"and {len(array)} labels; give them in the same order"
@@ -346,6 +348,8 @@ def _dense(values: Tensor, name: str) -> Tensor:
         if found:
             raise TypeError(f"expected real numbers in {name}, got {came}; {remedy}")
     values = values.detach()
+    if values.is_floating_point() and values.itemsize == 1:
+        values = values.float()  # which torch hardly calculates in
     return values.resolve_neg() if values.is_neg() else values
 
 

@@ -17,7 +17,7 @@ References:
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .arguments import between, typed, whole
-from .arrays import plain
+from .arrays import plain, span, tensor, whole_numbers
 from .data.splits import Groups
 from .posterior.items import BAR_DELAY, evaluating
 from .posterior.joints import check_proper, check_spread, joint_of
@@ -60,7 +60,12 @@ class ChiSquare(NamedTuple):
     p_value: np.ndarray
 
 
-class Ranks(NamedTuple):
+class _Ranks(NamedTuple):
+    ranks: Int[np.ndarray, "repeat *shape"]
+    draws: int
+
+
+class Ranks(_Ranks):
     """Ranks of true values among draws, independent along the first axis only.
 
     Entries of further axes, such as views and dimensions of z, are tested separately.
@@ -68,10 +73,29 @@ class Ranks(NamedTuple):
     Arguments:
         ranks: The number of draws below the true value, from 0 to `draws`.
         draws: The number L of draws.
+
+    Raises:
+        TypeError: Ranks that are not whole numbers.
+        ValueError: No ranks, or ranks beyond 0 to `draws`.
     """
 
-    ranks: Int[np.ndarray, "repeat *shape"]
-    draws: int
+    __slots__ = ()
+
+    def __new__(cls, ranks: Any, draws: int) -> Self:
+        draws = whole("draws", draws)
+        found = whole_numbers(ranks, "ranks", "count the draws below the true value")
+        if not found.numel() or not found.ndim:
+            raise ValueError(
+                "expected ranks (repeat, *shape) of one repeat or more, got shape "
+                f"{tuple(found.shape)}; give one row for each repeat"
+            )
+        low, high = span(found)
+        if low < 0 or high > draws:
+            raise ValueError(
+                f"expected ranks from 0 to the number of draws, {draws}, got them from "
+                f"{low:g} to {high:g}; give the number of draws that they were among"
+            )
+        return super().__new__(cls, plain(found), draws)
 
     def counts(self, bins: int = 10) -> Int[np.ndarray, "bins *shape"]:
         """Count the ranks in bins of equal width."""
@@ -135,8 +159,10 @@ def rank(
     """Count the draws below the true value of a continuous quantity (no ties).
 
     Raises:
-        ValueError: If the shape of a draw is not that of the true value.
+        ValueError: If the shape of a draw is not that of the true value, or one of them
+            is not finite.
     """
+    true, draws = tensor(true, "true", finite=True), tensor(draws, "draws", finite=True)
     if draws.ndim != true.ndim + 1 or draws.shape[1:] != true.shape:
         raise ValueError(
             f"expected draws of shape (draw, *{tuple(true.shape)}), got "

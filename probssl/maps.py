@@ -44,6 +44,7 @@ from .train import History, fit
 
 __all__ = ["NeighbourMap", "Neighbourhood"]
 
+BASE = 256  # of the digits of row numbers
 ENCODER_DIM, HIDDEN_WIDTH = 128, 512  # of the default encoder, of the projector
 WIDE_SHARE, HEAD_SHARE = 0.4, 0.05  # of the epochs, for the first two stages
 WARM_UP_SHARE = 0.1  # of the steps of a stage
@@ -61,8 +62,8 @@ class Neighbourhood(nn.Module):
     P_{i \mid j}) / 2n`, as in t-SNE, with k equal weights in place of a Gaussian whose
     width follows a perplexity.
 
-    A call takes row numbers of shape (batch, 1), see `numbers`, and returns a batch
-    whose `clean` are the items.
+    A call takes row numbers of shape (batch, digit), see `numbers`, and returns a batch
+    whose `clean` are the items. Neighbours are found in float64.
 
     Arguments:
         items: The items (n, \*event); bytes are divided by 255.
@@ -97,21 +98,29 @@ class Neighbourhood(nn.Module):
         hint = "an item is no neighbour of itself: lower it, or give more items"
         self.neighbours = whole("neighbours", neighbours, 1, len(items) - 1, hint)
         self.views = views
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        rows = features.flatten(1).to("cpu", dtype).numpy()
+        rows = features.flatten(1).to("cpu", torch.float64).numpy()
+        rows = rows - rows.mean(0)  # distances by products need numbers near zero
         search = NearestNeighbors(n_neighbors=neighbours).fit(rows)
         near = search.kneighbors(return_distance=False)
         self.register_buffer("items", items)
         self.register_buffer("near", torch.from_numpy(near).to(items.device))
 
     @property
-    def numbers(self) -> Float[Tensor, "n 1"]:
-        """Row numbers 0, 1, … as floats: the data to give to `fit`."""
-        # Exact for the 16 million items that float32 can count.
-        return torch.arange(len(self.items), dtype=torch.float32)[:, None]
+    def numbers(self) -> Float[Tensor, "n digit"]:
+        """Row numbers 0, 1, … as digits to base 256: the data to give to `fit`.
 
-    def forward(self, numbers: Float[Tensor, "batch 1"]) -> Batch:
-        item = numbers[:, 0].long()
+        The least comes first. Digits are exact in bfloat16 too.
+        """
+        rows = torch.arange(len(self.items))
+        digits = [rows]
+        while digits[-1].max() >= BASE:
+            rows = digits.pop()
+            digits += [rows % BASE, rows // BASE]
+        return torch.stack(digits, 1).to(torch.float32)
+
+    def forward(self, numbers: Float[Tensor, "batch digit"]) -> Batch:
+        digits = enumerate(numbers.long().unbind(1))
+        item = torch.stack([digit * BASE**i for i, digit in digits]).sum(0)
         drawn = torch.randint(self.neighbours, item.shape, device=item.device)
         neighbour = self.near[item].gather(1, drawn[:, None])[:, 0]
         both = self.items[torch.stack((item, neighbour), 1)].to(numbers.dtype)

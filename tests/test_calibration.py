@@ -297,3 +297,29 @@ def test_fitted_posteriors_of_the_scale_are_calibrated(tmp_path):
     assert module.REPEATS >= 300
     assert figures["p_value"] > 0.01
     assert figures["mean KL(q‖p)"] < 0.05
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, torch.tensor, list])
+def test_ranks_of_any_whole_numbers_are_counted_alike(kind):
+    given = np.arange(100).repeat(3)
+    convert = kind if kind in (torch.tensor, list) else given.astype
+    found = Ranks(convert(given) if convert is kind else convert(kind), 99)
+    assert found.ranks.dtype == np.int64
+    assert found.counts(10).tolist() == [30] * 10
+    assert found.chi_square().statistic == 0
+
+
+def test_what_are_no_ranks_is_refused():
+    for ranks, draws, words in (
+        ([0.5, 1.0], 9, "whole numbers in ranks"),
+        ([[True]], 9, "whole numbers in ranks"),
+        ([0, 10], 9, "from 0 to the number of draws, 9, got them from 0 to 10"),
+        ([-1, 0], 9, "got them from -1"),
+        (np.zeros((0, 2), int), 9, "one repeat or more"),
+        ([0], 0, "draws as"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            Ranks(ranks, draws)
+    broken = torch.tensor([[math.nan], [0.0]])
+    with pytest.raises(ValueError, match="finite numbers in draws"):
+        rank(torch.zeros(1), broken)

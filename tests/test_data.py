@@ -17,10 +17,11 @@ from helpers.checks import refusals
 from PIL import Image
 from torch.testing import assert_close
 
-from probssl import data
+from probssl import data, embed
 from probssl.data.batches import Items
 from probssl.data.published import read_idx
 from probssl.data.simulators import FACTORS, SHAPES
+from probssl.nn import MLPEncoder
 
 RNG = np.random.RandomState(0)
 
@@ -106,7 +107,7 @@ def test_what_is_printed_is_short_and_len_counts_the_items():
     assert "<th>Split</th><td>451 items" in digits.test._repr_html_()
     pair = data.groups([X, X[:, :1]], present=np.ones((6, 2), bool))
     assert len(pair) == 6
-    assert repr(pair) == "Groups(6 items (1, 2), (1, 1), float32, present)"
+    assert repr(pair) == "Groups(6 items (1, 2), (1, 1), float64, present)"
     assert len(repr(data.linear_gaussian(100))) < 150
 
 
@@ -125,18 +126,39 @@ def test_splits_of_arrays_and_groups_of_a_list_print_too():
 def test_arrays_take_numbers_from_anywhere(kind):
     x, test = RNG.rand(8, 3), RNG.rand(2, 3)
     made = data.arrays(kind(x), [0, 1] * 4, test=kind(test), test_labels=[1, 0])
-    expected = torch.tensor(x)
-    if kind is not torch.tensor:  # tensors keep their type
-        expected = expected.float()
-    assert torch.equal(made.train.images, expected)
+    assert torch.equal(made.train.images, torch.tensor(x))
     assert torch.equal(made.train.labels, torch.tensor([0, 1] * 4))
     assert made.levels is None and made.name == "arrays"
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floating_point_keeps_its_type(kind):
+    x = RNG.rand(4, 3).astype(kind)
+    assert exact(data.arrays(x, test=x).train.images, x)
+    assert exact(data.groups([x, x]).views, np.stack([x, x], 1))
+    wide = data.arrays(x, test=x.astype(np.float64))
+    assert exact(wide.train.images, x.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    "kind", [np.int32, np.int64, np.uint32, np.uint64, torch.tensor]
+)
+def test_whole_numbers_are_exact_or_refused(kind):
+    convert = kind if kind is torch.tensor else (lambda x: np.array(x, kind))
+    encoder = MLPEncoder((2,), 2).double()
+    for most in (2**15, 2**24, 2**24 + 1, 2**31 - 1):
+        x = convert([[most, 5]] * 3)
+        for made in (x, data.Split(x), data.arrays(x, test=x).train):
+            found = embed(encoder, made)
+            assert np.array_equal(found, embed(encoder, np.array([[most, 5.0]] * 3)))
+    if kind in (np.int64, np.uint64):
+        with pytest.raises(ValueError, match="float64 holds exactly in images"):
+            data.arrays(convert([[2**53 + 1, 5]] * 3))
 
 
 @pytest.mark.usefixtures("float64")
 def test_arrays_follow_the_default_type():
     x = RNG.rand(4, 3)
-    assert exact(data.arrays(x, test=x).train.images, x)
     assert data.arrays(x.astype(np.int64), test=x).train.images.dtype == torch.float64
 
 
@@ -260,8 +282,49 @@ test_factors_refuse_no_items = refuses(data.factors, [("got 0", ValueError, 0, {
 @pytest.mark.parametrize("levels", [1, 16, 255])
 def test_images_on_the_grid_pass_in_every_precision(levels):
     x = torch.arange(levels + 1, dtype=torch.float64)[:, None] / levels
-    for kind in (torch.float32, torch.float64):
-        assert data.arrays(x.to(kind), levels=levels).levels == levels
+    for kind in (torch.float32, torch.float64, torch.float16):
+        made = data.arrays(x.to(kind), test=x.to(kind), levels=levels)
+        assert made.levels == levels
+        assert (made.train.images.double() - x).abs().max() < 1e-7
+    if levels == 255:
+        with pytest.raises(ValueError, match="tells 256 grey levels apart"):
+            data.arrays(x.bfloat16(), levels=levels)
+
+
+def test_a_list_has_items_and_a_tuple_modalities():
+    images = list(RNG.rand(5, 3, 8, 8).astype(np.float32))
+    for kind in (
+        images,
+        [torch.tensor(x) for x in images],
+        [x.tolist() for x in images],
+    ):
+        split = data.Split(kind, [0, 1, 0, 1, 0])
+        assert len(split) == 5 and exact(split.images.float(), np.stack(images))
+    pair = data.Split((np.stack(images), RNG.rand(5, 2)))
+    assert [tuple(part.shape) for part in pair.images] == [(5, 3, 8, 8), (5, 2)]
+    for empty in ([], ()):
+        with pytest.raises(ValueError, match="one item in images, got an empty"):
+            data.Split(empty)
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_labels_of_a_split_pass_the_same_gate(kind):
+    labels, codes = CODES[kind]
+    x = RNG.rand(4, 2)
+    wanted = np.unique(codes, return_inverse=True)[1].tolist()
+    given = labels, tuple(labels), list(labels)
+    for one in given[: 1 if kind == "bytes" else 3]:  # objects of bytes are refused
+        found = data.Split(x, one).labels
+        assert np.unique(found, return_inverse=True)[1].tolist() == wanted
+        assert isinstance(found, np.ndarray) or found.dtype == torch.int64
+
+
+def test_labels_of_a_split_that_are_no_classes_are_refused():
+    x = RNG.rand(4, 2)
+    assert data.Split(x, list(torch.tensor(WHOLE))).labels.tolist() == WHOLE
+    for bad in ([None] * 4, [math.nan] * 4, [0.5] * 4, np.eye(4), [1, "a", 2, 3]):
+        with pytest.raises((TypeError, ValueError), match="expected .*got"):
+            data.Split(x, bad)
 
 
 # Groups
@@ -270,13 +333,13 @@ def test_images_on_the_grid_pass_in_every_precision(levels):
 def test_groups_stack_views_and_keep_modalities_apart():
     a, b, c = RNG.rand(5, 1, 4), RNG.rand(5, 1, 4), RNG.rand(5, 7)
     pair = data.groups([a, b], labels=list("aabbc"))
-    assert exact(pair.views, np.stack([a, b], 1).astype(np.float32))
+    assert exact(pair.views, np.stack([a, b], 1))
     assert pair.labels.tolist() == [0, 0, 1, 1, 2] and pair.present is None
     assert torch.equal(data.groups(np.stack([a, b], 1)).views, pair.views)
     both = data.groups((a, c), present=np.array([[True, False]] + [[True, True]] * 4))
     assert [tuple(view.shape) for view in both.views] == [(5, 1, 1, 4), (5, 1, 7)]
     part = both.rows(torch.tensor([4, 0]))
-    assert exact(part.views[0][:, 0], a[[4, 0]].astype(np.float32))
+    assert exact(part.views[0][:, 0], a[[4, 0]])
     assert part.present.tolist() == [[True, True], [True, False]]
     assert pair.rows(slice(2)).labels.tolist() == [0, 0]
 

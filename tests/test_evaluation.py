@@ -60,6 +60,14 @@ def test_the_rank_does_not_depend_on_offset_and_unit(move):
     assert effective_rank(one) == 1 and effective_rank(one[:, 1:]) == 0
 
 
+def test_views_come_as_an_array_or_a_tuple():
+    z = np.random.default_rng(0).normal(size=(30, 2, 3))
+    both = z[:, 0], z[:, 1]
+    assert alignment_uniformity(both) == alignment_uniformity(z)
+    with pytest.raises(TypeError, match="may be items or views; give tuple"):
+        alignment_uniformity(list(both))
+
+
 def test_directions_of_numbers_of_any_size():
     z = np.random.default_rng(0).normal(size=(30, 2, 3))
     for unit in (1e-200, 1e200):

@@ -265,3 +265,25 @@ def test_bad_items_are_named(images):
         model.transform(broken)
     with pytest.raises(ValueError, match="at least 2 views, got 40 with 1|32 with 1"):
         short(neighbours=0, views=ps.views.Augment(views=1)).fit(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_row_numbers_are_exact_in_every_dtype(dtype):
+    """A float of 16 bits has no numbers between 2,048 and 2,050, or 256 and 258."""
+    items = torch.arange(70_000.0)[:, None]
+    sampler = Neighbourhood.__new__(Neighbourhood)
+    nn.Module.__init__(sampler)
+    sampler.items, sampler.neighbours, sampler.views = items, 1, None
+    sampler.near = torch.arange(70_000)[:, None]
+    assert sampler.numbers.shape == (70_000, 3)
+    rows = sampler.numbers.to(dtype).long()
+    assert torch.equal(rows @ torch.tensor([1, 256, 65_536]), torch.arange(70_000))
+    drawn = sampler(sampler.numbers[66_000:].to(dtype))
+    assert torch.equal(drawn.clean, items[66_000:].to(dtype))
+
+
+def test_neighbours_are_found_far_from_zero():
+    x = torch.randn(300, 2, dtype=torch.float64)
+    x = (x * 2**20).round() / 2**20  # so that a sum with 2^30 is exact
+    near = Neighbourhood(x, 3).near
+    assert torch.equal(Neighbourhood(x + 2**30, 3).near, near)

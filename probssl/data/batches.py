@@ -418,7 +418,7 @@ def _part(values: Any, what: str, said: bool) -> Part:
             raise ValueError(raw_bytes(what))
         part: Part = values
     else:
-        part = value_tensor(values, what, said, kept=True)
+        part = value_tensor(values, what, said)
     check_items(part.shape, what)
     return part
 
@@ -426,7 +426,7 @@ def _part(values: Any, what: str, said: bool) -> Part:
 def _rows(values: Part, rows: Int[Tensor, " batch"] | slice) -> Shaped[Tensor, "..."]:
     if isinstance(values, np.memmap):
         chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
-        return value_tensor(values[chosen], "data", said=True, kept=True)
+        return value_tensor(values[chosen], "data", said=True)
     return values[rows if isinstance(rows, slice) else rows.to(values.device)]
 
 

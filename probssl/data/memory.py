@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,11 @@ def arrays(
 
     Event shapes are kept; images have their channel first. With `levels` bytes stay
     bytes and stand for k/255, a quarter of the memory; Boolean images become the bytes
-    0 and 255; other numbers become floating point. Labels become int64, strings by
-    their sorted order, a categorical of pandas by that of its categories, all without
-    missing ones; -1 is a class like any other. `Split.classes` has their names. Columns
-    of a DataFrame count by position: give new data in the same order,
+    0 and 255; floating point keeps its type, which `fit` and `embed` convert to that of
+    the objective; whole numbers become floating point, exactly. Labels become int64,
+    strings by their sorted order, a categorical of pandas by that of its categories,
+    all without missing ones; -1 is a class like any other. `Split.classes` has their
+    names. Columns of a DataFrame count by position: give new data in the same order,
     ``new[frame.columns]``.
 
     Arguments:
@@ -73,6 +75,7 @@ def arrays(
         (codes,), names = label_tensors(labels=(labels, whole))
         return fixed_split(Split(whole, codes, classes=names), levels, name, seed)
     held_out = _images(test, levels, "test")
+    whole, held_out = _alike(whole, held_out)
     if whole.shape[1:] != held_out.shape[1:] or whole.dtype != held_out.dtype:
         raise ValueError(
             "expected test images like the training images, "
@@ -138,8 +141,8 @@ def groups(
         ]
     for part in parts:
         check_values(part, "views")
-        if levels is not None:
-            check_grid(part, levels, "views")
+    if levels is not None:
+        parts = [on_grid(part, levels, "views") for part in parts]
     (codes,), names = label_tensors(labels=(labels, parts[0]))
     several = len(parts) > 1
     known = content
@@ -206,38 +209,50 @@ def observed_mask(
     return mask
 
 
-def value_tensor(
-    values: Any, what: str, said: bool, kept: bool = False
-) -> Shaped[Tensor, "*shape"]:
+def value_tensor(values: Any, what: str, said: bool) -> Shaped[Tensor, "*shape"]:
     """Numbers as a tensor: bytes unchanged, Booleans as 0 and 255, others as floats.
 
-    NumPy's floating point takes torch's default dtype; a tensor keeps its own.
+    Floating point keeps its type. Whole numbers take torch's default dtype, or float64
+    where that does not hold them.
 
     Arguments:
         what: The name of the values in an error.
         said: Whether the data set says that bytes are images; they are refused if not.
-        kept: Whether NumPy's floating point keeps its own type too.
 
     Raises:
-        ValueError: Bytes that may be counts.
+        ValueError: Bytes that may be counts, whole numbers beyond float64.
     """
-    given = gate(values, what)
-    found = tensor(given, what)
+    found = tensor(values, what)
     if found.dtype == torch.bool:
         return found.to(torch.uint8) * 255
-    if found.dtype == torch.uint8:
-        if not said:
-            raise ValueError(raw_bytes(what))
+    if found.dtype == torch.uint8 and not said:
+        raise ValueError(raw_bytes(what))
+    if found.dtype == torch.uint8 or found.is_floating_point():
         return found
-    kept = kept or isinstance(given, Tensor)
-    if found.is_floating_point() and found.itemsize > 1 and kept:
-        return found
-    return found.to(torch.get_default_dtype())
+    return _floats(found, what)
+
+
+def _floats(whole: Shaped[Tensor, "*shape"], what: str) -> Shaped[Tensor, "*shape"]:
+    """Whole numbers as floating point, exactly."""
+    own = torch.get_default_dtype()
+    held = 2 / torch.finfo(own).eps  # whole numbers to here are exact
+    if not whole.numel() or 2 ** (8 * whole.itemsize) <= held:
+        return whole.to(own)
+    wide = whole.to(torch.float64)
+    low, high = span(wide)
+    most = max(-low, high)
+    if most >= 2**53:
+        raise ValueError(
+            f"expected whole numbers that float64 holds exactly in {what}, got "
+            f"{whole.dtype} from {low:g} to {high:g}; subtract their least, or give "
+            "numbers of a coarser unit"
+        )
+    return wide if most > held else whole.to(own)
 
 
 def as_float(split: Split) -> Tensor:
     """The items as floating point; bytes become k/255."""
-    images = value_tensor(split.images, "images", said=True, kept=True)
+    images = value_tensor(split.images, "images", said=True)
     return images if images.is_floating_point() else images.float() / 255
 
 
@@ -294,28 +309,44 @@ def check_finite(
     return ends
 
 
-def check_grid(images: Shaped[Tensor, "n *event"], levels: int, what: str) -> None:
-    """Raise a ValueError unless all images lie on the grid k/levels in [0, 1]."""
+def on_grid(
+    images: Shaped[Tensor, "n *event"], levels: int, what: str
+) -> Shaped[Tensor, "n *event"]:
+    """Images that lie on the grid k/levels in [0, 1]; 16 bits are widened to it.
+
+    Raises:
+        ValueError: Images elsewhere, or of a type too coarse for the grid.
+    """
     hint = "give the number of grey levels minus one"
     levels = arguments.whole("levels", levels, hint=hint)
     if images.dtype == torch.uint8:
         if levels == 255:
-            return
-        images = images.float() / 255
-    if images.min() < 0 or images.max() > 1:
+            return images
+        floats, eps = images.float() / 255, torch.finfo(torch.float).eps
+    else:
+        floats, eps = images, torch.finfo(images.dtype).eps
+        if images.itemsize == 2:
+            floats = images.to(torch.get_default_dtype())
+    if floats.min() < 0 or floats.max() > 1:
         raise ValueError(
             f"expected {what} in [0, 1] where levels is given, got values from "
-            f"{images.min():.4g} to {images.max():.4g}; divide by the largest level"
+            f"{floats.min():.4g} to {floats.max():.4g}; divide by the largest level"
         )
-    steps = images * levels
     # Rounding k/levels and multiplying it again are each off by half an eps, times k.
-    off = (steps - steps.round()).abs() > levels * torch.finfo(steps.dtype).eps
+    if levels * eps >= 0.5:
+        raise ValueError(
+            f"expected {what} of a type that tells {levels + 1} grey levels apart, got "
+            f"{images.dtype}; give float32"
+        )
+    steps = floats * levels
+    off = (steps - steps.round()).abs() > levels * eps
     if off.any():
         raise ValueError(
             f"expected {what} on the grid k/{levels} (a byte k stands for k/255), got "
             f"{images[off][0]:.6g}; rescale them, or omit levels if they are not "
             "quantised"
         )
+    return steps.round() / levels if images.itemsize == 2 else images
 
 
 def label_tensors(
@@ -361,9 +392,14 @@ def label_tensors(
 def _images(values: Any, levels: int | None, what: str) -> Tensor:
     images = value_tensor(values, what, said=levels is not None)
     check_values(images, what)
-    if levels is not None:
-        check_grid(images, levels, what)
-    return images
+    return images if levels is None else on_grid(images, levels, what)
+
+
+def _alike(*parts: Tensor) -> list[Tensor]:
+    """Floating point in the widest of its types, bytes unchanged."""
+    floats = [part.dtype for part in parts if part.is_floating_point()]
+    wide = reduce(torch.promote_types, floats) if floats else None
+    return [part.to(wide) if part.is_floating_point() else part for part in parts]
 
 
 def _array(views: Any, said: bool) -> Tensor:
@@ -384,6 +420,7 @@ def _stacked(views: Sequence[Any], said: bool) -> list[Tensor]:
             "expected a list with one array (n, *event) for each view, all of the same "
             f"n, got shapes {shapes}"
         )
+    parts = _alike(*parts)
     if len({part.dtype for part in parts}) != 1:
         raise ValueError(
             "expected one type of number in all views, got "

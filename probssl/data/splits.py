@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from ..arrays import gate, tensor
+from ..arrays import labels as class_names
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
 
@@ -24,8 +25,16 @@ class Rows:
         for i, (name, value) in enumerate(self._columns.items()):
             if value is None:
                 continue
-            several = isinstance(value, list | tuple) and hasattr(value[0], "__array__")
-            parts = tuple(value) if several else (value,)
+            listed = isinstance(value, list | tuple)
+            if listed and not len(value):
+                raise ValueError(
+                    f"expected at least one item in {name}, got an empty "
+                    f"{type(value).__name__}; give one row for each item"
+                )
+            several = i == 0 and type(value) is tuple
+            if name == "views" and listed and hasattr(value[0], "__array__"):
+                several = True  # a list too has an array for each modality, as `groups`
+            parts = value if several else (value,)
             kept = [
                 x if isinstance(x, np.memmap) else _converted(x, name, words=i > 0)
                 for x in parts
@@ -80,8 +89,10 @@ class Split(Rows):
 
     Arguments:
         images: Bytes in 0..255, which stand for k/255, or floating point in [0, 1];
-            arrays that are no images may hold any finite number.
-        labels: The class numbers, used for evaluation only: the content.
+            arrays that are no images may hold any finite number. A list has the items,
+            a tuple an array for each modality.
+        labels: The classes, whole numbers or strings, used for evaluation only: the
+            content.
         style: What varies within a class (the writer, the factors of a simulator).
         classes: The names of the classes, in the order of their numbers.
 
@@ -164,9 +175,22 @@ class Dataset(NamedTuple):
 
 def _converted(values: Any, name: str, words: bool) -> Tensor | np.ndarray:
     """Numbers as a tensor; strings, such as names of classes, as an array."""
+    if name == "labels":
+        return _classes(values)
     found = gate(values, name, words=words)
     strings = isinstance(found, np.ndarray) and found.dtype.kind not in "buif"
     return found if strings else tensor(found, name)
+
+
+def _classes(values: Any) -> Tensor | np.ndarray:
+    """Classes (n,) as int64 on their device, or as strings."""
+    on_device = isinstance(values, Tensor)
+    if on_device and values.dtype == torch.int64 and values.ndim == 1:
+        return values
+    found = class_names(values, None)
+    if found.dtype.kind == "U":
+        return found
+    return tensor(found, "labels").to(values.device if on_device else "cpu")
 
 
 def fixed_split(whole: Split, levels: int | None, name: str, seed: int = 0) -> Dataset:

@@ -102,7 +102,8 @@ def alignment_uniformity(z: Float[Array, "n view dim"]) -> AlignmentUniformity:
         \log E \exp(-2 \lVert u_{iv} - u_{jv} \rVert^2) \quad (i \ne j),
 
     for :math:`u = z / \lVert z \rVert`; the uniformity is averaged over the views. Time
-    grows with the square of n, memory with n.
+    grows with the square of n, memory with n. A tuple of arrays (n, dim) has one for
+    each view.
 
     References:
         Understanding contrastive representation learning through alignment and
@@ -117,7 +118,15 @@ def alignment_uniformity_values(
     z: Float[Array, "n view dim"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Both plus their influence functions, whose means are the two values."""
+    several = type(z) is tuple
+    if isinstance(z, list) and any(hasattr(part, "__array__") for part in z):
+        raise TypeError(
+            "expected representations as an array (n, view, dim), or a tuple of one "
+            "array (n, dim) for each view, got a list of arrays, which may be items or "
+            "views; give tuple(z) if they are views"
+        )
     z = finite(z)
+    z = np.swapaxes(z, 0, 1) if several and z.ndim == 3 else z
     if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:
         raise ValueError(
             "expected representations (n, view, dim), at least 2 items with 2 views, "
