@@ -160,8 +160,8 @@ def _recording(construct: Callable[..., None]) -> Callable[..., None]:
         if "_arguments" not in vars(self):
             given = tuple(map(_kept, args)), {k: _kept(v) for k, v in options.items()}
             object.__setattr__(self, "_arguments", given)
-        check_types(construct, self, *args, **options)
-        construct(self, *args, **options)
+        plain, named = check_types(construct, self, *args, **options)
+        construct(*plain, **named)
 
     return recording
 

@@ -277,6 +277,11 @@ def intersection_over_union(
     boxes: Float[Tensor, "*batch view 4"],
 ) -> Float[Tensor, "*batch view view"]:
     """Return the intersection over union (IoU) of all pairs of boxes of an item."""
+    if not isinstance(boxes, Tensor) or boxes.ndim < 2 or boxes.shape[-1] != 4:
+        raise ValueError(
+            "expected boxes (…, view, 4), a tensor of left, top, right and bottom, got "
+            f"{getattr(boxes, 'shape', type(boxes).__name__)}; Batch.transform has them"
+        )
     a, b = boxes.unsqueeze(-2), boxes.unsqueeze(-3)
     size = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     both = size.clamp(min=0).prod(-1)

@@ -33,11 +33,11 @@ from typing import (
 import numpy as np
 import torch
 from jaxtyping import AbstractArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 __all__ = ["alone", "at_least", "between", "check_types", "choice", "device", "fixed"]
-__all__ += ["folder", "instance", "positive", "typed", "whole"]
+__all__ += ["folder", "having", "instance", "positive", "typed", "whole"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,33 +50,42 @@ class _Kind(NamedTuple):
     words: str
     fits: Callable[[Any], bool]
     error: type[Exception] = TypeError
+    whole: bool = False  # whether a whole number is such
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function: a TypeError says which argument is of another type.
 
-    Checked are modules and other classes, functions, numbers, strings, True and False,
-    `Literal`, sequences and mappings, by the annotations.
+    Checked are modules and other classes, functions and how many arguments they take,
+    numbers, strings, True and False, `Literal`, sequences and mappings, by the
+    annotations. Whole numbers of NumPy and torch become plain ones, and a `seed` is
+    one that NumPy takes.
     Arrays and tensors pass: what they hold is checked where they are read. An
     annotation that allows an array passes everything.
     """
 
     @wraps(function)
     def checked(*args: P.args, **options: P.kwargs) -> R:
-        check_types(function, *args, **options)
-        return function(*args, **options)
+        plain, named = check_types(function, *args, **options)
+        return function(*plain, **named)
 
     return checked
 
 
-def check_types(function: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Raise a TypeError for an argument that is not what its annotation says."""
+def check_types(
+    function: Callable[..., Any], *args: Any, **options: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments; a TypeError for one that is not what its annotation says.
+
+    A ValueError for a string or seed of the right type.
+    """
     signature, kinds = _kinds(function)
     try:
-        given = signature.bind(*args, **options).arguments
+        bound = signature.bind(*args, **options)
     except TypeError as error:
         raise TypeError(_misfit(function, signature, args, options, error)) from None
-    for name, value in given.items():
+    plain = {}
+    for name, value in bound.arguments.items():
         kind = kinds.get(name)
         if kind is not None and not kind.fits(value):
             hint = ""
@@ -85,6 +94,12 @@ def check_types(function: Callable[..., Any], *args: Any, **options: Any) -> Non
             elif callable(value) and "Module" in kind.words:
                 hint = "wrap it in a torch.nn.Module"
             raise kind.error(_message(f"{name} as {kind.words}", value, hint))
+        if kind is not None and kind.whole and _is_scalar(value) and _is_whole(value):
+            plain[name] = _index(value)
+    if not plain:
+        return args, options
+    bound.arguments.update(plain)
+    return bound.args, bound.kwargs
 
 
 def _misfit(
@@ -121,6 +136,7 @@ def _kinds(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, _
                 hint = eval(hint, function.__globals__)
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         kind = None if variable else _kind(hint)
+        kind = _SEED if name == "seed" and kind is not None else kind
         if kind is not None and hint is not parameter.empty:
             found[name] = kind
     return signature, found
@@ -137,15 +153,15 @@ def _kind(hint: Any) -> _Kind | None:
         fits = lambda value: any(kind.fits(value) for kind in kinds)  # noqa: E731
         wrong = any(kind.error is ValueError for kind in kinds)
         error = ValueError if wrong else TypeError
-        return _Kind(listed, fits, error) if len(kinds) == len(each) else None
+        found = _Kind(listed, fits, error, any(kind.whole for kind in kinds))
+        return found if len(kinds) == len(each) else None
     if origin is Literal:
         listed = ", ".join(map(repr, parts))
         fits = lambda value: isinstance(value, str) and value in parts  # noqa: E731
         words = f"one of {listed}" if len(parts) > 1 else listed
         return _Kind(words, fits, ValueError)
-    if origin is Callable and parts and Tensor in (parts[-1], *get_args(parts[-1])):
-        made = lambda value: callable(value) and not isinstance(value, type)  # noqa: E731
-        return _Kind("a function", made)
+    if origin is Callable:
+        return _function(*parts)
     if origin in _PLAIN:
         return _PLAIN[origin]
     arrays = Tensor, np.ndarray, AbstractArray
@@ -172,13 +188,48 @@ def _kind(hint: Any) -> _Kind | None:
     return _Kind(words, lambda value: isinstance(value, origin))
 
 
-def _like(protocol: type, words: str) -> _Kind | None:
-    """An object with the methods of a protocol; None if it is a call alone."""
+def _like(protocol: type, words: str) -> _Kind:
+    """An object with the methods of a protocol."""
     names = [name for name in vars(protocol) if not name.startswith("_")]
-    words += f", with {', '.join(names)}"
-    fits = lambda value: all(hasattr(value, name) for name in names)  # noqa: E731
-    whole = lambda value: fits(value) and not isinstance(value, type)  # noqa: E731
-    return _Kind(words, whole) if names else None
+    names = names or ["__call__"]
+
+    def fits(value: Any) -> bool:
+        return not isinstance(value, type) and all(hasattr(value, n) for n in names)
+
+    return _Kind(f"{words}, with {', '.join(names)}", fits)
+
+
+def _function(takes: Any = ..., made: Any = Any) -> _Kind:
+    """A function of so many arguments; a class if its instances are what it returns."""
+    many = None if takes is Ellipsis else len(takes)
+    parts = get_args(made) if get_origin(made) in (Union, UnionType) else [made]
+    found = [get_origin(part) or part for part in parts]
+    classes = tuple(
+        Distribution if issubclass(part, Distribution) else part
+        for part in found
+        if isinstance(part, type) and not issubclass(part, np.ndarray | AbstractArray)
+    )
+    free = Any in found or object in found
+
+    def fits(value: Any) -> bool:
+        made = not isinstance(value, type) or free or issubclass(value, classes)
+        return callable(value) and made and (many is None or _takes(value, many))
+
+    number = "" if many is None else f" of {many} argument{'' if many == 1 else 's'}"
+    return _Kind(f"a function{number}", fits)
+
+
+def _takes(function: Any, many: int) -> bool:
+    """Whether a function or module can be called with so many arguments, if known."""
+    call = function.forward if isinstance(function, nn.Module) else function
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):  # of a built-in function
+        return True
+    try:
+        return signature.bind(*[None] * many) is not None
+    except TypeError:
+        return False
 
 
 def _is_mapping(value: Any, inner: _Kind | None) -> bool:
@@ -196,6 +247,11 @@ def _is_sequence(value: Any, inner: _Kind | None, length: int | None) -> bool:
         return False
     fits = inner is None or all(map(inner.fits, parts))
     return fits and (length is None or len(parts) == length)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is a number of NumPy or torch, without axes."""
+    return isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0
 
 
 def _is_number(value: Any) -> bool:
@@ -222,10 +278,15 @@ _PLAIN: dict[Any, _Kind] = {
     NoneType: _Kind("None", lambda value: value is None),
     bool: _Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),
     float: _Kind("a number", _is_number),
-    int: _Kind("a whole number", _is_whole),
+    int: _Kind("a whole number", _is_whole, whole=True),
     str: _Kind("a string", lambda value: isinstance(value, str)),
-    Callable: _Kind("a function", callable),
 }
+_SEED = _Kind(
+    f"a whole number from 0 to {2**32 - 1}",
+    lambda value: _is_whole(value) and 0 <= _index(value) < 2**32,
+    ValueError,
+    whole=True,
+)
 
 
 def positive(name: str, value: Any, hint: str = "") -> float:
@@ -295,6 +356,13 @@ def instance(name: str, value: Any, kinds: Any, expected: str, hint: str = "") -
     if not isinstance(value, kinds):
         raise TypeError(_message(f"{name} as {expected}", value, hint))
     return value
+
+
+def having(name: str, value: Any, attribute: str, expected: str, hint: str = "") -> Any:
+    """Return what an object has by this name; a TypeError says what is `expected`."""
+    if isinstance(value, type) or not hasattr(value, attribute):
+        raise TypeError(_message(f"{name} as {expected}", value, hint))
+    return getattr(value, attribute)
 
 
 def alone(name: str, value: Any, other: str, hint: str = "") -> None:

@@ -595,8 +595,7 @@ def _in_a_line(module: nn.Module) -> str:
 
 def _built(guide: Callable[..., nn.Module], encoder: nn.Module, dim: int) -> nn.Module:
     """Return the guide of the encoder; raise a TypeError if it is none."""
-    made = isinstance(guide, type) and not issubclass(guide, nn.Module)
-    if isinstance(guide, nn.Module) or made:
+    if isinstance(guide, nn.Module):
         name = type(guide).__name__
         raise TypeError(
             "expected guide as a class, or a function of the encoder, got an instance "

@@ -141,6 +141,7 @@ def mlp_probe(
     from sklearn.neural_network import MLPClassifier
 
     z_train, y_train, z_test, y_test = train_test(z_train, y_train, z_test, y_test)
+    hidden = whole("hidden", hidden)
     mean, scale = _moments(z_train)
     z_train, z_test = (z_train - mean) / scale, (z_test - mean) / scale
     probe = MLPClassifier((hidden,), max_iter=10_000, random_state=seed)

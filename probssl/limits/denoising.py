@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_map
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..nn import each_view
-from ..nn.base import called, output_of, takes
+from ..nn.base import called, output_of
 from ..nn.network import check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
@@ -77,8 +77,6 @@ class DenoisingAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         check_width("decoder", decoder, encoder)
-        if noise is not None:
-            takes("noise", noise, None)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.noise = noise
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..arguments import typed
+from ..arguments import having, typed
 from .style import BLUE, INK, ORANGE, PALE, blank, clean
 
 __all__ = ["advice"]
@@ -28,6 +28,7 @@ def advice(found: Any) -> Figure:
     Arguments:
         found: The result of `linear.advise`.
     """
+    having("found", found, "spectra", "the result of ps.linear.advise")
     figure = blank(10.0, 3.0)
     panels = figure.subplots(1, len(found.spectra) + 1)
     for panel, (name, spectrum) in zip(panels, found.spectra.items(), strict=False):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
-from ..arguments import typed
+from ..arguments import having, typed
 from .style import BLUE, ORANGE, blank, clean
 
 __all__ = ["learning_curves"]
@@ -32,6 +32,7 @@ def learning_curves(history: Any) -> Figure:
         ValueError: If there is no epoch, or nothing to draw.
     """
     table = getattr(history, "table", history)
+    having("history", table, "columns", "what ps.fit returned, or a DataFrame")
     if "epoch" in table.columns:
         table = table.set_index("epoch")
     given = [name for name in CURVES if name in table.columns]

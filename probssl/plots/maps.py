@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from pandas import Series, factorize
 from pandas.api.types import is_float_dtype, is_numeric_dtype
 
-from ..arguments import typed
+from ..arguments import typed, whole
 from ..arrays import Array, finite, gate, numbers, plain, representations
 from .style import INK, blank, clean, shorten
 
@@ -75,6 +75,7 @@ def latent_map(
     panel.set_xlabel(names[0])
     panel.set_ylabel(names[1])
     colours = _points(panel, xy, labels)
+    ellipses = whole("ellipses", ellipses, 0, hint="0 draws none")
     rows = np.unique(np.linspace(0, len(z) - 1, ellipses).round().astype(int))
     if z.shape[1] == 1:
         if std is not None and ellipses > 0:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..arguments import typed, whole
+from ..arguments import having, typed, whole
 from ..arrays import Array, numbers, plain
 from .style import blank, shorten
 
@@ -48,6 +48,7 @@ def images(
         columns = math.ceil(n / rows) if rows > 0 else 0
     if titles is None:
         return _grid(tiles, columns)
+    having("titles", titles, "__len__", "a sequence, one for each image or view")
     count, what = (n, "images") if strip == 1 else (strip, "views")
     if len(titles) != count:
         raise ValueError(

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from ..arguments import typed
+from ..arguments import having, typed
 from ..arrays import finite
 from .style import BLUE, INK, PALE, blank, clean, shorten
 
@@ -35,7 +35,8 @@ def ranks(ranks: Any, *, bins: int = 10, ax: Axes | None = None) -> Figure:
         ValueError: If there are no ranks, no bins, more than 50 quantities, or several
             for one pair of axes.
     """
-    columns = np.asarray(ranks.ranks).reshape(len(ranks.ranks), -1)
+    found = having("ranks", ranks, "ranks", "a result of ps.calibration, Ranks")
+    columns = np.asarray(found).reshape(len(found), -1)
     n, quantities = columns.shape
     most = 50 if ax is None else 1
     if not n or not 1 <= quantities <= most or not 1 <= bins <= ranks.draws + 1:

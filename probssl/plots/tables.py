@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.ma import masked_invalid
 from pandas import DataFrame
 
-from ..arguments import typed
+from ..arguments import having, typed
 from .style import BLUE, INK, PALE, blank, clean, shorten
 
 __all__ = ["comparison", "matrix", "terms"]
@@ -134,7 +134,10 @@ def matrix(table: Any, columns: Sequence[str] | None = None) -> Figure:
 
 def _frame(source: Any, name: str) -> DataFrame:
     """A table as it is, or that of a `Comparison`, by its name."""
-    return source if isinstance(source, DataFrame) else getattr(source, name)
+    if isinstance(source, DataFrame):
+        return source
+    found: DataFrame = having("table", source, name, "a Comparison or a DataFrame")
+    return found
 
 
 def _heat(panel: Axes, values: np.ndarray, texts: Sequence[Sequence[str]]) -> None:

@@ -84,6 +84,7 @@ def classify(
         ValueError: If there is no joint distribution with a mixture prior, or the data
             are outside the support of the likelihood.
     """
+    draws = whole("draws", draws)
     joint = joint_of(objective, "a classification")
     parts = []
     with evaluating(objective) as like:
