@@ -687,7 +687,7 @@ test_misuse_is_refused_with_a_way_out = refusals(
     (
         lambda: check_likelihood(nn.Identity(), torch.ones(1)),
         TypeError,
-        "ps.likelihoods.Likelihood.*inherit",
+        "likelihood as a Likelihood, got Identity",
     ),
     (
         lambda: check_guide(Point(encoder()), Gaussian(2), torch.randn(1, 2, 3)),

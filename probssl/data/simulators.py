@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arguments import at_least, typed, whole
+from ..arrays import tensor
 from .splits import Groups, Split
 
 __all__ = ["FACTORS", "SHAPES", "LinearGaussian", "factors", "linear_gaussian"]
@@ -73,11 +74,14 @@ def linear_gaussian(
     """
     scales = {"scale": scale, "y_scale": y_scale, "noise": noise}
     sizes = {"n": n, "views": views, "dim": dim, "features": features}
-    for name, value in scales.items():
-        at_least(name, value, 0)
+    scale, y_scale, noise = (at_least(k, value, 0) for k, value in scales.items())
     for name, size in sizes.items():
         whole(name, size)
-    W = torch.randn(features, dim) if weight is None else weight
+    W = torch.randn(features, dim) if weight is None else tensor(weight, "weight")
+    if W.ndim != 2:
+        raise ValueError(
+            f"expected weight of shape (features, dim), got {tuple(W.shape)}; give W"
+        )
     y = y_scale * torch.randn(n, W.shape[1], dtype=W.dtype, device=W.device)
     z = y.unsqueeze(1) + scale * y.new_empty(n, views, W.shape[1]).normal_()
     x = z @ W.mT + noise * y.new_empty(n, views, W.shape[0]).normal_()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..priors import Prior
 from . import modules
 from .densities import (
@@ -29,6 +30,7 @@ OF_DENSITIES = (modules.gradients, modules.single_precision)
 OF_NUMBERS = (modules.device, modules.state, modules.saving, modules.tracing)
 
 
+@typed
 def check_guide(
     guide: nn.Module,
     prior: Prior,

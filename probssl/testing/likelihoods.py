@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from ..arguments import instance
+from ..arguments import typed
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from . import modules
@@ -30,6 +30,7 @@ LARGEST = 1e9  # a sample beyond it, or beyond its reciprocal, is no data
 CIRCLE = constraints.interval(-math.pi, math.pi)
 
 
+@typed
 def check_likelihood(
     likelihood: Likelihood,
     output: Float[Tensor, "n *output"] | None = None,
@@ -78,9 +79,6 @@ def check_likelihood(
         >>> check_likelihood(ps.likelihoods.Binomial(16), torch.randn(3, 4))
         >>> check_likelihood(ps.likelihoods.Poisson(), event_shape=(4,))
     """
-    hint = "inherit from it, for measure, pseudo and check"
-    expected = "a ps.likelihoods.Likelihood"
-    instance("likelihood", likelihood, Likelihood, expected, hint)
     event = None if event_shape is None else tuple(event_shape)
     if output is None:
         if event is None:

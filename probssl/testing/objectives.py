@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..arguments import typed
 from ..nn import PerModality
 from ..terms import Batch, Terms
 from ..train.prepare import settle
@@ -20,6 +21,7 @@ __all__ = ["check_objective"]
 DOUBLE = torch.empty(0, dtype=torch.float64)
 
 
+@typed
 def check_objective(
     objective: nn.Module, batch: Batch, *, repeats: int = 40, seed: int = 0
 ) -> None:
