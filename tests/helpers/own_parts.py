@@ -447,7 +447,7 @@ ENCODERS: dict[str, OwnEncoder] = {
     "transformer": OwnEncoder(Transformer, (EVENT, 1)),
     "frozen body": OwnEncoder(Pretrained),
     "spectral norm": OwnEncoder(_spectral),
-    "lazy": OwnEncoder(lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(DIM))),
+    "lazy": OwnEncoder(lambda: nn.LazyLinear(DIM), refused="initialised"),
     "data parallel": OwnEncoder(lambda: nn.DataParallel(nn.Linear(EVENT, DIM))),
     "model output": OwnEncoder(HuggingFace, refused="pooler_output"),
     "mean and variance": OwnEncoder(MeanVariance, refused="tuple"),
