@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_map_only
 
 from .arguments import whole
 from .arrays import span
+from .distributions.supports import in_words, space_of
 from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive
@@ -155,7 +156,7 @@ class Joint(nn.Module):
             if content is not None:
                 y = prior.content()
                 prior.given(y.sample())
-                if _space(_support(y)) == "discrete values":
+                if space_of(_support(y)) == "discrete values":
                     raise ValueError(
                         "expected content=None with a discrete p(y), which the prior "
                         "sums out exactly, got a guide; leave it out"
@@ -701,13 +702,13 @@ def _check_declared(
     support = None if declared is None else _support(density())
     if declared is None or support is None:
         return
-    places = _space(declared), _space(support)
+    places = space_of(declared), space_of(support)
     if places == ("vectors", "vectors") and declared is constraints.real_vector:
         p = density()
         tensors = chain(prior.parameters(), prior.buffers())
         far = next(tensors, torch.empty(0)).new_full(p.event_shape, 1e3)
         inside = support.check(far) & support.check(-far)
-        places = places[0], "vectors" if bool(inside.all()) else str(support)
+        places = places[0], "vectors" if bool(inside.all()) else in_words(support)
     if places[0] != places[1]:
         raise _space_error(guide, prior, *places)
 
@@ -722,8 +723,8 @@ def _drawn(
     density = "p(y)" if p is None else "p(z)"
     support = _support(prior.content() if p is None else p)
     own = None if isinstance(q, Delta) else _support(q)
-    if support is not None and own is not None and _space(own) != _space(support):
-        raise _space_error(guide, prior, _space(own), _space(support))
+    if support is not None and own is not None and space_of(own) != space_of(support):
+        raise _space_error(guide, prior, space_of(own), space_of(support))
     location = _mean(q) if isinstance(q, Delta) or own is not None else None
     if location is not None and bool(location.isnan().any()):
         raise ValueError(
@@ -755,16 +756,6 @@ def _mean(q: TorchDistribution) -> Tensor | None:
         return q.mean
     except NotImplementedError:
         return None
-
-
-def _space(support: Any) -> str:
-    """The space with the measure of densities: vectors, a sphere, a simplex, …"""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    name = type(support).__name__.strip("_").lower()
-    if name in ("sphere", "simplex"):
-        return f"a {name}"
-    return "discrete values" if support.is_discrete else "vectors"
 
 
 def _space_error(

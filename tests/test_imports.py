@@ -27,7 +27,7 @@ INWARDS = {
     "priors": "distributions hyper special",
     "likelihoods": "distributions hyper special",
     "guides": "distributions nn runtime",
-    "joint": "guides hyper likelihoods nn priors runtime terms",
+    "joint": "distributions guides hyper likelihoods nn priors runtime terms",
     "bounds": "hyper joint runtime terms",
     "entropies": "hyper priors runtime special",
     "affinities": "runtime special terms",

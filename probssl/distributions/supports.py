@@ -22,8 +22,10 @@ __all__ = [
     "MOST_STATES",
     "alike",
     "from_real",
+    "in_words",
     "is_real",
     "is_sphere",
+    "space_of",
     "states_of",
     "support_of",
 ]
@@ -83,6 +85,36 @@ def is_real(support: constraints.Constraint) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real
+
+
+def space_of(support: constraints.Constraint) -> str:
+    """The space with the measure of densities: vectors, a sphere, a simplex, …"""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    name = type(support).__name__.strip("_").lower()
+    if name in ("sphere", "simplex"):
+        return f"a {name}"
+    return "discrete values" if support.is_discrete else "vectors"
+
+
+def in_words(support: constraints.Constraint) -> str:
+    """A support for messages: "numbers above 0", "whole numbers from 0 to 9", …"""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    kind = "whole numbers" if support.is_discrete else "numbers"
+    low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+    ends = [_shown(end) for end in (low, high) if end is not None]
+    if low is not None and high is not None:
+        return f"{kind} from {ends[0]} to {ends[1]}"
+    if low is not None:
+        closed = support.is_discrete or "Eq" in type(support).__name__
+        return f"{kind} {'of at least' if closed else 'above'} {ends[0]}"
+    return f"{kind} up to {ends[0]}" if high is not None else str(support)
+
+
+def _shown(bound: Any) -> str:
+    same = not isinstance(bound, Tensor) or bool((bound == bound.flatten()[0]).all())
+    return f"{float(torch.as_tensor(bound).flatten()[0]):g}" if same else "a bound"
 
 
 def alike(content: Distribution, views: Distribution) -> bool:
