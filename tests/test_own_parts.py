@@ -163,6 +163,7 @@ def test_laws_of_an_own_prior(name):
     )
 
 
+@pytest.mark.filterwarnings("ignore:Own|ZINB")  # Pyro validates arguments by default
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_laws_of_an_own_likelihood(name):
     own = LIKELIHOODS[name]

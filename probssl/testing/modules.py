@@ -24,7 +24,7 @@ DIFFERENCES = (1e-4, 1e-3, 1e-5, 1e-6)  # step sizes; one that agrees is enough
 SEED, REPEATS = 2, 20  # of a value that is an estimate
 VALIDATES = torch.distributions.distribution.__file__
 LIBRARIES = (torch.distributions.__path__[0], pyro.distributions.__path__[0])
-VALIDATION = "switch Pyro's validation off: validate_args=False"
+VALIDATION = "give it validate_args=False, or call pyro.enable_validation(False)"
 TENSORS = (
     "make tensors of the module buffers, and write device=z.device where one is made"
 )
@@ -154,19 +154,17 @@ def device(case: Valued) -> Iterator[str]:
     try:
         found = under_a_seed(moved)
     except (RuntimeError, NotImplementedError) as error:
-        if _validating_within(error):
+        if _validating(error):
+            where = "a part of its" if _validating_within(error) else "its"
             yield Note(
-                "a part of its distribution validates its arguments, which "
-                "synchronises with a GPU; call pyro.enable_validation(False)"
+                f"{where} distribution validates its arguments, which synchronises "
+                f"with a GPU; {VALIDATION}"
             )
             return
         if kind == "meta" and _within_a_library(error):
             yield Note(f"its device cannot be checked without a GPU: {in_short(error)}")
             return
-        yield (
-            f"expected a value on {kind}, got {in_short(error)}; "
-            + (VALIDATION if _validating(error) else TENSORS)
-        )
+        yield f"expected a value on {kind}, got {in_short(error)}; {TENSORS}"
         return
     if found.device.type != kind:
         yield f"expected a value on {kind}, got one on {found.device}"

@@ -285,8 +285,12 @@ def _poisson(shape: tuple[int, ...]) -> Tensor:
 LIKELIHOODS: dict[str, OwnLikelihood] = {
     "ZINB": OwnLikelihood(ZINB, (2, EVENT), _poisson),
     "Poisson": OwnLikelihood(lambda: Own(_counts, "counting"), (EVENT,), _poisson),
-    "bag of words": OwnLikelihood(lambda: Own(_bag, "bags of 20"), (EVENT,), _bags),
-    "codes": OwnLikelihood(lambda: Own(_codes, "codes"), (EVENT, 4), _integers),
+    "bag of words": OwnLikelihood(
+        lambda: Own(_bag, "counting, bags of 20"), (EVENT,), _bags
+    ),
+    "codes": OwnLikelihood(
+        lambda: Own(_codes, "counting, 0 to 3"), (EVENT, 4), _integers
+    ),
     "full covariance": OwnLikelihood(
         lambda: Own(_full_covariance), (EVENT,), torch.randn
     ),
