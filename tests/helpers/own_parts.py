@@ -264,6 +264,7 @@ class OwnLikelihood:
     module: Callable[[], Any]
     output: tuple[int, ...]
     data: Callable[[tuple[int, ...]], Tensor]
+    breaks: str = ""  # a law that it breaks as its user wrote it
 
 
 def _simplex(shape: tuple[int, ...]) -> Tensor:
@@ -284,13 +285,11 @@ def _poisson(shape: tuple[int, ...]) -> Tensor:
 
 LIKELIHOODS: dict[str, OwnLikelihood] = {
     "ZINB": OwnLikelihood(ZINB, (2, EVENT), _poisson),
-    "Poisson": OwnLikelihood(lambda: Own(_counts, "counting"), (EVENT,), _poisson),
-    "bag of words": OwnLikelihood(
-        lambda: Own(_bag, "counting, bags of 20"), (EVENT,), _bags
+    "Poisson": OwnLikelihood(  # the rate is 0 where the softplus underflows
+        lambda: Own(_counts, "counting"), (EVENT,), _poisson, breaks="extremes"
     ),
-    "codes": OwnLikelihood(
-        lambda: Own(_codes, "counting, 0 to 3"), (EVENT, 4), _integers
-    ),
+    "bag of words": OwnLikelihood(lambda: Own(_bag, "counting"), (EVENT,), _bags),
+    "codes": OwnLikelihood(lambda: Own(_codes, "counting"), (EVENT, 4), _integers),
     "full covariance": OwnLikelihood(
         lambda: Own(_full_covariance), (EVENT,), torch.randn
     ),
@@ -306,8 +305,11 @@ LIKELIHOODS: dict[str, OwnLikelihood] = {
     "beta": OwnLikelihood(
         lambda: Own(_beta), (2, EVENT), lambda shape: 0.05 + 0.9 * torch.rand(shape)
     ),
-    "shares": OwnLikelihood(
-        lambda: Own(lambda output: dist.Dirichlet(output.exp())), (EVENT,), _simplex
+    "shares": OwnLikelihood(  # as does the concentration, which also overflows
+        lambda: Own(lambda output: dist.Dirichlet(output.exp())),
+        (EVENT,),
+        _simplex,
+        breaks="extremes",
     ),
     "Gumbel": OwnLikelihood(
         lambda: Own(lambda output: dist.Gumbel(output, 0.5)), (EVENT,), torch.randn
