@@ -504,7 +504,7 @@ def grey(digits: ps.data.Dataset, levels: int = 16) -> nn.Module:
         (lambda d: {"objectives": {"raw pixels": nn.Flatten()}}, "baselines"),
         (lambda d: {"objectives": {"PCA-64": nn.Flatten()}}, "baselines"),
         (lambda d: {"objectives": {"x": several(d)}}, "2 modalities"),
-        (lambda d: {"objectives": {"x": diverged(d)}}, "for .* items by x; its fit"),
+        (lambda d: {"objectives": {"x": diverged(d)}}, "for .* items.* by x; its fit"),
         (lambda d: {"seconds": {"y": 1.0}}, "seconds of the objectives x, got some of"),
         (lambda d: {"data": d._replace(train=d.train.rows(rare(d)))}, "got 4 of class"),
     ],

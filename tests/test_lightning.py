@@ -167,7 +167,11 @@ def test_only_the_items_reach_the_objective(trainer):
 def test_a_loader_may_yield_batches(trainer):
     def collate(rows: list[Tensor]) -> Batch:
         x = torch.stack(rows)
-        return Batch(noisy(x).float(), index=x[:, 0], present=torch.ones(len(x), 2) > 0)
+        return Batch(
+            noisy(x).float(),
+            index=x[:, 0].mul(100).long(),
+            present=torch.ones(len(x), 2) > 0,
+        )
 
     objective = Recorder()
     loader = DataLoader(items(8), 4, collate_fn=collate)

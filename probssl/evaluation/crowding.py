@@ -121,7 +121,8 @@ def crowding(
     since the copies of an item in a resample would bias its silhouette. With k items
     per class, W is too small by about W / k and B too large by 2 W / k, so that crowded
     classes look less crowded than they are. The intervals are corrected for this bias,
-    the values are not: with many dimensions and few items they lie near an end.
+    the values are not: with many dimensions and few items they lie near an end. Where
+    class means nearly coincide in few dimensions the intervals are too narrow.
 
     Arguments:
         normalise: Whether to scale each item to length 1 first.
