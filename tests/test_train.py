@@ -461,6 +461,43 @@ def test_without_patience_the_last_epoch_stays(tmp_path):
     assert_close(objective.state_dict(), kept, rtol=0, atol=0)
 
 
+def watched(
+    folder: Path, epochs: int, **options: Any
+) -> tuple[nn.Module, History, dict]:
+    """A fit whose best epoch is the third, and the parameters of each epoch."""
+    objective, kept = Autoencoder(), {}
+
+    def probe(epoch: int, row: dict[str, float]) -> None:
+        row["probe"] = -abs(epoch - 3)
+        kept[epoch] = {k: v.clone() for k, v in objective.state_dict().items()}
+
+    watch = {"on_epoch": probe, "monitor": "probe", "checkpoint": folder}
+    history = fit(objective, points(), epochs=epochs, resume=True, **watch, **options)
+    return objective, history, kept
+
+
+def test_a_resumed_run_without_patience_has_its_last_epoch(tmp_path):
+    watched(tmp_path, 5, patience=9)
+    objective, history, kept = watched(tmp_path, 7)
+    assert len(history) == 7 and set(kept) == {6, 7}
+    assert_close(objective.state_dict(), kept[7], rtol=0, atol=0)
+
+
+def test_patience_that_comes_late_brings_the_best_epoch_back(tmp_path):
+    _, _, before = watched(tmp_path, 7)
+    objective, history, _ = watched(tmp_path, 9, patience=4)
+    assert len(history) == 7
+    assert_close(objective.state_dict(), before[3], rtol=0, atol=0)
+
+
+def test_patience_that_comes_late_without_the_best_epoch_counts_from_there(tmp_path):
+    watched(tmp_path, 7)
+    (tmp_path / "best.safetensors").unlink()
+    objective, history, kept = watched(tmp_path, 20, patience=2)
+    assert len(history) == 10
+    assert_close(objective.state_dict(), kept[8], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["epoch", "step"])
 @pytest.mark.parametrize("change", [1000, math.nan, None])
 def test_on_epoch_must_leave_the_counts_as_they_are(name, change, tmp_path):
@@ -525,7 +562,19 @@ def test_an_interrupt_keeps_what_was_reached(caplog):
     with caplog.at_level(logging.WARNING):
         history = fit(objective, points(), batch_size=20, epochs=9, on_step=interrupt)
     assert len(history) == 1 and not objective.training
-    assert "interrupted after epoch 1" in caplog.text
+    assert "interrupted after epoch 1; the parameters stay as they are" in caplog.text
+
+
+def test_an_interrupt_with_patience_says_whose_parameters_stay(caplog):
+    def interrupt(epoch: int, row: dict[str, float]) -> None:
+        row["probe"] = -epoch
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    watch = {"on_epoch": interrupt, "monitor": "probe", "patience": 5}
+    with caplog.at_level(logging.WARNING):
+        fit(Autoencoder(), points(), epochs=9, **watch)
+    assert "epoch 2; the parameters are those of the best epoch, 1" in caplog.text
 
 
 # --- what is not finite ------------------------------------------------------------

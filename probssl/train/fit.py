@@ -89,7 +89,8 @@ def fit(
     full is dropped, unless it is the only one. Bytes k reach the views as k/255, other
     numbers unchanged, both in the dtype of the objective.
 
-    A KeyboardInterrupt ends the fit, which keeps what it has reached.
+    A KeyboardInterrupt ends the fit, which keeps what it has reached: with `patience`
+    the parameters of the best epoch.
 
     **Data parallelism**: under torchrun, or after
     ``torch.distributed.init_process_group``, all ranks call `fit` alike. They start
@@ -251,9 +252,11 @@ def fit(
     except KeyboardInterrupt:
         if world_size() > 1:  # other ranks may be waiting for this one
             raise
+        best = f"are those of the best epoch, {stopping.epoch}"
         logger.warning(
-            "interrupted after epoch %d; the parameters stay as they are",
+            "interrupted after epoch %d; the parameters %s",
             len(run.history),
+            "stay as they are" if stopping.kept is None else best,
         )
     finally:
         bar.close()

@@ -114,7 +114,7 @@ class Run:
         for part in ("objective", "optimizer", "scheduler"):
             saved, built = (_entries(s[part]) for s in (state, current))
             _check(saved, built, f"the {part} in {origin}")
-        self.stopping.load(state["stopping"])
+        self.stopping.load(state["stopping"], len(state["history"]))
         self.objective.load_state_dict(state["objective"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:
@@ -160,14 +160,22 @@ class EarlyStopping:
         """Its part of a checkpoint."""
         return {k: v for k, v in vars(self).items() if k != "patience"}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Resume from what `state` returned, for the same monitor."""
+    def load(self, state: Mapping[str, Any], epoch: int) -> None:
+        """Resume from what `state` returned after this epoch, for the same monitor.
+
+        Without patience nothing is kept. With it, but without the parameters of the
+        best epoch, epochs are compared from here on.
+        """
         if state["monitor"] != self.monitor:
             raise ValueError(
                 f"expected monitor={state['monitor']!r} as in the checkpoint, got "
                 f"{self.monitor!r}; resume with the same one"
             )
         vars(self).update(state)
+        if self.patience is None:
+            self.kept = None
+        elif self.kept is None:
+            self.value, self.epoch = -math.inf, epoch
 
 
 class Checkpoints:
@@ -266,7 +274,7 @@ def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
     last = folder / LAST
     if last.exists():
         if resume:
-            return read(last)
+            return _with_best(read(last), folder / BEST)
         raise FileExistsError(
             f"expected a folder without a checkpoint, got {last}; pass resume=True "
             "to go on from it, or another folder"
@@ -279,6 +287,16 @@ def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
             "no checkpoint; pass the folder of the run, or an empty one"
         )
     return None
+
+
+def _with_best(state: dict[str, Any], best: Path) -> dict[str, Any]:
+    """A state with the parameters of its best epoch, which only patience keeps."""
+    stopping = state["stopping"]
+    if stopping["kept"] is None and stopping["epoch"] and best.exists():
+        found = read(best)
+        if len(found["history"]) == stopping["epoch"]:
+            stopping["kept"] = found["objective"]
+    return state
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
