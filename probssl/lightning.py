@@ -42,7 +42,13 @@ from .runtime.randomness import order_generator, same_randomness
 from .terms import Batch, Terms
 from .train.batches import accepted, loaded
 from .train.history import Tally
-from .train.prepare import prepared_optimizer, prepared_scheduler, settle, target_of
+from .train.prepare import (
+    ContentCheck,
+    prepared_optimizer,
+    prepared_scheduler,
+    settle,
+    target_of,
+)
 from .train.schedules import Schedule, Schedules
 from .train.steps import loss, mutable_state
 
@@ -105,6 +111,7 @@ class Module(LightningModule):
         self.scheduler, self.schedules = scheduler, schedules
         self._schedules: Schedules | None = None
         self._before: dict[str, Tensor] = {}
+        self._check_content = ContentCheck(objective)
         self._randomness = ExitStack()
         self._train, self._held_out = Tally(), Tally()
 
@@ -140,7 +147,8 @@ class Module(LightningModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check what was loaded, before it is on the device."""
-        return accepted(batch, self.views, target_of(self.objective, "cpu").dtype)
+        dtype = target_of(self.objective, "cpu").dtype
+        return accepted(batch, self.views, dtype, self._check_content)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """The batch of what was loaded, its views drawn on the device."""

@@ -185,6 +185,23 @@ def test_a_loader_may_yield_batches(trainer):
         trainer(max_epochs=1).fit(Module(objective), loader)
 
 
+def test_contents_are_checked_in_every_batch(trainer):
+    class Known(Recorder):
+        def check_content(self, content: Tensor) -> None:
+            if content.max() > 3:
+                raise ValueError(f"expected content to 3, got {int(content.max())}")
+
+    def loader(last: int) -> DataLoader:
+        load = [Batch(items(2)[:, None], content=torch.tensor([0, 3]))] * 2
+        load.append(load[0]._replace(content=torch.tensor([-1, last])))
+        return DataLoader(load, batch_size=None)
+
+    trainer(max_epochs=1).fit(Module(Known()), loader(3))
+    for last, match in ((4, "content to 3, got 4"), (-2, "from -1 .* got -2")):
+        with pytest.raises(ValueError, match=match):
+            trainer(max_epochs=1).fit(Module(Known()), loader(last))
+
+
 def test_the_objective_may_check_the_first_batch(trainer):
     class Checked(Recorder):
         def check(self, batch: Batch) -> None:

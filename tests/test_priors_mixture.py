@@ -13,6 +13,7 @@ from helpers.checks import seeded
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 import probssl as ps
 from probssl.distributions.mixture import SharedComponent
@@ -292,3 +293,66 @@ def test_labelled_fits_resume_and_load_as_they_were(tmp_path):
     assert loaded.label_weight == 2.0
     found = [seeded(ps.classify, each, x) for each in (loaded, through)]
     assert (found[0] == found[1]).all()
+
+
+def loader(x: Tensor, content: list[int | None]) -> DataLoader:
+    """Batches of two items of one view, with contents or without any."""
+    pairs = zip(x[: 2 * len(content)].split(2), content, strict=True)
+    load = [
+        Batch(part[:, None], content=k if k is None else torch.tensor([k, -1]))
+        for part, k in pairs
+    ]
+    return DataLoader(load, batch_size=None, generator=torch.Generator())
+
+
+def test_labels_in_validation_weigh_by_their_own_share():
+    x, labels = clustered()
+    few, found = torch.where(torch.arange(300) % 3 == 0, labels, -1), []
+    valid = ps.data.Groups(x[:, None], content=few)
+    still = {"progress": False, "batch_size": 50, "learning_rate": 1e-30, "epochs": 1}
+    for known in (FEW, labels):
+        simvae = labelled(Mixture)
+        history = ps.fit(simvae, x, content=known, valid=valid, **still)
+        found.append(history["valid_penalty"])
+        assert_close(float(simvae.labelled), float((known >= 0).double().mean()))
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+WRONG = pytest.mark.parametrize(
+    ("content", "match"),
+    [([0, -2], "from -1 .unknown., got -2"), ([0, 1, 4], "to 3, a component of Mixt")],
+)
+
+
+@WRONG
+def test_contents_are_refused_in_whatever_batch_they_come(content, match):
+    (x, _), fit = clustered(), partial(ps.fit, epochs=1, progress=False)
+    with pytest.raises(ValueError, match=match):
+        fit(labelled(Mixture), loader(x, content))
+    with pytest.raises(ValueError, match=match):
+        fit(labelled(Mixture), x, valid=loader(x, content))
+    with pytest.raises(ValueError, match=match):
+        ps.classify(labelled(Mixture), loader(x, content))
+
+
+def test_contents_of_validation_are_refused_before_the_fit():
+    (x, _), seen = clustered(), []
+    valid = ps.data.Groups(x[:5, None], content=torch.tensor([0, 1, 2, 3, 4]))
+    with pytest.raises(ValueError, match="to 3, a component of Mixture"):
+        ps.fit(labelled(Mixture), x, valid=valid, on_step=lambda *_: seen.append(1))
+    assert not seen
+
+
+def test_draws_know_the_contents_that_a_loader_yields():
+    (x, _), simvae = clustered(), labelled(Mixture)
+    content = torch.tensor([2, -1, -1, -1, 1, -1])
+    log_p = [
+        seeded(ps.to_arviz, simvae, data, draws=5).sample_stats["log_p"]
+        for data in (
+            loader(x, [2, None, 1]),
+            ps.data.Groups(x[:6, None], content=content),
+        )
+    ]
+    np.testing.assert_allclose(*log_p, rtol=1e-12)
+    plain = seeded(ps.to_arviz, simvae, x[:6], draws=5).sample_stats["log_p"]
+    assert (np.abs(plain - log_p[0]).max(("chain", "draw")) > 0).sum() == 2

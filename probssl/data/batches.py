@@ -231,12 +231,18 @@ def viewed(
     return drawn._replace(clean=clean, index=index)
 
 
-def accepted(load: Any, views: Views | None, dtype: torch.dtype) -> Tensor | Batch:
+def accepted(
+    load: Any,
+    views: Views | None,
+    dtype: torch.dtype,
+    check_content: Callable[[Tensor], Any] | None = None,
+) -> Tensor | Batch:
     """What a DataLoader yields, checked: a Batch, or items without their labels.
 
     Arguments:
         load: A Batch, items, or (items, labels, …), before it is moved to the device.
         dtype: The dtype of the objective, in which the numbers must be finite.
+        check_content: Called with observed contents that are on the CPU.
     """
     if isinstance(load, Batch):
         if views is not None:
@@ -248,6 +254,9 @@ def accepted(load: Any, views: Views | None, dtype: torch.dtype) -> Tensor | Bat
         for part in (*load.parts, *_parts(load.clean)):  # absent views hold anything
             if part is not None:
                 _loaded_items(part, dtype)
+        known = load.content
+        if check_content is not None and known is not None and known.is_cpu:
+            check_content(known)
         return load
     x = load[0] if isinstance(load, list | tuple) and load else load
     if not isinstance(x, Tensor | np.ndarray):
@@ -307,6 +316,11 @@ def checked(batch: Batch) -> Batch:
                 f"expected Batch.{name} with shape ({n},), a number for each item, got "
                 f"{tuple(value.shape)}; leave it out where it is not known"
             )
+        if name == "content" and value.is_cpu and (low := int(value.min())) < -1:
+            raise ValueError(
+                f"expected Batch.content from -1 (unknown), got {low}; give the number "
+                "of a component, -1 where it is not known"
+            )
         known[name] = value
     return batch._replace(**known)
 
@@ -365,15 +379,28 @@ def rows_of(loader: DataLoader, n: int) -> Tensor | Groups:
         found.append(batch)
         if sum(each.shape[0] for each in found) >= n:
             break
-    parts = tuple(map(torch.cat, zip(*(each.parts for each in found), strict=True)))
-    if not isinstance(found[0].views, tuple) and parts[0].shape[1] == 1:
-        return parts[0][:, 0]
-    present, content = (
-        None if any(x is None for x in known) else torch.cat(known)
-        for known in zip(*((each.present, each.content) for each in found), strict=True)
-    )
     several = isinstance(found[0].views, tuple)
+    parts = tuple(map(torch.cat, zip(*(each.parts for each in found), strict=True)))
+    present = _joined([each.present for each in found], found, True)
+    content = _joined([each.content for each in found], found, -1)
+    if present is content is None and not several and parts[0].shape[1] == 1:
+        return parts[0][:, 0]
     return Groups(parts if several else parts[0], None, present, content)
+
+
+def _joined(
+    known: list[Tensor | None], batches: list[Batch], default: bool | int
+) -> Tensor | None:
+    """What some of the batches say of their items, and the default for the others."""
+    one = next((x for x in known if x is not None), None)
+    if one is None:
+        return None
+    return torch.cat(
+        [
+            one.new_full((batch.shape[0], *one.shape[1:]), default) if x is None else x
+            for x, batch in zip(known, batches, strict=True)
+        ]
+    )
 
 
 def _first(load: Any) -> Tensor:

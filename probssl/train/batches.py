@@ -94,6 +94,7 @@ class Loaded:
     """A data set that a DataLoader loads; a load is what the loader yields."""
 
     content = None  # of all items: it is not known before the loader yields them
+    check_content: Callable[[Tensor], Any] | None = None  # of a batch
 
     def __init__(
         self, loader: DataLoader, views: Views | None, order: Generator, target: Target
@@ -134,7 +135,8 @@ class Loaded:
     def sweep(self) -> Iterator[Any]:
         """The loads, in the order of the loader, checked before they are moved."""
         dtype = self.target.dtype
-        loads = (accepted(load, self.views, dtype) for load in self.loader)
+        check = self.check_content
+        loads = (accepted(load, self.views, dtype, check) for load in self.loader)
         return moved(loads, self.target)
 
     def batch(self, load: Any) -> Batch:

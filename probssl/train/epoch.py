@@ -21,6 +21,7 @@ from ..runtime.randomness import random_state, same_randomness, set_random_state
 from ..terms import Terms
 from .batches import Source
 from .history import Row, Tally
+from .prepare import labelled_share
 from .steps import Step, mutable_state
 
 __all__ = ["Progress", "remarks", "train_epoch", "validate"]
@@ -83,7 +84,12 @@ def validate(step: Step, data: Source, seed: int) -> Row:
     of training is unchanged. Every rank measures all items by itself.
     """
     tally, device = Tally(), step.device
-    with same_randomness(seed, device), step.precision.active(device), single_process():
+    with (
+        same_randomness(seed, device),
+        step.precision.active(device),
+        single_process(),
+        labelled_share(step.objective, data.content),
+    ):
         for load in data.sweep():
             batch = data.batch(load)
             tally.add(lowered(step.objective, batch), batch.shape[0])

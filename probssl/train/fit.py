@@ -31,6 +31,8 @@ from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import Progress, remarks, train_epoch, validate
 from .history import History, Row, Tally
 from .prepare import (
+    ContentCheck,
+    check_contents,
     check_counts,
     check_monitor,
     prepared_optimizer,
@@ -108,7 +110,8 @@ def fit(
             disk if they are a `numpy.memmap`. Or a DataLoader of tensors, of tuples
             that begin with a tensor, or of Batches; under data parallelism with a
             `DistributedSampler`. Buffers named ``population`` are set to the number of
-            items, those named ``labelled`` to the share of items with a content.
+            items, those named ``labelled`` to the share of items with a content, in
+            validation to that of the validation data.
         views: A data augmentation (batch, \\*event) -> (batch, view, \\*event), or ->
             Batch. Without one the items are their only view; Groups have their own.
         content: Observed contents of some items, as `Batch.content`: whole numbers
@@ -204,8 +207,13 @@ def fit(
     train = make(data, target=target, content=content)
     if isinstance(train, Loaded):
         train.check_last(objective)
+        train.check_content = ContentCheck(objective)
     with single_process():
         held_out = None if valid is None else make(valid, target=target)
+    if isinstance(held_out, Loaded):
+        held_out.check_content = ContentCheck(objective)
+    elif held_out is not None and held_out.content is not None:
+        check_contents(objective, held_out.content)
     settle(objective, target.device, train.count, train.content)
     broadcast([*objective.parameters(), *objective.buffers()])
 

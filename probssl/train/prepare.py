@@ -5,7 +5,8 @@ depend on the device: files hold learning rates as numbers, and no `capturable`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -22,8 +23,9 @@ from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
 
-__all__ = ["check_counts", "check_monitor", "load_optimizer", "make_capturable"]
-__all__ += ["optimizer_state", "prepared_optimizer", "prepared_precision"]
+__all__ = ["ContentCheck", "check_contents", "check_counts", "check_monitor"]
+__all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
+__all__ += ["prepared_optimizer", "prepared_precision"]
 __all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
 
 
@@ -99,11 +101,48 @@ def _labelled(objective: nn.Module, content: Tensor) -> float:
             "expected content with labels, got -1 (unknown) for each of the "
             f"{len(content)} items; leave content out, and the components are clusters"
         )
+    check_contents(objective, content)
+    return known / len(content)
+
+
+def check_contents(objective: nn.Module, content: Tensor) -> None:
+    """Raise a ValueError if an observed content is no component of a prior."""
     for module in objective.modules():
         check = getattr(module, "check_content", None)
         if check is not None:
             check(content)
-    return known / len(content)
+
+
+class ContentCheck:
+    """`check_contents` of batch after batch, which reads the objective rarely.
+
+    Contents are none below -1: a batch whose largest was accepted before is accepted.
+    """
+
+    def __init__(self, objective: nn.Module) -> None:
+        self.objective, self.largest = objective, -1
+
+    def __call__(self, content: Tensor) -> None:
+        if (largest := int(content.max())) > self.largest:
+            check_contents(self.objective, content)
+            self.largest = largest
+
+
+@contextmanager
+def labelled_share(objective: nn.Module, content: Tensor | None) -> Iterator[None]:
+    """Buffers `labelled` as for these contents; None where they are not known."""
+    known = [module for module in objective.modules() if "labelled" in module._buffers]
+    before = [module._buffers["labelled"] for module in known]
+    share = None
+    if content is not None and bool((content >= 0).any()):
+        share = (content >= 0).to(torch.get_default_dtype()).mean()
+    for module in known:
+        module._buffers["labelled"] = share
+    try:
+        yield
+    finally:
+        for module, kept in zip(known, before, strict=True):
+            module._buffers["labelled"] = kept
 
 
 def prepared_optimizer(
