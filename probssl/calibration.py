@@ -29,6 +29,7 @@ from tqdm import tqdm
 from .arguments import between, typed, whole
 from .arrays import plain, span, tensor, whole_numbers
 from .data.splits import Groups
+from .joint import Joint
 from .posterior.items import BAR_DELAY, evaluating
 from .posterior.joints import check_proper, check_spread, joint_of
 from .terms import Batch
@@ -171,16 +172,27 @@ def rank(
     return plain((draws < true).sum(0))
 
 
+def _single(joint: Joint, what: str) -> Joint:
+    """Return a joint; raise a ValueError for one of several modalities."""
+    if joint.several:
+        raise ValueError(
+            f"expected a joint of one modality for {what}, got {len(joint.sites)}; "
+            "draw them from the joint: joint.decode(joint.prior(views).sample((n,)))"
+        )
+    return joint
+
+
 @typed
 def simulate(objective: nn.Module, items: int, views: int = 2) -> Simulated:
     """Draw a data set from the model, random hyper-parameters from their prior.
 
     Raises:
-        ValueError: If there is no joint distribution, or p(y) is flat.
+        ValueError: If there is no joint distribution, p(y) is flat, or there are
+            several modalities.
     """
     whole("items", items)
     whole("views", views)
-    joint = joint_of(objective, "a simulation")
+    joint = _single(joint_of(objective, "a simulation"), "a simulation")
     check_proper(joint, "a simulation")
     anything = Batch(torch.empty(items, views))  # only its shape is used
     with evaluating(objective):
@@ -263,7 +275,7 @@ def latent_ranks(
     whole("views", views)
     whole("draws", draws)
     whole("batch_size", batch_size)
-    joint = joint_of(objective, "ranks of z")
+    joint = _single(joint_of(objective, "ranks of z"), "ranks of z")
     check_proper(joint, "ranks of z")
     check_spread(joint, "ranks of z")
     parts = []

@@ -86,7 +86,7 @@ def fit(objective: Any, data: Dataset, *, epochs: int, **options: Any) -> Histor
         data.train,
         assign,
         rounds=rounds,
-        epochs=epochs // rounds,
+        epochs=[len(range(r, epochs, rounds)) for r in range(rounds)],
         **options,
     )
 

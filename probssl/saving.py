@@ -56,7 +56,12 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
     Arguments:
         objective: The objective, or any module of this package.
         folder: Where `model.safetensors` and `probssl.json` go.
-        notes: What else to keep in `probssl.json`; anything JSON can hold.
+        notes: What else to keep in `probssl.json`: what JSON can hold, and numbers of
+            NumPy and torch.
+
+    Raises:
+        TypeError: If a note is of another kind.
+        ValueError: If a note has a number that is not finite.
     """
     folder = checked_folder("folder", folder)
     if is_main():
@@ -73,7 +78,7 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
             ),
             "changed": [],
             "save": uuid.uuid4().hex,
-            "notes": notes,
+            "notes": {name: _note(name, value) for name, value in notes.items()},
         }
         try:
             description["changed"] = _changes(objective, description)
@@ -173,6 +178,30 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
         text = json.dumps(description["objective"])
         description["objective"] = json.loads(text, object_hook=_renewed)
     return description
+
+
+def _note(name: str, value: Any) -> Any:
+    """A note as JSON holds it."""
+    hint = 'leave it out, or write it as text, such as "nan"'
+    try:
+        json.dumps(value, default=_number, allow_nan=False)
+    except ValueError:
+        raise ValueError(
+            f"expected finite numbers in the note {name}, got {value!r}; {hint}"
+        ) from None
+    except TypeError:
+        raise TypeError(
+            f"expected numbers, text, lists and dictionaries in the note {name}, got "
+            f"{value!r}; {hint}"
+        ) from None
+    return json.loads(json.dumps(value, default=_number))
+
+
+def _number(value: Any) -> Any:
+    """The number of NumPy or torch in plain Python."""
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        return value.tolist()
+    raise TypeError(type(value).__name__)
 
 
 # The files

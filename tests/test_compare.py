@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from copy import deepcopy
 from importlib import import_module
 from multiprocessing import active_children
@@ -690,3 +691,18 @@ def test_recipes_fit_the_shape_of_the_data(shape):
         views = recipes.views(data)(data.train.images)
         batch = ps.Batch(views, data.train.images, index=torch.arange(len(views)))
         assert sum(objective(batch)).isfinite()
+
+
+def test_a_bare_joint_is_refused_and_frozen_parameters_may_be_shared():
+    joint = ps.Joint(
+        ps.priors.Gaussian(2, 0.5),
+        ps.likelihoods.Gaussian(0.3),
+        ps.nn.MLPEncoder((3,), 2),
+        ps.nn.MLPDecoder(2, (3,)),
+    )
+    with pytest.raises(TypeError, match="a Joint as mine; wrap it in ps.limits.SimVAE"):
+        check({"mine": joint})
+    one, other = (ps.limits.SimCLR(joint.encoder.requires_grad_(False)) for _ in "ab")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check({"one": one, "other": other})

@@ -145,3 +145,10 @@ def test_without_a_population_a_random_temperature_is_refused():
 def test_without_a_random_hyper_parameter_there_is_no_posterior():
     with pytest.raises(ValueError, match="no random hyper-parameter"):
         ps.to_arviz(ps.limits.SimCLR(nn.Identity()), torch.randn(5, 4))
+
+
+def test_an_entropy_that_returns_nothing_is_refused():
+    prior = ps.priors.Gaussian(2, 0.5)
+    objective = ps.limits.Embedding(nn.Linear(3, 2), prior, lambda z, prior: None)
+    with pytest.raises(TypeError, match="to return a scalar tensor, got NoneType"):
+        objective(ps.Batch(torch.randn(4, 2, 3)))

@@ -342,6 +342,21 @@ def test_one_round_is_an_assignment_and_a_fit():
     assert history["value"].tolist() == once["value"].tolist()
 
 
+def test_rounds_may_have_epochs_of_their_own():
+    history, seen = rounds(epochs=[2, 1, 1])
+    assert len(seen) == 3 and history["round"].tolist() == [1, 1, 2, 3]
+    with pytest.raises(ValueError, match="epochs of 3 rounds, got 2 numbers"):
+        rounds(epochs=[2, 1])
+
+
+@pytest.mark.parametrize("epochs", [3, 19])
+def test_a_recipe_fits_for_as_many_epochs_as_asked(epochs):
+    data = ps.data.arrays(torch.randn(30, 3), test=torch.randn(20, 3))
+    objective = DeepClustering(ps.nn.MLPEncoder((3,), 2, hidden=(8,)), 4, 30)
+    history = ps.recipes.fit(objective, data, epochs=epochs, progress=False)
+    assert len(history) == epochs and history["round"][-1] == min(epochs, 10)
+
+
 def test_a_round_that_is_stopped_is_the_last():
     calls = []
 

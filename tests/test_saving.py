@@ -9,6 +9,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -352,3 +353,15 @@ def test_damaged_weights_are_refused_by_name_and_can_be_replaced(tmp_path):
         ps.load(run)
     weights.with_suffix(".safetensors.new").write_bytes(b"")  # of a save that died
     ps.load(ps.save(ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)), run))
+
+
+def test_notes_take_numbers_of_numpy_and_refuse_by_name_what_json_cannot_hold(tmp_path):
+    simclr = ps.limits.SimCLR(torch.nn.Linear(3, 2))
+    notes = {"a": np.float32(0.5), "b": {"c": [np.int64(2), torch.tensor(3)]}}
+    ps.save(simclr, tmp_path, **notes)
+    found = json.loads((tmp_path / "probssl.json").read_text())["notes"]
+    assert found == {"a": 0.5, "b": {"c": [2, 3]}}
+    with pytest.raises(ValueError, match="finite numbers in the note a, got nan"):
+        ps.save(simclr, tmp_path, a=float("nan"))
+    with pytest.raises(TypeError, match="dictionaries in the note b, got <object"):
+        ps.save(simclr, tmp_path, b=[object()])

@@ -46,7 +46,7 @@ def check_data(data: Dataset, max_train: int | None = None, seed: int = 0) -> No
 
 
 def check(objectives: Mapping[str, nn.Module]) -> None:
-    """Raise a ValueError for objectives that `compare` cannot measure.
+    """Raise an error for objectives that `compare` cannot measure.
 
     A warning says which of them share parameters.
     """
@@ -56,6 +56,11 @@ def check(objectives: Mapping[str, nn.Module]) -> None:
         )
     owners: dict[int, str] = {}
     for name, objective in objectives.items():
+        if isinstance(objective, Joint):
+            raise TypeError(
+                f"expected an objective, got a Joint as {name}; wrap it in "
+                "ps.limits.SimVAE(joint)"
+            )
         for module in objective.modules():
             if isinstance(module, PerModality):
                 raise ValueError(
@@ -63,7 +68,9 @@ def check(objectives: Mapping[str, nn.Module]) -> None:
                     f"{len(module)} modalities; compare its parts one by one, each on "
                     "its own data: encoder.parts[0]"
                 )
-        shared = {owners.setdefault(id(p), name) for p in objective.parameters()}
+        # A frozen parameter, which no fit changes, may be shared.
+        changed = [p for p in objective.parameters() if p.requires_grad]
+        shared = {owners.setdefault(id(p), name) for p in changed}
         for other in sorted(shared - {name}):
             warnings.warn(
                 f"expected objectives with parameters of their own, got {other} and "

@@ -79,7 +79,7 @@ def compare(
     joint, where all joints have one measure; for images on a grid, and otherwise, that
     of `recipes.likelihood`. A note names it.
 
-    Objectives that share parameters are warned of.
+    Objectives that share trainable parameters are warned of.
 
     Arguments:
         objectives: Fitted objectives by name. An objective of your own needs
@@ -92,6 +92,7 @@ def compare(
         seed: The seed of views, noise, probes and decoders.
 
     Raises:
+        TypeError: If an objective is a bare `Joint`.
         ValueError: If labels are missing, there are fewer than 20 test items, fewer
             than 5 training items of a class or no pairs of views, views are off the
             support of a joint's likelihood, representations are not finite, or encoders

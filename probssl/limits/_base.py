@@ -368,14 +368,24 @@ class Embedding(PriorEmbedding):
         views = z.shape[1]
         gauge = 1 if self.plug_in else self.prior.gauge(views)
         if not self.all_views or not isinstance(self.entropy, Entropy):
-            entropy = gauge * self.entropy(z, self.prior)
+            entropy = gauge * self._marginal(z)
         elif gauge == views - 1:
             entropy = self.entropy.conditional(z, self.prior)
         else:
             entropy = self.entropy.joint(z, self.prior)
             if gauge < views:
-                entropy = entropy - (views - gauge) * self.entropy(z, self.prior)
+                entropy = entropy - (views - gauge) * self._marginal(z)
         return Terms(entropy=entropy, alignment=self.alignment(z))
+
+    def _marginal(self, z: Tensor) -> Tensor:
+        """The estimate of H[z] of one view."""
+        found = self.entropy(z, self.prior)
+        if not isinstance(found, Tensor | float | int):
+            raise TypeError(
+                "expected entropy(z, prior) to return a scalar tensor, got "
+                f"{type(found).__name__}; return the estimate of H[z]"
+            )
+        return found
 
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
         """The mean log-density of views that share their content, in nats."""

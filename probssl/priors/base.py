@@ -215,7 +215,7 @@ def _no_content(prior: Prior, method: str) -> str:
 
 def _no_components(prior: Prior) -> str:
     return (
-        "expected a prior with components for observed contents, got "
+        "expected a prior with components, which contents and classes are, got "
         f"{type(prior).__name__}; use priors.Mixture or priors.TwoTier, or leave "
         "content out of the batch"
     )

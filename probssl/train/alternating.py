@@ -16,7 +16,7 @@ References:
     https://arxiv.org/abs/2412.02121
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -39,7 +39,7 @@ def fit_rounds(
     assign: Callable[[], Any],
     *,
     rounds: int = 10,
-    epochs: int = 10,
+    epochs: int | Sequence[int] = 10,
     **options: Any,
 ) -> History:
     """Alternate an assignment (pseudo-labels) and a fit; return one history.
@@ -65,7 +65,7 @@ def fit_rounds(
 
     Arguments:
         assign: Called without arguments before each round.
-        epochs: The epochs of each round.
+        epochs: The epochs of each round: one number, or one for each.
         options: Arguments of `fit`. A given optimiser goes on through all rounds;
             otherwise each round has its own.
 
@@ -73,7 +73,15 @@ def fit_rounds(
         ValueError: If there are checkpoints, which hold a single fit, or validation
             data, whose items have no assignment.
     """
-    check_counts(rounds=rounds, epochs=epochs)
+    check_counts(rounds=rounds)
+    each = [epochs] * rounds if isinstance(epochs, int) else list(epochs)
+    for count in each:
+        check_counts(epochs=count)
+    if len(each) != rounds:
+        raise ValueError(
+            f"expected epochs of {rounds} rounds, got {len(each)} numbers; give one "
+            "for each round, or one number for all"
+        )
     _check_no_validation(options)
     refused = {"checkpoint", "checkpoint_every", "resume"} & options.keys()
     if refused:
@@ -82,14 +90,14 @@ def fit_rounds(
             "checkpoint holds one round; leave it out, and save the objective in assign"
         )
     history = History()
-    for number in range(1, rounds + 1):
+    for number, count in enumerate(each, 1):
         assign()
-        part = fit(objective, data, epochs=epochs, **options)
+        part = fit(objective, data, epochs=count, **options)
         before = history.rows[-1] if history.rows else {"epoch": 0, "step": 0}
         for row in part.rows:
             counts = {name: before[name] + row[name] for name in ("epoch", "step")}
             history.rows.append(row | counts | {"round": number})
-        if len(part) < epochs:
+        if len(part) < count:
             break
     return history
 
