@@ -328,7 +328,7 @@ def test_what_are_no_ranks_is_refused():
 def test_several_modalities_are_refused():
     parts = [ps.nn.MLPEncoder((n,), 2, hidden=(8,)) for n in (3, 4)]
     decoders = [ps.nn.MLPDecoder(2, (n,), hidden=(8,)) for n in (3, 4)]
-    encoder, decoder = ps.nn.PerModality(*parts), ps.nn.PerModality(*decoders)
+    encoder, decoder = ps.nn.PerModality(parts), ps.nn.PerModality(decoders)
     given = ps.priors.Gaussian(2, 0.5), [ps.likelihoods.Gaussian(0.3)] * 2
     joint = ps.Joint(*given, encoder, decoder)
     for call in (simulate, latent_ranks):

@@ -363,5 +363,5 @@ def test_notes_take_numbers_of_numpy_and_refuse_by_name_what_json_cannot_hold(tm
     assert found == {"a": 0.5, "b": {"c": [2, 3]}}
     with pytest.raises(ValueError, match="finite numbers in the note a, got nan"):
         ps.save(simclr, tmp_path, a=float("nan"))
-    with pytest.raises(TypeError, match="dictionaries in the note b, got <object"):
+    with pytest.raises(TypeError, match="dictionaries in the note b, got .<object"):
         ps.save(simclr, tmp_path, b=[object()])

@@ -860,7 +860,7 @@ WRONG: list[tuple[type[Exception], str, object, str]] = [
     (ValueError, "patience", 0, "patience as a whole number"),
     (ValueError, "checkpoint_every", 0, "checkpoint_every as a whole number"),
     (ValueError, "clip", 0.0, "clip as a positive finite number"),
-    (ValueError, "compile", "always", "one of 'auto' or None, got 'always'"),
+    (ValueError, "compile", "always", "'auto' or None, got 'always'"),
     (ValueError, "monitor", "loss", "one of .*'value'.*got 'loss'"),
     (ValueError, "monitor", "valid_value", "pass them as valid, or monitor='value'"),
     (ValueError, "objective", Autoencoder().requires_grad_(False), "in Autoencoder, g"),

@@ -377,7 +377,7 @@ class Embedding(PriorEmbedding):
                 entropy = entropy - (views - gauge) * self._marginal(z)
         return Terms(entropy=entropy, alignment=self.alignment(z))
 
-    def _marginal(self, z: Tensor) -> Tensor:
+    def _marginal(self, z: Tensor) -> Tensor | float:
         """The estimate of H[z] of one view."""
         found = self.entropy(z, self.prior)
         if not isinstance(found, Tensor | float | int):
