@@ -450,3 +450,12 @@ def test_probe_with_more_dimensions_than_items_equals_the_full_fit():
     expected = full.fit(scale.transform(z), labels).predict(scale.transform(other))
     assert len(set(expected)) > 2
     assert linear_probe(z, labels, other, expected) > 0.995  # but for ties in rounding
+
+
+def test_a_list_of_style_factors_is_the_array_of_them():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, 3))
+    for s in (z[:, 0], np.round(3 * z[:, 0]), np.arange(60) % 3):
+        expected = style_probe(z, s, z, s)
+        found = style_probe(z, s.tolist(), z, s.tolist())
+        assert found == expected

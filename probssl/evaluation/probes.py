@@ -280,6 +280,9 @@ def _logistic_regression(
 
 
 def _factors(s: Array, items: int) -> np.ndarray:
+    if isinstance(s, list | tuple):
+        numbers = all(isinstance(v, int | float | np.number) for v in s)
+        s = np.asarray(s) if numbers else s  # as an array of the same numbers
     array = plain(gate(s, "style factors", words=True))
     if array.dtype.kind not in "biuf":
         array = class_labels(array, "style factors")
