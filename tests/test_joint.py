@@ -164,8 +164,8 @@ def test_absent_views_change_no_value_gradient_or_moment(name, norm, held):
         model = copy.deepcopy(whole)
         value = log_weight(model, batch, z[:, : batch.shape[1]])
         value.sum().backward()
-        slopes = {name: p.grad for name, p in model.named_parameters()}
-        found.append((value.detach(), slopes, dict(model.named_buffers())))
+        grads = {name: p.grad for name, p in model.named_parameters()}
+        found.append((value.detach(), grads, dict(model.named_buffers())))
     assert_close(found[1], found[0])
 
 

@@ -1,6 +1,7 @@
 """Likelihoods of real values."""
 
 import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
@@ -15,7 +16,26 @@ from .base import Likelihood, Predicted, Spread, spread, spread_of
 __all__ = ["Gaussian", "HeteroscedasticGaussian", "Laplace", "StudentT", "UnivariateT"]
 
 
-class Gaussian(Likelihood):
+class _Scaled(Likelihood):
+    """A location from the decoder and a scale, of the distribution `family`."""
+
+    family: Callable[..., dist.TorchDistribution]
+
+    def __init__(self, scale: Spread = 0.1, floor: float = 1e-3) -> None:
+        super().__init__()
+        self.floor, self.scale = floor, spread("scale", scale, floor)
+        self.per_element = 1 + isinstance(self.scale, Predicted)
+
+    def extra_repr(self) -> str:
+        return shown(scale=self.scale)
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        parameters = self.split(output)
+        scale = spread_of(self.scale, parameters)
+        return self.family(parameters[0], scale, validate_args=False)
+
+
+class Gaussian(_Scaled):
     r"""Gaussian likelihood of real values; the decoder's output is the mean.
 
     .. math:: p(x \mid z) = N(\mathrm{decoder}(z), \sigma^2 I)
@@ -30,18 +50,7 @@ class Gaussian(Likelihood):
         ValueError: If the scale is not positive, or a distribution.
     """
 
-    def __init__(self, scale: Spread = 0.1, floor: float = 1e-3) -> None:
-        super().__init__()
-        self.floor, self.scale = floor, spread("scale", scale, floor)
-        self.per_element = 1 + isinstance(self.scale, Predicted)
-
-    def extra_repr(self) -> str:
-        return shown(scale=self.scale)
-
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        parameters = self.split(output)
-        scale = spread_of(self.scale, parameters)
-        return dist.Normal(parameters[0], scale, validate_args=False)
+    family = dist.Normal
 
 
 class HeteroscedasticGaussian(Gaussian):
@@ -73,7 +82,7 @@ class HeteroscedasticGaussian(Gaussian):
         super().__init__(Predicted(low, high))
 
 
-class Laplace(Likelihood):
+class Laplace(_Scaled):
     r"""Laplace likelihood of real values; the decoder's output is the median.
 
     .. math:: \log p(x \mid z) = -\sum_i \frac{|x_i - \mu_i|}{b} - \log 2 b, \qquad
@@ -90,18 +99,7 @@ class Laplace(Likelihood):
         ValueError: If the scale is not positive, or a distribution.
     """
 
-    def __init__(self, scale: Spread = 0.1, floor: float = 1e-3) -> None:
-        super().__init__()
-        self.scale = spread("scale", scale, floor)
-        self.per_element = 1 + isinstance(self.scale, Predicted)
-
-    def extra_repr(self) -> str:
-        return shown(scale=self.scale)
-
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        parameters = self.split(output)
-        scale = spread_of(self.scale, parameters)
-        return dist.Laplace(parameters[0], scale, validate_args=False)
+    family = dist.Laplace
 
 
 class StudentT(Likelihood):

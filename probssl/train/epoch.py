@@ -99,13 +99,13 @@ def validate(step: Step, data: Source, seed: int) -> Row:
     return row
 
 
-def remarks(objective: nn.Module, told: set[int]) -> None:
+def remarks(objective: nn.Module, remarked: set[int]) -> None:
     """Log what modules with a method `remark` have to say, each of them once."""
     for module in objective.modules():
         remark = getattr(module, "remark", None)
-        text = remark() if callable(remark) and id(module) not in told else None
+        text = remark() if callable(remark) and id(module) not in remarked else None
         if text is not None:
-            told.add(id(module))
+            remarked.add(id(module))
             logger.warning("%s", text)
 
 

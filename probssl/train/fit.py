@@ -239,7 +239,7 @@ def fit(
         precision=numbers,
         count=run.steps,
     )
-    told: set[int] = set()  # modules that made a remark
+    remarked: set[int] = set()  # modules that made a remark
     try:
         for epoch in run.remaining(epochs):
             bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
@@ -247,7 +247,7 @@ def fit(
             groups = grouped(train.epoch(epoch), accumulate)
             began = perf_counter()
             stop = train_epoch(step, groups, tally, bar, on_step)
-            remarks(objective, told)
+            remarks(objective, remarked)
             row = {"epoch": epoch, "step": step.count} | tally.mean()
             if held_out is not None:
                 row |= validate(step, held_out, train.order.initial_seed())
