@@ -197,3 +197,11 @@ def test_it_serves_any_embedding():
     encoder = ps.nn.MLPEncoder((5,), 4, hidden=(8,))
     objective = ps.limits.Embedding(encoder, prior, Equipartition(3, 4))
     ps.testing.check_objective(objective, ps.Batch(torch.randn(9, 2, 5)))
+
+
+@pytest.mark.parametrize(
+    "temperature, iterations", [(0.0, 3), (math.nan, 3), (1.0, -1)]
+)
+def test_sinkhorn_refuses_numbers_out_of_range(temperature, iterations):
+    with pytest.raises(ValueError, match="expected .* as a"):
+        sinkhorn(torch.randn(4, 3), temperature, iterations)

@@ -47,7 +47,14 @@ def sinkhorn(
             the items of all ranks.
         temperature: The temperature :math:`\epsilon` that divides the log-density.
         iterations: The number of iterations.
+
+    Raises:
+        ValueError: If the temperature is a number that is not positive, or the number
+            of iterations is negative.
     """
+    if not isinstance(temperature, Tensor):  # to read a tensor would synchronise
+        temperature = positive("temperature", temperature)
+    iterations = whole("iterations", iterations, 0)
     log_codes = log_density / temperature
     for _ in range(iterations):
         log_codes = log_codes.log_softmax(-2).log_softmax(-1)
