@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .arguments import whole
 from .hyper import known_population
-from .joint import Joint, shape_error
+from .joint import Joint
+from .likelihoods.base import shape_error
 from .runtime.precision import in_float32
 from .terms import Batch, Terms
 

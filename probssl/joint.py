@@ -11,35 +11,30 @@ References:
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from html import escape
-from inspect import signature
-from itertools import chain
-from typing import Any, cast, overload
+from typing import cast, overload
 
 import pyro
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params import param_with_module_name
 from pyro.params.param_store import StateDict
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
-from torch.utils._pytree import tree_map_only
 
+from . import consistency
 from .arguments import whole
-from .arrays import span
-from .distributions.supports import in_words, space_of
 from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive
 from .likelihoods import Likelihood
-from .likelihoods.base import check_density, check_support
+from .likelihoods.base import shape_error
 from .nn import PerModality
-from .nn.base import called, network, output_error, takes, unmoved
+from .nn.base import called, network, output_error, unmoved
 from .nn.network import check_width, known_dim, nets_of, present_only
 from .priors import Prior
 from .runtime.precision import in_float32, lowered
@@ -146,22 +141,15 @@ class Joint(nn.Module):
             if isinstance(likelihood, Likelihood)
             else Likelihoods(likelihood)
         )
-        for name, net in (("decoder", decoder), ("encoder", encoder)):
-            _check_networks(name, net, len(self.sites) if self.several else None)
-        self.posterior = _built(guide, encoder, dim)
+        many = len(self.sites) if self.several else None
+        consistency.check_networks(many, decoder=decoder, encoder=encoder)
+        self.posterior = consistency.guide_of(guide, encoder, dim)
         self.content = content
         # Errors now rather than later.
         with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(prior):
-            _check_declared(self.posterior, prior, lambda: prior(2))
+            consistency.check_guide(self.posterior, prior, lambda: prior(2))
             if content is not None:
-                y = prior.content()
-                prior.given(y.sample())
-                if space_of(_support(y)) == "discrete values":
-                    raise ValueError(
-                        "expected content=None with a discrete p(y), which the prior "
-                        "sums out exactly, got a guide; leave it out"
-                    )
-                _check_declared(content, prior, prior.content)
+                consistency.check_content_guide(content, prior)
         # The number of items in the data set, by which global sites are weighted.
         self.register_buffer("population", None)
 
@@ -200,11 +188,9 @@ class Joint(nn.Module):
         drawn = {h.name: h.sample() for h in self.prior.random()}
         with _plate(items, batch.index, size):
             z = pyro.sample("z", self._latents(views, drawn, self._component(batch)))
-            parts, masks = batch.parts, self._masks(batch)
-            each = self._decoded(self._split(z, batch), masks)
-            for name, x, part, mask in zip(self.sites, each, parts, masks, strict=True):
-                x = x if mask is None else x.mask(mask)
-                pyro.sample(name, x.to_event(1), obs=part)
+            for name, _, p, x, mask in self._sites(z, batch, batch.parts):
+                p = p if mask is None else p.mask(mask)
+                pyro.sample(name, p.to_event(1), obs=x)
 
     @in_float32
     def guide(self, batch: Batch, size: int | None = None) -> None:
@@ -306,9 +292,15 @@ class Joint(nn.Module):
             )
         return batch
 
-    def _split(self, z: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """The latents of each modality."""
-        return z.split(batch.widths, -2) if self.several else (z,)
+    def _sites(
+        self, z: Tensor, batch: Batch, parts: Sequence[Tensor]
+    ) -> list[consistency.Site]:
+        """p(x_v | z_v) of each modality, with its views."""
+        split = z.split(batch.widths, -2) if self.several else (z,)
+        masks = self._masks(batch)
+        decoded = self._decoded(split, masks)
+        each = zip(self.sites, self.likelihoods, decoded, parts, masks, strict=True)
+        return [consistency.Site(*site) for site in each]
 
     def _masks(self, batch: Batch) -> tuple[Bool[Tensor, "batch view"] | None, ...]:
         """The mask of present views of each modality; None means all."""
@@ -401,7 +393,7 @@ class Joint(nn.Module):
         """
         batch = self.arranged(batch)
         if batch.content is not None:
-            _check_content(self.prior, batch.content, batch.shape[0])
+            consistency.check_content(self.prior, batch.content, batch.shape[0])
         parts = batch.parts if self.several else (batch.stacked,)
         for likelihood, x, mask in zip(
             self.likelihoods, parts, self._masks(batch), strict=True
@@ -412,87 +404,28 @@ class Joint(nn.Module):
         forked = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(forked), unmoved(self):
             p, q = self.prior(batch.shape[1]), self.encode(batch)
-            if q.shape() != (batch.shape[0], *p.event_shape):
-                raise ValueError(
-                    "expected q(z_1..V|x) with batch shape (item,) and event shape "
-                    f"(view, dim) of the prior, {tuple(p.event_shape)}, got "
-                    f"{tuple(q.batch_shape)} and {tuple(q.event_shape)} of "
-                    f"{type(self.posterior).__name__}; mind to_event"
-                )
-            self._check_finite(batch, parts, q)
-            drawn = _drawn(self.posterior, q, self.prior, p)
-            masks = self._masks(batch)
-            decoded = self._decoded(self._split(drawn, batch), masks)
-            for name, p, likelihood, x, mask in zip(
-                self.sites, decoded, self.likelihoods, parts, masks, strict=True
-            ):
-                if p.event_shape != x.shape[2:]:
-                    raise shape_error(name, p.to_event(1), x)
-                check_density(likelihood, p, x, mask)
+            shape = (batch.shape[0], *p.event_shape)
+            sites = partial(self._sites, batch=batch, parts=parts)
+            consistency.check_posterior(self.posterior, q, shape, sites)
+            z = consistency.drawn(self.posterior, q, self.prior, p)
+            consistency.check_sites(sites(z))
             if self.content is not None:
-                _drawn(self.content, self.content(drawn), self.prior)
-        if batch.present is not None:
-            self._check_apart(batch, _with_absent(batch.present), forked)
+                consistency.drawn(self.content, self.content(z), self.prior)
+            consistency.check_apart(self, batch, forked, self._of_present)
 
-    def _check_finite(
-        self, batch: Batch, parts: Sequence[Tensor], q: TorchDistribution
-    ) -> None:
-        """Raise a ValueError if the encoder makes NaN or infinity of finite views.
-
-        Where they are off the support of p(x|z), with that as the reason.
-        """
-        mean = torch.zeros(())
-        with suppress(NotImplementedError):  # of a distribution that tells none
-            mean = q.mean
-        if bool(mean.isfinite().all()):
-            return
-        masks = self._masks(batch)
-        decoded = self._decoded(self._split(torch.zeros_like(mean), batch), masks)
-        for each in zip(self.likelihoods, decoded, parts, masks, strict=True):
-            check_support(*each)
-        spans = ", ".join("{:.6g} to {:.6g}".format(*span(x)) for x in parts)
-        raise ValueError(
-            "expected a finite mean of q(z|x), got NaN or infinity for views from "
-            f"{spans} by {type(self.encoder).__name__}; give data and views that it "
-            "takes (no logarithm of numbers below 0), or lower the learning rate if "
-            "its fit has diverged"
-        )
-
-    @torch.no_grad()
-    def _check_apart(
-        self, batch: Batch, present: Tensor, forked: Sequence[torch.device]
-    ) -> None:
-        """Raise an error if absent views change what is made of present ones."""
-        batch = batch._replace(present=present)
-        some = Batch(batch.views, present=present)
-        turned = tree_map_only(Tensor, lambda x: x.flip(0), some)
-        others = tuple(part.flip(0) for part in turned.parts)  # filled by other views
-        found: list[list[Tensor]] = []
-        for parts in (batch.parts, others):
-            with torch.random.fork_rng(forked), unmoved(self) as state:
-                x = parts if self.several else parts[0]
-                z = self._encoded(x, batch, {}).sample()
-                row = [z[present]]
-                z = z.flip(0).where(~present.unsqueeze(-1), z) if found else z
-                latents, masks = self._split(z, batch), self._masks(batch)
-                each = zip(self._decoded(latents, masks), parts, masks, strict=True)
-                row += [p.log_prob(part)[mask] for p, part, mask in each]
-                found.append([*row, *state])
-        names = ["the encoder", *["the decoder"] * len(masks)]
-        names += ["a buffer of the networks"] * len(state)
-        for name, one, other in zip(names, *found, strict=True):
-            if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
-                raise ValueError(
-                    "expected networks that treat views one by one where some are "
-                    f"absent, got {name} that changes with what stands for absent "
-                    "views; of layers that mix the rows of a batch only torch's batch "
-                    "norm, not scripted, is given the present rows alone: use that, or "
-                    "layer norm"
-                )
+    def _of_present(
+        self, batch: Batch, parts: tuple[Tensor, ...], turned: bool
+    ) -> list[Tensor]:
+        """z and log p(x|z) of present views; absent z of other items where `turned`."""
+        z = self._encoded(parts if self.several else parts[0], batch, {}).sample()
+        found, present = [z[batch.present]], cast(Tensor, batch.present).unsqueeze(-1)
+        z = z.where(present, z.flip(0)) if turned else z
+        sites = self._sites(z, batch, parts)
+        return found + [site.p.log_prob(site.x)[site.mask] for site in sites]
 
     def check_content(self, content: Int[Tensor, " item"]) -> None:
         """Raise a ValueError if an observed content is no component of the prior."""
-        _check_content(self.prior, content, len(content))
+        consistency.check_content(self.prior, content, len(content))
 
     # What a notebook shows
 
@@ -594,40 +527,6 @@ def _in_a_line(module: nn.Module) -> str:
     return f"{type(module).__name__}({', '.join(shown)})"
 
 
-def _built(guide: Callable[..., nn.Module], encoder: nn.Module, dim: int) -> nn.Module:
-    """Return the guide of the encoder; raise a TypeError if it is none."""
-    if isinstance(guide, nn.Module):
-        name = type(guide).__name__
-        raise TypeError(
-            "expected guide as a class, or a function of the encoder, got an instance "
-            f"of {name}; give the class, or guide=lambda encoder: … for arguments"
-        )
-    try:
-        sized = "dim" in signature(guide).parameters
-    except ValueError:  # of a built-in class
-        sized = False
-    takes("guide", guide, encoder, **({"dim": dim} if sized else {}))
-    built = guide(encoder, dim=dim) if sized else guide(encoder)
-    if not isinstance(getattr(built, "encoder", None), nn.Module):
-        raise TypeError(
-            "expected a guide with the attribute encoder, a module, got "
-            f"{type(built).__name__} without; set self.encoder = encoder in its "
-            "constructor"
-        )
-    return built
-
-
-def _check_networks(name: str, net: nn.Module, modalities: int | None) -> None:
-    """Raise an error if there is not one network for each modality; None means one."""
-    found = len(net) if isinstance(net, PerModality) else None
-    if found != modalities:
-        raise ValueError(
-            f"expected a likelihood and a {name} for each modality, got "
-            f"{modalities or 1} and {found or 1}; give as many of both, for several "
-            "likelihood=(a, b) and nn.PerModality([a, b]) for the networks"
-        )
-
-
 def given_z(likelihood: nn.Module, output: Tensor, lead: Size) -> TorchDistribution:
     r"""Return p(x|z) for a decoder's output: batch shape `lead`, event shape that of x.
 
@@ -652,119 +551,3 @@ def given_z(likelihood: nn.Module, output: Tensor, lead: Size) -> TorchDistribut
         )
     distribution: TorchDistribution = p.to_event(len(p.batch_shape) - axes)
     return distribution
-
-
-def shape_error(name: str, p: TorchDistribution, x: Tensor) -> ValueError:
-    """The error for a p(x_1..V|z_1..V) that would broadcast against the views."""
-    return ValueError(
-        f"expected p(x|z) of the shape of the views, got {tuple(p.event_shape[1:])} at "
-        f"the site {name!r} for views of shape {tuple(x.shape[2:])}; build the decoder "
-        "with event_shape=likelihood.output_shape(the shape of a view)"
-    )
-
-
-def _with_absent(present: Tensor) -> Tensor:
-    """The mask; if no view is absent, with one of each second item's marked so."""
-    items, views = present.shape
-    if views == 1 or not bool(present.all()):
-        return present
-    item = torch.arange(items, device=present.device).unsqueeze(1)
-    view = torch.arange(views, device=present.device)
-    return (item % 2 == 0) | (item // 2 % views != view)
-
-
-def _check_content(prior: Prior, k: Tensor, items: int) -> None:
-    """Raise an error if an observed content is no component of the prior."""
-    many = prior.component().param_shape[-1]
-    if k.shape != (items,) or k.is_floating_point() or k.is_complex():
-        raise ValueError(
-            f"expected content as {items} whole numbers, got "
-            f"{tuple(k.shape)} {k.dtype}; give one for each item, -1 if unknown"
-        )
-    if not bool(((k >= -1) & (k < many)).all()):
-        raise ValueError(
-            f"expected content from -1 (unknown) to {many - 1}, a component of "
-            f"{type(prior).__name__}, got {int(k.min())} to {int(k.max())}; "
-            "give the prior as many components as there are contents"
-        )
-
-
-def _check_declared(
-    guide: nn.Module, prior: Prior, density: Callable[[], TorchDistribution]
-) -> None:
-    """Raise an error if a guide whose class says its support has another than p."""
-    for kind in (guide, *type(guide).__mro__):  # not of a subclass with its own forward
-        if kind.__dict__.keys() & {"support", "each", "forward"}:
-            declared = kind.__dict__.get("support")
-            break
-    else:
-        return
-    support = None if declared is None else _support(density())
-    if declared is None or support is None:
-        return
-    places = space_of(declared), space_of(support)
-    if places == ("vectors", "vectors") and declared is constraints.real_vector:
-        p = density()
-        tensors = chain(prior.parameters(), prior.buffers())
-        far = next(tensors, torch.empty(0)).new_full(p.event_shape, 1e3)
-        inside = support.check(far) & support.check(-far)
-        places = places[0], "vectors" if bool(inside.all()) else in_words(support)
-    if places[0] != places[1]:
-        raise _space_error(guide, prior, *places)
-
-
-def _drawn(
-    guide: nn.Module,
-    q: TorchDistribution,
-    prior: Prior,
-    p: TorchDistribution | None = None,
-) -> Tensor:
-    """Draw from a guide; raise an error if that is not on the support of the prior."""
-    density = "p(y)" if p is None else "p(z)"
-    support = _support(prior.content() if p is None else p)
-    own = None if isinstance(q, Delta) else _support(q)
-    if support is not None and own is not None and space_of(own) != space_of(support):
-        raise _space_error(guide, prior, space_of(own), space_of(support))
-    location = _mean(q) if isinstance(q, Delta) or own is not None else None
-    if location is not None and bool(location.isnan().any()):
-        raise ValueError(
-            f"expected numbers in q of {type(guide).__name__}, got NaN; look at the "
-            "data and at what the encoder returns for them"
-        )
-    drawn = q.sample()
-    if support is not None and not bool(support.check(drawn).all()):
-        raise ValueError(
-            f"expected draws of {type(guide).__name__} on the support of {density} "
-            f"of {type(prior).__name__}, got others; give the joint a guide "
-            "for this prior, on the sphere guides.PowerSpherical or, for y, "
-            "guides.SphericalContent"
-        )
-    return drawn
-
-
-def _support(p: TorchDistribution) -> Any:
-    """The support of a distribution; None where it has none to tell."""
-    try:
-        return p.support
-    except NotImplementedError:
-        return None
-
-
-def _mean(q: TorchDistribution) -> Tensor | None:
-    """The mean of a distribution; None where it has none to tell."""
-    try:
-        return q.mean
-    except NotImplementedError:
-        return None
-
-
-def _space_error(
-    guide: nn.Module, prior: Prior, guided: str, expected: str
-) -> ValueError:
-    return ValueError(
-        f"expected a guide on the space of the prior {type(prior).__name__}, "
-        f"{expected}, got {type(guide).__name__} on {guided}, where densities have "
-        "another measure; on the sphere take guides.PowerSpherical and for y "
-        "guides.SphericalContent, for vectors guides.DiagonalGaussian and "
-        "guides.Content, else a guide of your own"
-    )

@@ -27,8 +27,9 @@ INWARDS = {
     "priors": "distributions hyper special",
     "likelihoods": "distributions hyper special",
     "guides": "distributions nn runtime",
-    "joint": "distributions guides hyper likelihoods nn priors runtime terms",
-    "bounds": "hyper joint runtime terms",
+    "consistency": "distributions likelihoods nn priors terms",
+    "joint": "consistency guides hyper likelihoods nn priors runtime terms",
+    "bounds": "hyper joint likelihoods runtime terms",
     "entropies": "hyper priors runtime special",
     "affinities": "runtime special terms",
     "limits": "affinities bounds entropies hyper joint likelihoods nn priors runtime "

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..arguments import at_least, instance, positive
+from ..distributions.supports import in_words
 from ..hyper import Learned, Positive, plain
 
 __all__ = ["PSEUDO", "Likelihood", "Predicted", "Spread", "check_density"]
-__all__ += ["check_support", "refuse", "spread", "spread_of"]
+__all__ += ["check_support", "refuse", "shape_error", "spread", "spread_of"]
 
 PSEUDO = "none (pseudo-likelihood)"  # the measure of what is no density
 
@@ -175,6 +176,15 @@ def spread_of(number: Positive | Predicted, parameters: list[Tensor]) -> Tensor:
     return number()
 
 
+def shape_error(name: str, p: TorchDistribution, x: Tensor) -> ValueError:
+    """The error for a p(x_1..V|z_1..V) that would broadcast against the views."""
+    return ValueError(
+        f"expected p(x|z) of the shape of the views, got {tuple(p.event_shape[1:])} at "
+        f"the site {name!r} for views of shape {tuple(x.shape[2:])}; build the decoder "
+        "with event_shape=likelihood.output_shape(the shape of a view)"
+    )
+
+
 def check_density(
     likelihood: Likelihood, p: TorchDistribution, x: Tensor, mask: Tensor | None
 ) -> None:
@@ -207,20 +217,8 @@ def check_support(
             return
         counting = likelihood.measure.startswith("counting")
         hint = "give the counts themselves, and views that keep them whole"
-        wanted = f"x on the support of p(x|z), {_in_words(support)}"
+        wanted = f"x on the support of p(x|z), {in_words(support)}"
         raise refuse(likelihood, wanted, x, hint * counting, suggest=not counting)
-
-
-def _in_words(support: Any) -> str:
-    """The numbers that a support holds."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    low, high = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
-    if not isinstance(low, int | float):
-        return str(support)
-    kind = "whole numbers" if support.is_discrete else "numbers"
-    end = f" to {high:g}" if isinstance(high, int | float) else ""
-    return f"{kind} from {low:g}{end}"
 
 
 def refuse(

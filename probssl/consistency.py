@@ -1,0 +1,260 @@
+"""Whether the parts of a joint fit together: networks, guides, spaces and shapes.
+
+Each check raises an error that says what was expected, what came and what to do. A
+`Joint` runs them when it is built, and in `Joint.check` on the first batch of a fit.
+"""
+
+from collections.abc import Callable, Sequence
+from inspect import signature
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.utils._pytree import tree_map_only
+
+from .arrays import span
+from .distributions.supports import in_words, space_of
+from .likelihoods import Likelihood
+from .likelihoods.base import check_density, check_support, shape_error
+from .nn import PerModality
+from .nn.base import takes, unmoved
+from .priors import Prior
+from .terms import Batch
+
+__all__ = ["Site", "check_apart", "check_content", "check_content_guide"]
+__all__ += ["check_guide", "check_networks", "check_posterior", "check_sites", "drawn"]
+__all__ += ["guide_of"]
+
+
+class Site(NamedTuple):
+    """An observed site: p(x|z) of a modality, its views, and which are present."""
+
+    name: str
+    likelihood: Likelihood
+    p: TorchDistribution  # batch shape (batch, view)
+    x: Tensor
+    mask: Tensor | None  # None means all
+
+
+def guide_of(
+    guide: Callable[..., nn.Module], encoder: nn.Module, dim: int
+) -> nn.Module:
+    """Return the guide of the encoder; raise a TypeError if it is none."""
+    if isinstance(guide, nn.Module):
+        name = type(guide).__name__
+        raise TypeError(
+            "expected guide as a class, or a function of the encoder, got an instance "
+            f"of {name}; give the class, or guide=lambda encoder: … for arguments"
+        )
+    try:
+        sized = "dim" in signature(guide).parameters
+    except ValueError:  # of a built-in class
+        sized = False
+    takes("guide", guide, encoder, **({"dim": dim} if sized else {}))
+    built = guide(encoder, dim=dim) if sized else guide(encoder)
+    if isinstance(getattr(built, "encoder", None), nn.Module):
+        return built
+    raise TypeError(
+        "expected a guide with the attribute encoder, a module, got "
+        f"{type(built).__name__} without; set self.encoder = encoder in its constructor"
+    )
+
+
+def check_networks(modalities: int | None, **networks: nn.Module) -> None:
+    """Raise an error if there is not one network for each modality; None means one."""
+    for name, net in networks.items():
+        found = len(net) if isinstance(net, PerModality) else None
+        if found != modalities:
+            raise ValueError(
+                f"expected a likelihood and a {name} for each modality, got "
+                f"{modalities or 1} and {found or 1}; give as many of both, for "
+                "several likelihood=(a, b) and nn.PerModality([a, b]) for the networks"
+            )
+
+
+def check_content(prior: Prior, k: Tensor, items: int) -> None:
+    """Raise an error if an observed content is no component of the prior."""
+    many = prior.component().param_shape[-1]
+    if k.shape != (items,) or k.is_floating_point() or k.is_complex():
+        raise ValueError(
+            f"expected content as {items} whole numbers, got "
+            f"{tuple(k.shape)} {k.dtype}; give one for each item, -1 if unknown"
+        )
+    if not bool(((k >= -1) & (k < many)).all()):
+        raise ValueError(
+            f"expected content from -1 (unknown) to {many - 1}, a component of "
+            f"{type(prior).__name__}, got {int(k.min())} to {int(k.max())}; "
+            "give the prior as many components as there are contents"
+        )
+
+
+def check_guide(
+    guide: nn.Module, prior: Prior, density: Callable[[], TorchDistribution]
+) -> None:
+    """Raise an error if a guide whose class says its support has another than p."""
+    for kind in (guide, *type(guide).__mro__):  # not of a subclass with its own forward
+        if kind.__dict__.keys() & {"support", "each", "forward"}:
+            declared = kind.__dict__.get("support")
+            break
+    else:
+        return
+    support = None if declared is None else _known(density(), "support")
+    if declared is None or support is None:
+        return
+    places = space_of(declared), space_of(support)
+    if places == ("vectors", "vectors") and declared is constraints.real_vector:
+        p = density()
+        tensors = chain(prior.parameters(), prior.buffers())
+        far = next(tensors, torch.empty(0)).new_full(p.event_shape, 1e3)
+        inside = support.check(far) & support.check(-far)
+        places = places[0], "vectors" if bool(inside.all()) else in_words(support)
+    if places[0] != places[1]:
+        raise _space_error(guide, prior, *places)
+
+
+def check_content_guide(content: nn.Module, prior: Prior) -> None:
+    """Raise a ValueError if a guide of y has another space than p(y), or y none."""
+    y = prior.content()
+    prior.given(y.sample())
+    support = _known(y, "support")
+    if support is not None and space_of(support) == "discrete values":
+        raise ValueError(
+            "expected content=None with a discrete p(y), which the prior sums out "
+            "exactly, got a guide; leave it out"
+        )
+    check_guide(content, prior, prior.content)
+
+
+def check_posterior(
+    guide: nn.Module,
+    q: TorchDistribution,
+    shape: Sequence[int],
+    sites: Callable[[Tensor], list[Site]],
+) -> None:
+    """Raise a ValueError if q(z_1..V|x) has another shape, or a mean not finite.
+
+    Where finite views are off the support of p(x|z), with that as the reason.
+    """
+    if q.shape() != shape:
+        raise ValueError(
+            "expected q(z_1..V|x) with batch shape (item,) and event shape (view, dim) "
+            f"of the prior, {tuple(shape[1:])}, got {tuple(q.batch_shape)} and "
+            f"{tuple(q.event_shape)} of {type(guide).__name__}; mind to_event"
+        )
+    mean = _known(q, "mean")
+    if mean is None or bool(mean.isfinite().all()):
+        return
+    found = sites(torch.zeros_like(mean))
+    for site in found:
+        check_support(*site[1:])
+    spans = ", ".join("{:.6g} to {:.6g}".format(*span(site.x)) for site in found)
+    raise ValueError(
+        "expected a finite mean of q(z|x), got NaN or infinity for views from "
+        f"{spans} by {type(guide.encoder).__name__}; give data and views that it "
+        "takes (no logarithm of numbers below 0), or lower the learning rate if its "
+        "fit has diverged"
+    )
+
+
+def check_sites(sites: Sequence[Site]) -> None:
+    """Raise a ValueError if p(x|z) has no density at the views, or another shape."""
+    for name, likelihood, p, x, mask in sites:
+        if p.event_shape != x.shape[2:]:
+            raise shape_error(name, p.to_event(1), x)
+        check_density(likelihood, p, x, mask)
+
+
+def check_apart(
+    joint: nn.Module,
+    batch: Batch,
+    forked: Sequence[torch.device],
+    made: Callable[[Batch, tuple[Tensor, ...], bool], list[Tensor]],
+) -> None:
+    """Raise an error if absent views change what is made of present ones.
+
+    Arguments:
+        made: What is made of the present views: of z first, then of each modality;
+            whether latents of absent views are turned as well.
+    """
+    if batch.present is None:
+        return
+    batch = batch._replace(present=_with_absent(batch.present))
+    some = Batch(batch.views, present=batch.present)
+    turned = tree_map_only(Tensor, lambda x: x.flip(0), some)
+    others = tuple(part.flip(0) for part in turned.parts)  # filled by other views
+    found: list[list[Tensor]] = []
+    for parts in (batch.parts, others):
+        with torch.random.fork_rng(forked), unmoved(joint) as state:
+            found.append([*made(batch, parts, bool(found)), *state])
+    names = ["the encoder", *["the decoder"] * len(others)]
+    names += ["a buffer of the networks"] * len(state)
+    for name, one, other in zip(names, *found, strict=True):
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                "expected networks that treat views one by one where some are absent, "
+                f"got {name} that changes with what stands for absent views; of layers "
+                "that mix the rows of a batch only torch's batch norm, not scripted, "
+                "is given the present rows alone: use that, or layer norm"
+            )
+
+
+def _with_absent(present: Tensor) -> Tensor:
+    """The mask; if no view is absent, with one of each second item's marked so."""
+    items, views = present.shape
+    if views == 1 or not bool(present.all()):
+        return present
+    item = torch.arange(items, device=present.device).unsqueeze(1)
+    view = torch.arange(views, device=present.device)
+    return (item % 2 == 0) | (item // 2 % views != view)
+
+
+def drawn(
+    guide: nn.Module,
+    q: TorchDistribution,
+    prior: Prior,
+    p: TorchDistribution | None = None,
+) -> Tensor:
+    """Draw from a guide; raise an error if that is not on the support of the prior."""
+    density = "p(y)" if p is None else "p(z)"
+    support = _known(prior.content() if p is None else p, "support")
+    own = None if isinstance(q, Delta) else _known(q, "support")
+    if support is not None and own is not None and space_of(own) != space_of(support):
+        raise _space_error(guide, prior, space_of(own), space_of(support))
+    location = _known(q, "mean") if isinstance(q, Delta) or own is not None else None
+    if location is not None and bool(location.isnan().any()):
+        raise ValueError(
+            f"expected numbers in q of {type(guide).__name__}, got NaN; look at the "
+            "data and at what the encoder returns for them"
+        )
+    drawn = q.sample()
+    if support is not None and not bool(support.check(drawn).all()):
+        raise ValueError(
+            f"expected draws of {type(guide).__name__} on the support of {density} "
+            f"of {type(prior).__name__}, got others; give the joint a guide "
+            "for this prior, on the sphere guides.PowerSpherical or, for y, "
+            "guides.SphericalContent"
+        )
+    return drawn
+
+
+def _known(p: Any, name: str) -> Any:
+    """An attribute of a distribution, such as its support; None if it has none."""
+    try:
+        return getattr(p, name)
+    except NotImplementedError:
+        return None
+
+
+def _space_error(
+    guide: nn.Module, prior: Prior, guided: str, expected: str
+) -> ValueError:
+    return ValueError(
+        f"expected a guide on the space of the prior {type(prior).__name__}, "
+        f"{expected}, got {type(guide).__name__} on {guided}, where densities have "
+        "another measure; on the sphere take guides.PowerSpherical and for y "
+        "guides.SphericalContent, for vectors guides.DiagonalGaussian and "
+        "guides.Content, else a guide of your own"
+    )
