@@ -29,6 +29,21 @@ def normaliser(module: ModuleType, results: Path) -> None:
     assert all(size >= 0 for size in figures["megabytes"].values())
 
 
+def compiling(module: ModuleType, results: Path) -> None:
+    def first(name: str, cache: str) -> tuple[float, str]:
+        return 2.0, "it draws outside torch" if name == "SimCLR" else ""
+
+    figures = module.main(first=first, results=results)
+    assert figures["SimCLR"] == {
+        "empty cache, s": 2.0,
+        "eager, because": "it draws outside torch",
+    }
+    assert figures["SimVAE, Gaussian"]["filled cache, s"] == 2.0
+    module.ITEMS, module.HIDDEN = 1_000, (8,)  # one step, not long enough to compile
+    seconds, reason = module.first_step("SimVAE, Custom, importance sampling")
+    assert seconds > 0 and "would take minutes" in reason
+
+
 def denormals(module: ModuleType, results: Path) -> None:
     figures = module.main(ink(64), steps=10, hidden=(8,), results=results)
     assert set(figures) == {"flushed to zero", "kept"}
@@ -102,7 +117,17 @@ def steps(module: ModuleType, results: Path) -> None:
         assert all(row["of ceiling"] > 0 for row in case["steps"].values())
 
 
-FORMS = denormals, epochs, gpu, imports, linear, normaliser, priors, processes
+FORMS = (
+    compiling,
+    denormals,
+    epochs,
+    gpu,
+    imports,
+    linear,
+    normaliser,
+    priors,
+    processes,
+)
 SHORT = {form.__name__: form for form in (*FORMS, scaling, steps)}
 
 

@@ -122,6 +122,27 @@ def test_integral_equals_plain_quadrature(family, log_density, numbers, within, 
         assert_close(found, torch.tensor(plain), rtol=0, atol=within)
 
 
+@pytest.mark.parametrize("dof", [1.0, 1.5, 3.0])
+def test_narrow_content_with_heavy_tails_is_found_far_from_the_views(dof):
+    place, scale, views = 50.0, 0.01, [0.0, 0.3]
+
+    def log_joint(y):
+        log_views = sum(log_student(v - y, 1.0, 1.0) for v in views)
+        return log_views + log_student(y - place, dof, scale)
+
+    content = dist.StudentT(dof, place, scale).expand([1]).to_event(1)
+    prior = Custom(lambda y: dist.Cauchy(y, 1.0).to_event(1), 1, y_prior=content)
+    found = prior.log_prob(torch.tensor(views).view(1, -1, 1))
+    steps = [k * 4.0**p for p in range(-5, 8) for k in (-1, 1)]
+    kinks = [*views, place, *(c + s for c in (0.0, place) for s in steps)]
+    ends = sorted(kinks)
+    total = sum(
+        quad(lambda y: math.exp(log_joint(y)), a, b, epsabs=0, limit=200)[0]
+        for a, b in zip(ends, ends[1:], strict=False)
+    )
+    assert_close(found, torch.tensor([math.log(total)]), rtol=0, atol=0.01)
+
+
 def test_conditional_need_not_be_centred():
     z, exact = torch.randn(20, 3, 2), Gaussian(2, 0.3, 2.0)
     prior = Custom(lambda y: dist.Normal(2 * y + 1, 0.3).to_event(1), 2)

@@ -11,7 +11,13 @@ from jaxtyping import Float
 from numpy.polynomial import legendre
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import MixtureSameFamily, Transform, constraints
+from torch.distributions import (
+    Cauchy,
+    MixtureSameFamily,
+    StudentT,
+    Transform,
+    constraints,
+)
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ..arguments import at_least, whole
@@ -29,6 +35,8 @@ LogDensity = Callable[[Tensor], Tensor]
 # peaks are searched; the far ones serve views that are improbable under p(y).
 PEAK_OFFSETS = (1.5, 3.0, 5.0, 8.0, 16.0, 64.0, 256.0, 1024.0)
 COMPONENT_OFFSETS = (-6.0, -2.5, 0.0, 2.5, 6.0)  # of p(y)'s components, likewise
+# Tails that fall as a power need ends of panels at all distances.
+TAIL_OFFSETS = (*(-(4.0**k) for k in range(7)), 0.0, *(4.0**k for k in range(7)))
 MOST_TIMES = 8  # as many samples, of importance sampling, where the ESS is small
 ZOOM, ZOOMS = 9, 6  # nodes of each search between neighbours, number of searches
 OCTAVES = range(-14, 3)  # exponents of the widths of a peak that are tried
@@ -216,7 +224,7 @@ def _ladder(log_density: LogDensity, peak: Tensor, scale: Tensor) -> Tensor:
 def _centre(base: TorchDistribution, transform: Transform) -> tuple[Tensor, Tensor]:
     """Location and scale of p(y) after the transform; 0 and 1 if unknown."""
     try:
-        centre, scale = transform.inv(base.mean), base.stddev
+        centre, scale = transform.inv(base.mean), _deviation(base)
     except (NotImplementedError, AttributeError):
         return torch.zeros(()), torch.ones(())
     real = support_of(base) is constraints.real
@@ -224,18 +232,32 @@ def _centre(base: TorchDistribution, transform: Transform) -> tuple[Tensor, Tens
     return centre.nan_to_num(0.0, 0.0, 0.0), torch.where(usable, scale, 1.0)
 
 
+def _deviation(p: Any) -> Tensor:
+    """The standard deviation; that of torch's Student-t selects by a mask."""
+    if isinstance(p, StudentT):
+        return p.scale * (p.df / (p.df - 2).clamp(min=0)).sqrt()
+    return p.stddev
+
+
 def _ends_of_components(
     base: TorchDistribution, transform: Transform, like: Tensor
 ) -> list[Tensor]:
-    """Ends of panels around the components of p(y), which may be narrow."""
-    if not isinstance(base, MixtureSameFamily):
-        return []
+    """Ends of panels around components of p(y) that are narrow or have heavy tails."""
+    mixture = isinstance(base, MixtureSameFamily)
+    parts: Any = base.component_distribution if mixture else base
     try:
-        parts: Any = base.component_distribution
-        loc, scale = parts.mean.movedim(-1, 0), parts.stddev.movedim(-1, 0)
+        if isinstance(parts, StudentT | Cauchy):
+            loc, scale, offsets = parts.loc, parts.scale, TAIL_OFFSETS
+        elif mixture:
+            loc, scale, offsets = parts.mean, parts.stddev, COMPONENT_OFFSETS
+        else:
+            return []
     except NotImplementedError:
         return []
-    ends = torch.cat([loc + offset * scale for offset in COMPONENT_OFFSETS])
+    loc, scale = (
+        each.movedim(-1, 0) if mixture else each[None] for each in (loc, scale)
+    )
+    ends = torch.cat([loc + offset * scale for offset in offsets])
     ends = transform.inv(ends).nan_to_num(0.0, 0.0, 0.0)
     shape = (len(ends), *[1] * (like.dim() - ends.dim()), *ends.shape[1:])
     return [ends.view(shape).expand(-1, *like.shape[1:])]
@@ -274,7 +296,7 @@ def poor(least: float, share: float) -> str:
     """A warning about a share of items with a small effective sample size."""
     return (
         f"importance sampling of y has an effective sample size below {least:g} for "
-        f"{100 * share:.1g} % of the items: their log p(z) and gradients are poor; "
+        f"{100 * share:.0f} % of the items: their log p(z) and gradients are poor; "
         f"{REMEDY}"
     )
 

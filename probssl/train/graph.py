@@ -100,12 +100,15 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
     eager = _as_function(copy, tensors, leaves, tree, layout)
     values = [*tensors.values(), *(x for x in leaves if isinstance(x, Tensor))]
     random = random_state(values[0].device)
-    with _quiet():
-        with _on_all_ranks():
-            _check_size(eager, values)
-            call = _traced(eager, copy, values)
-        with _on_all_ranks():
-            _compare(eager, call, values, len(tensors.parameters), random)
+    try:
+        with _quiet():
+            with _on_all_ranks():
+                _check_size(eager, values)
+                call = _traced(eager, copy, values)
+            with _on_all_ranks():
+                _compare(eager, call, values, len(tensors.parameters), random)
+    finally:
+        set_random_state(random, values[0].device)
     return Graph(call, layout["terms"], layout["used"])
 
 
@@ -157,11 +160,10 @@ def _inductor(
 ) -> Callable[..., Sequence[Tensor]]:
     from torch import _inductor  # its import takes a second, which not every run needs
 
-    inputs: list[Any] = list(values)
-    # Without an environment of shapes Inductor does not keep its graphs in the cache.
-    fake = FakeTensorMode(
-        shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True
-    )
+    # Without an environment of shapes Inductor does not keep its graphs in the cache;
+    # with one it takes sizes of real inputs as variables.
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    inputs: list[Any] = [fake.from_tensor(x, static_shapes=True) for x in values]
     with tracing(TracingContext(fake)), _eager_index_put(values[0].device):
         return _inductor.compile(graph, inputs, options={"fallback_random": True})
 
@@ -296,8 +298,8 @@ def _traced(
         graph = trace(*values)
     except Exception as error:
         raise ValueError(
-            "tracing failed; look for .item(), float(tensor) or `if tensor:` in "
-            f"forward ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            "tracing failed; look for .item(), float(tensor), `if tensor:` or x[mask] "
+            f"in forward ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
     if plain_attributes(copy) != before:
         raise ValueError(
@@ -325,7 +327,6 @@ def _compare(
         _results(function, inputs, random)
         for function, inputs in ((eager, values), (eager, near), (call, values))
     )
-    set_random_state(random, values[0].device)
     lowered = network_dtype(values[0].device.type) is not None
     largest = max(map(_norm, expected))
     for one, other, result in zip(expected, moved, found, strict=True):
@@ -338,7 +339,8 @@ def _compare(
             raise ValueError(
                 f"the graph is off by {error:.1e} in a term, a gradient or a buffer of "
                 f"norm {_norm(one):.1e}; the objective depends on something that is "
-                "not a tensor"
+                "not a tensor, or the graph draws its random numbers in another order, "
+                "as for dropout of attention"
             )
 
 
