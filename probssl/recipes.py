@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,12 +162,13 @@ def views(data: Dataset) -> Callable[[Tensor], Tensor]:
             "halves: first = torch.binomial(x, torch.full_like(x, 0.5)), then "
             "torch.stack([first, x - first], 1)"
         )
+    augment = partial(Augment, levels=data.levels, rounding=data.rounding)
     if len(shape) != 3:
         spread = float(as_float(data.train).std())
-        return Augment(Noise(0.1 * spread), levels=data.levels)
+        return augment(Noise(0.1 * spread))
     if shape == (1, 8, 8):
         return digits()
-    return simclr(levels=data.levels) if shape[0] == 3 else Augment(levels=data.levels)
+    return simclr(levels=data.levels) if shape[0] == 3 else augment()
 
 
 def _are_counts(data: Dataset) -> bool:

@@ -582,7 +582,7 @@ def noisy(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("encoder", [ps.nn.MLPEncoder, LogCounts])
 def test_views_off_the_support_of_a_joint_are_refused_by_name(likelihood, encoder):
     methods = {"simclr": nn.Flatten(), "own": of_counts(likelihood(), encoder)}
-    wanted = "counts 0, 1|whole numbers from 0 for Zeros"
+    wanted = "counts 0, 1|whole numbers of at least 0 for Zeros"
     with pytest.raises(ValueError, match=f"({wanted}).*; own came upon this"):
         ps.compare(methods, counts(), views=noisy, progress=False)
     found = ps.compare(methods, counts(), views=halves, progress=False)

@@ -17,7 +17,7 @@ from helpers.checks import refusals
 from PIL import Image
 from torch.testing import assert_close
 
-from probssl import data, embed
+from probssl import data, embed, recipes
 from probssl.data.batches import Items
 from probssl.data.published import read_idx
 from probssl.data.simulators import FACTORS, SHAPES
@@ -390,6 +390,23 @@ def test_mnist_reads_idx_files(tmp_path, suffix):
         assert exact(split.images, x) and split.style is None
         assert exact(black.images, np.where(x > 127, 255, 0).astype(np.uint8))
         assert exact(split.labels, written[prefix, "labels"].astype(np.int64))
+
+
+def test_dynamic_mnist_draws_the_test_set_once_and_leaves_training_to_the_views(
+    tmp_path,
+):
+    write_idx(tmp_path)
+    grey, dynamic = (data.mnist(tmp_path, binary=b) for b in (False, "dynamic"))
+    assert exact(dynamic.train.images, grey.train.images.numpy())
+    assert (dynamic.levels, dynamic.rounding) == (1, "random")
+    torch.manual_seed(1)
+    again = data.mnist(tmp_path, binary="dynamic").test.images
+    assert exact(again, dynamic.test.images.numpy())
+    assert set(again.unique().tolist()) == {0, 255}
+    views = recipes.views(dynamic)
+    assert set(views(torch.rand(4, 1, 5, 4)).unique().tolist()) == {0.0, 1.0}
+    with pytest.raises(ValueError, match="binary"):
+        data.mnist(tmp_path, binary="static")
 
 
 def test_mnist_takes_the_writers_that_lie_beside_as_style(tmp_path):
@@ -974,6 +991,10 @@ def test_mnist_is_the_published_one_and_knows_its_writers(data_root):
     assert made.train.images.unique().tolist() == [0, 255]
     grey = data.mnist(data_root / "mnist", binary=False)
     assert (*digest(grey.train), *digest(grey.test)) == MNIST
+    p = grey.test.images.double() / 255
+    drawn = data.mnist(data_root / "mnist", binary="dynamic").test.images / 255
+    away, error = (drawn - p).sum((0, 1)), (p * (1 - p)).sum((0, 1)).sqrt()
+    assert (away.abs() <= 5 * error).all()  # of each pixel
 
 
 def test_fashion_mnist_has_the_published_test_set(data_root):

@@ -433,6 +433,24 @@ def test_images_end_exactly_on_the_grid(levels, dtype):
     assert torch.equal(Grid(levels)(x), x)
 
 
+@pytest.mark.parametrize("levels", [1, 16])
+def test_random_rounding_has_the_value_as_its_mean(levels):
+    x, draws = torch.linspace(0, 1, 40).double(), 20_000
+    found = Grid(levels, "random")(x.expand(draws, -1).clone())
+    low = (x * levels).floor() / levels
+    variance = (x - low) * (low + 1 / levels - x)
+    assert (found == found.mul(levels).round() / levels).all()
+    assert ((found - x).abs() < 1 / levels).all()
+    error = 5 * (variance / draws).sqrt()
+    assert ((found.mean(0) - x).abs() <= error + 1e-12).all()
+    on_grid = torch.arange(levels + 1) / levels
+    assert torch.equal(Grid(levels, "random")(on_grid.clone()), on_grid)
+    image = Augment(Noise(0.0), levels=levels, rounding="random")(
+        torch.rand(3, 1, 4, 4)
+    )
+    assert (image.mul(levels) % 1 == 0).all()
+
+
 def test_the_default_moves_digits_a_little():
     x = torch.zeros(500, 1, 28, 28)
     x[:, :, 10:18, 10:18] = 1
@@ -609,6 +627,8 @@ test_wrong_arguments_are_refused = refusals(
     (lambda: Blur(0), ValueError, "scale"),
     (lambda: Blur(size=4), ValueError, "odd size.*use 5"),
     (lambda: Grid(0), ValueError, "levels as a whole number"),
+    (lambda: Grid(1, "up"), ValueError, "rounding as one of"),
+    (lambda: Grid(rounding="random"), ValueError, "levels for rounding='random'"),
     (lambda: Augment(views=0), ValueError, "views as a whole number"),
     (
         lambda: Augment(levels=16, clamp=False),

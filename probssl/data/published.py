@@ -24,7 +24,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,7 +66,9 @@ def digits(seed: int = 0) -> Dataset:
 
 
 @typed
-def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
+def mnist(
+    root: str | os.PathLike[str], binary: bool | Literal["dynamic"] = True
+) -> Dataset:
     """The 60,000 + 10,000 handwritten digits of 28 × 28 pixels, as bytes.
 
     The style is the writer's number where `mnist-writers.npz` lies beside the idx files
@@ -74,15 +76,30 @@ def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
 
     Arguments:
         root: The folder of the four idx files, gzip-compressed or not.
-        binary: Make pixels above 127 white and the others black.
+        binary: True makes pixels above 127 white and the others black. ``"dynamic"``
+            draws each pixel with its grey value as the probability of white: those of
+            the test set once, always the same; those of the training set, which stays
+            grey, by the views whenever an image is taken, so anew in each epoch. Give
+            `fit` views that end on ``Grid(1, rounding="random")``, as
+            ``Augment(…, levels=1, rounding="random")`` or the grid itself for a VAE.
+            The log-likelihood of one binarisation compares with none of another.
 
     Raises:
         FileNotFoundError: A missing idx file.
         ValueError: A file that is damaged or does not match the others.
+
+    References:
+        On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov and Murray,
+        2008), for pixels drawn as Bernoulli variables
     """
     folder = Path(root)
     train, test = _split(folder, ("train",)), _split(folder, ("t10k",))
-    if binary:
+    if binary == "dynamic":
+        grey = test.images.numpy()
+        # NumPy promises that RandomState never changes its streams.
+        white = np.random.RandomState(0).random_sample(grey.shape) < grey / 255
+        test = test._replace(images=torch.from_numpy(255 * white.astype(np.uint8)))
+    elif binary:
         train, test = (
             part._replace(images=(part.images > 127).to(torch.uint8) * 255)
             for part in (train, test)
@@ -90,7 +107,8 @@ def mnist(root: str | os.PathLike[str], binary: bool = True) -> Dataset:
     if (folder / _WRITERS).is_file():
         train = train._replace(style=_writers(folder, "train", len(train)))
         test = test._replace(style=_writers(folder, "t10k", len(test)))
-    return Dataset(train, test, 1 if binary else 255, "mnist")
+    made = Dataset(train, test, 1 if binary else 255, "mnist")
+    return made._replace(rounding="random") if binary == "dynamic" else made
 
 
 @typed

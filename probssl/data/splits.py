@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from html import escape
 from textwrap import shorten
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -153,12 +153,15 @@ class Dataset(NamedTuple):
     Arguments:
         levels: The number of grey levels minus one: 1 for binary images, 16 for
             scikit-learn's digits, 255 for bytes; None for what is not quantised.
+        rounding: How views are quantised, see `views.Grid`. With ``"random"`` training
+            images may lie between the levels.
     """
 
     train: Split
     test: Split
     levels: int | None
     name: str
+    rounding: Literal["nearest", "random"] = "nearest"
 
     def __repr__(self) -> str:
         return (

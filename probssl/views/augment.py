@@ -1,10 +1,13 @@
 """View samplers: a chain of augmentations, multi-crop, and published recipes."""
 
+from typing import Literal, get_args
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..arguments import instance, typed, whole
+from ..arguments import choice, instance, typed, whole
 from ..terms import Batch
 from .colour import Colour, Grey, Invert
 from .geometry import Affine
@@ -20,27 +23,49 @@ from .ranges import (
 __all__ = ["Augment", "Grid", "MultiCrop", "digits", "simclr", "simvae_cifar10"]
 __all__ += ["simvae_mnist"]
 
+Rounding = Literal["nearest", "random"]
+
 
 class Grid(nn.Module):
-    """Quantisation: values in [0, 1] rounded to the nearest k / levels.
+    r"""Quantisation: values in [0, 1] rounded to multiples k / levels.
 
-    A half is rounded to the even k: with ``levels=1``, 1/2 becomes 0.
+    To the nearest; a half becomes the even k: with ``levels=1``, 1/2 becomes 0. Or at
+    random to one of the two neighbours, so that the mean is x: :math:`k = \lfloor n x +
+    u \rfloor` for n levels and u uniform on [0, 1), from torch's global generator. With
+    ``levels=1`` each pixel is a draw of Bernoulli(x): dynamic binarisation.
 
     Arguments:
         levels: The number of grey levels minus one: 1 for binary images, 16 for
             scikit-learn's digits, 255 for bytes; None only clamps.
+        rounding: ``"nearest"`` or ``"random"``.
+
+    Raises:
+        ValueError: Random rounding without `levels`, or another word.
     """
 
-    def __init__(self, levels: int | None = None) -> None:
+    def __init__(
+        self, levels: int | None = None, rounding: Rounding = "nearest"
+    ) -> None:
         super().__init__()
         self.levels = None if levels is None else whole("levels", levels)
+        self.rounding = choice("rounding", rounding, get_args(Rounding))
+        if levels is None and rounding == "random":
+            raise ValueError(
+                "expected levels for rounding='random', got None; levels=1 draws "
+                "binary pixels"
+            )
 
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
         check_floats(x)
         x = x.clamp(0, 1)
         if self.levels is None:
             return x
-        return x.mul_(self.levels).round_().div_(self.levels)
+        x = x.mul_(self.levels)
+        if self.rounding == "random":
+            x = x.add_(torch.rand_like(x)).floor_().clamp_(max=self.levels)
+        else:
+            x = x.round_()
+        return x.div_(self.levels)
 
 
 class Augment(nn.Module):
@@ -61,6 +86,7 @@ class Augment(nn.Module):
         levels: The number of grey levels minus one, see `Grid`; None does not quantise.
         clamp: Whether the values are clamped to [0, 1]; None clamps images (channel,
             height, width) only. With `levels` they always are.
+        rounding: How values are quantised, see `Grid`.
         boxes: Whether to return a `Batch` whose `transform` holds the boxes that the
             one `Affine` among the parts shows, for `affinities.Overlap`.
 
@@ -83,6 +109,7 @@ class Augment(nn.Module):
         levels: int | None = None,
         clamp: bool | None = None,
         boxes: bool = False,
+        rounding: Rounding = "nearest",
     ) -> None:
         super().__init__()
         _check_modules(parts)
@@ -94,7 +121,7 @@ class Augment(nn.Module):
         default = Affine(rotate=15, scale=(0.85, 1.15), shift=0.1)
         self.parts = nn.ModuleList(parts or [default])
         self.views, self.clamp = whole("views", views), clamp
-        self.grid = Grid(levels)
+        self.grid = Grid(levels, rounding)
         self.levels, self.boxes = levels, boxes
         moves = sum(isinstance(part, Affine) for part in self.parts)
         if boxes and moves != 1:
