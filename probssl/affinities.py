@@ -63,7 +63,7 @@ class Positives(Affinity):
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch view view"]:
         items, views = batch.shape[0] * world_size(), batch.shape[1]
-        partner = _others(views, batch.stacked)
+        partner = _others(views, batch.parts[0])
         return (partner / (items * views * (views - 1))).expand(items, -1, -1)
 
 

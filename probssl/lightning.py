@@ -50,7 +50,7 @@ from .train.prepare import (
     target_of,
 )
 from .train.schedules import Schedule, Schedules
-from .train.steps import loss, mutable_state
+from .train.steps import Writes, loss
 
 __all__ = ["Module"]
 
@@ -72,8 +72,9 @@ class Module(LightningModule):
     the same random numbers every time, and does not change those of training.
 
     Under gradient accumulation all batches of a step see the buffers and frozen
-    parameters as they were before it: an EMA teacher or a queue moves once per step. As
-    always in Lightning, batches have equal weights whatever their numbers of items.
+    parameters as they were before it, as in `fit`: an EMA teacher or a queue moves once
+    per step. As always in Lightning, batches have equal weights whatever their numbers
+    of items.
 
     With several ranks the gradients are averaged, and an objective that couples items
     has the value of the whole batch; all ranks need the same number of items. Each
@@ -110,7 +111,7 @@ class Module(LightningModule):
         self.optimizer, self.learning_rate = optimizer, learning_rate
         self.scheduler, self.schedules = scheduler, schedules
         self._schedules: Schedules | None = None
-        self._before: dict[str, Tensor] = {}
+        self._writes: Writes | None = None
         self._check_content = ContentCheck(objective)
         self._randomness = ExitStack()
         self._train, self._held_out = Tally(), Tally()
@@ -177,11 +178,14 @@ class Module(LightningModule):
                 check(batch)
             if self._schedules is not None:
                 self._schedules.set(self.global_step)
-            now = mutable_state(self.objective) if accumulate > 1 else {}
-            self._before = {name: tensor.clone() for name, tensor in now.items()}
-            return
-        for name, tensor in mutable_state(self.objective).items():
-            tensor.copy_(self._before[name])
+            self._writes = Writes(self.objective) if accumulate > 1 else None
+        elif self._writes is not None:
+            self._writes.reset()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Keep what the batch wrote to buffers beside what those before it wrote."""
+        if self._writes is not None:
+            self._writes.keep()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """The loss, minus the value."""

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from helpers.catalogue import (
@@ -52,6 +54,7 @@ class Plain(nn.Module):
     def __init__(self, act: Callable[["Plain", Tensor], Tensor]) -> None:
         super().__init__()
         self.linear, self.act, self.factor = nn.Linear(EVENT, DIM), act, 1.0
+        self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, batch: ps.Batch) -> ps.Terms:
         value = self.act(self, self.linear(batch.stacked))
@@ -280,6 +283,43 @@ def test_an_attribute_that_changes_means_another_graph(float64, traced):
     assert len(traced) == 3 and objective.linear.bias.grad is None
 
 
+CHANGES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "a configuration": (SimpleNamespace(scale=1.0), lambda x: setattr(x, "scale", 2.0)),
+    "a dictionary": ({"scale": 1.0}, lambda x: x.update(scale=2.0)),
+    "a list": ([1.0], lambda x: x.__setitem__(0, 2.0)),
+    "a tensor": (torch.tensor(1.0), lambda x: x.fill_(2.0)),
+    "an array": (np.ones(()), lambda x: x.fill(2.0)),
+}
+
+
+def number(held: Any) -> Any:
+    """The number in an attribute of any of these kinds."""
+    match held:
+        case SimpleNamespace():
+            return held.scale
+        case dict():
+            return held["scale"]
+        case list():
+            return held[0]
+        case np.ndarray():
+            return float(held)
+    return held
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_changes_within_an_attribute_means_another_graph(kind, float64, traced):
+    held, change = CHANGES[kind]
+    objective = Plain(lambda self, z: z * number(self.held))
+    objective.held = deepcopy(held)
+    step = step_of(CompiledStep, objective)
+    step.optimizer.param_groups[0]["lr"] = 0.0
+    first = step([batch()])
+    change(objective.held)
+    step.refresh()
+    assert_close(step([batch()]).alignment, 4 * first.alignment)
+    assert step.reason is None and len(traced) == 2
+
+
 def test_gradients_have_memory_of_their_own(float64, traced):
     class Sum(nn.Module):
         def __init__(self) -> None:
@@ -309,11 +349,23 @@ def many(self: Plain, z: Tensor) -> Tensor:
     return z
 
 
+def centred(self: Plain, z: Tensor) -> Tensor:
+    """With a mean of its own, written as most people would."""
+    self.mean = (0.9 * self.mean + 0.1 * z.mean(0)).detach()
+    return z - self.mean
+
+
+def dropped(self: Plain, z: Tensor) -> Tensor:
+    return z if np.random.random() < 0.999 else 0 * z
+
+
 REASONS = {
+    "assigns a buffer": (centred, "buffer mean"),
+    "rarely drops a layer": (dropped, "of Python or NumPy"),
     "takes minutes": (many, "operations, which would take minutes"),
     "synchronises": (lambda self, z: z if z.sum() > 0 else -z, ".item()"),
     "counts": (counted, "plain attributes"),
-    "draws outside torch": (lambda self, z: z * random.random(), "not a tensor"),
+    "draws outside torch": (lambda self, z: z * random.random(), "of Python or"),
 }
 
 
@@ -329,7 +381,7 @@ def test_what_cannot_be_compiled_runs_eagerly_after_one_warning(
         steps.append(step_of(kind, Plain(act)))
         with caplog.at_level(logging.WARNING):
             found.append(outcome(steps[-1])[1])
-    if case != "draws outside torch":  # the comparison draws as well
+    if case != "draws outside torch":  # tracing draws as well
         assert_close(*found)
     assert reason in steps[1].reason
     assert caplog.text.count("is not compiled") == 1

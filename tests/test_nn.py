@@ -430,3 +430,40 @@ def test_a_resnet_as_torchvision_has_it_is_an_encoder_as_it_is(name, tmp_path):
     ps.save(objective, tmp_path)
     again = ps.load(tmp_path, into=OF_RESNETS[name](ResNet(5)))
     assert_close(ps.embed(again, images), z)
+
+
+IN_PLACE = {
+    "dropout": lambda: nn.Sequential(nn.Dropout(inplace=True), nn.Linear(6, 4)),
+    "activation": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+@pytest.mark.parametrize(
+    "make",
+    [
+        ps.limits.SimCLR,
+        ps.limits.BYOL,
+        lambda net: ps.limits.SimVAE(
+            ps.Joint(
+                ps.priors.Gaussian(4, 0.3),
+                ps.likelihoods.Gaussian(0.5),
+                net,
+                MLPDecoder(4, (6,)),
+            )
+        ),
+    ],
+    ids=["SimCLR", "BYOL", "SimVAE"],
+)
+def test_a_network_that_changes_its_input_is_refused(make, kind):
+    objective = make(IN_PLACE[kind]())
+    with pytest.raises(ValueError, match="leave its input as it is"):
+        objective(ps.Batch(torch.randn(5, 2, 6)))
+    if kind == "activation":  # there is no dropout in evaluation mode
+        with pytest.raises(ValueError, match="leave its input as it is"):
+            ps.embed(objective, torch.randn(5, 6))
+
+
+def test_a_network_may_change_what_it_made_itself():
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 4))
+    assert ps.embed(ps.limits.SimCLR(net), torch.randn(5, 6)).shape == (5, 4)

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from probssl.data import Dataset as Sets
 from probssl.data import Groups, Split
+from probssl.limits import InstanceDiscrimination
 from probssl.priors import Gaussian
 from probssl.terms import Batch, Terms
 from probssl.train import History, Step, steps
@@ -194,6 +195,18 @@ def test_accumulated_batches_make_the_step_of_the_whole_batch(make):
     for objective, sizes in ((whole, [24]), (parts, [14, 6, 4])):
         step = Step(objective, torch.optim.SGD(objective.parameters(), lr=0.1))
         batches = [Batch(part) for part in data.split(sizes)]
+        found.append([sum(step(batches)) for _ in range(3)])
+    assert_close(whole.state_dict(), parts.state_dict())
+    assert_close(*found)
+
+
+def test_accumulated_batches_write_all_their_rows_of_a_bank():
+    data, found = points(12, torch.float64)[:, None], []
+    whole, parts = twins(lambda: InstanceDiscrimination(nn.Linear(DIM, 3), 12, dim=3))
+    for objective, sizes in ((whole, [12]), (parts, [5, 4, 3])):
+        step = Step(objective, torch.optim.SGD(objective.parameters(), lr=0.1))
+        rows = torch.arange(12).split(sizes)
+        batches = [Batch(data[each], index=each) for each in rows]
         found.append([sum(step(batches)) for _ in range(3)])
     assert_close(whole.state_dict(), parts.state_dict())
     assert_close(*found)

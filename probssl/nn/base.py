@@ -193,11 +193,21 @@ def called(
 ) -> Any:
     """Return ``network(x)``; a ValueError names it where its layers have other sizes.
 
+    Or where it changes x in place: others are to see the same x.
+
     Arguments:
         call: A method of the network, by default the network itself.
     """
+    before = None if x.is_inference() else x._version
     try:
-        return network(x) if call is None else call(x)
+        output = network(x) if call is None else call(x)
+        if before is not None and x._version != before:
+            raise ValueError(
+                f"expected {type(network).__name__} to leave its input as it is, got a "
+                "change in place, as by Dropout(inplace=True) in front, or x.sub_(m); "
+                "write x = x - m, or let forward begin with x = x.clone()"
+            )
+        return output
     except ValueError as error:
         if LONE not in str(error):
             raise

@@ -132,7 +132,9 @@ def fit(
         learning_rate: That of the default optimiser; None means 1e-3.
         scheduler: A learning-rate schedule of torch, or a function that makes one from
             the optimiser. It is stepped once per optimiser step, not per epoch.
-        accumulate: Gradient accumulation: the number of batches per optimiser step.
+        accumulate: Gradient accumulation: the number of batches per optimiser step. All
+            of them see the same buffers; an EMA teacher moves once per step, a queue
+            takes the last batch, a memory bank all rows.
         clip: Gradient clipping: the largest Euclidean norm of the gradient.
         monitor: The column of the history that compares epochs for `patience` or
             `checkpoint`, larger is better: ``"valid_value"``, a term, or a column that

@@ -7,13 +7,16 @@ on, are part of the key under which a graph is kept, and each new graph is compa
 the objective before its first use.
 """
 
+import pickle
+import random
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -43,6 +46,8 @@ TOLERANCE_BFLOAT16 = 0.1  # with networks in bfloat16
 ROUNDINGS, MAX_TOLERANCE = 30.0, 0.03
 # Of a step: 1,000 are compiled in about a minute on two cores, 2,000 in several.
 MOST_OPERATIONS = 1500
+OF_MODULES = vars(nn.Module()).keys() - {"training"}
+LIBRARIES = {"numpy", "probssl", "pyro", "torch"}  # whose objects cache what they are
 
 
 class Tensors(NamedTuple):
@@ -99,33 +104,64 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
     layout: dict[str, Any] = {}
     eager = _as_function(copy, tensors, leaves, tree, layout)
     values = [*tensors.values(), *(x for x in leaves if isinstance(x, Tensor))]
-    random = random_state(values[0].device)
+    before = random_state(values[0].device)
     try:
         with _quiet():
             with _on_all_ranks():
                 _check_size(eager, values)
                 call = _traced(eager, copy, values)
             with _on_all_ranks():
-                _compare(eager, call, values, len(tensors.parameters), random)
+                _compare(eager, call, values, len(tensors.parameters), before)
     finally:
-        set_random_state(random, values[0].device)
+        set_random_state(before, values[0].device)
     return Graph(call, layout["terms"], layout["used"])
 
 
 def plain_attributes(objective: nn.Module) -> Hashable:
     """The modes and plain attributes of all modules, and which parameters are frozen.
 
-    A graph contains their values as constants.
+    A graph contains their values as constants, those within lists, dictionaries and
+    configurations too.
     """
     return tuple(
         (
             name,
             type(module),
-            *((key, x) for key, x in vars(module).items() if is_plain(x)),
+            *((k, _fixed(x)) for k, x in vars(module).items() if k not in OF_MODULES),
             *(p.requires_grad for p in module.parameters(recurse=False)),
         )
         for name, module in objective.named_modules()
     )
+
+
+def _fixed(value: Any, depth: int = 4) -> Hashable:
+    """What a graph keeps of an attribute: its numbers, or which object it is."""
+    if is_plain(value):
+        return value
+    if isinstance(value, Tensor):
+        return _Same(value), None if value.is_inference() else value._version
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return (type(value), *(_fixed(x, depth - 1) for x in value))
+    if isinstance(value, np.ndarray):
+        return _Same(value), hash(value.tobytes())
+    held = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
+    library = type(value).__module__.partition(".")[0] in LIBRARIES
+    if depth and held is not None and not library and not callable(value):
+        return (type(value), *((str(k), _fixed(x, depth - 1)) for k, x in held.items()))
+    return _Same(value)
+
+
+class _Same:
+    """An object, equal to itself alone; kept, so that no other gets its address."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def is_plain(value: Any) -> bool:
@@ -225,18 +261,20 @@ def _as_function(
     layout: dict[str, Any],
 ) -> Callable[..., list[Tensor]]:
     """Terms and gradient as a function of all tensors; a call fills in the layout."""
+    watched = _Watched(objective)
 
     def run(*values: Tensor) -> list[Tensor]:
         rest = iter(values)
-        named = {k: next(rest).detach().requires_grad_() for k in tensors.parameters}
-        parameters = list(named.values())
-        named |= {k: next(rest) for k in tensors.state}
+        parameters = [next(rest).detach().requires_grad_() for _ in tensors.parameters]
+        names = (f"objective.{k}" for k in chain(tensors.parameters, tensors.state))
+        state = (next(rest) for _ in tensors.state)
+        named = dict(zip(names, chain(parameters, state), strict=True))
         batch = tree_unflatten(
             [next(rest) if isinstance(x, Tensor) else x for x in leaves], tree
         )
         with torch.enable_grad():
             terms, grads = terms_and_grads(
-                lambda b: functional_call(objective, named, (b,)), batch, parameters
+                lambda b: functional_call(watched, named, (b,)), batch, parameters
             )
         layout["terms"] = tuple(None if isinstance(t, Tensor) else t for t in terms)
         layout["used"] = tuple(grad is not None for grad in grads)
@@ -246,6 +284,26 @@ def _as_function(
         ]
 
     return run
+
+
+class _Watched(nn.Module):
+    """An objective that keeps its buffers: a graph writes to them in place only."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Any) -> Any:
+        before = dict(self.objective.named_buffers())
+        terms = self.objective(batch)
+        after = dict(self.objective.named_buffers())
+        for name in before.keys() | after.keys():
+            if before.get(name) is not after.get(name):
+                raise ValueError(
+                    f"forward assigns another tensor to the buffer {name}, which a "
+                    "graph cannot; write in place: buffer.copy_(…)"
+                )
+        return terms
 
 
 def _separate(
@@ -292,7 +350,7 @@ def _traced(
     eager: Callable[..., list[Tensor]], copy: nn.Module, values: list[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
     """The function of a copy of the objective, traced and compiled."""
-    before = plain_attributes(copy)
+    before, drawn = plain_attributes(copy), _foreign_randomness()
     trace = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
         graph = trace(*values)
@@ -306,7 +364,17 @@ def _traced(
             "forward changes plain attributes, which a graph cannot; keep them in "
             "buffers and change these in place"
         )
+    if _foreign_randomness() != drawn:
+        raise ValueError(
+            "forward draws random numbers of Python or NumPy, which a graph would "
+            "freeze; draw with torch.rand"
+        )
     return inductor(graph, values)
+
+
+def _foreign_randomness() -> Hashable:
+    """The states of Python's and NumPy's global generators."""
+    return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _compare(
@@ -314,7 +382,7 @@ def _compare(
     call: Callable[..., Sequence[Tensor]],
     values: list[Tensor],
     n_parameters: int,
-    random: dict[str, Tensor],
+    state: dict[str, Tensor],
 ) -> None:
     """Raise a ValueError unless both return and write the same, from one random state.
 
@@ -324,7 +392,7 @@ def _compare(
     """
     near = [*map(_rounded, values[:n_parameters]), *values[n_parameters:]]
     expected, moved, found = (
-        _results(function, inputs, random)
+        _results(function, inputs, state)
         for function, inputs in ((eager, values), (eager, near), (call, values))
     )
     lowered = network_dtype(values[0].device.type) is not None
@@ -347,11 +415,11 @@ def _compare(
 def _results(
     function: Callable[..., Sequence[Tensor]],
     values: list[Tensor],
-    random: dict[str, Tensor],
+    state: dict[str, Tensor],
 ) -> list[Tensor]:
     """What a function returns and writes, called on copies from one random state."""
     copies = [value.clone() for value in values]
-    set_random_state(random, values[0].device)
+    set_random_state(state, values[0].device)
     with torch.no_grad():
         return [*function(*copies), *copies]
 

@@ -25,7 +25,8 @@ from ..runtime.precision import FULL_PRECISION, Precision, lowered
 from ..terms import Batch, Terms, check_terms
 from .schedules import Schedules
 
-__all__ = ["Step", "add_gradient", "loss", "mutable_state", "steps", "terms_and_grads"]
+__all__ = ["Step", "Writes", "add_gradient", "loss", "mutable_state", "steps"]
+__all__ += ["terms_and_grads"]
 
 
 @typed
@@ -92,8 +93,9 @@ class Step:
 
     Called with several batches, it accumulates their gradients, each weighted by its
     number of items. Every batch sees the buffers and frozen parameters as they were
-    before the step, and the writes of the last batch stay: an EMA teacher or a queue
-    moves once per step, however many batches it has.
+    before the step. What a batch wrote stays, of numbers that several wrote what the
+    last one wrote: an EMA teacher or a queue moves once per step, however many batches
+    it has, a memory bank in the rows of all of them.
 
     Subclasses override `gradient`, or `run` for the whole step on the device.
 
@@ -159,15 +161,12 @@ class Step:
         if len(batches) == 1:
             return self.gradient(batches[0])
         shares = [n / self.items for n in items]
-        before = [tensor.clone() for tensor in mutable_state(self.objective).values()]
-        parts: list[Terms] = []
+        writes, parts = Writes(self.objective), list[Terms]()
         for batch, share in zip(batches, shares, strict=True):
             if parts:
-                with torch.no_grad():
-                    now = mutable_state(self.objective).values()
-                    for tensor, value in zip(now, before, strict=True):
-                        tensor.copy_(value)
+                writes.reset()
             parts.append(self.gradient(batch, share))
+            writes.keep()
         return Terms(
             *(sum(map(mul, shares, column)) for column in zip(*parts, strict=True))
         )
@@ -202,6 +201,35 @@ class Step:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         average([p.grad for p in self._used if p.grad is not None])
+
+
+class Writes:
+    """What several batches write to the buffers and frozen parameters of an objective.
+
+    Each batch sees the values `before`; of a number that several write the last stays.
+    """
+
+    def __init__(self, objective: nn.Module) -> None:
+        self.objective = objective
+        self.before = [t.clone() for t in mutable_state(objective).values()]
+        self.after = self.before
+
+    def reset(self) -> None:
+        """Restore the values from before."""
+        self._write(self.before)
+
+    def keep(self) -> None:
+        """Add what the last batch wrote to what those before it wrote."""
+        now = mutable_state(self.objective).values()
+        each = zip(now, self.before, self.after, strict=True)
+        self.after = [torch.where(new != old, new, last) for new, old, last in each]
+        self._write(self.after)
+
+    @torch.no_grad()
+    def _write(self, values: Sequence[Tensor]) -> None:
+        now = mutable_state(self.objective).values()
+        for tensor, value in zip(now, values, strict=True):
+            tensor.copy_(value)
 
 
 def mutable_state(objective: nn.Module) -> dict[str, Tensor]:
