@@ -602,24 +602,25 @@ class TestDecoder:
     def test_it_has_the_likelihood_of_the_joints_under_one_measure(self):
         data, zeros = counts(), of_counts(Zeros())
         joints = {"a": of_counts(ps.likelihoods.Poisson()), "b": zeros}
-        found = decoding.likelihood_for(joints, data)
+        found = decoding.likelihood_for(joints, data).likelihood
         assert isinstance(found, ps.likelihoods.Poisson)
         assert found is not joints["a"].joint.likelihood
-        assert isinstance(decoding.likelihood_for({"b": zeros}, data), Zeros)
+        found = decoding.likelihood_for({"b": zeros}, data)
+        assert isinstance(found.likelihood, Zeros)
         real = of_counts(ps.likelihoods.Gaussian())
         for others in ({}, joints | {"c": real}):
             found = decoding.likelihood_for(others, data)
-            assert isinstance(found, ps.likelihoods.NegativeBinomial)
+            assert isinstance(found.likelihood, ps.likelihoods.NegativeBinomial)
 
     def test_images_keep_the_likelihood_of_the_recipes(self, digits):
         found = decoding.likelihood_for({"a": grey(digits, 255)}, digits)
-        assert isinstance(found, ps.likelihoods.Binomial)
+        assert isinstance(found.likelihood, ps.likelihoods.Binomial)
 
     def test_items_off_its_support_fall_to_the_likelihood_of_the_recipes(self):
         data = counts()
         halved = data._replace(test=data.test._replace(images=data.test.images / 2))
         found = decoding.likelihood_for({"a": of_counts(Zeros())}, halved)
-        assert not isinstance(found, ps.likelihoods.Poisson | Zeros)
+        assert not isinstance(found.likelihood, ps.likelihoods.Poisson | Zeros)
 
     def test_the_table_names_it_and_says_where_it_did_not_converge(self, monkeypatch):
         monkeypatch.setattr(decoding, "STEPS", 300)
@@ -640,7 +641,8 @@ class TestDecoder:
         x = torch.poisson(torch.full((4_000, 1), 3.0))
         data = ps.data.arrays(x, torch.arange(4_000) % 2)
         z = [torch.zeros(len(split), 2) for split in (data.train, data.test)]
-        found = decoded(data, *z, CPU, ps.likelihoods.Poisson()).values
+        form = decoding.Form(ps.likelihoods.Poisson(), (1,))
+        found = decoded(data, *z, CPU, form).values
         rate = float(data.train.images.mean())
         expected = torch.as_tensor(poisson.logpmf(data.test.images[:, 0], rate))
         gap = estimate(found - expected)

@@ -19,13 +19,22 @@ from ..joint import Joint, given_z
 from ..likelihoods import Likelihood
 from ..likelihoods.base import check_support
 from ..nn import MLPDecoder
+from ..nn.base import called
+from ..nn.network import nets_of
 from ..train.run import EarlyStopping
 
-__all__ = ["Decoded", "decoded", "likelihood_for", "named"]
+__all__ = ["Decoded", "Form", "decoded", "likelihood_for", "named"]
 
 MAX_FITTED = 10_000  # training items
 BATCH, STEPS, EPOCHS_WITHOUT_GAIN = 128, 300, 10
 LEARNING_RATE, BETAS, WARM_UP = 1.5e-2, (0.9, 0.95), 0.1  # of Adam, "one cycle"
+
+
+class Form(NamedTuple):
+    """p(x|z), and the shape of its parameters for one item, which a decoder returns."""
+
+    likelihood: Likelihood
+    shape: tuple[int, ...]
 
 
 class Decoded(NamedTuple):
@@ -41,7 +50,7 @@ class Decoded(NamedTuple):
     rise: float
 
 
-def likelihood_for(objectives: Mapping[str, nn.Module], data: Dataset) -> Likelihood:
+def likelihood_for(objectives: Mapping[str, nn.Module], data: Dataset) -> Form:
     """The likelihood of the decoders, the same for all rows.
 
     That of the first joint, with its spread as fitted, where all joints have densities
@@ -49,25 +58,34 @@ def likelihood_for(objectives: Mapping[str, nn.Module], data: Dataset) -> Likeli
     and images under the measure of `recipes.likelihood`, keep that one.
     """
     usual, x = recipes.likelihood(data), as_float(data.test)
+    usually = Form(usual, usual.output_shape(x.shape[1:]))
     joints = (getattr(each, "joint", None) for each in objectives.values())
-    found = [each for j in joints if isinstance(j, Joint) for each in j.likelihoods]
-    measures = {each.measure for each in found}
+    found = [
+        (likelihood, net, j.prior.known_dim())
+        for j in joints
+        if isinstance(j, Joint)
+        for likelihood, net in zip(j.likelihoods, nets_of(j.decoder), strict=True)
+    ]
+    measures = {each.measure for each, *_ in found}
     image = x.ndim == 4 and measures == {usual.measure}
     if len(measures) != 1 or data.levels is not None or image:
-        return usual
-    if any(each.pseudo for each in found):
-        return usual
+        return usually
+    if any(each.pseudo for each, *_ in found):
+        return usually
     dtype = torch.get_default_dtype()
-    likelihood = copy.deepcopy(found[0]).to("cpu", dtype)
-    output = torch.zeros(1, *likelihood.output_shape(x.shape[1:]), dtype=dtype)
+    likelihood, net, dim = found[0]
+    likelihood = copy.deepcopy(likelihood).to("cpu", dtype)
+    net = copy.deepcopy(net).to("cpu", dtype)
     try:
+        with torch.no_grad():
+            output = called(net.eval(), torch.zeros(1, dim, dtype=dtype))
         p = given_z(likelihood, output, output.shape[:1])
         for split in (data.train, data.test):
             likelihood.check(as_float(split))
             check_support(likelihood, p, as_float(split), None)
     except ValueError:
-        return usual
-    return likelihood
+        return usually
+    return Form(likelihood, tuple(output.shape[1:]))
 
 
 def named(likelihood: nn.Module) -> str:
@@ -80,7 +98,7 @@ def decoded(
     train: Float[Tensor, "n dim"],
     test: Float[Tensor, "m dim"],
     device: torch.device,
-    likelihood: Likelihood | None = None,
+    form: Form | None = None,
 ) -> Decoded:
     r"""log p(x|z) of each test item, in nats, by a decoder fitted to frozen z.
 
@@ -96,7 +114,7 @@ def decoded(
         train: z of the training items, each seen alone.
         test: z of the test items.
         device: Where to fit.
-        likelihood: p(x|z), of which a copy is fitted; by default `recipes.likelihood`.
+        form: p(x|z), of which a copy is fitted; by default `recipes.likelihood`.
     """
     mean, scale = train.mean(0), train.std(0)
     varies = scale > 1e-6 * train.abs().amax(0)  # else it is constant up to rounding
@@ -106,7 +124,8 @@ def decoded(
     rows = torch.randperm(len(train))[:MAX_FITTED]
     x, z = as_float(Split(data.train.images[rows])).to(dtype), train[rows]
     fifth = max(1, len(rows) // 5)
-    model = _Decoder(data, train.shape[1], likelihood).to(device, dtype)
+    form = likelihood_for({}, data) if form is None else form
+    model = _Decoder(data, train.shape[1], form).to(device, dtype)
     rise = _fit(model, (x[fifth:], z[fifth:]), (x[:fifth], z[:fifth]), device)
     values = model.log_prob(as_float(data.test).to(dtype), test, device)
     return Decoded(values, rise / x[0].numel())
@@ -115,14 +134,13 @@ def decoded(
 class _Decoder(nn.Module):
     """p(x|z), with the decoder of a joint for these data."""
 
-    def __init__(self, data: Dataset, dim: int, likelihood: Likelihood | None) -> None:
+    def __init__(self, data: Dataset, dim: int, form: Form) -> None:
         super().__init__()
-        event = tuple(data.train.images.shape[1:])
-        usual = recipes.likelihood(data) if likelihood is None else likelihood
-        self.likelihood, shape = copy.deepcopy(usual), usual.output_shape(event)
-        alike = tuple(shape) == event  # else as rows: parameters stand in a last axis
+        self.likelihood = copy.deepcopy(form.likelihood)
+        alike = form.shape == tuple(data.train.images.shape[1:])
+        # Where there are several parameters for an element, the decoder is an MLP.
         self.decoder = (
-            recipes.decoder(data, dim) if alike else MLPDecoder(dim, tuple(shape))
+            recipes.decoder(data, dim) if alike else MLPDecoder(dim, form.shape)
         )
 
     def forward(

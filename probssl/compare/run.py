@@ -19,7 +19,6 @@ from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
 from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
-from ..likelihoods import Likelihood
 from ..posterior import embed
 from ..terms import Batch
 from .checks import (
@@ -31,7 +30,7 @@ from .checks import (
     check_supports,
     check_views,
 )
-from .decoding import decoded, likelihood_for, named
+from .decoding import Form, decoded, likelihood_for, named
 from .table import Comparison, Row
 from .terms import own_terms, representation_terms
 
@@ -111,7 +110,7 @@ def compare(
     check_supports(objectives, pair)
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
     subjects: dict[str, object] = {**objectives, **others}
-    likelihood = likelihood_for(objectives, data)
+    form = likelihood_for(objectives, data)
     bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
     embedded = {}
     for name, subject in subjects.items():  # all of them before any is measured
@@ -125,7 +124,7 @@ def compare(
         bar.set_postfix_str(name)
         with _seeded(seed, embedded[name].device):
             own = own_terms(subject, pair)
-        kept = None if name == RAW and name in others else likelihood
+        kept = None if name == RAW and name in others else form
         row, few_labels[name] = _row(own, embedded[name], data, seed, max_train, kept)
         if own:
             row["scores"]["active_units"] = active_units(embedded[name].test)
@@ -149,7 +148,7 @@ def _row(
     data: Dataset,
     seed: int,
     max_train: int | None,
-    likelihood: Likelihood | None,
+    form: Form | None,
 ) -> tuple[Row, FewLabel]:
     y_train, y_test = data.train.labels, data.test.labels
     assert y_train is not None and y_test is not None
@@ -157,17 +156,19 @@ def _row(
     terms, matrix, left_out = representation_terms(z.views)
     matrix["effective_rank"] = estimate(effective_rank_values(z.test))
     decoder: dict[str, Any] = {}
-    if likelihood is None:
+    if form is None:
         left_out["decoded"] = "z is the item itself"
     else:
         with _seeded(seed, z.device):
             train, test = (torch.from_numpy(x).double() for x in (z.train, z.test))
-            values, rise = decoded(data, train, test, z.device, likelihood)
+            values, rise = decoded(data, train, test, z.device, form)
         if bool(values.isfinite().all()):
             matrix["decoded"] = estimate(values)
-            decoder = {"decoder": {"likelihood": named(likelihood), "rise": rise}}
+            decoder = {"decoder": {"likelihood": named(form.likelihood), "rise": rise}}
         else:
-            left_out["decoded"] = f"log p(x|z) of {named(likelihood)} is not finite"
+            left_out["decoded"] = (
+                f"log p(x|z) of {named(form.likelihood)} is not finite"
+            )
     if "log_det" in matrix:
         terms["log_det"] = matrix["log_det"]
     found = own | terms | matrix

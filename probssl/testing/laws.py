@@ -91,7 +91,9 @@ def examine(subject: str, laws: Iterable[Trial], seed: int) -> None:
     for law, make in tqdm(list(laws), subject, delay=2.0, unit="law", leave=False):
         name = law.__name__.replace("_", " ")
         try:
-            with _forked(seed), precision(torch.float64):
+            with _forked(seed), precision(torch.float64), warnings.catch_warnings():
+                # The laws have error bars from the effective sample sizes.
+                warnings.filterwarnings("ignore", "importance sampling of y")
                 for fault in law(make()):
                     if isinstance(fault, Note):
                         notes.append(f"{subject}: {fault}")
