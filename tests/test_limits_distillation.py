@@ -220,3 +220,10 @@ def test_momentum_zero_is_the_network_itself_and_one_stands_still():
             network[0].weight.add_(1.0)
         teacher.follow(network)
         assert torch.equal(teacher.network[0].weight, network[0].weight) is same
+
+
+def test_a_network_that_no_teacher_can_copy_is_refused_in_words():
+    with pytest.warns(FutureWarning):
+        norm = nn.utils.weight_norm(nn.Linear(6, 4))
+    with pytest.raises(ValueError, match="can be copied.*parametrizations.weight_norm"):
+        BYOL(nn.Sequential(norm, nn.Linear(4, 3)))

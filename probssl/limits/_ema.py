@@ -26,6 +26,9 @@ class Teacher(nn.Module):
         momentum: The share m that stays in a step, from 0 to 1; a buffer, which a
             schedule may set. float32 holds m = 0.996 to 3e-8, and so 1 - m to a
             relative 8e-6.
+
+    Raises:
+        ValueError: If the momentum is out of range, or the network cannot be copied.
     """
 
     momentum: Tensor
@@ -33,7 +36,15 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module, momentum: float = 0.99) -> None:
         super().__init__()
         between("momentum", momentum, 0, 1, "0.99 averages over about 100 steps")
-        self.network = deepcopy(network).requires_grad_(False)
+        try:
+            self.network = deepcopy(network).requires_grad_(False)
+        except RuntimeError as error:
+            raise ValueError(
+                "expected a network that can be copied, for the teacher, got "
+                f"{type(network).__name__} with a part that cannot: compile with "
+                "torch.compile in place of torch.jit, and take "
+                "nn.utils.parametrizations.weight_norm in place of nn.utils.weight_norm"
+            ) from error
         register_varying(self, "momentum", momentum)
 
     @torch.no_grad()
