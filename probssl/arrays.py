@@ -18,11 +18,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 __all__ = ["Array", "categories", "centred", "check_kind", "class_labels", "classes"]
-__all__ += ["coded", "doubles", "finite", "gate", "labels", "numbers", "plain"]
-__all__ += ["raw_bytes", "representations"]
+__all__ += ["coded", "doubles", "finite", "gate", "has_missing", "labels", "numbers"]
+__all__ += ["plain", "raw_bytes", "representations"]
 __all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
 
 Array = np.ndarray | Tensor
+SMALLEST = 1e-140  # whose square has all digits of float64
 
 _REMEDY = {  # for NumPy's kinds of types that hold no real numbers
     "c": "stack x.real and x.imag",
@@ -30,6 +31,8 @@ _REMEDY = {  # for NumPy's kinds of types that hold no real numbers
     "m": "take a number such as t / np.timedelta64(1, 's')",
     "V": "stack its fields: np.stack([x[f] for f in x.dtype.names], 1)",
 }
+
+_PARTS = {"train": "train.images", "images": "images", "views": "views"}  # of data sets
 
 
 def gate(values: Any, name: str, *, words: bool = False) -> Array:
@@ -47,6 +50,12 @@ def gate(values: Any, name: str, *, words: bool = False) -> Array:
     """
     if isinstance(values, Tensor):
         return _dense(values, name)
+    for part, remedy in _PARTS.items():
+        if hasattr(values, part) and not _is_array(values):
+            raise TypeError(
+                f"expected an array in {name}, got a {type(values).__name__}; give its "
+                f"{remedy}"
+            )
     if isinstance(values, list | tuple) and any(map(_is_array, values)):
         return _stacked(values, name, words)
     array = _array(values, name, words)
@@ -202,6 +211,10 @@ def coded(y: Any, classes: Sequence[str] | None, name: str) -> np.ndarray | None
     listed = np.asarray(y, dtype=object).ravel().tolist() if found is None else []
     if found is None and not any(isinstance(value, str) for value in listed):
         return None
+    if classes is None and found is not None:
+        known = np.asarray(getattr(y, "cat", y).categories)
+        if known.dtype.kind in "iuf" and (known == np.floor(known)).all():
+            return np.append(known, -1).astype(np.int64)[found[0]]
     if classes is None:
         raise TypeError(
             f"expected whole numbers in {name}, in the order of the data set's labels "
@@ -222,6 +235,13 @@ def coded(y: Any, classes: Sequence[str] | None, name: str) -> np.ndarray | None
     return np.array([number[value] for value in listed], dtype=np.int64)
 
 
+def has_missing(values: Any) -> bool:
+    """Whether one of them is None, NaN or NA of pandas."""
+    if isinstance(values, Tensor):
+        return False
+    return any(map(_is_missing, np.asarray(values, dtype=object).ravel().tolist()))
+
+
 def _is_missing(value: Any) -> bool:
     """Whether it is None, NaN or NA of pandas."""
     return (
@@ -232,15 +252,26 @@ def _is_missing(value: Any) -> bool:
 
 
 def representations(
-    *parts: Float[Array, "n dim"], name: str = "representations"
+    *parts: Float[Array, "n dim"], name: str = "representations", squared: bool = True
 ) -> list[np.ndarray]:
-    """Representations z, shape (n, dim), of one or several data sets, in float64."""
+    """Representations z, shape (n, dim), of one or several data sets, in float64.
+
+    Arguments:
+        squared: Whether they are squared, so that they must not be too large or small.
+    """
     arrays = [finite(z, name) for z in parts]
     for z in arrays:
         if z.ndim != 2 or 0 in z.shape:
             raise ValueError(
                 f"expected representations (n, dim), got {z.shape}; flatten further "
                 "axes by z.reshape(len(z), -1), or take one view by z[:, 0]"
+            )
+        largest = np.abs(z).max()
+        if squared and largest and not SMALLEST < largest < 1 / SMALLEST:
+            raise ValueError(
+                f"expected {name} whose squares float64 holds, the largest entry from "
+                f"{SMALLEST:g} to {1 / SMALLEST:g}, got {largest:g}; rescale them: z / "
+                "abs(z).max()"
             )
     if len({z.shape[1] for z in arrays}) > 1:
         raise ValueError(
@@ -299,6 +330,11 @@ def train_test(
     """A labelled training set and test set, checked for agreement."""
     z_train, z_test = representations(z_train, z_test)
     y_train, y_test = classes(y_train, len(z_train)), labels(y_test, len(z_test))
+    if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
+        raise TypeError(
+            "expected labels of one kind in training and test, strings or whole "
+            f"numbers, got {y_train[0]!r} and {y_test[0]!r}; code them alike"
+        )
     if not np.isin(y_test, y_train).any():
         raise ValueError(
             "expected classes that occur in training and in test, got "

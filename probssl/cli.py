@@ -277,23 +277,28 @@ def _advise(options: argparse.Namespace) -> None:
 
 
 def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> None:
-    """Write figures: learning curves, latents; for a `Joint` images and posterior."""
+    """Write learning curves and latents; of a `Joint` the posterior, and images."""
     from . import plots
 
     items = data.test.take(min(MAPPED, len(data.test)))
-    figures = {"curves": plots.learning_curves(history)}
+    _save_figures({"curves": plots.learning_curves(history)}, out)
     if not isinstance(getattr(objective, "joint", None), Joint):
-        figures["map"] = plots.latent_map(embed(objective, items), items.labels)
-    else:
-        z, std = embed(objective, items, return_std=True)
-        figures["map"] = plots.latent_map(z, items.labels, std)
-        few = Split(items.images[:10])
-        figures["reconstructions"] = plots.reconstructions(
+        z = embed(objective, items)
+        _save_figures({"map": plots.latent_map(z, items.labels)}, out)
+        return
+    z, std = embed(objective, items, return_std=True)
+    _save_figures({"map": plots.latent_map(z, items.labels, std)}, out)
+    few = Split(items.images[:10])
+    posterior = to_arviz(objective, few, draws=200)
+    posterior.to_netcdf(str(out / "posterior.nc"))
+    if few.images.ndim != 4 or few.images.shape[1] not in (1, 3):
+        return  # vectors, or channels that are no colours
+    figures = {
+        "reconstructions": plots.reconstructions(
             few.images, reconstruct(objective, few)
-        )
-        figures["samples"] = plots.views(sample(objective, 10))
-        posterior = to_arviz(objective, few, draws=200)
-        posterior.to_netcdf(str(out / "posterior.nc"))
+        ),
+        "samples": plots.views(sample(objective, 10)),
+    }
     _save_figures(figures, out)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import arviz
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,17 @@ def test_fit_fits_every_method_and_draws_what_it_has(method, tmp_path, capsys):
     assert {"curves.png", "map.png", "history.json"} <= names
     generative = isinstance(getattr(objective, "joint", None), ps.Joint)
     assert ("posterior.nc" in names) == ("samples.png" in names) == generative
+
+
+def test_fit_of_vectors_writes_all_but_pictures(tmp_path, capsys):
+    x = torch.randn(60, 5).numpy()
+    np.savez(tmp_path / "tab.npz", x=x)
+    options = ["--data", str(tmp_path / "tab.npz"), "--epochs", "1", "--device", "cpu"]
+    assert main(["fit", "SimVAE", "--out", str(tmp_path / "run"), *options]) == 0
+    assert "History(1 epochs" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"curves.png", "map.png", "history.json", "posterior.nc"} <= names
+    assert not {"reconstructions.png", "samples.png"} & names
 
 
 def test_advise_says_which_paradigm_and_writes_the_figures_behind_it(tmp_path, capsys):

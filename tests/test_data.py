@@ -16,6 +16,7 @@ import torch
 from helpers.checks import refusals
 from PIL import Image
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from probssl import data, embed, recipes
 from probssl.data.batches import Items
@@ -28,6 +29,9 @@ RNG = np.random.RandomState(0)
 
 def pixels(*shape):
     return RNG.randint(0, 256, shape).astype(np.uint8)
+
+
+PAIRS = data.groups(np.zeros((4, 2, 3)))
 
 
 def exact(tensor, array):
@@ -87,6 +91,43 @@ def test_take_is_a_fixed_random_subset_or_the_first_items():
     for n in (0, 51):
         with pytest.raises(ValueError, match=f"1 to the 50 items here, got {n}"):
             split.take(n)
+
+
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_rows_of_any_column_keep_the_axis_of_items(n, tmp_path):
+    x, names = RNG.rand(20, 3, 4, 4), np.array([*"abcd"] * 5)
+    np.save(tmp_path / "x.npy", x)
+    file = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for split in (
+        data.Split(file, names, style=names),
+        data.Split(x, names.tolist(), style=x[:, 0, 0]),
+        data.Split((x, x[:, :1]), np.arange(20)),
+    ):
+        order = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:n]
+        made = split.take(n)
+        parts = made.images if isinstance(made.images, tuple) else (made.images,)
+        for part, whole in zip(parts, (x, x[:, :1]), strict=False):
+            np.testing.assert_array_equal(part, whole[order.numpy()])
+        assert len(made.labels) == n and len(repr(made)) < 99
+        for index in (order, order.numpy(), order.tolist()):
+            again = split.rows(index)
+            np.testing.assert_array_equal(again.labels, made.labels)
+        mask = np.isin(np.arange(20), order)
+        assert len(split.rows(mask)) == len(split.rows(torch.tensor(mask))) == n
+
+
+SPLIT = data.Split(np.eye(3), [0, 1, 2])
+test_a_split_is_no_list_of_items = refusals(
+    (lambda: SPLIT.rows(1), TypeError, r"index, got torch.int64 of shape \(\); give"),
+    (lambda: SPLIT.rows([0.0, 1.0]), TypeError, "row numbers .*got torch.float"),
+    (lambda: SPLIT[0], TypeError, r"rows by .rows\(slice\(10\)\)"),
+    (lambda: list(SPLIT), TypeError, "not iterable"),
+    (lambda: next(iter(DataLoader(SPLIT, 2))), TypeError, r"DataLoader\(data.images"),
+    (lambda: next(iter(DataLoader(PAIRS, 2))), TypeError, r"DataLoader\(data.views"),
+    (lambda: SPLIT._replace(classes="abc"), ValueError, "a tuple of strings.*'abc'"),
+    (lambda: SPLIT._replace(classes=("a", "b")), ValueError, "labels up to 2"),
+    (lambda: SPLIT._replace(classes=(0, 1, 2)), ValueError, "a tuple of strings"),
+)
 
 
 def test_take_leaves_the_global_generator_alone():
@@ -252,6 +293,7 @@ test_arrays_say_what_is_wrong = refuses(
         ("each", TypeError, X, {"test": X, "labels": SIX, "test_labels": [*"abcdef"]}),
     ],
 )
+BYTES, W = (X * 255).astype(np.uint8), torch.ones(3, 2)
 test_groups_say_what_is_wrong = refuses(
     data.groups,
     [
@@ -259,7 +301,9 @@ test_groups_say_what_is_wrong = refuses(
         ("the same n, got shapes []", ValueError, [], {}),
         ("the same n, got shapes [(6", ValueError, [X, X[:3]], {}),
         ("the same n, got shapes [(6,)", ValueError, [X[:, 0], X[:, 0]], {}),
-        ("one type of number", ValueError, [X, X > 0], {}),
+        ("views on the grid k/255", ValueError, [BYTES, X[:, :1]], {"levels": 255}),
+        ("each of 2 modalities", ValueError, [BYTES, X[:, :1]], {"levels": [255]}),
+        ("that are stacked", ValueError, [BYTES, X], {"levels": [255, None]}),
         ("at least one item", ValueError, np.zeros((0, 2, 3)), {}),
         ("one class for each of the 6", ValueError, PAIR, {"labels": [1, 2]}),
         ("Booleans", TypeError, PAIR, {"present": np.ones((6, 2))}),
@@ -270,6 +314,9 @@ test_groups_say_what_is_wrong = refuses(
 test_linear_gaussian_says_what_is_wrong = refuses(
     data.linear_gaussian,
     [
+        ("features=4 and dim=None", ValueError, 3, {"weight": W, "features": 4}),
+        ("features=None and dim=1", ValueError, 3, {"weight": W, "dim": 1}),
+        ("got (3,)", ValueError, 3, {"weight": W[:, 0]}),
         ("y_scale as a finite number", ValueError, 3, {"y_scale": math.inf}),
         ("scale as a finite number of", ValueError, 3, {"scale": -1}),
         ("noise as a finite number", ValueError, 3, {"noise": math.nan}),
@@ -342,6 +389,17 @@ def test_groups_stack_views_and_keep_modalities_apart():
     assert exact(part.views[0][:, 0], a[[4, 0]])
     assert part.present.tolist() == [[True, True], [True, False]]
     assert pair.rows(slice(2)).labels.tolist() == [0, 0]
+
+
+def test_modalities_keep_their_types_and_views_share_the_widest():
+    seen, table = X > 0.5, X[:, :1]
+    apart = data.groups([seen, table]).views
+    assert apart[0].dtype == torch.uint8 and exact(apart[1][:, 0], table)
+    for levels in ([255, None], (255, None)):
+        apart = data.groups([BYTES, table], levels=levels).views
+        assert exact(apart[0][:, 0], BYTES) and exact(apart[1][:, 0], table)
+    both = data.groups([seen, X]).views
+    assert exact(both[:, 1], X) and exact(both[:, 0], seen.astype(float))
 
 
 def test_groups_replace_what_is_missing_and_leave_what_was_given():
@@ -723,6 +781,17 @@ def test_npz_never_opens_pickled_objects(tmp_path):
     assert not trace.exists()
 
 
+def test_npz_refuses_what_it_would_drop(tmp_path):
+    x = np.zeros((4, 2))
+    for message, content in (
+        ("one number.*shape .2,.; save levels=16", {"x": x, "levels": [16, 16]}),
+        ("one of images.*got images and x", {"x": x, "images": x}),
+        ("got labels and y_train", {"x": x, "labels": SIX, "y_train": SIX}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.npz(archive(tmp_path, **content))
+
+
 def test_npz_without_images_or_without_a_file_says_so(tmp_path):
     for message, content in (
         ("expected one of images, .* got labels", {"labels": [1]}),
@@ -758,6 +827,7 @@ def test_image_folder_reads_both_splits_grey_ones_with_the_channels_of_all(
     assert exact(made.test.images, np.repeat(grey, channels, 1))
     assert made.train.labels.tolist() == [0] * 4 + [1] * 4
     assert made.test.labels.tolist() == [1, 2]
+    assert made.train.classes == made.test.classes == ("a", "b", "c")
     assert made.levels == 255 and made.name == tmp_path.name
 
 
@@ -767,6 +837,7 @@ def test_image_folder_without_splits_sets_a_quarter_aside(tmp_path):
     made = data.image_folder(tmp_path)
     assert parted(made) == sorted(row.tobytes() for row in x)
     assert made.test.labels.sort().values.tolist() == [0, 1]
+    assert made.train.classes == made.test.classes == ("a", "b")
 
 
 def test_image_folder_drops_transparency(tmp_path):
@@ -1086,6 +1157,8 @@ class TestNamesOfClasses:
         ("content", "message"),
         [
             (["T cell"] * 39 + ["t cell"], "monocyte, T cell.*got 't cell'"),
+            ([1] * 39 + [None], r"-1 where.*None.*give -1"),
+            (np.array([1] * 39 + [None], dtype=object), r"-1 where.*give -1"),
             (pd.Series([1.0] * 39 + [np.nan]), r"-1 where.*fillna\(-1\)"),
             (pd.Series([1] * 39 + [None], dtype="Int64"), r"-1 where.*fillna\(-1\)"),
         ],
@@ -1094,6 +1167,13 @@ class TestNamesOfClasses:
         split = data.Split(torch.rand(40, 1), classes=CLASSES)
         with pytest.raises(ValueError, match=message):
             Items(split, None, content=content)
+
+    @pytest.mark.parametrize("kind", [pd.Categorical, pd.CategoricalIndex])
+    def test_categories_that_are_numbers_are_numbers(self, kind):
+        numbers = [2, 0, None, 1] * 10
+        found = Items(torch.rand(40, 1), None, content=kind(numbers)).content
+        assert found.tolist() == [2, 0, -1, 1] * 10
+        assert data.groups([X, X], SIX, content=kind(SIX)).content.tolist() == [*SIX]
 
     def test_names_need_a_data_set_that_knows_them(self):
         with pytest.raises(TypeError, match="order of the data set's labels and -1"):

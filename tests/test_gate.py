@@ -8,7 +8,13 @@ import pytest
 import torch
 from helpers.checks import seeded
 from scipy import sparse
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+)
 
 import probssl as ps
 from probssl import affinities, arrays, evaluation, information, linear, maps, plots
@@ -195,6 +201,25 @@ def test_a_file_of_foreign_numbers_is_read_lazily(tmp_path):
         fit(np.load(tmp_path / "y.npy", mmap_mode="r"))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (ps.data.digits(), "a Dataset; give its train.images"),
+        (ps.data.digits().train, "a Split; give its images"),
+        (ps.data.groups(PAIRS), "a Groups; give its views"),
+        (ps.Batch(torch.tensor(PAIRS)), "a Batch; give its views"),
+    ],
+)
+def test_a_data_set_among_arrays_is_named(given, words):
+    for call in (
+        lambda: ps.data.arrays(given),
+        lambda: evaluation.effective_rank(given),
+        lambda: evaluation.crowding(given, Y),
+    ):
+        with pytest.raises(TypeError, match=words):
+            call()
+
+
 def test_arrays_that_need_no_change_are_not_copied():
     x = X.astype(np.float32)
     found = arrays.tensor(x, "x")
@@ -359,6 +384,8 @@ def test_a_loader_that_says_too_little_is_refused():
     for loader, words in (
         (DataLoader(PLAIN, 8, shuffle=True), "RandomSampler; pass shuffle=False"),
         (DataLoader(PLAIN, 16, drop_last=True), "drop_last=False"),
+        (DataLoader(PLAIN, batch_sampler=BatchSampler(range(N), 7, True)), "drop_last"),
+        (DataLoader(PLAIN, batch_sampler=[[0, 1], [2]]), "all 40 items, got 3 of"),
         (DataLoader(Rows(), 8), "dict of 'pixels', 'label'.*collate_fn.*'pixels'"),
         (DataLoader(PLAIN[:0]), "an empty one"),
         (DataLoader(torch.tensor(holed(X))), "NaN or infinity"),

@@ -1,6 +1,6 @@
 """Batches: rows of the data, moved to the device and augmented to views there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from .memory import (
     observed_mask,
     value_tensor,
 )
-from .splits import Groups, Split
+from .splits import Groups, Split, part_rows
 
 __all__ = ["Data", "Items", "Loadable", "Target", "Views", "accepted", "checked"]
 __all__ += ["in_order", "loaded", "rows_of", "viewed"]
@@ -358,18 +358,25 @@ def in_order(
             "expected a DataLoader in the order of its items, which results and labels "
             f"share, got one with a {type(sampler).__name__}; pass shuffle=False"
         )
-    if loader.drop_last:
+    if getattr(loader.batch_sampler, "drop_last", loader.drop_last):
         raise ValueError(
             "expected a DataLoader of all items, got one with drop_last=True; pass "
             "drop_last=False"
         )
-    empty = True
+    seen = 0
     for load in loader:
         target = _own(_first(load)) if like is None else Target(like.device, like.dtype)
-        empty = False
-        yield loaded(accepted(load, views, target.dtype), views, target)
-    if empty:
+        batch = loaded(accepted(load, views, target.dtype), views, target)
+        seen += batch.shape[0]
+        yield batch
+    if not seen:
         raise ValueError("expected a DataLoader of at least one item, got an empty one")
+    many = len(sampler) if isinstance(sampler, Sized) else 0
+    if loader.batch_sampler is not None and seen < many:
+        raise ValueError(
+            f"expected a DataLoader of all {many} items, got {seen} of them; "
+            "let its batch_sampler keep every row, or load a torch.utils.data.Subset"
+        )
 
 
 def rows_of(loader: DataLoader, n: int) -> Tensor | Groups:
@@ -452,9 +459,8 @@ def _part(values: Any, what: str, said: bool) -> Part:
 
 def _rows(values: Part, rows: Int[Tensor, " batch"] | slice) -> Shaped[Tensor, "..."]:
     if isinstance(values, np.memmap):
-        chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
-        return value_tensor(values[chosen], "data", said=True)
-    return values[rows if isinstance(rows, slice) else rows.to(values.device)]
+        return value_tensor(part_rows(values, rows), "data", said=True)
+    return part_rows(values, rows)
 
 
 def _own(values: Tensor) -> Target:

@@ -117,6 +117,11 @@ def npz(path: str | os.PathLike[str]) -> Dataset:
         )
     test = _first(content, _TEST_IMAGES)
     levels = content.get("levels")
+    if levels is not None and levels.size != 1:
+        raise ValueError(
+            f"expected levels in {path} as one number, the number of grey levels minus "
+            f"one, got an array of shape {levels.shape}; save levels=16"
+        )
     first = _channel_first(images, path)
     if levels is None and first.ndim == 4 and first.dtype == np.uint8:
         levels = np.array(255)
@@ -153,7 +158,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _first(
     content: Mapping[str, np.ndarray], keys: tuple[str, ...]
 ) -> np.ndarray | None:
-    return next((content[key] for key in keys if key in content), None)
+    found = [key for key in keys if key in content]
+    if len(found) > 1:
+        raise ValueError(
+            f"expected one of {', '.join(keys)} in the archive, got "
+            f"{' and '.join(found)}; save one of them"
+        )
+    return content[found[0]] if found else None
 
 
 def _channel_first(images: np.ndarray, path: Path) -> np.ndarray:
@@ -202,8 +213,11 @@ def image_folder(
     files, *held_out = map(_files, parts if parted else [root])
     n = len(files)
     files = sum(held_out, start=files)
-    classes = np.unique([path.parent.name for path in files], return_inverse=True)[1]
-    whole = Split(_pixels(files, size), torch.from_numpy(classes))
+    folders = [path.parent.name for path in files]
+    names, classes = np.unique(folders, return_inverse=True)
+    whole = Split(
+        _pixels(files, size), torch.from_numpy(classes), classes=tuple(names.tolist())
+    )
     if not parted:
         return fixed_split(whole, 255, name)
     return Dataset(whole.rows(slice(n)), whole.rows(slice(n, None)), 255, name)
@@ -218,7 +232,8 @@ def _files(folder: Path) -> list[Path]:
         if not pictures:
             raise ValueError(
                 f"expected pictures *{', *'.join(_SUFFIXES)} in every class folder, "
-                f"got none in {kind.absolute()}; add some or remove the folder"
+                f"got none in {kind.absolute()}; add some or remove the folder, and "
+                "name folders of two splits train and test"
             )
         files += pictures
     if not files:

@@ -17,6 +17,7 @@ from ..arrays import (
     class_labels,
     coded,
     gate,
+    has_missing,
     raw_bytes,
     span,
     tensor,
@@ -103,7 +104,7 @@ def groups(
     present: Any = None,
     *,
     content: Any = None,
-    levels: int | None = None,
+    levels: int | Sequence[int | None] | None = None,
 ) -> Groups:
     """Positive pairs without augmentation: modalities, repeated measurements.
 
@@ -118,7 +119,8 @@ def groups(
             mixture that the items belong to; -1 where one is not known. Where labels
             are names, contents may be names too, None where one is not known. No
             objective sees the labels, which serve evaluation.
-        levels: Grey levels minus one, as for `arrays`; needed for bytes.
+        levels: Grey levels minus one, as for `arrays`; needed for bytes. A list has one
+            for each modality, None where it is not quantised.
 
     Raises:
         TypeError: Values that are not numbers, `present` that is not Boolean, `content`
@@ -126,9 +128,22 @@ def groups(
         ValueError: No items, lengths that do not match, an item without any view, NaN
             or infinity in a view that is present, bytes without `levels`.
     """
-    said = levels is not None
     many = isinstance(views, list | tuple)
-    parts = _stacked(views, said) if many else [_array(views, said)]
+    grids = list(levels) if isinstance(levels, Sequence) else [levels]
+    if len(grids) != (count := len(views) if many else 1):
+        if isinstance(levels, Sequence):
+            raise ValueError(
+                f"expected levels for each of {count} modalities, got {levels}; give "
+                "None for one that is not quantised"
+            )
+        grids *= count
+    said = [each is not None for each in grids]
+    parts = _stacked(views, said) if many else [_array(views, said[0])]
+    if len(parts) == 1 and len(set(grids)) > 1:
+        raise ValueError(
+            f"expected one number of levels for views that are stacked, got {levels}; "
+            "give their number, or None"
+        )
     widths = [part.shape[1] for part in parts]
     mask = (
         None if present is None else observed_mask(present, len(parts[0]), sum(widths))
@@ -141,8 +156,10 @@ def groups(
         ]
     for part in parts:
         check_values(part, "views")
-    if levels is not None:
-        parts = [on_grid(part, levels, "views") for part in parts]
+    parts = [
+        part if each is None else on_grid(part, each, "views")
+        for part, each in zip(parts, grids, strict=False)
+    ]
     (codes,), names = label_tensors(labels=(labels, parts[0]))
     several = len(parts) > 1
     known = content
@@ -160,10 +177,11 @@ def observed_content(
         classes: The names of the classes; contents may then be names.
     """
     codes = coded(content, classes, "content")
-    if codes is None and hasattr(content, "isna") and np.asarray(content.isna()).any():
+    if codes is None and has_missing(content):
         raise ValueError(
             "expected whole numbers in content, -1 where one is not known, got missing "
-            "ones (NaN or NA); give content.fillna(-1).astype(int)"
+            "ones (None, NaN or NA); give -1 for them, as in "
+            "pandas.Series(content).fillna(-1).astype(int)"
         )
     known = whole_numbers(
         content if codes is None else codes,
@@ -286,7 +304,7 @@ def check_finite(
     broken, ends = 0, (math.inf, -math.inf)
     for parts in chunks:
         own = [x.dtype if x.is_floating_point() else torch.float for x in parts]
-        limits = [torch.finfo(dtype or one).max for one in own]
+        limits = [_largest(dtype, one) for one in own]
         spans = [span(x) for x in parts]
         # NaN compares as false.
         if all(-m <= a and b <= m for (a, b), m in zip(spans, limits, strict=True)):
@@ -304,9 +322,21 @@ def check_finite(
         raise ValueError(
             f"expected finite numbers in {what}, got NaN or infinity in {broken} of "
             f"{n} items; drop or impute them first, and rescale numbers beyond "
-            f"{dtype or own[0]}"
+            f"{min(limits):.2g}, which {dtype or own[0]} "
+            f"{'cannot square' if dtype else 'does not hold'}"
         )
     return ends
+
+
+def _largest(dtype: torch.dtype | None, own: torch.dtype) -> float:
+    """The largest number of its type; in that of an objective, one that it squares.
+
+    A normalisation sums the squares of up to a million numbers, halves in float32.
+    """
+    if dtype is None:
+        return torch.finfo(own).max
+    summed = torch.finfo(torch.promote_types(dtype, torch.float32))
+    return min(torch.finfo(dtype).max, 1e-3 * summed.max**0.5)
 
 
 def on_grid(
@@ -412,22 +442,22 @@ def _array(views: Any, said: bool) -> Tensor:
     return found
 
 
-def _stacked(views: Sequence[Any], said: bool) -> list[Tensor]:
-    parts = [value_tensor(view, f"view {i}", said) for i, view in enumerate(views)]
+def _stacked(views: Sequence[Any], said: Sequence[bool]) -> list[Tensor]:
+    parts = [
+        value_tensor(view, f"view {i}", known)
+        for i, (view, known) in enumerate(zip(views, said, strict=True))
+    ]
     shapes = [tuple(part.shape) for part in parts]
     if len({shape[:1] for shape in shapes}) != 1 or min(map(len, shapes)) < 2:
         raise ValueError(
             "expected a list with one array (n, *event) for each view, all of the same "
             f"n, got shapes {shapes}"
         )
-    parts = _alike(*parts)
-    if len({part.dtype for part in parts}) != 1:
-        raise ValueError(
-            "expected one type of number in all views, got "
-            f"{', '.join(str(part.dtype) for part in parts)}; convert them first"
-        )
-    alike = len(set(shapes)) == 1
-    return [torch.stack(parts, 1)] if alike else [part.unsqueeze(1) for part in parts]
+    if len(set(shapes)) > 1:
+        return [part.unsqueeze(1) for part in parts]
+    if any(part.is_floating_point() for part in parts):  # bytes stand for k/255
+        parts = [x if x.is_floating_point() else x.float() / 255 for x in parts]
+    return [torch.stack(_alike(*parts), 1)]
 
 
 def _label_array(labels: Any, n: int, what: str) -> np.ndarray:

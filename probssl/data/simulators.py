@@ -50,8 +50,8 @@ class LinearGaussian(NamedTuple):
 @typed
 def linear_gaussian(
     n: int,
-    dim: int = 2,
-    features: int = 8,
+    dim: int | None = None,
+    features: int | None = None,
     *,
     views: int = 2,
     scale: float = 0.5,
@@ -66,21 +66,26 @@ def linear_gaussian(
         x_v \mid z_v \sim N(W z_v, \texttt{noise}^2 I)
 
     Arguments:
-        weight: W, which then also sets `dim`, `features`, the dtype and the device;
-            None draws its entries from N(0, 1).
+        dim: The dimension of y and z, by default 2, or that of `weight`.
+        features: The dimension of x, by default 8, or that of `weight`.
+        weight: W, which also sets the dtype and the device; None draws its entries from
+            N(0, 1).
 
     Raises:
-        ValueError: A scale that is negative or not finite, no items, no views.
+        ValueError: A scale that is negative or not finite, no items, no views, sizes
+            other than those of `weight`.
     """
     scales = {"scale": scale, "y_scale": y_scale, "noise": noise}
-    sizes = {"n": n, "views": views, "dim": dim, "features": features}
     scale, y_scale, noise = (at_least(k, value, 0) for k, value in scales.items())
-    for name, size in sizes.items():
-        whole(name, size)
-    W = torch.randn(features, dim) if weight is None else tensor(weight, "weight")
-    if W.ndim != 2:
+    n, views = whole("n", n), whole("views", views)
+    given = None if features is None else whole("features", features)
+    known = None if dim is None else whole("dim", dim)
+    drawn = torch.randn(given or 8, known or 2) if weight is None else weight
+    W = tensor(drawn, "weight")
+    if W.ndim != 2 or W.shape != (given or W.shape[0], known or W.shape[1]):
         raise ValueError(
-            f"expected weight of shape (features, dim), got {tuple(W.shape)}; give W"
+            f"expected weight of shape (features, dim), got {tuple(W.shape)} with "
+            f"features={features} and dim={dim}; leave these out, or give them alike"
         )
     y = y_scale * torch.randn(n, W.shape[1], dtype=W.dtype, device=W.device)
     z = y.unsqueeze(1) + scale * y.new_empty(n, views, W.shape[1]).normal_()

@@ -1,16 +1,17 @@
 """Data sets in memory: items with labels, groups of views, training and test set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from textwrap import shorten
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from ..arrays import gate, tensor
+from ..arrays import Array, gate, tensor
 from ..arrays import labels as class_names
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
@@ -46,6 +47,8 @@ class Rows:
                 f"expected as many rows in all parts of a {type(self).__name__}, one "
                 f"for each item, got {lengths}; give them in the same order"
             )
+        if (names := vars(self).get("classes")) is not None:
+            object.__setattr__(self, "classes", _names(names, vars(self)["labels"]))
 
     @property
     def _columns(self) -> dict[str, Any]:
@@ -67,12 +70,31 @@ class Rows:
     def _repr_html_(self) -> str:
         return f"<table>{_row(type(self).__name__, self)}</table>"
 
-    def rows(self, index: Shaped[Tensor, " m"] | slice) -> Self:
+    def __getitem__(self, row: Any) -> NoReturn:
+        """Items are taken by `rows`; a DataLoader, which asks here, takes tensors."""
+        name = type(self).__name__
+        values = next(iter(vars(self)))
+        raise TypeError(
+            f"expected a {name} in fit or embed, which make its batches, or its rows "
+            f"by .rows(slice(10)), got one that is indexed, as a DataLoader does; for "
+            f"that give DataLoader(data.{values}, 128), bytes as data.{values} / 255"
+        )
+
+    __iter__ = None
+
+    def rows(self, index: Shaped[Array, " m"] | Sequence[int] | slice) -> Self:
         """The items with these row numbers, in this order; or where a mask is true."""
+        if not isinstance(index, slice):
+            index = tensor(index, "index")
+            if index.ndim != 1 or index.is_floating_point():
+                raise TypeError(
+                    "expected row numbers (m,), a mask (n,) or a slice as index, got "
+                    f"{index.dtype} of shape {tuple(index.shape)}; give [3] for row 3"
+                )
         taken = {
-            name: tuple(part[index] for part in value)
+            name: tuple(part_rows(part, index) for part in value)
             if isinstance(value, tuple)
-            else value[index]
+            else part_rows(value, index)
             for name, value in self._columns.items()
             if value is not None
         }
@@ -90,7 +112,8 @@ class Split(Rows):
     Arguments:
         images: Bytes in 0..255, which stand for k/255, or floating point in [0, 1];
             arrays that are no images may hold any finite number. A list has the items,
-            a tuple an array for each modality.
+            a tuple an array for each modality. Arrays are kept, not copied: who changes
+            them later changes the data set.
         labels: The classes, whole numbers or strings, used for evaluation only: the
             content.
         style: What varies within a class (the writer, the factors of a simulator).
@@ -123,7 +146,7 @@ class Split(Rows):
         if seed is None:
             return self.rows(slice(n))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.rows(order[:n].to(self.images.device))
+        return self.rows(order[:n])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,6 +208,20 @@ def _converted(values: Any, name: str, words: bool) -> Tensor | np.ndarray:
     return found if strings else tensor(found, name)
 
 
+def _names(names: Any, labels: Any) -> tuple[str, ...]:
+    """The names of classes, one for each number that occurs in the labels."""
+    listed = () if isinstance(names, str) else tuple(names)
+    numbers = isinstance(labels, Tensor) and len(labels)
+    most = int(labels.max()) if numbers else len(listed) - 1
+    if not all(isinstance(name, str) for name in listed) or len(listed) <= max(most, 0):
+        raise ValueError(
+            "expected classes as the names of all classes, a tuple of strings in the "
+            f"order of their numbers, got {names!r} for labels up to {most}; give "
+            "('cat', 'dog') for labels 0 and 1"
+        )
+    return listed
+
+
 def _classes(values: Any) -> Tensor | np.ndarray:
     """Classes (n,) as int64 on their device, or as strings."""
     on_device = isinstance(values, Tensor)
@@ -218,11 +255,17 @@ def fixed_split(whole: Split, levels: int | None, name: str, seed: int = 0) -> D
             f"expected a class with two items or more to set a test set aside, got {n} "
             f"item(s) in {len(classes)} class(es); pass a test set"
         )
-    train, test = (
-        torch.from_numpy(order[part]).to(whole.images.device)
-        for part in (~held_out, held_out)
-    )
-    return Dataset(whole.rows(train), whole.rows(test), levels, name)
+    train, test = (whole.rows(order[part]) for part in (~held_out, held_out))
+    return Dataset(train, test, levels, name)
+
+
+def part_rows(values: Array, index: Tensor | slice) -> Any:
+    """These rows of a tensor on its device, or of an array, as which it stays."""
+    if isinstance(index, slice):
+        return values[index]
+    if isinstance(values, Tensor):
+        return values[index.to(values.device)]
+    return values[index.cpu().numpy()]  # NumPy takes a tensor of one number as a scalar
 
 
 def _row(name: str, data: Rows) -> str:

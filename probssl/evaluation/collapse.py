@@ -64,7 +64,7 @@ def effective_rank_values(z: Float[Array, "n dim"]) -> Float[np.ndarray, " n"]:
     The influence of item i on a singular value is
     :math:`d \log \sigma_j^2 = n u_{ij}^2 - 1`, u the left singular vectors.
     """
-    (z,) = representations(z)
+    (z,) = representations(z, squared=False)
     n = len(z)
     axes, spectrum, _ = np.linalg.svd(centred(z), full_matrices=False)
     if not spectrum[0] > 0:
@@ -90,7 +90,7 @@ def rankme(z: Float[Array, "n dim"]) -> float:
         representations by their rank (Garrido et al., 2023)
         https://arxiv.org/abs/2210.02885
     """
-    (z,) = representations(z)
+    (z,) = representations(z, squared=False)
     spectrum = np.linalg.svd(z, compute_uv=False)
     return _exp_entropy(spectrum / spectrum.sum() + 1e-7) if spectrum[0] else 0.0
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray as Array
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..arguments import between, instance
@@ -373,6 +373,8 @@ def in_parts(
     views: Sampler, x: Float[Array, "n d"], many: int, progress: bool
 ) -> Iterator[tuple[Float[Array, "part d"], Float[Array, "part view e"]]]:
     """Yield some rows and at least so many views of each, then the next rows."""
+    if isinstance(views, nn.Module):  # which takes tensors, as `views.Augment` does
+        views = Flattened(views, x.shape[1:])
     starts = range(0, len(x), ROWS_AT_ONCE)
     for start in tqdm(starts, "views", disable=not progress, leave=False):
         rows = x[start : start + ROWS_AT_ONCE]

@@ -59,7 +59,7 @@ def latent_map(
         ValueError: If z is not finite or not of shape (n, dim), or if labels or std are
             not of the same items, or not finite.
     """
-    z = representations(z)[0]
+    z = representations(z, squared=False)[0]
     if std is not None:
         std = finite(std, "std")
         if std.shape != z.shape or std.min() < 0:

@@ -18,6 +18,7 @@ from .ranges import (
     check_unit,
     check_values,
     checked_range,
+    wide,
 )
 
 __all__ = ["Augment", "Grid", "MultiCrop", "digits", "simclr", "simvae_cifar10"]
@@ -60,12 +61,12 @@ class Grid(nn.Module):
         x = x.clamp(0, 1)
         if self.levels is None:
             return x
-        x = x.mul_(self.levels)
+        own, x = x.dtype, x.to(wide(x)).mul_(self.levels)
         if self.rounding == "random":
             x = x.add_(torch.rand_like(x)).floor_().clamp_(max=self.levels)
         else:
             x = x.round_()
-        return x.div_(self.levels)
+        return x.div_(self.levels).to(own)
 
 
 class Augment(nn.Module):
@@ -246,7 +247,8 @@ class MultiCrop(nn.Module):
     ) -> Float[Tensor, "batch view channel height width"]:
         out = crop(x.repeat_interleave(count, 0))
         if size is not None:
-            out = interpolate(out, size, mode="bilinear", antialias=True)
+            own, out = out.dtype, out.to(wide(out))  # the CPU resizes no other types
+            out = interpolate(out, size, mode="bilinear", antialias=True).to(own)
         for part in self.parts:
             out = _changed(part, out)
         return self.grid(out).unflatten(0, (len(x), count))

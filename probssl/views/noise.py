@@ -19,6 +19,7 @@ from .ranges import (
     probability,
     sometimes,
     uniform,
+    wide,
 )
 
 __all__ = ["Blur", "Mask", "Noise"]
@@ -83,7 +84,8 @@ class Mask(nn.Module):
 
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *event"]:
         check_floats(x)
-        fraction = per_item(uniform(ends(self.fraction), x.shape[:1], x), x)
+        fraction = x.new_empty(len(x), dtype=wide(x)).uniform_(*ends(self.fraction))
+        fraction = per_item(fraction, x)
         if self.patch is None:
             hidden = happens(fraction, x.shape, x)
         else:

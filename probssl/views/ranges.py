@@ -26,6 +26,7 @@ __all__ = [
     "probability",
     "sometimes",
     "uniform",
+    "wide",
 ]
 
 ROUNDING = 1e-6
@@ -145,7 +146,12 @@ def happens(
     p: float | Tensor, shape: Sequence[int], x: Tensor
 ) -> Bool[Tensor, "*shape"]:
     """Independent events of probability p, on the device of x."""
-    return torch.rand(shape, dtype=x.dtype, device=x.device) < p
+    return torch.rand(shape, dtype=wide(x), device=x.device) < p
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The type of x, at least float32: draws of fewer bits have other probabilities."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def sometimes(
