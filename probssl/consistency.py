@@ -218,11 +218,17 @@ def drawn(
     p: TorchDistribution | None = None,
 ) -> Tensor:
     """Draw from a guide; raise an error if that is not on the support of the prior."""
-    density = "p(y)" if p is None else "p(z)"
-    support = _known(prior.content() if p is None else p, "support")
+    density, p = ("p(y)", prior.content()) if p is None else ("p(z)", p)
+    support = _known(p, "support")
     own = None if isinstance(q, Delta) else _known(q, "support")
     if support is not None and own is not None and space_of(own) != space_of(support):
         raise _space_error(guide, prior, space_of(own), space_of(support))
+    if q.event_shape != p.event_shape:  # of y, whose dimension the guide is told
+        raise ValueError(
+            f"expected q(y|z) with event shape {tuple(p.event_shape)}, as {density} of "
+            f"{type(prior).__name__} has, got {tuple(q.event_shape)} of "
+            f"{type(guide).__name__}; give guides.Content y_dim, the dimension of y"
+        )
     location = _known(q, "mean") if isinstance(q, Delta) or own is not None else None
     if location is not None and bool(location.isnan().any()):
         raise ValueError(

@@ -1,7 +1,8 @@
 """Positive hyper-parameters: fixed, fitted by maximum likelihood, or with a posterior.
 
 A number is fixed. ``ps.learned(number)`` is fitted by gradient, with the networks. A
-Pyro distribution is a prior p(θ), and θ gets a log-normal guide q(θ): a posterior.
+Pyro distribution is a prior p(θ), and θ gets a guide q(θ), a posterior: log-normal, or
+logit-normal for a θ between 0 and 1.
 """
 
 import copy
@@ -15,16 +16,16 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution, ExpTransform, SigmoidTransform, Transform
 
 from .arguments import fixed, positive
 from .runtime.distributed import from_main, world_size
 
-__all__ = ["Learned", "Number", "Positive", "Reciprocal", "known_population"]
-__all__ += ["learned", "mapped", "plain", "random_in"]
+__all__ = ["Fraction", "Learned", "Number", "Positive", "Reciprocal"]
+__all__ += ["known_population", "learned", "mapped", "plain", "random_in"]
 
-# The largest initial standard deviation of q(log θ). One as wide as the prior would
-# drown the gradients of the networks in noise.
+# The largest initial standard deviation of q(log θ), or of q(logit θ). One as wide as
+# the prior would drown the gradients of the networks in noise.
 INITIAL_STD = 0.05
 
 Number = float | tuple[float, ...]
@@ -73,6 +74,8 @@ class Positive(nn.Module):
     # One step of Adam at rate 1e-3 moves log θ by 1e-3: too slow for most fits. With a
     # learning rate that decays to zero the last values do not fluctuate.
     learning_rate_factor = 10.0
+    transform: Transform = ExpTransform()  # of a parameter, any real number
+    kind, example, below = "positive finite number", "LogNormal(-1.0, 1.0)", math.inf
 
     def __init__(
         self,
@@ -94,17 +97,18 @@ class Positive(nn.Module):
             self.value = mapped(value, torch.clone)
             with torch.random.fork_rng(devices=[]):  # keep the random state
                 draws = self.value.sample((1_001,))
-            self.size = _check_distribution(self.value, draws, name, dim)
-            start = draws.log()
+            self.size = self._check_distribution(draws, dim)
+            start = self.transform.inv(draws)
             self.loc = nn.Parameter(start.median(0).values)
             self.log_scale = nn.Parameter(start.std(0).clamp(1e-4, INITIAL_STD).log())
             return
         number = plain(value.value if isinstance(value, Learned) else value)
-        self.size = _check_number(number, name, floor, dim)
+        self.size = self._check_number(number, dim)
         self.value = Learned(number) if self.learned else number
         if self.learned:
-            exact = torch.tensor(number, dtype=torch.double).sub(floor).log()
-            self.log = nn.Parameter(exact.to(torch.get_default_dtype()))
+            exact = torch.tensor(number, dtype=torch.double).sub(floor)
+            start = self.transform.inv(exact).to(torch.get_default_dtype())
+            self.log = nn.Parameter(start)
         else:
             self.register_buffer("fixed", torch.tensor(number))
 
@@ -113,8 +117,8 @@ class Positive(nn.Module):
         if self.drawn is not None:
             return self.drawn
         if self.random:
-            return self.loc.exp()
-        return self.floor + self.log.exp() if self.learned else self.fixed
+            return self.transform(self.loc)
+        return self.floor + self.transform(self.log) if self.learned else self.fixed
 
     def of(self, drawn: dict[str, Tensor]) -> Tensor:
         """The sampled value, where `drawn` has one, else the current value."""
@@ -154,21 +158,51 @@ class Positive(nn.Module):
         """
         # validate_args=False would not reach the inner normal, which then synchronises.
         with dist.validation_enabled(False):
-            log_normal = dist.LogNormal(self.loc, self.log_scale.exp())
+            guide = self._guide(self.loc, self.log_scale.exp())
             if self.training and world_size() > 1:
-                log_normal.base_dist = _Shared(self.loc, self.log_scale.exp())
-        guide = mapped(log_normal, lambda tensor: tensor)
+                guide.base_dist = _Shared(self.loc, self.log_scale.exp())
+        guide = mapped(guide, lambda tensor: tensor)
         return guide if self.size is None else guide.to_event(1)
 
     def shown(self) -> str:
         """The value in short; of a learned one the present and the initial value."""
         if not self.learned or self.log.is_meta:
             return str(self.value)
-        now = (self.floor + self.log.detach().exp()).tolist()
+        now = (self.floor + self.transform(self.log.detach())).tolist()
         return f"{_short(now)} (learned, from {_short(self.value.value)})"
 
     def extra_repr(self) -> str:
         return f"{self.name}={self.shown()}"
+
+    def _guide(self, loc: Tensor, scale: Tensor) -> dist.TransformedDistribution:
+        return dist.LogNormal(loc, scale)
+
+    def _check_number(self, number: Any, dim: int | None) -> int | None:
+        """Check the numbers; return how many there are, None for a single one."""
+        numbers, least = number if isinstance(number, tuple) else (number,), self.floor
+        if not all(isinstance(n, float) and least < n < self.below for n in numbers):
+            raise ValueError(
+                f"expected {self.name} to be a {self.kind}"
+                f"{f' above {least:g}' if least else ''}, got {number!r}; give a "
+                "number, ps.learned(number) or a Pyro distribution over such numbers"
+            )
+        return (
+            None if number is not numbers else _check_size(len(number), self.name, dim)
+        )
+
+    def _check_distribution(self, draws: Tensor, dim: int | None) -> int | None:
+        value = self.value
+        if value.batch_shape or len(value.event_shape) > 1 or not self._covered(draws):
+            raise ValueError(
+                f"expected the distribution of {self.name} to be over one {self.kind}, "
+                f"got {value}; use for instance pyro.distributions.{self.example}"
+            )
+        shape = value.event_shape
+        return _check_size(shape[0], self.name, dim) if shape else None
+
+    def _covered(self, draws: Tensor) -> bool:
+        """Whether the distribution is over numbers of this kind."""
+        return bool((draws > 0).all())
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
@@ -188,6 +222,26 @@ class Positive(nn.Module):
             if converted and torch.equal(exact.to(before), before):
                 self.fixed = exact.to(self.fixed)
         return self
+
+
+class Fraction(Positive):
+    r"""A hyper-parameter :math:`\theta` between 0 and 1, the bounds excluded.
+
+    It is `Positive` but for the transform: with `learned` the parameter is
+    :math:`\text{logit} \, \theta`, and a random one, with the support (0, 1), has the
+    guide :math:`q(\text{logit} \, \theta) = N(m, s^2)`.
+    """
+
+    transform = SigmoidTransform()
+    kind, example, below = "number between 0 and 1", "Beta(2.0, 8.0)", 1.0
+
+    def _guide(self, loc: Tensor, scale: Tensor) -> dist.TransformedDistribution:
+        return dist.TransformedDistribution(dist.Normal(loc, scale), self.transform)
+
+    def _covered(self, draws: Tensor) -> bool:
+        inside, step = self.value.support.check, 1e-6
+        ends = [draws.new_full(draws.shape[1:], n) for n in (step, 1 - step, 1 + step)]
+        return [bool(inside(end)) for end in ends] == [True, True, False]
 
 
 class Reciprocal(Positive):
@@ -263,29 +317,6 @@ def plain(value: Any) -> Any:
         return tuple(plain(number) for number in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if number else value
-
-
-def _check_number(number: Any, name: str, floor: float, dim: int | None) -> int | None:
-    """Check the numbers; return how many there are, None for a single one."""
-    numbers = number if isinstance(number, tuple) else (number,)
-    if not all(isinstance(n, float) and floor < n < math.inf for n in numbers):
-        raise ValueError(
-            f"expected {name} to be a positive finite number"
-            f"{f' above {floor:g}' if floor else ''}, got {number!r}; give a "
-            "number, ps.learned(number) or a Pyro distribution over such numbers"
-        )
-    return _check_size(len(number), name, dim) if isinstance(number, tuple) else None
-
-
-def _check_distribution(
-    value: Any, draws: Tensor, name: str, dim: int | None
-) -> int | None:
-    if value.batch_shape or len(value.event_shape) > 1 or not bool((draws > 0).all()):
-        raise ValueError(
-            f"expected the distribution of {name} to be over one positive number, got "
-            f"{value}; use for instance pyro.distributions.LogNormal(-1.0, 1.0)"
-        )
-    return _check_size(value.event_shape[0], name, dim) if value.event_shape else None
 
 
 def _check_size(size: int, name: str, dim: int | None) -> int:

@@ -29,6 +29,11 @@ PRIORS: dict[str, Callable[[int], Prior]] = {
     "random scale": lambda d: priors.Gaussian(d, dist.LogNormal(-1.0, 0.5)),
     "independent": lambda d: priors.Independent(d),
     "independent, any dim": lambda d: priors.Independent(None),
+    "content and style": lambda d: (
+        priors.ContentStyle(d, 0, [0.3, 0.5, 0.9][:d])
+        if d < 3
+        else priors.ContentStyle(d - 1, 1, ps.learned(0.4))
+    ),
     "spherical": lambda d: priors.Spherical(d, 5.0),
     "learned spherical": lambda d: priors.Spherical(None, ps.learned(30.0)),
     "student": lambda d: priors.StudentT(d, 0.4, 3.0),
@@ -148,6 +153,7 @@ def test_any_prior_takes_any_views(prior, views, dim):
 FAR = {
     "Gaussian": lambda s: priors.Gaussian(16, 0.1, 0.1 * s),
     "flat Gaussian": lambda s: priors.Gaussian(None, 0.1, math.inf),
+    "content and style": lambda s: priors.ContentStyle(12, 4, 0.1),
     "student": lambda s: priors.StudentT(16, 0.1, 5.0, 0.1 * s),
     "flat student": lambda s: priors.StudentT(None, 0.1, 5.0, math.inf),
     "t-SNE": lambda s: priors.TSNE(None, 0.1, 20.0),

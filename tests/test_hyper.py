@@ -14,11 +14,12 @@ from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.hyper import Positive, Reciprocal, learned
-from probssl.priors import Gaussian, Prior, Spherical, StudentT, TwoTier
+from probssl.hyper import Fraction, Positive, Reciprocal, learned
+from probssl.priors import ContentStyle, Gaussian, Prior, Spherical, StudentT, TwoTier
 
 pytestmark = pytest.mark.usefixtures("float64")
 WIDE, PAIR = dist.LogNormal(-1.0, 0.5), dist.LogNormal(torch.zeros(2), 1.0)
+SHARE = dist.Beta(2.0, 5.0)
 SCALES = (0.2, 0.5, 2.0)
 
 
@@ -61,6 +62,24 @@ def test_the_guide_is_log_normal():
     drawn = torch.tensor([0.1, 0.7])
     plain = dist.Normal(random.loc, random.log_scale.exp()).log_prob(drawn.log())
     assert_close(random.posterior().log_prob(drawn), plain - drawn.log())
+
+
+def test_a_fraction_stays_between_its_bounds_with_a_logit_normal_guide():
+    for value in (0.4, learned(0.4)):
+        assert_close(Fraction(value)(), torch.tensor(0.4))
+    scale = Fraction(learned((0.4, 0.9)), dim=2)
+    for extreme in (-1e3, 1e3):
+        with torch.no_grad():
+            scale.log.fill_(extreme)
+        assert ((scale() > 0) & (scale() < 1)).all()
+    random, theta = Fraction(SHARE), torch.linspace(0, 1, 20_001)[1:-1]
+    q = random.posterior()
+    plain = dist.Normal(random.loc, random.log_scale.exp()).log_prob(theta.logit())
+    assert_close(q.log_prob(theta), plain - (theta * (1 - theta)).log())
+    assert_close(q.log_prob(theta).exp().mean(), torch.tensor(1.0), rtol=1e-3, atol=0)
+    assert_close(random(), random.loc.sigmoid())
+    drawn = random.posterior().rsample((1_000,))
+    assert ((drawn > 0) & (drawn < 1)).all() and drawn.requires_grad
 
 
 def test_building_a_random_one_draws_nothing_from_the_stream():
@@ -143,10 +162,11 @@ def random_priors(value: Any = WIDE) -> list[tuple[Prior, str]]:
         (Spherical(2, Reciprocal(value, "temperature")), "temperature"),
         (TwoTier(2, 3, value), "scale"),
         (TwoTier(2, 3, 0.3, value), "y_scale"),
+        (ContentStyle(1, 1, SHARE if value is WIDE else value), "scale"),
     ]
 
 
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(9))
 def test_every_method_takes_the_values_that_a_prior_is_at(index):
     prior, name = random_priors()[index]
     z = prior.on_support(torch.randn(5, 3, 2))
@@ -223,9 +243,19 @@ test_what_is_no_positive_number_is_refused = refusals(
     (lambda: Gaussian(2, (0.1, -0.2)), ValueError, "positive finite number"),
     (lambda: Gaussian(2, 1.0, (0.1, math.inf)), ValueError, "y_scale to be a pos"),
     (lambda: StudentT(2, (0.1, 0.2)), ValueError, "expected scale to be one number"),
-    (lambda: Positive(dist.Normal(0.0, 1.0)), ValueError, "over one positive number"),
-    (lambda: Positive(PAIR), ValueError, "over one positive number"),
+    (
+        lambda: Positive(dist.Normal(0.0, 1.0)),
+        ValueError,
+        "over one positive finite number",
+    ),
+    (lambda: Positive(PAIR), ValueError, "over one positive finite number"),
     (lambda: Gaussian(3, PAIR.to_event(1)), ValueError, "3 of them, got 2"),
+    *(
+        (lambda value=value: Fraction(value), ValueError, "between 0 and 1, got")
+        for value in (0.0, 1.0, 1.5, learned(1.5), math.nan, WIDE, dist.HalfNormal(1.0))
+    ),
+    (lambda: Fraction(dist.Uniform(0.1, 1.0)), ValueError, "one number between 0 and"),
+    (lambda: Fraction(dist.Bernoulli(0.5)), ValueError, "one number between 0 and 1"),
     (lambda: Spherical(3, 0.0), ValueError, "expected concentration to be a positive"),
     (lambda: ps.limits.SimCLR(torch.nn.Identity(), None, 0.0), ValueError, "temper"),
 )

@@ -18,6 +18,7 @@ import probssl as ps
 from probssl.bounds import log_weights
 from probssl.joint import Joint
 from probssl.priors import (
+    ContentStyle,
     Custom,
     Gaussian,
     ImportanceSampling,
@@ -65,13 +66,14 @@ def priors() -> list[Prior]:
     return [
         Gaussian(DIM, 0.4),
         Gaussian(DIM, (0.4, 0.1)),
+        ContentStyle(1, DIM - 1, 0.4),
         Spherical(DIM, 5.0),
         TwoTier(DIM, 3, 0.4),
         laplace,
     ]
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(6))
 def test_with_the_exact_posterior_of_y_the_bound_is_that_of_y_integrated_out(index):
     prior = priors()[index]
     sphere = isinstance(prior, Spherical)
@@ -80,7 +82,7 @@ def test_with_the_exact_posterior_of_y_the_bound_is_that_of_y_integrated_out(ind
     models = (joint(prior, content, guide) for content in (None, Exact(prior)))
     found = [seeded(log_weights, model, batch, 5) for model in models]  # z before y
     # Draws of a custom posterior are nodes of its rule, all else is exact.
-    assert_close(*found, rtol=1e-9, atol=1e-7 if index == 4 else 1e-9)
+    assert_close(*found, rtol=1e-9, atol=1e-7 if index == 5 else 1e-9)
 
 
 def test_another_guide_of_y_is_short_by_its_divergence():
@@ -182,3 +184,12 @@ test_a_prior_without_a_content_of_its_own_is_refused = refusals(
     (explicit(ps.priors.Mixture(DIM, 3)), TypeError, "Mixture without"),
     (explicit(Gaussian(DIM, 1.0, math.inf)), ValueError, "y_scale"),
 )
+
+
+@pytest.mark.parametrize("prior", [ContentStyle(1, DIM - 1, 0.4), Gaussian(DIM, 0.4)])
+def test_a_guide_of_another_y_is_refused(prior):
+    other = DIM if isinstance(prior, ContentStyle) else DIM + 1
+    guide = ps.guides.Content(DIM, y_dim=other)
+    model = joint(prior, guide, ps.guides.DiagonalGaussian)
+    with pytest.raises(ValueError, match=rf"got \({other},\) of Content; .* y_dim"):
+        model.check(Batch(torch.randn(4, 2, EVENT)))

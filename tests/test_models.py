@@ -59,6 +59,18 @@ def scale_calibration(module: ModuleType, folder: Path) -> None:
     assert (folder / "ranks.json").is_file() and (folder / "ranks.png").is_file()
 
 
+def content_and_style(module: ModuleType, folder: Path) -> None:
+    grey = ps.data.digits().train
+    images = (255 * grey.images).to(torch.uint8)
+    data = ps.data.arrays(images, grey.labels, levels=255)
+    rows = module.main(seeds=1, epochs=1, data=data, results=folder)
+    assert [row["prior"] for row in rows] == list(module.PRIORS)
+    assert all(0 <= row["linear probe"] <= 1 and row["elbo"] < 0 for row in rows)
+    split = [row["prior"] for row in rows if "5-NN of the content" in row]
+    assert split == ["6 + 4, scale 0.15", "6 + 4, scale 0.1"]
+    assert (folder / "content_and_style.json").is_file()
+
+
 def scale_of_views(module: ModuleType, folder: Path) -> None:
     grey = ps.data.digits()
     images, labels = (grey.train.images > 0.5, grey.train.labels)
@@ -166,6 +178,7 @@ def same_content(module: ModuleType, folder: Path) -> None:
 
 SHORT = {
     "against_baselines": against_baselines,
+    "content_and_style": content_and_style,
     "digit_map": digit_map,
     "digits": digits,
     "few_labels_mnist": few_labels_mnist,

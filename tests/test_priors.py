@@ -21,6 +21,7 @@ from probssl.distributions import SharedPrecision
 from probssl.priors import (
     TSNE,
     Components,
+    ContentStyle,
     Custom,
     Gaussian,
     ImportanceSampling,
@@ -51,6 +52,7 @@ PRIORS: dict[str, Callable[..., Prior]] = {
     "Gaussian": lambda dim, scale=0.6, y_scale=1.7: Gaussian(dim, scale, y_scale),
     "flat Gaussian": lambda dim, scale=0.6: Gaussian(dim, scale, math.inf),
     "independent": Independent,
+    "content and style": lambda dim, scale=0.6: ContentStyle(dim - 1, 1, scale),
     "spherical": lambda dim, concentration=5.0: Spherical(dim, concentration),
     "Student": lambda dim, scale=0.6, dof=3.5, y_scale=1.7: StudentT(
         dim, scale, dof, y_scale
@@ -71,6 +73,7 @@ PROPER = [
 SCALED = {
     "Gaussian": {"scale": [0.1, 0.5, 2.0], "y_scale": [0.2, 1.0, 3.0]},
     "flat Gaussian": {"scale": [0.1, 0.5, 2.0]},
+    "content and style": {"scale": [0.1, 0.5, 0.9]},
     "spherical": {"concentration": [0.1, 5.0, 80.0]},
     "Student": {
         "scale": [0.1, 0.5, 2.0],
@@ -101,6 +104,9 @@ def test_order_of_views_and_rotation_do_not_matter(name):
     z = points(prior, 5, 4)
     value = prior.log_prob(z)
     exact(prior.log_prob(z.flip(1)), value)
+    if prior.content_dim is not None:  # rotate the content alone
+        content = torch.linalg.qr(torch.randn(2, 2)).Q
+        rotation = torch.block_diag(content, torch.eye(1))
     if name != "Laplace" and not hasattr(prior, "components"):
         exact(prior.log_prob(z @ rotation), value)
 
@@ -121,7 +127,8 @@ def test_density_and_posterior_of_present_views_are_those_of_so_many(name):
         close(found[i : i + 1], prior.log_prob(some))
         if not isinstance(prior, Independent | Mixture):
             whole, part = prior.posterior_y(z, present), prior.posterior_y(some)
-            close(whole.log_prob(y)[i : i + 1], part.log_prob(y[i : i + 1]))
+            content = y[..., : prior.content_dim]
+            close(whole.log_prob(content)[i : i + 1], part.log_prob(content[i : i + 1]))
         if isinstance(prior, Mixture | TwoTier):
             share = prior.responsibilities(z, present).probs[i : i + 1]
             exact(share, prior.responsibilities(some).probs)
@@ -160,7 +167,9 @@ def test_kernel_takes_batches_and_pmi_is_its_ratio_to_the_marginal(name):
         Prior.log_kernel(prior, a, b, plug_in=True)
 
 
-@pytest.mark.parametrize("name", ["Gaussian", "independent", "Student"])
+@pytest.mark.parametrize(
+    "name", ["Gaussian", "independent", "content and style", "Student"]
+)
 def test_entropy_and_mutual_information_are_means_of_log_densities(name):
     prior = PRIORS[name](3)
     views = prior(2)
@@ -259,7 +268,9 @@ def test_a_prior_with_a_random_scale_serves_in_a_joint(family, guide):
     assert value.isfinite() and all(p.grad.isfinite().all() for p in prior.parameters())
 
 
-@pytest.mark.parametrize("name", ["Gaussian", "Student", "two tiers"])
+@pytest.mark.parametrize(
+    "name", ["Gaussian", "content and style", "Student", "two tiers"]
+)
 def test_single_precision_is_right_for_nearly_equal_views(name):
     z = torch.randn(100, 1, 8).expand(-1, 2, -1) + 1e-4 * torch.randn(100, 2, 8)
     z, prior = z.float(), PRIORS[name](8, scale=1e-4)
@@ -341,6 +352,13 @@ test_bad_arguments_are_refused = refusals(
     (lambda: Spherical(1), ValueError, "dim as a whole number of at least 2"),
     (lambda: Spherical(None).on_support(torch.ones(3, 1)), ValueError, "more outputs"),
     (lambda: Gaussian(2, 1.0, 0.0), ValueError, "expected y_scale to be a positive"),
+    (lambda: ContentStyle(0, 2), ValueError, "content as a .* priors.Independent"),
+    (lambda: ContentStyle(2, -1), ValueError, "style as a whole number of at least 0"),
+    (lambda: ContentStyle(1, 1, 1.0), ValueError, "scale to be a number between 0 and"),
+    (lambda: ContentStyle(1, 1, LEARNED), ValueError, "between 0 and 1, got 1.0"),
+    (lambda: ContentStyle(1, 1, RANDOM), ValueError, "over one number between 0 and 1"),
+    (lambda: ContentStyle(3, 1, (0.1,) * 4), ValueError, "one number, or 3 of them"),
+    (lambda: ContentStyle(3, 1).given(torch.ones(2)), ValueError, "y with 3 dim"),
     (lambda: Gaussian(2, LEARNED, math.inf), ValueError, "y_scale"),
     (lambda: Gaussian(2, LEARNED, LEARNED), ValueError, "at most one free scale"),
     (lambda: StudentT(2, 1.0, math.inf), ValueError, "expected dof to be a positive"),
@@ -483,6 +501,7 @@ def test_independent_views_are_standard_normal():
     ("prior", "learned", "random"),
     [
         (Gaussian(2, LEARNED), ["scale.log"], []),
+        (ContentStyle(1, 1, ps.learned(0.5)), ["scale.log"], []),
         (StudentT(2, LEARNED, LEARNED), ["scale.log", "dof.log"], []),
         (StudentT(2, dof=RANDOM), ["dof.loc", "dof.log_scale"], ["dof"]),
         (TwoTier(2, 3, LEARNED), ["logits", "components.loc", "scale.log"], []),

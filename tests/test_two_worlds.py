@@ -38,6 +38,8 @@ PRIORS = {
     "gaussian": lambda: ps.priors.Gaussian(DIM, 0.3),
     "diagonal": lambda: ps.priors.Gaussian(DIM, ps.learned([0.1, 0.2, 0.3, 0.4])),
     "random scale": lambda: ps.priors.Gaussian(DIM, dist.LogNormal(-1.0, 0.5)),
+    "content and style": lambda: ps.priors.ContentStyle(3, 1, 0.3),
+    "random content": lambda: ps.priors.ContentStyle(3, 1, dist.Beta(2.0, 5.0)),
     "sphere": lambda: ps.priors.Spherical(DIM, dist.LogNormal(2.0, 0.5)),
     "student": lambda: ps.priors.StudentT(DIM, 0.3, dist.LogNormal(1.5, 0.3)),
     "mixture": lambda: ps.priors.Mixture(DIM, 5, 0.5),

@@ -18,6 +18,7 @@ from .joints import check_proper, joint_of, mean_views
 
 __all__ = ["embed", "reconstruct", "sample"]
 
+LAYERS = ("backbone", "projector", "content")
 Images = np.ndarray | Any  # an array; for several modalities a tuple of arrays
 
 
@@ -62,14 +63,20 @@ def embed(
             modality; or a DataLoader, as for `fit`, that does not shuffle. The bytes of
             a `Split` are read as k/255. A joint of several modalities, some of which
             may be absent, also takes `Groups`.
-        layer: ``"backbone"``, the output of the encoder, or ``"projector"``, that of
-            the projection head.
+        layer: ``"backbone"``, the output of the encoder; ``"projector"``, that of the
+            projection head; or ``"content"``, the content dimensions of z under a prior
+            that has style dimensions (`priors.ContentStyle`): means of q(z|x), not of
+            p(y|x), of the output that the prior is over, a projector's if there is one.
         return_std: Whether to return the standard deviation of q(z|x) too.
 
     Raises:
         TypeError: If the data have an unknown type.
         ValueError: If there is no such layer, or q(z|x) has no standard deviation.
     """
+    content = _content_dim(objective) if layer == "content" else None
+    if content is not None:
+        projected = getattr(objective, "projector", None) is not None
+        layer = "projector" if projected else "backbone"
     represent = _represent(objective, layer)
     joint = joint_of(objective, "return_std=True") if return_std else None
     means, deviations = [], []
@@ -82,8 +89,8 @@ def embed(
             means.append(plain(represent(x)))
             if joint is not None:
                 deviations.append(plain(_deviation(joint, x)))
-    z = np.concatenate(means)
-    return (z, np.concatenate(deviations)) if return_std else z
+    z = np.concatenate(means)[:, :content]
+    return (z, np.concatenate(deviations)[:, :content]) if return_std else z
 
 
 @typed
@@ -143,8 +150,23 @@ def joined(joint: Joint, parts: list[list[np.ndarray]], axis: int = 0) -> Images
     return images if joint.several else images[0]
 
 
+def _content_dim(objective: nn.Module) -> int:
+    """The number of content dimensions under the prior of an objective or joint."""
+    base = getattr(objective, "base", objective)
+    prior = getattr(getattr(base, "joint", base), "prior", None)
+    found: int | None = getattr(prior, "content_dim", None)
+    if found is None:
+        where = f"the prior {type(prior).__name__}" if prior is not None else "no prior"
+        raise ValueError(
+            'expected a prior with content and style dimensions for layer="content", '
+            f"got {type(objective).__name__} with {where}; build it with "
+            'priors.ContentStyle(content, style), or use layer="backbone"'
+        )
+    return found
+
+
 def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
-    choice("layer", layer, ("backbone", "projector"), "probes usually take the first")
+    choice("layer", layer, LAYERS, "probes usually take the first")
     if layer == "projector" and getattr(objective, "projector", None) is None:
         raise ValueError(
             f'expected an objective with a projector for layer="projector", got '

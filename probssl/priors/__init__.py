@@ -2,7 +2,7 @@
 
 from .base import Prior
 from .custom import Custom
-from .gaussian import Gaussian, Independent
+from .gaussian import ContentStyle, Gaussian, Independent
 from .integrals import Enumeration, ImportanceSampling, Quadrature
 from .mixture import Components, Mixture, TwoTier, VampComponents
 from .spherical import Spherical
@@ -11,6 +11,7 @@ from .student import TSNE, StudentT
 __all__ = [
     "TSNE",
     "Components",
+    "ContentStyle",
     "Custom",
     "Enumeration",
     "Gaussian",

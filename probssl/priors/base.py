@@ -41,6 +41,7 @@ class Prior(nn.Module):
     """
 
     dim: int | None
+    content_dim: int | None = None  # of z: the first are the content's, the rest style
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._shown())})"

@@ -19,6 +19,7 @@ from probssl.limits._ema import Teacher
 from probssl.priors import (
     TSNE,
     Components,
+    ContentStyle,
     Custom,
     Gaussian,
     Independent,
@@ -119,7 +120,7 @@ def uneven(
     return prior
 
 
-RANDOM = dist.LogNormal(-1.0, 0.5)
+RANDOM, FRACTION = dist.LogNormal(-1.0, 0.5), dist.Beta(2.0, 5.0)
 
 
 def _laplace(y: torch.Tensor) -> dist.TorchDistribution:
@@ -144,6 +145,8 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "random scale": lambda: Gaussian(2, RANDOM),
     "a scale for each dimension": lambda: Gaussian(2, [0.2, 0.9]),
     "independent": lambda: Independent(2),
+    "content and style": lambda: ContentStyle(1, 2, ps.learned(0.3)),
+    "random content and style": lambda: ContentStyle(2, 1, FRACTION),
     "circle": lambda: Spherical(2, ps.learned(20.0)),
     "random concentration": lambda: Spherical(3, dist.LogNormal(2.0, 0.5)),
     "student": lambda: StudentT(2, 0.5, ps.learned(4.0)),
@@ -195,6 +198,7 @@ GUIDES: dict[str, Callable[[], tuple[Callable[[nn.Module], nn.Module], Prior]]] 
     "full": lambda: (ps.guides.FullGaussian, Gaussian(2, 0.5)),
     "coupled": lambda: (ps.guides.Coupled, Gaussian(2, 0.5)),
     "coupled, flat": lambda: (ps.guides.Coupled, Gaussian(2, 0.5, math.inf)),
+    "coupled, style": lambda: (ps.guides.Coupled, ContentStyle(1, 1, 0.5)),
     "coupled, mixture": lambda: (ps.guides.Coupled, Mixture(2, 3, 0.5)),
     "point": lambda: (ps.guides.Point, Gaussian(2, 0.5)),
     "power spherical": lambda: (ps.guides.PowerSpherical, Spherical(3, 5.0)),
@@ -202,10 +206,19 @@ GUIDES: dict[str, Callable[[], tuple[Callable[[nn.Module], nn.Module], Prior]]] 
 
 OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "SimVAE": lambda: limits.SimVAE(joint(Gaussian(DIM, 0.5))),
+    "SimVAE of content and style": lambda: limits.SimVAE(
+        joint(ContentStyle(DIM - 1, 1, ps.learned(0.3)))
+    ),
     "spherical SimVAE": lambda: limits.SimVAE(spherical_joint()),
     "VAE": lambda: limits.VAE(joint(Independent(DIM))),
     "IWAE": lambda: limits.VAE(joint(Independent(DIM)), bound=ps.bounds.IWAE(3)),
     "SimCLR": lambda: limits.SimCLR(encoder(), projector()),
+    "SimCLR of the content": lambda: limits.Embedding(
+        encoder(),
+        ContentStyle(DIM - 1, 1, 0.4),
+        ps.entropies.KernelDensity(),
+        plug_in=True,
+    ),
     "SimCLR, decoupled, with a queue": lambda: limits.SimCLR(
         encoder(), decoupled=True, queue=24
     ),

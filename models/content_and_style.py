@@ -1,0 +1,129 @@
+"""Do style dimensions help? SimVAE on MNIST with a prior of content and style.
+
+Rotation, size and shifts of a view are no content: under `priors.Gaussian` they must
+fit into dimensions that the views share up to noise, or be lost. `priors.ContentStyle`
+has dimensions for them that differ between views. Both have ten dimensions, one encoder
+and decoder, and the same number of steps. Between them stands the Gaussian whose z has
+variance 1 (no style dimensions), to tell the two differences apart.
+
+All scores are of a validation split, the last 5,000 training images; the test set is
+not used.
+
+Needs MNIST in the folder named by the environment variable PROBSSL_DATA. Writes
+benchmarks/results/content_and_style.json.
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import probssl as ps
+from probssl.priors import ContentStyle, Gaussian, Prior
+
+SEEDS, EPOCHS, IMAGES, VALID, BATCH, HIDDEN = 2, 12, 10_000, 5_000, 125, (128,)
+LEARNING_RATE, PARTICLES, PAIRS = 2e-3, 5, 2_000
+VIEWS = ps.views.Augment(levels=1)  # angle, size and two shifts
+PRIORS: dict[str, Callable[[], Prior]] = {
+    "Gaussian, scale 0.15": lambda: Gaussian(10, 0.15),
+    "10 + 0, scale 0.15": lambda: ContentStyle(10, 0, 0.15),
+    "6 + 4, scale 0.15": lambda: ContentStyle(6, 4, 0.15),
+    "6 + 4, scale 0.1": lambda: ContentStyle(6, 4, 0.1),
+}
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+def splits(data: ps.data.Dataset, images: int) -> tuple[ps.data.Split, ps.data.Split]:
+    """The first training images, and the last, which validate."""
+    train = data.train
+    valid = min(VALID, len(train) // 5)
+    last = ps.data.Split(train.images[-valid:], train.labels[-valid:])
+    return train.take(min(images, len(train) - valid)), last
+
+
+def fitted(prior: Prior, train: ps.data.Split, epochs: int) -> ps.Joint:
+    shape, dim = tuple(train.images.shape[1:]), prior.known_dim()
+    joint = ps.Joint(
+        prior,
+        ps.likelihoods.Bernoulli(),
+        ps.nn.MLPEncoder(shape, dim, hidden=HIDDEN),
+        ps.nn.MLPDecoder(dim, shape, hidden=HIDDEN),
+    )
+    optimizer = Adam(joint.parameters(), LEARNING_RATE)
+    steps = epochs * max(1, len(train) // BATCH)
+    ps.fit(
+        ps.limits.SimVAE(joint),
+        train,
+        views=VIEWS,
+        epochs=epochs,
+        batch_size=BATCH,
+        optimizer=optimizer,
+        scheduler=CosineAnnealingLR(optimizer, steps),
+        progress=False,
+    )
+    return joint
+
+
+@torch.no_grad()
+def measured(
+    joint: ps.Joint, train: ps.data.Split, valid: ps.data.Split
+) -> dict[str, float]:
+    """The ELBO of pairs in nats; probes of z, and of its content dimensions."""
+    torch.manual_seed(0)
+    x = torch.as_tensor(valid.images[:PAIRS]).float() / 255
+    terms = ps.bounds.ELBO(PARTICLES)(joint, ps.Batch(VIEWS(x)))
+    figures = {"elbo": float(sum(terms))}
+    split = joint.prior.content_dim not in (None, joint.prior.dim)
+    for layer in ("backbone", *["content"] * split):
+        z = [ps.embed(joint, part, layer=layer) for part in (train, valid)]
+        known = z[0], train.labels, z[1], valid.labels
+        end = "" if layer == "backbone" else " of the content"
+        figures["linear probe" + end] = ps.evaluation.linear_probe(*known)
+        figures["5-NN" + end] = ps.evaluation.knn(*known)
+    return figures
+
+
+def main(
+    seeds: int = SEEDS,
+    epochs: int = EPOCHS,
+    images: int = IMAGES,
+    data: ps.data.Dataset | None = None,
+    results: Path = RESULTS,
+) -> list[dict[str, Any]]:
+    """Return the validation scores of every prior and seed."""
+    train, valid = splits(ps.data.load("mnist") if data is None else data, images)
+    rows: list[dict[str, Any]] = []
+    began = time.process_time()
+    for seed in range(seeds):
+        for name, prior in PRIORS.items():
+            torch.manual_seed(seed)
+            figures = measured(fitted(prior(), train, epochs), train, valid)
+            rows.append({"prior": name, "seed": seed} | figures)
+            shown = (f"{key} {value:.3f}" for key, value in figures.items())
+            print(name, seed, ", ".join(shown), flush=True)
+    report = {
+        "script": "models/content_and_style.py",
+        "images": len(train),
+        "validation images": len(valid),
+        "epochs": epochs,
+        "cpu_seconds": time.process_time() - began,
+        "hardware": f"{platform.processor() or platform.machine()}, "
+        f"{torch.get_num_threads()} threads",
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "rows": rows,
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "content_and_style.json"
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
