@@ -223,7 +223,7 @@ def drawn(
     own = None if isinstance(q, Delta) else _known(q, "support")
     if support is not None and own is not None and space_of(own) != space_of(support):
         raise _space_error(guide, prior, space_of(own), space_of(support))
-    if q.event_shape != p.event_shape:  # of y, whose dimension the guide is told
+    if q.event_shape != p.event_shape:
         raise ValueError(
             f"expected q(y|z) with event shape {tuple(p.event_shape)}, as {density} of "
             f"{type(prior).__name__} has, got {tuple(q.event_shape)} of "

@@ -36,9 +36,9 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{x.mean():.{digits}f} ± {x.std():.{digits}f}"
 
 
-def rows(heading: str) -> list[list[str]]:
+def rows(heading: str, text: str = TEXT) -> list[list[str]]:
     """The cells of the first table under a heading, without its first two lines."""
-    table = re.search(r"^\|.*?(?=\n\n)", TEXT.split(heading)[1], re.M | re.S)
+    table = re.search(r"^\|.*?(?=\n\n)", text.split(heading)[1], re.M | re.S)
     lines = table.group(0).splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -48,6 +48,19 @@ def test_the_tables_of_additions_are_those_of_their_fits():
     assert script("against_baselines").tables(measured["rows"]).strip() in TEXT
     fits = {(row["data"], row["seed"], row["method"]) for row in measured["rows"]}
     assert len(fits) == len(measured["rows"]) == 2 * 3 * 17
+
+
+def test_the_scores_of_content_and_style_are_those_of_both_seeds():
+    measured, keys = figures("content_and_style")["rows"], {}
+    shown = {cells[0]: cells[1:] for cells in rows("## Content and style", DIGITS)}
+    for row in measured:
+        keys.setdefault(row["prior"], []).append([*row.values()][2:])
+    assert shown.keys() == keys.keys()
+    for prior, (one, two) in keys.items():
+        for i, (a, b) in enumerate(zip(one, two, strict=True)):
+            digits = 1 if i == 0 else 3
+            text = f"{(a + b) / 2:.{digits}f} ± {abs(a - b) / 2:.{digits}f}"
+            assert shown[prior][i] == text.replace("-", "−")
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
