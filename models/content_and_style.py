@@ -10,10 +10,10 @@ All scores are of a validation split, the last 5,000 training images; the test s
 not used. The guide is `guides.DiagonalGaussian`.
 
 Four style dimensions raise the bound by 12 nats at the same scale of the content, 0.15,
-and not at 0.1. They do not help the probes: linear 0.856 and 0.871, without style 0.863;
-5-NN 0.900 and 0.874, without style 0.924. The content dimensions alone reach a linear
-probe of 0.694 and 0.732: a part of the digit's class lies in the style. That z has
-variance 1 makes no difference at this scale.
+and not at 0.1. They do not help the probes: linear 0.856 and 0.871, without style
+0.863; 5-NN 0.900 and 0.874, without style 0.924. The content dimensions alone reach a
+linear probe of 0.694 and 0.732: a part of the digit's class lies in the style. That z
+has variance 1 makes no difference at this scale.
 
 Results: docs/results.md, "Content and style". Needs MNIST in the folder named by the
 environment variable PROBSSL_DATA. Writes benchmarks/results/content_and_style.json.

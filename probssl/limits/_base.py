@@ -421,7 +421,7 @@ class Embedding(PriorEmbedding):
         pyro.factor("items", size * value)
 
     def guide(self, batch: Batch, size: int | None = None) -> None:
-        """q of the hyper-parameters, log-normal each."""
+        """q of the hyper-parameters, log-normal or logit-normal each."""
         register("objective", self)
         for h in self.prior.random():
             h.sample_guide()
