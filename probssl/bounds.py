@@ -18,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .arguments import whole
+from .consistency import check_site
 from .hyper import known_population
 from .joint import Joint
 from .likelihoods.base import shape_error
@@ -67,6 +68,13 @@ class IWAE(_Bound):
     normalised weights, and their entropy less log K is added to the entropy. The bound
     grows with K and converges to the evidence. `label_weight` is that of `ELBO`.
 
+    Random hyper-parameters h are drawn once for all samples of all items, outside the
+    logarithm, so that the bound is one of all N items together:
+
+    .. math:: E_{q(h)} \Big[ \sum_i \log \frac1K \sum_k
+        \frac{p(x_i, z_{ik} \mid h)}{q(z_{ik} \mid x_i, h)} \Big]
+        - \mathrm{KL}(q(h) \,\|\, p(h)) \;\le\; \log p(x_1, \dots, x_N)
+
     Arguments:
         particles: The number K of samples.
 
@@ -82,7 +90,7 @@ class IWAE(_Bound):
         self, joint: Joint, batch: Batch, label_weight: Tensor | None = None
     ) -> Terms:
         labelled = label_weight is not None
-        terms = log_weights(joint, batch, self.particles, labelled)
+        terms = log_weights(joint, batch, self.particles, labelled, one_hyper=True)
         log_share = terms.local().log_softmax(0)
         share = log_share.exp()
         gain = -(share * log_share).sum(0) - math.log(self.particles)
@@ -123,20 +131,32 @@ class LogWeights(NamedTuple):
 
 @in_float32
 def log_weights(
-    joint: Joint, batch: Batch, particles: int = 1, labelled: bool = False
+    joint: Joint,
+    batch: Batch,
+    particles: int = 1,
+    labelled: bool = False,
+    *,
+    one_hyper: bool = False,
 ) -> LogWeights:
     """Sample z from the guide of a joint; return the log importance weights by term.
 
     Arguments:
         labelled: Whether to compute `label`, of a batch with contents; otherwise it
             is 0.
+        one_hyper: Whether all samples share one draw of the random hyper-parameters, as
+            under a logarithm of their mean; by default each has its own.
 
     Raises:
-        ValueError: If there are random hyper-parameters and no population, or p(x|z)
-            has another shape than the views.
+        ValueError: If there are random hyper-parameters and no population, if p(x|z)
+            has another shape than the views, or a guide another one than p(z) or p(y);
+            if a guide that is trained has no samples with a gradient.
     """
+    draw = joint.guide
+    if one_hyper and (hypers := list(joint.prior.random())):
+        once = poutine.trace(lambda: [h.sample_guide() for h in hypers]).get_trace()
+        draw = poutine.replay(draw, trace=once)
     with pyro.plate("particles", particles, dim=-2):
-        guide = poutine.trace(joint.guide).get_trace(batch)
+        guide = poutine.trace(draw).get_trace(batch)
         replayed = poutine.replay(joint.model, trace=guide)
         model = poutine.trace(replayed).get_trace(batch)
     sites, nodes = joint.sites, cast(dict[str, Any], model.nodes)
@@ -145,6 +165,9 @@ def log_weights(
         if density.event_shape != x.shape[1:]:
             raise shape_error(name, density, x)
     (p, p_global), (q, q_global) = _log_probs(model), _log_probs(guide)
+    guided = cast(dict[str, Any], guide.nodes)
+    for name, log_q in reversed(q.items()):  # z is given y under p
+        check_site(name, nodes[name]["fn"], guided[name]["fn"], log_q)
     one = batch.views[0] if isinstance(batch.views, tuple) else batch.views
     zeros = one.new_zeros(particles, len(one))
     hyper = sum(p_global, start=zeros[:, :1]) - sum(q_global, start=zeros[:, :1])

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.bounds import ELBO, IWAE, log_weights
+from probssl.guides.views import of_views
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -125,6 +126,83 @@ def test_bound_never_synchronises_with_the_host(monkeypatch):
         monkeypatch.setattr(Tensor, name, refuse)
     for bound in (ELBO(), ELBO(3), IWAE(3)):
         sum(bound(joint, batch)).backward()
+
+
+class Detached(dist.Normal):
+    """A normal distribution written with `sample` alone."""
+
+    has_rsample = False
+
+
+class Plain(nn.Module):
+    """A guide q(z|x) of `family`, as one writes it for any encoder."""
+
+    def __init__(self, encoder: nn.Module, family: type = Detached) -> None:
+        super().__init__()
+        self.encoder, self.family = encoder, family
+
+    def forward(
+        self, x: Tensor, prior: object, present: Tensor | None = None
+    ) -> object:
+        loc = self.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if self.family is Detached:
+            each = Detached(loc, 0.3).to_event(1)
+        else:
+            concentration = torch.full(loc.shape[:-1], 9.0).to(loc)
+            each = self.family(loc / loc.norm(dim=-1, keepdim=True), concentration)
+        return of_views(each, prior, present)
+
+
+class OfContent(nn.Module):
+    """q(y | z_1..V) without a gradient of its samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(DIM, DIM)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return Detached(self.head(z.mean(-2)), 0.5).to_event(1)
+
+
+def without_gradient(name: str) -> ps.Joint:
+    sphere = ps.distributions.VonMisesFisher
+    if name == "y":
+        return catalogue.joint(
+            ps.priors.Gaussian(DIM), event=EVENT, content=OfContent()
+        )
+    if name == "sphere":
+        prior, guide = ps.priors.Spherical(DIM, 5.0), lambda e: Plain(e, sphere)
+        return catalogue.joint(prior, event=EVENT, guide=guide)
+    return catalogue.joint(ps.priors.Gaussian(DIM), event=EVENT, guide=Plain)
+
+
+@pytest.mark.parametrize("name", ["z", "sphere", "y"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_guide_whose_samples_carry_no_gradient_is_not_trained(name, masked):
+    joint, x = without_gradient(name), real()
+    present = torch.ones(6, 2).bool().tril(0) if masked else None
+    batch = Batch(x, present=present)
+    joint.check(batch)
+    with torch.no_grad():  # a value is right
+        assert log_weights(joint, batch, 3).local().isfinite().all()
+    site = r"q\(y" if name == "y" else r"q\(z"
+    for bound in (ELBO(), IWAE(3)):
+        with pytest.raises(ValueError, match=f"reparameterised samples of {site}"):
+            bound(joint, batch)
+    if not masked:
+        with pytest.raises(ValueError, match="no rsample"):
+            ps.fit(
+                ps.limits.SimVAE(joint), x[:, 0], views=lambda x: x[:, None], epochs=1
+            )
+        assert ps.evidence(joint, x[:, 0], particles=2).log_evidence.shape == (6,)
+
+
+def test_a_frozen_guide_without_gradient_trains_the_rest():
+    joint = without_gradient("z")
+    joint.posterior.requires_grad_(False)
+    weight = next(joint.decoder.parameters())
+    (gradient,) = torch.autograd.grad(sum(ELBO()(joint, Batch(real()))), weight)
+    assert gradient.any()
 
 
 class TestRandomScale:

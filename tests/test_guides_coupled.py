@@ -129,6 +129,36 @@ def test_one_component_at_the_origin_is_the_gaussian_product(masked):
     assert_mean(product, right.loading[:, 0] * right.loading[:, 1])
 
 
+@pytest.mark.parametrize("scale", [0.15, 1.0, 10.0])
+@pytest.mark.parametrize("r", [1e-2, 5e-4, 1.1e-4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_product_with_sharp_factors_is_that_of_float64(scale, r, masked):
+    prior = Gaussian(DIM, scale)(2)
+    loc = prior.sample((50,)).float()
+    present = mask(50, 2) if masked else None
+    q, narrow = (
+        Gaussian(DIM, scale)
+        .to(dtype)(2)
+        .times(loc.to(dtype), torch.full_like(loc, r, dtype=dtype), present)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert narrow.loc.dtype == torch.float32
+    for name in ("loc", "scale", "loading"):
+        left, right = getattr(narrow, name).double(), getattr(q, name)
+        if name == "loc":  # rounded at the size of z
+            assert ((left - right).abs() <= 1e-6 * (1 + right.abs() + scale)).all()
+        else:
+            assert_close(left, right, rtol=1e-5, atol=0)
+    # An independent reference: the dense normal of precision Λ + diag(1 / r²).
+    if present is None:
+        cov = scale**2 * torch.eye(2) + torch.ones(2, 2)
+        dense = (cov.inverse() + torch.eye(2) / r**2).inverse()
+        found = narrow.scale.double().square().mT.diag_embed()
+        u = narrow.loading.double().mT
+        found = found + u.unsqueeze(-1) * u.unsqueeze(-2)
+        assert_close(found, dense.expand_as(found), rtol=1e-5, atol=1e-5 * r**2)
+
+
 def linear_gaussian(prior: Prior) -> ps.Joint:
     return linear.linear_gaussian(prior, EVENT, NOISE)
 

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.checks import assert_mean
 from helpers.linear import exact
 from torch import Tensor, nn
 from torch.distributions import LogNormal, MultivariateNormal, Normal
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.bounds import ELBO, log_weights
+from probssl.bounds import ELBO, IWAE, log_weights
 
 pytestmark = pytest.mark.usefixtures("float64")
 DIM, NOISE, BEFORE = 2, 0.3, (-0.5, 0.6)  # log scale is N(-0.5, 0.6²) under the prior
@@ -121,6 +122,39 @@ def test_bound_of_a_data_set_is_its_evidence_less_the_divergence(
     expected = exact.log_evidence - exact.divergence(joint)
     assert exact.divergence(joint) > 0.1 and error < 0.1
     assert abs(total.mean() - expected) < error
+
+
+def test_importance_weighted_bound_draws_the_scale_once_for_all_items():
+    """Items of different spreads, for which a scale of each would do far better."""
+    joint, x = random_scale(), torch.cat([drawn(10, 2, 0.05), drawn(10, 2, 2.0)])
+    exact, (h,) = quadrature(x), joint.prior.random()
+    joint.population = torch.tensor(20.0)
+    h.loc.data, h.log_scale.data = torch.tensor([-0.5, math.log(0.4)])
+    with torch.no_grad():
+        values = [sum(IWAE(8)(joint, ps.Batch(x))) for _ in range(200)]
+    # The guide of z is exact: the weights of all samples are p(x | scale).
+    bound = (exact.log_evidence - exact.divergence(joint)) / 20
+    assert_mean(values, bound)
+    assert torch.stack(values).mean() < exact.log_evidence / 20 - 0.1
+
+
+@pytest.mark.parametrize("event", [(), (DIM,)])
+def test_samples_that_share_a_scale_are_weighed_at_it(event):
+    law = dist.LogNormal(*BEFORE).expand(event).to_event(len(event))
+    parts = ps.likelihoods.Gaussian(NOISE), Known(), nn.Identity()
+    joint = ps.Joint(
+        ps.priors.Gaussian(DIM, law), *parts, guide=exact(ps.guides.Coupled)
+    )
+    joint.population, batch = torch.tensor(6.0), ps.Batch(drawn(6, 2))
+    terms = log_weights(joint, batch, 5, one_hyper=True)
+    assert terms.hyper.shape == (5, 1) and terms.alignment.shape == (5, 6)
+    assert_close(terms.hyper, terms.hyper[:1].expand(5, 1))
+    # log p(x | scale) of an item is the same at each z of an exact guide.
+    assert_close(terms.local(), terms.local()[:1].expand(5, 6))
+    (gradient,) = torch.autograd.grad(
+        terms.local().sum(), next(joint.prior.random()).loc
+    )
+    assert gradient.all()
 
 
 @pytest.mark.parametrize("views", [2, 3])

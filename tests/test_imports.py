@@ -29,7 +29,7 @@ INWARDS = {
     "guides": "distributions nn runtime",
     "consistency": "distributions likelihoods nn priors terms",
     "joint": "consistency guides hyper likelihoods nn priors runtime terms",
-    "bounds": "hyper joint likelihoods runtime terms",
+    "bounds": "consistency hyper joint likelihoods runtime terms",
     "entropies": "hyper priors runtime special",
     "affinities": "runtime special terms",
     "limits": "affinities bounds entropies hyper joint likelihoods nn priors runtime "

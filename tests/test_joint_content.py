@@ -80,7 +80,8 @@ def test_with_the_exact_posterior_of_y_the_bound_is_that_of_y_integrated_out(ind
     guide = ps.guides.PowerSpherical if sphere else ps.guides.DiagonalGaussian
     batch = Batch(torch.randn(6, 3, EVENT))
     models = (joint(prior, content, guide) for content in (None, Exact(prior)))
-    found = [seeded(log_weights, model, batch, 5) for model in models]  # z before y
+    with torch.no_grad():  # draws of y carry none under the last ones
+        found = [seeded(log_weights, model, batch, 5) for model in models]  # z before y
     # Draws of a custom posterior are nodes of its rule, all else is exact.
     assert_close(*found, rtol=1e-9, atol=1e-7 if index == 5 else 1e-9)
 
@@ -172,6 +173,44 @@ def test_a_guide_of_y_off_the_support_of_its_prior_is_refused():
     joint(prior, guides.SphericalContent(DIM), guides.PowerSpherical).check(batch)
     with pytest.raises(ValueError, match="a sphere, got Content on vectors"):
         joint(prior, guides.Content(DIM), guides.PowerSpherical).check(batch)
+
+
+class Pooled(nn.Module):
+    """q(y | z_1..V) as one writes it without keepdim: a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(DIM, 1)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.head(z.mean(-2)), 0.5).to_event(1)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_guide_of_y_of_another_size_is_refused_wherever_it_is_used(short):
+    if short:
+        prior, sizes = Gaussian(DIM, 0.4), r"\(2,\).* got \(1,\)"
+        contents = Pooled(), ps.guides.Content(DIM, y_dim=1)
+    else:
+        corners = torch.eye(3)[:, :DIM]
+        simplex, sizes = dist.Dirichlet(2 * torch.ones(3)), r"\(3,\).* got \(4,\)"
+        prior = Custom(
+            lambda y: dist.Normal(y @ corners, 0.4).to_event(1), DIM, y_prior=simplex
+        )
+        support = dist.constraints.simplex
+        contents = (ps.guides.Content(DIM, y_dim=4, support=support),)
+    data = torch.randn(16, EVENT)
+    for content in contents:
+        model = joint(prior, content, ps.guides.DiagonalGaussian)
+        calls = [
+            lambda m=model: ps.fit(ps.limits.SimVAE(m), data, views=pair, epochs=1),
+            lambda m=model: ps.evidence(m, data, particles=2),
+            lambda m=model: ps.to_arviz(m, data, draws=2),
+            lambda m=model: log_weights(m, Batch(pair(data))),
+        ]
+        for call in calls if short else calls[:3]:
+            with pytest.raises(ValueError, match=rf"event shape .*{sizes}"):
+                call()
 
 
 def explicit(prior: Prior) -> Callable[[], Joint]:

@@ -121,18 +121,18 @@ class OneFactorNormal(ViewsDistribution):
         Absent views follow the prior given the present ones.
         """
         prior, noise = self.scale.square(), scale.square()
-        share = prior / (prior + noise)  # how far the other density moves z_v
+        follow = noise / (prior + noise)  # how far z_v follows the factor f
         weight = self.loading / (prior + noise)
         if present is not None:
-            share = share * present.unsqueeze(-1)
-            weight = weight * present.unsqueeze(-1)
+            seen = present.unsqueeze(-1)
+            follow, weight = torch.where(seen, follow, 1.0), weight * seen
         precision = (weight * self.loading).sum(-2, keepdim=True) + (not self.flat)
         factor = (weight * (loc - self.loc)).sum(-2, keepdim=True) / precision
         centre = self.loc + self.loading * factor
         return OneFactorNormal(
-            centre + share * (loc - centre),
-            self.scale * (1 - share).sqrt(),
-            self.loading * (1 - share) * precision.rsqrt(),
+            loc + follow * (centre - loc),
+            self.scale * follow.sqrt(),
+            self.loading * follow * precision.rsqrt(),
             validate_args=False,
         )
 

@@ -362,7 +362,6 @@ class _Completed(TorchDistribution):
     """
 
     arg_constraints = {}
-    has_rsample = True
 
     def __init__(
         self, each: TorchDistribution, prior: PriorOf, present: Tensor
@@ -372,12 +371,20 @@ class _Completed(TorchDistribution):
         super().__init__(each.batch_shape[:-1], shape, validate_args=False)
 
     @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return bool(self.each.has_rsample)
+
+    @property
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.each.support, 1)
 
     @property
     def mean(self) -> Tensor:
         return self.prior().complete_mean(self.each.mean, self.present)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        with torch.no_grad():
+            return self.prior().complete(self.each.sample(sample_shape), self.present)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         return self.prior().complete(self.each.rsample(sample_shape), self.present)

@@ -19,7 +19,7 @@ from .densities import (
     pathwise_is_score,
     samples_follow,
 )
-from .laws import Trial, differs, examine, twin, unless_declined
+from .laws import Note, Trial, differs, examine, twin, unless_declined
 from .modules import Valued
 from .proposals import LogDensity, Proposal, fitted
 
@@ -58,7 +58,7 @@ def check_guide(
 
     For a point estimate (a Delta) the laws of densities are skipped. A guide may
     decline `present` by an error "expected …". Without `rsample` there is no law of the
-    reparameterised gradient.
+    reparameterised gradient, and a warning says that `fit` refuses the guide.
 
     Arguments:
         guide: A module called as ``guide(x, prior_of, present)``, like `ps.guides`.
@@ -180,7 +180,12 @@ def mean(case: _Case) -> Iterator[str]:
 def reparameterised_gradient(case: _Case) -> Iterator[str]:
     """Gradients of an expectation through `rsample` are the score-function ones."""
     q = case.q(case.x)
-    if _is_point(q) or not q.has_rsample:
+    if _is_point(q):
+        return
+    if not q.has_rsample:
+        yield Note(
+            "its samples carry no gradient (no rsample): fit refuses to train it"
+        )
         return
     named = [(k, p) for k, p in case.q.guide.named_parameters() if p.requires_grad]
     if named:
