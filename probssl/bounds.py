@@ -11,6 +11,7 @@ import math
 from typing import Any, NamedTuple, cast
 
 import pyro
+from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
@@ -25,7 +26,7 @@ from .likelihoods.base import shape_error
 from .runtime.precision import in_float32
 from .terms import Batch, Terms
 
-__all__ = ["ELBO", "IWAE", "LogWeights", "log_weights"]
+__all__ = ["ELBO", "IWAE", "LogWeights", "log_weights", "weighted_shares"]
 
 
 class _Bound(NamedTuple):
@@ -151,6 +152,26 @@ def log_weights(
             has another shape than the views, or a guide another one than p(z) or p(y);
             if a guide that is trained has no samples with a gradient.
     """
+    weights, guide = _sampled(joint, batch, particles, one_hyper)
+    if labelled:
+        label = weights.label + _label(joint, batch, guide)
+        weights = weights._replace(label=label)
+    return weights
+
+
+@in_float32
+def weighted_shares(
+    joint: Joint, batch: Batch, particles: int
+) -> tuple[Tensor, Float[Tensor, "particle item component"]]:
+    r"""Log importance weights, and :math:`\log p(k \mid z_1..V)`, of samples."""
+    weights, guide = _sampled(joint, batch, particles)
+    return weights.local(), _log_shares(joint, batch, guide)
+
+
+def _sampled(
+    joint: Joint, batch: Batch, particles: int, one_hyper: bool = False
+) -> tuple[LogWeights, Trace]:
+    """The log-weights of samples of the guide, whose label is 0, and its trace."""
     draw = joint.guide
     if one_hyper and (hypers := list(joint.prior.random())):
         once = poutine.trace(lambda: [h.sample_guide() for h in hypers]).get_trace()
@@ -175,13 +196,14 @@ def log_weights(
         hyper = hyper / known_population(joint.population)
     observed = [p.pop(name) for name in sites]
     encoded = q.pop("z")
-    return LogWeights(
+    weights = LogWeights(
         reconstruction=sum(observed, start=zeros),
         entropy=-(zeros + encoded),
         alignment=sum(p.values(), start=zeros) - sum(q.values(), start=zeros),
         hyper=hyper,
-        label=zeros + _label(joint, batch, guide) if labelled else zeros,
+        label=zeros,
     )
+    return weights, guide
 
 
 def _with_labels(bound: Terms, label: Tensor, weight: Tensor | None) -> Terms:
@@ -200,12 +222,18 @@ def _label(joint: Joint, batch: Batch, guide: Trace) -> Tensor:
     if each is not None:
         log_share = (joint.prior.component().logits + each).log_softmax(-1)
     else:
-        drawn = {h.name: nodes[h.name]["value"] for h in joint.prior.random()}
-        with joint.prior.at(**drawn):
-            z = nodes["z"]["value"]
-            log_share = joint.prior.responsibilities(z, batch.present).logits
+        log_share = _log_shares(joint, batch, guide)
     k = batch.content.expand(log_share.shape[:-1]).unsqueeze(-1)
     return log_share.gather(-1, k.clamp(min=0)).where(k >= 0, 0.0).squeeze(-1)
+
+
+def _log_shares(joint: Joint, batch: Batch, guide: Trace) -> Tensor:
+    """log p(k|z_1..V) at the samples of a guide, (\\*batch, component)."""
+    nodes = cast(dict[str, Any], guide.nodes)
+    drawn = {h.name: nodes[h.name]["value"] for h in joint.prior.random()}
+    with joint.prior.at(**drawn):
+        share = joint.prior.responsibilities(nodes["z"]["value"], batch.present)
+        return cast(Tensor, share.logits)
 
 
 def _log_probs(trace: Trace) -> tuple[dict[str, Tensor], list[Tensor]]:

@@ -365,10 +365,11 @@ class Joint(nn.Module):
     def responsibilities(
         self, batch: Batch, draws: int = 16
     ) -> Float[Tensor, "batch component"]:
-        r"""Classify items: :math:`p(k \mid x_1, \dots, x_V) = E_q[p(k \mid z_1..V)]`.
+        r"""Classify items by their guide: :math:`E_{q(z \mid x)}[p(k \mid z_1..V)]`.
 
-        `Batch.content` is ignored. Under the guide `Coupled` the value is exact,
-        otherwise a mean over so many draws.
+        That is :math:`p(k \mid x_1, \dots, x_V)` where q(z|x) is the posterior.
+        `Batch.content` is ignored. Under the guide `Coupled` it is q(k|x), without
+        draws; otherwise a mean over so many draws.
 
         Raises:
             ValueError: If the prior has no components.

@@ -3,9 +3,11 @@
 Classes of your own are saved as well; build the objective again and load ``into`` it.
 """
 
+import inspect
 import json
 import math
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -26,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ._arguments import NAMES, ForeignError, build, describe
 from .arguments import folder as checked_folder
 from .arguments import typed
+from .arrays import plain
 from .hyper import mapped
 from .runtime.distributed import barrier, is_main
 
@@ -34,6 +39,8 @@ __all__ = ["load", "save"]
 FORMAT = 2
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
+CAPTURED = " captures "  # between a function and the name of a constant in it
+FEW = 8  # numbers that a warning shows
 PLAIN = bool, int, float, complex, str, bytes, range, torch.dtype, Enum
 # Arguments that version 0.1.0 wrote under another name.
 RENAMED: dict[str, dict[str, str]] = {
@@ -108,8 +115,9 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         folder: What `save` wrote.
         into: An objective built as the saved one was; needed where parts of it are
             classes of your own, or were changed after it was built. It is changed in
-            place and returned. If classes of your own, or their plain attributes,
-            differ from what was saved, a warning names the first difference.
+            place and returned. If classes of your own, their plain attributes, or
+            constants that your functions use, differ from what was saved, a warning
+            names the first difference.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no saved objective.
@@ -131,6 +139,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         objective.to(getattr(torch, description["dtype"]))
     else:
         objective = into
+        _check_class(into, description["objective"].get("class"), folder)
         _check_changes(into, description)
     _make_room(objective, tensors)
     names = {_original(name): name for name in objective.state_dict()}
@@ -147,8 +156,9 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
     # Of foreign classes only plain attributes are known, which training may change too.
     built = description.get("built")
     for change in _differences(_look(objective), built)[:1] if built else []:
+        short = re.sub(r"\d+\.\d{6,}", lambda number: f"{float(number[0]):.3g}", change)
         warnings.warn(
-            f"expected into=objective built as the saved one was, got {change}; build "
+            f"expected into=objective built as the saved one was, got {short}; build "
             "it with the same classes and arguments, unless the difference is meant",
             stacklevel=3,
         )
@@ -156,6 +166,16 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         for name, parameter in objective.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(_original(name) not in description["frozen"])
     return objective.eval()
+
+
+def _check_class(into: nn.Module, saved: str | None, folder: Any) -> None:
+    """Raise a ValueError if a class of this package was saved and another is given."""
+    kind = type(getattr(into, "_orig_mod", into))
+    if saved is not None and NAMES.get(kind, saved) != saved:
+        raise ValueError(
+            f"expected into=objective of the class {saved.rpartition('.')[2]}, saved "
+            f"in {folder}, got {kind.__name__}; build the one that was saved"
+        )
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -338,6 +358,8 @@ def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
         f"{expected.get(name, 'nothing')}"
         for name in expected | found
         if found.get(name) != expected.get(name)
+        # A folder of before has no constants of functions.
+        and (CAPTURED not in name or (name in found and name in expected))
     ]
 
 
@@ -367,6 +389,8 @@ def _look(objective: nn.Module) -> dict[str, str]:
         for attribute, value in vars(module).items():
             if not attribute.startswith("_") and attribute != "training":
                 look[prefix + attribute] = _setting(value)
+                for constant, text in _captured(value).items():
+                    look[f"{prefix}{attribute}{CAPTURED}{constant}"] = text
         if hooks := len(module._forward_hooks) + len(module._forward_pre_hooks):
             look[f"{prefix}hooks"] = str(hooks)
         for attribute, tensor in module._parameters.items():
@@ -401,6 +425,44 @@ def _setting(value: Any) -> str:
         return f"{type(value).__qualname__}{_setting(public)}"
     named = value if hasattr(value, "__qualname__") else type(value)
     return str(named.__qualname__)
+
+
+def _captured(value: Any) -> dict[str, str]:
+    """The constants that a function of one's own uses, by name.
+
+    They are those of its closure, its defaults, plain globals that it names, and those
+    of functions beside it that it calls.
+    """
+    value = value.func if isinstance(value, partial) else value
+    found: dict[str, str] = {}
+    queue, seen = [value], set()
+    while queue:
+        function = queue.pop()
+        if not isinstance(function, FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        if function.__module__.partition(".")[0] == __package__:
+            continue
+        inside = inspect.getclosurevars(function)
+        signature = inspect.signature(function).parameters.values()
+        named = {p.name: p.default for p in signature if p.default is not p.empty}
+        for name, constant in {**inside.globals, **inside.nonlocals, **named}.items():
+            if isinstance(constant, FunctionType):
+                own = constant.__module__ == function.__module__
+                queue += [constant] if own else []
+            elif not isinstance(constant, ModuleType | type | nn.Module):
+                found[name] = _constant(constant)
+    return found
+
+
+def _constant(value: Any) -> str:
+    """A captured constant: as a setting, of arrays also what distinguishes values."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim:
+        numbers = np.ascontiguousarray(plain(value))
+        if numbers.size <= FEW:
+            return f"{_setting(value)} {numbers.tolist()}"
+        return f"{_setting(value)} with checksum {crc32(numbers.tobytes()):08x}"
+    return _setting(value)
 
 
 def _original(name: str) -> str:

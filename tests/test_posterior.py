@@ -418,3 +418,130 @@ def test_views_off_the_support_of_the_likelihood_are_refused(measured):
     measured(joint, x)
     with pytest.raises(ValueError, match="expected counts 0, 1"):
         measured(joint, x, views=lambda x: torch.stack([x, x + 0.5], 1))
+
+
+class Around(nn.Module):
+    """p(z | k) of an own prior: the normals of a `Mixture`."""
+
+    def __init__(self, means: Tensor) -> None:
+        super().__init__()
+        self.means = nn.Parameter(means)
+
+    def forward(self, k: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.means[k.long()], SCALE).to_event(1)
+
+
+class TestWeighted:
+    """p(k|x) against the sum over components of normal densities of x."""
+
+    MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.5], [0.2, -1.0]])
+
+    def joint(self, kind: str, guide: type[nn.Module]) -> ps.Joint:
+        means = self.MEANS.double()
+        if kind == "own":
+            classes = dist.Categorical(torch.ones(3))
+            prior = ps.priors.Custom(Around(means), DIM, y_prior=classes)
+        else:
+            components = ps.priors.Components.at(means)
+            prior = ps.priors.Mixture(DIM, components, SCALE)
+        torch.manual_seed(1)
+        encoder, decoder = nn.Linear(EVENT, DIM), nn.Linear(DIM, EVENT, bias=False)
+        likelihood = ps.likelihoods.Gaussian(1.5)
+        with torch.no_grad():  # a guide that is off, but not far
+            a = decoder.weight
+            weight = torch.linalg.solve(a.T @ a + 1.5**2 * torch.eye(DIM), a.T)
+            encoder.weight.copy_(weight)
+            encoder.bias.fill_(0.2)
+        joint = ps.Joint(prior, likelihood, encoder, decoder, guide=guide)
+        for name, weight in joint.posterior.named_parameters():
+            if "encoder" not in name:  # the spread is wide, and the same everywhere
+                nn.init.constant_(weight, 1.0 if name.endswith("bias") else 0.0)
+        return joint
+
+    def exact(self, joint: ps.Joint, x: Tensor) -> Tensor:
+        """p(k | x_1..V): given k, views are independent normals."""
+        a = joint.decoder.weight.detach()
+        covariance = SCALE**2 * a @ a.T + 1.5**2 * torch.eye(EVENT)
+        loc = (self.MEANS.double() @ a.T).unsqueeze(1)
+        each = MultivariateNormal(loc, covariance).log_prob(x[:, None])
+        return each.sum(-1).softmax(-1)
+
+    @pytest.mark.parametrize(
+        "kind, guide",
+        [
+            ("mixture", "DiagonalGaussian"),
+            ("mixture", "Coupled"),
+            ("own", "DiagonalGaussian"),
+        ],
+    )
+    def test_weighted_draws_give_the_posterior_of_the_component(self, kind, guide):
+        joint = self.joint(kind, getattr(ps.guides, guide))
+        x = torch.randn(6, 1, EVENT)
+        right, data = self.exact(joint, x).numpy(), groups(x)
+        found = ps.classify(joint, data, draws=8_000, weighted=True)
+        by_guide = ps.classify(joint, data, draws=8_000)
+        assert abs(found - right).max() < 0.05 < abs(by_guide - right).max()
+        assert_close(found.sum(1), np.ones(6))
+
+    def test_a_large_pareto_k_is_said(self):
+        joint = self.joint("mixture", ps.guides.DiagonalGaussian)
+        joint.likelihood = ps.likelihoods.Gaussian(0.02)
+        with pytest.warns(UserWarning, match=r"Pareto k̂ is above 0.7 for . of 3 items"):
+            ps.classify(joint, torch.randn(3, EVENT), draws=100, weighted=True)
+
+    def test_weights_need_a_density(self):
+        joint = self.joint("mixture", ps.guides.Point)
+        with pytest.raises(ValueError, match="weighted draws"):
+            ps.classify(joint, torch.randn(3, EVENT), weighted=True)
+
+
+class Exposed(dist.TorchDistribution):
+    """Poisson counts given an exposure, the last element of x."""
+
+    arg_constraints, support = {}, dist.constraints.real_vector
+
+    def __init__(self, share: Tensor, exposure: Tensor | float = 10.0) -> None:
+        self.share = share
+        self.exposure = torch.as_tensor(exposure).expand(*share.shape[:-1], 1)
+        shape = share.shape[:-1], torch.Size([share.shape[-1] + 1])
+        super().__init__(*shape, validate_args=False)
+
+    def given(self, x: Tensor) -> "Exposed":
+        return Exposed(self.share, x[..., -1:])
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.cat([self.share * self.exposure, self.exposure], -1)
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        mean = self.mean.expand(*sample_shape, *self.shape())
+        return torch.cat([torch.poisson(mean[..., :-1]), mean[..., -1:]], -1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        rate = self.share * x[..., -1:]
+        return dist.Poisson(rate, validate_args=False).log_prob(x[..., :-1]).sum(-1)
+
+
+class Exposure(ps.likelihoods.Likelihood):
+    measure = "counting, given the exposure"
+
+    def forward(self, output: Tensor) -> Exposed:
+        return Exposed(output.softmax(-1))
+
+
+def test_predictions_are_at_the_covariates_of_the_item():
+    net, out = nn.Linear(5, DIM), nn.Linear(DIM, 4)
+    joint = ps.Joint(ps.priors.Gaussian(DIM), Exposure(), net, out)
+    exposure = torch.tensor([[1.0], [50.0], [2000.0]])
+    x = torch.cat([torch.poisson(exposure.expand(-1, 4) / 4), exposure], 1)
+    mean = torch.as_tensor(reconstruct(joint, x))
+    assert_close(mean[:, :-1].sum(1, keepdim=True), exposure)
+    for data, views in ((x, None), (x, lambda x: torch.stack([x, x], 1))):
+        idata = to_arviz(joint, data, draws=400, views=views)
+        drawn = torch.as_tensor(idata.posterior_predictive["x"].values)[0]
+        assert_mean(drawn[..., 0, :-1].sum(-1), exposure[:, 0], exposure[:, 0])
+        assert (drawn[..., -1:] == exposure.unsqueeze(1)).all()
+        before = torch.as_tensor(idata.prior_predictive["x"].values)[0]
+        assert (before[..., -1] == 10).all()
+    with pytest.raises(ValueError, match="without covariates"):
+        ps.posterior.complete(joint, groups(x.unsqueeze(1)))

@@ -126,6 +126,77 @@ def test_classes_of_ones_own_load_into_an_objective_built_again(name, tmp_path):
     assert_close(again.state_dict(), objective.state_dict())
 
 
+FACTOR = 0.3
+
+
+def shifted(y: torch.Tensor) -> torch.Tensor:
+    return FACTOR * y
+
+
+def captures(what: str, value: float) -> ps.limits.Embedding:
+    """A prior whose p(z|y) is a function that uses a constant of one's own."""
+    offset = torch.full((3,), value)
+    functions = {
+        "s": (lambda s: lambda y: dist.Normal(y, s).to_event(1))(value),
+        "offset": lambda y: dist.Normal(y + offset, 1.0).to_event(1),
+        "scale": lambda y, scale=value: dist.Normal(y, scale).to_event(1),
+        "FACTOR": lambda y: dist.Normal(shifted(y), 1.0).to_event(1),
+        "none": lambda y: dist.Normal(y, 1.0).to_event(1),
+    }
+    prior = ps.priors.Custom(functions[what], dim=3)
+    return ps.limits.Embedding(nn.Linear(5, 3), prior, ps.entropies.KernelDensity())
+
+
+@pytest.mark.parametrize("what", ["s", "offset", "scale", "FACTOR", "none"])
+def test_constants_that_functions_use_are_compared(what, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "FACTOR", 0.3)
+    ps.save(captures(what, 0.3), tmp_path)
+    ps.load(tmp_path, into=captures(what, 0.3))  # no warning
+    monkeypatch.setitem(globals(), "FACTOR", 0.6)
+    if what == "none":
+        ps.load(tmp_path, into=captures(what, 0.6))
+        return
+    with pytest.warns(UserWarning, match=rf"conditional captures {what} .*0\.6.*0\.3"):
+        ps.load(tmp_path, into=captures(what, 0.6))
+
+
+def test_a_folder_without_constants_loads_in_silence(tmp_path):
+    ps.save(captures("s", 0.3), tmp_path)
+    path = tmp_path / "probssl.json"
+    description = json.loads(path.read_text())
+    built = description["built"].items()
+    description["built"] = {k: v for k, v in built if " captures " not in k}
+    path.write_text(json.dumps(description))
+    ps.load(tmp_path, into=captures("s", 0.6))
+
+
+def test_numbers_of_distributions_are_short_in_a_warning(tmp_path):
+    def own(*probs: float) -> ps.limits.Embedding:
+        p_y = dist.Categorical(torch.tensor(probs))
+        prior = ps.priors.Custom(
+            lambda y: dist.Normal(y.unsqueeze(-1) * torch.ones(3), 1.0).to_event(1),
+            dim=3,
+            y_prior=p_y,
+        )
+        return ps.limits.Embedding(nn.Linear(5, 3), prior, ps.entropies.KernelDensity())
+
+    ps.save(own(0.4, 0.4, 0.2), tmp_path)
+    with pytest.warns(UserWarning, match=r"0\.2, 0\.4, 0\.4.* instead of .*0\.4, 0\.4"):
+        ps.load(tmp_path, into=own(0.2, 0.4, 0.4))
+
+
+def test_weights_of_another_objective_are_named(tmp_path):
+    joint = ps.Joint(
+        ps.priors.Independent(2),
+        ps.likelihoods.Gaussian(),
+        ps.nn.MLPEncoder((5,), 2),
+        ps.nn.MLPDecoder(2, (5,)),
+    )
+    ps.save(ps.limits.VAE(joint), tmp_path)
+    with pytest.raises(ValueError, match="of the class VAE, saved in .*, got SimCLR"):
+        ps.load(tmp_path, into=ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 2)))
+
+
 class Weighted(ps.limits.JointEmbedding):
     def __init__(self, encoder: nn.Module, weight: float = 1.0) -> None:
         super().__init__(encoder)

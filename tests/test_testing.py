@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -486,6 +487,95 @@ def test_what_is_wrong_in_a_likelihood_of_pyro_is_found(name):
     output = torch.randn(3, 3, size)
     error = broken(check_likelihood, Own(function), output, draws=DRAWS, **shape)
     assert law in error.laws
+
+
+MANY = "its values are too many to be drawn"
+
+
+def multinomial(kind=dist.Multinomial):
+    return lambda x: kind(60, logits=0.3 * x, **QUIET)
+
+
+def dirichlet(kind=dist.DirichletMultinomial):
+    return lambda x: kind(width(x), total_count=torch.tensor(60.0), **QUIET)
+
+
+class Depth(dist.TorchDistribution):
+    """Poisson counts of a vector, given the last element: the logarithm of a depth."""
+
+    arg_constraints, support = {}, dist.constraints.real_vector
+
+    def __init__(self, rates):
+        self.share = rates / rates.shape[-1]
+        shape = rates.shape[:-1], torch.Size([rates.shape[-1] + 1])
+        super().__init__(*shape, validate_args=False)
+
+    def counts(self, depth):
+        return dist.Poisson(self.share * depth.exp(), **QUIET)
+
+    def log_prob(self, x):
+        return self.counts(x[..., -1:]).log_prob(x[..., :-1]).sum(-1)
+
+    @property
+    def mean(self):
+        depth = torch.full_like(self.share[..., :1], 4.0)
+        return torch.cat([self.counts(depth).mean, depth], -1)
+
+    def sample(self, sample_shape=()):
+        mean = self.mean.expand(*sample_shape, *self.shape())
+        return torch.cat([torch.poisson(mean[..., :-1]), mean[..., -1:]], -1)
+
+
+def depth(kind=Depth):
+    return lambda x: kind(width(x))
+
+
+VECTORS = {"multinomial": multinomial(), "dirichlet": dirichlet(), "depth": depth()}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_vectors_of_many_counts_obey_the_laws(name, seed):
+    output = torch.randn(3, 20)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        check_likelihood(Own(VECTORS[name], COUNTS), output, draws=DRAWS, seed=seed)
+    assert any(MANY in str(each.message) for each in said)
+
+
+def coefficient(self, x):
+    return (x * self.logits).sum(-1)
+
+
+def spread_alike(self, sample_shape=()):
+    share = self.concentration / self.concentration.sum(-1, keepdim=True)
+    return dist.Multinomial(60, share, **QUIET).sample(sample_shape)
+
+
+def without_factorial(self, x):
+    return Depth.log_prob(self, x) + (x[..., :-1] + 1).lgamma().sum(-1)
+
+
+def in_a_row(self, sample_shape=()):  # of the right mean, but wider
+    x = Depth.sample(self, sample_shape)
+    wide = dist.Gamma(20.0, 20.0).sample(x.shape)
+    return torch.cat([torch.poisson(x * wide)[..., :-1], x[..., -1:]], -1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        multinomial(altered(dist.Multinomial, log_prob=coefficient)),
+        dirichlet(altered(dist.DirichletMultinomial, sample=spread_alike)),
+        depth(altered(Depth, sample=in_a_row)),
+        depth(altered(Depth, log_prob=without_factorial)),
+    ],
+)
+@pytest.mark.parametrize("size", [3, 20])
+def test_wrong_vectors_of_many_counts_are_found(wrong, size):
+    output = torch.randn(3, size)
+    error = broken(check_likelihood, Own(wrong, COUNTS), output, draws=DRAWS)
+    assert "sampling" in error.laws
 
 
 class LeftOnTheCPU(ps.likelihoods.Gaussian):

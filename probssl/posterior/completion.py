@@ -1,6 +1,9 @@
 """Imputation of absent views and classification by components of the prior."""
 
+import warnings
+
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import nn
 from torch.utils.data import DataLoader
@@ -8,12 +11,24 @@ from tqdm import tqdm
 
 from ..arguments import typed, whole
 from ..arrays import plain
+from ..bounds import weighted_shares
 from ..data.batches import Loadable, Views
 from ..data.splits import Groups
 from ..joint import Joint
 from ..terms import Batch
+from .containers import pareto_k
+from .evidence import RELIABLE_K
 from .items import BAR_DELAY, chunks, evaluating
-from .joints import checked, decoded, joint_of, mean_views
+from .joints import (
+    check_density,
+    check_no_covariates,
+    check_proper,
+    check_spread,
+    checked,
+    decoded,
+    joint_of,
+    mean_views,
+)
 from .representation import Images, joined
 
 __all__ = ["classify", "complete"]
@@ -64,38 +79,85 @@ def classify(
     data: Loadable,
     *,
     views: Views | None = None,
-    draws: int = 16,
+    draws: int | None = None,
+    weighted: bool = False,
     batch_size: int = 64,
 ) -> Float[np.ndarray, "item component"]:
-    r"""Return :math:`p(k \mid x_1, \dots, x_V)` of each item under a mixture prior.
+    r"""Classify each item by the components of a mixture prior.
 
-    If it was fitted with observed contents, components are classes, and this is a
-    classifier. Contents of the data are ignored.
+    By default it is the mean responsibility under the guide,
+
+    .. math:: E_{q(z \mid x)} [p(k \mid z_1, \dots, z_V)],
+
+    for which nothing is decoded. That is :math:`p(k \mid x_1, \dots, x_V)` as far as
+    q(z|x) is the posterior of z. Under the guide `Coupled` it is its q(k|x), without
+    draws.
+
+    `weighted` draws have the importance weights of `evidence`, which make it p(k|x)
+    itself, in the limit of many draws, whatever the guide:
+
+    .. math:: p(k \mid x) = \frac{E_q[w \, p(k \mid z)]}{E_q[w]}, \qquad
+        w = \frac{p(x, z)}{q(z \mid x)}
+
+    If the joint was fitted with observed contents, components are classes, and this is
+    a classifier. Contents of the data are ignored.
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
             one per modality; or a DataLoader that does not shuffle.
         views: A sampler of views, all of which are conditioned on. By default an item
             is its only view.
-        draws: The number of draws of q to average over; exact without draws under the
-            guide `Coupled`.
+        draws: The number of draws of q; by default 16, or 1,000 if weighted.
+        weighted: Whether draws are weighted. A warning says for how many items the
+            Pareto k̂ of the weights is above 0.7, so that the shares are unreliable.
 
     Raises:
         ValueError: If there is no joint distribution with a mixture prior, or the data
-            are outside the support of the likelihood.
+            are outside the support of the likelihood; if draws are weighted, also where
+            there is no `evidence`.
     """
-    draws = whole("draws", draws)
+    draws = whole("draws", (1000 if weighted else 16) if draws is None else draws)
     joint = joint_of(objective, "a classification")
-    parts = []
+    joint.prior.component()  # an error if there are no components
+    if weighted:
+        for check in (check_density, check_proper, check_spread):
+            check(joint, "weighted draws")
+    parts, tails = [], []
     with evaluating(objective) as like:
         for batch in checked(joint, data, like, views, batch_size, "classify"):
-            parts.append(plain(joint.responsibilities(batch, draws)))
+            batch = batch._replace(content=None)
+            if weighted:
+                share, k = _weighted(joint, batch, draws)
+                tails.append(k)
+            else:
+                share = plain(joint.responsibilities(batch, draws))
+            parts.append(share)
+    if tails and (bad := int((np.concatenate(tails) > RELIABLE_K).sum())):
+        n = sum(map(len, parts))
+        warnings.warn(
+            f"Pareto k̂ is above {RELIABLE_K} for {bad} of {n} items, whose shares of "
+            "components are unreliable; raise draws, or fit the guide to these items",
+            stacklevel=3,
+        )
     return np.concatenate(parts)
+
+
+def _weighted(
+    joint: Joint, batch: Batch, draws: int
+) -> tuple[Float[np.ndarray, "item component"], Float[np.ndarray, " item"]]:
+    """p(k|x) by importance sampling, and the Pareto k̂ of each item."""
+    each = [weighted_shares(joint, batch, n) for n in chunks(draws, batch)]
+    log_weight, log_share = (torch.cat(part) for part in zip(*each, strict=True))
+    k = pareto_k(plain(log_weight.T))
+    weight = log_weight.double().softmax(0).unsqueeze(-1)
+    return plain((weight * log_share.exp()).sum(0)), k
 
 
 def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray]:
     """For each modality the mean at the mean of z, or draws."""
     q, found = joint.encode(batch), []
+    for p in decoded(joint, q.sample(), batch.widths):
+        check_no_covariates(p)
     if draws is None:
         z = joint.prior.on_support(q.mean)
         return mean_views(joint, z, batch.widths)

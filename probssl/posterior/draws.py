@@ -20,7 +20,7 @@ from ..limits._base import Embedding
 from ..terms import Batch
 from .containers import Variable, container, provenance
 from .items import BAR_DELAY, chunks, evaluating
-from .joints import check_proper, check_spread, joint_of
+from .joints import at_covariates, check_proper, check_spread, joint_of
 
 if TYPE_CHECKING:
     import arviz
@@ -149,7 +149,8 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
         found["log_p_hyper"] = torch.cat([_log_prob(p[h]) for h in hyper], 1).sum(1)
         found["log_q_hyper"] = torch.cat([_log_prob(q[h]) for h in hyper], 1).sum(1)
     if predictive:
-        found |= {name: p[name]["fn"].sample() for name in joint.sites}
+        sites = {name: (p[name]["fn"], p[name]["value"]) for name in joint.sites}
+        found |= {name: at_covariates(*site).sample() for name, site in sites.items()}
     return found | {h: q[h]["value"].squeeze(1) for h in hyper}
 
 

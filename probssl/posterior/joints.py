@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
 
 from ..arrays import plain
@@ -14,8 +15,8 @@ from ..joint import Joint
 from ..terms import Batch
 from .items import batches
 
-__all__ = ["check_density", "check_proper", "check_spread", "checked", "decoded"]
-__all__ += ["joint_of", "mean_views"]
+__all__ = ["at_covariates", "check_density", "check_no_covariates", "check_proper"]
+__all__ += ["check_spread", "checked", "decoded", "joint_of", "mean_views"]
 
 
 def joint_of(objective: nn.Module, what: str) -> Joint:
@@ -54,14 +55,50 @@ def decoded(
     return (joint.decode(z),)
 
 
-def mean_views(joint: Joint, z: Tensor, widths: Sequence[int]) -> list[np.ndarray]:
-    """The mean of each p(x_v | z_v).
+def at_covariates(p: TorchDistribution, x: Tensor) -> TorchDistribution:
+    """p(x|z) at the covariates in x, where its distribution has a method `given`."""
+    if isinstance(p, Independent):
+        inside: TorchDistribution = at_covariates(p.base_dist, x)
+        return inside.to_event(p.reinterpreted_batch_ndims)
+    if isinstance(p, MaskedDistribution | ExpandedDistribution):
+        return at_covariates(p.base_dist, x)
+    given = getattr(p, "given", None)
+    if given is None:
+        return p
+    at: TorchDistribution = given(x.expand(torch.broadcast_shapes(x.shape, p.shape())))
+    return at
+
+
+def check_no_covariates(p: TorchDistribution) -> None:
+    """Raise a ValueError if p(x|z) has covariates, which absent views lack."""
+    while isinstance(p, Independent | ExpandedDistribution):
+        p = p.base_dist
+    if hasattr(p, "given"):
+        raise ValueError(
+            "expected a p(x|z) without covariates, which absent views lack, got "
+            f"{type(p).__name__} with a method given; draw z by to_arviz, and give "
+            "p(x|z) of joint.decode(z) the covariates"
+        )
+
+
+def mean_views(
+    joint: Joint,
+    z: Tensor,
+    widths: Sequence[int],
+    parts: Sequence[Tensor] | None = None,
+) -> list[np.ndarray]:
+    """The mean of each p(x_v | z_v), at the covariates in x if there are any.
+
+    Arguments:
+        parts: x of each modality.
 
     Raises:
         ValueError: If p(x|z) has no mean.
     """
     found = []
-    for p in decoded(joint, z, widths):
+    for i, p in enumerate(decoded(joint, z, widths)):
+        if parts is not None:
+            p = at_covariates(p, parts[i].reshape(p.shape()))
         try:
             mean = plain(p.mean)
         except NotImplementedError:

@@ -100,20 +100,22 @@ def reconstruct(
     """Reconstruct each item: the mean of p(x | z) at the mean of q(z|x).
 
     An array (item, \\*event); for several modalities, a tuple of these. For absent
-    views see `complete`.
+    views see `complete`. Covariates of p(x|z) are those of the item, where its
+    distribution has a method ``given(x)``.
 
     Raises:
         ValueError: If the objective has no decoder, or p(x|z) no mean.
     """
     joint = joint_of(objective, "reconstructions")
-    parts = []
+    found = []
     with evaluating(objective) as like:
         for x in singles(data, like, batch_size, "reconstruct"):
             z = joint.prior.on_support(joint.alone(x).mean)
-            each = mean_views(joint, z, (1,) * z.shape[1])
+            parts = x if isinstance(x, tuple) else (x,)
+            each = mean_views(joint, z, (1,) * z.shape[1], parts)
             single = z.shape[1] == 1 or joint.several  # else items are stacks of views
-            parts.append([mean.squeeze(1) if single else mean for mean in each])
-    return joined(joint, parts)
+            found.append([mean.squeeze(1) if single else mean for mean in each])
+    return joined(joint, found)
 
 
 @typed

@@ -18,7 +18,7 @@ from ..joint import given_z
 from ..likelihoods import Likelihood
 from . import modules
 from .densities import integral, mean_is_that_of_samples, samples_follow
-from .laws import BARS, Note, Trial, differs, examine, in_short, mean_of, twin
+from .laws import BARS, Estimate, Note, Trial, differs, examine, in_short, mean_of, twin
 from .modules import Valued
 from .proposals import LogDensity, Proposal, fitted, spherical
 
@@ -27,6 +27,7 @@ __all__ = ["check_likelihood"]
 ITEMS = 3  # of an output that is drawn
 MOST_ELEMENTS = 5  # of an output, whose densities are integrated
 MOST_VALUES = 100_000  # over which a sum runs
+OTHERS, HALVINGS = 4, 40  # other outputs, and how often one comes nearer
 LARGEST = 1e9  # a sample beyond it, or beyond its reciprocal, is no data
 CIRCLE = constraints.interval(-math.pi, math.pi)
 
@@ -151,6 +152,12 @@ class _Case(NamedTuple):
         except NotImplementedError:
             return f"on the support {support}"
         return None
+
+    @property
+    def scattered(self) -> bool:
+        """Whether most draws are values of their own, as vectors of many counts are."""
+        drawn = self.elements()[:, 0]
+        return bool(self.axes) and len(drawn.unique(dim=0)) > len(drawn) / 2
 
     @property
     def axes(self) -> int:
@@ -289,16 +296,16 @@ def normalisation(case: _Case) -> Iterator[str]:
         density, proposals, _ = case.fit()
         yield from integral(density, proposals, case.draws, "p(x) of one element", look)
         return
+    if case.scattered:
+        yield Note(
+            "its density was not summed: its values are too many to be drawn; check it "
+            "with a smaller event_shape"
+        )
+        return
     values = case.values()
     total = case.over(values).exp().sum(0)
-    # The probability of values that were never drawn, from the share of new ones.
-    fresh = case.parts(case.elements())
-    both, place = torch.cat([values, fresh]).unique(dim=0, return_inverse=True)
-    seen = torch.zeros(len(both)).bool().scatter(0, place[: len(values)], True)
-    new = mean_of(1 - seen[place[len(values) :]].double())
-    unseen = 25 / case.draws + MOST_ELEMENTS * float(new.value + BARS * new.error)
     worst = total[(total - 1).abs().argmax()]
-    if not -unseen <= float(worst - 1) <= 1e-6:
+    if not -_unseen(case, values) <= float(worst - 1) <= 1e-6:
         yield (
             f"expected the sum over {len(values)} values to be 1, got "
             f"{float(worst):.6g}; log_prob is off by {float(worst.log()):.3g} nats: "
@@ -316,7 +323,21 @@ def sampling(case: _Case) -> Iterator[str]:
         density, proposals, samples = case.fit()
         yield from samples_follow(density, proposals, samples, "samples of x")
         return
+    whole = (_ratios, _exchanges) if case.axes else ()
+    for law in whole if case.scattered else (_frequencies, *whole):
+        for fault in law(case):
+            yield f"expected samples to follow log_prob, got {fault}; look at sample"
+            return
+
+
+def _frequencies(case: _Case) -> Iterator[str]:
+    """Means of cosines over samples are those under the density of all values.
+
+    Values that were never drawn are missing from the sum: means may differ by twice
+    their probability.
+    """
     values, drawn = case.values(), case.numbers(case.elements())
+    slack = 2 * _unseen(case, values)
     share, values = case.over(values).softmax(0), case.numbers(values)
     for frequency in (0.5, 1.0, 2.0, 4.0):
         scale = frequency / values.std().clamp(min=1e-12)
@@ -326,13 +347,93 @@ def sampling(case: _Case) -> Iterator[str]:
         found = mean_of(torch.cos(scale * drawn))
         # A sample without rare values has too short an error bar of its own.
         error = torch.hypot(found.error, (variance / case.draws).sqrt())
-        away = found._replace(error=error).misses(expected)
+        near = found.value + (expected - found.value).clamp(-slack, slack)
+        away = Estimate(near, error).misses(expected)
+        if float(away.max()) > BARS:
+            yield f"means that differ by {float(away.max()):.0f} standard errors"
+
+
+def _ratios(case: _Case) -> Iterator[str]:
+    r"""The density of another output has the integral 1, :math:`E_p[p' / p] = 1`.
+
+    The other output is near enough for the logarithm of the ratio to have a standard
+    deviation of at most 1, so that the weights have no long tail.
+    """
+    x = case.elements()
+    log_prob = case.log_prob(x)
+    for _ in range(OTHERS):
+        step = torch.randn_like(case.output)
+        for _ in range(HALVINGS):
+            other = case._replace(output=case.output + step)
+            log_ratio = other.log_prob(x) - log_prob
+            if bool((log_ratio.std(0) <= 1).all()):
+                break
+            step = step / 2
+        if not bool(case.log_prob(other.elements()).isfinite().all()):
+            continue  # its support is another
+        ratio = mean_of(log_ratio.exp())
+        away = ratio.misses(1.0)
+        if float(away.max()) > BARS:
+            i = int(away.argmax())
+            bar = f"{float(ratio.value[i]):.4g} ± {float(ratio.error[i]):.2g}"
+            yield (
+                f"{bar} instead of 1 for the mean of p'(x) / p(x), where p' belongs to "
+                "another output"
+            )
+
+
+def _exchanges(case: _Case) -> Iterator[str]:
+    r"""A Metropolis step keeps the means of samples that follow the density.
+
+    .. math:: E[a \, (f(x') - f(x))] = 0, \qquad a = \min(1, p(x') / p(x))
+
+    From x to x' one unit moves from one element of a vector to another, which keeps its
+    sum; f is the log-density, and the sum of squares. x' stays within the least and
+    largest values that were drawn, and on the support.
+    """
+    x = case.sample()
+    low, high = x.amin(0), x.amax(0)
+    parts = x.flatten(x.dim() - case.axes).reshape(case.draws, -1, case.whole.numel())
+    places = (parts != parts[:1]).any(0).any(0).nonzero().flatten()
+    drawn = parts[..., places]
+    if len(places) < 2 or not bool((drawn == drawn.round()).all()):
+        return
+    first = torch.randint(len(places), parts.shape[:2])
+    second = torch.randint(1, len(places), parts.shape[:2]) + first
+    unit = torch.zeros_like(parts)
+    for place, sign in ((first, 1.0), (second % len(places), -1.0)):
+        unit.scatter_(-1, places[place].unsqueeze(-1), sign)
+    moved = x + unit.view_as(x)
+    inside = (moved >= low) & (moved <= high)
+    support: Any = case.support
+    on = support.check(moved)
+    inside &= on.reshape(*on.shape, *(1,) * (x.dim() - on.dim()))
+    inside = inside.reshape(parts.shape).all(-1, keepdim=True)
+    moved = torch.where(inside, moved.reshape(parts.shape), parts)
+
+    parts, moved = (
+        each[:, :MOST_ELEMENTS].unflatten(-1, case.whole) for each in (parts, moved)
+    )
+    gain = case.log_prob(moved) - case.log_prob(parts)
+    accepted = gain.exp().clamp(max=1)
+    squares = (moved.square() - parts.square()).flatten(2).sum(-1)
+    for name, change in (("log_prob", gain), ("the sum of squares", squares)):
+        found = mean_of(torch.where(accepted > 0, accepted * change, 0.0))
+        away = found.misses(0.0)
         if float(away.max()) > BARS:
             yield (
-                "expected samples to follow log_prob, got means that differ by "
-                f"{float(away.max()):.0f} standard errors; look at sample"
+                f"{name} off by {float(away.max()):.0f} standard errors, where one "
+                "unit moves between two elements"
             )
-            return
+
+
+def _unseen(case: _Case, values: Tensor) -> float:
+    """A bound on the probability of values that were never drawn."""
+    fresh = case.parts(case.elements())
+    both, place = torch.cat([values, fresh]).unique(dim=0, return_inverse=True)
+    seen = torch.zeros(len(both)).bool().scatter(0, place[: len(values)], True)
+    new = mean_of(1 - seen[place[len(values) :]].double())
+    return 25 / case.draws + MOST_ELEMENTS * float(new.value + BARS * new.error)
 
 
 def mean(case: _Case) -> Iterator[str]:
