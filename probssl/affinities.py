@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .arguments import at_least, between, positive, whole
 from .arrays import tensor
 from .runtime.distributed import gather, world_size
 from .special import square_distances
-from .terms import Batch
+from .terms import Batch, check_batch
 
 __all__ = ["Affinity", "Dense", "Mixup", "Noise", "Overlap", "Perplexity", "Positives"]
 __all__ += ["intersection_over_union"]
@@ -62,6 +63,7 @@ class Positives(Affinity):
     r"""Positive pairs: the views of an item, :math:`P_{ij} = 1 / N V (V - 1)`."""
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch view view"]:
+        check_batch(batch)
         items, views = batch.shape[0] * world_size(), batch.shape[1]
         partner = _others(views, batch.parts[0])
         return (partner / (items * views * (views - 1))).expand(items, -1, -1)
@@ -123,7 +125,7 @@ class Dense(Affinity):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Float[Tensor, "point point"]:
-        x = gather(batch.stacked).flatten(2).flatten(0, 1)
+        x = _points(batch)
         whole("the number of views", len(x), 2, hint="use larger batches")
         itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
         p = self.log_density(x).masked_fill(itself, -math.inf).softmax(1) / len(x)
@@ -282,6 +284,7 @@ def intersection_over_union(
             "expected boxes (…, view, 4), a tensor of left, top, right and bottom, got "
             f"{getattr(boxes, 'shape', type(boxes).__name__)}; Batch.transform has them"
         )
+    boxes = boxes.float() if boxes.itemsize < 4 else boxes  # areas are large numbers
     a, b = boxes.unsqueeze(-2), boxes.unsqueeze(-3)
     size = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     both = size.clamp(min=0).prod(-1)
@@ -289,7 +292,23 @@ def intersection_over_union(
     return both / (area.unsqueeze(-1) + area.unsqueeze(-2) - both)
 
 
+def _points(batch: Batch) -> Float[Tensor, "point d"]:
+    """The views of all ranks in single precision or better.
+
+    They are read, and refused unless finite, on the CPU alone: elsewhere that would
+    synchronise with the host.
+    """
+    check_batch(batch)
+    x = gather(batch.stacked)
+    if type(x) is Tensor and x.device.type == "cpu" and get_proxy_mode() is None:
+        x = tensor(x, "the views of an affinity", finite=True)
+    if x.itemsize < 4 or not x.is_floating_point():
+        x = x.float() if x.is_floating_point() else x.double()
+    return x.flatten(2).flatten(0, 1)
+
+
 def _boxes(batch: Batch) -> Float[Tensor, "batch view 4"]:
+    check_batch(batch)
     boxes: Any = batch.transform
     if not isinstance(boxes, Tensor) or boxes.shape != (*batch.shape, 4):
         found = tuple(boxes.shape) if isinstance(boxes, Tensor) else boxes

@@ -115,6 +115,13 @@ def doubles(values: Any, name: str) -> Float[np.ndarray, "*shape"]:
 
 def rows_for_sklearn(values: Any, name: str = "X") -> Any:
     """Values for scikit-learn, whose checks drop masks and graphs, and take times."""
+    listed = isinstance(values, list | tuple) and not hasattr(values, "_fields")
+    known = "__array__", "__array_namespace__", "__dataframe__", "toarray"
+    if not listed and not any(hasattr(values, kind) for kind in known):
+        raise TypeError(
+            f"expected {name} as an array (n, …), got {type(values).__name__}; give "
+            "the items themselves, such as split.images, or all batches by torch.cat"
+        )
     kinds = getattr(values, "dtypes", [getattr(values, "dtype", None)])
     times = any(getattr(kind, "kind", "x") in "Mm" for kind in kinds)
     foreign = isinstance(values, np.ma.MaskedArray | Tensor)
@@ -297,10 +304,10 @@ def labels(
 ) -> np.ndarray:
     """Discrete labels, shape (n,), one for each item: int64 or strings."""
     array = class_labels(y, name)
-    if array.ndim != 1:
+    if array.ndim != 1 or not len(array):
         raise ValueError(
-            f"expected labels (n,), got {array.shape}; take one column, or y.argmax(1) "
-            "of a one-hot code"
+            f"expected {name} (n,) of at least one item, got {array.shape}; take one "
+            "column, or y.argmax(1) of a one-hot code"
         )
     if items is not None and len(array) != items:
         raise ValueError(

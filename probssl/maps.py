@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .arguments import instance, positive, whole
-from .arrays import rows_for_sklearn
+from .arguments import check_types, positive, typed, whole
+from .arrays import rows_for_sklearn, span, tensor
 from .data import Split
 from .data.batches import Views, viewed
-from .data.memory import value_tensor
+from .data.memory import check_items, value_tensor
 from .entropies import KernelDensity
 from .limits import TSimCLR
 from .limits._base import Embedding
@@ -81,6 +81,7 @@ class Neighbourhood(nn.Module):
     items: Tensor
     near: Tensor
 
+    @typed
     def __init__(
         self,
         items: Shaped[Tensor, "n *event"],
@@ -89,7 +90,10 @@ class Neighbourhood(nn.Module):
         features: Float[Tensor, "n *shape"] | None = None,
     ) -> None:
         super().__init__()
-        features = items if features is None else features
+        items = tensor(items, "items", finite=True)
+        check_items(items.shape, "items")
+        features = items if features is None else tensor(features, "features", True)
+        check_items(features.shape, "features")
         if len(features) != len(items):
             raise ValueError(
                 f"expected features of {len(items)} items, got {len(features)}; embed "
@@ -100,7 +104,7 @@ class Neighbourhood(nn.Module):
         self.views = views
         rows = features.flatten(1).to("cpu", torch.float64).numpy()
         rows = rows - rows.mean(0)  # distances by products need numbers near zero
-        search = NearestNeighbors(n_neighbors=neighbours).fit(rows)
+        search = NearestNeighbors(n_neighbors=self.neighbours).fit(rows)
         near = search.kneighbors(return_distance=False)
         self.register_buffer("items", items)
         self.register_buffer("near", torch.from_numpy(near).to(items.device))
@@ -119,8 +123,17 @@ class Neighbourhood(nn.Module):
         return torch.stack(digits, 1).to(torch.float32)
 
     def forward(self, numbers: Float[Tensor, "batch digit"]) -> Batch:
+        numbers = tensor(numbers, "numbers")
+        check_items(numbers.shape, "numbers")
         digits = enumerate(numbers.long().unbind(1))
         item = torch.stack([digit * BASE**i for i, digit in digits]).sum(0)
+        if item.device.type == "cpu":  # elsewhere that would synchronise
+            low, high = map(int, span(item))
+            if low < 0 or high >= len(self.items):
+                raise ValueError(
+                    f"expected row numbers from 0 to {len(self.items) - 1}, got {low} "
+                    f"to {high}; give rows of Neighbourhood.numbers"
+                )
         drawn = torch.randint(self.neighbours, item.shape, device=item.device)
         neighbour = self.near[item].gather(1, drawn[:, None])[:, 0]
         both = self.items[torch.stack((item, neighbour), 1)].to(numbers.dtype)
@@ -309,7 +322,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         near: Neighbourhood | None,
         epochs: int,
     ) -> History:
-        steps = epochs * max(1, len(x) // self.batch_size)
+        steps = epochs * max(1, len(x) // int(self.batch_size))
         return fit(
             objective,
             x if near is None else near.numbers,
@@ -374,6 +387,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _check_settings(self) -> None:
         """Raise an error for a setting out of its range, before any work is done."""
+        check_types(NeighbourMap.__init__, self, **self.get_params(deep=False))
         whole("n_components", self.n_components)
         whole("neighbours", self.neighbours, 0)
         whole("batch_size", self.batch_size, 2)
@@ -383,8 +397,8 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         whole("epochs", self.epochs, stages, hint="each stage needs one")
         for name in ("dof", "temperature", "learning_rate"):
             positive(name, getattr(self, name))
-        expected = "a module such as ps.nn.ConvEncoder((1, 28, 28), 128), or None"
-        instance("encoder", self.encoder, nn.Module | None, expected, "build it first")
+        if not isinstance(self.random_state, np.random.RandomState | None):
+            whole("random_state", self.random_state, 0, 2**32 - 1)
         if not self.neighbours and self.views is None:
             raise ValueError(
                 "expected neighbours or views, which make positive pairs, got "

@@ -232,3 +232,47 @@ def test_a_loaded_objective_has_its_affinity(tmp_path):
     x = Batch(torch.randn(5, 2, 2))
     assert_close(sum(loaded(x)), sum(objective.eval()(x)))
     assert set(affinities.__all__) >= {type(a).__name__ for a in EVERY}
+
+
+DENSE = [
+    affinities.Perplexity(4.0),
+    affinities.Perplexity(4.0, symmetric=True),
+    affinities.Noise(1.0),
+    affinities.Mixup(torch.zeros(2, 5).fill_diagonal_(1.0), 1.0),
+]
+
+
+@pytest.mark.parametrize("affinity", DENSE, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_coarser_numbers_give_the_p_of_the_same_numbers_in_single_precision(
+    affinity, dtype
+):
+    torch.manual_seed(0)
+    x = (8 * torch.randn(12, 2, 5)).to(dtype)
+    p = affinity(ps.Batch(x))
+    assert p.dtype == (torch.float32 if dtype.is_floating_point else torch.float64)
+    assert_close(p.double(), affinity(ps.Batch(x.double())), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("affinity", DENSE, ids=repr)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_view_that_is_not_finite_is_refused(affinity, value):
+    x = torch.randn(12, 2, 5)
+    x[3, 1, 2] = value
+    with pytest.raises(ValueError, match="finite numbers in the views of an affinity"):
+        affinity(ps.Batch(x))
+
+
+@pytest.mark.parametrize(
+    "affinity", [*DENSE, affinities.Positives(), affinities.Overlap()], ids=repr
+)
+def test_an_affinity_takes_a_batch(affinity):
+    with pytest.raises(TypeError, match=r"expected a Batch, got Tensor; give Batch"):
+        affinity(torch.randn(12, 2, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int16])
+def test_areas_of_boxes_do_not_overflow_in_coarse_numbers(dtype):
+    boxes = torch.tensor([[0, 0, 250, 250], [50, 0, 250, 250]])
+    found = affinities.intersection_over_union(boxes.to(dtype))
+    assert_close(found.double(), torch.tensor([[1.0, 0.8], [0.8, 1.0]]).double())

@@ -8,6 +8,8 @@ import pytest
 import torch
 from helpers.checks import seeded
 from scipy import sparse
+from sklearn.svm import SVC
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -491,3 +493,178 @@ def test_a_mask_of_groups_is_checked_where_they_are_used():
     pairs = ps.data.groups(X2)._replace(present=SEEN & False)
     with pytest.raises(ValueError, match="at least one view of every item"):
         Items(pairs, None)
+
+
+LOADER = DataLoader(TensorDataset(PLAIN), 8)
+Z = X[:, :2]
+PICTURE = {"neighbours": 3, "epochs": 3, "progress": False, "compile": False}
+FORWARD = torch.zeros(3, 1)
+# What a user may give by mistake, and the words of the refusal.
+MISTAKES = {
+    "a head without probabilities": (
+        lambda: information.estimate(X, X, Y, by=information.Classifier(SVC())),
+        r"model as a classifier .* got SVC\(\); as SVC\(probability=True\) has",
+    ),
+    "a head that is a class": (
+        lambda: information.estimate(X, X, Y, by=information.Classifier(SVC)),
+        "model as a classifier",
+    ),
+    "a head that is a network": (
+        lambda: information.estimate(X, X, Y, by=information.Classifier(ENCODER)),
+        "model as a classifier",
+    ),
+    "the name of an estimator": (
+        lambda: information.estimate(X, X, Y, by="clusters"),
+        "by as a.* Estimator, with sample, got 'clusters'",
+    ),
+    "info_nce of two dimensions": (
+        lambda: evaluation.info_nce(X, Z),
+        "representations of one dimension",
+    ),
+    "no labels": (
+        lambda: evaluation.matched_accuracy([], []),
+        r"labels \(n,\) of at least one item, got \(0,\)",
+    ),
+    "clusters of other items": (
+        lambda: evaluation.matched_accuracy(Y[:3], Y),
+        "a label for each .* got 40 representations and 3 labels",
+    ),
+    "labels of two axes": (
+        lambda: plots.latent_map(Z, np.stack([Y, Y], 1)),
+        r"one label for each of the 40 items, got shape \(40, 2\)",
+    ),
+    "labels in nested lists": (
+        lambda: plots.latent_map(Z, [[1, 2]] * N),
+        r"one label for each of the 40 items, got shape \(40, 2\)",
+    ),
+    "one label without axes": (
+        lambda: plots.latent_map(Z, torch.tensor(3)),
+        r"one label for each of the 40 items, got shape \(\)",
+    ),
+    "a map of a loader": (
+        lambda: maps.NeighbourMap(**PICTURE).fit(LOADER),
+        r"X as an array \(n, …\), got DataLoader; give the items",
+    ),
+    "a map of a name": (
+        lambda: maps.NeighbourMap(**PICTURE).fit("digits"),
+        r"X as an array \(n, …\), got str",
+    ),
+    "a linear fit of a loader": (
+        lambda: linear.ReconstructionSSL(2).fit(LOADER),
+        r"X as an array \(n, …\), got DataLoader",
+    ),
+    "a map with views that are none": (
+        lambda: maps.NeighbourMap(**PICTURE, views="crop").fit(X),
+        "views as a function of 1 argument or None, got 'crop'",
+    ),
+    "a map with a word for a switch": (
+        lambda: maps.NeighbourMap(**PICTURE, joint="no").fit(X),
+        "joint as True or False, got 'no'",
+    ),
+    "a map with a seed out of range": (
+        lambda: maps.NeighbourMap(**PICTURE, random_state=-1).fit(X),
+        "random_state as a whole number from 0",
+    ),
+    "neighbours of NaN": (
+        lambda: maps.Neighbourhood(HOLED, 3),
+        "finite numbers in items",
+    ),
+    "neighbours with views that are none": (
+        lambda: maps.Neighbourhood(PLAIN, 3, "crop"),
+        "views as a function of 1 argument",
+    ),
+    "neighbours of one axis": (
+        lambda: maps.Neighbourhood(PLAIN[0], 3),
+        r"items with shape \(n, \*event\)",
+    ),
+    "a row beyond the items": (
+        lambda: maps.Neighbourhood(PLAIN, 3)(FORWARD + N),
+        "row numbers from 0 to 39, got 40 to 40",
+    ),
+    "a row before the items": (
+        lambda: maps.Neighbourhood(PLAIN, 3)(FORWARD - 1),
+        "row numbers from 0 to 39, got -1 to -1",
+    ),
+    "rows that are words": (
+        lambda: maps.Neighbourhood(PLAIN, 3)("abc"),
+        "real numbers in numbers",
+    ),
+    "an encoder of NaN": (
+        lambda: ps.embed(Nothing(), PLAIN),
+        "finite numbers in z, got NaN or infinity in 80 of 80; .* has diverged",
+    ),
+    "a number of items with a fraction": (
+        lambda: ps.data.Split(X).take(5.0),
+        "n as a whole number, got 5.0",
+    ),
+    "more items than there are": (
+        lambda: ps.data.Split(X).take(50),
+        "n as a whole number from 1 to 40, got 50; there are no more items here",
+    ),
+    "a row that is no list of rows": (
+        lambda: ps.data.Split(X).rows(3),
+        r"row numbers \(m,\).* got torch.int64 of shape \(\); give \[3\] for row 3",
+    ),
+    "rows with fractions": (
+        lambda: ps.data.Split(X).rows([1.5]),
+        "row numbers .* got torch.float64",
+    ),
+    "rows that are not there": (
+        lambda: ps.data.Split(X).rows([50]),
+        r"index of the 40 items here, got tensor\(\[50\]\); give \[3\]",
+    ),
+    "a mask of other items": (
+        lambda: ps.data.Split(X).rows([True, False]),
+        "index of the 40 items here, .* a mask of 40",
+    ),
+    "a slice between words": (
+        lambda: ps.data.Split(X).rows(slice("a")),
+        "index of the 40 items here",
+    ),
+    "no images": (lambda: ps.data.Split(None), "real numbers in images, got NoneType"),
+    "one number": (
+        lambda: ps.data.Split(3.0),
+        r"images \(n, …\), a row for each item, got one number",
+    ),
+    "names that are a number": (
+        lambda: ps.data.Split(X, classes=3),
+        "classes as a sequence, each a string or None, got 3",
+    ),
+    "one string of names": (
+        lambda: ps.data.Groups(PAIRS, classes="ab"),
+        "classes as a sequence, each a string or None, got 'ab'",
+    ),
+    "a seed that is a word": (
+        lambda: ps.data.digits("a"),
+        "seed as a whole number from 0",
+    ),
+}
+
+
+class Nothing(nn.Module):
+    dim = 2
+
+    def forward(self, x):
+        return torch.full((len(x), 2), math.nan)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered_in_words(name):
+    call, words = MISTAKES[name]
+    with pytest.raises((TypeError, ValueError, IndexError), match=f"^expected {words}"):
+        call()
+
+
+def test_rows_in_bytes_are_row_numbers():
+    split = ps.data.Split(X, Y)
+    rows = np.array([1, 0, 0, 1], dtype=np.uint8)
+    assert torch.equal(split.rows(rows).images, split.images[[1, 0, 0, 1]])
+    assert torch.equal(split.rows(Y > 0).images, split.images[Y > 0])
+
+
+def test_labels_that_are_tensors_count_by_value():
+    listed = [torch.tensor(i % 2) for i in range(N)]
+    figure = plots.latent_map(Z, listed)
+    legend = figure.axes[0].get_legend() or figure.legends[0]
+    assert len(legend.get_texts()) == 2
+    plots.close([figure])

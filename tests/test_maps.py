@@ -238,7 +238,7 @@ def test_the_objective_can_be_saved_and_the_map_pickled(images, tmp_path):
         ({"dof": 0.0}, "dof as a positive finite number"),
         ({"temperature": math.inf}, "temperature as a positive finite number"),
         ({"learning_rate": -1.0}, "learning_rate as a positive finite number"),
-        ({"encoder": nn.Linear}, "encoder as a module"),
+        ({"encoder": nn.Linear}, "encoder as a torch.nn.Module"),
     ],
 )
 def test_bad_settings_are_named(images, change, words):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.catalogue import flow
 from helpers.checks import assert_mean, seeded
+from scipy import stats
 from scipy.integrate import quad
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -555,3 +556,90 @@ def test_outputs_of_an_encoder_are_brought_to_the_support(conditional):
     prior, z = Custom(families[conditional], 3), torch.randn(4, 2, 3)
     assert prior(2).support.check(prior.on_support(z)).all()
     assert torch.equal(prior.on_support(z), z) == (conditional == "real")
+
+
+def mixture(loc, scale, weight):
+    """A mixture of normals with event shape (1,), as a stranger writes it."""
+    loc, scale = (torch.tensor(x).unsqueeze(-1) for x in (loc, scale))
+    weights = dist.Categorical(torch.tensor(weight))
+    return dist.MixtureSameFamily(weights, dist.Normal(loc, scale).to_event(1))
+
+
+MIXTURE = ([-2.0, 0.3, 4.0], [0.1, 0.7, 1.5], [0.3, 0.5, 0.2])
+SCALAR = {  # p(y) of one number, and its density by SciPy
+    "mixture": (
+        lambda: mixture(*MIXTURE),
+        lambda y: sum(
+            w * stats.norm.pdf(y, m, s) for m, s, w in zip(*MIXTURE, strict=True)
+        ),
+    ),
+    "narrow and far": (
+        lambda: mixture([-300.0, 3.0], [2e-3, 0.5], [0.5, 0.5]),
+        lambda y: (stats.norm.pdf(y, -300, 2e-3) + stats.norm.pdf(y, 3, 0.5)) / 2,
+    ),
+    "normal": (
+        lambda: dist.MultivariateNormal(torch.ones(1), 4 * torch.eye(1)),
+        lambda y: stats.norm.pdf(y, 1, 2),
+    ),
+    "log-normal": (
+        lambda: dist.TransformedDistribution(
+            dist.Normal(torch.zeros(1), 1.0).to_event(1),
+            [torch.distributions.ExpTransform()],
+        ),
+        lambda y: stats.lognorm.pdf(y, 1.0),
+    ),
+    "gamma": (
+        lambda: dist.Gamma(2.0, 1.0).expand([1]).to_event(1),
+        lambda y: stats.gamma.pdf(y, 2.0),
+    ),
+    "Student-t": (
+        lambda: dist.StudentT(3.0, 1.0, 0.5).expand([1]).to_event(1),
+        lambda y: stats.t.pdf(y, 3.0, 1.0, 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCALAR)
+@pytest.mark.parametrize("z", [[0.2, 0.5], [3.9, 3.1, 3.4], [1.5]])
+def test_one_number_is_integrated_by_quadrature_whatever_its_class(name, z):
+    content, density = SCALAR[name][0](), SCALAR[name][1]
+    covariance = 0.09 * torch.eye(1)
+    for given in (normal(0.3), lambda y: dist.MultivariateNormal(y, covariance)):
+        prior = Custom(given, 1, y_prior=content)
+        assert isinstance(prior.integral, Quadrature)
+
+        def joint(y):
+            return density(y) * math.prod(stats.norm.pdf(v, y, 0.3) for v in z)
+
+        ends = [-9.0, -2.5, -2.0, -1.5, 0.0, *z, 2.0, 5.0, 9.0]
+        low = 0.0 if name in ("log-normal", "gamma") else ends[0]
+        ends = sorted({end for end in ends if end >= low})
+        total = sum(
+            quad(joint, a, b, epsabs=0, epsrel=1e-11, limit=200)[0]
+            for a, b in zip(ends, ends[1:], strict=False)
+        )
+        views = torch.tensor(z).view(1, -1, 1)
+        close(prior.log_prob(views), torch.tensor([math.log(total)]))
+        assert prior.quadrature_error(views).item() < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("concentration", [0.1, 0.3])
+def test_a_density_that_is_infinite_at_zero_has_a_finite_integral(concentration, dtype):
+    content = dist.Gamma(torch.tensor(concentration, dtype=dtype), 1.0)
+    prior = Custom(normal(0.3), 2, y_prior=content.expand([2]).to_event(1)).to(dtype)
+    assert isinstance(prior.integral, Quadrature)
+    z = torch.tensor([0.02, 0.5, 1.0], dtype=dtype).view(3, 1, 1).expand(3, 2, 2)
+    found = prior.log_prob(z) / 2  # two equal dimensions
+    y = seeded(dist.Gamma(concentration, 1.0).sample, (200_000,))
+    pairs = dist.Normal(y.double().unsqueeze(-1), 0.3).log_prob(z[:, 0, 0].double())
+    weight = (2 * pairs).exp()
+    expected, error = weight.mean(0), weight.std(0) / len(y) ** 0.5
+    assert bool(((found.double().exp() - expected).abs() < 5 * error).all())
+
+
+def test_a_part_of_p_of_y_that_quadrature_misses_leaves_importance_sampling():
+    far = dist.MixtureOfDiagNormals(
+        torch.tensor([[-300.0], [3.0]]), torch.tensor([[2e-3], [0.5]]), torch.zeros(2)
+    )
+    assert isinstance(Custom(normal(0.3), 1, y_prior=far).integral, ImportanceSampling)

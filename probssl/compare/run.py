@@ -20,6 +20,7 @@ from ..evaluation import FewLabel
 from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
 from ..posterior import embed
+from ..posterior.representation import embedded
 from ..terms import Batch
 from .checks import (
     apart,
@@ -228,7 +229,7 @@ def _embedded(name: str, subject: object, data: Dataset, pair: Tensor) -> Embedd
 
 def _represent(subject: object, split: Split) -> np.ndarray:
     if isinstance(subject, nn.Module):
-        return np.asarray(embed(subject, split))
+        return embedded(subject, split)[0]  # `check_finite` says what is at fault
     return subject(as_float(split).flatten(1).numpy())  # type: ignore[operator]
 
 

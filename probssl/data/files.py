@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from ..arguments import typed
+from ..arguments import typed, whole
 from .memory import arrays
 from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
 from .splits import Dataset, Split, fixed_split
@@ -130,7 +131,7 @@ def npz(path: str | os.PathLike[str]) -> Dataset:
         _first(content, _LABELS),
         test=None if test is None else _channel_first(test, path),
         test_labels=_first(content, _TEST_LABELS),
-        levels=None if levels is None else levels.item(),
+        levels=_number(levels),
         name=path.stem,
     )
 
@@ -153,6 +154,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read: {error}; save arrays of numbers or strings under "
             "these keys"
         ) from error
+
+
+def _number(levels: Any) -> Any:
+    """The number in an array of one; others unchanged, which `arrays` refuses."""
+    return levels.item() if getattr(levels, "size", 0) == 1 else levels
 
 
 def _first(
@@ -248,6 +254,8 @@ def _pixels(
     files: list[Path], size: int | tuple[int, int] | None
 ) -> UInt8[Tensor, "n channel height width"]:
     shape = (size, size) if isinstance(size, int) else size
+    for side in shape or ():
+        whole("size", side, hint="give the height and the width in pixels")
     pictures = [
         _picture(path, shape)
         for path in tqdm(files, "pictures", leave=False, disable=None)

@@ -47,6 +47,7 @@ _OMNIGLOT = "omniglot-small.npz"
 _TRAINING_DRAWERS = 15  # of the 20 of every alphabet
 
 
+@typed
 def digits(seed: int = 0) -> Dataset:
     """The 1,797 digits of 8 × 8 pixels that come with scikit-learn, in {0, 1/16, …, 1}.
 
@@ -330,6 +331,7 @@ def _decoded(path: Path) -> Split:
     return Split(channels_first, torch.from_numpy(labels.astype(np.int64)))
 
 
+@typed
 def omniglot_small(root: str | os.PathLike[str]) -> Dataset:
     """242 characters of 8 alphabets, each drawn by 20 people: 105 × 105, white ink.
 

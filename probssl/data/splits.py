@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from ..arrays import Array, gate, tensor
+from ..arguments import check_types, typed, whole
+from ..arrays import Array, gate, tensor, whole_numbers
 from ..arrays import labels as class_names
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
@@ -22,9 +23,10 @@ class Rows:
     """Tensors with one row for each item; `len` is the number of items."""
 
     def __post_init__(self) -> None:
+        check_types(type(self).__init__, self, **vars(self))
         lengths = []
         for i, (name, value) in enumerate(self._columns.items()):
-            if value is None:
+            if value is None and i:
                 continue
             listed = isinstance(value, list | tuple)
             if listed and not len(value):
@@ -40,7 +42,12 @@ class Rows:
                 x if isinstance(x, np.memmap) else _converted(x, name, words=i > 0)
                 for x in parts
             ]
-            lengths += [len(part) if part.ndim else 0 for part in kept]
+            if not all(part.ndim for part in kept):
+                raise ValueError(
+                    f"expected {name} (n, …), a row for each item, got one number; "
+                    f"give [{value}] for one item"
+                )
+            lengths += [len(part) for part in kept]
             object.__setattr__(self, name, tuple(kept) if several else kept[0])
         if len(set(lengths)) > 1:
             raise ValueError(
@@ -84,20 +91,29 @@ class Rows:
 
     def rows(self, index: Shaped[Array, " m"] | Sequence[int] | slice) -> Self:
         """The items with these row numbers, in this order; or where a mask is true."""
+        n = len(self)
+        hint = f"give [3] for row 3 of 0 to {n - 1}, a mask of {n}, or a slice"
         if not isinstance(index, slice):
             index = tensor(index, "index")
             if index.ndim != 1 or index.is_floating_point():
                 raise TypeError(
                     "expected row numbers (m,), a mask (n,) or a slice as index, got "
-                    f"{index.dtype} of shape {tuple(index.shape)}; give [3] for row 3"
+                    f"{index.dtype} of shape {tuple(index.shape)}; {hint}"
                 )
-        taken = {
-            name: tuple(part_rows(part, index) for part in value)
-            if isinstance(value, tuple)
-            else part_rows(value, index)
-            for name, value in self._columns.items()
-            if value is not None
-        }
+            if index.dtype != torch.bool:  # bytes are numbers too
+                index = whole_numbers(index, "index", hint)
+        try:
+            taken = {
+                name: tuple(part_rows(part, index) for part in value)
+                if isinstance(value, tuple)
+                else part_rows(value, index)
+                for name, value in self._columns.items()
+                if value is not None
+            }
+        except (IndexError, TypeError) as error:
+            raise type(error)(
+                f"expected index of the {n} items here, got {index}; {hint}"
+            ) from error
         return replace(self, **taken)
 
     def _replace(self, **changes: Any) -> Self:
@@ -130,6 +146,7 @@ class Split(Rows):
     style: Shaped[Tensor, "n *factors"] | None = None
     classes: tuple[str, ...] | None = None
 
+    @typed
     def take(self, n: int, seed: int | None = 0) -> "Split":
         """A random subset of n items, always the same for one seed.
 
@@ -139,10 +156,7 @@ class Split(Rows):
         Raises:
             ValueError: If there are fewer than n items.
         """
-        if not 0 < n <= len(self):
-            raise ValueError(
-                f"expected n from 1 to the {len(self)} items here, got {n}"
-            )
+        n = whole("n", n, 1, len(self), "there are no more items here")
         if seed is None:
             return self.rows(slice(n))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))

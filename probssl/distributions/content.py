@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
 from ._base import Present, Shape, Views, ViewsDistribution
-from .supports import states_of, support_of
+from .supports import dimensions, states_of, support_of
 
 __all__ = ["ContentPosterior", "Integral", "SharedContent"]
 
@@ -120,7 +120,7 @@ class SharedContent(ViewsDistribution):
         """
         content, views = self.content, self.conditional(y.unsqueeze(1))
         if self.integral.each:
-            content, views = content.base_dist, views.base_dist
+            content, views = dimensions(content), dimensions(views)
         # Views in front: the axes that y shares with z stay contiguous. Densities
         # of one's own need not broadcast.
         value = value.movedim(-2, 0).contiguous()

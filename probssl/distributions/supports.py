@@ -21,6 +21,7 @@ from torch.distributions import (
 __all__ = [
     "MOST_STATES",
     "alike",
+    "dimensions",
     "from_real",
     "in_words",
     "is_real",
@@ -122,6 +123,47 @@ def alike(content: Distribution, views: Distribution) -> bool:
     ours, theirs = support_of(content), support_of(views)
     same = is_real(ours) or str(ours) == str(theirs)
     return content.event_shape == views.event_shape and same
+
+
+class _Only(TorchDistribution):
+    """A distribution of event shape (1,) as that of the number, batch (\\*batch, 1)."""
+
+    arg_constraints = {}
+
+    def __init__(self, vector: Any) -> None:
+        self.vector = vector
+        batch = vector.batch_shape + vector.event_shape
+        super().__init__(batch, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        support: Any = support_of(self.vector)
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        return support
+
+    @property
+    def mean(self) -> Tensor:
+        mean: Tensor = self.vector.mean
+        return mean
+
+    @property
+    def variance(self) -> Tensor:
+        variance: Tensor = self.vector.variance
+        return variance
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob: Tensor = self.vector.log_prob(value)
+        return log_prob.unsqueeze(-1)
+
+
+def dimensions(distribution: Distribution) -> Any:
+    """The distributions of the dimensions, batch (\\*batch, dim); None if dependent."""
+    if isinstance(distribution, Independent):
+        axes, base = distribution.reinterpreted_batch_ndims, distribution.base_dist
+        if axes == 1 and not base.event_shape:
+            return base
+    return _Only(distribution) if distribution.event_shape == (1,) else None
 
 
 def from_real(distribution: Distribution) -> Transform:

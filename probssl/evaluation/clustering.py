@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..arguments import typed, whole
-from ..arrays import Array, class_labels, classes, representations
+from ..arrays import Array, classes, representations
+from ..arrays import labels as each_label
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -80,11 +81,8 @@ def matched_accuracy(
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics.cluster import contingency_matrix
 
-    y, c = class_labels(labels), class_labels(assigned, "assigned")
-    if y.ndim != 1 or y.shape != c.shape:
-        raise ValueError(
-            f"expected a cluster and a label of each item, got {c.shape} and {y.shape}"
-        )
+    y = each_label(labels, None)
+    c = each_label(assigned, len(y), "assigned")
     together = contingency_matrix(y, c)
     matching = linear_sum_assignment(together, maximize=True)
     return float(together[matching].sum() / together.sum())

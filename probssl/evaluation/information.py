@@ -45,7 +45,7 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
         On Variational Bounds of Mutual Information (Poole et al., 2019)
         https://arxiv.org/abs/1905.06922
     """
-    a, b = (normalised(z) for z in _pairs(a, b))
+    a, b = (normalised(z) for z in representations(*_pairs(a, b)))
     n = len(a)
     matched, square = np.square(a - b).sum(1), _squares(a, b)
     typical = square.mean()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from numpy.random import Generator
 from tqdm import tqdm
 
-from ..arguments import between, choice, whole
+from ..arguments import between, choice, having, whole
 from .decomposition import discrete
 
 __all__ = ["BAR_DELAY", "Classifier", "Clusters", "Codes", "Estimator", "Sample"]
@@ -83,6 +83,10 @@ class Classifier(NamedTuple):
         from sklearn.model_selection import StratifiedKFold
 
         choice("measure", self.measure, ("i_min", "mmi"), "Clusters has others")
+        if self.model is not None:
+            kind = "a classifier of scikit-learn with fit and predict_proba"
+            for name in ("fit", "predict_proba"):
+                having("model", self.model, name, kind, "as SVC(probability=True) has")
         fewest = int(np.bincount(target).min())
         hint = (
             f"the smallest class has {fewest} items: take fewer folds, or leave out "

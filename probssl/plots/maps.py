@@ -169,15 +169,16 @@ def _points(
     if labels is None:
         panel.scatter(xy[:, 0], xy[:, 1], size, COLOURS[0], alpha=0.6, linewidths=0)
         return to_rgba_array([COLOURS[0]] * len(xy))
+    found: Any = labels
     if not (hasattr(labels, "isna") or isinstance(labels, np.ma.MaskedArray)):
-        words = isinstance(labels, list | tuple)  # None stands for no label
-        labels = list(labels) if words else plain(gate(labels, "labels", words=True))
-    values = Series(labels)
-    if values.shape != (len(xy),):
+        found = plain(gate(labels, "labels", words=True))
+    if found.shape != (len(xy),):
         raise ValueError(
-            f"expected one label for each of the {len(xy)} items, got {values.shape}; "
-            "pass the labels of the same rows"
+            f"expected one label for each of the {len(xy)} items, got shape "
+            f"{found.shape}; pass the labels of the same rows, (n,)"
         )
+    # pandas finds the type of what is listed; None stands for no label.
+    values = Series(found.tolist() if found.dtype == object else found)
     values = values.reset_index(drop=True)
     known = values.notna().to_numpy()
     colours = to_rgba_array([UNLABELLED] * len(xy))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..arguments import choice, typed, whole
-from ..arrays import plain
+from ..arrays import finite, plain
 from ..data.batches import Loadable
 from ..joint import Joint
 from ..nn.base import called, is_rows, output_error
@@ -71,8 +71,22 @@ def embed(
 
     Raises:
         TypeError: If the data have an unknown type.
-        ValueError: If there is no such layer, or q(z|x) has no standard deviation.
+        ValueError: If there is no such layer, q(z|x) has no standard deviation, or the
+            encoder returns NaN or infinity.
     """
+    found = embedded(objective, data, layer, return_std, batch_size)
+    finite(found[0], "z")
+    return (found[0], found[1]) if return_std else found[0]
+
+
+def embedded(
+    objective: nn.Module,
+    data: Loadable,
+    layer: str = "backbone",
+    return_std: bool = False,
+    batch_size: int = 1024,
+) -> tuple[np.ndarray, ...]:
+    """z, and its standard deviation where asked for, whatever the values."""
     content = _content_dim(objective) if layer == "content" else None
     if content is not None:
         projected = getattr(objective, "projector", None) is not None
@@ -90,7 +104,7 @@ def embed(
             if joint is not None:
                 deviations.append(plain(_deviation(joint, x)))
     z = np.concatenate(means)[:, :content]
-    return (z, np.concatenate(deviations)[:, :content]) if return_std else z
+    return (z, np.concatenate(deviations)[:, :content]) if return_std else (z,)
 
 
 @typed

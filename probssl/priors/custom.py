@@ -15,12 +15,12 @@ from pyro.distributions import (
     validation_enabled,
 )
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, biject_to
+from torch.distributions import Distribution, biject_to
 from torch.nn.functional import normalize
 
 from ..arguments import instance
 from ..distributions.content import ContentPosterior, Integral, SharedContent
-from ..distributions.supports import alike, is_sphere, states_of, support_of
+from ..distributions.supports import alike, dimensions, is_sphere, states_of, support_of
 from ..hyper import Positive, mapped, random_in
 from ..special import effective_sample_size
 from .base import Drawn, Pairs, Points, Present, Prior, Views, check_dim
@@ -29,6 +29,7 @@ from .integrals import Enumeration, ImportanceSampling, Quadrature, poor
 __all__ = ["Custom"]
 
 RESERVED = {"x", "y", "z", "item", "views", "present", "component", "particles"}
+MASS_ERROR = 0.05  # nats: of p(y) by quadrature, without views to narrow it
 KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
 
 Conditional = Callable[..., TorchDistribution]
@@ -77,6 +78,7 @@ class Custom(Prior):
 
     one: Tensor
     watched: Tensor
+    integral: Integral
 
     def __init__(
         self,
@@ -111,14 +113,22 @@ class Custom(Prior):
             self.discrete = support_of(content).is_discrete
             self.factorised = _is_factorised(given, content, y)
             self.alike = not self.discrete and alike(content, self._example)
-        if integral is None:
-            integral = self._default_integral()
-        self.integral = integral
+            self.integral = integral or self._default_integral(given(y))
 
-    def _default_integral(self) -> Integral:
+    def _default_integral(self, views: TorchDistribution) -> Integral:
         if self.discrete:
             return Enumeration(self.factorised)
-        return Quadrature() if self.factorised else ImportanceSampling()
+        self.integral = Quadrature()
+        found = self.factorised and self._mass_is_found(views)
+        return self.integral if found else ImportanceSampling()
+
+    @torch.no_grad()
+    def _mass_is_found(self, views: TorchDistribution) -> bool:
+        """Whether the rule integrates p(y) to one, around z of any of its parts."""
+        z = views.sample()
+        none = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
+        log_mass = self(1, present=none).nodes(z)[1].logsumexp(0)
+        return bool((log_mass.abs() < MASS_ERROR).all())
 
     def _shown(self) -> list[str]:
         parts = {"conditional": self.conditional, "y_prior": self.y_prior}
@@ -496,12 +506,12 @@ def _is_factorised(
     with validation_enabled(False):
         z = example.sample()
         # Of the shape of `moved`, since rounding may differ between shapes.
-        before = conditional(y[0].repeat(dim, 1)).base_dist.log_prob(z)
+        before = dimensions(conditional(y[0].repeat(dim, 1))).log_prob(z)
         itself = torch.eye(dim, dtype=torch.bool, device=y.device)
         for other in (*y[1:], torch.full_like(y[0], torch.nan)):
             moved = torch.where(itself, other, y[0])
             try:
-                after = conditional(moved).base_dist.log_prob(z)
+                after = dimensions(conditional(moved)).log_prob(z)
             except (IndexError, RuntimeError):  # y is an index
                 return False
             if not bool(((after == before) | itself).all()):
@@ -510,8 +520,6 @@ def _is_factorised(
 
 
 def _is_product(distribution: Distribution) -> bool:
-    return (
-        isinstance(distribution, Independent)
-        and distribution.reinterpreted_batch_ndims == 1
-        and not distribution.base_dist.event_shape
-    )
+    """Whether it is one of independent numbers, or of one number."""
+    each = dimensions(distribution)
+    return each is not None and support_of(each).event_dim == 0

@@ -23,7 +23,13 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from ..arguments import at_least, whole
 from ..distributions._base import Views
 from ..distributions.content import SharedContent
-from ..distributions.supports import from_real, states_of, support_of
+from ..distributions.supports import (
+    dimensions,
+    from_real,
+    is_real,
+    states_of,
+    support_of,
+)
 from ..special import effective_sample_size
 from ._proposal import ModeMixture
 
@@ -92,7 +98,7 @@ class Quadrature:
                 "as dist.Laplace(y, 0.3).to_event(1), or sample y: "
                 "Custom(…, integral=ps.priors.ImportanceSampling())"
             )
-        base = views.content.base_dist
+        base = dimensions(views.content)
         transform = from_real(base)
 
         def log_density(u: Tensor) -> Tensor:
@@ -108,6 +114,12 @@ class Quadrature:
         width = right - left
         u = (left + width * place).flatten(0, 1)
         log_weight = (width.log() + weight.log()).flatten(0, 1)
+        if not is_real(support_of(base)):
+            # Where y rounds to an end of the support its density may be infinite.
+            with torch.no_grad():
+                ends = ~base.log_prob(transform(u)).isfinite()
+            u = torch.where(ends, centre[0], u)
+            log_weight = log_weight.masked_fill(ends, -math.inf)
         return transform(u), log_density(u) + log_weight
 
     @torch.no_grad()
@@ -190,8 +202,8 @@ def _highest_panels(
 
 
 def _finite(log_value: Tensor) -> Tensor:
-    """The log-density, with −∞ in place of NaN."""
-    return log_value.nan_to_num(-math.inf, math.inf, -math.inf)
+    """The log-density, with −∞ for NaN, and for ∞ at a single point, without mass."""
+    return log_value.nan_to_num(-math.inf, -math.inf, -math.inf)
 
 
 def _peak(log_density: LogDensity, places: Tensor) -> Tensor:
@@ -243,8 +255,11 @@ def _ends_of_components(
     base: TorchDistribution, transform: Transform, like: Tensor
 ) -> list[Tensor]:
     """Ends of panels around components of p(y) that are narrow or have heavy tails."""
+    base = getattr(base, "vector", base)
     mixture = isinstance(base, MixtureSameFamily)
     parts: Any = base.component_distribution if mixture else base
+    axis = -1 - len(parts.event_shape)  # of the components
+    parts = dimensions(parts) if parts.event_shape else parts
     try:
         if isinstance(parts, StudentT | Cauchy):
             loc, scale, offsets = parts.loc, parts.scale, TAIL_OFFSETS
@@ -255,7 +270,7 @@ def _ends_of_components(
     except NotImplementedError:
         return []
     loc, scale = (
-        each.movedim(-1, 0) if mixture else each[None] for each in (loc, scale)
+        each.movedim(axis, 0) if mixture else each[None] for each in (loc, scale)
     )
     ends = torch.cat([loc + offset * scale for offset in offsets])
     ends = transform.inv(ends).nan_to_num(0.0, 0.0, 0.0)
