@@ -136,7 +136,8 @@ def _kinds(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, _
                 hint = eval(hint, function.__globals__)
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         kind = None if variable else _kind(hint)
-        kind = _SEED if name == "seed" and kind is not None else kind
+        if name == "seed" and kind is not None:
+            kind = _OPTIONAL_SEED if kind.fits(None) else _SEED
         if kind is not None and hint is not parameter.empty:
             found[name] = kind
     return signature, found
@@ -286,6 +287,10 @@ _SEED = _Kind(
     lambda value: _is_whole(value) and 0 <= _index(value) < 2**32,
     ValueError,
     whole=True,
+)
+_OPTIONAL_SEED = _SEED._replace(
+    words=f"{_SEED.words} or None",
+    fits=lambda value: value is None or _SEED.fits(value),
 )
 
 

@@ -601,6 +601,10 @@ MISTAKES = {
         lambda: ps.data.Split(X).take(50),
         "n as a whole number from 1 to 40, got 50; there are no more items here",
     ),
+    "a seed below 0": (
+        lambda: ps.data.Split(X).take(5, seed=-1),
+        "seed as a whole number from 0 to 4294967295 or None, got -1",
+    ),
     "a row that is no list of rows": (
         lambda: ps.data.Split(X).rows(3),
         r"row numbers \(m,\).* got torch.int64 of shape \(\); give \[3\] for row 3",

@@ -15,7 +15,7 @@ from pyro.distributions import (
     validation_enabled,
 )
 from torch import Tensor, nn
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution, Independent, biject_to
 from torch.nn.functional import normalize
 
 from ..arguments import instance
@@ -118,14 +118,16 @@ class Custom(Prior):
     def _default_integral(self, views: TorchDistribution) -> Integral:
         if self.discrete:
             return Enumeration(self.factorised)
-        self.integral = Quadrature()
-        found = self.factorised and self._mass_is_found(views)
-        return self.integral if found else ImportanceSampling()
+        if self.factorised and self._mass_is_found(views):
+            return Quadrature()
+        return ImportanceSampling()
 
     @torch.no_grad()
     def _mass_is_found(self, views: TorchDistribution) -> bool:
-        """Whether the rule integrates p(y) to one, around z of any of its parts."""
-        z = views.sample()
+        """Whether quadrature integrates p(y) to one; of `Independent` not examined."""
+        if isinstance(self.content(), Independent):
+            return True
+        self.integral, z = Quadrature().finer(), views.sample()
         none = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
         log_mass = self(1, present=none).nodes(z)[1].logsumexp(0)
         return bool((log_mass.abs() < MASS_ERROR).all())

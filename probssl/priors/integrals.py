@@ -255,9 +255,9 @@ def _ends_of_components(
     base: TorchDistribution, transform: Transform, like: Tensor
 ) -> list[Tensor]:
     """Ends of panels around components of p(y) that are narrow or have heavy tails."""
-    base = getattr(base, "vector", base)
-    mixture = isinstance(base, MixtureSameFamily)
-    parts: Any = base.component_distribution if mixture else base
+    whole: Any = getattr(base, "vector", base)
+    mixture = isinstance(whole, MixtureSameFamily)
+    parts: Any = whole.component_distribution if mixture else base
     axis = -1 - len(parts.event_shape)  # of the components
     parts = dimensions(parts) if parts.event_shape else parts
     try:
