@@ -89,7 +89,9 @@ def test_take_is_a_fixed_random_subset_or_the_first_items():
     assert torch.equal(split.take(20, seed=None).labels, torch.arange(20))
     assert data.Split(split.images).take(3).labels is None
     for n in (0, 51):
-        with pytest.raises(ValueError, match=f"1 to the 50 items here, got {n}"):
+        with pytest.raises(
+            ValueError, match=f"n as a whole number from 1 to 50, got {n}"
+        ):
             split.take(n)
 
 

@@ -630,14 +630,6 @@ MISTAKES = {
         lambda: ps.data.Split(3.0),
         r"images \(n, …\), a row for each item, got one number",
     ),
-    "names that are a number": (
-        lambda: ps.data.Split(X, classes=3),
-        "classes as a sequence, each a string or None, got 3",
-    ),
-    "one string of names": (
-        lambda: ps.data.Groups(PAIRS, classes="ab"),
-        "classes as a sequence, each a string or None, got 'ab'",
-    ),
     "a seed that is a word": (
         lambda: ps.data.digits("a"),
         "seed as a whole number from 0",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from ..arguments import check_types, typed, whole
+from ..arguments import typed, whole
 from ..arrays import Array, gate, tensor, whole_numbers
 from ..arrays import labels as class_names
 
@@ -23,7 +23,6 @@ class Rows:
     """Tensors with one row for each item; `len` is the number of items."""
 
     def __post_init__(self) -> None:
-        check_types(type(self).__init__, self, **vars(self))
         lengths = []
         for i, (name, value) in enumerate(self._columns.items()):
             if value is None and i:
