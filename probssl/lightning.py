@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_map_only
 from .data.batches import Views
 from .runtime.distributed import world_size
 from .runtime.randomness import order_generator, same_randomness
-from .terms import Batch, Terms
+from .terms import Batch, HeldOut, Terms
 from .train.batches import accepted, loaded
 from .train.history import Tally
 from .train.prepare import (
@@ -208,7 +208,7 @@ class Module(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the terms."""
-        self._terms(batch, self._held_out)
+        self._terms(HeldOut(*batch), self._held_out)
 
     def on_validation_epoch_end(self) -> None:
         """Log the value and the terms as ``valid_…``."""

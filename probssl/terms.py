@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Terms", "check_batch", "check_rows", "check_terms"]
+__all__ = ["Batch", "HeldOut", "Terms", "check_batch", "check_rows", "check_terms"]
 
 
 class Batch(NamedTuple):
@@ -76,6 +76,20 @@ class Batch(NamedTuple):
         return self.parts[0]
 
 
+class HeldOut(Batch):
+    """A batch of validation items, which have no rows in the training set."""
+
+    __slots__ = ()
+
+    @property
+    def index(self) -> Tensor:  # type: ignore[override]
+        raise ValueError(
+            "expected no validation data for an objective that reads Batch.index, the "
+            "row of a training item, got other items; leave valid out, and measure "
+            "them in on_epoch, by ps.embed(objective, held_out)"
+        )
+
+
 class Terms(NamedTuple):
     """The terms of an objective, weights applied: the loss is minus their sum.
 
@@ -108,8 +122,17 @@ def check_batch(batch: object) -> None:
         )
 
 
-def check_rows(batch: Batch, items: int) -> None:
-    """Raise a ValueError if `index` is None or has rows outside 0 to items - 1."""
+def check_rows(batch: Batch, items: int, population: Tensor | None) -> None:
+    """Raise a ValueError if `index` is None or has rows outside 0 to items - 1.
+
+    Arguments:
+        population: The number of items in the data set, if known.
+    """
+    if population is not None and population != items:
+        raise ValueError(
+            f"expected the {items} items that the objective was built with, got "
+            f"{int(population)}; build it with items=len(data)"
+        )
     low, high = int(batch.rows.min()), int(batch.rows.max())
     if low < 0 or high >= items:
         raise ValueError(

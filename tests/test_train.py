@@ -26,9 +26,10 @@ from torch.optim.lr_scheduler import (
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from probssl import limits
 from probssl.data import Dataset as Sets
 from probssl.data import Groups, Split
-from probssl.limits import InstanceDiscrimination
+from probssl.nn import MLPEncoder
 from probssl.priors import Gaussian
 from probssl.terms import Batch, Terms
 from probssl.train import History, Step, steps
@@ -202,7 +203,9 @@ def test_accumulated_batches_make_the_step_of_the_whole_batch(make):
 
 def test_accumulated_batches_write_all_their_rows_of_a_bank():
     data, found = points(12, torch.float64)[:, None], []
-    whole, parts = twins(lambda: InstanceDiscrimination(nn.Linear(DIM, 3), 12, dim=3))
+    whole, parts = twins(
+        lambda: limits.InstanceDiscrimination(nn.Linear(DIM, 3), 12, dim=3)
+    )
     for objective, sizes in ((whole, [12]), (parts, [5, 4, 3])):
         step = Step(objective, torch.optim.SGD(objective.parameters(), lr=0.1))
         rows = torch.arange(12).split(sizes)
@@ -333,7 +336,7 @@ def test_a_loader_gives_what_the_tensor_would(kind):
     objective = Recorder()
     history = fit(objective, loader, valid=loader, epochs=2)
     assert history["step"].tolist() == [4, 8]
-    for first in (0, 4, 8):  # an epoch, its validation, the next epoch
+    for first in (1, 5, 9):  # after a rehearsal an epoch, its validation, an epoch
         seen = torch.cat([b.views[:, 0] for b in objective.seen[first : first + 4]])
         assert_close(seen.sort(0).values, BYTES / 255, rtol=0, atol=0)
 
@@ -425,6 +428,90 @@ def test_validation_draws_the_same_views_every_time():
     still = {"epochs": 3, "learning_rate": 1e-30}
     history = fit(Autoencoder(), points(), views=noisy, valid=points(9), **still)
     assert len(set(history["valid_value"])) == 1 and len(set(history["value"])) == 3
+
+
+def of_rows(name: str) -> nn.Module:
+    """An objective with a direction, a label or a parameter for each of 30 items."""
+
+    class Table(limits.JointEmbedding):
+        def __init__(self, encoder: nn.Module) -> None:
+            super().__init__(encoder)
+            self.table = nn.Parameter(torch.randn(30, 1, 2))
+
+        def value(self, z: Tensor, batch: Batch) -> Terms:
+            return Terms(alignment=-(z - self.table[batch.index]).square().mean())
+
+    encoder = MLPEncoder((DIM,), 2, hidden=(8,))
+    built = {
+        "clusters": lambda: limits.DeepClustering(encoder, 3, 30),
+        "bank": lambda: limits.InstanceDiscrimination(encoder, 30),
+        "pid": lambda: limits.PID(limits.SimCLR(encoder), 3, 30),
+        "extension": lambda: limits.DSA(
+            limits.InstanceDiscrimination(encoder, 30), neighbours=2
+        ),
+        "own": lambda: Table(encoder),
+    }
+    return built[name]()
+
+
+ROWS = "clusters", "bank", "pid", "extension", "own"
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("count", [9, 31])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_objectives_of_training_rows_refuse_validation_at_the_start(
+    name, count, loaded, tmp_path
+):
+    data, valid = Groups(noisy(points(30))), Groups(noisy(points(count)))
+    if loaded:  # which may number its items itself
+        valid = DataLoader([Batch(valid.views, index=torch.arange(count))], None)
+    options = {"epochs": 1, "checkpoint": tmp_path / "run"}
+    with pytest.raises(ValueError, match="no validation data .* in on_epoch") as info:
+        fit(of_rows(name), data, valid=valid, **options)
+    assert info.value.__notes__ == ["in the validation data"]
+    assert len(fit(of_rows(name), data, **options)) == 1  # nothing was written
+
+
+@pytest.mark.parametrize("name", ["clusters", "bank", "pid"])
+@pytest.mark.parametrize("items", [29, 31])
+def test_objectives_of_training_rows_have_as_many_as_the_data(name, items):
+    with pytest.raises(ValueError, match=f"the 30 items .*, got {items}; .*len.data"):
+        fit(of_rows(name), points(items), views=noisy, epochs=1)
+
+
+def test_what_cannot_be_validated_is_said_before_training():
+    objective = limits.SimCLR(MLPEncoder((DIM,), 2, hidden=(8,)))
+    before = objective.encoder.state_dict()
+    few = DataLoader(points(9), 8)
+    wanted = {
+        "at least 2 items with .* got 1 with 2; give more items": points(1),
+        "two items in every batch for SimCLR, got 9 .*drop_last=True": few,
+        f"{DIM + 1}": torch.randn(9, DIM + 1),
+    }
+    for words, valid in wanted.items():
+        with pytest.raises(Exception, match=words) as info:
+            fit(objective, points(), views=noisy, valid=valid, epochs=1)
+        assert info.value.__notes__ == ["in the validation data"]
+    assert all(
+        map(torch.equal, before.values(), objective.encoder.state_dict().values())
+    )
+
+
+def test_a_last_batch_of_one_item_is_refused_where_items_are_compared():
+    for objective in (of_rows("pid"), limits.VICReg(nn.Linear(DIM, 2))):
+        with pytest.raises(ValueError, match=r"two items .*31 items.*drop_last=True"):
+            fit(objective, DataLoader(points(31), 10), views=noisy)
+    fit(of_rows("bank"), points(30), views=noisy, epochs=1, batch_size=29)
+
+
+def test_rehearsing_a_validation_leaves_the_order_of_its_loader():
+    order = torch.Generator().manual_seed(0)
+    valid = DataLoader(points(9), 4, shuffle=True, generator=order)
+    seen = Recorder()
+    fit(seen, points(8), valid=valid, epochs=1)
+    first = seen.seen[0].views[:, 0]
+    assert_close(first, seen.seen[2].views[:, 0], rtol=0, atol=0)
 
 
 def test_validation_is_in_evaluation_mode_and_without_gradients():

@@ -145,10 +145,12 @@ class JointEmbedding(nn.Module):
         check_batch(batch)
         items, views = batch.shape
         if min(batch.shape) < self.least:
+            sampler = "give fit a view sampler, such as views=ps.views.Augment()"
+            hints = [sampler] * (views < self.least)
+            hints += ["give more items in every batch"] * (items < self.least)
             raise ValueError(
                 f"expected at least {self.least} items with at least {self.least} "
-                f"views each, got {items} with {views}; give fit a view sampler, such "
-                "as views=ps.views.Augment(), and a larger batch"
+                f"views each, got {items} with {views}; {', and '.join(hints)}"
             )
         check_only_views(self, batch)
 
@@ -214,6 +216,11 @@ class Extension(nn.Module):
     def projector(self) -> nn.Module | None:
         """That of the base."""
         return self.base.projector
+
+    @property
+    def least(self) -> int:
+        """That of the base."""
+        return self.base.least
 
     def represent(
         self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"

@@ -73,6 +73,7 @@ class DeepClustering(Clustered):
     least = 1
     assignment: Tensor
     weight: Tensor
+    population: Tensor | None
 
     def __init__(
         self,
@@ -95,6 +96,8 @@ class DeepClustering(Clustered):
         start = torch.arange(items)[torch.randperm(items)] % components
         self.register_buffer("assignment", start)
         self.register_buffer("weight", self._weights(start))
+        # The number of items in the data set of `fit`, to be compared with `items`.
+        self.register_buffer("population", None)
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         index = gather(batch.rows)
@@ -132,7 +135,7 @@ class DeepClustering(Clustered):
     def check(self, batch: Batch) -> None:
         """Raise an error if rows are unknown or out of range, or views are absent."""
         super().check(batch)
-        check_rows(batch, self.items)
+        check_rows(batch, self.items, self.population)
 
     def _weights(self, assignment: Int[Tensor, " item"]) -> Float[Tensor, " component"]:
         sizes = torch.bincount(assignment, minlength=self.components)

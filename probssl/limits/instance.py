@@ -71,6 +71,7 @@ class InstanceDiscrimination(PriorEmbedding):
     least = 1
     bank: Tensor
     momentum: Tensor
+    population: Tensor | None
 
     def __init__(
         self,
@@ -91,6 +92,8 @@ class InstanceDiscrimination(PriorEmbedding):
         register_varying(self, "momentum", momentum)
         directions = torch.randn(items, dim_of(encoder, projector, dim))
         self.register_buffer("bank", normalize(directions, dim=-1))
+        # The number of items in the data set of `fit`, to be compared with `items`.
+        self.register_buffer("population", None)
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         index = gather(batch.rows)
@@ -119,4 +122,4 @@ class InstanceDiscrimination(PriorEmbedding):
     def check(self, batch: Batch) -> None:
         """Raise an error if rows are unknown or not in the bank."""
         super().check(batch)
-        check_rows(batch, self.items)
+        check_rows(batch, self.items, self.population)

@@ -197,12 +197,7 @@ class PID(Extension):
     def check(self, batch: Batch) -> None:
         """Raise an error if the base cannot take the batch, or items are not known."""
         super().check(batch)
-        check_rows(batch, self.items)
-        if self.population is not None and self.population != self.items:
-            raise ValueError(
-                f"expected the {self.items} items that the objective was built with, "
-                f"got {int(self.population)}; build it with items=len(data)"
-            )
+        check_rows(batch, self.items, self.population)
 
     def _logits(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch k"]:
         if z.shape[-1] != self.classifier.in_features:

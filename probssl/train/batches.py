@@ -47,7 +47,8 @@ class Stored:
     ) -> None:
         self.items, self.count, self.batch_size = items, len(items), batch_size
         self.order, self.streamed = order, streamed
-        self.place = torch.device("cpu") if streamed else items.target.device
+        self.target = items.target
+        self.place = torch.device("cpu") if streamed else self.target.device
         if not streamed:
             items.settle()
 
@@ -81,11 +82,11 @@ class Stored:
     def _loads(self, parts: Iterable[Int[Tensor, " batch"]]) -> Iterator[Any]:
         if not self.streamed:
             return iter(parts)
-        return moved(made_ahead(self._taken, parts), self.items.target)
+        return moved(made_ahead(self._taken, parts), self.target)
 
     def _taken(self, rows: Int[Tensor, " batch"]) -> Batch:
         taken = self.items.take(rows)
-        if self.items.target.device.type != "cuda":
+        if self.target.device.type != "cuda":
             return taken
         return tree_map_only(Tensor, Tensor.pin_memory, taken)
 
@@ -112,18 +113,24 @@ class Loaded:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def check_last(self, objective: nn.Module) -> None:
-        """Raise a ValueError if batch norm will get a last batch of a single item."""
+    def check_last(self, objective: nn.Module, training: bool = True) -> None:
+        """Raise a ValueError for a last batch of one item, where that is too few.
+
+        It is for objectives that compare items and, in training, for batch norm.
+        """
         size = self.loader.batch_size
         if self.count is None or size in (None, 1) or self.loader.drop_last:
             return
         assert size is not None
         alone = len(self.sampler if isinstance(self.sampler, Sized) else ()) % size == 1
-        if alone and any(isinstance(m, _BatchNorm) for m in objective.modules()):
+        norm = any(isinstance(m, _BatchNorm) for m in objective.modules())
+        compared = getattr(objective, "least", 1) == 2
+        if alone and (compared or (norm and training)):
+            what = type(objective).__name__ if compared else "batch norm"
             raise ValueError(
-                f"expected at least two items in every batch for batch norm, got "
+                f"expected at least two items in every batch for {what}, got "
                 f"{self.count} items in batches of {size}, the last of one item; pass "
-                "drop_last=True to the DataLoader"
+                "drop_last=True to the DataLoader, or another batch_size"
             )
 
     def epoch(self, number: int = 1) -> Iterator[Any]:

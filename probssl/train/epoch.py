@@ -7,24 +7,26 @@ synchronises with the host.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ..runtime.denormals import flushed
 from ..runtime.distributed import any_rank, broadcast, single_process
-from ..runtime.precision import lowered
+from ..runtime.precision import Precision, lowered
 from ..runtime.randomness import random_state, same_randomness, set_random_state
-from ..terms import Terms
-from .batches import Source
+from ..terms import HeldOut, Terms
+from .batches import Loaded, Source
 from .history import Row, Tally
 from .prepare import labelled_share
 from .steps import Step, mutable_state
 
-__all__ = ["Progress", "remarks", "train_epoch", "validate"]
+__all__ = ["Progress", "Validation", "remarks", "train_epoch"]
 
 SECONDS_PER_READING = 0.25  # of the terms, each of which synchronises with the host
 
@@ -76,27 +78,77 @@ def train_epoch(
     return stop
 
 
-@torch.no_grad()
-def validate(step: Step, data: Source, seed: int) -> Row:
+@contextmanager
+def _noted(where: str) -> Iterator[None]:
+    """Add to an error where it came up."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where)
+        raise
+
+
+class Validation:
     """The mean terms over all items, in evaluation mode, with a fixed seed.
 
     With the same random numbers each time, epochs are comparable, and the random state
-    of training is unchanged. Every rank measures all items by itself.
+    of training is unchanged. Every rank measures all items by itself. The batches are
+    `HeldOut`, without rows in the training set.
+
+    Arguments:
+        order: The generator whose seed it takes.
     """
-    tally, device = Tally(), step.device
-    with (
-        same_randomness(seed, device),
-        step.precision.active(device),
-        single_process(),
-        labelled_share(step.objective, data.content),
-    ):
-        for load in data.sweep():
-            batch = data.batch(load)
-            tally.add(lowered(step.objective, batch), batch.shape[0])
-    row = {f"valid_{name}": value for name, value in tally.mean().items()}
-    if tally.broken is not None:
-        logger.warning("in validation, %s", tally.broken)
-    return row
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        data: Source,
+        precision: Precision,
+        order: torch.Generator,
+    ) -> None:
+        self.objective, self.data = objective, data
+        self.precision, self.order = precision, order
+
+    @_noted("in the validation data")
+    def __call__(self) -> Row:
+        """The row of an epoch."""
+        tally = self._measured()
+        row = {f"valid_{name}": value for name, value in tally.mean().items()}
+        if tally.broken is not None:
+            logger.warning("in validation, %s", tally.broken)
+        return row
+
+    @_noted("in the validation data")
+    def rehearse(self) -> None:
+        """Measure the first batch: what cannot be measured is refused before training.
+
+        A DataLoader of a stream is left alone, since it may not be read twice.
+        """
+        if isinstance(self.data, Loaded):
+            if isinstance(self.data.loader.dataset, IterableDataset):
+                return
+            self.data.check_last(self.objective, training=False)
+        self.objective.eval()
+        before = self.data.order.get_state()
+        self._measured(batches=1)
+        self.data.order.set_state(before)
+
+    @torch.no_grad()
+    def _measured(self, batches: int | None = None) -> Tally:
+        tally, data, device = Tally(), self.data, self.data.target.device
+        check = getattr(self.objective, "check", None) if batches else None
+        with (
+            same_randomness(self.order.initial_seed(), device),
+            self.precision.active(device),
+            single_process(),
+            labelled_share(self.objective, data.content),
+        ):
+            for load in islice(data.sweep(), batches):
+                batch = HeldOut(*data.batch(load))
+                if check is not None:
+                    check(batch)
+                tally.add(lowered(self.objective, batch), batch.shape[0])
+        return tally
 
 
 def remarks(objective: nn.Module, remarked: set[int]) -> None:

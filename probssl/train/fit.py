@@ -28,7 +28,7 @@ from ..runtime.randomness import order_generator
 from ..terms import Terms
 from .batches import Data, Loaded, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
-from .epoch import Progress, remarks, train_epoch, validate
+from .epoch import Progress, Validation, remarks, train_epoch
 from .history import History, Row, Tally
 from .prepare import (
     ContentCheck,
@@ -122,7 +122,9 @@ def fit(
             has no contents, unless its data are Groups with contents.
         valid: Validation data, measured after every epoch on all items, with the same
             views and the same random numbers every time. They do not change the random
-            numbers of training.
+            numbers of training. Their first batch is measured before training, too, so
+            that what cannot be measured is refused. Objectives that keep something for
+            each training item, by `Batch.index`, take none.
         batch_size: The number of items of a batch over all ranks; None means 128. A
             DataLoader has its own batch size, for each rank.
         optimizer: An optimiser, or a function that makes one from the trainable
@@ -218,6 +220,10 @@ def fit(
         check_contents(objective, held_out.content)
     settle(objective, target.device, train.count, train.content)
     broadcast([*objective.parameters(), *objective.buffers()])
+    validate = None
+    if held_out is not None:
+        validate = Validation(objective, held_out, numbers, train.order)
+        validate.rehearse()
 
     optimizer = prepared_optimizer(optimizer, objective, learning_rate)
     scheduler = prepared_scheduler(scheduler, optimizer)
@@ -251,8 +257,8 @@ def fit(
             stop = train_epoch(step, groups, tally, bar, on_step)
             remarks(objective, remarked)
             row = {"epoch": epoch, "step": step.count} | tally.mean()
-            if held_out is not None:
-                row |= validate(step, held_out, train.order.initial_seed())
+            if validate is not None:
+                row |= validate()
             row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
             stop |= on_epoch is not None and any_rank(bool(on_epoch(epoch, row)))
             folder.save(run, best=run.finish(row, step.count))
