@@ -550,6 +550,51 @@ def test_patience_ends_the_fit_and_brings_the_best_epoch_back(patience):
     assert_close(objective.state_dict(), kept[2], rtol=0, atol=0)
 
 
+def test_a_probe_may_be_rarer_than_epochs(caplog):
+    def probe(epoch: int, row: dict[str, float]) -> None:
+        if epoch % 2 == 0:
+            row["knn"] = 1 / epoch
+
+    watch = {"on_epoch": probe, "monitor": "knn"}
+    history = fit(Autoencoder(), points(), epochs=9, patience=4, **watch)
+    assert len(history) == 6 and np.isnan(history["knn"][::2]).all()
+    assert "the row of epoch 1 has no 'knn'" in caplog.text
+    for options in ({"patience": 1}, {"patience": 9, "epochs": 1}):
+        with pytest.raises(ValueError, match="one of .*'value'.*, got 'knn'"):
+            fit(Autoencoder(), points(), **{"epochs": 3} | options, **watch)
+
+
+RETURNED = {"row": {"value": 1.0}, "number": 1, "text": "", "tensor": torch.ones(2)}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+@pytest.mark.parametrize("callback", ["on_step", "on_epoch"])
+def test_callbacks_return_whether_to_end_or_nothing(callback, name):
+    calls = {callback: lambda *_: RETURNED[name]}
+    with pytest.raises(TypeError, match=f"{callback} to return True.*or None, got"):
+        fit(Autoencoder(), points(), epochs=2, **calls)
+    for ends in (True, np.bool_(True), torch.tensor(True)):
+        assert (
+            len(fit(Autoencoder(), points(), **{callback: lambda *_, e=ends: e})) == 1
+        )
+    for stays in (None, False, np.bool_(False), torch.tensor(False)):
+        calls = {callback: lambda *_, s=stays: s}
+        assert len(fit(Autoencoder(), points(), epochs=2, **calls)) == 2
+
+
+@pytest.mark.parametrize("added", ["hi", "0.5", None, 1j, torch.ones(2), [1.0]])
+def test_on_epoch_adds_numbers(added):
+    with pytest.raises(TypeError, match="on_epoch to add numbers .* under 'note'"):
+        fit(Autoencoder(), points(), on_epoch=lambda _, row: row.update(note=added))
+    with pytest.raises(TypeError, match=r"numbers under strings .* 0.5 under 1"):
+        fit(Autoencoder(), points(), on_epoch=lambda _, row: row.update({1: 0.5}))
+    numbers = {"a": np.float32(2), "b": torch.tensor(2.0), "c": np.int64(2), "d": True}
+    history = fit(
+        Autoencoder(), points(), epochs=1, on_epoch=lambda _, row: row.update(numbers)
+    )
+    assert History.from_json(history.to_json()).rows == history.rows
+
+
 def test_without_patience_the_last_epoch_stays(tmp_path):
     objective, kept = Autoencoder(), {}
 

@@ -182,11 +182,11 @@ def fit_phases(
     def weight(share: float) -> float:
         return 0.0 if share < start else ramp((share - start) / (1 - start))
 
-    def after(epoch: int, row: Row) -> bool:
+    def after(epoch: int, row: Row) -> Any:
         row["phase"] = 1 if epoch <= first else 3
         row["round"] = _assigned(epoch - 1, first, refresh)
         row["weight"] = float(objective.get_buffer("weight"))
-        stop = on_epoch is not None and bool(on_epoch(epoch, row))
+        stop = None if on_epoch is None else on_epoch(epoch, row)
         # Also if it stops here, so that it can be resumed.
         if epoch < epochs and _assigned(epoch, first, refresh) > row["round"]:
             assign_on_all_ranks()

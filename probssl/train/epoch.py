@@ -11,8 +11,9 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from .history import Row, Tally
 from .prepare import labelled_share
 from .steps import Step, mutable_state
 
-__all__ = ["Progress", "Validation", "remarks", "train_epoch"]
+__all__ = ["Progress", "Validation", "ended_by", "remarks", "train_epoch"]
 
 SECONDS_PER_READING = 0.25  # of the terms, each of which synchronises with the host
 
@@ -60,7 +61,7 @@ def train_epoch(
             tally.add(terms, step.items)
             bar.look(tally)
             if on_step is not None:
-                stop = any_rank(bool(on_step(step.count, terms)))
+                stop = any_rank(ended_by("on_step", on_step(step.count, terms)))
                 step.refresh()
                 if stop:
                     break
@@ -149,6 +150,19 @@ class Validation:
                     check(batch)
                 tally.add(lowered(self.objective, batch), batch.shape[0])
         return tally
+
+
+def ended_by(name: str, answer: object) -> bool:
+    """Whether a callback ends the fit, which returns True, False or nothing."""
+    if answer is None or answer is False:
+        return False
+    scalar = isinstance(answer, Tensor) and answer.ndim == 0
+    if isinstance(answer, bool | np.bool_) or (scalar and answer.dtype == torch.bool):
+        return bool(answer)
+    raise TypeError(
+        f"expected {name} to return True, which ends the fit, False or None, got "
+        f"{type(answer).__name__}; let it return nothing, or True to end the fit"
+    )
 
 
 def remarks(objective: nn.Module, remarked: set[int]) -> None:

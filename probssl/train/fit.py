@@ -28,7 +28,7 @@ from ..runtime.randomness import order_generator
 from ..terms import Terms
 from .batches import Data, Loaded, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
-from .epoch import Progress, Validation, remarks, train_epoch
+from .epoch import Progress, Validation, ended_by, remarks, train_epoch
 from .history import History, Row, Tally
 from .prepare import (
     ContentCheck,
@@ -140,7 +140,7 @@ def fit(
         clip: Gradient clipping: the largest Euclidean norm of the gradient.
         monitor: The column of the history that compares epochs for `patience` or
             `checkpoint`, larger is better: ``"valid_value"``, a term, or a column that
-            `on_epoch` adds to the row.
+            `on_epoch` adds to the row. An epoch without it is not the best one.
         patience: Early stopping: the number of epochs without a better one after which
             the fit ends; the objective gets the parameters of the best epoch.
         checkpoint: A folder for ``last.safetensors``, written every `checkpoint_every`
@@ -151,12 +151,12 @@ def fit(
             anew, so that a script can simply be run again after it was killed. If it
             holds more than `epochs` epochs, a warning says so, and none is added.
         on_step: A callback with the number of steps made and the terms of the step,
-            scalars on the device. It may write buffers in place. If it returns a true
-            value, the fit ends with the present epoch cut short.
+            scalars on the device. It may write buffers in place. If it returns True,
+            the fit ends with the present epoch cut short.
         on_epoch: A callback with the number of the epoch and its row of the history, a
             dict of numbers, to which it may add; ``epoch`` and ``step`` must stay as
-            they are. If it returns a true value, the fit ends. Loggers need no more
-            than this::
+            they are. If it returns True, the fit ends. Loggers need no more than
+            this::
 
                 ps.fit(objective, data, on_epoch=lambda epoch, row: wandb.log(row))
         schedules: Numbers that change during the run: for the name of a buffer of the
@@ -247,7 +247,7 @@ def fit(
         precision=numbers,
         count=run.steps,
     )
-    remarked: set[int] = set()  # modules that made a remark
+    stop, remarked = False, set[int]()  # modules that made a remark
     try:
         for epoch in run.remaining(epochs):
             bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
@@ -260,11 +260,14 @@ def fit(
             if validate is not None:
                 row |= validate()
             row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
-            stop |= on_epoch is not None and any_rank(bool(on_epoch(epoch, row)))
+            if on_epoch is not None:
+                stop |= any_rank(ended_by("on_epoch", on_epoch(epoch, row)))
             folder.save(run, best=run.finish(row, step.count))
             if stop:
                 break
         folder.close(run)
+        if not stop:
+            stopping.check(run.history)
     except KeyboardInterrupt:
         if world_size() > 1:  # other ranks may be waiting for this one
             raise

@@ -6,11 +6,13 @@ one always exists. Nothing is pickled: a file can give values, never run code.
 """
 
 import json
+import logging
 import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,8 @@ __all__ = ["Checkpoints", "EarlyStopping", "Run", "read", "write"]
 
 # Format 1 has the random state of a single process.
 FORMATS = ("probssl checkpoint 1", "probssl checkpoint 2")
+logger = logging.getLogger(__name__)
+
 LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
 
 
@@ -72,9 +76,10 @@ class Run:
             steps: The number of steps made.
 
         Raises:
+            TypeError: If `on_epoch` added what is no number.
             ValueError: If `on_epoch` changed the number of the epoch or of the steps.
         """
-        row = {name: x if isinstance(x, int) else float(x) for name, x in row.items()}
+        row = {name: _number(name, x) for name, x in row.items()}
         row = broadcast_object(row)
         for name, count in (("epoch", len(self.history) + 1), ("step", steps)):
             if row.get(name) != count:
@@ -139,8 +144,13 @@ class EarlyStopping:
 
     def improves(self, row: Row, objective: nn.Module) -> bool:
         """Whether this is the best epoch so far; with patience, keep its parameters."""
-        choice("monitor", self.monitor, row, "on_epoch may add it to the row")
-        if not row[self.monitor] > self.value:
+        if self.monitor not in row and row["epoch"] == 1:
+            logger.warning(
+                "the row of epoch 1 has no %r, by which epochs are compared; on_epoch "
+                "may add it to a later one",
+                self.monitor,
+            )
+        if not row.get(self.monitor, math.nan) > self.value:
             return False
         self.value, self.epoch = row[self.monitor], int(row["epoch"])
         if self.patience is not None:
@@ -150,6 +160,11 @@ class EarlyStopping:
     def gives_up(self, epoch: int) -> bool:
         """Whether patience has run out after this epoch."""
         return self.patience is not None and epoch - self.epoch >= self.patience
+
+    def check(self, history: History) -> None:
+        """Raise a ValueError if no epoch had the column."""
+        hint = "on_epoch may add it to the row"
+        choice("monitor", self.monitor, history.columns, hint)
 
     def restore(self, objective: nn.Module) -> None:
         """Load the kept parameters of the best epoch, if there are any."""
@@ -267,6 +282,17 @@ def read(path: Path) -> dict[str, Any]:
     if header["format"] == FORMATS[0]:
         state["random"] = [state["random"] | {"order": state.pop("order")}]
     return state
+
+
+def _number(name: str, x: Any) -> float:
+    """A number of a row, as a plain one."""
+    with suppress(TypeError, ValueError, RuntimeError):
+        if isinstance(name, str) and not isinstance(x, str | bytes):
+            return x if isinstance(x, int) else float(x)
+    raise TypeError(
+        f"expected on_epoch to add numbers under strings to the row, got {x!r} under "
+        f"{name!r}; leave it out, or NaN where there is none"
+    )
 
 
 def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
