@@ -3,10 +3,11 @@
 import argparse
 import json
 import logging
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -54,9 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MISUSE as error:
         which = "" if is_main() else f" in process {rank()}"
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"probssl{which}: {error}{notes}", file=sys.stderr)
+        text = _as_options(f"{error}{notes}", vars(options))
+        print(f"probssl{which}: {text}", file=sys.stderr)
         return 2
     return 0
+
+
+def _as_options(text: str, options: Collection[str]) -> str:
+    """A message with arguments of the command as it has them: resume=True, --resume."""
+    names = "|".join(options)
+    text = re.sub(rf"\b({names})=True\b", r"--\1", text)
+    return re.sub(rf"\b({names})=['\"]?([\w:.]+)['\"]?", r"--\1 \2", text)
 
 
 @contextmanager
@@ -178,7 +187,7 @@ def _fit_options(data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
 def _compare(options: argparse.Namespace) -> None:
     every = options.methods == "all"
     methods = list(recipes.METHODS) if every else options.methods.split(",")
-    methods = [recipes.name(method) for method in methods]  # before any work
+    methods = [recipes.name(method.strip()) for method in methods]  # before any work
     _check_out(options.out, *(options.out / method for method in methods))
     data = _data(options)
     check_data(data, MAX_TRAIN, options.seed)  # before any fit
@@ -192,9 +201,11 @@ def _compare(options: argparse.Namespace) -> None:
 def _show(
     data: Dataset, fitted: dict[str, Fitted], options: argparse.Namespace
 ) -> None:
-    """Measure the fitted objectives, print the table, and write all to a folder."""
+    """Save the fitted objectives, measure them, print the table and write figures."""
     from . import plots
 
+    for name, fit in fitted.items():  # so that they are there if an error follows
+        save(fit.objective, options.out / name, data=data.name, seed=options.seed)
     torch.manual_seed(options.seed)
     found = compare(
         {name: fit.objective for name, fit in fitted.items()},
@@ -207,10 +218,8 @@ def _show(
     print("terms: nats per item, two views; scores: of the representation, before the")
     print("projector; compare ELBOs with one another, and scores with all\n")
     print(found)
-    options.out.mkdir(parents=True, exist_ok=True)
     found.to_json(options.out / "comparison.json")
     for name, (objective, history, _) in fitted.items():
-        save(objective, options.out / name, data=data.name, seed=options.seed)
         _draw(objective, history, data, options.out / name)
     figures = {
         "comparison": plots.comparison(found.table),

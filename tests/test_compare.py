@@ -216,6 +216,21 @@ class TestDecoded:
         error = float(found.std()) / math.sqrt(n)
         assert exact - 0.2 < float(found.mean()) < exact + 5 * error
 
+    @pytest.mark.parametrize("n", [20, 60, 160])
+    def test_few_rows_of_a_table_are_enough(self, n, monkeypatch):
+        monkeypatch.setattr(decoding, "STEPS", 300)
+        label = torch.arange(n + 500) % 2
+        x = torch.randn(n + 500, 4) + 2.0 * label[:, None]
+        data = ps.data.arrays(x[:n], label[:n], test=x[n:], test_labels=label[n:])
+        z = x.sum(1, keepdim=True).double()  # E[x | z] is linear but for a small bend
+        found = decoded(data, z[:n], z[n:], CPU).values.mean()
+        inputs = torch.cat([z, torch.ones_like(z)], 1)
+        line = torch.linalg.lstsq(inputs[n:], x[n:].double()).solution
+        spread = (x[n:] - inputs[n:] @ line).std(0)
+        best = -(2 * math.pi * math.e * spread.square()).log().sum() / 2
+        marginal = -(2 * math.pi * math.e * x[n:].std(0).square()).log().sum() / 2
+        assert (best + marginal) / 2 < found < best + 0.1
+
     def test_a_collapsed_encoder_leaves_the_marginal(self, digits, monkeypatch):
         monkeypatch.setattr(decoding, "STEPS", 300)
         shapes = len(digits.train.images), len(digits.test.images)

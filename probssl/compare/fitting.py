@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import recipes
-from ..arguments import whole
+from ..arguments import typed, whole
 from ..data import Dataset
 from ..runtime.distributed import world_size
 from ..train import History
@@ -45,6 +45,7 @@ class Fitted(NamedTuple):
     seconds: float
 
 
+@typed
 def fit_methods(
     methods: Sequence[str],
     data: Dataset,
@@ -300,9 +301,9 @@ def _fit_in_worker(method: str) -> bytes:
     options = {name: _unpickled(name, option) for name, option in work.options.items()}
     given = options.get("on_epoch")
 
-    def on_epoch(epoch: int, row: dict[str, float]) -> bool:
+    def on_epoch(epoch: int, row: dict[str, float]) -> Any:
         _worker["epochs"].put(method)
-        return given is not None and bool(given(epoch, row))
+        return None if given is None else given(epoch, row)
 
     options |= {"progress": False, "on_epoch": on_epoch}
     fitted = _fit(method, _worker["data"], work.dim, work.seed, options)

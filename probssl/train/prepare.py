@@ -25,7 +25,7 @@ from .batches import Source, Target
 
 __all__ = ["ContentCheck", "check_contents", "check_counts", "check_monitor"]
 __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
-__all__ += ["prepared_optimizer", "prepared_precision"]
+__all__ += ["parameter_groups", "prepared_optimizer", "prepared_precision"]
 __all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
 
 
@@ -154,7 +154,7 @@ def prepared_optimizer(
     if optimizer is None:
         rate = 1e-3 if learning_rate is None else learning_rate
         rate = positive("learning_rate", rate, "1e-3 is usual")
-        return Adam(_groups(objective, rate), lr=rate, fused=True)
+        return Adam(parameter_groups(objective, rate), lr=rate, fused=True)
     if learning_rate is not None:
         raise ValueError(
             f"expected learning_rate or optimizer, got both, {learning_rate} and "
@@ -180,6 +180,21 @@ def prepared_optimizer(
             "none of them; make it from objective.parameters()"
         )
     return optimizer
+
+
+def parameter_groups(
+    objective: nn.Module, learning_rate: float
+) -> list[dict[str, Any]]:
+    """Parameter groups: one for each `learning_rate_factor` of the modules."""
+    factors = {
+        parameter: float(getattr(module, "learning_rate_factor", 1.0))
+        for module in objective.modules()
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[float, list[Parameter]] = {1.0: []}
+    for parameter in _trainable(objective):
+        groups.setdefault(factors[parameter], []).append(parameter)
+    return [{"params": p, "lr": f * learning_rate} for f, p in groups.items() if p]
 
 
 def prepared_scheduler(
@@ -266,19 +281,6 @@ def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
     for state in optimizer.state.values():
         if "step" in state:
             state["step"] = tensor(state["step"])
-
-
-def _groups(objective: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """Parameter groups: one for each `learning_rate_factor` of the modules."""
-    factors = {
-        parameter: float(getattr(module, "learning_rate_factor", 1.0))
-        for module in objective.modules()
-        for parameter in module.parameters(recurse=False)
-    }
-    groups: dict[float, list[Parameter]] = {1.0: []}
-    for parameter in _trainable(objective):
-        groups.setdefault(factors[parameter], []).append(parameter)
-    return [{"params": p, "lr": f * learning_rate} for f, p in groups.items() if p]
 
 
 def _trainable(objective: nn.Module) -> list[Parameter]:
