@@ -156,8 +156,9 @@ def ended_by(name: str, answer: object) -> bool:
     """Whether a callback ends the fit, which returns True, False or nothing."""
     if answer is None or answer is False:
         return False
-    scalar = isinstance(answer, Tensor) and answer.ndim == 0
-    if isinstance(answer, bool | np.bool_) or (scalar and answer.dtype == torch.bool):
+    if isinstance(answer, Tensor) and answer.dtype == torch.bool and not answer.ndim:
+        return bool(answer)
+    if isinstance(answer, bool | np.bool_):
         return bool(answer)
     raise TypeError(
         f"expected {name} to return True, which ends the fit, False or None, got "
