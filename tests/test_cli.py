@@ -64,6 +64,27 @@ def test_fit_resumes_and_inspect_says_what_is_there(tmp_path, capsys):
     assert len(history) == 2
 
 
+def test_methods_are_saved_before_they_are_compared(tmp_path, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("expected more, got resume=True and jobs='1', or device=cpu")
+
+    monkeypatch.setattr("probssl.cli.compare", fails)
+    options = ["--methods", "SimCLR, vicreg", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(["compare", *options, *SHORT]) == 2
+    for name in ("SimCLR", "VICReg"):
+        assert type(ps.load(tmp_path / name)).__name__ == name
+    error = capsys.readouterr().err
+    assert "got resume=True and --jobs 1, or --device cpu" in error  # no --resume here
+
+
+def test_a_checkpoint_names_the_option(tmp_path, capsys):
+    fit = ["fit", "SimCLR", "--out", str(tmp_path), *SHORT]
+    assert [main(fit), main(fit)] == [0, 2]
+    assert "pass --resume to go on from it" in capsys.readouterr().err
+    assert main([*fit[:3], str(tmp_path / "few"), *SHORT[:2], "--items", "1"]) == 2
+    assert "got 1 with 2; give more items in every batch" in capsys.readouterr().err
+
+
 def slow(names, fast):
     """Parameters, all but the fast ones marked as slow."""
     slow = pytest.mark.slow
@@ -145,6 +166,8 @@ def test_an_output_that_is_no_folder_is_refused_before_any_work(
         (["compare", "--data", "nowhere"], "nowhere"),
         (["compare", "--data", "mnist", "--root", "nowhere"], "train-images"),
         (["compare", "--items", "0"], "--items"),
+        (["compare", "--seed", "-1", "--items", "200"], "seed as a whole number"),
+        (["compare", "--seed", "5000000000"], "seed as a whole number from 0 to"),
         (["compare", "--epochs", "0", "--items", "200"], "epochs"),
         (["fit", "deepclustering", "--resume", "--items", "50"], "in rounds"),
         (["inspect", "nowhere"], "probssl.json"),
