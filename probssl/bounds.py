@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .arguments import whole
-from .consistency import check_site
+from .consistency import site_error
 from .hyper import known_population
 from .joint import Joint
 from .likelihoods.base import shape_error
@@ -188,7 +188,10 @@ def _sampled(
     (p, p_global), (q, q_global) = _log_probs(model), _log_probs(guide)
     guided = cast(dict[str, Any], guide.nodes)
     for name, log_q in reversed(q.items()):  # z is given y under p
-        check_site(name, nodes[name]["fn"], guided[name]["fn"], log_q)
+        own, fitted = nodes[name]["fn"], guided[name]["fn"]
+        trained = fitted.has_rsample or not log_q.requires_grad
+        if own.event_shape != fitted.event_shape or not trained:
+            raise site_error(name, own, fitted)
     one = batch.views[0] if isinstance(batch.views, tuple) else batch.views
     zeros = one.new_zeros(particles, len(one))
     hyper = sum(p_global, start=zeros[:, :1]) - sum(q_global, start=zeros[:, :1])

@@ -25,8 +25,8 @@ from .priors import Prior
 from .terms import Batch
 
 __all__ = ["Site", "check_apart", "check_content", "check_content_guide"]
-__all__ += ["check_guide", "check_networks", "check_posterior", "check_site"]
-__all__ += ["check_sites", "drawn", "guide_of"]
+__all__ += ["check_guide", "check_networks", "check_posterior", "check_sites"]
+__all__ += ["drawn", "guide_of", "site_error"]
 
 
 class Site(NamedTuple):
@@ -159,24 +159,21 @@ def check_posterior(
     )
 
 
-def check_site(
-    name: str, p: TorchDistribution, q: TorchDistribution, log_q: Tensor
-) -> None:
-    """Raise a ValueError if q has another event shape than p, or drops its gradient."""
+def site_error(name: str, p: TorchDistribution, q: TorchDistribution) -> ValueError:
+    """The error for a q with another event shape than p, or that drops its gradient."""
     if q.event_shape != p.event_shape:
-        raise ValueError(
+        return ValueError(
             f"expected q({name}|…) with the event shape of p({name}), "
             f"{tuple(p.event_shape)}, got {tuple(q.event_shape)}; build the guide for "
             "this prior (guides.Content(dim, y_dim=…) for y), and mind to_event"
         )
-    if log_q.requires_grad and not q.has_rsample:
-        raise ValueError(
-            f"expected reparameterised samples of q({name}|…), through which the "
-            f"gradient reaches the guide, got {_inner(q)}, which has no rsample; take "
-            "a distribution with rsample (on the sphere PowerSpherical), "
-            "torch.no_grad() for the value alone, or train with "
-            "pyro.infer.SVI(joint.model, joint.guide, …, pyro.infer.Trace_ELBO())"
-        )
+    return ValueError(
+        f"expected reparameterised samples of q({name}|…), through which the "
+        f"gradient reaches the guide, got {_inner(q)}, which has no rsample; take "
+        "a distribution with rsample (on the sphere PowerSpherical), "
+        "torch.no_grad() for the value alone, or train with "
+        "pyro.infer.SVI(joint.model, joint.guide, …, pyro.infer.Trace_ELBO())"
+    )
 
 
 def _inner(q: Any) -> str:

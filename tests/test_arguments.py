@@ -288,6 +288,7 @@ VALUES: dict[str, Callable[[], object]] = {
     "categories": lambda: 3,
     "classes": lambda: 3,
     "components": lambda: 3,
+    "content": lambda: 3,
     "conditional": lambda: lambda y: dist.Normal(y, 1.0).to_event(1),
     "decoder": decoder,
     "dim": lambda: 4,
@@ -308,11 +309,15 @@ VALUES: dict[str, Callable[[], object]] = {
     "scale": lambda: 0.5,
     "size": lambda: 16,
     "spread": lambda: int,
+    "style": lambda: 1,
     "trunk": lambda: nn.Linear(3, 5),
     "value": lambda: 1.0,
     "width": lambda: 5,
 }
-OTHERS = {("limits.PriorAffinity", "prior"): lambda: ps.priors.Mixture(4, 3)}
+OTHERS: dict[tuple[str, str], Callable[[], object]] = {
+    ("hyper.Fraction", "value"): lambda: 0.5,
+    ("limits.PriorAffinity", "prior"): lambda: ps.priors.Mixture(4, 3),
+}
 
 
 @pytest.mark.parametrize(("name", "argument"), list(constructors()))
