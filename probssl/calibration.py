@@ -135,12 +135,17 @@ class Ranks(_Ranks):
     def coverage(self, level: float = 0.9) -> Float[np.ndarray, "*shape"]:
         """The share of true values within the central interval of that probability.
 
+        Uniform ranks have `level` for any number L of draws: a rank r stands for the
+        interval from r / (L + 1) to (r + 1) / (L + 1), and counts by its part inside.
+
         Raises:
             ValueError: If the level is not between 0 and 1.
         """
         level = between("level", level, 0, 1, "try 0.9", open=True)
-        quantile = (self.ranks + 0.5) / (self.draws + 1)
-        return (np.abs(quantile - 0.5) < level / 2).mean(0)
+        cells, edge = self.draws + 1, (1 - level) / 2
+        above = self.ranks + 1 - edge * cells  # the parts beyond the lower bound
+        below = (1 - edge) * cells - self.ranks  # and before the upper one
+        return (above.clip(0, 1) + below.clip(0, 1) - 1).clip(0).mean(0)
 
     def to_json(self) -> str:
         """The ranks and the number of draws as JSON, for `from_json`."""

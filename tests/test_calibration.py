@@ -107,9 +107,10 @@ class TestRanks:
         assert abs(ranks.coverage(0.9) - expected) < error + 0.005
 
     def test_every_rank_once_covers_each_level_exactly(self):
-        ranks = Ranks(np.arange(100), 99)
-        for level in (0.1, 0.5, 0.9, 0.98):
-            assert_close(float(ranks.coverage(level)), level)
+        for draws in (1, 4, 9, 50, 99):
+            ranks = Ranks(np.arange(draws + 1), draws)
+            for level in (0.1, 0.5, 0.9, 0.98):
+                assert_close(float(ranks.coverage(level)), level)
         assert ranks.counts(20).tolist() == [5] * 20
         assert ranks.chi_square(20).statistic == 0
 

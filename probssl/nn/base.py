@@ -222,8 +222,9 @@ def called(
         if own and "same" in reason:
             raise ValueError(
                 f"expected {type(network).__name__} to take numbers of {x.dtype}, got "
-                f"parameters of {', '.join(map(str, own))}; give all networks one "
-                "dtype with .float(); fit(precision=torch.bfloat16) mixes precisions"
+                f"parameters of {', '.join(map(str, own))}; give networks and "
+                "data one dtype with .float(); fit(precision=torch.bfloat16) mixes "
+                "precisions"
             ) from error
         if not any(words in reason for words in MISFITS):
             raise
