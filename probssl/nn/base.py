@@ -198,10 +198,11 @@ def called(
     Arguments:
         call: A method of the network, by default the network itself.
     """
-    before = None if x.is_inference() else x._version
+    counted = not torch.compiler.is_compiling() and not x.is_inference()
+    before = x._version if counted else 0
     try:
         output = network(x) if call is None else call(x)
-        if before is not None and x._version != before:
+        if counted and x._version != before:
             raise ValueError(
                 f"expected {type(network).__name__} to leave its input as it is, got a "
                 "change in place, as by Dropout(inplace=True) in front, or x.sub_(m); "
