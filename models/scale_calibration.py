@@ -1,8 +1,8 @@
 """Simulation-based calibration of the posterior of the scale of views: 300 data sets.
 
-The model is x = z + noise with a known decoder, so that with `guides.Coupled` only the
-scale σ of z given y is inferred, and its posterior is known by quadrature in one
-dimension. Each repeat draws σ from its prior and 100 items of two views given σ, and
+The model is x = z + noise with a known decoder, so that only the scale σ of z given y
+is inferred with `guides.CoupledLikelihoods`, and its posterior is known by quadrature
+in one dimension. Each repeat draws σ from its prior and 100 items of two views given σ, and
 fits q(σ) to them by variational inference. If that works, the rank of the true σ among
 draws of q(σ) is uniform, and KL(q(σ) ‖ p(σ|x)) is small.
 
@@ -38,9 +38,9 @@ STEPS, PARTICLES, LEARNING_RATE = 150, 8, 0.1
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "scale_ranks.json"
 
 
-def exact_factors(encoder: nn.Module) -> ps.guides.Coupled:
+def exact_factors(encoder: nn.Module) -> ps.guides.CoupledLikelihoods:
     """The exact factors of p(x|z) = N(z, NOISE²): x, and NOISE through softplus."""
-    guide = ps.guides.Coupled(encoder, dim=DIM)
+    guide = ps.guides.CoupledLikelihoods(encoder, dim=DIM)
     head = guide.factors.spread.requires_grad_(False)
     head.weight.zero_()
     head.bias.fill_(math.log(math.expm1(NOISE - guide.factors.floor)))

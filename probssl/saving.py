@@ -36,12 +36,13 @@ from .runtime.distributed import barrier, is_main
 
 __all__ = ["load", "save"]
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
 CAPTURED = " captures "  # between a function and the name of a constant in it
 FEW = 8  # numbers that a warning shows
 PLAIN = bool, int, float, complex, str, bytes, range, torch.dtype, Enum
+LIKELIHOODS = "CoupledLikelihoods"  # what `Coupled` was before format 3
 # Arguments that version 0.1.0 wrote under another name.
 RENAMED: dict[str, dict[str, str]] = {
     "limits.DINO": {"prototypes": "components"},
@@ -139,6 +140,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         objective.to(getattr(torch, description["dtype"]))
     else:
         objective = into
+        _check_parametrisation(into, description, folder)
         _check_class(into, description["objective"].get("class"), folder)
         _check_changes(into, description)
     _make_room(objective, tensors)
@@ -194,9 +196,13 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"expected a file of format {FORMAT} or older, got {version}; it was "
             "written by a newer probssl: upgrade"
         )
-    if version == 1:
-        text = json.dumps(description["objective"])
-        description["objective"] = json.loads(text, object_hook=_renewed)
+    for older, renewed in ((1, _renewed), (2, _coupled)):
+        if version <= older:
+            text = json.dumps(description["objective"])
+            description["objective"] = json.loads(text, object_hook=renewed)
+    if version < 3:
+        built = description.get("built", {})
+        built |= {k: LIKELIHOODS for k, kind in built.items() if kind == "Coupled"}
     return description
 
 
@@ -302,6 +308,14 @@ def _renewed(description: dict[str, Any]) -> dict[str, Any]:
     return description
 
 
+def _coupled(description: dict[str, Any]) -> dict[str, Any]:
+    """One part of what format 2 described: what was `Coupled` has another name now."""
+    for key in ("class", "type"):
+        if description.get(key) == "guides.Coupled":
+            description[key] = f"guides.{LIKELIHOODS}"
+    return description
+
+
 # The objective
 
 
@@ -373,6 +387,19 @@ def _check_changes(into: nn.Module, description: dict[str, Any]) -> None:
                 "expected into=objective built as the saved one was, got a difference "
                 f"({where}: {change}); build it with the same arguments and changes"
             )
+
+
+def _check_parametrisation(
+    into: nn.Module, description: dict[str, Any], folder: str | os.PathLike[str]
+) -> None:
+    """Raise an error for a guide whose older weights had another meaning."""
+    kinds = {NAMES.get(type(module)) for module in into.modules()}
+    if description["format"] < 3 and "guides.Coupled" in kinds:
+        raise ValueError(
+            f"expected guides.{LIKELIHOODS} in into for {folder}, which an older "
+            f"version wrote, got guides.Coupled; if the saved guide was Coupled, it is "
+            f"{LIKELIHOODS} now: build into with that"
+        )
 
 
 def _look(objective: nn.Module) -> dict[str, str]:

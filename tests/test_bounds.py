@@ -30,7 +30,10 @@ def linear_gaussian(guide: type[nn.Module]) -> ps.Joint:
 
 @pytest.mark.parametrize("views", [1, 2, 3, 4])
 def test_elbo_is_the_evidence_under_the_coupled_guide(views):
-    joint, x = linear_gaussian(ps.guides.Coupled), torch.randn(6, views, EVENT)
+    joint, x = (
+        linear_gaussian(ps.guides.CoupledLikelihoods),
+        torch.randn(6, views, EVENT),
+    )
     value = log_weights(joint, Batch(x), particles=3).local()
     assert_close(value, evidence(joint, x).expand(3, -1), rtol=1e-12, atol=1e-12)
 

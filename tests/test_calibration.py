@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def linear_gaussian(
-    guide: type[nn.Module] = ps.guides.Coupled,
+    guide: type[nn.Module] = ps.guides.CoupledLikelihoods,
     scale: object = SCALE,
     content: nn.Module | None = None,
 ) -> ps.Joint:

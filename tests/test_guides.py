@@ -121,9 +121,13 @@ def joint_of(encoder: nn.Module, guide: str = "DiagonalGaussian") -> ps.Joint:
     return ps.Joint(prior, ps.likelihoods.Gaussian(0.5), encoder, decoder, guide=kind)
 
 
+def factors_of(guide: nn.Module) -> ps.guides.Factors:
+    return guide.single if isinstance(guide, ps.guides.Coupled) else guide.factors
+
+
 def heads_of(guide: nn.Module, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Location and raw spread."""
-    return ps.guides.Factors.forward(guide.factors, x)
+    return ps.guides.Factors.forward(factors_of(guide), x)
 
 
 def two(encoder: nn.Module) -> ps.Joint:
@@ -148,10 +152,10 @@ def test_the_encoder_called_is_the_location_and_the_guide_has_a_head_of_its_own(
     joint = joint_of(encoder, guide)
     loc, raw = heads_of(joint.posterior, x)
     assert_close(loc, each_view(encoder, x))  # what SimCLR would compare
-    assert joint.posterior.factors.spread.in_features == width
+    head = factors_of(joint.posterior).spread
+    assert head.in_features == width
     flat = x.flatten(0, 1)
     f = encoder(flat).flatten(1) if width == DIM else encoder.features(flat)
-    head = joint.posterior.factors.spread
     assert_close(raw.flatten(0, 1), f @ head.weight.mT + head.bias)
     joint.encode(ps.Batch(x)).mean.square().sum().backward()
     assert any((p.grad != 0).any() for p in encoder.parameters())

@@ -16,12 +16,18 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.bounds import ELBO, log_weights
-from probssl.distributions import CoupledComponents, NormalMixture, SharedComponent
+from probssl.distributions import (
+    CoupledComponents,
+    NormalMixture,
+    OneFactorNormal,
+    SharedComponent,
+)
 from probssl.priors import Components, Gaussian, Mixture, Prior, TwoTier
 from probssl.terms import Batch
 from probssl.testing import check_objective
 
 pytestmark = pytest.mark.usefixtures("float64")
+FLOOR = 1e-4
 DIM, EVENT, CLUSTERS, NOISE, SCALE, Y_SCALE = 2, 5, 3, 0.4, 0.6, 0.8
 exact = partial(assert_close, rtol=1e-10, atol=1e-10)
 
@@ -58,6 +64,22 @@ def narrow(dim: int = DIM) -> Mixture:
 
 PRIORS = {"mixture": mixture, "two tiers": two_tier, "one scale": narrow}
 ALL = pytest.mark.parametrize("make", PRIORS.values(), ids=PRIORS.keys())
+BOTH = pytest.mark.parametrize(
+    "guide", [ps.guides.Coupled, ps.guides.CoupledLikelihoods]
+)
+
+
+DIVIDED = pytest.mark.parametrize("divided", [False, True])
+
+
+def below(prior: SharedComponent | OneFactorNormal, divided: bool) -> Normal | None:
+    """The normal with the moments of one view, wider than factors of scale below it."""
+    return Normal(prior.mean, prior.variance.sqrt()) if divided else None
+
+
+def log_factors(z: Tensor, loc: Tensor, scale: Tensor, over: Normal | None) -> Tensor:
+    value = Normal(loc, scale).log_prob(z)
+    return value if over is None else value - over.log_prob(z)
 
 
 def mask(items: int, views: int) -> Tensor:
@@ -70,13 +92,18 @@ def mask(items: int, views: int) -> Tensor:
 @ALL
 @pytest.mark.parametrize("views", [1, 2, 4])
 @pytest.mark.parametrize("masked", [False, True])
-def test_product_with_factors_is_the_mixture_of_the_products(make, views, masked):
+@DIVIDED
+def test_product_with_factors_is_the_mixture_of_the_products(
+    make, views, masked, divided
+):
     prior = make()(views)
-    loc, scale = torch.randn(6, views, DIM), torch.rand(6, views, DIM) + 0.2
+    over = below(prior, divided)
+    loc, scale = torch.randn(6, views, DIM), 0.6 * torch.rand(6, views, DIM) + 0.1
     present = mask(6, views) if masked else None
-    q, z = prior.times(loc, scale, present), torch.randn(7, 6, views, DIM)
+    q = prior.times(loc, scale, present, over=over)
+    z = torch.randn(7, 6, views, DIM)
     seen = 1.0 if present is None else present.unsqueeze(-1)
-    factors = (seen * Normal(loc, scale).log_prob(z)).sum((-2, -1))
+    factors = (seen * log_factors(z, loc, scale, over)).sum((-2, -1))
     # Proportional to prior times factors,
     ratio = prior.log_prob(z) + factors - q.log_prob(z)
     exact(ratio, q.log_evidence.expand(7, 6))
@@ -86,21 +113,25 @@ def test_product_with_factors_is_the_mixture_of_the_products(make, views, masked
 
 
 @ALL
-def test_evidence_is_the_mean_of_the_factors_under_the_prior(make):
+@DIVIDED
+def test_evidence_is_the_mean_of_the_factors_under_the_prior(make, divided):
     prior, n, present = make()(3), 100_000, mask(4, 3)
-    loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.5
+    over = below(prior, divided)
+    loc, scale = torch.randn(4, 3, DIM), 0.2 * torch.rand(4, 3, DIM) + 0.5
     z = prior.expand((4,)).sample((n,))
-    each = present.unsqueeze(-1) * Normal(loc, scale).log_prob(z)
-    q = prior.times(loc, scale, present)
+    each = present.unsqueeze(-1) * log_factors(z, loc, scale, over)
+    q = prior.times(loc, scale, present, over=over)
     assert_mean((each.sum((-2, -1)) - q.log_evidence).exp(), torch.ones(4))
 
 
 @ALL
 @pytest.mark.parametrize("masked", [False, True])
-def test_samples_follow_the_product(make, masked):
+@DIVIDED
+def test_samples_follow_the_product(make, masked, divided):
     prior, n = make()(3), 50_000
-    loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.5
-    q = prior.times(loc, scale, mask(4, 3) if masked else None)
+    loc, scale = torch.randn(4, 3, DIM), 0.5 * torch.rand(4, 3, DIM) + 0.2
+    present = mask(4, 3) if masked else None
+    q = prior.times(loc, scale, present, over=below(prior, divided))
     z = q.rsample((n,)).detach()
     assert_mean(z, q.mean)
     assert_mean((z - q.mean).square(), q.variance)
@@ -113,13 +144,15 @@ def test_samples_follow_the_product(make, masked):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_one_component_at_the_origin_is_the_gaussian_product(masked):
+@DIVIDED
+def test_one_component_at_the_origin_is_the_gaussian_product(masked, divided):
     one = TwoTier(DIM, 1, SCALE, Y_SCALE)
     nn.init.zeros_(one.components.loc)
-    loc, scale = torch.randn(4, 3, DIM), torch.rand(4, 3, DIM) + 0.2
-    present = mask(4, 3) if masked else None
-    left = one(3).times(loc, scale, present)
-    right = Gaussian(DIM, SCALE, Y_SCALE)(3).times(loc, scale, present)
+    loc, scale = torch.randn(4, 3, DIM), 0.6 * torch.rand(4, 3, DIM) + 0.2
+    present, gaussian = mask(4, 3) if masked else None, Gaussian(DIM, SCALE, Y_SCALE)(3)
+    over = below(gaussian, divided)
+    left = one(3).times(loc, scale, present, over=over)
+    right = gaussian.times(loc, scale, present, over=over)
     z = left.rsample((50_000,)).detach()
     exact(left.log_prob(z), right.log_prob(z))
     exact(left.mean, right.mean)
@@ -159,8 +192,10 @@ def test_product_with_sharp_factors_is_that_of_float64(scale, r, masked):
         assert_close(found, dense.expand_as(found), rtol=1e-5, atol=1e-5 * r**2)
 
 
-def linear_gaussian(prior: Prior) -> ps.Joint:
-    return linear.linear_gaussian(prior, EVENT, NOISE)
+def linear_gaussian(
+    prior: Prior, guide: type[nn.Module] = ps.guides.Coupled
+) -> ps.Joint:
+    return linear.linear_gaussian(prior, EVENT, NOISE, guide=guide)
 
 
 def evidence(joint: ps.Joint, x: Tensor) -> Tensor:
@@ -185,16 +220,18 @@ def evidence(joint: ps.Joint, x: Tensor) -> Tensor:
 
 
 @ALL
+@BOTH
 @pytest.mark.parametrize("views", [1, 2, 3, 4])
-def test_elbo_is_the_evidence_of_mixture_priors(make, views):
-    joint, x = linear_gaussian(make()), torch.randn(6, views, EVENT)
+def test_elbo_is_the_evidence_of_mixture_priors(make, views, guide):
+    joint, x = linear_gaussian(make(), guide), torch.randn(6, views, EVENT)
     value = log_weights(joint, Batch(x), particles=3).local()
     exact(value, torch.stack([evidence(joint, item) for item in x]).expand(3, -1))
 
 
 @ALL
-def test_elbo_is_the_evidence_of_the_present_views(make):
-    joint, x = linear_gaussian(make()), torch.randn(8, 4, EVENT)
+@BOTH
+def test_elbo_is_the_evidence_of_the_present_views(make, guide):
+    joint, x = linear_gaussian(make(), guide), torch.randn(8, 4, EVENT)
     present = mask(8, 4)
     value = log_weights(joint, Batch(x, present=present), particles=3).local()
     plain = [evidence(joint, x[i, present[i]]) for i in range(8)]
@@ -260,7 +297,8 @@ def test_every_sample_in_one_dimension_has_the_closed_form_gradient(dtype, apart
 
 
 @ALL
-def test_pathwise_gradient_is_that_of_the_expectation(make):
+@DIVIDED
+def test_pathwise_gradient_is_that_of_the_expectation(make, divided):
     """In two views of one dimension, against the trapezoidal rule."""
     prior = make(1)(2)
     parts = {
@@ -281,7 +319,9 @@ def test_pathwise_gradient_is_that_of_the_expectation(make):
         views = SharedComponent(
             p["logits"], p["loc"], *scales, views=2, validate_args=False
         )
-        return views.times(p["m"], p["r"])
+        if not divided:
+            return views.times(p["m"], p["r"])
+        return views.times(p["m"], p["r"] / 2, over=below(views, True))
 
     def value(z: Tensor) -> Tensor:
         return (z[..., 0, 0] * z[..., 1, 0]).sin() + z[..., 0, 0].tanh()
@@ -382,3 +422,214 @@ test_products_without_a_closed_form_are_refused = refusals(
     (refused_prior(ps.priors.StudentT(DIM)), ValueError, "Gaussian, Independent, Mix"),
     (refused_prior(ps.priors.Spherical(DIM, 5.0)), ValueError, "Mixture or TwoTier"),
 )
+
+
+# The guide `Coupled`: the encoder gives the posterior of a single view.
+
+NORMAL = {
+    "gaussian": lambda: Gaussian(DIM, SCALE, Y_SCALE),
+    "learned": lambda: Gaussian(DIM, ps.learned(0.3)),
+    "vectors": lambda: Gaussian(DIM, [0.2, 0.9], [1.5, 0.4]),
+    "independent": lambda: ps.priors.Independent(DIM),
+}
+NORMALS = pytest.mark.parametrize("make", NORMAL.values(), ids=NORMAL.keys())
+
+
+def guide_of(kind: type[nn.Module] = ps.guides.Coupled) -> nn.Module:
+    guide = kind(ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)))
+    for parameter in guide.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return guide
+
+
+def single(guide: ps.guides.Coupled, x: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+    """m and s, by hand."""
+    one = prior(1)
+    loc, raw = guide.single(x)
+    share = FLOOR + (1 - FLOOR) * torch.sigmoid(raw)
+    return one.mean + one.variance.sqrt() * loc, one.variance.sqrt() * share
+
+
+@NORMALS
+def test_q_of_a_single_view_is_what_the_encoder_says(make):
+    prior, guide, x = make(), guide_of(), torch.randn(6, 1, EVENT)
+    q, z = guide(x, partial(prior, 1)), torch.randn(9, 6, 1, DIM)
+    loc, scale = single(guide, x, prior)
+    exact(q.log_prob(z), Normal(loc, scale).log_prob(z).sum((-2, -1)))
+    exact(q.mean, loc)
+    joint = catalogue.joint(prior, event=EVENT, guide=ps.guides.Coupled)
+    unit = prior(1).variance.sqrt().squeeze(0)
+    exact(joint.represent(x[:, 0]), unit * joint.encoder(x[:, 0]))
+
+
+def plain(
+    prior: Tensor, flat: bool, m: Tensor, s: Tensor, z: Tensor, seen: Tensor
+) -> Tensor:
+    """log q of one item and dimension: the prior's precision, plus each view's own.
+
+    The prior is its covariance, or the precision of a flat one.
+    """
+    own = prior.new_zeros(()) if flat else 1 / prior.diagonal()
+    precision = (prior if flat else prior.inverse()) + (seen * (1 / s**2 - own)).diag()
+    mean = torch.linalg.solve(precision, seen * m / s**2)
+    return MultivariateNormal(mean, precision_matrix=precision).log_prob(z)
+
+
+@pytest.mark.parametrize("views", [2, 3, 4])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("y_scale", [[1.5, 0.4], math.inf])
+def test_log_q_is_that_of_a_plain_multivariate_normal(views, masked, y_scale):
+    scale, flat = torch.tensor([0.2, 0.9]), y_scale == math.inf
+    prior, guide = Gaussian(DIM, scale, y_scale), guide_of()
+    x, z = torch.randn(5, views, EVENT), torch.randn(5, views, DIM)
+    present = mask(5, views) if masked else torch.ones(5, views).bool()
+    present[:, 0] |= flat  # a flat content needs a view
+    q = guide(x, partial(prior, views), present if masked else None)
+    if flat:
+        loc, raw = guide.single(x)
+        spread = nn.functional.softplus(raw) + FLOOR
+    else:
+        loc, spread = single(guide, x, prior)
+    eye, ones = torch.eye(views), torch.ones(views, views)
+    rows = []
+    for i in range(5):
+        each = []
+        for d in range(DIM):
+            if flat:
+                about = (eye - ones / views) / scale[d] ** 2
+            else:
+                about = scale[d] ** 2 * eye + y_scale[d] ** 2 * ones
+            parts = loc[i, :, d], spread[i, :, d], z[i, :, d], present[i].double()
+            each.append(plain(about, flat, *parts))
+        rows.append(sum(each))
+    exact(q.log_prob(z), torch.stack(rows))
+
+
+@ALL
+def test_under_a_mixture_the_normal_of_its_moments_is_divided_out(make):
+    prior, guide, x = make(), guide_of(), torch.randn(6, 3, EVENT)
+    present, z = mask(6, 3), torch.randn(9, 6, 3, DIM)
+    q = guide(x, partial(prior, 3), present)
+    # The moments of a mixture.
+    means, relative = prior.components()
+    variance = (prior.scale() * relative).square()
+    if isinstance(prior, TwoTier):
+        variance = prior.scale().square() + (prior.y_scale() * relative).square()
+    weight = prior.logits.softmax(-1).unsqueeze(-1)
+    mean = (weight * means).sum(0)
+    square = (weight * (variance + means.square())).sum(0)
+    deviation = (square - mean.square()).sqrt()
+    # The identity, up to the normaliser of q, and that normaliser.
+    loc, raw = guide.single(x)
+    share = FLOOR + (1 - FLOOR) * torch.sigmoid(raw)
+    own = Normal(mean + deviation * loc, deviation * share).log_prob(z)
+    own = (own - Normal(mean, deviation).log_prob(z)) * present.unsqueeze(-1)
+    ratio = prior(3).log_prob(z) + own.sum((-2, -1)) - q.log_prob(z)
+    exact(ratio, ratio[:1].expand_as(ratio))
+    each = q.each().log_prob(z.unsqueeze(-3))
+    exact(q.log_prob(z), (q.component.logits + each).logsumexp(-1))
+
+
+@ALL
+def test_q_of_a_known_component_is_q_given_that_component(make):
+    prior, guide, x = make(), guide_of(), torch.randn(6, 3, EVENT)
+    z, q = torch.randn(9, 6, 3, DIM), guide(x, partial(prior, 3))
+    parts = []
+    for k in range(CLUSTERS):
+        known = torch.full((6,), k)
+        given = guide(x, partial(prior, 3, component=known))
+        exact(given.log_evidences, q.log_evidences)
+        parts.append(given.log_prob(z) + q.component.logits[..., k])
+    exact(torch.stack(parts).logsumexp(0), q.log_prob(z))
+
+
+@pytest.mark.parametrize("make", [*PRIORS.values(), *NORMAL.values()])
+def test_importance_weights_of_any_encoder_have_the_evidence_as_their_mean(make):
+    """So that log q is normalised where p is, and the ELBO is a lower bound."""
+    n, prior = 100_000, make()
+    joint, x = linear_gaussian(prior), torch.randn(3, 2, EVENT)
+    target = log_weights(joint, Batch(x)).local()
+    head = joint.posterior.single.spread  # wider, and elsewhere
+    head.bias = nn.Parameter((1.25 * joint.encoder.share).logit())
+    joint.encoder.loc = joint.encoder.loc + 0.1
+    with torch.no_grad():
+        found = log_weights(joint, Batch(x), particles=n).local()
+    assert_mean((found - target).exp(), torch.ones(3))
+    gap = target.squeeze(0) - found.mean(0)
+    assert (gap > 5 * found.std(0) / math.sqrt(n)).all()
+
+
+def test_drawn_scales_move_the_units():
+    prior, guide = Gaussian(DIM, dist.LogNormal(-1.0, 0.5)), guide_of()
+    x = torch.randn(4, 3, EVENT)
+    drawn = torch.tensor([[0.4], [0.9]])
+    q, z = guide(x, partial(prior, 3, scale=drawn)), torch.randn(5, 2, 4, 3, DIM)
+    assert q.batch_shape == (2, 4)
+    for row, number in enumerate(drawn.squeeze(-1)):
+        alone = guide(x, partial(Gaussian(DIM, number.item()), 3))
+        exact(q.log_prob(z)[:, row], alone.log_prob(z[:, row]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [*PRIORS.values(), *NORMAL.values()])
+@pytest.mark.parametrize("raw", [-40.0, 40.0])
+def test_the_narrowest_and_the_widest_view_have_finite_values(make, dtype, raw):
+    prior, guide = make().to(dtype), guide_of().to(dtype)
+    nn.init.constant_(guide.single.spread.bias, raw)
+    x = torch.randn(6, 3, EVENT, dtype=dtype)
+    q = guide(x, partial(prior, 3))
+    value = prior(3).log_prob(q.rsample()) - q.log_prob(q.rsample())
+    assert value.dtype == dtype and value.isfinite().all()
+    for grad in torch.autograd.grad(value.sum(), list(guide.parameters())):
+        assert grad.isfinite().all()
+    if raw > 0 and make in NORMAL.values():  # the prior itself, moved
+        alone, (loc, _) = guide(x[:, :1], partial(prior, 1)), single(guide, x, prior)
+        assert_close(q.variance, prior(3).variance.expand(6, 3, DIM))
+        assert_close(alone.mean, loc[:, :1])
+
+
+def moved(kind: type[nn.Module], share: float, views: int = 1) -> float:
+    """How far the mean of q moves when the m of all views do, of a view so wide.
+
+    The encoders of both guides then see the gradient of the mean times this.
+    """
+    prior = Gaussian(1, 0.15)
+    unit = prior(1).stddev.item()
+    guide, scale = kind(nn.Identity(), dim=1), share * unit
+    if kind is ps.guides.Coupled:
+        head, raw = guide.single.spread, math.log((share - FLOOR) / (1 - share))
+    else:
+        head = guide.factors.spread
+        if kind is ps.guides.CoupledLikelihoods:  # the factor of the same q
+            scale = (scale**-2 - unit**-2) ** -0.5
+        raw = math.log(math.expm1(scale - FLOOR))
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, raw)
+    m = torch.zeros(1, 1, 1, requires_grad=True)
+    q = guide(m.expand(1, views, 1), partial(prior, views))
+    if views == 1:
+        assert q.stddev.item() == pytest.approx(share * unit)
+    (grad,) = torch.autograd.grad(q.mean[0, 0, 0], m)
+    return grad.item() / (unit if kind is ps.guides.Coupled else 1)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.99])
+def test_the_mean_of_q_moves_with_the_encoder_however_wide_q_is(share):
+    assert moved(ps.guides.DiagonalGaussian, share) == pytest.approx(1)
+    assert moved(ps.guides.Coupled, share) == pytest.approx(1)
+    # v / (v + r²), where the factor r of the same q has 1 / r² = 1 / s² - 1 / v
+    kind = ps.guides.CoupledLikelihoods
+    assert moved(kind, share) == pytest.approx(1 - share**2)
+
+
+@pytest.mark.parametrize("views", [2, 3, 6])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.99])
+def test_the_mean_of_several_views_moves_no_less(share, views):
+    """All together they vary by w = σ² + V τ², a view alone by v, at most w."""
+    v, w = 0.15**2 + 1, 0.15**2 + views
+    own = 1 / (share**2 * v)
+    total = own - 1 / v + 1 / w
+    assert moved(ps.guides.Coupled, share, views) == pytest.approx(own / total)
+    kind, factor = ps.guides.CoupledLikelihoods, own - 1 / v
+    assert moved(kind, share, views) == pytest.approx(factor / total)
+    assert own / total >= 1 > factor / total

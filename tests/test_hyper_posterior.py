@@ -43,7 +43,7 @@ def random_scale(name: str = "scale") -> ps.Joint:
         ps.likelihoods.Gaussian(NOISE),
         encoder=Known(),
         decoder=nn.Identity(),
-        guide=exact(ps.guides.Coupled),
+        guide=exact(ps.guides.CoupledLikelihoods),
     )
 
 

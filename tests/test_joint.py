@@ -328,7 +328,8 @@ def test_items_that_are_stacks_of_views_are_these_views():
 
 
 def test_representation_is_that_of_an_item_seen_alone():
-    model, x = joint(guide=ps.guides.Coupled), torch.randn(4, EVENT)
+    model = joint(guide=ps.guides.CoupledLikelihoods)
+    x = torch.randn(4, EVENT)
     loc, scale = model.posterior.factors(x.unsqueeze(1))
     prior = 1 + 1.0  # scale² + y_scale²
     mean = prior / (prior + scale.square()) * loc

@@ -242,7 +242,7 @@ def vae(weight: Tensor, noise: float) -> VAE:
         Gaussian(noise),
         ExactFactors(weight, noise),
         decoder,
-        guide=exact(ps.guides.Coupled),
+        guide=exact(ps.guides.CoupledLikelihoods),
     )
     return VAE(joint)
 

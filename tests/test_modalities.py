@@ -29,7 +29,9 @@ DIM, EVENTS, NOISES = 2, (5, 3), (0.4, 0.7)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
-def linear_gaussian(prior: Prior, guide: Callable = ps.guides.Coupled) -> ps.Joint:
+def linear_gaussian(
+    prior: Prior, guide: Callable = ps.guides.CoupledLikelihoods
+) -> ps.Joint:
     """x = W z + noise in each modality; orthogonal columns make factors diagonal."""
     encoders, decoders = [], []
     for event, noise in zip(EVENTS, NOISES, strict=True):

@@ -27,7 +27,9 @@ DIM, EVENT, NOISE, SCALE, Y_SCALE = 2, 5, 0.4, 0.6, 1.3
 IMAGE = (1, 4, 4)
 
 
-def linear_gaussian(guide: type[nn.Module] = ps.guides.Coupled, **prior) -> ps.Joint:
+def linear_gaussian(
+    guide: type[nn.Module] = ps.guides.CoupledLikelihoods, **prior
+) -> ps.Joint:
     scales = {"scale": SCALE, "y_scale": Y_SCALE} | prior
     prior = ps.priors.Gaussian(DIM, **scales)
     return linear.linear_gaussian(prior, EVENT, NOISE, guide=guide)

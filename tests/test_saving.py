@@ -360,7 +360,7 @@ REFUSED = {
     ('"float32"', '"load"'): "no dtype 'load'",
     ('"arguments"', '"same"'): "as ps.save writes it",
     ('"format"', '"formal"'): "as ps.save writes it",
-    ('"format": 2', '"format": 99'): "newer probssl",
+    ('"format": 3', '"format": 99'): "newer probssl",
 }
 
 

@@ -8,7 +8,7 @@ from torch.distributions import Normal, constraints
 
 from ._base import Present, Shape, Views, ViewsDistribution
 
-__all__ = ["OneFactorNormal"]
+__all__ = ["OneFactorNormal", "quotient"]
 
 
 class OneFactorNormal(ViewsDistribution):
@@ -112,27 +112,37 @@ class OneFactorNormal(ViewsDistribution):
         return Normal(mean, scale.expand_as(mean), validate_args=False)
 
     def times(
-        self, loc: Tensor, scale: Tensor, present: Tensor | None = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        present: Tensor | None = None,
+        *,
+        over: Normal | None = None,
     ) -> "OneFactorNormal":
         r"""Return the normalised product with a normal density for each view.
 
-        .. math:: q(z) \propto p(z) \prod_{v \text{ present}} N(z_v \mid m_v, r_v^2)
+        .. math:: q(z) \propto p(z) \prod_{v \text{ present}}
+            \frac{N(z_v \mid m_v, r_v^2)}{N(z_v \mid \mu_v, s_v^2)}
 
         Absent views follow the prior given the present ones.
+
+        Arguments:
+            over: The normal divided by, no narrower than the first one; None divides by
+                nothing.
         """
-        prior, noise = self.scale.square(), scale.square()
-        follow = noise / (prior + noise)  # how far z_v follows the factor f
-        weight = self.loading / (prior + noise)
-        if present is not None:
-            seen = present.unsqueeze(-1)
-            follow, weight = torch.where(seen, follow, 1.0), weight * seen
-        precision = (weight * self.loading).sum(-2, keepdim=True) + (not self.flat)
-        factor = (weight * (loc - self.loc)).sum(-2, keepdim=True) / precision
+        precision, slope = quotient(loc, scale, present, over)
+        prior = self.scale.square()
+        follow = 1 / (1 + precision * prior)  # how far z_v follows the factor f
+        weight = self.loading * follow
+        total = (weight * precision * self.loading).sum(-2, keepdim=True)
+        total = total + (not self.flat)
+        factor = weight * (precision * (loc - self.loc) + slope)
+        factor = factor.sum(-2, keepdim=True) / total
         centre = self.loc + self.loading * factor
         return OneFactorNormal(
-            loc + follow * (centre - loc),
+            loc + follow * (centre - loc + prior * slope),
             self.scale * follow.sqrt(),
-            self.loading * follow * precision.rsqrt(),
+            weight * total.rsqrt(),
             validate_args=False,
         )
 
@@ -178,3 +188,25 @@ class OneFactorNormal(ViewsDistribution):
         if self.flat:
             each = each - (total > 0) * math.log(2 * math.pi)
         return each.sum(-1)
+
+
+def quotient(
+    loc: Tensor, scale: Tensor, present: Present, over: Normal | None
+) -> tuple[Tensor, Tensor | float]:
+    r"""Precision and slope at m of a quotient of normal densities, 0 where absent.
+
+    .. math:: \frac{N(z \mid m, r^2)}{N(z \mid \mu, s^2)} \propto
+        e^{-\lambda (z - m)^2 / 2 + \delta (z - m)}, \qquad
+        \lambda = r^{-2} - s^{-2}, \qquad \delta = (m - \mu) / s^2
+
+    Both stay finite where the two have one scale and the quotient has no maximum.
+    """
+    precision = scale.square().reciprocal()
+    slope: Tensor | float = 0.0
+    if over is not None:
+        below = over.scale.square().reciprocal()
+        precision, slope = precision - below, (loc - over.loc) * below
+    if present is not None:
+        seen = present.unsqueeze(-1)
+        precision, slope = precision * seen, slope * seen
+    return precision, slope

@@ -24,7 +24,7 @@ from ._base import (
     ViewsDistribution,
     mean_of_present,
 )
-from .gaussian import OneFactorNormal
+from .gaussian import OneFactorNormal, quotient
 
 __all__ = ["CoupledComponents", "NormalMixture", "SharedComponent"]
 
@@ -250,16 +250,26 @@ class SharedComponent(ViewsDistribution):
         return MixtureSameFamily(k, normal.to_event(1), validate_args=False)
 
     def times(
-        self, loc: Tensor, scale: Tensor, present: Tensor | None = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        present: Tensor | None = None,
+        *,
+        over: Normal | None = None,
     ) -> "CoupledComponents":
         r"""Return the normalised product with a normal density for each view.
 
-        .. math:: q(z) \propto p(z) \prod_{v \text{ present}} N(z_v \mid m_v, r_v^2)
+        .. math:: q(z) \propto p(z) \prod_{v \text{ present}}
+            \frac{N(z_v \mid m_v, r_v^2)}{N(z_v \mid \mu_v, s_v^2)}
 
         Absent views follow the prior given the present ones. Unlike `complete` its
         samples carry a gradient.
+
+        Arguments:
+            over: The normal divided by, no narrower than the first one; None divides by
+                nothing.
         """
-        return CoupledComponents(self, loc, scale, present)
+        return CoupledComponents(self, loc, scale, present, over=over)
 
     @torch.no_grad()
     def _draw_absent(self, value: Tensor, present: Tensor) -> Tensor:
@@ -314,18 +324,19 @@ class CoupledComponents(ViewsDistribution):
     r"""The normalised product of `SharedComponent` with a normal factor for each view.
 
     .. math:: q(z_1, \dots, z_V) = \frac1Z \, p(z_1, \dots, z_V)
-        \prod_{v \text{ present}} N(z_v \mid m_v, r_v^2), \qquad
-        Z = \sum_k \pi_k Z_k
+        \prod_{v \text{ present}} f_v(z_v), \qquad Z = \sum_k \pi_k Z_k
 
-    :math:`Z_k` is the density in component k of the pseudo-observations :math:`m_v`,
-    whose variance is :math:`\sigma_k^2 + r_v^2`; absent views follow the prior given
-    the present ones. Samples carry the exact gradient, through a `NormalMixture`:
+    The factor :math:`f_v` is :math:`N(z_v \mid m_v, r_v^2)`, or this divided by the
+    normal `over`; :math:`Z_k` is its mean in component k, without `over` the density of
+    the pseudo-observations :math:`m_v`. Absent views follow the prior given the present
+    ones. Samples carry the exact gradient, through a `NormalMixture`:
 
     - where all components share the scale :math:`\sigma`, of the sufficient statistic T
-      of y. Given y, :math:`z_v \sim N(a_v + b_v y, \sigma^2 b_v)` with
-      :math:`b_v = r_v^2 / (\sigma^2 + r_v^2)`, so that :math:`T = \sum_v (z_v - a_v) /
-      \sum_v b_v \sim N(y, \sigma^2 / \sum_v b_v)`; given T, z is independent of
-      the component;
+      of y. With :math:`\lambda_v` the precision of the factor and
+      :math:`b_v = 1 / (1 + \lambda_v \sigma^2)`, given y
+      :math:`z_v \sim N(a_v + b_v y, \sigma^2 b_v)`, so that
+      :math:`T = \sum_v (z_v - a_v) / \sum_v b_v \sim N(y, \sigma^2 / \sum_v b_v)`;
+      given T, z is independent of the component;
     - where they do not, and y is the mean of its component, of all views together.
 
     Arguments:
@@ -334,14 +345,23 @@ class CoupledComponents(ViewsDistribution):
         scale: Their standard deviations r, likewise.
         present: The views with a factor, bool, with shape (\*batch, view); None means
             all.
+        over: The normal that the factors are divided by, no narrower than they are.
     """
 
     has_rsample = True
 
     def __init__(
-        self, prior: SharedComponent, loc: Views, scale: Views, present: Present = None
+        self,
+        prior: SharedComponent,
+        loc: Views,
+        scale: Views,
+        present: Present = None,
+        *,
+        over: Normal | None = None,
     ) -> None:
         self.prior, self.loc, self.scale, self.present = prior, loc, scale, present
+        self.over = over
+        self.precision, self.slope = quotient(loc, scale, present, over)
         self.shared = prior.scale.shape[-2] == 1
         if prior._validate_args and not self.shared and bool(prior.y_scale.any()):
             raise ValueError(
@@ -362,7 +382,7 @@ class CoupledComponents(ViewsDistribution):
 
     @property
     def log_evidence(self) -> Float[Tensor, "*batch"]:
-        r"""The log-density of the pseudo-observations, :math:`\log Z`."""
+        r"""The log-mean of the factors under the prior, :math:`\log Z`."""
         return self.logits.logsumexp(-1).expand(self.batch_shape)
 
     @property
@@ -381,45 +401,61 @@ class CoupledComponents(ViewsDistribution):
             *(part.unsqueeze(-2) for part in parts), validate_args=False
         )
         seen = None if self.present is None else self.present.unsqueeze(-2)
-        return alone.times(self.loc.unsqueeze(-3), self.scale.unsqueeze(-3), seen)
+        over = self.over
+        if over is not None:
+            below = over.loc.unsqueeze(-3), over.scale.unsqueeze(-3)
+            over = Normal(*below, validate_args=False)
+        loc, scale = self.loc.unsqueeze(-3), self.scale.unsqueeze(-3)
+        return alone.times(loc, scale, seen, over=over)
 
     def log_prob(self, value: Views) -> Tensor:
-        factors = Normal(self.loc, self.scale, validate_args=False).log_prob(value)
-        if self.present is not None:
-            factors = factors * self.present.unsqueeze(-1)
-        prior = self.prior.log_prob(value)
+        prior, factors = self.prior.log_prob(value), self._log_factors(value)
         return prior + factors.sum((-2, -1)) - self.log_evidence
 
     def rsample(self, sample_shape: Shape = ()) -> Views:
         shape = Size(sample_shape) + self.batch_shape
         return self._by_statistic(shape) if self.shared else self._at_once(shape)
 
+    def _log_factors(self, value: Views) -> Views:
+        r""":math:`\log f_v(z_v)` in each dimension; 0 where a view is absent."""
+        factors = Normal(self.loc, self.scale, validate_args=False).log_prob(value)
+        if self.over is not None:
+            factors = factors - self.over.log_prob(value)
+        seen = self.present
+        return factors if seen is None else factors * seen.unsqueeze(-1)
+
     def _integrate(self) -> None:
         r"""Set :math:`\log \pi_k Z_k`, and q(y | k).
 
-        With A the total precision of the factors about y and M their weighted mean,
-        :math:`Z_k \propto N(M \mid m_k, \tau_k^2 + 1 / A)`.
+        As a function of y the factors are :math:`e^{-A (y - M)^2 / 2 + D (y - M) + c}`
+        around a mean M of their locations, one of each component.
         """
-        prior, m = self.prior, self.loc.unsqueeze(-3)
+        prior, peak = self.prior, self._log_factors(self.loc).unsqueeze(-3)
         # Axes (component, view, dim); one row of components where all scales agree.
-        variance = (
-            prior.scale.unsqueeze(-2).square() + self.scale.unsqueeze(-3).square()
-        )
-        weight, constant = variance.reciprocal(), (2 * math.pi * variance).log()
+        variance, loc = prior.scale.unsqueeze(-2).square(), self.loc.unsqueeze(-3)
+        precision, slope = self.precision.unsqueeze(-3), self.slope
+        if isinstance(slope, Tensor):
+            slope = slope.unsqueeze(-3)
+        follow = 1 / (1 + precision * variance)  # b
+        precision, tilt = precision * follow, slope * follow
+        weight = 1 / (variance + self.scale.unsqueeze(-3).square())
         if self.present is not None:
-            seen = self.present[..., None, :, None]
-            weight, constant = weight * seen, constant * seen
-        precision = weight.sum(-2)
-        tiny = torch.finfo(precision.dtype).tiny  # without any view the precision is 0
-        mean = (weight * m).sum(-2) / precision.clamp(min=tiny)
-        rest = (weight * (m - mean.unsqueeze(-2)).square() + constant).sum(-2)
+            weight = weight * self.present[..., None, :, None]
+        tiny = torch.finfo(weight.dtype).tiny  # without any view the weight is 0
+        mean = (weight * loc).sum(-2) / weight.sum(-2).clamp(min=tiny)  # M
 
-        content = prior.y_scale.square()
-        excess, apart = 1 + content * precision, mean - prior.loc
-        square = precision * apart.square() / excess + excess.log()
-        self.log_evidences = -0.5 * (square.sum(-1) + rest.sum(-1))
+        apart = loc - mean.unsqueeze(-2)
+        each = peak + (follow.log() + variance * slope * tilt) / 2
+        rest = (each - (precision * apart / 2 + tilt) * apart).sum(-2)  # c
+        total = precision.sum(-2)  # A
+        tilt = (precision * apart + tilt).sum(-2)  # D
+        content, apart = prior.y_scale.square(), mean - prior.loc
+        excess = 1 + content * total
+        square = total * apart.square() + 2 * apart * tilt - content * tilt.square()
+        value = rest - (square / excess + excess.log()) / 2
+        self.log_evidences = value.sum(-1)
         self.logits = prior.logits.log_softmax(-1) + self.log_evidences
-        self.y_loc = prior.loc + content * precision / excess * apart
+        self.y_loc = prior.loc + content * (tilt + total * apart) / excess
         self.y_scale = prior.y_scale * excess.rsqrt()
 
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -441,9 +477,7 @@ class CoupledComponents(ViewsDistribution):
     def _by_statistic(self, shape: Size) -> Tensor:
         """Draw T, and the views given it."""
         variance = self.prior.scale.square()  # its axis for the component has one row
-        follow = self.scale.square() / (variance + self.scale.square())  # b_v
-        if self.present is not None:
-            follow = torch.where(self.present.unsqueeze(-1), follow, 1.0)
+        follow = 1 / (1 + self.precision * variance)  # b_v
         total = follow.sum(-2, keepdim=True)
 
         scale = (self.y_scale.square() + variance / total).sqrt()
@@ -453,7 +487,7 @@ class CoupledComponents(ViewsDistribution):
         noise = self.loc.new_empty(shape + self.event_shape).normal_()
         noise = (variance * follow).sqrt() * noise
         apart = noise - follow * (noise.sum(-2, keepdim=True) / total)
-        return self.loc + follow * (t - self.loc) + apart
+        return self.loc + follow * (t - self.loc + variance * self.slope) + apart
 
 
 def _moments(logits: Tensor, loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from .content import Content, SphericalContent
 from .flow import Flow
 from .views import (
     Coupled,
+    CoupledLikelihoods,
     DiagonalGaussian,
     Factors,
     FullGaussian,
@@ -22,6 +23,7 @@ from .views import (
 __all__ = [
     "Content",
     "Coupled",
+    "CoupledLikelihoods",
     "DiagonalGaussian",
     "Factors",
     "Flow",

@@ -29,6 +29,7 @@ from ..runtime.precision import lowered
 
 __all__ = [
     "Coupled",
+    "CoupledLikelihoods",
     "DiagonalGaussian",
     "Factors",
     "FullGaussian",
@@ -40,6 +41,8 @@ __all__ = [
     "Views",
     "of_views",
 ]
+
+FLOOR = 1e-4  # the least standard deviation: no log-density is infinite
 
 PriorOf = Callable[..., Any]  # a distribution of the views, as `Prior` returns
 # (batch, view, *event), or one such tensor for each modality
@@ -243,19 +246,90 @@ class FullGaussian(Guide):
 
 
 class Coupled(Guide):
+    r"""Structured posterior: the prior times the views' own posteriors, normalised.
+
+    .. math:: q(z_1, \dots, z_V \mid x) \propto p(z_1, \dots, z_V)
+        \prod_v \frac{q(z_v \mid x_v)}{p(z_v)}, \qquad
+        q(z_v \mid x_v) = N(m_v, s_v^2)
+
+    This is Bayes' rule for views that are independent given z: with the true
+    :math:`p(z_v \mid x_v)` it is the true posterior. It is in closed form, for any
+    subset of the views, under `priors.Gaussian`, `Independent`, `Mixture` and
+    `TwoTier`, and the exact posterior where the likelihood is a normal function of z.
+
+    The encoder gives :math:`q(z_v \mid x_v)` in units of the prior. With :math:`\mu`
+    and :math:`\nu` the mean and standard deviation of :math:`p(z_v)`,
+
+    .. math:: m_v = \mu + \nu \, \text{encoder}(x_v), \qquad
+        s_v = \nu \, \mathrm{sigmoid}(A \, f(x_v) + b) \ge 10^{-4} \nu.
+
+    Each view then multiplies the prior by :math:`e^{\eta z - \lambda z^2 / 2}`, with
+    :math:`\lambda = s_v^{-2} - \nu^{-2} \ge 0` and :math:`\eta = m_v s_v^{-2} - \mu
+    \nu^{-2}`: q can be normalised, and the ELBO is a bound, for all values of the
+    encoder. Under a Gaussian prior q of a single view is :math:`N(m_v, s_v^2)`; its
+    mean moves with the encoder at the same rate however wide q is, which it does not in
+    `CoupledLikelihoods`.
+
+    Under a mixture, :math:`p(z_v)` here is the normal with its mean and variance, over
+    all components even where one is known. The component is summed out, and samples
+    carry the exact gradient; see `distributions.NormalMixture`. Under a flat p(y),
+    whose views have no scale of their own, this is `CoupledLikelihoods`.
+
+    Arguments:
+        encoder: A module (n, \*event) -> (n, dim), or one for each modality; see
+            `Factors`.
+        dim: The dimension of z, for encoders without the attribute `dim`.
+
+    Raises:
+        ValueError: When called under another prior: the product of `StudentT`,
+            `Spherical` or `Custom` with normal factors has no closed form.
+    """
+
+    support = constraints.real_vector
+
+    def __init__(self, encoder: nn.Module, *, dim: int | None = None) -> None:
+        super().__init__()
+        # Not `factors`, whose weights, as saved by 0.1.0, have another meaning.
+        self.single = Factors(encoder, lambda dim: dim, dim)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.single.encoder
+
+    def forward(
+        self, x: Views, prior: PriorOf, present: Present = None
+    ) -> TorchDistribution:
+        joint = _closed(prior(), self)
+        loc, raw = self.single(x, present)
+        if getattr(joint, "flat", False):
+            return joint.times(loc, softplus(raw) + FLOOR, present)
+        known = "component" in getattr(prior, "keywords", ())
+        any_view = prior(component=None) if known else joint
+        mean, unit = any_view.mean, any_view.variance.sqrt()
+        loc = mean + unit * loc
+        scale = unit * (FLOOR + (1 - FLOOR) * raw.sigmoid())
+        marginal = Normal(mean, unit, validate_args=False)
+        return joint.times(loc, scale, present, over=marginal)
+
+
+class CoupledLikelihoods(Guide):
     r"""Structured posterior: the prior times one normal factor per view, normalised.
 
     .. math:: q(z_1, \dots, z_V \mid x) \propto
         p(z_1, \dots, z_V) \prod_v N(z_v \mid m(x_v), r(x_v)^2)
 
-    It is in closed form, for any subset of the views, under `priors.Gaussian`,
-    `Independent`, `Mixture` and `TwoTier`, and the exact posterior where the likelihood
-    is a normal function of z. Under the mixtures the component is summed out, and
-    samples carry the exact gradient; see `distributions.NormalMixture`.
+    The same family as `Coupled`, by another parametrisation: the encoder gives the
+    likelihood :math:`p(x_v \mid z_v)` as a normal function of z, which does not depend
+    on the prior. Take it where that function is known, as for linear decoders, and the
+    scales of the prior are inferred. With a decoder that is learned take `Coupled`:
+    here the mean of q moves by :math:`\nu^2 / (\nu^2 + r^2)` with m, where
+    :math:`\nu^2` is the variance of :math:`p(z_v)`, and a factor that grew wide early
+    in training hardly learns any more.
+
+    Folders in which an earlier version saved `Coupled` load as this class.
 
     Raises:
-        ValueError: When called under another prior: the product of `StudentT`,
-            `Spherical` or `Custom` with normal factors has no closed form.
+        ValueError: When called under another prior than `Coupled` takes.
     """
 
     support = constraints.real_vector
@@ -267,16 +341,21 @@ class Coupled(Guide):
     def forward(
         self, x: Views, prior: PriorOf, present: Present = None
     ) -> TorchDistribution:
-        joint = prior()
-        if not hasattr(joint, "times"):
-            raise ValueError(
-                "expected a prior whose product with normal factors is closed for the "
-                "guide Coupled (Gaussian, Independent, Mixture or TwoTier; StudentT, "
-                f"Spherical and Custom have none), got {type(joint).__name__}; use "
-                "DiagonalGaussian, or on the sphere guides.PowerSpherical"
-            )
+        joint = _closed(prior(), self)
         loc, scale = self.factors(x, present)
         return joint.times(loc, scale, present)
+
+
+def _closed(joint: Any, guide: Guide) -> Any:
+    """The distribution of the views, if its product with normal factors is closed."""
+    if not hasattr(joint, "times"):
+        raise ValueError(
+            "expected a prior whose product with normal factors is closed for the "
+            f"guide {type(guide).__name__} (Gaussian, Independent, Mixture or TwoTier; "
+            f"StudentT, Spherical and Custom have none), got {type(joint).__name__}; "
+            "use DiagonalGaussian, or on the sphere guides.PowerSpherical"
+        )
+    return joint
 
 
 class PowerSpherical(Guide):

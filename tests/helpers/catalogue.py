@@ -200,6 +200,7 @@ GUIDES: dict[str, Callable[[], tuple[Callable[[nn.Module], nn.Module], Prior]]] 
     "coupled, flat": lambda: (ps.guides.Coupled, Gaussian(2, 0.5, math.inf)),
     "coupled, style": lambda: (ps.guides.Coupled, ContentStyle(1, 1, 0.5)),
     "coupled, mixture": lambda: (ps.guides.Coupled, Mixture(2, 3, 0.5)),
+    "likelihoods": lambda: (ps.guides.CoupledLikelihoods, Gaussian(2, 0.5)),
     "point": lambda: (ps.guides.Point, Gaussian(2, 0.5)),
     "power spherical": lambda: (ps.guides.PowerSpherical, Spherical(3, 5.0)),
 }

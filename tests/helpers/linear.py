@@ -10,8 +10,8 @@ from torch.distributions import MultivariateNormal
 
 import probssl as ps
 
-__all__ = ["ExactFactors", "covariances", "evidence", "exact", "linear_gaussian"]
-__all__ += ["rows"]
+__all__ = ["ExactFactors", "ExactPosterior", "coupled", "covariances", "evidence"]
+__all__ += ["exact", "linear_gaussian", "rows"]
 
 FLOOR = 1e-4  # of the scales of guides
 
@@ -36,8 +36,40 @@ class ExactFactors(nn.Module):
         return x @ self.weight / self.noise**2 / self.precision
 
 
+class ExactPosterior(ExactFactors):
+    """The mean of one view's posterior in units of p(z), which `Coupled` expects.
+
+    p(z) is the normal with the prior's moments; `share` is the posterior's standard
+    deviation in these units.
+    """
+
+    def __init__(self, weight: Tensor, noise: float, prior: ps.priors.Prior) -> None:
+        super().__init__(weight, noise)
+        with torch.no_grad():
+            one = prior(1)
+            self.loc, variance = one.mean.squeeze(0), one.variance.squeeze(0)
+        self.unit = variance.sqrt()
+        self.share = (1 + variance * self.precision).rsqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.unit * self.precision * self.share.square()
+        return weight * (super().forward(x) - self.loc)
+
+
+def coupled(encoder: nn.Module, dim: int) -> ps.guides.Coupled:
+    """The guide `Coupled` of an `ExactPosterior`."""
+    guide = ps.guides.Coupled(encoder, dim=dim)
+    head = guide.single.spread.requires_grad_(False)
+    nn.init.zeros_(head.weight)
+    head.bias.copy_(((encoder.share - FLOOR) / (1 - FLOOR)).logit())
+    return guide
+
+
 def exact(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """A guide of the kind whose factors have the scale of the encoder, whatever x."""
+    """A guide of the kind whose factors have the scale of the encoder, whatever x.
+
+    For `Coupled`, whose factors depend on the prior, there is `coupled`.
+    """
 
     if kind is ps.guides.Point:
         return kind
@@ -62,14 +94,18 @@ def linear_gaussian(
 ) -> ps.Joint:
     """x = W z + noise with two orthogonal columns, so that the factors are diagonal.
 
-    The guide is `Coupled` unless another is given.
+    The guide is `CoupledLikelihoods` unless another is given.
     """
     weight = torch.linalg.qr(torch.randn(event, 2)).Q * torch.tensor([0.5, 2.0])
     decoder = nn.Linear(2, event, bias=False)
     decoder.weight = nn.Parameter(weight)
     likelihood = ps.likelihoods.Gaussian(noise)
-    options["guide"] = exact(options.get("guide", ps.guides.Coupled))
-    return ps.Joint(prior, likelihood, ExactFactors(weight, noise), decoder, **options)
+    kind, encoder = options.get("guide"), ExactFactors(weight, noise)
+    options["guide"] = exact(kind or ps.guides.CoupledLikelihoods)
+    if kind is ps.guides.Coupled:
+        encoder = ExactPosterior(weight, noise, prior)
+        options["guide"] = coupled
+    return ps.Joint(prior, likelihood, encoder, decoder, **options)
 
 
 def covariances(joint: ps.Joint, views: int) -> tuple[Tensor, Tensor, Tensor]:
