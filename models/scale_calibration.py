@@ -2,9 +2,9 @@
 
 The model is x = z + noise with a known decoder, so that only the scale σ of z given y
 is inferred with `guides.CoupledLikelihoods`, and its posterior is known by quadrature
-in one dimension. Each repeat draws σ from its prior and 100 items of two views given σ, and
-fits q(σ) to them by variational inference. If that works, the rank of the true σ among
-draws of q(σ) is uniform, and KL(q(σ) ‖ p(σ|x)) is small.
+in one dimension. Each repeat draws σ from its prior and 100 items of two views given σ,
+and fits q(σ) to them by variational inference. If that works, the rank of the true σ
+among draws of q(σ) is uniform, and KL(q(σ) ‖ p(σ|x)) is small.
 
 Prints the ranks, their chi-square test, the coverage of central intervals and the
 divergence from the exact posterior, writes them to benchmarks/results/scale_ranks.json,

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
 __all__ = ["Expandable", "Present", "Shape", "Vectors", "Views", "ViewsDistribution"]
@@ -58,6 +58,10 @@ class ViewsDistribution(Expandable):
         new = self.expand(batch)
         new.present = present.expand(batch + present.shape[-1:])
         return new
+
+    def matched(self) -> Normal:
+        """Return the normals with the mean and the variance of each view."""
+        return Normal(self.mean, self.variance.sqrt(), validate_args=False)
 
     def complete(self, value: Views, present: Bool[Tensor, "*b view"]) -> Views:
         """Draw the absent views given the present ones, which stay unchanged."""

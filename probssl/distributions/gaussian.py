@@ -130,17 +130,17 @@ class OneFactorNormal(ViewsDistribution):
             over: The normal divided by, no narrower than the first one; None divides by
                 nothing.
         """
-        precision, slope = quotient(loc, scale, present, over)
+        precision, gradient = quotient(loc, scale, present, over)
         prior = self.scale.square()
         follow = 1 / (1 + precision * prior)  # how far z_v follows the factor f
         weight = self.loading * follow
         total = (weight * precision * self.loading).sum(-2, keepdim=True)
         total = total + (not self.flat)
-        factor = weight * (precision * (loc - self.loc) + slope)
+        factor = weight * (precision * (loc - self.loc) + gradient)
         factor = factor.sum(-2, keepdim=True) / total
         centre = self.loc + self.loading * factor
         return OneFactorNormal(
-            loc + follow * (centre - loc + prior * slope),
+            loc + follow * (centre - loc + prior * gradient),
             self.scale * follow.sqrt(),
             weight * total.rsqrt(),
             validate_args=False,
@@ -193,7 +193,7 @@ class OneFactorNormal(ViewsDistribution):
 def quotient(
     loc: Tensor, scale: Tensor, present: Present, over: Normal | None
 ) -> tuple[Tensor, Tensor | float]:
-    r"""Precision and slope at m of a quotient of normal densities, 0 where absent.
+    r"""Precision and gradient at m of a quotient of normal densities, 0 where absent.
 
     .. math:: \frac{N(z \mid m, r^2)}{N(z \mid \mu, s^2)} \propto
         e^{-\lambda (z - m)^2 / 2 + \delta (z - m)}, \qquad
@@ -202,11 +202,11 @@ def quotient(
     Both stay finite where the two have one scale and the quotient has no maximum.
     """
     precision = scale.square().reciprocal()
-    slope: Tensor | float = 0.0
+    gradient: Tensor | float = 0.0
     if over is not None:
         below = over.scale.square().reciprocal()
-        precision, slope = precision - below, (loc - over.loc) * below
+        precision, gradient = precision - below, (loc - over.loc) * below
     if present is not None:
         seen = present.unsqueeze(-1)
-        precision, slope = precision * seen, slope * seen
-    return precision, slope
+        precision, gradient = precision * seen, gradient * seen
+    return precision, gradient

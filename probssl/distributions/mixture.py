@@ -227,6 +227,10 @@ class SharedComponent(ViewsDistribution):
     def variance(self) -> Views:
         return self._moments()[1]
 
+    def matched(self) -> Normal:
+        mean, variance = self._moments()
+        return Normal(mean, variance.sqrt(), validate_args=False)
+
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Views:
         logits = self.logits.expand(self.batch_shape + self.logits.shape[-1:])
@@ -361,7 +365,8 @@ class CoupledComponents(ViewsDistribution):
     ) -> None:
         self.prior, self.loc, self.scale, self.present = prior, loc, scale, present
         self.over = over
-        self.precision, self.slope = quotient(loc, scale, present, over)
+        self.precision, self.gradient = quotient(loc, scale, present, over)
+        self.peak = self._log_peaks()
         self.shared = prior.scale.shape[-2] == 1
         if prior._validate_args and not self.shared and bool(prior.y_scale.any()):
             raise ValueError(
@@ -409,20 +414,22 @@ class CoupledComponents(ViewsDistribution):
         return alone.times(loc, scale, seen, over=over)
 
     def log_prob(self, value: Views) -> Tensor:
-        prior, factors = self.prior.log_prob(value), self._log_factors(value)
-        return prior + factors.sum((-2, -1)) - self.log_evidence
+        apart = value - self.loc
+        factors = self.peak + (self.gradient - self.precision * apart / 2) * apart
+        return self.prior.log_prob(value) + factors.sum((-2, -1)) - self.log_evidence
 
     def rsample(self, sample_shape: Shape = ()) -> Views:
         shape = Size(sample_shape) + self.batch_shape
         return self._by_statistic(shape) if self.shared else self._at_once(shape)
 
-    def _log_factors(self, value: Views) -> Views:
-        r""":math:`\log f_v(z_v)` in each dimension; 0 where a view is absent."""
-        factors = Normal(self.loc, self.scale, validate_args=False).log_prob(value)
-        if self.over is not None:
-            factors = factors - self.over.log_prob(value)
-        seen = self.present
-        return factors if seen is None else factors * seen.unsqueeze(-1)
+    def _log_peaks(self) -> Views:
+        r""":math:`\log f_v(m_v)` in each dimension; 0 where a view is absent."""
+        if self.over is None:
+            peak = -self.scale.log() - math.log(2 * math.pi) / 2
+        else:
+            apart = self.loc - self.over.loc
+            peak = (self.over.scale / self.scale).log() + self.gradient * apart / 2
+        return peak if self.present is None else peak * self.present.unsqueeze(-1)
 
     def _integrate(self) -> None:
         r"""Set :math:`\log \pi_k Z_k`, and q(y | k).
@@ -430,14 +437,14 @@ class CoupledComponents(ViewsDistribution):
         As a function of y the factors are :math:`e^{-A (y - M)^2 / 2 + D (y - M) + c}`
         around a mean M of their locations, one of each component.
         """
-        prior, peak = self.prior, self._log_factors(self.loc).unsqueeze(-3)
+        prior, peak = self.prior, self.peak.unsqueeze(-3)
         # Axes (component, view, dim); one row of components where all scales agree.
         variance, loc = prior.scale.unsqueeze(-2).square(), self.loc.unsqueeze(-3)
-        precision, slope = self.precision.unsqueeze(-3), self.slope
-        if isinstance(slope, Tensor):
-            slope = slope.unsqueeze(-3)
+        precision, gradient = self.precision.unsqueeze(-3), self.gradient
+        if isinstance(gradient, Tensor):
+            gradient = gradient.unsqueeze(-3)
         follow = 1 / (1 + precision * variance)  # b
-        precision, tilt = precision * follow, slope * follow
+        precision, tilt = precision * follow, gradient * follow
         weight = 1 / (variance + self.scale.unsqueeze(-3).square())
         if self.present is not None:
             weight = weight * self.present[..., None, :, None]
@@ -445,7 +452,7 @@ class CoupledComponents(ViewsDistribution):
         mean = (weight * loc).sum(-2) / weight.sum(-2).clamp(min=tiny)  # M
 
         apart = loc - mean.unsqueeze(-2)
-        each = peak + (follow.log() + variance * slope * tilt) / 2
+        each = peak + (follow.log() + variance * gradient * tilt) / 2
         rest = (each - (precision * apart / 2 + tilt) * apart).sum(-2)  # c
         total = precision.sum(-2)  # A
         tilt = (precision * apart + tilt).sum(-2)  # D
@@ -487,7 +494,7 @@ class CoupledComponents(ViewsDistribution):
         noise = self.loc.new_empty(shape + self.event_shape).normal_()
         noise = (variance * follow).sqrt() * noise
         apart = noise - follow * (noise.sum(-2, keepdim=True) / total)
-        return self.loc + follow * (t - self.loc + variance * self.slope) + apart
+        return self.loc + follow * (t - self.loc + variance * self.gradient) + apart
 
 
 def _moments(logits: Tensor, loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

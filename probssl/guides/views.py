@@ -304,12 +304,11 @@ class Coupled(Guide):
         if getattr(joint, "flat", False):
             return joint.times(loc, softplus(raw) + FLOOR, present)
         known = "component" in getattr(prior, "keywords", ())
-        any_view = prior(component=None) if known else joint
-        mean, unit = any_view.mean, any_view.variance.sqrt()
-        loc = mean + unit * loc
-        scale = unit * (FLOOR + (1 - FLOOR) * raw.sigmoid())
-        marginal = Normal(mean, unit, validate_args=False)
-        return joint.times(loc, scale, present, over=marginal)
+        one = (prior(component=None) if known else joint).matched()
+        share = FLOOR + (1 - FLOOR) * raw.sigmoid()
+        return joint.times(
+            one.loc + one.scale * loc, one.scale * share, present, over=one
+        )
 
 
 class CoupledLikelihoods(Guide):
