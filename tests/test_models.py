@@ -76,7 +76,8 @@ def scale_of_views(module: ModuleType, folder: Path) -> None:
     images, labels = (grey.train.images > 0.5, grey.train.labels)
     data = ps.data.arrays(images, labels)
     rows = module.main(seeds=2, epochs=1, scales=(0.1, 1.0), data=data, results=folder)
-    assert len(rows) == 12 and {row["fixed"] for row in rows} == {0.1, 1.0, None}
+    assert len(rows) == 18 and {row["fixed"] for row in rows} == {0.1, 1.0, None}
+    assert len(module.table(rows).splitlines()) == 2 + 9
     assert all(row["sd of Var(z|y)"] > 0 for row in rows if row["fixed"] is None)
     assert (folder / "scale_of_views.json").is_file()
     assert (folder / "scale_of_views.png").is_file()

@@ -106,6 +106,14 @@ def test_what_lowers_pareto_k_was_measured():
         assert cells.split(" | ") == found
 
 
+def test_the_guides_of_mnist_were_measured_on_no_test_image():
+    measured = figures("scale_of_views")
+    made = script("scale_of_views")
+    assert made.table(measured["rows"]).strip() in DIGITS
+    assert len(measured["rows"]) == 3 * made.SEEDS * (len(made.SCALES) + 1)
+    assert "data.test" not in (ROOT / "models" / "scale_of_views.py").read_text()
+
+
 def table(text: str, cells: str, columns: int) -> dict[str, list[str]]:
     """The rows of the table whose cells look like this, by their names."""
     found = re.findall(rf"^\| ([^|]+) \|((?: {cells} \|){{{columns}}})$", text, re.M)
