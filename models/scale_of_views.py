@@ -12,13 +12,24 @@ Three guides are tried, since the scale is inferred from the bound.
 `guides.CoupledLikelihoods` is the same family; its encoder gives the likelihood of a
 view as a normal function of z.
 
-RESULTS
+Results, two seeds with 10,000 images and 12 epochs (docs/results.md has the table):
+
+- Coupled has the highest bound where the scale is small, by 62 nats at 0.05, and there
+  the best probes. From 0.15 on it differs from DiagonalGaussian by less than seeds do.
+- CoupledLikelihoods leaves 3 to 5 of the 10 dimensions unused. It is the
+  parametrisation: the mean of q moves by v / (v + r²) with the encoder's output, v the
+  variance of z under the prior and r the width of the factor, so that a wide factor
+  hardly learns. The family is not harder to train, as Coupled shows.
+- The bound of all guides rises with the scale up to the inferred one, 2.1, 2.7 and with
+  Coupled 4.8 (its bound is then 11 nats above that of DiagonalGaussian): nearly
+  independent views. Probes hardly change from 0.15 on, so that the inferred scale does
+  not tell the best of them.
 
 Prints all figures and writes them to benchmarks/results/scale_of_views.json, and draws
 accuracy against scale to scale_of_views.png beside it. Needs MNIST in the folder named
 by the environment variable PROBSSL_DATA.
 
-Takes a quarter of an hour on one CPU core.
+Takes a quarter of an hour of one CPU core.
 """
 
 import json
@@ -39,7 +50,7 @@ import probssl as ps
 from probssl.plots.style import BLUE, INK, ORANGE, PALE, blank, clean
 
 SEEDS, EPOCHS, IMAGES, BATCH, DIM, HIDDEN = 2, 12, 10_000, 125, 10, (128,)
-SCALES = (0.05, 0.15, 0.4, 1.0, 2.0)
+SCALES = (0.05, 0.15, 0.4, 1.0)
 BEFORE = (-1.5, 1.0)  # log scale under its prior: 0.03 to 1.6 with 95 %
 LEARNING_RATE, HYPER_RATE = 2e-3, 3e-2
 GUIDES = (

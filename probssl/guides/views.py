@@ -322,8 +322,8 @@ class CoupledLikelihoods(Guide):
     on the prior. Take it where that function is known, as for linear decoders, and the
     scales of the prior are inferred. With a decoder that is learned take `Coupled`:
     here the mean of q moves by :math:`\nu^2 / (\nu^2 + r^2)` with m, where
-    :math:`\nu^2` is the variance of :math:`p(z_v)`, and a factor that grew wide early
-    in training hardly learns any more.
+    :math:`\nu^2` is the variance of :math:`p(z_v)`, so that a wide factor hardly
+    learns, and training leaves dimensions unused (``models/scale_of_views.py``).
 
     Folders in which an earlier version saved `Coupled` load as this class.
 
