@@ -208,5 +208,6 @@ def quotient(
         precision, gradient = precision - below, (loc - over.loc) * below
     if present is not None:
         seen = present.unsqueeze(-1)
-        precision, gradient = precision * seen, gradient * seen
+        precision = precision * seen
+        gradient = gradient if over is None else gradient * seen  # not 0.0 * Boolean
     return precision, gradient
