@@ -61,10 +61,10 @@ class Module(LightningModule):
     """Maximises the value of an objective, the sum of its terms, in Lightning.
 
     DataLoaders yield items, tuples that begin with items, or Batches; labels and other
-    entries do not reach the objective. Views are drawn on the device. Bytes k reach
-    them as k/255, other numbers unchanged, in the objective's dtype. The objective's
-    method `check`, if it has one, is called with the first batch. Buffers named
-    ``population`` are set to the length of the training set.
+    entries do not reach the objective. Views are drawn on the device. Numbers reach
+    them unchanged, in the objective's dtype; bytes are refused, which may be images or
+    counts. The objective's method `check`, if it has one, is called with the first
+    batch. Buffers named ``population`` are set to the length of the training set.
 
     The value and the terms are logged under the names of `History` (``value``,
     ``valid_value``), as means over the items of an epoch and of all ranks. Larger is
@@ -206,8 +206,15 @@ class Module(LightningModule):
         self._randomness.enter_context(randomness)
         self._held_out = Tally()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Measure the terms."""
+        if dataloader_idx:
+            raise ValueError(
+                "expected one DataLoader of held-out data, got several, whose values "
+                "would be mixed; give trainer.validate(module, loader) each in turn"
+            )
         self._terms(HeldOut(*batch), self._held_out)
 
     def on_validation_epoch_end(self) -> None:

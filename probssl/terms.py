@@ -32,9 +32,10 @@ class Batch(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """The numbers of items and of views, all modalities together."""
-        if isinstance(self.views, tuple):
-            return len(self.views[0]), sum(self.widths)
-        return self.views.shape[0], self.views.shape[1]
+        if isinstance(self.views, Tensor):
+            return self.views.shape[0], self.views.shape[1]
+        check_batch(self)
+        return len(self.views[0]), sum(self.widths)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -59,6 +60,7 @@ class Batch(NamedTuple):
         They are zero where the modality has none. If `views` is one tensor there is one
         part.
         """
+        check_batch(self)
         parts = self.views if isinstance(self.views, tuple) else (self.views,)
         if self.present is None:
             return parts
@@ -114,12 +116,29 @@ def _filled(x: Tensor, present: Tensor) -> Tensor:
 
 
 def check_batch(batch: object) -> None:
-    """Raise a TypeError for what is no batch, such as a tensor of views."""
+    """Raise a TypeError for what is no batch of tensors, such as a tensor of views."""
     if not isinstance(batch, Batch):
         raise TypeError(
             f"expected a Batch, got {type(batch).__name__}; give Batch(views), with "
             "views of shape (batch, view, *event)"
         )
+    views, present = batch.views, batch.present
+    for x in views if isinstance(views, tuple) else (views,):
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                "expected Batch.views as a tensor, or a tuple with one for each "
+                f"modality, got {_kind(x)}; give torch.as_tensor(views)"
+            )
+    seen = present is None or isinstance(present, Tensor)
+    if not seen or (present is not None and present.dtype != torch.bool):
+        raise TypeError(
+            "expected Batch.present as a tensor of Booleans, got "
+            f"{_kind(present)}; give torch.as_tensor(present).bool()"
+        )
+
+
+def _kind(x: object) -> str:
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
 def check_rows(batch: Batch, items: int, population: Tensor | None) -> None:

@@ -15,12 +15,14 @@ from probssl.evaluation import (
     active_units,
     alignment_uniformity,
     cluster,
+    crowding,
     effective_rank,
     few_label_probe,
     knn,
     linear_probe,
     matched_accuracy,
     mlp_probe,
+    nearest_neighbour_information,
     rankme,
     scores,
     style_probe,
@@ -459,3 +461,26 @@ def test_a_list_of_style_factors_is_the_array_of_them():
         expected = style_probe(z, s, z, s)
         found = style_probe(z, s.tolist(), z, s.tolist())
         assert found == expected
+
+
+@pytest.mark.parametrize("unit", [1e-160, 1e160])
+def test_numbers_whose_squares_are_lost_are_refused(unit):
+    z, y, *_ = lumps()
+    for call in (
+        lambda: knn(z * unit, y, z * unit, y),
+        lambda: linear_probe(z * unit, y, z * unit, y),
+        lambda: crowding(z * unit, y),
+        lambda: cluster(z * unit, y),
+        lambda: nearest_neighbour_information(z * unit, z * unit),
+    ):
+        with pytest.raises(ValueError, match="squares float64 holds.*rescale them"):
+            call()
+    small = unit ** (130 / 160)
+    assert knn(z * small, y, z * small, y) == knn(z, y, z, y)
+
+
+def test_labels_of_two_kinds_are_refused():
+    z, y, *_ = lumps()
+    for probe in (*PROBES[:3], style_probe):
+        with pytest.raises(TypeError, match="labels of one kind.*code them alike"):
+            probe(z, y, z, y.astype(str))

@@ -381,6 +381,19 @@ def test_a_loader_of_numbers_that_are_not_finite_is_refused_by_fit(bad, alone):
     assert all(p.isfinite().all() for p in objective.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_items_that_a_network_cannot_square_are_refused(dtype):
+    encoder = ps.nn.ConvEncoder((1, 8, 8), 2)
+    images = torch.rand(5, 1, 8, 8)
+    near = ps.embed(encoder, images * 1e15)
+    assert (near.std(0) > 0.01).all() and np.isfinite(near).all()
+    encoder.to(dtype)
+    for data in (images * 1e20, DataLoader(images * 1e20, 5)):
+        with pytest.raises(ValueError, match=r"rescale numbers beyond 1.8e\+16"):
+            ps.embed(encoder, data)
+    assert np.isfinite(ps.embed(encoder.double(), images.double() * 1e20)).all()
+
+
 def test_a_loader_that_says_too_little_is_refused():
     model = joint()
     for loader, words in (
@@ -664,3 +677,26 @@ def test_labels_that_are_tensors_count_by_value():
     legend = figure.axes[0].get_legend() or figure.legends[0]
     assert len(legend.get_texts()) == 2
     plots.close([figure])
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (ps.Batch(X2.numpy()), "Batch.views as a tensor.*got ndarray; give torch.as"),
+        (ps.Batch([X2, X2]), "Batch.views as a tensor.*got list"),
+        (ps.Batch(X2, present=SEEN.long()), r"Booleans, got torch.int64.*\.bool\(\)"),
+        (ps.Batch(X2, present=SEEN.numpy()), "Booleans, got ndarray"),
+    ],
+)
+def test_a_batch_that_an_objective_gets_holds_tensors(batch, words):
+    prior, encoder = ps.priors.Gaussian(2, 0.5), ps.nn.MLPEncoder((3,), 2)
+    decoder = ps.nn.MLPDecoder(2, (3,))
+    own = ps.Joint(prior, ps.likelihoods.Gaussian(0.5), encoder, decoder)
+    for call in (
+        ps.limits.SimVAE(own),
+        ps.limits.SimCLR(encoder),
+        own.model,
+        own.guide,
+    ):
+        with pytest.raises(TypeError, match=words):
+            call(batch)

@@ -322,3 +322,15 @@ def test_two_processes_make_the_steps_of_one(trainer):
     for name, value in loop.callback_metrics.items():
         found = both.callback_metrics[name]
         assert_close(found, value, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def test_several_sets_held_out_and_a_last_item_alone_are_refused(trainer):
+    x = torch.rand(9, EVENT)
+    whole, alone = DataLoader(x, 9), DataLoader(x, 4)
+    for loaders, words in (
+        ((whole, [whole, whole]), "one DataLoader of held-out data"),
+        ((alone,), "got 1 with 2; .*drop_last=True"),
+    ):
+        module = Module(ps.limits.SimCLR(encoder()), views=noisy)
+        with pytest.raises(ValueError, match=words):
+            trainer(max_epochs=1).fit(module, *loaders)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.checks import assert_mean
@@ -169,6 +170,22 @@ def test_a_sampler_of_images_serves_images_and_one_of_rows_serves_rows():
         found.append(advise(x, sampler, n_components=10, halves=2, progress=False))
     assert str(found[0]) == str(found[1])
     assert found[0].verdict == "either"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame, np.ndarray.tolist])
+def test_a_module_takes_tensors_whatever_the_rows_are(kind):
+    rows = np.random.default_rng(0).laplace(size=(200, 5)).astype(np.float32)
+    views, found = ps.views.Augment(ps.views.Noise(0.5)), []
+    options = {"n_components": 2, "halves": 2, "progress": False}
+    for x in (torch.tensor(rows), kind(rows)):
+        torch.manual_seed(0)
+        found.append(str(advise(x, views, **options)))
+    assert found[0] == found[1]
+    torch.manual_seed(0)
+    one = ps.linear.JointEmbeddingSSL(2, views=views).fit(rows).spectrum_
+    torch.manual_seed(0)
+    other = ps.linear.JointEmbeddingSSL(2, views=Flattened(views, (5,))).fit(rows)
+    np.testing.assert_array_equal(one, other.spectrum_)
 
 
 def test_an_advice_is_printed_plotted_and_saved():

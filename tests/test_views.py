@@ -293,6 +293,13 @@ def test_a_mask_hides_its_fraction_of_the_elements(shape, float64):
     assert_mean(hidden.double().flatten(), 0.3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fraction", [0.001, 0.999, (0.9989, 0.9991)], ids=str)
+def test_a_mask_hides_its_fraction_in_few_bits(dtype, fraction):
+    hidden = Mask(fraction)(torch.ones(1000, 500, dtype=dtype)) == 0
+    assert_mean(hidden.double().flatten(), float(np.mean(fraction)))
+
+
 def test_a_mask_hides_whole_patches_in_all_channels(float64):
     x = 1 + torch.rand(300, 3, 8, 11)
     masked = Mask(0.4, patch=4)(x)
@@ -431,6 +438,13 @@ def test_images_end_exactly_on_the_grid(levels, dtype):
     assert torch.isin(views, grid).all()
     assert {0, 1} <= set(views.unique().tolist())
     assert torch.equal(Grid(levels)(x), x)
+
+
+def test_rounding_in_few_bits_is_that_of_single_precision():
+    x = torch.rand(1000, 50).bfloat16()
+    assert torch.equal(Grid(255)(x), Grid(255)(x.float()).bfloat16())
+    found = Grid(16, "random")(torch.full((40_000, 1), 0.7).bfloat16())
+    assert_mean(found.double(), float(torch.tensor(0.7).bfloat16()))
 
 
 @pytest.mark.parametrize("levels", [1, 16])
@@ -585,6 +599,14 @@ def test_parts_see_all_crops_and_the_grid_comes_last(x):
 class _Dark(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 0 * x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_local_crops_are_resized_in_any_type(dtype):
+    sampler = MultiCrop(local_crop=1.0, local_size=(4, 4))
+    found = sampler(torch.full((2, 1, 8, 8), 0.5, dtype=dtype)).views[1]
+    assert found.dtype == dtype and found.shape == (2, 6, 1, 4, 4)
+    assert_close(found.float(), torch.full_like(found, 0.5).float())
 
 
 @pytest.mark.parametrize("kind", [ps.limits.SwAV, ps.limits.DINO])

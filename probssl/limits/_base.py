@@ -147,7 +147,8 @@ class JointEmbedding(nn.Module):
         if min(batch.shape) < self.least:
             sampler = "give fit a view sampler, such as views=ps.views.Augment()"
             hints = [sampler] * (views < self.least)
-            hints += ["give more items in every batch"] * (items < self.least)
+            more = "give more items in every batch, drop_last=True for a DataLoader"
+            hints += [more] * (items < self.least)
             raise ValueError(
                 f"expected at least {self.least} items with at least {self.least} "
                 f"views each, got {items} with {views}; {', and '.join(hints)}"
