@@ -32,7 +32,12 @@ _REMEDY = {  # for NumPy's kinds of types that hold no real numbers
     "V": "stack its fields: np.stack([x[f] for f in x.dtype.names], 1)",
 }
 
-_PARTS = {"train": "train.images", "images": "images", "views": "views"}  # of data sets
+_PARTS = {  # of data sets
+    "train": "train.images",
+    "images": "images",
+    "views": "views",
+    "X": ".X, of a sparse matrix .X.toarray()",
+}
 
 
 def gate(values: Any, name: str, *, words: bool = False) -> Array:

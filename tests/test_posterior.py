@@ -1,6 +1,7 @@
 """What a fitted objective says, against plain loops and linear-Gaussian models."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
@@ -547,3 +548,47 @@ def test_predictions_are_at_the_covariates_of_the_item():
         assert (before[..., -1] == 10).all()
     with pytest.raises(ValueError, match="without covariates"):
         ps.posterior.complete(joint, groups(x.unsqueeze(1)))
+
+
+class Covariate(nn.Linear):
+    """An encoder that fails in its own words for items of another shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :3]) + x[:, 3:] * torch.ones(2)
+
+
+@pytest.mark.parametrize("called", [embed, evidence, ps.classify, to_arviz])
+def test_an_error_inside_an_own_encoder_is_told_the_shape_of_its_input(called):
+    prior = ps.priors.Mixture(DIM, 3)
+    decoder = ps.nn.MLPDecoder(DIM, (5,))
+    encoder = Covariate(3, DIM)
+    joint = ps.Joint(prior, ps.likelihoods.Gaussian(), encoder, decoder)
+    assert embed(joint, torch.randn(4, 5)).shape == (4, DIM)
+    with pytest.raises(RuntimeError, match="size of tensor a") as raised:
+        called(joint, torch.randn(4, 6))
+    note = "inside Covariate, given 4 items or views of shape (6,)"
+    assert any(note in each for each in getattr(raised.value, "__notes__", [note]))
+
+
+def test_a_prior_without_classes_says_which_have_them():
+    joint = linear_gaussian()
+    with pytest.raises(ValueError, match=r"got Gaussian; use .*priors\.Custom with"):
+        ps.classify(joint, torch.randn(4, EVENT))
+
+
+class AnnotatedData:
+    X, shape = np.ones((4, 5)), (4, 5)
+
+
+class Annotated(NamedTuple):
+    X: np.ndarray
+    obs: list[str]
+
+
+def test_data_of_another_package_are_told_their_matrix():
+    for data in (AnnotatedData(), Annotated(np.ones((4, 5)), list("abca"))):
+        message = rf"got {type(data).__name__}; pass its \.X, of a sparse matrix"
+        with pytest.raises(TypeError, match=message):
+            embed(linear_gaussian(), data)
+        with pytest.raises(TypeError, match=r"give its \.X, of a sparse matrix"):
+            ps.data.arrays(data)

@@ -428,6 +428,8 @@ def _values(data: Any) -> Any:
             hint = "its .train or .test" if hasattr(part, "train") else "one of these"
             if several:
                 hint += ": np.stack(…) for items, tuple(…) for modalities"
+            elif hasattr(values, "X"):  # as of anndata
+                hint = "its .X, of a sparse matrix .X.toarray()"
             elif isinstance(part, Split):
                 hint = "one of them, the other as valid=, or join their tensors"
             elif isinstance(part, Dataset):

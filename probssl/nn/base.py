@@ -228,6 +228,11 @@ def called(
                 "precisions"
             ) from error
         if not any(words in reason for words in MISFITS):
+            error.add_note(
+                f"inside {type(network).__name__}, given {len(x)} items or views of "
+                f"shape {tuple(x.shape[1:])}; a view sampler keeps the shape that the "
+                "network takes"
+            )
             raise
         raise ValueError(
             f"expected {type(network).__name__} to take an input of shape "

@@ -217,8 +217,8 @@ def _no_content(prior: Prior, method: str) -> str:
 def _no_components(prior: Prior) -> str:
     return (
         "expected a prior with components, which contents and classes are, got "
-        f"{type(prior).__name__}; use priors.Mixture or priors.TwoTier, or leave "
-        "content out of the batch"
+        f"{type(prior).__name__}; use priors.Mixture, priors.TwoTier, or for another "
+        "p(z|k) priors.Custom with y_prior=dist.Categorical(…)"
     )
 
 

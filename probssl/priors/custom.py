@@ -219,7 +219,8 @@ class Custom(Prior):
         if not self.discrete or self.integral.each or any(random_in(self.y_prior)):
             raise ValueError(
                 "expected a discrete p(y) without random hyper-parameters for classes, "
-                f"got {self!r}; give y_prior=dist.Categorical(…), or leave content out"
+                f"got {self!r}; give y_prior=dist.Categorical(…), without which there "
+                "are no classes"
             )
         log_prob = self.content().log_prob(self.states())
         return Categorical(logits=log_prob, validate_args=False)
