@@ -4,7 +4,8 @@ Each check raises an error that says what was expected, what came and what to do
 `Joint` runs them when it is built, and in `Joint.check` on the first batch of a fit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from .terms import Batch
 
 __all__ = ["Site", "check_apart", "check_content", "check_content_guide"]
 __all__ += ["check_guide", "check_networks", "check_posterior", "check_sites"]
-__all__ += ["drawn", "guide_of", "site_error"]
+__all__ += ["check_views", "drawn", "guide_of", "site_error"]
 
 
 class Site(NamedTuple):
@@ -223,6 +224,68 @@ def check_apart(
                 "that mix the rows of a batch only torch's batch norm, not scripted, "
                 "is given the present rows alone: use that, or layer norm"
             )
+
+
+def check_views(
+    joint: nn.Module,
+    z: Tensor,
+    sites: Callable[[Tensor], list[Site]],
+    decode: Callable[[Sequence[Tensor]], Sequence[TorchDistribution]],
+    forked: Sequence[torch.device],
+) -> None:
+    """Raise a ValueError if p(x_v|z_v) changes with z of another view or item.
+
+    In evaluation mode, in which batch norm mixes no rows. A single view of each item is
+    also decoded beside a second one.
+    """
+
+    def seeded(call: Callable[[Any], Any], *given: Any) -> Any:
+        with torch.random.fork_rng(forked):
+            return call(*given)
+
+    def log_probs(z: Tensor) -> list[Tensor]:
+        return [site.p.log_prob(site.x) for site in sites(z)]
+
+    items, views = (torch.arange(size, device=z.device) for size in z.shape[:2])
+    chosen = (items.unsqueeze(1) + views) % 2 == 0  # as on a chessboard
+    neighbours = z.roll(1, 1 if len(views) > 1 else 0)
+    with _evaluated(joint):
+        found = sites(z)
+        first = [site.p.log_prob(site.x) for site in found]
+        masks = [True if site.mask is None else site.mask for site in found]
+        widths, alone, pairs = [x.shape[1] for x in first], seeded(log_probs, z), []
+        for kept in (chosen, ~chosen):
+            other = torch.where(kept.unsqueeze(-1), z, neighbours)
+            beside = seeded(log_probs, other)
+            each = zip(alone, beside, kept.split(widths, 1), masks, strict=True)
+            pairs += [(one[rows & m], two[rows & m]) for one, two, rows, m in each]
+        # Noise of the decoder would differ between shapes.
+        if 1 in widths and all(map(torch.equal, first, alone)):
+            wide = decode(
+                [torch.cat([one, one.flip(0)], 1) for one in z.split(widths, 1)]
+            )
+            for site, one, p in zip(found, alone, wide, strict=True):
+                two = p.log_prob(torch.cat([site.x, site.x], 1))[:, : one.shape[1]]
+                rows = torch.ones_like(one).bool() if site.mask is None else site.mask
+                pairs.append((one[rows], two[rows]))
+    if not all(torch.allclose(*pair, 1e-4, 1e-3, equal_nan=True) for pair in pairs):
+        raise ValueError(
+            "expected p(x|z) of a view that changes with its own z alone, got one that "
+            "changes with those of other views or items; let decoder and likelihood "
+            "count axes from the last, as o.softmax(-1), and mix no rows of a batch"
+        )
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; the modes of all modules are restored."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _with_absent(present: Tensor) -> Tensor:

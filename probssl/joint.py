@@ -25,6 +25,7 @@ from pyro.params.param_store import StateDict
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
+from torch.utils._pytree import tree_map_only
 
 from . import consistency
 from .arguments import whole
@@ -41,6 +42,8 @@ from .runtime.precision import in_float32, lowered
 from .terms import Batch, check_batch
 
 __all__ = ["Joint", "Likelihoods", "given_z", "register", "shape_error"]
+
+CHECKED = 8  # items whose views are decoded beside others
 
 
 class Likelihoods(nn.ModuleList):
@@ -412,6 +415,10 @@ class Joint(nn.Module):
             if self.content is not None:
                 consistency.drawn(self.content, self.content(z), self.prior)
             consistency.check_apart(self, batch, forked, self._of_present)
+            some = Batch(batch.views, present=batch.present)
+            some = tree_map_only(Tensor, lambda x: x[:CHECKED], some)
+            few = partial(self._sites, batch=some, parts=some.parts)
+            consistency.check_views(self, z[:CHECKED], few, self._decoded, forked)
 
     def _of_present(
         self, batch: Batch, parts: tuple[Tensor, ...], turned: bool

@@ -226,10 +226,15 @@ def test_other_networks_that_mix_items_are_refused_where_views_are_absent(
     batch.present[:, 0] = True
     state = copy.deepcopy(model.state_dict())
     for each in (batch._replace(present=None), batch):
-        if named is None or each.present is None:
+        found = f"one by one .* got {named}"
+        if each.present is None and named == "the decoder":
+            found = "mix no rows of a batch"
+        elif each.present is None:
+            found = ""
+        if named is None or not found:
             model.check(each)
         else:
-            with pytest.raises(ValueError, match=f"one by one .* got {named}"):
+            with pytest.raises(ValueError, match=found):
                 model.check(each)
     assert_close(model.state_dict(), state)
 
@@ -429,3 +434,71 @@ def test_a_decoder_whose_output_would_broadcast_is_refused(shape):
     for call in (joint.check, ps.limits.SimVAE(joint)):
         with pytest.raises(ValueError, match=r"views of shape \(1, 8, 8\)"):
             call(batch)
+
+
+class Own(ps.likelihoods.Likelihood):
+    """A normal likelihood around a function of the decoder's output."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, output):
+        return dist.Normal(self.function(output), 0.3)
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def decoding(*layers: nn.Module, likelihood=None) -> ps.Joint:
+    likelihood = likelihood or ps.likelihoods.Gaussian(0.3)
+    net = nn.Sequential(nn.Linear(2, 5), *layers)
+    return ps.Joint(ps.priors.Gaussian(2), likelihood, encoder(), net)
+
+
+def encoder() -> nn.Module:
+    return ps.nn.MLPEncoder((5,), 2, hidden=(4,))
+
+
+MIXING = {
+    "softmax": (lambda o: o.softmax(1), 1),
+    "centred": (lambda o: o - o.mean(1, keepdim=True), 1),
+    "first": (lambda o: o[:, :1].expand_as(o), 2),
+    "sums": (lambda o: o.cumsum(1), 2),
+    "items": (lambda o: o - o.mean(0), 1),
+}
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("name", MIXING)
+def test_a_likelihood_that_mixes_views_or_items_is_refused(name, views):
+    function, least = MIXING[name]
+    joint, x = decoding(likelihood=Own(function)), torch.randn(6, views, 5)
+    if views < least:
+        return joint.check(ps.Batch(x))
+    with pytest.raises(ValueError, match="changes with its own z alone"):
+        joint.check(ps.Batch(x))
+    several = ps.Joint(
+        ps.priors.Gaussian(2),
+        [ps.likelihoods.Gaussian(0.3), Own(function)],
+        ps.nn.PerModality([encoder(), encoder()]),
+        ps.nn.PerModality([nn.Linear(2, 5), nn.Linear(2, 5)]),
+    )
+    with pytest.raises(ValueError, match="changes with its own z alone"):
+        several.check(ps.Batch((x, x)))
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_a_decoder_that_mixes_the_rows_of_a_batch_is_refused(views):
+    x = torch.randn(6, views, 5)
+    for layer in (Centred(), nn.BatchNorm1d(5, track_running_stats=False)):
+        with pytest.raises(ValueError, match="mix no rows of a batch"):
+            decoding(layer).check(ps.Batch(x))
+    of_each = Own(lambda o: o * torch.arange(1.0, views + 1).view(views, 1))
+    kept = decoding(nn.BatchNorm1d(5), nn.Dropout(0.5), likelihood=of_each)
+    before = {name: b.clone() for name, b in kept.named_buffers()}
+    kept.check(ps.Batch(x))  # each view may have a likelihood of its own
+    assert kept.decoder.training and all(m.training for m in kept.modules())
+    assert_close(dict(kept.named_buffers()), before)

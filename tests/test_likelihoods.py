@@ -538,6 +538,8 @@ test_what_cannot_be_is_refused = refusals(
     (lambda: StudentT(dof=1.0), ValueError, "dof above 1"),
     (lambda: StudentT(dof=Predicted()), TypeError, "dof as a number"),
     (lambda: Laplace(-1.0), ValueError, "scale"),
+    (lambda: Gaussian([]), ValueError, "scale as a positive number, got none"),
+    (lambda: Gaussian(ps.learned(())), ValueError, "scale .* got none"),
     (lambda: Gaussian(ps.learned(0.1), floor=-1.0), ValueError, "floor"),
     (lambda: Gaussian().output_shape(8), TypeError, "event_shape.*a tuple"),
     (lambda: NegativeBinomial(0.0), ValueError, "dispersion"),

@@ -13,7 +13,7 @@ import torch
 from helpers import catalogue
 from helpers.catalogue import GUIDES, LIKELIHOODS, PRIORS, RANDOM
 from helpers.checks import refusals
-from torch import nn
+from torch import Tensor, nn
 
 import probssl as ps
 from probssl.distributions.gaussian import OneFactorNormal
@@ -789,3 +789,34 @@ test_misuse_is_refused_with_a_way_out = refusals(
 def test_a_flow_obeys_the_laws():
     guide = ps.guides.Flow(encoder(), transforms=1, hidden=(4,))
     check_guide(guide, Gaussian(2, 0.5), X, draws=200)
+
+
+class OfExponentials(Likelihood):
+    """A distribution whose parameter is the exponential of the output."""
+
+    def __init__(self, family: Callable[..., dist.TorchDistribution]) -> None:
+        super().__init__()
+        self.family = family
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return self.family(output.exp(), 1.5 + 0 * output, validate_args=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(dist.Gamma, "concentration"), (dist.Beta, "concentration")]
+)
+def test_a_parameter_that_overflows_is_no_broken_law(family, name):
+    with pytest.warns(UserWarning, match=f"its {name} rounds to 0 or infinity"):
+        check_likelihood(OfExponentials(family), event_shape=(4,), draws=500)
+
+
+def test_a_guide_without_gradient_is_said_to_be_refused_by_fit():
+    class Plain(dist.Normal):
+        has_rsample = False
+
+    class Guide(DiagonalGaussian):
+        def each(self, x, present=None):
+            return Plain(*self.factors(x, present), validate_args=False).to_event(1)
+
+    with pytest.warns(UserWarning, match="carry no gradient .* fit refuses"):
+        check_guide(Guide(encoder()), Gaussian(2, 0.5), X, draws=DRAWS)

@@ -147,6 +147,8 @@ def spread(
     floor = at_least("floor", floor, 0)
     numbers = plain(value.value if isinstance(value, Learned) else value)
     many = len(numbers) if isinstance(numbers, tuple) else None
+    if many == 0:
+        raise ValueError(f"expected {name} as a positive number, got none; {hint}")
     least = floor if free else 0.0
     for number in (numbers,) if many is None else numbers:
         if not isinstance(number, float) or not least < number < math.inf:

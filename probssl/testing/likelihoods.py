@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution, validation_enabled
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints
 
 from ..arguments import typed
 from ..joint import given_z
@@ -489,7 +489,13 @@ def extremes(case: _Case) -> Iterator[str]:
         broken = grad.isnan() & finite.reshape(-1, *[1] * (grad.ndim - 1))
         if value.isnan().any():
             broken = value.isnan()
-        if broken.any():
+        if broken.any() and (beyond := _beyond(case.of(output))):
+            yield Note(
+                f"its {beyond} rounds to 0 or infinity for outputs about ±{size:g}, "
+                "where its density is NaN; keep it in a range, as "
+                "o.sigmoid() between two bounds"
+            )
+        elif broken.any():
             place = tuple(broken.nonzero()[0].tolist())
             found = "log_prob" if value.isnan().any() else "the gradient of log_prob"
             like = broken.shape == output.shape[: broken.ndim]  # else of the item
@@ -500,6 +506,20 @@ def extremes(case: _Case) -> Iterator[str]:
                 f"{place}, for the output {shown}{', …' * (len(row) > 6)}; mind "
                 "0 · inf and inf - inf: compute with logarithms (logsigmoid, logaddexp)"
             )
+
+
+def _beyond(p: Distribution) -> str | None:
+    """The name of a parameter that has left its range by rounding, if any."""
+    for name, part in vars(p).items():
+        if isinstance(part, Distribution):
+            found = _beyond(part)
+            if found:
+                return found
+        elif isinstance(part, Tensor) and name in p.arg_constraints:
+            inside = p.arg_constraints[name].check(part)
+            if not (bool(inside.all()) and bool(part.isfinite().all())):
+                return name
+    return None
 
 
 def _valued(case: _Case) -> Valued:
