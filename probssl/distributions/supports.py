@@ -29,6 +29,7 @@ __all__ = [
     "space_of",
     "states_of",
     "support_of",
+    "values_of",
 ]
 
 MOST_STATES = 4096  # of a discrete content that is summed out
@@ -183,6 +184,22 @@ def from_real(distribution: Distribution) -> Transform:
         ) from error
 
 
+def values_of(content: TorchDistribution) -> Tensor:
+    """All values of a discrete distribution, as its `enumerate_support`.
+
+    Raises:
+        ValueError: If it has no finite list of values.
+    """
+    try:
+        values: Tensor = content.enumerate_support(expand=False)
+        return values
+    except NotImplementedError as error:
+        raise ValueError(
+            f"expected a discrete p(y) with finitely many values, got {content}; "
+            "for counts take a Categorical over those that matter"
+        ) from error
+
+
 def states_of(content: TorchDistribution) -> Tensor:
     """All values of a discrete distribution, shape (state, \\*event).
 
@@ -190,14 +207,7 @@ def states_of(content: TorchDistribution) -> Tensor:
         ValueError: If it has no finite list of values, or more than `MOST_STATES`.
     """
     independent = isinstance(content, Independent) and content.event_shape
-    base: Any = content.base_dist if independent else content
-    try:
-        each = base.enumerate_support(expand=False)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"expected a discrete p(y) with finitely many values, got {content}; "
-            "for counts take a Categorical over those that matter"
-        ) from error
+    each = values_of(content.base_dist if independent else content)
     if not independent:
         return each.reshape(-1, *content.event_shape)
     size = content.event_shape[0]

@@ -1,6 +1,7 @@
 r"""A prior with any p(y) and any conditional density p(z|y)."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any
@@ -10,6 +11,8 @@ from jaxtyping import Float, Int
 from pyro import poutine
 from pyro.distributions import (
     Categorical,
+    Delta,
+    MaskedDistribution,
     Normal,
     TorchDistribution,
     validation_enabled,
@@ -20,7 +23,15 @@ from torch.nn.functional import normalize
 
 from ..arguments import instance
 from ..distributions.content import ContentPosterior, Integral, SharedContent
-from ..distributions.supports import alike, dimensions, is_sphere, states_of, support_of
+from ..distributions.supports import (
+    alike,
+    dimensions,
+    from_real,
+    is_sphere,
+    states_of,
+    support_of,
+    values_of,
+)
 from ..hyper import Positive, mapped, random_in
 from ..special import effective_sample_size
 from .base import Drawn, Pairs, Points, Present, Prior, Views, check_dim
@@ -29,7 +40,9 @@ from .integrals import Enumeration, ImportanceSampling, Quadrature, poor
 __all__ = ["Custom"]
 
 RESERVED = {"x", "y", "z", "item", "views", "present", "component", "particles"}
+RESERVED |= {"self"}  # of Python
 MASS_ERROR = 0.05  # nats: of p(y) by quadrature, without views to narrow it
+MOST_CHANGES, CHANGED_NUMBERS = 4096, 2**20  # of y, to find out what depends on it
 KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
 
 Conditional = Callable[..., TorchDistribution]
@@ -103,17 +116,18 @@ class Custom(Prior):
         self.register_buffer("watched", torch.zeros(2), persistent=False)
         # The checks leave the state of the random generator unchanged.
         with torch.random.fork_rng(devices=[]):
-            _check_sites(self)
             content = self.content()
             y = _content_sample(content, dim)
+            _check_sites(self, y[:3])
             given = self._conditional({})
             self._example = _example_of(given, y[:3], dim)
             _check_parameters(self, given, content)
             _check_hypers(self, y[:5, 0])
             self.discrete = support_of(content).is_discrete
-            self.factorised = _is_factorised(given, content, y)
+            self.factorised = _is_factorised(given, content, y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
-            self.integral = integral or self._default_integral(given(y))
+            self.integral = integral or self._default_integral(given(y[:, :1]))
+        _check_integral(self, content)
 
     def _default_integral(self, views: TorchDistribution) -> Integral:
         if self.discrete:
@@ -329,7 +343,7 @@ class Custom(Prior):
         return self
 
 
-def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 *k"]:
+def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 *k"]:
     """Samples of p(y), after checks of its class and shapes."""
     if not isinstance(content, Distribution):
         raise ValueError(
@@ -338,23 +352,39 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 1 
             f"dist.Laplace(0.0, 1.0).expand([{dim}]).to_event(1)"
         )
     discrete = support_of(content).is_discrete
-    axes = (0, 1) if discrete else (1,)
-    if len(content.event_shape) not in axes or content.batch_shape:
+    shape, batch = tuple(content.event_shape), tuple(content.batch_shape)
+    if len(shape) not in ((0, 1) if discrete else (1,)) or batch:
         event = "(k,), or () of a discrete one," if discrete else "(k,)"
+        hint = f"write .expand([{dim}]).to_event(1)"
+        if len(shape) > 1:
+            hint = "write one over the vector of its free numbers, and p(z|y) of that"
         raise ValueError(
             f"expected y_prior with event shape {event} and no batch shape, got event "
-            f"shape {tuple(content.event_shape)} and batch shape "
-            f"{tuple(content.batch_shape)}; write .expand([{dim}]).to_event(1)"
+            f"shape {shape} and batch shape {batch}; {hint}"
         )
-    if discrete and not content.has_enumerate_support:
-        states_of(content)  # an error that says what to do
-    return content.sample((16, 1))
+    inner: Any = content
+    while isinstance(inner, Independent | MaskedDistribution):
+        inner = inner.base_dist
+    try:
+        y = content.sample((16, 2))
+        finite = not content.log_prob(y).isnan().any()
+    except (NotImplementedError, RuntimeError):
+        finite = False
+    if not finite or isinstance(inner, Delta):
+        raise ValueError(
+            "expected y_prior with samples and a normalised density, got "
+            f"{type(inner).__name__}; a proper p(y) has both: for a fixed y write it "
+            "into p(z|y), for an improper one take a wide normal"
+        )
+    return y
 
 
 @torch.no_grad()
-def _example_of(conditional: Conditional, y: Tensor, dim: int) -> TorchDistribution:
-    """p(z|y) of some y, shape (n, 1, …), after checks of its class and shapes."""
-    example = conditional(y)
+def _example_of(
+    conditional: Conditional, y: Float[Tensor, "n 2 *k"], dim: int
+) -> TorchDistribution:
+    """p(z|y) of some y, after checks of its class and shapes, and of each y alone."""
+    example = _called(conditional, y)
     hint = "for instance dist.Laplace(y, 0.3).to_event(1)"
     instance("conditional(y)", example, Distribution, "a Pyro distribution", hint)
     for method in ("sample", "log_prob"):
@@ -366,8 +396,47 @@ def _example_of(conditional: Conditional, y: Tensor, dim: int) -> TorchDistribut
                 f"expected conditional(y) to return a distribution with {method}, got "
                 f"{type(example).__name__} without; write its method {method}"
             ) from error
-    if example.event_shape != (dim,):
-        event, batch = tuple(example.event_shape), tuple(example.batch_shape)
+    if support_of(example).is_discrete:
+        raise ValueError(
+            f"expected a density p(z|y), got {type(example).__name__}, a discrete "
+            "distribution; z is a point of R^n or of a part of it"
+        )
+    _check_shape(example, y, y.shape[:2], dim)
+    z = example.sample()
+    with validation_enabled(False):
+        together = example.log_prob(z).flatten()
+        rows, points = y.flatten(0, 1).split(1), z.flatten(0, 1).split(1)
+        each = [_called(conditional, row) for row in rows]
+        _check_shape(each[0], rows[0], rows[0].shape[:1], dim)
+        alone = [p.log_prob(point) for p, point in zip(each, points, strict=True)]
+        _check_rows(torch.cat(alone), together)
+        more = _called(conditional, y.unsqueeze(0))  # with one more axis
+        _check_shape(more, y.unsqueeze(0), (1, *y.shape[:2]), dim)
+        _check_rows(more.log_prob(z.unsqueeze(0)).flatten(), together)
+    return example
+
+
+def _called(conditional: Conditional, y: Tensor) -> TorchDistribution:
+    """p(z|y), or an error that names the shape of y."""
+    try:
+        return conditional(y)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if reason.startswith("expected"):
+            raise
+        raise ValueError(
+            f"expected conditional(y) to take y of shape {tuple(y.shape)}, got "
+            f"{type(error).__name__}: {reason}; y has any number of axes in front of "
+            "its event: count axes from the last, and give networks as many inputs"
+        ) from error
+
+
+def _check_shape(
+    found: TorchDistribution, y: Tensor, batch_shape: tuple[int, ...], dim: int
+) -> None:
+    """Raise an error unless p(z|y) has the batch axes of y and the event (dim,)."""
+    event, batch = tuple(found.event_shape), tuple(found.batch_shape)
+    if event != (dim,):
         hint = f"build prior and conditional with the same dim, here {dim}"
         if not event and batch[-1:] == (dim,):
             hint = "append .to_event(1), as in dist.Laplace(y, 0.3).to_event(1)"
@@ -375,32 +444,27 @@ def _example_of(conditional: Conditional, y: Tensor, dim: int) -> TorchDistribut
             f"expected conditional(y) with event shape ({dim},) for y of shape "
             f"{tuple(y.shape)}, got event shape {event} and batch shape {batch}; {hint}"
         )
-    if example.batch_shape != y.shape[:2]:
+    if batch != batch_shape:
         raise ValueError(
-            f"expected conditional(y) with batch shape {tuple(y.shape[:2])} for y of "
-            f"shape {tuple(y.shape)}, got {tuple(example.batch_shape)}; let every "
-            "parameter follow the leading axes of y, and call .to_event(1) once"
+            f"expected conditional(y) with batch shape {tuple(batch_shape)} for y of "
+            f"shape {tuple(y.shape)}, got {batch}; let every parameter follow the "
+            "leading axes of y, and call .to_event(1) once"
         )
-    if support_of(example).is_discrete:
-        raise ValueError(
-            f"expected a density p(z|y), got {type(example).__name__}, a discrete "
-            "distribution; z is a point of R^n or of a part of it"
-        )
-    z = example.sample()
-    with validation_enabled(False):
-        together = example.log_prob(z)[:1]
-        try:
-            alone = conditional(y[:1]).log_prob(z[:1])
-        except ValueError:  # of BatchNorm, which needs several
-            alone = torch.full_like(together, torch.nan)
-    if not torch.allclose(together, alone, 1e-3, 1e-3):
-        raise ValueError(
-            "expected the same log p(z|y) for y alone and among others, got "
-            f"{alone.item():.4g} and {together.item():.4g}; networks that draw random "
-            "numbers or mix items, as dropout and batch normalisation do, give no "
-            "density: use LayerNorm, or none"
-        )
-    return example
+
+
+def _check_rows(found: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> None:
+    """Raise an error unless log p(z|y) is the same for y alone and among others."""
+    if torch.allclose(found, expected, 1e-3, 1e-3):
+        return
+    worst = int((found - expected).abs().nan_to_num(math.inf).argmax())
+    raise ValueError(
+        "expected the same log p(z|y) for y alone and among others, got "
+        f"{found[worst].item():.4g} and {expected[worst].item():.4g}; in front of its "
+        "event y has any number of axes: count axes from the last, as in "
+        "y.softmax(-1), not from the first; networks that draw random numbers or mix "
+        "items, as dropout and batch normalisation do, give no density: use "
+        "LayerNorm, or none"
+    )
 
 
 def _check_parameters(
@@ -423,7 +487,7 @@ def _check_parameters(
             )
 
 
-def _check_sites(prior: Custom) -> None:
+def _check_sites(prior: Custom, y: Tensor) -> None:
     """Raise an error for names that no site can have, or for sites of another kind."""
     names = [h.name for h in prior.random()]
     wrong = {n for n in names if n in RESERVED or names.count(n) > 1}
@@ -434,9 +498,8 @@ def _check_sites(prior: Custom) -> None:
             "ps.hyper.Positive(distribution, name)"
         )
     with poutine.trace() as trace:
-        content = prior.content()
-        if isinstance(content, Distribution):
-            prior._conditional({})(content.sample((3, 1)))
+        prior.content()
+        _called(prior._conditional({}), y)
     sites = [k for k, site in trace.trace.nodes.items() if site["type"] == "sample"]
     if sites:
         raise ValueError(
@@ -493,33 +556,74 @@ def _log_probs(prior: Custom, drawn: Drawn, y: Tensor, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_factorised(
-    conditional: Conditional, content: TorchDistribution, y: Float[Tensor, "n 1 *k"]
+    conditional: Conditional, content: TorchDistribution, y: Float[Tensor, "n *k"]
 ) -> bool:
     """Whether p(y) and p(z|y) are products over the dimensions.
 
-    Each coordinate of y in turn is changed to other numbers and to NaN, which spreads
-    even through zero weights; the densities of other dimensions must not change.
+    Some coordinates of y are changed, to any value of a discrete y or to numbers within
+    and far outside of p(y), and each in turn to NaN, which spreads even through zero
+    weights. The densities of other dimensions must not change.
     """
-    example = conditional(y[0])
-    if not (_is_product(content) and _is_product(example) and y.is_floating_point()):
+    example = conditional(y)
+    if not (_is_product(content) and _is_product(example)):
         return False
     if content.event_shape != example.event_shape:
         return False
-    dim = y.shape[-1]
-    with validation_enabled(False):
-        z = example.sample()
-        # Of the shape of `moved`, since rounding may differ between shapes.
-        before = dimensions(conditional(y[0].repeat(dim, 1))).log_prob(z)
+    (dim,) = content.event_shape
+    many = max(len(y), min(MOST_CHANGES, CHANGED_NUMBERS // dim))
+    one, other = _anywhere(content, many), _anywhere(content, many)
+    some = torch.rand(one.shape, device=one.device) < 0.5
+    changes = [(one, other, some)]
+    if y.is_floating_point():
         itself = torch.eye(dim, dtype=torch.bool, device=y.device)
-        for other in (*y[1:], torch.full_like(y[0], torch.nan)):
-            moved = torch.where(itself, other, y[0])
+        changes += [(y[:1].expand(dim, dim), torch.full_like(y[:1], torch.nan), itself)]
+    with validation_enabled(False):
+        for before, new, changed in changes:
             try:
-                after = dimensions(conditional(moved)).log_prob(z)
+                z = dimensions(conditional(content.sample((len(before),)))).sample()
+                after = dimensions(conditional(torch.where(changed, new, before)))
+                pair = dimensions(conditional(before)).log_prob(z), after.log_prob(z)
             except (IndexError, RuntimeError):  # y is an index
                 return False
-            if not bool(((after == before) | itself).all()):
+            # Of the same shape, since rounding may differ between shapes.
+            if not bool((torch.isclose(*pair, 0, 0, equal_nan=True) | changed).all()):
                 return False
     return True
+
+
+def _anywhere(content: TorchDistribution, n: int) -> Float[Tensor, "n k"]:
+    """Values of a product p(y), all alike often, or numbers up to a thousand widths."""
+    base, y = dimensions(content), content.sample((n,))
+    if support_of(base).is_discrete:
+        values = values_of(base).flatten()
+        return values[torch.randint(len(values), y.shape, device=y.device)]
+    transform = from_real(base)
+    u = transform.inv(y)
+    middle = u.median(0).values
+    width = (u - middle).abs().median(0).values
+    away = torch.rand_like(u).sub(0.5).sign() * 2 ** (10 * torch.rand_like(u))
+    far = torch.rand_like(u) < 0.5
+    return torch.where(far, transform(middle + width * away), y)
+
+
+def _check_integral(prior: Custom, content: TorchDistribution) -> None:
+    """Raise an error for a rule of integration that does not fit p(y) and p(z|y)."""
+    rule = prior.integral
+    if prior.discrete and not prior.factorised:
+        states_of(content)  # an error if they are too many
+    wrong = (Quadrature, ImportanceSampling) if prior.discrete else Enumeration
+    if isinstance(rule, wrong):
+        kind = "a discrete p(y), a sum," if prior.discrete else "a density p(y),"
+        raise ValueError(
+            f"expected an integral for {kind} got {rule}; leave integral out, which "
+            "takes one that fits"
+        )
+    if isinstance(rule, Enumeration) and rule.each and not prior.factorised:
+        raise ValueError(
+            "expected p(y) and p(z|y) to be products over the dimensions for "
+            "Enumeration(each=True), got a dependence between them; write "
+            "Enumeration(), the sum over all values of y"
+        )
 
 
 def _is_product(distribution: Distribution) -> bool:
