@@ -351,7 +351,7 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 
             f"got {type(content).__name__}; for instance "
             f"dist.Laplace(0.0, 1.0).expand([{dim}]).to_event(1)"
         )
-    discrete = support_of(content).is_discrete
+    discrete: Any = support_of(content).is_discrete
     shape, batch = tuple(content.event_shape), tuple(content.batch_shape)
     if len(shape) not in ((0, 1) if discrete else (1,)) or batch:
         event = "(k,), or () of a discrete one," if discrete else "(k,)"
@@ -362,6 +362,8 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 
             f"expected y_prior with event shape {event} and no batch shape, got event "
             f"shape {shape} and batch shape {batch}; {hint}"
         )
+    if discrete:
+        values_of(content.base_dist if isinstance(content, Independent) else content)
     inner: Any = content
     while isinstance(inner, Independent | MaskedDistribution):
         inner = inner.base_dist
@@ -427,7 +429,8 @@ def _called(conditional: Conditional, y: Tensor) -> TorchDistribution:
         raise ValueError(
             f"expected conditional(y) to take y of shape {tuple(y.shape)}, got "
             f"{type(error).__name__}: {reason}; y has any number of axes in front of "
-            "its event: count axes from the last, and give networks as many inputs"
+            "its event: count axes from the last, give networks as many inputs, and "
+            "take LayerNorm, not batch normalisation, which mixes items"
         ) from error
 
 
