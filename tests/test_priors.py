@@ -415,7 +415,7 @@ test_bad_arguments_are_refused = refusals(
     (
         lambda: custom(lambda y: dist.Laplace(torch.zeros(3), 0.3).to_event(1)),
         ValueError,
-        r"expected conditional\(y\) with batch shape \(3, 1\)",
+        r"expected conditional\(y\) with batch shape \(3, 2\)",
     ),
     (lambda: custom(without("log_prob")), TypeError, "Laplace without; write"),
     (lambda: custom(without("sample")), TypeError, "distribution with sample"),

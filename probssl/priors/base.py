@@ -180,13 +180,31 @@ class Prior(nn.Module):
         """Return the distribution of views shaped like z.
 
         Raises:
-            ValueError: If the last axis of z does not have the dimension of the prior.
+            ValueError: If z has no axes for views and dimensions, or another dimension
+                than the prior, or if present is no mask of its views.
         """
+        if z.ndim < 2:
+            raise ValueError(
+                f"expected z with shape (*batch, view, dim), got {tuple(z.shape)}; one "
+                "view is z.unsqueeze(-2)"
+            )
         if self.dim is not None and z.shape[-1] != self.dim:
             raise ValueError(
                 f"expected z with dim {self.dim} as its last axis, got shape "
                 f"{tuple(z.shape)}; build the prior with dim={z.shape[-1]} or the "
                 f"encoder with {self.dim} outputs"
+            )
+        if present is not None and (
+            present.dtype != torch.bool
+            or present.shape[-1:] != z.shape[-2:-1]
+            or any(
+                len({1, a, b}) > 2
+                for a, b in zip(present.shape[::-1], z.shape[-2::-1], strict=False)
+            )
+        ):
+            raise ValueError(
+                f"expected present as a mask of shape {tuple(z.shape[:-1])}, bool, got "
+                f"{present.dtype} of shape {tuple(present.shape)}; write mask.bool()"
             )
         options: dict[str, Any] = {} if present is None else {"present": present}
         if self.dim is None:

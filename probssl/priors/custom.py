@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to
 from torch.nn.functional import normalize
 
-from ..arguments import instance
+from ..arguments import instance, whole
 from ..distributions.content import ContentPosterior, Integral, SharedContent
 from ..distributions.supports import (
     alike,
@@ -174,6 +174,7 @@ class Custom(Prior):
 
         Drawn values of random hyper-parameters reach p(z|y) and p(y) by name.
         """
+        views = whole("views", views)
         if component is not None:
             self.component()  # an error if p(y) has no classes
         shapes = [h.batch_of(drawn[h.name]) for h in self.random() if h.name in drawn]
@@ -261,17 +262,25 @@ class Custom(Prior):
         Raises:
             TypeError: With `plug_in`, if y is discrete, or on another support than z.
         """
+        for name, points in (("a", a), ("b", b)):
+            if points.ndim < 2 or points.shape[-1] != self.dim:
+                raise ValueError(
+                    f"expected {name} with shape (*batch, point, {self.dim}), got "
+                    f"{tuple(points.shape)}; the last axis is the dimension of z"
+                )
         if plug_in:
             if not self.alike:
                 raise TypeError(
-                    "expected p(y) on the support of z for plug_in=True, where a view "
-                    f"replaces y, got {self.content()} for z in {self.dim} dimensions; "
-                    "leave plug_in out, or bring a p(y) over points like z"
+                    "expected p(y) on the support of z where a view replaces y, as for "
+                    "plug_in=True, KernelDensity and other entropies over pairs, got "
+                    f"{self.content()} for z in {self.dim} dimensions; bring a p(y) "
+                    "over points like z, or leave plug_in out and take an entropy "
+                    "without a kernel, such as LogDeterminant()"
                 )
             with validation_enabled(False):
                 a, b = torch.broadcast_tensors(a.unsqueeze(-2), b.unsqueeze(-3))
                 return self._conditional({})(a).log_prob(b)
-        rows = max(1, KERNEL_NUMBERS // (2 * b.numel()))
+        rows = max(1, KERNEL_NUMBERS // max(1, 2 * b.numel()))
         parts = [super(Custom, self).log_kernel(part, b) for part in a.split(rows, -2)]
         return torch.cat(parts, -2)
 

@@ -16,7 +16,18 @@ from ..arguments import instance
 from ..priors import Prior
 from . import modules
 from .densities import integral, samples_follow
-from .laws import BARS, Trial, differs, examine, mean_of, seeded, twin, unless_declined
+from .laws import (
+    BARS,
+    LawError,
+    Trial,
+    differs,
+    examine,
+    mean_of,
+    precision,
+    seeded,
+    twin,
+    unless_declined,
+)
 from .modules import SEED, Valued
 from .proposals import LogDensity, Proposal, around, fitted, spherical
 
@@ -84,12 +95,26 @@ def check_prior(
     instance("prior", prior, Prior, "a ps.priors.Prior", hint)
     prior.known_dim()
     case = _Case(twin(prior), max(views, 1 if prior.proper else 2), draws, {})
+    _follows(case, type(prior).__name__)
     own = (shapes, support, normalisation, sampling, exchangeability, marginals)
     more = (presence, kernel, plug_in, bayes, drawn_hyper_parameters, extremes)
     laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]
     laws += [(law, lambda: _valued(case, True)) for law in modules.UNTRACED]
     laws += [(modules.tracing, lambda: _valued(case, False))]
     examine(type(prior).__name__, laws, seed)
+
+
+def _follows(case: "_Case", name: str) -> None:
+    """Raise a LawError if tensors do not follow the prior to float64."""
+    with torch.random.fork_rng(devices=[]), precision(torch.float64):
+        dtype = case.typical(1, case.views).dtype
+    if dtype != torch.float64:
+        fault = (
+            f"expected samples in float64, as of prior.double(), got {dtype}; a tensor "
+            "that no module holds, as one that a lambda uses, stays as it is and where "
+            "it is: hold it in a module as self.register_buffer(name, tensor)"
+        )
+        raise LawError(name, [("single precision", fault)])
 
 
 class _Case(NamedTuple):
