@@ -143,7 +143,7 @@ def test_samples_that_share_a_scale_are_weighed_at_it(event):
     law = dist.LogNormal(*BEFORE).expand(event).to_event(len(event))
     parts = ps.likelihoods.Gaussian(NOISE), Known(), nn.Identity()
     joint = ps.Joint(
-        ps.priors.Gaussian(DIM, law), *parts, guide=exact(ps.guides.Coupled)
+        ps.priors.Gaussian(DIM, law), *parts, guide=exact(ps.guides.CoupledLikelihoods)
     )
     joint.population, batch = torch.tensor(6.0), ps.Batch(drawn(6, 2))
     terms = log_weights(joint, batch, 5, one_hyper=True)

@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import pytest
@@ -12,7 +13,7 @@ from helpers.checks import assert_mean, seeded
 from scipy import stats
 from scipy.integrate import quad
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
@@ -638,8 +639,29 @@ def test_a_density_that_is_infinite_at_zero_has_a_finite_integral(concentration,
     assert bool(((found.double().exp() - expected).abs() < 5 * error).all())
 
 
-def test_a_part_of_p_of_y_that_quadrature_misses_leaves_importance_sampling():
-    far = dist.MixtureOfDiagNormals(
-        torch.tensor([[-300.0], [3.0]]), torch.tensor([[2e-3], [0.5]]), torch.zeros(2)
+class Parts(dist.TorchDistribution):
+    """Two normals, one narrow and far, that do not say that they are two."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+    mixture = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)),
+        dist.Normal(torch.tensor([-300.0, 3.0]), torch.tensor([2e-3, 0.5])),
     )
-    assert isinstance(Custom(normal(0.3), 1, y_prior=far).integral, ImportanceSampling)
+
+    def __init__(self, batch_shape=()) -> None:
+        super().__init__(torch.Size(batch_shape), torch.Size([1]), validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return Parts(batch_shape)
+
+    def sample(self, sample_shape=()):
+        return self.mixture.sample((*sample_shape, *self.batch_shape, 1))
+
+    def log_prob(self, value):
+        return self.mixture.log_prob(value).sum(-1)
+
+
+def test_a_part_of_p_of_y_that_quadrature_misses_leaves_importance_sampling():
+    prior = Custom(normal(0.3), 1, y_prior=Parts())
+    assert isinstance(prior.integral, ImportanceSampling)

@@ -96,12 +96,12 @@ test_what_does_not_fit_together_is_refused = refusals(
     (
         y_prior(dist.Delta(torch.zeros(2), event_dim=1)),
         ValueError,
-        "normalised density, got Delta",
+        "in front of an event, got Delta",
     ),
     (
         y_prior(dist.Delta(torch.zeros(2)).to_event(1)),
         ValueError,
-        "density, got Delta; a proper",
+        "got Delta; for a fixed y",
     ),
     (
         y_prior(dist.ImproperUniform(dist.constraints.real_vector, (), (2,))),

@@ -378,14 +378,15 @@ def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 
         inner = inner.base_dist
     try:
         y = content.sample((16, 2))
-        finite = not content.log_prob(y).isnan().any()
+        rows = content.log_prob(y.flatten(0, 1)).view(16, 2)
+        proper = torch.allclose(content.log_prob(y), rows)
     except (NotImplementedError, RuntimeError):
-        finite = False
-    if not finite or isinstance(inner, Delta):
+        proper = False
+    if not proper or isinstance(inner, Delta):
         raise ValueError(
-            "expected y_prior with samples and a normalised density, got "
-            f"{type(inner).__name__}; a proper p(y) has both: for a fixed y write it "
-            "into p(z|y), for an improper one take a wide normal"
+            "expected y_prior with samples and a normalised density, with any number "
+            f"of axes in front of an event, got {type(inner).__name__}; for a fixed y "
+            "write it into p(z|y), for an improper one take a wide normal"
         )
     return y
 
@@ -582,6 +583,8 @@ def _is_factorised(
     if content.event_shape != example.event_shape:
         return False
     (dim,) = content.event_shape
+    if dim == 1:
+        return True
     many = max(len(y), min(MOST_CHANGES, CHANGED_NUMBERS // dim))
     one, other = _anywhere(content, many), _anywhere(content, many)
     some = torch.rand(one.shape, device=one.device) < 0.5

@@ -46,7 +46,11 @@ TOLERANCE_BFLOAT16 = 0.1  # with networks in bfloat16
 ROUNDINGS, MAX_TOLERANCE = 30.0, 0.03
 # Of a step: 1,000 are compiled in about a minute on two cores, 2,000 in several.
 MOST_OPERATIONS = 1500
-OF_MODULES = vars(nn.Module()).keys() - {"training"}
+# Attributes that hold no constants, the last two the parameters of recurrent layers.
+OF_MODULES = vars(nn.Module()).keys() - {"training"} | {
+    "_flat_weights",
+    "_flat_weight_refs",
+}
 LIBRARIES = {"numpy", "probssl", "pyro", "torch"}  # whose objects cache what they are
 
 
