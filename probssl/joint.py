@@ -189,7 +189,7 @@ class Joint(nn.Module):
         batch = self.arranged(batch)
         items, views = batch.shape
         drawn = {h.name: h.sample() for h in self.prior.random()}
-        with _plate(items, batch.index, size):
+        with _plate(items, batch, size):
             z = pyro.sample("z", self._latents(views, drawn, self._component(batch)))
             for name, _, p, x, mask in self._sites(z, batch, batch.parts):
                 p = p if mask is None else p.mask(mask)
@@ -202,7 +202,7 @@ class Joint(nn.Module):
         if not isinstance(batch, Batch):
             check_batch(batch)
         drawn = {h.name: h.sample_guide() for h in self.prior.random()}
-        with _plate(batch.shape[0], batch.index, size):
+        with _plate(batch.shape[0], batch, size):
             z = pyro.sample("z", self.encode(batch, **drawn))
             if self.content is not None:
                 pyro.sample("y", self.content(z))
@@ -493,12 +493,12 @@ def register(name: str, module: nn.Module) -> None:
             )
 
 
-def _plate(items: int, index: Tensor | None, size: int | None) -> pyro.plate:
+def _plate(items: int, batch: Batch, size: int | None) -> pyro.plate:
     """The plate of the items of a batch, or of a data set of which it is a part."""
     if size is None:
         return pyro.plate("item", items, dim=-1)
     size = whole("size", size, items, hint="the number of items in the data set")
-    rows = torch.arange(items) if index is None else index
+    rows = torch.arange(items) if batch.index is None else batch.index
     plate = pyro.plate("item", size, subsample=rows, dim=-1)
     if not torch.equal(plate.indices, rows):
         raise ValueError(

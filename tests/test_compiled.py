@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -55,6 +56,11 @@ class Plain(nn.Module):
         super().__init__()
         self.linear, self.act, self.factor = nn.Linear(EVENT, DIM), act, 1.0
         self.register_buffer("mean", torch.zeros(()))
+        self.generator, self.helpers = np.random.default_rng(0), []
+        if act is helped:
+            self.helpers = [nn.Linear(DIM, DIM)]
+        if act is logged:
+            self.linear.register_forward_hook(lambda *_: None)
 
     def forward(self, batch: ps.Batch) -> ps.Terms:
         value = self.act(self, self.linear(batch.stacked))
@@ -283,8 +289,31 @@ def test_an_attribute_that_changes_means_another_graph(float64, traced):
     assert len(traced) == 3 and objective.linear.bias.grad is None
 
 
+@dataclass(slots=True)
+class Slots:
+    scale: float = 1.0
+
+
+class Ramp:
+    """A schedule, as an object that is called."""
+
+    scale = 1.0
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __call__(self) -> float:
+        return self.scale
+
+
 CHANGES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "a configuration": (SimpleNamespace(scale=1.0), lambda x: setattr(x, "scale", 2.0)),
+    "slots": (Slots(), lambda x: setattr(x, "scale", 2.0)),
+    "a schedule": (Ramp(), lambda x: setattr(x, "scale", 2.0)),
+    "a nested dictionary": (
+        {"a": {"b": {"c": {"d": {"e": {"scale": 1.0}}}}}},
+        lambda x: x["a"]["b"]["c"]["d"]["e"].update(scale=2.0),
+    ),
     "a dictionary": ({"scale": 1.0}, lambda x: x.update(scale=2.0)),
     "a list": ([1.0], lambda x: x.__setitem__(0, 2.0)),
     "a tensor": (torch.tensor(1.0), lambda x: x.fill_(2.0)),
@@ -295,8 +324,10 @@ CHANGES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 def number(held: Any) -> Any:
     """The number in an attribute of any of these kinds."""
     match held:
-        case SimpleNamespace():
+        case SimpleNamespace() | Slots() | Ramp():
             return held.scale
+        case {"a": _}:
+            return held["a"]["b"]["c"]["d"]["e"]["scale"]
         case dict():
             return held["scale"]
         case list():
@@ -318,6 +349,20 @@ def test_what_changes_within_an_attribute_means_another_graph(kind, float64, tra
     step.refresh()
     assert_close(step([batch()]).alignment, 4 * first.alignment)
     assert step.reason is None and len(traced) == 2
+
+
+def test_attributes_that_views_change_are_found_at_the_end_of_an_epoch(
+    float64, traced, caplog
+):
+    objective = Plain(lambda self, z: z)
+
+    def views(x: Tensor) -> Tensor:
+        objective.factor += 0.1
+        return x.unsqueeze(1)
+
+    x = torch.rand(4 * ITEMS, EVENT)
+    ps.fit(objective, x, views=views, epochs=1, batch_size=ITEMS, compile=True)
+    assert "changed between the steps of an epoch" in caplog.text
 
 
 def test_gradients_have_memory_of_their_own(float64, traced):
@@ -359,7 +404,22 @@ def dropped(self: Plain, z: Tensor) -> Tensor:
     return z if np.random.random() < 0.999 else 0 * z
 
 
+def drawn(self: Plain, z: Tensor) -> Tensor:
+    return z * (1 + 1e-5 * self.generator.random())
+
+
+def logged(self: Plain, z: Tensor) -> Tensor:
+    return z
+
+
+def helped(self: Plain, z: Tensor) -> Tensor:
+    return self.helpers[0](z) if self.helpers else z
+
+
 REASONS = {
+    "has a generator": (drawn, "plain attributes"),
+    "has hooks": (logged, "has hooks"),
+    "hides a network": (helped, "holds networks"),
     "assigns a buffer": (centred, "buffer mean"),
     "rarely drops a layer": (dropped, "of Python or NumPy"),
     "takes minutes": (many, "operations, which would take minutes"),

@@ -322,3 +322,20 @@ def test_views_show_how_they_were_made():
         "AdditiveNoise(covariance=array(3, 3))))"
     )
     assert "Masking(probability=0.3" in repr(JointEmbeddingSSL(views=Masking(0.3)))
+
+
+def test_a_sampler_may_write_to_its_rows():
+    x, found = np.random.default_rng(0).normal(size=(60, 4)), []
+    for in_place in (False, True):
+        noise = np.random.default_rng(1)
+
+        def views(rows, noise=noise, in_place=in_place):
+            if not in_place:
+                return rows + 0.5 * noise.normal(size=rows.shape)
+            rows += 0.5 * noise.normal(size=rows.shape)
+            return rows
+
+        kept = x.copy()
+        found.append(ps.linear.ReconstructionSSL(2, views=views, n_views=8).fit(kept))
+        np.testing.assert_array_equal(kept, x)
+    np.testing.assert_allclose(*(each.spectrum_ for each in found))

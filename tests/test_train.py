@@ -416,6 +416,21 @@ def test_a_history_is_a_table_and_survives_json():
         history["loss"]
 
 
+def test_simvae_is_validated():
+    simvae = limits.SimVAE(joint(Gaussian(2, 0.5), event=DIM))
+    history = fit(simvae, points(), views=noisy, valid=points(9), epochs=1)
+    assert math.isfinite(history["valid_value"][0])
+
+
+def test_views_that_change_their_items_are_refused():
+    def views(x: Tensor) -> Tensor:
+        x += 0.5 * torch.randn_like(x)
+        return x.unsqueeze(1)
+
+    with pytest.raises(ValueError, match="leave the items as they are"):
+        fit(Autoencoder(), points(), views=views, epochs=1)
+
+
 def test_validation_leaves_training_as_it_is():
     data, (one, other) = points(), twins(Noisy)
     for objective, valid in ((one, None), (other, points(9))):

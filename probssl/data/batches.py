@@ -203,7 +203,13 @@ def viewed(
     index: Int[Tensor, " batch"] | None = None,
 ) -> Batch:
     """A batch of augmented views of the items x; without `views`, of x itself."""
+    before = 0 if x.is_inference() else x._version
     drawn = x.unsqueeze(1) if views is None else views(x)
+    if not x.is_inference() and x._version != before:
+        raise ValueError(
+            "expected views to leave the items as they are, got a change in place; "
+            "write x = x + noise, or begin with x = x.clone()"
+        )
     if isinstance(drawn, Tensor) and drawn.ndim == x.ndim + 1:
         drawn = Batch(drawn)
     elif isinstance(drawn, Batch):

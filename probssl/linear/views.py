@@ -354,7 +354,7 @@ def drawn(
     """Draw at least so many views of each row, in float64."""
     parts: list[Array] = []
     while sum(part.shape[1] for part in parts) < many:
-        part = np.asarray(views(rows), np.float64)
+        part = np.array(views(rows.copy()), np.float64)  # may be written in place
         if part.ndim not in (2, 3) or len(part) != len(rows) or not part.size:
             raise ValueError(
                 f"expected views of shape ({len(rows)}, features) or ({len(rows)}, "

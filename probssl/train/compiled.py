@@ -87,11 +87,24 @@ class CompiledStep(Step):
         self.reason: str | None = None  # why steps are eager, if they are
         self.graphs: dict[Hashable, Graph] = {}
         self.tensors: Tensors | None = None
+        self.attributes: Hashable = None  # plain ones, when the tensors were read
         self.keys: dict[Hashable, int] = {}  # long keys, each of which gets a number
 
     def refresh(self) -> None:
         """Look at the objective anew before the next step."""
         self.tensors = None
+
+    def finish(self) -> None:
+        """Warn where attributes have changed since they were looked at."""
+        if self.reason is None and self.tensors is not None:
+            if plain_attributes(self.objective) != self.attributes:
+                self._give_up(
+                    ValueError(
+                        "plain attributes changed between the steps of an epoch, which "
+                        "took the first values; change them in on_step or on_epoch, or "
+                        "keep them in buffers"
+                    )
+                )
 
     def gradient(self, batch: Batch, share: float = 1.0) -> Terms:
         """Add the gradient of one batch by its graph; return the terms."""
@@ -99,6 +112,7 @@ class CompiledStep(Step):
             return super().gradient(batch, share)
         if self.tensors is None:
             self.tensors = Tensors.of(self.objective)
+            self.attributes = plain_attributes(self.objective)
             self.key = self.keys.setdefault(self.tensors.key, len(self.keys))
         leaves, tree = tree_flatten(batch)
         leaves = [x.contiguous() if isinstance(x, Tensor) else x for x in leaves]

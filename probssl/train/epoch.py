@@ -65,6 +65,7 @@ def train_epoch(
                 step.refresh()
                 if stop:
                     break
+        step.finish()
     if step.count == tally.start:
         raise ValueError(
             "expected at least one batch in an epoch, got none; give the DataLoader a "

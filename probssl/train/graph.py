@@ -13,7 +13,9 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from itertools import chain, compress
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +104,7 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
     Arguments:
         leaves: Those of the batch, by `tree_flatten`.
     """
+    _check_modules(objective)
     copy = deepcopy(objective)
     copy.zero_grad()
     tensors = Tensors.of(copy)
@@ -138,21 +141,59 @@ def plain_attributes(objective: nn.Module) -> Hashable:
     )
 
 
-def _fixed(value: Any, depth: int = 4) -> Hashable:
+def _fixed(value: Any, depth: int = 10) -> Hashable:
     """What a graph keeps of an attribute: its numbers, or which object it is."""
     if is_plain(value):
         return value
     if isinstance(value, Tensor):
         return _Same(value), None if value.is_inference() else value._version
-    if depth and isinstance(value, list | tuple | set | frozenset):
-        return (type(value), *(_fixed(x, depth - 1) for x in value))
     if isinstance(value, np.ndarray):
         return _Same(value), hash(value.tobytes())
-    held = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
-    library = type(value).__module__.partition(".")[0] in LIBRARIES
-    if depth and held is not None and not library and not callable(value):
-        return (type(value), *((str(k), _fixed(x, depth - 1)) for k, x in held.items()))
-    return _Same(value)
+    if isinstance(value, random.Random):
+        return _Same(value), value.getstate()
+    if isinstance(value, np.random.Generator | np.random.RandomState):
+        return _Same(value), pickle.dumps(value)
+    held: Any = value if isinstance(value, Mapping) else _attributes(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        held = dict(enumerate(value))
+    if held is None or not depth or isinstance(value, type | nn.Module | FunctionType):
+        return _Same(value)
+    inside = ((str(k), _fixed(x, depth - 1)) for k, x in held.items())
+    return (_Same(value) if callable(value) else type(value), *inside)
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object that is of no library, also those in slots."""
+    if isinstance(value, partial):
+        return {"args": value.args, **value.keywords}
+    if type(value).__module__.partition(".")[0] in LIBRARIES:
+        return None
+    slots = chain(*(getattr(k, "__slots__", ()) for k in type(value).__mro__))
+    own = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return own | getattr(value, "__dict__", {}) or None
+
+
+def _check_modules(objective: nn.Module) -> None:
+    """Raise a ValueError for hooks, and for networks that the objective does not know.
+
+    A graph would not run the first, nor move the second.
+    """
+    known = set(objective.modules())
+    for name, module in objective.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise ValueError(
+                f"{name or type(module).__name__} has hooks, which a graph would not "
+                "run; remove them"
+            )
+        for key, value in vars(module).items():
+            parts = value.values() if isinstance(value, dict) else value
+            if key in OF_MODULES or not isinstance(value, dict | list | tuple):
+                continue
+            if any(isinstance(x, nn.Module) and x not in known for x in parts):
+                raise ValueError(
+                    f"{name}.{key}".lstrip(".") + " holds networks, which a graph "
+                    "would not move; keep them in a ModuleList or ModuleDict"
+                )
 
 
 class _Same:

@@ -174,6 +174,9 @@ class Step:
     def refresh(self) -> None:
         """Forget what is cached of the objective and the optimiser: here nothing."""
 
+    def finish(self) -> None:
+        """End an epoch: here nothing."""
+
     @property
     def learning_rate(self) -> float:
         """The learning rate of the first parameter group."""
