@@ -402,7 +402,7 @@ NAN = np.where(np.arange(120).reshape(60, 2) == 7, np.nan, Z)
         ((Z, Y, Z, Y + 9), "within classes"),
         ((Z, Y, Z[:, :1], Y), r"one dimension, got \[\(60, 2\), \(60, 1\)\]"),
         ((Z[:, :, None], Y, Z, Y), r"expected representations \(n, dim\)"),
-        ((Z, np.eye(3)[Y], Z, Y), r"expected labels \(n,\), got \(60, 3\).*argmax"),
+        ((Z, np.eye(3)[Y], Z, Y), r"expected labels \(n,\).*got \(60, 3\).*argmax"),
         ((Z, Z[:, 0], Z, Y), "expected classes.*style_probe"),
     ],
 )

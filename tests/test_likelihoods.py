@@ -636,9 +636,8 @@ class Unsafe(ps.likelihoods.Likelihood):
         return dist.ZeroInflatedPoisson(rate, gate_logits=gate, validate_args=False)
 
 
-def test_nan_at_extremes_says_where():
-    place = r"about ±10000, got one in (the gradient of )?log_prob at \(\d.*output -?\d"
-    with pytest.raises(AssertionError, match=place):
+def test_a_parameter_that_rounds_away_at_extremes_is_named():
+    with pytest.warns(UserWarning, match="rate rounds to 0 or infinity .*about ±10000"):
         ps.testing.check_likelihood(Unsafe(), event_shape=(5,))
 
 

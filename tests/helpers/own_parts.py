@@ -305,11 +305,8 @@ LIKELIHOODS: dict[str, OwnLikelihood] = {
     "beta": OwnLikelihood(
         lambda: Own(_beta), (2, EVENT), lambda shape: 0.05 + 0.9 * torch.rand(shape)
     ),
-    "shares": OwnLikelihood(  # as does the concentration, which also overflows
-        lambda: Own(lambda output: dist.Dirichlet(output.exp())),
-        (EVENT,),
-        _simplex,
-        breaks="extremes",
+    "shares": OwnLikelihood(
+        lambda: Own(lambda output: dist.Dirichlet(output.exp())), (EVENT,), _simplex
     ),
     "Gumbel": OwnLikelihood(
         lambda: Own(lambda output: dist.Gumbel(output, 0.5)), (EVENT,), torch.randn
