@@ -145,6 +145,19 @@ def test_narrow_content_with_heavy_tails_is_found_far_from_the_views(dof):
     assert_close(found, torch.tensor([math.log(total)]), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize(("scale", "z"), [(0.01, 1.0), (0.01, 2.0), (0.03, 1.0)])
+def test_the_error_of_quadrature_counts_a_mirrored_peak(scale, z, float64):
+    prior = Custom(lambda y: dist.Normal(y**2, scale).to_event(1), 1)
+    points = torch.tensor([[[z], [z + scale]]])
+    y = torch.linspace(-4, 4, 400_001)
+    log_joint = dist.Normal(0.0, 1.0).log_prob(y)
+    for point in points.flatten():
+        log_joint = log_joint + dist.Normal(y**2, scale).log_prob(point)
+    right = torch.logsumexp(log_joint, 0) + math.log(float(y[1] - y[0]))
+    off = (prior.log_prob(points) - right).abs()
+    assert_close(prior.quadrature_error(points), off, rtol=0.02, atol=0.01)
+
+
 def test_conditional_need_not_be_centred():
     z, exact = torch.randn(20, 3, 2), Gaussian(2, 0.3, 2.0)
     prior = Custom(lambda y: dist.Normal(2 * y + 1, 0.3).to_event(1), 2)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ ZOOM, ZOOMS = 9, 6  # nodes of each search between neighbours, number of searche
 OCTAVES = range(-14, 3)  # exponents of the widths of a peak that are tried
 LADDER = (2.0, 4.0, 7.0, 12.0, 30.0, 200.0)  # panels around a peak, in its widths
 HALVED_AT_ONCE = 4  # panels that are halved
+MORE_PLACES, PEAKS = 4096, 4  # searched for peaks in the estimate of the error
 DROPPED_NATS = 45.0  # nats: a panel below e^-45 of the integral is dropped
 
 
@@ -76,6 +77,7 @@ class Quadrature:
     """
 
     each = True
+    _places = 0  # at which peaks are searched, besides those of every rule
 
     def __init__(self, panels: int = 24, nodes: int = 8, levels: int = 3) -> None:
         self.panels, self.nodes = whole("panels", panels), whole("nodes", nodes, 4)
@@ -85,8 +87,13 @@ class Quadrature:
         return f"Quadrature({self.panels}, {self.nodes}, {self.levels})"
 
     def finer(self) -> "Quadrature":
-        """Return a rule with more panels, nodes and levels, for an error estimate."""
-        return Quadrature(2 * self.panels, self.nodes + 4, self.levels + 4)
+        """Return a rule with more panels, nodes, levels and places, for the error.
+
+        It also searches peaks at 4,096 places within eight widths of p(y).
+        """
+        rule = Quadrature(2 * self.panels, self.nodes + 4, self.levels + 4)
+        rule._places = MORE_PLACES
+        return rule
 
     def __call__(
         self, views: SharedContent, value: Views
@@ -109,6 +116,8 @@ class Quadrature:
         marks = transform.inv(value.detach()).nan_to_num(0.0, 0.0, 0.0).movedim(-2, 0)
         more = _ends_of_components(base, transform, marks)
         centre = _centre(base, transform)
+        if self._places:
+            more = [*more, *_further_peaks(log_density, marks, *centre, self._places)]
         left, right = self._panels(log_density, marks, more, *centre)
         place, weight, _ = _rule(self.nodes, left)
         width = right - left
@@ -231,6 +240,21 @@ def _ladder(log_density: LogDensity, peak: Tensor, scale: Tensor) -> Tensor:
         last = ((fall < 1).sum(0, keepdim=True) - 1).clamp(min=0)
         ends.append(peak + side * steps * widths.expand_as(fall).gather(0, last))
     return torch.cat(ends)
+
+
+@torch.no_grad()
+def _further_peaks(
+    log_density: LogDensity, like: Tensor, centre: Tensor, scale: Tensor, many: int
+) -> Iterator[Tensor]:
+    """Ends of panels around the highest of local maxima at so many places."""
+    steps = _column(torch.linspace(-8, 8, many).tolist(), like)
+    places = (centre + scale * steps).expand(-1, *like.shape[1:])
+    value = _finite(log_density(places))
+    inner = value[1:-1]
+    local = (inner > value[:-2]) & (inner >= value[2:])
+    best = inner.where(local, -math.inf).topk(PEAKS, 0).indices + 1
+    for peak in places.gather(0, best).split(1):
+        yield torch.cat([peak, _ladder(log_density, peak, scale)])
 
 
 def _centre(base: TorchDistribution, transform: Transform) -> tuple[Tensor, Tensor]:
