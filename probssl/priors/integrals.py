@@ -91,7 +91,8 @@ class Quadrature:
 
         It also searches peaks at 4,096 places within eight widths of p(y).
         """
-        rule = Quadrature(2 * self.panels, self.nodes + 4, self.levels + 4)
+        panels = 2 * self.panels + PEAKS * (2 * len(LADDER) + 1)
+        rule = Quadrature(panels, self.nodes + 4, self.levels + 4)
         rule._places = MORE_PLACES
         return rule
 
