@@ -19,7 +19,6 @@ from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
 from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
-from ..posterior import embed
 from ..posterior.representation import embedded
 from ..terms import Batch
 from .checks import (
@@ -243,7 +242,7 @@ def _baselines(
     from sklearn.decomposition import PCA
 
     first = next(iter(objectives.values()))
-    dim = embed(first, Split(data.test.images[:2])).shape[1]
+    dim = embedded(first, Split(data.test.images[:2]))[0].shape[1]
     train = as_float(data.train).flatten(1).numpy()
     components = min(dim, *train.shape)
     name = f"PCA-{components}"
