@@ -212,6 +212,11 @@ class Custom(Prior):
             return normalize(z, dim=-1)
         return biject_to(support_of(self._example))(z)
 
+    def centre(self, mean: Tensor) -> Tensor:
+        """Normalise on a sphere; elsewhere the mean is on the support already."""
+        on_sphere = is_sphere(support_of(self._example))
+        return normalize(mean, dim=-1) if on_sphere else mean
+
     def random(self) -> Iterator[Positive]:
         """The random hyper-parameters of p(z|y) and p(y)."""
         return random_in(self)
