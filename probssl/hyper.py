@@ -79,8 +79,8 @@ class Positive(nn.Module):
 
     Arguments:
         value: The number, ``learned(number)``, or a Pyro distribution over all
-            positive numbers, as its guide is. For each dimension a sequence of numbers, or a distribution with
-            the event shape (dim,).
+            positive numbers, as its guide is. For each dimension a sequence of numbers,
+            or a distribution with the event shape (dim,).
         name: The name of its Pyro site, and in error messages.
         floor: A lower bound of a learned value.
         dim: The length of a sequence of numbers; None allows a single number only.
