@@ -93,7 +93,9 @@ class Positive(nn.Module):
     learning_rate_factor = 10.0
     transform: Transform = ExpTransform()  # of a parameter, any real number
     kind, example, below = "positive finite number", "LogNormal(-1.0, 1.0)", math.inf
-    within, outside = (1e-9, 1e9), (-1e-9,)  # the support of a prior of this kind
+    # Numbers that a prior of this kind has on its support, and off it.
+    within: tuple[float, ...] = 1e-9, 1e9
+    outside: tuple[float, ...] = (-1e-9,)
 
     def __init__(
         self,
