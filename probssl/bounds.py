@@ -94,11 +94,15 @@ class IWAE(_Bound):
         terms = log_weights(joint, batch, self.particles, labelled, one_hyper=True)
         log_share = terms.local().log_softmax(0)
         share = log_share.exp()
-        gain = -(share * log_share).sum(0) - math.log(self.particles)
+
+        def averaged(term: Tensor) -> Tensor:
+            return (share * term.where(share != 0, 0.0)).sum(0)  # not 0 · (−∞)
+
+        gain = -averaged(log_share) - math.log(self.particles)
         bound = Terms(
-            (share * terms.reconstruction).sum(0).mean(),
-            ((share * terms.entropy).sum(0) + gain).mean(),
-            (share * terms.alignment).sum(0).mean(),
+            averaged(terms.reconstruction).mean(),
+            (averaged(terms.entropy) + gain).mean(),
+            averaged(terms.alignment).mean(),
             terms.hyper.mean(),
         )
         return _with_labels(bound, terms.label, label_weight)

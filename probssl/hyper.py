@@ -15,10 +15,20 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution, ExpTransform, SigmoidTransform, Transform
+from torch.distributions import (
+    Distribution,
+    ExpTransform,
+    Independent,
+    SigmoidTransform,
+    Transform,
+    TransformedDistribution,
+)
 
 from .arguments import fixed, positive
+from .distributions.supports import support_of
 from .runtime.distributed import from_main, world_size
 
 __all__ = ["Fraction", "Learned", "Number", "Positive", "Reciprocal"]
@@ -27,6 +37,13 @@ __all__ += ["known_population", "learned", "mapped", "plain", "random_in"]
 # The largest initial standard deviation of q(log θ), or of q(logit θ). One as wide as
 # the prior would drown the gradients of the networks in noise.
 INITIAL_STD = 0.05
+
+WRAPPERS = (
+    TransformedDistribution,
+    Independent,
+    MaskedDistribution,
+    ExpandedDistribution,
+)
 
 Number = float | tuple[float, ...]
 
@@ -61,9 +78,9 @@ class Positive(nn.Module):
     :math:`q(\log \theta) = N(m, s^2)`, which starts at the median of the prior.
 
     Arguments:
-        value: The number, ``learned(number)``, or a Pyro distribution over positive
-            numbers. For each dimension a sequence of numbers, or a distribution with
-            the event shape (dim,).
+        value: The number, ``learned(number)``, or a Pyro distribution over all
+            positive numbers, as its guide is. For each dimension a sequence of numbers,
+            or a distribution with the event shape (dim,).
         name: The name of its Pyro site, and in error messages.
         floor: A lower bound of a learned value.
         dim: The length of a sequence of numbers; None allows a single number only.
@@ -76,6 +93,9 @@ class Positive(nn.Module):
     learning_rate_factor = 10.0
     transform: Transform = ExpTransform()  # of a parameter, any real number
     kind, example, below = "positive finite number", "LogNormal(-1.0, 1.0)", math.inf
+    # Numbers that a prior of this kind has on its support, and off it.
+    within: tuple[float, ...] = 1e-9, 1e9
+    outside: tuple[float, ...] = (-1e-9,)
 
     def __init__(
         self,
@@ -195,14 +215,18 @@ class Positive(nn.Module):
         if value.batch_shape or len(value.event_shape) > 1 or not self._covered(draws):
             raise ValueError(
                 f"expected the distribution of {self.name} to be over one {self.kind}, "
-                f"got {value}; use for instance pyro.distributions.{self.example}"
+                "any of them and no other, as its guide is, got "
+                f"{value}; use for instance pyro.distributions.{self.example}"
             )
         shape = value.event_shape
         return _check_size(shape[0], self.name, dim) if shape else None
 
     def _covered(self, draws: Tensor) -> bool:
-        """Whether the distribution is over numbers of this kind."""
-        return bool((draws > 0).all())
+        """Whether the distribution is over all numbers of this kind and no others."""
+        exact = mapped(self.value, lambda t: t.double() if t.is_floating_point() else t)
+        whole = draws.new_ones(draws.shape[1:], dtype=torch.double)
+        inside = [_has_density(exact, whole * n) for n in self.within + self.outside]
+        return inside == [True] * len(self.within) + [False] * len(self.outside)
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
@@ -234,14 +258,10 @@ class Fraction(Positive):
 
     transform = SigmoidTransform()
     kind, example, below = "number between 0 and 1", "Beta(2.0, 8.0)", 1.0
+    within, outside = (1e-6, 1 - 1e-6), (-1e-6, 1 + 1e-6)
 
     def _guide(self, loc: Tensor, scale: Tensor) -> dist.TransformedDistribution:
         return dist.TransformedDistribution(dist.Normal(loc, scale), self.transform)
-
-    def _covered(self, draws: Tensor) -> bool:
-        inside, step = self.value.support.check, 1e-6
-        ends = [draws.new_full(draws.shape[1:], n) for n in (step, 1 - step, 1 + step)]
-        return [bool(inside(end)) for end in ends] == [True, True, False]
 
 
 class Reciprocal(Positive):
@@ -290,6 +310,19 @@ def mapped(
         if isinstance(new, Distribution):
             new._validate_args = False
     return done[id(part)]
+
+
+def _has_density(distribution: Any, value: Tensor) -> bool:
+    """Whether a value is on the support, also of what transforms are applied to."""
+    if not bool((distribution.log_prob(value) > -math.inf).all()):
+        return False
+    while isinstance(distribution, WRAPPERS):
+        for transform in reversed(getattr(distribution, "transforms", [])):
+            if not bool(transform.codomain.check(value).all()):
+                return False
+            value = transform.inv(value)
+        distribution = distribution.base_dist
+    return bool(support_of(distribution).check(value).all())
 
 
 def known_population(population: Tensor | None) -> Tensor:

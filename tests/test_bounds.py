@@ -57,6 +57,32 @@ def test_elbo_of_factorised_views_falls_short_by_the_computed_gap(views):
     assert abs(shortfall.mean() - gap) < error
 
 
+class Near(ps.likelihoods.Likelihood):
+    """x within 0.7 of the decoder's output, uniformly."""
+
+    measure = "Lebesgue"
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Uniform(output - 0.7, output + 0.7).to_event(1)
+
+
+def test_iwae_counts_samples_of_weight_zero():
+    joint = ps.Joint(
+        ps.priors.Gaussian(DIM), Near(), nn.Linear(2, DIM), nn.Linear(DIM, 2)
+    )
+    batch = Batch(torch.zeros(4, 1, 2))
+    with dist.validation_enabled(False):
+        found = seeded(lambda: sum(IWAE(200)(joint, batch)))
+        weights = seeded(lambda: log_weights(joint, batch, 200).local())
+    assert (weights == -math.inf).any() and (weights > -math.inf).any(0).all()
+    assert_close(found, weights.logsumexp(0).mean() - math.log(200))
+    found.backward()
+    with dist.validation_enabled(False):
+        weights = seeded(lambda: log_weights(joint, batch, 200).local())
+    expected = torch.autograd.grad(weights.logsumexp(0).mean(), joint.encoder.weight)
+    assert_close(joint.encoder.weight.grad, expected[0])
+
+
 def test_iwae_rises_to_the_evidence_from_below():
     joint, x = linear_gaussian(ps.guides.DiagonalGaussian), torch.randn(2000, 2, EVENT)
     exact = evidence(joint, x).mean()

@@ -233,6 +233,44 @@ def test_hyper_parameters_of_a_joint_may_be_one_for_each_dimension():
     assert idata.prior["scale"].dims == ("chain", "draw", "dim")
 
 
+def shifted(value: dist.Distribution) -> dist.Distribution:
+    """A distribution over numbers above 0.1, which calls its support real."""
+    return dist.TransformedDistribution(
+        value, dist.transforms.AffineTransform(0.1, 1.0)
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        dist.LogNormal(-1.0, 0.5),
+        dist.HalfNormal(0.1),
+        dist.HalfCauchy(1.0),
+        dist.Gamma(3.0, 2.0),
+        dist.InverseGamma(3.0, 2.0),
+        dist.Exponential(5.0),
+        dist.Weibull(1.0, 5.0),
+        dist.Chi2(4.0),
+        dist.TransformedDistribution(
+            dist.HalfNormal(1.0), dist.transforms.AffineTransform(0.0, 2.0)
+        ),
+        dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(2)), dist.LogNormal(torch.zeros(2), 1.0)
+        ),
+        dist.TransformedDistribution(
+            dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+            dist.transforms.ExpTransform(),
+        ),
+        dist.Gamma(torch.ones(2), 1.0).to_event(1),
+        dist.LogNormal(-1.0, 0.5).mask(True),
+        dist.LogNormal(-1.0, 0.5).expand((2,)).to_event(1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_distribution_over_all_positive_numbers_is_taken(value):
+    assert (Positive(value, dim=2).posterior().sample() > 0).all()
+
+
 test_what_is_no_positive_number_is_refused = refusals(
     (lambda: Positive(-1.0), ValueError, "expected scale to be a positive finite"),
     (lambda: Positive(math.inf), ValueError, "positive finite number"),
@@ -251,9 +289,23 @@ test_what_is_no_positive_number_is_refused = refusals(
     (lambda: Positive(PAIR), ValueError, "over one positive finite number"),
     (lambda: Gaussian(3, PAIR.to_event(1)), ValueError, "3 of them, got 2"),
     *(
-        (lambda value=value: Fraction(value), ValueError, "between 0 and 1, got")
+        (lambda value=value: Fraction(value), ValueError, "between 0 and 1, ")
         for value in (0.0, 1.0, 1.5, learned(1.5), math.nan, WIDE, dist.HalfNormal(1.0))
     ),
+    *(
+        (lambda value=value: Gaussian(2, value), ValueError, "any of them and no other")
+        for value in (
+            dist.Pareto(0.5, 2.0),
+            dist.Uniform(0.1, 0.5),
+            dist.Normal(3.0, 0.1),
+            shifted(dist.HalfNormal(1.0)),
+            shifted(dist.Exponential(1.0)),
+            shifted(dist.Exponential(torch.ones(2))).to_event(1),
+            dist.Dirichlet(torch.ones(2)),
+            dist.Poisson(100.0),
+        )
+    ),
+    (lambda: Fraction(dist.Uniform(-0.5, 1.0)), ValueError, "between 0 and 1, any"),
     (lambda: Fraction(dist.Uniform(0.1, 1.0)), ValueError, "one number between 0 and"),
     (lambda: Fraction(dist.Bernoulli(0.5)), ValueError, "one number between 0 and 1"),
     (lambda: Spherical(3, 0.0), ValueError, "expected concentration to be a positive"),

@@ -328,6 +328,17 @@ class TestToArviz:
         assert again["posterior"].attrs["inference"] == "SVI"
 
 
+class LogNormals(ps.guides.Guide):
+    """Independent log-normal views, with the encoder's output as their location."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def each(self, x: Tensor) -> dist.TorchDistribution:
+        return dist.LogNormal(self.encoder(x), 0.2).to_event(1)
+
+
 class TestDecoder:
     def test_a_reconstruction_is_the_decoded_mean(self):
         joint, x = linear_gaussian(), torch.randn(7, EVENT)
@@ -335,6 +346,20 @@ class TestDecoder:
         expected = mean @ joint.decoder.weight.detach().T
         found = reconstruct(ps.limits.SimVAE(joint), x, batch_size=3)
         assert_close(torch.from_numpy(found), expected)
+
+    def test_the_mean_of_positive_z_is_decoded_as_it_is(self):
+        joint = ps.Joint(
+            ps.priors.Custom(lambda y: dist.LogNormal(y, 0.3).to_event(1), DIM),
+            ps.likelihoods.Gaussian(0.5),
+            nn.Linear(EVENT, DIM),
+            nn.Linear(DIM, EVENT),
+            guide=LogNormals,
+        )
+        x = torch.randn(7, EVENT)
+        expected = joint.decoder((joint.encoder(x) + 0.2**2 / 2).exp()).detach()
+        assert_close(torch.from_numpy(reconstruct(joint, x)), expected)
+        found = ps.posterior.complete(joint, groups(x.unsqueeze(1)))
+        assert_close(torch.from_numpy(found).squeeze(1), expected)
 
     def test_samples_have_the_covariance_of_the_decoded_prior(self):
         n, joint = 50_000, linear_gaussian()

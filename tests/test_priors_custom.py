@@ -572,6 +572,20 @@ def test_outputs_of_an_encoder_are_brought_to_the_support(conditional):
     assert torch.equal(prior.on_support(z), z) == (conditional == "real")
 
 
+def test_an_encoder_has_one_output_less_than_a_simplex_has_dimensions():
+    views = lambda y: dist.Dirichlet(20 * y + 0.1)  # noqa: E731
+    prior = Custom(views, 3, y_prior=dist.Dirichlet(torch.ones(3)))
+    assert prior(2).support.check(prior.on_support(torch.randn(4, 2, 2))).all()
+    entropy = ps.entropies.KernelDensity()
+    batch = ps.Batch(torch.randn(16, 2, 5))
+    build = lambda out: ps.limits.Embedding(  # noqa: E731
+        torch.nn.Linear(5, out), prior, entropy, plug_in=True
+    )
+    with pytest.raises(ValueError, match="on a simplex, got 3; give the network 2 out"):
+        build(3)(batch)
+    assert torch.isfinite(sum(build(2)(batch)))
+
+
 def mixture(loc, scale, weight):
     """A mixture of normals with event shape (1,), as a stranger writes it."""
     loc, scale = (torch.tensor(x).unsqueeze(-1) for x in (loc, scale))

@@ -282,6 +282,15 @@ test_without_content_dimensions_there_is_no_such_layer = refusals(
 )
 
 
+def test_a_random_scale_of_each_content_dimension_has_an_axis_of_its_own():
+    scale = dist.Beta(2.0, 5.0).expand((2,)).to_event(1)
+    idata = ps.to_arviz(joint(scale), torch.randn(5, 4), draws=7)
+    for group in (idata.posterior, idata.prior):
+        assert group["scale"].dims == ("chain", "draw", "scale_dim")
+        assert group["scale"].shape == (1, 7, 2)
+    assert idata.posterior["z"].shape == (1, 7, 5, 1, 3)
+
+
 def test_a_random_scale_and_an_explicit_content_open_in_arviz():
     content = ps.guides.Content(3, y_dim=2)
     objective = ps.limits.SimVAE(joint(dist.Beta(2.0, 5.0), content=content))

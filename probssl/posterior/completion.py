@@ -159,7 +159,7 @@ def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray
     for p in decoded(joint, q.sample(), batch.widths):
         check_no_covariates(p)
     if draws is None:
-        z = joint.prior.on_support(q.mean)
+        z = joint.prior.centre(q.mean)
         return mean_views(joint, z, batch.widths)
     for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
         each = decoded(joint, q.sample((n,)), batch.widths)

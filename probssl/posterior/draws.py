@@ -173,6 +173,12 @@ def _named(values: np.ndarray, *axes: str) -> Variable:
     return ("chain", "draw", *axes, *dims), values[None]
 
 
+def _number(name: str, values: np.ndarray, dim: int | None) -> Variable:
+    """Draws of a hyper-parameter; numbers that are not one a dimension have an axis."""
+    own = values.ndim > 1 and values.shape[-1] != dim
+    return _named(values, *[f"{name}_dim"] * own)
+
+
 def _sampled(
     joint: Joint, after: dict[str, np.ndarray], before: dict[str, np.ndarray]
 ) -> dict[str, dict[str, Variable]]:
@@ -187,9 +193,10 @@ def _sampled(
         "sample_stats": {n: _named(after[n], "item") for n in ("log_p", "log_q")},
         "prior": {n: _named(before[n], *axes[n]) for n in latent},
     }
-    groups["posterior"] |= {n: _named(after[n]) for n in hyper}
+    dim = before["z"].shape[-1]
+    groups["posterior"] |= {n: _number(n, after[n], dim) for n in hyper}
     groups["sample_stats"] |= {n: _named(after[n]) for n in after if n[-6:] == "_hyper"}
-    groups["prior"] |= {n: _named(before[n]) for n in hyper}
+    groups["prior"] |= {n: _number(n, before[n], dim) for n in hyper}
     if not joint.likelihood.pseudo:
         groups["log_likelihood"] = {
             name: _named(after[f"log_{name}"], "item") for name in joint.sites
@@ -277,8 +284,9 @@ def _pseudo_posterior(
     for h in objective.prior.random():
         q = h.posterior()
         drawn, before = q.sample((draws,)), h.value.sample((draws,))
-        groups["posterior"][h.name] = _named(plain(drawn))
-        groups["prior"][h.name] = _named(plain(before))
+        dim = objective.prior.dim
+        groups["posterior"][h.name] = _number(h.name, plain(drawn), dim)
+        groups["prior"][h.name] = _number(h.name, plain(before), dim)
         log_p = log_p + h.value.log_prob(drawn).cpu()
         log_q = log_q + q.log_prob(drawn).cpu()
     groups["sample_stats"] = {

@@ -124,7 +124,7 @@ def reconstruct(
     found = []
     with evaluating(objective) as like:
         for x in singles(data, like, batch_size, "reconstruct"):
-            z = joint.prior.on_support(joint.alone(x).mean)
+            z = joint.prior.centre(joint.alone(x).mean)
             parts = x if isinstance(x, tuple) else (x,)
             each = mean_views(joint, z, (1,) * z.shape[1], parts)
             single = z.shape[1] == 1 or joint.several  # else items are stacks of views

@@ -160,6 +160,13 @@ class Prior(nn.Module):
         """Map the output of an encoder to the support of z: here, the identity."""
         return z
 
+    def centre(self, mean: Tensor) -> Tensor:
+        """Map the mean of a q(z), on a sphere inside it, to the support: the identity.
+
+        It is on the support where that is convex, and then not to be mapped again.
+        """
+        return mean
+
     def gauge(self, views: int) -> int:
         """Return how many entropies H[z] balance the log-density of the views.
 

@@ -28,6 +28,7 @@ from ..distributions.supports import (
     dimensions,
     from_real,
     is_sphere,
+    space_of,
     states_of,
     support_of,
     values_of,
@@ -210,7 +211,20 @@ class Custom(Prior):
         """Map the output of an encoder to the support of p(z|y)."""
         if is_sphere(support_of(self._example)):
             return normalize(z, dim=-1)
-        return biject_to(support_of(self._example))(z)
+        to_support = biject_to(support_of(self._example))
+        needed = to_support.inverse_shape(self._example.event_shape)[-1]
+        if z.shape[-1] != needed:
+            raise ValueError(
+                f"expected {needed} numbers for a z with dim {self.dim} on "
+                f"{space_of(support_of(self._example))}, got {z.shape[-1]}; give the "
+                f"network {needed} outputs"
+            )
+        return to_support(z)
+
+    def centre(self, mean: Tensor) -> Tensor:
+        """Normalise on a sphere; elsewhere the mean is on the support already."""
+        on_sphere = is_sphere(support_of(self._example))
+        return normalize(mean, dim=-1) if on_sphere else mean
 
     def random(self) -> Iterator[Positive]:
         """The random hyper-parameters of p(z|y) and p(y)."""

@@ -82,6 +82,10 @@ class Spherical(Prior):
             )
         return normalize(z, dim=-1)
 
+    def centre(self, mean: Tensor) -> Tensor:
+        """Normalise to length 1."""
+        return self.on_support(mean)
+
     def content(self, **drawn: Tensor) -> SphericalUniform:
         """Return p(y), uniform on the sphere, event shape (dim,)."""
         like = self.concentration()
