@@ -221,6 +221,43 @@ def test_settings_of_classes_of_ones_own_are_compared(other, message, tmp_path):
     ps.load(tmp_path, into=Weighted(nn.Linear(5, 2)))
 
 
+class Holding(Weighted):
+    low = 0.02
+    table = torch.arange(2.0), {"b": torch.arange(9.0)}
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__(nn.Linear(5, 2))
+        self.w, self.pair = factor * torch.ones(2), [factor * np.ones(20)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o, _: setattr(o, "w", 3 * torch.ones(2)), r"w holds \[3.0, 3.0\] ins"),
+        (lambda o, _: o.pair[0].fill(2), "pair holds with checksum"),
+        (lambda _, patch: patch.setattr(Holding, "low", 0.5), r"low holds 0\.5 instead"),
+        (
+            lambda _, patch: patch.setitem(Holding.table[1], "b", torch.ones(9)),
+            "table holds .* with checksum",
+        ),
+    ],
+)
+def test_arrays_and_class_attributes_of_ones_own_are_compared(
+    change, message, tmp_path, monkeypatch
+):
+    ps.save(Holding(), tmp_path)
+    into = ps.load(tmp_path, into=Holding())  # no warning
+    change(into, monkeypatch)
+    with pytest.warns(UserWarning, match=message):
+        ps.load(tmp_path, into=into)
+    path = tmp_path / "probssl.json"  # as it was before these were written
+    description = json.loads(path.read_text())
+    built = description["built"].items()
+    description["built"] = {k: v for k, v in built if not k.endswith(" holds")}
+    path.write_text(json.dumps(description))
+    ps.load(tmp_path, into=into)
+
+
 CHANGES = {
     "a layer of the same shape": lambda o: setattr(o.encoder.trunk, "2", nn.Tanh()),
     "a layer of another shape": lambda o: setattr(o.encoder, "head", nn.Linear(64, 2)),
