@@ -3,11 +3,13 @@
 Classes of your own are saved as well; build the objective again and load ``into`` it.
 """
 
+import dis
 import inspect
 import json
 import math
 import os
 import re
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from zlib import crc32
 
@@ -43,6 +45,7 @@ CAPTURED = " captures "  # between a function and the name of a constant in it
 HELD = " holds"  # after an attribute: numbers of arrays, or what a class has for all
 LIBRARIES = __package__, "torch", "pyro"  # have no classes of one's own
 FEW = 8  # numbers that a warning shows
+LOADS = "LOAD_CONST", "LOAD_SMALL_INT", "RETURN_CONST"
 HOLDERS = tuple, list, dict, set, frozenset, Tensor, np.ndarray, np.generic
 PLAIN = bool, int, float, complex, str, bytes, range, torch.dtype, Enum
 LIKELIHOODS = "CoupledLikelihoods"  # what `Coupled` was before format 3
@@ -482,8 +485,9 @@ def _own(kind: type | FunctionType) -> bool:
 def _captured(value: Any) -> dict[str, str]:
     """The constants that a function of one's own uses, by name.
 
-    They are those of its closure, its defaults, plain globals that it names, and those
-    of functions beside it that it calls.
+    They are those of its closure, its defaults, plain globals that it names, its
+    literals, and those of functions beside it that it calls. Literals are compared
+    only within one version of Python, whose compiler may merge them.
     """
     value = value.func if isinstance(value, partial) else value
     found: dict[str, str] = {}
@@ -495,6 +499,10 @@ def _captured(value: Any) -> dict[str, str]:
         seen.add(function)
         if function.__module__.partition(".")[0] == __package__:
             continue
+        if _own(function) and (literals := _literals(function.__code__)):
+            where = "" if function is value else f"{function.__name__} "
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            found[f"{where}literals (Python {version})"] = ", ".join(literals)
         inside = inspect.getclosurevars(function)
         signature = inspect.signature(function).parameters.values()
         named = {p.name: p.default for p in signature if p.default is not p.empty}
@@ -509,6 +517,18 @@ def _captured(value: Any) -> dict[str, str]:
                     found[name] = " ".join([found[name], *inside_it])
                 elif inside_it:
                     found[name + HELD] = " ".join(inside_it)
+    return found
+
+
+def _literals(code: CodeType) -> list[str]:
+    """The numbers and strings in the body of a function, in order, nested ones too."""
+    found: list[str] = []
+    for instruction in dis.get_instructions(code):
+        constant = instruction.argval
+        if isinstance(constant, CodeType):
+            found += _literals(constant)
+        elif instruction.opname in LOADS and constant is not None:
+            found.append(_setting(constant))
     return found
 
 
