@@ -162,8 +162,8 @@ def check_views(views: object) -> Tensor:
     if present is not None and not bool(present.all()):
         raise ValueError(
             "expected all views of every item from the sampler of compare, got a Batch "
-            f"whose present lacks {int((~present).sum())}; compare takes a view that is "
-            "absent for data: give a sampler that draws every view"
+            f"whose present lacks {int((~present).sum())}; compare would take an "
+            "absent view for data: give a sampler that draws every view"
         )
     views = getattr(views, "views", views)
     if not isinstance(views, Tensor) or views.ndim < 3 or views.shape[1] < 2:

@@ -173,9 +173,9 @@ class EarlyStopping:
         if all(math.isnan(row.get(self.monitor, math.nan)) for row in history.rows):
             warnings.warn(
                 f"expected numbers in the column {self.monitor!r}, by which epochs are "
-                f"compared, got NaN in all {len(history)} epochs; no epoch is the best, "
-                "and the parameters are those of the last: write numbers, or monitor "
-                "another column",
+                f"compared, got NaN in all {len(history)} epochs; no epoch is the "
+                "best, and the parameters are those of the last: write numbers, or "
+                "monitor another column",
                 stacklevel=4,
             )
 
