@@ -813,7 +813,8 @@ def test_validation_that_is_not_finite_is_told_and_never_the_best(caplog):
         def forward(self, batch: Batch) -> Terms:
             return Terms(alignment=self.weight * (1 if self.training else math.nan))
 
-    with caplog.at_level(logging.WARNING):
+    warned = pytest.warns(UserWarning, match="'valid_value', .* NaN in all 2 epochs")
+    with caplog.at_level(logging.WARNING), warned:
         history = fit(
             Broken(), points(), valid=points(), monitor="valid_value", patience=2
         )
