@@ -38,6 +38,7 @@ from .nn import PerModality
 from .nn.base import called, network, output_error, unmoved
 from .nn.network import check_width, known_dim, nets_of, present_only
 from .priors import Prior
+from .runtime.buffers import register_unknown
 from .runtime.precision import in_float32, lowered
 from .terms import Batch, check_batch
 
@@ -154,7 +155,7 @@ class Joint(nn.Module):
             if content is not None:
                 consistency.check_content_guide(content, prior)
         # The number of items in the data set, by which global sites are weighted.
-        self.register_buffer("population", None)
+        register_unknown(self, "population")
 
     @property
     def encoder(self) -> nn.Module:

@@ -3,11 +3,13 @@
 Classes of your own are saved as well; build the objective again and load ``into`` it.
 """
 
+import dis
 import inspect
 import json
 import math
 import os
 import re
+import sys
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from zlib import crc32
 
@@ -40,7 +42,11 @@ FORMAT = 3
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
 CAPTURED = " captures "  # between a function and the name of a constant in it
+HELD = " holds"  # after an attribute: numbers of arrays, or what a class has for all
+LIBRARIES = __package__, "torch", "pyro"  # have no classes of one's own
 FEW = 8  # numbers that a warning shows
+LOADS = "LOAD_CONST", "LOAD_SMALL_INT", "RETURN_CONST"
+HOLDERS = tuple, list, dict, set, frozenset, Tensor, np.ndarray, np.generic
 PLAIN = bool, int, float, complex, str, bytes, range, torch.dtype, Enum
 LIKELIHOODS = "CoupledLikelihoods"  # what `Coupled` was before format 3
 # Arguments that version 0.1.0 wrote under another name.
@@ -116,9 +122,9 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         folder: What `save` wrote.
         into: An objective built as the saved one was; needed where parts of it are
             classes of your own, or were changed after it was built. It is changed in
-            place and returned. If classes of your own, their plain attributes, or
-            constants that your functions use, differ from what was saved, a warning
-            names the first difference.
+            place and returned. If classes of your own, their plain attributes and
+            arrays, or constants that your functions use, differ from what was saved, a
+            warning names the first difference.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no saved objective.
@@ -372,8 +378,11 @@ def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
         f"{expected.get(name, 'nothing')}"
         for name in expected | found
         if found.get(name) != expected.get(name)
-        # A folder of before has no constants of functions.
-        and (CAPTURED not in name or (name in found and name in expected))
+        # A folder of before has no constants of functions, nor what attributes hold.
+        and (
+            not (CAPTURED in name or name.endswith(HELD))
+            or (name in found and name in expected)
+        )
     ]
 
 
@@ -418,6 +427,8 @@ def _look(objective: nn.Module) -> dict[str, str]:
                 look[prefix + attribute] = _setting(value)
                 for constant, text in _captured(value).items():
                     look[f"{prefix}{attribute}{CAPTURED}{constant}"] = text
+        for attribute, text in _held(module).items():
+            look[f"{prefix}{attribute}{HELD}"] = text
         if hooks := len(module._forward_hooks) + len(module._forward_pre_hooks):
             look[f"{prefix}hooks"] = str(hooks)
         for attribute, tensor in module._parameters.items():
@@ -454,11 +465,29 @@ def _setting(value: Any) -> str:
     return str(named.__qualname__)
 
 
+def _held(module: nn.Module) -> dict[str, str]:
+    """The numbers of arrays and the class attributes of a module of one's own."""
+    if not _own(type(module)):
+        return {}
+    held = {name: " ".join(_numbers(value)) for name, value in vars(module).items()}
+    for kind in filter(_own, type(module).__mro__):
+        for name, value in vars(kind).items():
+            if value is None or isinstance(value, (*PLAIN, *HOLDERS)):
+                held.setdefault(name, " ".join([_setting(value), *_numbers(value)]))
+    return {k: text for k, text in held.items() if text and not k.startswith("_")}
+
+
+def _own(kind: type | FunctionType) -> bool:
+    """Whether a class or function is neither of a library nor built into Python."""
+    return kind.__module__.partition(".")[0] not in (*LIBRARIES, "builtins")
+
+
 def _captured(value: Any) -> dict[str, str]:
     """The constants that a function of one's own uses, by name.
 
-    They are those of its closure, its defaults, plain globals that it names, and those
-    of functions beside it that it calls.
+    They are those of its closure, its defaults, plain globals that it names, its
+    literals, and those of functions beside it that it calls. Literals are compared
+    only within one version of Python, whose compiler may merge them.
     """
     value = value.func if isinstance(value, partial) else value
     found: dict[str, str] = {}
@@ -470,6 +499,10 @@ def _captured(value: Any) -> dict[str, str]:
         seen.add(function)
         if function.__module__.partition(".")[0] == __package__:
             continue
+        if _own(function) and (literals := _literals(function.__code__)):
+            where = "" if function is value else f"{function.__name__} "
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            found[f"{where}literals (Python {version})"] = ", ".join(literals)
         inside = inspect.getclosurevars(function)
         signature = inspect.signature(function).parameters.values()
         named = {p.name: p.default for p in signature if p.default is not p.empty}
@@ -478,18 +511,43 @@ def _captured(value: Any) -> dict[str, str]:
                 own = constant.__module__ == function.__module__
                 queue += [constant] if own else []
             elif not isinstance(constant, ModuleType | type | nn.Module):
-                found[name] = _constant(constant)
+                inside_it = _numbers(constant)
+                found[name] = _setting(constant)
+                if isinstance(constant, Tensor | np.ndarray):
+                    found[name] = " ".join([found[name], *inside_it])
+                elif inside_it:
+                    found[name + HELD] = " ".join(inside_it)
     return found
 
 
-def _constant(value: Any) -> str:
-    """A captured constant: as a setting, of arrays also what distinguishes values."""
+def _literals(code: CodeType) -> list[str]:
+    """The numbers and strings in the body of a function, in order, nested ones too."""
+    found: list[str] = []
+    for instruction in dis.get_instructions(code):
+        constant = instruction.argval
+        if isinstance(constant, CodeType):
+            found += _literals(constant)
+        elif instruction.opname in LOADS and constant is not None:
+            found.append(_setting(constant))
+    return found
+
+
+def _numbers(value: Any) -> list[str]:
+    """What distinguishes the values of the arrays in an attribute or a constant."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [text for part in value for text in _numbers(part)]
     if isinstance(value, Tensor | np.ndarray) and value.ndim:
-        numbers = np.ascontiguousarray(plain(value))
-        if numbers.size <= FEW:
-            return f"{_setting(value)} {numbers.tolist()}"
-        return f"{_setting(value)} with checksum {crc32(numbers.tobytes()):08x}"
-    return _setting(value)
+        # What NumPy has no numbers for, such as a tensor without storage.
+        with suppress(TypeError, RuntimeError):
+            numbers = np.ascontiguousarray(plain(value))
+            if numbers.dtype.hasobject:
+                return []
+            if numbers.size <= FEW:
+                return [str(numbers.tolist())]
+            return [f"with checksum {crc32(numbers.tobytes()):08x}"]
+    return []
 
 
 def _original(name: str) -> str:

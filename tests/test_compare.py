@@ -173,6 +173,19 @@ class TestTerms:
         assert abs(found.mean() - prior(scale).double().log_prob(z).mean()) < 1e-8
 
 
+def test_absent_views_of_a_sampler_are_no_data(digits):
+    def sampler(x: torch.Tensor) -> ps.Batch:
+        present = torch.ones(len(x), 2, dtype=torch.bool)
+        present[::2, 1] = present[0, 0] = keep
+        return ps.Batch(torch.stack([x, x], 1), present=present)
+
+    keep = True
+    assert sampled(sampler, digits.test, seed=0).shape[1] == 2
+    keep = False
+    with pytest.raises(ValueError, match="a Batch whose present lacks"):
+        sampled(sampler, digits.test, seed=0)
+
+
 class TestBounds:
     def test_terms_of_a_bound_carry_unit_weights(self, digits):
         vae = recipes.objective("vae", digits)

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -160,6 +161,32 @@ def test_constants_that_functions_use_are_compared(what, tmp_path, monkeypatch):
         ps.load(tmp_path, into=captures(what, 0.6))
 
 
+@pytest.mark.parametrize(
+    ("function", "other"),
+    [
+        (
+            lambda y: dist.StudentT(4.0, y, 0.3).to_event(1),
+            lambda y: dist.StudentT(4.0, y, 0.9).to_event(1),
+        ),
+        (
+            lambda y: (lambda s: dist.StudentT(4.0, y, s).to_event(1))(0.3),
+            lambda y: (lambda s: dist.StudentT(4.0, y, s).to_event(1))(0.9),
+        ),
+    ],
+)
+def test_literals_in_functions_are_compared(function, other, tmp_path):
+    def build(p_z: Callable) -> ps.limits.Embedding:
+        prior = ps.priors.Custom(p_z, dim=3)
+        return ps.limits.Embedding(nn.Linear(5, 3), prior, ps.entropies.KernelDensity())
+
+    ps.save(build(function), tmp_path)
+    ps.load(tmp_path, into=build(function))  # no warning
+    with pytest.warns(
+        UserWarning, match=r"captures literals .*0\.9.* instead of .*0\.3"
+    ):
+        ps.load(tmp_path, into=build(other))
+
+
 def test_a_folder_without_constants_loads_in_silence(tmp_path):
     ps.save(captures("s", 0.3), tmp_path)
     path = tmp_path / "probssl.json"
@@ -219,6 +246,46 @@ def test_settings_of_classes_of_ones_own_are_compared(other, message, tmp_path):
     with pytest.raises((UserWarning, ValueError), match=message):
         ps.load(tmp_path, into=other())
     ps.load(tmp_path, into=Weighted(nn.Linear(5, 2)))
+
+
+class Holding(Weighted):
+    low = 0.02
+    table = torch.arange(2.0), {"b": torch.arange(9.0)}
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__(nn.Linear(5, 2))
+        self.w, self.pair = factor * torch.ones(2), [factor * np.ones(20)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o, _: setattr(o, "w", 3 * torch.ones(2)), r"w holds \[3.0, 3.0\] ins"),
+        (lambda o, _: o.pair[0].fill(2), "pair holds with checksum"),
+        (
+            lambda _, patch: patch.setattr(Holding, "low", 0.5),
+            r"low holds 0\.5 instead",
+        ),
+        (
+            lambda _, patch: patch.setitem(Holding.table[1], "b", torch.ones(9)),
+            "table holds .* with checksum",
+        ),
+    ],
+)
+def test_arrays_and_class_attributes_of_ones_own_are_compared(
+    change, message, tmp_path, monkeypatch
+):
+    ps.save(Holding(), tmp_path)
+    into = ps.load(tmp_path, into=Holding())  # no warning
+    change(into, monkeypatch)
+    with pytest.warns(UserWarning, match=message):
+        ps.load(tmp_path, into=into)
+    path = tmp_path / "probssl.json"  # as it was before these were written
+    description = json.loads(path.read_text())
+    built = description["built"].items()
+    description["built"] = {k: v for k, v in built if not k.endswith(" holds")}
+    path.write_text(json.dumps(description))
+    ps.load(tmp_path, into=into)
 
 
 CHANGES = {

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from probssl import limits
 from probssl.data import Dataset as Sets
 from probssl.data import Groups, Split
-from probssl.nn import MLPEncoder
+from probssl.joint import Joint
+from probssl.likelihoods import Gaussian as Normal
+from probssl.nn import MLPDecoder, MLPEncoder
 from probssl.priors import Gaussian
 from probssl.terms import Batch, Terms
 from probssl.train import History, Step, steps
@@ -610,6 +613,40 @@ def test_on_epoch_adds_numbers(added):
     assert History.from_json(history.to_json()).rows == history.rows
 
 
+def test_a_row_without_the_value_is_kept_where_nothing_compares_epochs(caplog):
+    watch = {"on_epoch": lambda _, row: row.pop("value") and None}
+    history = fit(Autoencoder(), points(), epochs=2, **watch)
+    assert len(history) == 2 and "value" not in history.columns
+    assert "by which epochs are compared" not in caplog.text
+    with pytest.raises(ValueError, match="expected monitor as one of"):
+        fit(Autoencoder(), points(), epochs=2, patience=2, **watch)
+
+
+def test_a_monitored_column_that_is_always_nan_is_no_silent_stop():
+    watch = {"on_epoch": lambda _, row: row.update(probe=math.nan), "monitor": "probe"}
+    with pytest.warns(UserWarning, match="'probe', .* NaN in all 2 epochs; no epoch"):
+        history = fit(Autoencoder(), points(), epochs=9, patience=2, **watch)
+    assert len(history) == 2
+
+
+@pytest.mark.parametrize("build", [limits.SimVAE, limits.VICReg])
+def test_a_state_dict_of_before_a_fit_loads_after_it_and_the_other_way(build):
+    def built() -> nn.Module:
+        networks = MLPEncoder((3,), 2), MLPDecoder(2, (3,))
+        gaussian = Joint(Gaussian(2), Normal(), *networks)
+        return build(gaussian if build is limits.SimVAE else networks[0])
+
+    objective, fresh = built(), built()
+    before = deepcopy(objective.state_dict())
+    fit(objective, torch.randn(24, 3), views=noisy, epochs=1)
+    fresh.load_state_dict(objective.state_dict())
+    assert_close(dict(fresh.state_dict()), dict(objective.state_dict()))
+    objective.load_state_dict(before)
+    name = next(k for k in objective.state_dict() if k.endswith("population"))
+    assert objective.state_dict()[name] == 24  # of the data of the last fit
+    assert_close({k: objective.state_dict()[k] for k in before}, dict(before))
+
+
 def test_without_patience_the_last_epoch_stays(tmp_path):
     objective, kept = Autoencoder(), {}
 
@@ -776,7 +813,8 @@ def test_validation_that_is_not_finite_is_told_and_never_the_best(caplog):
         def forward(self, batch: Batch) -> Terms:
             return Terms(alignment=self.weight * (1 if self.training else math.nan))
 
-    with caplog.at_level(logging.WARNING):
+    warned = pytest.warns(UserWarning, match="'valid_value', .* NaN in all 2 epochs")
+    with caplog.at_level(logging.WARNING), warned:
         history = fit(
             Broken(), points(), valid=points(), monitor="valid_value", patience=2
         )

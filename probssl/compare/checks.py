@@ -158,6 +158,13 @@ def check_supports(objectives: Mapping[str, nn.Module], views: Tensor) -> None:
 
 def check_views(views: object) -> Tensor:
     """Return the views of a sampler as floats, checked to be at least two per item."""
+    present = getattr(views, "present", None)
+    if present is not None and not bool(present.all()):
+        raise ValueError(
+            "expected all views of every item from the sampler of compare, got a Batch "
+            f"whose present lacks {int((~present).sum())}; compare would take an "
+            "absent view for data: give a sampler that draws every view"
+        )
     views = getattr(views, "views", views)
     if not isinstance(views, Tensor) or views.ndim < 3 or views.shape[1] < 2:
         shape = tuple(views.shape) if isinstance(views, Tensor) else type(views)

@@ -15,6 +15,7 @@ from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked, network, output_of
 from ..nn.network import check_width
 from ..priors import Prior
+from ..runtime.buffers import register_unknown
 from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms, check_batch, check_terms
@@ -364,7 +365,7 @@ class Embedding(PriorEmbedding):
         self.prior, self.entropy = prior, entropy
         self.plug_in, self.all_views = plug_in, all_views
         # The number of items in the data set, which scales log p − log q of θ.
-        self.register_buffer("population", None)
+        register_unknown(self, "population")
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         drawn, hyper = self._draw()

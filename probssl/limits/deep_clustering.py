@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from ..arguments import whole
 from ..priors import Prior, Spherical
+from ..runtime.buffers import register_unknown
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms, check_rows
 from ._prototypes import Clustered, k_means, points_of
@@ -97,7 +98,7 @@ class DeepClustering(Clustered):
         self.register_buffer("assignment", start)
         self.register_buffer("weight", self._weights(start))
         # The number of items in the data set of `fit`, to be compared with `items`.
-        self.register_buffer("population", None)
+        register_unknown(self, "population")
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         index = gather(batch.rows)

@@ -39,7 +39,7 @@ from ..entropies._log_sums import log_sums
 from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Spherical
-from ..runtime.buffers import register_varying
+from ..runtime.buffers import register_unknown, register_varying
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms, check_rows
 from ._base import PriorEmbedding, check_not_random
@@ -93,7 +93,7 @@ class InstanceDiscrimination(PriorEmbedding):
         directions = torch.randn(items, dim_of(encoder, projector, dim))
         self.register_buffer("bank", normalize(directions, dim=-1))
         # The number of items in the data set of `fit`, to be compared with `items`.
-        self.register_buffer("population", None)
+        register_unknown(self, "population")
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         index = gather(batch.rows)

@@ -55,7 +55,7 @@ from torch.nn.functional import linear, normalize, one_hot
 
 from ..arguments import at_least, choice, whole
 from ..nn import dim_of
-from ..runtime.buffers import register_varying
+from ..runtime.buffers import register_unknown, register_varying
 from ..terms import Batch, Terms, check_rows
 from ._base import Extension
 from ._prototypes import k_means, points_of
@@ -129,7 +129,7 @@ class PID(Extension):
         register_varying(self, "weight", weight)
         self.register_buffer("assignment", torch.full((items,), -1))
         # The number of items in the data set of `fit`, to be compared with `items`.
-        self.register_buffer("population", None)
+        register_unknown(self, "population")
 
     def extended(
         self,

@@ -1,6 +1,7 @@
-"""Hyper-parameters that change during training, such as an EMA momentum, as buffers.
+"""Buffers of numbers that change during training, and of those known from `fit` on.
 
-A Python float is a constant of a compiled step; a buffer is read anew at every step.
+A Python float, such as an EMA momentum, is a constant of a compiled step; a buffer is
+read anew at every step.
 """
 
 from collections.abc import MutableMapping
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["complete", "register_varying"]
+__all__ = ["complete", "register_unknown", "register_varying"]
 
 
 def register_varying(module: nn.Module, name: str, value: float) -> None:
@@ -23,6 +24,29 @@ def register_varying(module: nn.Module, name: str, value: float) -> None:
     module.register_buffer(name, torch.tensor(float(value), dtype=torch.double))
     vars(module).setdefault("_varying", []).append(name)
     module.register_load_state_dict_pre_hook(_complete)
+
+
+def register_unknown(module: nn.Module, name: str) -> None:
+    """Register a buffer that is None until `fit` sets it, such as the population.
+
+    A `state_dict` of before `fit` lacks it; loading that keeps the present tensor. One
+    of after `fit` sets it.
+    """
+    module.register_buffer(name, None)
+    vars(module).setdefault("_unknown", []).append(name)
+    module.register_load_state_dict_pre_hook(_make_room)
+
+
+def _make_room(
+    module: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    for name in vars(module)["_unknown"]:
+        present, saved = module._buffers[name], state.get(prefix + name)
+        if present is not None:
+            state.setdefault(prefix + name, present)
+        elif saved is not None:
+            device = next(module.parameters(), saved).device
+            module._buffers[name] = torch.zeros_like(saved, device=device)
 
 
 def complete(objective: nn.Module, state: MutableMapping[str, Tensor]) -> None:

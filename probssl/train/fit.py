@@ -229,7 +229,8 @@ def fit(
     scheduler = prepared_scheduler(scheduler, optimizer)
     total = total_steps(train, epochs, accumulate)
     written = Schedules(objective, schedules, total)
-    stopping = EarlyStopping(monitor, patience)
+    compared = patience is not None or checkpoint is not None
+    stopping = EarlyStopping(monitor if compared else None, patience)
     run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)

@@ -133,17 +133,20 @@ class EarlyStopping:
     """Compares epochs by a column of the history; larger is better.
 
     Arguments:
+        monitor: The column; with None no epoch is the best.
         patience: The number of epochs without a better one after which the run stops,
             with the parameters of the best epoch. None means no early stopping.
     """
 
-    def __init__(self, monitor: str, patience: int | None) -> None:
+    def __init__(self, monitor: str | None, patience: int | None) -> None:
         self.monitor, self.patience = monitor, patience
         self.value, self.epoch = -math.inf, 0
         self.kept: dict[str, Tensor] | None = None
 
     def improves(self, row: Row, objective: nn.Module) -> bool:
         """Whether this is the best epoch so far; with patience, keep its parameters."""
+        if self.monitor is None:
+            return False
         if self.monitor not in row and row["epoch"] == 1:
             logger.warning(
                 "the row of epoch 1 has no %r, by which epochs are compared; on_epoch "
@@ -162,9 +165,19 @@ class EarlyStopping:
         return self.patience is not None and epoch - self.epoch >= self.patience
 
     def check(self, history: History) -> None:
-        """Raise a ValueError if no epoch had the column."""
+        """Raise a ValueError if no epoch had the column; warn if it was always NaN."""
+        if self.monitor is None:
+            return
         hint = "on_epoch may add it to the row"
         choice("monitor", self.monitor, history.columns, hint)
+        if all(math.isnan(row.get(self.monitor, math.nan)) for row in history.rows):
+            warnings.warn(
+                f"expected numbers in the column {self.monitor!r}, by which epochs are "
+                f"compared, got NaN in all {len(history)} epochs; no epoch is the "
+                "best, and the parameters are those of the last: write numbers, or "
+                "monitor another column",
+                stacklevel=4,
+            )
 
     def restore(self, objective: nn.Module) -> None:
         """Load the kept parameters of the best epoch, if there are any."""
