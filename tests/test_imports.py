@@ -19,7 +19,7 @@ INWARDS = {
     "evaluation": "estimates",
     "linear": "estimates",
     "information": "estimates",
-    "hyper": "runtime",
+    "hyper": "distributions runtime",
     "nn": "runtime",
     "data": "terms",
     "views": "terms",
