@@ -177,6 +177,24 @@ def same_content(module: ModuleType, folder: Path) -> None:
     assert (folder / "same_content.json").is_file()
 
 
+def vae_baselines(module: ModuleType, folder: Path) -> None:
+    module.HIDDEN, module.DIM, module.SPHERE, module.PSEUDO = (8,), 3, 3, 5
+    grey = torch.randint(256, (130, 1, 28, 28), dtype=torch.uint8)
+    binary = (grey[120:] > 127).byte() * 255
+    splits = ps.data.Split(grey[:120]), ps.data.Split(binary)
+    data = ps.data.Dataset(*splits, 1, "noise", "random")
+    rows = module.main(epochs=1, samples=20, data=data, results=folder)
+    assert list(rows) == list(module.MODELS)
+    for row in rows.values():
+        assert row["nats"] > 400 and row["standard error"] > 0
+        assert set(row["validation"]) == {"1"}
+    kept = module.main(("VAE",), epochs=1, samples=20, data=data, results=folder)
+    assert kept == rows
+    train, held_out = module.split(data)
+    assert (len(train), len(held_out)) == (100, 20)
+    assert set(held_out.unique().tolist()) == {0.0, 1.0}
+
+
 SHORT = {
     "against_baselines": against_baselines,
     "content_and_style": content_and_style,
@@ -190,6 +208,7 @@ SHORT = {
     "same_content": same_content,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
+    "vae_baselines": vae_baselines,
 }
 
 

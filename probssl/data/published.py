@@ -80,10 +80,10 @@ def mnist(
         binary: True makes pixels above 127 white and the others black. ``"dynamic"``
             draws each pixel with its grey value as the probability of white: those of
             the test set once, always the same; those of the training set, which stays
-            grey, by the views whenever an image is taken, so anew in each epoch. Give
-            `fit` views that end on ``Grid(1, rounding="random")``, as
-            ``Augment(…, levels=1, rounding="random")`` or the grid itself for a VAE.
-            The log-likelihood of one binarisation compares with none of another.
+            grey, by the views whenever an image is taken, so anew in each epoch: give
+            `fit` an ``Augment(…, levels=1, rounding="random")``, for a VAE
+            ``Augment(nn.Identity(), views=1, levels=1, rounding="random")``. The
+            log-likelihood of one binarisation compares with none of another.
 
     Raises:
         FileNotFoundError: A missing idx file.

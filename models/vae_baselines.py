@@ -1,0 +1,224 @@
+"""How well do variational autoencoders model a digit? log p(x) on MNIST.
+
+Dynamic binarisation: every pixel of a training image is drawn anew in each epoch, with
+its grey value as the probability of white; the 10,000 test images are drawn once. All
+models have the two hidden layers of 200 units and the 50 latent dimensions of the
+importance-weighted autoencoder's authors; the VampPrior has their 500 pseudo-inputs,
+the sphere the 40 dimensions of its authors. SimVAE sees pairs of small
+rotations, scalings and shifts of an image, and is asked for its marginal of one image.
+
+log p(x) is estimated by importance sampling with 5,000 samples, a lower bound in
+expectation. The mean over 1,000 validation images, with 100 samples, is the curve over
+the epochs; parameters are those after the last epoch. Nothing was chosen on test
+images.
+
+No results are kept yet. Writes benchmarks/results/vae_baselines.json after each model,
+and goes on from there. Needs MNIST in the folder named by the environment variable
+PROBSSL_DATA.
+
+Takes some four hours of two CPU cores: 70 minutes of training, and most of the rest for
+5,000 samples of each test image under the mixture of 500 components.
+
+References:
+    Importance Weighted Autoencoders (Burda et al., 2016)
+    https://arxiv.org/abs/1509.00519
+    VAE with a VampPrior (Tomczak and Welling, 2018)
+    https://arxiv.org/abs/1705.07120
+    Hyperspherical Variational Auto-Encoders (Davidson et al., 2018)
+    https://arxiv.org/abs/1804.00891
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import probssl as ps
+from probssl.views import Affine, Augment
+
+EVENT, HIDDEN, DIM, SPHERE, PSEUDO, SCALE = (1, 28, 28), (200, 200), 50, 40, 500, 0.3
+VALIDATION, SHOWN, PARTICLES, SAMPLES, SEED = 10_000, 1_000, 100, 5_000, 0
+EPOCHS, BATCH, LEARNING_RATE, EVERY = 60, 100, 1e-3, 10
+IDENTITY, SMALL = nn.Identity(), Affine(rotate=15, scale=(0.85, 1.15), shift=0.1)
+ONE = Augment(IDENTITY, views=1, levels=1, rounding="random")
+PAIRS = Augment(SMALL, views=2, levels=1, rounding="random")
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+Make = Callable[[ps.data.Dataset], nn.Module]
+
+
+def joint(prior: ps.priors.Prior, **options: Any) -> ps.Joint:
+    """A distribution of binary images with the networks of all models."""
+    dim = prior.known_dim()
+    return ps.Joint(
+        prior,
+        ps.likelihoods.Bernoulli(),
+        ps.nn.MLPEncoder(EVENT, dim, HIDDEN),
+        ps.nn.MLPDecoder(dim, EVENT, HIDDEN),
+        **options,
+    )
+
+
+def vae(data: ps.data.Dataset) -> nn.Module:
+    """The variational autoencoder."""
+    return ps.limits.VAE(joint(ps.priors.Independent(DIM)))
+
+
+def iwae(data: ps.data.Dataset) -> nn.Module:
+    """The importance-weighted autoencoder with 50 samples."""
+    bound = ps.bounds.IWAE(50)
+    return ps.limits.VAE(joint(ps.priors.Independent(DIM)), bound=bound)
+
+
+def vamp(data: ps.data.Dataset) -> nn.Module:
+    """A mixture of posteriors at pseudo-inputs, which start at training images."""
+    guide = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder(EVENT, DIM, HIDDEN))
+    start = data.train.images[:PSEUDO].float() / 255
+    components = ps.priors.VampComponents.at(guide.factors, start)
+    prior = ps.priors.Mixture(DIM, components, learn_weights=False)
+    decoder = ps.nn.MLPDecoder(DIM, EVENT, HIDDEN)
+    made = ps.Joint(
+        prior,
+        ps.likelihoods.Bernoulli(),
+        guide.encoder,
+        decoder,
+        guide=lambda encoder: guide,
+    )
+    return ps.limits.SimVAE(made)  # of one view
+
+
+def sphere(data: ps.data.Dataset) -> nn.Module:
+    """The hyperspherical variational autoencoder, with a power spherical posterior."""
+    prior = ps.priors.Spherical(SPHERE)
+    return ps.limits.SimVAE(joint(prior, guide=ps.guides.PowerSpherical))  # of one view
+
+
+def simvae(data: ps.data.Dataset) -> nn.Module:
+    """SimVAE of pairs; its marginal of one view is a model of images."""
+    return ps.limits.SimVAE(joint(ps.priors.Gaussian(DIM, SCALE)))
+
+
+MODELS: dict[str, tuple[Make, Augment]] = {
+    "VAE": (vae, ONE),
+    "IWAE, 50 samples": (iwae, ONE),
+    "VampPrior": (vamp, ONE),
+    "VAE on a sphere": (sphere, ONE),
+    "SimVAE": (simvae, PAIRS),
+}
+
+
+def split(data: ps.data.Dataset) -> tuple[ps.data.Split, torch.Tensor]:
+    """The images for training, and binary ones for validation, drawn once."""
+    n = len(data.train) - min(VALIDATION, len(data.train) // 6)
+    grey = data.train.images[n : n + SHOWN].double() / 255
+    drawn = torch.rand(grey.shape, generator=torch.Generator().manual_seed(1)) < grey
+    return data.train.rows(slice(n)), drawn.float()
+
+
+def nats(
+    objective: nn.Module, images: torch.Tensor, samples: int, batch: int
+) -> dict[str, float]:
+    """The mean of −log p(x) with its standard error, ESS, and the share of k̂ > 0.7."""
+    found = ps.evidence(objective, images, particles=samples, batch_size=batch)
+    value = -found.log_evidence
+    return {
+        "nats": float(value.mean()),
+        "standard error": float(value.std() / math.sqrt(len(value))),
+        "median ESS": float(sorted(found.ess)[len(found.ess) // 2]),
+        "k̂ > 0.7": float((found.pareto_k > 0.7).mean()),
+    }
+
+
+def fitted(
+    name: str, data: ps.data.Dataset, epochs: int
+) -> tuple[nn.Module, dict[str, float]]:
+    """The model, and −log p(x) of validation images after some of its epochs."""
+    make, views = MODELS[name]
+    train, held_out = split(data)
+    objective, curve = make(data), {}
+    steps = epochs * max(1, len(train) // BATCH)
+
+    def measured(epoch: int, row: Any) -> None:
+        if epoch % EVERY == 0 or epoch == epochs:
+            curve[str(epoch)] = round(
+                nats(objective, held_out, PARTICLES, 50)["nats"], 2
+            )
+
+    ps.fit(
+        objective,
+        train,
+        views=views,
+        epochs=epochs,
+        batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        scheduler=lambda o: CosineAnnealingLR(o, steps),
+        on_epoch=measured,
+    )
+    return objective, curve
+
+
+def main(
+    names: tuple[str, ...] = tuple(MODELS),
+    epochs: int = EPOCHS,
+    samples: int = SAMPLES,
+    data: ps.data.Dataset | None = None,
+    results: Path = RESULTS,
+) -> dict[str, dict[str, Any]]:
+    """Return −log p(x) of the test images under each model, in nats per image.
+
+    Models that the file of results has already, from runs of as many epochs, are kept.
+    """
+    if data is None:
+        root = Path(os.environ.get("PROBSSL_DATA", "../shared/data"))
+        data = ps.data.mnist(root / "mnist", binary="dynamic")
+    path = results / "vae_baselines.json"
+    rows: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        rows = json.loads(path.read_text())["rows"]
+        rows = {k: row for k, row in rows.items() if row["epochs"] == epochs}
+    for name in names:
+        if name in rows:
+            continue
+        began = time.process_time()
+        torch.manual_seed(SEED)
+        objective, curve = fitted(name, data, epochs)
+        trained = time.process_time() - began
+        torch.manual_seed(SEED)
+        found = nats(objective, data.test.images.float() / 255, samples, 20)
+        rows[name] = {
+            **found,
+            "epochs": epochs,
+            "validation": curve,
+            "CPU seconds of training": round(trained),
+            "CPU seconds in all": round(time.process_time() - began),
+        }
+        print(name, rows[name], flush=True)
+        results.mkdir(parents=True, exist_ok=True)
+        report = {
+            "script": "models/vae_baselines.py",
+            "samples": samples,
+            "hardware": f"{platform.processor() or platform.machine()}, "
+            f"{os.cpu_count()} cores",
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+            "rows": rows,
+        }
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", default=list(MODELS), help="some models")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    options = parser.parse_args()
+    main(tuple(options.names), options.epochs)
