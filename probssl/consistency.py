@@ -311,11 +311,7 @@ def drawn(
     if support is not None and own is not None and space_of(own) != space_of(support):
         raise _space_error(guide, prior, space_of(own), space_of(support))
     if q.event_shape != p.event_shape:
-        raise ValueError(
-            f"expected q(y|z) with event shape {tuple(p.event_shape)}, as {density} of "
-            f"{type(prior).__name__} has, got {tuple(q.event_shape)} of "
-            f"{type(guide).__name__}; give guides.Content y_dim, the dimension of y"
-        )
+        raise site_error(density[2], p, q)
     location = _known(q, "mean") if isinstance(q, Delta) or own is not None else None
     if location is not None and bool(location.isnan().any()):
         raise ValueError(

@@ -230,5 +230,5 @@ def test_a_guide_of_another_y_is_refused(prior):
     other = DIM if isinstance(prior, ContentStyle) else DIM + 1
     guide = ps.guides.Content(DIM, y_dim=other)
     model = joint(prior, guide, ps.guides.DiagonalGaussian)
-    with pytest.raises(ValueError, match=rf"got \({other},\) of Content; .* y_dim"):
+    with pytest.raises(ValueError, match=rf"of p\(y\), .* got \({other},\); .* y_dim"):
         model.check(Batch(torch.randn(4, 2, EVENT)))

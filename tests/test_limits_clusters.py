@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.checks import assert_same, asymmetry, refusals
@@ -320,6 +321,16 @@ def rounds(**options) -> tuple[ps.History, list[Tensor]]:
 
     options = {"rounds": 3, "epochs": 2, "batch_size": 20, "progress": False} | options
     return fit_rounds(objective, x, assign, **options), seen
+
+
+def test_centres_on_a_part_of_the_space_are_mapped_to_it_once():
+    """Of positive z they are found among the logarithms that the network returns."""
+    prior = ps.priors.Custom(lambda y: dist.LogNormal(y, 0.3).to_event(1), 2)
+    objective = DeepClustering(nn.Identity(), 3, 30, dim=2, prior=prior)
+    z = torch.tensor([[-2.0, 0.0], [0.0, 1.0], [2.0, 0.0]]).repeat(10, 1)
+    objective.assign(z + 1e-3 * torch.randn(30, 2))
+    found = objective.entropy.centres.detach()
+    assert_close(found[found[:, 0].argsort()], z[:3], atol=0.01, rtol=0)
 
 
 def test_rounds_assign_before_each_fit_and_count_through():

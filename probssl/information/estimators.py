@@ -92,7 +92,9 @@ class Classifier(NamedTuple):
             f"the smallest class has {fewest} items: take fewer folds, or leave out "
             "small classes"
         )
-        whole("folds", self.folds, 2, max(2, fewest), hint)
+        small = "leave out classes of one item, which no fold would both fit and score"
+        whole("the number of items of the smallest class", fewest, 2, hint=small)
+        whole("folds", self.folds, 2, fewest, hint)
         seed = int(random.integers(2**31))
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
         inputs, classes = (*views, np.hstack(views)), target.max() + 1
@@ -127,7 +129,8 @@ class Classifier(NamedTuple):
         scaler = StandardScaler().fit(z[fit])
         fitted = clone(model, safe=False).fit(scaler.transform(z[fit]), target[fit])
         r = fitted.predict_proba(scaler.transform(z[out]))
-        r = r[np.arange(len(out)), target[out]]
+        order = getattr(fitted, "classes_", np.arange(r.shape[1]))  # of the columns
+        r = r[np.arange(len(out)), np.argsort(order)[target[out]]]
         frequency = np.bincount(target[fit])[target[out]] / len(fit)
         return np.log(r + (frequency - r) / len(fit))
 

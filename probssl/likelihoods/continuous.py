@@ -102,7 +102,7 @@ class Laplace(_Scaled):
     family = dist.Laplace
 
 
-class StudentT(Likelihood):
+class StudentT(_Scaled):
     r"""Student-t likelihood of real values with outliers; the output is the location.
 
     .. math:: p(x \mid z) = \prod_i \frac{\Gamma((\nu + 1) / 2)}
@@ -129,8 +129,7 @@ class StudentT(Likelihood):
     def __init__(
         self, scale: Spread = 0.1, dof: float | Learned = 4.0, floor: float = 1e-3
     ) -> None:
-        super().__init__()
-        self.scale = spread("scale", scale, floor)
+        super().__init__(scale, floor)
         hint = "give a number above 1, or ps.learned(number)"
         self.dof = spread("dof", dof, 1.0, hint)
         if not isinstance(self.dof, Positive) or not bool((self.dof() > 1).all()):
@@ -138,10 +137,6 @@ class StudentT(Likelihood):
                 f"expected dof above 1, as a number or ps.learned(number), got {dof}; "
                 "with fewer degrees of freedom x has no mean"
             )
-        self.per_element = 1 + isinstance(self.scale, Predicted)
-
-    def extra_repr(self) -> str:
-        return shown(scale=self.scale)
 
     def forward(self, output: Tensor) -> dist.TorchDistribution:
         parameters = self.split(output)

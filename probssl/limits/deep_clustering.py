@@ -127,11 +127,11 @@ class DeepClustering(Clustered):
         """
         layer = "backbone" if self.projector is None else "projector"
         points = points_of(z, self.items, self.entropy.dim, layer)
-        points = self.prior.on_support(points)
+        points = self.prior.centre(points)  # the c_k are mapped to the support later
         assignment, centres = k_means(points, self.components, seed)
         self.assignment.copy_(assignment)
         self.weight.copy_(self._weights(assignment))
-        self.entropy.centres.copy_(self.prior.on_support(centres))
+        self.entropy.centres.copy_(self.prior.centre(centres))
 
     def check(self, batch: Batch) -> None:
         """Raise an error if rows are unknown or out of range, or views are absent."""

@@ -1,18 +1,14 @@
 r"""A prior with any p(y) and any conditional density p(z|y)."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pyro import poutine
 from pyro.distributions import (
     Categorical,
-    Delta,
-    MaskedDistribution,
     Normal,
     TorchDistribution,
     validation_enabled,
@@ -25,28 +21,30 @@ from ..arguments import instance, whole
 from ..distributions.content import ContentPosterior, Integral, SharedContent
 from ..distributions.supports import (
     alike,
-    dimensions,
-    from_real,
     is_sphere,
     space_of,
     states_of,
     support_of,
-    values_of,
 )
 from ..hyper import Positive, mapped, random_in
 from ..special import effective_sample_size
+from ._examined import (
+    Conditional,
+    check_hypers,
+    check_integral,
+    check_parameters,
+    check_sites,
+    content_sample,
+    example_of,
+    is_factorised,
+)
 from .base import Drawn, Pairs, Points, Present, Prior, Views, check_dim
 from .integrals import Enumeration, ImportanceSampling, Quadrature, poor
 
 __all__ = ["Custom"]
 
-RESERVED = {"x", "y", "z", "item", "views", "present", "component", "particles"}
-RESERVED |= {"self"}  # of Python
 MASS_ERROR = 0.05  # nats: of p(y) by quadrature, without views to narrow it
-MOST_CHANGES, CHANGED_NUMBERS = 4096, 2**20  # of y, to find out what depends on it
 KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
-
-Conditional = Callable[..., TorchDistribution]
 
 
 class Custom(Prior):
@@ -118,17 +116,18 @@ class Custom(Prior):
         # The checks leave the state of the random generator unchanged.
         with torch.random.fork_rng(devices=[]):
             content = self.content()
-            y = _content_sample(content, dim)
-            _check_sites(self, y[:3])
-            given = self._conditional({})
-            self._example = _example_of(given, y[:3], dim)
-            _check_parameters(self, given, content)
-            _check_hypers(self, y[:5, 0])
+            y = content_sample(content, dim)
+            given, hypers = self._conditional({}), list(self.random())
+            check_sites(hypers, self.content, given, y[:3])
+            self._example = example_of(given, y[:3], dim)
+            check_parameters("conditional", conditional, y[:1, 0], given)
+            check_parameters("y_prior", y_prior, y[:1, 0], lambda _: content)
+            check_hypers(hypers, self.content, self._conditional, y[:5, 0])
             self.discrete = support_of(content).is_discrete
-            self.factorised = _is_factorised(given, content, y[:, 0])
+            self.factorised = is_factorised(given, content, y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
             self.integral = integral or self._default_integral(given(y[:, :1]))
-        _check_integral(self, content)
+        check_integral(self.integral, content, self.factorised)
 
     def _default_integral(self, views: TorchDistribution) -> Integral:
         if self.discrete:
@@ -364,298 +363,3 @@ class Custom(Prior):
         if isinstance(self.y_prior, Distribution):
             self.y_prior = mapped(self.y_prior, fn)
         return self
-
-
-def _content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 *k"]:
-    """Samples of p(y), after checks of its class and shapes."""
-    if not isinstance(content, Distribution):
-        raise ValueError(
-            "expected y_prior to be a Pyro distribution, or a module that returns one, "
-            f"got {type(content).__name__}; for instance "
-            f"dist.Laplace(0.0, 1.0).expand([{dim}]).to_event(1)"
-        )
-    discrete: Any = support_of(content).is_discrete
-    shape, batch = tuple(content.event_shape), tuple(content.batch_shape)
-    if len(shape) not in ((0, 1) if discrete else (1,)) or batch:
-        event = "(k,), or () of a discrete one," if discrete else "(k,)"
-        hint = f"write .expand([{dim}]).to_event(1)"
-        if len(shape) > 1:
-            hint = "write one over the vector of its free numbers, and p(z|y) of that"
-        raise ValueError(
-            f"expected y_prior with event shape {event} and no batch shape, got event "
-            f"shape {shape} and batch shape {batch}; {hint}"
-        )
-    if discrete:
-        values_of(content.base_dist if isinstance(content, Independent) else content)
-    inner: Any = content
-    while isinstance(inner, Independent | MaskedDistribution):
-        inner = inner.base_dist
-    try:
-        y = content.sample((16, 2))
-        rows = content.log_prob(y.flatten(0, 1)).view(16, 2)
-        proper = torch.allclose(content.log_prob(y), rows)
-    except (NotImplementedError, RuntimeError):
-        proper = False
-    if not proper or isinstance(inner, Delta):
-        raise ValueError(
-            "expected y_prior with samples and a normalised density, with any number "
-            f"of axes in front of an event, got {type(inner).__name__}; for a fixed y "
-            "write it into p(z|y), for an improper one take a wide normal"
-        )
-    return y
-
-
-@torch.no_grad()
-def _example_of(
-    conditional: Conditional, y: Float[Tensor, "n 2 *k"], dim: int
-) -> TorchDistribution:
-    """p(z|y) of some y, after checks of its class and shapes, and of each y alone."""
-    example = _called(conditional, y)
-    hint = "for instance dist.Laplace(y, 0.3).to_event(1)"
-    instance("conditional(y)", example, Distribution, "a Pyro distribution", hint)
-    for method in ("sample", "log_prob"):
-        try:
-            argument = example.sample() if method == "log_prob" else ()
-            getattr(example, method)(argument)
-        except NotImplementedError as error:
-            raise TypeError(
-                f"expected conditional(y) to return a distribution with {method}, got "
-                f"{type(example).__name__} without; write its method {method}"
-            ) from error
-    if support_of(example).is_discrete:
-        raise ValueError(
-            f"expected a density p(z|y), got {type(example).__name__}, a discrete "
-            "distribution; z is a point of R^n or of a part of it"
-        )
-    _check_shape(example, y, y.shape[:2], dim)
-    z = example.sample()
-    with validation_enabled(False):
-        together = example.log_prob(z).flatten()
-        rows, points = y.flatten(0, 1).split(1), z.flatten(0, 1).split(1)
-        each = [_called(conditional, row) for row in rows]
-        _check_shape(each[0], rows[0], rows[0].shape[:1], dim)
-        alone = [p.log_prob(point) for p, point in zip(each, points, strict=True)]
-        _check_rows(torch.cat(alone), together)
-        more = _called(conditional, y.unsqueeze(0))  # with one more axis
-        _check_shape(more, y.unsqueeze(0), (1, *y.shape[:2]), dim)
-        _check_rows(more.log_prob(z.unsqueeze(0)).flatten(), together)
-    return example
-
-
-def _called(conditional: Conditional, y: Tensor) -> TorchDistribution:
-    """p(z|y), or an error that names the shape of y."""
-    try:
-        return conditional(y)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        if reason.startswith("expected"):
-            raise
-        raise ValueError(
-            f"expected conditional(y) to take y of shape {tuple(y.shape)}, got "
-            f"{type(error).__name__}: {reason}; y has any number of axes in front of "
-            "its event: count axes from the last, give networks as many inputs, and "
-            "take LayerNorm, not batch normalisation, which mixes items"
-        ) from error
-
-
-def _check_shape(
-    found: TorchDistribution, y: Tensor, batch_shape: tuple[int, ...], dim: int
-) -> None:
-    """Raise an error unless p(z|y) has the batch axes of y and the event (dim,)."""
-    event, batch = tuple(found.event_shape), tuple(found.batch_shape)
-    if event != (dim,):
-        hint = f"build prior and conditional with the same dim, here {dim}"
-        if not event and batch[-1:] == (dim,):
-            hint = "append .to_event(1), as in dist.Laplace(y, 0.3).to_event(1)"
-        raise ValueError(
-            f"expected conditional(y) with event shape ({dim},) for y of shape "
-            f"{tuple(y.shape)}, got event shape {event} and batch shape {batch}; {hint}"
-        )
-    if batch != batch_shape:
-        raise ValueError(
-            f"expected conditional(y) with batch shape {tuple(batch_shape)} for y of "
-            f"shape {tuple(y.shape)}, got {batch}; let every parameter follow the "
-            "leading axes of y, and call .to_event(1) once"
-        )
-
-
-def _check_rows(found: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> None:
-    """Raise an error unless log p(z|y) is the same for y alone and among others."""
-    if torch.allclose(found, expected, 1e-3, 1e-3):
-        return
-    worst = int((found - expected).abs().nan_to_num(math.inf).argmax())
-    raise ValueError(
-        "expected the same log p(z|y) for y alone and among others, got "
-        f"{found[worst].item():.4g} and {expected[worst].item():.4g}; in front of its "
-        "event y has any number of axes: count axes from the last, as in "
-        "y.softmax(-1), not from the first; networks that draw random numbers or mix "
-        "items, as dropout and batch normalisation do, give no density: use "
-        "LayerNorm, or none"
-    )
-
-
-def _check_parameters(
-    prior: Custom, conditional: Conditional, content: TorchDistribution
-) -> None:
-    """Raise an error if a density depends on parameters outside a module."""
-    with torch.enable_grad():
-        y = content.sample((1,))
-        views = conditional(y)
-        log_probs = {
-            "conditional": (prior.conditional, views.log_prob(views.sample())),
-            "y_prior": (prior.y_prior, content.log_prob(y)),
-        }
-    for name, (part, log_prob) in log_probs.items():
-        if log_prob.requires_grad and not isinstance(part, nn.Module):
-            raise ValueError(
-                f"expected a module for {name} with parameters, got one of type "
-                f"{type(part).__name__}, whose parameters would not be trained, moved "
-                "or saved; write an nn.Module whose forward returns the distribution"
-            )
-
-
-def _check_sites(prior: Custom, y: Tensor) -> None:
-    """Raise an error for names that no site can have, or for sites of another kind."""
-    names = [h.name for h in prior.random()]
-    wrong = {n for n in names if n in RESERVED or names.count(n) > 1}
-    if wrong:
-        raise ValueError(
-            "expected random hyper-parameters with a name of their own, got "
-            f"{', '.join(map(repr, sorted(wrong)))}, taken or twice; name each: "
-            "ps.hyper.Positive(distribution, name)"
-        )
-    with poutine.trace() as trace:
-        prior.content()
-        _called(prior._conditional({}), y)
-    sites = [k for k, site in trace.trace.nodes.items() if site["type"] == "sample"]
-    if sites:
-        raise ValueError(
-            f"expected p(y) and p(z|y) without pyro.sample, got the site {sites[0]!r}, "
-            "which would be drawn anew at every call; make it a hyper-parameter: "
-            "self.scale = ps.hyper.Positive(distribution, name), and call self.scale()"
-        )
-
-
-@torch.no_grad()
-def _check_hypers(prior: Custom, y: Float[Tensor, "n *event"]) -> None:
-    """Raise an error if p(y) and p(z|y) do not take drawn hyper-parameters.
-
-    The densities for three values together are those for each alone, and differ.
-    """
-    for h in prior.random():
-        drawn, found = h.value.sample((3, 1)), None
-        with validation_enabled(False):
-            z = prior._conditional({})(y).sample()
-            each = [_log_probs(prior, {h.name: value[0]}, y, z) for value in drawn]
-            alone, wide = (
-                torch.stack(each, 1),
-                (y.expand(3, *y.shape), z.expand(3, *z.shape)),
-            )
-            try:
-                found = _log_probs(prior, {h.name: drawn}, *wide)
-                problem = "other densities than for each value alone"
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                problem = str(error).partition("\n")[0]
-        if found is None or not torch.allclose(
-            found, alone, 1e-3, 1e-3, equal_nan=True
-        ):
-            shape = tuple(h.column(drawn).shape)
-            raise ValueError(
-                f"expected p(y) and p(z|y) to take values of {h.name!r}, {shape}, "
-                f"for three sets of {len(y)} items, got {problem}; in forward(self, y) "
-                f"the hyper-parameter, called, has shape (*batch, {shape[-1]}), as an "
-                f"argument of that name has, forward(self, y, {h.name}): let it "
-                "broadcast with y, and before a matrix add one more axis, [..., None]"
-            )
-        if all(torch.allclose(value, alone[:, 0], equal_nan=True) for value in each):
-            raise ValueError(
-                f"expected {h.name!r} to change p(y) or p(z|y), got the same densities "
-                "for three values; call the hyper-parameter in forward, not before, or "
-                f"take it as an argument: forward(self, y, {h.name})"
-            )
-
-
-def _log_probs(prior: Custom, drawn: Drawn, y: Tensor, z: Tensor) -> Tensor:
-    """log p(y) and log p(z|y), stacked, for drawn hyper-parameters."""
-    log_content = prior.content(**drawn).log_prob(y)
-    return torch.stack([log_content, prior._conditional(drawn)(y).log_prob(z)])
-
-
-@torch.no_grad()
-def _is_factorised(
-    conditional: Conditional, content: TorchDistribution, y: Float[Tensor, "n *k"]
-) -> bool:
-    """Whether p(y) and p(z|y) are products over the dimensions.
-
-    Some coordinates of y are changed, to any value of a discrete y or to numbers within
-    and far outside of p(y), and each in turn to NaN, which spreads even through zero
-    weights. The densities of other dimensions must not change.
-    """
-    example = conditional(y)
-    if not (_is_product(content) and _is_product(example)):
-        return False
-    if content.event_shape != example.event_shape:
-        return False
-    (dim,) = content.event_shape
-    if dim == 1:
-        return True
-    many = max(len(y), min(MOST_CHANGES, CHANGED_NUMBERS // dim))
-    one, other = _anywhere(content, many), _anywhere(content, many)
-    some = torch.rand(one.shape, device=one.device) < 0.5
-    changes = [(one, other, some)]
-    if y.is_floating_point():
-        itself = torch.eye(dim, dtype=torch.bool, device=y.device)
-        changes += [(y[:1].expand(dim, dim), torch.full_like(y[:1], torch.nan), itself)]
-    with validation_enabled(False):
-        for before, new, changed in changes:
-            try:
-                z = dimensions(conditional(content.sample((len(before),)))).sample()
-                after = dimensions(conditional(torch.where(changed, new, before)))
-                pair = dimensions(conditional(before)).log_prob(z), after.log_prob(z)
-            except (IndexError, RuntimeError):  # y is an index
-                return False
-            # Of the same shape, since rounding may differ between shapes.
-            if not bool((torch.isclose(*pair, 0, 0, equal_nan=True) | changed).all()):
-                return False
-    return True
-
-
-def _anywhere(content: TorchDistribution, n: int) -> Float[Tensor, "n k"]:
-    """Values of a product p(y), all alike often, or numbers up to a thousand widths."""
-    base, y = dimensions(content), content.sample((n,))
-    if support_of(base).is_discrete:
-        values = values_of(base).flatten()
-        return values[torch.randint(len(values), y.shape, device=y.device)]
-    transform = from_real(base)
-    u = transform.inv(y)
-    middle = u.median(0).values
-    width = (u - middle).abs().median(0).values
-    away = torch.rand_like(u).sub(0.5).sign() * 2 ** (10 * torch.rand_like(u))
-    far = torch.rand_like(u) < 0.5
-    return torch.where(far, transform(middle + width * away), y)
-
-
-def _check_integral(prior: Custom, content: TorchDistribution) -> None:
-    """Raise an error for a rule of integration that does not fit p(y) and p(z|y)."""
-    rule = prior.integral
-    if prior.discrete and not prior.factorised:
-        states_of(content)  # an error if they are too many
-    wrong = (Quadrature, ImportanceSampling) if prior.discrete else Enumeration
-    if isinstance(rule, wrong):
-        kind = "a discrete p(y), a sum," if prior.discrete else "a density p(y),"
-        raise ValueError(
-            f"expected an integral for {kind} got {rule}; leave integral out, which "
-            "takes one that fits"
-        )
-    if isinstance(rule, Enumeration) and rule.each and not prior.factorised:
-        raise ValueError(
-            "expected p(y) and p(z|y) to be products over the dimensions for "
-            "Enumeration(each=True), got a dependence between them; write "
-            "Enumeration(), the sum over all values of y"
-        )
-
-
-def _is_product(distribution: Distribution) -> bool:
-    """Whether it is one of independent numbers, or of one number."""
-    each = dimensions(distribution)
-    return each is not None and support_of(each).event_dim == 0
