@@ -76,6 +76,21 @@ def test_views_of_an_item_are_a_mixture_of_dense_normals(views, dim, make: Make)
     assert_close(prior.log_prob(z), plain, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("views", [1, 3])
+def test_single_precision_is_as_exact_near_narrow_components_far_from_the_origin(views):
+    loc, scale = 100 + torch.randn(50, 8), torch.rand(50, 1).exp() / 1000
+    z = loc[:, None] + scale.unsqueeze(-1) * torch.randn(50, views, 8)
+    parts = [p.float() for p in (torch.zeros(50), loc, scale, 0 * scale)]
+    z = z.float()
+    found = SharedComponent(*parts, views).log_prob(z)
+    assert found.dtype == torch.float32
+    wide = SharedComponent(*(p.double() for p in parts), views).log_prob(z.double())
+    each = dist.Normal(parts[1].double(), parts[2].double()).to_event(1)
+    plain = each.log_prob(z.double().unsqueeze(2)).sum(1).logsumexp(-1) - math.log(50)
+    assert_close(wide, plain, rtol=0, atol=1e-7)
+    assert_close(found.double(), plain, rtol=1e-5, atol=0)
+
+
 def test_two_tiers_with_one_cluster_are_the_gaussian():
     z, a, b, y = (torch.randn(*shape, 3) for shape in ((5, 4), (4,), (6,), (5,)))
     prior, plain = TwoTier(3, 1, SCALE, Y_SCALE), Gaussian(3, SCALE, Y_SCALE)

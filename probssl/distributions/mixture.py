@@ -295,17 +295,25 @@ class SharedComponent(ViewsDistribution):
 
     def _log_joint(self, value: Tensor) -> Float[Tensor, "*batch component"]:
         r""":math:`\log \pi_k + \ell_k`."""
+        dtype = torch.promote_types(value.dtype, self.loc.dtype)
+        parts = self.loc, self.scale, self.y_scale
+        alike = self.present is None and all(part.ndim == 2 for part in parts)
+        # The squares of a matrix product cancel near narrow components.
+        value = value.double() if alike else value
         count, mean = mean_of_present(value, self.present)
         within = (value - mean).square()
         if self.present is not None:
             within = within * self.present.unsqueeze(-1)
-        variance = self.scale.square()
+        within, variance = within.sum(-2, keepdim=True), self.scale.square()
         total = variance + count * self.y_scale.square()
-        square = within.sum(-2, keepdim=True) / variance
-        square = square + count * (mean - self.loc).square() / total
+        if alike:
+            square = _squares(within, 1 / variance, mean, self.loc, count / total)
+        else:
+            square = within / variance + count * (mean - self.loc).square() / total
+            square = square.sum(-1)
         each = count * math.log(2 * math.pi) + (count - 1) * variance.log()
         constant = self.event_shape[1] * (each + total.log()).mean(-1)
-        value = self.logits.log_softmax(-1) - 0.5 * (square.sum(-1) + constant)
+        value = self.logits.log_softmax(-1) - 0.5 * (square.to(dtype) + constant)
         batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.expand(batch + value.shape[-1:])
 
@@ -495,6 +503,23 @@ class CoupledComponents(ViewsDistribution):
         noise = (variance * follow).sqrt() * noise
         apart = noise - follow * (noise.sum(-2, keepdim=True) / total)
         return self.loc + follow * (t - self.loc + variance * self.gradient) + apart
+
+
+def _squares(
+    within: Float[Tensor, "*batch 1 dim"],
+    precision: Float[Tensor, "#component dim"],
+    mean: Float[Tensor, "*batch 1 dim"],
+    loc: Float[Tensor, "component dim"],
+    weight: Float[Tensor, "#component dim"],
+) -> Float[Tensor, "*batch component"]:
+    r""":math:`\sum_{\text{dim}} p_k s + w_k (z - m_k)^2` as a product of matrices."""
+    shape, loc = loc.shape, loc.double()
+    precision, weight = precision.double().expand(shape), weight.double().expand(shape)
+    centre = loc.detach().mean(0)
+    apart, loc = mean - centre, loc - centre
+    of_views = torch.cat([within, apart.square(), apart], -1)
+    of_components = torch.cat([precision, weight, -2 * weight * loc], -1)
+    return (of_views @ of_components.mT).squeeze(-2) + (weight * loc.square()).sum(-1)
 
 
 def _moments(logits: Tensor, loc: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
