@@ -410,6 +410,15 @@ class ImportanceSampling:
             parts = log_weight + math.log(k), more
             log_weight = torch.cat(parts) - math.log(k + 1)
         each = effective_sample_size(log_weight.detach())
+        wrong = log_weight.isnan() | (log_weight == math.inf)
+        if bool(wrong.any()) and not log_weight.requires_grad:
+            raise ValueError(
+                "expected a finite density p(y) ∏ p(z_v|y) at each draw of y, got "
+                f"{int(wrong.sum())} of {wrong.numel()} infinite or NaN; p(y) is "
+                "infinite on the edge of its support where a Gamma, Beta or Dirichlet "
+                "has a concentration below 1: give a larger one, or make y a variable "
+                "of the model: Joint(…, content=ps.guides.Content(dim))"
+            )
         size = float(1 / each.reciprocal().mean())
         share = float((~(each >= self.least)).double().mean())
         if not size >= self.least and not log_weight.requires_grad:
