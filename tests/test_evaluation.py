@@ -454,6 +454,49 @@ def test_probe_with_more_dimensions_than_items_equals_the_full_fit():
     assert linear_probe(z, labels, other, expected) > 0.995  # but for ties in rounding
 
 
+def softmax_regression(z, y, penalty):
+    """The weights of the documented objective, by L-BFGS on the formula."""
+    z = torch.as_tensor((z - z.mean(0)) / z.std(0))
+    y = torch.as_tensor(y)
+    weight = torch.zeros(z.shape[1], int(y.max()) + 1, dtype=torch.double)
+    intercept = torch.zeros(weight.shape[1], dtype=torch.double)
+    values = [weight.requires_grad_(), intercept.requires_grad_()]
+    optimiser = torch.optim.LBFGS(
+        values, max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimiser.zero_grad()
+        log_p = (z @ weight + intercept).log_softmax(1)
+        loss = -log_p[range(len(y)), y].sum() + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weight.detach().numpy(), intercept.detach().numpy()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("n", [90, 12])  # 12: fewer items than dimensions
+def test_the_linear_probe_minimises_its_objective(classes, penalty, n):
+    random = np.random.default_rng(0)
+    y = np.r_[np.arange(classes), random.integers(classes, size=n - classes)]
+    y[: n // 2] = 0  # classes of several sizes, so that the penalty moves the border
+    y[:classes] = np.arange(classes)
+    z = random.normal(size=(n, 15)) + random.normal(size=(classes, 15))[y]
+    there = random.normal(size=(4_000, 15))
+    weight, intercept = softmax_regression(z, y, penalty)
+    scores = ((there - z.mean(0)) / z.std(0)) @ weight + intercept
+    best = np.sort(scores, axis=1)
+    clear = best[:, -1] - best[:, -2] > scores.std() / 20  # beyond the fit's tolerance
+    answers = scores.argmax(1)[clear]
+    assert linear_probe(z, y, there[clear], answers, penalty=penalty) == 1
+    other, shift = softmax_regression(z, y, 2 * penalty)
+    moved = ((there - z.mean(0)) / z.std(0) @ other + shift)[clear].argmax(1)
+    assert (moved != answers).any()  # another penalty would show
+
+
 def test_a_list_of_style_factors_is_the_array_of_them():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(60, 3))

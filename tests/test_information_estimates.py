@@ -142,6 +142,33 @@ def test_the_parts_add_up_exactly(by):
     assert min(figure.low for figure in found) >= 0
 
 
+@pytest.mark.parametrize("measure", ["i_min", "broja"])
+@pytest.mark.parametrize("n", [180, 400])
+def test_no_information_exceeds_the_entropy(measure, n):
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        t = random.permutation(np.arange(n) % 3)
+        views = (np.eye(3)[t] + 0.05 * random.normal(size=(n, 3)) for _ in range(2))
+        found = estimate(*views, t, by=Clusters(3, measure), bootstrap=40, seed=seed)
+        assert found.total.value > 0.98 * math.log(3)  # the cells are the classes
+        for each in found[:-1]:
+            for figure, most in zip(each, found.entropy, strict=True):
+                assert 0 <= figure <= most <= math.log(3)
+
+
+def test_figures_above_the_entropy_are_lowered_to_it():
+    """Of any estimator: here one whose informations are far too large."""
+    z, t = np.zeros((40, 1)), np.arange(40) % 2
+
+    def figures(chosen, corrected):
+        return np.array([9.0, 0.3, 7.0, 2.0, np.log(2)])
+
+    found = estimate(z, z, t, by=Pool(figures, 0, 40), bootstrap=20)
+    assert found.first.value == pytest.approx(math.log(2), abs=1e-12)
+    assert found.second.value == pytest.approx(0.3, abs=1e-12)
+    assert max(max(each) for each in found) <= math.log(2)
+
+
 class Pool(NamedTuple):
     """Items that were counted once: an estimator of so many of them, from a start."""
 

@@ -15,6 +15,7 @@ from .estimators import BAR_DELAY, Classifier, Estimator
 __all__ = ["Estimate", "estimate"]
 
 LOGISTIC = Classifier()
+ROUNDING = 8 * np.finfo(float).eps  # of a sum of four parts
 
 
 class Estimate(NamedTuple):
@@ -69,8 +70,8 @@ def estimate(
     r"""Estimate the PID of two views' representations about labels: R, U and S.
 
     `Classifier` and `Clusters` document what they find and what they miss. The bias
-    that the bootstrap shows is subtracted from every figure. No part is below 0, and
-    :math:`R + U_i = I(z_i; t)` and :math:`R + U_1 + U_2 + S = I(z_1, z_2; t)` hold
+    that the bootstrap shows is subtracted from every figure. No part is below 0, no
+    information above :math:`H(t)`, and :math:`R + U_i = I(z_i; t)` and :math:`R + U_1 + U_2 + S = I(z_1, z_2; t)` hold
     exactly, in each resample as well.
 
     The 90 % bootstrap intervals resample the counted items only. Classifiers and cells
@@ -116,7 +117,8 @@ def estimate(
 
 def _named(figures: Float[np.ndarray, "5"], most: float) -> Float[np.ndarray, "8"]:
     """The figures of an `Estimate`, made consistent, with H(t) of at most `most`."""
-    first, second, both, redundant, entropy = figures.tolist()
-    found = parts(first, second, both, redundant=redundant)
-    informations = found.first, found.second, found.total
-    return np.array([*found, *informations, min(entropy, most)])
+    *informations, redundant, entropy = figures.tolist()
+    entropy = min(max(entropy, 0.0), most)
+    below = entropy * (1 - ROUNDING)  # so that no sum of parts is rounded above it
+    found = parts(*(min(each, below) for each in informations), redundant=redundant)
+    return np.array([*found, found.first, found.second, found.total, entropy])

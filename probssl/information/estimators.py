@@ -64,8 +64,8 @@ class Classifier(NamedTuple):
     weight of one item, are mixed into r, so that no class has probability 0.
 
     Arguments:
-        model: Anything with scikit-learn's `fit` and `predict_proba`; None is
-            multinomial logistic regression.
+        model: Anything with scikit-learn's `fit` and `predict_proba`; None is its
+            `LogisticRegression`, with the penalty of its default C = 1.
         folds: The number of cross-validation folds.
         measure: `"i_min"` for R as above, `"mmi"` for the smaller information. Both
             compare amounts, not contents: if two views are equally informative about
