@@ -9,7 +9,8 @@ converts what is trusted.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Array", "categories", "centred", "check_kind", "class_labels", "classes"]
+__all__ = ["Array", "categories", "centred", "check_alike", "check_kind"]
+__all__ += ["class_labels", "classes"]
 __all__ += ["coded", "doubles", "finite", "gate", "has_missing", "labels", "numbers"]
-__all__ += ["plain", "raw_bytes", "representations"]
+__all__ += ["plain", "raw_bytes", "refuse_mappings", "representations"]
 __all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
 
 Array = np.ndarray | Tensor
@@ -63,6 +65,7 @@ def gate(values: Any, name: str, *, words: bool = False) -> Array:
             )
     if isinstance(values, list | tuple) and any(map(_is_array, values)):
         return _stacked(values, name, words)
+    refuse_mappings(values, name)
     array = _array(values, name, words)
     if not (words and array.dtype.kind in "OUST"):
         check_kind(array.dtype, name, _described(values))
@@ -77,12 +80,45 @@ def check_kind(dtype: np.dtype, name: str, came: str = "") -> None:
     """Raise a TypeError unless arrays of this type hold real numbers."""
     if dtype.kind not in "buif":
         convert = "convert it first, for example with .astype('float32')"
+        if came:
+            convert = "give an array of numbers, or a list of them"
         if dtype.kind in "UST":
             convert = "code what is named as numbers: np.unique(x, return_inverse=True)"
         raise TypeError(
             f"expected real numbers in {name}, got {came or f'an array of {dtype}'}; "
             + _REMEDY.get(dtype.kind, convert)
         )
+
+
+def check_alike(
+    known: Any, values: Any, name: str, axis: str = "columns", names: bool = True
+) -> None:
+    """Raise a ValueError for a frame that an earlier one says to be in another order.
+
+    Numbers count by position: another order of the same names is refused, and other
+    names of columns where all are strings. Anything else than frames passes.
+
+    Arguments:
+        known: The earlier frame, or series.
+        axis: ``"columns"``, or ``"index"`` for the rows.
+        names: Whether other names of columns are refused.
+    """
+    if not (hasattr(known, "iloc") and hasattr(values, "iloc")):
+        return
+    one, two = (getattr(x, axis, None) for x in (known, values))
+    if one is None or two is None or one.equals(two):
+        return
+    strings = all(isinstance(x, str) for x in (*one, *two))
+    renamed = names and axis == "columns" and strings
+    if not renamed and (len(one) != len(two) or set(one) != set(two)):
+        return
+    found = [shorten(", ".join(map(str, names[:9])), 60) for names in (one, two)]
+    by_name = "[x.columns]" if axis == "columns" else ".loc[x.index]"
+    raise ValueError(
+        f"expected {name} with the {axis} of the frame x that came first, {found[0]}, "
+        f"in this order, got {found[1]}; take them by name, {name}{by_name}, rename "
+        f"them, or give {name}.to_numpy() to count by position"
+    )
 
 
 def tensor(values: Any, name: str, finite: bool = False) -> Shaped[Tensor, "*shape"]:
@@ -176,8 +212,15 @@ def class_labels(y: Any, name: str = "labels") -> np.ndarray:
 
     Raises:
         TypeError: Numbers that are not whole; missing labels; strings among numbers.
-        ValueError: Whole numbers beyond int64.
+        ValueError: Whole numbers beyond int64; a table.
     """
+    if getattr(y, "ndim", 1) == 2 and hasattr(y, "columns"):
+        columns = list(map(str, y.columns[:9]))
+        raise ValueError(
+            f"expected {name} (n,), got a frame with the columns "
+            f"{shorten(', '.join(columns), 60)}; take one of them, which is a series: "
+            f"frame[{(columns or ['y'])[0]!r}]"
+        )
     array = plain(gate(y, name, words=True))
     if array.dtype.kind in "OT":
         array = _unboxed(array, name)
@@ -271,6 +314,8 @@ def representations(
     Arguments:
         squared: Whether they are squared, so that they must not be too large or small.
     """
+    for z in parts[1:]:
+        check_alike(parts[0], z, name)
     arrays = [finite(z, name) for z in parts]
     for z in arrays:
         if z.ndim != 2 or 0 in z.shape:
@@ -340,6 +385,8 @@ def train_test(
     y_test: Shaped[Array, " m"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A labelled training set and test set, checked for agreement."""
+    check_alike(z_train, y_train, "y_train", "index")
+    check_alike(z_test, y_test, "y_test", "index")
     z_train, z_test = representations(z_train, z_test)
     y_train, y_test = classes(y_train, len(z_train)), labels(y_test, len(z_test))
     if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
@@ -363,6 +410,23 @@ def plain(values: Array) -> np.ndarray:
         if values.dtype == torch.bfloat16:  # unknown to NumPy
             values = values.float()
     return np.asarray(values)
+
+
+def refuse_mappings(values: Any, name: str) -> None:
+    """Raise a TypeError for a dict of arrays, and for a list of dicts."""
+    listed = isinstance(values, list | tuple) and len(values) > 0
+    first = values[0] if listed else values
+    if not isinstance(first, Mapping):
+        return
+    kind, keys = type(first).__name__, [*first] or ["image"]
+    found = f"{kind} of {shorten(', '.join(map(repr, keys[:9])), 60)}"
+    raise TypeError(
+        f"expected an array in {name}, got a list, each row a {found}; take one key of "
+        f"all: np.stack([row[{keys[0]!r}] for row in rows])"
+        if listed
+        else f"expected an array in {name}, got a {found}; give one of its arrays, "
+        f"d[{keys[0]!r}], or all as modalities: ps.data.groups(list(d.values()))"
+    )
 
 
 def _is_array(value: Any) -> bool:
@@ -448,7 +512,7 @@ def _pandas(values: Any, name: str) -> np.ndarray:
     if bad and table:
         raise TypeError(
             f"expected real numbers in {name}, got columns of {', '.join(bad)}; take "
-            "those of numbers: frame.select_dtypes('number')"
+            "those of numbers: frame.select_dtypes('number'), or one: frame['y']"
         )
     if table and len(types) > 1:  # which pandas may give as objects
         return np.column_stack([_pandas(column, name) for _, column in values.items()])

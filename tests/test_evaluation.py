@@ -2,6 +2,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.checks import refusals
@@ -504,6 +505,23 @@ def test_a_list_of_style_factors_is_the_array_of_them():
         expected = style_probe(z, s, z, s)
         found = style_probe(z, s.tolist(), z, s.tolist())
         assert found == expected
+
+
+def test_columns_of_a_frame_of_factors_are_each_of_their_kind():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(200, 3))
+    part = rng.permutation(200) % 5
+    names = np.where(z[:, 1] > 0, "left", "right")
+    columns = {"part": part, "angle": z[:, 0], "side": names, "up": z[:, 2] > 0}
+    frame = pd.DataFrame(columns)
+    known, asked = slice(100), slice(100, None)
+    found = style_probe(z[known], frame[known], z[asked], frame[asked])
+    each = [
+        style_probe(z[known], s[known], z[asked], s[asked])[0] for s in columns.values()
+    ]
+    assert found == each
+    assert found[0] == linear_probe(z[known], part[known], z[asked], part[asked])
+    assert found[1] == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("unit", [1e-160, 1e160])

@@ -274,6 +274,105 @@ def test_labels_are_kept_or_refused(point):
             pytest.fail(f"{point} takes {kind}")
 
 
+TEXT = pd.DataFrame({"y": np.where(Y, "dog", "cat")})
+
+
+@pytest.mark.parametrize("point", [*LABELLED][:2] + [*LABELLED][5:])
+def test_a_frame_of_labels_is_told_to_give_its_column(point):
+    for table in (TEXT, TEXT == "dog", TEXT.astype("category")):
+        with pytest.raises(ValueError, match=r"frame .* column.* y; .*frame\['y'\]"):
+            LABELLED[point](table)
+
+
+# Frames, whose columns and rows have names
+
+
+NAMED = pd.DataFrame(X, columns=list("abcdef"))
+TURNED = NAMED[list("fedcba")]
+RENAMED = NAMED.rename(columns={"a": "weight"})
+FRAMES = {
+    "data.arrays": lambda a, b: ps.data.arrays(a, test=b),
+    "fit": lambda a, b: fit(a, valid=b),
+    "linear_probe": lambda a, b: evaluation.linear_probe(a, Y, b, Y),
+    "knn": lambda a, b: evaluation.knn(a, Y, b, Y),
+    "scores": lambda a, b: evaluation.scores(a, Y, b, Y),
+    "style_probe": lambda a, b: evaluation.style_probe(a, Y, b, Y),
+    "style factors": lambda a, b: evaluation.style_probe(X, a, X, b),
+    "info_nce": evaluation.info_nce,
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_columns_of_another_order_are_refused(name):
+    call = FRAMES[name]
+    numbered = pd.DataFrame(X)
+    refused = [
+        (NAMED, TURNED),
+        (NAMED, RENAMED),
+        (numbered, numbered[[*range(6)][::-1]]),
+    ]
+    for known, other in refused:
+        with pytest.raises(ValueError, match="columns .* in this order, got"):
+            call(known, other)
+    for other in (NAMED, NAMED.copy(), NAMED.to_numpy(), numbered):  # none, or alike
+        call(NAMED, other)
+
+
+def test_frames_of_groups_may_be_modalities_of_other_columns():
+    assert ps.data.groups([NAMED, RENAMED]).views.shape == (N, 2, DIM)
+    for other in (TURNED, NAMED[::-1]):
+        with pytest.raises(ValueError, match="in this order"):
+            ps.data.groups([NAMED, other])
+
+
+def test_rows_of_another_order_are_refused():
+    y = pd.Series(Y)
+    for call in (
+        lambda y: ps.data.arrays(NAMED, y),
+        lambda y: ps.data.arrays(X, Y, test=NAMED, test_labels=y),
+        lambda y: ps.data.groups([NAMED, NAMED], y),
+        lambda y: ps.data.groups([NAMED, NAMED], content=y),
+        lambda y: evaluation.knn(NAMED, y, X, Y),
+        lambda y: evaluation.knn(X, Y, NAMED, y),
+        lambda y: evaluation.style_probe(NAMED, y, NAMED, y),
+        lambda y: evaluation.cluster(NAMED, y),
+        lambda y: evaluation.crowding(NAMED, y, progress=False),
+        lambda y: evaluation.gaussian_information(
+            NAMED[["a"]], y.to_frame() + NAMED[["b"]].to_numpy()
+        ),
+        lambda y: information.estimate(NAMED, NAMED, y, bootstrap=20),
+        lambda y: ps.fit(ps.limits.SimVAE(joint()), NAMED, content=y, epochs=1),
+    ):
+        with pytest.raises(ValueError, match="index .* in this order, got 39, 38"):
+            call(y[::-1])
+        call(y)
+        call(y.set_axis(y.index + 100))  # of other rows: by position, like an array
+
+
+# Dictionaries
+
+
+@pytest.mark.parametrize(
+    "call",
+    [ps.data.arrays, ps.data.groups, ps.data.Split, ps.data.Groups]
+    + [evaluation.effective_rank, lambda x: evaluation.knn(x, Y, X, Y)],
+)
+def test_a_dictionary_is_told_to_give_an_array(call):
+    with pytest.raises(TypeError, match=r"a dict of 'image', 'text'; .*d\['image'\]"):
+        call({"image": X, "text": X})
+    with pytest.raises(TypeError, match=r"each row a dict of 'image', .*np.stack"):
+        call([{"image": x, "label": 0} for x in X])
+
+
+def test_a_loader_of_a_data_set_is_told_to_take_a_split():
+    loader = DataLoader(ps.data.digits())
+    for call in (fit, lambda x: ps.embed(ENCODER, x), lambda x: next(iter(x))):
+        with pytest.raises(
+            TypeError, match="got a Dataset.*give fit or embed data.train"
+        ):
+            call(loader)
+
+
 def test_all_parts_of_a_split_have_one_length():
     for build in (ps.data.Split, ps.data.Groups):
         with pytest.raises(ValueError, match=r"as many rows .*\[40, 39\]"):

@@ -14,11 +14,13 @@ from .. import arguments
 from ..arguments import typed
 from ..arrays import (
     categories,
+    check_alike,
     class_labels,
     coded,
     gate,
     has_missing,
     raw_bytes,
+    refuse_mappings,
     span,
     tensor,
     whole_numbers,
@@ -49,7 +51,8 @@ def arrays(
     strings by their sorted order, a categorical of pandas by that of its categories,
     all without missing ones; -1 is a class like any other. `Split.classes` has their
     names. Columns of a DataFrame count by position: give new data in the same order,
-    ``new[frame.columns]``.
+    ``new[frame.columns]``. A `test` whose columns are in another order, and labels
+    whose index is in another order than that of the frame, are refused.
 
     Arguments:
         test: The test images; None sets a fixed quarter of every class aside.
@@ -64,6 +67,9 @@ def arrays(
             masked or missing entries, bytes without `levels`, images outside [0, 1] or
             off the grid.
     """
+    check_alike(images, test, "test")
+    check_alike(images, labels, "labels", "index")
+    check_alike(test, test_labels, "test_labels", "index")
     images = gate(images, "images")
     if levels is None and images.dtype in (bool, torch.bool):
         levels = 1
@@ -128,7 +134,14 @@ def groups(
         ValueError: No items, lengths that do not match, an item without any view, NaN
             or infinity in a view that is present, bytes without `levels`.
     """
+    refuse_mappings(views, "views")
     many = isinstance(views, list | tuple)
+    for each in views[1:] if many else ():
+        check_alike(views[0], each, "views", names=False)
+        check_alike(views[0], each, "views", "index")
+    first = views[0] if many and len(views) else views
+    for name, rows in (("labels", labels), ("present", present), ("content", content)):
+        check_alike(first, rows, name, "index")
     grids = list(levels) if isinstance(levels, Sequence) else [levels]
     if len(grids) != (count := len(views) if many else 1):
         if isinstance(levels, Sequence):

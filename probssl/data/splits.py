@@ -199,6 +199,14 @@ class Dataset(NamedTuple):
     name: str
     rounding: Literal["nearest", "random"] = "nearest"
 
+    def __getitems__(self, rows: Any) -> NoReturn:
+        """A DataLoader, which asks here for a batch, takes one of the two splits."""
+        raise TypeError(
+            "expected items in a DataLoader, got a Dataset, which has two splits of "
+            "them; give fit or embed data.train itself, and DataLoader(data.train."
+            "images, 128) where a loader is needed"
+        )
+
     def __repr__(self) -> str:
         return (
             f"Dataset({self.name!r}, levels={self.levels},\n"

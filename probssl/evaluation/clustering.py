@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from ..arguments import typed, whole
-from ..arrays import Array, classes, representations
+from ..arrays import Array, check_alike, classes, representations
 from ..arrays import labels as each_label
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def cluster(
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+    check_alike(z, labels, "labels", "index")
     (z,) = representations(z)
     labels = classes(labels, len(z))
     k = len(np.unique(labels)) if k is None else k

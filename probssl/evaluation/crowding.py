@@ -19,7 +19,7 @@ from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
 from ..arguments import typed, whole
-from ..arrays import Array, centred, classes, representations
+from ..arrays import Array, centred, check_alike, classes, representations
 from ..estimates import MIN_RESAMPLES, Interval, Undefined, intervals, reflected
 from .collapse import alignment_uniformity_values, normalised
 
@@ -138,6 +138,7 @@ def crowding(
     """
     from sklearn.metrics import silhouette_samples
 
+    check_alike(z, labels, "labels", "index")
     (given,) = representations(z)
     y = classes(labels, len(given))
     names, counts = np.unique(y, return_counts=True)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arguments import typed, whole
-from ..arrays import Array, centred, representations
+from ..arrays import Array, centred, check_alike, representations
 from ..estimates import Estimate, Undefined, estimate
 from .collapse import normalised
 
@@ -45,6 +45,7 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
         On Variational Bounds of Mutual Information (Poole et al., 2019)
         https://arxiv.org/abs/1905.06922
     """
+    check_alike(a, b, "b")  # by the columns: the cosine pairs them
     a, b = (normalised(z) for z in representations(*_pairs(a, b)))
     n = len(a)
     matched, square = np.square(a - b).sum(1), _squares(a, b)
@@ -213,6 +214,7 @@ def maximiser(
 
 
 def _pairs(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:
+    check_alike(a, b, "b", "index")
     (a,), (b,) = representations(a), representations(b)
     if len(a) != len(b) or len(a) < 3:
         raise ValueError(

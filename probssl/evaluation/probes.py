@@ -7,7 +7,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from ..arguments import positive, typed, whole
 from ..arrays import (
     Array,
+    check_alike,
     class_labels,
     finite,
     gate,
@@ -183,18 +184,25 @@ def style_probe(
 
     For floating-point factors it is the test :math:`R^2` of ridge regression (weight 1)
     on standardised z; for integers, booleans and strings the accuracy of
-    `linear_probe`. Factors of different kinds need separate calls.
+    `linear_probe`. The columns of a DataFrame are each of their own kind; in arrays
+    factors of different kinds need separate calls.
     """
+    check_alike(s_train, s_test, "s_test")
+    check_alike(z_train, s_train, "s_train", "index")
+    check_alike(z_test, s_test, "s_test", "index")
     z_train, z_test = representations(z_train, z_test)
-    s_train, s_test = _factors(s_train, len(z_train)), _factors(s_test, len(z_test))
-    if s_train.shape[1] != s_test.shape[1]:
+    known, asked = _factors(s_train, len(z_train)), _factors(s_test, len(z_test))
+    if len(known) != len(asked):
         raise ValueError(
             f"expected the same style factors in training and test, got "
-            f"{s_train.shape[1]} and {s_test.shape[1]}"
+            f"{len(known)} and {len(asked)}"
         )
-    probe = _ridge if s_train.dtype.kind == "f" else linear_probe
-    pairs = zip(s_train.T, s_test.T, strict=True)
-    return [probe(z_train, train, z_test, test) for train, test in pairs]
+    return [
+        (_ridge if train.dtype.kind == "f" else linear_probe)(
+            z_train, train, z_test, test
+        )
+        for train, test in zip(known, asked, strict=True)
+    ]
 
 
 @typed
@@ -282,7 +290,10 @@ def _logistic_regression(
     return lambda z, y: model.score(z @ span, y)
 
 
-def _factors(s: Array, items: int) -> np.ndarray:
+def _factors(s: Any, items: int) -> list[np.ndarray]:
+    """The values of each factor."""
+    if hasattr(s, "iloc") and s.ndim == 2:
+        return [each for _, x in s.items() for each in _factors(x, items)]
     if isinstance(s, list | tuple):
         numbers = all(isinstance(v, int | float | np.number) for v in s)
         s = np.asarray(s) if numbers else s  # as an array of the same numbers
@@ -294,7 +305,7 @@ def _factors(s: Array, items: int) -> np.ndarray:
             f"expected style factors ({items},) or ({items}, factors) for as many "
             f"representations, got {array.shape}; give one row per item"
         )
-    return array.reshape(items, -1)
+    return list(array.reshape(items, -1).T)
 
 
 def _ridge(

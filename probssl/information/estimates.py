@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from tqdm import tqdm
 
 from ..arguments import typed, whole
-from ..arrays import classes, representations
+from ..arrays import check_alike, classes, representations
 from ..estimates import MIN_RESAMPLES, Interval, intervals, reflected
 from .decomposition import Decomposition, parts
 from .estimators import BAR_DELAY, Classifier, Estimator
@@ -71,8 +71,8 @@ def estimate(
 
     `Classifier` and `Clusters` document what they find and what they miss. The bias
     that the bootstrap shows is subtracted from every figure. No part is below 0, no
-    information above :math:`H(t)`, and :math:`R + U_i = I(z_i; t)` and :math:`R + U_1 + U_2 + S = I(z_1, z_2; t)` hold
-    exactly, in each resample as well.
+    information above :math:`H(t)`, and :math:`R + U_i = I(z_i; t)` and :math:`R + U_1 +
+    U_2 + S = I(z_1, z_2; t)` hold exactly, in each resample as well.
 
     The 90 % bootstrap intervals resample the counted items only. Classifiers and cells
     stay as fitted: the intervals show the error from finitely many items, not the
@@ -93,6 +93,8 @@ def estimate(
         ValueError: For items that do not match, numbers that are not finite, labels of
             a single class, or fewer items than the estimator needs.
     """
+    check_alike(first, second, "second", "index")
+    check_alike(first, target, "target", "index")
     views = representations(first)[0], representations(second)[0]
     if len(views[0]) != len(views[1]):
         raise ValueError(

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..arguments import alone, choice, positive, typed
+from ..arrays import check_alike
 from ..runtime.distributed import (
     any_rank,
     broadcast,
@@ -203,6 +204,8 @@ def fit(
         alone("batch_size", batch_size, "beside a DataLoader, which has its own")
     start()
 
+    check_alike(data, valid, "valid")
+    check_alike(data, content, "content", "index")
     target = target_of(objective, device)
     numbers = prepared_precision(precision, tf32, target.dtype)
     make = partial(
