@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -564,6 +565,60 @@ class TestCompletion:
         plain = [row[seen].mean(0) for row, seen in zip(z, present, strict=True)]
         found = embed(joint, groups)
         assert_close(torch.from_numpy(found), torch.stack(plain).detach())
+
+    @pytest.mark.parametrize("form", ["stacked", "a tuple", "a loader"])
+    def test_groups_of_one_event_shape_are_modalities_too(self, form):
+        encoders = [ps.nn.MLPEncoder((6,), DIM) for _ in range(2)]
+        decoders = [ps.nn.MLPDecoder(DIM, (6,)) for _ in range(2)]
+        nets = ps.nn.PerModality(encoders), ps.nn.PerModality(decoders)
+        likelihoods = ps.likelihoods.Gaussian(0.4), ps.likelihoods.Gaussian(0.7)
+        joint = ps.Joint(Gaussian(DIM, 0.5), likelihoods, *nets)
+        x, present = torch.randn(30, 2, 6), torch.rand(30, 2) < 0.6
+        present[:, 0] |= ~present.any(1)
+        with torch.no_grad():
+            z = torch.stack([net(x[:, i]) for i, net in enumerate(encoders)], 1)
+            spread = joint.posterior.factors(x.split(1, 1))[1]
+
+        def given(present=None):
+            views = x.split(1, 1) if form == "a tuple" else x
+            if form != "a loader":
+                return Groups(views, present=present)
+            masks = [None] * 2 if present is None else present.split([20, 10])
+            each = zip(x.split([20, 10]), masks, strict=True)
+            batches = [Batch(part, present=mask) for part, mask in each]
+            return torch.utils.data.DataLoader(batches, batch_size=None)
+
+        rows = zip(z, present, strict=True)
+        exact = torch.stack([row[seen].mean(0) for row, seen in rows])
+        for objective in (joint, ps.limits.SimVAE(joint)):
+            for mask in (None, present | True):
+                found = embed(objective, given(mask), return_std=True)
+                np.testing.assert_allclose(found[0], z.mean(1), rtol=1e-10)
+                np.testing.assert_allclose(found[1], spread.mean(1), rtol=1e-10)
+            found = embed(objective, given(present))
+            np.testing.assert_allclose(found, exact, rtol=1e-10)
+            with pytest.raises(ValueError, match="present with return_std"):
+                embed(objective, given(present), return_std=True)
+        pair, clip = tuple(x.unbind(1)), ps.limits.CLIP(nets[0])
+        np.testing.assert_allclose(embed(clip, given()), embed(clip, pair))
+        np.testing.assert_allclose(
+            reconstruct(joint, given()), reconstruct(joint, pair)
+        )
+        for call in (lambda x: embed(clip, x), lambda x: reconstruct(joint, x)):
+            with pytest.raises(ValueError, match=r"all views to be present.*complete"):
+                call(given(present))
+
+    def test_groups_of_other_modalities_are_refused(self):
+        joint, x = mlp(), torch.randn(4, 3, 5)
+        for call in (embed, reconstruct):
+            with pytest.raises(ValueError, match="2 modalities, got"):
+                call(joint, ps.data.groups(x))
+        clip = ps.limits.CLIP(joint.encoder)
+        with pytest.raises(ValueError, match="2 parts, .* got 3"):
+            embed(clip, ps.data.groups(x))
+        several = Batch((torch.randn(4, 2, 5), torch.randn(4, 1, 3)))
+        with pytest.raises(TypeError, match="single items, got .* 3 views"):
+            embed(clip, Groups(several.views))
 
     def test_samples_reconstructions_and_evidences_have_a_part_for_each_modality(self):
         joint, n = mlp(), 4

@@ -60,32 +60,53 @@ def batches(
 
 
 def singles(
-    data: Loadable, like: Tensor | None, size: int, title: str, pooled: bool = False
+    data: Loadable,
+    like: Tensor | None,
+    size: int,
+    title: str,
+    modalities: int = 1,
+    pooled: bool = False,
 ) -> Iterator[Any]:
     """All items in order without augmentation: a tensor, or one for each modality.
 
     Arguments:
-        pooled: Whether several modalities of an item, which may be absent, are taken
-            as well: as a `Batch`.
+        modalities: The modalities of the objective. The views of `Groups`, and of the
+            Batches of a DataLoader, are those if there are several.
+        pooled: Whether these are given as a `Batch`, in which some may be absent.
     """
     if isinstance(data, DataLoader):
         for batch in batches(data, like, None, size, title):
-            several = isinstance(batch.views, tuple)
-            if not (pooled and several) and set(batch.widths) != {1}:
-                raise TypeError(
-                    f"expected single items, got batches of {batch.shape[1]} views; "
-                    "let the DataLoader yield one view of each item"
-                )
-            if pooled and several:
-                yield batch
+            if isinstance(batch.views, Tensor) and batch.shape[1] == 1:
+                yield batch.stacked[:, 0]
             else:
-                alone = tuple(part[:, 0] for part in batch.parts)
-                yield alone if several else alone[0]
+                yield batch if pooled else _alone(batch, modalities)
         return
     items = Items(data, like)
     for rows in in_parts(len(items), size, title):
-        groups = pooled and items.grouped and items.several
-        yield items.batch(rows) if groups else items.alone(rows)
+        if items.grouped and modalities > 1:
+            batch = items.batch(rows)
+            yield batch if pooled else _alone(batch, modalities)
+        else:
+            yield items.alone(rows)
+
+
+def _alone(batch: Batch, modalities: int) -> tuple[Tensor, ...]:
+    """The single view of each modality of a batch."""
+    views = batch.views
+    if isinstance(views, Tensor) and modalities > 1:
+        views = views.split(1, 1)
+    if isinstance(views, Tensor) or {view.shape[1] for view in views} != {1}:
+        raise TypeError(
+            f"expected single items, got batches of {batch.shape[1]} views; "
+            "let the DataLoader yield one view of each item"
+        )
+    if batch.present is not None and not bool(batch.present.all()):
+        raise ValueError(
+            "expected all views to be present, got some that are absent; take the rows "
+            "that have all, data.rows(data.present.all(1)), or fit a Joint of the "
+            "modalities, from which embed and complete integrate absent views out"
+        )
+    return tuple(view[:, 0] for view in views)
 
 
 def chunks(draws: int, batch: Batch) -> list[int]:

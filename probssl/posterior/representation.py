@@ -12,6 +12,7 @@ from ..arrays import finite, plain
 from ..data.batches import Loadable
 from ..joint import Joint
 from ..nn.base import called, is_rows, output_error
+from ..nn.network import nets_of
 from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, joint_of, mean_views
@@ -61,8 +62,8 @@ def embed(
         objective: An objective, a joint, or a bare encoder.
         data: A `Split`, a tensor or array (n, \*event), or a tuple of these, one per
             modality; or a DataLoader, as for `fit`, that does not shuffle. The bytes of
-            a `Split` are read as k/255. A joint of several modalities, some of which
-            may be absent, also takes `Groups`.
+            a `Split` are read as k/255. With several modalities also `Groups`, a view
+            for each; for a joint some of these may be absent.
         layer: ``"backbone"``, the output of the encoder; ``"projector"``, that of the
             projection head; or ``"content"``, the content dimensions of z under a prior
             that has style dimensions (`priors.ContentStyle`): means of q(z|x), not of
@@ -94,13 +95,12 @@ def embedded(
     represent = _represent(objective, layer)
     joint = joint_of(objective, "return_std=True") if return_std else None
     means, deviations = [], []
+    model, count = _model(objective), _modalities(objective)
+    pooled = isinstance(model, Joint) and count > 1
     with evaluating(objective) as like:
-        for x in singles(data, like, batch_size, "embed", pooled=True):
-            if isinstance(x, Batch):
-                several = joint_of(objective, "representations of groups")
-                means.append(plain(several.pooled(x)))
-                continue
-            means.append(plain(represent(x)))
+        for x in singles(data, like, batch_size, "embed", count, pooled):
+            z = model.pooled(x) if isinstance(x, Batch) else represent(x)
+            means.append(plain(z))
             if joint is not None:
                 deviations.append(plain(_deviation(joint, x)))
     z = np.concatenate(means)[:, :content]
@@ -123,7 +123,7 @@ def reconstruct(
     joint = joint_of(objective, "reconstructions")
     found = []
     with evaluating(objective) as like:
-        for x in singles(data, like, batch_size, "reconstruct"):
+        for x in singles(data, like, batch_size, "reconstruct", len(joint.sites)):
             z = joint.prior.centre(joint.alone(x).mean)
             parts = x if isinstance(x, tuple) else (x,)
             each = mean_views(joint, z, (1,) * z.shape[1], parts)
@@ -166,10 +166,23 @@ def joined(joint: Joint, parts: list[list[np.ndarray]], axis: int = 0) -> Images
     return images if joint.several else images[0]
 
 
+def _model(objective: nn.Module) -> Any:
+    """The joint distribution, if there is one, or the objective, or its base."""
+    base = getattr(objective, "base", objective)
+    return getattr(base, "joint", base)
+
+
+def _modalities(objective: nn.Module) -> int:
+    """The number of modalities whose views are encoded."""
+    model = _model(objective)
+    if isinstance(model, Joint):
+        return len(model.sites)
+    return len(nets_of(getattr(model, "encoder", model)))
+
+
 def _content_dim(objective: nn.Module) -> int:
     """The number of content dimensions under the prior of an objective or joint."""
-    base = getattr(objective, "base", objective)
-    prior = getattr(getattr(base, "joint", base), "prior", None)
+    prior = getattr(_model(objective), "prior", None)
     found: int | None = getattr(prior, "content_dim", None)
     if found is None:
         where = f"the prior {type(prior).__name__}" if prior is not None else "no prior"
@@ -217,9 +230,17 @@ def _called(objective: nn.Module, x: Any) -> Any:
 
 
 def _deviation(
-    joint: Joint, x: Tensor | tuple[Tensor, ...]
+    joint: Joint, x: Batch | Tensor | tuple[Tensor, ...]
 ) -> Float[Tensor, "batch dim"]:
-    q = joint.alone(x)
+    """The standard deviation of q(z|x), averaged over views."""
+    if isinstance(x, Batch) and x.present is not None:
+        if not bool(x.present.all()):
+            raise ValueError(
+                "expected all views to be present with return_std, got some that are "
+                "absent; draw z of the present ones with to_arviz"
+            )
+        x = x._replace(present=None)
+    q = joint.encode(x) if isinstance(x, Batch) else joint.alone(x)
     try:
         return q.stddev.mean(1)
     except NotImplementedError:
