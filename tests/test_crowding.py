@@ -267,6 +267,23 @@ def test_intervals_are_corrected_for_the_bias_of_few_items(dim, count, spread):
     assert (covered / repeats > 0.8 - 2 * math.sqrt(0.8 * 0.2 / repeats)).all()
 
 
+@pytest.mark.parametrize("views", [True, False])
+def test_no_interval_leaves_the_range_of_its_figure(views):
+    random, y = np.random.default_rng(0), np.repeat([0, 1], 12)
+    z = np.eye(2)[y] + 1e-3 * random.normal(size=(24, 2))
+    z[0], z[12] = z[12], z[0]  # one item of each class among the others
+    pairs = np.stack([z, z], 1)
+    pairs[5, 1] = pairs[20, 0]  # and one pair of views that are apart
+    options = {"views": pairs} if views else {"normalise": False}
+    found = crowding(z, y, **options, progress=False)
+    assert 0.6 < found.silhouette.value < found.silhouette.high == 1
+    far = crowding(pairs[:, 0], np.roll(y, 11), normalise=False, progress=False)
+    assert far.silhouette.low >= -1
+    if views:
+        assert found.alignment.low == 0 < found.alignment.value
+        assert -8 <= found.uniformity.low and found.uniformity.high <= 0
+
+
 def test_silhouettes_are_resampled_item_by_item():
     from sklearn.metrics import silhouette_samples
 

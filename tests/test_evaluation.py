@@ -501,7 +501,7 @@ def test_the_linear_probe_minimises_its_objective(classes, penalty, n):
 def test_a_list_of_style_factors_is_the_array_of_them():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(60, 3))
-    for s in (z[:, 0], np.round(3 * z[:, 0]), np.arange(60) % 3):
+    for s in (z[:, 0], np.round(3 * z[:, 0]), np.arange(60) % 3, z[:, :2]):
         expected = style_probe(z, s, z, s)
         found = style_probe(z, s.tolist(), z, s.tolist())
         assert found == expected
@@ -520,6 +520,11 @@ def test_columns_of_a_frame_of_factors_are_each_of_their_kind():
         style_probe(z[known], s[known], z[asked], s[asked])[0] for s in columns.values()
     ]
     assert found == each
+    rows = list(zip(*map(np.ndarray.tolist, columns.values()), strict=True))
+    lists = rows[known], rows[asked]
+    assert style_probe(z[known], lists[0], z[asked], lists[1]) == each
+    objects = frame.to_numpy(object)
+    assert style_probe(z[known], objects[known], z[asked], objects[asked]) == each
     assert found[0] == linear_probe(z[known], part[known], z[asked], part[asked])
     assert found[1] == pytest.approx(1, abs=1e-3)
 

@@ -299,6 +299,7 @@ FRAMES = {
     "style_probe": lambda a, b: evaluation.style_probe(a, Y, b, Y),
     "style factors": lambda a, b: evaluation.style_probe(X, a, X, b),
     "info_nce": evaluation.info_nce,
+    "alignment": lambda a, b: evaluation.alignment_uniformity((a, b)),
 }
 
 
@@ -330,6 +331,7 @@ def test_rows_of_another_order_are_refused():
     for call in (
         lambda y: ps.data.arrays(NAMED, y),
         lambda y: ps.data.arrays(X, Y, test=NAMED, test_labels=y),
+        lambda y: ps.data.Split(NAMED, y),
         lambda y: ps.data.groups([NAMED, NAMED], y),
         lambda y: ps.data.groups([NAMED, NAMED], content=y),
         lambda y: evaluation.knn(NAMED, y, X, Y),

@@ -206,6 +206,7 @@ def observed_content(
             f"expected {n} contents, one for each item and none below -1 (unknown), "
             f"got shape {tuple(known.shape)}"
             + (f" and the least {int(known.min())}" if known.numel() else "")
+            + "; of a table take one column: frame['y']" * (known.ndim > 1)
         )
     return known
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from ..arguments import typed, whole
-from ..arrays import Array, gate, tensor, whole_numbers
+from ..arrays import Array, check_alike, gate, tensor, whole_numbers
 from ..arrays import labels as class_names
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
@@ -23,7 +23,8 @@ class Rows:
     """Tensors with one row for each item; `len` is the number of items."""
 
     def __post_init__(self) -> None:
-        lengths = []
+        lengths: list[int] = []
+        first = next(iter(self._columns.values()))
         for i, (name, value) in enumerate(self._columns.items()):
             if value is None and i:
                 continue
@@ -33,6 +34,7 @@ class Rows:
                     f"expected at least one item in {name}, got an empty "
                     f"{type(value).__name__}; give one row for each item"
                 )
+            check_alike(first, value, name, "index")
             several = i == 0 and type(value) is tuple
             if name == "views" and listed and hasattr(value[0], "__array__"):
                 several = True  # a list too has an array for each modality, as `groups`

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arguments import at_least
-from ..arrays import Array, centred, finite, representations
+from ..arrays import Array, centred, check_alike, finite, representations
 from ..estimates import Undefined
 
 __all__ = ["AlignmentUniformity", "active_units", "alignment_uniformity"]
@@ -125,6 +125,9 @@ def alignment_uniformity_values(
             "array (n, dim) for each view, got a list of arrays, which may be items or "
             "views; give tuple(z) if they are views"
         )
+    for part in z[1:] if several else ():
+        check_alike(z[0], part, "views")
+        check_alike(z[0], part, "views", "index")
     z = finite(z)
     z = np.swapaxes(z, 0, 1) if several and z.ndim == 3 else z
     if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:

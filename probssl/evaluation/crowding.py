@@ -183,7 +183,10 @@ def crowding(
 def _likely(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Values that the truth may have; crowding and Davies-Bouldin are ratios."""
     likely, ratios = reflected(values, draws), [0, 4]
-    likely[:, 1:3] = likely[:, 1:3].clip(min=0)  # within and between
+    # within, between, silhouette, and what follows: uniformity, after alignment if any
+    ends = [(0, np.inf), (0, np.inf), (-1, 1), *((0, 4), (-8, 0))[8 - len(values) :]]
+    bounded = [1, 2, *range(5, len(values))]
+    likely[:, bounded] = likely[:, bounded].clip(*np.transpose(ends))
     with np.errstate(divide="ignore"):
         logs = np.log(values[ratios]), np.log(draws[:, ratios])
     likely[:, ratios] = np.exp(reflected(*logs))

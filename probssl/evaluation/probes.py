@@ -184,8 +184,8 @@ def style_probe(
 
     For floating-point factors it is the test :math:`R^2` of ridge regression (weight 1)
     on standardised z; for integers, booleans and strings the accuracy of
-    `linear_probe`. The columns of a DataFrame are each of their own kind; in arrays
-    factors of different kinds need separate calls.
+    `linear_probe`. The columns of a DataFrame, or of lists, are each of their own kind;
+    in an array, which has one type, factors of different kinds need separate calls.
     """
     check_alike(s_train, s_test, "s_test")
     check_alike(z_train, s_train, "s_train", "index")
@@ -294,10 +294,13 @@ def _factors(s: Any, items: int) -> list[np.ndarray]:
     """The values of each factor."""
     if hasattr(s, "iloc") and s.ndim == 2:
         return [each for _, x in s.items() for each in _factors(x, items)]
-    if isinstance(s, list | tuple):
-        numbers = all(isinstance(v, int | float | np.number) for v in s)
-        s = np.asarray(s) if numbers else s  # as an array of the same numbers
     array = plain(gate(s, "style factors", words=True))
+    if array.dtype.kind == "O":  # as lists are, whose columns have a kind each
+        if array.ndim == 2:
+            return [each for x in array.T for each in _factors(x, items)]
+        listed = np.atleast_1d(array).tolist()
+        if all(isinstance(v, int | float | np.number) for v in listed):
+            array = np.asarray(listed)
     if array.dtype.kind not in "biuf":
         array = class_labels(array, "style factors")
     if array.ndim not in (1, 2) or len(array) != items:
