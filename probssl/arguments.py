@@ -16,9 +16,9 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 from pathlib import Path
-from types import NoneType, UnionType
+from types import FunctionType, NoneType, UnionType
 from typing import (
     Any,
     Literal,
@@ -36,12 +36,51 @@ from jaxtyping import AbstractArray
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = ["alone", "at_least", "between", "check_types", "choice", "device", "fixed"]
+__all__ = [
+    "Parted",
+    "alone",
+    "at_least",
+    "between",
+    "check_types",
+    "choice",
+    "device",
+    "fixed",
+]
 __all__ += ["folder", "having", "instance", "positive", "typed", "whole"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class Parted(nn.Module):
+    """A module that refuses another one in place of a property or method.
+
+    torch would keep and save the new module, and the property go on with the old one.
+
+    Raises:
+        AttributeError: When a module is assigned to the name of a property or method.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module) and name not in self._modules:
+            held = inspect.getattr_static(type(self), name, None)
+            if isinstance(held, property | cached_property | FunctionType):
+                self._check_same(name, value)
+        super().__setattr__(name, value)
+
+    def _check_same(self, name: str, value: nn.Module) -> None:
+        try:
+            if getattr(self, name) is value:
+                return
+        except AttributeError:  # the property has nothing yet: torch finds the module
+            return
+        own, parts = type(self).__name__, [part for part, _ in self.named_children()]
+        raise AttributeError(
+            f"expected no module under the name {name!r} of {own}, a property or "
+            f"method that goes on with the old one, got {type(value).__name__}; build "
+            f"{own} anew with it, or assign one of the parts {', '.join(parts)}"
+        )
 
 
 class _Kind(NamedTuple):

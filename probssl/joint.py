@@ -28,7 +28,7 @@ from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
 from . import consistency
-from .arguments import whole
+from .arguments import Parted, whole
 from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive
@@ -61,7 +61,7 @@ class Likelihoods(nn.ModuleList):
         return any(bool(part.pseudo) for part in self)
 
 
-class Joint(nn.Module):
+class Joint(Parted):
     r"""The joint distribution of views that share a content y: a VAE of several views.
 
     ======================  =============================================

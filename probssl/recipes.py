@@ -33,6 +33,7 @@ CONCENTRATION = 50.0  # of z around y on the sphere
 TEMPERATURE = 1.0  # twice the usual: points lie close on a sphere of few dimensions
 PROTOTYPES = 100  # of SwAV and DINO
 CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of deep clustering, on the sphere
+ITEMS_PER_CLUSTER = 5  # of deep clustering, at least
 NEIGHBOURS = 20  # of DSA
 CLUSTERING_ROUNDS = 10  # of deep clustering
 PID_COMPONENTS = 20  # of PID; with many it separates items of one class
@@ -167,7 +168,7 @@ def views(data: Dataset) -> Callable[[Tensor], Tensor]:
         spread = float(as_float(data.train).std())
         return augment(Noise(0.1 * spread))
     if shape == (1, 8, 8):
-        return digits()
+        return digits(levels=data.levels, rounding=data.rounding)
     return simclr(levels=data.levels) if shape[0] == 3 else augment()
 
 
@@ -235,7 +236,7 @@ METHODS: dict[str, Build] = {
     "SwAV": _encoded(limits.SwAV, components=PROTOTYPES),
     "DeepClustering": lambda data, dim: limits.DeepClustering(
         encoder(data, dim),
-        min(CLUSTERS, len(data.train)),
+        min(CLUSTERS, max(2, len(data.train) // ITEMS_PER_CLUSTER)),
         len(data.train),
         prior=priors.Spherical(None, CLUSTERS_CONCENTRATION),
     ),
@@ -259,3 +260,9 @@ METHODS: dict[str, Build] = {
         len(data.train),
     ),
 }
+_BUILT_IN = dict(METHODS)
+
+
+def is_own(method: str) -> bool:
+    """Whether a method was added to `METHODS`, or replaced there."""
+    return METHODS[name(method)] is not _BUILT_IN.get(name(method))

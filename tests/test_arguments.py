@@ -31,6 +31,29 @@ from probssl.arguments import (
 )
 
 
+def test_a_part_is_not_replaced_by_a_name_that_only_reads_it():
+    """torch keeps a module that is assigned to a property, which never returns it."""
+    net, prior = partial(ps.nn.MLPEncoder, (4,), 2, hidden=()), ps.priors.Gaussian(2)
+    decoder = ps.nn.MLPDecoder(2, (4,), hidden=())
+    joint = ps.Joint(prior, ps.likelihoods.Gaussian(), net(), decoder)
+    simclr = ps.limits.SimCLR(net())
+    of_base = ps.limits.DSA(simclr), ps.limits.PID(simclr, 3, 100)
+    names = [(joint, "encoder"), (joint, "guide"), (joint.posterior, "encoder")]
+    names += [(simclr, "network"), (prior, "content")]
+    names += [(o, name) for o in of_base for name in ("encoder", "projector")]
+    for module, name in names:
+        before = dict(module.named_modules())
+        with pytest.raises(AttributeError, match=f"{name!r} of .* assign one of"):
+            setattr(module, name, net())
+        assert dict(module.named_modules()) == before
+    joint.posterior = ps.guides.FullGaussian(net())
+    assert joint.encoder is joint.posterior.encoder
+    simclr.encoder = replaced = net()
+    assert of_base[0].encoder is replaced
+    joint.posterior.encoder = joint.posterior.encoder  # the same
+    assert joint.encoder is joint.posterior.encoder
+
+
 @pytest.mark.parametrize(
     ("check", "value", "found"),
     [

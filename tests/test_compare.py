@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from copy import deepcopy
+from functools import partial
 from importlib import import_module
 from multiprocessing import active_children
 from pathlib import Path
@@ -710,6 +711,40 @@ def test_noise_of_the_recipe_is_that_of_the_values_that_bytes_stand_for():
     ]
     assert noises[0].scale == pytest.approx(noises[1].scale, rel=1e-5)
     assert noises[1].scale == pytest.approx(0.1 * 255 / 12**0.5 / 255, rel=0.1)
+
+
+@pytest.mark.parametrize("levels", [1, 4, 16, 255, None])
+@pytest.mark.parametrize("side", [8, 9])
+def test_views_of_the_recipe_keep_the_grey_levels_of_the_data(side, levels):
+    images = torch.rand(200, 1, side, side)
+    images = images if levels is None else (images * levels).round() / levels
+    data = ps.data.arrays(images, torch.arange(200) % 2, levels=levels)
+    shown = recipes.views(data)(data.train.images).unique()
+    if levels is None:
+        assert len(shown) > 1000
+    else:
+        assert_close(shown * levels, (shown * levels).round(), rtol=0, atol=1e-4)
+        assert 0.9 * (levels + 1) < len(shown) <= levels + 1
+
+
+def test_own_recipes_are_fitted_in_this_process(digits, monkeypatch):
+    """Workers would import the original ones."""
+    cold = partial(ps.limits.SimCLR, temperature=0.05)
+    monkeypatch.setitem(recipes.METHODS, "Mine", lambda *a: cold(recipes.encoder(*a)))
+    monkeypatch.setitem(recipes.METHODS, "SimCLR", recipes.METHODS["Mine"])
+    for name in ("Mine", "SimCLR"):
+        with pytest.raises(ValueError, match=f"jobs=1 for {name}"):
+            fit_methods([name, "VICReg"], digits, epochs=1, jobs=2, progress=False)
+    found = fit_methods(["Mine", "SimCLR"], digits, epochs=1, progress=False)
+    values = [[*fitted.history["value"]] for fitted in found.values()]
+    assert values[0] == values[1]
+
+
+def test_deep_clustering_of_few_items_has_fewer_clusters():
+    data = ps.data.arrays(torch.rand(50, 3), torch.arange(50) % 2)
+    objective = recipes.objective("DeepClustering", data, dim=2)
+    recipes.fit(objective, data, views=recipes.views(data), epochs=2, progress=False)
+    assert 2 <= objective.components < len(data.train)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (7,)])

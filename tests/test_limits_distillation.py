@@ -198,6 +198,13 @@ def teacher_behind() -> tuple[nn.Module, Teacher]:
     return network, teacher
 
 
+def test_a_teacher_follows_no_network_of_another_shape():
+    byol = ps.limits.BYOL(nn.Linear(3, 4))
+    byol.encoder = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="build the objective anew"):
+        byol.teacher.follow(byol.network)
+
+
 def test_a_teacher_moves_in_training_only_and_has_no_gradient():
     network, teacher = teacher_behind()
     before = deepcopy(teacher.state_dict())

@@ -15,6 +15,7 @@ from pyro.infer import Predictive
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 import probssl as ps
 from probssl.bounds import ELBO, IWAE, log_weights
@@ -557,14 +558,33 @@ class TestCompletion:
         assert_close(torch.from_numpy(found), z.mean(1).detach())
         again, deviation = embed(joint, x, return_std=True)
         assert_close(again, found)
-        assert deviation.shape == (n, DIM)
+        q = joint.encode(Batch(tuple(part.unsqueeze(1) for part in x)))
+        drawn = q.sample((20_000,)).mean(-2).std(0)
+        assert_close(torch.from_numpy(deviation), drawn, rtol=0.04, atol=0)
         present = torch.tensor(
             [[True, True], [True, False], [False, True]] + [[True] * 2]
         )
         groups = ps.data.groups(x, present=present)
         plain = [row[seen].mean(0) for row, seen in zip(z, present, strict=True)]
-        found = embed(joint, groups)
+        found, std = embed(joint, groups, return_std=True)
         assert_close(torch.from_numpy(found), torch.stack(plain).detach())
+        of_views = q.stddev.detach().numpy()
+        assert_close(std[[0, 3]], deviation[[0, 3]])
+        assert_close(std[[1, 2]], of_views[[1, 2], [0, 1]])
+
+    @pytest.mark.parametrize("guide", [ps.guides.DiagonalGaussian, ps.guides.Coupled])
+    def test_representations_do_not_know_the_labels(self, guide):
+        joint, x = mlp(guide, TwoTier(DIM, 3, 0.3, 0.3)), measured(6)
+        groups = Groups(x.views, content=torch.arange(6) % 3)
+        assert_close(embed(joint, groups), embed(joint, Groups(x.views)))
+        batch = Batch(x.views, content=groups.content)
+        loader = DataLoader([batch], batch_size=None, collate_fn=lambda batch: batch)
+        assert_close(embed(joint, loader), embed(joint, Groups(x.views)))
+
+    def test_spread_of_a_mean_needs_independent_modalities(self):
+        joint, groups = mlp(ps.guides.Coupled), Groups(measured(4).views)
+        with pytest.raises(ValueError, match="independent under q"):
+            embed(joint, groups, return_std=True)
 
     @pytest.mark.parametrize("form", ["stacked", "a tuple", "a loader"])
     def test_groups_of_one_event_shape_are_modalities_too(self, form):

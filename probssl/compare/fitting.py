@@ -66,15 +66,17 @@ def fit_methods(
         methods: Keys of `recipes.METHODS`.
         jobs: The number of worker processes; 1 fits one method after another in this
             process. None means one worker per core on the CPU, and 1 on other devices,
-            for a single method and under torchrun. Threads are shared out by the number
-            of methods: the threads of torch over methods, at least 1 for each.
+            for a single method, under torchrun, and for recipes of one's own. Threads
+            are shared out by the number of methods: the threads of torch over methods,
+            at least 1 for each.
         options: For `recipes.fit`. Each method has a copy of them, so that the state
             of a callback starts anew. What cannot be pickled, such as a lambda, is
             shared by all methods and needs ``jobs=1``.
 
     Raises:
-        ValueError: If there are several jobs on a GPU or under torchrun, no methods or
-            the same twice, or several jobs and an option that cannot be pickled.
+        ValueError: If there are several jobs on a GPU, under torchrun or for recipes of
+            one's own, no methods or the same twice, or several jobs and an option that
+            cannot be pickled.
         ChildProcessError: If a worker is killed, as for want of memory. The fits of
             other methods are lost.
         Exception: The error of a worker, with a note that names the method and the
@@ -84,12 +86,18 @@ def fit_methods(
     _check_methods(methods)
     gpu = device != "cpu" and (device != "auto" or torch.cuda.is_available())
     single = gpu or world_size() > 1
+    own = [method for method in methods if recipes.is_own(method)]
     if jobs is None:
-        jobs = 1 if single else _cores()
+        jobs = 1 if single or own else _cores()
     if whole("jobs", jobs) > 1 and single:
         raise ValueError(
             f"expected jobs=1 on {device} or under torchrun, got {jobs}; workers run "
             "on the CPU of one process: leave jobs out, or give device='cpu'"
+        )
+    if jobs > 1 and own:
+        raise ValueError(
+            f"expected jobs=1 for {own[0]}, which was added to recipes.METHODS or "
+            f"replaced there, got {jobs}; workers know the original recipes alone"
         )
     jobs = min(jobs, len(methods))
     options |= {"epochs": epochs, "device": device}

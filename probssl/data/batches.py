@@ -163,12 +163,13 @@ class Items:
     ) -> Float[Tensor, "batch *event"] | tuple[Tensor, ...]:
         """The items in these rows without augmentation, a tensor per modality."""
         if self.grouped:
-            raise TypeError(
-                "expected single items, got Groups; pass one view: groups.views[:, 0]"
-                if not self.several
-                else "expected single items, got Groups; pass a view of each modality: "
-                "tuple(part[:, 0] for part in groups.views)"
-            )
+            way = "pass one view: groups.views[:, 0]"
+            if self.several:
+                way = "pass a view of each modality: "
+                way += "tuple(part[:, 0] for part in groups.views)"
+            if self.present is not None:
+                way = "absent views are drawn by ps.complete"
+            raise TypeError(f"expected single items, got Groups; {way}")
         parts = tuple(self.target.values(_rows(part, rows)) for part in self.parts)
         return parts if self.several else parts[0]
 

@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import normalize, softplus
 
+from ..arguments import Parted
 from ..distributions._base import Present, Shape
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
 from ..nn import PerModality, each_view
@@ -168,7 +169,7 @@ class GaussianFactors(Factors):
         return loc, softplus(raw) + self.floor
 
 
-class Guide(nn.Module):
+class Guide(Parted):
     r"""A guide of z: called with views, prior and mask, it returns q(z_1..V | x_1..V).
 
     Arguments of `forward`:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..arguments import whole
+from ..arguments import Parted, whole
 from ..entropies import Entropy
 from ..hyper import Positive, known_population
 from ..joint import register
@@ -24,7 +24,7 @@ __all__ = ["Embedding", "Extension", "JointEmbedding", "PriorEmbedding"]
 __all__ += ["check_not_random", "check_only_views", "over_pairs"]
 
 
-class JointEmbedding(nn.Module):
+class JointEmbedding(Parted):
     r"""An objective without a decoder: z of every view, then a value of z.
 
     .. math:: \text{forward}(\text{batch}) = \text{value}(z, \text{batch}), \qquad
@@ -165,7 +165,7 @@ def layers_of(objective: JointEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
     return objective.layers(views, batch.present)
 
 
-class Extension(nn.Module):
+class Extension(Parted):
     """An addition to a base objective, from the same pass of its network.
 
     Arguments:

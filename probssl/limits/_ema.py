@@ -52,9 +52,16 @@ class Teacher(nn.Module):
         """Update the average with the network's parameters, in training mode."""
         if not self.training:
             return
-        pairs = zip(self.network.parameters(), network.parameters(), strict=True)
-        for average, new in pairs:
-            average.lerp_(new.to(average.dtype), (1 - self.momentum).to(average.dtype))
+        averages, parameters = self.network.parameters(), network.parameters()
+        try:
+            for average, new in zip(averages, parameters, strict=True):
+                moved = (1 - self.momentum).to(average.dtype)
+                average.lerp_(new.to(average.dtype), moved)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                "expected a network with the parameters of the teacher's copy, got "
+                f"others ({error}); build the objective anew with this encoder"
+            ) from error
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Any:

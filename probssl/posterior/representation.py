@@ -5,7 +5,9 @@ from typing import Any, Literal, overload
 
 import numpy as np
 from jaxtyping import Float
+from pyro.distributions import Delta, Independent
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ..arguments import choice, typed, whole
 from ..arrays import finite, plain
@@ -57,6 +59,7 @@ def embed(
     r"""Return the representation z of each item: for a joint the mean of q(z|x).
 
     Each item is its only view. For several modalities z is the mean over those present.
+    Known contents (labels) in `Groups` are ignored, also where q(z|x) could use them.
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
@@ -68,12 +71,14 @@ def embed(
             projection head; or ``"content"``, the content dimensions of z under a prior
             that has style dimensions (`priors.ContentStyle`): means of q(z|x), not of
             p(y|x), of the output that the prior is over, a projector's if there is one.
-        return_std: Whether to return the standard deviation of q(z|x) too.
+        return_std: Whether to return the standard deviation of z under q(z|x) too; for
+            several modalities that of their mean, :math:`\sqrt{\sum_v s_v^2} / V`.
 
     Raises:
         TypeError: If the data have an unknown type.
-        ValueError: If there is no such layer, q(z|x) has no standard deviation, or the
-            encoder returns NaN or infinity.
+        ValueError: If there is no such layer, q(z|x) has no standard deviation, or one
+            is asked for of modalities that are dependent under q (`guides.Coupled`), or
+            the encoder returns NaN or infinity.
     """
     found = embedded(objective, data, layer, return_std, batch_size)
     finite(found[0], "z")
@@ -99,6 +104,8 @@ def embedded(
     pooled = isinstance(model, Joint) and count > 1
     with evaluating(objective) as like:
         for x in singles(data, like, batch_size, "embed", count, pooled):
+            if isinstance(x, Batch):
+                x = x._replace(content=None)  # a label that is known tells of itself
             z = model.pooled(x) if isinstance(x, Batch) else represent(x)
             means.append(plain(z))
             if joint is not None:
@@ -232,19 +239,27 @@ def _called(objective: nn.Module, x: Any) -> Any:
 def _deviation(
     joint: Joint, x: Batch | Tensor | tuple[Tensor, ...]
 ) -> Float[Tensor, "batch dim"]:
-    """The standard deviation of q(z|x), averaged over views."""
-    if isinstance(x, Batch) and x.present is not None:
-        if not bool(x.present.all()):
-            raise ValueError(
-                "expected all views to be present with return_std, got some that are "
-                "absent; draw z of the present ones with to_arviz"
-            )
-        x = x._replace(present=None)
+    """The standard deviation of z, the mean over the present views."""
     q = joint.encode(x) if isinstance(x, Batch) else joint.alone(x)
+    each = getattr(q, "each", q)  # of each view, where absent ones follow the prior
+    each = each if isinstance(each, Distribution) else q
+    apart = each is not q or isinstance(q, Independent | Delta)
+    if q.event_shape[0] > 1 and not apart:
+        raise ValueError(
+            "expected views that are independent under q(z|x) for the standard "
+            f"deviation of their mean, got {type(q).__name__}; take that of draws by "
+            "to_arviz, or leave return_std out"
+        )
     try:
-        return q.stddev.mean(1)
+        variance = each.stddev.square()
     except NotImplementedError:
         raise ValueError(
             f"expected q(z|x) to have a standard deviation, got {type(q).__name__}, "
             "which has none in closed form; draw from it with to_arviz"
         ) from None
+    weight = variance.new_ones(variance.shape[:2])
+    if isinstance(x, Batch) and x.present is not None:
+        weight = x.present.to(variance.dtype)
+    weight = weight.unsqueeze(-1)
+    # Absent views have a variance, whose weight is zero.
+    return (weight * variance).sum(1).sqrt() / weight.sum(1)

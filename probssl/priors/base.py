@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pyro.distributions import Categorical, TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..arguments import whole
+from ..arguments import Parted, whole
 from ..distributions._base import Present, Vectors, Views
 from ..distributions.gaussian import OneFactorNormal
 from ..hyper import Learned, Positive
@@ -27,7 +27,7 @@ Drawn = dict[str, Tensor]  # values of random hyper-parameters, by name
 Scale = float | Sequence[float] | Tensor | Learned | TorchDistribution | Positive
 
 
-class Prior(nn.Module):
+class Prior(Parted):
     r"""A prior :math:`p(z_1, \dots, z_V) = \int p(y) \prod_v p(z_v \mid y) \, dy`.
 
     One prior serves both worlds. Called, ``prior(views)`` returns the Pyro distribution

@@ -259,13 +259,16 @@ class MultiCrop(nn.Module):
 
 
 @typed
-def digits(views: int = 2) -> Augment:
-    """Small rotations, scalings and shifts for scikit-learn's digits of 8 × 8 pixels.
+def digits(
+    views: int = 2, levels: int | None = 16, rounding: Rounding = "nearest"
+) -> Augment:
+    """Small rotations, scalings and shifts for images of 8 × 8 pixels.
 
-    They are smaller than the default: a tenth of 8 pixels is most of a stroke.
+    They are smaller than the default: a tenth of 8 pixels is most of a stroke. Grey
+    levels are those of scikit-learn's digits.
     """
     affine = Affine(rotate=10, scale=(0.9, 1.1), shift=0.06)
-    return Augment(affine, views=views, levels=16)
+    return Augment(affine, views=views, levels=levels, rounding=rounding)
 
 
 @typed
