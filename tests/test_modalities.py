@@ -614,11 +614,15 @@ class TestCompletion:
             for mask in (None, present | True):
                 found = embed(objective, given(mask), return_std=True)
                 np.testing.assert_allclose(found[0], z.mean(1), rtol=1e-10)
-                np.testing.assert_allclose(found[1], spread.mean(1), rtol=1e-10)
-            found = embed(objective, given(present))
-            np.testing.assert_allclose(found, exact, rtol=1e-10)
-            with pytest.raises(ValueError, match="present with return_std"):
-                embed(objective, given(present), return_std=True)
+                of_mean = spread.square().sum(1).sqrt() / 2
+                np.testing.assert_allclose(found[1], of_mean, rtol=1e-10)
+            found = embed(objective, given(present), return_std=True)
+            np.testing.assert_allclose(found[0], exact, rtol=1e-10)
+            rows = zip(spread, present, strict=True)
+            of_mean = [
+                row[seen].square().sum(0).sqrt() / seen.sum() for row, seen in rows
+            ]
+            np.testing.assert_allclose(found[1], torch.stack(of_mean), rtol=1e-10)
         pair, clip = tuple(x.unbind(1)), ps.limits.CLIP(nets[0])
         np.testing.assert_allclose(embed(clip, given()), embed(clip, pair))
         np.testing.assert_allclose(
