@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .joint import Joint
 from .posterior import embed, reconstruct, sample, to_arviz
 from .runtime.distributed import barrier, is_main, rank, single_process, start
 from .saving import load as load_objective
-from .saving import read, save
+from .saving import read, save, weights
 from .train import History
 
 __all__ = ["main"]
@@ -103,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "worker processes that fit methods side by side on the CPU (default: one per "
     )
     add("--jobs", type=int, help=text + "core); results do not depend on it")
+    text = (
+        "leave out raw pixels, which take the most time, PCA and an untrained encoder"
+    )
+    add("--no-baselines", dest="baselines", action="store_false", help=text)
     _add_data(add, "comparison")
     _add_training(add)
 
@@ -151,9 +156,9 @@ def _data(options: argparse.Namespace) -> Dataset:
     data = load(options.data, options.root)
     if options.items is None:
         return data
-    items, splits = whole("--items", options.items), (data.train, data.test)
-    train, test = (s.take(min(items, len(s)), options.seed) for s in splits)
-    return data._replace(train=train, test=test)
+    items = whole("--items", options.items)
+    train, test = min(items, len(data.train)), min(items, len(data.test))
+    return data.take(train, test, options.seed)
 
 
 def _check_out(*folders: Path) -> None:
@@ -210,6 +215,7 @@ def _show(
     found = compare(
         {name: fit.objective for name, fit in fitted.items()},
         data,
+        baselines=options.baselines,
         seconds={name: fit.seconds for name, fit in fitted.items()},
         max_train=MAX_TRAIN,
         seed=options.seed,
@@ -258,13 +264,41 @@ def _fit(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     description = read(options.folder)
-    objective = load_objective(options.folder)
-    numbers = sum(p.numel() for p in objective.parameters())
-    print(objective)
-    print(f"{numbers:,} parameters, {description['dtype']}")
+    if "built" in description or description.get("changed"):
+        print("\n".join(_outline(description["objective"])))
+        print(
+            "to load it, build it again, with your own parts (*) and changes, and call"
+        )
+        print("ps.load(folder, into=objective)")
+        for change in description.get("changed", []):
+            print("changed:", change)
+        numbers = sum(t.numel() for t in weights(options.folder, description).values())
+        print(f"{numbers:,} numbers, {description['dtype']}")
+    else:
+        objective = load_objective(options.folder)
+        numbers = sum(p.numel() for p in objective.parameters())
+        print(f"{objective}\n{numbers:,} parameters, {description['dtype']}")
     for name, value in description["notes"].items():
         print(f"{name}: {value}")
     print("files:", ", ".join(sorted(p.name for p in options.folder.iterdir())))
+
+
+def _outline(part: Any, name: str = "", depth: int = 0) -> Iterator[str]:
+    """A saved description in lines: below each class its arguments."""
+    lead = "  " * depth + (f"{name}: " if name else "")
+    parts: dict[str, Any] = {}
+    if isinstance(part, list) and any(isinstance(each, dict) for each in part):
+        text, parts = f"{len(part)} of", {str(i): p for i, p in enumerate(part)}
+    elif isinstance(part, dict) and "arguments" in part and "partial" not in part:
+        kind = part.get("class") or part["distribution"]
+        text, parts = kind.rpartition(".")[2], part["arguments"]
+    elif isinstance(part, dict) and "foreign" in part:
+        text = f"{part['foreign']} *"
+    else:
+        text = shorten(json.dumps(part), 70)
+    yield lead + text
+    for key, inside in parts.items():
+        yield from _outline(inside, key, depth + 1)
 
 
 def _advise(options: argparse.Namespace) -> None:

@@ -186,7 +186,9 @@ class Positive(nn.Module):
 
     def shown(self) -> str:
         """The value in short; of a learned one the present and the initial value."""
-        if not self.learned or self.log.is_meta:
+        if not self.learned:
+            return _short(self.value, str)
+        if self.log.is_meta:
             return str(self.value)
         now = (self.floor + self.transform(self.log.detach())).tolist()
         return f"{_short(now)} (learned, from {_short(self.value.value)})"
@@ -336,10 +338,14 @@ def known_population(population: Tensor | None) -> Tensor:
     return population
 
 
-def _short(number: float | Sequence[float]) -> str:
-    if isinstance(number, Sequence):
-        return f"({', '.join(map(_short, number))})"
-    return f"{number:.3g}"
+def _short(value: Any, text: Callable[[Any], str] = "{:.3g}".format) -> str:
+    """A value in words; of more than five numbers the first two, and how many."""
+    if not isinstance(value, list | tuple):
+        return text(value)
+    shown = [text(number) for number in value]
+    if len(shown) > 5:
+        shown[2:] = ["…", f"{len(shown)} numbers"]
+    return f"({', '.join(shown)})"
 
 
 def plain(value: Any) -> Any:

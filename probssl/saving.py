@@ -132,9 +132,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
             built otherwise, or if the weights do not fit.
     """
     description = read(folder)
-    path = _weights(Path(folder), description)
-    with _intact(path, SafetensorError, OSError):
-        tensors = load_file(path)
+    tensors = weights(folder, description)
     if into is None:
         if description.get("changed"):
             raise ValueError(
@@ -210,6 +208,15 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
         built = description.get("built", {})
         built |= {k: LIKELIHOODS for k, kind in built.items() if kind == "Coupled"}
     return description
+
+
+def weights(
+    folder: str | os.PathLike[str], description: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Read the tensors of a saved objective, by name."""
+    path = _weights(Path(folder), description)
+    with _intact(path, SafetensorError, OSError):
+        return load_file(path)
 
 
 def _note(name: str, value: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 
 import arviz
 import numpy as np
+import pyro
 import pytest
 import torch
 
@@ -62,6 +63,54 @@ def test_fit_resumes_and_inspect_says_what_is_there(tmp_path, capsys):
     assert "SimVAE" in printed and "parameters" in printed and "curves.png" in printed
     history = ps.History.from_json((tmp_path / "run" / "history.json").read_text())
     assert len(history) == 2
+
+
+def test_inspect_describes_what_only_its_owner_can_build(tmp_path, capsys):
+    class Own(torch.nn.Linear):
+        dim = 3
+
+    joint = ps.Joint(
+        ps.priors.Gaussian(3, scale=pyro.distributions.LogNormal(-1.0, 0.5)),
+        (ps.likelihoods.Gaussian(ps.learned([0.2] * 5)), ps.likelihoods.Poisson()),
+        ps.nn.PerModality([Own(5, 3), ps.nn.MLPEncoder((5,), 3)]),
+        ps.nn.PerModality([ps.nn.MLPDecoder(3, (5,)), ps.nn.MLPDecoder(3, (5,))]),
+    )
+    objective = ps.limits.SimVAE(joint)
+    ps.save(objective, tmp_path, data="mine")
+    assert main(["inspect", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    lines = [
+        "SimVAE",
+        "  joint: Joint",
+        "    prior: Gaussian",
+        "      dim: 3",
+        "      scale: LogNormal",
+        "        loc: -1.0",
+        "    likelihood: 2 of",
+        "      0: Gaussian",
+        "    encoder: PerModality",
+        f"        0: {__name__}.{Own.__qualname__} *",
+    ]
+    places = [printed.split("\n").index(line) for line in lines]
+    assert places == sorted(places)
+    numbers = sum(t.numel() for t in objective.state_dict().values())
+    assert f"{numbers:,} numbers, float32" in printed and "data: mine" in printed
+    assert "ps.load(folder, into=objective)" in printed
+
+    changed = ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3))
+    changed.network = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 3))
+    with pytest.warns(UserWarning, match="as its constructor builds it"):
+        ps.save(changed, tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "\nchanged: network" in capsys.readouterr().out
+
+
+def test_compare_leaves_baselines_out(tmp_path, capsys):
+    options = ["--methods", "simclr", "--no-baselines", "--out", str(tmp_path)]
+    assert main(["compare", *options, *SHORT]) == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(found["methods"]) == ["SimCLR"]
+    assert (tmp_path / "comparison.png").is_file()
 
 
 def test_methods_are_saved_before_they_are_compared(tmp_path, capsys, monkeypatch):

@@ -93,6 +93,13 @@ def test_take_is_a_fixed_random_subset_or_the_first_items():
             ValueError, match=f"n as a whole number from 1 to 50, got {n}"
         ):
             split.take(n)
+    groups = data.Groups(torch.arange(50)[:, None, None], content=torch.arange(50))
+    assert torch.equal(groups.take(20).views[:, 0, 0], part.labels)
+    assert torch.equal(groups.take(20).content, part.labels)
+    both = data.Dataset(split, split.take(30), 255, "n").take(20, 10, seed=1)
+    assert torch.equal(both.train.labels, split.take(20, 1).labels)
+    assert torch.equal(both.test.labels, split.take(30).take(10, 1).labels)
+    assert both[2:] == (255, "n", "nearest")
 
 
 @pytest.mark.parametrize("n", [1, 5, 20])

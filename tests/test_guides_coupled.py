@@ -633,3 +633,17 @@ def test_the_mean_of_several_views_moves_no_less(share, views):
     kind, factor = ps.guides.CoupledLikelihoods, own - 1 / v
     assert moved(kind, share, views) == pytest.approx(factor / total)
     assert own / total >= 1 > factor / total
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        ps.priors.StudentT(DIM),
+        ps.priors.Custom(lambda y: dist.Laplace(y, 0.1).to_event(1), dim=DIM),
+    ],
+)
+def test_a_prior_without_a_closed_product_is_named(prior):
+    for kind in (ps.guides.Coupled, ps.guides.CoupledLikelihoods):
+        guide = kind(ps.nn.MLPEncoder((EVENT,), DIM))
+        with pytest.raises(ValueError, match=f"got {type(prior).__name__}; use Diag"):
+            guide(torch.randn(4, 2, EVENT), partial(prior, 2))

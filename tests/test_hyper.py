@@ -46,6 +46,10 @@ def test_the_repr_of_a_learned_one_shows_its_present_value():
         Gaussian(3, learned(SCALES))
     )
     assert repr(Positive(0.4)) == "Positive(scale=0.4)"
+    assert "(0.25, 0.25)" in repr(Positive([0.25] * 2, dim=2))
+    assert "scale=(0.5, 0.5, …, 30 numbers) (learned, from (0.5, 0.5, …" in repr(
+        Positive(learned([0.5] * 30), dim=30)
+    )
     assert "LogNormal" in repr(Positive(WIDE))
     assert "Learned" in repr(Positive(learned(0.3)).to("meta"))
 

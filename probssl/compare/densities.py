@@ -178,8 +178,9 @@ def directions(z: Latents) -> Latents:
 
 def full_rank(z: Latents, centre: bool = True) -> Latents:
     """z; raises `Undefined` if it does not span its dimensions, without a density."""
-    centred = z - z.mean(0) if centre else z
-    spread, size = (torch.linalg.svdvals(x.transpose(0, 1)) for x in (centred, z))
+    size = spread = torch.linalg.svdvals(z.transpose(0, 1))
+    if centre:
+        spread = torch.linalg.svdvals((z - z.mean(0)).transpose(0, 1))
     rank = int((spread > RANK_TOLERANCE * size.amax(-1, keepdim=True)).sum(-1).min())
     if rank < z.shape[-1]:
         raise Undefined(

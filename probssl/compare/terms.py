@@ -79,15 +79,16 @@ def representation_terms(z: Float[Tensor, "n view dim"]) -> Measured:
     n, views, dim = z.shape
     flat = cache(lambda: full_rank(z))
     unit = cache(lambda: directions(z))
+    spread_out = cache(lambda: full_rank(unit(), centre=False))
     square = cache(lambda: square_distances(off_sphere(flat())))
-    chord = cache(lambda: square_distances(full_rank(unit(), centre=False)))
+    chord = cache(lambda: square_distances(spread_out()))
     makers: dict[str, Callable[[], Tensor]] = {
         "gaussian_alignment": lambda: gaussian(flat()),
         "gaussian_entropy": lambda: log_determinant(flat()),
         "student_alignment": lambda: student(flat()),
         "kernel_entropy": lambda: kernel_density(square(), dim, gaussian_peak),
         "nearest_entropy": lambda: nearest(square(), dim),
-        "spherical_alignment": lambda: spherical(full_rank(unit(), centre=False)),
+        "spherical_alignment": lambda: spherical(spread_out()),
         "spherical_entropy": lambda: kernel_density(chord(), dim, spherical_peak),
     }
     found, left_out = attempt(makers)

@@ -117,6 +117,22 @@ class Rows:
             ) from error
         return replace(self, **taken)
 
+    @typed
+    def take(self, n: int, seed: int | None = 0) -> Self:
+        """A random subset of n items, always the same for one seed.
+
+        With ``seed=None`` the first n items, as `to_arviz` takes them; files are often
+        sorted by class, which is why this is not the default.
+
+        Raises:
+            ValueError: If there are fewer than n items.
+        """
+        n = whole("n", n, 1, len(self), "there are no more items here")
+        if seed is None:
+            return self.rows(slice(n))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.rows(order[:n])
+
     def _replace(self, **changes: Any) -> Self:
         """A copy with other tensors; named as for the tuples `Batch` and `Dataset`."""
         return replace(self, **changes)
@@ -146,22 +162,6 @@ class Split(Rows):
     labels: Int[Tensor, " n"] | None = None
     style: Shaped[Tensor, "n *factors"] | None = None
     classes: tuple[str, ...] | None = None
-
-    @typed
-    def take(self, n: int, seed: int | None = 0) -> "Split":
-        """A random subset of n items, always the same for one seed.
-
-        With ``seed=None`` the first n items, as `to_arviz` takes them; files are often
-        sorted by class, which is why this is not the default.
-
-        Raises:
-            ValueError: If there are fewer than n items.
-        """
-        n = whole("n", n, 1, len(self), "there are no more items here")
-        if seed is None:
-            return self.rows(slice(n))
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.rows(order[:n])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,6 +208,11 @@ class Dataset(NamedTuple):
             "them; give fit or embed data.train itself, and DataLoader(data.train."
             "images, 128) where a loader is needed"
         )
+
+    def take(self, train: int, test: int, seed: int | None = 0) -> "Dataset":
+        """Random subsets of so many training and test items, as `Split.take`."""
+        few = self.train.take(train, seed), self.test.take(test, seed)
+        return self._replace(train=few[0], test=few[1])
 
     def __repr__(self) -> str:
         return (

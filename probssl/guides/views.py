@@ -300,7 +300,7 @@ class Coupled(Guide):
     def forward(
         self, x: Views, prior: PriorOf, present: Present = None
     ) -> TorchDistribution:
-        joint = _closed(prior(), self)
+        joint = _closed(prior, self)
         loc, raw = self.single(x, present)
         if getattr(joint, "flat", False):
             return joint.times(loc, softplus(raw) + FLOOR, present)
@@ -341,19 +341,21 @@ class CoupledLikelihoods(Guide):
     def forward(
         self, x: Views, prior: PriorOf, present: Present = None
     ) -> TorchDistribution:
-        joint = _closed(prior(), self)
+        joint = _closed(prior, self)
         loc, scale = self.factors(x, present)
         return joint.times(loc, scale, present)
 
 
-def _closed(joint: Any, guide: Guide) -> Any:
+def _closed(prior: PriorOf, guide: Guide) -> Any:
     """The distribution of the views, if its product with normal factors is closed."""
+    joint = prior()
     if not hasattr(joint, "times"):
+        named = type(getattr(prior, "func", joint)).__name__  # a `Prior` and its views
         raise ValueError(
             "expected a prior whose product with normal factors is closed for the "
             f"guide {type(guide).__name__} (Gaussian, Independent, Mixture or TwoTier; "
-            f"StudentT, Spherical and Custom have none), got {type(joint).__name__}; "
-            "use DiagonalGaussian, or on the sphere guides.PowerSpherical"
+            f"StudentT, Spherical and Custom have none), got {named}; use "
+            "DiagonalGaussian, or on the sphere guides.PowerSpherical"
         )
     return joint
 
