@@ -9,7 +9,8 @@ converts what is trusted.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from textwrap import shorten
 from typing import Any
 
@@ -112,10 +113,10 @@ def check_alike(
     renamed = names and axis == "columns" and strings
     if not renamed and (len(one) != len(two) or set(one) != set(two)):
         return
-    found = [shorten(", ".join(map(str, names[:9])), 60) for names in (one, two)]
+    found = [_listed(names) for names in (one, two)]
     by_name = "[x.columns]" if axis == "columns" else ".loc[x.index]"
     raise ValueError(
-        f"expected {name} with the {axis} of the frame x that came first, {found[0]}, "
+        f"expected {name} with the {axis} of x, which came first, {found[0]}, "
         f"in this order, got {found[1]}; take them by name, {name}{by_name}, rename "
         f"them, or give {name}.to_numpy() to count by position"
     )
@@ -215,11 +216,10 @@ def class_labels(y: Any, name: str = "labels") -> np.ndarray:
         ValueError: Whole numbers beyond int64; a table.
     """
     if getattr(y, "ndim", 1) == 2 and hasattr(y, "columns"):
-        columns = list(map(str, y.columns[:9]))
         raise ValueError(
             f"expected {name} (n,), got a frame with the columns "
-            f"{shorten(', '.join(columns), 60)}; take one of them, which is a series: "
-            f"frame[{(columns or ['y'])[0]!r}]"
+            f"{_listed(y.columns)}; take one of them, which is a series: "
+            f"frame[{next(iter(y.columns), 'y')!r}]"
         )
     array = plain(gate(y, name, words=True))
     if array.dtype.kind in "OT":
@@ -419,7 +419,7 @@ def refuse_mappings(values: Any, name: str) -> None:
     if not isinstance(first, Mapping):
         return
     kind, keys = type(first).__name__, [*first] or ["image"]
-    found = f"{kind} of {shorten(', '.join(map(repr, keys[:9])), 60)}"
+    found = f"{kind} of {_listed(map(repr, keys))}"
     raise TypeError(
         f"expected an array in {name}, got a list, each row a {found}; take one key of "
         f"all: np.stack([row[{keys[0]!r}] for row in rows])"
@@ -429,12 +429,20 @@ def refuse_mappings(values: Any, name: str) -> None:
     )
 
 
+def _listed(names: Iterable[Any]) -> str:
+    """Some names, as an error shows them."""
+    return shorten(", ".join(map(str, islice(names, 40))), 60, placeholder=" …")
+
+
 def _is_array(value: Any) -> bool:
     return hasattr(value, "__array__") and not isinstance(value, np.generic)
 
 
 def _stacked(values: Sequence[Any], name: str, words: bool) -> Array:
     """A list of arrays as one array, each of them through the gate."""
+    for value in values:  # the index of a series has the names that columns have
+        axis = "columns" if getattr(value, "ndim", 1) > 1 else "index"
+        check_alike(values[0], value, name, axis)
     parts = [gate(value, name, words=words) for value in values]
     if len(shapes := {tuple(part.shape) for part in parts}) > 1:
         raise ValueError(

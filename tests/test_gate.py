@@ -326,6 +326,17 @@ def test_frames_of_groups_may_be_modalities_of_other_columns():
             ps.data.groups([NAMED, other])
 
 
+def test_items_that_are_frames_or_series_have_their_columns_in_one_order():
+    items = [NAMED.iloc[:4]] * N
+    assert ps.data.arrays(items).train.images.shape[1:] == (4, DIM)
+    assert len(ps.data.arrays([row for _, row in NAMED.iterrows()]).train) == 30
+    for other in (TURNED.iloc[:4], RENAMED.iloc[:4]):
+        with pytest.raises(ValueError, match="columns .* in this order"):
+            ps.data.arrays([*items, other])
+    with pytest.raises(ValueError, match="index .* a, b, .* in this order"):
+        ps.data.arrays([NAMED.iloc[0], TURNED.iloc[1]])
+
+
 def test_rows_of_another_order_are_refused():
     y = pd.Series(Y)
     for call in (
@@ -338,6 +349,7 @@ def test_rows_of_another_order_are_refused():
         lambda y: evaluation.knn(X, Y, NAMED, y),
         lambda y: evaluation.style_probe(NAMED, y, NAMED, y),
         lambda y: evaluation.cluster(NAMED, y),
+        lambda y: evaluation.matched_accuracy(y, pd.Series(Y)),
         lambda y: evaluation.crowding(NAMED, y, progress=False),
         lambda y: evaluation.gaussian_information(
             NAMED[["a"]], y.to_frame() + NAMED[["b"]].to_numpy()

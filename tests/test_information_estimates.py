@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from helpers.gates import GATES
+from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.tree import DecisionTreeClassifier
 
@@ -280,6 +281,25 @@ def test_names_of_classes_and_units_do_not_matter():
     one = estimate(z1, z2, t, bootstrap=20)
     two = estimate(100 * z1 + 3, z2, np.array(["cat", "dog"])[t], bootstrap=20)
     assert two.decomposition == pytest.approx(one.decomposition, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda p: np.log(p),
+        lambda p: 3 * p,
+        lambda p: p[:, 1],
+        lambda p: np.hstack([p / 2, p / 2]),
+        lambda p: p * np.nan,
+    ],
+)
+def test_what_is_no_probability_is_refused(head):
+    class Own(LogisticRegression):
+        def predict_proba(self, z):
+            return head(super().predict_proba(z))
+
+    with pytest.raises(ValueError, match="expected .* predict_proba, .*got"):
+        estimate(*signs(100, (1.0, 1.0)), by=Classifier(Own()), bootstrap=20)
 
 
 def test_overfitting_gives_no_information():

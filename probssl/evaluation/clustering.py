@@ -82,6 +82,7 @@ def matched_accuracy(
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics.cluster import contingency_matrix
 
+    check_alike(labels, assigned, "assigned", "index")
     y = each_label(labels, None)
     c = each_label(assigned, len(y), "assigned")
     together = contingency_matrix(y, c)

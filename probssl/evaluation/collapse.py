@@ -126,7 +126,6 @@ def alignment_uniformity_values(
             "views; give tuple(z) if they are views"
         )
     for part in z[1:] if several else ():
-        check_alike(z[0], part, "views")
         check_alike(z[0], part, "views", "index")
     z = finite(z)
     z = np.swapaxes(z, 0, 1) if several and z.ndim == 3 else z

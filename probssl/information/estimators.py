@@ -13,7 +13,8 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from ..arguments import between, choice, having, whole
-from .decomposition import discrete
+from ..arrays import finite
+from .decomposition import SUM_ERROR, discrete
 
 __all__ = ["BAR_DELAY", "Classifier", "Clusters", "Codes", "Estimator", "Sample"]
 
@@ -128,7 +129,16 @@ class Classifier(NamedTuple):
         model = LogisticRegression(max_iter=1_000) if self.model is None else self.model
         scaler = StandardScaler().fit(z[fit])
         fitted = clone(model, safe=False).fit(scaler.transform(z[fit]), target[fit])
-        r = fitted.predict_proba(scaler.transform(z[out]))
+        r = finite(fitted.predict_proba(scaler.transform(z[out])), "predict_proba")
+        expected = len(out), int(target.max()) + 1
+        if r.shape != expected or r.min() < 0 or abs(r.sum(1) - 1).max() > SUM_ERROR:
+            kind = type(fitted).__name__
+            sums = f", sums to {r.sum(-1).max():.3g}, least {r.min():.3g}"
+            raise ValueError(
+                f"expected probabilities {expected} from predict_proba, a row for each "
+                f"item and a column for each class, got {r.shape}{sums} from {kind}; "
+                "return softmax(scores, axis=1)"
+            )
         order = getattr(fitted, "classes_", np.arange(r.shape[1]))  # of the columns
         r = r[np.arange(len(out)), np.argsort(order)[target[out]]]
         frequency = np.bincount(target[fit])[target[out]] / len(fit)
