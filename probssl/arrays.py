@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.utils.data import Dataset
 
 __all__ = ["Array", "categories", "centred", "check_alike", "check_kind"]
 __all__ += ["class_labels", "classes"]
@@ -67,6 +68,11 @@ def gate(values: Any, name: str, *, words: bool = False) -> Array:
     if isinstance(values, list | tuple) and any(map(_is_array, values)):
         return _stacked(values, name, words)
     refuse_mappings(values, name)
+    if isinstance(values, Dataset):
+        raise TypeError(
+            f"expected an array in {name}, got a {type(values).__name__}, whose items "
+            "may be tuples; stack them: torch.stack([item[0] for item in data])"
+        )
     array = _array(values, name, words)
     if not (words and array.dtype.kind in "OUST"):
         check_kind(array.dtype, name, _described(values))
@@ -157,6 +163,7 @@ def doubles(values: Any, name: str) -> Float[np.ndarray, "*shape"]:
 
 def rows_for_sklearn(values: Any, name: str = "X") -> Any:
     """Values for scikit-learn, whose checks drop masks and graphs, and take times."""
+    refuse_mappings(values, name)
     listed = isinstance(values, list | tuple) and not hasattr(values, "_fields")
     known = "__array__", "__array_namespace__", "__dataframe__", "toarray"
     if not listed and not any(hasattr(values, kind) for kind in known):
@@ -392,7 +399,8 @@ def train_test(
     if (y_train.dtype.kind == "U") != (y_test.dtype.kind == "U"):
         raise TypeError(
             "expected labels of one kind in training and test, strings or whole "
-            f"numbers, got {y_train[0]!r} and {y_test[0]!r}; code them alike"
+            f"numbers, got {y_train[0].item()!r} and {y_test[0].item()!r}; code them "
+            "alike"
         )
     if not np.isin(y_test, y_train).any():
         raise ValueError(

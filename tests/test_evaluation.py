@@ -439,7 +439,18 @@ CASES = (
     (lambda: style_probe(NAN, Z, Z, Z), "NaN"),
 )
 test_errors_say_what_came = refusals(
-    *((call, ValueError, message) for call, message in CASES)
+    (
+        lambda: style_probe(Z, Y, Z, Z[:, 0]),
+        TypeError,
+        "of one kind .* int64 and float",
+    ),
+    (
+        lambda: style_probe(Z, Z[:, 0], Z, Y),
+        TypeError,
+        "of one kind .* float64 and int",
+    ),
+    (lambda: knn(Z, Y.astype(str), Z, Y), TypeError, "one kind .*, got '0' and 0;"),
+    *((call, ValueError, message) for call, message in CASES),
 )
 
 

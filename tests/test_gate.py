@@ -369,13 +369,21 @@ def test_rows_of_another_order_are_refused():
 @pytest.mark.parametrize(
     "call",
     [ps.data.arrays, ps.data.groups, ps.data.Split, ps.data.Groups]
-    + [evaluation.effective_rank, lambda x: evaluation.knn(x, Y, X, Y)],
+    + [evaluation.effective_rank, lambda x: evaluation.knn(x, Y, X, Y)]
+    + [lambda x: LINEAR.transform(x), lambda x: maps.NeighbourMap().fit(x)],
 )
 def test_a_dictionary_is_told_to_give_an_array(call):
     with pytest.raises(TypeError, match=r"a dict of 'image', 'text'; .*d\['image'\]"):
         call({"image": X, "text": X})
     with pytest.raises(TypeError, match=r"each row a dict of 'image', .*np.stack"):
         call([{"image": x, "label": 0} for x in X])
+
+
+def test_a_torch_data_set_is_told_to_stack_its_items():
+    data = TensorDataset(torch.tensor(X))  # whose rows are tuples of one item
+    for call in (ps.data.arrays, ps.data.Split, evaluation.effective_rank):
+        with pytest.raises(TypeError, match=r"TensorDataset, .*torch.stack\(\[item\[0"):
+            call(data)
 
 
 def test_a_loader_of_a_data_set_is_told_to_take_a_split():

@@ -197,6 +197,13 @@ def style_probe(
             f"expected the same style factors in training and test, got "
             f"{len(known)} and {len(asked)}"
         )
+    for train, test in zip(known, asked, strict=True):
+        if (train.dtype.kind == "f") != (test.dtype.kind == "f"):
+            raise TypeError(
+                "expected style factors of one kind in training and test, got "
+                f"{train.dtype} and {test.dtype}; give floats in both for what is "
+                "continuous, and whole numbers or strings in both for classes"
+            )
     return [
         (_ridge if train.dtype.kind == "f" else linear_probe)(
             z_train, train, z_test, test
