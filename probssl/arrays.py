@@ -207,9 +207,18 @@ def raw_bytes(name: str) -> str:
     )
 
 
-def whole_numbers(values: Any, name: str, hint: str) -> Int[Tensor, "*shape"]:
-    """Whole numbers as int64, such as contents; Booleans and floats are refused."""
+def whole_numbers(
+    values: Any, name: str, hint: str, floats: bool = False
+) -> Int[Tensor, "*shape"]:
+    """Whole numbers as int64, such as contents; Booleans and floats are refused.
+
+    Arguments:
+        floats: Whether floats are taken, if all of them are whole.
+    """
     found = tensor(values, name)
+    if floats and found.is_floating_point():
+        whole = (found % 1 == 0) & (found.abs() < 2**53)
+        found = found.long() if bool(whole.all()) else found
     if found.dtype == torch.bool or found.is_floating_point():
         raise TypeError(f"expected whole numbers in {name}, got {found.dtype}; {hint}")
     return _tensor(_int64(plain(found), name)).to(found.device)

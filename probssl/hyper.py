@@ -332,7 +332,8 @@ def known_population(population: Tensor | None) -> Tensor:
     if population is None:
         raise ValueError(
             "expected population, the number of items by which the random "
-            "hyper-parameters are weighted, got None; train with ps.fit, or set "
+            "hyper-parameters are weighted, got None; train with ps.fit, or, also for "
+            "a DataLoader whose items fit cannot count, set "
             "population = torch.tensor(float(len(data))) on the joint or objective"
         )
     return population

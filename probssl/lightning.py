@@ -22,7 +22,7 @@ loggers and checkpoints. Objectives and results are those of `fit`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -35,12 +35,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader
 
 from .data.batches import Views
 from .runtime.distributed import world_size
 from .runtime.randomness import order_generator, same_randomness
 from .terms import Batch, HeldOut, Terms
-from .train.batches import accepted, loaded
+from .train.batches import accepted, loaded, population_of
 from .train.history import Tally
 from .train.prepare import (
     ContentCheck,
@@ -64,7 +65,8 @@ class Module(LightningModule):
     entries do not reach the objective. Views are drawn on the device. Numbers reach
     them unchanged, in the objective's dtype; bytes are refused, which may be images or
     counts. The objective's method `check`, if it has one, is called with the first
-    batch. Buffers named ``population`` are set to the length of the training set.
+    batch. Buffers named ``population`` are set to the number of items of the training
+    set, if it is certain, unless you set them: not with a collate_fn of your own, say.
 
     The value and the terms are logged under the names of `History` (``value``,
     ``valid_value``), as means over the items of an epoch and of all ranks. Larger is
@@ -236,7 +238,7 @@ class Module(LightningModule):
         """Create the populations, which are None before a fit."""
         for name, value in checkpoint["state_dict"].items():
             if name.endswith(".population"):
-                settle(self.objective, self.device, int(value))
+                settle(self.objective, self.device, int(value), stored=False)
 
     def _terms(self, batch: Batch, tally: Tally) -> Terms:
         terms = self(batch)
@@ -254,7 +256,7 @@ class Module(LightningModule):
         self.log_dict(row, sync_dist=True)
 
     def _count_items(self) -> None:
-        """Set the populations to the length of the training set, if it is known."""
-        data = getattr(self.trainer.train_dataloader, "dataset", None)
-        count = len(data) if isinstance(data, Sized) else None
-        settle(self.objective, self.device, count)
+        """Set the populations to the number of items, if it is certain."""
+        loader = self.trainer.train_dataloader
+        count = population_of(loader) if isinstance(loader, DataLoader) else None
+        settle(self.objective, self.device, count, stored=False)

@@ -5,7 +5,6 @@ are augmented views of an item and of its nearest neighbours, the kernel is heav
 as in t-SNE, and new items are mapped by the network.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from .limits._base import Embedding
 from .nn import ConvEncoder, MLPEncoder, Projector
 from .posterior import embed
 from .priors import TSNE
+from .runtime.copies import copied
 from .terms import Batch
 from .train import History, fit
 
@@ -355,7 +355,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _fresh_encoder(self) -> nn.Module:
         if self.encoder is not None:
-            return copy.deepcopy(self.encoder)
+            return copied(self.encoder)
         shape = self.event_shape_
         if len(shape) == 3 and min(shape[1:]) >= 8:
             return ConvEncoder(shape, ENCODER_DIM)

@@ -73,7 +73,8 @@ class Batch(NamedTuple):
         if isinstance(self.views, tuple):
             raise ValueError(
                 "expected views of one modality, a tensor (batch, view, *event), got "
-                f"{len(self.views)} tensors; this objective takes a single modality"
+                f"{len(self.views)} tensors; this objective takes a single modality: "
+                "views of it are ps.data.groups([a, b])"
             )
         return self.parts[0]
 

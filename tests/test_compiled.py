@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -351,6 +352,134 @@ def test_what_changes_within_an_attribute_means_another_graph(kind, float64, tra
     assert step.reason is None and len(traced) == 2
 
 
+WEIGHT, SETTINGS = [1.0], ModuleType("settings")
+SETTINGS.scale = 1.0
+
+
+class Scaled:
+    """An object whose method is passed as a function."""
+
+    common = 1.0
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def times(self, z: Tensor) -> Tensor:
+        return z * self.scale
+
+    def common_times(self, z: Tensor) -> Tensor:
+        return z * self.common
+
+    @staticmethod
+    def shared_times(z: Tensor) -> Tensor:
+        return z * WEIGHT[0]
+
+
+def weighted(z: Tensor, scale: list[float] = WEIGHT, *, by: Any = None) -> Tensor:
+    return z * (scale if by is None else by)[0]
+
+
+def closure(weight: list[float]) -> Callable[[Tensor], Tensor]:
+    return lambda z: z * weight[0]
+
+
+def wrapped(weight: list[float]) -> Callable[[Tensor], Tensor]:
+    inner = closure(weight)
+    return lambda z: [inner(x) for x in [z]][0]
+
+
+def recursive(weight: list[float]) -> Callable[..., Tensor]:
+    def times(z: Tensor, again: bool = True) -> Tensor:
+        return times(z, False) if again else z * weight[0]
+
+    return times
+
+
+def by_a_network(weight: list[float]) -> Callable[[Tensor], Tensor]:
+    """A function of a network that the objective does not know."""
+    net = nn.Linear(DIM, DIM, bias=False)
+    net.weight = nn.Parameter(torch.eye(DIM), requires_grad=False)
+
+    def write(index: int, value: float) -> None:
+        net.weight.copy_(torch.eye(DIM) * value)
+
+    weight.append(write)
+    return net.forward
+
+
+def with_default(weight: list[float]) -> Callable[[Tensor], Tensor]:
+    return lambda z, w=weight: z * w[0]
+
+
+def keyword_only(weight: list[float]) -> Callable[[Tensor], Tensor]:
+    return lambda z, *, w=weight: z * w[0]
+
+
+def class_that_reads(weight: list[float]) -> Callable[[Tensor], Tensor]:
+    class Net(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z * weight[0]
+
+    return Net()
+
+
+HELD = Scaled()
+FUNCTIONS: dict[str, tuple[Any, Callable[[list], Any]]] = {
+    "a closure": (closure, lambda w: w.__setitem__(0, 2.0)),
+    "a closure of a closure": (wrapped, lambda w: w.__setitem__(0, 2.0)),
+    "a function of itself": (recursive, lambda w: w.__setitem__(0, 2.0)),
+    "a default": (with_default, lambda w: w.__setitem__(0, 2.0)),
+    "a named default": (keyword_only, lambda w: w.__setitem__(0, 2.0)),
+    "the class of a network": (class_that_reads, lambda w: w.__setitem__(0, 2.0)),
+    "a network": (by_a_network, lambda w: w[1](0, 2.0)),
+    "an object's method": (lambda w: HELD.times, lambda w: vars(HELD).update(scale=2)),
+    "a partial function": (
+        lambda w: partial(lambda a, z: z * w[0], None),
+        lambda w: w.__setitem__(0, 2.0),
+    ),
+    "an attribute of a class": (
+        lambda w: Scaled().common_times,
+        lambda w: setattr(Scaled, "common", 2.0),
+    ),
+    "a static method": (
+        lambda w: Scaled.shared_times,
+        lambda w: WEIGHT.__setitem__(0, 2.0),
+    ),
+    "a global name": (
+        lambda w: lambda z: weighted(z, by=WEIGHT),
+        lambda w: WEIGHT.__setitem__(0, 2.0),
+    ),
+    "a module": (
+        lambda w: lambda z: z * SETTINGS.scale,
+        lambda w: setattr(SETTINGS, "scale", 2.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_what_changes_within_a_function_means_another_graph(
+    kind, float64, traced, monkeypatch
+):
+    monkeypatch.setitem(globals(), "WEIGHT", [1.0])
+    monkeypatch.setattr(HELD, "scale", 1.0)
+    monkeypatch.setattr(Scaled, "common", 1.0)
+    monkeypatch.setattr(SETTINGS, "scale", 1.0)
+    make, change = FUNCTIONS[kind]
+    weight: list[Any] = [1.0]
+    objective = Plain(lambda self, z: self.function(z))
+    objective.function = make(weight)
+    step = step_of(CompiledStep, objective)
+    step.optimizer.param_groups[0]["lr"] = 0.0
+    first = step([batch()])
+    step.refresh()
+    step([batch()])
+    assert len(traced) == 1
+    change(weight)
+    step.refresh()
+    assert_close(step([batch()]).alignment, 4 * first.alignment)
+    assert step.reason is None and len(traced) == 2
+
+
 def test_attributes_that_views_change_are_found_at_the_end_of_an_epoch(
     float64, traced, caplog
 ):
@@ -510,21 +639,81 @@ def test_what_a_record_would_freeze_lies_in_tensors_that_a_scheduler_follows():
     assert_close(optimizer.state[parameters[0]]["step"], torch.tensor(2.0))
 
 
+@pytest.fixture
+def without_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams and contexts do nothing, a CUDA graph has no operations."""
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Mock())
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+
+
+class Drawing:
+    """A view sampler that draws or counts on the host."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.calls = kind, 0
+        self.numpy, self.torch = np.random.default_rng(0), torch.Generator()
+
+    def __call__(self, x: ps.Batch) -> ps.Batch:
+        match self.kind:
+            case "Python":
+                random.random()
+            case "NumPy":
+                np.random.rand()
+            case "a generator of NumPy":
+                self.numpy.normal()
+            case "a generator of torch":
+                torch.rand((), generator=self.torch)
+            case "a count":
+                self.calls += 1
+        return x
+
+
+HOST = ("Python", "NumPy", "a generator of NumPy", "a generator of torch", "a count")
+
+
+@pytest.mark.parametrize("kind", HOST)
+def test_views_that_draw_on_the_host_are_in_no_record(
+    kind, traced, without_device, caplog
+):
+    views = Drawing(kind)
+    options = {"views": views, "make": views}
+    step = step_of(RecordedStep, OBJECTIVES["SimVAE"](), **options)
+    for i in range(compiled.STEPS_BEFORE_RECORD + 3):
+        step([batch(i)])
+    assert not step.records and "draw random numbers on the host" in caplog.text
+
+
+def test_the_generator_of_the_host_is_watched_beside_a_device():
+    for device, watched in (("cpu", False), ("cuda", True)):
+        before = compiled._on_the_host(None, torch.device(device))
+        torch.rand(())
+        after = compiled._on_the_host(None, torch.device(device))
+        assert (before != after) is watched
+
+
+def test_a_record_depends_on_the_numbers_of_the_views(traced, without_device):
+    views = Drawing("nothing")
+    step = step_of(RecordedStep, OBJECTIVES["SimVAE"](), views=views)
+    for calls in (0, 1):
+        views.calls = calls
+        step.refresh()
+        for i in range(compiled.STEPS_BEFORE_RECORD + 1):
+            step([batch(i)])
+        assert len(step.records) == calls + 1
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_step_is_recorded_after_its_warm_up_or_stays_compiled(
-    fails, traced, monkeypatch, caplog
+    fails, traced, without_device, monkeypatch, caplog
 ):
-    """Without a device: streams and contexts do nothing, a graph has no operations."""
-
     def record(*_: Any, **__: Any) -> AbstractContextManager[None]:
         if fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         return nullcontext()
 
-    for name in ("stream", "device"):
-        monkeypatch.setattr(torch.cuda, name, nullcontext)
-    for name in ("Stream", "CUDAGraph", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, Mock())
     monkeypatch.setattr(torch.cuda, "graph", record)
     step = step_of(RecordedStep, OBJECTIVES["SimVAE"]())
     terms = [step([batch(i)]) for i in range(compiled.STEPS_BEFORE_RECORD + 3)]

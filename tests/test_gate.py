@@ -539,6 +539,35 @@ def test_a_loader_that_says_too_little_is_refused():
         fit(DataLoader(Rows(), 8))
 
 
+class TwoCrops(Dataset):
+    """Two views of an item, and its label."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, row):
+        return [PLAIN[row], PLAIN[row] / 2], 0
+
+
+def test_a_loader_of_pairs_is_refused_and_its_message_makes_views():
+    pairs = TensorDataset(PLAIN, PLAIN / 2)
+    for data, words in ((pairs, "all but the first"), (TwoCrops(), "list of 2 tensor")):
+        for use in (lambda loader: ps.embed(joint(), loader), fit):
+            with pytest.raises((TypeError, ValueError), match=words) as error:
+                use(DataLoader(data, 8))
+            assert "ps.Batch(torch.stack([a, b], 1))" in str(error.value)
+        text = str(error.value).partition("lambda rows: ")[2]
+        code = text.partition(", or give")[0]
+        loader = DataLoader(data, 8, collate_fn=eval(f"lambda rows: {code}"))
+        (first, *_) = loader
+        assert torch.equal(first.views, torch.stack([PLAIN[:8], PLAIN[:8] / 2], 1))
+        fit(loader, views=None)
+    labels = TensorDataset(
+        PLAIN, torch.zeros(N), torch.zeros(N, *PLAIN.shape[1:]).int()
+    )
+    fit(DataLoader(labels, 8))
+
+
 def test_a_split_of_arrays_is_one_of_tensors(tmp_path):
     x, names = IMAGES.astype(">f4"), np.where(Y, "a", "b")
     split = ps.data.Split(x, Y, style=names)
@@ -582,7 +611,11 @@ SEEN = torch.tensor([[True, True], [True, False], [False, True], [True, True]])
         ({"present": SEEN.float()}, TypeError, "Booleans in present"),
         ({"present": "all"}, TypeError, "real numbers in present"),
         ({"content": torch.zeros(4, 1).long()}, ValueError, r"content with shape \(4,"),
-        ({"content": torch.zeros(4)}, TypeError, "whole numbers in Batch.content"),
+        (
+            {"content": torch.full((4,), 0.5)},
+            TypeError,
+            "whole numbers in Batch.content",
+        ),
         ({"views": torch.randn(4)}, ValueError, r"views as a tensor .*got \(4,\)"),
         ({"views": (X2, X2[:3])}, ValueError, "as many items"),
         ({"views": ()}, ValueError, "at least one item"),

@@ -243,6 +243,17 @@ def test_the_population_is_known_before_the_first_validation(trainer):
     assert objective.population == 24 and not objective.population.is_inference()
 
 
+def test_numbers_that_the_user_set_stay(trainer):
+    objective = random_scale()
+    objective.population = torch.tensor(7.0)
+    objective.register_buffer("labelled", torch.tensor(0.25))
+    loader = DataLoader(items(24).unflatten(0, (4, 6)), batch_size=None)
+    trainer(max_epochs=1).fit(Module(objective, pairs), loader)
+    assert objective.population == 7 and objective.labelled == 0.25
+    with pytest.raises(ValueError, match="set population"):
+        trainer(max_epochs=1).fit(Module(random_scale(), pairs), loader)
+
+
 def test_schedules_follow_the_share_of_the_run_that_is_done(trainer):
     class Weighted(Recorder):
         def __init__(self) -> None:

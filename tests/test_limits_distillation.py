@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -234,3 +235,63 @@ def test_a_network_that_no_teacher_can_copy_is_refused_in_words():
         norm = nn.utils.weight_norm(nn.Linear(6, 4))
     with pytest.raises(ValueError, match="can be copied.*parametrizations.weight_norm"):
         BYOL(nn.Sequential(norm, nn.Linear(4, 3)))
+
+
+class Layered(nn.Module):
+    dim = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.scale = nn.Linear(6, 3), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def patched(change: str) -> nn.Module:
+    """A network with a function that runs a part of it."""
+    net = Layered()
+    match change:
+        case "forward":
+            net.forward = lambda x: net.layers(x)
+        case "the old forward":
+            old = net.forward
+            net.forward = lambda x: old(x) / 2
+        case "a hook":
+            net.layers.register_forward_hook(lambda layer, x, z: z @ net.layers.weight)
+        case "a list":
+            parts = [net.layers]
+            net.helpers = {"call": lambda x: parts[0](x)}
+    return net
+
+
+@pytest.mark.parametrize("change", ["forward", "the old forward", "a hook", "a list"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        ps.limits.BYOL,
+        lambda net: ps.limits.MoCo(net, dim=3, queue=32),
+        lambda net: ps.limits.DINO(net, dim=3),
+        lambda net: ps.limits.DSA(ps.limits.SimCLR(net)),
+        lambda net: ps.limits.DSA(ps.limits.SimCLR(Layered()), reference=net),
+    ],
+)
+def test_a_network_whose_copy_would_run_the_original_is_refused(change, make):
+    with pytest.raises(ValueError, match="a copy would run the original; make it a me"):
+        make(patched(change))
+
+
+def test_what_holds_no_part_of_the_network_is_copied():
+    net = Layered()
+    net.act, net.bound = torch.tanh, net.forward
+    net.forward = partial(Layered.forward, net)
+    net.layers.register_forward_hook(lambda layer, x, z: z / 2)
+    teacher = Teacher(net, 0.5)
+    with torch.no_grad():
+        net.layers.weight.zero_()
+    x = torch.ones(2, 6)
+    for call in (teacher, teacher.network.bound):
+        assert_close(
+            call(x), (x @ teacher.network.layers.weight.T + net.layers.bias) / 2
+        )
+        assert call(x).std() > 0

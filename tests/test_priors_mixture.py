@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -331,6 +332,45 @@ def test_labels_in_validation_weigh_by_their_own_share():
         found.append(history["valid_penalty"])
         assert_close(float(simvae.labelled), float((known >= 0).double().mean()))
     np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+def test_validation_has_contents_beside_augmented_training():
+    (x, labels), histories = clustered(), []
+    views, few = two_views(x[:60]), labels[:60]
+    halves = zip(views.split(30), few.split(30), strict=True)
+    batches = [Batch(v, content=k) for v, k in halves]
+    loader = DataLoader(batches, batch_size=None, generator=torch.Generator())
+    for valid in (ps.data.groups(views, content=few), loader):
+        simvae = labelled(Mixture)
+        torch.manual_seed(1)
+        histories.append(ps.fit(simvae, x, valid=valid, epochs=2, **FIT)["valid_value"])
+    np.testing.assert_allclose(*histories, rtol=1e-5)
+
+
+def test_contents_may_be_whole_floats():
+    (x, _), values = clustered(), []
+    for content in (FEW, FEW.double(), pd.Series(FEW.tolist()).astype(float)):
+        simvae = labelled(Mixture)
+        options = FIT | {"content": content, "epochs": 1}
+        values.append(ps.fit(simvae, x, **options)["value"])
+    assert values[0] == values[1] == values[2]
+    for odd in (0.5, math.inf, 2.0**60):
+        with pytest.raises((TypeError, ValueError), match="whole numbers in content"):
+            ps.fit(simvae, x, **FIT | {"content": torch.full((300,), odd)})
+    batch = Batch(x[:3, None], content=torch.tensor([0.0, -1.0, 2.0]))
+    ps.fit(simvae, DataLoader([batch], batch_size=None), epochs=1, progress=False)
+
+
+def test_a_share_that_the_user_set_stays_where_fit_cannot_count_it():
+    (x, labels), simvae = clustered(), labelled(Mixture)
+    loader = DataLoader([Batch(x[:, None], content=FEW)], batch_size=None)
+    simvae.labelled = torch.tensor(0.25)
+    ps.fit(simvae, loader, epochs=1, progress=False)
+    assert simvae.labelled == 0.25
+    ps.fit(simvae, x, content=labels, epochs=1, progress=False)
+    assert simvae.labelled == 1
+    ps.fit(simvae, loader, epochs=1, progress=False)
+    assert simvae.labelled is None
 
 
 WRONG = pytest.mark.parametrize(

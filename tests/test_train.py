@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.catalogue import joint, noisy
@@ -25,11 +26,20 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from probssl import limits
 from probssl.data import Dataset as Sets
 from probssl.data import Groups, Split
+from probssl.entropies import KernelDensity
 from probssl.joint import Joint
 from probssl.likelihoods import Gaussian as Normal
 from probssl.nn import MLPDecoder, MLPEncoder
@@ -360,6 +370,167 @@ def test_the_population_is_the_number_of_training_items():
     fit(parent, points(30), epochs=1, batch_size=8, valid=points(4))
     assert objective.population == 30
     assert "0.population" in parent.state_dict()
+
+
+X = points(24)
+COUNTED: dict[str, tuple[dict[str, Any], int | None]] = {
+    "items": ({"dataset": X, "batch_size": 8}, 24),
+    "items in random order": ({"dataset": X, "batch_size": 8, "shuffle": True}, 24),
+    "ready batches": ({"dataset": X.unflatten(0, (4, 6)), "batch_size": None}, None),
+    "joined batches": (
+        {"dataset": X.unflatten(0, (4, 6)), "batch_size": 2, "collate_fn": torch.cat},
+        None,
+    ),
+    "some of the items": (
+        {"dataset": X, "batch_size": 4, "sampler": SubsetRandomSampler(range(8))},
+        8,
+    ),
+    "weighted items": (
+        {
+            "dataset": X,
+            "batch_size": 4,
+            "sampler": WeightedRandomSampler([0.0] * 4 + [1.0] * 20, 100),
+        },
+        20,
+    ),
+    "few items in each epoch": (
+        {
+            "dataset": X,
+            "batch_size": 4,
+            "sampler": RandomSampler(X, num_samples=8),
+        },
+        24,
+    ),
+    "batches of a sampler": (
+        {"dataset": X, "batch_sampler": BatchSampler(range(12), 4, False)},
+        12,
+    ),
+    "batches by hand": ({"dataset": X, "batch_sampler": [[0, 1], [2, 3]]}, None),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_the_population_is_what_a_loader_loads_or_what_the_user_says(kind):
+    options, count = COUNTED[kind]
+    objective = Student()
+    for before in (None, torch.tensor(7.0)):
+        objective.population = before
+        fit(objective, DataLoader(**options), epochs=1)
+        expected = count if before is None else 7
+        found = objective.population
+        assert (None if found is None else float(found)) == expected
+
+
+def test_a_number_that_fit_counted_is_counted_again():
+    objective = Student()
+    fit(objective, points(30), epochs=1)
+    fit(objective, DataLoader(X, 8), epochs=1)
+    assert objective.population == 24
+    fit(objective, DataLoader(X.unflatten(0, (4, 6)), batch_size=None), epochs=1)
+    assert objective.population is None
+
+
+def test_a_random_scale_asks_for_a_number_that_fit_cannot_count():
+    prior = Gaussian(3, dist.LogNormal(-1.0, 0.3))
+    objective = limits.Embedding(MLPEncoder((DIM,), 3), prior, KernelDensity())
+    loader = DataLoader(X.unflatten(0, (4, 6)), batch_size=None)
+    with pytest.raises(ValueError, match="whose items fit cannot count, set pop"):
+        fit(objective, loader, views=noisy, epochs=1)
+    objective.population = torch.tensor(24.0)
+    fit(objective, loader, views=noisy, epochs=1)
+
+
+class Late(Autoencoder):
+    """With a running mean that the first batch creates, and a memory that may grow."""
+
+    def __init__(self, grows: bool = False) -> None:
+        super().__init__()
+        self.grows = grows
+        self.register_buffer("mean", None)
+        self.register_buffer("kept", torch.zeros(0))
+
+    def forward(self, batch: Batch) -> Terms:
+        if self.training:
+            x = batch.stacked[:, 0].mean(0)
+            self.mean = x if self.mean is None else 0.5 * self.mean + 0.5 * x
+            self.kept = torch.cat([self.kept, x[: self.grows]])
+        return super().forward(batch)
+
+
+def test_a_buffer_that_the_first_batch_creates_is_there_for_accumulated_ones():
+    x, objective = points(30), Late(grows=True)
+    batches = [Batch(x[i : i + 10].unsqueeze(1)) for i in (0, 10, 20)]
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.0)
+    step = Step(objective.train(), optimizer)
+    step(batches[:2])  # both see the state before: the last one stays
+    assert_close(objective.mean, x[10:20].mean(0))
+    assert_close(objective.kept, x[10:20].mean(0)[:1])
+    step(batches)
+    assert_close(objective.mean, 0.5 * x[10:20].mean(0) + 0.5 * x[20:].mean(0))
+    assert_close(objective.kept, x[10:].unflatten(0, (2, 10)).mean(1)[:, 0])
+
+
+def test_a_buffer_that_the_first_batch_creates_is_resumed(tmp_path):
+    x, options = points(), {"batch_size": 10, "patience": 3}
+    through, halved, resumed = (deepcopy(late) for late in [Late()] * 3)
+    for objective, epochs, resume in (
+        (through, 4, None),
+        (halved, 2, False),
+        (resumed, 4, True),
+    ):
+        torch.manual_seed(0)
+        folder = {} if resume is None else {"checkpoint": tmp_path, "resume": resume}
+        fit(objective, x, epochs=epochs, **options, **folder)
+    assert_close(resumed.state_dict(), through.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("freed", [True, False])
+def test_parameters_freeze_and_thaw_during_a_run(compile, freed, traced):
+    objective, seen = Autoencoder(), []
+    objective.encoder.requires_grad_(not freed)
+
+    def change(epoch: int, row: object) -> None:
+        seen.append(objective.encoder.weight.detach().clone())
+        objective.encoder.requires_grad_(freed)
+
+    optimizer = Adam(objective.parameters(), weight_decay=0.1)
+    before = objective.encoder.weight.detach().clone()
+    options = {"optimizer": optimizer, "epochs": 3, "compile": compile}
+    fit(objective, points(), on_epoch=change, **options)
+    assert torch.equal(before, seen[0]) is freed
+    assert torch.equal(seen[0], seen[1]) is torch.equal(seen[1], seen[2]) is not freed
+
+
+@pytest.mark.parametrize("change", ["thaws", "replaces"])
+def test_parameters_that_the_optimiser_does_not_have_are_refused(change):
+    objective = Autoencoder()
+    objective.encoder.requires_grad_(False)
+
+    def on_epoch(epoch: int, row: object) -> None:
+        if change == "thaws":
+            objective.encoder.requires_grad_(True)
+        else:
+            objective.decoder = nn.Linear(2, DIM)
+
+    found = "encoder" if change == "thaws" else "decoder"
+    with pytest.raises(ValueError, match=f"got {found}.weight, which became trainable"):
+        fit(objective, points(), on_epoch=on_epoch, epochs=2)
+
+
+def test_what_was_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        objective = Autoencoder()
+    with pytest.raises(ValueError, match="made in torch.inference_mode; build"):
+        fit(objective, points())
+
+
+def test_a_last_batch_of_a_sampler_with_one_item_is_refused_before_the_fit():
+    simclr, seen = limits.SimCLR(MLPEncoder((DIM,), 3)), []
+    loader = DataLoader(points(9), batch_sampler=BatchSampler(range(9), 4, False))
+    with pytest.raises(ValueError, match="9 items in batches of 4, the last of one"):
+        fit(simclr, loader, views=noisy, on_step=lambda *_: seen.append(1))
+    assert not seen
 
 
 def test_the_objective_may_check_the_first_batch():

@@ -43,6 +43,10 @@ _SHUFFLES = (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+BY_COLLATE = (  # how a loader gives views
+    "let its collate_fn make ps.Batch(torch.stack([a, b], 1)): lambda rows: "
+    "ps.Batch(torch.stack([torch.stack(list({row})) for row in rows]))"
+)
 CHUNK = 2**24  # numbers that are checked for NaN and infinity in one chunk
 
 
@@ -265,7 +269,20 @@ def accepted(
         if check_content is not None and known is not None and known.is_cpu:
             check_content(known)
         return load
-    x = load[0] if isinstance(load, list | tuple) and load else load
+    x, *others = load if isinstance(load, list | tuple) and load else (load,)
+    if isinstance(x, Tensor) and any(_alike(x, other) for other in others):
+        raise ValueError(
+            "expected a DataLoader of items and their labels, got several tensors of "
+            f"shape {tuple(x.shape)}: views, of which all but the first would be left "
+            f"out; {BY_COLLATE.format(row='row')}, or give fit "
+            "ps.data.groups([a, b]); if these are labels, load the items alone"
+        )
+    if isinstance(x, list | tuple) and all(isinstance(view, Tensor) for view in x):
+        raise TypeError(
+            "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
+            f"got {type(x).__name__} of {len(x)} tensors; for views "
+            f"{BY_COLLATE.format(row='row[0]')}"
+        )
     if not isinstance(x, Tensor | np.ndarray):
         keys = f" of {', '.join(map(repr, x))}" if isinstance(x, dict) else ""
         key = next(iter(x)) if keys and len(x) else "image"
@@ -275,6 +292,13 @@ def accepted(
             f"these: lambda rows: torch.stack([row[{key!r}] for row in rows])"
         )
     return _loaded_items(x, dtype)
+
+
+def _alike(x: Tensor, other: Any) -> bool:
+    """Whether another tensor of a load looks like views of the items x."""
+    if not isinstance(other, Tensor) or x.ndim < 2 or x.shape != other.shape:
+        return False
+    return x.is_floating_point() and other.is_floating_point()
 
 
 def loaded(load: Tensor | Batch, views: Views | None, target: Target) -> Batch:
@@ -317,7 +341,8 @@ def checked(batch: Batch) -> Batch:
             continue
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             hint = "give a whole number for each item"
-            value = whole_numbers(value, f"Batch.{name}", hint)
+            floats = name == "content"
+            value = whole_numbers(value, f"Batch.{name}", hint, floats)
         if value.shape != (n,):
             raise ValueError(
                 f"expected Batch.{name} with shape ({n},), a number for each item, got "
@@ -434,7 +459,10 @@ def _values(data: Any) -> Any:
         if several or not (known or hasattr(part, "toarray")):
             hint = "its .train or .test" if hasattr(part, "train") else "one of these"
             if several:
-                hint += ": np.stack(…) for items, tuple(…) for modalities"
+                hint += (
+                    ": np.stack(…) for items, ps.data.groups([…]) for their views, "
+                    ", tuple(…) for modalities"
+                )
             elif hasattr(values, "X"):  # as of anndata
                 hint = "its .X, of a sparse matrix .X.toarray()"
             elif isinstance(part, Split):

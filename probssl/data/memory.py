@@ -200,6 +200,7 @@ def observed_content(
         content if codes is None else codes,
         "content",
         "give the number of a component for each item, -1 where it is not known",
+        floats=True,
     )
     if known.shape != (n,) or int(known.min()) < -1:
         raise ValueError(

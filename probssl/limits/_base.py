@@ -146,7 +146,8 @@ class JointEmbedding(Parted):
         check_batch(batch)
         items, views = batch.shape
         if min(batch.shape) < self.least:
-            sampler = "give fit a view sampler, such as views=ps.views.Augment()"
+            sampler = "give fit a view sampler, such as views=ps.views.Augment(), or "
+            sampler += "views (n, view, *event) as ps.data.groups(views)"
             hints = [sampler] * (views < self.least)
             more = "give more items in every batch, drop_last=True for a DataLoader"
             hints += [more] * (items < self.least)

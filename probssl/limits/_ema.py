@@ -3,7 +3,6 @@ r"""EMA teacher: a momentum encoder, also called target network.
 .. math:: \theta' \leftarrow m \, \theta' + (1 - m) \, \theta
 """
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import between
 from ..runtime.buffers import register_varying
+from ..runtime.copies import copied
 
 __all__ = ["Teacher"]
 
@@ -37,7 +37,7 @@ class Teacher(nn.Module):
         super().__init__()
         between("momentum", momentum, 0, 1, "0.99 averages over about 100 steps")
         try:
-            self.network = deepcopy(network).requires_grad_(False)
+            self.network = copied(network).requires_grad_(False)
         except RuntimeError as error:
             raise ValueError(
                 "expected a network that can be copied, for the teacher, got "

@@ -47,7 +47,6 @@ from a network trained with labels; and the anchor is 0.01 times the Frobenius n
 """
 
 import math
-from copy import deepcopy
 from typing import Any, Self
 
 import torch
@@ -60,6 +59,7 @@ from ..arrays import tensor
 from ..nn import Network, dim_of
 from ..nn.base import takes
 from ..runtime.buffers import register_varying
+from ..runtime.copies import copied
 from ..runtime.distributed import gather, world_size
 from ..special import square_distances
 from ..terms import Batch, Terms
@@ -146,7 +146,7 @@ class DSA(Extension):
             self.teacher = Teacher(Network(self.encoder), momentum)
         else:
             alone("momentum", momentum, "beside a reference")
-            self.reference = deepcopy(reference).requires_grad_(False).eval()
+            self.reference = copied(reference).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but a given reference, which stays in evaluation mode."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["complete", "register_unknown", "register_varying"]
+__all__ = ["complete", "make_room", "note_counted", "register_unknown"]
+__all__ += ["register_varying", "was_counted"]
 
 
 def register_varying(module: nn.Module, name: str, value: float) -> None:
@@ -47,6 +48,33 @@ def _make_room(
         elif saved is not None:
             device = next(module.parameters(), saved).device
             module._buffers[name] = torch.zeros_like(saved, device=device)
+            _counted(module)[name] = float(saved)
+
+
+def note_counted(module: nn.Module, name: str) -> None:
+    """Note that a buffer has the number that `fit` counted, or none."""
+    value = module._buffers[name]
+    _counted(module)[name] = None if value is None else float(value)
+
+
+def was_counted(module: nn.Module, name: str) -> bool:
+    """Whether a buffer is as `fit` left it; otherwise the user has set it."""
+    value = module._buffers[name]
+    return value is None or _counted(module).get(name) == float(value)
+
+
+def _counted(module: nn.Module) -> dict[str, float | None]:
+    return vars(module).setdefault("_counted", {})
+
+
+def make_room(objective: nn.Module, state: MutableMapping[str, Tensor]) -> None:
+    """Give buffers that are None a tensor where a `state_dict` has one."""
+    for prefix, module in objective.named_modules():
+        for name, buffer in list(module._buffers.items()):
+            saved = state.get(f"{prefix}.{name}".lstrip("."))
+            if buffer is None and saved is not None:
+                device = next(objective.parameters(), saved).device
+                module._buffers[name] = torch.zeros_like(saved, device=device)
 
 
 def complete(objective: nn.Module, state: MutableMapping[str, Tensor]) -> None:

@@ -18,14 +18,22 @@ from jaxtyping import Int
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from ..data.batches import Items, Loadable, Target, Views, accepted, loaded
 from ..runtime.distributed import rank, world_size
 from ..terms import Batch
 
 __all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
-__all__ += ["loaded", "made_ahead", "moved", "source"]
+__all__ += ["loaded", "made_ahead", "moved", "population_of", "source"]
 
 Data = Loadable
 Key = TypeVar("Key")
@@ -96,6 +104,7 @@ class Loaded:
 
     content = None  # of all items: it is not known before the loader yields them
     check_content: Callable[[Tensor], Any] | None = None  # of a batch
+    own_views = False  # whether Batches are taken beside a view sampler for items
 
     def __init__(
         self, loader: DataLoader, views: Views | None, order: Generator, target: Target
@@ -103,9 +112,8 @@ class Loaded:
         self.loader, self.views, self.target = loader, views, target
         self.order = order if loader.generator is None else loader.generator
         self.sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        data = loader.dataset
-        self.count = len(data) if isinstance(data, Sized) else None
-        if not isinstance(data, IterableDataset):  # which splits its items itself
+        self.count = population_of(loader)
+        if not isinstance(loader.dataset, IterableDataset):  # it splits its items
             _check_sampler(self.sampler)
         if isinstance(views, nn.Module):
             views.to(target.device)
@@ -118,18 +126,20 @@ class Loaded:
 
         It is for objectives that compare items and, in training, for batch norm.
         """
-        size = self.loader.batch_size
-        if self.count is None or size in (None, 1) or self.loader.drop_last:
+        batches = self.loader.batch_sampler
+        size = getattr(batches, "batch_size", None)
+        many = len(self.sampler) if isinstance(self.sampler, Sized) else 0
+        if size in (None, 1) or getattr(batches, "drop_last", True):
             return
-        assert size is not None
-        alone = len(self.sampler if isinstance(self.sampler, Sized) else ()) % size == 1
+        assert isinstance(size, int)
+        alone = many % size == 1
         norm = any(isinstance(m, _BatchNorm) for m in objective.modules())
         compared = getattr(objective, "least", 1) == 2
         if alone and (compared or (norm and training)):
             what = type(objective).__name__ if compared else "batch norm"
             raise ValueError(
                 f"expected at least two items in every batch for {what}, got "
-                f"{self.count} items in batches of {size}, the last of one item; pass "
+                f"{many} items in batches of {size}, the last of one item; pass "
                 "drop_last=True to the DataLoader, or another batch_size"
             )
 
@@ -142,13 +152,32 @@ class Loaded:
     def sweep(self) -> Iterator[Any]:
         """The loads, in the order of the loader, checked before they are moved."""
         dtype = self.target.dtype
-        check = self.check_content
-        loads = (accepted(load, self.views, dtype, check) for load in self.loader)
+        check, views = self.check_content, None if self.own_views else self.views
+        loads = (accepted(load, views, dtype, check) for load in self.loader)
         return moved(loads, self.target)
 
     def batch(self, load: Any) -> Batch:
         """The batch of a load."""
         return loaded(load, self.views, self.target)
+
+
+def population_of(loader: DataLoader) -> int | None:
+    """The number of items that a DataLoader loads; None where it is not certain.
+
+    It is not where the loader does not make the batches itself: with a collate_fn or
+    a batch_sampler, and where its data are batches.
+    """
+    own = type(loader.batch_sampler) is BatchSampler
+    if not own or loader.collate_fn is not default_collate:
+        return None
+    sampler, data = loader.batch_sampler.sampler, loader.dataset  # type: ignore[union-attr]
+    if isinstance(sampler, WeightedRandomSampler):
+        return int((sampler.weights > 0).sum())
+    if isinstance(sampler, Sized) and not isinstance(
+        sampler, RandomSampler | DistributedSampler
+    ):
+        return len(sampler)
+    return len(data) if isinstance(data, Sized) else None
 
 
 Source = Stored | Loaded

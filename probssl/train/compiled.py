@@ -24,7 +24,15 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_on
 
 from ..runtime.distributed import world_size
 from ..terms import Batch, Terms
-from .graph import Graph, Tensors, compiled, is_plain, plain_attributes
+from .graph import (
+    Graph,
+    Tensors,
+    compiled,
+    fixed,
+    foreign_randomness,
+    is_plain,
+    plain_attributes,
+)
 from .prepare import make_capturable
 from .steps import Step
 
@@ -41,13 +49,17 @@ logger = logging.getLogger(__name__)
 
 
 def compiled_step(
-    objective: nn.Module, optimizer: Optimizer, **options: Any
+    objective: nn.Module, optimizer: Optimizer, *, views: Any = None, **options: Any
 ) -> "CompiledStep":
-    """The fastest kind of step: recorded on CUDA where possible, else compiled."""
+    """The fastest kind of step: recorded on CUDA where possible, else compiled.
+
+    Arguments:
+        views: The view sampler, which a record contains.
+    """
     if next(objective.parameters()).device.type == "cuda":
         obstacle = _obstacle(optimizer)
         if obstacle is None:
-            return RecordedStep(objective, optimizer, **options)
+            return RecordedStep(objective, optimizer, views=views, **options)
         logger.warning(NO_RECORD, obstacle)
     return CompiledStep(objective, optimizer, **options)
 
@@ -112,7 +124,7 @@ class CompiledStep(Step):
             return super().gradient(batch, share)
         if self.tensors is None:
             self.tensors = Tensors.of(self.objective)
-            self.attributes = plain_attributes(self.objective)
+            self.attributes = self.tensors.key[-1]
             self.key = self.keys.setdefault(self.tensors.key, len(self.keys))
         leaves, tree = tree_flatten(batch)
         leaves = [x.contiguous() if isinstance(x, Tensor) else x for x in leaves]
@@ -162,9 +174,15 @@ class RecordedStep(CompiledStep):
     """
 
     def __init__(
-        self, objective: nn.Module, optimizer: Optimizer, **options: Any
+        self,
+        objective: nn.Module,
+        optimizer: Optimizer,
+        *,
+        views: Any = None,
+        **options: Any,
     ) -> None:
         super().__init__(objective, optimizer, **options)
+        self.views = views
         make_capturable(optimizer, self.device)
         self.stream = torch.cuda.Stream(self.device)
         self.records: dict[Hashable, _Record] = {}
@@ -184,7 +202,8 @@ class RecordedStep(CompiledStep):
 
     def _recorded(self, loads: Sequence[Any]) -> Terms:
         if self.settings is None:
-            found = plain_attributes(self.objective), _settings(self.optimizer)
+            held = plain_attributes(self.objective), fixed(self.views)
+            found = *held, _settings(self.optimizer)
             self.settings = self.keys.setdefault(found, len(self.keys))
         leaves, tree = tree_flatten(list(loads))
         key = self.settings, tree, *map(_leaf_key, leaves)
@@ -213,13 +232,19 @@ class RecordedStep(CompiledStep):
     def _record(self, loads: Sequence[Any]) -> "_Record":
         held = tree_map_only(Tensor, torch.clone, list(loads))
         self.optimizer.zero_grad()  # so that gradients lie in the graph's memory
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), _on_the_host(self.views, self.device)
         # Other threads may pin memory meanwhile, for the next loads.
         with torch.cuda.graph(
             graph, stream=self.stream, capture_error_mode="thread_local"
         ):
             terms = super().run(held)
             values = torch.stack([term for term in terms if isinstance(term, Tensor)])
+        if _on_the_host(self.views, self.device) != before:
+            raise RuntimeError(
+                "the views draw random numbers on the host, by Python, NumPy or a "
+                "generator of the CPU, or count their calls, which a CUDA graph would "
+                "freeze; draw with torch.rand(…, device=x.device)"
+            )
         numbers = tuple(None if isinstance(t, Tensor) else t for t in terms)
         return _Record(graph, held, values, numbers, self.items)
 
@@ -252,6 +277,12 @@ def _obstacle(optimizer: Optimizer) -> str | None:
             "with the argument capturable, such as torch.optim.Adam"
         )
     return None
+
+
+def _on_the_host(views: Any, device: torch.device) -> Hashable:
+    """What a step may change or draw on the host, where no CUDA graph does."""
+    default = torch.get_rng_state().numpy().tobytes()
+    return foreign_randomness(), fixed(views), device.type == "cpu" or default
 
 
 def _settings(optimizer: Optimizer) -> Hashable:

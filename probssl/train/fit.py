@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..arguments import alone, choice, positive, typed
 from ..arrays import check_alike
+from ..data.splits import Groups
 from ..runtime.distributed import (
     any_rank,
     broadcast,
@@ -35,6 +36,7 @@ from .prepare import (
     ContentCheck,
     check_contents,
     check_counts,
+    check_held,
     check_monitor,
     prepared_optimizer,
     prepared_precision,
@@ -42,6 +44,7 @@ from .prepare import (
     settle,
     target_of,
     total_steps,
+    trainable_of,
 )
 from .run import Checkpoints, EarlyStopping, Run
 from .schedules import Schedule, Schedules
@@ -112,7 +115,9 @@ def fit(
             that begin with a tensor, or of Batches; under data parallelism with a
             `DistributedSampler`. Buffers named ``population`` are set to the number of
             items, those named ``labelled`` to the share of items with a content, in
-            validation to that of the validation data.
+            validation to that of the validation data. Of a DataLoader the number is not
+            certain with a collate_fn or a batch_sampler, nor is the share: numbers that
+            you set beforehand stay.
         views: A data augmentation (batch, \\*event) -> (batch, view, \\*event), or ->
             Batch. Without one the items are their only view; Groups have their own.
         content: Observed contents of some items, as `Batch.content`: whole numbers
@@ -122,16 +127,19 @@ def fit(
             used. Validation
             has no contents, unless its data are Groups with contents.
         valid: Validation data, measured after every epoch on all items, with the same
-            views and the same random numbers every time. They do not change the random
+            views, unless they have their own (Groups, a DataLoader of Batches), and the
+            same random numbers every time. They do not change the random
             numbers of training. Their first batch is measured before training, too, so
             that what cannot be measured is refused. Objectives that keep something for
             each training item, by `Batch.index`, take none.
         batch_size: The number of items of a batch over all ranks; None means 128. A
             DataLoader has its own batch size, for each rank.
         optimizer: An optimiser, or a function that makes one from the trainable
-            parameters. The default is fused Adam with `learning_rate`; modules with an
-            attribute `learning_rate_factor`, such as hyper-parameters, have that many
-            times the rate.
+            parameters. What `on_epoch` makes trainable later must be in it:
+            ``torch.optim.Adam(objective.parameters())`` leaves parameters alone while
+            they are frozen. The default is fused Adam with `learning_rate`; modules
+            with an attribute `learning_rate_factor`, such as hyper-parameters, have
+            that many times the rate.
         learning_rate: That of the default optimiser; None means 1e-3.
         scheduler: A learning-rate schedule of torch, or a function that makes one from
             the optimiser. It is stepped once per optimiser step, not per epoch.
@@ -216,12 +224,15 @@ def fit(
         train.check_last(objective)
         train.check_content = ContentCheck(objective)
     with single_process():
-        held_out = None if valid is None else make(valid, target=target)
+        drawn = None if isinstance(valid, Groups) else views
+        held_out = None if valid is None else make(valid, views=drawn, target=target)
     if isinstance(held_out, Loaded):
+        held_out.own_views = True
         held_out.check_content = ContentCheck(objective)
     elif held_out is not None and held_out.content is not None:
         check_contents(objective, held_out.content)
-    settle(objective, target.device, train.count, train.content)
+    stored = not isinstance(train, Loaded)
+    settle(objective, target.device, train.count, train.content, stored=stored)
     broadcast([*objective.parameters(), *objective.buffers()])
     validate = None
     if held_out is not None:
@@ -240,7 +251,8 @@ def fit(
 
     bar = Progress(total, run.steps, shown=progress and is_main())
     run.compiled = worth_compiling(compile, total, run.compiled)
-    kind = partial(compiled_step, busy=bar.busy) if run.compiled else Step
+    compiling = partial(compiled_step, busy=bar.busy, views=views)
+    kind = compiling if run.compiled else Step
     step = kind(
         objective,
         optimizer,
@@ -252,6 +264,7 @@ def fit(
         count=run.steps,
     )
     stop, remarked = False, set[int]()  # modules that made a remark
+    trainable = trainable_of(objective)
     try:
         for epoch in run.remaining(epochs):
             bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
@@ -266,6 +279,7 @@ def fit(
             row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
             if on_epoch is not None:
                 stop |= any_rank(ended_by("on_epoch", on_epoch(epoch, row)))
+            check_held(objective, optimizer, trainable)
             folder.save(run, best=run.finish(row, step.count))
             if stop:
                 break

@@ -12,10 +12,7 @@ import random
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from functools import partial
 from itertools import chain, compress
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +28,7 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
+from ..runtime.copies import copied, held_by
 from ..runtime.distributed import any_rank
 from ..runtime.precision import network_dtype
 from ..runtime.randomness import random_state, set_random_state
@@ -38,7 +36,8 @@ from ..terms import Terms
 from .repair import remove_broken, remove_named
 from .steps import mutable_state, terms_and_grads
 
-__all__ = ["Graph", "Tensors", "compiled", "inductor", "is_plain", "plain_attributes"]
+__all__ = ["Graph", "Tensors", "compiled", "fixed", "foreign_randomness", "inductor"]
+__all__ += ["is_plain", "plain_attributes"]
 
 # The largest error of a compiled result relative to its norm, which is due to rounding.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -53,7 +52,6 @@ OF_MODULES = vars(nn.Module()).keys() - {"training"} | {
     "_flat_weights",
     "_flat_weight_refs",
 }
-LIBRARIES = {"numpy", "probssl", "pyro", "torch"}  # whose objects cache what they are
 
 
 class Tensors(NamedTuple):
@@ -61,7 +59,7 @@ class Tensors(NamedTuple):
 
     parameters: Mapping[str, Tensor]
     state: Mapping[str, Tensor]
-    key: Hashable
+    key: tuple[Hashable, ...]  # the last entry the plain attributes
 
     @classmethod
     def of(cls, objective: nn.Module) -> "Tensors":
@@ -105,7 +103,7 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
         leaves: Those of the batch, by `tree_flatten`.
     """
     _check_modules(objective)
-    copy = deepcopy(objective)
+    copy = copied(objective)
     copy.zero_grad()
     tensors = Tensors.of(copy)
     layout: dict[str, Any] = {}
@@ -128,21 +126,39 @@ def plain_attributes(objective: nn.Module) -> Hashable:
     """The modes and plain attributes of all modules, and which parameters are frozen.
 
     A graph contains their values as constants, those within lists, dictionaries and
-    configurations too.
+    configurations too, and those that functions and classes hold.
     """
+    return _of_modules(objective, {id(module) for module in objective.modules()})
+
+
+def _of_modules(objective: nn.Module, seen: set[int], depth: int = 10) -> Hashable:
     return tuple(
         (
             name,
-            type(module),
-            *((k, _fixed(x)) for k, x in vars(module).items() if k not in OF_MODULES),
+            _fixed(type(module), seen, depth),
+            *(
+                (k, _fixed(x, seen, depth))
+                for k, x in vars(module).items()
+                if k not in OF_MODULES
+            ),
             *(p.requires_grad for p in module.parameters(recurse=False)),
         )
         for name, module in objective.named_modules()
     )
 
 
-def _fixed(value: Any, depth: int = 10) -> Hashable:
-    """What a graph keeps of an attribute: its numbers, or which object it is."""
+def fixed(value: Any) -> Hashable:
+    """What a graph keeps of a value that is no part of the objective."""
+    return _fixed(value, set(), 10)
+
+
+def _fixed(value: Any, seen: set[int], depth: int) -> Hashable:
+    """What a graph keeps of a value: its numbers, or which object it is.
+
+    Arguments:
+        seen: The addresses of objects whose numbers are in the key already; all of
+            these live as long as the objective.
+    """
     if is_plain(value):
         return value
     if isinstance(value, Tensor):
@@ -153,24 +169,28 @@ def _fixed(value: Any, depth: int = 10) -> Hashable:
         return _Same(value), value.getstate()
     if isinstance(value, np.random.Generator | np.random.RandomState):
         return _Same(value), pickle.dumps(value)
-    held: Any = value if isinstance(value, Mapping) else _attributes(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        held = dict(enumerate(value))
-    if held is None or not depth or isinstance(value, type | nn.Module | FunctionType):
+    if isinstance(value, torch.Generator) and value.device.type == "cpu":
+        return _Same(value), value.get_state().numpy().tobytes()
+    if not depth or id(value) in seen:
         return _Same(value)
-    inside = ((str(k), _fixed(x, depth - 1)) for k, x in held.items())
-    return (_Same(value) if callable(value) else type(value), *inside)
+    seen.add(id(value))
+    if isinstance(value, nn.Module):  # which the objective does not know
+        seen.update(map(id, value.modules()))
+        held = dict(enumerate(chain(value.parameters(), value.buffers())))
+        return _of_modules(value, seen, depth - 1), _inside(held, seen, depth)
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value), _inside(dict(enumerate(value)), seen, depth)
+    if isinstance(value, Mapping):
+        return type(value), _inside(value, seen, depth)
+    inner = held_by(value)
+    if inner is None:
+        return _Same(value)
+    kind = _Same(value) if callable(value) else type(value)
+    return kind, _inside(inner, seen, depth)
 
 
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """The attributes of an object that is of no library, also those in slots."""
-    if isinstance(value, partial):
-        return {"args": value.args, **value.keywords}
-    if type(value).__module__.partition(".")[0] in LIBRARIES:
-        return None
-    slots = chain(*(getattr(k, "__slots__", ()) for k in type(value).__mro__))
-    own = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    return own | getattr(value, "__dict__", {}) or None
+def _inside(held: Mapping[Any, Any], seen: set[int], depth: int) -> Hashable:
+    return tuple((str(k), _fixed(x, seen, depth - 1)) for k, x in held.items())
 
 
 def _check_modules(objective: nn.Module) -> None:
@@ -395,7 +415,7 @@ def _traced(
     eager: Callable[..., list[Tensor]], copy: nn.Module, values: list[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
     """The function of a copy of the objective, traced and compiled."""
-    before, drawn = plain_attributes(copy), _foreign_randomness()
+    before, drawn = plain_attributes(copy), foreign_randomness()
     trace = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
         graph = trace(*values)
@@ -404,20 +424,20 @@ def _traced(
             "tracing failed; look for .item(), float(tensor), `if tensor:` or x[mask] "
             f"in forward ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
+    if foreign_randomness() != drawn:
+        raise ValueError(
+            "forward draws random numbers of Python or NumPy, which a graph would "
+            "freeze; draw with torch.rand"
+        )
     if plain_attributes(copy) != before:
         raise ValueError(
             "forward changes plain attributes, which a graph cannot; keep them in "
             "buffers and change these in place"
         )
-    if _foreign_randomness() != drawn:
-        raise ValueError(
-            "forward draws random numbers of Python or NumPy, which a graph would "
-            "freeze; draw with torch.rand"
-        )
     return inductor(graph, values)
 
 
-def _foreign_randomness() -> Hashable:
+def foreign_randomness() -> Hashable:
     """The states of Python's and NumPy's global generators."""
     return random.getstate(), pickle.dumps(np.random.get_state())
 

@@ -5,7 +5,7 @@ depend on the device: files hold learning rates as numbers, and no `capturable`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -19,11 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..arguments import choice, instance, positive, whole
 from ..arguments import device as checked_device
+from ..runtime.buffers import note_counted, was_counted
 from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
 
-__all__ = ["ContentCheck", "check_contents", "check_counts", "check_monitor"]
+__all__ = ["ContentCheck", "check_contents", "check_counts", "check_held"]
+__all__ += ["check_monitor", "trainable_of"]
 __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
 __all__ += ["parameter_groups", "prepared_optimizer", "prepared_precision"]
 __all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
@@ -58,11 +60,16 @@ def target_of(objective: nn.Module, device: str | torch.device) -> Target:
             f"{type(objective).__name__}, which has no forward; a Joint is fitted by "
             "ps.limits.SimVAE(joint)"
         )
-    trainable = _trainable(objective)
+    trainable = trainable_of(objective)
     if not trainable:
         raise ValueError(
             f"expected trainable parameters in {type(objective).__name__}, got none; "
             "give it an encoder with parameters, or requires_grad_()"
+        )
+    if any(x.is_inference() for x in (*trainable, *objective.buffers())):
+        raise ValueError(
+            f"expected to train {type(objective).__name__}, got parameters or buffers "
+            "made in torch.inference_mode; build or load it outside of that"
         )
     if device == "auto":
         device = trainable[0].device
@@ -76,21 +83,33 @@ def settle(
     device: torch.device,
     population: int | None,
     content: Tensor | None = None,
+    *,
+    stored: bool = True,
 ) -> None:
     """Move the objective; set its buffers `population` to the number of items.
 
     Buffers `labelled` are set to the share of items with an observed content, and
-    modules with a method `check_content` see all contents.
+    modules with a method `check_content` see all contents. What cannot be counted
+    becomes None, but a number that the user set stays.
+
+    Arguments:
+        stored: Whether the data are in memory, where the number of items is certain. A
+            population that the user set for a DataLoader stays.
     """
     labelled = None if content is None else _labelled(objective, content)
     objective.to(device)
     for module in objective.modules():
-        if population is not None and "population" in module._buffers:
-            count = torch.tensor(float(population), device=device)
-            module._buffers["population"] = count
-        if "labelled" in module._buffers:
-            share = None if labelled is None else torch.tensor(labelled, device=device)
-            module._buffers["labelled"] = share
+        found: dict[str, float | None] = {
+            "population": population,
+            "labelled": labelled,
+        }
+        for name in found.keys() & module._buffers.keys():
+            number, before = found[name], module._buffers[name]
+            certain = number is not None and (stored or name == "labelled")
+            if certain or before is None or was_counted(module, name):
+                counted = None if number is None else torch.tensor(float(number))
+                module._buffers[name] = None if counted is None else counted.to(device)
+                note_counted(module, name)
 
 
 def _labelled(objective: nn.Module, content: Tensor) -> float:
@@ -130,14 +149,18 @@ class ContentCheck:
 
 @contextmanager
 def labelled_share(objective: nn.Module, content: Tensor | None) -> Iterator[None]:
-    """Buffers `labelled` as for these contents; None where they are not known."""
+    """Buffers `labelled` as for these contents.
+
+    Where they are not known it is None, unless the user set it.
+    """
     known = [module for module in objective.modules() if "labelled" in module._buffers]
     before = [module._buffers["labelled"] for module in known]
     share = None
     if content is not None and bool((content >= 0).any()):
         share = (content >= 0).to(torch.get_default_dtype()).mean()
     for module in known:
-        module._buffers["labelled"] = share
+        if share is not None or was_counted(module, "labelled"):
+            module._buffers["labelled"] = share
     try:
         yield
     finally:
@@ -160,7 +183,7 @@ def prepared_optimizer(
             f"expected learning_rate or optimizer, got both, {learning_rate} and "
             f"{type(optimizer).__name__}; give the optimiser its own rate"
         )
-    trainable = _trainable(objective)
+    trainable = trainable_of(objective)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(trainable)
     hint = "pass lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
@@ -182,6 +205,27 @@ def prepared_optimizer(
     return optimizer
 
 
+def check_held(
+    objective: nn.Module, optimizer: Optimizer, before: Sequence[Parameter]
+) -> None:
+    """Raise a ValueError for new trainable parameters that the optimiser does not have.
+
+    Arguments:
+        before: Those that were trainable at the start: some may be left out on purpose.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held.update(map(id, before))
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad and id(parameter) not in held:
+            raise ValueError(
+                f"expected the parameters that fit began with, got {name}, which "
+                "became trainable, or took the place of another, during the run, and "
+                "which the optimiser does not have; pass "
+                "optimizer=torch.optim.Adam(objective.parameters()), which has frozen "
+                "ones too, or call fit anew"
+            )
+
+
 def parameter_groups(
     objective: nn.Module, learning_rate: float
 ) -> list[dict[str, Any]]:
@@ -192,7 +236,7 @@ def parameter_groups(
         for parameter in module.parameters(recurse=False)
     }
     groups: dict[float, list[Parameter]] = {1.0: []}
-    for parameter in _trainable(objective):
+    for parameter in trainable_of(objective):
         groups.setdefault(factors[parameter], []).append(parameter)
     return [{"params": p, "lr": f * learning_rate} for f, p in groups.items() if p]
 
@@ -283,7 +327,8 @@ def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
             state["step"] = tensor(state["step"])
 
 
-def _trainable(objective: nn.Module) -> list[Parameter]:
+def trainable_of(objective: nn.Module) -> list[Parameter]:
+    """The parameters that are not frozen."""
     return [p for p in objective.parameters() if p.requires_grad]
 
 

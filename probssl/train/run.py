@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import choice
 from ..arguments import folder as checked_folder
-from ..runtime.buffers import complete
+from ..runtime.buffers import complete, make_room
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
 from .history import History, Row
@@ -114,6 +114,7 @@ class Run:
 
     def load(self, state: Mapping[str, Any], origin: object) -> None:
         """Resume from a state: the run goes on as if it had not been interrupted."""
+        make_room(self.objective, state["objective"])
         current = self.state()
         complete(self.objective, state["objective"])
         for part in ("objective", "optimizer", "scheduler"):

@@ -8,7 +8,7 @@ clipping, schedules, mixed precision, and the all-reduce of the gradients under 
 parallelism. `train.compiled` has its compiled and its recorded kind.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import mul
 from typing import Any
 
@@ -201,7 +201,7 @@ class Step:
                 "use all parts of the objective in the first step, if with weight zero"
             )
         for parameter in self._used:
-            if parameter.grad is None:
+            if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         average([p.grad for p in self._used if p.grad is not None])
 
@@ -214,7 +214,7 @@ class Writes:
 
     def __init__(self, objective: nn.Module) -> None:
         self.objective = objective
-        self.before = [t.clone() for t in mutable_state(objective).values()]
+        self.before = {k: t.clone() for k, t in mutable_state(objective).items()}
         self.after = self.before
 
     def reset(self) -> None:
@@ -223,16 +223,27 @@ class Writes:
 
     def keep(self) -> None:
         """Add what the last batch wrote to what those before it wrote."""
-        now = mutable_state(self.objective).values()
-        each = zip(now, self.before, self.after, strict=True)
-        self.after = [torch.where(new != old, new, last) for new, old, last in each]
+        now = mutable_state(self.objective)
+        self.after = self.after | {name: self._last(name, x) for name, x in now.items()}
         self._write(self.after)
 
+    def _last(self, name: str, new: Tensor) -> Tensor:
+        old, last = self.before.get(name), self.after.get(name)
+        if old is None or last is None or not old.shape == new.shape == last.shape:
+            return new.clone()
+        return torch.where(new != old, new, last)
+
     @torch.no_grad()
-    def _write(self, values: Sequence[Tensor]) -> None:
-        now = mutable_state(self.objective).values()
-        for tensor, value in zip(now, values, strict=True):
-            tensor.copy_(value)
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        now = mutable_state(self.objective)
+        for name in now | dict(values):
+            old, new = now.get(name), values.get(name)
+            if old is not None and new is not None and old.shape == new.shape:
+                old.copy_(new)
+            else:  # a buffer that forward created, or gave another shape
+                path, _, key = name.rpartition(".")
+                module = self.objective.get_submodule(path)
+                module._buffers[key] = None if new is None else new.clone()
 
 
 def mutable_state(objective: nn.Module) -> dict[str, Tensor]:
