@@ -285,20 +285,27 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _outline(part: Any, name: str = "", depth: int = 0) -> Iterator[str]:
     """A saved description in lines: below each class its arguments."""
-    lead = "  " * depth + (f"{name}: " if name else "")
-    parts: dict[str, Any] = {}
+    inside: dict[str, Any] = {}
     if isinstance(part, list) and any(isinstance(each, dict) for each in part):
-        text, parts = f"{len(part)} of", {str(i): p for i, p in enumerate(part)}
-    elif isinstance(part, dict) and "arguments" in part and "partial" not in part:
-        kind = part.get("class") or part["distribution"]
-        text, parts = kind.rpartition(".")[2], part["arguments"]
-    elif isinstance(part, dict) and "foreign" in part:
-        text = f"{part['foreign']} *"
+        text, inside = f"{len(part)} of", {str(i): p for i, p in enumerate(part)}
+    elif isinstance(part, dict):
+        part = part.get("of", part)
+        inside = {str(i): p for i, p in enumerate(part.get("positional", []))}
+        inside |= part.get("arguments", {})
+        part = part.get("partial", part)
+        kind = part.get("class") or part.get("distribution") or part.get("type")
+        numbers = part.get("tensor", part.get("array", part))
+        text = kind.rpartition(".")[2] if kind else _in_short(numbers)
+        text = f"{part['foreign']} *" if "foreign" in part else text
     else:
-        text = shorten(json.dumps(part), 70)
-    yield lead + text
-    for key, inside in parts.items():
-        yield from _outline(inside, key, depth + 1)
+        text = _in_short(part)
+    yield "  " * depth + (f"{name}: " if name else "") + text
+    for key, each in inside.items():
+        yield from _outline(each, key, depth + 1)
+
+
+def _in_short(value: Any) -> str:
+    return shorten(json.dumps(value), 70, placeholder=" …]")
 
 
 def _advise(options: argparse.Namespace) -> None:

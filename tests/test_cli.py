@@ -1,10 +1,11 @@
 """The command line, as a newcomer uses it."""
 
 import json
+from functools import partial
 
 import arviz
 import numpy as np
-import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -69,8 +70,12 @@ def test_inspect_describes_what_only_its_owner_can_build(tmp_path, capsys):
     class Own(torch.nn.Linear):
         dim = 3
 
+    def near(y, scale):
+        return dist.Laplace(y, scale).to_event(1)
+
+    y_prior = dist.Normal(torch.zeros(3), 2.0).to_event(1)
     joint = ps.Joint(
-        ps.priors.Gaussian(3, scale=pyro.distributions.LogNormal(-1.0, 0.5)),
+        ps.priors.Custom(partial(near, scale=0.1), dim=3, y_prior=y_prior),
         (ps.likelihoods.Gaussian(ps.learned([0.2] * 5)), ps.likelihoods.Poisson()),
         ps.nn.PerModality([Own(5, 3), ps.nn.MLPEncoder((5,), 3)]),
         ps.nn.PerModality([ps.nn.MLPDecoder(3, (5,)), ps.nn.MLPDecoder(3, (5,))]),
@@ -82,10 +87,12 @@ def test_inspect_describes_what_only_its_owner_can_build(tmp_path, capsys):
     lines = [
         "SimVAE",
         "  joint: Joint",
-        "    prior: Gaussian",
+        "    prior: Custom",
+        f"      conditional: {__name__}.{near.__qualname__} *",
+        "        scale: 0.1",
         "      dim: 3",
-        "      scale: LogNormal",
-        "        loc: -1.0",
+        "      y_prior: Normal",
+        "        loc: [0.0, 0.0, 0.0]",
         "    likelihood: 2 of",
         "      0: Gaussian",
         "    encoder: PerModality",
@@ -98,11 +105,11 @@ def test_inspect_describes_what_only_its_owner_can_build(tmp_path, capsys):
     assert "ps.load(folder, into=objective)" in printed
 
     changed = ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3))
-    changed.network = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.Linear(3, 3))
+    changed.encoder.head = torch.nn.Linear(256, 3, bias=False)
     with pytest.warns(UserWarning, match="as its constructor builds it"):
         ps.save(changed, tmp_path)
     assert main(["inspect", str(tmp_path)]) == 0
-    assert "\nchanged: network" in capsys.readouterr().out
+    assert "\nchanged: encoder.head" in capsys.readouterr().out
 
 
 def test_compare_leaves_baselines_out(tmp_path, capsys):
