@@ -16,6 +16,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy import stats
 
 import probssl as ps
@@ -345,6 +346,58 @@ def test_hyper_parameters_show_prior_and_posterior_by_name():
     assert panel.get_title().startswith(f"temperature = {median:.3g}")
     assert panel.get_xscale() == "log"
     assert [patch.get_label() for patch in panel.patches] == ["prior", "posterior"]
+
+
+def drawn(*dims: str, size: tuple[int, ...] = ()) -> dict[str, xarray.Dataset]:
+    """Draws of a scale whose numbers, e^(0.1 n), are all others."""
+    centres = np.exp(0.1 * np.arange(math.prod(size))).reshape(size)
+    noise = np.random.default_rng(0).normal(size=(1, 500, *size))
+    values = centres * np.exp(1e-3 * noise)
+    labels = {dim: np.arange(n) for dim, n in zip(dims, size, strict=True)}
+    group = xarray.Dataset({"scale": (("chain", "draw", *dims), values)}, labels)
+    return {"posterior": group, "prior": group, "medians": np.median(values[0], 0)}
+
+
+@pytest.mark.parametrize(
+    ("dims", "size"), [(["dim"], (3,)), (["scale_dim"], (2,)), (["a", "b"], (2, 3))]
+)
+def test_each_number_of_a_hyper_parameter_has_a_panel(dims, size):
+    """They are not pooled: each title has the median of its own draws."""
+    found = drawn(*dims, size=size)
+    titles = [p.get_title() for p in plots.hyper_parameters(found).axes]
+    places = [", ".join(map(str, place)) for place in np.ndindex(*size)]
+    for title, place, median in zip(titles, places, found["medians"].flat, strict=True):
+        assert title.startswith(f"scale[{place}] = {median:.3g}  [")
+    part = {name: found[name].isel({dims[-1]: [1]}) for name in ("posterior", "prior")}
+    last = [p.get_title() for p in plots.hyper_parameters(part).axes]
+    assert last == titles[1 :: size[-1]]  # under the same names
+
+
+DOLLARS = ["$10k-$20k", "a$$b", "$x_1$"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.latent_map(np.eye(3, 2), DOLLARS),
+        lambda: latent_maps(dict.fromkeys(DOLLARS, np.eye(3, 2))),
+        lambda: plots.comparison(pd.DataFrame({"knn": [0.1, 0.2, 0.3]}, DOLLARS)),
+        lambda: plots.comparison(pd.DataFrame(np.eye(3), columns=DOLLARS), DOLLARS),
+        lambda: plots.terms(pd.DataFrame({"value": [0.1, 0.2, 0.3]}, DOLLARS)),
+        lambda: plots.matrix(pd.DataFrame(np.eye(3), columns=DOLLARS), DOLLARS),
+        lambda: plots.images(torch.zeros(3, 1, 64, 64), titles=DOLLARS),
+    ],
+    ids=["classes", "maps", "methods", "scores", "rows", "columns", "titles"],
+)
+def test_names_with_dollars_are_no_formulae(draw):
+    """Matplotlib writes a text without an unescaped dollar as it is."""
+    figure = draw()
+    figure.savefig(io.BytesIO())
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    for name in DOLLARS:
+        assert name.replace("$", r"\$").replace("_", " ") in [
+            text.replace("_", " ") for text in texts
+        ]
 
 
 RNG = np.random.default_rng(0)

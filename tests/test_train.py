@@ -45,7 +45,7 @@ from probssl.likelihoods import Gaussian as Normal
 from probssl.nn import MLPDecoder, MLPEncoder
 from probssl.priors import Gaussian
 from probssl.terms import Batch, Terms
-from probssl.train import History, Step, steps
+from probssl.train import History, Step, prepare, steps
 from probssl.train import fit as shown_fit
 from probssl.train.run import read, write
 
@@ -1340,3 +1340,20 @@ def test_a_module_may_have_a_learning_rate_of_its_own():
     assert_close(moved["decoder.weight"], torch.tensor(1e-2), rtol=1e-3, atol=0)
     assert_close(moved["encoder.weight"], torch.tensor(1e-3), rtol=1e-3, atol=0)
     assert history["lr"] == [1e-3]
+
+
+def test_a_learning_rate_factor_holds_for_all_parts_but_those_with_their_own():
+    """A class of one's own keeps its parameters in layers, not in itself."""
+    table = torch.nn.Sequential(torch.nn.Embedding(3, 2), torch.nn.Linear(2, 2))
+    table[1].learning_rate_factor = 0.5
+    objective = torch.nn.ModuleDict({"table": table, "plain": torch.nn.Linear(2, 2)})
+    objective["table"].learning_rate_factor = 10
+    objective["again"] = table[1]
+    rates = {
+        parameter: group["lr"]
+        for group in prepare.parameter_groups(objective, 0.1)
+        for parameter in group["params"]
+    }
+    found = {name: rates[p] for name, p in objective.named_parameters()}
+    expected = {"table.0.weight": 1.0, "table.1.weight": 0.05, "table.1.bias": 0.05}
+    assert found == expected | {"plain.weight": 0.1, "plain.bias": 0.1}

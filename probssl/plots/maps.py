@@ -18,7 +18,7 @@ from pandas.api.types import is_float_dtype, is_numeric_dtype
 
 from ..arguments import typed, whole
 from ..arrays import Array, finite, gate, numbers, plain, representations
-from .style import INK, blank, clean, shorten
+from .style import INK, blank, clean, literal
 
 __all__ = ["latent_map", "latent_maps"]
 
@@ -27,7 +27,6 @@ COLOURS = ["#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE"]
 COLOURS += ["#882255", "#44AA99", "#AA4499", "#999933", "#555555"]
 MARKERS = "o^s"
 UNLABELLED = "#BBBBBB"
-LONGEST_NAME = 40  # characters of a class in a legend
 COLUMNS = 4  # maps side by side
 
 # What holds 90 % of a standard normal, in the plane and on the line.
@@ -127,7 +126,7 @@ def latent_maps(
         panel.remove()
     panels = panels[: len(places)]
     for panel, (name, xy) in zip(panels, places.items(), strict=True):
-        panel.set_title(name, fontsize=11, color=INK)
+        panel.set_title(literal(name), fontsize=11, color=INK)
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
         panel.set_aspect("equal", adjustable="datalim")
@@ -222,7 +221,7 @@ def _classes(
         panel.scatter(x, y, size, colours[rows], marker=marker, linewidths=0)
     if is_float_dtype(classes) and all(float(name).is_integer() for name in classes):
         classes = classes.astype(int)
-    names = [shorten(str(name), LONGEST_NAME) for name in classes]
+    names = [literal(name) for name in classes]
     written = len(names) <= len(COLOURS) and max(map(len, names)) < 3
     if written:
         white = [withStroke(linewidth=3, foreground="white")]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import having, typed, whole
 from ..arrays import Array, numbers, plain
-from .style import blank, shorten
+from .style import blank, literal
 
 __all__ = ["images", "reconstructions", "views"]
 
@@ -164,7 +164,7 @@ def _grid(
     if across:
         points = 72 * inch * width / 0.6  # a letter is 0.6 of its size wide
         size = float(np.clip(points / max(map(len, across)), 6, 9))
-        across = [shorten(name, int(points / size)) for name in across]
+        across = [literal(name, int(points / size)) for name in across]
     if across and strip == 1:
         for name, y, x in zip(across, top.flat, left.flat, strict=True):
             panel.text(x + width / 2, y - gap, name, ha="center", fontsize=size)

@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from scipy.stats import binom
 
 from ..arguments import having, typed
 from ..arrays import finite
-from .style import BLUE, INK, PALE, blank, clean, shorten
+from .style import BLUE, INK, PALE, blank, clean, literal
 
 __all__ = ["hyper_parameters", "ranks"]
 
 DENSITY_BINS = 40
 WIDEST = 10  # panels of ranks side by side
+MOST = 50  # panels of a figure
 COLUMNS = 4  # panels of hyper-parameters side by side
 
 
@@ -38,7 +40,7 @@ def ranks(ranks: Any, *, bins: int = 10, ax: Axes | None = None) -> Figure:
     found = having("ranks", ranks, "ranks", "a result of ps.calibration, Ranks")
     columns = np.asarray(found).reshape(len(found), -1)
     n, quantities = columns.shape
-    most = 50 if ax is None else 1
+    most = MOST if ax is None else 1
     if not n or not 1 <= quantities <= most or not 1 <= bins <= ranks.draws + 1:
         raise ValueError(
             f"expected at least 1 rank of 1 to {most} quantities, and from 1 to "
@@ -91,6 +93,7 @@ def _histogram(panel: Axes, ranks: np.ndarray, draws: int, bins: int) -> None:
 def hyper_parameters(idata: Any) -> Figure:
     """Draw prior and posterior of each random hyper-parameter, on a logarithmic axis.
 
+    One that has several numbers, such as one for each dimension, has as many panels.
     The title has the posterior median and the interval that holds 90 %. Both are scaled
     to the same height: a posterior may be a hundred times as narrow as its prior.
 
@@ -98,28 +101,40 @@ def hyper_parameters(idata: Any) -> Figure:
         idata: The result of `to_arviz`.
 
     Raises:
-        ValueError: If it has no random hyper-parameter, or a draw is not finite.
+        ValueError: If it has no random hyper-parameter, more than 50 numbers of them,
+            or a draw is not finite.
     """
     posterior, prior = idata["posterior"], idata["prior"]
-    names = [
-        str(name)
-        for name, values in posterior.data_vars.items()
-        if set(values.dims) <= {"chain", "draw", "dim"}
-    ]
-    if not names:
+    numbers: dict[str, tuple[np.ndarray, ...]] = {}
+    for name, values in posterior.data_vars.items():
+        if "item" in values.dims:
+            continue
+        axes = [values[axis].values for axis in values.dims[2:]]
+        for place in np.ndindex(*values.shape[2:]):
+            at = ", ".join(str(axis[i]) for axis, i in zip(axes, place, strict=True))
+            title = literal(name, 18) + f"[{at}]" * bool(at)
+            numbers[title] = tuple(
+                x[name].values[..., *place] for x in (prior, posterior)
+            )
+    if not numbers:
         raise ValueError(
             "expected a posterior with random hyper-parameters, got only "
             f"{', '.join(map(str, posterior.data_vars))}; give a scale, concentration "
             "or temperature as a Pyro distribution"
         )
-    wide = min(COLUMNS, len(names))
-    high = math.ceil(len(names) / wide)
+    if len(numbers) > MOST:
+        raise ValueError(
+            f"expected at most {MOST} numbers of random hyper-parameters, got "
+            f"{len(numbers)}; pass a part of them: idata.isel(dim=slice({MOST}))"
+        )
+    wide = min(COLUMNS, len(numbers))
+    high = math.ceil(len(numbers) / wide)
     figure = blank(1 + 3.2 * wide, 0.4 + 2.2 * high)
     panels = figure.subplots(high, wide, squeeze=False).ravel()
-    for panel in panels[len(names) :]:
+    for panel in panels[len(numbers) :]:
         panel.remove()
-    for panel, name in zip(panels, names, strict=False):
-        _densities(panel, prior[name].values, posterior[name].values, name)
+    for panel, (name, (before, after)) in zip(panels, numbers.items(), strict=False):
+        _densities(panel, before, after, name)
     lines, said = panels[0].get_legend_handles_labels()
     figure.legend(lines, said, loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -129,8 +144,7 @@ def _densities(panel: Axes, before: np.ndarray, after: np.ndarray, name: str) ->
     clean(panel)
     before, after = finite(before), finite(after)
     low, median, high = np.quantile(after, [0.05, 0.5, 0.95])
-    short = shorten(name, 18)
-    panel.set_title(f"{short} = {median:.3g}  [{low:.3g}, {high:.3g}]", fontsize=10)
+    panel.set_title(f"{name} = {median:.3g}  [{low:.3g}, {high:.3g}]", fontsize=10)
     for values, label, fill in ((before, "prior", True), (after, "posterior", False)):
         low, high = np.quantile(np.log(values), [0.002, 0.998])
         counts, edges = np.histogram(
@@ -140,5 +154,10 @@ def _densities(panel: Axes, before: np.ndarray, after: np.ndarray, name: str) ->
         height = counts / counts.max()
         panel.stairs(height, np.exp(edges), label=label, color=colour, fill=fill)
     panel.set_xscale("log")
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    left, right = panel.get_xlim()
+    if right < 10 * left:  # powers of ten are too far apart
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
     panel.set_yticks([])
     panel.spines["left"].set_visible(False)

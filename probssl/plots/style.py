@@ -6,7 +6,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "INK", "ORANGE", "PALE", "blank", "clean", "close", "shorten"]
+__all__ = ["BLUE", "INK", "ORANGE", "PALE", "blank", "clean", "close", "literal"]
 
 # Two of the colours of Okabe and Ito, and two greys.
 BLUE, ORANGE, INK, PALE = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
@@ -25,15 +25,17 @@ def close(figures: Iterable[Figure]) -> None:
         figure.clear()
 
 
-def shorten(name: str, longest: int) -> str:
-    """A name of at most `longest` characters, its middle replaced by … where it is cut.
+def literal(name: object, longest: int = 40) -> str:
+    """A name from outside, of at most `longest` characters, without formulae.
 
-    The middle goes, since names often differ at their ends.
+    Where it is cut … replaces the middle, since names often differ at their ends.
+    Matplotlib would set what is between two dollars as a formula.
     """
-    if len(name) <= longest:
-        return name
-    head = longest // 2
-    return f"{name[:head]}…{name[len(name) - (longest - head - 1) :]}"
+    text = str(name)
+    if len(text) > longest:
+        head = longest // 2
+        text = f"{text[:head]}…{text[len(text) - (longest - head - 1) :]}"
+    return text.replace("$", r"\$")
 
 
 def clean(axes: Axes) -> None:

@@ -12,7 +12,7 @@ from numpy.ma import masked_invalid
 from pandas import DataFrame
 
 from ..arguments import having, typed
-from .style import BLUE, INK, PALE, blank, clean, shorten
+from .style import BLUE, INK, PALE, blank, clean, literal
 
 __all__ = ["comparison", "matrix", "terms"]
 
@@ -41,7 +41,6 @@ MATRIX_TITLES = {
     "uniformity": "uniformity",
 }
 LONG = 1e6  # from here on numbers are written with an exponent
-LONGEST_NAME = 40  # characters of a method beside its row
 LESS_IS_BETTER = ("view_distance", "uniformity")
 
 
@@ -170,7 +169,7 @@ def _explain(figure: Figure, text: str) -> None:
 
 
 def _methods(table: DataFrame) -> list[str]:
-    return [shorten(str(method), LONGEST_NAME) for method in table.index]
+    return [literal(method) for method in table.index]
 
 
 def _written(value: float, digits: int) -> str:
@@ -204,7 +203,9 @@ def _dots(panel: Axes, table: DataFrame, name: str) -> None:
     clean(panel)
     panel.spines["left"].set_visible(False)
     panel.tick_params(axis="y", length=0)
-    panel.set_title(SCORE_TITLES.get(name, name.replace("_", " ")), fontsize=10)
+    panel.set_title(
+        SCORE_TITLES.get(name, literal(name.replace("_", " "))), fontsize=10
+    )
     values, rows = table[name].to_numpy(dtype=float), range(len(table))
     inside = masked_invalid(values)
     bars = np.zeros(len(table))
@@ -230,5 +231,5 @@ def _dots(panel: Axes, table: DataFrame, name: str) -> None:
 
 def _title(name: str) -> str:
     title = name.replace("gaussian_", "Gaussian\n").replace("_", " ")
-    title = "ELBO" if name == "elbo" else title
+    title = "ELBO" if name == "elbo" else literal(title)
     return title + ("\n(not nats)" if name == "penalty" else "")

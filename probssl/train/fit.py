@@ -139,7 +139,7 @@ def fit(
             ``torch.optim.Adam(objective.parameters())`` leaves parameters alone while
             they are frozen. The default is fused Adam with `learning_rate`; modules
             with an attribute `learning_rate_factor`, such as hyper-parameters, have
-            that many times the rate.
+            that many times the rate, as have the modules within them without one.
         learning_rate: That of the default optimiser; None means 1e-3.
         scheduler: A learning-rate schedule of torch, or a function that makes one from
             the optimiser. It is stepped once per optimiser step, not per epoch.

@@ -229,16 +229,27 @@ def check_held(
 def parameter_groups(
     objective: nn.Module, learning_rate: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups: one for each `learning_rate_factor` of the modules."""
-    factors = {
-        parameter: float(getattr(module, "learning_rate_factor", 1.0))
-        for module in objective.modules()
-        for parameter in module.parameters(recurse=False)
-    }
+    """Parameter groups: one for each `learning_rate_factor` of the modules.
+
+    It holds for all parameters within a module, but for parts with a factor of their
+    own.
+    """
+    factors: dict[Parameter, float] = {}
+    _note_factors(objective, 1.0, factors)
     groups: dict[float, list[Parameter]] = {1.0: []}
     for parameter in trainable_of(objective):
         groups.setdefault(factors[parameter], []).append(parameter)
     return [{"params": p, "lr": f * learning_rate} for f, p in groups.items() if p]
+
+
+def _note_factors(
+    module: nn.Module, factor: float, factors: dict[Parameter, float]
+) -> None:
+    factor = float(getattr(module, "learning_rate_factor", factor))
+    for parameter in module.parameters(recurse=False):
+        factors[parameter] = factor
+    for child in module.children():
+        _note_factors(child, factor, factors)
 
 
 def prepared_scheduler(
