@@ -12,12 +12,14 @@ import re
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 from zlib import crc32
 
@@ -34,6 +36,7 @@ from .arguments import folder as checked_folder
 from .arguments import typed
 from .arrays import plain
 from .hyper import mapped
+from .runtime.buffers import storable, unshare
 from .runtime.distributed import barrier, is_main
 
 __all__ = ["load", "save"]
@@ -42,6 +45,8 @@ FORMAT = 3
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
 CAPTURED = " captures "  # between a function and the name of a constant in it
+INSIDE = " with "  # between the name of an object and that of an attribute in it
+DEPTH = 10  # of objects in objects
 HELD = " holds"  # after an attribute: numbers of arrays, or what a class has for all
 LIBRARIES = __package__, "torch", "pyro"  # have no classes of one's own
 FEW = 8  # numbers that a warning shows
@@ -74,8 +79,9 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
             NumPy and torch.
 
     Raises:
-        TypeError: If a note is of another kind.
-        ValueError: If a note has a number that is not finite.
+        TypeError: If a note, or an extra state of a module, is of another kind.
+        ValueError: If a note has a number that is not finite, or a tensor is sparse or
+            of a type that safetensors has not.
     """
     folder = checked_folder("folder", folder)
     if is_main():
@@ -105,10 +111,10 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
                 "into=objective) into one with the same changes",
                 stacklevel=3,
             )
-        tensors = {
-            _original(name): tensor.detach().clone().contiguous()
-            for name, tensor in objective.state_dict().items()
-        }
+        state = {_original(name): x for name, x in objective.state_dict().items()}
+        tensors = {k: storable(k, x) for k, x in state.items() if isinstance(x, Tensor)}
+        extra = {k: _extra(k, x) for k, x in state.items() if k not in tensors}
+        description["extra"] = extra
         _write(folder, description, tensors)
     barrier()
     return folder
@@ -147,14 +153,23 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         _check_parametrisation(into, description, folder)
         _check_class(into, description["objective"].get("class"), folder)
         _check_changes(into, description)
+    state = tensors | description.get("extra", {})
+    unshare(objective)
+    modules = list(objective.modules())
+    absent = [(m, k) for m in modules for k, b in m._buffers.items() if b is None]
+    before = None if into is None else deepcopy(objective.state_dict())
     _make_room(objective, tensors)
     names = {_original(name): name for name in objective.state_dict()}
     try:
         objective.load_state_dict(
-            {names.get(name, name): tensor for name, tensor in tensors.items()},
+            {names.get(name, name): value for name, value in state.items()},
             assign=into is None,
         )
     except RuntimeError as error:
+        if before is not None:  # some layers are loaded already
+            for module, name in absent:
+                module._buffers[name] = None
+            objective.load_state_dict(before)
         raise ValueError(
             f"expected the weights in {folder} to fit {type(objective).__name__}, got "
             f"{error}; build it with the arguments it was saved with"
@@ -234,6 +249,17 @@ def _note(name: str, value: Any) -> Any:
             f"{value!r}; {hint}"
         ) from None
     return json.loads(json.dumps(value, default=_number))
+
+
+def _extra(name: str, value: Any) -> Any:
+    """What a module's `get_extra_state` returned, if JSON holds it as it is."""
+    with suppress(TypeError, ValueError):
+        if json.loads(json.dumps(value, allow_nan=False)) == value:
+            return value
+    raise TypeError(
+        f"expected numbers, text, lists and dictionaries with names in {name}, got "
+        f"{value!r}; let get_extra_state return these or one tensor"
+    )
 
 
 def _number(value: Any) -> Any:
@@ -369,7 +395,7 @@ def _changes(objective: nn.Module, description: dict[str, Any]) -> list[str]:
     Raises:
         ForeignError: If it has classes that are not this package's.
     """
-    numbers = sum(t.numel() for t in objective.state_dict().values())
+    numbers = sum(t.numel() for t in _tensors(objective))
     try:
         built = _built(description, numbers)
     except ForeignError:
@@ -387,7 +413,7 @@ def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
         if found.get(name) != expected.get(name)
         # A folder of before has no constants of functions, nor what attributes hold.
         and (
-            not (CAPTURED in name or name.endswith(HELD))
+            not (CAPTURED in name or INSIDE in name or name.endswith(HELD))
             or (name in found and name in expected)
         )
     ]
@@ -434,6 +460,8 @@ def _look(objective: nn.Module) -> dict[str, str]:
                 look[prefix + attribute] = _setting(value)
                 for constant, text in _captured(value).items():
                     look[f"{prefix}{attribute}{CAPTURED}{constant}"] = text
+                for inner, text in _inside(value).items():
+                    look[f"{prefix}{attribute}{INSIDE}{inner}"] = text
         for attribute, text in _held(module).items():
             look[f"{prefix}{attribute}{HELD}"] = text
         if hooks := len(module._forward_hooks) + len(module._forward_pre_hooks):
@@ -473,15 +501,77 @@ def _setting(value: Any) -> str:
 
 
 def _held(module: nn.Module) -> dict[str, str]:
-    """The numbers of arrays and the class attributes of a module of one's own."""
-    if not _own(type(module)):
+    """The numbers of arrays and the class attributes of a module of one's own.
+
+    Buffers that a `state_dict` leaves out are among them.
+    """
+    kind = type(module)
+    if kind.__module__.partition(".")[0] == __package__:
         return {}
-    held = {name: " ".join(_numbers(value)) for name, value in vars(module).items()}
+    held: dict[str, str] = {}
+    for name in module._non_persistent_buffers_set & module._buffers.keys():
+        if (buffer := module._buffers[name]) is not None:  # maybe of another precision
+            buffer = buffer.float() if buffer.is_floating_point() else buffer
+            shape = str(tuple(buffer.shape))
+            held[name] = " ".join([shape, *_numbers(buffer.reshape(-1))])
+    if _own(kind):
+        values = vars(module).items()
+        held |= {name: " ".join(_numbers(value)) for name, value in values}
     for kind in filter(_own, type(module).__mro__):
         for name, value in vars(kind).items():
             if value is None or isinstance(value, (*PLAIN, *HOLDERS)):
                 held.setdefault(name, " ".join([_setting(value), *_numbers(value)]))
+            held |= {f"{name}{INSIDE}{k}": text for k, text in _inside(value).items()}
     return {k: text for k, text in held.items() if text and not k.startswith("_")}
+
+
+def _inside(
+    value: Any, seen: dict[int, Any] | None = None, depth: int = DEPTH
+) -> dict[str, str]:
+    """What objects of one's own in a setting hold, such as a configuration, by name."""
+    seen = {} if seen is None else seen
+    if id(value) in seen or not depth:
+        return {}
+    seen[id(value)] = value
+    parts, found = _attributes(value), dict[str, str]()
+    if parts:
+        found["attributes"] = ", ".join(parts)
+        for name, part in parts.items():
+            found[name] = " ".join([_setting(part), *_numbers(part)])
+            for constant, text in _captured(part).items():
+                found[f"{name}{CAPTURED}{constant}"] = text
+    if isinstance(value, Mapping):
+        parts = {str(key): part for key, part in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = {str(i): part for i, part in enumerate(value)}
+    for name, part in parts.items():
+        for inner, text in _inside(part, seen, depth - 1).items():
+            found[f"{name}.{inner}"] = text
+    return found
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The public attributes of an object that is of no library, also those in slots."""
+    kind = type(value)
+    if isinstance(value, MethodType):
+        return {"self": value.__self__}
+    if isinstance(value, partial):
+        return {"args": value.args, **value.keywords}
+    if isinstance(value, Mapping) and not isinstance(value, dict):
+        return {str(name): part for name, part in value.items()}
+    if isinstance(value, type | nn.Module | Enum | dict) or not (
+        isinstance(value, SimpleNamespace | Namespace)
+        or (
+            _own(kind)
+            and kind.__module__.partition(".")[0]
+            not in {"numpy", *sys.stdlib_module_names}
+        )
+    ):
+        return {}
+    slots = [name for k in kind.__mro__ for name in getattr(k, "__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    held |= getattr(value, "__dict__", {})
+    return {name: part for name, part in held.items() if not name.startswith("_")}
 
 
 def _own(kind: type | FunctionType) -> bool:
@@ -497,6 +587,7 @@ def _captured(value: Any) -> dict[str, str]:
     only within one version of Python, whose compiler may merge them.
     """
     value = value.func if isinstance(value, partial) else value
+    value = value.__func__ if isinstance(value, MethodType) else value
     found: dict[str, str] = {}
     queue, seen = [value], set()
     while queue:
@@ -524,6 +615,8 @@ def _captured(value: Any) -> dict[str, str]:
                     found[name] = " ".join([found[name], *inside_it])
                 elif inside_it:
                     found[name + HELD] = " ".join(inside_it)
+                for inner, text in _inside(constant).items():
+                    found[f"{name}{INSIDE}{inner}"] = text
     return found
 
 
@@ -564,9 +657,14 @@ def _original(name: str) -> str:
 
 def _dtype(objective: nn.Module) -> str:
     # Numbers without axes are in float64 whatever the objective is in.
-    tensors = [t for t in objective.state_dict().values() if t.is_floating_point()]
+    tensors = [t for t in _tensors(objective) if t.is_floating_point()]
     kinds = [t.dtype for t in sorted(tensors, key=lambda t: t.ndim == 0)]
     return str(kinds[0] if kinds else torch.get_default_dtype()).removeprefix("torch.")
+
+
+def _tensors(objective: nn.Module) -> list[Tensor]:
+    state = objective.state_dict().values()
+    return [value for value in state if isinstance(value, Tensor)]
 
 
 def _make_room(objective: nn.Module, tensors: dict[str, Tensor]) -> None:

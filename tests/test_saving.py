@@ -6,9 +6,13 @@ import json
 import os
 import pickle
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -286,6 +290,162 @@ def test_arrays_and_class_attributes_of_ones_own_are_compared(
     description["built"] = {k: v for k, v in built if not k.endswith(" holds")}
     path.write_text(json.dumps(description))
     ps.load(tmp_path, into=into)
+
+
+@dataclass
+class Options:
+    beta: float = 1.0
+    shape: tuple[int, ...] = (2, 3)
+
+
+class Slotted:
+    __slots__ = ("beta",)
+
+    def __init__(self, beta: float = 1.0) -> None:
+        self.beta = beta
+
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        return self.beta * x
+
+
+class Configured(Weighted):
+    """An objective with a configuration, and a mean that `state_dict` leaves out."""
+
+    def __init__(self, cfg: Any, mean: torch.Tensor | None = None) -> None:
+        super().__init__(nn.Linear(5, 2))
+        self.cfg = cfg
+        self.register_buffer("mean", mean, persistent=False)
+
+
+def closing(cfg: Any) -> Any:
+    return lambda x: cfg.beta * x
+
+
+OBJECTS = {
+    "a dataclass": lambda beta: Options(beta),
+    "a namespace": lambda beta: SimpleNamespace(beta=beta),
+    "parsed arguments": lambda beta: Namespace(beta=beta),
+    "slots": lambda beta: Slotted(beta),
+    "a mapping": lambda beta: MappingProxyType({"beta": beta}),
+    "in a list": lambda beta: [Options(), Options(beta)],
+    "in a dictionary": lambda beta: {"a": Options(beta)},
+    "in another": lambda beta: SimpleNamespace(inner=Options(beta)),
+    "an array": lambda beta: SimpleNamespace(beta=np.full(20, beta)),
+    "a bound method": lambda beta: Slotted(beta).scaled,
+    "a partial function": lambda beta: partial(torch.mul, other=beta),
+    "a closure": lambda beta: closing(Options(beta)),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_what_an_object_in_a_setting_holds_is_compared(kind, tmp_path):
+    make = OBJECTS[kind]
+    ps.save(Configured(make(1.0)), tmp_path)
+    ps.load(tmp_path, into=Configured(make(1.0)))  # no warning
+    with pytest.warns(UserWarning, match=r"cfg.*(beta|other)"):
+        ps.load(tmp_path, into=Configured(make(5.0)))
+
+
+def test_an_attribute_more_in_an_object_is_named(tmp_path):
+    ps.save(Configured(SimpleNamespace(beta=1.0)), tmp_path)
+    with pytest.warns(UserWarning, match="cfg with attributes beta, gamma instead"):
+        ps.load(tmp_path, into=Configured(SimpleNamespace(beta=1.0, gamma=2.0)))
+
+
+def test_objects_that_hold_each_other_are_saved(tmp_path):
+    one = SimpleNamespace(beta=1.0)
+    one.other = SimpleNamespace(other=one)
+    ps.save(Configured(one), tmp_path)
+    ps.load(tmp_path, into=Configured(one))
+
+
+@pytest.mark.parametrize("many", [1, 30])
+def test_buffers_that_a_state_dict_leaves_out_are_compared(many, tmp_path):
+    ps.save(Configured(None, torch.full((many,), 0.1)), tmp_path)
+    ps.load(tmp_path, into=Configured(None, torch.full((many,), 0.1)))  # no warning
+    ps.load(tmp_path, into=Configured(None, torch.full((many,), 0.1)).double())
+    with pytest.warns(UserWarning, match="mean holds"):
+        ps.load(tmp_path, into=Configured(None, torch.full((many,), 0.2)))
+
+
+class Stateful(nn.Linear):
+    """A layer with a state that is no tensor."""
+
+    _extra: Any = {"calls": 3, "names": ["a", "b"]}
+
+    def get_extra_state(self) -> Any:
+        return self._extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self._extra = state
+
+
+def test_an_extra_state_comes_back(tmp_path):
+    ps.save(Weighted(Stateful(5, 2)), tmp_path)
+    into = Weighted(Stateful(5, 2))
+    into.encoder._extra = {"calls": 0}
+    assert ps.load(tmp_path, into=into).encoder._extra == Stateful._extra
+    saved = Weighted(Stateful(5, 2))
+    saved.encoder._extra = {"pair": (1, 2)}  # JSON would make it a list
+    with pytest.raises(TypeError, match=r"encoder\._extra_state.*get_extra_state"):
+        ps.save(saved, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.complex128)],
+    ids=["sparse", "complex128"],
+)
+def test_what_safetensors_cannot_hold_is_refused_before_a_fit(buffer, tmp_path):
+    objective = Weighted(nn.Linear(5, 2))
+    objective.encoder.register_buffer("odd", buffer)
+    with pytest.raises(ValueError, match=r"encoder\.odd; keep"):
+        ps.save(objective, tmp_path / "saved")
+    before = objective.encoder.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"objective\.encoder\.odd; keep"):
+        ps.fit(
+            objective,
+            torch.randn(8, 5),
+            views=lambda x: torch.stack([x, x], 1),
+            checkpoint=tmp_path / "run",
+            progress=False,
+        )
+    assert torch.equal(objective.encoder.weight, before)
+
+
+def test_buffers_whose_numbers_share_memory_are_fitted_and_loaded(tmp_path):
+    """As `expand` makes them: torch can write neither in place."""
+
+    def build() -> Weighted:
+        torch.manual_seed(0)
+        objective = Weighted(nn.Linear(5, 2))
+        objective.encoder.register_buffer("std", torch.tensor(2.0).expand(6))
+        return objective
+
+    x, folder = torch.randn(8, 5), tmp_path / "run"
+    options = {"views": lambda x: x[:, None] + torch.randn(8, 2, 5), "batch_size": 8}
+    options |= {"progress": False, "checkpoint": folder}
+    whole = build()
+    ps.fit(whole, x, epochs=4, patience=9, accumulate=2, **options)
+    ps.save(whole, tmp_path / "saved")
+    loaded = ps.load(tmp_path / "saved", into=build())
+    assert torch.equal(loaded.encoder.std, torch.full((6,), 2.0))
+    assert torch.equal(loaded.encoder.weight, whole.encoder.weight)
+    history = ps.fit(build(), x, epochs=5, patience=9, resume=True, **options)
+    assert len(history) == 5
+
+
+def test_a_refused_load_leaves_the_objective_as_it_was(tmp_path):
+    def network(width: int) -> Weighted:
+        return Weighted(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, width)))
+
+    ps.save(network(2), tmp_path)
+    into = network(3)
+    before = {name: x.clone() for name, x in into.state_dict().items()}
+    with pytest.raises(ValueError, match="to fit Weighted"):
+        ps.load(tmp_path, into=into)
+    for name, x in into.state_dict().items():
+        assert torch.equal(x, before[name]), name
 
 
 CHANGES = {

@@ -5,13 +5,15 @@ read anew at every step.
 """
 
 from collections.abc import MutableMapping
+from functools import cache
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 __all__ = ["complete", "make_room", "note_counted", "register_unknown"]
-__all__ += ["register_varying", "was_counted"]
+__all__ += ["register_varying", "storable", "unshare", "was_counted"]
 
 
 def register_varying(module: nn.Module, name: str, value: float) -> None:
@@ -88,3 +90,55 @@ def _complete(
 ) -> None:
     for name in vars(module).get("_varying", ()):
         state.setdefault(prefix + name, module.get_buffer(name))
+
+
+def unshare(objective: nn.Module) -> None:
+    """Give a tensor whose numbers share memory, as those of `expand` do, its own.
+
+    Such a tensor cannot be written in place, hence not loaded.
+    """
+    made: dict[int, Tensor] = {}  # a tensor under two names remains one
+    for module in objective.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _shares(buffer):
+                module._buffers[name] = made.setdefault(id(buffer), _dense(buffer))
+        for parameter in module._parameters.values():
+            if parameter is not None and _shares(parameter):
+                parameter.data = _dense(parameter.data)
+
+
+def storable(name: str, tensor: Tensor) -> Tensor:
+    """A dense copy on the CPU, as safetensors takes it.
+
+    Raises:
+        ValueError: If safetensors has no such tensors.
+    """
+    dense = tensor.layout == torch.strided and not tensor.is_quantized
+    if not dense or not _has_type(tensor.dtype):
+        kind = tensor.dtype if dense else f"{tensor.layout}, {tensor.dtype}"
+        raise ValueError(
+            "expected dense tensors of a type that safetensors can hold, got "
+            f"{str(kind).replace('torch.', '')} at {name}; keep a sparse one as its "
+            "indices and values, and complex128 as torch.view_as_real(tensor)"
+        )
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+@cache
+def _has_type(dtype: torch.dtype) -> bool:
+    try:
+        safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError):
+        return False
+    return True
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _shares(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..arguments import choice, instance, positive, whole
 from ..arguments import device as checked_device
-from ..runtime.buffers import note_counted, was_counted
+from ..runtime.buffers import note_counted, unshare, was_counted
 from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
@@ -98,6 +98,7 @@ def settle(
     """
     labelled = None if content is None else _labelled(objective, content)
     objective.to(device)
+    unshare(objective)
     for module in objective.modules():
         found: dict[str, float | None] = {
             "population": population,

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import choice
 from ..arguments import folder as checked_folder
-from ..runtime.buffers import complete, make_room
+from ..runtime.buffers import complete, make_room, storable
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
 from .history import History, Row
@@ -343,9 +343,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """The value for JSON; its tensors are added to `tensors` under their names."""
     if isinstance(value, Tensor):
         # A copy: safetensors does not allow tied parameters, which share memory.
-        tensors[name] = value.detach().to(
-            "cpu", copy=True, memory_format=torch.contiguous_format
-        )
+        tensors[name] = storable(name, value)
         return {"tensor": name}
     if isinstance(value, Mapping):
         kind = "counter" if isinstance(value, Counter) else "dict"
