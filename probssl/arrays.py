@@ -87,6 +87,8 @@ def check_kind(dtype: np.dtype, name: str, came: str = "") -> None:
     """Raise a TypeError unless arrays of this type hold real numbers."""
     if dtype.kind not in "buif":
         convert = "convert it first, for example with .astype('float32')"
+        if dtype.kind == "O":
+            convert += ", or np.stack(list(x)) where each row is an array"
         if came:
             convert = "give an array of numbers, or a list of them"
         if dtype.kind in "UST":

@@ -379,6 +379,14 @@ def test_a_dictionary_is_told_to_give_an_array(call):
         call([{"image": x, "label": 0} for x in X])
 
 
+def test_a_column_of_arrays_is_told_to_be_stacked():
+    column = pd.Series(list(X))
+    for given in (column, column.to_numpy()):
+        with pytest.raises(TypeError, match=r"array of object; .*np.stack\(list\(x"):
+            ps.data.arrays(given)
+    assert ps.data.arrays(np.stack(list(column))).train.images.shape == (30, DIM)
+
+
 def test_a_torch_data_set_is_told_to_stack_its_items():
     data = TensorDataset(torch.tensor(X))  # whose rows are tuples of one item
     for call in (ps.data.arrays, ps.data.Split, evaluation.effective_rank):
