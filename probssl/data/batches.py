@@ -460,7 +460,7 @@ def _values(data: Any) -> Any:
             hint = "its .train or .test" if hasattr(part, "train") else "one of these"
             if several:
                 hint += (
-                    ": np.stack(…) for items, ps.data.groups([…]) for their views, "
+                    ": np.stack(…) for items, ps.data.groups([…]) for their views"
                     ", tuple(…) for modalities"
                 )
             elif hasattr(values, "X"):  # as of anndata
