@@ -7,6 +7,7 @@ logit-normal for a θ between 0 and 1.
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -43,6 +44,12 @@ WRAPPERS = (
     Independent,
     MaskedDistribution,
     ExpandedDistribution,
+)
+
+# Names of other sites, variables and axes in Pyro traces and in `to_arviz`.
+TAKEN = re.compile(
+    r"chain|draw|item|view|dim|particles|component|[xyz](_\d+)?|log_x(_\d+)?|log_[pq]"
+    r"|.*_(dim|hyper)|.*/.*"
 )
 
 Number = float | tuple[float, ...]
@@ -185,9 +192,14 @@ class Positive(nn.Module):
         return guide if self.size is None else guide.to_event(1)
 
     def shown(self) -> str:
-        """The value in short; of a learned one the present and the initial value."""
+        """The value in short; of one that has changed the present and the initial."""
         if not self.learned:
-            return _short(self.value, str)
+            given, now = _short(self.value, str), self._buffers.get("fixed")
+            if now is None or now.is_meta:
+                return given
+            exact = torch.tensor(self.value, dtype=torch.double)
+            same = torch.equal(exact.to(now), now)
+            return given if same else f"{_short(now.tolist())} (set, from {given})"
         if self.log.is_meta:
             return str(self.value)
         now = (self.floor + self.transform(self.log.detach())).tolist()
@@ -202,7 +214,7 @@ class Positive(nn.Module):
     def _check_number(self, number: Any, dim: int | None) -> int | None:
         """Check the numbers; return how many there are, None for a single one."""
         numbers, least = number if isinstance(number, tuple) else (number,), self.floor
-        if not all(isinstance(n, float) and least < n < self.below for n in numbers):
+        if not all(isinstance(n, float) and self.allows(n) for n in numbers):
             raise ValueError(
                 f"expected {self.name} to be a {self.kind}"
                 f"{f' above {least:g}' if least else ''}, got {number!r}; give a "
@@ -212,8 +224,18 @@ class Positive(nn.Module):
             None if number is not numbers else _check_size(len(number), self.name, dim)
         )
 
+    def allows(self, number: float) -> bool:
+        """Whether a number may be its value."""
+        return self.floor < number < self.below
+
     def _check_distribution(self, draws: Tensor, dim: int | None) -> int | None:
         value = self.value
+        if TAKEN.fullmatch(self.name):
+            raise ValueError(
+                f"expected a name of its own for a random hyper-parameter, got "
+                f"{self.name!r}, which another site, variable or axis of ps.to_arviz "
+                "has, or a file cannot hold; call it for instance 'spread'"
+            )
         if value.batch_shape or len(value.event_shape) > 1 or not self._covered(draws):
             raise ValueError(
                 f"expected the distribution of {self.name} to be over one {self.kind}, "

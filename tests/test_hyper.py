@@ -317,6 +317,32 @@ test_what_is_no_positive_number_is_refused = refusals(
 )
 
 
+TAKEN = ["chain", "draw", "dim", "view", "item", "x", "y", "z", "x_1", "log_p", "log_x"]
+TAKEN += ["log_q_hyper", "scale_dim", "a/b", "component", "particles"]
+test_names_that_draws_have_themselves_are_refused = refusals(
+    *(
+        (lambda name=name: Positive(WIDE, name), ValueError, f"got '{name}', which")
+        for name in TAKEN
+    )
+)
+
+
+@pytest.mark.parametrize("name", ["precision", "log_precision", "drawn", "y_scale"])
+def test_other_names_of_hyper_parameters_are_taken(name):
+    assert Positive(WIDE, name).name == name
+
+
+@pytest.mark.parametrize("value", [0.3, (0.3, 0.3)], ids=["one", "two"])
+def test_a_fixed_number_that_is_set_anew_is_shown(value):
+    scale = Gaussian(2, value).scale
+    scale.fixed.fill_(0.145)
+    now = scale.fixed.new_tensor(0.145).expand_as(scale.fixed)
+    assert torch.equal(scale(), now)
+    shown = "0.145" if value == 0.3 else "(0.145, 0.145)"
+    assert repr(scale) == f"Positive(scale={shown} (set, from {value}))"
+    assert "set" not in repr(Gaussian(2, value).double())
+
+
 def test_pyro_sees_one_site_for_each_random_hyper_parameter():
     prior = Gaussian(2, WIDE)
     trace = poutine.trace(lambda: [h.sample() for h in prior.random()]).get_trace()

@@ -233,3 +233,20 @@ def test_a_number_that_is_not_finite_is_refused_in_its_step():
     inside.set(4)
     with pytest.raises(ValueError, match=r"finite numbers, got .* at t = 0\.5"):
         inside.set(5)
+
+
+@pytest.mark.parametrize("bad", [-1.0, 0.0])
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_scheduled_hyper_parameter_stays_in_its_range(bad, at):
+    objective = nn.ModuleDict({"prior": ps.priors.Spherical(3, 5.0)})
+
+    def schedule(share: float) -> float:
+        return bad if share == at else 5.0
+
+    name = "prior.concentration.fixed"
+    with pytest.raises(
+        ValueError, match=f"as concentration is, got {bad} at t = {at:g};"
+    ):
+        Schedules(objective, {name: schedule}, 10).set(5)
+    Schedules(objective, {name: linear(5.0, 2.0)}, 10).set(5)
+    assert "concentration=3.5 (set, from 5.0)" in repr(objective)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..arguments import choice, positive, typed
+from ..hyper import Positive
 
 __all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
@@ -48,7 +49,7 @@ class Schedules:
         for name, schedule in self.schedules.items():
             choice("schedules", name, fit, hint)
             for share in (0.0, 1.0):  # errors before the first step
-                _number(name, schedule, share)
+                self._number(name, schedule, share)
 
     @torch.no_grad()
     def set(self, step: int) -> None:
@@ -56,7 +57,19 @@ class Schedules:
         for name, schedule in self.schedules.items():
             # Looked up each time: a module that is moved has other tensors.
             buffer = self.objective.get_buffer(name)
-            buffer.fill_(_number(name, schedule, min(step / self.total, 1.0)))
+            share = min(step / self.total, 1.0)
+            buffer.fill_(self._number(name, schedule, share))
+
+    def _number(self, name: str, schedule: Schedule, share: float) -> float:
+        """The number of a schedule, checked also for the hyper-parameter that it is."""
+        number = _number(name, schedule, share)
+        owner = self.objective.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, Positive) and not owner.allows(number):
+            raise ValueError(
+                f"expected the schedule of {name!r} to return a {owner.kind}, as "
+                f"{owner.name} is, got {number} at t = {share:g}; t goes from 0 to 1"
+            )
+        return number
 
 
 @typed
