@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
 from .arrays import span
-from .distributions.supports import in_words, space_of
+from .distributions.supports import in_words, of_pyro, space_of
 from .likelihoods import Likelihood
 from .likelihoods.base import check_density, check_support, shape_error
 from .nn import PerModality
@@ -25,7 +25,13 @@ from .nn.base import takes, unmoved
 from .priors import Prior
 from .terms import Batch
 
-__all__ = ["Site", "check_apart", "check_content", "check_content_guide"]
+__all__ = [
+    "Site",
+    "check_absent",
+    "check_apart",
+    "check_content",
+    "check_content_guide",
+]
 __all__ += ["check_guide", "check_networks", "check_posterior", "check_sites"]
 __all__ += ["check_views", "drawn", "guide_of", "site_error"]
 
@@ -92,6 +98,23 @@ def check_content(prior: Prior, k: Tensor, items: int) -> None:
         )
 
 
+def check_absent(prior: Prior, p: TorchDistribution) -> None:
+    """Raise a TypeError for absent views with a prior that does not take them."""
+    taken = signature(prior.forward).parameters.values()
+    masks = any(
+        each.name == "present" or each.kind is each.VAR_KEYWORD for each in taken
+    )
+    missing = [m for m in ("complete", "complete_mean") if not hasattr(p, m)]
+    if missing or not masks:
+        raise TypeError(
+            "expected a prior that takes absent views, got "
+            f"{type(prior).__name__} without {' and '.join(missing) or 'present'}; let "
+            "forward(views, present=mask) return the distribution of the present "
+            "views, with methods complete(value, present), which draws the absent "
+            "views given the present ones, and complete_mean, or drop such items"
+        )
+
+
 def check_guide(
     guide: nn.Module, prior: Prior, density: Callable[[], TorchDistribution]
 ) -> None:
@@ -134,11 +157,14 @@ def check_posterior(
     q: TorchDistribution,
     shape: Sequence[int],
     sites: Callable[[Tensor], list[Site]],
+    present: Tensor | None = None,
 ) -> None:
-    """Raise a ValueError if q(z_1..V|x) has another shape, or a mean not finite.
+    """Raise an error if q(z_1..V|x) is none, of another shape, or its mean not finite.
 
-    Where finite views are off the support of p(x|z), with that as the reason.
+    Where finite views are off the support of p(x|z), with that as the reason. The mean
+    of an absent view may be undefined.
     """
+    of_pyro("q(z_1..V|x)", q)
     if q.shape() != shape:
         raise ValueError(
             "expected q(z_1..V|x) with batch shape (item,) and event shape (view, dim) "
@@ -146,7 +172,7 @@ def check_posterior(
             f"{tuple(q.event_shape)} of {type(guide).__name__}; mind to_event"
         )
     mean = _known(q, "mean")
-    if mean is None or bool(mean.isfinite().all()):
+    if mean is None or bool(_of_present(mean, present).isfinite().all()):
         return
     found = sites(torch.zeros_like(mean))
     for site in found:
@@ -303,17 +329,24 @@ def drawn(
     q: TorchDistribution,
     prior: Prior,
     p: TorchDistribution | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
-    """Draw from a guide; raise an error if that is not on the support of the prior."""
+    """Draw from a guide; raise an error if that is not on the support of the prior.
+
+    Arguments:
+        p: p(z_1..V); None means that q is over y.
+        present: The mask of present views, None for all.
+    """
     density, p = ("p(y)", prior.content()) if p is None else ("p(z)", p)
     support = _known(p, "support")
+    of_pyro(f"q({density[2]}|…)", q)
     own = None if isinstance(q, Delta) else _known(q, "support")
     if support is not None and own is not None and space_of(own) != space_of(support):
         raise _space_error(guide, prior, space_of(own), space_of(support))
     if q.event_shape != p.event_shape:
         raise site_error(density[2], p, q)
     location = _known(q, "mean") if isinstance(q, Delta) or own is not None else None
-    if location is not None and bool(location.isnan().any()):
+    if location is not None and bool(_of_present(location, present).isnan().any()):
         raise ValueError(
             f"expected numbers in q of {type(guide).__name__}, got NaN; look at the "
             "data and at what the encoder returns for them"
@@ -327,6 +360,11 @@ def drawn(
             "guides.SphericalContent"
         )
     return drawn
+
+
+def _of_present(mean: Tensor, present: Tensor | None) -> Tensor:
+    """The means of the present views; that of an absent one may be undefined."""
+    return mean if present is None else mean[present]
 
 
 def _known(p: Any, name: str) -> Any:

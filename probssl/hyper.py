@@ -29,11 +29,12 @@ from torch.distributions import (
 )
 
 from .arguments import fixed, positive
-from .distributions.supports import support_of
+from .distributions.supports import of_pyro, support_of
 from .runtime.distributed import from_main, world_size
 
 __all__ = ["Fraction", "Learned", "Number", "Positive", "Reciprocal"]
-__all__ += ["known_population", "learned", "mapped", "plain", "random_in"]
+__all__ += ["check_declared", "known_population", "learned", "mapped", "plain"]
+__all__ += ["random_in"]
 
 # The largest initial standard deviation of q(log θ), or of q(logit θ). One as wide as
 # the prior would drown the gradients of the networks in noise.
@@ -121,7 +122,7 @@ class Positive(nn.Module):
         self.free = self.learned or self.random
         self.drawn: Tensor | None = None  # the value that `Prior.at` sets
         if isinstance(value, Distribution):
-            self.value = mapped(value, torch.clone)
+            self.value = mapped(of_pyro(f"the prior of {name}", value), torch.clone)
             with torch.random.fork_rng(devices=[]):  # keep the random state
                 draws = self.value.sample((1_001,))
             self.size = self._check_distribution(draws, dim)
@@ -314,6 +315,26 @@ def random_in(part: object) -> Iterator[Positive]:
     """The random hyper-parameters within a module; none of anything else."""
     parts = part.modules() if isinstance(part, nn.Module) else ()
     return (h for h in parts if isinstance(h, Positive) and h.random)
+
+
+def check_declared(whole: nn.Module) -> None:
+    """Raise a ValueError for a random hyper-parameter within `whole` without a site.
+
+    Those of the prior of a joint, or of an objective with a population, have one.
+    """
+    owners = [m for m in whole.modules() if "population" in m._buffers]
+    priors: list[Any] = [o.prior for o in owners if hasattr(o, "prior")]
+    known = {id(h) for prior in priors for h in prior.random()}
+    for path, part in whole.named_modules():
+        if isinstance(part, Positive) and part.random and id(part) not in known:
+            raise ValueError(
+                "expected random hyper-parameters among those of a prior, "
+                f"prior.random(), got {part.name!r} at {path or 'the top'} of "
+                f"{type(whole).__name__}, which would be fitted without its "
+                f"distribution {type(part.value).__name__}; fix it or give "
+                "ps.learned(number), or if it is within a prior of your own return it "
+                "in random(), for a Joint or an objective of class limits.Embedding"
+            )
 
 
 def mapped(

@@ -13,7 +13,7 @@ References:
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from html import escape
-from typing import cast, overload
+from typing import Any, cast, overload
 
 import pyro
 import torch
@@ -24,14 +24,15 @@ from pyro.params import param_with_module_name
 from pyro.params.param_store import StateDict
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Size, Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 from torch.utils._pytree import tree_map_only
 
 from . import consistency
 from .arguments import Parted, whole
+from .distributions.supports import of_pyro
 from .guides import DiagonalGaussian
 from .guides.views import Views
-from .hyper import Positive
+from .hyper import Positive, check_declared
 from .likelihoods import Likelihood
 from .likelihoods.base import shape_error
 from .nn import PerModality
@@ -42,7 +43,7 @@ from .runtime.buffers import register_unknown
 from .runtime.precision import in_float32, lowered
 from .terms import Batch, check_batch
 
-__all__ = ["Joint", "Likelihoods", "given_z", "register", "shape_error"]
+__all__ = ["Joint", "Likelihoods", "given_z", "mean_of", "register", "shape_error"]
 
 CHECKED = 8  # items whose views are decoded beside others
 
@@ -156,6 +157,7 @@ class Joint(Parted):
                 consistency.check_content_guide(content, prior)
         # The number of items in the data set, by which global sites are weighted.
         register_unknown(self, "population")
+        check_declared(self)
 
     @property
     def encoder(self) -> nn.Module:
@@ -349,15 +351,15 @@ class Joint(Parted):
         For several modalities, a tuple of tensors (n, \\*event), the mean over them.
         There is no projection head: `layer` changes nothing.
         """
-        return self.alone(x).mean.mean(1)
+        return mean_of(self.alone(x)).mean(1)
 
     def pooled(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """The posterior mean of q(z_1..V | x_1..V), averaged over present views."""
-        mean = self.encode(batch).mean
+        mean = mean_of(self.encode(batch))
         if batch.present is None:
             return mean.mean(1)
-        weight = batch.present.unsqueeze(-1).to(mean.dtype)
-        return (weight * mean).sum(1) / weight.sum(1)
+        present = batch.present.unsqueeze(-1)
+        return mean.where(present, 0.0).sum(1) / present.sum(1)
 
     def alone(self, x: Tensor | tuple[Tensor, ...]) -> TorchDistribution:
         """Return q(z|x) of items with a single view of each modality."""
@@ -389,12 +391,14 @@ class Joint(Parted):
         """Raise a ValueError if views, contents or draws of a guide leave a support.
 
         Raises:
-            ValueError: If there is one view and a flat p(y), if the views contain NaN
+            ValueError: If there is one view and a flat p(y), if the prior's parameters
+                give no density or no integral over y, if the views contain NaN
                 or values outside the likelihood's support, if an observed content is no
                 component of the prior, if draws of a guide, of z or of y, are off the
                 support of the prior, if p(x|z) has another shape than the views, or if
                 absent views change what networks make of present ones.
         """
+        check_declared(self)
         batch = self.arranged(batch)
         if batch.content is not None:
             consistency.check_content(self.prior, batch.content, batch.shape[0])
@@ -407,11 +411,16 @@ class Joint(Parted):
         device = parts[0].device
         forked = [device] if device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(forked), unmoved(self):
-            p, q = self.prior(batch.shape[1]), self.encode(batch)
+            self.prior.check()
+            p = self.prior(batch.shape[1])
+            if batch.present is not None:
+                consistency.check_absent(self.prior, p)
+            q = self.encode(batch)
             shape = (batch.shape[0], *p.event_shape)
             sites = partial(self._sites, batch=batch, parts=parts)
-            consistency.check_posterior(self.posterior, q, shape, sites)
-            z = consistency.drawn(self.posterior, q, self.prior, p)
+            present = batch.present
+            consistency.check_posterior(self.posterior, q, shape, sites, present)
+            z = consistency.drawn(self.posterior, q, self.prior, p, present)
             consistency.check_sites(sites(z))
             if self.content is not None:
                 consistency.drawn(self.content, self.content(z), self.prior)
@@ -494,6 +503,26 @@ def register(name: str, module: nn.Module) -> None:
             )
 
 
+def mean_of(q: TorchDistribution) -> Tensor:
+    """Return the mean of q(z|x).
+
+    Raises:
+        ValueError: If it has none in closed form.
+    """
+    try:
+        mean: Tensor = q.mean
+    except NotImplementedError:
+        inner: Any = q
+        while isinstance(inner, Independent):
+            inner = inner.base_dist
+        raise ValueError(
+            "expected q(z|x) with a mean, the representation, got "
+            f"{type(inner).__name__} without; give its class a property mean, or draw "
+            "from it: ps.to_arviz(…), complete(…, draws=…)"
+        ) from None
+    return mean
+
+
 def _plate(items: int, batch: Batch, size: int | None) -> pyro.plate:
     """The plate of the items of a batch, or of a data set of which it is a part."""
     if size is None:
@@ -545,10 +574,7 @@ def given_z(likelihood: nn.Module, output: Tensor, lead: Size) -> TorchDistribut
     p, axes = likelihood(output), len(lead)
     name = type(likelihood).__name__
     if not isinstance(p, TorchDistributionMixin):
-        raise TypeError(
-            f"expected {name} to return a distribution of Pyro, got {type(p)}; take "
-            "it from pyro.distributions, or inherit from its TorchDistribution"
-        )
+        p = of_pyro(f"the output of {name}", p)  # raises its error
     if p.batch_shape[:axes] != lead:
         raise ValueError(
             f"expected {name} to return a distribution whose batch shape begins with "

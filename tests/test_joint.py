@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -502,3 +503,133 @@ def test_a_decoder_that_mixes_the_rows_of_a_batch_is_refused(views):
     kept.check(ps.Batch(x))  # each view may have a likelihood of its own
     assert kept.decoder.training and all(m.training for m in kept.modules())
     assert_close(dict(kept.named_buffers()), before)
+
+
+# What would be ignored, or is needed by some uses only, is refused in words.
+
+
+class OfScale(ps.likelihoods.Likelihood):
+    """A likelihood with a scale of one's own."""
+
+    def __init__(self, scale: object) -> None:
+        super().__init__()
+        self.scale = ps.hyper.Positive(scale, "noise")
+
+    def forward(self, output: torch.Tensor) -> dist.TorchDistribution:
+        return dist.Normal(output, self.scale())
+
+
+class OwnPrior(ps.priors.Prior):
+    """A standard normal prior with a part."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.dim, self.part = DIM, part
+
+    def forward(self, views: int, *, present=None) -> dist.TorchDistribution:
+        return dist.Normal(torch.zeros(views, DIM), 1.0).to_event(2)
+
+
+class OwnGuide(nn.Module):
+    """Logit-normal views, which have no mean in closed form."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x, prior, present=None) -> dist.TorchDistribution:
+        loc = self.encoder(x.flatten(0, 1)).view(*x.shape[:2], -1)
+        logit = torch.distributions.SigmoidTransform()
+        return dist.TransformedDistribution(dist.Normal(loc, 0.3), [logit]).to_event(2)
+
+
+def of_parts(prior=None, likelihood=None, encoder=None, guide=None) -> Joint:
+    return Joint(
+        prior or ps.priors.Gaussian(DIM, 0.3),
+        likelihood or ps.likelihoods.Gaussian(0.5),
+        encoder or ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)),
+        ps.nn.MLPDecoder(DIM, (EVENT,), hidden=()),
+        guide=guide or ps.guides.DiagonalGaussian,
+    )
+
+
+def with_hyper(net: nn.Module) -> nn.Module:
+    net.width = OfScale(dist.LogNormal(-1.0, 0.1)).scale
+    return net
+
+
+def absent() -> Batch:
+    present = torch.tensor([[True, False], [True, True], [False, True]] * 5)
+    return Batch(torch.randn(15, 2, EVENT), present=present)
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "encoder", "prior", "objective"])
+def test_a_random_hyper_parameter_that_is_no_site_is_refused(kind):
+    random = OfScale(dist.LogNormal(-1.0, 0.1))
+    encoder = with_hyper(ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,)))
+    build, place = {
+        "likelihood": (lambda: of_parts(likelihood=random), "likelihood.scale"),
+        "encoder": (lambda: of_parts(encoder=encoder), "posterior.factors.encoder"),
+        "prior": (lambda: of_parts(prior=OwnPrior(random)), "prior.part.scale"),
+        "objective": (
+            lambda: ps.limits.SimCLR(encoder).check(Batch(torch.randn(4, 2, EVENT))),
+            "encoder.width of SimCLR",
+        ),
+    }[kind]
+    with pytest.raises(ValueError, match=rf"got '\w+' at {place}.*ps.learned"):
+        build()
+
+
+def test_learned_and_declared_hyper_parameters_are_taken():
+    of_parts(likelihood=OfScale(ps.learned(0.3)))
+    prior = OwnPrior(OfScale(dist.LogNormal(-1.0, 0.1)))
+    prior.random = lambda: ps.hyper.random_in(prior)
+    of_parts(prior=prior)
+    net = ps.nn.MLPEncoder((EVENT,), DIM)
+    simclr = ps.limits.SimCLR(net, temperature=dist.LogNormal(0.0, 1.0))
+    ps.limits.DSA(simclr, neighbours=2).check(Batch(torch.randn(4, 2, EVENT)))
+
+
+def test_an_own_prior_without_absent_views_is_refused_where_some_are():
+    model = of_parts(prior=OwnPrior(nn.Identity()))
+    model.check(Batch(torch.randn(5, 2, EVENT)))
+    with pytest.raises(TypeError, match="OwnPrior without complete and complete_mean"):
+        model.check(absent())
+
+
+def test_absent_views_need_no_mean_of_the_prior():
+    prior = ps.priors.Custom(lambda y: dist.Cauchy(y, 0.1).to_event(1), DIM)
+    model, batch = of_parts(prior=prior), absent()
+    simvae = ps.limits.SimVAE(model)
+    groups = ps.data.groups(batch.views, present=batch.present)
+    ps.fit(simvae, groups, epochs=1)
+    assert np.isfinite(ps.evidence(simvae, groups, particles=5).log_evidence).all()
+    assert np.isfinite(ps.complete(simvae, groups, draws=3)).all()
+    with pytest.raises(ValueError, match=r"no mean; give draws"):
+        ps.complete(simvae, groups)
+    pooled = model.pooled(batch)
+    alone = model.encode(Batch(batch.views)).mean
+    assert_close(pooled[:2], torch.stack([alone[0, 0], alone[1].mean(0)]))
+
+
+def test_a_guide_without_a_mean_is_named_where_the_mean_is_needed():
+    prior = ps.priors.Custom(lambda y: dist.Beta(2 + y.exp(), 2.0).to_event(1), DIM)
+    simvae = ps.limits.SimVAE(of_parts(prior=prior, guide=OwnGuide))
+    x = torch.randn(6, EVENT)
+    for use in (ps.embed, ps.reconstruct):
+        with pytest.raises(ValueError, match="mean.*TransformedDistribution without"):
+            use(simvae, x)
+
+
+class OfTorch(OwnGuide):
+    def forward(self, x, prior, present=None) -> torch.distributions.Distribution:
+        q = super().forward(x, prior, present)
+        return torch.distributions.Independent(q.base_dist, 2)
+
+
+def test_distributions_of_torch_are_refused_in_a_joint():
+    likelihood = OfScale(0.5)
+    likelihood.forward = lambda output: torch.distributions.Normal(output, 1.0)
+    for model in (of_parts(likelihood=likelihood), of_parts(guide=OfTorch)):
+        with pytest.raises(TypeError, match=r"take pyro\.distributions\.\w+"):
+            model.check(Batch(torch.randn(5, 2, EVENT)))

@@ -236,6 +236,7 @@ def test_content_may_have_any_support(content, low, high):
         )
 
 
+@pytest.mark.filterwarnings("ignore:expected Quadrature")
 def test_reported_error_is_the_true_one():
     z = (1 + 0.3) * torch.randn(30, 2, 1)
     exact = Gaussian(1, 0.3).log_prob(z)

@@ -287,3 +287,130 @@ def test_the_check_of_a_prior_says_once_which_tensors_do_not_follow():
     with pytest.raises(ps.testing.LawError, match="register_buffer") as error:
         ps.testing.check_prior(prior, draws=200)
     assert str(error.value).count("expected") == 1
+
+
+def sine(frequency: float):
+    return lambda y: dist.Normal(torch.sin(frequency * y), 0.1).to_event(1)
+
+
+def shifted(y: Tensor) -> dist.TorchDistribution:
+    """A view near y, or one time in ten close to y + 3."""
+    means, scales = torch.stack([y, y + 3], -1), torch.tensor([1.0, 0.01])
+    part = dist.Normal(means, scales.expand_as(means))
+    chosen = dist.Categorical(torch.tensor([0.9, 0.1]).expand_as(means))
+    return dist.MixtureSameFamily(chosen, part).to_event(1)
+
+
+PEAKS = {
+    "angle": (sine(4.0), lambda: dist.VonMises(torch.tensor([0.5]), 2.0).to_event(1)),
+    "normal": (sine(4.0), lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1)),
+    "uniform": (sine(3.0), lambda: dist.Uniform(torch.zeros(1), 6.3).to_event(1)),
+    "half Cauchy": (sine(4.0), lambda: dist.HalfCauchy(torch.ones(1)).to_event(1)),
+    "shifted": (shifted, lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1)),
+}
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_a_posterior_of_y_with_many_peaks_is_integrated_or_sampled(name):
+    conditional, content = PEAKS[name][0], PEAKS[name][1]()
+    prior = Custom(conditional, 1, y_prior=content)
+    with torch.no_grad():
+        z = prior(2).sample((60,))
+        found, error = prior.log_prob(z), torch.tensor(0.0)
+        if isinstance(prior.integral, ImportanceSampling):
+            error = 5 * prior.effective_sample_size(z).rsqrt()
+    # The trapezoid rule in u on a grid that resolves all peaks.
+    inside = torch.linspace(-9, 9, 400_001)[1:-1]
+    low, high = {"angle": (-math.pi, math.pi), "uniform": (0.0, 6.3)}.get(name, (0, 0))
+    y = inside if high == 0 else low + (high - low) * (inside + 9) / 18
+    log_dy = torch.tensor(18 / 400_000 if high == 0 else (high - low) / 400_000).log()
+    if name == "half Cauchy":
+        y, log_dy = inside.exp(), log_dy + inside
+    y = y.unsqueeze(-1)
+    log_content = content.log_prob(y) + log_dy
+    each = conditional(y.unsqueeze(1))
+    exact = [(log_content + each.log_prob(x).sum(1)).logsumexp(0) for x in z]
+    assert ((found - torch.stack(exact)).abs() < 1e-3 + error).all()
+
+
+def test_quadrature_that_misses_peaks_is_refused_in_use_and_at_the_first_batch():
+    conditional, content = PEAKS["angle"][0], PEAKS["angle"][1]()
+    prior = Custom(conditional, 1, y_prior=content, integral=Quadrature())
+    z = prior(2).sample((50,))
+    for method in (lambda: prior.log_prob(z), prior.check):
+        with pytest.raises(ValueError, match=r"nats per item.*peaks=8.*Importance"):
+            method()
+    joint = ps.Joint(
+        prior,
+        ps.likelihoods.Gaussian(0.5),
+        ps.nn.MLPEncoder((3,), 1, hidden=(4,)),
+        ps.nn.MLPDecoder(1, (3,), hidden=(4,)),
+    )
+    with pytest.raises(ValueError, match=r"nats per item.*peaks=8"):
+        ps.fit(ps.limits.SimVAE(joint), torch.randn(6, 2, 3), epochs=1)
+
+
+class Waves(nn.Module):
+    """Waves in y, of a frequency that can be learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frequency = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(torch.sin(self.frequency * y), 0.1).to_event(1)
+
+
+def test_quadrature_that_training_has_spoilt_makes_a_remark():
+    prior = Custom(Waves(), 1)
+    assert isinstance(prior.integral, Quadrature) and prior.remark() is None
+    prior.conditional.frequency.data.fill_(8.0)
+    assert "nats per item" in prior.remark()
+    assert prior.remark() is None  # the third of the calls examines nothing
+
+
+@pytest.mark.parametrize(
+    "present", [None, torch.tensor([[True, False], [False, True]])]
+)
+def test_quadrature_examines_items_of_any_shape_and_mask(present):
+    conditional, content = PEAKS["angle"][0], PEAKS["angle"][1]()
+    prior = Custom(conditional, 1, y_prior=content, integral=Quadrature())
+    z = prior(2).sample((40, 2))
+    with torch.no_grad(), pytest.raises(ValueError, match="nats per item"):
+        prior.log_prob(z, present)
+
+
+OFF = {
+    "log-normal": lambda y: dist.LogNormal(y, 0.5).to_event(1),
+    "exponential": lambda y: dist.Exponential(y.exp()).to_event(1),
+    "beta": lambda y: dist.Beta(2 + y.square(), 2.0).to_event(1),
+}
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_views_off_the_support_of_z_have_no_density(name):
+    prior = Custom(OFF[name], 1)
+    z = torch.tensor([0.2, 0.4, -0.1, 0.4, math.nan, 0.4]).view(3, 2, 1)
+    inside, outside, nan = prior.log_prob(z)
+    assert inside.isfinite() and outside == -math.inf and nan.isnan()
+    second = torch.tensor([False, True]).expand(3, 2)
+    assert prior.log_prob(z, second).isfinite().all()
+
+
+def of_torch(loc: Tensor) -> torch.distributions.Distribution:
+    return torch.distributions.Independent(torch.distributions.Normal(loc, 0.3), 1)
+
+
+test_distributions_of_torch_are_refused = refusals(
+    (
+        lambda: ps.priors.Gaussian(2, torch.distributions.LogNormal(-1.0, 0.5)),
+        TypeError,
+        r"prior of scale.*take pyro\.distributions\.LogNormal",
+    ),
+    (
+        lambda: Custom(normal, 2, y_prior=of_torch(torch.zeros(2))),
+        TypeError,
+        r"y_prior.*take pyro\.distributions\.Independent",
+    ),
+    (lambda: Custom(of_torch, 2), TypeError, r"conditional\(y\).*take pyro"),
+)

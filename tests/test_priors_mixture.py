@@ -411,3 +411,77 @@ def test_draws_know_the_contents_that_a_loader_yields():
     np.testing.assert_allclose(*log_p, rtol=1e-12)
     plain = seeded(ps.to_arviz, simvae, x[:6], draws=5).sample_stats["log_p"]
     assert (np.abs(plain - log_p[0]).max(("chain", "draw")) > 0).sum() == 2
+
+
+class Fixed(nn.Module):
+    """Components with given scales."""
+
+    def __init__(self, scale: object, dim: int = 2) -> None:
+        super().__init__()
+        self.components, self.scale = 3, scale
+        self.loc = nn.Parameter(torch.arange(3.0 * dim).view(3, dim))
+
+    def forward(self) -> tuple[Tensor, object]:
+        return self.loc, self.scale
+
+
+def vamp_of(guide: type[nn.Module]) -> VampComponents:
+    encoder = ps.nn.MLPEncoder((3,), 1, hidden=(4,))
+    return VampComponents.at(guide(encoder).factors, np.random.rand(5, 3))
+
+
+@pytest.mark.parametrize("family", [Mixture, TwoTier])
+@pytest.mark.parametrize(
+    "scale, match",
+    [
+        (-torch.ones(3, 1), "scales from -1 to -1"),
+        (torch.tensor([[1.0], [0.0], [2.0]]), "scales from 0 to 2"),
+        (torch.full((3, 2), math.inf), "scales from inf"),
+        (torch.full((3, 2), math.nan), "scales from nan"),
+        (torch.ones(3), r"\(3, 2\) or \(3, 1\), got \(3, 2\) and \(3,\)"),
+        (torch.ones(2), r"and \(2,\)"),
+        (torch.ones(2, 1), r"and \(2, 1\)"),
+    ],
+)
+def test_scales_of_own_components_that_are_no_deviations_are_refused(
+    family, scale, match
+):
+    with pytest.raises(ValueError, match=match):
+        family(2, Fixed(scale))
+
+
+def test_what_components_must_return_is_named():
+    with pytest.raises(TypeError, match="two tensors, means and scales"):
+        Mixture(2, Fixed(1.0))
+    with pytest.raises(ValueError, match=r"means of shape \(3, 3\).*got \(3, 2\)"):
+        Mixture(3, Fixed(torch.ones(3, 1)))
+    with pytest.raises(TypeError, match=r"raw numbers.*GaussianFactors"):
+        vamp_of(ps.guides.FullGaussian)
+    with pytest.raises(ValueError, match="finite numbers in inputs"):
+        VampComponents.at(nn.Identity(), torch.full((2, 3), math.nan))
+
+
+def test_components_whose_scales_turn_negative_are_refused_before_a_fit():
+    own = Fixed(torch.ones(3, 1))
+    prior = Mixture(2, own)
+    own.scale = -own.scale
+    encoder, decoder = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
+    likelihood = ps.likelihoods.Gaussian(0.5)
+    joint = ps.Joint(prior, likelihood, encoder, decoder)
+    with pytest.raises(ValueError, match="scales from -1 to -1"):
+        ps.fit(ps.limits.SimVAE(joint), torch.randn(6, 2, 3), epochs=1)
+
+
+def test_a_vamp_prior_is_the_mean_of_the_posteriors_of_its_inputs():
+    components = vamp_of(ps.guides.DiagonalGaussian)
+    prior = Mixture(1, components, learn_weights=False)
+    loc, scale = components.factors(components.inputs.unsqueeze(1))
+    z = torch.randn(4, 1, 1)
+    log_q = dist.Normal(loc.flatten(), scale.flatten()).log_prob(z.squeeze(-1))
+    exact(prior.log_prob(z), log_q.logsumexp(1) - math.log(5))
+
+
+def test_components_start_at_the_means_of_a_data_frame():
+    z, labels = np.random.randn(30, 2), np.arange(30) % 3
+    means = pd.DataFrame(z).groupby(labels + 2).mean()
+    exact(Components.at(means)()[0].detach(), torch.tensor(means.to_numpy(copy=True)))

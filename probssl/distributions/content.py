@@ -1,8 +1,9 @@
 """Views that are independent given a latent content: any p(y) and any p(z|y)."""
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -73,6 +74,7 @@ class SharedContent(ViewsDistribution):
         self.conditional, self.content, self.integral = conditional, content, integral
         self.example, self.factorised, self.present = example, factorised, present
         self.known, self.watch = known, watch
+        self.own_batch = Size(batch_shape)
         if present is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, present.shape[:-1])
         if known is not None:
@@ -100,13 +102,54 @@ class SharedContent(ViewsDistribution):
 
     def log_prob(self, value: Views) -> Tensor:
         log_prob = self.nodes(value)[1].logsumexp(0)
-        return log_prob.sum(-1) if self.integral.each else log_prob
+        log_prob = log_prob.sum(-1) if self.integral.each else log_prob
+        inside = self._inside(value)
+        return log_prob if inside is None else log_prob.where(inside, -math.inf)
+
+    def _inside(self, value: Views) -> Tensor | None:
+        """Whether all present views are between the ends of the support of z.
+
+        Off them densities of torch may be anything. None where there are no ends, or
+        they differ by y; where views are NaN so is the density.
+        """
+        support: Any = support_of(self.example)
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        ends = [getattr(support, f"{end}_bound", None) for end in ("lower", "upper")]
+        if ends == [None, None] or any(isinstance(end, Tensor) for end in ends):
+            return None
+        inside = (support.check(value) | value.isnan()).all(-1)
+        return (inside if self.present is None else inside | ~self.present).all(-1)
 
     def nodes(self, value: Views) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
         """Return nodes y, and log-weights whose sum is the density of the views."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         with validation_enabled(False):
             return self.integral(self, value.expand(shape))
+
+    def some(
+        self, value: Views, numbers: int
+    ) -> tuple["SharedContent", Views, Int[Tensor, " n"]] | None:
+        """A few of the items, their views and rows; None if p(z|y) differs by item.
+
+        Arguments:
+            value: Shape (\\*batch, view, dim) of all items.
+            numbers: How many numbers they have in one view, at most.
+        """
+        batch, items = value.shape[:-2], value.shape[:-2].numel()
+        if self.own_batch or not items:
+            return None
+        count = min(items, max(1, numbers // value.shape[-1]))
+        ends = torch.linspace(0, items - 1, count, dtype=torch.double)
+        rows = ends.long().to(value.device)
+        few = copy.copy(self)
+        few._batch_shape = rows.shape
+        for name, axes in self.parts.items():
+            part = getattr(self, name)
+            if part is not None:
+                part = part.expand(batch + part.shape[part.ndim - axes :])
+                setattr(few, name, part.reshape(-1, *part.shape[len(batch) :])[rows])
+        return few, value.reshape(-1, *value.shape[-2:])[rows], rows
 
     def posterior(self, value: Views) -> "ContentPosterior":
         """Return the posterior of the content given the views."""

@@ -5,8 +5,10 @@ import math
 from itertools import product
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import (
     Distribution,
@@ -26,6 +28,7 @@ __all__ = [
     "in_words",
     "is_real",
     "is_sphere",
+    "of_pyro",
     "space_of",
     "states_of",
     "support_of",
@@ -73,6 +76,20 @@ def _hull(support: constraints.Constraint, axis: int) -> constraints.Constraint:
         if isinstance(bound, Tensor) and bound.dim() >= -axis:
             setattr(hull, name, end(bound, axis))
     return hull
+
+
+def of_pyro(name: str, value: Any) -> TorchDistribution:
+    """Return a distribution of Pyro; raise a TypeError for what is none."""
+    if isinstance(value, TorchDistributionMixin):
+        distribution: TorchDistribution = value
+        return distribution
+    kind, own = type(value), "it from pyro.distributions, or inherit from its class "
+    same = isinstance(value, Distribution) and hasattr(dist, kind.__name__)
+    take = f"pyro.distributions.{kind.__name__}" if same else own + "TorchDistribution"
+    raise TypeError(
+        f"expected {name} as a distribution of Pyro, got {kind.__module__}."
+        f"{kind.__qualname__}; take {take}"
+    )
 
 
 def is_sphere(support: constraints.Constraint) -> bool:

@@ -90,6 +90,11 @@ class Factors(nn.Module):
         several = isinstance(encoder, PerModality)
         self.spread: nn.Module = nn.ModuleList(heads) if several else heads[0]
 
+    @property
+    def raw(self) -> bool:
+        """Whether the spread is raw: of a subclass with its own `forward` it is not."""
+        return type(self).forward is Factors.forward
+
     def forward(self, x: Views, present: Present = None) -> tuple[Tensor, Tensor]:
         """Return location and raw spread, (batch, view, dim) and (batch, view, size).
 

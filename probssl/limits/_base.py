@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import Parted, whole
 from ..entropies import Entropy
-from ..hyper import Positive, known_population
+from ..hyper import Positive, check_declared, known_population
 from ..joint import register
 from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked, network, output_of
@@ -136,6 +136,7 @@ class JointEmbedding(Parted):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if the objective cannot take the batch: `fit`'s first one."""
+        check_declared(self)
         self.check_shape(batch)
 
     def check_shape(self, batch: Batch) -> None:
@@ -278,6 +279,11 @@ class PriorEmbedding(JointEmbedding):
     """A `JointEmbedding` whose z are samples of a prior."""
 
     prior: Prior
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the objective cannot take the batch, or the prior z."""
+        super().check(batch)
+        self.prior.check()
 
     @property
     def temperature(self) -> Tensor:

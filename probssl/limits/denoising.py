@@ -36,6 +36,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..hyper import check_declared
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..nn import each_view
@@ -105,6 +106,7 @@ class DenoisingAutoencoder(nn.Module):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if views are absent, or the likelihood refuses clean items."""
+        check_declared(self)
         check_only_views(self, batch)
         self.likelihood.check(_clean(batch))
 

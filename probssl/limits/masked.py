@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..arguments import between, whole
+from ..hyper import check_declared
 from ..likelihoods import Likelihood
 from ..nn.base import output_of
 from ..nn.network import check_width
@@ -140,6 +141,7 @@ class MaskedAutoencoder(nn.Module):
 
     def check(self, batch: Batch) -> None:
         """Raise an error if views are absent, patches do not fit, or x is no data."""
+        check_declared(self)
         check_only_views(self, batch)
         self._grid(batch.stacked.shape[2:])
         self.likelihood.check(batch.stacked)

@@ -14,7 +14,7 @@ from ..arrays import plain
 from ..bounds import weighted_shares
 from ..data.batches import Loadable, Views
 from ..data.splits import Groups
-from ..joint import Joint
+from ..joint import Joint, mean_of
 from ..terms import Batch
 from .containers import pareto_k
 from .evidence import RELIABLE_K
@@ -159,7 +159,12 @@ def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray
     for p in decoded(joint, q.sample(), batch.widths):
         check_no_covariates(p)
     if draws is None:
-        z = joint.prior.centre(q.mean)
+        z = joint.prior.centre(mean_of(q))
+        if not bool(z.isfinite().all()):
+            raise ValueError(
+                "expected a finite mean of q(z|x), got NaN or infinity, as for absent "
+                f"views where p(z|y) of {joint.prior} has no mean; give draws=…"
+            )
         return mean_views(joint, z, batch.widths)
     for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
         each = decoded(joint, q.sample((n,)), batch.widths)

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from ..arguments import choice, typed, whole
 from ..arrays import finite, plain
 from ..data.batches import Loadable
-from ..joint import Joint
+from ..joint import Joint, mean_of
 from ..nn.base import called, is_rows, output_error
 from ..nn.network import nets_of
 from ..terms import Batch
@@ -131,7 +131,7 @@ def reconstruct(
     found = []
     with evaluating(objective) as like:
         for x in singles(data, like, batch_size, "reconstruct", len(joint.sites)):
-            z = joint.prior.centre(joint.alone(x).mean)
+            z = joint.prior.centre(mean_of(joint.alone(x)))
             parts = x if isinstance(x, tuple) else (x,)
             each = mean_views(joint, z, (1,) * z.shape[1], parts)
             single = z.shape[1] == 1 or joint.several  # else items are stacks of views

@@ -24,6 +24,7 @@ from ..distributions.content import Integral
 from ..distributions.supports import (
     dimensions,
     from_real,
+    of_pyro,
     states_of,
     support_of,
     values_of,
@@ -51,6 +52,7 @@ def content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 *
             f"got {type(content).__name__}; for instance "
             f"dist.Laplace(0.0, 1.0).expand([{dim}]).to_event(1)"
         )
+    of_pyro("y_prior", content)
     discrete: Any = support_of(content).is_discrete
     shape, batch = tuple(content.event_shape), tuple(content.batch_shape)
     if len(shape) not in ((0, 1) if discrete else (1,)) or batch:
@@ -90,6 +92,7 @@ def example_of(
     example = _called(conditional, y)
     hint = "for instance dist.Laplace(y, 0.3).to_event(1)"
     instance("conditional(y)", example, Distribution, "a Pyro distribution", hint)
+    of_pyro("conditional(y)", example)
     for method in ("sample", "log_prob"):
         try:
             argument = example.sample() if method == "log_prob" else ()

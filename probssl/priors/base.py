@@ -37,7 +37,10 @@ class Prior(Parted):
 
     A prior of your own needs `dim` and `forward`; for objectives that plug one view in
     for the content, `log_kernel` as well; and for a `Joint` in which the content is a
-    latent variable, `content` and `given`.
+    latent variable, `content` and `given`. Where views may be absent, the distribution
+    that `forward` returns has `complete` and `complete_mean` too, ``(value, present) ->
+    value`` with the absent views drawn given the present ones, or their mean. Random
+    hyper-parameters in submodules count if `random` returns them.
     """
 
     dim: int | None
@@ -71,6 +74,9 @@ class Prior(Parted):
         whose shape becomes the batch shape.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward(views)")
+
+    def check(self) -> None:
+        """Raise an error if the present parameters give no density: `fit` calls it."""
 
     def log_prob(self, z: Views, present: Present = None) -> Float[Tensor, "*batch"]:
         r"""Return :math:`\log p(z_1, \dots, z_V)`, in nats per item."""

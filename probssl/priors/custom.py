@@ -39,11 +39,20 @@ from ._examined import (
     is_factorised,
 )
 from .base import Drawn, Pairs, Points, Present, Prior, Views, check_dim
-from .integrals import Enumeration, ImportanceSampling, Quadrature, poor
+from .integrals import (
+    EXAMINED,
+    LARGEST_ERROR,
+    Enumeration,
+    ImportanceSampling,
+    Quadrature,
+    inaccurate,
+    poor,
+)
 
 __all__ = ["Custom"]
 
 MASS_ERROR = 0.05  # nats: of p(y) by quadrature, without views to narrow it
+ACCURATE = 0.01  # nats per item, of draws of the prior: quadrature is chosen
 KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
 
 
@@ -54,8 +63,9 @@ class Custom(Prior):
 
     A discrete y with finitely many values is summed out exactly, by `Enumeration`.
     Where p(y) and p(z|y) are products over the dimensions the integral is deterministic
-    `Quadrature`, else `ImportanceSampling`. Where none is accurate, make the content
-    a latent variable with a guide: ``Joint(…, content=ps.guides.Content(dim))``.
+    `Quadrature`, with more panels where draws of the prior have p(y|z) with several
+    peaks, else or where that is not accurate `ImportanceSampling`. Where none is, make
+    the content a latent variable: ``Joint(…, content=ps.guides.Content(dim))``.
 
     Random hyper-parameters, a `ps.hyper.Positive` with a distribution, may be anywhere
     in the modules of p(z|y) and p(y). Called, one gives the value that is drawn, with a
@@ -91,6 +101,7 @@ class Custom(Prior):
     one: Tensor
     watched: Tensor
     integral: Integral
+    _remarks = 0  # how often `remark` was called
 
     def __init__(
         self,
@@ -133,8 +144,27 @@ class Custom(Prior):
         if self.discrete:
             return Enumeration(self.factorised)
         if self.factorised and self._mass_is_found(views):
-            return Quadrature()
+            self.integral = Quadrature()
+            if float(self._error_at_draws().max()) < LARGEST_ERROR:
+                return self.integral
+            self.integral = Quadrature(128, peaks=8)
+            if float(self._error_at_draws().mean()) < ACCURATE:
+                return self.integral
         return ImportanceSampling()
+
+    def check(self) -> None:
+        """Raise a ValueError if quadrature is wrong for draws of the prior itself."""
+        if isinstance(self.integral, Quadrature) and not self.one.is_meta:
+            error = self._error_at_draws()
+            if float(error.mean()) > LARGEST_ERROR:
+                raise ValueError(inaccurate(self.integral, error))
+
+    def _error_at_draws(self) -> Float[Tensor, " n"]:
+        """The error of quadrature for two views of some items, drawn from the prior."""
+        cuda = [self.one.device] if self.one.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(cuda):
+            many = max(1, EXAMINED // self.known_dim())
+            return self.quadrature_error(self(2).sample((many,)))
 
     @torch.no_grad()
     def _mass_is_found(self, views: TorchDistribution) -> bool:
@@ -306,9 +336,12 @@ class Custom(Prior):
         """
         hint = "use effective_sample_size(z)"
         rule = instance("integral", self.integral, Quadrature, "Quadrature", hint)
-        finer = copy.copy(self)
-        finer.integral = rule.finer()
-        return (finer.log_prob(z) - self.log_prob(z)).abs()
+        views, itself = self.of(z), copy.copy(rule)
+        itself.calls = None
+        views.integral, log_prob = itself, views.log_prob
+        coarse = log_prob(z)
+        views.integral = rule.finer()
+        return (log_prob(z) - coarse).abs()
 
     @torch.no_grad()
     def effective_sample_size(self, z: Views) -> Float[Tensor, "*batch"]:
@@ -326,8 +359,21 @@ class Custom(Prior):
         """A warning, if importance sampling was poor in the steps since the last call.
 
         It is poor for an item whose effective sample size is below the rule's `least`:
-        log p is then too low by about 1 / (2 ESS) nats.
+        log p is then too low by about 1 / (2 ESS) nats. Quadrature with parameters is
+        examined at draws of the prior, in the first, second, fourth, eighth … call.
         """
+        if isinstance(self.integral, Quadrature):
+            self._remarks += 1
+            if (
+                self._remarks & (self._remarks - 1)
+                or next(self.parameters(), None) is None
+            ):
+                return None
+            try:
+                self.check()
+            except ValueError as error:
+                return str(error)
+            return None
         few, items = self.watched.tolist()
         self.watched.zero_()
         least = getattr(self.integral, "least", 0.0)

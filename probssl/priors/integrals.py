@@ -48,7 +48,10 @@ ZOOM, ZOOMS = 9, 6  # nodes of each search between neighbours, number of searche
 OCTAVES = range(-14, 3)  # exponents of the widths of a peak that are tried
 LADDER = (2.0, 4.0, 7.0, 12.0, 30.0, 200.0)  # panels around a peak, in its widths
 HALVED_AT_ONCE = 4  # panels that are halved
-MORE_PLACES, PEAKS = 4096, 4  # searched for peaks in the estimate of the error
+PLACES = 256  # at which one further peak is searched, within eight widths of p(y)
+FINER = 16  # least number of further peaks in the estimate of the error
+EXAMINED = 128  # numbers z, of which the error is estimated
+LARGEST_ERROR = 0.05  # nats per item that are accepted
 DROPPED_NATS = 45.0  # nats: a panel below e^-45 of the integral is dropped
 
 
@@ -63,8 +66,12 @@ class Quadrature:
     With a Gaussian or Laplace conditional at least a thousandth as wide as p(y), the
     error is below 1e-8 nats in double precision. It is about 1e-4 where a kink is at
     none of the views, and larger where p(z|y) jumps. A second peak that is narrower
-    than a twentieth of p(y), and at none of the views, can be missed.
-    `Custom.quadrature_error` reports the error.
+    than a twentieth of p(y), and at none of the views, can be missed without `peaks`.
+
+    `Custom.quadrature_error` estimates the error by a finer rule. Without a gradient
+    the rule does so itself for a few items, in its first call, the second, fourth,
+    eighth and so on: above 0.05 nats in the mean it raises an error, and warns if
+    single items are above. In training `ps.fit` examines draws of the prior.
 
     The ends of the panels carry no gradient, so the gradient is the integral of the
     gradient of the integrand: exact where panels end at the kinks. The rule does not
@@ -74,26 +81,32 @@ class Quadrature:
         panels: The number of panels that are kept, besides one for each view.
         nodes: The number of nodes in each panel, at least 4.
         levels: How often panels are halved, four at a time.
+        peaks: How many peaks besides the largest have panels of their own: the highest
+            local maxima at 256 places for each of them, within eight widths of p(y).
+
+    Raises:
+        ValueError: When called without a gradient, if its error is large.
     """
 
     each = True
-    _places = 0  # at which peaks are searched, besides those of every rule
 
-    def __init__(self, panels: int = 24, nodes: int = 8, levels: int = 3) -> None:
+    def __init__(
+        self, panels: int = 24, nodes: int = 8, levels: int = 3, peaks: int = 0
+    ) -> None:
         self.panels, self.nodes = whole("panels", panels), whole("nodes", nodes, 4)
-        self.levels = whole("levels", levels)
+        self.levels, self.peaks = whole("levels", levels), whole("peaks", peaks, 0)
+        self.calls: int | None = 0  # without a gradient; None examines none
 
     def __repr__(self) -> str:
-        return f"Quadrature({self.panels}, {self.nodes}, {self.levels})"
+        more = f", peaks={self.peaks}" if self.peaks else ""
+        return f"Quadrature({self.panels}, {self.nodes}, {self.levels}{more})"
 
     def finer(self) -> "Quadrature":
-        """Return a rule with more panels, nodes, levels and places, for the error.
-
-        It also searches peaks at 4,096 places within eight widths of p(y).
-        """
-        panels = 2 * self.panels + PEAKS * (2 * len(LADDER) + 1)
-        rule = Quadrature(panels, self.nodes + 4, self.levels + 4)
-        rule._places = MORE_PLACES
+        """Return a rule with more panels, nodes, levels and peaks, for the error."""
+        peaks = max(2 * self.peaks, FINER)
+        panels = 2 * self.panels + 4 * (2 * len(LADDER) + 1)
+        rule = Quadrature(panels, self.nodes + 4, self.levels + 4, peaks)
+        rule.calls = None
         return rule
 
     def __call__(
@@ -117,8 +130,8 @@ class Quadrature:
         marks = transform.inv(value.detach()).nan_to_num(0.0, 0.0, 0.0).movedim(-2, 0)
         more = _ends_of_components(base, transform, marks)
         centre = _centre(base, transform)
-        if self._places:
-            more = [*more, *_further_peaks(log_density, marks, *centre, self._places)]
+        if self.peaks:
+            more = [*more, *_further_peaks(log_density, marks, *centre, self.peaks)]
         left, right = self._panels(log_density, marks, more, *centre)
         place, weight, _ = _rule(self.nodes, left)
         width = right - left
@@ -130,7 +143,30 @@ class Quadrature:
                 ends = ~base.log_prob(transform(u)).isfinite()
             u = torch.where(ends, centre[0], u)
             log_weight = log_weight.masked_fill(ends, -math.inf)
-        return transform(u), log_density(u) + log_weight
+        y, log_weight = transform(u), log_density(u) + log_weight
+        tracing = get_proxy_mode() is not None or torch.compiler.is_compiling()
+        if not (tracing or log_weight.requires_grad or log_weight.is_meta):
+            self._examine(views, value, log_weight)
+        return y, log_weight
+
+    def _examine(self, views: SharedContent, value: Views, log_weight: Tensor) -> None:
+        """Compare with a finer rule, for some items, in few of the calls."""
+        if self.calls is None:
+            return
+        self.calls += 1
+        some = None if self.calls & (self.calls - 1) else views.some(value, EXAMINED)
+        if some is None:
+            return
+        fewer, part, rows = some
+        log_prob = log_weight.logsumexp(0).sum(-1).flatten()[rows]
+        finer = self.finer()(fewer, part)[1].logsumexp(0).sum(-1)
+        error = (finer - log_prob).abs().nan_to_num(0.0, math.inf)
+        rounding = torch.finfo(error.dtype).eps ** 0.75 * log_prob.abs()
+        error = (error - rounding).clamp(min=0)
+        if float(error.mean()) > LARGEST_ERROR:
+            raise ValueError(inaccurate(self, error))
+        if float(error.max()) > LARGEST_ERROR:
+            warnings.warn(inaccurate(self, error), RuntimeWarning, stacklevel=2)
 
     @torch.no_grad()
     def _panels(
@@ -247,13 +283,13 @@ def _ladder(log_density: LogDensity, peak: Tensor, scale: Tensor) -> Tensor:
 def _further_peaks(
     log_density: LogDensity, like: Tensor, centre: Tensor, scale: Tensor, many: int
 ) -> Iterator[Tensor]:
-    """Ends of panels around the highest of local maxima at so many places."""
-    steps = _column(torch.linspace(-8, 8, many).tolist(), like)
+    """Ends of panels around so many of the highest local maxima at many places."""
+    steps = _column(torch.linspace(-8, 8, PLACES * many).tolist(), like)
     places = (centre + scale * steps).expand(-1, *like.shape[1:])
     value = _finite(log_density(places))
     inner = value[1:-1]
     local = (inner > value[:-2]) & (inner >= value[2:])
-    best = inner.where(local, -math.inf).topk(PEAKS, 0).indices + 1
+    best = inner.where(local, -math.inf).topk(many, 0).indices + 1
     for peak in places.gather(0, best).split(1):
         yield torch.cat([peak, _ladder(log_density, peak, scale)])
 
@@ -330,6 +366,18 @@ REMEDY = (
     "raise samples, give ImportanceSampling a proposal nearer to p(y|z), or make y a "
     "variable of the model: Joint(…, content=ps.guides.Content(dim))"
 )
+
+
+def inaccurate(rule: Quadrature, error: Tensor) -> str:
+    """A message about the error of log p(z_1..V), by item."""
+    more = Quadrature(128, peaks=max(8, 2 * rule.peaks))
+    return (
+        f"expected {rule} of y with an error below {LARGEST_ERROR} nats per item, got "
+        f"{float(error.mean()):.2g} in the mean and {float(error.max()):.2g} at most, "
+        "by a finer rule: p(y|z) has narrow peaks or jumps that its panels miss; take "
+        f"integral=ps.priors.{more}, ps.priors.ImportanceSampling(), or make y a "
+        "variable of the model: Joint(…, content=ps.guides.Content(dim))"
+    )
 
 
 def poor(least: float, share: float) -> str:

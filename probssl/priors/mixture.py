@@ -8,6 +8,7 @@ References:
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from pyro.distributions import Categorical, MixtureSameFamily, Normal, TorchDist
 from torch import Tensor, nn
 
 from ..arguments import positive, whole
+from ..arrays import span, tensor
 from ..distributions.mixture import SharedComponent
 from ..hyper import Positive, random_in
+from ..nn.base import unmoved
 from .base import (
     Drawn,
     Pairs,
@@ -57,8 +60,13 @@ class _Clusters(Prior):
                 f"{hyper.name!r}, of which no draw would reach them; fix or learn it, "
                 "or write p(y) for priors.Custom, where it is a site"
             )
+        found = getattr(components, "dim", dim)
+        if found != dim:
+            raise ValueError(
+                f"expected components in dim={dim} as the prior is, got dim={found}; "
+                "build both with the same dim"
+            )
         self.components = components
-        self._check_shapes(dim, getattr(components, "dim", dim))
         self.scale = Positive(scale, "scale")
         count = getattr(components, "components", None)
         logits = torch.zeros(whole("components", count, hint=COMPONENTS_HINT))
@@ -66,6 +74,47 @@ class _Clusters(Prior):
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
+        self.check()
+
+    def check(self) -> None:
+        """Raise a ValueError unless the components have finite, positive scales."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(self):
+            loc, scale = self._placed()
+        if loc.is_meta:
+            return
+        if not bool(loc.isfinite().all() & (scale > 0).all() & scale.isfinite().all()):
+            ends = "means from {:.4g} to {:.4g} and scales from {:.4g} to {:.4g}"
+            raise ValueError(
+                "expected components with finite means and positive finite scales, got "
+                f"{ends.format(*span(loc), *span(scale))}; return standard deviations, "
+                "as softplus(raw) + 1e-4"
+            )
+
+    def _placed(self) -> tuple[Tensor, Tensor]:
+        """The means and the relative scales, of checked shapes."""
+        found = self.components()
+        kinds = (
+            [isinstance(p, Tensor) for p in found]
+            if isinstance(found, Sequence)
+            else []
+        )
+        if kinds != [True, True]:
+            raise TypeError(
+                "expected components() to return two tensors, means and scales, got "
+                f"{found!r:.80}; return (means, scales)"
+            )
+        loc, scale = found
+        shapes = tuple(loc.shape), tuple(scale.shape)
+        many, dim = len(self.logits), self.known_dim()
+        fits = {(), *product((1, many), (1, dim))}
+        if shapes[0] != (many, dim) or shapes[1] not in fits:
+            raise ValueError(
+                f"expected components with means of shape ({many}, {dim}), component "
+                f"and dim, and scales of shape ({many}, {dim}) or ({many}, 1), got "
+                f"{shapes[0]} and {shapes[1]}; one scale for each component is "
+                "scale.unsqueeze(-1), and prior and components have the same dim"
+            )
+        return loc, scale
 
     def forward(
         self,
@@ -81,8 +130,7 @@ class _Clusters(Prior):
             component: Known components, which are conditioned on; -1 where the
                 component is unknown and summed out.
         """
-        loc, relative = self.components()
-        self._check_shapes(self.known_dim(), loc.shape[-1])
+        loc, relative = self._placed()
         scales = self._scales(relative, drawn)
         logits = _restricted(self.logits, component)
         return SharedComponent(
@@ -115,13 +163,6 @@ class _Clusters(Prior):
     def _scales(self, relative: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """The scales of a view and of the content, shapes (…, component, dim or 1)."""
         raise NotImplementedError
-
-    def _check_shapes(self, dim: int, found: int) -> None:
-        if found != dim:
-            raise ValueError(
-                f"expected components in dim={dim} as the prior is, got dim={found}; "
-                "build both with the same dim"
-            )
 
 
 class Mixture(_Clusters):
@@ -239,7 +280,7 @@ class TwoTier(_Clusters):
 
         Where the component is known (not -1) it is the normal of that component.
         """
-        loc, relative = self.components()
+        loc, relative = self._placed()
         scale = self.y_scale.over(drawn) * relative
         logits = _restricted(self.logits, component)
         normal = Normal(loc, scale, validate_args=False)
@@ -298,7 +339,7 @@ class Components(nn.Module):
     or `at` given values; the relative scales start at 1.
 
     A module of components has the attribute `components`, K, and returns means, shape
-    (component, dim), and scales that broadcast to it.
+    (component, dim), and positive scales, shape (component, dim) or (component, 1).
 
     The means have ten times the learning rate of the networks: Adam moves a mean by at
     most its rate in one step, and means that lag behind z misclassify.
@@ -336,9 +377,7 @@ class Components(nn.Module):
         self.log_scale = scales
 
     @classmethod
-    def at(
-        cls, means: Float[Any, "component dim"], own_scales: bool = False
-    ) -> "Components":
+    def at(cls, means: Any, own_scales: bool = False) -> "Components":
         """Start at these means, a tensor or array, such as the k-means of z.
 
         From random means a fit may end with all items in few components.
@@ -346,7 +385,7 @@ class Components(nn.Module):
         Raises:
             ValueError: If the means do not have two axes, or are not all finite.
         """
-        means = torch.as_tensor(means)
+        means = tensor(means, "means")
         if means.ndim != 2 or not means.isfinite().all():
             raise ValueError(
                 "expected finite means, shape (component, dim), got shape "
@@ -393,7 +432,7 @@ class VampComponents(nn.Module):
         https://arxiv.org/abs/1705.07120
 
     Raises:
-        TypeError: If the number is not a whole number.
+        TypeError: If the number is not a whole number, or factors return raw numbers.
         ValueError: If it is below 1.
     """
 
@@ -407,6 +446,13 @@ class VampComponents(nn.Module):
         learn: bool = True,
     ) -> None:
         super().__init__()
+        if getattr(factors, "raw", False):
+            raise TypeError(
+                "expected factors that return means and standard deviations, got "
+                f"{type(factors).__name__}, which returns raw numbers that a guide "
+                "turns into its own parameters; give guides.GaussianFactors(encoder), "
+                "or the factors of guides.DiagonalGaussian"
+            )
         self.factors, self.components = factors, whole("components", components)
         inputs = torch.rand(components, *event_shape)
         if learn:
@@ -418,10 +464,15 @@ class VampComponents(nn.Module):
     def at(
         cls,
         factors: nn.Module,
-        inputs: Float[Tensor, "component *event"],
+        inputs: Any,
         learn: bool = True,
     ) -> "VampComponents":
-        """Start at the given inputs; without `learn` they stay."""
+        """Start at the given inputs, (component, \\*event); without `learn` they stay.
+
+        Raises:
+            ValueError: If they are not all finite.
+        """
+        inputs = tensor(inputs, "inputs", finite=True)
         components = cls(factors, len(inputs), inputs.shape[1:], learn)
         with torch.no_grad():
             components.inputs.copy_(inputs)
