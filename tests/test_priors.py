@@ -387,7 +387,7 @@ test_bad_arguments_are_refused = refusals(
     (
         lambda: Mixture(3, VampComponents(factors(2), 4, (3,)))(2),
         ValueError,
-        "got dim=2",
+        r"means of shape \(4, 3\).*got \(4, 2\)",
     ),
     (lambda: TwoTier(2, 3, y_scale=math.inf), ValueError, "y_scale to be a positive"),
     (lambda: TwoTier(2, 3, LEARNED, LEARNED), ValueError, "at most one free scale"),
