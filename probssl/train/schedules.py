@@ -7,12 +7,12 @@ reads it anew. A number in a plain attribute is a constant of a compiled step.
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..arguments import choice, positive, typed
-from ..hyper import Positive
 
 __all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
@@ -63,8 +63,8 @@ class Schedules:
     def _number(self, name: str, schedule: Schedule, share: float) -> float:
         """The number of a schedule, checked also for the hyper-parameter that it is."""
         number = _number(name, schedule, share)
-        owner = self.objective.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, Positive) and not owner.allows(number):
+        owner: Any = self.objective.get_submodule(name.rpartition(".")[0])
+        if hasattr(owner, "allows") and not owner.allows(number):
             raise ValueError(
                 f"expected the schedule of {name!r} to return a {owner.kind}, as "
                 f"{owner.name} is, got {number} at t = {share:g}; t goes from 0 to 1"
