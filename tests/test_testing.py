@@ -157,6 +157,35 @@ def narrow_samples(self, views, **options):
     return views
 
 
+class Repeats(OneFactorNormal):
+    """Its samples after `expand` are one draw."""
+
+    def rsample(self, sample_shape=()):
+        z = super().rsample(sample_shape)
+        batch = z.shape[len(sample_shape) : -2]
+        first = z[(slice(None),) * len(sample_shape) + (slice(1),) * len(batch)]
+        return first.expand_as(z)
+
+
+class Shifted(OneFactorNormal):
+    """Its `rsample` is shifted, its `sample` is right."""
+
+    def rsample(self, sample_shape=()):
+        return super().rsample(sample_shape) + 0.5
+
+    def sample(self, sample_shape=()):
+        return super().rsample(sample_shape).detach()
+
+
+def distributed(kind: type) -> dict[str, Callable]:
+    def forward(self, views, **options):
+        views = Gaussian.forward(self, views, **options)
+        views.__class__ = kind
+        return views
+
+    return {"forward": forward}
+
+
 def kernel_in_the_other_argument(self, a, b, plug_in=False):
     pair = (a, b) if plug_in else (b, a)
     value = Gaussian.log_kernel(self, *pair, plug_in)
@@ -205,6 +234,8 @@ BROKEN_PRIORS = {
         "too large by 0.",
     ),
     "samples, alone": ({"forward": narrow_samples}, "sampling", "times as wide"),
+    "repeats, alone": (distributed(Repeats), "sampling", "after expand"),
+    "rsample, alone": (distributed(Shifted), "sampling", "rsample of"),
     "order": (own_density(first_view_weighs), "exchangeability", "treat views alike"),
     "kernel": ({"log_kernel": kernel_in_the_other_argument}, "kernel", "in b"),
     "plug in": (
@@ -274,6 +305,66 @@ def wide_noise(self, sample_shape=()):
 
 def uneven(self, sample_shape=()):
     return OneHot(2 * self.logits).sample(sample_shape)
+
+
+def alike(self, sample_shape=()):
+    """Samples with the right density for each element, but one noise for all."""
+    x = super(type(self), self).sample(sample_shape)
+    return x.sort(0).values[torch.randperm(len(x))] if sample_shape else x
+
+
+def alike_items(self, sample_shape=()):
+    x = super(type(self), self).sample(sample_shape)
+    if not sample_shape:
+        return x
+    order = torch.rand(len(x), 1, *x.shape[2:]).argsort(0).expand_as(x)
+    return x.sort(0).values.gather(0, order)
+
+
+ELEMENTWISE = ("Gaussian", "Laplace", "StudentT", "Binomial(16)", "Poisson")
+
+
+@pytest.mark.parametrize("sample", [alike, alike_items])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_noise_that_elements_or_items_share_is_found(name, sample):
+    likelihood = own_distribution(LIKELIHOODS[name](), sample=sample)
+    error = broken(check_likelihood, likelihood, event_shape=(4,), draws=DRAWS)
+    assert error.laws == ("independence",)
+
+
+def late(method: str, change: Callable) -> Callable:
+    """A method of a distribution that is wrong in the elements 6 and 7."""
+
+    def changed(self, *arguments):
+        x = getattr(super(type(self), self), method)(*arguments)
+        return torch.cat([x[..., :6], change(self, x)[..., 6:]], -1)
+
+    return changed
+
+
+def off_by_a_nat(p, log_prob):
+    return log_prob + 1
+
+
+def thrice_as_wide(p, x):
+    return p.mean + 3 * (x - p.mean)
+
+
+@pytest.mark.parametrize(
+    "law, name, method, change",
+    [
+        ("normalisation", "Gaussian", "log_prob", off_by_a_nat),
+        ("normalisation", "Poisson", "log_prob", off_by_a_nat),
+        ("sampling", "Laplace", "sample", thrice_as_wide),
+    ],
+)
+def test_a_fault_of_late_elements_is_found(law, name, method, change):
+    likelihood = LIKELIHOODS[name]()
+    likelihood = own_distribution(likelihood, **{method: late(method, change)})
+    output = torch.randn(3, 8).clamp(-1, 1)
+    with pytest.raises(LawError) as caught:
+        check_likelihood(likelihood, output, draws=DRAWS)
+    assert law in caught.value.laws
 
 
 class RefusesItself(Binomial):
@@ -372,13 +463,75 @@ STRANGERS = {  # with the shape of the decoder's output for one x
     "maxima": (Own(made(dist.Gumbel, False, True)), (3, 2)),
     "grey": (Own(lambda x: dist.ContinuousBernoulli(logits=x, **QUIET)), (3,)),
     "image": (Own(lambda x: dist.Normal(x, 0.3, **QUIET).to_event(3)), (1, 2, 2)),
+    # Their densities round where no data are: at ±1, beyond 1e200, below 1e-200.
+    "between -1 and 1": (Own(lambda x: bounded(dist.Normal(x, 1.0, **QUIET))), (3,)),
+    "lifetimes": (Own(lambda x: dist.Weibull(width(x), 1.5, **QUIET)), (3,)),
+    "reciprocals": (Own(lambda x: dist.InverseGamma(width(x) + 2, 1.0, **QUIET)), (3,)),
+    "corners": (Own(lambda x: dist.Dirichlet(0.2 * x.exp(), **QUIET)), (3,)),
+    "directions": (Own(lambda x: dist.ProjectedNormal(x, **QUIET)), (3,)),
 }
 
 
+def bounded(normal):
+    tanh = dist.transforms.TanhTransform()
+    return dist.TransformedDistribution(normal, tanh, **QUIET)
+
+
+@pytest.mark.filterwarnings("ignore:.*(no mean|rounds? to|device cannot)")
 @pytest.mark.parametrize("name", STRANGERS)
 def test_distributions_of_pyro_obey_the_laws(name):
     likelihood, shape = STRANGERS[name]
     check_likelihood(likelihood, torch.randn(3, *shape), draws=DRAWS)
+
+
+def undefined(low, high):
+    """A density that is NaN between two numbers."""
+
+    def log_prob(self, x):
+        right = super(type(self), self).log_prob(x)
+        return torch.where((x > low) & (x < high), torch.nan, right)
+
+    return log_prob
+
+
+def larger(self, x):
+    return dist.Dirichlet.log_prob(self, x) + 0.3
+
+
+# NaN where the distribution has mass, or beyond its samples where data may be.
+LOST = {
+    "maxima": (dist.Gumbel, (False, True), undefined(0.0, 0.2)),
+    "tails": (dist.Gumbel, (False, True), undefined(1e2, 1e9)),
+    "lifetimes": (dist.Weibull, (True, True), undefined(1.0, 1.5)),
+    "shares": (dist.Beta, (True, True), undefined(0.7, 0.9)),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_density_that_is_nan_within_the_support_is_found(name):
+    kind, bounds, log_prob = LOST[name]
+    likelihood = Own(made(altered(kind, log_prob=log_prob), *bounds))
+    error = broken(check_likelihood, likelihood, torch.randn(3, 3, 2), draws=DRAWS)
+    assert "normalisation" in error.laws
+
+
+def test_a_constant_is_found_where_samples_are_at_the_ends_of_the_support():
+    kind = altered(dist.Dirichlet, log_prob=larger)
+    likelihood = Own(lambda x: kind(0.2 * x.exp(), **QUIET))
+    error = broken(check_likelihood, likelihood, torch.randn(3, 3), draws=4 * DRAWS)
+    assert "normalisation" in error.laws
+
+
+def test_constants_on_the_cpu_are_numbers_only_before_they_are_expanded():
+    number = torch.tensor(0.3, dtype=torch.float64)
+    check_likelihood(
+        Own(lambda x: dist.Normal(number * x, 0.3, **QUIET)),
+        torch.randn(3, 4),
+        draws=DRAWS,
+    )
+    expands = Own(lambda x: dist.Logistic(x, number, **QUIET))
+    error = broken(check_likelihood, expands, torch.randn(3, 4), draws=DRAWS)
+    assert "device" in error.laws and "0.3, not torch.tensor(0.3)" in str(error)
 
 
 class Bare(dist.TorchDistribution):
@@ -610,6 +763,30 @@ class DetachedNormal(dist.Normal):
         return self.loc + self.scale.detach() * noise
 
 
+class OneNoise(dist.Normal):
+    def rsample(self, sample_shape=()):
+        noise = super().rsample(sample_shape) - self.loc
+        first = noise.narrow(len(sample_shape), 0, 1) / self.scale[:1]
+        return self.loc + self.scale * first
+
+    sample = rsample
+
+
+class OneNoiseOfRsample(OneNoise):
+    sample = dist.Normal.sample
+
+
+class WideStddev(dist.Normal):
+    stddev = property(lambda self: 3 * self.scale)
+    variance = property(lambda self: 9 * self.scale**2)
+
+
+class WithoutMean(dist.Normal):
+    @property
+    def mean(self):
+        raise NotImplementedError
+
+
 class BrokenGuide(DiagonalGaussian):
     """Normals of some kind, whose encoder sees a function of the views."""
 
@@ -629,6 +806,21 @@ BROKEN_GUIDES = {
     "shapes": lambda: BrokenGuide(views=0),
     "absent views": lambda: BrokenGuide(seen=lambda x: x.flip(1) + x),
 }
+
+
+@pytest.mark.parametrize(
+    ("kind", "law", "detail"),
+    [
+        (OneNoise, "sampling", "independent items in sample"),
+        (OneNoiseOfRsample, "sampling", "independent items in rsample"),
+        (WideStddev, "spread", "stddev and variance"),
+        (WithoutMean, "mean", "embed and reconstruct need"),
+    ],
+)
+def test_a_guide_with_a_wrong_distribution_is_found(kind, law, detail):
+    guide = BrokenGuide(kind)
+    error = broken(check_guide, guide, Gaussian(2, 0.5), X, draws=DRAWS)
+    assert law in error.laws and detail in str(error)
 
 
 @pytest.mark.parametrize("law", BROKEN_GUIDES)
@@ -700,6 +892,19 @@ BROKEN_OBJECTIVES = {
     "no terms": (ReturnsNumbers, "terms"),
     "no representation": (NoRepresentation, "representation"),
 }
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_sum_over_items_is_found(random):
+    class Summed(ps.limits.SimVAE):
+        def forward(self, batch: Batch) -> Terms:
+            terms = super().forward(batch)
+            return Terms(*(len(batch.views) * term for term in terms))
+
+    guide = DiagonalGaussian if random else Point
+    summed = Summed(joint(Gaussian(2), guide=guide))
+    error = broken(check_objective, summed, batch(), repeats=100)
+    assert error.laws == ("mean over items",) and "take its .mean()" in str(error)
 
 
 @pytest.mark.parametrize("name", BROKEN_OBJECTIVES)

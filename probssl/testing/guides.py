@@ -1,6 +1,7 @@
 """Laws of a guide q(z_1..V | x_1..V)."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from inspect import signature
 from typing import NamedTuple
@@ -14,10 +15,12 @@ from ..arguments import typed
 from ..priors import Prior
 from . import modules
 from .densities import (
+    independent,
     integral,
     mean_is_that_of_samples,
     pathwise_is_score,
     samples_follow,
+    spread_is_that_of_samples,
 )
 from .laws import Note, Trial, differs, examine, twin, unless_declined
 from .modules import Valued
@@ -45,8 +48,11 @@ def check_guide(
     shapes                    batch (item,), event (view, dim)
     support                   samples lie on the support of the prior
     normalisation             the density of each item integrates to one
-    sampling                  samples follow the density, item by item
+    sampling                  samples, and those of `rsample`, follow the density, and
+                              those of items are independent
     mean                      samples have the mean of the distribution, as in `embed`
+    spread                    samples have its standard deviation, up to a factor of
+                              1.25, as in `embed` with `return_std`
     reparameterised gradient  gradients through `rsample` equal the score-function ones
     independent items         q of an item depends on no other item
     corner cases              one item, one view and equal views work
@@ -81,8 +87,8 @@ def check_guide(
             f"expected at least 2 items, got {len(x)}; some laws compare two"
         )
     case = _Case(twin(_Pair(guide, prior)), x.detach().cpu().double(), draws, {})
-    own = (shapes, support, normalisation, sampling, mean, reparameterised_gradient)
-    more = (independent_items, corner_cases, absent_views)
+    own = (shapes, support, normalisation, sampling, mean, spread)
+    more = (reparameterised_gradient, independent_items, corner_cases, absent_views)
     laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]
     laws += [(law, lambda: _valued(case, False)) for law in OF_DENSITIES]
     laws += [(law, lambda: _valued(case, True)) for law in OF_NUMBERS]
@@ -156,9 +162,9 @@ def normalisation(case: _Case) -> Iterator[str]:
         if not torch.equal(q.log_prob(q.sample()), torch.zeros(len(case.x))):
             yield "expected log_prob 0 of a Delta at its point, got another value"
         return
-    density, proposals, _ = _fit(case, q, None)
+    density, proposals, samples = _fit(case, q, None)
     look = "look at the constants in log_prob"
-    yield from integral(density, proposals, case.draws, "q of an item", look)
+    yield from integral(density, proposals, case.draws, "q of an item", look, samples)
 
 
 def sampling(case: _Case, present: Tensor | None = None) -> Iterator[str]:
@@ -166,15 +172,42 @@ def sampling(case: _Case, present: Tensor | None = None) -> Iterator[str]:
     q = case.q(case.x, present)
     if _is_point(q):
         return
-    density, proposals, samples = _fit(case, q, present)
-    yield from samples_follow(density, proposals, samples, "samples of an item")
+    density, proposals, _ = _fit(case, q, present)
+    methods = ("sample", "rsample")[: 1 + q.has_rsample]
+
+    def sample(n: int) -> dict[str, Tensor]:
+        each = {name: getattr(q, name)((n,)).detach() for name in methods}
+        return {
+            f"{name} of an item": z[:, :INTEGRATED_ITEMS] for name, z in each.items()
+        }
+
+    yield from samples_follow(density, proposals, sample, case.draws)
+    drawn = {name: getattr(q, name)((case.draws,)).detach() for name in methods}
+    items = {name: z.flatten(2) for name, z in drawn.items()}
+    yield from independent(items, "items")
 
 
 def mean(case: _Case) -> Iterator[str]:
     """Samples have the mean of the distribution."""
     q = case.q(case.x)
+    try:
+        expected = q.mean.detach()
+    except NotImplementedError:
+        yield (
+            f"expected a mean, which embed and reconstruct need, got none of "
+            f"{type(q).__name__}; give the distribution a property mean"
+        )
+        return
     samples = q.sample((case.draws,)).detach()
-    yield from mean_is_that_of_samples(samples, q.mean.detach())
+    yield from mean_is_that_of_samples(samples, expected)
+
+
+def spread(case: _Case) -> Iterator[str]:
+    """Samples have the standard deviation of the distribution."""
+    q = case.q(case.x)
+    with suppress(NotImplementedError):  # embed then refuses return_std
+        stddev, samples = q.stddev.detach(), q.sample((case.draws,)).detach()
+        yield from spread_is_that_of_samples(samples, stddev)
 
 
 def reparameterised_gradient(case: _Case) -> Iterator[str]:

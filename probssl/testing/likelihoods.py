@@ -17,15 +17,20 @@ from ..arguments import typed
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from . import modules
-from .densities import integral, mean_is_that_of_samples, samples_follow
+from .densities import (
+    independent,
+    integral,
+    mean_is_that_of_samples,
+    samples_follow,
+)
 from .laws import BARS, Estimate, Note, Trial, differs, examine, in_short, mean_of, twin
 from .modules import Valued
-from .proposals import LogDensity, Proposal, fitted, spherical
+from .proposals import LogDensity, Proposal, fitted, spherical, within
 
 __all__ = ["check_likelihood"]
 
 ITEMS = 3  # of an output that is drawn
-MOST_ELEMENTS = 5  # of an output, whose densities are integrated
+MOST_ELEMENTS = 16  # of an output, whose densities are integrated
 MOST_VALUES = 100_000  # over which a sum runs
 OTHERS, HALVINGS = 4, 40  # other outputs, and how often one comes nearer
 LARGEST = 1e9  # a sample beyond it, or beyond its reciprocal, is no data
@@ -48,6 +53,7 @@ def check_likelihood(
     measure           it begins with "counting" where the support is discrete
     normalisation     the density sums or integrates to one, for every element of x
     sampling          samples follow the density
+    independence      elements and items are drawn independently
     mean              samples have the mean of the distribution
     own samples       `check` accepts samples, and raises a ValueError for NaN;
                       samples are on the support
@@ -56,7 +62,10 @@ def check_likelihood(
     ================  ============================================================
 
     Elements are those of the batch shape; where the distribution has an event shape,
-    as a multivariate normal has, each event is a whole. A `pseudo` likelihood need not
+    as a multivariate normal has, each event is a whole. Of more than 16 elements, 16 at
+    random have their densities and samples compared, each in one of the items. The
+    extreme ends of a support, as numbers beyond 1e100, are left out of integrals by the
+    share of samples there. A `pseudo` likelihood need not
     be normalised, nor do its samples follow it. Where `measure` begins with "counting",
     sums run over all values that were drawn.
 
@@ -91,11 +100,14 @@ def check_likelihood(
         generator = torch.Generator().manual_seed(seed)
         shape = (ITEMS, *likelihood.output_shape(event))
         output = torch.randn(shape, generator=generator)
-    case = _Case(twin(likelihood), output.detach().cpu().double(), draws, event)
+    output = output.detach().cpu().double()
+    case = _Case(twin(likelihood), output, draws, event, seed, {})
     with suppress(RuntimeError, ValueError):  # laws report them
         case.of(case.output)
-    own = (shapes, measure, normalisation, sampling, mean, own_samples, extremes)
-    laws: list[Trial] = [(_unvalidated(law), lambda: case) for law in own]
+    own = (shapes, measure, normalisation, sampling, independence, mean)
+    laws: list[Trial] = [
+        (_unvalidated(law), lambda: case) for law in (*own, own_samples, extremes)
+    ]
     numerical = (*modules.UNTRACED, modules.tracing)
     laws += [(law, lambda: _valued(case)) for law in numerical]
     examine(type(likelihood).__name__, laws, seed)
@@ -117,6 +129,8 @@ class _Case(NamedTuple):
     output: Tensor
     draws: int
     event: tuple[int, ...] | None
+    seed: int
+    fits: dict[str, tuple[list[Proposal], Tensor]]  # which several laws share
 
     @property
     def counts(self) -> bool:
@@ -169,6 +183,16 @@ class _Case(NamedTuple):
         """The shape of a part of x with a density of its own, () for an element."""
         return self.shape[len(self.shape) - self.axes :]
 
+    @property
+    def chosen(self) -> Tensor:
+        """The parts that are judged: each element once, or some at random."""
+        items, parts = self.shape[0], self.shape.numel() // self.whole.numel()
+        each = parts // items  # of an item
+        k = torch.arange(max(min(each, MOST_ELEMENTS), min(items, parts)))
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(each, generator=generator)
+        return (k // each + k % each) % items * each + order[k % each]
+
     def of(self, output: Tensor) -> TorchDistribution:
         """p(x|z), whose independent elements are in the batch shape."""
         p = given_z(self.likelihood, output, output.shape[:0])
@@ -176,8 +200,8 @@ class _Case(NamedTuple):
             p = p.base_dist
         return p
 
-    def sample(self) -> Float[Tensor, "draw *output"]:
-        return self.of(self.output).sample((self.draws,)).detach().double()
+    def sample(self, n: int | None = None) -> Float[Tensor, "draw *output"]:
+        return self.of(self.output).sample((n or self.draws,)).detach().double()
 
     def values(self) -> Float[Tensor, "value *whole"]:
         """All values drawn for several sizes of output, and whole numbers between."""
@@ -196,9 +220,23 @@ class _Case(NamedTuple):
         """The parts with a density each, in one axis."""
         return x.reshape(-1, *self.whole)
 
-    def elements(self) -> Float[Tensor, "draw element *whole"]:
-        """Samples of the first parts of x."""
-        return self.sample().reshape(self.draws, -1, *self.whole)[:, :MOST_ELEMENTS]
+    def elements(self, n: int | None = None) -> Float[Tensor, "draw element *whole"]:
+        """Samples of the chosen parts of x."""
+        x = self.sample(n)
+        return x.reshape(len(x), -1, *self.whole)[:, self.chosen]
+
+    def items(self, n: int) -> Float[Tensor, "draw element view dim"]:
+        """The same as items with views of some numbers."""
+        x = self.elements(n)
+        return x.reshape(*x.shape[:2], *(1,) * (2 - self.axes), *self.whole)
+
+    def ends(self, x: Float[Tensor, "*shape"]) -> Tensor:
+        """Where parts of x are rounded to an end of the support."""
+        if self.counts or self.obstacle or spherical(self.support):
+            return torch.zeros_like(x).bool()
+        parts = self.parts(x)
+        ends = ~within(parts, biject_to(self.support))
+        return ends.reshape(-1, *(1,) * self.axes).expand_as(parts).reshape(x.shape)
 
     def numbers(self, x: Float[Tensor, "*n whole"]) -> Float[Tensor, "*n"]:
         """One number for each part, which identifies it."""
@@ -210,20 +248,19 @@ class _Case(NamedTuple):
     def over(
         self, values: Float[Tensor, "value *whole"]
     ) -> Float[Tensor, "value element"]:
-        """The log-densities of the first parts at all values."""
-        many = min(MOST_ELEMENTS, self.shape.numel() // self.whole.numel())
-        x = values.unsqueeze(1).expand(-1, many, *self.whole)
+        """The log-densities of the chosen parts at all values."""
+        x = values.unsqueeze(1).expand(-1, len(self.chosen), *self.whole)
         return self.log_prob(x)
 
     def log_prob(
         self, x: Float[Tensor, "n element *whole"]
     ) -> Float[Tensor, "n element"]:
-        """The log-density of the first parts, the others being as they may."""
-        p, many = self.of(self.output), x.shape[1]
+        """The log-density of the chosen parts, the others being as they may."""
+        p = self.of(self.output)
         others = self.parts(p.sample().to(x)).expand(len(x), -1, *self.whole)
-        x = torch.cat([x, others[:, many:]], 1).view(-1, *self.shape)
+        x = others.index_copy(1, self.chosen, x).view(-1, *self.shape)
         log_prob = p.to_event(self.axes - len(p.event_shape)).log_prob(x)
-        return log_prob.flatten(1)[:, :many].detach()
+        return log_prob.flatten(1)[:, self.chosen].detach()
 
     def fit(
         self,
@@ -233,13 +270,11 @@ class _Case(NamedTuple):
         def density(x: Tensor) -> Tensor:
             return self.log_prob(x.reshape(*x.shape[:2], *self.whole))
 
-        samples = self.elements()
-        samples = samples.reshape(
-            *samples.shape[:2], *(1,) * (2 - self.axes), *self.whole
-        )
-        support = self.support
-        support = constraints.independent(support, 2 - support.event_dim)
-        return density, fitted(density, samples, support), samples
+        if "x" not in self.fits:
+            samples, support = self.items(self.draws), self.support
+            support = constraints.independent(support, 2 - support.event_dim)
+            self.fits["x"] = fitted(density, samples, support), samples
+        return density, *self.fits["x"]
 
 
 def shapes(case: _Case) -> Iterator[str]:
@@ -293,8 +328,9 @@ def normalisation(case: _Case) -> Iterator[str]:
         yield Note(f"its density, {case.obstacle}, was not integrated")
         return
     if not case.counts:
-        density, proposals, _ = case.fit()
-        yield from integral(density, proposals, case.draws, "p(x) of one element", look)
+        density, proposals, samples = case.fit()
+        what = "p(x) of one element"
+        yield from integral(density, proposals, case.draws, what, look, samples)
         return
     if case.scattered:
         yield Note(
@@ -304,8 +340,10 @@ def normalisation(case: _Case) -> Iterator[str]:
         return
     values = case.values()
     total = case.over(values).exp().sum(0)
-    worst = total[(total - 1).abs().argmax()]
-    if not -_unseen(case, values) <= float(worst - 1) <= 1e-6:
+    missing = (1 - total - _unseen(case, values)).clamp(min=0)
+    over = missing.maximum(total - 1 - 1e-6).nan_to_num(math.inf)
+    worst = total[over.argmax()]
+    if float(over.max()) > 0:
         yield (
             f"expected the sum over {len(values)} values to be 1, got "
             f"{float(worst):.6g}; log_prob is off by {float(worst.log()):.3g} nats: "
@@ -320,8 +358,12 @@ def sampling(case: _Case) -> Iterator[str]:
     if not case.counts and case.obstacle:
         return
     if not case.counts:
-        density, proposals, samples = case.fit()
-        yield from samples_follow(density, proposals, samples, "samples of x")
+        density, proposals, _ = case.fit()
+
+        def sample(n: int) -> dict[str, Tensor]:
+            return {"samples of x": case.items(n)}
+
+        yield from samples_follow(density, proposals, sample, case.draws)
         return
     whole = (_ratios, _exchanges) if case.axes else ()
     for law in whole if case.scattered else (_frequencies, *whole):
@@ -347,7 +389,7 @@ def _frequencies(case: _Case) -> Iterator[str]:
         found = mean_of(torch.cos(scale * drawn))
         # A sample without rare values has too short an error bar of its own.
         error = torch.hypot(found.error, (variance / case.draws).sqrt())
-        near = found.value + (expected - found.value).clamp(-slack, slack)
+        near = found.value + (expected - found.value).clamp(min=-slack, max=slack)
         away = Estimate(near, error).misses(expected)
         if float(away.max()) > BARS:
             yield f"means that differ by {float(away.max()):.0f} standard errors"
@@ -412,7 +454,7 @@ def _exchanges(case: _Case) -> Iterator[str]:
     moved = torch.where(inside, moved.reshape(parts.shape), parts)
 
     parts, moved = (
-        each[:, :MOST_ELEMENTS].unflatten(-1, case.whole) for each in (parts, moved)
+        each[:, case.chosen].unflatten(-1, case.whole) for each in (parts, moved)
     )
     gain = case.log_prob(moved) - case.log_prob(parts)
     accepted = gain.exp().clamp(max=1)
@@ -427,13 +469,23 @@ def _exchanges(case: _Case) -> Iterator[str]:
             )
 
 
-def _unseen(case: _Case, values: Tensor) -> float:
-    """A bound on the probability of values that were never drawn."""
-    fresh = case.parts(case.elements())
-    both, place = torch.cat([values, fresh]).unique(dim=0, return_inverse=True)
+def _unseen(case: _Case, values: Tensor) -> Float[Tensor, " element"]:
+    """Bounds on the probability of values that were never drawn."""
+    fresh = case.elements()
+    both, place = torch.cat([values, case.parts(fresh)]).unique(
+        dim=0, return_inverse=True
+    )
     seen = torch.zeros(len(both)).bool().scatter(0, place[: len(values)], True)
-    new = mean_of(1 - seen[place[len(values) :]].double())
-    return 25 / case.draws + MOST_ELEMENTS * float(new.value + BARS * new.error)
+    new = (~seen[place[len(values) :]]).view(fresh.shape[:2])
+    bound = mean_of(new.double())
+    return 25 / case.draws + bound.value + BARS * bound.error
+
+
+def independence(case: _Case) -> Iterator[str]:
+    """Elements and items are drawn independently."""
+    if not case.likelihood.pseudo:
+        x = case.sample().reshape(case.draws, -1, case.whole.numel())
+        yield from independent({"samples of x": x}, "elements and items")
 
 
 def mean(case: _Case) -> Iterator[str]:
@@ -445,7 +497,8 @@ def mean(case: _Case) -> Iterator[str]:
         expected = torch.tensor(math.nan)
     if bool(expected.isnan().any()):
         yield Note("it has no mean: ps.reconstruct and ps.sample refuse it")
-    elif not isinstance(p, dist.VonMises):  # whose mean is that of directions
+    # The mean of a circular or spherical distribution is one of directions.
+    elif not (isinstance(p, dist.VonMises) or spherical(case.support)):
         deviation: Tensor | None = None
         with suppress(NotImplementedError):
             deviation = p.stddev.detach()
@@ -481,6 +534,13 @@ def extremes(case: _Case) -> Iterator[str]:
         data = (size_of_x < LARGEST) & (case.counts | (size_of_x > 1 / LARGEST))
         x = torch.where(data, x, ordinary)
         value = case.of(output).log_prob(x)
+        if value.isnan().any() and (ends := case.ends(x)).any():
+            yield Note(
+                f"its samples for outputs about ±{size:g} round to an end of the "
+                "support, where its density is NaN; keep outputs in a range"
+            )
+            x = torch.where(ends, ordinary, x)
+            value = case.of(output).log_prob(x)
         # Items with an infinite density have no gradient.
         finite = (
             value.flatten(1).isfinite().all(1) if value.ndim > 1 else value.isfinite()

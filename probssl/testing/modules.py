@@ -26,7 +26,8 @@ VALIDATES = torch.distributions.distribution.__file__
 LIBRARIES = (torch.distributions.__path__[0], pyro.distributions.__path__[0])
 VALIDATION = "give it validate_args=False, or call pyro.enable_validation(False)"
 TENSORS = (
-    "make tensors of the module buffers, and write device=z.device where one is made"
+    "make tensors of the module buffers, write device=z.device where one is made, and "
+    "give a distribution its constants as numbers: 0.3, not torch.tensor(0.3)"
 )
 
 

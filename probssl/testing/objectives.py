@@ -13,11 +13,12 @@ from ..nn import PerModality
 from ..terms import Batch, Terms
 from ..train.prepare import settle
 from . import modules
-from .laws import BARS, Trial, differs, examine, in_short, mean_of, twin
+from .laws import BARS, Estimate, Trial, differs, examine, in_short, mean_of, twin
 from .modules import Valued, under_a_seed
 
 __all__ = ["check_objective"]
 
+LARGEST_ERROR = 0.05  # relative, of a term that is judged to be a sum
 DOUBLE = torch.empty(0, dtype=torch.float64)
 
 
@@ -30,6 +31,7 @@ def check_objective(
     ================  ============================================================
     terms             `Terms` of finite scalars, some with a gradient
     gradients         finite, for every trainable parameter
+    mean over items   terms are no sums over items that do not depend on each other
     order of items    does not matter
     order of views    does not matter
     corner cases      one item, two, one view, equal views, equal items, huge inputs:
@@ -37,6 +39,11 @@ def check_objective(
     representation    `represent(x)` has shape (n, dim), each item independent of others
     float32           device, state, saving, tracing: as in `check_prior`
     ================  ============================================================
+
+    Terms are nats per image whatever the batch size. A sum over items is found where
+    the terms of a batch are the sums of those of its parts. Contrastive terms, whose
+    items depend on each other, change with the batch in a way of their own, and no law
+    tells their sum from their mean.
 
     Random terms are compared by their means over repeated draws. The check runs on a
     copy in float64, in evaluation mode but for gradients. Gradients are not compared
@@ -63,8 +70,9 @@ def check_objective(
     settle(copied, torch.device("cpu"), batch.shape[0])
     batch = tree_map_only(Tensor, lambda x: _like(x.detach(), DOUBLE), batch)
     case = _Case(copied, batch, repeats)
-    own = (terms, gradients, order_of_items, order_of_views, corner_cases)
-    laws: list[Trial] = [(law, lambda: case) for law in (*own, representation)]
+    own = (terms, gradients, mean_over_items, order_of_items, order_of_views)
+    more = (corner_cases, representation)
+    laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]
     numerical = (*modules.NUMERICAL, modules.tracing)
     laws += [(law, lambda: _valued(case, case.batch)) for law in numerical]
     examine(type(objective).__name__, laws, seed)
@@ -111,6 +119,38 @@ def gradients(case: _Case) -> Iterator[str]:
             )
         elif not grad.isfinite().all():
             yield f"expected a finite gradient for {name}, got NaN or infinity"
+
+
+def mean_over_items(case: _Case) -> Iterator[str]:
+    """Terms of a batch are not the sums of the terms of its parts."""
+    items = case.batch.shape[0]
+    added = torch.ones(len(Terms._fields)).bool()
+    whole = _means(case, case.batch)
+    # Two ways to part a batch: random terms may happen to add up in one of them.
+    for size in {(items + 1) // 2, (items + 2) // 3} - {items}:
+        rows = torch.arange(items).split(size)
+        batches = [_items(case.batch, part) for part in rows]
+        try:
+            for batch in batches if hasattr(case.objective, "check") else ():
+                case.objective.check(batch)
+            parts = [_means(case, batch) for batch in batches]
+        except ValueError:  # too few items
+            return
+        values = torch.stack([part.value for part in parts])
+        weight = torch.tensor([len(part) / items for part in rows]).unsqueeze(1)
+        total, share = values.sum(0), (weight * values).sum(0)
+        error = torch.stack([whole.error, *(part.error for part in parts)])
+        each = Estimate(whole.value, error.square().sum(0).sqrt())
+        slack = 1e-6 * whole.value.abs()
+        added &= each.misses(total) <= BARS
+        added &= (each.misses(share) > BARS) & ((total - share).abs() > slack)
+        added &= each.error <= LARGEST_ERROR * whole.value.abs()
+    for name, is_sum in zip(Terms._fields, added, strict=True):
+        if is_sum:
+            yield (
+                f"expected {name} to be a mean over items, got a sum: that of the "
+                "batch is the sum of those of its parts; take its .mean()"
+            )
 
 
 def order_of_items(case: _Case) -> Iterator[str]:
@@ -199,12 +239,7 @@ def _same(case: _Case, moved: Batch, what: str) -> Iterator[str]:
         if gap:
             yield f"{gap} with {what}"
         return
-    seeds = range(case.repeats)
-    with torch.no_grad():
-        means = [
-            mean_of(torch.stack([under_a_seed(v, 2 * s + i) for s in seeds]))
-            for i, v in enumerate((one, other))
-        ]
+    means = [_means(case, batch, i) for i, batch in enumerate((case.batch, moved))]
     error = torch.hypot(means[0].error, means[1].error)
     away = means[0]._replace(error=error).misses(means[1].value)
     for name, far, was, came in zip(
@@ -215,6 +250,17 @@ def _same(case: _Case, moved: Batch, what: str) -> Iterator[str]:
                 f"expected the mean {float(was):.5g} of {name}, got {float(came):.5g}, "
                 f"{float(far):.0f} standard errors away, with {what}"
             )
+
+
+def _means(case: _Case, batch: Batch, first: int = 0) -> Estimate:
+    """The terms of a batch, or their means over repeated draws."""
+    valued = _valued(case, batch)
+    with torch.no_grad():
+        draws = [under_a_seed(valued, 2 * s + first) for s in range(2)]
+        if not torch.equal(*draws):
+            more = range(2, case.repeats)
+            draws += [under_a_seed(valued, 2 * s + first) for s in more]
+    return mean_of(torch.stack(draws))
 
 
 def _valued(case: _Case, batch: Batch) -> Valued:

@@ -1,7 +1,7 @@
 """Laws of a prior over the views of an item."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from inspect import signature
 from itertools import permutations
@@ -15,7 +15,7 @@ from torch.distributions import biject_to
 from ..arguments import instance
 from ..priors import Prior
 from . import modules
-from .densities import integral, samples_follow
+from .densities import independent, integral, samples_follow
 from .laws import (
     BARS,
     LawError,
@@ -29,7 +29,15 @@ from .laws import (
     unless_declined,
 )
 from .modules import SEED, Valued
-from .proposals import LogDensity, Proposal, around, fitted, spherical
+from .proposals import (
+    END_OF_REALS,
+    LogDensity,
+    Proposal,
+    around,
+    farthest,
+    fitted,
+    spherical,
+)
 
 __all__ = ["check_prior"]
 
@@ -46,7 +54,8 @@ def check_prior(
     shapes                  event (view, dim); batch of z, or as expanded
     support                 samples and `on_support` lie on the support
     normalisation           the density integrates to one
-    sampling                samples follow the density
+    sampling                samples follow the density, also those of `rsample`, and
+                            after `expand`, where items are independent
     exchangeability         the order of the views does not matter
     marginals               integrating out a view gives the density of the others
     presence                `present` gives the density of the present views
@@ -211,20 +220,39 @@ def normalisation(case: _Case) -> Iterator[str]:
     if not case.prior.proper:
         return
     for views in {1, case.views}:
-        log_density, proposals, _ = _fit(case, views)
+        log_density, proposals, samples = _fit(case, views)
         look = "look at the constants in log_prob"
         what = f"the density of {views} views"
-        yield from integral(log_density, proposals, case.draws, what, look)
+        yield from integral(log_density, proposals, case.draws, what, look, samples)
 
 
 def sampling(case: _Case) -> Iterator[str]:
-    """Samples follow the density."""
+    """Samples follow the density, and those of a batch are independent."""
     if not case.prior.proper:
         return
     for views in {1, case.views}:
-        log_density, proposals, samples = _fit(case, views)
-        what = f"samples of {views} views"
-        yield from samples_follow(log_density, proposals, samples, what)
+        log_density, proposals, _ = _fit(case, views)
+        views_of = case.prior(views)
+        methods = ("sample", "rsample")[: 1 + views_of.has_rsample]
+
+        def sample(
+            n: int, views_of: Any = views_of, methods: Sequence[str] = methods
+        ) -> dict[str, Tensor]:
+            drawn = {}
+            for name in methods:
+                alone = getattr(views_of, name)((n,))
+                batch = getattr(views_of.expand((n,)), name)()
+                what = f"{name} of {views_of.event_shape[0]} views"
+                drawn[what] = alone.detach().unsqueeze(1)
+                drawn[f"{what} after expand"] = batch.detach().unsqueeze(1)
+            return drawn
+
+        yield from samples_follow(log_density, proposals, sample, case.draws)
+        several, items = views_of.expand((ITEMS,)), {}
+        for name in methods:
+            drawn = getattr(several, name)((case.draws,)).detach()
+            items[f"{name} of {views} views after expand"] = drawn.flatten(2)
+        yield from independent(items, "items")
 
 
 def exchangeability(case: _Case) -> Iterator[str]:
@@ -366,9 +394,10 @@ def extremes(case: _Case) -> Iterator[str]:
     else:
         transform = biject_to(constraint)
         u = transform.inv(z)
-        real = bool((transform(-u.abs()) < 0).any())
+        real = farthest(transform) == END_OF_REALS
         for size in (1e6, 1e-12, 0.0) if real else (10.0, 1e-12, 0.0):
-            places[f"z about {size:g}"] = transform(size * u)
+            far = size * u if real else (size * u).clamp(min=-20, max=20)
+            places[f"z about {size:g}"] = transform(far)
     for name, place in places.items():
         place = place.detach().clone().requires_grad_()
         value = case.prior.log_prob(place)

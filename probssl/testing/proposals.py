@@ -10,10 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.transforms import (
+    ComposeTransform,
+    ExpTransform,
+    IndependentTransform,
+    StickBreakingTransform,
+)
 from torch.nn.functional import normalize
 
 from ..distributions.sphere import SphericalUniform, VonMisesFisher
@@ -25,7 +31,8 @@ from ..special import (
     square_distances,
 )
 
-__all__ = ["LogDensity", "Proposal", "around", "draw", "fitted", "spherical"]
+__all__ = ["LogDensity", "Proposal", "around", "draw", "fitted", "inside", "spherical"]
+__all__ += ["END_OF_REALS", "farthest", "within"]
 
 LogDensity = Callable[[Tensor], Tensor]  # (n, item, view, dim) -> (n, item)
 
@@ -37,6 +44,10 @@ LEAST_ESS = 30  # effective sample size of a round
 WIDTHS = [10.0 ** (k / 2) for k in range(-6, 7)]  # tried first
 CONCENTRATIONS = [0.0, *(4.0**k for k in range(8))]
 MOST_CENTRES = 64  # on the sphere
+# Farther from zero than these, numbers of R^n stand for ends of the support: there the
+# map rounds, and squares and reciprocals leave the range of numbers.
+END_OF_REALS, END_OF_POSITIVE, END = 1e100, 230.0, 27.0
+LEAST_SHARE = 1e-12  # of a simplex, that is no end
 
 
 class Proposal(Protocol):
@@ -50,19 +61,32 @@ class Proposal(Protocol):
         """The views as standardised numbers."""
         ...
 
+    def inside(self, z: Float[Tensor, "n view dim"]) -> Bool[Tensor, " n"]:
+        """Which z are no ends of the support, where densities round."""
+        ...
+
+
+def inside(
+    proposals: Sequence[Proposal], z: Float[Tensor, "n item view dim"]
+) -> Bool[Tensor, "n item"]:
+    """Which z of each item are no ends of the support."""
+    return torch.stack([r.inside(z[:, i]) for i, r in enumerate(proposals)], 1)
+
 
 def draw(
     log_density: LogDensity, proposals: Sequence[Proposal], n: int
 ) -> tuple[Float[Tensor, "n item view dim"], Float[Tensor, "n item"]]:
-    r"""Draw n times for each item; return z and :math:`\log p(z) - \log r(z)`."""
+    r"""Draw n times for each item; return z and :math:`\log p(z) - \log r(z)`.
+
+    The density is not asked at the ends of the support: ratios are 0 there, and the
+    mean of the others is the probability of all but the ends.
+    """
     z = torch.stack([r.sample(n) for r in proposals], 1)
+    ends = ~inside(proposals, z)
+    others = z[ends.int().argmin(0), torch.arange(z.shape[1])]
+    z = torch.where(ends[..., None, None], others, z)
     log_r = torch.stack([r.log_prob(z[:, i]) for i, r in enumerate(proposals)], 1)
     log_ratio = log_density(z).detach() - log_r
-    # Draws that the map from R^n rounds to the end of the support carry no mass. Others
-    # stand in their place.
-    ends = ~(z.flatten(2).isfinite().all(-1) & log_r.isfinite())
-    inside = z[ends.int().argmin(0), torch.arange(z.shape[1])]
-    z = torch.where(ends[..., None, None], inside, z)
     return z, log_ratio.masked_fill(ends, -math.inf)
 
 
@@ -125,7 +149,10 @@ def _student(
     if log_weight is not None:
         weight = _tempered(log_weight, LEAST_ESS + 5 * u.shape[1])
         u = u[weight.multinomial(len(u), replacement=True)]
-    u = u[u.isfinite().all(1)]
+    else:
+        u = u[within(z, transform)]
+    if len(u) < 2:
+        raise ValueError("expected samples within the support, got all at its ends")
     # Heavy tails have no moments: fit Student's t by maximum likelihood. First one,
     # started at medians, then several, started at random points.
     loc = u.median(0).values.unsqueeze(0)
@@ -139,6 +166,30 @@ def _student(
     both = zip(frame._replace(share=BROAD_SHARE * frame.share), mixture, strict=True)
     share, loc, scale = (torch.cat([one, several]) for one, several in both)
     return _Students(_Mixture(share / share.sum(), loc, scale), frame, shape, transform)
+
+
+def within(z: Float[Tensor, "n *shape"], transform: Transform) -> Bool[Tensor, " n"]:
+    """Which z are no ends of the support that a transform reaches."""
+    numbers = transform.inv(z).abs() <= farthest(transform)
+    near = numbers.reshape(len(z), -1).all(1)
+    if isinstance(_core(transform), StickBreakingTransform):
+        near &= (z >= LEAST_SHARE).reshape(len(z), -1).all(1)
+    return near
+
+
+def farthest(transform: Transform) -> float:
+    """The largest number that a transform maps to what is no end of the support."""
+    core = _core(transform)
+    if isinstance(core, ExpTransform):
+        return END_OF_POSITIVE
+    real = isinstance(core, ComposeTransform) and not core.parts
+    return END_OF_REALS if real else END
+
+
+def _core(transform: Transform) -> Transform:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return transform
 
 
 class _Mixture(NamedTuple):
@@ -237,6 +288,9 @@ class _Students:
         log_volume = self.map.log_abs_det_jacobian(self.map.inv(z), z)
         return log_t - sum_rightmost(log_volume, log_volume.dim() - 1)
 
+    def inside(self, z: Tensor) -> Tensor:
+        return within(z, self.map)
+
     def standard(self, z: Tensor) -> Tensor:
         return self.frame.noise(self.map.inv(z).flatten(1)).squeeze(0)
 
@@ -279,6 +333,9 @@ class _OnSphere:
         chain = self._peaks(fall, z.shape[1] - 1).logsumexp(1)
         chain = chain - math.log(len(self.kappa)) - log_area(z.shape[-1])
         return torch.logaddexp(near, chain) - math.log(2)
+
+    def inside(self, z: Tensor) -> Tensor:
+        return z.isfinite().flatten(1).all(1)
 
     def standard(self, z: Tensor) -> Tensor:
         return z.flatten(1) * math.sqrt(z.shape[-1])
