@@ -576,6 +576,34 @@ def test_what_cannot_be_compiled_runs_eagerly_after_one_warning(
     assert caplog.text.count("is not compiled") == 1
 
 
+HOOKS = {
+    "forward": lambda net: net.register_forward_hook(lambda m, i, out: 2 * out),
+    "before": lambda net: net.register_forward_pre_hook(lambda m, i: 2 * i[0]),
+    "backward": lambda net: net.register_full_backward_hook(
+        lambda m, grad, out: tuple(None if g is None else 2 * g for g in grad)
+    ),
+    "before backward": lambda net: net.register_full_backward_pre_hook(
+        lambda m, grad: tuple(2 * g for g in grad)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_that_comes_later_ends_the_compiled_steps(kind, float64, traced):
+    """As a callback may add one after an epoch: it acts from the next step on."""
+    found = []
+    for step_kind in (Step, CompiledStep):
+        torch.manual_seed(0)
+        objective = OBJECTIVES["VICReg"]()
+        step = step_of(step_kind, objective)
+        outcome(step)
+        HOOKS[kind](objective.encoder.head)
+        step.refresh()
+        found.append(outcome(step)[1])
+    assert_close(*found)
+    assert len(traced) == 1 and "has hooks" in step.reason
+
+
 def test_with_too_many_shapes_it_runs_eagerly(float64, traced):
     step = step_of(CompiledStep, OBJECTIVES["VICReg"]())
     groups = [[batch(0, items)] for items in range(2, compiled.MAX_GRAPHS + 4)]

@@ -123,7 +123,7 @@ def compiled(objective: nn.Module, leaves: list[Any], tree: TreeSpec) -> Graph:
 
 
 def plain_attributes(objective: nn.Module) -> Hashable:
-    """The modes and plain attributes of all modules, and which parameters are frozen.
+    """Modes, plain attributes and hooks of all modules, and what is frozen.
 
     A graph contains their values as constants, those within lists, dictionaries and
     configurations too, and those that functions and classes hold.
@@ -142,9 +142,15 @@ def _of_modules(objective: nn.Module, seen: set[int], depth: int = 10) -> Hashab
                 if k not in OF_MODULES
             ),
             *(p.requires_grad for p in module.parameters(recurse=False)),
+            _hooked(module),
         )
         for name, module in objective.named_modules()
     )
+
+
+def _hooked(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def fixed(value: Any) -> Hashable:
@@ -200,7 +206,7 @@ def _check_modules(objective: nn.Module) -> None:
     """
     known = set(objective.modules())
     for name, module in objective.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if _hooked(module):
             raise ValueError(
                 f"{name or type(module).__name__} has hooks, which a graph would not "
                 "run; remove them"
