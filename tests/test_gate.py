@@ -547,6 +547,18 @@ def test_a_loader_that_says_too_little_is_refused():
         fit(DataLoader(Rows(), 8))
 
 
+def test_views_that_are_given_as_something_else_name_groups():
+    simvae, pairs = ps.limits.SimVAE(joint()), torch.tensor(PAIRS).float()
+    calls = (
+        lambda: ps.fit(simclr(), [PLAIN, PLAIN], progress=False),
+        lambda: ps.fit(simclr(), pairs, progress=False),
+        lambda: ps.fit(simvae, (PLAIN, PLAIN), progress=False),
+    )
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match="ps.data.groups"):
+            call()
+
+
 class TwoCrops(Dataset):
     """Two views of an item, and its label."""
 
@@ -570,6 +582,10 @@ def test_a_loader_of_pairs_is_refused_and_its_message_makes_views():
         (first, *_) = loader
         assert torch.equal(first.views, torch.stack([PLAIN[:8], PLAIN[:8] / 2], 1))
         fit(loader, views=None)
+    images = torch.zeros(N, 1, 2, 2)
+    for both in ((X, X), (images.numpy(), torch.zeros(N, 1, 3, 3))):
+        with pytest.raises(ValueError, match="all but the first"):
+            fit(DataLoader([both], batch_size=None, collate_fn=lambda x: x))
     labels = TensorDataset(
         PLAIN, torch.zeros(N), torch.zeros(N, *PLAIN.shape[1:]).int()
     )

@@ -164,6 +164,9 @@ def test_a_parameter_that_another_rank_uses_has_gradient_zero_here():
         assert len(average.call_args.args[0]) == 2
         assert_close(theirs.grad, torch.zeros(2))
         assert late.grad is None
+        theirs.requires_grad_(False).grad = None  # frozen: momentum must not move it
+        step._average_gradients()
+        assert theirs.grad is None
         late.grad = torch.ones(2)
         with pytest.raises(RuntimeError, match="same parameters"):
             step._average_gradients()

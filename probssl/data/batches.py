@@ -270,11 +270,12 @@ def accepted(
             check_content(known)
         return load
     x, *others = load if isinstance(load, list | tuple) and load else (load,)
-    if isinstance(x, Tensor) and any(_alike(x, other) for other in others):
+    kinds = Tensor | np.ndarray
+    if isinstance(x, kinds) and any(_alike(x, other) for other in others):
         raise ValueError(
-            "expected a DataLoader of items and their labels, got several tensors of "
-            f"shape {tuple(x.shape)}: views, of which all but the first would be left "
-            f"out; {BY_COLLATE.format(row='row')}, or give fit "
+            "expected a DataLoader of items and their labels, got several arrays like "
+            f"one of shape {tuple(x.shape)}: views, all but the first left out; "
+            f"{BY_COLLATE.format(row='row')}, or give fit "
             "ps.data.groups([a, b]); if these are labels, load the items alone"
         )
     if isinstance(x, list | tuple) and all(isinstance(view, Tensor) for view in x):
@@ -283,7 +284,7 @@ def accepted(
             f"got {type(x).__name__} of {len(x)} tensors; for views "
             f"{BY_COLLATE.format(row='row[0]')}"
         )
-    if not isinstance(x, Tensor | np.ndarray):
+    if not isinstance(x, kinds):
         keys = f" of {', '.join(map(repr, x))}" if isinstance(x, dict) else ""
         key = next(iter(x)) if keys and len(x) else "image"
         raise TypeError(
@@ -294,11 +295,15 @@ def accepted(
     return _loaded_items(x, dtype)
 
 
-def _alike(x: Tensor, other: Any) -> bool:
-    """Whether another tensor of a load looks like views of the items x."""
-    if not isinstance(other, Tensor) or x.ndim < 2 or x.shape != other.shape:
+def _alike(x: Tensor | np.ndarray, other: Any) -> bool:
+    """Whether another array of a load looks like views of x: images of any size, say.
+
+    Not so the numbers (n, k) of another length, which may be labels.
+    """
+    if not isinstance(other, Tensor | np.ndarray) or x.ndim != other.ndim or x.ndim < 2:
         return False
-    return x.is_floating_point() and other.is_floating_point()
+    same = x.shape == other.shape or (x.ndim > 2 and len(x) == len(other))
+    return same and all("float" in str(each.dtype) for each in (x, other))
 
 
 def loaded(load: Tensor | Batch, views: Views | None, target: Target) -> Batch:

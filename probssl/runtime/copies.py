@@ -56,7 +56,7 @@ def _reaches(value: Any, parts: set[int], seen: set[int], depth: int = 10) -> bo
     """Whether a value refers to one of these parts, not through a known object."""
     if id(value) in parts:
         return True
-    if id(value) in seen or isinstance(value, Tensor) or not depth:
+    if id(value) in seen or isinstance(value, Tensor | int | float | str) or not depth:
         return False
     seen.add(id(value))
     if not isinstance(value, list | tuple | set | frozenset):
