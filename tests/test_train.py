@@ -1357,3 +1357,35 @@ def test_a_learning_rate_factor_holds_for_all_parts_but_those_with_their_own():
     found = {name: rates[p] for name, p in objective.named_parameters()}
     expected = {"table.0.weight": 1.0, "table.1.weight": 0.05, "table.1.bias": 0.05}
     assert found == expected | {"plain.weight": 0.1, "plain.bias": 0.1}
+
+
+class Drawn(nn.Module):
+    """Views with noise of a source that has a state of its own, or of torch."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source, self.numpy = source, np.random.default_rng(0)
+        self.torch = torch.Generator().manual_seed(0)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair, self.calls = torch.stack([x, x], 1), self.calls + 1
+        if self.source == "numpy":
+            noise = torch.from_numpy(self.numpy.normal(size=pair.shape)).to(x)
+        elif self.source == "generator":
+            noise = torch.randn(pair.shape, generator=self.torch)
+        else:
+            noise = torch.randn(pair.shape)
+        return pair + noise * (self.calls if self.source == "counter" else 1)
+
+
+@pytest.mark.parametrize("source", ["numpy", "generator", "counter", "torch"])
+def test_views_that_one_seed_does_not_repeat_are_named(source, caplog):
+    views, x = Drawn(source), torch.randn(12, 3)
+    torch.manual_seed(0)
+    objective = limits.SimCLR(nn.Linear(3, 2))
+    with caplog.at_level(logging.WARNING):
+        fit(objective, x, views=views, epochs=1, batch_size=6)
+    said = "others from the same seed" in caplog.text
+    assert said == (source != "torch")
+    assert views.calls == 3  # a first look and two steps: a copy was checked

@@ -5,10 +5,13 @@ the device: so a recorded step contains the views. Streamed data are put togethe
 background thread, and copied to a CUDA device while the previous batch is in use.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from copy import deepcopy
 from itertools import chain, islice, pairwise
 from typing import Any, TypeVar
 
@@ -30,11 +33,13 @@ from torch.utils.data import (
 
 from ..data.batches import Items, Loadable, Target, Views, accepted, loaded
 from ..runtime.distributed import rank, world_size
+from ..runtime.randomness import same_randomness
 from ..terms import Batch
 
 __all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
 __all__ += ["loaded", "made_ahead", "moved", "population_of", "source"]
 
+logger = logging.getLogger(__name__)
 Data = Loadable
 Key = TypeVar("Key")
 Load = TypeVar("Load")
@@ -86,6 +91,31 @@ class Stored:
     def batch(self, load: Any) -> Batch:
         """The batch of a load."""
         return self.items.make(load if self.streamed else self.items.take(load))
+
+    def check_repeats(self) -> None:
+        """Warn if the same seed of torch gives other views of the first items."""
+        items, before = self.items, self.items.views
+        if before is None:
+            return
+        rows = torch.arange(min(self.count, self.batch_size), device=self.place)
+        if isinstance(before, nn.Module):  # whose buffers shall stay as they are
+            with suppress(TypeError, RuntimeError):
+                items.views = deepcopy(before)
+        drawn = []
+        try:
+            for _ in range(2):
+                with same_randomness(0, self.target.device):
+                    drawn.append(tree_leaves(items.batch(rows)))
+        finally:
+            items.views = before
+        for one, other in zip(*drawn, strict=False):
+            if isinstance(one, Tensor) and not _alike(one, other):
+                logger.warning(
+                    "expected views that draw from torch's global generator alone, got "
+                    "others from the same seed; a resumed run, validation and "
+                    "ps.compare do not repeat: draw with torch.rand or torch.randn"
+                )
+                return
 
     def _loads(self, parts: Iterable[Int[Tensor, " batch"]]) -> Iterator[Any]:
         if not self.streamed:
@@ -181,6 +211,14 @@ def population_of(loader: DataLoader) -> int | None:
 
 
 Source = Stored | Loaded
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, up to rounding on an accelerator."""
+    if one.shape != other.shape:
+        return False
+    pair = one.detach().cpu().double(), other.detach().cpu().double()
+    return torch.allclose(*pair, rtol=1e-5, equal_nan=True)
 
 
 def source(

@@ -28,7 +28,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.randomness import order_generator
 from ..terms import Terms
-from .batches import Data, Loaded, Views, grouped, source
+from .batches import Data, Loaded, Stored, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import Progress, Validation, ended_by, remarks, train_epoch
 from .history import History, Row, Tally
@@ -238,6 +238,9 @@ def fit(
     if held_out is not None:
         validate = Validation(objective, held_out, numbers, train.order)
         validate.rehearse()
+
+    if isinstance(train, Stored):
+        train.check_repeats()
 
     optimizer = prepared_optimizer(optimizer, objective, learning_rate)
     scheduler = prepared_scheduler(scheduler, optimizer)
