@@ -128,9 +128,10 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         folder: What `save` wrote.
         into: An objective built as the saved one was; needed where parts of it are
             classes of your own, or were changed after it was built. It is changed in
-            place and returned. If classes of your own, their plain attributes and
-            arrays, or constants that your functions use, differ from what was saved, a
-            warning names the first difference.
+            place and returned; if it is refused, it stays as it was. If classes of your
+            own, their plain attributes, arrays and configurations, buffers that a
+            `state_dict` leaves out, or constants that your functions use, differ from
+            what was saved, a warning names the first difference.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no saved objective.

@@ -115,7 +115,7 @@ def storable(name: str, tensor: Tensor) -> Tensor:
     """
     dense = tensor.layout == torch.strided and not tensor.is_quantized
     if not dense or not _has_type(tensor.dtype):
-        kind = tensor.dtype if dense else f"{tensor.layout}, {tensor.dtype}"
+        kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
         raise ValueError(
             "expected dense tensors of a type that safetensors can hold, got "
             f"{str(kind).replace('torch.', '')} at {name}; keep a sparse one as its "
