@@ -380,6 +380,17 @@ def test_quadrature_examines_items_of_any_shape_and_mask(present):
         prior.log_prob(z, present)
 
 
+def test_a_density_that_quadrature_finds_nowhere_is_an_error():
+    def box(y: Tensor) -> dist.TorchDistribution:
+        return dist.Uniform(y + 2.99, y + 3.01, validate_args=False).to_event(1)
+
+    prior = Custom(box, 1, integral=Quadrature())
+    z = torch.full((4, 2, 1), 3.3)  # far from y, about 0.3
+    for method in (lambda: prior.log_prob(z), prior.check):
+        with pytest.raises(ValueError, match="got inf"):
+            method()
+
+
 OFF = {
     "log-normal": lambda y: dist.LogNormal(y, 0.5).to_event(1),
     "exponential": lambda y: dist.Exponential(y.exp()).to_event(1),

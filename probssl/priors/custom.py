@@ -1,6 +1,7 @@
 r"""A prior with any p(y) and any conditional density p(z|y)."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any
@@ -163,8 +164,9 @@ class Custom(Prior):
         """The error of quadrature for two views of some items, drawn from the prior."""
         cuda = [self.one.device] if self.one.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(cuda):
-            many = max(1, EXAMINED // self.known_dim())
-            return self.quadrature_error(self(2).sample((many,)))
+            z = self(2).sample((max(1, EXAMINED // self.known_dim()),))
+            z = z[z.flatten(1).isfinite().all(1)]  # tails may leave the dtype
+            return self.quadrature_error(z).nan_to_num(math.inf)
 
     @torch.no_grad()
     def _mass_is_found(self, views: TorchDistribution) -> bool:

@@ -161,7 +161,8 @@ class Quadrature:
         log_prob = log_weight.logsumexp(0).sum(-1).flatten()[rows]
         finer = self.finer()(fewer, part)[1].logsumexp(0).sum(-1)
         error = (finer - log_prob).abs().nan_to_num(0.0, math.inf)
-        rounding = torch.finfo(error.dtype).eps ** 0.75 * log_prob.abs()
+        size = torch.minimum(finer.abs(), log_prob.abs())
+        rounding = torch.finfo(error.dtype).eps ** 0.75 * size
         error = (error - rounding).clamp(min=0)
         if float(error.mean()) > LARGEST_ERROR:
             raise ValueError(inaccurate(self, error))
