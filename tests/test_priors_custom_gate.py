@@ -391,6 +391,17 @@ def test_a_density_that_quadrature_finds_nowhere_is_an_error():
             method()
 
 
+def test_calls_of_a_rule_change_nothing_that_is_saved():
+    rule, content = Quadrature(128, peaks=8), PEAKS["normal"][1]()
+    prior = Custom(sine(4.0), 1, y_prior=content, integral=rule)
+    before = {"panels": 128, "nodes": 8, "levels": 3, "peaks": 8}
+    with torch.no_grad():
+        prior.log_prob(prior(2).sample((5,)))
+    assert rule._calls == 1
+    assert {k: v for k, v in vars(rule).items() if k[0] != "_"} == before
+    assert "peaks" not in vars(Quadrature())
+
+
 OFF = {
     "log-normal": lambda y: dist.LogNormal(y, 0.5).to_event(1),
     "exponential": lambda y: dist.Exponential(y.exp()).to_event(1),

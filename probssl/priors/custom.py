@@ -339,7 +339,7 @@ class Custom(Prior):
         hint = "use effective_sample_size(z)"
         rule = instance("integral", self.integral, Quadrature, "Quadrature", hint)
         views, itself = self.of(z), copy.copy(rule)
-        itself.calls = None
+        itself._calls = None
         views.integral, log_prob = itself, views.log_prob
         coarse = log_prob(z)
         views.integral = rule.finer()

@@ -89,13 +89,16 @@ class Quadrature:
     """
 
     each = True
+    peaks = 0
 
     def __init__(
         self, panels: int = 24, nodes: int = 8, levels: int = 3, peaks: int = 0
     ) -> None:
         self.panels, self.nodes = whole("panels", panels), whole("nodes", nodes, 4)
-        self.levels, self.peaks = whole("levels", levels), whole("peaks", peaks, 0)
-        self.calls: int | None = 0  # without a gradient; None examines none
+        self.levels = whole("levels", levels)
+        if whole("peaks", peaks, 0):  # rules saved before it was an argument have none
+            self.peaks = peaks
+        self._calls: int | None = 0  # without a gradient; None examines none
 
     def __repr__(self) -> str:
         more = f", peaks={self.peaks}" if self.peaks else ""
@@ -106,7 +109,7 @@ class Quadrature:
         peaks = max(2 * self.peaks, FINER)
         panels = 2 * self.panels + 4 * (2 * len(LADDER) + 1)
         rule = Quadrature(panels, self.nodes + 4, self.levels + 4, peaks)
-        rule.calls = None
+        rule._calls = None
         return rule
 
     def __call__(
@@ -151,10 +154,10 @@ class Quadrature:
 
     def _examine(self, views: SharedContent, value: Views, log_weight: Tensor) -> None:
         """Compare with a finer rule, for some items, in few of the calls."""
-        if self.calls is None:
+        if self._calls is None:
             return
-        self.calls += 1
-        some = None if self.calls & (self.calls - 1) else views.some(value, EXAMINED)
+        self._calls += 1
+        some = None if self._calls & (self._calls - 1) else views.some(value, EXAMINED)
         if some is None:
             return
         fewer, part, rows = some
