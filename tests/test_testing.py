@@ -273,6 +273,17 @@ def test_a_broken_prior_is_found_by_name(name):
         assert error.laws == (law,)
 
 
+@pytest.mark.parametrize(("wide", "shift"), [(1.0, 0.1), (1.05, 0.0)])
+def test_small_faults_of_samples_are_found_at_the_default_draws(wide, shift):
+    class Off(OneFactorNormal):
+        def rsample(self, sample_shape=()):
+            return wide * super().rsample(sample_shape) + shift  # of deviation 1
+
+    kind = type("Broken", (Gaussian,), distributed(Off))
+    error = broken(check_prior, kind(2, 0.3))
+    assert error.laws == ("sampling",)
+
+
 def test_a_prior_that_forgets_drawn_values_is_found():
     class Forgets(Gaussian):
         def forward(self, views, *, present=None, dim=None, **drawn):

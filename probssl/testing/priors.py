@@ -42,6 +42,7 @@ from .proposals import (
 __all__ = ["check_prior"]
 
 ITEMS = 6  # in laws that are exact
+CHEAP = 2  # times as many draws where densities are exact, in one law
 REPEATS = 10  # of a log-density that is an estimate
 
 
@@ -80,6 +81,9 @@ def check_prior(
 
     A log-density that is itself an estimate, as under `ImportanceSampling`, is repeated
     and judged by its own error bars.
+
+    At the default draws, samples that are shifted by a tenth of their standard
+    deviation, or 5 % too wide, are found where the density is exact.
 
     The check runs on a copy in float64. Integrals are importance-sampling estimates
     with heavy-tailed proposals, good for up to about 10 numbers, views times dim: build
@@ -247,7 +251,8 @@ def sampling(case: _Case) -> Iterator[str]:
                 drawn[f"{what} after expand"] = batch.detach().unsqueeze(1)
             return drawn
 
-        yield from samples_follow(log_density, proposals, sample, case.draws)
+        n = case.draws if case.estimated() else CHEAP * case.draws
+        yield from samples_follow(log_density, proposals, sample, n)
         several, items = views_of.expand((ITEMS,)), {}
         for name in methods:
             drawn = getattr(several, name)((case.draws,)).detach()
