@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from .laws import BARS, Estimate, mean_of
-from .proposals import LogDensity, Proposal, draw, inside
+from .proposals import LogDensity, Proposal, draw, fitted, inside
 
 __all__ = ["independent", "integral", "mean_is_that_of_samples", "pathwise_is_score"]
 __all__ += ["samples_follow", "spread_is_that_of_samples"]
@@ -90,13 +91,15 @@ def samples_follow(
     proposals: Sequence[Proposal],
     sample: Callable[[int], Mapping[str, Float[Tensor, "n item view dim"]]],
     n: int,
+    support: constraints.Constraint,
 ) -> Iterator[str]:
     """The means of bounded functions over the samples are those under the density.
 
     The functions are random Fourier features (cosines of several frequencies), and for
     the first samples one function of the log-density; heavy tails cannot spoil their
     error bars. The density need not integrate to one, and ends of the support are left
-    out. A fault is checked again with more draws and samples, all of them new.
+    out. A fault is checked again with more draws and samples, all of them new, and with
+    proposals fitted to them: those fitted to few samples may miss a mode.
 
     Arguments:
         sample: Draws so many samples by what they are, such as "samples of x".
@@ -109,6 +112,8 @@ def samples_follow(
         if log_prob.isnan().any():
             yield f"expected log_prob of {first} without NaN, got one"
             return
+        if faults:
+            proposals = fitted(log_density, samples[first], support)
         z, log_ratio = draw(log_density, proposals, many)
         found = []
         for (what, drawn), (i, r) in product(samples.items(), enumerate(proposals)):

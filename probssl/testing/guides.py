@@ -181,7 +181,8 @@ def sampling(case: _Case, present: Tensor | None = None) -> Iterator[str]:
             f"{name} of an item": z[:, :INTEGRATED_ITEMS] for name, z in each.items()
         }
 
-    yield from samples_follow(density, proposals, sample, case.draws)
+    on = case.prior(case.x.shape[1]).support
+    yield from samples_follow(density, proposals, sample, case.draws, on)
     drawn = {name: getattr(q, name)((case.draws,)).detach() for name in methods}
     items = {name: z.flatten(2) for name, z in drawn.items()}
     yield from independent(items, "items")

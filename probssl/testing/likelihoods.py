@@ -154,6 +154,12 @@ class _Case(NamedTuple):
         return CIRCLE if isinstance(p, dist.VonMises) else support
 
     @property
+    def of_items(self) -> constraints.Constraint:
+        """The support of `items`."""
+        support: Any = self.support
+        return constraints.independent(support, 2 - support.event_dim)
+
+    @property
     def obstacle(self) -> str | None:
         """Why a density cannot be integrated here, if it cannot."""
         support = self.support
@@ -271,9 +277,8 @@ class _Case(NamedTuple):
             return self.log_prob(x.reshape(*x.shape[:2], *self.whole))
 
         if "x" not in self.fits:
-            samples, support = self.items(self.draws), self.support
-            support = constraints.independent(support, 2 - support.event_dim)
-            self.fits["x"] = fitted(density, samples, support), samples
+            samples = self.items(self.draws)
+            self.fits["x"] = fitted(density, samples, self.of_items), samples
         return density, *self.fits["x"]
 
 
@@ -363,7 +368,8 @@ def sampling(case: _Case) -> Iterator[str]:
         def sample(n: int) -> dict[str, Tensor]:
             return {"samples of x": case.items(n)}
 
-        yield from samples_follow(density, proposals, sample, case.draws)
+        n, support = case.draws, case.of_items
+        yield from samples_follow(density, proposals, sample, n, support)
         return
     whole = (_ratios, _exchanges) if case.axes else ()
     for law in whole if case.scattered else (_frequencies, *whole):

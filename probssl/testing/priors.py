@@ -252,7 +252,8 @@ def sampling(case: _Case) -> Iterator[str]:
             return drawn
 
         n = case.draws if case.estimated() else CHEAP * case.draws
-        yield from samples_follow(log_density, proposals, sample, n)
+        on = views_of.support
+        yield from samples_follow(log_density, proposals, sample, n, on)
         several, items = views_of.expand((ITEMS,)), {}
         for name in methods:
             drawn = getattr(several, name)((case.draws,)).detach()

@@ -95,12 +95,17 @@ def fitted(
     samples: Float[Tensor, "n item view dim"],
     support: constraints.Constraint,
 ) -> list[Proposal]:
-    """Proposals that start at the samples and adapt to the density."""
+    """Proposals that are fitted to the samples, half of each, and to the density.
+
+    The half that is fitted to the samples has all of their modes; weighted draws may
+    lose one.
+    """
     if spherical(support):
         return [_OnSphere(part[:MOST_CENTRES]) for part in samples.unbind(1)]
     transform = biject_to(support)
     start = [_student(part, None, transform) for part in samples.unbind(1)]
-    return _adapted(log_density, start, transform, len(samples))
+    adapted = _adapted(log_density, start, transform, len(samples))
+    return [a.beside(b) for a, b in zip(adapted, start, strict=True)]
 
 
 def around(
@@ -114,7 +119,7 @@ def around(
         return [_OnSphere(centre.unsqueeze(0)) for centre in centres]
     transform = biject_to(support)
     start = [_all_widths(centre, transform) for centre in centres]
-    return _adapted(log_density, start, transform, n)
+    return list(_adapted(log_density, start, transform, n))
 
 
 def spherical(support: constraints.Constraint) -> bool:
@@ -126,10 +131,10 @@ def spherical(support: constraints.Constraint) -> bool:
 
 def _adapted(
     log_density: LogDensity,
-    proposals: Sequence[Proposal],
+    proposals: "Sequence[_Students]",
     transform: Transform,
     n: int,
-) -> list[Proposal]:
+) -> "list[_Students]":
     """Mixtures, each fitted to the importance-weighted draws of the one before."""
     for _ in range(ROUNDS):
         many = max(n // ROUND_SHARE, 8 * LEAST_ESS)
@@ -272,6 +277,13 @@ class _Students:
     ) -> None:
         self.mixture, self.frame = mixture, frame
         self.shape, self.map = shape, transform
+
+    def beside(self, other: "_Students") -> "_Students":
+        """The mixture of both, in equal shares."""
+        (share, *part), (more, *parts) = self.mixture, other.mixture
+        both = [torch.cat(pair) for pair in zip(part, parts, strict=True)]
+        mixture = _Mixture(torch.cat([share, more]) / 2, *both)
+        return _Students(mixture, self.frame, self.shape, self.map)
 
     def sample(self, n: int) -> Tensor:
         share, loc, scale = self.mixture
