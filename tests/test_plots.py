@@ -373,6 +373,13 @@ def test_each_number_of_a_hyper_parameter_has_a_panel(dims, size):
     assert last == titles[1 :: size[-1]]  # under the same names
 
 
+def test_names_that_are_cut_alike_keep_their_panels():
+    found = {name: drawn()[name] for name in ("posterior", "prior")}
+    names = {"scale": "a_long_name_of_one_scale", "again": "a_long_name_of_the_scale"}
+    found = {k: x.assign(again=x["scale"]).rename(names) for k, x in found.items()}
+    assert len(plots.hyper_parameters(found).axes) == 2
+
+
 DOLLARS = ["$10k-$20k", "a$$b", "$x_1$"]
 
 

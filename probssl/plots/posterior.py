@@ -19,6 +19,7 @@ DENSITY_BINS = 40
 WIDEST = 10  # panels of ranks side by side
 MOST = 50  # panels of a figure
 COLUMNS = 4  # panels of hyper-parameters side by side
+LONGEST = 36  # characters in a line above such a panel
 
 
 @typed
@@ -105,7 +106,7 @@ def hyper_parameters(idata: Any) -> Figure:
             or a draw is not finite.
     """
     posterior, prior = idata["posterior"], idata["prior"]
-    numbers: dict[str, tuple[np.ndarray, ...]] = {}
+    numbers: list[tuple[str, np.ndarray, np.ndarray]] = []
     for name, values in posterior.data_vars.items():
         if "item" in values.dims:
             continue
@@ -113,9 +114,8 @@ def hyper_parameters(idata: Any) -> Figure:
         for place in np.ndindex(*values.shape[2:]):
             at = ", ".join(str(axis[i]) for axis, i in zip(axes, place, strict=True))
             title = literal(name, 18) + f"[{at}]" * bool(at)
-            numbers[title] = tuple(
-                x[name].values[..., *place] for x in (prior, posterior)
-            )
+            before, after = (x[name].values[..., *place] for x in (prior, posterior))
+            numbers.append((title, before, after))
     if not numbers:
         raise ValueError(
             "expected a posterior with random hyper-parameters, got only "
@@ -133,8 +133,8 @@ def hyper_parameters(idata: Any) -> Figure:
     panels = figure.subplots(high, wide, squeeze=False).ravel()
     for panel in panels[len(numbers) :]:
         panel.remove()
-    for panel, (name, (before, after)) in zip(panels, numbers.items(), strict=False):
-        _densities(panel, before, after, name)
+    for panel, (title, before, after) in zip(panels, numbers, strict=False):
+        _densities(panel, before, after, title)
     lines, said = panels[0].get_legend_handles_labels()
     figure.legend(lines, said, loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -144,7 +144,9 @@ def _densities(panel: Axes, before: np.ndarray, after: np.ndarray, name: str) ->
     clean(panel)
     before, after = finite(before), finite(after)
     low, median, high = np.quantile(after, [0.05, 0.5, 0.95])
-    panel.set_title(f"{name} = {median:.3g}  [{low:.3g}, {high:.3g}]", fontsize=10)
+    value, interval = f"{name} = {median:.3g}", f"[{low:.3g}, {high:.3g}]"
+    apart = "  " if len(value + interval) < LONGEST else "\n"
+    panel.set_title(value + apart + interval, fontsize=10)
     for values, label, fill in ((before, "prior", True), (after, "posterior", False)):
         low, high = np.quantile(np.log(values), [0.002, 0.998])
         counts, edges = np.histogram(
