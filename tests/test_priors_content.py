@@ -416,7 +416,7 @@ test_what_is_no_prior_is_refused = refusals(
         (lambda kind=kind: kind(2, Places()), ValueError, "no random hyper-parameter")
         for kind in (ps.priors.Mixture, ps.priors.TwoTier)
     ),
-    (lambda: Custom(Noise("y"), 2), ValueError, "a name of their own"),
+    (lambda: Custom(Noise("y"), 2), ValueError, "a name of its own"),
     (lambda: Custom(Noise(), 2, y_prior=Wide("scale")), ValueError, "taken or twice"),
     (lambda: Custom(Unused(), 2), ValueError, "expected 'scale' to change"),
     (lambda: Custom(Matrix(), 2), ValueError, r"forward\(self, y, scale\)"),
