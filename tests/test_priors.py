@@ -139,7 +139,11 @@ def test_absent_views_are_drawn_from_the_conditional(name):
     prior, n = PRIORS[name](2), 2_000 if name == "Laplace" else 20_000
     z, present = points(prior, 3), torch.tensor([True, False, True])
     views = prior(3)
-    drawn = views.complete(z.expand(n, -1, -1), present.expand(n, -1)).detach()
+
+    def draw(n: int) -> Tensor:
+        return views.complete(z.expand(n, -1, -1), present.expand(n, -1)).detach()
+
+    drawn = draw(n)
     mean = views.complete_mean(z, present).detach()
     for each in (drawn, mean.unsqueeze(0)):
         assert_close(each[:, present], z[present].expand(len(each), -1, -1))
@@ -149,9 +153,12 @@ def test_absent_views_are_drawn_from_the_conditional(name):
         seen = z[present].expand(*other.shape[:-2], -1, -1)
         return prior.log_prob(torch.cat([seen, other], -2)).detach()
 
-    samples = drawn[:, None, 1:2]
-    proposals = fitted(log_density, samples, prior(1).support)
-    assert not [*samples_follow(log_density, proposals, samples, "absent views")]
+    def sample(n: int) -> dict[str, Tensor]:
+        return {"absent views": draw(n)[:, None, 1:2]}
+
+    support = prior(1).support
+    proposals = fitted(log_density, drawn[:, None, 1:2], support)
+    assert not [*samples_follow(log_density, proposals, sample, n, support)]
 
 
 @EVERY
