@@ -69,7 +69,7 @@ def dense(prior: Mixture | TwoTier, views: int) -> dist.MixtureSameFamily:
 
 
 @BOTH
-@pytest.mark.parametrize("dim", [1, 3, 64])
+@pytest.mark.parametrize("dim", [1, 3, 64, 256])
 @pytest.mark.parametrize("views", [1, 2, 5])
 def test_views_of_an_item_are_a_mixture_of_dense_normals(views, dim, make: Make):
     prior, z = make(dim), torch.randn(6, views, dim)
@@ -79,15 +79,15 @@ def test_views_of_an_item_are_a_mixture_of_dense_normals(views, dim, make: Make)
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_single_precision_is_as_exact_near_narrow_components_far_from_the_origin(views):
-    loc, scale = 100 + torch.randn(50, 8), torch.rand(50, 1).exp() / 1000
-    z = loc[:, None] + scale.unsqueeze(-1) * torch.randn(50, views, 8)
-    parts = [p.float() for p in (torch.zeros(50), loc, scale, 0 * scale)]
+    loc, scale = 100 + torch.randn(200, 8), torch.rand(200, 1).exp() / 1000
+    z = loc[:, None] + scale.unsqueeze(-1) * torch.randn(200, views, 8)
+    parts = [p.float() for p in (torch.zeros(200), loc, scale, 0 * scale)]
     z = z.float()
     found = SharedComponent(*parts, views).log_prob(z)
     assert found.dtype == torch.float32
     wide = SharedComponent(*(p.double() for p in parts), views).log_prob(z.double())
     each = dist.Normal(parts[1].double(), parts[2].double()).to_event(1)
-    plain = each.log_prob(z.double().unsqueeze(2)).sum(1).logsumexp(-1) - math.log(50)
+    plain = each.log_prob(z.double().unsqueeze(2)).sum(1).logsumexp(-1) - math.log(200)
     assert_close(wide, plain, rtol=0, atol=1e-7)
     assert_close(found.double(), plain, rtol=1e-5, atol=0)
 

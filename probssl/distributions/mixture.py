@@ -28,6 +28,8 @@ from .gaussian import OneFactorNormal, quotient
 
 __all__ = ["CoupledComponents", "NormalMixture", "SharedComponent"]
 
+MANY = 1000  # numbers in the means, from which a product of matrices is faster
+
 
 class NormalMixture(Expandable):
     r"""A mixture of diagonal normals with reparameterised (pathwise) gradients.
@@ -298,15 +300,16 @@ class SharedComponent(ViewsDistribution):
         dtype = torch.promote_types(value.dtype, self.loc.dtype)
         parts = self.loc, self.scale, self.y_scale
         alike = self.present is None and all(part.ndim == 2 for part in parts)
+        as_product = alike and self.loc.numel() >= MANY
         # The squares of a matrix product cancel near narrow components.
-        value = value.double() if alike else value
+        value = value.double() if as_product else value
         count, mean = mean_of_present(value, self.present)
         within = (value - mean).square()
         if self.present is not None:
             within = within * self.present.unsqueeze(-1)
         within, variance = within.sum(-2, keepdim=True), self.scale.square()
         total = variance + count * self.y_scale.square()
-        if alike:
+        if as_product:
             square = _squares(within, 1 / variance, mean, self.loc, count / total)
         else:
             square = within / variance + count * (mean - self.loc).square() / total
