@@ -9,6 +9,7 @@ converts what is trusted.
 """
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from textwrap import shorten
@@ -23,10 +24,12 @@ from torch.utils.data import Dataset
 __all__ = ["Array", "categories", "centred", "check_alike", "check_kind"]
 __all__ += ["class_labels", "classes"]
 __all__ += ["coded", "doubles", "finite", "gate", "has_missing", "labels", "numbers"]
-__all__ += ["plain", "raw_bytes", "refuse_mappings", "representations"]
+__all__ += ["plain", "raw_bytes", "refuse_mappings", "remark_swapped"]
+__all__ += ["representations"]
 __all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
 
 Array = np.ndarray | Tensor
+FEW = 8  # views that an item usually has at most
 SMALLEST = 1e-140  # whose square has all digits of float64
 
 _REMEDY = {  # for NumPy's kinds of types that hold no real numbers
@@ -322,6 +325,18 @@ def _is_missing(value: Any) -> bool:
         or type(value).__name__ in ("NAType", "NaTType")
         or (isinstance(value, float) and value != value)
     )
+
+
+def remark_swapped(shape: Sequence[int], what: str) -> None:
+    """Warn of 2 to 8 items with more than 8 views each: two stacked along axis 0?"""
+    items, views = shape[:2]
+    if 2 <= items <= FEW < views:
+        warnings.warn(
+            f"expected {what} as (n, view, *event), got {items} items with {views} "
+            f"views each; if they are {items} views of {views} items, stack them along "
+            "axis 1: np.stack([a, b], axis=1)",
+            stacklevel=3,
+        )
 
 
 def representations(

@@ -41,10 +41,11 @@ from .data.batches import Views
 from .runtime.distributed import world_size
 from .runtime.randomness import order_generator, same_randomness
 from .terms import Batch, HeldOut, Terms
-from .train.batches import accepted, loaded, population_of
+from .train.batches import accepted, loaded, look_at, population_of
 from .train.history import Tally
 from .train.prepare import (
     ContentCheck,
+    check_horizon,
     prepared_optimizer,
     prepared_scheduler,
     settle,
@@ -127,6 +128,8 @@ class Module(LightningModule):
         given, rate = self.optimizer, self.learning_rate
         optimizer = prepared_optimizer(given, self.objective, rate)
         scheduler = prepared_scheduler(self.scheduler, optimizer)
+        if scheduler is not None:
+            check_horizon(scheduler, self.trainer.max_epochs, self._total)
         schedule = {"scheduler": scheduler, "interval": "step"}
         return [optimizer], [schedule] if scheduler else []
 
@@ -167,17 +170,17 @@ class Module(LightningModule):
         if world_size() > 1:
             order_generator()  # reseeds the ranks; Lightning has an order of its own
         if self.schedules:
-            total = self.trainer.estimated_stepping_batches
-            known = None if math.isinf(total) else int(total)
-            self._schedules = Schedules(self.objective, self.schedules, known)
+            self._schedules = Schedules(self.objective, self.schedules, self._total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reset the buffers to their values before the step of this batch."""
         accumulate = self.trainer.accumulate_grad_batches
         if batch_idx % accumulate == 0:
             check = getattr(self.objective, "check", None)
-            if self.global_step == 0 and check is not None:
-                check(batch)
+            if self.global_step == 0:
+                look_at(batch)
+                if check is not None:
+                    check(batch)
             if self._schedules is not None:
                 self._schedules.set(self.global_step)
             self._writes = Writes(self.objective) if accumulate > 1 else None
@@ -239,6 +242,12 @@ class Module(LightningModule):
         for name, value in checkpoint["state_dict"].items():
             if name.endswith(".population"):
                 settle(self.objective, self.device, int(value), stored=False)
+
+    @property
+    def _total(self) -> int | None:
+        """The number of steps of the run; None if it is not known."""
+        total = self.trainer.estimated_stepping_batches
+        return None if math.isinf(total) else int(total)
 
     def _terms(self, batch: Batch, tally: Tally) -> Terms:
         terms = self(batch)

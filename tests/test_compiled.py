@@ -651,6 +651,59 @@ def test_an_optimiser_that_cannot_be_recorded_is_named():
     assert _obstacle(torch.optim.AdamW(parameters, lr=0.1)) is None
 
 
+def test_a_scheduler_that_cycles_the_momentum_is_in_no_record():
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))], lr=0.1)
+    lr = torch.optim.lr_scheduler
+    for cycle in (True, False):
+        options = {"total_steps": 9, "cycle_momentum": cycle}
+        one = lr.OneCycleLR(optimizer, 0.1, **options)
+        both = lr.SequentialLR(optimizer, [lr.ConstantLR(optimizer), one], [3])
+        for scheduler in (one, both):
+            found = _obstacle(optimizer, scheduler)
+            assert ("cycle_momentum=False" in str(found)) is cycle
+    assert _obstacle(optimizer, lr.StepLR(optimizer, 3)) is None
+
+
+class Shrinking(torch.optim.lr_scheduler.StepLR):
+    """A schedule of one's own that writes another setting from a step on."""
+
+    start = 0
+
+    def step(self, *arguments: Any) -> None:
+        super().step(*arguments)
+        if self.last_epoch > self.start:
+            self.optimizer.param_groups[0]["weight_decay"] = 0.1 * self.last_epoch
+
+
+@pytest.mark.parametrize("start", [0, compiled.STEPS_BEFORE_RECORD + 2])
+def test_settings_that_a_scheduler_moves_end_the_records(
+    start, traced, without_device, caplog
+):
+    step = step_of(RecordedStep, OBJECTIVES["SimVAE"]())
+    step.scheduler = Shrinking(step.optimizer, 100)
+    step.scheduler.start = start
+    for i in range(compiled.STEPS_BEFORE_RECORD + 4):
+        step([batch(i)])
+    assert bool(step.records) is (start > 0)
+    step.finish()
+    assert step.broken and not step.records
+    assert caplog.text.count("change from step to step") == 1
+
+
+def test_the_oldest_record_goes_where_there_are_many(
+    traced, without_device, monkeypatch
+):
+    monkeypatch.setattr(compiled, "MAX_GRAPHS", 2)
+    step, kept = step_of(RecordedStep, OBJECTIVES["SimVAE"]()), []
+    for decay in (0.1, 0.2, 0.3):
+        step.optimizer.param_groups[0]["weight_decay"] = decay
+        step.refresh()
+        for i in range(compiled.STEPS_BEFORE_RECORD + 1):
+            step([batch(i)])
+        kept.append(next(reversed(step.records)))
+    assert list(step.records) == kept[1:]
+
+
 def test_what_a_record_would_freeze_lies_in_tensors_that_a_scheduler_follows():
     parameters = [nn.Parameter(torch.ones(2))]
     optimizer = torch.optim.Adam(parameters, lr=0.1)

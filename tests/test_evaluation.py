@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+from probssl.data import groups
 from probssl.evaluation import (
     active_units,
     alignment_uniformity,
@@ -561,3 +562,13 @@ def test_labels_of_two_kinds_are_refused():
     for probe in (*PROBES[:3], style_probe):
         with pytest.raises(TypeError, match="labels of one kind.*code them alike"):
             probe(z, y, z, y.astype(str))
+
+
+def test_views_stacked_along_the_first_axis_are_named():
+    one, other = np.random.default_rng(0).normal(size=(2, 50, 3))
+    with pytest.warns(UserWarning, match=r"2 items with 50 views.*axis=1"):
+        alignment_uniformity(np.stack([one, other]))
+    with pytest.warns(UserWarning, match=r"2 items with 50 views.*axis=1"):
+        groups(np.stack([one, other]))
+    groups([one, other]), alignment_uniformity((one, other))  # no warning
+    groups(np.stack([one, other], 1)), groups(np.zeros((9, 50, 3)))

@@ -1,6 +1,7 @@
 """The gate for arrays from outside: every entry point, every kind of array."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,13 @@ import torch
 from helpers.checks import seeded
 from scipy import sparse
 from sklearn.svm import SVC
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    Sampler,
     TensorDataset,
 )
 
@@ -523,11 +525,49 @@ def test_items_that_a_network_cannot_square_are_refused(dtype):
     assert np.isfinite(ps.embed(encoder.double(), images.double() * 1e20)).all()
 
 
+class ByClass(Sampler):
+    """Items of each class in turn, as samplers for metric learning."""
+
+    def __init__(self, rows: range) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self.rows, key=lambda row: row % 3))
+
+
+class Buckets(ByClass):
+    """Batches of items of like length."""
+
+    def __init__(self) -> None:
+        super().__init__(range(4))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.arange(N).flip(0).split(N // 4))
+
+
+def test_a_sampler_of_ones_own_in_the_order_of_the_items_is_taken():
+    model = joint()
+    expected = ps.embed(model, PLAIN)
+    for options in (
+        {"sampler": range(N), "batch_size": 7},
+        {"sampler": BatchSampler(range(N), 7, False), "batch_size": None},
+        {"batch_sampler": [list(range(9)), list(range(9, N))]},
+        {"batch_sampler": torch.arange(N).split(9)},
+    ):
+        found = ps.embed(model, DataLoader(PLAIN, **options))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_loader_that_says_too_little_is_refused():
     model = joint()
     for loader, words in (
         (DataLoader(PLAIN, 8, shuffle=True), "RandomSampler; pass shuffle=False"),
         (DataLoader(PLAIN, 16, drop_last=True), "drop_last=False"),
+        (DataLoader(PLAIN, 8, sampler=ByClass(range(N))), "a ByClass; pass shuffle"),
+        (DataLoader(PLAIN, batch_sampler=Buckets()), "got one with a Buckets"),
         (DataLoader(PLAIN, batch_sampler=BatchSampler(range(N), 7, True)), "drop_last"),
         (DataLoader(PLAIN, batch_sampler=[[0, 1], [2]]), "all 40 items, got 3 of"),
         (DataLoader(Rows(), 8), "dict of 'pixels', 'label'.*collate_fn.*'pixels'"),

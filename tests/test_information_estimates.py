@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from helpers.gates import GATES
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.tree import DecisionTreeClassifier
 
@@ -302,6 +304,7 @@ def test_what_is_no_probability_is_refused(head):
         estimate(*signs(100, (1.0, 1.0)), by=Classifier(Own()), bootstrap=20)
 
 
+@pytest.mark.filterwarnings("ignore:expected classifiers that beat")
 def test_overfitting_gives_no_information():
     random = np.random.default_rng(0)
     z, t = random.normal(size=(2, 400, 1)), random.integers(2, size=400)
@@ -310,6 +313,7 @@ def test_overfitting_gives_no_information():
     assert found.total.value == 0
 
 
+@pytest.mark.filterwarnings("ignore:expected classifiers that beat")
 def test_probabilities_of_zero_are_smoothed():
     z1, z2, t = signs(400, (1.0, 1.0))
     tree = DecisionTreeClassifier(random_state=0)
@@ -357,3 +361,17 @@ def test_bad_input_is_refused(change, message):
     given = {"first": z1, "second": z2, "target": t} | change
     with pytest.raises(ValueError, match=message):
         estimate(**given)
+
+
+def test_classifiers_worse_than_frequencies_are_named_and_calibration_helps():
+    """Neighbours that vote all alike give probability 0 to what does occur."""
+    random = np.random.default_rng(0)
+    *views, t = signs(600, (2.0, 2.0))
+    views = [np.hstack([z, random.normal(size=(600, 20))]) for z in views]
+    model = KNeighborsClassifier(3)
+    options = {"bootstrap": 20, "progress": False}
+    with pytest.warns(UserWarning, match="from z1, z2, both.*CalibratedClassifierCV"):
+        found = estimate(*views, t, by=Classifier(model), **options)
+    assert found.total.value == 0
+    by = Classifier(CalibratedClassifierCV(model))
+    assert 0 < estimate(*views, t, by=by, **options).total.value < of_a_sign(2.0, 2.0)

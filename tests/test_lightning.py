@@ -11,7 +11,7 @@ import torch
 from helpers.catalogue import EVENT, OBJECTIVES, encoder, noisy, projector
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LinearLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -345,3 +345,12 @@ def test_several_sets_held_out_and_a_last_item_alone_are_refused(trainer):
         module = Module(ps.limits.SimCLR(encoder()), views=noisy)
         with pytest.raises(ValueError, match=words):
             trainer(max_epochs=1).fit(module, *loaders)
+
+
+def test_a_schedule_that_counts_epochs_is_named(trainer, caplog):
+    for horizon, said in ((2, True), (8, False)):
+        caplog.clear()
+        scheduler = partial(CosineAnnealingLR, T_max=horizon)
+        module = Module(vicreg(), pairs, scheduler=scheduler)
+        trainer(max_epochs=2).fit(module, DataLoader(items(32), 8))
+        assert ("T_max=8, the number of steps" in caplog.text) is said

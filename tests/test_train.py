@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
+    ExponentialLR,
     LinearLR,
     MultiStepLR,
     OneCycleLR,
     ReduceLROnPlateau,
     SequentialLR,
+    StepLR,
 )
 from torch.testing import assert_close
 from torch.utils.data import (
@@ -1389,3 +1392,54 @@ def test_views_that_one_seed_does_not_repeat_are_named(source, caplog):
     said = "others from the same seed" in caplog.text
     assert said == (source != "torch")
     assert views.calls == 3  # a first look and two steps: a copy was checked
+
+
+def decayed(rate: float) -> Any:
+    return lambda optimizer: ExponentialLR(optimizer, rate)
+
+
+HORIZONS = {
+    "as many steps as epochs": (lambda o: CosineAnnealingLR(o, 10), "T_max=40, the"),
+    "steps of epochs": (
+        lambda o: StepLR(o, 2),
+        "a scheduler is stepped once per step, not per epoch",
+    ),
+    "gone after an epoch": (decayed(1e-2), "after epoch 1 of 10 the learning rate"),
+    "to the end": (lambda o: CosineAnnealingLR(o, 40), None),
+    "to zero": (lambda o: LinearLR(o, 1.0, 0.0, total_iters=40), None),
+    "slowly": (decayed(0.9), None),
+}
+
+
+@pytest.mark.parametrize("kind", HORIZONS)
+def test_a_schedule_that_counts_epochs_is_named_once(kind, caplog):
+    scheduler, said = HORIZONS[kind]
+    optimizer = partial(torch.optim.SGD, lr=0.01)
+    options = {"optimizer": optimizer, "scheduler": scheduler, "batch_size": 6}
+    fit(Autoencoder(), points(24), epochs=10, **options)
+    assert (said or "") in caplog.text and len(caplog.records) == (said is not None)
+
+
+def test_what_an_optimiser_leaves_out_is_named_unless_it_is_frozen(caplog):
+    objective = Autoencoder()
+    optimizer = Adam(objective.encoder.parameters())
+    fit(objective, points(8), epochs=1, optimizer=optimizer)
+    assert "leaves decoder.weight, decoder.bias as they are" in caplog.text
+    caplog.clear()
+    objective.decoder.requires_grad_(False)
+    fit(objective, points(8), epochs=1, optimizer=optimizer)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_loaded_views_stacked_along_the_first_axis_are_named(axis):
+    def collate(rows: list[Tensor]) -> Batch:
+        return Batch(torch.stack([torch.stack(rows)] * 2, axis))
+
+    loader = DataLoader(points(10), 10, collate_fn=collate)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(Autoencoder(), loader, epochs=1)
+    assert ["2 items with 10 views" in str(w.message) for w in said] == [True] * (
+        axis == 0
+    )

@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 import probssl as ps
 from probssl.views import (
@@ -25,6 +26,7 @@ from probssl.views import (
     Mask,
     MultiCrop,
     Noise,
+    PerItem,
     digits,
     simclr,
     simvae_cifar10,
@@ -695,3 +697,58 @@ def test_colours_of_grey_images_are_refused(part):
 def test_a_kernel_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="more than 6 pixels for a kernel of 13"):
         Blur()(torch.rand(2, 1, 6, 9))
+
+
+@pytest.mark.parametrize(
+    "part", [IMAGE_PARTS[0], Blur(), Grey(), Augment(), MultiCrop()], ids=name
+)
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (28, 20, 4)])
+def test_images_with_their_channel_last_are_refused(part, shape):
+    x = torch.rand(5, *shape)
+    with pytest.raises(ValueError, match=r"permute\(0, 3, 1, 2\)"):
+        part(x)
+    if shape[-1] == 3:
+        part(x.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 3), (64, 4, 4), (64, 8, 4), (3, 8, 3)])
+def test_feature_maps_of_few_columns_are_images(shape):
+    x = torch.rand(5, *shape)
+    assert Affine(shift=0.2)(x).shape == x.shape
+
+
+class Turned(nn.Module):
+    """As transforms of torchvision do: one draw for all of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.rot90(int(torch.randint(4, ())), (-2, -1))
+
+
+def test_a_part_that_draws_once_per_call_draws_for_each_item_if_wrapped(float64):
+    x = torch.rand(1, 2, 4, 4).expand(400, 2, 4, 4)
+    once, each = (Augment(part)(x) for part in (Turned(), PerItem(Turned())))
+    assert once.equal(once[:1, :1].expand_as(once))
+    turns = torch.stack([x[0].rot90(k, (-2, -1)) for k in range(4)])
+    found = (each.unsqueeze(2) == turns).flatten(3).all(3).double()
+    assert_close(found.sum(2), torch.ones(400, 2))
+    for k in range(4):
+        assert_mean(found[..., k].flatten(), 0.25)
+    assert_mean((found[:, 0] * found[:, 1]).sum(1), 0.25)  # independent views
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_fit_names_views_that_share_one_draw(loaded, caplog):
+    x = torch.rand(16, 1, 4, 4)
+    cases = {
+        "one draw": (Augment(Turned()), True),
+        "a draw for each": (Augment(PerItem(Turned())), False),
+        "the item twice": (lambda x: torch.stack([x, x], 1), False),
+        "a change without a draw": (lambda x: torch.stack([x / 2, x / 2], 1), True),
+    }
+    for views, said in cases.values():
+        caplog.clear()
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        data = DataLoader(x, 8) if loaded else x
+        ps.fit(ps.limits.SimCLR(network), data, views=views, epochs=1, progress=False)
+        assert ("PerItem" in caplog.text) is said

@@ -1,6 +1,7 @@
 """Batches: rows of the data, moved to the device and augmented to views there."""
 
 from collections.abc import Callable, Iterator, Sized
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,10 +10,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -386,15 +390,17 @@ def in_order(
     """The batches of all items of a DataLoader in the order of its data set, checked.
 
     Raises:
-        ValueError: If the loader shuffles or leaves out items, or yields none; if they
-            are not finite.
+        ValueError: If the loader gives items in another order, leaves some out, or
+            yields none; if they are not finite.
     """
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    if isinstance(sampler, _SHUFFLES):
-        raise ValueError(
-            "expected a DataLoader in the order of its items, which results and labels "
-            f"share, got one with a {type(sampler).__name__}; pass shuffle=False"
-        )
+    for order in (sampler, loader.batch_sampler):
+        if not _is_ordered(loader, order):
+            raise ValueError(
+                "expected a DataLoader in the order of its items, which results and "
+                f"labels share, got one with a {type(order).__name__}; pass "
+                "shuffle=False, without a sampler or batch_sampler"
+            )
     if getattr(loader.batch_sampler, "drop_last", loader.drop_last):
         raise ValueError(
             "expected a DataLoader of all items, got one with drop_last=True; pass "
@@ -414,6 +420,19 @@ def in_order(
             f"expected a DataLoader of all {many} items, got {seen} of them; "
             "let its batch_sampler keep every row, or load a torch.utils.data.Subset"
         )
+
+
+def _is_ordered(loader: DataLoader, order: Any) -> bool:
+    """Whether a sampler, or a batch sampler, gives the rows 0, 1, 2, …"""
+    known = order is None or type(order) in (BatchSampler, SequentialSampler)
+    if known or isinstance(loader.dataset, IterableDataset):
+        return True
+    if isinstance(order, _SHUFFLES) or not isinstance(order, Sized):
+        return False
+    each: Any = order
+    rows = [np.ravel(row) for row in islice(each, len(order) + 1)]
+    found = np.concatenate(rows) if rows else np.empty(0)
+    return np.array_equal(found, np.arange(len(found)))
 
 
 def rows_of(loader: DataLoader, n: int) -> Tensor | Groups:

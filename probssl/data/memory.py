@@ -21,6 +21,7 @@ from ..arrays import (
     has_missing,
     raw_bytes,
     refuse_mappings,
+    remark_swapped,
     span,
     tensor,
     whole_numbers,
@@ -157,6 +158,8 @@ def groups(
             f"expected one number of levels for views that are stacked, got {levels}; "
             "give their number, or None"
         )
+    if not many:
+        remark_swapped(parts[0].shape, "views")
     widths = [part.shape[1] for part in parts]
     mask = (
         None if present is None else observed_mask(present, len(parts[0]), sum(widths))

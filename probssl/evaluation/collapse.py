@@ -6,7 +6,14 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arguments import at_least
-from ..arrays import Array, centred, check_alike, finite, representations
+from ..arrays import (
+    Array,
+    centred,
+    check_alike,
+    finite,
+    remark_swapped,
+    representations,
+)
 from ..estimates import Undefined
 
 __all__ = ["AlignmentUniformity", "active_units", "alignment_uniformity"]
@@ -134,6 +141,8 @@ def alignment_uniformity_values(
             "expected representations (n, view, dim), at least 2 items with 2 views, "
             f"got {z.shape}; stack the views by np.stack([a, b], axis=1)"
         )
+    if not several:
+        remark_swapped(z.shape, "representations")
     u = normalised(z)
     apart = 2 * np.square(u - u.mean(1, keepdims=True)).sum((1, 2)) / (u.shape[1] - 1)
     uniformity = [_uniformity(u[:, view]) for view in range(u.shape[1])]

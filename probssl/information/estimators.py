@@ -4,6 +4,7 @@ Each fits what it needs to some items, and returns a `Sample`: the information f
 of the items left, and of any bootstrap resample of them.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -61,6 +62,9 @@ class Classifier(NamedTuple):
     themselves: if the classifier of both is poor, S is too small; where the views are
     equally informative, chance makes R and S too small and U too large.
 
+    A model that is worse than the frequencies of t has a bound below 0, which counts as
+    0; a warning names it. Neighbours and trees are such models unless calibrated.
+
     Each z is standardised by the items of the fit. The frequencies of t, with the
     weight of one item, are mixed into r, so that no class has probability 0.
 
@@ -105,6 +109,9 @@ class Classifier(NamedTuple):
         options = {"delay": BAR_DELAY, "disable": not progress, "leave": False}
         for i, fit, out in tqdm(each, "classifiers", unit="fit", **options):
             scores[i, out] = self._scores(inputs[i], target, fit, out)
+        if self.model is not None:
+            frequency = np.bincount(target) / len(target)
+            self._remark(scores - np.log(frequency)[target])
 
         def figures(chosen: Codes, corrected: bool) -> Float[np.ndarray, "5"]:
             t, own = target[chosen], _surprise(target[chosen], classes)
@@ -117,6 +124,21 @@ class Classifier(NamedTuple):
             return np.array([*informations, redundant, own.sum()])
 
         return Sample(len(target), figures)
+
+    def _remark(self, gains: Float[np.ndarray, "3 n"]) -> None:
+        """Warn where the classifiers are worse than the frequencies of t by far."""
+        mean, error = gains.mean(1), gains.std(1) / gains.shape[1] ** 0.5
+        names = ("z1", "z2", "both")
+        poor = [n for n, worse in zip(names, mean < -5 * error, strict=True) if worse]
+        if poor:
+            warnings.warn(
+                f"expected classifiers that beat the frequencies of t, got a mean "
+                f"log r(t|z) from {', '.join(poor)} that is worse by up to "
+                f"{-mean.min():.3g} nats: {type(self.model).__name__} is "
+                "overconfident, and these informations count as 0; wrap it in "
+                "scikit-learn's CalibratedClassifierCV",
+                stacklevel=5,
+            )
 
     def _scores(
         self, z: np.ndarray, target: Codes, fit: np.ndarray, out: np.ndarray

@@ -31,16 +31,18 @@ from torch.utils.data import (
     default_collate,
 )
 
+from ..arrays import remark_swapped
 from ..data.batches import Items, Loadable, Target, Views, accepted, loaded
 from ..runtime.distributed import rank, world_size
 from ..runtime.randomness import same_randomness
 from ..terms import Batch
 
 __all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
-__all__ += ["loaded", "made_ahead", "moved", "population_of", "source"]
+__all__ += ["loaded", "look_at", "made_ahead", "moved", "population_of", "source"]
 
 logger = logging.getLogger(__name__)
 Data = Loadable
+FEWEST = 8  # items whose views are not all alike by chance
 Key = TypeVar("Key")
 Load = TypeVar("Load")
 
@@ -211,6 +213,32 @@ def population_of(loader: DataLoader) -> int | None:
 
 
 Source = Stored | Loaded
+
+
+def look_at(batch: Batch, drew: bool = False) -> None:
+    """Warn if the first batch has axes in another order, or no differing views.
+
+    Arguments:
+        drew: Whether making the batch drew random numbers.
+    """
+    if batch.index is None:  # from a DataLoader
+        remark_swapped(batch.shape, "the first batch of the DataLoader")
+    x = batch.clean
+    if not isinstance(x, Tensor) or len(x) < FEWEST:
+        return
+    for part in batch.parts:
+        one = part[:, 0]
+        if part.shape[1] > 1 and part.equal(one.unsqueeze(1).expand_as(part)):
+            if drew or not one.equal(x):
+                logger.warning(
+                    "expected views of an item that differ, got %d equal ones for each "
+                    "of %d items; a part that draws once per call, as transforms of "
+                    "torchvision do, gives all views the same draw: wrap it in "
+                    "ps.views.PerItem(part)",
+                    part.shape[1],
+                    len(x),
+                )
+                return
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_only
 
 from ..runtime.distributed import world_size
@@ -43,6 +44,9 @@ Busy = Callable[[str], AbstractContextManager[Any]]
 COMPILED_STEPS = 10_000  # the shortest run that "auto" compiles
 MAX_GRAPHS = 8  # kinds of batches that are compiled, each of which takes seconds
 STEPS_BEFORE_RECORD = 3  # in which libraries choose kernels and allocate
+MOVES = (
+    "settings of the optimiser change from step to step, which a record would freeze"
+)
 NO_RECORD = "steps are compiled, but no CUDA graph is recorded: %s"
 
 logger = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ def compiled_step(
         views: The view sampler, which a record contains.
     """
     if next(objective.parameters()).device.type == "cuda":
-        obstacle = _obstacle(optimizer)
+        obstacle = _obstacle(optimizer, options.get("scheduler"))
         if obstacle is None:
             return RecordedStep(objective, optimizer, views=views, **options)
         logger.warning(NO_RECORD, obstacle)
@@ -188,6 +192,7 @@ class RecordedStep(CompiledStep):
         self.records: dict[Hashable, _Record] = {}
         self.warmed: Counter[Hashable] = Counter()
         self.settings: int | None = None
+        self.held: Hashable = None  # the optimiser's, when they were read
         self.broken = False
 
     def refresh(self) -> None:
@@ -203,7 +208,8 @@ class RecordedStep(CompiledStep):
     def _recorded(self, loads: Sequence[Any]) -> Terms:
         if self.settings is None:
             held = plain_attributes(self.objective), fixed(self.views)
-            found = *held, _settings(self.optimizer)
+            self.held = _settings(self.optimizer)
+            found = *held, self.held
             self.settings = self.keys.setdefault(found, len(self.keys))
         leaves, tree = tree_flatten(list(loads))
         key = self.settings, tree, *map(_leaf_key, leaves)
@@ -211,14 +217,34 @@ class RecordedStep(CompiledStep):
             if self.warmed[key] < STEPS_BEFORE_RECORD:
                 self.warmed[key] += 1
                 return self._warm_up(loads)
+            if self._moves():
+                return super().run(loads)
+            if len(self.records) == MAX_GRAPHS:  # each of which holds memory
+                del self.records[next(iter(self.records))]
             try:
                 self.records[key] = self._record(loads)
             except RuntimeError as error:
-                self.broken = True
-                logger.warning(NO_RECORD, error)
+                self._leave(error)
                 return super().run(loads)
         terms, self.items = self.records[key].replay(leaves)
         return terms
+
+    def finish(self) -> None:
+        """Stay with compiled steps if the optimiser's settings moved in the epoch."""
+        super().finish()
+        if self.settings is not None and not self.broken:
+            self._moves()
+
+    def _moves(self) -> bool:
+        """Whether the optimiser's settings changed since they were read."""
+        moved = _settings(self.optimizer) != self.held
+        if moved:
+            self._leave(MOVES)
+        return moved
+
+    def _leave(self, reason: object) -> None:
+        self.broken, self.records = True, {}
+        logger.warning(NO_RECORD, reason)
 
     def _warm_up(self, loads: Sequence[Any]) -> Terms:
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -267,8 +293,10 @@ class _Record(NamedTuple):
         return terms, self.items
 
 
-def _obstacle(optimizer: Optimizer) -> str | None:
+def _obstacle(optimizer: Optimizer, scheduler: LRScheduler | None = None) -> str | None:
     """Why a step with this optimiser cannot be recorded; None if it can."""
+    if any(getattr(each, "cycle_momentum", False) for each in _parts(scheduler)):
+        return f"{MOVES}; give the scheduler cycle_momentum=False"
     if world_size() > 1:
         return "several processes exchange their gradients between the graphs"
     if not all("capturable" in group for group in optimizer.param_groups):
@@ -277,6 +305,13 @@ def _obstacle(optimizer: Optimizer) -> str | None:
             "with the argument capturable, such as torch.optim.Adam"
         )
     return None
+
+
+def _parts(scheduler: LRScheduler | None) -> list[LRScheduler]:
+    """A scheduler and those that it chains."""
+    inner = getattr(scheduler, "_schedulers", ())
+    own = [] if scheduler is None else [scheduler]
+    return own + [part for each in inner for part in _parts(each)]
 
 
 def _on_the_host(views: Any, device: torch.device) -> Hashable:

@@ -22,7 +22,7 @@ from ..runtime.distributed import any_rank, broadcast, single_process
 from ..runtime.precision import Precision, lowered
 from ..runtime.randomness import random_state, same_randomness, set_random_state
 from ..terms import HeldOut, Terms
-from .batches import Loaded, Source
+from .batches import Loaded, Source, look_at
 from .history import Row, Tally
 from .prepare import labelled_share
 from .steps import Step, mutable_state
@@ -53,9 +53,14 @@ def train_epoch(
             masked = getattr(group[0], "present", None) is not None
             new = step.count == 0 or (masked and not step.masked)
             step.masked |= masked
-            if new and check is not None:
+            if new:
                 before = random_state(step.device)  # the step makes the batch once more
-                check(step.make(group[0]))
+                batch = step.make(group[0])
+                if step.count == 0:
+                    now = random_state(step.device)
+                    look_at(batch, any(not now[k].equal(x) for k, x in before.items()))
+                if check is not None:
+                    check(batch)
                 set_random_state(before, step.device)
             terms = step(group)
             tally.add(terms, step.items)

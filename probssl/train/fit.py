@@ -36,7 +36,9 @@ from .prepare import (
     ContentCheck,
     check_contents,
     check_counts,
+    check_decay,
     check_held,
+    check_horizon,
     check_monitor,
     prepared_optimizer,
     prepared_precision,
@@ -245,6 +247,7 @@ def fit(
     optimizer = prepared_optimizer(optimizer, objective, learning_rate)
     scheduler = prepared_scheduler(scheduler, optimizer)
     total = total_steps(train, epochs, accumulate)
+    check_horizon(scheduler, epochs, total)
     written = Schedules(objective, schedules, total)
     compared = patience is not None or checkpoint is not None
     stopping = EarlyStopping(monitor if compared else None, patience)
@@ -267,7 +270,8 @@ def fit(
         count=run.steps,
     )
     stop, remarked = False, set[int]()  # modules that made a remark
-    trainable = trainable_of(objective)
+    trainable, rates = trainable_of(objective), [step.learning_rate]
+    watched = scheduler is not None
     try:
         for epoch in run.remaining(epochs):
             bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
@@ -280,6 +284,8 @@ def fit(
             if validate is not None:
                 row |= validate()
             row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
+            rates.append(row["lr"])
+            watched = watched and not check_decay(rates, epochs)
             if on_epoch is not None:
                 stop |= any_rank(ended_by("on_epoch", on_epoch(epoch, row)))
             check_held(objective, optimizer, trainable)

@@ -4,6 +4,7 @@ The state of an optimiser is read and written here as well, in a form that does 
 depend on the device: files hold learning rates as numbers, and no `capturable`.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,11 +25,15 @@ from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Target
 
-__all__ = ["ContentCheck", "check_contents", "check_counts", "check_held"]
-__all__ += ["check_monitor", "trainable_of"]
+__all__ = ["ContentCheck", "check_contents", "check_counts", "check_decay"]
+__all__ += ["check_held", "check_horizon", "check_monitor", "trainable_of"]
 __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
 __all__ += ["parameter_groups", "prepared_optimizer", "prepared_precision"]
 __all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
+
+VANISHED = 1e-6  # of the largest learning rate: parameters no longer move
+
+logger = logging.getLogger(__name__)
 
 
 def check_counts(**counts: int | None) -> None:
@@ -203,6 +208,17 @@ def prepared_optimizer(
             "expected an optimiser of the objective's parameters, got one that holds "
             "none of them; make it from objective.parameters()"
         )
+    named = objective.named_parameters()
+    left = [name for name, p in named if p.requires_grad and id(p) not in held]
+    if left:
+        more = f" and {len(left) - 5} others" if len(left) > 5 else ""
+        logger.warning(
+            "the optimiser does not have all trainable parameters, and leaves %s%s as "
+            "they are; make it from objective.parameters(), or freeze these by "
+            "requires_grad_(False)",
+            ", ".join(left[:5]),
+            more,
+        )
     return optimizer
 
 
@@ -276,6 +292,39 @@ def prepared_scheduler(
             "pass both, or scheduler=lambda optimizer: …"
         )
     return scheduler
+
+
+def check_horizon(
+    scheduler: LRScheduler | None, epochs: int | None, total: int | None
+) -> None:
+    """Warn of a schedule that is as many steps long as the run has epochs."""
+    for name in ("T_max", "total_steps"):
+        long = getattr(scheduler, name, None)
+        if long is not None and long == epochs and long < (total or 0):
+            logger.warning(
+                "%s has %s=%d, the number of epochs, but is stepped once per step; "
+                "pass %s=%d, the number of steps",
+                type(scheduler).__name__,
+                name,
+                epochs,
+                name,
+                total,
+            )
+
+
+def check_decay(rates: Sequence[float], epochs: int) -> bool:
+    """Warn if the learning rate is as good as zero with a tenth of the run to go."""
+    gone = len(rates) <= 0.9 * epochs and rates[-1] < VANISHED * max(rates)
+    if gone:
+        logger.warning(
+            "after epoch %d of %d the learning rate is %.2g, and was %.2g; a scheduler "
+            "is stepped once per step, not per epoch: count its steps",
+            len(rates) - 1,
+            epochs,
+            rates[-1],
+            max(rates),
+        )
+    return gone
 
 
 def prepared_precision(

@@ -21,8 +21,8 @@ from .ranges import (
     wide,
 )
 
-__all__ = ["Augment", "Grid", "MultiCrop", "digits", "simclr", "simvae_cifar10"]
-__all__ += ["simvae_mnist"]
+__all__ = ["Augment", "Grid", "MultiCrop", "PerItem", "digits", "simclr"]
+__all__ += ["simvae_cifar10", "simvae_mnist"]
 
 Rounding = Literal["nearest", "random"]
 
@@ -80,7 +80,8 @@ class Augment(nn.Module):
     is among the parts; what the augmentations themselves move beyond is clamped.
 
     Arguments:
-        parts: The augmentations, modules (n, \*event) -> (n, \*event). By default
+        parts: The augmentations, modules (n, \*event) -> (n, \*event) that draw anew
+            for each item; `PerItem` wraps one that draws once per call. By default
             images are rotated by up to 15 degrees, scaled by 0.85 to 1.15 and shifted
             by up to a tenth of their size.
         views: The number V of views.
@@ -164,6 +165,31 @@ class Augment(nn.Module):
     @property
     def _bounded(self) -> bool:
         return any(isinstance(part, Colour | Invert) for part in self.parts)
+
+
+class PerItem(nn.Module):
+    r"""An augmentation that is called for one item at a time, so that each has a draw.
+
+    Transforms of torchvision draw once per call, for all items of a batch alike. One
+    call per item takes longer.
+
+    Arguments:
+        part: The augmentation, a module (1, \*event) -> (1, \*event).
+
+    Example:
+        >>> import torch
+        >>> part = torch.nn.RReLU()  # or RandomHorizontalFlip() of torchvision
+        >>> Augment(PerItem(part), views=2)(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 2, 1, 8, 8])
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        _check_modules((part,))
+        self.part = part
+
+    def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *changed"]:
+        return torch.cat([self.part(one) for one in x.split(1)])
 
 
 class MultiCrop(nn.Module):

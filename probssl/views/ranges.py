@@ -115,7 +115,11 @@ def check_values(x: Float[Tensor, "n *event"], module: nn.Module) -> None:
 
 
 def check_images(x: Tensor, name: str, colour: bool = False) -> None:
-    """Raise an error unless x holds images in floating point.
+    """Raise an error unless x holds images in floating point, their channel first.
+
+    Images look channel-last if their last axis has 1, 3 or 4 entries and the two axes
+    before it more than 4 each, in a ratio of at most 4: so (8, 8, 1) is refused, and
+    feature maps (16, 3, 3), (64, 8, 4) are not.
 
     Arguments:
         name: The augmentation, for the message.
@@ -127,6 +131,14 @@ def check_images(x: Tensor, name: str, colour: bool = False) -> None:
             f"expected images of shape (n, channel, height, width) for {name}, got "
             f"{tuple(x.shape)}; reshape them, or for arrays pass parts that take any "
             "shape: Augment(Noise(0.1), Mask(0.2))"
+        )
+    first, second, last = x.shape[1:]
+    low, high = sorted((first, second))
+    if last in (1, 3, 4) and 4 < low <= high <= 4 * low:
+        raise ValueError(
+            f"expected images of shape (n, channel, height, width) for {name}, got "
+            f"{tuple(x.shape)}, which looks like (n, height, width, channel); pass "
+            "x.permute(0, 3, 1, 2)"
         )
     if colour and x.shape[1] != 3:
         raise ValueError(
