@@ -4,8 +4,7 @@ Each check raises an error that says what was expected, what came and what to do
 `Joint` runs them when it is built, and in `Joint.check` on the first batch of a fit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from .likelihoods import Likelihood
 from .likelihoods.base import check_density, check_support, shape_error
 from .nn import PerModality
 from .nn.base import takes, unmoved
+from .nn.network import in_evaluation
 from .priors import Prior
 from .terms import Batch
 
@@ -275,7 +275,7 @@ def check_views(
     items, views = (torch.arange(size, device=z.device) for size in z.shape[:2])
     chosen = (items.unsqueeze(1) + views) % 2 == 0  # as on a chessboard
     neighbours = z.roll(1, 1 if len(views) > 1 else 0)
-    with _evaluated(joint):
+    with in_evaluation(joint):
         found = sites(z)
         first = [site.p.log_prob(site.x) for site in found]
         masks = [True if site.mask is None else site.mask for site in found]
@@ -298,20 +298,9 @@ def check_views(
         raise ValueError(
             "expected p(x|z) of a view that changes with its own z alone, got one that "
             "changes with those of other views or items; let decoder and likelihood "
-            "count axes from the last, as o.softmax(-1), and mix no rows of a batch"
+            "count axes from the last, as o.softmax(-1), mix no rows of a batch, and "
+            "have batch_first=True in recurrent and attention layers"
         )
-
-
-@contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; the modes of all modules are restored."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _with_absent(present: Tensor) -> Tensor:

@@ -34,18 +34,24 @@ from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive, check_declared
 from .likelihoods import Likelihood
-from .likelihoods.base import shape_error
+from .likelihoods.base import check_output, shape_error
 from .nn import PerModality
 from .nn.base import called, network, output_error, unmoved
-from .nn.network import check_width, known_dim, nets_of, present_only
+from .nn.network import (
+    CHECKED,
+    check_items_apart,
+    check_width,
+    each_view,
+    known_dim,
+    nets_of,
+    present_only,
+)
 from .priors import Prior
 from .runtime.buffers import register_unknown
 from .runtime.precision import in_float32, lowered
 from .terms import Batch, check_batch
 
 __all__ = ["Joint", "Likelihoods", "given_z", "mean_of", "register", "shape_error"]
-
-CHECKED = 8  # items whose views are decoded beside others
 
 
 class Likelihoods(nn.ModuleList):
@@ -148,6 +154,8 @@ class Joint(Parted):
         )
         many = len(self.sites) if self.several else None
         consistency.check_networks(many, decoder=decoder, encoder=encoder)
+        for net, part in zip(nets_of(decoder), self.likelihoods, strict=True):
+            check_output(part, net)
         self.posterior = consistency.guide_of(guide, encoder, dim)
         self.content = content
         # Errors now rather than later.
@@ -396,7 +404,7 @@ class Joint(Parted):
                 or values outside the likelihood's support, if an observed content is no
                 component of the prior, if draws of a guide, of z or of y, are off the
                 support of the prior, if p(x|z) has another shape than the views, or if
-                absent views change what networks make of present ones.
+                absent views or other items change what networks make of present views.
         """
         check_declared(self)
         batch = self.arranged(batch)
@@ -428,7 +436,10 @@ class Joint(Parted):
             some = Batch(batch.views, present=batch.present)
             some = tree_map_only(Tensor, lambda x: x[:CHECKED], some)
             few = partial(self._sites, batch=some, parts=some.parts)
-            consistency.check_views(self, z[:CHECKED], few, self._decoded, forked)
+            z = z[:CHECKED]
+            consistency.check_views(self, z, few, self._decoded, forked)
+        encoded = partial(each_view, self.encoder)
+        check_items_apart(self, encoded, parts if self.several else parts[0])
 
     def _of_present(
         self, batch: Batch, parts: tuple[Tensor, ...], turned: bool

@@ -646,3 +646,30 @@ def test_a_vector_in_a_likelihood_needs_its_length():
         ps.hyper.Positive(ps.learned([1.0, 2.0, 3.0]), "dispersion")
     number = ps.hyper.Positive(ps.learned([1.0, 2.0, 3.0]), "dispersion", dim=3)
     assert_close(number().detach(), torch.tensor([1.0, 2.0, 3.0]))
+
+
+NEEDS = {"logits": Bernoulli(), "classes": Categorical(3), "counts": Poisson()}
+NEEDS |= {"levels": Binomial(4), "genes": NegativeBinomial(), "ordered": Ordinal(3)}
+NEEDS |= {"scale": HeteroscedasticGaussian()}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("last", [torch.nn.Sigmoid(), torch.nn.ReLU()])
+def test_an_activation_before_a_link_is_warned_of(name, last):
+    shape = NEEDS[name].output_shape((3,))
+    body = torch.nn.Sequential(torch.nn.Linear(2, math.prod(shape)), last)
+    net = torch.nn.Sequential(body, torch.nn.Unflatten(1, shape))
+    prior, encoder = ps.priors.Gaussian(2, 1.0), torch.nn.Linear(3, 2)
+    for decoder in (net, ps.nn.Decoder(body, 2, shape)):
+        for build in (
+            lambda d: ps.Joint(prior, NEEDS[name], encoder, d),
+            lambda d: ps.limits.DenoisingAutoencoder(encoder, d, NEEDS[name]),
+        ):
+            with pytest.warns(UserWarning, match=f"{type(last).__name__} at its end"):
+                build(decoder)
+
+
+def test_means_of_any_range_end_in_any_activation():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sigmoid())
+    ps.Joint(ps.priors.Gaussian(2, 1.0), Gaussian(), torch.nn.Linear(3, 2), net)
+    Bernoulli()(net(torch.zeros(1, 2)))

@@ -261,3 +261,83 @@ def test_a_compiled_projector_is_one(method):
     x = batch().clean
     z = objective.represent(x, layer="projector")
     assert torch.equal(z, projector(objective.represent(x)))
+
+
+class Sequences(nn.Module):
+    """An encoder of sequences (n, time, 2) by a layer that is given as torch has it."""
+
+    def __init__(self, kind: str, batch_first: bool) -> None:
+        super().__init__()
+        self.lift, self.head = nn.Linear(2, 4), nn.Linear(4, 3)
+        if kind == "attention":
+            one = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=batch_first)
+            self.layer = nn.TransformerEncoder(one, 1, enable_nested_tensor=False)
+        else:
+            self.layer = getattr(nn, kind)(4, 4, batch_first=batch_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(self.lift(x))
+        return self.head((h if isinstance(h, Tensor) else h[0]).mean(1))
+
+
+def of_sequences(name: str, encoder: nn.Module) -> nn.Module:
+    decoder = nn.Sequential(nn.Linear(3, 10), nn.Unflatten(1, (5, 2)))
+    parts, gaussian = (encoder, decoder), ps.likelihoods.Gaussian(0.5)
+    if name == "Joint":
+        return ps.Joint(ps.priors.Gaussian(3, 1.0), gaussian, *parts)
+    if name == "MaskedAutoencoder":
+        return ps.limits.MaskedAutoencoder(*parts, gaussian, patch=1)
+    if name == "DenoisingAutoencoder":
+        return ps.limits.DenoisingAutoencoder(*parts, gaussian)
+    return getattr(ps.limits, name)(encoder)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "attention"])
+@pytest.mark.parametrize(
+    "name", ["SimCLR", "WMSE", "Joint", "DenoisingAutoencoder", "MaskedAutoencoder"]
+)
+def test_items_are_no_points_of_time(name, kind):
+    x = torch.randn(9, 2, 5, 2)
+    batch = Batch(x, clean=x[:, 0])
+    of_sequences(name, Sequences(kind, batch_first=True)).check(batch)
+    with pytest.raises(ValueError, match="batch_first=True"):
+        of_sequences(name, Sequences(kind, batch_first=False)).check(batch)
+
+
+def test_networks_that_draw_or_mix_in_training_alone_are_not_refused():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(())
+
+    x = Batch(torch.randn(9, 2, 4))
+    norm = nn.BatchNorm1d(3)
+    for net in (Noisy(4, 3), nn.Sequential(nn.Linear(4, 3), norm, nn.Dropout(0.5))):
+        ps.limits.SimCLR(net).check(x)
+        assert net.training
+    assert norm.num_batches_tracked == 0
+    ps.limits.SimCLR(nn.Linear(4, 3).eval()).check(Batch(1e6 + torch.randn(2, 2, 4)))
+    ps.limits.SimCLR(nn.Identity()).check(x)
+
+
+def test_overridden_layers_are_what_represents_items():
+    class Standardised(ps.limits.SimCLR):
+        def layers(self, views, present=None):
+            return super().layers((views - 100) / 5, present)
+
+    objective = Standardised(nn.Linear(4, 3), nn.Linear(3, 2))
+    x = 100 + 5 * torch.randn(6, 4)
+    for layer, place in (("backbone", 0), ("projector", 1)):
+        z = objective.layers(x[:, None])[place].squeeze(1).detach().numpy()
+        assert_close(ps.embed(objective, x, layer=layer), z)
+    for build in (ps.limits.BYOL, ps.limits.MoCo):
+        own = type("Own", (build,), {"layers": Standardised.layers})
+        with pytest.raises(TypeError, match="put it into the encoder"):
+            own(nn.Linear(4, 3), nn.Identity(), dim=3)
+
+
+@pytest.mark.parametrize("build", [ps.limits.SimCLR, ps.limits.WMSE])
+def test_one_encoder_of_two_modalities_represents_by_the_mean(build):
+    objective = build(nn.Linear(4, 3))
+    a, b = torch.randn(2, 6, 4)
+    z = (objective.encoder(a) + objective.encoder(b)) / 2
+    assert_close(ps.embed(objective, (a, b)), z.detach().numpy())

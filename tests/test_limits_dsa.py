@@ -485,6 +485,8 @@ def test_base_must_give_a_z_for_each_view():
         def layers(self, views: Tensor) -> tuple[Tensor, Tensor]:
             return super().layers(views[:, :2])
 
-    objective = DSA(Halved(nn.Identity()), dim=4, neighbours=3)
+    with pytest.raises(TypeError, match="reference for a base whose layers"):
+        DSA(Halved(nn.Identity()), dim=4)
+    objective = DSA(Halved(nn.Identity()), nn.Identity(), dim=4, neighbours=3)
     with pytest.raises(ValueError, match="one z for each of the"):
         objective(items(views=3))

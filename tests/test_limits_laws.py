@@ -354,7 +354,8 @@ def test_what_a_base_overrides_otherwise_is_honoured(name):
             return Terms(hyper=super().value(z, batch).alignment)
 
     base = Own(encoder())
-    objective = EXTENSIONS[name](base)
+    of_layers = {"DSA": lambda base: DSA(base, encoder(), neighbours=3)}
+    objective = (EXTENSIONS | of_layers)[name](base)
     assert objective(batch()).hyper == base(batch()).hyper != 0
     base.value = lambda z, batch: Terms(hyper=z.sum())
     assert objective(batch()).hyper == base(batch()).hyper != 0

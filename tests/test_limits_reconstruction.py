@@ -46,6 +46,28 @@ def test_denoising_is_a_squared_error_for_a_gaussian_likelihood(views):
     assert sum(terms) == terms.reconstruction
 
 
+class Halves(nn.Module):
+    """A corruption as others write it: none in evaluation mode."""
+
+    def forward(self, x):
+        return x / 2 if self.training else x
+
+
+@pytest.mark.parametrize("noise", [Halves(), nn.Dropout(0.5)])
+def test_the_corruption_is_the_same_in_evaluation(noise):
+    encoder, decoder = networks((4,))
+    objective = DenoisingAutoencoder(encoder, decoder, Gaussian(0.5), noise=noise)
+    x = torch.randn(6, 4)
+    batch = Batch(x[:, None], clean=x)
+    torch.manual_seed(0)
+    training = objective.train()(batch).reconstruction
+    for place in (objective, nn.ModuleList([objective])):
+        place.eval()
+        assert noise.training and not decoder.training
+        torch.manual_seed(0)
+        assert_close(objective(batch).reconstruction, training)
+
+
 def test_denoising_of_labels_is_a_classifier():
     encoder, decoder = networks((4,))
     objective = DenoisingAutoencoder(encoder, decoder, Categorical(4))

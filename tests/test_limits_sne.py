@@ -277,3 +277,38 @@ class Given(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.z
+
+
+class Softmax(Affinity):
+    """A distribution of the partners of each view: rows that sum to one."""
+
+    dense = True
+
+    def __init__(self, factor: float, diagonal: float = -math.inf) -> None:
+        super().__init__()
+        self.factor, self.diagonal = factor, diagonal
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = batch.stacked.flatten(0, 1)
+        own = torch.eye(len(x)).bool()
+        logits = (-distances(x)).masked_fill(own, self.diagonal)
+        return self.factor * logits.softmax(1) / len(x)
+
+
+def test_an_affinity_is_a_distribution_over_pairs(x):
+    right = ps.limits.NeighbourEmbedding(linear(), Softmax(1.0))
+    right.check(x)
+    p, z = right.weights(x), flat_z(right, x)
+    assert_close(right.divergence(x), divergence(p, cauchy_q(z)))
+    points = len(p)
+    for affinity in (Softmax(points), Softmax(-1.0), Softmax(1.0, 0.0)):
+        objective = ps.limits.NeighbourEmbedding(linear(), affinity)
+        for call in (objective.check, objective.divergence):
+            with pytest.raises(ValueError, match="distribution over pairs"):
+                call(x)
+    rows = ps.limits.NeighbourEmbedding(linear(), Softmax(points), joint=False)
+    rows.check(x)  # which it normalises itself
+    objective = ps.limits.NeighbourEmbedding(linear(), Softmax(1.0))
+    objective.affinity.dense = False
+    with pytest.raises(ValueError, match="an affinity of shape"):
+        objective.check(x)

@@ -20,7 +20,9 @@ class Entropy(nn.Module):
     .. math:: H[z_1, \dots, z_V] = \sum_v H[z_v] - I[z_1, \dots, z_V]
 
     An estimator of your own needs `forward`; and `joint` for objectives with
-    ``all_views=True``. A plain function of z and the prior works as well.
+    ``all_views=True``. A plain function of z and the prior works as well. Objectives
+    raise the estimate: an upper bound with parameters of its own, which are to lower
+    it, reverses their gradient, ``2 * p.detach() - p`` in place of p, as `PlugIn` does.
     """
 
     def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:

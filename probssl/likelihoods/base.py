@@ -1,6 +1,7 @@
 """The base class of likelihoods, what they share, and which of them fit given data."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -15,7 +16,14 @@ from ..distributions.supports import in_words
 from ..hyper import Learned, Positive, plain
 
 __all__ = ["PSEUDO", "Likelihood", "Predicted", "Spread", "check_density"]
-__all__ += ["check_support", "refuse", "shape_error", "spread", "spread_of"]
+__all__ += [
+    "check_output",
+    "check_support",
+    "refuse",
+    "shape_error",
+    "spread",
+    "spread_of",
+]
 
 PSEUDO = "none (pseudo-likelihood)"  # the measure of what is no density
 
@@ -36,12 +44,15 @@ class Likelihood(nn.Module):
             sum over that axis is the log-probability.
         per_element: The parameters that the decoder returns for each element of x.
             Several are in a last axis of its output, as `output_shape` says.
+        link: What the decoder's output is, if it may be any real number but is no
+            value of x, such as ``"logits"``.
     """
 
     measure: str = "Lebesgue"
     pseudo: bool = False
     elementwise: bool = True
     per_element: int = 1
+    link: str = ""
 
     def output_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the decoder's output for one x of this shape.
@@ -176,6 +187,36 @@ def spread_of(number: Positive | Predicted, parameters: list[Tensor]) -> Tensor:
             "one number, or one for each element of the last axis"
         )
     return number()
+
+
+BOUNDED: tuple[type[nn.Module], ...] = (
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.LogSigmoid,
+    nn.Softmax,
+    nn.Softmax2d,
+)
+BOUNDED += (nn.Softplus, nn.ReLU, nn.Tanh, nn.Hardtanh)
+SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+
+
+def check_output(likelihood: Likelihood, decoder: nn.Module) -> None:
+    """Warn of a decoder that ends in an activation which the likelihood applies."""
+    last: Any = getattr(decoder, "net", decoder)
+    while type(last) is nn.Sequential and len(last):
+        layers = [layer for layer in last if not isinstance(layer, SHAPES)]
+        last = layers[-1] if layers else None
+    link = likelihood.link or "parameters" * (likelihood.per_element > 1)
+    if link and isinstance(last, BOUNDED):
+        name = type(likelihood).__name__
+        warnings.warn(
+            f"expected a decoder that returns {link}, any real number, for "
+            f"{name}, got {type(decoder).__name__} with {type(last).__name__} at its "
+            f"end, which bounds them; leave it out: {name} itself maps any number to "
+            "a parameter in its range",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def shape_error(name: str, p: TorchDistribution, x: Tensor) -> ValueError:

@@ -30,6 +30,7 @@ class Categorical(Likelihood):
     """
 
     elementwise = False
+    link = "logits"
 
     def __init__(self, classes: int, soft: bool = False) -> None:
         super().__init__()

@@ -40,6 +40,7 @@ class Poisson(Likelihood):
     """
 
     measure = "counting, {0, 1, …}"
+    link = "logarithms of means"
 
     def __init__(self, *, zero_inflated: bool = False) -> None:
         super().__init__()

@@ -26,6 +26,8 @@ class Bernoulli(Likelihood):
             formula is then a pseudo-likelihood, no density of x.
     """
 
+    link = "logits"
+
     def __init__(self, grey: bool = False) -> None:
         super().__init__()
         self.grey = self.pseudo = grey
@@ -55,6 +57,8 @@ class Binomial(Likelihood):
     Arguments:
         levels: The highest level n, 16 for scikit-learn's digits.
     """
+
+    link = "logits"
 
     def __init__(self, levels: int) -> None:
         super().__init__()

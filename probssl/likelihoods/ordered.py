@@ -103,6 +103,8 @@ class Ordinal(Likelihood):
         https://doi.org/10.1111/j.2517-6161.1980.tb01109.x
     """
 
+    link = "locations"
+
     def __init__(self, categories: int, features: int | None = None) -> None:
         super().__init__()
         self.categories = k = whole("categories", categories, least=2)

@@ -6,6 +6,7 @@ import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..arguments import Parted, whole
 from ..entropies import Entropy
@@ -13,7 +14,7 @@ from ..hyper import Positive, check_declared, known_population
 from ..joint import register
 from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked, network, output_of
-from ..nn.network import check_width
+from ..nn.network import check_items_apart, check_width
 from ..priors import Prior
 from ..runtime.buffers import register_unknown
 from ..runtime.distributed import gather
@@ -21,7 +22,8 @@ from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms, check_batch, check_terms
 
 __all__ = ["Embedding", "Extension", "JointEmbedding", "PriorEmbedding"]
-__all__ += ["check_not_random", "check_only_views", "over_pairs"]
+__all__ += ["check_not_random", "check_only_views", "over_pairs", "overrides"]
+__all__ += ["represented"]
 
 
 class JointEmbedding(Parted):
@@ -97,7 +99,17 @@ class JointEmbedding(Parted):
 
     @property
     def network(self) -> Network:
-        """Encoder and projector as one module."""
+        """Encoder and projector as one module.
+
+        Raises:
+            TypeError: If `layers` is overridden, which the module would leave out.
+        """
+        if overrides(self, "layers"):
+            raise TypeError(
+                f"expected encoder and projector alone, got {type(self).__name__}, "
+                "whose layers(views) are overridden and do more, which a copy of the "
+                "network, such as a teacher, would leave out; put it into the encoder"
+            )
         return Network(self.encoder, self.projector)
 
     def layers(
@@ -123,13 +135,13 @@ class JointEmbedding(Parted):
         """The encoder's output for x, or with ``layer="projector"`` the projector's.
 
         For items of several modalities, a tuple: the mean of their representations.
+        They are what `layers` returns, where that is overridden.
         """
-        if isinstance(self.encoder, PerModality):
-            parts = x if isinstance(x, tuple) else (x,)
-            each = lowered(self.encoder, parts)
-            z = torch.stack([out.flatten(1) for out in each]).mean(0)
-        else:
-            z = lowered(output_of, self.encoder, x).flatten(1)
+        if overrides(self, "layers"):
+            views = tree_map_only(Tensor, lambda part: part.unsqueeze(1), x)
+            backbone, z = self.layers(views)
+            return (z if layer == "projector" else backbone).mean(1)
+        z = represented(self.encoder, x)
         if layer == "projector" and self.projector is not None:
             return lowered(output_of, self.projector, z)
         return z
@@ -138,6 +150,8 @@ class JointEmbedding(Parted):
         """Raise an error if the objective cannot take the batch: `fit`'s first one."""
         check_declared(self)
         self.check_shape(batch)
+        if not overrides(self, "forward") and not overrides(self, "latents"):
+            check_items_apart(self, lambda x: self.layers(x)[1], _views(batch))
 
     def check_shape(self, batch: Batch) -> None:
         """Raise an error for fewer than `least` views or items, or what is not used.
@@ -163,8 +177,31 @@ def layers_of(objective: JointEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
     """The objective's `layers` for a batch, of which views may be absent."""
     if batch.present is None:
         return objective.layers(batch.views)
-    views = batch.parts if isinstance(batch.views, tuple) else batch.stacked
-    return objective.layers(views, batch.present)
+    return objective.layers(_views(batch), batch.present)
+
+
+def _views(batch: Batch) -> Tensor | tuple[Tensor, ...]:
+    """The views, of which absent ones are filled."""
+    return batch.parts if isinstance(batch.views, tuple) else batch.stacked
+
+
+def represented(
+    encoder: nn.Module, x: Tensor | tuple[Tensor, ...]
+) -> Float[Tensor, "n dim"]:
+    """The encoder's output for x, for several modalities the mean of its outputs."""
+    parts = x if isinstance(x, tuple) else (x,)
+    if isinstance(encoder, PerModality):
+        each = lowered(encoder, parts)
+    else:
+        each = [lowered(output_of, encoder, part) for part in parts]
+    z = [out.flatten(1) for out in each]
+    return z[0] if len(z) == 1 else torch.stack(z).mean(0)
+
+
+def overrides(objective: JointEmbedding, name: str) -> bool:
+    """Whether an objective has another method of this name than `JointEmbedding`."""
+    given = getattr(type(objective), name), getattr(JointEmbedding, name)
+    return given[0] is not given[1] or name in vars(objective)
 
 
 class Extension(Parted):
@@ -244,8 +281,7 @@ def _check_as_called(base: JointEmbedding) -> None:
     """
     name = type(base).__name__
     for method in ("__call__", "forward", "latents"):
-        given = getattr(type(base), method), getattr(JointEmbedding, method)
-        if given[0] is not given[1] or method in base.__dict__:
+        if overrides(base, method):
             raise TypeError(
                 f"expected a base that implements value(z, batch), got {name}, which "
                 f"overrides {method}, and an extension would not call that; override "

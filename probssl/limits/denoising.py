@@ -32,6 +32,7 @@ evidence of x and no z to sample.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -39,12 +40,13 @@ from torch.utils._pytree import tree_map
 from ..hyper import check_declared
 from ..joint import given_z
 from ..likelihoods import Likelihood
+from ..likelihoods.base import check_output
 from ..nn import each_view
 from ..nn.base import called, output_of
-from ..nn.network import check_width
+from ..nn.network import check_items_apart, check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
-from ._base import check_only_views
+from ._base import check_only_views, represented
 
 __all__ = ["DenoisingAutoencoder"]
 
@@ -59,9 +61,9 @@ class DenoisingAutoencoder(nn.Module):
         decoder: A module (n, dim) -> (n, \*event), where the event is that of x.
         likelihood: p(x|z) from the decoder's output.
         noise: A module (n, \*event) -> (n, \*event) that corrupts the views further,
-            such as `views.Noise` or `views.Mask`, in training and in evaluation, since
-            the corruption is part of the measured quantity. By default the augmentation
-            is the corruption.
+            such as `views.Noise` or `nn.Dropout`, in training and in evaluation, since
+            the corruption is part of the measured quantity: it stays in training mode.
+            By default the augmentation is the corruption.
 
     Raises:
         ValueError: If a batch has no `clean`, absent views, or another shape than the
@@ -79,7 +81,15 @@ class DenoisingAutoencoder(nn.Module):
         super().__init__()
         check_width("decoder", decoder, encoder)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        check_output(likelihood, decoder)
         self.noise = noise
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the noise, which stays in training mode."""
+        super().train(mode)
+        if isinstance(self.noise, nn.Module):
+            self.noise.train()
+        return self
 
     @in_float32
     def forward(self, batch: Batch) -> Terms:
@@ -87,10 +97,8 @@ class DenoisingAutoencoder(nn.Module):
         clean, views = _clean(batch).unsqueeze(1), batch.views
         if (noise := self.noise) is not None:
             views = tree_map(partial(_corrupted, noise), views)
-        z = each_view(self.encoder, views)
-        output = lowered(output_of, self.decoder, z.flatten(0, 1))
-        output = output.unflatten(0, z.shape[:2])
-        distribution = given_z(self.likelihood, output, z.shape[:2])
+        output = self._output(views)
+        distribution = given_z(self.likelihood, output, output.shape[:2])
         shape = distribution.event_shape
         if shape != clean.shape[2:]:
             raise ValueError(
@@ -100,15 +108,24 @@ class DenoisingAutoencoder(nn.Module):
             )
         return Terms(reconstruction=distribution.log_prob(clean).mean())
 
-    def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
+    def _output(self, views: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The decoder's output for z of each view."""
+        z = each_view(self.encoder, views)
+        output: Tensor = lowered(output_of, self.decoder, z.flatten(0, 1))
+        return output.unflatten(0, z.shape[:2])
+
+    def represent(
+        self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
+    ) -> Tensor:
         """The encoder's output for x, without noise."""
-        return lowered(output_of, self.encoder, x).flatten(1)
+        return represented(self.encoder, x)
 
     def check(self, batch: Batch) -> None:
         """Raise an error if views are absent, or the likelihood refuses clean items."""
         check_declared(self)
         check_only_views(self, batch)
         self.likelihood.check(_clean(batch))
+        check_items_apart(self, self._output, batch.views)
 
 
 def _corrupted(noise: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ from ..runtime.copies import copied
 from ..runtime.distributed import gather, world_size
 from ..special import square_distances
 from ..terms import Batch, Terms
-from ._base import Extension
+from ._base import Extension, overrides
 from ._ema import Teacher
 from ._pair_affinity import LearnedAffinity, check_neighbours, neighbour_score
 
@@ -99,7 +99,7 @@ class DSA(Extension):
 
     Raises:
         TypeError: If the base is no `JointEmbedding`, overrides `forward` or `latents`,
-            or has hooks.
+            or has hooks; or overrides `layers`, and there is no reference.
         ValueError: If a number is out of range, the dimension is needed and not known,
             or a batch has no more items than neighbours.
     """
@@ -141,6 +141,12 @@ class DSA(Extension):
             alone("dim", dim, "beside an affinity")
             takes("affinity", affinity, None, None)
         self.affinity, self.reference, self.teacher = affinity, None, None
+        if reference is None and overrides(self.base, "layers"):
+            raise TypeError(
+                "expected a reference for a base whose layers(views) are overridden, "
+                "which the EMA of its encoder alone would leave out, got "
+                f"{type(base).__name__}; give reference=…, or put them into the encoder"
+            )
         if reference is None:
             momentum = 0.99 if momentum is None else momentum
             self.teacher = Teacher(Network(self.encoder), momentum)

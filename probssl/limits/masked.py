@@ -37,11 +37,12 @@ from torch import Tensor, nn
 from ..arguments import between, whole
 from ..hyper import check_declared
 from ..likelihoods import Likelihood
+from ..likelihoods.base import check_output
 from ..nn.base import output_of
-from ..nn.network import check_width
+from ..nn.network import check_items_apart, check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
-from ._base import check_only_views
+from ._base import check_only_views, represented
 
 __all__ = ["MaskedAutoencoder"]
 
@@ -87,6 +88,7 @@ class MaskedAutoencoder(nn.Module):
                 "one; use DenoisingAutoencoder"
             )
         check_width("decoder", decoder, encoder)
+        check_output(likelihood, decoder)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.share, self.patch = share, patch
 
@@ -95,8 +97,7 @@ class MaskedAutoencoder(nn.Module):
         check_only_views(self, batch)
         x = batch.stacked.flatten(0, 1)
         hidden = self.mask(x)
-        z = lowered(output_of, self.encoder, x.masked_fill(hidden, 0.0)).flatten(1)
-        output = lowered(output_of, self.decoder, z)
+        output = self._output(x.masked_fill(hidden, 0.0))
         distribution = self.likelihood(output)
         if distribution.batch_shape != x.shape:
             raise ValueError(
@@ -107,6 +108,12 @@ class MaskedAutoencoder(nn.Module):
             )
         log_prob = distribution.log_prob(x).masked_fill(~hidden, 0.0)
         return Terms(reconstruction=log_prob.flatten(1).sum(1).mean())
+
+    def _output(self, x: Tensor) -> Tensor:
+        """The decoder's output for z of x."""
+        z = represented(self.encoder, x)
+        output: Tensor = lowered(output_of, self.decoder, z)
+        return output
 
     def mask(self, x: Float[Tensor, "n *event"]) -> Bool[Tensor, "n *event"]:
         """Draw which elements are hidden, the same number of patches for each item."""
@@ -137,7 +144,7 @@ class MaskedAutoencoder(nn.Module):
 
     def represent(self, x: Tensor, layer: str = "backbone") -> Tensor:
         """The encoder's output for x, with nothing hidden."""
-        return lowered(output_of, self.encoder, x).flatten(1)
+        return represented(self.encoder, x)
 
     def check(self, batch: Batch) -> None:
         """Raise an error if views are absent, patches do not fit, or x is no data."""
@@ -145,3 +152,4 @@ class MaskedAutoencoder(nn.Module):
         check_only_views(self, batch)
         self._grid(batch.stacked.shape[2:])
         self.likelihood.check(batch.stacked)
+        check_items_apart(self, self._output, batch.stacked.flatten(0, 1))

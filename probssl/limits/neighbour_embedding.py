@@ -46,6 +46,7 @@ from ..entropies import Collision, KernelDensity, QueuedKernelDensity
 from ..nn import dim_of
 from ..priors import TSNE as HeavyTail
 from ..priors import Gaussian, Prior
+from ..runtime.distributed import world_size
 from ..terms import Batch, Terms, check_batch
 from ._base import Embedding, check_only_views
 
@@ -112,12 +113,44 @@ class NeighbourEmbedding(Embedding):
             )
         check_only_views(self, batch)
 
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the objective cannot take the batch, or P is none."""
+        super().check(batch)
+        self._check_affinity(batch)
+
+    @torch.no_grad()
+    def _check_affinity(self, batch: Batch) -> None:
+        """Raise a ValueError unless P is a distribution over pairs of views."""
+        p, (items, views) = self.affinity(batch), batch.shape
+        items, name = items * world_size(), type(self.affinity).__name__
+        many = items * views
+        shape = (many, many) if self.affinity.dense else (items, views, views)
+        if not isinstance(p, Tensor) or p.shape != shape:
+            raise ValueError(
+                f"expected an affinity of shape {shape} for {items} items with {views} "
+                f"views, got {tuple(getattr(p, 'shape', ()))} from {name}; return a "
+                "probability for each pair, dense = True for those of all views"
+            )
+        total = float(p.sum())
+        if not bool((p >= 0).all()) or bool((p.diagonal(0, -2, -1) > 0).any()):
+            found = "negative, NaN, or not zero on the diagonal"
+        elif self.joint and abs(total - 1) > 1e-3:
+            found = f"a sum of {total:.6g}"
+        else:
+            return
+        raise ValueError(
+            "expected an affinity that is a distribution over pairs of different views "
+            f"and sums to 1, got {found} from {name}; return p / p.sum() of p ≥ 0 with "
+            "a diagonal of zeros"
+        )
+
     def divergence(self, batch: Batch) -> Float[Tensor, ""]:
         r"""Return KL(P ‖ Q) in nats, in the mean over views if not `joint`.
 
         A fit minimises it. It is 0 where Q is P. Representations in the queue count as
         partners to which P gives no weight.
         """
+        self._check_affinity(batch)
         p = self.weights(batch)
         views = p.shape[:-1].numel()
         others = torch.tensor(views - 1)

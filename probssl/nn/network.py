@@ -16,21 +16,26 @@ from torch.utils._pytree import tree_map_only
 from ..arguments import whole
 from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
-from .base import LONE, Decoder, Encoder, called_plainly, network, output_of
+from .base import LONE, Decoder, Encoder, called_plainly, network, output_of, unmoved
 from .mlp import Projector
 
 __all__ = [
+    "CHECKED",
     "Network",
     "PerModality",
+    "check_items_apart",
     "check_width",
     "dim_of",
     "each_view",
+    "in_evaluation",
     "known_dim",
     "masks_of",
     "mixes_rows",
     "nets_of",
     "present_only",
 ]
+
+CHECKED = 8  # items that are encoded and decoded beside others
 
 
 class PerModality(nn.Module):
@@ -225,6 +230,58 @@ def _mixes(norm: nn.Module) -> bool:
 def _is_norm(norm: nn.Module) -> bool:
     tracked = isinstance(norm, _InstanceNorm) and norm.running_mean is not None
     return tracked or isinstance(norm, _BatchNorm)
+
+
+def check_items_apart(
+    module: nn.Module, made: Callable[[Any], Tensor], views: Tensor | tuple[Tensor, ...]
+) -> None:
+    """Raise a ValueError if what a network makes of an item depends on other items.
+
+    In evaluation mode, on a few items: the last half of them, reversed, gives what it
+    gives beside the others. Not judged are networks that draw random numbers, and batch
+    norm without running statistics.
+
+    Arguments:
+        made: What is made of views, a tensor or a tuple of them.
+        views: Those of a batch.
+    """
+    views = tree_map_only(Tensor, lambda x: x[:CHECKED], views)
+    first = views[0] if isinstance(views, tuple) else views
+    half, device = len(first) // 2, first.device
+    turned = tree_map_only(Tensor, lambda x: x[half:].flip(0), views)
+    forked = [device] if device.type == "cuda" else []
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(forked),
+        unmoved(module),
+        in_evaluation(module),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        found = made(views)
+        if mixes_rows(module) or not torch.equal(found, made(views)):
+            return
+        apart = made(turned).flip(0)
+    spread = (found - found.mean(0)).abs().amax()
+    least = 1e-2 * spread + 1e-3 * found.abs().amax()  # well above rounding in TF32
+    if not bool(((found[half:] - apart).abs() <= least).all()):
+        raise ValueError(
+            f"expected networks of {type(module).__name__} that treat items one by one "
+            "in evaluation mode, got an output for an item that changes with the other "
+            "items of the batch; give nn.GRU, nn.LSTM and nn.TransformerEncoder "
+            "batch_first=True, and let other layers leave axis 0, the items, apart"
+        )
+
+
+@contextmanager
+def in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; the modes of all modules are restored."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def known_dim(module: nn.Module, name: str = "dim") -> int | None:
