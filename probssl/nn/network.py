@@ -1,7 +1,8 @@
 r"""Networks applied to the views of a batch: one for all views, or one per modality."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -255,7 +256,7 @@ def check_items_apart(
         torch.random.fork_rng(forked),
         unmoved(module),
         in_evaluation(module),
-        torch.compiler.set_stance("force_eager"),
+        _uncompiled(),
     ):
         found = made(views)
         if mixes_rows(module) or not torch.equal(found, made(views)):
@@ -270,6 +271,12 @@ def check_items_apart(
             "items of the batch; give nn.GRU, nn.LSTM and nn.TransformerEncoder "
             "batch_first=True, and let other layers leave axis 0, the items, apart"
         )
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled networks run eagerly meanwhile; nothing is imported to see to that."""
+    loaded = "torch._dynamo" in sys.modules  # seconds, if it is not
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 @contextmanager
