@@ -289,12 +289,12 @@ def test_the_accuracy_of_the_page_on_labels_was_measured():
     assert abs(accuracy_of_the_page(50) - float(FIGURE[1])) < 0.02
 
 
-@pytest.mark.slow  # half a minute for each
+@pytest.mark.slow  # a minute for each
 @pytest.mark.parametrize("family", [ps.priors.Mixture, ps.priors.TwoTier])
 @pytest.mark.parametrize("share", [0.1, 1.0])
 def test_classes_of_digits_are_found_as_other_classifiers_of_z_find_them(family, share):
     digits, found = ps.data.digits(), []
-    for seed in range(2):
+    for seed in range(4):
         torch.manual_seed(seed)
         networks = ps.nn.MLPEncoder((1, 8, 8), 10), ps.nn.MLPDecoder(10, (1, 8, 8))
         prior, likelihood = family(10, 10, scale=0.3), ps.likelihoods.Binomial(16)
@@ -313,9 +313,10 @@ def test_classes_of_digits_are_found_as_other_classifiers_of_z_find_them(family,
         )
         each = [float((k == right).double().mean()) for k in (classified, nearest)]
         found.append([*each, float(probe)])
-    classify, nearest, probe = torch.tensor(found).mean(0)
-    bar = 3 / len(digits.test)  # three items
-    assert classify >= (nearest - bar if share < 1 else probe - 0.02)
+    classify, nearest, probe = torch.tensor(found).T
+    gain = classify - (nearest if share < 1 else probe - 0.02)
+    bar = 3 / len(digits.test) + 2 * gain.std() / len(gain) ** 0.5  # three items
+    assert gain.mean() >= -bar
 
 
 def test_the_accuracies_with_few_labels_were_measured():
