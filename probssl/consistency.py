@@ -4,12 +4,15 @@ Each check raises an error that says what was expected, what came and what to do
 `Joint` runs them when it is built, and in `Joint.check` on the first batch of a fit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple
 
+import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -33,7 +36,7 @@ __all__ = [
     "check_content_guide",
 ]
 __all__ += ["check_guide", "check_networks", "check_posterior", "check_sites"]
-__all__ += ["check_views", "drawn", "guide_of", "site_error"]
+__all__ += ["check_views", "drawn", "guide_of", "site_error", "without_sites"]
 
 
 class Site(NamedTuple):
@@ -184,6 +187,49 @@ def check_posterior(
         "takes (no logarithm of numbers below 0), or lower the learning rate if its "
         "fit has diverged"
     )
+
+
+@contextmanager
+def without_sites(whole: nn.Module) -> Iterator[None]:
+    """Raise a ValueError for a `pyro.sample` or `pyro.param` in parts of a joint.
+
+    A joint has the sites x, z, y and hyper-parameters. What a part draws besides has no
+    guide, and a parameter that no module holds is neither trained nor saved.
+    """
+    seen: list[Any] = []
+
+    def show(site: Any) -> bool:
+        seen.append(site)
+        return False
+
+    try:
+        with poutine.block(hide_fn=show):
+            yield
+    except Exception as error:
+        _refuse_sites(whole, seen, error)
+        raise
+    _refuse_sites(whole, seen)
+
+
+def _refuse_sites(
+    whole: nn.Module, seen: Sequence[Any], cause: Exception | None = None
+) -> None:
+    held = {id(parameter) for parameter in whole.parameters()}
+    for site in seen:
+        kind, name = site["type"], site["name"]
+        stored: Any = pyro.param(name) if kind == "param" else None
+        if stored is not None and id(stored.unconstrained()) not in held:
+            way = "which fit neither trains nor saves; make it an nn.Parameter of your "
+            way += "module, or ps.hyper.Positive(ps.learned(0.5), name)"
+        elif kind == "sample":
+            way = "which has no guide; make it a random hyper-parameter of the prior, "
+            way += "or a number that is learned"
+        else:
+            continue
+        raise ValueError(
+            f"expected no pyro.{kind} in prior, likelihood, networks and guide, whose "
+            f"sites the joint itself makes, got the site {name!r}, {way}"
+        ) from cause
 
 
 def site_error(name: str, p: TorchDistribution, q: TorchDistribution) -> ValueError:

@@ -403,8 +403,10 @@ class Joint(Parted):
                 give no density or no integral over y, if the views contain NaN
                 or values outside the likelihood's support, if an observed content is no
                 component of the prior, if draws of a guide, of z or of y, are off the
-                support of the prior, if p(x|z) has another shape than the views, or if
-                absent views or other items change what networks make of present views.
+                support of the prior, if p(x|z) has another shape than the views, if
+                absent views or other items change what networks make of present views,
+                or if a part has a site of its own: `pyro.sample`, or a `pyro.param`
+                outside its modules.
         """
         check_declared(self)
         batch = self.arranged(batch)
@@ -418,7 +420,12 @@ class Joint(Parted):
                 likelihood.check(x if mask is None else x[mask])
         device = parts[0].device
         forked = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(forked), unmoved(self):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(forked),
+            unmoved(self),
+            consistency.without_sites(self),
+        ):
             self.prior.check()
             p = self.prior(batch.shape[1])
             if batch.present is not None:

@@ -15,6 +15,7 @@ from helpers.crossings import crossings
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.inspect import get_dependencies
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -635,3 +636,76 @@ def test_distributions_of_torch_are_refused_in_a_joint():
     for model in (of_parts(likelihood=likelihood), of_parts(guide=OfTorch)):
         with pytest.raises(TypeError, match=r"take pyro\.distributions\.\w+"):
             model.check(Batch(torch.randn(5, 2, EVENT)))
+
+
+class Outside(ps.likelihoods.Likelihood):
+    """A likelihood whose scale only Pyro's parameter store, or a draw, holds."""
+
+    measure = "Lebesgue"
+
+    def __init__(self, scale: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(output, self.scale(output), validate_args=False)
+
+
+class Drawn(ps.guides.DiagonalGaussian):
+    """A guide with an auxiliary variable, which the model lacks."""
+
+    def each(self, x: Tensor, present: Tensor | None = None):
+        pyro.sample("aux", dist.Normal(0.0, 1.0))
+        return super().each(x, present)
+
+
+def stored(output: Tensor) -> Tensor:
+    return pyro.param("s", torch.tensor(0.5), constraint=dist.constraints.positive)
+
+
+@pytest.mark.parametrize(
+    ("scale", "guide", "message"),
+    [
+        (stored, ps.guides.DiagonalGaussian, r"no pyro.param .* 's', which fit nei"),
+        (
+            lambda o: pyro.sample("s", dist.LogNormal(0.0, 1.0)),
+            ps.guides.DiagonalGaussian,
+            r"no pyro.sample .* 's', which has no guide",
+        ),
+        (
+            lambda o: pyro.sample("w", dist.Gamma(o.new_full(o.shape[:-1], 2.0), 2.0)),
+            ps.guides.DiagonalGaussian,
+            r"no pyro.sample .* 'w', which has no guide",
+        ),
+        (lambda o: 0.5, Drawn, r"no pyro.sample .* 'aux', which has no guide"),
+    ],
+)
+def test_parts_with_sites_of_their_own_are_refused(scale, guide, message):
+    nets = ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))
+    joint = ps.Joint(Gaussian(2), Outside(scale), *nets, guide=guide)
+    x = torch.randn(20, 3)
+    for call in (
+        lambda: ps.fit(ps.limits.SimVAE(joint), x, epochs=1, progress=False),
+        lambda: ps.evidence(joint, x, particles=5),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    pyro.clear_param_store()
+
+
+def test_pyro_parameters_of_modules_are_parameters():
+    class Scaled(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = PyroModule[nn.Linear](2, 3)
+            self.scale = PyroParam(torch.tensor(0.5), dist.constraints.positive)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.scale * self.net(z)
+
+    likelihood = ps.likelihoods.Gaussian(0.5)
+    joint = ps.Joint(Gaussian(2), likelihood, ps.nn.MLPEncoder((3,), 2), Scaled())
+    before = joint.decoder.scale.detach().clone()
+    ps.fit(ps.limits.SimVAE(joint), torch.randn(20, 3), epochs=2, progress=False)
+    assert joint.decoder.scale != before
+    pyro.clear_param_store()

@@ -284,6 +284,79 @@ def test_small_faults_of_samples_are_found_at_the_default_draws(wide, shift):
     assert error.laws == ("sampling",)
 
 
+class Clustered(Prior):
+    """A prior of one's own around `TwoTier`, of which one method may be wrong."""
+
+    def __init__(self, wrong: str | None = None) -> None:
+        super().__init__()
+        self.inner = ps.priors.TwoTier(2, 3, 0.4, 0.8)
+        self.dim, self.wrong = 2, wrong
+        with torch.no_grad():
+            self.inner.logits.copy_(torch.tensor([0.0, 1.0, -1.0]))
+        for method in ("component", "content", "given", "responsibilities"):
+            if wrong is not None and wrong.startswith(method):
+                setattr(self, method, getattr(self, f"_wrong_{method}"))
+
+    def forward(self, views, *, present=None, component=None):
+        if self.wrong == "forward" and component is not None:
+            component = (component + 1) % 3
+        found = self.inner(views, present=present, component=component)
+        if self.wrong == "complete":
+            found.complete = lambda z, seen: torch.where(
+                seen.unsqueeze(-1), z, self.inner(views).sample(z.shape[:-2])
+            )
+        if self.wrong == "complete_mean":
+            found.complete_mean = lambda z, seen: torch.where(
+                seen.unsqueeze(-1), z, torch.zeros_like(z)
+            )
+        return found
+
+    def component(self):
+        return self.inner.component()
+
+    def content(self, **known):
+        return self.inner.content(**known)
+
+    def given(self, y, **drawn):
+        return self.inner.given(y, **drawn)
+
+    def responsibilities(self, z, present=None):
+        return self.inner.responsibilities(z, present)
+
+    def _wrong_component(self):
+        return dist.Categorical(logits=torch.zeros(3, dtype=torch.float64))
+
+    def _wrong_content(self, **known):
+        return dist.Normal(torch.zeros(2).double(), 2.0).to_event(1)
+
+    def _wrong_given(self, y, **drawn):
+        return dist.Normal(y, 0.8).to_event(1)
+
+    def _wrong_responsibilities(self, z, present=None):
+        share = self.inner.responsibilities(z, present).probs
+        return dist.Categorical(probs=share.flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "law"),
+    [
+        ("component", "components"),
+        ("content", "contents"),
+        ("given", "contents"),
+        ("responsibilities", "components"),
+        ("forward", "components"),
+        ("complete", "completion"),
+        ("complete_mean", "completion"),
+    ],
+)
+def test_a_wrong_method_beside_a_right_density_is_found(wrong, law):
+    assert broken(check_prior, Clustered(wrong), draws=2000).laws == (law,)
+
+
+def test_a_prior_of_ones_own_with_all_methods_obeys_the_laws():
+    check_prior(Clustered(), draws=2000)
+
+
 def test_a_prior_that_forgets_drawn_values_is_found():
     class Forgets(Gaussian):
         def forward(self, views, *, present=None, dim=None, **drawn):

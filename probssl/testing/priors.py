@@ -15,7 +15,13 @@ from torch.distributions import biject_to
 from ..arguments import instance
 from ..priors import Prior
 from . import modules
-from .densities import independent, integral, samples_follow
+from .densities import (
+    LARGEST_ERROR,
+    independent,
+    integral,
+    mean_is_that_of_samples,
+    samples_follow,
+)
 from .laws import (
     BARS,
     LawError,
@@ -43,6 +49,7 @@ __all__ = ["check_prior"]
 
 ITEMS = 6  # in laws that are exact
 CHEAP = 2  # times as many draws where densities are exact, in one law
+CONTENTS = 20  # times as many draws of p(y), in one law
 REPEATS = 10  # of a log-density that is an estimate
 
 
@@ -64,6 +71,11 @@ def check_prior(
                             to one in b
     plug in                 so does the kernel with `plug_in`, which equals `given`
     bayes                   log p(y) + Σ log p(z_v|y) − log p(y|z) = log p(z)
+    contents                the mean of ∏ p(z_v|y) over draws of p(y) is p(z)
+    components              p(k) p(z|k), summed over k, is p(z); its shares are the
+                            responsibilities
+    completion              `complete` draws absent views given present ones, and
+                            `complete_mean` is their mean
     drawn hyper parameters  become the batch shape; `at` gives the same
     extremes                no NaN for huge, tiny and equal z, nor in gradients
     gradients               equal finite differences, in z and in parameters
@@ -110,8 +122,9 @@ def check_prior(
     case = _Case(twin(prior), max(views, 1 if prior.proper else 2), draws, {})
     _follows(case, type(prior).__name__)
     own = (shapes, support, normalisation, sampling, exchangeability, marginals)
-    more = (presence, kernel, plug_in, bayes, drawn_hyper_parameters, extremes)
-    laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]
+    more = (presence, kernel, plug_in, bayes, contents, components, completion)
+    last = (drawn_hyper_parameters, extremes)
+    laws: list[Trial] = [(law, lambda: case) for law in (*own, *more, *last)]
     laws += [(law, lambda: _valued(case, True)) for law in modules.UNTRACED]
     laws += [(modules.tracing, lambda: _valued(case, False))]
     examine(type(prior).__name__, laws, seed)
@@ -356,6 +369,82 @@ def bayes(case: _Case) -> Iterator[str]:
             f"{gap} in log p(y) + Σ log p(z_v|y) − log p(y|z) against log_prob(z); "
             "look at content, given and posterior_y"
         )
+
+
+def contents(case: _Case) -> Iterator[str]:
+    """The mean of ∏ p(z_v|y) over draws of p(y) is p(z)."""
+    prior: Any = case.prior
+    content = unless_declined(prior.content)
+    if case.estimated() or content is None or not content.event_shape:
+        return
+    z, n = case.typical(4, case.views), CONTENTS * case.draws
+    y = content.sample((n, 1)).detach()
+    given = unless_declined(prior.given, y.unsqueeze(-2))
+    if given is None:
+        return
+    log_w = given.log_prob(z).sum(-1).detach()
+    top = log_w.max(0).values
+    mean = mean_of((log_w - top).exp())
+    error = mean.error / mean.value
+    away = (mean.value.log() + top - prior.log_prob(z).detach()).abs()
+    off = (away > BARS * error + 1e-6) & (error < LARGEST_ERROR / 2)
+    if off.any():
+        worst = int(away.where(off, 0.0).argmax())
+        yield (
+            "expected the mean of given(y) over draws of content() to be the density "
+            f"of forward, got a difference of {float(away[worst]):.3g} ± "
+            f"{float(error[worst]):.2g} nats; look at content and given"
+        )
+
+
+def components(case: _Case) -> Iterator[str]:
+    """The sum of p(k) p(z | component = k) is p(z); its shares: responsibilities."""
+    prior: Any = case.prior
+    weights = unless_declined(prior.component)
+    if weights is None or case.estimated():
+        return
+    z, log_share = case.typical(ITEMS, 3), weights.logits
+    for mask in ((1, 1, 1), (1, 0, 1)):
+        present = torch.tensor(mask).bool().expand(ITEMS, -1)
+        seen = None if all(mask) else present
+        options = {} if seen is None else {"present": seen}
+        each = [
+            prior(3, component=torch.full((ITEMS,), k), **options).log_prob(z)
+            for k in range(len(log_share))
+        ]
+        joint = torch.stack(each, -1) + log_share
+        look = f"with present={mask}; look at component() and forward(component=k)"
+        gap = differs(joint.logsumexp(-1), prior.log_prob(z, seen))
+        if gap:
+            yield f"{gap} in the sum over components {look}"
+        gap = differs(joint.softmax(-1), prior.responsibilities(z, seen).probs)
+        if gap:
+            yield f"{gap} in responsibilities {look}"
+
+
+def completion(case: _Case) -> Iterator[str]:
+    """`complete` draws absent views given present ones; `complete_mean` is the mean."""
+    masked = "present" in signature(case.prior.forward).parameters
+    if not (case.prior.proper and masked) or case.estimated():
+        return
+    z, present = case.typical(1, 3)[0], torch.tensor([True, False, True])
+    views, seen = case.prior(3), z[present]
+
+    def log_density(other: Tensor) -> Tensor:
+        known = seen.expand(*other.shape[:-2], -1, -1)
+        return case.prior.log_prob(torch.cat([known, other], -2)).detach()
+
+    def sample(n: int) -> dict[str, Tensor]:
+        drawn = views.complete(z.expand(n, -1, -1), present.expand(n, -1)).detach()
+        return {"complete": drawn[:, None, 1:2]}
+
+    drawn, support = sample(case.draws)["complete"], case.prior(1).support
+    proposals = fitted(log_density, drawn, support)
+    yield from samples_follow(log_density, proposals, sample, case.draws, support)
+    mean = unless_declined(views.complete_mean, z, present)
+    if mean is not None:
+        of_draws = mean_is_that_of_samples(drawn[:, 0, 0], mean[1].detach())
+        yield from (f"{fault}, complete_mean" for fault in of_draws)
 
 
 def drawn_hyper_parameters(case: _Case) -> Iterator[str]:
