@@ -332,6 +332,7 @@ VALUES: dict[str, Callable[[], object]] = {
     "scale": lambda: 0.5,
     "size": lambda: 16,
     "spread": lambda: int,
+    "part": nn.Identity,
     "style": lambda: 1,
     "trunk": lambda: nn.Linear(3, 5),
     "value": lambda: 1.0,

@@ -163,6 +163,7 @@ def test_what_is_no_encoder_is_refused_in_words(name, world):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*undecided")  # where importance sampling refuses
 @pytest.mark.slow  # of an importance-sampled prior they take minutes
 @pytest.mark.parametrize("name", PRIORS)
 def test_laws_of_an_own_prior(name):

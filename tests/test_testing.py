@@ -29,6 +29,7 @@ from probssl.testing import (
     check_prior,
     modules,
 )
+from probssl.testing.laws import examine
 
 DRAWS, X = 500, torch.linspace(-1, 1, 18).view(3, 2, 3).sin()
 
@@ -1109,3 +1110,19 @@ def test_a_guide_without_gradient_is_said_to_be_refused_by_fit():
 
     with pytest.warns(UserWarning, match="carry no gradient .* fit refuses"):
         check_guide(Guide(encoder()), Gaussian(2, 0.5), X, draws=DRAWS)
+
+
+@pytest.mark.parametrize("many", [2, 3])
+def test_a_few_laws_that_importance_sampling_refuses_are_undecided(many):
+    def refused(case: object) -> list[str]:
+        if case is None:
+            raise ValueError("expected an effective sample size of at least 20, got 3")
+        return []
+
+    trials = [(refused, lambda: None)] * many + [(refused, lambda: 1)] * 5
+    if many > 2:
+        with pytest.raises(LawError, match="effective sample size"):
+            examine("Own", trials, 0)
+    else:
+        with pytest.warns(UserWarning, match="Own: refused is undecided"):
+            examine("Own", trials, 0)
