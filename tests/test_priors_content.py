@@ -582,3 +582,34 @@ def test_a_guide_of_the_content_has_its_dimension_and_support(y_prior, options):
     y = torch.as_tensor(idata.posterior["y"].values)
     assert y.shape == (1, 5, 4, 3)
     assert ps.distributions.supports.support_of(y_prior).check(y).all()
+
+
+class Spread(nn.Module):
+    """p(z|y) of three classes with one random scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(3 * torch.eye(3))
+        self.scale = ps.hyper.Positive(dist.LogNormal(0.0, 1.0), "spread")
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.loc[y.long()], self.scale()).to_event(1)
+
+
+def test_classes_are_found_under_each_drawn_hyper_parameter():
+    """Draws of the guide have an axis in front of that of the items."""
+    prior = Custom(Spread(), 3, y_prior=dist.Categorical(torch.ones(3)))
+    spread, z = torch.tensor([[0.3], [2.0]]), torch.randn(2, 5, 2, 3)
+    with prior.at(spread=spread):
+        found = prior.responsibilities(z).probs
+    density = dist.Normal(prior.conditional.loc, spread.view(2, 1, 1, 1, 1))
+    right = density.log_prob(z.unsqueeze(-2)).sum((-1, -3)).softmax(-1)
+    assert_close(found, right)
+    net, out = ps.nn.MLPEncoder((4,), 3), ps.nn.MLPDecoder(3, (4,))
+    joint = ps.Joint(prior, ps.likelihoods.Gaussian(0.5), net, out)
+    x, labels = torch.randn(30, 4), torch.arange(30) % 3
+    simvae = ps.limits.SimVAE(joint, bound=ps.bounds.ELBO(4))
+    ps.fit(simvae, x, content=labels, epochs=1, progress=False)
+    with pytest.warns(UserWarning, match="Pareto"):
+        shares = ps.classify(simvae, x[:10], weighted=True, draws=40)
+    assert shares.shape == (10, 3)

@@ -388,7 +388,8 @@ class Custom(Prior):
     def _with(self, part: Callable[..., Any], drawn: Drawn) -> Callable[..., Any]:
         """A part in which random hyper-parameters have drawn values.
 
-        A value is given an axis for the dimensions where it is one number.
+        A value, also one that `at` has set, is given an axis for the dimensions where
+        it is one number.
         """
         hypers = list(random_in(part))
         if not hypers:
@@ -396,7 +397,11 @@ class Custom(Prior):
         taken = signature(getattr(part, "forward", part)).parameters.values()
         any_name = any(p.kind is p.VAR_KEYWORD for p in taken)
         named = [h for h in hypers if any_name or h.name in {p.name for p in taken}]
-        columns = {h.name: h.column(drawn[h.name]) for h in hypers if h.name in drawn}
+        columns = {
+            h.name: h.column(value)
+            for h in hypers
+            if (value := drawn.get(h.name, h.drawn)) is not None
+        }
 
         def call(*arguments: Tensor) -> Any:
             with self.at(**columns):
