@@ -61,7 +61,8 @@ def student(z: Latents) -> Values:
 def spherical(u: Latents) -> Values:
     r"""Log-density on the sphere, y uniform, at the maximum-likelihood concentration.
 
-    In the gauge :math:`(V - 1) H[z]`: a uniform p(y) pairs with it as a flat one does.
+    In the gauge :math:`(V - 1) H[z]`, with the density 1 / area of a uniform p(y),
+    where a flat one has 1: the sum with an entropy lacks the log area of the sphere.
     """
     apart, (views, dim) = _apart(u, 1.0), u.shape[1:]
     prior = Spherical(None).to(u.dtype)

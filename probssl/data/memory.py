@@ -124,8 +124,10 @@ def groups(
             NaN included, is replaced by zeros.
         content: Whole numbers (n,) that the objective may see, as the components of a
             mixture that the items belong to; -1 where one is not known. Where labels
-            are names, contents may be names too, None where one is not known. No
-            objective sees the labels, which serve evaluation.
+            are names, contents may be names too, None where one is not known. Each
+            call numbers names by their sorted order: a categorical of pandas with all
+            classes gives training and test groups the same numbers. No objective sees
+            the labels, which serve evaluation.
         levels: Grey levels minus one, as for `arrays`; needed for bytes. A list has one
             for each modality, None where it is not quantised.
 

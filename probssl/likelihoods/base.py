@@ -26,6 +26,9 @@ __all__ += [
 ]
 
 PSEUDO = "none (pseudo-likelihood)"  # the measure of what is no density
+SIGMOIDS = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softmax, nn.Softmax2d)
+BOUNDED = (*SIGMOIDS, nn.Softplus, nn.ReLU, nn.Tanh, nn.Hardtanh)
+SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)  # which bound nothing
 
 
 class Likelihood(nn.Module):
@@ -187,17 +190,6 @@ def spread_of(number: Positive | Predicted, parameters: list[Tensor]) -> Tensor:
             "one number, or one for each element of the last axis"
         )
     return number()
-
-
-BOUNDED: tuple[type[nn.Module], ...] = (
-    nn.Sigmoid,
-    nn.Hardsigmoid,
-    nn.LogSigmoid,
-    nn.Softmax,
-    nn.Softmax2d,
-)
-BOUNDED += (nn.Softplus, nn.ReLU, nn.Tanh, nn.Hardtanh)
-SHAPES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
 
 
 def check_output(likelihood: Likelihood, decoder: nn.Module) -> None:

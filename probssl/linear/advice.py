@@ -187,7 +187,9 @@ def advise(
         nuisance: Examples of variation known to be irrelevant, such as background
             alone: rows (m, d) or images (m, \*event), at least 100.
         tolerance: The share of components that may be irrelevant.
-        n_views: The number of views drawn of each image.
+        n_views: The number of views drawn of each image, which must be independent
+            given the image; of a sampler whose views are not, as two halves of counts,
+            the number that one call returns.
         max_features: The number of principal components of the images; never more than
             a tenth of the number of images.
         halves: The number of random halves of the images on which everything is

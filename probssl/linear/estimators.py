@@ -205,7 +205,9 @@ class JointEmbeddingSSL(_LinearSSL):
         views: Views with a closed form, or a sampler: rows (n, d) -> one view of each
             (n, e), or several (n, view, e). None is `Masking()`.
         n_views: How many views of each row are drawn from a sampler, or a few more
-            where it returns several at once.
+            where it returns several at once. All pairs of them count as positive pairs:
+            views must be independent given the row. Of a sampler whose views are not,
+            as two halves of counts, give the number that one call returns.
         ridge: Added to S, as a share of its mean variance, like that much more noise in
             the views; `optimum_` and `score` leave it out. Where S is singular (more
             features than rows, constant features), directions are left out whose

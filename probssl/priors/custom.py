@@ -66,7 +66,9 @@ class Custom(Prior):
     Where p(y) and p(z|y) are products over the dimensions the integral is deterministic
     `Quadrature`, with more panels where draws of the prior have p(y|z) with several
     peaks, else or where that is not accurate `ImportanceSampling`. Where none is, make
-    the content a latent variable: ``Joint(…, content=ps.guides.Content(dim))``.
+    the content a latent variable: ``Joint(…, content=ps.guides.Content(dim))``. A Beta
+    or Dirichlet p(y) of concentration below 0.3 has mass at its ends that single
+    precision does not resolve, nor the estimate of the error; ``double()`` helps.
 
     Random hyper-parameters, a `ps.hyper.Positive` with a distribution, may be anywhere
     in the modules of p(z|y) and p(y). Called, one gives the value that is drawn, with a

@@ -53,7 +53,11 @@ class Spherical(Prior):
         self.concentration = concentration
 
     def gauge(self, views: int) -> int:
-        """Return V − 1: a uniform p(y) has no location, as a flat one."""
+        """Return V − 1: a uniform p(y) has no location, as a flat one.
+
+        Its density is 1 / area where a flat one has 1: the sum of alignment and entropy
+        is a bound on the information of the views less the log area of the sphere.
+        """
         return views - 1
 
     def forward(
