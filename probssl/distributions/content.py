@@ -53,6 +53,7 @@ class SharedContent(ViewsDistribution):
             -1 where it is summed out. None means everywhere.
         watch: A tensor to which importance sampling adds, in steps with a gradient, how
             many items have a small effective sample size, and how many items there are.
+        sparse: Whether p(y) may have mass where y rounds to an end of its support.
     """
 
     parts = {"present": 1, "known": 0}
@@ -70,10 +71,11 @@ class SharedContent(ViewsDistribution):
         present: Present = None,
         known: Int[Tensor, "*batch"] | None = None,
         watch: Float[Tensor, "2"] | None = None,
+        sparse: bool = True,
     ) -> None:
         self.conditional, self.content, self.integral = conditional, content, integral
         self.example, self.factorised, self.present = example, factorised, present
-        self.known, self.watch = known, watch
+        self.known, self.watch, self.sparse = known, watch, sparse
         self.own_batch = Size(batch_shape)
         if present is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, present.shape[:-1])
@@ -161,9 +163,14 @@ class SharedContent(ViewsDistribution):
         The shape is (node, \*batch, dim) if the integral has `each`, else
         (node, \*batch).
         """
-        content, views = self.content, self.conditional(y.unsqueeze(1))
+        content = dimensions(self.content) if self.integral.each else self.content
+        return content.log_prob(y) + self.log_views(y, value)
+
+    def log_views(self, y: Float[Tensor, "node *batch dim"], value: Views) -> Tensor:
+        r"""Return :math:`\sum_v \log p(z_v \mid y)`, of the shape of `log_joint`."""
+        views = self.conditional(y.unsqueeze(1))
         if self.integral.each:
-            content, views = dimensions(content), dimensions(views)
+            views = dimensions(views)
         # Views in front: the axes that y shares with z stay contiguous. Densities
         # of one's own need not broadcast.
         value = value.movedim(-2, 0).contiguous()
@@ -173,7 +180,7 @@ class SharedContent(ViewsDistribution):
             present = self.present.expand(shape).movedim(-1, 0)
             present = present.unsqueeze(-1) if self.integral.each else present
             log_prob = torch.where(present, log_prob, 0.0)
-        return content.log_prob(y) + log_prob.sum(1)
+        return log_prob.sum(1)
 
     def _contents(self, method: str, sample_shape: Size) -> Tensor:
         """Samples of p(y), or the known contents."""

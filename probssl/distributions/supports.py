@@ -19,6 +19,7 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
+from torch.nn.functional import logsigmoid, pad
 
 __all__ = [
     "MOST_STATES",
@@ -184,6 +185,38 @@ def dimensions(distribution: Distribution) -> Any:
     return _Only(distribution) if distribution.event_shape == (1,) else None
 
 
+class _Simplex(Transform):
+    """Stick-breaking, as of torch, with the digits of numbers near 0 and near 1."""
+
+    domain, codomain, bijective = constraints.real_vector, constraints.simplex, True
+
+    def _call(self, u: Tensor) -> Tensor:
+        u = u - _log_rest(u)
+        taken = torch.cat([logsigmoid(u), torch.zeros_like(u[..., :1])], -1)
+        left = pad(logsigmoid(-u).cumsum(-1), (1, 0))
+        return (taken + left).exp()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        left = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+        return y[..., :-1].log() - left.log() + _log_rest(left)
+
+    def log_abs_det_jacobian(self, u: Tensor, y: Tensor) -> Tensor:
+        u = u - _log_rest(u)
+        left = pad(logsigmoid(-u).cumsum(-1), (1, 0))[..., :-1]
+        return (left + logsigmoid(u) + logsigmoid(-u)).sum(-1)
+
+    def forward_shape(self, shape: Any) -> Any:
+        return (*shape[:-1], shape[-1] + 1)
+
+    def inverse_shape(self, shape: Any) -> Any:
+        return (*shape[:-1], shape[-1] - 1)
+
+
+def _log_rest(u: Tensor) -> Tensor:
+    """The log of how many numbers follow each."""
+    return torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device).log()
+
+
 def from_real(distribution: Distribution) -> Transform:
     """The bijection from R^n to the support; on R^n the identity.
 
@@ -191,6 +224,8 @@ def from_real(distribution: Distribution) -> Transform:
         ValueError: If none is known.
     """
     support = support_of(distribution)
+    if space_of(support) == "a simplex":
+        return _Simplex()
     try:
         return biject_to(support)
     except NotImplementedError as error:

@@ -20,7 +20,8 @@ from torch.nn.functional import normalize
 
 from ..distributions._base import Views
 from ..distributions.content import SharedContent
-from ..distributions.supports import alike, from_real, is_real, is_sphere, support_of
+from ..distributions.supports import alike, is_real, is_sphere, support_of
+from ._unconstrained import Unconstrained
 
 __all__ = ["ModeMixture"]
 
@@ -41,37 +42,46 @@ class ModeMixture:
 
     @torch.no_grad()
     def __init__(self, views: SharedContent, value: Views) -> None:
-        self.content, self.batch = views.content, value.shape[:-2]
+        self.views, self.value, self.batch = views, value, value.shape[:-2]
         tried = _tried(views, value)
         log_joint = views.log_joint(tried, value)
         log_joint = log_joint.nan_to_num(-math.inf, math.inf, -math.inf)
         starts = _best(tried, log_joint, STARTS)
-        if is_sphere(support_of(self.content)):
-            self.map: Transform = _Stereographic(_best(tried, log_joint, 1)[0])
-        else:
-            self.map = from_real(self.content)
-
-        def log_density(u: Tensor) -> Tensor:
-            y = self.map(u)
-            log_joint = views.log_joint(y, value)
-            return log_joint + self.map.log_abs_det_jacobian(u, y)
-
-        u = self.map.inv(tried[:TRIED])
+        sphere = is_sphere(support_of(views.content))
+        map_ = _Stereographic(_best(tried, log_joint, 1)[0]) if sphere else None
+        self.content = Unconstrained(views.content, tried, views.sparse, map_)
+        u = self.content.numbers(tried[:TRIED])
         spread = 1.5 * (u - u.median(0).values).abs().median(0).values
-        modes = _climbed(log_density, _bounded(self.map.inv(starts)), spread)
+        starts = _bounded(self.content.numbers(starts))
+        modes = _climbed(self._log_density, starts, spread)
         weight = (modes.log_density + modes.log_volume).softmax(0)
         tril = _cholesky(modes.scale @ modes.scale.mT)[0]
         share = (1 - EVEN) * weight + EVEN / len(weight)
         self._set(modes.loc, tril, share)
         for _ in range(FITS):
-            y = self.sample(PILOT)
-            log_weight = views.log_joint(y, value) - self.log_prob(y)
-            loc, fitted = _moments(_bounded(self.map.inv(y)), log_weight)
+            u = self._sample(PILOT)
+            loc, fitted = _moments(_bounded(u), self._weighted(u)[1])
             self._set(
                 torch.cat([modes.loc, loc.unsqueeze(0)]),
                 torch.cat([tril, fitted.unsqueeze(0)]),
                 torch.cat([(1 - FITTED) * share, torch.full_like(share[:1], FITTED)]),
             )
+
+    def draw(
+        self, n: int
+    ) -> tuple[Float[Tensor, "n *batch dim"], Float[Tensor, "n *batch"]]:
+        """Samples y, and the logs of their weights p(y) p(z|y) / q(y)."""
+        return self._weighted(self._sample(n))
+
+    def _weighted(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_content = self.content(u), self.content.log_prob(u)
+        log_proposal = self._log_prob(u, log_content)
+        log_views = self.views.log_views(y, self.value)
+        return y, log_content + log_views - log_proposal
+
+    def _log_density(self, u: Tensor) -> Tensor:
+        y = self.content(u)
+        return self.content.log_prob(u) + self.views.log_views(y, self.value)
 
     def _set(self, loc: Tensor, tril: Tensor, share: Tensor) -> None:
         self.loc, self.tril, self.share = loc, tril, share
@@ -79,14 +89,10 @@ class ModeMixture:
         self.inverse = torch.linalg.solve_triangular(tril, eye, upper=False)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Float[Tensor, "n *batch dim"]:
-        """Draw so many samples, a fixed number of them from p(y)."""
+    def _sample(self, n: int) -> Float[Tensor, "n *batch number"]:
+        """Draw so many samples of u, a fixed number of them from p(y)."""
         few = self._from_content(n)
-        content = self.content
-        if content.batch_shape:
-            y = content.expand(self.batch).sample((few,))
-        else:
-            y = content.sample((few, *self.batch))
+        prior = self.content.sample((few,), self.batch).to(self.loc.dtype)
         # Systematic sampling: the same place in each of so many equal intervals.
         place = torch.arange(n - few, dtype=self.share.dtype, device=self.share.device)
         place = place.view(-1, *[1] * len(self.batch)) + torch.rand_like(self.share[:1])
@@ -99,13 +105,16 @@ class ModeMixture:
         moved = self.loc.unsqueeze(-2) + noise @ self.tril.mT  # by every mode
         index = mode.movedim(0, -1)[None, ..., None]
         u = moved.take_along_dim(index, 0).squeeze(0).movedim(-2, 0)
-        return torch.cat([y, self.map(u)])
+        return torch.cat([prior, u])
 
     @torch.no_grad()
-    def log_prob(self, y: Float[Tensor, "n *batch dim"]) -> Float[Tensor, "n *batch"]:
-        """The log-density of the mixture, as of the samples that `sample` draws."""
-        part = self._from_content(len(y)) / len(y)
-        u = self.map.inv(y)
+    def _log_prob(
+        self,
+        u: Float[Tensor, "n *batch number"],
+        log_content: Float[Tensor, "n *batch"],
+    ) -> Float[Tensor, "n *batch"]:
+        """The log-density of the mixture, as of the samples that are drawn."""
+        part = self._from_content(len(u)) / len(u)
         size = u.shape[-1]
         away = u.movedim(0, -2) - self.loc.unsqueeze(-2)
         square = (away @ self.inverse.mT).square().sum(-1).movedim(-1, 0)
@@ -116,10 +125,8 @@ class ModeMixture:
             for width, share in zip(WIDTHS, (1 - WIDE, WIDE), strict=True)
         ]
         near = (torch.logaddexp(*each) + log_share).logsumexp(1)
-        near = near - self.map.log_abs_det_jacobian(u, y)
         near = near.nan_to_num(-math.inf, math.inf, -math.inf)
-        wide = self.content.log_prob(y)
-        return torch.logaddexp(near + math.log1p(-part), wide + math.log(part))
+        return torch.logaddexp(near + math.log1p(-part), log_content + math.log(part))
 
     def _from_content(self, n: int) -> int:
         return max(1, round(FROM_CONTENT * n))

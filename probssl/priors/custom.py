@@ -39,6 +39,7 @@ from ._examined import (
     example_of,
     is_factorised,
 )
+from ._unconstrained import is_sparse
 from .base import Drawn, Pairs, Points, Present, Prior, Views, check_dim
 from .integrals import (
     EXAMINED,
@@ -104,6 +105,7 @@ class Custom(Prior):
     one: Tensor
     watched: Tensor
     integral: Integral
+    sparse = True  # whether p(y) has mass where y rounds to an end of its support
     _remarks = 0  # how often `remark` was called
 
     def __init__(
@@ -140,6 +142,11 @@ class Custom(Prior):
             self.discrete = support_of(content).is_discrete
             self.factorised = is_factorised(given, content, y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
+            # A learned p(y) may become sparse.
+            learned = isinstance(y_prior, nn.Module) and any(y_prior.parameters())
+            self.sparse = not self.discrete and (
+                learned or is_sparse(content, y.new_empty(0))
+            )
             self.integral = integral or self._default_integral(given(y[:, :1]))
         check_integral(self.integral, content, self.factorised)
 
@@ -147,9 +154,14 @@ class Custom(Prior):
         if self.discrete:
             return Enumeration(self.factorised)
         if self.factorised and self._mass_is_found(views):
-            self.integral = Quadrature()
-            if float(self._error_at_draws().max()) < LARGEST_ERROR:
-                return self.integral
+            error = []
+            for rule in (Quadrature(), Quadrature(48)):
+                self.integral = rule
+                error.append(float(self._error_at_draws().max()))
+                if error[-1] < ACCURATE:
+                    return rule
+            if error[0] < LARGEST_ERROR:
+                return Quadrature()
             self.integral = Quadrature(128, peaks=8)
             if float(self._error_at_draws().mean()) < ACCURATE:
                 return self.integral
@@ -188,7 +200,7 @@ class Custom(Prior):
             if part is not None and not isinstance(part, nn.Module)
         }
         shown = [f"{name}={kind}" for name, kind in names.items()]
-        hidden = "discrete", "factorised", "alike"
+        hidden = "discrete", "factorised", "alike", "sparse"
         own = [text for text in super()._shown() if not text.startswith(hidden)]
         return [*own, *shown, f"integral={self.integral}"]
 
@@ -223,6 +235,7 @@ class Custom(Prior):
             present=present,
             known=component,
             watch=self.watched if self.training else None,
+            sparse=self.sparse,
         )
 
     def content(self, **drawn: Tensor) -> TorchDistribution:
@@ -344,7 +357,7 @@ class Custom(Prior):
         itself._calls = None
         views.integral, log_prob = itself, views.log_prob
         coarse = log_prob(z)
-        views.integral = rule.finer()
+        views.integral, views.sparse = rule.finer(), True
         return (log_prob(z) - coarse).abs()
 
     @torch.no_grad()

@@ -15,7 +15,6 @@ from torch.distributions import (
     Cauchy,
     MixtureSameFamily,
     StudentT,
-    Transform,
     constraints,
 )
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -25,13 +24,12 @@ from ..distributions._base import Views
 from ..distributions.content import SharedContent
 from ..distributions.supports import (
     dimensions,
-    from_real,
-    is_real,
     states_of,
     support_of,
 )
 from ..special import effective_sample_size
 from ._proposal import ModeMixture
+from ._unconstrained import Unconstrained
 
 __all__ = ["Enumeration", "ImportanceSampling", "Quadrature"]
 
@@ -123,16 +121,15 @@ class Quadrature:
                 "Custom(…, integral=ps.priors.ImportanceSampling())"
             )
         base = dimensions(views.content)
-        transform = from_real(base)
+        content = Unconstrained(base, value, views.sparse)
 
         def log_density(u: Tensor) -> Tensor:
-            y = transform(u)
-            log_joint = views.log_joint(y, value)
-            return log_joint + transform.log_abs_det_jacobian(u, y)
+            return content.log_prob(u) + views.log_views(content(u), value)
 
-        marks = transform.inv(value.detach()).nan_to_num(0.0, 0.0, 0.0).movedim(-2, 0)
-        more = _ends_of_components(base, transform, marks)
-        centre = _centre(base, transform)
+        marks = content.numbers(value.detach())
+        marks = marks.nan_to_num(0.0, 0.0, 0.0).movedim(-2, 0)
+        more = _ends_of_components(base, content, marks)
+        centre = _centre(base, content)
         if self.peaks:
             more = [*more, *_further_peaks(log_density, marks, *centre, self.peaks)]
         left, right = self._panels(log_density, marks, more, *centre)
@@ -140,13 +137,7 @@ class Quadrature:
         width = right - left
         u = (left + width * place).flatten(0, 1)
         log_weight = (width.log() + weight.log()).flatten(0, 1)
-        if not is_real(support_of(base)):
-            # Where y rounds to an end of the support its density may be infinite.
-            with torch.no_grad():
-                ends = ~base.log_prob(transform(u)).isfinite()
-            u = torch.where(ends, centre[0], u)
-            log_weight = log_weight.masked_fill(ends, -math.inf)
-        y, log_weight = transform(u), log_density(u) + log_weight
+        y, log_weight = content(u), log_density(u) + log_weight
         tracing = get_proxy_mode() is not None or torch.compiler.is_compiling()
         if not (tracing or log_weight.requires_grad or log_weight.is_meta):
             self._examine(views, value, log_weight)
@@ -162,6 +153,7 @@ class Quadrature:
             return
         fewer, part, rows = some
         log_prob = log_weight.logsumexp(0).sum(-1).flatten()[rows]
+        fewer.sparse = True
         finer = self.finer()(fewer, part)[1].logsumexp(0).sum(-1)
         error = (finer - log_prob).abs().nan_to_num(0.0, math.inf)
         size = torch.minimum(finer.abs(), log_prob.abs())
@@ -298,10 +290,10 @@ def _further_peaks(
         yield torch.cat([peak, _ladder(log_density, peak, scale)])
 
 
-def _centre(base: TorchDistribution, transform: Transform) -> tuple[Tensor, Tensor]:
+def _centre(base: TorchDistribution, content: Unconstrained) -> tuple[Tensor, Tensor]:
     """Location and scale of p(y) after the transform; 0 and 1 if unknown."""
     try:
-        centre, scale = transform.inv(base.mean), _deviation(base)
+        centre, scale = content.numbers(base.mean), _deviation(base)
     except (NotImplementedError, AttributeError):
         return torch.zeros(()), torch.ones(())
     real = support_of(base) is constraints.real
@@ -317,7 +309,7 @@ def _deviation(p: Any) -> Tensor:
 
 
 def _ends_of_components(
-    base: TorchDistribution, transform: Transform, like: Tensor
+    base: TorchDistribution, content: Unconstrained, like: Tensor
 ) -> list[Tensor]:
     """Ends of panels around components of p(y) that are narrow or have heavy tails."""
     whole: Any = getattr(base, "vector", base)
@@ -338,7 +330,7 @@ def _ends_of_components(
         each.movedim(axis, 0) if mixture else each[None] for each in (loc, scale)
     )
     ends = torch.cat([loc + offset * scale for offset in offsets])
-    ends = transform.inv(ends).nan_to_num(0.0, 0.0, 0.0)
+    ends = content.numbers(ends).nan_to_num(0.0, 0.0, 0.0)
     shape = (len(ends), *[1] * (like.dim() - ends.dim()), *ends.shape[1:])
     return [ends.view(shape).expand(-1, *like.shape[1:])]
 
@@ -487,14 +479,11 @@ class ImportanceSampling:
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
         """Return samples of the proposal and log w - log K, whatever the ESS."""
         if self.proposal is None:
-            default = ModeMixture(views, value)
-            y = default.sample(self.samples)
-            log_proposal = default.log_prob(y)
+            y, log_weight = ModeMixture(views, value).draw(self.samples)
         else:
             proposal = self.proposal(value, views.present)
             y = proposal.rsample((self.samples,))
-            log_proposal = proposal.log_prob(y)
-        log_weight = views.log_joint(y, value) - log_proposal
+            log_weight = views.log_joint(y, value) - proposal.log_prob(y)
         return y, log_weight - math.log(self.samples)
 
 
