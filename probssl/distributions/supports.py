@@ -104,7 +104,7 @@ def is_real(support: constraints.Constraint) -> bool:
     """Whether it is all of R^n."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return isinstance(support, type(constraints.real))  # that of a mixture is a copy
 
 
 def space_of(support: constraints.Constraint) -> str:

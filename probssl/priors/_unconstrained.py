@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from ..distributions.supports import from_real, is_real, space_of, support_of
+from ..distributions.supports import from_real, is_real, is_sphere, space_of, support_of
 from ..hyper import mapped
 
 __all__ = ["Unconstrained", "is_sparse"]
 
 DIGITS, EXPONENTS = 0.5, 0.85  # shares of those of the dtype that are relied on
 DRAWS = 4096  # of p(y), of which none is at an end unless it is sparse
+TINY, LOST = 1e-300, 1e-3  # numbers of a simplex that underflow; share of draws
 STEP = 4.0  # in u, over which the gradient of a tail is measured
 
 
@@ -177,10 +178,27 @@ def _digits(end: Tensor, width: Tensor, info: torch.finfo) -> Tensor:
 
 @torch.no_grad()
 def is_sparse(content: Any, like: Tensor) -> bool:
-    """Whether draws of p(y) are near ends where the dtype does not resolve them."""
+    """Whether draws of p(y) are near ends where the dtype does not resolve them.
+
+    Raises:
+        ValueError: If several numbers of a draw from a simplex are zero in float64.
+    """
+    if is_sphere(support_of(content)):
+        return False
     exact = Unconstrained(content, like)
     if not exact.ends:
         return False
     u = exact.sample((DRAWS,), ())
     low, high = _resolved(content, like, like.dtype)
+    y = exact.content.sample((DRAWS,))
+    lost = (y <= TINY).sum(-1) > 1
+    if (
+        space_of(support_of(content)) == "a simplex"
+        and float(lost.float().mean()) > LOST
+    ):
+        raise ValueError(
+            f"expected p(y) with numbers above {TINY}, got several below in "
+            f"{100 * float(lost.float().mean()):.0f} % of its draws, which no dtype "
+            "tells apart; give a Dirichlet a concentration of at least 0.02"
+        )
     return not bool(((u >= low) & (u <= high)).all())

@@ -143,9 +143,9 @@ class Custom(Prior):
             self.factorised = is_factorised(given, content, y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
             # A learned p(y) may become sparse.
-            learned = isinstance(y_prior, nn.Module) and any(y_prior.parameters())
+            learned = isinstance(y_prior, nn.Module) and list(y_prior.parameters())
             self.sparse = not self.discrete and (
-                learned or is_sparse(content, y.new_empty(0))
+                bool(learned) or is_sparse(content, y.new_empty(0))
             )
             self.integral = integral or self._default_integral(given(y[:, :1]))
         check_integral(self.integral, content, self.factorised)
