@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from scipy.special import gammaln, ive
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -152,3 +154,78 @@ def test_an_entropy_that_returns_nothing_is_refused():
     objective = ps.limits.Embedding(nn.Linear(3, 2), prior, lambda z, prior: None)
     with pytest.raises(TypeError, match="to return a scalar tensor, got NoneType"):
         objective(ps.Batch(torch.randn(4, 2, 3)))
+
+
+def log_area(dim: int) -> float:
+    return float(math.log(2) + dim / 2 * math.log(math.pi) - gammaln(dim / 2))
+
+
+def log_normaliser(dim: int, kappa: np.ndarray) -> np.ndarray:
+    """log C_d(κ) of a von Mises-Fisher density, by scipy's Bessel functions."""
+    order = dim / 2 - 1
+    bessel = np.log(ive(order, kappa)) + kappa
+    return order * np.log(kappa) - dim / 2 * math.log(2 * math.pi) - bessel
+
+
+def information(z: Tensor, kappa: float) -> float:
+    """The mean of log p(z_1, …, z_V) / ∏ p(z_v), with y and each view uniform."""
+    _, views, dim = z.shape
+    length = kappa * np.linalg.norm(z.sum(1).numpy(), axis=-1)
+    each = views * log_normaliser(dim, np.array(kappa)) - log_normaliser(dim, length)
+    return float(each.mean()) + (views - 1) * log_area(dim)
+
+
+class Uniform(ps.entropies.Entropy):
+    """The exact entropy of independent views, each uniform on the sphere."""
+
+    def forward(self, z: Tensor, prior: ps.priors.Prior) -> Tensor:
+        return z.new_tensor(log_area(z.shape[-1]))
+
+    def joint(self, z: Tensor, prior: ps.priors.Prior) -> Tensor:
+        return z.shape[1] * self(z, prior)
+
+
+class Directions(ps.priors.Prior):
+    """A uniform p(y) on the sphere, as a prior of one's own."""
+
+    dim, space = DIM, "a sphere"
+
+    def forward(
+        self, views: int, *, present: Tensor | None = None
+    ) -> dist.Distribution:
+        return Spherical(DIM, 7.0)(views, present=present)
+
+    def gauge(self, views: int) -> int:
+        return views - 1
+
+
+@pytest.mark.parametrize("dim", [2, 3, 10, 64])
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_value_on_the_sphere_is_the_information_of_the_views(number, dim):
+    kappa = 2.0 * dim
+    z = Spherical(dim, kappa)(number).sample((50,))
+    batch, entropy = Batch(z), ps.entropies.KernelDensity()
+    objective = ps.limits.Embedding(nn.Identity(), Spherical(None, kappa), Uniform())
+    assert sum(objective(batch)) == pytest.approx(information(z, kappa), abs=1e-9)
+    # Without information of the views it is zero, in every dimension.
+    nothing = Spherical(None, 1e-6)
+    for all_views in (False, True):
+        found = ps.limits.Embedding(
+            nn.Identity(), nothing, Uniform(), all_views=all_views
+        )
+        assert sum(found(batch)) == pytest.approx(0, abs=1e-4)
+    blurred = ps.limits.Embedding(nn.Identity(), nothing, entropy)
+    assert sum(blurred(batch)) == pytest.approx(0, abs=1e-4)
+
+
+def test_an_own_prior_on_the_sphere_has_the_value_of_the_one_in_the_box(monkeypatch):
+    z = Spherical(DIM).on_support(views())
+    for entropy in (Uniform(), ps.entropies.NearestNeighbour()):
+        own, known = (
+            ps.limits.Embedding(nn.Identity(), prior, entropy)(Batch(z))
+            for prior in (Directions(), Spherical(DIM, 7.0))
+        )
+        assert_close(sum(own), sum(known))
+    monkeypatch.setattr(Directions, "space", "vectors")
+    with pytest.raises(ValueError, match="with space = 'a sphere'"):
+        ps.limits.Embedding(nn.Identity(), Directions(), entropy).check(Batch(z))

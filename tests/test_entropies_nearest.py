@@ -3,6 +3,7 @@
 import math
 
 import mpmath as mp
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.checks import assert_mean, mean_and_bar
@@ -166,3 +167,31 @@ def test_opposite_directions_have_finite_gradients(dim):
 def test_equal_items_are_as_far_apart_as_epsilon():
     value = NearestNeighbour(1, epsilon=1e-3)(torch.ones(5, 1, 2))
     assert_close(value, math.log(math.pi * 1e-6) + torch.tensor(25 / 12))
+
+
+def test_on_spaces_of_own_priors_the_measure_is_that_of_their_densities():
+    """A Dirichlet density is one in all coordinates but the last."""
+
+    def around(y: Tensor) -> dist.Dirichlet:
+        return dist.Dirichlet(y + 1)
+
+    law = dist.Dirichlet(torch.tensor([3.0, 2.0, 4.0]))
+    simplex = ps.priors.Custom(around, 3, y_prior=law)
+    draw = lambda: law.sample((400, 1))  # noqa: E731
+    assert_mean(errors(draw, law.entropy(), 30, prior=simplex), 0.0)
+    both = lambda: law.sample((400, 2))  # noqa: E731
+    joint = [NearestNeighbour().joint(both(), simplex) for _ in range(30)]
+    assert abs(mean_and_bar(joint)[0] - 2 * law.entropy()) < 0.1
+    z = both()
+    gaussian = ps.entropies.LogDeterminant(0.0)
+    assert_close(gaussian(z, simplex), gaussian(z[..., :2]))
+    assert gaussian(z, simplex) > law.entropy()
+
+    sphere = ps.priors.Custom(
+        lambda y: ps.distributions.VonMisesFisher(y, torch.tensor(5.0)),
+        4,
+        y_prior=ps.distributions.SphericalUniform(4),
+    )
+    z = normalize(torch.randn(50, 2, 4), dim=-1)
+    for form in (NearestNeighbour(), NearestNeighbour().joint):
+        assert_close(form(z, sphere), form(z, Spherical(4)))

@@ -103,6 +103,9 @@ def refused(prior: str, entropy: str, views: int) -> str | None:
     plugs = entropy not in ("log-determinant", "variance, covariance", "nearest")
     if plugs and prior == "mixture" and entropy != "plug-in":
         return "plug_in"
+    gaussian = entropy in ("log-determinant", "variance, covariance", "plug-in")
+    if "spherical" in prior and gaussian:
+        return "ones on a sphere; use KernelDensity"
     return "number of neighbours" if views == 1 and entropy == "other views" else None
 
 

@@ -234,7 +234,7 @@ class TestDensities:
         ]
         for values, z, prior in likeliest:
             each = [
-                float(prior(s).double().log_prob(z).mean())
+                float(prior(s).double().balanced(z).mean())
                 for s in np.geomspace(0.1, 3, 80)
             ]
             gap = float(values(z).mean()) - max(each)

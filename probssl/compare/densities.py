@@ -19,7 +19,7 @@ from ..entropies.nearest import log_ball
 from ..estimates import Undefined
 from ..evaluation.information import maximiser
 from ..priors import Gaussian, Spherical, StudentT
-from ..special import log_vmf_normaliser
+from ..special import log_area, log_vmf_normaliser
 from ..special import square_distances as pairwise
 
 __all__ = ["directions", "full_rank", "gaussian", "gaussian_peak", "kernel_density"]
@@ -61,15 +61,19 @@ def student(z: Latents) -> Values:
 def spherical(u: Latents) -> Values:
     r"""Log-density on the sphere, y uniform, at the maximum-likelihood concentration.
 
-    In the gauge :math:`(V - 1) H[z]`, with the density 1 / area of a uniform p(y),
-    where a flat one has 1: the sum with an entropy lacks the log area of the sphere.
+    .. math:: \log p(z_2, \dots, z_V \mid z_1)
+        = \log p(z_1, \dots, z_V) + \log |S^{d-1}|
+
+    One view alone is uniform. Under a flat p(y) its density is 1, so that there the
+    joint log-density is the conditional one.
     """
     apart, (views, dim) = _apart(u, 1.0), u.shape[1:]
     prior = Spherical(None).to(u.dtype)
 
     def log_prob(concentration: float) -> Values:
         drawn = u.new_tensor(concentration)
-        return prior(views, dim=dim, concentration=drawn).log_prob(u)
+        joint = prior(views, dim=dim, concentration=drawn).log_prob(u)
+        return joint + log_area(dim)
 
     # where directions nearly agree, the maximum is near dim / apart
     return log_prob(_argmax(log_prob, 1e-3, 10 * dim / apart + 1))

@@ -65,10 +65,10 @@ class Measured(NamedTuple):
 def representation_terms(z: Float[Tensor, "n view dim"]) -> Measured:
     r"""Alignment under every prior, H[z] by every estimator, their sums, and I(z; z').
 
-    With flat or uniform p(y), a scale by maximum likelihood, and entropies in the gauge
-    :math:`(V - 1) H[z]`. The sums
+    With flat or uniform p(y), under which one view alone has a constant density, and a
+    scale by maximum likelihood. The sums
 
-    .. math:: \hat I = E \log p(z_1, \dots, z_V) + (V - 1) \hat H[z]
+    .. math:: \hat I = E \log p(z_2, \dots, z_V \mid z_1) + (V - 1) \hat H[z]
 
     are invariant to scale and rotation of z and, except on the sphere, to shifts. For
     two views each is a lower bound on their mutual information if :math:`\hat H` is

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..priors import Prior
 
-__all__ = ["Entropy", "Views"]
+__all__ = ["Entropy", "Views", "coordinates"]
 
 Views = Float[Tensor, "batch view dim"]
 
@@ -46,3 +46,21 @@ class Entropy(nn.Module):
         .. math:: H[z_2, \dots, z_V \mid z_1] = H[z_1, \dots, z_V] - H[z_1]
         """
         return self.joint(z, prior) - self(z, prior)
+
+
+def coordinates(z: Views, prior: Prior | None) -> Views:
+    """z in coordinates whose volume is the measure of the prior's densities.
+
+    On a simplex they are all but the last, as for a Dirichlet density.
+
+    Raises:
+        ValueError: On a sphere, where that is the area.
+    """
+    space = "vectors" if prior is None else prior.space
+    if space == "a sphere":
+        raise ValueError(
+            f"expected a prior over vectors for an entropy by covariances, got "
+            f"{type(prior).__name__}, whose densities are ones on a sphere; use "
+            "KernelDensity or NearestNeighbour"
+        )
+    return z[..., :-1] if space == "a simplex" else z

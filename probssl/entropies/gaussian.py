@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..arguments import at_least, whole
 from ..priors import Prior
-from .base import Entropy, Views
+from .base import Entropy, Views, coordinates
 
 __all__ = ["LogDeterminant", "VarianceCovariance", "covariance"]
 
@@ -33,7 +33,7 @@ class LogDeterminant(Entropy):
     Raises:
         TypeError: If epsilon is not a number.
         ValueError: If epsilon is negative, or 0 with at most as many items as
-            dimensions.
+            dimensions, or z lies on a sphere, where a Gaussian has no density.
     """
 
     def __init__(self, epsilon: float = 1e-4) -> None:
@@ -41,6 +41,7 @@ class LogDeterminant(Entropy):
         self.epsilon = at_least("epsilon", epsilon, 0)
 
     def forward(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
+        z = coordinates(z, prior)
         dim, least = z.shape[-1], 2 if self.epsilon else z.shape[-1] + 1
         hint = "use larger batches" + (" or a positive epsilon" if least > 2 else "")
         whole("the number of items", len(z), least, hint=hint)
@@ -53,7 +54,7 @@ class LogDeterminant(Entropy):
         .. math:: \hat H[z_1, \dots, z_V] = \tfrac12 \log |2 \pi e (\hat
             \Sigma_{z_1, \dots, z_V} + \epsilon I)|
         """
-        return self(z.flatten(1).unsqueeze(1))
+        return self(coordinates(z, prior).flatten(1).unsqueeze(1))
 
 
 class _LogDeterminant(torch.autograd.Function):
@@ -141,6 +142,7 @@ class VarianceCovariance(Entropy):
         self.epsilon = at_least("epsilon", epsilon, 0, "1e-4 is usual")
 
     def forward(self, z: Views, prior: Prior | None = None) -> Float[Tensor, ""]:
+        z = coordinates(z, prior)
         sigma = covariance(z)
         variance = sigma.diagonal(dim1=-2, dim2=-1)
         hinge = (1 - (variance + self.epsilon).sqrt()).relu().sum(-1).mean()

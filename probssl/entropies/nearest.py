@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..arguments import positive, whole
-from ..priors import Prior, Spherical
+from ..priors import Prior
 from ..special import log_area, square_distances
 from ._log_sums import DENSE
-from .base import Entropy, Views
+from .base import Entropy, Views, coordinates
 
 __all__ = ["NearestNeighbour", "log_ball", "log_cap"]
 
@@ -73,14 +73,17 @@ class NearestNeighbour(Entropy):
         is the maximum over the views, and :math:`B_j` a product of caps, whose area is
         exact as well.
         """
-        if isinstance(prior, Spherical):
+        if _on_sphere(prior):
             return self._entropy(z, prior)
-        return self._entropy(z.flatten(1).unsqueeze(1), prior)
+        flat = coordinates(z, prior).flatten(1)
+        return self._entropy(flat.unsqueeze(1), None)
 
     def _entropy(
         self, z: Float[Tensor, "batch part dim"], prior: Prior | None
     ) -> Float[Tensor, ""]:
         """The joint entropy of the parts, each with a ball of the same radius."""
+        sphere = _on_sphere(prior)
+        z = z if sphere else coordinates(z, prior)
         items, parts, dim = z.shape
         hint = (
             "more than k, the rank of the neighbour: use larger batches or a smaller k"
@@ -88,9 +91,13 @@ class NearestNeighbour(Entropy):
         whole("the number of items", items, self.k + 1, hint=hint)
         gap = z - z[_neighbour(z, self.k)]
         square = gap.square().sum(-1).amax(-1).clamp(min=self.epsilon**2)
-        log_volume = log_cap if isinstance(prior, Spherical) else log_ball
+        log_volume = log_cap if sphere else log_ball
         digammas = sum(1 / i for i in range(self.k, items))  # ψ(n) - ψ(k)
         return digammas + parts * log_volume(dim, square).mean()
+
+
+def _on_sphere(prior: Prior | None) -> bool:
+    return prior is not None and prior.space == "a sphere"
 
 
 def log_ball(dim: int, square: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

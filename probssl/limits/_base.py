@@ -16,6 +16,7 @@ from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked, network, output_of
 from ..nn.network import check_items_apart, check_width
 from ..priors import Prior
+from ..priors.base import check_space
 from ..runtime.buffers import register_unknown
 from ..runtime.distributed import gather
 from ..runtime.precision import in_float32, lowered
@@ -320,6 +321,7 @@ class PriorEmbedding(JointEmbedding):
         """Raise an error if the objective cannot take the batch, or the prior z."""
         super().check(batch)
         self.prior.check()
+        check_space(self.prior)
 
     @property
     def temperature(self) -> Tensor:
@@ -339,16 +341,19 @@ class PriorEmbedding(JointEmbedding):
 class Embedding(PriorEmbedding):
     r"""An alignment log-density under a prior, plus an estimate of H[z].
 
-    .. math:: E \log p(z_1, \dots, z_V) + g \hat H[z]
+    .. math:: E \log p(z_1, \dots, z_V) + V \hat H[z]
 
-    with the gauge g of the prior, V − 1 for a flat or uniform p(y) and V for a proper
-    one. With `all_views` the joint entropy of all views counts instead, which gives
-    minus the divergence of the aggregated z from the prior,
+    for a proper p(y). Where one view alone has a constant density, under a flat or
+    uniform p(y), it is that of the others, with the gauge g = V − 1 in place of V,
 
-    .. math:: E \log p(z_1, \dots, z_V) + \hat H[z_1, \dots, z_V] - (V - g) \hat H[z]
+    .. math:: E \log p(z_2, \dots, z_V \mid z_1) + (V - 1) \hat H[z]
 
-    For a flat or uniform p(y) the entropy term is the conditional entropy
-    :math:`\hat H[z_2, \dots, z_V \mid z_1]`.
+    With the true H[z] both are at most the mutual information of the views (total
+    correlation). With `all_views` the joint entropy counts instead, which gives minus
+    the divergence of the aggregated z from the prior, or of the others given one view:
+
+    .. math:: E \log p(z_1, \dots, z_V) + \hat H[z_1, \dots, z_V] \qquad
+        E \log p(z_2, \dots, z_V \mid z_1) + \hat H[z_2, \dots, z_V \mid z_1]
 
     With `plug_in` one view stands for the content of another,
 
@@ -442,7 +447,7 @@ class Embedding(PriorEmbedding):
     def alignment(self, z: Float[Tensor, "batch view dim"]) -> Float[Tensor, ""]:
         """The mean log-density of views that share their content, in nats."""
         if not self.plug_in:
-            return self.prior.log_prob(z).mean()
+            return self.prior.balanced(z).mean()
         return over_pairs(self.prior.log_kernel(z, z, plug_in=True)).mean()
 
     def _draw(self) -> tuple[dict[str, Tensor], Tensor | float]:

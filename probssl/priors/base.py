@@ -13,11 +13,19 @@ from torch import Tensor
 from ..arguments import Parted, whole
 from ..distributions._base import Present, Vectors, Views
 from ..distributions.gaussian import OneFactorNormal
+from ..distributions.supports import space_of, support_of
 from ..hyper import Learned, Positive
 from ..special import square_distances
 
 __all__ = ["Drawn", "Pairs", "Points", "Present", "Prior", "Scale", "Vectors", "Views"]
-__all__ += ["check_dim", "check_scales", "content_scale", "log_normal", "one_factor"]
+__all__ += [
+    "check_dim",
+    "check_scales",
+    "check_space",
+    "content_scale",
+    "log_normal",
+    "one_factor",
+]
 
 DIM_HINT = "give the dimension of z, for instance dim=10"
 
@@ -39,8 +47,9 @@ class Prior(Parted):
     for the content, `log_kernel` as well; and for a `Joint` in which the content is a
     latent variable, `content` and `given`. Where views may be absent, the distribution
     that `forward` returns has `complete` and `complete_mean` too, ``(value, present) ->
-    value`` with the absent views drawn given the present ones, or their mean. Random
-    hyper-parameters in submodules count if `random` returns them.
+    value`` with the absent views drawn given the present ones, or their mean. One on a
+    sphere says so, ``space = "a sphere"``. Random hyper-parameters in submodules count
+    if `random` returns them.
     """
 
     dim: int | None
@@ -180,10 +189,28 @@ class Prior(Parted):
         """
         return views if self.proper else views - 1
 
+    def balanced(self, z: Views) -> Float[Tensor, "*batch"]:
+        r"""Return the log-density that g entropies H[z] balance, in nats per item.
+
+        With the `gauge` g it is that of all views for g = V, and that of the others
+        given one for g = V − 1, where p(z_1) is constant: 1 under a flat p(y).
+
+        .. math:: \log p(z_1, \dots, z_V) - (V - g) \log p(z_1)
+        """
+        value, views = self.log_prob(z), z.shape[-2]
+        if self.proper and self.gauge(views) < views:
+            return value - self.log_prob(z[..., :1, :])
+        return value
+
     @property
     def proper(self) -> bool:
         """Whether p(y) is a density that integrates to one."""
         return True
+
+    @property
+    def space(self) -> str:
+        """The space of z: "vectors", "a sphere" (density by area) or "a simplex"."""
+        return "vectors"
 
     def random(self) -> Iterator[Positive]:
         """The hyper-parameters that are random variables."""
@@ -256,6 +283,21 @@ def _no_components(prior: Prior) -> str:
 def check_dim(dim: int | None, least: int = 1) -> int | None:
     """Return a dimension of at least `least`, or None."""
     return None if dim is None else whole("dim", dim, least, hint=DIM_HINT)
+
+
+def check_space(prior: Prior) -> None:
+    """Raise an error for a prior on a sphere or a simplex whose `space` is another."""
+    if prior.dim is None:
+        return
+    try:
+        found = space_of(support_of(prior(2)))
+    except (NotImplementedError, ValueError):
+        return  # a density without a support
+    if found in ("a sphere", "a simplex") and found != prior.space:
+        raise ValueError(
+            f"expected a prior with space = {found!r}, on which its density is, got "
+            f"{type(prior).__name__} with {prior.space!r}; write that in the class"
+        )
 
 
 def content_scale(y_scale: Scale, dim: int | None = None) -> Positive | float:

@@ -272,6 +272,11 @@ class Custom(Prior):
         on_sphere = is_sphere(support_of(self._example))
         return normalize(mean, dim=-1) if on_sphere else mean
 
+    @property
+    def space(self) -> str:
+        """That of p(z|y)."""
+        return space_of(support_of(self._example))
+
     def random(self) -> Iterator[Positive]:
         """The random hyper-parameters of p(z|y) and p(y)."""
         return random_in(self)

@@ -9,12 +9,13 @@ References:
 """
 
 import pyro.distributions as dist
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..distributions import SharedDirection, SphericalUniform, VonMisesFisher
 from ..hyper import Learned, Positive
-from ..special import log_vmf_normaliser
+from ..special import log_area, log_vmf_normaliser
 from .base import Pairs, Points, Present, Prior, Vectors, Views, check_dim
 
 __all__ = ["Spherical"]
@@ -53,12 +54,17 @@ class Spherical(Prior):
         self.concentration = concentration
 
     def gauge(self, views: int) -> int:
-        """Return V − 1: a uniform p(y) has no location, as a flat one.
-
-        Its density is 1 / area where a flat one has 1: the sum of alignment and entropy
-        is a bound on the information of the views less the log area of the sphere.
-        """
+        """Return V − 1: a uniform p(y) has no location, as a flat one."""
         return views - 1
+
+    def balanced(self, z: Views) -> Float[Tensor, "*batch"]:
+        r"""Return :math:`\log p(z_2, \dots, z_V \mid z_1)`: one view is uniform."""
+        return self.log_prob(z) + log_area(z.shape[-1])
+
+    @property
+    def space(self) -> str:
+        """A sphere."""
+        return "a sphere"
 
     def forward(
         self,
