@@ -76,7 +76,7 @@ def apart(x: Array, shape: Sequence[int], sizes: Sequence[int]) -> float:
     model, ends = ReconstructionSSL(COMPONENTS, views=views), np.cumsum(sizes)
     for size, end in zip(sizes, ends, strict=True):
         model.partial_fit(x[end - size : end])
-    whole = of_views(x[: ends[-1]], np.concatenate(views.kept).astype(float))
+    whole = of_views(x[: ends[-1]], np.concatenate(views.kept).astype(float)[:, None])
     pairs = zip(model.moments_, whole, strict=True)
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 

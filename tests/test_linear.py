@@ -403,6 +403,53 @@ def test_the_mutual_information_is_that_of_two_gaussian_views():
     assert found.mutual_information() == pytest.approx(exact, abs=1e-10)
 
 
+def halves(x: Array) -> Array:
+    """Counts of 20 divided at random into two halves of 10 each."""
+    white = np.random.default_rng(1).hypergeometric(
+        x.astype(int), 20 - x.astype(int), 10
+    )
+    return np.stack([white, x - white], 1)
+
+
+def opposed(x: Array) -> Array:
+    """Antithetic views x + e and x - e."""
+    noise = 2.0 * np.random.default_rng(1).normal(size=x.shape)
+    return np.stack([x + noise, x - noise], 1)
+
+
+@pytest.mark.parametrize("n_views", [2, 4, 7])
+def test_pairs_are_of_one_call_however_they_depend_on_one_another(n_views):
+    n, dim, rng = 20_000, 4, np.random.default_rng(0)
+    found = JointEmbeddingSSL(views=halves, n_views=n_views)
+    found.fit(rng.binomial(20, [0.2, 0.5, 0.5, 0.7], (n, dim)))
+    assert np.abs(found.spectrum_).max() < 5 * (dim / n) ** 0.5  # independent counts
+    assert found.mutual_information() < 5 * dim**2 / n
+    x = rng.normal(size=(n, dim)) * [1.0, 2.0, 3.0, 4.0]
+    found = JointEmbeddingSSL(views=opposed, n_views=n_views).fit(x)
+    a, t = np.array([1.0, 4.0, 9.0, 16.0]), 4.0
+    correlations = (a - t) / (a + t)
+    assert_allclose(found.spectrum_, correlations[::-1], atol=5 * n**-0.5)
+    exact = -0.5 * np.log1p(-np.square(correlations)).sum()
+    assert found.mutual_information() == pytest.approx(exact, abs=5 * (dim / n) ** 0.5)
+
+
+def test_calls_of_independent_views_agree_with_the_closed_form():
+    x, errors = np.random.default_rng(0).normal(size=(4_000, 3)) * [1, 2, 3], []
+    exact = JointEmbeddingSSL(views=AdditiveNoise(1.0)).fit(x).mutual_information()
+    for seed in range(20):
+        found = JointEmbeddingSSL(views=stream(seed), n_views=4).fit(x)
+        errors.append(found.mutual_information() - exact)
+    bar = np.std(errors, ddof=1) / len(errors) ** 0.5
+    assert abs(np.mean(errors)) < 5 * bar + 3**2 / len(x)  # and the bias of 1/n
+
+
+def test_calls_give_as_many_views_each():
+    widths = iter([2, 3])
+    sampler = lambda x: np.stack([x] * next(widths), 1)  # noqa: E731
+    with pytest.raises(ValueError, match="as many views and features in every call"):
+        JointEmbeddingSSL(1, views=sampler, n_views=4).fit(rows())
+
+
 def test_the_mutual_information_is_infinite_where_views_do_not_vary():
     noise = AdditiveNoise([0.0, 1.0, 1.0, 1.0, 1.0])
     assert JointEmbeddingSSL(1, views=noise).fit(rows()).mutual_information() > 15

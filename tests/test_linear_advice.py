@@ -93,6 +93,30 @@ def test_advice_is_right_on_nine_of_ten_constructed_cases(verdict):
     assert right >= 18
 
 
+def test_dependent_views_of_a_call_are_told():
+    images, views, _ = drawn(CASE, np.random.default_rng(0))
+
+    def sampler(x: np.ndarray) -> np.ndarray:
+        return np.stack([views(x), views(x)], 1)
+
+    def opposed(x: np.ndarray) -> np.ndarray:
+        return np.stack([one := views(x), 2 * x - one], 1)
+
+    def halves(x: np.ndarray) -> np.ndarray:
+        white = np.random.default_rng(1).hypergeometric(
+            x.astype(int), 20 - x.astype(int), 10
+        )
+        return np.stack([white, x - white], 1)
+
+    options = {"halves": 1, "progress": False}
+    assert advise(images, sampler, **options).verdict == "joint embedding"
+    with pytest.warns(UserWarning, match="independent given their image"):
+        advise(images, opposed, **options)
+    counts = np.random.default_rng(2).binomial(20, 0.5, (3_000, 5))
+    with pytest.raises(ValueError, match="nothing in common"):
+        advise(counts, halves, **options)
+
+
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_examples_of_the_noise_distinguish_a_gaussian_signal(verdict):
     rng, right, unseen = np.random.default_rng(VERDICTS.index(verdict)), 0, 0

@@ -157,7 +157,7 @@ def plain_moments(x: Array, views: Array) -> dict[str, Array]:
 @pytest.mark.parametrize(("n", "many", "dim"), [(9, 4, 2), (5, 2, 6), (1, 3, 1)])
 def test_moments_of_drawn_views_are_sums_over_views_and_pairs(n, many, dim, around):
     x, views = rows(n), np.random.default_rng(1).normal(size=(n, many, dim)) + 3
-    found, points = of_views(x, views), (x.mean(0), views.mean((0, 1)))
+    found, points = of_views(x, views[:, None]), (x.mean(0), views.mean((0, 1)))
     if around == "other points":
         points = np.array([1.0, -2.0, 3.0]), np.linspace(-1, 2, dim)
         found = found.about(*points)
@@ -172,7 +172,7 @@ def test_the_between_moment_of_drawn_views_is_unbiased():
     x, views, many = rows(8), AdditiveNoise(COVARIANCE), 1_000
     exact = views.moments(of_data(x)).about(0.0, 0.0).between
     pairs = zip(repeated(views, x, many), repeated(views, x, many), strict=True)
-    drawn = [of_views(x, np.stack(pair, 1)) for pair in pairs]
+    drawn = [of_views(x, np.stack(pair, 1)[:, None]) for pair in pairs]
     sample = np.stack([each.about(0.0, 0.0).between for each in drawn])
     assert_mean(sample, exact)
 
@@ -185,7 +185,7 @@ def parts_of(x: Array, views: Array | None, sizes: tuple[int, ...]) -> list[Mome
     slices = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     if views is None:
         return [of_data(x[each]) for each in slices]
-    return [of_views(x[each], views[each]) for each in slices]
+    return [of_views(x[each], views[each][:, None]) for each in slices]
 
 
 def merged(parts: list[Moments]) -> Moments:
@@ -221,10 +221,10 @@ def test_moments_lose_no_digits_to_large_means(sizes):
     x = np.round(rows(60) * 2**20) / 2**20
     views = np.random.default_rng(2).normal(size=(60, 3, DIM))
     views = x[:, None] + np.round(views * 2**20) / 2**20
-    small = of_views(x, views)
+    small = of_views(x, views[:, None])
     for large in (
         merged(parts_of(x + 1e6, views + 1e6, sizes)),
-        of_views(x + 1e6, views + 1e6),
+        of_views(x + 1e6, views[:, None] + 1e6),
     ):
         for name in ("data", "total", "between", "cross", "within"):
             apart = np.abs(getattr(large, name) - getattr(small, name)).max()

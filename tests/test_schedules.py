@@ -250,3 +250,63 @@ def test_a_scheduled_hyper_parameter_stays_in_its_range(bad, at):
         Schedules(objective, {name: schedule}, 10).set(5)
     Schedules(objective, {name: linear(5.0, 2.0)}, 10).set(5)
     assert "concentration=3.5 (set, from 5.0)" in repr(objective)
+
+
+RANGES = {  # bad and good numbers of every buffer with a range
+    "VAE": ("beta", -0.1, 0.0),
+    "SimVAE": ("label_weight", -0.1, 2.0),
+    "DINO": ("teacher_temperature", 0.0, 0.1),
+    "DINO, centre": ("centre_momentum", 1.1, 1.0),
+    "InstanceDiscrimination": ("momentum", 1.0, 0.0),
+    "BYOL": ("teacher.momentum", 1.01, 1.0),
+    "MoCo": ("teacher.momentum", -0.01, 0.0),
+    "PID": ("weight", -1.0, 0.0),
+    "DSA": ("anchor", -1.0, 3.0),
+    "DSA, weight": ("weight", -1.0, 3.0),
+}
+
+
+def ranged(name: str) -> nn.Module:
+    """The objective of a row of RANGES."""
+    joint = ps.Joint(
+        prior=ps.priors.Gaussian(2),
+        likelihood=ps.likelihoods.Gaussian(),
+        encoder=nn.Linear(3, 2),
+        decoder=nn.Linear(2, 3),
+    )
+    encoder, limits = nn.Linear(3, 4), ps.limits
+    base = limits.SimCLR(encoder)
+    return {
+        "VAE": lambda: limits.VAE(joint),
+        "SimVAE": lambda: limits.SimVAE(joint),
+        "DINO": lambda: limits.DINO(encoder, components=3),
+        "InstanceDiscrimination": lambda: limits.InstanceDiscrimination(encoder, 9),
+        "BYOL": lambda: limits.BYOL(encoder, dim=4),
+        "MoCo": lambda: limits.MoCo(encoder, queue=8, dim=4),
+        "PID": lambda: limits.PID(base, 3, 9, dim=4),
+        "DSA": lambda: limits.DSA(base, dim=4),
+    }[name.split(",")[0]]()
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_scheduled_number_stays_in_the_range_of_its_argument(name, at):
+    buffer, bad, good = RANGES[name]
+    objective = ranged(name)
+
+    def schedule(share: float) -> float:
+        return bad if share == at else good
+
+    wanted = f"schedule of {buffer!r} at t = {at:g} .*got {bad}"
+    with pytest.raises(ValueError, match=f"{wanted}|{buffer!r} at t = {at:g} below 1"):
+        Schedules(objective, {buffer: schedule}, 10).set(5)
+    Schedules(objective, {buffer: lambda t: good}, 10).set(5)
+    assert float(objective.get_buffer(buffer)) == good
+
+
+def test_every_registered_number_has_its_range_tested():
+    tested = {RANGES[name][0] for name in RANGES}
+    for name in RANGES:
+        for place, module in ranged(name).named_modules():
+            for leaf in vars(module).get("_varying", ()):
+                assert f"{place}.{leaf}".lstrip(".") in tested

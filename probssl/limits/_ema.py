@@ -3,6 +3,7 @@ r"""EMA teacher: a momentum encoder, also called target network.
 .. math:: \theta' \leftarrow m \, \theta' + (1 - m) \, \theta
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ class Teacher(nn.Module):
 
     def __init__(self, network: nn.Module, momentum: float = 0.99) -> None:
         super().__init__()
-        between("momentum", momentum, 0, 1, "0.99 averages over about 100 steps")
+        hint = "0.99 averages over about 100 steps"
+        check = partial(between, low=0, high=1, hint=hint)
+        register_varying(self, "momentum", momentum, check)
         try:
             self.network = copied(network).requires_grad_(False)
         except RuntimeError as error:
@@ -45,7 +48,6 @@ class Teacher(nn.Module):
                 "torch.compile in place of torch.jit, and take "
                 "nn.utils.parametrizations.weight_norm in place of nn.utils.weight_norm"
             ) from error
-        register_varying(self, "momentum", momentum)
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:

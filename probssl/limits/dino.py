@@ -28,6 +28,8 @@ published recipe the prototypes frozen in the first epoch, their number of 65536
 the schedules, which `fit` takes: momentum from 0.996 to 1, τ' from 0.04 to 0.07.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -84,12 +86,12 @@ class DINO(Clustered):
         centre_momentum: float = 0.9,
         dim: int | None = None,
     ) -> None:
-        positive("teacher_temperature", teacher_temperature, "0.04 is published")
-        between("centre_momentum", centre_momentum, 0, 1, "0.9 is published")
         prior = Spherical(None, Reciprocal(temperature, "temperature"))
         super().__init__(encoder, prior, components, projector, dim)
-        register_varying(self, "teacher_temperature", teacher_temperature)
-        register_varying(self, "centre_momentum", centre_momentum)
+        check = partial(positive, hint="0.04 is published")
+        register_varying(self, "teacher_temperature", teacher_temperature, check)
+        check = partial(between, low=0, high=1, hint="0.9 is published")
+        register_varying(self, "centre_momentum", centre_momentum, check)
         self.teacher = Teacher(self._cosines(), momentum)
         self.register_buffer("centre", torch.zeros(components))
 

@@ -42,6 +42,8 @@ itself has a closed form (`PriorAffinity`); then only z is learned.
 
 Status: heuristic on a derived base. The authors' code differs: M comes from differences
 within one view, with rows that sum to 1, so that nearly all pairs repel each other; u
+from functools import partial
+
 from a network trained with labels; and the anchor is 0.01 times the Frobenius norms of
 :math:`M - \tilde M`, summed over four matrices.
 """
@@ -127,10 +129,9 @@ class DSA(Extension):
         super().__init__(base)
         self.neighbours = whole("neighbours", neighbours, hint="20 is published")
         self.mutual = whole("mutual", mutual, 0, neighbours - 1, "1 is published")
-        at_least("weight", weight, 0, "0 leaves out the regulated loss")
-        at_least("anchor", anchor, 0, "0 leaves out the anchor")
-        register_varying(self, "weight", weight)
-        register_varying(self, "anchor", anchor)
+        check = partial(at_least, least=0, hint="0 leaves it out of the loss")
+        register_varying(self, "weight", weight, check)
+        register_varying(self, "anchor", anchor, check)
         self.temperature = positive("temperature", temperature, "0.5 is published")
         self.reference_temperature = positive(
             "reference_temperature", reference_temperature, "0.5 is published"

@@ -85,11 +85,9 @@ class InstanceDiscrimination(PriorEmbedding):
     ) -> None:
         super().__init__(encoder, projector)
         self.items = whole("items", items, 2, hint="give items=len(data)")
-        if between("momentum", momentum, 0, 1, "0.5 is published") == 1:
-            raise ValueError("expected momentum below 1, got 1; 0.5 is published")
         self.prior = Spherical(None, Reciprocal(temperature, "temperature"))
         check_not_random(self.prior)
-        register_varying(self, "momentum", momentum)
+        register_varying(self, "momentum", momentum, _momentum)
         directions = torch.randn(items, dim_of(encoder, projector, dim))
         self.register_buffer("bank", normalize(directions, dim=-1))
         # The number of items in the data set of `fit`, to be compared with `items`.
@@ -123,3 +121,9 @@ class InstanceDiscrimination(PriorEmbedding):
         """Raise an error if rows are unknown or not in the bank."""
         super().check(batch)
         check_rows(batch, self.items, self.population)
+
+
+def _momentum(name: str, value: float) -> float:
+    if between(name, value, 0, 1, "0.5 is published") == 1:
+        raise ValueError(f"expected {name} below 1, got 1; 0.5 is published")
+    return float(value)

@@ -45,6 +45,7 @@ the classifier. The paper takes the number of classes for K, which uses the labe
 `evaluation.number_of_components` estimates K from z alone.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,14 +120,14 @@ class PID(Extension):
         self.items = whole(
             "items", items, components, hint="give len(data), or fewer components"
         )
-        at_least("weight", weight, 0, "published is a rise to 0.1")
         choice("layer", layer, ("backbone", "projector"))
         self.unit = unit
         self.layer = "backbone" if self.projector is None else layer
         behind = self.projector if self.layer == "projector" else None
         dim = dim_of(self.encoder, behind, dim)
         self.classifier = _Classifier(dim, components)
-        register_varying(self, "weight", weight)
+        check = partial(at_least, least=0, hint="published is a rise to 0.1")
+        register_varying(self, "weight", weight, check)
         self.register_buffer("assignment", torch.full((items,), -1))
         # The number of items in the data set of `fit`, to be compared with `items`.
         register_unknown(self, "population")

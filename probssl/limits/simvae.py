@@ -15,6 +15,8 @@ Status: exact bound. It drops nothing. Observed contents (labels) add a penalty,
 `SimVAE` states.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from ..arguments import at_least
@@ -75,8 +77,8 @@ class SimVAE(nn.Module):
     ) -> None:
         super().__init__()
         self.joint, self.bound = joint, bound
-        weight = at_least("label_weight", label_weight, 0, "0 is the bound itself")
-        register_varying(self, "label_weight", weight)
+        check = partial(at_least, least=0, hint="0 is the bound itself")
+        register_varying(self, "label_weight", label_weight, check)
         # The share of items with a known content, which fit sets.
         self.register_buffer("labelled", None, persistent=False)
 

@@ -18,6 +18,8 @@ Status: exact bound for beta = 1 (and, with `bounds.IWAE`, a tighter one); a loo
 bound for beta > 1. It drops the content.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +58,8 @@ class VAE(nn.Module):
                 f"{type(joint.prior).__name__}; use priors.Independent(dim), or SimVAE"
             )
         self.joint, self.bound = joint, bound
-        register_varying(self, "beta", at_least("beta", beta, 0, "1 is the VAE's"))
+        check = partial(at_least, least=0, hint="1 is the VAE's")
+        register_varying(self, "beta", beta, check)
 
     def forward(self, batch: Batch) -> Terms:
         terms = self.bound(self.joint, batch)

@@ -10,6 +10,7 @@ which gives intervals.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from ..arguments import between, typed, whole
 from ..arrays import finite, gate, raw_bytes
 from ..estimates import Interval, intervals, reflected
-from .moments import Moments, of_views
+from .moments import Moments, chance, of_views
 from .solutions import Solution, joint_embedding, reconstruction
 from .theory import alignment_threshold, critical_noise
 from .views import ClosedForm, Flattened, in_parts
@@ -65,7 +66,8 @@ class Spectrum(NamedTuple):
     Arguments:
         values: Its eigenvalues or singular values.
         between: The variance of the images along each direction.
-        within: The variance of the views of one image along it.
+        within: The variance of the views of one image along it, half that of the
+            difference of two.
         structure: Nats by which images depart from noise along it.
         relevant: Whether it counts as relevant.
         mixed: How ambiguous the decision is: the sum of p (1 - p) over the shares p of
@@ -187,9 +189,8 @@ def advise(
         nuisance: Examples of variation known to be irrelevant, such as background
             alone: rows (m, d) or images (m, \*event), at least 100.
         tolerance: The share of components that may be irrelevant.
-        n_views: The number of views drawn of each image, which must be independent
-            given the image; of a sampler whose views are not, as two halves of counts,
-            the number that one call returns.
+        n_views: The number of views drawn of each image, as for the estimators; a
+            sampler of several views is called twice at least.
         max_features: The number of principal components of the images; never more than
             a tenth of the number of images.
         halves: The number of random halves of the images on which everything is
@@ -217,10 +218,11 @@ def advise(
     if nuisance is not None:
         examples = project(_rows(nuisance)[0], "examples of the nuisance")
         known = np.atleast_2d(np.cov(examples, rowvar=False))
-    parts = in_parts(sampler, rows, n_views, progress)
+    parts = in_parts(sampler, rows, n_views, progress, calls=2)
     seen = np.concatenate([project(views, "views") for _, views in parts])
     images = project(rows, "images")
     _check_views(images, seen)
+    _remark_dependent(seen)
 
     def judge(chosen: Array) -> _Judgement:
         return _judged(images[chosen], seen[chosen], known, n_components, tolerance)
@@ -291,20 +293,43 @@ def _principal(
     return project
 
 
-def _check_views(images: Float[Array, "n p"], views: Float[Array, "n view p"]) -> None:
-    """Raise an error unless views of one image correlate more than by chance.
-
-    By chance G is a symmetric matrix with entries of variance 1 / (n v (v - 1)), whose
-    largest eigenvalue is about twice the root of p times their root.
-    """
-    n, many, features = views.shape
-    chance = (2 * features**0.5 + 3) / (n * many * (many - 1)) ** 0.5
+def _check_views(
+    images: Float[Array, "n p"], views: Float[Array, "n call view p"]
+) -> None:
+    """Raise an error unless views of one image correlate more than by chance."""
+    n, calls, many, features = views.shape
+    most = chance(n, features, calls * many * (many - 1))
     common = joint_embedding(of_views(images, views)).spectrum[0]
-    if not common > chance:
+    if not common > most:
         raise ValueError(
             "expected views that show their image, but two views of one have nothing "
             f"in common (a correlation of {common:.2f}, where chance gives up to "
-            f"{chance:.2f}); check that the sampler keeps the order of the images"
+            f"{most:.2f}); check that the sampler keeps the order of the images"
+        )
+
+
+def _remark_dependent(views: Float[Array, "n call view p"]) -> None:
+    """Warn of views of one call that depend on one another given the image.
+
+    Given independence, products of views of one call and of different calls have one
+    mean for each feature; five standard errors are allowed.
+    """
+    n, calls, many, _ = views.shape
+    if calls == 1:
+        return
+    each = views - views.mean((0, 1, 2))
+    sums, squares = each.sum(2), np.square(each).sum((1, 2))
+    within = (np.square(sums).sum(1) - squares) / (calls * many * (many - 1))
+    across = np.square(sums.sum(1)) - np.square(sums).sum(1)
+    apart = within - across / (calls * (calls - 1) * many**2)
+    rounding = 1e-9 * np.abs(within).mean(0)
+    if (np.abs(apart.mean(0)) > 5 * apart.std(0) / n**0.5 + rounding).any():
+        warnings.warn(
+            "expected views of one call that are independent given their image, got "
+            "others than views of different calls show: the verdict holds for pairs of "
+            "one call, but thresholds, alignment and noise are those of independent "
+            "views; draw each view by itself for these",
+            stacklevel=4,
         )
 
 
@@ -383,7 +408,7 @@ class _Judgement(NamedTuple):
 
 def _judged(
     images: Float[Array, "n p"],
-    views: Float[Array, "n view p"],
+    views: Float[Array, "n call view p"],
     nuisance: Float[Array, "p p"] | None,
     n_components: int,
     tolerance: float,

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ..arguments import at_least, whole
 from ..arrays import rows_for_sklearn
-from .moments import Moments, of_data, of_views
+from .moments import Moments, chance, of_data, of_views
 from .solutions import Solution, agreement, error, joint_embedding, reconstruction
 from .views import LARGEST_ENTRY, ClosedForm, Masking, Sampler, in_parts
 
@@ -205,9 +205,9 @@ class JointEmbeddingSSL(_LinearSSL):
         views: Views with a closed form, or a sampler: rows (n, d) -> one view of each
             (n, e), or several (n, view, e). None is `Masking()`.
         n_views: How many views of each row are drawn from a sampler, or a few more
-            where it returns several at once. All pairs of them count as positive pairs:
-            views must be independent given the row. Of a sampler whose views are not,
-            as two halves of counts, give the number that one call returns.
+            where it returns several at once. All pairs of one call count as positive
+            pairs, however they depend on one another given the row; of a sampler of one
+            view a call, all pairs.
         ridge: Added to S, as a share of its mean variance, like that much more noise in
             the views; `optimum_` and `score` leave it out. Where S is singular (more
             features than rows, constant features), directions are left out whose
@@ -219,7 +219,8 @@ class JointEmbeddingSSL(_LinearSSL):
     Attributes:
         components_: W, (k, e), each row with its largest entry positive.
         spectrum_: All :math:`\omega_i`, the largest first. With drawn views some may
-            lie slightly below 0, since the estimate of G is unbiased.
+            lie slightly below 0, since the estimate of G is unbiased, and far below
+            where views of one call are opposed, as :math:`x \pm e` are.
         optimum_: The value of the objective with k components.
         moments_: The moments of the data seen, and of drawn views.
 
@@ -246,9 +247,11 @@ class JointEmbeddingSSL(_LinearSSL):
         r""":math:`-\frac12 \sum_{i \le k} \log(1 - \omega_i^2)`, in nats per image.
 
         The mutual information of two views if they are Gaussian; infinite where views
-        do not change a component. An :math:`\omega_i` estimated below 0 counts as 0.
+        do not change a component. An :math:`\omega_i` below 0 counts as 0 where it
+        may be an estimate of 0.
         """
-        kept = self.spectrum_[: self._n_features_out].clip(0, 1)
+        kept = self.spectrum_[: self._n_features_out].clip(-1, 1)
+        kept = kept[(kept > 0) | (kept < -chance(self.moments_.n, len(self.spectrum_)))]
         with np.errstate(divide="ignore"):
             return float(-0.5 * np.log1p(-np.square(kept)).sum())
 

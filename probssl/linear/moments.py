@@ -4,10 +4,11 @@ For images :math:`x_i`, their views :math:`\tau(x_i)` and the mean view :math:`\
 = E\, \tau(x_i)` of each,
 
 .. math:: S = \frac1n \sum_i E[\tau(x_i) \tau(x_i)^\top], \quad
-    G = \frac1n \sum_i \bar x_i \bar x_i^\top, \quad
+    G = \frac1n \sum_i E[\tau_1(x_i) \tau_2(x_i)^\top], \quad
     B = \frac1n \sum_i x_i \bar x_i^\top,
 
-so that :math:`\Sigma = S - G` is the within-image covariance of the views. All are kept
+where G is the mean of :math:`\bar x_i \bar x_i^\top` for two views that are
+independent given the image, and :math:`\Sigma = S - G` their within-image covariance. All are kept
 around their means and merged by the parallel formula of Chan, Golub and LeVeque (1983),
 which loses no digits where a mean is large.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-__all__ = ["Moments", "of_data", "of_views"]
+__all__ = ["Moments", "chance", "of_data", "of_views"]
 
 
 class Moments(NamedTuple):
@@ -30,7 +31,7 @@ class Moments(NamedTuple):
         view_mean: The mean of the views, (e,).
         data: The covariance of x, (d, d).
         total: S, the covariance of the views, (e, e).
-        between: G, the covariance of the images' mean views, (e, e).
+        between: G, the covariance of two views of an image, (e, e).
         cross: B, the covariance of x and its views, (d, e).
     """
 
@@ -98,27 +99,41 @@ def of_data(x: Float[Array, "n d"]) -> Moments:
     return Moments(len(x), mean, mean, *[_gram(x) / len(x)] * 4)
 
 
-def of_views(x: Float[Array, "n d"], views: Float[Array, "n view e"]) -> Moments:
-    """The moments of images and of at least two random views of each.
+def of_views(x: Float[Array, "n d"], views: Float[Array, "n call view e"]) -> Moments:
+    r"""The moments of images and of at least two random views of each in every call.
 
-    The mean view of an image is unknown: G is the mean over pairs of different views.
-    It is unbiased, and makes tr(W (S - G) W') the mean over the pairs that were drawn.
+    G is :math:`E[\tau_v \tau_w^\top]` of two views of one call, the mean over these
+    pairs, and so :math:`E \lVert W(\tau_v - \tau_w) \rVert^2 = 2\, \mathrm{tr}\,
+    W (S - G) W^\top` however they depend on one another. Where they are independent
+    given the image, it is the unbiased estimate of the covariance of the mean views.
     """
-    n, many, _ = views.shape
+    n, calls, many, _ = views.shape
     mean, x = _centred(x)
-    view_mean, each = _centred(views.reshape(n * many, -1))
-    sums = each.reshape(n, many, -1).sum(1)
+    view_mean, each = _centred(views.reshape(n * calls * many, -1))
+    sums = each.reshape(n * calls, many, -1).sum(1)
     squares = _gram(each)
-    between = (_gram(sums) - squares) / (n * many * (many - 1))
+    between = (_gram(sums) - squares) / (len(each) * (many - 1))
     return Moments(
         n,
         mean,
         view_mean,
         _gram(x) / n,
-        squares / (n * many),
+        squares / len(each),
         between,
-        x.T @ sums / (n * many),
+        x.T @ sums.reshape(n, calls, -1).sum(1) / len(each),
     )
+
+
+def chance(n: int, features: int, pairs: int = 2) -> float:
+    """The correlation that views with nothing in common reach by chance.
+
+    G is then a symmetric matrix with entries of variance 1 / (n pairs), whose largest
+    eigenvalue is about twice the root of `features` times their root.
+
+    Arguments:
+        pairs: The number of ordered pairs of views of each image.
+    """
+    return float((2 * features**0.5 + 3) / (n * pairs) ** 0.5)
 
 
 def _centred(x: Float[Array, "n d"]) -> tuple[Float[Array, " d"], Float[Array, "n d"]]:

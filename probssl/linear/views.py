@@ -349,11 +349,18 @@ class Flattened:
 
 
 def drawn(
-    views: Sampler, rows: Float[Array, "n d"], many: int
-) -> Float[Array, "n view e"]:
-    """Draw at least so many views of each row, in float64."""
+    views: Sampler, rows: Float[Array, "n d"], many: int, calls: int = 1
+) -> Float[Array, "n call view e"]:
+    """Draw at least so many views of each row, in float64, the calls kept apart.
+
+    Views of one call may depend on one another given the row. Of a sampler of one view
+    a call, all views count as one call.
+
+    Arguments:
+        calls: The least number of calls of a sampler of several views.
+    """
     parts: list[Array] = []
-    while sum(part.shape[1] for part in parts) < many:
+    while sum(part.shape[1] for part in parts) < many or len(parts) < calls:
         part = np.array(views(rows.copy()), np.float64)  # may be written in place
         if part.ndim not in (2, 3) or len(part) != len(rows) or not part.size:
             raise ValueError(
@@ -366,19 +373,26 @@ def drawn(
                 "infinity or larger ones among them"
             )
         parts.append(part[:, None] if part.ndim == 2 else part)
-    return np.concatenate(parts, 1)
+        if (width := parts[-1].shape[1:]) != parts[0].shape[1:]:
+            raise ValueError(
+                "expected as many views and features in every call, got (view, "
+                f"features) {parts[0].shape[1:]} and then {width}"
+            )
+    if parts[0].shape[1] == 1:
+        return np.concatenate(parts, 1)[:, None]
+    return np.stack(parts, 1)
 
 
 def in_parts(
-    views: Sampler, x: Float[Array, "n d"], many: int, progress: bool
-) -> Iterator[tuple[Float[Array, "part d"], Float[Array, "part view e"]]]:
-    """Yield some rows and at least so many views of each, then the next rows."""
+    views: Sampler, x: Float[Array, "n d"], many: int, progress: bool, calls: int = 1
+) -> Iterator[tuple[Float[Array, "part d"], Float[Array, "part call view e"]]]:
+    """Yield some rows and their views as `drawn`, then the next rows."""
     if isinstance(views, nn.Module):  # which takes tensors, as `views.Augment` does
         views = Flattened(views, x.shape[1:])
     starts = range(0, len(x), ROWS_AT_ONCE)
     for start in tqdm(starts, "views", disable=not progress, leave=False):
         rows = x[start : start + ROWS_AT_ONCE]
-        yield rows, drawn(views, rows, many)
+        yield rows, drawn(views, rows, many, calls)
 
 
 def _eigen(covariance: Array) -> tuple[Array, Array | None]:

@@ -4,7 +4,7 @@ A Python float, such as an EMA momentum, is a constant of a compiled step; a buf
 read anew at every step.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from functools import cache
 from typing import Any
 
@@ -16,16 +16,23 @@ __all__ = ["complete", "make_room", "note_counted", "register_unknown"]
 __all__ += ["register_varying", "storable", "unshare", "was_counted"]
 
 
-def register_varying(module: nn.Module, name: str, value: float) -> None:
+def register_varying(
+    module: nn.Module, name: str, value: Any, check: Callable[[str, Any], float]
+) -> None:
     """Register a number as a buffer without axes, saved and moved with the module.
 
     It is in float64, exact also in ``module.double()``. Without axes it does not change
     the dtype of tensors with axes that it multiplies; a tensor without axes it does, so
     there it is converted first. An older `state_dict` may lack it; loading that keeps
     the present number.
+
+    Arguments:
+        check: Takes the name and a number, and returns it or raises an error; schedules
+            call it as well.
     """
-    module.register_buffer(name, torch.tensor(float(value), dtype=torch.double))
-    vars(module).setdefault("_varying", []).append(name)
+    number = check(name, value)
+    module.register_buffer(name, torch.tensor(number, dtype=torch.double))
+    vars(module).setdefault("_varying", {})[name] = check
     module.register_load_state_dict_pre_hook(_complete)
 
 

@@ -63,7 +63,10 @@ class Schedules:
     def _number(self, name: str, schedule: Schedule, share: float) -> float:
         """The number of a schedule, checked also for the hyper-parameter that it is."""
         number = _number(name, schedule, share)
-        owner: Any = self.objective.get_submodule(name.rpartition(".")[0])
+        place, _, leaf = name.rpartition(".")
+        owner: Any = self.objective.get_submodule(place)
+        if (check := vars(owner).get("_varying", {}).get(leaf)) is not None:
+            check(f"the schedule of {name!r} at t = {share:g}", number)
         if hasattr(owner, "allows") and not owner.allows(number):
             raise ValueError(
                 f"expected the schedule of {name!r} to return a {owner.kind}, as "
