@@ -295,3 +295,35 @@ def test_what_holds_no_part_of_the_network_is_copied():
             call(x), (x @ teacher.network.layers.weight.T + net.layers.bias) / 2
         )
         assert call(x).std() > 0
+
+
+class Attends(nn.Module):
+    """Attention along axis 0, as of `nn.TransformerEncoderLayer` for rows (n, dim)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer(z)
+
+
+@pytest.mark.parametrize("mixing", [Attends, lambda: nn.BatchNorm1d(4)])
+def test_predictors_and_references_that_mix_items_are_refused(mixing):
+    net, batch = nn.Linear(3, 4), ps.Batch(torch.randn(12, 2, 3))
+    objectives = {
+        "SimSiam": ps.limits.SimSiam(net, predictor=mixing()),
+        "BYOL": ps.limits.BYOL(net, predictor=mixing()),
+        "DSA": ps.limits.DSA(
+            ps.limits.SimCLR(net),
+            reference=nn.Sequential(nn.Linear(3, 4), mixing()),
+            neighbours=3,
+            dim=4,
+        ),
+    }
+    for name, objective in objectives.items():
+        if mixing is not Attends:  # batch norm has its running statistics in evaluation
+            objective.check(batch)
+            continue
+        with pytest.raises(ValueError, match=f"networks of {name} .* one by one"):
+            objective.check(batch)

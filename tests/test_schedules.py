@@ -268,8 +268,9 @@ RANGES = {  # bad and good numbers of every buffer with a range
 
 def ranged(name: str) -> nn.Module:
     """The objective of a row of RANGES."""
+    prior = ps.priors.Independent(2) if name == "VAE" else ps.priors.Gaussian(2)
     joint = ps.Joint(
-        prior=ps.priors.Gaussian(2),
+        prior=prior,
         likelihood=ps.likelihoods.Gaussian(),
         encoder=nn.Linear(3, 2),
         decoder=nn.Linear(2, 3),

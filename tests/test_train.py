@@ -531,7 +531,7 @@ def test_what_was_made_in_inference_mode_is_refused():
 def test_a_last_batch_of_a_sampler_with_one_item_is_refused_before_the_fit():
     simclr, seen = limits.SimCLR(MLPEncoder((DIM,), 3)), []
     loader = DataLoader(points(9), batch_sampler=BatchSampler(range(9), 4, False))
-    with pytest.raises(ValueError, match="9 items in batches of 4, the last of one"):
+    with pytest.raises(ValueError, match="batches of 4 and one of one"):
         fit(simclr, loader, views=noisy, on_step=lambda *_: seen.append(1))
     assert not seen
 
@@ -678,7 +678,7 @@ def test_what_cannot_be_validated_is_said_before_training():
     few = DataLoader(points(9), 8)
     wanted = {
         "at least 2 items with .* got 1 with 2; give more items": points(1),
-        "two items in every batch for SimCLR, got 9 .*drop_last=True": few,
+        "two items in every batch for SimCLR, got batches .*drop_last=True": few,
         f"{DIM + 1}": torch.randn(9, DIM + 1),
     }
     for words, valid in wanted.items():
@@ -692,7 +692,9 @@ def test_what_cannot_be_validated_is_said_before_training():
 
 def test_a_last_batch_of_one_item_is_refused_where_items_are_compared():
     for objective in (of_rows("pid"), limits.VICReg(nn.Linear(DIM, 2))):
-        with pytest.raises(ValueError, match=r"two items .*31 items.*drop_last=True"):
+        with pytest.raises(
+            ValueError, match=r"two items .*one of one item.*drop_last=True"
+        ):
             fit(objective, DataLoader(points(31), 10), views=noisy)
     fit(of_rows("bank"), points(30), views=noisy, epochs=1, batch_size=29)
 

@@ -330,3 +330,51 @@ def test_a_loader_reaches_a_gpu_unchanged(pin):
     data = source(loader, None, 5, Generator(), target)
     found = torch.cat([data.batch(load).clean for load in data.epoch()])
     assert_close(found.cpu(), BYTES / 255, rtol=0, atol=1e-7)
+
+
+class Streamed(IterableDataset[Tensor]):
+    """Nine items one by one, of unknown number."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.linspace(-1, 1, 27).reshape(9, 3))
+
+
+class Ragged:
+    """A batch sampler of one's own, without a batch_size."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from ([0, 1, 2, 3], [4], [5, 6, 7, 8])
+
+    def __len__(self) -> int:
+        return 3
+
+
+LONE = {
+    "a list": lambda x: DataLoader(x, batch_sampler=[*Ragged()]),
+    "own batch sampler": lambda x: DataLoader(x, batch_sampler=Ragged()),
+    "the last of a stream": lambda _: DataLoader(Streamed(), 4),
+    "data that are batches": lambda x: DataLoader([x[1:], x[:1]], batch_size=None),
+}
+
+
+@pytest.mark.parametrize("loader", LONE.values(), ids=LONE)
+def test_a_lone_item_among_batches_is_refused_where_items_are_compared(loader):
+    norm = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    linear, x = torch.nn.Linear(3, 2), torch.linspace(-1, 1, 27).reshape(9, 3)
+
+    def generative(encoder: torch.nn.Module) -> ps.limits.SimVAE:
+        parts = {"encoder": encoder, "decoder": torch.nn.Linear(2, 3)}
+        prior, likelihood = ps.priors.Gaussian(2), ps.likelihoods.Gaussian()
+        return ps.limits.SimVAE(ps.Joint(prior, likelihood, **parts))
+
+    def run(objective: torch.nn.Module) -> None:
+        options = {"epochs": 1, "progress": False}
+        fit(objective, loader(x), views=lambda x: torch.stack([x, x + 1], 1), **options)
+
+    with pytest.raises(
+        ValueError, match="items in every batch for SimCLR, got batches"
+    ):
+        run(ps.limits.SimCLR(linear))
+    with pytest.raises(ValueError, match="items in every batch for batch norm"):
+        run(generative(norm))
+    run(generative(linear))  # takes items one by one

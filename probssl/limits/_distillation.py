@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..arguments import alone
 from ..nn import Projector, dim_of, each_view
 from ..nn.base import network
-from ..nn.network import check_width
+from ..nn.network import check_items_apart, check_width
 from ..priors import Spherical
 from ..terms import Batch, Terms
 from ._base import JointEmbedding, over_pairs
@@ -63,6 +63,12 @@ class Distillation(JointEmbedding):
             )
         log_kernel = self.prior.log_kernel(predicted, target, plug_in=True)
         return Terms(alignment=over_pairs(log_kernel).mean())
+
+    def check(self, batch: Batch) -> None:
+        """Raise an error if the objective cannot take the batch, or mixes its items."""
+        super().check(batch)
+        predicted = lambda x: each_view(self.predictor, self.layers(x)[1])  # noqa: E731
+        check_items_apart(self, predicted, batch.views)
 
     def prepared(self, z: Float[Tensor, "batch view dim"]) -> Tensor:
         """The network's output: items are independent, so that none is gathered."""

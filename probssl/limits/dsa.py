@@ -42,13 +42,12 @@ itself has a closed form (`PriorAffinity`); then only z is learned.
 
 Status: heuristic on a derived base. The authors' code differs: M comes from differences
 within one view, with rows that sum to 1, so that nearly all pairs repel each other; u
-from functools import partial
-
 from a network trained with labels; and the anchor is 0.01 times the Frobenius norms of
 :math:`M - \tilde M`, summed over four matrices.
 """
 
 import math
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -60,6 +59,7 @@ from ..arguments import alone, at_least, positive, whole
 from ..arrays import tensor
 from ..nn import Network, dim_of
 from ..nn.base import takes
+from ..nn.network import check_items_apart
 from ..runtime.buffers import register_varying
 from ..runtime.copies import copied
 from ..runtime.distributed import gather, world_size
@@ -196,8 +196,13 @@ class DSA(Extension):
         return terms._replace(penalty=terms.penalty + penalty)
 
     def check(self, batch: Batch) -> None:
-        """Raise an error if the base cannot take the batch, or it has too few items."""
+        """Raise an error if the base cannot take the batch, or it has too few items.
+
+        Also if the reference mixes items.
+        """
         super().check(batch)
+        if self.reference is not None:
+            check_items_apart(self, Network(self.reference), batch.views)
         items, _ = batch.shape
         check_neighbours(self.neighbours, items * world_size())
 

@@ -7,10 +7,10 @@ For images :math:`x_i`, their views :math:`\tau(x_i)` and the mean view :math:`\
     G = \frac1n \sum_i E[\tau_1(x_i) \tau_2(x_i)^\top], \quad
     B = \frac1n \sum_i x_i \bar x_i^\top,
 
-where G is the mean of :math:`\bar x_i \bar x_i^\top` for two views that are
-independent given the image, and :math:`\Sigma = S - G` their within-image covariance. All are kept
-around their means and merged by the parallel formula of Chan, Golub and LeVeque (1983),
-which loses no digits where a mean is large.
+where G is the mean of :math:`\bar x_i \bar x_i^\top` for two views that are independent
+given the image, and :math:`\Sigma = S - G` then their within-image covariance. All are
+kept around their means and merged by the parallel formula of Chan, Golub and LeVeque
+(1983), which loses no digits where a mean is large.
 """
 
 from typing import NamedTuple

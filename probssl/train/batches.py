@@ -8,7 +8,7 @@ background thread, and copied to a CUDA device while the previous batch is in us
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
@@ -136,6 +136,7 @@ class Loaded:
 
     content = None  # of all items: it is not known before the loader yields them
     check_content: Callable[[Tensor], Any] | None = None  # of a batch
+    wanting: str | None = None  # what wants two items in every batch
     own_views = False  # whether Batches are taken beside a view sampler for items
 
     def __init__(
@@ -154,25 +155,30 @@ class Loaded:
         return len(self.loader)
 
     def check_last(self, objective: nn.Module, training: bool = True) -> None:
-        """Raise a ValueError for a last batch of one item, where that is too few.
+        """Raise a ValueError for a batch of one item among others, if that is too few.
 
-        It is for objectives that compare items and, in training, for batch norm.
+        It is for objectives that compare items and, in training, for batch norm. Where
+        the sizes are not known beforehand, it is raised when such a batch is loaded.
         """
+        norm = any(isinstance(m, _BatchNorm) for m in objective.modules())
+        compared = getattr(objective, "least", 1) == 2
+        self.wanting = type(objective).__name__ if compared else None
+        if norm and training and not compared:
+            self.wanting = "batch norm"
         batches = self.loader.batch_sampler
         size = getattr(batches, "batch_size", None)
         many = len(self.sampler) if isinstance(self.sampler, Sized) else 0
-        if size in (None, 1) or getattr(batches, "drop_last", True):
-            return
-        assert isinstance(size, int)
-        alone = many % size == 1
-        norm = any(isinstance(m, _BatchNorm) for m in objective.modules())
-        compared = getattr(objective, "least", 1) == 2
-        if alone and (compared or (norm and training)):
-            what = type(objective).__name__ if compared else "batch norm"
+        sizes = [len(rows) for rows in batches] if isinstance(batches, list) else []
+        if size not in (None, 1) and not getattr(batches, "drop_last", True):
+            sizes = [size, many % size]
+        self._check_sizes(sizes)
+
+    def _check_sizes(self, sizes: Collection[int]) -> None:
+        if self.wanting is not None and 1 in sizes and max(sizes) > 1:
             raise ValueError(
-                f"expected at least two items in every batch for {what}, got "
-                f"{many} items in batches of {size}, the last of one item; pass "
-                "drop_last=True to the DataLoader, or another batch_size"
+                f"expected at least two items in every batch for {self.wanting}, got "
+                f"batches of {max(sizes)} and one of one item; pass drop_last=True to "
+                "the DataLoader, or another batch_size or batch_sampler"
             )
 
     def epoch(self, number: int = 1) -> Iterator[Any]:
@@ -186,7 +192,14 @@ class Loaded:
         dtype = self.target.dtype
         check, views = self.check_content, None if self.own_views else self.views
         loads = (accepted(load, views, dtype, check) for load in self.loader)
-        return moved(loads, self.target)
+        return moved(self._sized(loads), self.target)
+
+    def _sized(self, loads: Iterable[Tensor | Batch]) -> Iterator[Tensor | Batch]:
+        sizes = set()
+        for load in loads:
+            sizes.add(load.shape[0])
+            self._check_sizes(sizes)
+            yield load
 
     def batch(self, load: Any) -> Batch:
         """The batch of a load."""
