@@ -21,8 +21,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["Array", "categories", "centred", "check_alike", "check_kind"]
-__all__ += ["class_labels", "classes"]
+__all__ = ["Array", "categories", "centred", "check_alike", "check_classes"]
+__all__ += ["check_kind", "class_labels", "class_names", "classes"]
 __all__ += ["coded", "doubles", "finite", "gate", "has_missing", "labels", "numbers"]
 __all__ += ["plain", "raw_bytes", "refuse_mappings", "remark_swapped"]
 __all__ += ["representations"]
@@ -131,6 +131,40 @@ def check_alike(
         f"in this order, got {found[1]}; take them by name, {name}{by_name}, rename "
         f"them, or give {name}.to_numpy() to count by position"
     )
+
+
+def check_classes(known: Any, values: Any) -> None:
+    """Raise a ValueError for data sets, or their labels, with other names of classes.
+
+    Their numbers then stand for other classes. What has no names passes.
+    """
+    one, two = (getattr(each, "classes", None) for each in (known, values))
+    if one is not None and two is not None and tuple(one) != tuple(two):
+        raise ValueError(
+            "expected data sets that number their classes alike, got the classes "
+            f"{_listed(one)} in the first and {_listed(two)} in the second; make the "
+            "second by the names of the first: ps.data.groups(…, classes=first)"
+        )
+
+
+def class_names(known: Any) -> tuple[str, ...] | None:
+    """Names of classes in the order of their numbers, from whatever has them.
+
+    Arguments:
+        known: The names, a data set that has them, a categorical of pandas, or None.
+    """
+    if known is None:
+        return None
+    named = getattr(known, "train", known)
+    named = getattr(named, "dtype", named) if categories(named) else named
+    names = getattr(named, "classes", getattr(named, "categories", named))
+    listed = [] if names is None or isinstance(names, str) else list(names)
+    if not listed or len({*map(str, listed)}) < len(listed):
+        raise ValueError(
+            "expected classes as the names of all classes, each once, or a data set "
+            f"that has them, got {known!r}; give ('cat', 'dog') or train"
+        )
+    return tuple(map(str, listed))
 
 
 def tensor(values: Any, name: str, finite: bool = False) -> Shaped[Tensor, "*shape"]:
@@ -295,7 +329,7 @@ def coded(y: Any, classes: Sequence[str] | None, name: str) -> np.ndarray | None
         raise TypeError(
             f"expected whole numbers in {name}, in the order of the data set's labels "
             "and -1 where one is not known, got names; names are known of a data set "
-            "whose labels are names: ps.data.arrays(x, names)"
+            "whose labels are names, or with classes=: ps.data.arrays(x, names)"
         )
     if found is not None:
         codes, own = found
@@ -418,6 +452,7 @@ def train_test(
     y_test: Shaped[Array, " m"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A labelled training set and test set, checked for agreement."""
+    check_classes(y_train, y_test)
     check_alike(z_train, y_train, "y_train", "index")
     check_alike(z_test, y_test, "y_test", "index")
     z_train, z_test = representations(z_train, z_test)

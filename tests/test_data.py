@@ -18,7 +18,9 @@ from PIL import Image
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+import probssl as ps
 from probssl import data, embed, recipes
+from probssl.data import Split
 from probssl.data.batches import Items
 from probssl.data.published import read_idx
 from probssl.data.simulators import FACTORS, SHAPES
@@ -1192,3 +1194,76 @@ class TestNamesOfClasses:
         x = pd.DataFrame(np.eye(4)).astype(pd.SparseDtype(float, 0))
         with pytest.raises(TypeError, match=r"sparse.*to_dense\(\)"):
             data.arrays(x)
+
+
+ANIMALS = ["cat", "dog", "owl"]
+NAMED = {
+    "names": ANIMALS,
+    "an array": np.array(ANIMALS),
+    "groups": data.groups(np.zeros((3, 2, 1)), ANIMALS),
+    "a split": data.arrays(np.zeros((6, 1)), ANIMALS * 2).train,
+    "a data set": data.arrays(np.zeros((6, 1)), ANIMALS * 2),
+    "a categorical": pd.Categorical(["owl"], categories=ANIMALS),
+    "a series": pd.Series(pd.Categorical(["owl"], categories=ANIMALS)),
+}
+
+
+@pytest.mark.parametrize("known", NAMED.values(), ids=NAMED)
+def test_names_of_classes_that_are_known_number_absent_ones_alike(known):
+    views, few = np.zeros((2, 2, 1)), ["owl", "dog"]
+    later = pd.Categorical(few, categories=["owl", "dog"])
+    for labels in (few, np.array(few), later, pd.Series(few)):
+        groups = data.groups(views, labels, classes=known)
+        assert groups.labels.tolist() == [2, 1]
+        assert groups.classes == tuple(ANIMALS)
+        images = data.arrays(
+            views[:, 0], labels, test=views[:, 0], test_labels=few, classes=known
+        )
+        assert images.train.labels.tolist() == images.test.labels.tolist() == [2, 1]
+    only = data.groups(views, content=["owl", None], classes=known)
+    assert only.content.tolist() == [2, -1] and only.labels is None
+    assert data.groups(views, [2, 0], classes=known).labels.tolist() == [2, 0]
+    with pytest.raises(ValueError, match="names of classes in labels.*got 'cow'"):
+        data.groups(views, ["owl", "cow"], classes=known)
+    with pytest.raises(ValueError, match="for labels up to 3"):
+        data.groups(views, [2, 3], classes=known)
+
+
+UNNAMED = data.groups(np.zeros((3, 2, 1)))
+
+
+@pytest.mark.parametrize("bad", ["cat", [], ["cat", "cat"], UNNAMED])
+def test_names_of_classes_are_all_of_them_each_once(bad):
+    with pytest.raises(ValueError, match="expected classes as the names of all"):
+        data.groups(np.zeros((2, 2, 1)), ["cat", "cat"], classes=bad)
+
+
+def test_data_sets_that_number_their_classes_otherwise_do_not_meet():
+    rng = np.random.default_rng(0)
+    x, few = rng.normal(size=(60, 2, 3)), rng.normal(size=(40, 2, 3))
+    train = data.groups(x, ANIMALS * 20, content=ANIMALS * 20)
+    test = data.groups(few, ["dog", "owl"] * 20, content=["dog", "owl"] * 20)
+    assert test.labels.tolist()[:2] == [0, 1]  # the numbers of cat and dog
+    z, there, words = x[:, 0], few[:, 0], "number their classes alike.*classes=first"
+    for score in (ps.evaluation.knn, ps.evaluation.linear_probe):
+        with pytest.raises(ValueError, match=words):
+            score(z, train.labels, there, test.labels)
+        with pytest.raises(ValueError, match=words):  # of some rows too
+            score(z[:30], train.rows(slice(30)).labels, there, test.labels)
+    prior = ps.priors.Mixture(2, 3)
+    parts = {"encoder": torch.nn.Linear(3, 2), "decoder": torch.nn.Linear(2, 3)}
+    simvae = ps.limits.SimVAE(ps.Joint(prior, ps.likelihoods.Gaussian(), **parts))
+    with pytest.raises(ValueError, match=words):
+        ps.fit(simvae, train, valid=test, epochs=1, progress=False)
+    alike = data.groups(
+        few, ["dog", "owl"] * 20, content=["dog", "owl"] * 20, classes=train
+    )
+    ps.fit(simvae, train, valid=alike, epochs=1, progress=False)
+    assert 0 <= ps.evaluation.knn(z, train.labels, there, alike.labels) <= 1
+    splits = [
+        Split(each.views[:, 0], each.labels, classes=each.classes)
+        for each in (train, test)
+    ]
+    meet = data.Dataset(*splits, None, "animals")
+    with pytest.raises(ValueError, match=words):
+        ps.compare({"SimCLR": ps.limits.SimCLR(torch.nn.Linear(3, 2))}, meet)

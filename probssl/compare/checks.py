@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arrays import classes, span
+from ..arrays import check_classes, classes, span
 from ..data import Dataset
 from ..evaluation.probes import LABELS_PER_CLASS, kept
 from ..joint import Joint
@@ -30,6 +30,7 @@ def check_data(data: Dataset, max_train: int | None = None, seed: int = 0) -> No
                 "scores need them: give the data set labels"
             )
     assert data.train.labels is not None
+    check_classes(data.train, data.test)
     if len(data.test) < MIN_TEST_ITEMS:
         raise ValueError(
             f"expected at least {MIN_TEST_ITEMS} test items for entropies and their "

@@ -16,6 +16,7 @@ from ..arrays import (
     categories,
     check_alike,
     class_labels,
+    class_names,
     coded,
     gate,
     has_missing,
@@ -40,6 +41,7 @@ def arrays(
     test: Any = None,
     test_labels: Any = None,
     levels: int | None = None,
+    classes: Any = None,
     name: str = "arrays",
     seed: int = 0,
 ) -> Dataset:
@@ -60,6 +62,8 @@ def arrays(
         levels: Grey levels minus one, which puts every image on the grid k/levels:
             ``levels=255`` for images in bytes. None means 1 for Boolean images, and
             otherwise not quantised; bytes are then refused, which may be counts.
+        classes: The names of all classes in the order of their numbers, or a data set
+            that has them: labels of several calls are then numbered alike.
         seed: The seed of the split, where `test` is None.
 
     Raises:
@@ -80,7 +84,7 @@ def arrays(
             raise ValueError(
                 "expected test with test_labels, got test_labels only; pass both"
             )
-        (codes,), names = label_tensors(labels=(labels, whole))
+        (codes,), names = label_tensors(class_names(classes), labels=(labels, whole))
         return fixed_split(Split(whole, codes, classes=names), levels, name, seed)
     held_out = _images(test, levels, "test")
     whole, held_out = _alike(whole, held_out)
@@ -96,7 +100,9 @@ def arrays(
             "pass both labels and test_labels"
         )
     (codes, test_codes), names = label_tensors(
-        labels=(labels, whole), test_labels=(test_labels, held_out)
+        class_names(classes),
+        labels=(labels, whole),
+        test_labels=(test_labels, held_out),
     )
     train, held = (
         Split(x, y, classes=names) for x, y in ((whole, codes), (held_out, test_codes))
@@ -112,6 +118,7 @@ def groups(
     *,
     content: Any = None,
     levels: int | Sequence[int | None] | None = None,
+    classes: Any = None,
 ) -> Groups:
     """Positive pairs without augmentation: modalities, repeated measurements.
 
@@ -124,12 +131,13 @@ def groups(
             NaN included, is replaced by zeros.
         content: Whole numbers (n,) that the objective may see, as the components of a
             mixture that the items belong to; -1 where one is not known. Where labels
-            are names, contents may be names too, None where one is not known. Each
-            call numbers names by their sorted order: a categorical of pandas with all
-            classes gives training and test groups the same numbers. No objective sees
-            the labels, which serve evaluation.
+            are names, or with `classes`, contents may be names too, None where one is
+            not known. No objective sees the labels, which serve evaluation.
         levels: Grey levels minus one, as for `arrays`; needed for bytes. A list has one
             for each modality, None where it is not quantised.
+        classes: As for `arrays`: ``classes=train`` numbers names as in those groups.
+            Else each call numbers names by their sorted order, and where two data sets
+            that number them otherwise meet, in a probe or in `fit`, that is an error.
 
     Raises:
         TypeError: Values that are not numbers, `present` that is not Boolean, `content`
@@ -178,7 +186,7 @@ def groups(
         part if each is None else on_grid(part, each, "views")
         for part, each in zip(parts, grids, strict=False)
     ]
-    (codes,), names = label_tensors(labels=(labels, parts[0]))
+    (codes,), names = label_tensors(class_names(classes), labels=(labels, parts[0]))
     several = len(parts) > 1
     known = content
     if content is not None:
@@ -400,6 +408,8 @@ def on_grid(
 
 
 def label_tensors(
+    names: tuple[str, ...] | None = None,
+    /,
     **parts: tuple[Any, Shaped[Tensor, "_ *event"]],
 ) -> tuple[list[Int[Tensor, " _"] | None], tuple[str, ...] | None]:
     """Class numbers as int64 for pairs of labels and their images; names of classes.
@@ -408,6 +418,7 @@ def label_tensors(
     by the order of its categories; None stays None. Numbers have no names.
 
     Arguments:
+        names: The names of all classes, where they are known beforehand.
         parts: The pairs, by the name that an error gives them.
     """
     given = {name: y for name, (y, _) in parts.items() if y is not None}
@@ -415,22 +426,21 @@ def label_tensors(
     arrays = {
         name: _label_array(y, len(parts[name][1]), name) for name, y in given.items()
     }
-    names: tuple[str, ...] | None = None
     strings = [array.dtype.kind == "U" for array in arrays.values()]
-    if orders:
+    if names is None and orders:
         if any(order != orders[0] for order in orders):
             raise ValueError(
                 "expected the same categories in labels and test_labels, got "
                 f"{orders[0]} and {orders[1]}; set them alike: .set_categories(…)"
             )
         names = orders[0]
-    elif any(strings):
+    elif names is None and any(strings):
         if not all(strings):
             raise TypeError("expected strings or numbers as labels, got some of each")
         names = tuple(np.unique(np.concatenate(list(arrays.values()))).tolist())
     if names is not None:
         for k, y in given.items():
-            codes = coded(y if categories(y) else arrays[k].astype(str), names, k)
+            codes = coded(y if categories(y) else arrays[k], names, k)
             arrays[k] = arrays[k] if codes is None else codes
     tensors = [
         tensor(arrays[name], name).to(images.device) if name in arrays else None

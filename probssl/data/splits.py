@@ -56,7 +56,12 @@ class Rows:
                 f"for each item, got {lengths}; give them in the same order"
             )
         if (names := vars(self).get("classes")) is not None:
-            object.__setattr__(self, "classes", _names(names, vars(self)["labels"]))
+            labels = vars(self)["labels"]
+            object.__setattr__(self, "classes", _names(names, labels))
+            if isinstance(labels, Tensor):  # told apart where those of two sets meet
+                labels = labels.detach()
+                vars(labels)["classes"] = vars(self)["classes"]
+                object.__setattr__(self, "labels", labels)
 
     @property
     def _columns(self) -> dict[str, Any]:

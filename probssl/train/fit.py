@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..arguments import alone, choice, positive, typed
-from ..arrays import check_alike
+from ..arrays import check_alike, check_classes
 from ..data.splits import Groups
 from ..runtime.distributed import (
     any_rank,
@@ -216,6 +216,8 @@ def fit(
 
     check_alike(data, valid, "valid")
     check_alike(data, content, "content", "index")
+    if getattr(valid, "content", None) is not None:
+        check_classes(data, valid)
     target = target_of(objective, device)
     numbers = prepared_precision(precision, tf32, target.dtype)
     make = partial(
