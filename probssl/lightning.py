@@ -24,7 +24,7 @@ loggers and checkpoints. Objectives and results are those of `fit`.
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
@@ -118,6 +118,15 @@ class Module(LightningModule):
         self._check_content = ContentCheck(objective)
         self._randomness = ExitStack()
         self._train, self._held_out = Tally(), Tally()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the views, which keep theirs in validation."""
+        parts = self.views.modules() if isinstance(self.views, nn.Module) else ()
+        kept = [(part, part.training) for part in parts]
+        super().train(mode)
+        for part, before in kept:
+            part.training = before
+        return self
 
     def forward(self, batch: Batch) -> Terms:
         """The terms of the objective, means over the items of the batch."""

@@ -668,6 +668,14 @@ class TestDecoder:
             found = decoding.likelihood_for(others, data)
             assert isinstance(found.likelihood, ps.likelihoods.NegativeBinomial)
 
+    def test_a_decoder_whose_copy_would_run_the_original_is_refused(self):
+        zeros = of_counts(Zeros())
+        net = zeros.joint.decoder
+        inner = net.forward
+        net.forward = lambda z: inner(z)
+        with pytest.raises(ValueError, match="a copy would run the original"):
+            decoding.likelihood_for({"b": zeros}, counts())
+
     def test_images_keep_the_likelihood_of_the_recipes(self, digits):
         found = decoding.likelihood_for({"a": grey(digits, 255)}, digits)
         assert isinstance(found.likelihood, ps.likelihoods.Binomial)

@@ -88,6 +88,32 @@ def twins(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     return one, other
 
 
+class Dropped(nn.Module):
+    """Views with noise that a module in evaluation mode would not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = nn.Dropout(0.5)
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes.append(self.noise.training)
+        return self.noise(torch.stack([x, x], 1))
+
+
+@pytest.mark.filterwarnings("ignore:Found 2 module.* in eval mode")
+@pytest.mark.parametrize("mode", [True, False])
+def test_validation_leaves_the_mode_of_the_views(mode, trainer):
+    loader, objective, views = DataLoader(items(28), 8), vicreg(), Dropped()
+    module = Module(objective, views.train(mode))
+    loop = trainer(max_epochs=2, num_sanity_val_steps=1, val_check_interval=2)
+    loop.fit(module, loader, loader)
+    loop.validate(module, loader, verbose=False)
+    assert set(views.modes) == {mode} and views.noise.training is mode
+    assert objective.training and objective.encoder.training
+    assert not module.eval().objective.training
+
+
 @pytest.mark.parametrize("make", [vicreg, moco, byol], ids=["VICReg", "MoCo", "BYOL"])
 def test_a_trainer_makes_the_steps_of_fit(make, trainer):
     """The steps, with their clipping and schedule; the state; the terms of an epoch."""

@@ -335,6 +335,23 @@ def test_overridden_layers_are_what_represents_items():
             own(nn.Linear(4, 3), nn.Identity(), dim=3)
 
 
+def test_overridden_latents_need_an_own_representation_of_items():
+    def latents(self, batch):
+        return super(type(self), self).latents(batch._replace(views=-batch.views))
+
+    own = type("Own", (ps.limits.SimCLR,), {"latents": latents})
+    objective, x = own(nn.Linear(4, 3)), torch.randn(6, 4)
+    assert objective(Batch(torch.randn(6, 2, 4))).alignment.isfinite()
+    for call in (ps.embed, lambda o, x: ps.limits.PID(o, 3, 6).represent(x)):
+        with pytest.raises(TypeError, match="latents"):
+            call(objective, x)
+    for build in (ps.limits.BYOL, ps.limits.MoCo):
+        with pytest.raises(TypeError, match="whose latents are overridden"):
+            type("Own", (build,), {"latents": latents})(nn.Linear(4, 3))
+    own.represent = lambda self, x, layer="backbone": self.encoder(-x)
+    assert_close(ps.embed(objective, x), objective.encoder(-x).detach().numpy())
+
+
 @pytest.mark.parametrize("build", [ps.limits.SimCLR, ps.limits.WMSE])
 def test_one_encoder_of_two_modalities_represents_by_the_mean(build):
     objective = build(nn.Linear(4, 3))

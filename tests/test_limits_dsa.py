@@ -490,3 +490,17 @@ def test_base_must_give_a_z_for_each_view():
     objective = DSA(Halved(nn.Identity()), nn.Identity(), dim=4, neighbours=3)
     with pytest.raises(ValueError, match="one z for each of the"):
         objective(items(views=3))
+
+
+def test_pairs_of_another_layer_than_is_compared_are_refused():
+    """Whatever the affinity: one on the sphere takes vectors of any length."""
+    base = ps.limits.SimCLR(nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 3)))
+    affinity = PriorAffinity(ps.priors.Spherical(None, 5.0))
+    dsa = DSA(base, nn.Linear(5, 2), affinity, neighbours=2)
+    x = torch.randn(6, 5)
+    right = torch.as_tensor(ps.embed(dsa, x, layer="projector"))
+    assert dsa.same(right).shape == (6, 6)
+    wrong = ps.embed(dsa, x)
+    for pair in ((wrong,), (right, wrong), (right[0],)):
+        with pytest.raises(ValueError, match=r"\(n, 3\), got .*layer='projector'"):
+            dsa.same(*pair)

@@ -938,8 +938,8 @@ class LeavesParametersAndMovesBuffers(Changed):
         self.unused = nn.Parameter(torch.zeros(2))
         self.register_buffer("centre", torch.zeros(2))
 
-    def latents(self, batch):
-        z = super().latents(batch)
+    def prepared(self, z):
+        z = super().prepared(z)
         self.centre += z.detach().mean((0, 1))
         return z
 
@@ -1126,3 +1126,27 @@ def test_a_few_laws_that_importance_sampling_refuses_are_undecided(many):
     else:
         with pytest.warns(UserWarning, match="Own: refused is undecided"):
             examine("Own", trials, 0)
+
+
+def test_what_a_copy_would_run_in_the_original_is_refused():
+    """The checks look at copies: batch statistics of the original would move."""
+
+    class Around(nn.Module):
+        def forward(self, y):
+            return dist.Laplace(y, 0.3).to_event(1)
+
+    def closed(net: nn.Module) -> nn.Module:
+        inner = net.forward
+        net.forward = lambda x: inner(x)
+        return net
+
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    for check in (
+        lambda: check_objective(
+            ps.limits.SimCLR(closed(net)), Batch(torch.randn(6, 2, 4))
+        ),
+        lambda: check_prior(ps.priors.Custom(closed(Around()), 2)),
+    ):
+        with pytest.raises(ValueError, match="a copy would run the original"):
+            check()
+    assert net[1].num_batches_tracked == 0

@@ -1,6 +1,5 @@
 """Reconstruction from a frozen representation: a decoder fitted afterwards."""
 
-import copy
 import itertools
 from collections.abc import Mapping
 from textwrap import shorten
@@ -21,6 +20,7 @@ from ..likelihoods.base import check_support
 from ..nn import MLPDecoder
 from ..nn.base import called
 from ..nn.network import nets_of
+from ..runtime.copies import copied
 from ..train.prepare import parameter_groups
 from ..train.run import EarlyStopping
 
@@ -75,8 +75,8 @@ def likelihood_for(objectives: Mapping[str, nn.Module], data: Dataset) -> Form:
         return usually
     dtype = torch.get_default_dtype()
     likelihood, net, dim = found[0]
-    likelihood = copy.deepcopy(likelihood).to("cpu", dtype)
-    net = copy.deepcopy(net).to("cpu", dtype)
+    likelihood = copied(likelihood).to("cpu", dtype)
+    net = copied(net).to("cpu", dtype)
     try:
         with torch.no_grad():
             output = called(net.eval(), torch.zeros(1, dim, dtype=dtype))
@@ -137,7 +137,7 @@ class _Decoder(nn.Module):
 
     def __init__(self, data: Dataset, dim: int, form: Form) -> None:
         super().__init__()
-        self.likelihood = copy.deepcopy(form.likelihood)
+        self.likelihood = copied(form.likelihood)
         alike = form.shape == tuple(data.train.images.shape[1:])
         # Where there are several parameters for an element, the decoder is an MLP.
         self.decoder = (

@@ -103,14 +103,17 @@ class JointEmbedding(Parted):
         """Encoder and projector as one module.
 
         Raises:
-            TypeError: If `layers` is overridden, which the module would leave out.
+            TypeError: If `layers` or `latents` are overridden, which the module would
+                leave out.
         """
-        if overrides(self, "layers"):
-            raise TypeError(
-                f"expected encoder and projector alone, got {type(self).__name__}, "
-                "whose layers(views) are overridden and do more, which a copy of the "
-                "network, such as a teacher, would leave out; put it into the encoder"
-            )
+        for name in ("layers", "latents"):
+            if overrides(self, name):
+                raise TypeError(
+                    f"expected encoder and projector alone, got {type(self).__name__}, "
+                    f"whose {name} are overridden and do more, which a copy of the "
+                    "network, such as a teacher, would leave out; put it into the "
+                    "encoder"
+                )
         return Network(self.encoder, self.projector)
 
     def layers(
@@ -137,7 +140,17 @@ class JointEmbedding(Parted):
 
         For items of several modalities, a tuple: the mean of their representations.
         They are what `layers` returns, where that is overridden.
+
+        Raises:
+            TypeError: If `latents` is overridden, which takes a batch.
         """
+        if overrides(self, "latents"):
+            raise TypeError(
+                f"expected {type(self).__name__}, which overrides latents(batch), to "
+                "have represent(x, layer) of its own, in which x is one item; or "
+                "override layers(views) for what comes before the encoder, and "
+                "prepared(z) for what comes after it"
+            )
         if overrides(self, "layers"):
             views = tree_map_only(Tensor, lambda part: part.unsqueeze(1), x)
             backbone, z = self.layers(views)

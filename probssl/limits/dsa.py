@@ -59,7 +59,7 @@ from ..arguments import alone, at_least, positive, whole
 from ..arrays import tensor
 from ..nn import Network, dim_of
 from ..nn.base import takes
-from ..nn.network import check_items_apart
+from ..nn.network import check_items_apart, known_dim
 from ..runtime.buffers import register_varying
 from ..runtime.copies import copied
 from ..runtime.distributed import gather, world_size
@@ -214,13 +214,31 @@ class DSA(Extension):
 
         Arguments:
             a: The output of `embed` with ``layer="projector"``, or without a projector
-                ``layer="backbone"``: a tensor or array.
+                ``layer="backbone"``: a tensor or array. A projector of equal width
+                cannot be told from the encoder by its output.
             b: Likewise for other items; None means a itself.
+
+        Raises:
+            ValueError: If they are not of the width of that layer.
         """
-        first = tensor(a, "a", finite=True)
-        second = first if b is None else tensor(b, "b", finite=True)
+        first = self._compared(a, "a")
+        second = first if b is None else self._compared(b, "b")
         like = next(self.affinity.parameters(), first)
         return self.affinity(first.to(like), second.to(like)).sigmoid()
+
+    def _compared(self, z: Any, name: str) -> Float[Tensor, "n dim"]:
+        """z as a tensor of the width of the base's output, where that is known."""
+        found = tensor(z, name, finite=True)
+        if self.projector is None:
+            layer, width = "backbone", known_dim(self.encoder)
+        else:
+            layer, width = "projector", known_dim(self.projector, "out")
+        if found.dim() != 2 or width not in (None, found.shape[1]):
+            raise ValueError(
+                f"expected {name} of shape (n, {width or 'dim'}), got "
+                f"{tuple(found.shape)}; give ps.embed(dsa, data, layer={layer!r})"
+            )
+        return found
 
     @torch.no_grad()
     def _references(

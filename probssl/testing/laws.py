@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from ..runtime.copies import copied
 
 __all__ = [
     "Estimate",
@@ -153,9 +154,9 @@ def unless_declined(call: Callable[..., Any], *arguments: Any, **options: Any) -
 
 def twin(module: Module) -> Module:
     """A copy in float64 and evaluation mode, on the CPU."""
-    copied = deepcopy(module).cpu().double().eval()
-    copied.zero_grad()
-    return copied
+    copy = copied(module).cpu().double().eval()
+    copy.zero_grad()
+    return copy
 
 
 @contextmanager

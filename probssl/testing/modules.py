@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from tempfile import TemporaryDirectory
 from traceback import walk_tb
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch.distributions import Distribution
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..runtime.copies import copied
 from ..saving import load, save
 from .laws import BARS, Note, differs, in_short, precision, seeded
 
@@ -126,7 +126,7 @@ def single_precision(case: Valued) -> Iterator[str]:
     expected, again = under_a_seed(case), under_a_seed(case, SEED + 1)
     with precision(torch.float32):
         inputs = tuple(x.float() for x in case.inputs)
-        single = Valued(deepcopy(case.module).float(), case.value, inputs)
+        single = Valued(copied(case.module).float(), case.value, inputs)
         found = under_a_seed(single)
     if found.dtype != torch.float32:
         yield (
@@ -150,7 +150,7 @@ def device(case: Valued) -> Iterator[str]:
     """
     kind = "cuda" if torch.cuda.is_available() else "meta"
     inputs = tuple(x.detach().to(kind).requires_grad_() for x in case.inputs)
-    moved = Valued(deepcopy(case.module).to(kind), case.value, inputs)
+    moved = Valued(copied(case.module).to(kind), case.value, inputs)
     try:
         found = under_a_seed(moved)
     except (RuntimeError, NotImplementedError) as error:
@@ -212,7 +212,7 @@ def state(case: Valued) -> Iterator[str]:
 
 def saving(case: Valued) -> Iterator[str]:
     """Saved, and loaded into a module with other numbers, it has the same value."""
-    expected, other = under_a_seed(case).detach(), deepcopy(case.module)
+    expected, other = under_a_seed(case).detach(), copied(case.module)
     _perturb(other)
     with TemporaryDirectory() as folder:
         save(case.module, folder)

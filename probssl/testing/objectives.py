@@ -1,7 +1,6 @@
 """Laws of an objective: a module that maps a batch of views to `Terms`."""
 
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..arguments import typed
 from ..nn import PerModality
+from ..runtime.copies import copied
 from ..terms import Batch, Terms
 from ..train.prepare import settle
 from . import modules
@@ -66,10 +66,10 @@ def check_objective(
         >>> objective = ps.limits.SimCLR(encoder)
         >>> check_objective(objective, ps.Batch(torch.randn(5, 2, 3)))
     """
-    copied = twin(objective)
-    settle(copied, torch.device("cpu"), batch.shape[0])
+    copy = twin(objective)
+    settle(copy, torch.device("cpu"), batch.shape[0])
     batch = tree_map_only(Tensor, lambda x: _like(x.detach(), DOUBLE), batch)
-    case = _Case(copied, batch, repeats)
+    case = _Case(copy, batch, repeats)
     own = (terms, gradients, mean_over_items, order_of_items, order_of_views)
     more = (corner_cases, representation)
     laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]
@@ -104,7 +104,7 @@ def terms(case: _Case) -> Iterator[str]:
 
 def gradients(case: _Case) -> Iterator[str]:
     """Every trainable parameter has a finite gradient."""
-    objective = deepcopy(case.objective).train()
+    objective = copied(case.objective).train()
     named = [(k, p) for k, p in objective.named_parameters() if p.requires_grad]
     grads = torch.autograd.grad(
         torch.as_tensor(sum(objective(case.batch))),
