@@ -192,6 +192,12 @@ class Positive(nn.Module):
         guide = mapped(guide, lambda tensor: tensor)
         return guide if self.size is None else guide.to_event(1)
 
+    @torch.no_grad()
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """Draw it from its guide q(θ), on this rank alone and without a site."""
+        noise = torch.randn((*shape, *self.loc.shape)).to(self.loc)
+        return self.transform(self.loc + self.log_scale.exp() * noise)
+
     def shown(self) -> str:
         """The value in short; of one that has changed the present and the initial."""
         if not self.learned:

@@ -436,3 +436,37 @@ test_distributions_of_torch_are_refused = refusals(
     ),
     (lambda: Custom(of_torch, 2), TypeError, r"conditional\(y\).*take pyro"),
 )
+
+
+class RandomWaves(nn.Module):
+    """Waves in y, of a random frequency, one for each draw."""
+
+    def __init__(self, median: float) -> None:
+        super().__init__()
+        self.frequency = ps.hyper.Positive(
+            dist.LogNormal(math.log(median), 0.3), "frequency"
+        )
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(torch.sin(self.frequency() * y), 0.1).to_event(1)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+def test_quadrature_is_examined_at_drawn_hyper_parameters(shape):
+    prior = Custom(RandomWaves(0.1), 1, integral=Quadrature())
+    assert prior.remark() is None
+    slow, quick = torch.full(shape, 0.1), torch.full(shape, 8.0)
+    with torch.no_grad():
+        z = prior(2, frequency=torch.tensor(8.0)).sample((40,))
+        found = prior(2, frequency=slow).log_prob(z * 1e-2)
+        assert found.shape == (*shape[:1], 40)
+        prior.integral = Quadrature()
+        with pytest.raises(ValueError, match="nats per item"):
+            prior(2, frequency=quick).log_prob(z)
+
+
+def test_training_examines_quadrature_at_drawn_hyper_parameters():
+    prior = Custom(RandomWaves(0.1), 1, integral=Quadrature())
+    assert prior.remark() is None
+    prior.conditional.frequency.log_scale.data.fill_(math.log(5.0))
+    assert "nats per item" in prior.remark()

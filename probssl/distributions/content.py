@@ -14,9 +14,10 @@ from torch.distributions import Categorical, constraints
 from ._base import Present, Shape, Views, ViewsDistribution
 from .supports import dimensions, states_of, support_of
 
-__all__ = ["ContentPosterior", "Integral", "SharedContent"]
+__all__ = ["ContentPosterior", "Integral", "Rows", "SharedContent"]
 
 Conditional = Callable[..., TorchDistribution]
+Rows = Callable[[Tensor, int], Tensor]
 
 
 class Integral(Protocol):
@@ -54,6 +55,9 @@ class SharedContent(ViewsDistribution):
         watch: A tensor to which importance sampling adds, in steps with a gradient, how
             many items have a small effective sample size, and how many items there are.
         sparse: Whether p(y) may have mass where y rounds to an end of its support.
+        rebuilt: A function that returns `conditional` and `content` for some of the
+            items, given a function that takes theirs from a tensor with the batch shape
+            and so many axes behind. Needed where `batch_shape` has axes.
     """
 
     parts = {"present": 1, "known": 0}
@@ -72,11 +76,12 @@ class SharedContent(ViewsDistribution):
         known: Int[Tensor, "*batch"] | None = None,
         watch: Float[Tensor, "2"] | None = None,
         sparse: bool = True,
+        rebuilt: Callable[[Rows], tuple[Conditional, TorchDistribution]] | None = None,
     ) -> None:
         self.conditional, self.content, self.integral = conditional, content, integral
         self.example, self.factorised, self.present = example, factorised, present
         self.known, self.watch, self.sparse = known, watch, sparse
-        self.own_batch = Size(batch_shape)
+        self.own_batch, self.rebuilt = Size(batch_shape), rebuilt
         if present is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, present.shape[:-1])
         if known is not None:
@@ -132,26 +137,33 @@ class SharedContent(ViewsDistribution):
     def some(
         self, value: Views, numbers: int
     ) -> tuple["SharedContent", Views, Int[Tensor, " n"]] | None:
-        """A few of the items, their views and rows; None if p(z|y) differs by item.
+        """A few of the items, their views and rows; None if there are no items.
 
         Arguments:
             value: Shape (\\*batch, view, dim) of all items.
             numbers: How many numbers they have in one view, at most.
         """
         batch, items = value.shape[:-2], value.shape[:-2].numel()
-        if self.own_batch or not items:
+        if not items or (self.own_batch and self.rebuilt is None):
             return None
         count = min(items, max(1, numbers // value.shape[-1]))
         ends = torch.linspace(0, items - 1, count, dtype=torch.double)
         rows = ends.long().to(value.device)
+
+        def chosen(part: Tensor, axes: int) -> Tensor:
+            part = part.expand(batch + part.shape[part.ndim - axes :])
+            return part.reshape(-1, *part.shape[len(batch) :])[rows]
+
         few = copy.copy(self)
         few._batch_shape = rows.shape
+        if self.own_batch and self.rebuilt is not None:
+            few.conditional, few.content = self.rebuilt(chosen)
+            few.own_batch = rows.shape
         for name, axes in self.parts.items():
             part = getattr(self, name)
             if part is not None:
-                part = part.expand(batch + part.shape[part.ndim - axes :])
-                setattr(few, name, part.reshape(-1, *part.shape[len(batch) :])[rows])
-        return few, value.reshape(-1, *value.shape[-2:])[rows], rows
+                setattr(few, name, chosen(part, axes))
+        return few, chosen(value, 2), rows
 
     def posterior(self, value: Views) -> "ContentPosterior":
         """Return the posterior of the content given the views."""

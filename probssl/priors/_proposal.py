@@ -1,6 +1,7 @@
 r"""The default proposal q(y) of importance sampling: normals at the modes of p(y|z).
 
-Each item has a few starts, the best of many samples of p(y) and its own views. From
+Each item has a few starts, the best of many samples of p(y) and its own views; where
+more are wanted, the best sample in each of many parts of the space. From
 each, Newton steps climb to a mode, with gradients at the mode and at one point in each
 direction, which measure the curvature over the width of the normal, also of densities
 with kinks. One more normal has the moments of weighted samples. All is done in R^n, of
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.nn.functional import normalize
@@ -28,6 +29,7 @@ __all__ = ["ModeMixture"]
 LogDensity = Callable[[Tensor], Tensor]  # (node, *batch, number) -> (node, *batch)
 
 TRIED, STARTS = 256, 3  # samples of p(y), and how many of them are starts
+TRIED_EACH = 64  # least number of samples of p(y) for each start
 STEPS, LENGTHS = 5, (1.0, 0.3, 0.0)  # Newton steps, tried parts of each
 FLATTEST, RIDGE = 0.25, 0.05  # least curvature and its addition, in squared widths
 WIDTHS, WIDE = (1.2, 4.0), 0.15  # of the normals over those of the modes; share of last
@@ -41,19 +43,25 @@ class ModeMixture:
     """A mixture of normals at modes of the posterior of y, and of p(y)."""
 
     @torch.no_grad()
-    def __init__(self, views: SharedContent, value: Views) -> None:
+    def __init__(
+        self, views: SharedContent, value: Views, starts: int = STARTS
+    ) -> None:
         self.views, self.value, self.batch = views, value, value.shape[:-2]
-        tried = _tried(views, value)
+        many = max(TRIED, TRIED_EACH * starts)
+        tried = _tried(views, value, many)
         log_joint = views.log_joint(tried, value)
         log_joint = log_joint.nan_to_num(-math.inf, math.inf, -math.inf)
-        starts = _best(tried, log_joint, STARTS)
+        best = _best(tried, log_joint, STARTS)
         sphere = is_sphere(support_of(views.content))
         map_ = _Stereographic(_best(tried, log_joint, 1)[0]) if sphere else None
         self.content = Unconstrained(views.content, tried, views.sparse, map_)
-        u = self.content.numbers(tried[:TRIED])
+        u = self.content.numbers(tried[:many])
         spread = 1.5 * (u - u.median(0).values).abs().median(0).values
-        starts = _bounded(self.content.numbers(starts))
-        modes = _climbed(self._log_density, starts, spread)
+        loc = _bounded(self.content.numbers(best))
+        if starts > STARTS:
+            cells = _cells(_bounded(u), spread, starts - STARTS)
+            loc = torch.cat([loc, _best_in(u, log_joint[:many], cells)])
+        modes = _climbed(self._log_density, loc, spread)
         weight = (modes.log_density + modes.log_volume).softmax(0)
         tril = _cholesky(modes.scale @ modes.scale.mT)[0]
         share = (1 - EVEN) * weight + EVEN / len(weight)
@@ -101,7 +109,7 @@ class ModeMixture:
         noise = self.loc.new_empty(*self.batch, n - few, self.loc.shape[-1]).normal_()
         narrow, wide = WIDTHS
         is_wide = torch.rand_like(noise[..., :1]) < WIDE
-        noise = noise * torch.where(is_wide, wide, narrow)
+        noise = noise * torch.where(is_wide, wide, narrow).to(noise)
         moved = self.loc.unsqueeze(-2) + noise @ self.tril.mT  # by every mode
         index = mode.movedim(0, -1)[None, ..., None]
         u = moved.take_along_dim(index, 0).squeeze(0).movedim(-2, 0)
@@ -141,12 +149,14 @@ class _Modes(NamedTuple):
     log_volume: Float[Tensor, "start *batch"]
 
 
-def _tried(views: SharedContent, value: Views) -> Float[Tensor, "node *#batch dim"]:
+def _tried(
+    views: SharedContent, value: Views, many: int
+) -> Float[Tensor, "node *#batch dim"]:
     """Samples of p(y), the same for all items, and the views where y is like z."""
     content, batch = views.content, value.shape[:-2]
     own = content.batch_shape
-    y = content.sample((TRIED,))
-    y = y.view(TRIED, *[1] * (len(batch) - len(own)), *own, *content.event_shape)
+    y = content.sample((many,))
+    y = y.view(many, *[1] * (len(batch) - len(own)), *own, *content.event_shape)
     if not alike(content, views.example):
         return y
     if views.present is not None:
@@ -157,7 +167,7 @@ def _tried(views: SharedContent, value: Views) -> Float[Tensor, "node *#batch di
     points = value.movedim(-2, 0)
     if is_real(support_of(content)):
         points = torch.cat([points, points.mean(0, keepdim=True)])
-    return torch.cat([y.expand(TRIED, *batch, -1), points])
+    return torch.cat([y.expand(many, *batch, -1), points])
 
 
 def _best(y: Tensor, log_joint: Tensor, count: int) -> Tensor:
@@ -169,6 +179,28 @@ def _best(y: Tensor, log_joint: Tensor, count: int) -> Tensor:
         for p, log_p in parts
     ]
     return torch.cat(best)
+
+
+def _cells(
+    u: Float[Tensor, "n *#batch number"], spread: Tensor, count: int
+) -> Bool[Tensor, "cell n *#batch"]:
+    """Which samples are in each of so many cells, whose centres are far apart."""
+    u = torch.asinh((u - u.median(0).values) / spread.clamp(min=1e-6))
+    away = torch.full_like(u[..., 0], math.inf)
+    cell = torch.zeros_like(away)
+    for k in range(count):
+        far = away.argmax(0, keepdim=True).unsqueeze(-1)
+        square = (u - u.take_along_dim(far, 0)).square().sum(-1)
+        cell = torch.where(square < away, float(k), cell)
+        away = torch.minimum(square, away)
+    return cell.unsqueeze(0) == torch.arange(count).to(u).view(-1, *[1] * cell.dim())
+
+
+def _best_in(u: Tensor, log_joint: Tensor, cells: Tensor) -> Tensor:
+    """The best of the samples in each cell, shape (cell, *batch, number)."""
+    u, none = u.expand(*log_joint.shape, -1), -math.inf
+    best = [log_joint.where(c, none).argmax(0, keepdim=True) for c in cells]
+    return torch.cat([u.take_along_dim(b.unsqueeze(-1), 0) for b in best])
 
 
 def _climbed(log_density: LogDensity, loc: Tensor, spread: Tensor) -> _Modes:

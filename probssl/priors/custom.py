@@ -3,6 +3,7 @@ r"""A prior with any p(y) and any conditional density p(z|y)."""
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.distributions import Distribution, Independent, biject_to
 from torch.nn.functional import normalize
 
 from ..arguments import instance, whole
-from ..distributions.content import ContentPosterior, Integral, SharedContent
+from ..distributions.content import ContentPosterior, Integral, Rows, SharedContent
 from ..distributions.supports import (
     alike,
     is_sphere,
@@ -54,6 +55,8 @@ from .integrals import (
 __all__ = ["Custom"]
 
 MASS_ERROR = 0.05  # nats: of p(y) by quadrature, without views to narrow it
+STARTS = 16  # of importance sampling where draws of the prior have many modes
+SAMPLED = 32  # items drawn to examine importance sampling
 ACCURATE = 0.01  # nats per item, of draws of the prior: quadrature is chosen
 KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
 
@@ -165,7 +168,9 @@ class Custom(Prior):
             self.integral = Quadrature(128, peaks=8)
             if float(self._error_at_draws().mean()) < ACCURATE:
                 return self.integral
-        return ImportanceSampling()
+        sampling = ImportanceSampling()
+        self.integral = sampling
+        return ImportanceSampling(starts=STARTS) if self._missed(sampling) else sampling
 
     def check(self) -> None:
         """Raise a ValueError if quadrature is wrong for draws of the prior itself."""
@@ -174,13 +179,32 @@ class Custom(Prior):
             if float(error.mean()) > LARGEST_ERROR:
                 raise ValueError(inaccurate(self.integral, error))
 
-    def _error_at_draws(self) -> Float[Tensor, " n"]:
-        """The error of quadrature for two views of some items, drawn from the prior."""
+    def _missed(self, rule: ImportanceSampling) -> str | None:
+        """A warning, if the rule misses modes for items drawn from the prior."""
+        if rule.proposal is not None:
+            return None
+        with self._views_at_draws(SAMPLED) as (views, z), validation_enabled(False):
+            return rule.missed(views, z, rule.draw(views, z)[1]) if len(z) else None
+
+    @contextmanager
+    def _views_at_draws(self, n: int) -> Iterator[tuple[SharedContent, Views]]:
+        """The distribution of two views, and so many items drawn from it.
+
+        Random hyper-parameters are drawn for each item from their guides.
+        """
         cuda = [self.one.device] if self.one.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(cuda):
-            z = self(2).sample((max(1, EXAMINED // self.known_dim()),))
-            z = z[z.flatten(1).isfinite().all(1)]  # tails may leave the dtype
-            return self.quadrature_error(z).nan_to_num(math.inf)
+            drawn = {h.name: h.draw((n,)) for h in self.random()}
+            z = self(2, **drawn).sample(() if drawn else (n,))
+            some = z.flatten(1).isfinite().all(1)  # tails may leave the dtype
+            few = {name: value[some] for name, value in drawn.items()}
+            yield self(2, **few), z[some]
+
+    def _error_at_draws(self) -> Float[Tensor, " n"]:
+        """The error of quadrature for two views of some items, drawn from the prior."""
+        n = max(1, EXAMINED // self.known_dim())
+        with self._views_at_draws(n) as (views, z):
+            return self._error(views, z).nan_to_num(math.inf)
 
     @torch.no_grad()
     def _mass_is_found(self, views: TorchDistribution) -> bool:
@@ -223,7 +247,14 @@ class Custom(Prior):
         views = whole("views", views)
         if component is not None:
             self.component()  # an error if p(y) has no classes
-        shapes = [h.batch_of(drawn[h.name]) for h in self.random() if h.name in drawn]
+        hypers = [h for h in self.random() if h.name in drawn]
+        shapes = [h.batch_of(drawn[h.name]) for h in hypers]
+
+        def rebuilt(rows: Rows) -> tuple[Conditional, TorchDistribution]:
+            axes = {h.name: 0 if h.size is None else 1 for h in hypers}
+            few = {name: rows(drawn[name], count) for name, count in axes.items()}
+            return self._conditional(few), self.content(**few)
+
         return SharedContent(
             self._conditional(drawn),
             self.content(**drawn),
@@ -236,6 +267,7 @@ class Custom(Prior):
             known=component,
             watch=self.watched if self.training else None,
             sparse=self.sparse,
+            rebuilt=rebuilt,
         )
 
     def content(self, **drawn: Tensor) -> TorchDistribution:
@@ -357,13 +389,16 @@ class Custom(Prior):
             TypeError: If y is not integrated out by `Quadrature`.
         """
         hint = "use effective_sample_size(z)"
-        rule = instance("integral", self.integral, Quadrature, "Quadrature", hint)
-        views, itself = self.of(z), copy.copy(rule)
+        instance("integral", self.integral, Quadrature, "Quadrature", hint)
+        return self._error(self.of(z), z)
+
+    def _error(self, views: SharedContent, z: Views) -> Float[Tensor, "*batch"]:
+        rule: Any = self.integral
+        views.integral = itself = copy.copy(rule)
         itself._calls = None
-        views.integral, log_prob = itself, views.log_prob
-        coarse = log_prob(z)
+        coarse = views.log_prob(z)
         views.integral, views.sparse = rule.finer(), True
-        return (log_prob(z) - coarse).abs()
+        return (views.log_prob(z) - coarse).abs()
 
     @torch.no_grad()
     def effective_sample_size(self, z: Views) -> Float[Tensor, "*batch"]:
@@ -381,25 +416,26 @@ class Custom(Prior):
         """A warning, if importance sampling was poor in the steps since the last call.
 
         It is poor for an item whose effective sample size is below the rule's `least`:
-        log p is then too low by about 1 / (2 ESS) nats. Quadrature with parameters is
-        examined at draws of the prior, in the first, second, fourth, eighth … call.
+        log p is then too low by about 1 / (2 ESS) nats. Of a prior with parameters the
+        rule is also examined at draws of the prior, in the first, second, fourth,
+        eighth … call.
         """
-        if isinstance(self.integral, Quadrature):
-            self._remarks += 1
-            if (
-                self._remarks & (self._remarks - 1)
-                or next(self.parameters(), None) is None
-            ):
-                return None
+        self._remarks += 1
+        found = None
+        trained = next(self.parameters(), None) is not None
+        if trained and not self._remarks & (self._remarks - 1):
+            if isinstance(self.integral, ImportanceSampling):
+                found = self._missed(self.integral)
             try:
                 self.check()
             except ValueError as error:
-                return str(error)
-            return None
+                found = str(error)
+        if isinstance(self.integral, Quadrature):
+            return found
         few, items = self.watched.tolist()
         self.watched.zero_()
         least = getattr(self.integral, "least", 0.0)
-        return poor(least, few / items) if few else None
+        return poor(least, few / items) if few else found
 
     def _conditional(self, drawn: Drawn) -> Conditional:
         """p(z|y), a function of y, for drawn hyper-parameters."""

@@ -1,5 +1,6 @@
 """Rules that integrate y out: quadrature, importance sampling, an exact sum."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from ..distributions.supports import (
     support_of,
 )
 from ..special import effective_sample_size
-from ._proposal import ModeMixture
+from ._proposal import STARTS, ModeMixture
 from ._unconstrained import Unconstrained
 
 __all__ = ["Enumeration", "ImportanceSampling", "Quadrature"]
@@ -47,7 +48,7 @@ OCTAVES = range(-14, 3)  # exponents of the widths of a peak that are tried
 LADDER = (2.0, 4.0, 7.0, 12.0, 30.0, 200.0)  # panels around a peak, in its widths
 HALVED_AT_ONCE = 4  # panels that are halved
 PLACES = 256  # at which one further peak is searched, within eight widths of p(y)
-FINER = 16  # least number of further peaks in the estimate of the error
+FINER = 16  # least number of further peaks, or of starts, in estimates of the error
 EXAMINED = 128  # numbers z, of which the error is estimated
 LARGEST_ERROR = 0.05  # nats per item that are accepted
 DROPPED_NATS = 45.0  # nats: a panel below e^-45 of the integral is dropped
@@ -399,32 +400,51 @@ class ImportanceSampling:
     the harmonic mean over the items is below, an error is raised. In training only
     `ps.fit` warns, after an epoch.
 
+    A mode of p(y|z) that no start leads to leaves the ESS large and log p too low. So
+    an estimate with more starts and samples is compared, as that of `Quadrature`: by
+    the rule itself in few of its calls without a gradient, and by `ps.fit` at draws
+    of the prior. Modes that this estimate misses as well are not seen.
+
     Arguments:
         samples: The number K of samples.
         proposal: A function of z and of the mask of present views (or None) that
             returns q(y), event shape that of y, with reparameterised samples. By
-            default a mixture of normals at up to three modes of p(y|z), in R^n where y
-            is constrained, and of p(y); it carries no gradient.
+            default a mixture of normals at modes of p(y|z), in R^n where y is
+            constrained, and of p(y); it carries no gradient.
         least: The smallest effective sample size that is accepted.
+        starts: At most how many modes of p(y|z) the default proposal has.
 
     Raises:
         ValueError: If least is below 1, or samples below least.
     """
 
     each = False
+    starts = STARTS  # rules saved before it was an argument have none
+    _calls: int | None = 0  # without a gradient; None examines none
 
     def __init__(
         self,
         samples: int = 512,
         proposal: Callable[[Tensor, Tensor | None], TorchDistribution] | None = None,
         least: float = 20.0,
+        starts: int = STARTS,
     ) -> None:
         self.proposal, self.least = proposal, at_least("least", least, 1)
         hint = "an effective sample size, at least `least`, is at most their number"
         self.samples = whole("samples", samples, math.ceil(least), hint=hint)
+        if whole("starts", starts, STARTS) > STARTS:
+            self.starts = starts
 
     def __repr__(self) -> str:
-        return f"ImportanceSampling({self.samples}, least={self.least:g})"
+        more = f", starts={self.starts}" if self.starts > STARTS else ""
+        return f"ImportanceSampling({self.samples}, least={self.least:g}{more})"
+
+    def finer(self) -> "ImportanceSampling":
+        """Return a rule with more starts and samples, which may find more modes."""
+        starts = max(4 * self.starts, FINER)
+        rule = ImportanceSampling(2 * self.samples, self.proposal, self.least, starts)
+        rule._calls = None
+        return rule
 
     def __call__(
         self, views: SharedContent, value: Views
@@ -437,7 +457,56 @@ class ImportanceSampling:
             views.watch[1] += few.numel()
         elif get_proxy_mode() is None and not log_weight.is_meta:
             y, log_weight = self._enough(views, value, y, log_weight)
+            if not log_weight.requires_grad:
+                self._examine(views, value, log_weight)
         return y, log_weight
+
+    def _examine(self, views: SharedContent, value: Views, log_weight: Tensor) -> None:
+        """Compare with more starts and samples, for some items, in few of the calls."""
+        if self._calls is None or self.proposal is not None:
+            return
+        self._calls += 1
+        some = None if self._calls & (self._calls - 1) else views.some(value, EXAMINED)
+        if some is None:
+            return
+        fewer, part, rows = some
+        log_weight = log_weight.flatten(1)[:, rows]
+        message = self.missed(fewer, part, log_weight)
+        if message:
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    @torch.no_grad()
+    def missed(
+        self, views: SharedContent, value: Views, log_weight: Tensor
+    ) -> str | None:
+        """A warning, if an estimate of log p with more starts is better.
+
+        It is larger, by more than five standard errors of both, for some item or in the
+        mean; or its effective sample size alone is large enough.
+        """
+        cuda = [value.device] if value.is_cuda else []
+        with torch.random.fork_rng(cuda):
+            fewer = copy.copy(views)
+            fewer.sparse = True
+            finer = self.finer().draw(fewer, value)[1]
+        higher = finer.logsumexp(0) - log_weight.logsumexp(0)
+        less, more = (
+            effective_sample_size(each).reciprocal() for each in (log_weight, finer)
+        )
+        error = less + more
+        mean = higher.mean() - 5 * (error.mean() / len(higher)).sqrt()
+        largest = (higher - 5 * error.sqrt()).max()
+        few = less.mean() * self.least > 1 >= more.mean() * self.least
+        found = float(mean) > LARGEST_ERROR or float(largest) > 4 * LARGEST_ERROR
+        if not (found or bool(few)):
+            return None
+        return (
+            f"importance sampling of y misses modes of p(y|z): with more starts log "
+            f"p(z) is {float(higher.mean()):.2g} nats higher in the mean and "
+            f"{float(higher.max()):.2g} at most; take integral=ps.priors."
+            f"ImportanceSampling(starts={4 * self.starts}), or make y a variable of "
+            "the model: Joint(…, content=ps.guides.Content(dim))"
+        )
 
     def _enough(
         self, views: SharedContent, value: Views, y: Tensor, log_weight: Tensor
@@ -479,7 +548,8 @@ class ImportanceSampling:
     ) -> tuple[Float[Tensor, "node *batch dim"], Float[Tensor, "node *batch"]]:
         """Return samples of the proposal and log w - log K, whatever the ESS."""
         if self.proposal is None:
-            y, log_weight = ModeMixture(views, value).draw(self.samples)
+            mixture = ModeMixture(views, value, self.starts)
+            y, log_weight = mixture.draw(self.samples)
         else:
             proposal = self.proposal(value, views.present)
             y = proposal.rsample((self.samples,))
