@@ -475,7 +475,11 @@ test_arguments_out_of_range_are_refused = refusals(
     (on(SwAV, iterations=-1, dim=4), ValueError, "iterations as a whole"),
     (on(SwAV, components=1, dim=4), ValueError, "at least 2"),
     (on_z("SwAV", z=torch.randn(9, 2, 3)), ValueError, "dim=3"),
-    (on(DINO, teacher_temperature=-1.0), ValueError, "teacher_temperature as a pos"),
+    (
+        on(DINO, teacher_temperature=-1.0, dim=2),
+        ValueError,
+        "teacher_temperature as a pos",
+    ),
     (on(DINO, centre_momentum=1.1, dim=4), ValueError, "centre_momentum from 0 to 1"),
     (on(DINO, momentum=1.1, dim=4), ValueError, "momentum from 0 to 1"),
     (on(DeepClustering, 5, 4, dim=4), ValueError, "items as a whole.*5"),
