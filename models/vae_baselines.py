@@ -46,7 +46,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import probssl as ps
 from probssl.views import Affine, Augment
 
-EVENT, HIDDEN, DIM, SPHERE, PSEUDO, SCALE = (1, 28, 28), (200, 200), 50, 40, 500, 0.3
+EVENT, HIDDEN, WIDE = (1, 28, 28), (200, 200), (512, 512)
+DIM, SPHERE, PSEUDO, SCALE = 50, 40, 500, 0.3
 VALIDATION, SHOWN, PARTICLES, SAMPLES, SEED = 10_000, 1_000, 100, 5_000, 0
 EPOCHS, BATCH, LEARNING_RATE, EVERY = 60, 100, 1e-3, 10
 IDENTITY, SMALL = nn.Identity(), Affine(rotate=15, scale=(0.85, 1.15), shift=0.1)
@@ -57,14 +58,16 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 Make = Callable[[ps.data.Dataset], nn.Module]
 
 
-def joint(prior: ps.priors.Prior, **options: Any) -> ps.Joint:
-    """A distribution of binary images with the networks of all models."""
-    dim = prior.known_dim()
+def joint(
+    prior: ps.priors.Prior, hidden: tuple[int, ...] = (), **options: Any
+) -> ps.Joint:
+    """A distribution of binary images with fully connected networks."""
+    dim, hidden = prior.known_dim(), hidden or HIDDEN
     return ps.Joint(
         prior,
         ps.likelihoods.Bernoulli(),
-        ps.nn.MLPEncoder(EVENT, dim, HIDDEN),
-        ps.nn.MLPDecoder(dim, EVENT, HIDDEN),
+        ps.nn.MLPEncoder(EVENT, dim, hidden),
+        ps.nn.MLPDecoder(dim, EVENT, hidden),
         **options,
     )
 
@@ -78,6 +81,12 @@ def iwae(data: ps.data.Dataset) -> nn.Module:
     """The importance-weighted autoencoder with 50 samples."""
     bound = ps.bounds.IWAE(50)
     return ps.limits.VAE(joint(ps.priors.Independent(DIM)), bound=bound)
+
+
+def wide(data: ps.data.Dataset) -> nn.Module:
+    """The importance-weighted autoencoder with 5 samples and wider networks."""
+    bound = ps.bounds.IWAE(5)
+    return ps.limits.VAE(joint(ps.priors.Independent(DIM), WIDE), bound=bound)
 
 
 def vamp(data: ps.data.Dataset) -> nn.Module:
@@ -111,6 +120,7 @@ def simvae(data: ps.data.Dataset) -> nn.Module:
 MODELS: dict[str, tuple[Make, Augment]] = {
     "VAE": (vae, ONE),
     "IWAE, 50 samples": (iwae, ONE),
+    "IWAE, 5 samples, 512 units": (wide, ONE),
     "VampPrior": (vamp, ONE),
     "VAE on a sphere": (sphere, ONE),
     "SimVAE": (simvae, PAIRS),
@@ -176,7 +186,8 @@ def main(
 ) -> dict[str, dict[str, Any]]:
     """Return −log p(x) of the test images under each model, in nats per image.
 
-    Models that the file of results has already, from runs of as many epochs, are kept.
+    Models that the file of results has already are kept; of those that are named, the
+    ones with as many epochs.
     """
     if data is None:
         root = Path(os.environ.get("PROBSSL_DATA", "../shared/data"))
@@ -185,9 +196,8 @@ def main(
     rows: dict[str, dict[str, Any]] = {}
     if path.is_file():
         rows = json.loads(path.read_text())["rows"]
-        rows = {k: row for k, row in rows.items() if row["epochs"] == epochs}
     for name in names:
-        if name in rows:
+        if name in rows and rows[name]["epochs"] == epochs:
             continue
         began = time.process_time()
         torch.manual_seed(SEED)

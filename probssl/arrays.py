@@ -150,6 +150,8 @@ def check_classes(known: Any, values: Any) -> None:
 def class_names(known: Any) -> tuple[str, ...] | None:
     """Names of classes in the order of their numbers, from whatever has them.
 
+    None are known of a data set whose labels are numbers.
+
     Arguments:
         known: The names, a data set that has them, a categorical of pandas, or None.
     """
@@ -158,6 +160,8 @@ def class_names(known: Any) -> tuple[str, ...] | None:
     named = getattr(known, "train", known)
     named = getattr(named, "dtype", named) if categories(named) else named
     names = getattr(named, "classes", getattr(named, "categories", named))
+    if names is None and getattr(named, "labels", None) is not None:
+        return ()
     listed = [] if names is None or isinstance(names, str) else list(names)
     if not listed or len({*map(str, listed)}) < len(listed):
         raise ValueError(
@@ -329,7 +333,8 @@ def coded(y: Any, classes: Sequence[str] | None, name: str) -> np.ndarray | None
         raise TypeError(
             f"expected whole numbers in {name}, in the order of the data set's labels "
             "and -1 where one is not known, got names; names are known of a data set "
-            "whose labels are names, or with classes=: ps.data.arrays(x, names)"
+            "whose labels are names, or with classes=: ps.data.groups(x, content="
+            "names, classes=('cat', 'dog'))"
         )
     if found is not None:
         codes, own = found

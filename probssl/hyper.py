@@ -301,6 +301,8 @@ class Reciprocal(Positive):
     The reciprocal is what is fixed, learned or random, and the value of the Pyro site.
     """
 
+    reciprocal = True
+
     def forward(self) -> Tensor:
         return super().forward().reciprocal()
 

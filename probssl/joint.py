@@ -293,7 +293,7 @@ class Joint(Parted):
         if not isinstance(batch, Batch):
             check_batch(batch)
         if not self.several:
-            return _unstacked(batch, self.decoder)
+            return _unstacked(batch, self.decoder, self.likelihoods[0])
         views, modalities = batch.views, len(self.sites)
         if isinstance(views, Tensor) and views.shape[1] == modalities:
             return batch._replace(views=views.split(1, 1))
@@ -557,13 +557,19 @@ def _plate(items: int, batch: Batch, size: int | None) -> pyro.plate:
     return plate
 
 
-def _unstacked(batch: Batch, decoder: nn.Module) -> Batch:
+def _unstacked(batch: Batch, decoder: nn.Module, likelihood: nn.Module) -> Batch:
     """The batch, in which items that are stacks of views are these views."""
     x, event = batch.views, getattr(decoder, "event_shape", None)
     if not isinstance(x, Tensor) or x.shape[1] != 1 or not isinstance(event, tuple):
         return batch
-    stacked = x.shape[3:] == event and x.shape[2:] != event and batch.present is None
-    return batch._replace(views=x.squeeze(1)) if stacked else batch
+    if x.shape[3:] != event or x.shape[2:] == event or batch.present is not None:
+        return batch
+    try:  # a likelihood may add an axis that the decoder's output lacks
+        p = likelihood(torch.full((1, 1, *event), 0.5, device=x.device))
+    except (RuntimeError, ValueError):
+        return batch._replace(views=x.squeeze(1))
+    whole = p.batch_shape[2:] + p.event_shape == x.shape[2:]
+    return batch if whole else batch._replace(views=x.squeeze(1))
 
 
 def _size(module: nn.Module) -> int:

@@ -30,7 +30,7 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl import recipes
 from probssl.compare import own_terms, representation_terms, sampled
-from probssl.compare.checks import check
+from probssl.compare.checks import check, check_data
 from probssl.compare.decoding import decoded
 from probssl.compare.densities import directions, gaussian, spherical, student
 from probssl.compare.fitting import fit_methods
@@ -800,6 +800,9 @@ def test_a_bare_joint_is_refused_and_frozen_parameters_may_be_shared():
         ps.nn.MLPEncoder((3,), 2),
         ps.nn.MLPDecoder(2, (3,)),
     )
+    pairs = ps.data.groups(torch.rand(40, 2, 3), torch.arange(40) % 2)
+    with pytest.raises(TypeError, match="training items of own as a Split, got Groups"):
+        check_data(ps.data.Dataset(pairs, pairs, None, "own"))
     with pytest.raises(TypeError, match="a Joint as mine; wrap it in ps.limits.SimVAE"):
         check({"mine": joint})
     one, other = (ps.limits.SimCLR(joint.encoder.requires_grad_(False)) for _ in "ab")

@@ -1208,6 +1208,14 @@ NAMED = {
 }
 
 
+def test_classes_of_a_data_set_whose_labels_are_numbers_have_no_names():
+    views = np.zeros((2, 2, 1))
+    numbered = data.groups(views, [2, 0])
+    assert data.groups(views, [0, 1], classes=numbered).labels.tolist() == [0, 1]
+    with pytest.raises(TypeError, match="labels as whole numbers.*got names"):
+        data.groups(views, ["owl", "cat"], classes=numbered)
+
+
 @pytest.mark.parametrize("known", NAMED.values(), ids=NAMED)
 def test_names_of_classes_that_are_known_number_absent_ones_alike(known):
     views, few = np.zeros((2, 2, 1)), ["owl", "dog"]

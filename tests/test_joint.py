@@ -709,3 +709,23 @@ def test_pyro_parameters_of_modules_are_parameters():
     ps.fit(ps.limits.SimVAE(joint), torch.randn(20, 3), epochs=2, progress=False)
     assert joint.decoder.scale != before
     pyro.clear_param_store()
+
+
+class Repeated(ps.likelihoods.Likelihood):
+    """Three readings of one signal: the decoder gives it once."""
+
+    measure = "lebesgue"
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        shape = (*output.shape[:-2], 3, *output.shape[-2:])
+        return dist.Normal(output.unsqueeze(-3).expand(shape), 0.5).to_event(3)
+
+
+def test_an_axis_that_the_likelihood_adds_is_not_that_of_views():
+    signals = torch.randn(5, 3, 1, 4)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, DIM))
+    decoder = ps.nn.MLPDecoder(DIM, (1, 4), hidden=())
+    joint = Joint(Gaussian(DIM), Repeated(), encoder, decoder)
+    assert joint.arranged(Batch(signals[:, None])).views.shape == (5, 1, 3, 1, 4)
+    one = Joint(Gaussian(DIM), Normal(), ps.nn.MLPEncoder((1, 4), DIM), decoder)
+    assert one.arranged(Batch(signals[:, None])).views.shape == (5, 3, 1, 4)

@@ -178,7 +178,8 @@ def same_content(module: ModuleType, folder: Path) -> None:
 
 
 def vae_baselines(module: ModuleType, folder: Path) -> None:
-    module.HIDDEN, module.DIM, module.SPHERE, module.PSEUDO = (8,), 3, 3, 5
+    module.HIDDEN, module.WIDE, module.PSEUDO = (8,), (9,), 5
+    module.DIM, module.SPHERE = 3, 3
     grey = torch.randint(256, (130, 1, 28, 28), dtype=torch.uint8)
     binary = (grey[120:] > 127).byte() * 255
     splits = ps.data.Split(grey[:120]), ps.data.Split(binary)

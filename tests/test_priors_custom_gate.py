@@ -28,6 +28,12 @@ def normal(y: Tensor) -> dist.TorchDistribution:
     return dist.Normal(y, 0.3).to_event(1)
 
 
+def two_peaks(y: Tensor) -> dist.TorchDistribution:
+    """A mixture whose weights lack the axes of y."""
+    parts = dist.Normal(torch.stack([y, -y], -2), 0.3).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
+
+
 def around(f, dim: int = 3):
     return lambda: Custom(lambda y: normal(f(y)), dim)
 
@@ -91,6 +97,7 @@ test_what_does_not_fit_together_is_refused = refusals(
     (around(lambda y: y[:, :1] * torch.ones(3)), ValueError, r"batch shape \(3, 2\)"),
     (around(lambda y: y[:, 1]), ValueError, r"with batch shape \(3, 2\)"),
     (around(lambda y: y @ torch.ones(2, 3)), ValueError, r"take y of shape \(3, 2, 3"),
+    (lambda: Custom(two_peaks, 1), ValueError, r"MixtureSameFamily the axes \(3, 2\)"),
     (around(nn.Linear(4, 3)), ValueError, r"got RuntimeError: mat1 and mat2"),
     (lambda: Custom(BatchNorm(), 2), ValueError, "LayerNorm, not batch"),
     (

@@ -191,6 +191,19 @@ def test_a_module_that_two_parts_share_is_known_by_both_names():
     assert objective["one"].beta == 0.5
 
 
+def test_a_temperature_is_scheduled_by_its_name():
+    simclr = SimCLR(encoder(), temperature=0.5)
+    for objective in (simclr, ps.limits.DSA(simclr, neighbours=2)):
+        Schedules(objective, {"temperature": linear(0.5, 0.1)}, 10).set(10)
+        assert simclr.temperature.item() == pytest.approx(0.1)
+        assert simclr.prior.concentration().item() == pytest.approx(10.0)
+    with pytest.raises(ValueError, match="'temperature'.*got 'prior.concentration.f"):
+        Schedules(simclr, {"prior.concentration.fixed": linear(2.0, 10.0)}, 10)
+    two = nn.ModuleDict({"one": simclr, "other": SimCLR(encoder(), temperature=1.0)})
+    Schedules(two, {"other.prior.temperature": linear(1.0, 0.2)}, 10).set(10)
+    assert two["other"].temperature.item() == pytest.approx(0.2)
+
+
 def scheduled(schedule: object, total: int | None = 10) -> Schedules:
     return Schedules(vae(), {"beta": schedule}, total)
 

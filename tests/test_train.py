@@ -744,6 +744,20 @@ def test_patience_ends_the_fit_and_brings_the_best_epoch_back(patience):
     assert_close(objective.state_dict(), kept[2], rtol=0, atol=0)
 
 
+def test_validation_data_compare_epochs_by_default():
+    options = {"epochs": 12, "patience": 2, "learning_rate": 0.3}
+    torch.manual_seed(0)
+    seen, held_out = points(), torch.randn_like(points()) * 5
+    for valid, monitor in ((held_out, "valid_value"), (None, "value")):
+        found = []
+        for given in ({}, {"monitor": monitor}):
+            torch.manual_seed(1)
+            history = fit(Noisy(), seen, valid=valid, **options | given)
+            found.append(history[monitor].tolist())
+        assert found[0] == found[1]
+        assert len(found[0]) == min(12, int(np.argmax(found[0])) + 3)
+
+
 def test_a_probe_may_be_rarer_than_epochs(caplog):
     def probe(epoch: int, row: dict[str, float]) -> None:
         if epoch % 2 == 0:
@@ -1259,6 +1273,7 @@ WRONG: list[tuple[type[Exception], str, object, str]] = [
         "an Optimizer, a function of 1 argument or None, got 'adam'",
     ),
     (ValueError, "optimizer", torch.optim.LBFGS, "got LBFGS.*first-order"),
+    (ValueError, "optimizer", partial(Adam, maximize=True), "got Adam with maximize"),
     (TypeError, "scheduler", lambda optimizer: None, "returns one, got None"),
     (ValueError, "learning_rate", 0.0, "positive finite number, got 0.0"),
     (ValueError, "learning_rate", math.nan, "positive finite number, got nan"),

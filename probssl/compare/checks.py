@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arrays import check_classes, classes, span
-from ..data import Dataset
+from ..data import Dataset, Split
 from ..evaluation.probes import LABELS_PER_CLASS, kept
 from ..joint import Joint
 from ..nn import PerModality
@@ -24,6 +24,12 @@ MIN_TEST_ITEMS = 20  # for entropies and standard errors over items
 def check_data(data: Dataset, max_train: int | None = None, seed: int = 0) -> None:
     """Raise a ValueError for data without the items or labels that scores need."""
     for part, split in (("training", data.train), ("test", data.test)):
+        if not isinstance(split, Split):
+            raise TypeError(
+                f"expected the {part} items of {data.name} as a Split, got "
+                f"{type(split).__name__}; give single items, of which views= makes "
+                "pairs: ps.data.arrays"
+            )
         if split.labels is None:
             raise ValueError(
                 f"expected labels for the {part} items of {data.name}, got none; "

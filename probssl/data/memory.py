@@ -427,6 +427,12 @@ def label_tensors(
         name: _label_array(y, len(parts[name][1]), name) for name, y in given.items()
     }
     strings = [array.dtype.kind == "U" for array in arrays.values()]
+    if names == () and (orders or any(strings)):
+        raise TypeError(
+            f"expected {' and '.join(given)} as whole numbers, as the labels of the "
+            "data set given as classes, got names; label both alike"
+        )
+    names = names or None
     if names is None and orders:
         if any(order != orders[0] for order in orders):
             raise ValueError(

@@ -102,6 +102,14 @@ def example_of(
                 f"expected conditional(y) to return a distribution with {method}, got "
                 f"{type(example).__name__} without; write its method {method}"
             ) from error
+        except (RuntimeError, IndexError) as error:
+            lead = tuple(y.shape[:2])
+            raise ValueError(
+                f"expected conditional(y) to return a distribution with {method} for y "
+                f"of shape {tuple(y.shape)}, got {type(error).__name__}: {error}; give "
+                f"all parts of {type(example).__name__} the axes {lead} of y, as in "
+                "Categorical(weights.expand(y.shape[:-1] + weights.shape))"
+            ) from error
     if support_of(example).is_discrete:
         raise ValueError(
             f"expected a density p(z|y), got {type(example).__name__}, a discrete "

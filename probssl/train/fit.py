@@ -72,7 +72,7 @@ def fit(
     scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None = None,
     accumulate: int = 1,
     clip: float | None = None,
-    monitor: str = "value",
+    monitor: str | None = None,
     patience: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
@@ -150,8 +150,9 @@ def fit(
             takes the last batch, a memory bank all rows.
         clip: Gradient clipping: the largest Euclidean norm of the gradient.
         monitor: The column of the history that compares epochs for `patience` or
-            `checkpoint`, larger is better: ``"valid_value"``, a term, or a column that
-            `on_epoch` adds to the row. An epoch without it is not the best one.
+            `checkpoint`, larger is better: a term, or a column that `on_epoch` adds to
+            the row; None takes ``"valid_value"``, or ``"value"`` without `valid`. An
+            epoch without it is not the best one.
         patience: Early stopping: the number of epochs without a better one after which
             the fit ends; the objective gets the parameters of the best epoch.
         checkpoint: A folder for ``last.safetensors``, written every `checkpoint_every`
@@ -171,8 +172,9 @@ def fit(
 
                 ps.fit(objective, data, on_epoch=lambda epoch, row: wandb.log(row))
         schedules: Numbers that change during the run: for the name of a buffer of the
-            objective, such as ``teacher.momentum``, a function of the finished share of
-            the run, such as `train.cosine` and `train.linear` return.
+            objective, such as ``teacher.momentum``, or ``temperature``, a function of
+            the finished share of the run, such as `train.cosine` and `train.linear`
+            return.
         compile: Whether value and gradient, Pyro's handlers included, are compiled for
             each shape of batch; on a CUDA device the whole step, views and update
             included, is then replayed as one CUDA graph. Compilation takes some ten
@@ -204,10 +206,11 @@ def fit(
         positive("clip", clip, "it bounds the norm of the gradient")
     hint = f"'auto' compiles runs of at least {COMPILED_STEPS:,} steps"
     choice("compile", compile, (True, False, None, "auto"), hint)
-    check_monitor(monitor, validated=valid is not None, extended=on_epoch is not None)
+    compares = monitor or ("value" if valid is None else "valid_value")
+    check_monitor(compares, validated=valid is not None, extended=on_epoch is not None)
     if checkpoint is None:
         alone("checkpoint_every", checkpoint_every, "without a checkpoint")
-        if monitor != "value" and patience is None:
+        if patience is None:
             hint = "it chooses the best epoch for patience or a checkpoint: set one"
             alone("monitor", monitor, "without patience or a checkpoint", hint)
     if all(isinstance(each, DataLoader | NoneType) for each in (data, valid)):
@@ -252,7 +255,7 @@ def fit(
     check_horizon(scheduler, epochs, total)
     written = Schedules(objective, schedules, total)
     compared = patience is not None or checkpoint is not None
-    stopping = EarlyStopping(monitor if compared else None, patience)
+    stopping = EarlyStopping(compares if compared else None, patience)
     run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)

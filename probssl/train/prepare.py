@@ -202,6 +202,11 @@ def prepared_optimizer(
             f"{type(optimizer).__name__}, which evaluates the objective anew; take "
             "torch.optim.AdamW or another first-order method"
         )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            f"expected an optimiser that minimises, got {type(optimizer).__name__} "
+            "with maximize=True; leave it out: fit hands it minus the objective's value"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if held.isdisjoint(map(id, trainable)):
         raise ValueError(

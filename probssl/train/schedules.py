@@ -25,7 +25,8 @@ class Schedules:
     Arguments:
         schedules: For each name of a buffer, as in ``dict(objective.named_buffers())``,
             such as ``teacher.momentum``, a function t -> number. t is 0 before the
-            first step, and would be 1 after the last.
+            first step, and would be 1 after the last. A fixed temperature, whose
+            buffer stands within the concentration 1/temperature, is ``temperature``.
         total: The number of steps of the run; None if it is unknown.
     """
 
@@ -45,9 +46,10 @@ class Schedules:
         # With duplicates: parts of an objective may share a module under two names.
         buffers = objective.named_buffers(remove_duplicate=False)
         fit = [k for k, b in buffers if b.ndim == 0 and b.is_floating_point()]
+        self.buffers = _named(objective, fit)
         hint = "a schedule writes a buffer of the objective that is one real number"
         for name, schedule in self.schedules.items():
-            choice("schedules", name, fit, hint)
+            choice("schedules", name, tuple(self.buffers), hint)
             for share in (0.0, 1.0):  # errors before the first step
                 self._number(name, schedule, share)
 
@@ -56,14 +58,14 @@ class Schedules:
         """Write the buffers in place for the step after so many steps."""
         for name, schedule in self.schedules.items():
             # Looked up each time: a module that is moved has other tensors.
-            buffer = self.objective.get_buffer(name)
+            buffer = self.objective.get_buffer(self.buffers[name])
             share = min(step / self.total, 1.0)
             buffer.fill_(self._number(name, schedule, share))
 
     def _number(self, name: str, schedule: Schedule, share: float) -> float:
         """The number of a schedule, checked also for the hyper-parameter that it is."""
         number = _number(name, schedule, share)
-        place, _, leaf = name.rpartition(".")
+        place, _, leaf = self.buffers[name].rpartition(".")
         owner: Any = self.objective.get_submodule(place)
         if (check := vars(owner).get("_varying", {}).get(leaf)) is not None:
             check(f"the schedule of {name!r} at t = {share:g}", number)
@@ -131,6 +133,25 @@ def geometric(start: float, end: float) -> Schedule:
     positive("start", start, "to start at zero use linear(0.0, end)")
     positive("end", end, "to end at zero use linear(start, 0.0)")
     return lambda share: start ** (1 - share) * end**share
+
+
+def _named(objective: nn.Module, buffers: list[str]) -> dict[str, str]:
+    """The names by which buffers are scheduled, each with that of its buffer.
+
+    A hyper-parameter of the class `Reciprocal` holds the reciprocal of what its place
+    in the objective is called: its buffer has the name of the number that it holds,
+    behind its path if others share that name.
+    """
+    parts = dict(objective.named_modules(remove_duplicate=False))
+    owners = {name: parts[name.rpartition(".")[0]] for name in buffers}
+    held = {n: o.name for n, o in owners.items() if getattr(o, "reciprocal", False)}
+    found = {}
+    for name in buffers:
+        shown = held.get(name, name)
+        if name in held and list(held.values()).count(shown) > 1:
+            shown = f"{name.rsplit('.', 2)[0]}.{shown}"
+        found[shown] = name
+    return found
 
 
 def _between(start: float, end: float, weight: float) -> float:
