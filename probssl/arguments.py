@@ -159,6 +159,16 @@ def _misfit(
             full for full in names if name == "".join(re.findall("(?:^|_)(.)", full))
         ]
         near += get_close_matches(name, names, 2, 0.5)
+    named = [
+        name
+        for name, each in signature.parameters.items()
+        if each.kind is each.KEYWORD_ONLY
+    ]
+    if named and "too many positional" in str(error):
+        return (
+            f"expected arguments of {called}({', '.join(names)}), got {error}; "
+            f"give {', '.join(f'{name}=…' for name in named)} by name"
+        )
     hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
     got = str(error).removeprefix("got ").replace("missing a", "none for a")
     return f"expected arguments of {called}({', '.join(names)}), got {got}{hint}"

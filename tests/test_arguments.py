@@ -104,6 +104,7 @@ def test_what_is_not_is_refused(check, value, error, message):
         (lambda: ps.likelihoods.Gaussian(scal=1), r"Gaussian\(scale.*mean scale\?"),
         (lambda: ps.priors.Gaussian(), r"Gaussian\(dim.*none for .*'dim'"),
         (lambda: ps.likelihoods.Gaussian(1, 1, 1), r"Gaussian\(.*too many"),
+        (lambda: ps.compare({}, None, 0), r"compare\(.*give views=…, .* by name"),
         (lambda: ps.likelihoods.Gaussian(1, scale=1), "multiple values .*'scale'"),
     ],
 )

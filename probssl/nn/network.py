@@ -60,7 +60,8 @@ class PerModality(nn.Module):
             found = f"the dimensions {sorted(dims)}" if dims else "none"
             raise ValueError(
                 "expected a network for each modality, all with one dimension of z, "
-                f"got {found}; build all of them with the same dim"
+                f"got {found}; build all of them with the same dim, and rename an "
+                "attribute dim of decoders that is something else"
             )
         self.parts = nn.ModuleList(parts)
         self.dim = dims.pop() if dims else None
