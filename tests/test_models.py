@@ -196,6 +196,28 @@ def vae_baselines(module: ModuleType, folder: Path) -> None:
     assert set(held_out.unique().tolist()) == {0.0, 1.0}
 
 
+def simvae_mnist(module: ModuleType, folder: Path) -> None:
+    digits = ps.data.digits()
+    split, test = digits.train.take(300), digits.test.take(100)
+    to_bytes = [p._replace(images=(255 * p.images).byte()) for p in (split, test)]
+    data = ps.data.Dataset(*to_bytes, 255, "digits")
+    module.HIDDEN, module.PAIRS = (8,), 20
+    module.RUNS = {"mnist": (("affine", 6, tuple(module.METHODS)),)}
+    options = {"seeds": 2, "results": folder, "runs": folder, "jobs": 1, "data": data}
+    rows = module.main("mnist", **options)
+    assert [row["method"] for row in rows[::2]] == list(module.METHODS)
+    assert all(0 <= row["test: linear"] <= 1 for row in rows)
+    assert module.main("mnist", **options) == rows  # from the folders
+    text = module.tables(rows)
+    assert text.count("\n| ") == 1 + len(module.METHODS) and text.count("–") == 3
+    # No fit sees a test image, and no method is chosen on one.
+    parts = module.parts(data, 1)
+    known = torch.cat([parts["train"].images, parts["validation"].images])
+    assert len(parts["validation"]) == 60
+    torch.testing.assert_close(known, (to_bytes[0].images > 127).float())
+    torch.testing.assert_close(parts["test"].images, (to_bytes[1].images > 127).float())
+
+
 SHORT = {
     "against_baselines": against_baselines,
     "content_and_style": content_and_style,
@@ -209,6 +231,7 @@ SHORT = {
     "same_content": same_content,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
+    "simvae_mnist": simvae_mnist,
     "vae_baselines": vae_baselines,
 }
 

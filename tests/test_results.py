@@ -50,6 +50,18 @@ def test_the_tables_of_additions_are_those_of_their_fits():
     assert len(fits) == len(measured["rows"]) == 2 * 3 * 17
 
 
+@pytest.mark.parametrize(("name", "fits"), [("mnist", 60), ("fashion_mnist", 24)])
+def test_the_tables_of_simvae_are_those_of_their_fits(name, fits):
+    measured = figures(f"simvae_{name}")["rows"]
+    assert script("simvae_mnist").tables(measured).strip() in DIGITS
+    keys = ("views", "passes", "method", "seed")
+    assert len({tuple(row[key] for key in keys) for row in measured}) == fits
+
+
+def test_the_likelihoods_of_binary_images_are_those_measured():
+    assert script("vae_baselines").table(figures("vae_baselines")["rows"]) in DIGITS
+
+
 def test_the_scores_of_content_and_style_are_those_of_both_seeds():
     measured, keys = figures("content_and_style")["rows"], {}
     shown = {cells[0]: cells[1:] for cells in rows("## Content and style", DIGITS)}
