@@ -137,7 +137,8 @@ def measured() -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def test_every_score_in_the_table_was_measured():
-    scores, shown = measured(), table(DIGITS, r"[-+]?[.\d]+ ± [.\d]+", 6)
+    own = DIGITS.split("## Few labels")[0]
+    scores, shown = measured(), table(own, r"[-+]?[.\d]+ ± [.\d]+", 6)
     assert shown.keys() == scores.keys()
     formats = {
         "linear_probe": ".3f",
