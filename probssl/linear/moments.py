@@ -99,15 +99,17 @@ def of_data(x: Float[Array, "n d"]) -> Moments:
     return Moments(len(x), mean, mean, *[_gram(x) / len(x)] * 4)
 
 
-def of_views(x: Float[Array, "n d"], views: Float[Array, "n call view e"]) -> Moments:
+def of_views(x: Float[Array, "n d"], views: Float[Array, "n *call view e"]) -> Moments:
     r"""The moments of images and of at least two random views of each in every call.
 
     G is :math:`E[\tau_v \tau_w^\top]` of two views of one call, the mean over these
     pairs, and so :math:`E \lVert W(\tau_v - \tau_w) \rVert^2 = 2\, \mathrm{tr}\,
     W (S - G) W^\top` however they depend on one another. Where they are independent
     given the image, it is the unbiased estimate of the covariance of the mean views.
+    Views without the axis of calls are those of one call.
     """
-    n, calls, many, _ = views.shape
+    n, *call, many, _ = views.shape
+    calls = call[0] if call else 1
     mean, x = _centred(x)
     view_mean, each = _centred(views.reshape(n * calls * many, -1))
     sums = each.reshape(n * calls, many, -1).sum(1)

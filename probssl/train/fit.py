@@ -210,7 +210,7 @@ def fit(
     check_monitor(compares, validated=valid is not None, extended=on_epoch is not None)
     if checkpoint is None:
         alone("checkpoint_every", checkpoint_every, "without a checkpoint")
-        if patience is None:
+        if monitor != "value" and patience is None:
             hint = "it chooses the best epoch for patience or a checkpoint: set one"
             alone("monitor", monitor, "without patience or a checkpoint", hint)
     if all(isinstance(each, DataLoader | NoneType) for each in (data, valid)):
