@@ -11,6 +11,7 @@ References:
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from html import escape
 from typing import Any, cast, overload
@@ -18,7 +19,7 @@ from typing import Any, cast, overload
 import pyro
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, validation_enabled
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params import param_with_module_name
 from pyro.params.param_store import StateDict
@@ -90,8 +91,8 @@ class Joint(Parted):
     is then a tuple of tensors (batch, view, \*event), and z_1..V has the views of all
     modalities, concatenated. Where each modality has a single view, one tensor with a
     view per modality is accepted. Items that are stacks of views, (view, \*event) where
-    \*event is the `event_shape` of the decoder, are these views. Absent views, marked
-    in `Batch.present`, may hold any values.
+    \*event is the shape of p(x|z) for a decoder with an `event_shape`, are these views.
+    Absent views, marked in `Batch.present`, may hold any values.
 
     Arguments:
         prior: p(z_1..V), with its hyper-parameters.
@@ -159,10 +160,11 @@ class Joint(Parted):
         self.posterior = consistency.guide_of(guide, encoder, dim)
         self.content = content
         # Errors now rather than later.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(prior):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(self):
             consistency.check_guide(self.posterior, prior, lambda: prior(2))
             if content is not None:
                 consistency.check_content_guide(content, prior)
+            self._event = None if self.several else _event(self.likelihoods[0], decoder)
         # The number of items in the data set, by which global sites are weighted.
         register_unknown(self, "population")
         check_declared(self)
@@ -293,7 +295,7 @@ class Joint(Parted):
         if not isinstance(batch, Batch):
             check_batch(batch)
         if not self.several:
-            return _unstacked(batch, self.decoder, self.likelihoods[0])
+            return _unstacked(batch, self._event)
         views, modalities = batch.views, len(self.sites)
         if isinstance(views, Tensor) and views.shape[1] == modalities:
             return batch._replace(views=views.split(1, 1))
@@ -557,19 +559,28 @@ def _plate(items: int, batch: Batch, size: int | None) -> pyro.plate:
     return plate
 
 
-def _unstacked(batch: Batch, decoder: nn.Module, likelihood: nn.Module) -> Batch:
+def _event(likelihood: nn.Module, decoder: nn.Module) -> tuple[int, ...] | None:
+    """The shape of one view, if the decoder says that of its output.
+
+    A likelihood may give x further axes, such as repeated measurements.
+    """
+    shape = getattr(decoder, "event_shape", None)
+    if not isinstance(shape, tuple):
+        return None
+    like = next(decoder.parameters(), torch.empty(0))
+    # Where any numbers are no output that it takes, its views have that shape.
+    with validation_enabled(False), suppress(RuntimeError, TypeError, ValueError):
+        output = torch.randn(2, 3, *shape, dtype=like.dtype, device=like.device)
+        return tuple(given_z(likelihood, output, output.shape[:2]).event_shape)
+    return shape
+
+
+def _unstacked(batch: Batch, event: tuple[int, ...] | None) -> Batch:
     """The batch, in which items that are stacks of views are these views."""
-    x, event = batch.views, getattr(decoder, "event_shape", None)
-    if not isinstance(x, Tensor) or x.shape[1] != 1 or not isinstance(event, tuple):
+    x = batch.views
+    if not isinstance(x, Tensor) or x.shape[1] != 1 or batch.present is not None:
         return batch
-    if x.shape[3:] != event or x.shape[2:] == event or batch.present is not None:
-        return batch
-    try:  # a likelihood may add an axis that the decoder's output lacks
-        p = likelihood(torch.full((1, 1, *event), 0.5, device=x.device))
-    except (RuntimeError, ValueError):
-        return batch._replace(views=x.squeeze(1))
-    whole = p.batch_shape[2:] + p.event_shape == x.shape[2:]
-    return batch if whole else batch._replace(views=x.squeeze(1))
+    return batch._replace(views=x.squeeze(1)) if x.shape[3:] == event else batch
 
 
 def _size(module: nn.Module) -> int:

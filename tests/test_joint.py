@@ -336,6 +336,49 @@ def test_items_that_are_stacks_of_views_are_these_views():
     assert ps.reconstruct(objective, x).shape == x.shape
 
 
+class Repeated(ps.likelihoods.Likelihood):
+    """Five measurements of each number that the decoder returns alone."""
+
+    def forward(self, output: Tensor) -> dist.Normal:
+        wide = output.unsqueeze(-2).expand(*output.shape[:-1], 5, output.shape[-1])
+        return dist.Normal(wide, 0.5)
+
+
+def test_axes_that_a_likelihood_adds_are_no_stacks_of_views():
+    net = ps.nn.MLPEncoder((5, EVENT), DIM, hidden=(8,))
+    decoder = ps.nn.MLPDecoder(DIM, (EVENT,), hidden=())
+    model = Joint(ps.priors.Gaussian(DIM), Repeated(), net, decoder)
+    x = torch.randn(7, 1, 5, EVENT)
+    model.check(Batch(x))
+    z = model.encode(Batch(x)).mean
+    mean = decoder(z[:, 0]).unsqueeze(1)  # of each of the five
+    expected = (-0.5 * ((x[:, 0] - mean) / 0.5) ** 2 - math.log(0.5)).sum((1, 2))
+    expected = expected - 5 * EVENT * math.log(2 * math.pi) / 2
+    assert_close(model.decode(z).log_prob(x)[:, 0], expected)
+    # Stacks of such views are still views, with one z each.
+    pairs = torch.randn(7, 2, 5, EVENT)
+    found, same = (
+        seeded(ps.bounds.ELBO(), model, Batch(each))
+        for each in (pairs.unsqueeze(1), pairs)
+    )
+    assert_close(found, same, rtol=0, atol=0)
+    assert ps.embed(model, x[:, 0].numpy()).shape == (7, DIM)
+    assert ps.reconstruct(model, x[:, 0].numpy()).shape == (7, 5, EVENT)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_stacks_of_views_are_known_by_several_parameters_of_each_number(views):
+    likelihood = ps.likelihoods.HeteroscedasticGaussian()
+    net = ps.nn.MLPEncoder((EVENT,), DIM, hidden=(8,))
+    decoder = ps.nn.MLPDecoder(DIM, likelihood.output_shape((EVENT,)), hidden=())
+    model = Joint(ps.priors.Gaussian(DIM), likelihood, net, decoder)
+    x = torch.randn(7, views, EVENT)
+    found, same = (
+        seeded(ps.bounds.ELBO(), model, Batch(each)) for each in (x.unsqueeze(1), x)
+    )
+    assert_close(found, same, rtol=0, atol=0)
+
+
 def test_representation_is_that_of_an_item_seen_alone():
     model = joint(guide=ps.guides.CoupledLikelihoods)
     x = torch.randn(4, EVENT)
