@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -1072,7 +1073,62 @@ test_misuse_is_refused_with_a_way_out = refusals(
         ValueError,
         "at least 2 items",
     ),
+    # None of these is a fault of the part.
+    (lambda: check_prior(Gaussian(2), views=0), ValueError, "views .* at least 1"),
+    (
+        lambda: check_prior(Gaussian(2, y_scale=math.inf), views=1),
+        ValueError,
+        "views .* at least 2",
+    ),
+    (lambda: check_prior(Gaussian(2), seed=-1), ValueError, "seed .* from 0"),
+    (lambda: check_prior(Gaussian(2), draws=1e3), TypeError, "draws as a whole"),
+    (lambda: check_prior(Gaussian(2), draws=9), ValueError, "draws .* at least 100"),
+    (
+        lambda: check_guide(Point(encoder()), Gaussian(2), X, draws=9),
+        ValueError,
+        "draws .* at least 100",
+    ),
+    (
+        lambda: check_guide(Point(encoder()), Gaussian(2), X * torch.nan),
+        ValueError,
+        "finite numbers in x",
+    ),
+    (
+        lambda: check_likelihood(ps.likelihoods.Poisson(), event_shape=(4,), draws=9),
+        ValueError,
+        "draws .* at least 100",
+    ),
+    (
+        lambda: check_likelihood(ps.likelihoods.Poisson(), event_shape=(0,)),
+        ValueError,
+        "event_shape as a tuple of positive",
+    ),
+    (
+        lambda: check_likelihood(ps.likelihoods.Poisson(), torch.randn(0, 4)),
+        ValueError,
+        "finite numbers in output",
+    ),
+    (
+        lambda: check_objective(ps.limits.SimCLR(encoder()), ps.Batch(X[:1])),
+        ValueError,
+        "items of batch .* at least 2",
+    ),
+    (
+        lambda: check_objective(ps.limits.SimCLR(encoder()), ps.Batch(X * torch.nan)),
+        ValueError,
+        "finite numbers in present views",
+    ),
+    (
+        lambda: check_objective(ps.limits.SimCLR(encoder()), ps.Batch(X), repeats=1),
+        ValueError,
+        "repeats .* at least 5",
+    ),
 )
+
+
+def test_arrays_of_numpy_are_taken_as_examples():
+    check_likelihood(ps.likelihoods.Poisson(), np.zeros((3, 4), np.float32), draws=500)
+    check_guide(Point(encoder()), Gaussian(2, 0.5), X.numpy(), draws=100)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("zuko"), reason="zuko is an extra")

@@ -16,6 +16,7 @@ from .proposals import LogDensity, Proposal, draw, fitted, inside
 __all__ = ["independent", "integral", "mean_is_that_of_samples", "pathwise_is_score"]
 __all__ += ["samples_follow", "spread_is_that_of_samples"]
 
+LEAST_DRAWS = 100  # for error bars
 LARGEST_ERROR = 0.25  # standard error relative to the mean; a larger one is undecided
 MORE_DRAWS = 4  # times as many, before a fault is reported
 WAVES, FREQUENCIES = 32, (0.5, 1.0, 2.0, 4.0)

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 
-from ..arguments import typed
+from ..arguments import typed, whole
+from ..arrays import tensor
 from ..priors import Prior
 from . import modules
 from .densities import (
+    LEAST_DRAWS,
     independent,
     integral,
     mean_is_that_of_samples,
@@ -70,12 +72,14 @@ def check_guide(
         guide: A module called as ``guide(x, prior_of, present)``, like `ps.guides`.
         prior: The prior that it is used with.
         x: Views of at least two items.
-        draws: The number of draws of an estimate; error bars are five standard errors.
+        draws: The number of draws of an estimate, at least 100; error bars are five
+            standard errors.
         seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
-        ValueError: If there are fewer than two items.
+        ValueError: If there are fewer than two items, numbers that are not finite among
+            them, or too few draws.
 
     Example:
         >>> import probssl as ps
@@ -86,7 +90,9 @@ def check_guide(
         raise ValueError(
             f"expected at least 2 items, got {len(x)}; some laws compare two"
         )
-    case = _Case(twin(_Pair(guide, prior)), x.detach().cpu().double(), draws, {})
+    draws = whole("draws", draws, LEAST_DRAWS, hint="4000 are usual")
+    x = tensor(x, "x", finite=True).cpu().double()
+    case = _Case(twin(_Pair(guide, prior)), x, draws, {})
     own = (shapes, support, normalisation, sampling, mean, spread)
     more = (reparameterised_gradient, independent_items, corner_cases, absent_views)
     laws: list[Trial] = [(law, lambda: case) for law in (*own, *more)]

@@ -13,11 +13,14 @@ from pyro.distributions import TorchDistribution, validation_enabled
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
-from ..arguments import typed
+from ..arguments import typed, whole
+from ..arrays import tensor
 from ..joint import given_z
 from ..likelihoods import Likelihood
+from ..nn.base import sizes
 from . import modules
 from .densities import (
+    LEAST_DRAWS,
     independent,
     integral,
     mean_is_that_of_samples,
@@ -77,20 +80,24 @@ def check_likelihood(
         output: An example of a decoder's output, for a few items; by default normal
             draws of the shape `Likelihood.output_shape` of the event shape.
         event_shape: The shape of one x, which is then a law as well.
-        draws: The number of draws of an estimate; error bars are five standard errors.
+        draws: The number of draws of an estimate, at least 100; error bars are five
+            standard errors.
         seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
         TypeError: If it is not a `Likelihood`, returns no distribution of Pyro, or
             neither `output` nor `event_shape` is given.
+        ValueError: If `output` is empty or not finite, a size is not positive, or there
+            are too few draws.
 
     Example:
         >>> import probssl as ps
         >>> check_likelihood(ps.likelihoods.Binomial(16), torch.randn(3, 4))
         >>> check_likelihood(ps.likelihoods.Poisson(), event_shape=(4,))
     """
-    event = None if event_shape is None else tuple(event_shape)
+    event = None if event_shape is None else sizes(event_shape=event_shape)
+    draws = whole("draws", draws, LEAST_DRAWS, hint="4000 are usual")
     if output is None:
         if event is None:
             raise TypeError(
@@ -100,7 +107,7 @@ def check_likelihood(
         generator = torch.Generator().manual_seed(seed)
         shape = (ITEMS, *likelihood.output_shape(event))
         output = torch.randn(shape, generator=generator)
-    output = output.detach().cpu().double()
+    output = tensor(output, "output", finite=True).cpu().double()
     case = _Case(twin(likelihood), output, draws, event, seed, {})
     with suppress(RuntimeError, ValueError):  # laws report them
         case.of(case.output)

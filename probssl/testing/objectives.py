@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..arguments import typed
+from ..arguments import typed, whole
+from ..arrays import tensor
 from ..nn import PerModality
 from ..runtime.copies import copied
 from ..terms import Batch, Terms
@@ -53,12 +54,14 @@ def check_objective(
     Arguments:
         objective: A module with `forward(batch) -> Terms` and `represent`.
         batch: A small valid batch of at least two items.
-        repeats: The number of draws of random terms; error bars are five standard
-            errors.
+        repeats: The number of draws of random terms, at least 5; error bars are five
+            standard errors.
         seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
+        ValueError: If there are fewer than two items, or present views that are not
+            finite.
 
     Example:
         >>> import probssl as ps
@@ -66,6 +69,10 @@ def check_objective(
         >>> objective = ps.limits.SimCLR(encoder)
         >>> check_objective(objective, ps.Batch(torch.randn(5, 2, 3)))
     """
+    whole("items of batch", batch.shape[0], 2, hint="some laws compare two")
+    repeats = whole("repeats", repeats, 5, hint="40 are usual")
+    for x in batch.parts:
+        tensor(x, "present views", finite=True)
     copy = twin(objective)
     settle(copy, torch.device("cpu"), batch.shape[0])
     batch = tree_map_only(Tensor, lambda x: _like(x.detach(), DOUBLE), batch)
@@ -97,7 +104,7 @@ def terms(case: _Case) -> Iterator[str]:
                 f"{tuple(term.shape)}; take its .mean()"
             )
         elif not torch.as_tensor(term).isfinite():
-            yield f"expected a finite {name}, got {float(term)}"
+            yield f"expected a finite {name}, got {torch.as_tensor(term).item()}"
     if not any(isinstance(t, Tensor) and t.requires_grad for t in found):
         yield "expected a term with a gradient, got none; look for .detach()"
 

@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..arguments import instance
+from ..arguments import instance, whole
 from ..priors import Prior
 from . import modules
 from .densities import (
     LARGEST_ERROR,
+    LEAST_DRAWS,
     independent,
     integral,
     mean_is_that_of_samples,
@@ -103,14 +104,16 @@ def check_prior(
 
     Arguments:
         prior: The prior, with a known dim.
-        views: The number of views, for laws that use one number.
-        draws: The number of draws of an estimate; error bars are five standard errors.
+        views: The number of views, for laws that use one number; under a flat p(y) at
+            least two.
+        draws: The number of draws of an estimate, at least 100; error bars are five
+            standard errors.
         seed: The seed of all draws.
 
     Raises:
         LawError: If a law is broken; it names all that are.
         TypeError: If it is not a `Prior`.
-        ValueError: If its dim is None.
+        ValueError: If its dim is None, or a number is out of range.
 
     Example:
         >>> import probssl as ps
@@ -119,7 +122,10 @@ def check_prior(
     hint = "inherit from it, for its log_prob and log_kernel"
     instance("prior", prior, Prior, "a ps.priors.Prior", hint)
     prior.known_dim()
-    case = _Case(twin(prior), max(views, 1 if prior.proper else 2), draws, {})
+    seed = whole("seed", seed, 0, 2**32 - 1)
+    draws = whole("draws", draws, LEAST_DRAWS, hint="4000 are usual")
+    least = 1 if prior.proper else 2
+    case = _Case(twin(prior), whole("views", views, least), draws, {})
     _follows(case, type(prior).__name__)
     own = (shapes, support, normalisation, sampling, exchangeability, marginals)
     more = (presence, kernel, plug_in, bayes, contents, components, completion)
