@@ -47,6 +47,7 @@ NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
 CAPTURED = " captures "  # between a function and the name of a constant in it
 INSIDE = " with "  # between the name of an object and that of an attribute in it
 DEPTH = 10  # of objects in objects
+KINDS = {"objective": dict, "format": int, "extra": dict, "frozen": list}
 HELD = " holds"  # after an attribute: numbers of arrays, or what a class has for all
 LIBRARIES = __package__, "torch", "pyro"  # have no classes of one's own
 FEW = 8  # numbers that a warning shows
@@ -208,8 +209,11 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     with _intact(path, ValueError, KeyError, TypeError):
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, dtype = description["format"], description["dtype"]
-        description["objective"]
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        for key in description.keys() & KINDS.keys() | {"objective"}:
+            if not isinstance(description[key], KINDS[key]):
+                raise ValueError(f"{key} is no {KINDS[key].__name__}")
+        kind = getattr(torch, dtype, None)
+        if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
             raise ValueError(f"no dtype {dtype!r}")
     if version > FORMAT:
         raise ValueError(
@@ -249,7 +253,19 @@ def _note(name: str, value: Any) -> Any:
             f"expected numbers, text, lists and dictionaries in the note {name}, got "
             f"{value!r}; {hint}"
         ) from None
-    return json.loads(json.dumps(value, default=_number))
+    return json.loads(
+        json.dumps(value, default=_number), object_pairs_hook=partial(_once, name)
+    )
+
+
+def _once(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary of JSON, whose names are all text: 1 and "1" are one."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(
+            f"expected names in the note {name} that differ as text, as JSON holds "
+            f"them, got {', '.join(key for key, _ in pairs)}; rename one"
+        )
+    return found
 
 
 def _extra(name: str, value: Any) -> Any:

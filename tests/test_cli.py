@@ -188,7 +188,7 @@ def test_compare_runs_on_real_data(data, data_root, tmp_path):
     if data == "cifar10":
         pytest.importorskip("PIL", reason="the JPEG form of CIFAR-10 needs Pillow")
     options = ["--data", data, "--root", str(data_root / folder), *SHORT]
-    options += ["--methods", "simvae,simclr", "--out", str(tmp_path)]
+    options += ["--methods", "simvae,simclr", "--jobs", "1", "--out", str(tmp_path)]
     assert main(["compare", *options]) == 0
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert found["data"] == data and "SimVAE" in found["methods"]

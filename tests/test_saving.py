@@ -393,7 +393,10 @@ def test_an_extra_state_comes_back(tmp_path):
 
 @pytest.mark.parametrize(
     "buffer",
-    [torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.complex128)],
+    [
+        torch.eye(3).to_sparse(),
+        torch.ones(3, dtype=torch.complex128),
+    ],
     ids=["sparse", "complex128"],
 )
 def test_what_safetensors_cannot_hold_is_refused_before_a_fit(buffer, tmp_path):
@@ -663,3 +666,32 @@ def test_notes_take_numbers_of_numpy_and_refuse_by_name_what_json_cannot_hold(tm
         ps.save(simclr, tmp_path, a=float("nan"))
     with pytest.raises(TypeError, match="dictionaries in the note b, got .<object"):
         ps.save(simclr, tmp_path, b=[object()])
+    with pytest.raises(ValueError, match="note c that differ as text.* got 1, 1;"):
+        ps.save(simclr, tmp_path, c={"by width": {1: 0.5, "1": 0.7}})
+
+
+def test_a_module_without_numbers_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"meta\) at weight; build"):
+        ps.save(nn.Linear(3, 2, device="meta"), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "3"},
+        {"extra": [1]},
+        {"frozen": None},
+        {"objective": [1]},
+        {"dtype": "int64"},
+        {"dtype": "float5"},
+        {"dtype": "nn"},
+    ],
+    ids=str,
+)
+def test_a_damaged_description_is_refused_by_name(change, tmp_path):
+    ps.save(ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)), tmp_path)
+    path = tmp_path / "probssl.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"probssl\.json as .* damaged"):
+        ps.load(tmp_path)

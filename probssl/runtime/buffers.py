@@ -121,6 +121,11 @@ def storable(name: str, tensor: Tensor) -> Tensor:
         ValueError: If safetensors has no such tensors.
     """
     dense = tensor.layout == torch.strided and not tensor.is_quantized
+    if tensor.is_meta:
+        raise ValueError(
+            f"expected tensors with numbers, got one without (meta) at {name}; build "
+            "the objective on a device that holds them"
+        )
     if not dense or not _has_type(tensor.dtype):
         kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
         raise ValueError(
