@@ -19,7 +19,7 @@ from typing import Any, cast, overload
 import pyro
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.distributions import TorchDistribution, validation_enabled
+from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.params import param_with_module_name
 from pyro.params.param_store import StateDict
@@ -50,6 +50,7 @@ from .nn.network import (
 from .priors import Prior
 from .runtime.buffers import register_unknown
 from .runtime.precision import in_float32, lowered
+from .runtime.validation import unvalidated
 from .terms import Batch, check_batch
 
 __all__ = ["Joint", "Likelihoods", "given_z", "mean_of", "register", "shape_error"]
@@ -569,7 +570,7 @@ def _event(likelihood: nn.Module, decoder: nn.Module) -> tuple[int, ...] | None:
         return None
     like = next(decoder.parameters(), torch.empty(0))
     # Where any numbers are no output that it takes, its views have that shape.
-    with validation_enabled(False), suppress(RuntimeError, TypeError, ValueError):
+    with unvalidated(), suppress(RuntimeError, TypeError, ValueError):
         output = torch.randn(2, 3, *shape, dtype=like.dtype, device=like.device)
         return tuple(given_z(likelihood, output, output.shape[:2]).event_shape)
     return shape

@@ -37,6 +37,7 @@ from .arguments import typed
 from .arrays import plain
 from .hyper import mapped
 from .runtime.buffers import storable, unshare
+from .runtime.copies import attributes
 from .runtime.distributed import barrier, is_main
 
 __all__ = ["load", "save"]
@@ -585,10 +586,8 @@ def _attributes(value: Any) -> dict[str, Any]:
         )
     ):
         return {}
-    slots = [name for k in kind.__mro__ for name in getattr(k, "__slots__", ())]
-    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    held |= getattr(value, "__dict__", {})
-    return {name: part for name, part in held.items() if not name.startswith("_")}
+    held = attributes(value).items()
+    return {name: part for name, part in held if not name.startswith("_")}
 
 
 def _own(kind: type | FunctionType) -> bool:

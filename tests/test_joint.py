@@ -52,13 +52,16 @@ def posterior(model: Joint, x: torch.Tensor) -> dist.MultivariateNormal:
     return dist.MultivariateNormal(mean, precision_matrix=precision)
 
 
-def test_model_and_guide_touch_neither_the_store_nor_the_settings():
+@pytest.mark.parametrize("validate", [True, False])
+def test_model_and_guide_touch_neither_the_store_nor_the_settings(validate):
     pyro.clear_param_store()
-    settings = pyro.settings.get()
-    model, batch = joint(), Batch(torch.randn(4, 2, EVENT))
-    sum(ps.bounds.ELBO()(model, batch)).backward()
+    with pyro.settings.context(validate_distributions_torch=validate):
+        settings = pyro.settings.get()
+        model, batch = joint(), Batch(torch.randn(4, 2, EVENT))
+        sum(ps.bounds.ELBO()(model, batch)).backward()
+        ps.testing.check_likelihood(model.likelihood, event_shape=(4,), draws=100)
+        assert pyro.settings.get() == settings
     assert not list(pyro.get_param_store())
-    assert pyro.settings.get() == settings
 
 
 def test_latents_and_views_have_one_plate_and_the_stated_shapes():
@@ -752,23 +755,3 @@ def test_pyro_parameters_of_modules_are_parameters():
     ps.fit(ps.limits.SimVAE(joint), torch.randn(20, 3), epochs=2, progress=False)
     assert joint.decoder.scale != before
     pyro.clear_param_store()
-
-
-class Repeated(ps.likelihoods.Likelihood):
-    """Three readings of one signal: the decoder gives it once."""
-
-    measure = "lebesgue"
-
-    def forward(self, output: Tensor) -> dist.TorchDistribution:
-        shape = (*output.shape[:-2], 3, *output.shape[-2:])
-        return dist.Normal(output.unsqueeze(-3).expand(shape), 0.5).to_event(3)
-
-
-def test_an_axis_that_the_likelihood_adds_is_not_that_of_views():
-    signals = torch.randn(5, 3, 1, 4)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, DIM))
-    decoder = ps.nn.MLPDecoder(DIM, (1, 4), hidden=())
-    joint = Joint(Gaussian(DIM), Repeated(), encoder, decoder)
-    assert joint.arranged(Batch(signals[:, None])).views.shape == (5, 1, 3, 1, 4)
-    one = Joint(Gaussian(DIM), Normal(), ps.nn.MLPEncoder((1, 4), DIM), decoder)
-    assert one.arranged(Batch(signals[:, None])).views.shape == (5, 3, 1, 4)

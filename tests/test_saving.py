@@ -299,7 +299,7 @@ class Options:
 
 
 class Slotted:
-    __slots__ = ("beta",)
+    __slots__ = "beta"  # one name alone
 
     def __init__(self, beta: float = 1.0) -> None:
         self.beta = beta

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["copied", "held_by"]
+__all__ = ["attributes", "copied", "held_by"]
 
 LIBRARIES = {"numpy", "probssl", "pyro", "torch"}  # whose objects cache what they are
 Network = TypeVar("Network", bound=nn.Module)
@@ -89,10 +89,16 @@ def held_by(value: Any) -> Mapping[str, Any] | None:
     kind = type(value)
     if kind.__module__.partition(".")[0] in LIBRARIES:
         return None
-    slots = chain(*(getattr(k, "__slots__", ()) for k in kind.__mro__))
-    own = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    own |= getattr(value, "__dict__", {})
+    own = attributes(value)
     return own | ({} if _of_library(kind.__module__) else {"class": kind}) or None
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object, also those in slots."""
+    named = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
+    slots = chain(*([each] if isinstance(each, str) else each for each in named))
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return held | getattr(value, "__dict__", {})
 
 
 def _of_function(function: FunctionType) -> Mapping[str, Any]:

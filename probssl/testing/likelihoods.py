@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.distributions import TorchDistribution, validation_enabled
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, biject_to, constraints
 
@@ -18,6 +18,7 @@ from ..arrays import tensor
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..nn.base import sizes
+from ..runtime.validation import unvalidated
 from . import modules
 from .densities import (
     LEAST_DRAWS,
@@ -125,7 +126,7 @@ def _unvalidated(law: Callable[[Any], Iterator[str]]) -> Any:
 
     @wraps(law)
     def quiet(case: Any) -> Iterator[str]:
-        with validation_enabled(False):
+        with unvalidated():
             yield from law(case)
 
     return quiet

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..runtime.copies import copied
+from ..runtime.validation import unvalidated
 from ..saving import load, save
 from .laws import BARS, Note, differs, in_short, precision, seeded
 
@@ -263,7 +264,7 @@ def tracing(case: Valued) -> Iterator[str]:
     trace = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)
     found = []
     # Validation synchronises with the host; tracing switches it off.
-    with pyro.validation_enabled(False):
+    with unvalidated():
         try:
             graph = trace(tensors, case.inputs)
         except Exception as error:
