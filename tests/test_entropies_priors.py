@@ -105,7 +105,7 @@ def refused(prior: str, entropy: str, views: int) -> str | None:
         return "plug_in"
     gaussian = entropy in ("log-determinant", "variance, covariance", "plug-in")
     if "spherical" in prior and gaussian:
-        return "ones on a sphere; use KernelDensity"
+        return "by area on a sphere; use KernelDensity"
     return "number of neighbours" if views == 1 and entropy == "other views" else None
 
 

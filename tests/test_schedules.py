@@ -199,6 +199,12 @@ def test_a_temperature_is_scheduled_by_its_name():
         assert simclr.prior.concentration().item() == pytest.approx(10.0)
     with pytest.raises(ValueError, match="'temperature'.*got 'prior.concentration.f"):
         Schedules(simclr, {"prior.concentration.fixed": linear(2.0, 10.0)}, 10)
+    own = nn.ModuleDict({"one": simclr})
+    own.register_buffer("temperature", torch.tensor(3.0))
+    both = {"temperature": linear(1.0, 2.0), "one.prior.temperature": linear(0.5, 0.2)}
+    Schedules(own, both, 10).set(10)
+    assert own.get_buffer("temperature") == 2.0
+    assert simclr.temperature.item() == pytest.approx(0.2)
     two = nn.ModuleDict({"one": simclr, "other": SimCLR(encoder(), temperature=1.0)})
     Schedules(two, {"other.prior.temperature": linear(1.0, 0.2)}, 10).set(10)
     assert two["other"].temperature.item() == pytest.approx(0.2)

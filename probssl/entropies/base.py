@@ -60,7 +60,7 @@ def coordinates(z: Views, prior: Prior | None) -> Views:
     if space == "a sphere":
         raise ValueError(
             f"expected a prior over vectors for an entropy by covariances, got "
-            f"{type(prior).__name__}, whose densities are ones on a sphere; use "
+            f"{type(prior).__name__}, whose density is by area on a sphere; use "
             "KernelDensity or NearestNeighbour"
         )
     return z[..., :-1] if space == "a simplex" else z

@@ -146,11 +146,7 @@ class Quadrature:
 
     def _examine(self, views: SharedContent, value: Views, log_weight: Tensor) -> None:
         """Compare with a finer rule, for some items, in few of the calls."""
-        if self._calls is None:
-            return
-        self._calls += 1
-        some = None if self._calls & (self._calls - 1) else views.some(value, EXAMINED)
-        if some is None:
+        if (some := _to_examine(self, views, value)) is None:
             return
         fewer, part, rows = some
         log_prob = log_weight.logsumexp(0).sum(-1).flatten()[rows]
@@ -365,6 +361,17 @@ REMEDY = (
 )
 
 
+def _to_examine(
+    rule: Any, views: SharedContent, value: Views
+) -> tuple[SharedContent, Views, Tensor] | None:
+    """A few of the items in the calls 1, 2, 4, 8 … of a rule; None in the others."""
+    if rule._calls is None:
+        return None
+    rule._calls += 1
+    few = rule._calls & (rule._calls - 1) == 0
+    return views.some(value, EXAMINED) if few else None
+
+
 def inaccurate(rule: Quadrature, error: Tensor) -> str:
     """A message about the error of log p(z_1..V), by item."""
     more = Quadrature(128, peaks=max(8, 2 * rule.peaks))
@@ -463,11 +470,9 @@ class ImportanceSampling:
 
     def _examine(self, views: SharedContent, value: Views, log_weight: Tensor) -> None:
         """Compare with more starts and samples, for some items, in few of the calls."""
-        if self._calls is None or self.proposal is not None:
+        if self.proposal is not None:
             return
-        self._calls += 1
-        some = None if self._calls & (self._calls - 1) else views.some(value, EXAMINED)
-        if some is None:
+        if (some := _to_examine(self, views, value)) is None:
             return
         fewer, part, rows = some
         log_weight = log_weight.flatten(1)[:, rows]

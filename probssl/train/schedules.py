@@ -140,7 +140,7 @@ def _named(objective: nn.Module, buffers: list[str]) -> dict[str, str]:
 
     A hyper-parameter of the class `Reciprocal` holds the reciprocal of what its place
     in the objective is called: its buffer has the name of the number that it holds,
-    behind its path if others share that name.
+    behind its path if others, or a buffer, have that name.
     """
     parts = dict(objective.named_modules(remove_duplicate=False))
     owners = {name: parts[name.rpartition(".")[0]] for name in buffers}
@@ -148,7 +148,7 @@ def _named(objective: nn.Module, buffers: list[str]) -> dict[str, str]:
     found = {}
     for name in buffers:
         shown = held.get(name, name)
-        if name in held and list(held.values()).count(shown) > 1:
+        if name in held and [*held.values(), *buffers].count(shown) > 1:
             shown = f"{name.rsplit('.', 2)[0]}.{shown}"
         found[shown] = name
     return found
