@@ -165,7 +165,7 @@ class Joint(Parted):
             consistency.check_guide(self.posterior, prior, lambda: prior(2))
             if content is not None:
                 consistency.check_content_guide(content, prior)
-            self._event = None if self.several else _event(self.likelihoods[0], decoder)
+            self._event = self._found_event()
         # The number of items in the data set, by which global sites are weighted.
         register_unknown(self, "population")
         check_declared(self)
@@ -296,7 +296,10 @@ class Joint(Parted):
         if not isinstance(batch, Batch):
             check_batch(batch)
         if not self.several:
-            return _unstacked(batch, self._event)
+            if self._event[0] != getattr(self.decoder, "event_shape", None):
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    self._event = self._found_event()  # of a decoder set afterwards
+            return _unstacked(batch, self._event[1])
         views, modalities = batch.views, len(self.sites)
         if isinstance(views, Tensor) and views.shape[1] == modalities:
             return batch._replace(views=views.split(1, 1))
@@ -307,6 +310,13 @@ class Joint(Parted):
                 "Batch.views as a tuple of so many tensors (batch, view, *event)"
             )
         return batch
+
+    def _found_event(self) -> tuple[Any, tuple[int, ...] | None]:
+        """The `event_shape` of the decoder, if any, and the shape of one view."""
+        if self.several:
+            return None, None
+        shape = getattr(self.decoder, "event_shape", None)
+        return shape, _event(self.likelihoods[0], self.decoder)
 
     def _sites(
         self, z: Tensor, batch: Batch, parts: Sequence[Tensor]

@@ -755,3 +755,12 @@ def test_pyro_parameters_of_modules_are_parameters():
     ps.fit(ps.limits.SimVAE(joint), torch.randn(20, 3), epochs=2, progress=False)
     assert joint.decoder.scale != before
     pyro.clear_param_store()
+
+
+def test_stacks_of_views_are_told_by_a_decoder_set_afterwards():
+    one = ps.nn.MLPDecoder(DIM, (4,), hidden=())
+    joint = Joint(Gaussian(DIM), Normal(), nn.Linear(4, DIM), one)
+    stacks = Batch(torch.randn(5, 1, 3, 4))
+    assert joint.arranged(stacks).views.shape == (5, 3, 4)
+    joint.decoder = ps.nn.MLPDecoder(DIM, (3, 4), hidden=())
+    assert joint.arranged(stacks).views.shape == (5, 1, 3, 4)
