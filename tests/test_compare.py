@@ -803,6 +803,9 @@ def test_a_bare_joint_is_refused_and_frozen_parameters_may_be_shared():
     pairs = ps.data.groups(torch.rand(40, 2, 3), torch.arange(40) % 2)
     with pytest.raises(TypeError, match="training items of own as a Split, got Groups"):
         check_data(ps.data.Dataset(pairs, pairs, None, "own"))
+    parts = [ps.data.Split(torch.rand(40, 3), torch.arange(40) % k) for k in (2, 3)]
+    with pytest.raises(ValueError, match=r"got \[2\], of which no training item is"):
+        check_data(ps.data.Dataset(*parts, None, "own"))
     with pytest.raises(TypeError, match="a Joint as mine; wrap it in ps.limits.SimVAE"):
         check({"mine": joint})
     one, other = (ps.limits.SimCLR(joint.encoder.requires_grad_(False)) for _ in "ab")

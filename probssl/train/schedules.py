@@ -47,7 +47,8 @@ class Schedules:
         buffers = objective.named_buffers(remove_duplicate=False)
         fit = [k for k, b in buffers if b.ndim == 0 and b.is_floating_point()]
         self.buffers = _named(objective, fit)
-        hint = "a schedule writes a buffer of the objective that is one real number"
+        hint = "a schedule writes a buffer that is one real number, and so none that is "
+        hint += "learned or random: give the objective a number"
         for name, schedule in self.schedules.items():
             choice("schedules", name, tuple(self.buffers), hint)
             for share in (0.0, 1.0):  # errors before the first step
