@@ -10,8 +10,9 @@ converts what is trusted.
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import islice
+from numbers import Integral
 from textwrap import shorten
 from typing import Any
 
@@ -153,22 +154,38 @@ def class_names(known: Any) -> tuple[str, ...] | None:
     None are known of a data set whose labels are numbers.
 
     Arguments:
-        known: The names, a data set that has them, a categorical of pandas, or None.
+        known: The names in their order, a dictionary from names to numbers or back, a
+            data set that has them, a categorical of pandas, a fitted encoder of
+            scikit-learn, or None.
     """
     if known is None:
         return None
     named = getattr(known, "train", known)
     named = getattr(named, "dtype", named) if categories(named) else named
     names = getattr(named, "classes", getattr(named, "categories", named))
+    names = getattr(named, "classes_", names)
     if names is None and getattr(named, "labels", None) is not None:
         return ()
-    listed = [] if names is None or isinstance(names, str) else list(names)
+    if isinstance(names, Mapping):
+        names = _numbered(names)
+    ordered = isinstance(names, Iterable) and not isinstance(names, str | Set)
+    listed = list(names) if ordered else []
     if not listed or len({*map(str, listed)}) < len(listed):
         raise ValueError(
-            "expected classes as the names of all classes, each once, or a data set "
-            f"that has them, got {known!r}; give ('cat', 'dog') or train"
+            "expected classes as the names of all classes, each once and in the order "
+            f"of their numbers, or a data set that has them, got {known!r}; give "
+            "['cat', 'dog'] or train"
         )
     return tuple(map(str, listed))
+
+
+def _numbered(names: Mapping[Any, Any]) -> list[Any]:
+    """The names of a dictionary by their numbers 0, 1, …; none if it has others."""
+    for one in (names, {number: name for name, number in names.items()}):
+        if all(isinstance(number, Integral) for number in one):
+            whole = sorted(one) == list(range(len(names)))
+            return [one[number] for number in sorted(one)] if whole else []
+    return []
 
 
 def tensor(values: Any, name: str, finite: bool = False) -> Shaped[Tensor, "*shape"]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.checks import refusals
 from PIL import Image
+from sklearn.preprocessing import LabelEncoder
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -1202,6 +1203,9 @@ NAMED = {
     "an array": np.array(ANIMALS),
     "groups": data.groups(np.zeros((3, 2, 1)), ANIMALS),
     "a split": data.arrays(np.zeros((6, 1)), ANIMALS * 2).train,
+    "numbers by names": {"owl": 2, "cat": 0, "dog": 1},
+    "names by numbers": {2: "owl", 0: "cat", 1: "dog"},
+    "an encoder": LabelEncoder().fit(ANIMALS),
     "a data set": data.arrays(np.zeros((6, 1)), ANIMALS * 2),
     "a categorical": pd.Categorical(["owl"], categories=ANIMALS),
     "a series": pd.Series(pd.Categorical(["owl"], categories=ANIMALS)),
@@ -1240,7 +1244,9 @@ def test_names_of_classes_that_are_known_number_absent_ones_alike(known):
 UNNAMED = data.groups(np.zeros((3, 2, 1)))
 
 
-@pytest.mark.parametrize("bad", ["cat", [], ["cat", "cat"], UNNAMED])
+@pytest.mark.parametrize(
+    "bad", ["cat", [], ["cat", "cat"], UNNAMED, {*"ab"}, {"a": 1}, 4]
+)
 def test_names_of_classes_are_all_of_them_each_once(bad):
     with pytest.raises(ValueError, match="expected classes as the names of all"):
         data.groups(np.zeros((2, 2, 1)), ["cat", "cat"], classes=bad)

@@ -193,12 +193,20 @@ def test_a_module_that_two_parts_share_is_known_by_both_names():
 
 def test_a_temperature_is_scheduled_by_its_name():
     simclr = SimCLR(encoder(), temperature=0.5)
-    for objective in (simclr, ps.limits.DSA(simclr, neighbours=2)):
-        Schedules(objective, {"temperature": linear(0.5, 0.1)}, 10).set(10)
+    dsa, pid = ps.limits.DSA(simclr, neighbours=2), ps.limits.PID(simclr, 2, 10)
+    for objective, name in (
+        (simclr, "temperature"),
+        (pid, "temperature"),
+        (dsa, "base.prior.temperature"),  # it has a temperature of its own
+    ):
+        Schedules(objective, {name: linear(0.5, 0.1)}, 10).set(10)
         assert simclr.temperature.item() == pytest.approx(0.1)
         assert simclr.prior.concentration().item() == pytest.approx(10.0)
     with pytest.raises(ValueError, match="'temperature'.*got 'prior.concentration.f"):
         Schedules(simclr, {"prior.concentration.fixed": linear(2.0, 10.0)}, 10)
+    simclr.population = torch.tensor(10.0)
+    with pytest.raises(ValueError, match="schedules as one of 'temperature', got"):
+        Schedules(simclr, {"population": linear(1.0, 5.0)}, 10)
     own = nn.ModuleDict({"one": simclr})
     own.register_buffer("temperature", torch.tensor(3.0))
     both = {"temperature": linear(1.0, 2.0), "one.prior.temperature": linear(0.5, 0.2)}

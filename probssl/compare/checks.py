@@ -43,7 +43,7 @@ def check_data(data: Dataset, max_train: int | None = None, seed: int = 0) -> No
             f"errors, got {len(data.test)}; hold out more"
         )
     y = classes(data.train.labels, len(data.train))
-    if len(absent := np.setdiff1d(data.test.labels, y)):
+    if len(absent := np.setdiff1d(np.asarray(data.test.labels), y)):
         raise ValueError(
             f"expected test items of the classes of the training items, got "
             f"{absent.tolist()}, of which no training item is; give some, or leave the "

@@ -47,8 +47,10 @@ class Schedules:
         buffers = objective.named_buffers(remove_duplicate=False)
         fit = [k for k, b in buffers if b.ndim == 0 and b.is_floating_point()]
         self.buffers = _named(objective, fit)
-        hint = "a schedule writes a buffer that is one real number, and so none that is "
-        hint += "learned or random: give the objective a number"
+        hint = (
+            "a schedule writes a buffer that is one real number; what is learned or "
+            "random has none: give the objective a number"
+        )
         for name, schedule in self.schedules.items():
             choice("schedules", name, tuple(self.buffers), hint)
             for share in (0.0, 1.0):  # errors before the first step
@@ -141,15 +143,19 @@ def _named(objective: nn.Module, buffers: list[str]) -> dict[str, str]:
 
     A hyper-parameter of the class `Reciprocal` holds the reciprocal of what its place
     in the objective is called: its buffer has the name of the number that it holds,
-    behind its path if others, or a buffer, have that name.
+    behind its path if others, or something else of the objective, have that name.
     """
     parts = dict(objective.named_modules(remove_duplicate=False))
     owners = {name: parts[name.rpartition(".")[0]] for name in buffers}
+    for name, owner in list(owners.items()):  # numbers that fit sets, as of items
+        if name.rpartition(".")[2] in vars(owner).get("_unknown", ()):
+            del owners[name]
     held = {n: o.name for n, o in owners.items() if getattr(o, "reciprocal", False)}
     found = {}
-    for name in buffers:
-        shown = held.get(name, name)
-        if name in held and [*held.values(), *buffers].count(shown) > 1:
+    for name in owners:
+        shown, inner = held.get(name, name), name.count(".") > 2
+        taken = [*held.values(), *owners].count(shown) > 1
+        if name in held and (taken or (inner and hasattr(objective, shown))):
             shown = f"{name.rsplit('.', 2)[0]}.{shown}"
         found[shown] = name
     return found
