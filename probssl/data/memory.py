@@ -62,8 +62,9 @@ def arrays(
         levels: Grey levels minus one, which puts every image on the grid k/levels:
             ``levels=255`` for images in bytes. None means 1 for Boolean images, and
             otherwise not quantised; bytes are then refused, which may be counts.
-        classes: The names of all classes in the order of their numbers, or a data set
-            that has them: labels of several calls are then numbered alike.
+        classes: The names of all classes in the order of their numbers, a dictionary
+            with these numbers, or a data set that has them: labels of several calls are
+            then numbered alike.
         seed: The seed of the split, where `test` is None.
 
     Raises:

@@ -48,8 +48,8 @@ class Prior(Parted):
     latent variable, `content` and `given`. Where views may be absent, the distribution
     that `forward` returns has `complete` and `complete_mean` too, ``(value, present) ->
     value`` with the absent views drawn given the present ones, or their mean. One on a
-    sphere says so, ``space = "a sphere"``. Random hyper-parameters in submodules count
-    if `random` returns them.
+    sphere says so, ``space = "a sphere"``, and has the `gauge` V - 1 if one view alone
+    is uniform. Random hyper-parameters in submodules count if `random` returns them.
     """
 
     dim: int | None
