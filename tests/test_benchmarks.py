@@ -29,6 +29,13 @@ def normaliser(module: ModuleType, results: Path) -> None:
     assert all(size >= 0 for size in figures["megabytes"].values())
 
 
+def commits(module: ModuleType, results: Path) -> None:
+    root = BENCHMARKS.parent
+    figures = module.main(root, ("SimCLR",), pairs=2, results=results)
+    assert figures["SimCLR"]["here, ms"] > 0
+    assert all(module.objective(name) for name in module.NAMES)
+
+
 def compiling(module: ModuleType, results: Path) -> None:
     def first(name: str, cache: str) -> tuple[float, str]:
         return 2.0, "it draws outside torch" if name == "SimCLR" else ""
@@ -118,6 +125,7 @@ def steps(module: ModuleType, results: Path) -> None:
 
 
 FORMS = (
+    commits,
     compiling,
     denormals,
     epochs,
