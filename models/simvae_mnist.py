@@ -160,16 +160,24 @@ def measured(
             f"{name}: few labels": few.mean,
             f"{name}: 5-NN": ps.evaluation.knn(*known),
         }
-        if isinstance(objective, ps.limits.SimVAE | ps.limits.VAE):
+        joint = getattr(objective, "joint", None)
+        if joint is not None and not joint.likelihood.pseudo:
             torch.manual_seed(0)
             pairs = ps.Batch(views(found[name].images[:PAIRS]))
-            terms = ps.bounds.ELBO(PARTICLES)(objective.joint, pairs)
+            terms = ps.bounds.ELBO(PARTICLES)(joint, pairs)
             figures[f"{name}: bound of pairs"] = float(sum(terms))
     return figures
 
 
 def cell(
-    name: str, kind: str, passes: int, method: str, seed: int, folder: Path, **data: Any
+    name: str,
+    kind: str,
+    passes: int,
+    method: str,
+    seed: int,
+    folder: Path,
+    methods: dict[str, tuple[Build, int]] = METHODS,
+    **data: Any,
 ) -> dict[str, Any]:
     """Fit one method with one seed, unless its folder is there; return its figures."""
     saved = folder / f"{method}, {kind}, {passes} passes, seed {seed}"
@@ -180,7 +188,7 @@ def cell(
         return notes
     began, levels = time.process_time(), LEVELS[name]
     found = parts(data.get("data") or ps.data.load(name), levels)
-    build, views = METHODS[method]
+    build, views = methods[method]
     torch.manual_seed(seed)
     objective = build(tuple(found["train"].images.shape[1:]), levels)
     batch = min(VIEWS_PER_STEP // views, len(found["train"]))
@@ -221,18 +229,21 @@ def main(
     work = (delayed(cell)(name, *each, runs / stem, **data) for each in cells)
     found = Parallel(jobs, return_as="generator")(work)
     rows = list(tqdm(found, total=len(cells), unit="fit"))
+    write(results / f"{stem}.json", rows, script="models/simvae_mnist.py", data=name)
+    return rows
+
+
+def write(path: Path, rows: list[dict[str, Any]], **head: Any) -> None:
+    """Write rows with hardware and versions."""
     report = {
-        "script": "models/simvae_mnist.py",
-        "data": name,
+        **head,
         "hardware": f"{platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores, one thread for each fit",
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "rows": rows,
     }
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / f"{stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    return rows
 
 
 def tables(rows: list[dict[str, Any]]) -> str:

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ import probssl as ps
 
 pytestmark = pytest.mark.usefixtures("few_digits", "short_decoders")
 MODELS = Path(__file__).parent.parent / "models"
+sys.path.insert(0, str(MODELS))  # scripts import one another
 
 
 def digits(module: ModuleType, folder: Path) -> None:
@@ -157,6 +160,22 @@ def few_labels_mnist(module: ModuleType, folder: Path) -> None:
     assert (folder / "few_labels_mnist.json").is_file()
 
 
+def limits_mnist(module: ModuleType, folder: Path) -> None:
+    names = ("VAE", "SimCLR", "DeepClustering", "baselines")
+    options = {"seeds": 2, "epochs": 1, "data": ps.data.digits()}
+    options |= {"results": folder, "runs": folder}
+    first = module.main(names[1:], **options)
+    rows = module.main(names[:1], **options)  # and those whose folders are there
+    assert rows[2:] == first == module.main(("SimCLR",), **options)[2:]
+    shown = list(names[:3]) + ["raw pixels", module.PCA, "untrained encoder"]
+    assert list(dict.fromkeys(row["method"] for row in rows)) == shown
+    assert len(rows) == 2 * len(shown) and rows[0]["elbo"] < 0
+    text = module.tables(rows)
+    assert all(text.count(f"| {name} |") == 2 for name in shown)
+    assert text.count("+0.000 ± 0.000") == 1  # of PCA over itself
+    assert json.loads((folder / "limits_mnist.json").read_text())["rows"] == rows
+
+
 def reliable_evidence(module: ModuleType, folder: Path) -> None:
     module.PARTICLES = (30, 60)
     names = ("quickstart", "refitted guide")
@@ -196,11 +215,15 @@ def vae_baselines(module: ModuleType, folder: Path) -> None:
     assert set(held_out.unique().tolist()) == {0.0, 1.0}
 
 
-def simvae_mnist(module: ModuleType, folder: Path) -> None:
+def bytes_of_digits() -> ps.data.Dataset:
     digits = ps.data.digits()
     split, test = digits.train.take(300), digits.test.take(100)
     to_bytes = [p._replace(images=(255 * p.images).byte()) for p in (split, test)]
-    data = ps.data.Dataset(*to_bytes, 255, "digits")
+    return ps.data.Dataset(*to_bytes, 255, "digits")
+
+
+def simvae_mnist(module: ModuleType, folder: Path) -> None:
+    data = bytes_of_digits()
     module.HIDDEN, module.PAIRS = (8,), 20
     module.RUNS = {"mnist": (("affine", 6, tuple(module.METHODS)),)}
     options = {"seeds": 2, "results": folder, "runs": folder, "jobs": 1, "data": data}
@@ -214,8 +237,60 @@ def simvae_mnist(module: ModuleType, folder: Path) -> None:
     parts = module.parts(data, 1)
     known = torch.cat([parts["train"].images, parts["validation"].images])
     assert len(parts["validation"]) == 60
-    torch.testing.assert_close(known, (to_bytes[0].images > 127).float())
-    torch.testing.assert_close(parts["test"].images, (to_bytes[1].images > 127).float())
+    torch.testing.assert_close(known, (data.train.images > 127).float())
+    torch.testing.assert_close(parts["test"].images, (data.test.images > 127).float())
+
+
+def simvae_release(module: ModuleType, folder: Path) -> None:
+    module.simvae_mnist.HIDDEN, module.simvae_mnist.PAIRS = (8,), 20
+    for levels, factor in ((1, module.RECONSTRUCTION), (255, 1.0)):
+        build = module.released(reconstruction=factor)
+        objective = build((1, 4, 4), levels).double()
+        x = torch.randint(levels + 1, (7, 2, 1, 4, 4)).double() / levels
+        torch.manual_seed(3)
+        found = float(sum(objective(ps.Batch(x))).detach())
+        torch.manual_seed(3)
+        q = objective.joint.posterior.each(x)
+        noise = torch.randn(7, 2, module.DIM, dtype=torch.float64)
+        logits = objective.joint.decoder((q.mean + noise * q.stddev).flatten(0, 1))
+        parts = [part.detach().numpy() for part in (x, q.mean, q.stddev, noise, logits)]
+        expected = released_by_numpy(*parts, factor)
+        assert found == pytest.approx(expected, rel=1e-10)
+
+    data = bytes_of_digits()
+    module.RUNS = {
+        run: (name, "affine", 4, tuple(module.METHODS))
+        for run, name in (("affine", "mnist"), ("fashion-mnist", "fashion-mnist"))
+    }
+    options = {"seeds": 2, "results": folder, "runs": folder, "data": data}
+    rows = module.main(tuple(module.RUNS), **options)
+    assert [row["method"] for row in rows[::2]] == 2 * list(module.METHODS)
+    assert module.main(tuple(module.RUNS), **options) == rows  # from the folders
+    unbound = [row for row in rows if "test: bound of pairs" not in row]
+    assert {row["data"] for row in unbound} == {"fashion-mnist"} and len(unbound) == 4
+    module.beside = lambda name: [{**row, "method": "VAE"} for row in rows[:2]]
+    text = module.tables(rows)
+    assert all(text.count(f"| {method} |") == 2 for method in module.METHODS)
+
+
+def released_by_numpy(
+    x: np.ndarray,
+    mean: np.ndarray,
+    s: np.ndarray,
+    noise: np.ndarray,
+    logits: np.ndarray,
+    factor: float,
+) -> float:
+    """The loss of SimVAE's released code over the batch, as a value per item."""
+    z, total = mean + noise * s, 0.0
+    white = 1 / (1 + np.exp(-logits.reshape(x.shape)))
+    for i in range(len(x)):
+        cross = -x[i] * np.log(white[i]) - (1 - x[i]) * np.log(1 - white[i])
+        entropy = 0.5 * (2 * np.pi * np.log(s[i] ** 2)).sum()
+        centre = (z[i, 0] + z[i, 1]) / 2
+        prior = -0.5 * ((z[i] - centre) ** 2 / 0.15).sum() - 0.5 * (centre**2).sum()
+        total += -cross.sum() * factor + entropy + prior
+    return total / len(x)
 
 
 SHORT = {
@@ -226,12 +301,14 @@ SHORT = {
     "few_labels_mnist": few_labels_mnist,
     "five_gaussians": five_gaussians,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
+    "limits_mnist": limits_mnist,
     "paradigms_under_noise": paradigms_under_noise,
     "reliable_evidence": reliable_evidence,
     "same_content": same_content,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
     "simvae_mnist": simvae_mnist,
+    "simvae_release": simvae_release,
     "vae_baselines": vae_baselines,
 }
 

@@ -1,0 +1,171 @@
+"""Every objective of the package on MNIST: scores, and terms in nats.
+
+What models/digits.py does for scikit-learn's digits: methods, their hyper-parameters,
+networks and optimiser are the defaults of `recipes`, and all have the same encoder (two
+hidden layers of 256, z of 10 dimensions), views (small rotations, scalings and shifts)
+and number of images seen. `probssl.compare` measures each on two views of test images.
+20,000 training images, binary, fit the encoder and the probes; scores are those of the
+10,000 test images. Nothing was chosen on either: the defaults are those of digits.
+
+Every fit leaves a folder in runs/, which `probssl inspect` reads; fits whose folder is
+there are not run again, so that a run that was stopped goes on. Names of methods as
+arguments fit these alone.
+
+Results: docs/results.md, "All objectives on MNIST"; ``--tables`` prints the tables.
+Writes benchmarks/results/limits_mnist.json. Needs MNIST in the folder named by the
+environment variable PROBSSL_DATA.
+"""
+
+import argparse
+import json
+import math
+import time
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from simvae_mnist import DIM, RESULTS, ROOT, SEEDS, write
+
+import probssl as ps
+from probssl import recipes
+
+IMAGES, EPOCHS = 20_000, 12
+BASELINES, PCA = "baselines", f"PCA-{DIM}"
+METHODS = (*recipes.METHODS, BASELINES)
+SCORES = {  # columns of the first table, and their digits
+    "linear probe": ("linear_probe", 3),
+    "few-label probe": ("few_label_probe", 3),
+    "5-NN": ("knn", 3),
+    "effective rank": ("effective_rank", 1),
+}
+TERMS = {  # and of the second
+    "Gaussian + log-det": ("log_det", 1),
+    "Gaussian + KDE": ("gaussian_kernel", 1),
+    "Gaussian + neighbours": ("gaussian_nearest", 1),
+    "sphere + KDE": ("spherical_kernel", 1),
+    "I(z; z′), InfoNCE": ("info_nce", 1),
+    "I(z; z′), Gaussian": ("gaussian_information", 1),
+    "log p(x given z)": ("decoded", 1),
+}
+
+Row = dict[str, Any]
+
+
+def fitted(method: str, data: ps.data.Dataset, epochs: int) -> torch.nn.Module:
+    """The objective with its defaults; of the baselines an encoder, not fitted."""
+    if method == BASELINES:
+        return recipes.encoder(data, DIM)
+    objective, views = recipes.objective(method, data, DIM), recipes.views(data)
+    recipes.fit(objective, data, views=views, epochs=epochs, progress=False)
+    return objective
+
+
+def cell(
+    method: str, seed: int, epochs: int, saved: Path, data: ps.data.Dataset
+) -> list[Row]:
+    """Fit and compare one method, unless its folder is there; return its rows."""
+    if (saved / "probssl.json").is_file():
+        known: list[Row] = json.loads((saved / "probssl.json").read_text())["notes"][
+            "rows"
+        ]
+        return known
+    began = time.process_time()
+    torch.manual_seed(seed)
+    objective = fitted(method, data, epochs)
+    trained = time.process_time()
+    found = ps.compare(
+        {method: objective},
+        data,
+        views=recipes.views(data),
+        baselines=method == BASELINES,
+        seed=seed,
+        progress=False,
+    ).methods
+    if method == BASELINES:
+        del found[method]  # the encoder by which their dimension was known
+    seconds = {
+        "CPU seconds of the fit": round(trained - began),
+        "CPU seconds in all": round(time.process_time() - began),
+    }
+    rows = []
+    for name, row in found.items():
+        bound = {k: v for k, v in row["terms"].items() if k == "elbo"}
+        figures = row["scores"] | row["matrix"] | bound
+        rows.append({"method": name, "seed": seed, **figures, **seconds})
+    ps.save(objective, saved, rows=rows)
+    return rows
+
+
+def main(
+    names: tuple[str, ...] = METHODS,
+    seeds: int = SEEDS,
+    epochs: int = EPOCHS,
+    data: ps.data.Dataset | None = None,
+    results: Path = RESULTS,
+    runs: Path = ROOT / "runs",
+) -> list[Row]:
+    """Return the figures of these methods, and of others whose folders are there."""
+    if data is None:
+        data = ps.data.load("mnist")
+        data = data._replace(train=data.train.take(IMAGES))
+    rows = []
+    for method, seed in product(METHODS, range(seeds)):
+        saved = runs / "limits_mnist" / f"{method}, {epochs} epochs, seed {seed}"
+        if method in names or saved.is_dir():
+            rows += cell(method, seed, epochs, saved, data)
+    write(
+        results / "limits_mnist.json",
+        rows,
+        script="models/limits_mnist.py",
+        images=len(data.train),
+        epochs=epochs,
+    )
+    return rows
+
+
+def tables(rows: list[Row]) -> str:
+    """Scores and terms of all methods, in Markdown."""
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    gain = f"few labels, gain over {PCA}"
+    parts = []
+    for columns, more in ((SCORES, [gain]), (TERMS, [])):
+        head = ["method", *columns, *more]
+        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        for name in names:
+            own = [row for row in rows if row["method"] == name]
+            cells = [
+                _spread([r.get(key) for r in own], n) for key, n in columns.values()
+            ]
+            cells += [_gain(own, rows)] if more else []
+            lines.append("| " + " | ".join([name, *cells]) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _spread(values: list[float | None], digits: int) -> str:
+    """Mean and standard deviation; a dash where a seed has no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    return f"{mean(known):.{digits}f} ± {stdev(known):.{digits}f}"
+
+
+def _gain(own: list[Row], rows: list[Row]) -> str:
+    """The gain over PCA with few labels, the same of a seed, and its standard error."""
+    base = {row["seed"]: row["few_label_probe"] for row in rows if row["method"] == PCA}
+    gains = [row["few_label_probe"] - base[row["seed"]] for row in own]
+    return f"{mean(gains):+.3f} ± {stdev(gains) / math.sqrt(len(gains)):.3f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("methods", nargs="*", default=list(METHODS), help="some")
+    parser.add_argument("--tables", action="store_true", help="of the saved figures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.tables:
+        print(tables(json.loads((RESULTS / "limits_mnist.json").read_text())["rows"]))
+    else:
+        main(tuple(options.methods))
