@@ -8,63 +8,410 @@ and shifts) and the 10 dimensions of z are the same for all.
 Prints the means and standard deviations that stand in README.md and docs/results.md,
 and writes them, with hardware and versions, to benchmarks/results/digits.json. The gain
 of the few-label probe over PCA has a standard error over seeds: in each seed all
-methods get the same labels.
+methods get the same labels. `--tables` prints the tables in Markdown.
 
-Takes about a quarter of an hour for each seed on one CPU core; seeds run in parallel
-processes.
+Methods have the settings of `probssl.recipes`. `--choose` makes these choices again:
+every method with hyper-parameters is fitted over a grid to four fifths of the training
+images, and z of the last fifth is scored by the mean of linear probe and few-label
+probe; each seed holds another fifth out. The setting with the highest mean over three
+seeds is chosen. No test image is seen. Results:
+benchmarks/results/digits_choices.json.
+
+Every seed, and every fit of the grids, is kept, so that a run that was stopped goes on.
+Takes five minutes of one CPU core for each seed; the grids, half an hour.
 """
 
+import argparse
 import json
+import math
 import os
 import platform
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
+from torch import nn
+from tqdm import tqdm
 
 import probssl as ps
-from probssl import recipes
+from probssl import limits, recipes
+from probssl.views import Affine, Augment, Noise
 
 METHODS = tuple(recipes.METHODS)
 SEEDS, EPOCHS, DIM = 5, 150, 10
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "digits.json"
+FOLDS, CHOICE_SEEDS, CHOICE_EPOCHS = 5, 3, 50
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "digits.json"
+CHOICES = ROOT / "benchmarks" / "results" / "digits_choices.json"
+
+TITLES = {
+    "linear_probe": "linear probe",
+    "few_label_probe": "few-label probe",
+    "few_label_gain": "gain over PCA-10",
+    "knn": "5-NN",
+    "cluster_accuracy": "clusters",
+    "effective_rank": "effective rank",
+    "log_det": "Gaussian + log-det",
+    "gaussian_kernel": "Gaussian + KDE",
+    "gaussian_nearest": "Gaussian + neighbours",
+    "spherical_kernel": "sphere + KDE",
+    "info_nce": "I(z; z′), InfoNCE",
+    "gaussian_information": "I(z; z′), Gaussian",
+    "decoded": "log p(x given z)",
+}
+SCORES = dict.fromkeys(list(TITLES)[:5], ".3f") | {"effective_rank": ".1f"}
+SCORES["few_label_gain"] = "+.3f"
+MATRIX = dict.fromkeys(list(TITLES)[6:], ".1f")
+BASELINES = ("raw pixels", "PCA-10", "untrained encoder")
 
 Figures = dict[str, dict[str, float]]
+Row = dict[str, Any]
 
 
-def one_seed(seed: int, epochs: int, methods: tuple[str, ...]) -> Figures:
-    """Fit every method with this seed and measure it."""
+def embedding(limit: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A builder of an objective without a decoder, with or without a projector."""
+
+    def build(
+        data: ps.data.Dataset, projector: bool = False, **options: Any
+    ) -> nn.Module:
+        encoder = recipes.encoder(data, DIM)
+        head = ps.nn.Projector(DIM, width=256, out=64) if projector else None
+        return limit(encoder, projector=head, **options)
+
+    return build
+
+
+def beta_vae(data: ps.data.Dataset, beta: float) -> nn.Module:
+    return limits.VAE(recipes.joint(data, ps.priors.Independent(DIM)), beta=beta)
+
+
+def simvae(
+    data: ps.data.Dataset, content: int, scale: float, guide: str
+) -> limits.SimVAE:
+    """SimVAE with so many content dimensions; the others are the style's."""
+    prior: ps.priors.Prior = ps.priors.Gaussian(DIM, scale)
+    if content < DIM:
+        prior = ps.priors.ContentStyle(content, DIM - content, scale)
+    return limits.SimVAE(recipes.joint(data, prior, getattr(ps.guides, guide)))
+
+
+def spherical(data: ps.data.Dataset, concentration: float) -> limits.SimVAE:
+    prior = ps.priors.Spherical(DIM, concentration)
+    return limits.SimVAE(recipes.joint(data, prior, ps.guides.PowerSpherical))
+
+
+def instances(data: ps.data.Dataset, **options: Any) -> nn.Module:
+    limit = embedding(limits.InstanceDiscrimination)
+    return limit(data, items=len(data.train), **options)
+
+
+def neighbours(data: ps.data.Dataset, perplexity: float, projector: bool) -> nn.Module:
+    affinity = ps.affinities.Perplexity(perplexity, symmetric=True)
+    return embedding(limits.TSNE)(data, projector, affinity=affinity)
+
+
+def clusters(
+    data: ps.data.Dataset, components: int, concentration: float
+) -> limits.DeepClustering:
+    return limits.DeepClustering(
+        recipes.encoder(data, DIM),
+        components,
+        len(data.train),
+        prior=ps.priors.Spherical(None, concentration),
+    )
+
+
+def denoising(data: ps.data.Dataset, noise: float) -> limits.DenoisingAutoencoder:
+    networks = recipes.encoder(data, DIM), recipes.decoder(data, DIM)
+    more = Noise(noise) if noise else None  # beside the data augmentation
+    return limits.DenoisingAutoencoder(*networks, recipes.likelihood(data), noise=more)
+
+
+def masked(data: ps.data.Dataset, share: float, patch: int) -> limits.MaskedAutoencoder:
+    networks = recipes.encoder(data, DIM), recipes.decoder(data, DIM)
+    return limits.MaskedAutoencoder(
+        *networks, recipes.likelihood(data), share=share, patch=patch
+    )
+
+
+def dsa(data: ps.data.Dataset, **options: Any) -> limits.DSA:
+    return limits.DSA(recipes.objective("SimCLR", data, DIM), **options)
+
+
+def pid(data: ps.data.Dataset, components: int, weight: float) -> limits.PID:
+    base, items = recipes.objective("SimCLR", data, DIM), len(data.train)
+    return limits.PID(base, components, items, weight=weight)
+
+
+BOTH = (False, True)
+GRIDS: dict[str, tuple[Callable[..., nn.Module], dict[str, tuple[Any, ...]]]] = {
+    "BetaVAE": (beta_vae, {"beta": (2.0, 4.0, 8.0)}),
+    "SimVAE": (
+        simvae,
+        {
+            "content": (10, 6),
+            "scale": (0.05, 0.15, 0.3),
+            "guide": ("DiagonalGaussian", "Coupled"),
+        },
+    ),
+    "SphericalSimVAE": (spherical, {"concentration": (10.0, 25.0, 50.0, 100.0)}),
+    "SimCLR": (
+        embedding(limits.SimCLR),
+        {"temperature": (0.5, 1.0, 2.0), "projector": BOTH},
+    ),
+    "InfoNCE": (
+        embedding(limits.CLIP),
+        {"temperature": (0.5, 1.0, 2.0), "projector": BOTH},
+    ),
+    "MoCo": (
+        embedding(limits.MoCo),
+        {"temperature": (0.5, 1.0, 2.0), "projector": BOTH, "queue": (1024,)},
+    ),
+    "InstanceDiscrimination": (
+        instances,
+        {"temperature": (0.5, 1.0, 2.0), "projector": BOTH},
+    ),
+    "TSimCLR": (
+        embedding(limits.TSimCLR),
+        {"temperature": (0.25, 1.0, 8.0), "projector": BOTH},
+    ),
+    "TSNE": (neighbours, {"perplexity": (10.0, 30.0, 60.0), "projector": BOTH}),
+    "LogDet": (embedding(limits.LogDet), {"projector": BOTH}),
+    "VICReg": (
+        embedding(limits.VICReg),
+        {"covariance": (1.0, 5.0, 25.0), "projector": BOTH},
+    ),
+    "BarlowTwins": (
+        embedding(limits.BarlowTwins),
+        {"redundancy": (0.005, 0.02, 0.1), "projector": BOTH},
+    ),
+    "WMSE": (embedding(limits.WMSE), {"normalise": BOTH, "projector": BOTH}),
+    "BYOL": (
+        embedding(limits.BYOL),
+        {"momentum": (0.9, 0.99, 0.996), "projector": BOTH},
+    ),
+    "SimSiam": (embedding(limits.SimSiam), {"projector": BOTH}),
+    "SwAV": (
+        embedding(limits.SwAV),
+        {"components": (30, 100, 300), "projector": BOTH},
+    ),
+    "DeepClustering": (
+        clusters,
+        {"components": (50, 200), "concentration": (2.0, 5.0, 10.0)},
+    ),
+    "DINO": (
+        embedding(limits.DINO),
+        {"components": (30, 100, 300), "projector": BOTH},
+    ),
+    "DenoisingAutoencoder": (denoising, {"noise": (0.0, 0.1, 0.3)}),
+    "MaskedAutoencoder": (masked, {"share": (0.25, 0.5, 0.75), "patch": (1, 2)}),
+    "DSA": (dsa, {"neighbours": (5, 20, 50), "weight": (0.3, 1.0)}),
+    "PID": (pid, {"components": (10, 20, 50), "weight": (0.1, 0.3)}),
+}
+# Settings of version 0.1.0, which had been chosen on test images.
+BEFORE: dict[str, Row] = {
+    "data augmentation": {"size": 1.0},
+    "BetaVAE": {"beta": 4.0},
+    "SimVAE": {"content": 10, "scale": 0.15, "guide": "DiagonalGaussian"},
+    "SphericalSimVAE": {"concentration": 50.0},
+    "SimCLR": {"temperature": 1.0, "projector": False},
+    "InfoNCE": {"temperature": 1.0, "projector": False},
+    "MoCo": {"temperature": 1.0, "projector": False, "queue": 1024},
+    "InstanceDiscrimination": {"temperature": 1.0, "projector": False},
+    "TSimCLR": {"temperature": 1.0, "projector": True},
+    "TSNE": {"perplexity": 30.0, "projector": False},
+    "LogDet": {"projector": False},
+    "VICReg": {"covariance": 1.0, "projector": True},
+    "BarlowTwins": {"redundancy": 0.005, "projector": True},
+    "WMSE": {"normalise": True, "projector": False},
+    "BYOL": {"momentum": 0.99, "projector": True},
+    "SimSiam": {"projector": True},
+    "SwAV": {"components": 100, "projector": False},
+    "DeepClustering": {"components": 200, "concentration": 2.0},
+    "DINO": {"components": 100, "projector": True},
+    "DenoisingAutoencoder": {"noise": 0.0},
+    "MaskedAutoencoder": {"share": 0.5, "patch": 1},
+    "DSA": {"neighbours": 20, "weight": 1.0},
+    "PID": {"components": 20, "weight": 0.1},
+}
+SIZES = (0.5, 1.0, 1.5, 2.0)  # of the data augmentation, the same for all methods
+SHOW_SIZES = ("SimVAE", "SimCLR", "VICReg", "DenoisingAutoencoder")
+
+
+def augmented(data: ps.data.Dataset, size: float) -> Augment:
+    """The data augmentation `views.digits`, smaller or larger."""
+    affine = Affine(
+        rotate=10 * size, scale=(1 - 0.1 * size, 1 + 0.1 * size), shift=0.06 * size
+    )
+    return Augment(affine, levels=data.levels)
+
+
+def held_out(data: ps.data.Dataset, seed: int) -> ps.data.Dataset:
+    """The training images, the fifth of this seed in place of the test images."""
+    n = len(data.train)
+    end = n - seed * (n // FOLDS)
+    out = torch.zeros(n, dtype=torch.bool)
+    out[end - n // FOLDS : end] = True
+    return data._replace(train=data.train.rows(~out), test=data.train.rows(out))
+
+
+def cells(methods: tuple[str, ...], seeds: int) -> list[Row]:
+    """What is fitted: for the data augmentation some methods, as their recipes are."""
+    found: list[Row] = []
+    if "data augmentation" in methods:
+        found += [
+            {"choice": "data augmentation", "setting": {"size": size}, "method": method}
+            for size, method in product(SIZES, SHOW_SIZES)
+        ]
+    for method in (name for name in GRIDS if name in methods):
+        values = GRIDS[method][1]
+        for each in product(*values.values()):
+            setting = dict(zip(values, each, strict=True))
+            found.append({"choice": method, "setting": setting, "method": method})
+    return [cell | {"seed": seed} for cell in found for seed in range(seeds)]
+
+
+def scored(cell: Row, epochs: int) -> Row:
+    """Fit one setting with one seed, and score z of the images that are held out."""
+    began, data = time.process_time(), held_out(ps.data.digits(), cell["seed"])
+    torch.manual_seed(cell["seed"])
+    if cell["choice"] == "data augmentation":
+        objective = recipes.objective(cell["method"], data, DIM)
+        views = augmented(data, **cell["setting"])
+    else:
+        objective = GRIDS[cell["method"]][0](data, **cell["setting"])
+        views = recipes.views(data)
+    recipes.fit(objective, data, views=views, epochs=epochs, progress=False)
+    z, there = ps.embed(objective, data.train), ps.embed(objective, data.test)
+    known = z, data.train.labels, there, data.test.labels
+    linear = ps.evaluation.linear_probe(*known)
+    few = ps.evaluation.few_label_probe(*known, seed=cell["seed"]).mean
+    seconds = round(time.process_time() - began, 1)
+    found = {"linear": linear, "few labels": few, "score": (linear + few) / 2}
+    return cell | found | {"CPU seconds": seconds}
+
+
+def choose(
+    methods: tuple[str, ...] = tuple(BEFORE),
+    seeds: int = CHOICE_SEEDS,
+    epochs: int = CHOICE_EPOCHS,
+    results: Path = CHOICES,
+) -> list[Row]:
+    """Return the scores of all settings of these methods; the file keeps them all."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+
+    def rows() -> list[Row]:
+        if not results.is_file():
+            return []
+        report = json.loads(results.read_text())
+        return report["rows"] if report["epochs"] == epochs else []
+
+    def key(row: Row) -> list[Any]:
+        return [row[name] for name in ("choice", "setting", "method", "seed")]
+
+    there = [key(row) for row in rows()]
+    missing = [cell for cell in cells(methods, seeds) if key(cell) not in there]
+    for cell in tqdm(missing, unit="fit"):
+        row, order = scored(cell, epochs), list(BEFORE)
+        report = {
+            "script": "models/digits.py --choose",
+            "epochs": epochs,
+            **_machine(),
+            "rows": sorted([*rows(), row], key=lambda r: order.index(r["choice"])),
+        }
+        text = json.dumps(report, ensure_ascii=False).replace(
+            '{"choice"', '\n{"choice"'
+        )
+        results.write_text(text + "\n")
+    return [row for row in rows() if row["choice"] in methods]
+
+
+def scores(rows: list[Row], choice: str) -> list[tuple[Row, list[float]]]:
+    """Each setting with its score in each seed, a mean over methods."""
+    found = []
+    own = [row for row in rows if row["choice"] == choice]
+    for setting in [r["setting"] for r in own if r["seed"] == 0]:
+        if setting in [s for s, _ in found]:
+            continue
+        here = [row for row in own if row["setting"] == setting]
+        seeds = sorted({row["seed"] for row in here})
+        each = [mean(r["score"] for r in here if r["seed"] == seed) for seed in seeds]
+        found.append((setting, each))
+    return found
+
+
+def chosen(rows: list[Row], choice: str) -> Row:
+    """The setting with the highest mean score, the first of equal ones."""
+    return max(scores(rows, choice), key=lambda pair: mean(pair[1]))[0]
+
+
+def choices(rows: list[Row]) -> str:
+    """The chosen settings with their scores, in Markdown."""
+    lines = ["| method | settings | chosen | score | above that of 0.1.0 |", "|---" * 5]
+    lines[1] += "|"
+    for choice in dict.fromkeys(row["choice"] for row in rows):
+        found, before = scores(rows, choice), BEFORE[choice]
+        best = chosen(rows, choice)
+        own = next(each for setting, each in found if setting == best)
+        old = next(each for setting, each in found if setting == before)
+        gains = [a - b for a, b in zip(own, old, strict=True)]
+        error = stdev(gains) / math.sqrt(len(gains))
+        gain = "–" if best == before else f"{mean(gains):+.3f} ± {error:.3f}"
+        cells = [choice, str(len(found)), _named(best)]
+        cells += [f"{mean(own):.3f} ± {stdev(own):.3f}", gain]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _named(setting: Row) -> str:
+    """A setting in words, without what is the same in the whole grid."""
+    words = []
+    for key, value in setting.items():
+        if key == "projector":
+            words.append("projector" if value else "no projector")
+        elif key == "guide":
+            words.append(f"`{value}`")
+        elif key == "content":
+            words.append(f"{value} + {DIM - value}" if value < DIM else "Gaussian")
+        elif key == "normalise":
+            words.append("normalised" if value else "not normalised")
+        elif key != "queue":
+            words.append(f"{key} {value:g}")
+    return ", ".join(words)
+
+
+def one_seed(seed: int, epochs: int, methods: tuple[str, ...], runs: Path) -> Figures:
+    """Fit every method with this seed and measure it, unless its file is there."""
+    saved = runs / f"{epochs} epochs, seed {seed}.json"
+    if saved.is_file():
+        found: Figures = json.loads(saved.read_text())
+        if found.keys() >= set(methods):
+            return {row: found[row] for row in found if row in {*methods, *BASELINES}}
     digits = ps.data.digits()
     views, fitted, seconds = recipes.views(digits), {}, {}
     for name in methods:
         torch.manual_seed(seed)
-        fitted[name], began = recipes.objective(name, digits, DIM), time.perf_counter()
+        fitted[name], began = recipes.objective(name, digits, DIM), time.process_time()
         recipes.fit(fitted[name], digits, views=views, epochs=epochs, progress=False)
-        seconds[name] = time.perf_counter() - began
-    found = ps.compare(
+        seconds[name] = time.process_time() - began
+    compared = ps.compare(
         fitted, digits, views=views, seconds=seconds, seed=seed, progress=False
     )
-    tables = (found.matrix.T.to_dict(), found.table.T.to_dict())
-    return {
+    tables = (compared.matrix.T.to_dict(), compared.table.T.to_dict())
+    found = {
         row: {k: v for k, v in (tables[0][row] | tables[1][row]).items() if v == v}
         for row in tables[0]
     }
-
-
-def by_seed(seeds: int, epochs: int, methods: tuple[str, ...]) -> list[Figures]:
-    """The figures of all seeds, which run in processes of one thread each."""
-    if seeds == 1:
-        return [one_seed(0, epochs, methods)]
-    with ProcessPoolExecutor(
-        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        jobs = [pool.submit(one_seed, seed, epochs, methods) for seed in range(seeds)]
-        return [job.result() for job in jobs]
+    runs.mkdir(parents=True, exist_ok=True)
+    saved.write_text(json.dumps(found))
+    return found
 
 
 def kept(results: Path, seeds: int, epochs: int) -> dict[str, dict[str, list[float]]]:
@@ -87,13 +434,16 @@ def main(
     seeds: int = SEEDS,
     epochs: int = EPOCHS,
     methods: tuple[str, ...] = METHODS,
+    jobs: int = -1,
     results: Path = RESULTS,
+    runs: Path = ROOT / "runs" / "digits",
 ) -> dict[str, dict[str, list[float]]]:
     """Return mean and standard deviation over the seeds of every figure.
 
     Of other methods the figures that are there are kept, for as many seeds and epochs.
     """
-    found = by_seed(seeds, epochs, methods)
+    work = (delayed(one_seed)(seed, epochs, methods, runs) for seed in range(seeds))
+    found = Parallel(jobs)(work)
     figures: dict[str, dict[str, list[float]]] = {}
     for row in found[0]:
         figures[row] = {}
@@ -109,18 +459,49 @@ def main(
         "seeds": seeds,
         "epochs": epochs,
         "dim": DIM,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores, one thread for each seed",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        **_machine(),
         "mean and sd": figures,
     }
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    for row, entries in figures.items():
-        shown = (f"{name} {m:.3f} ± {s:.3f}" for name, (m, s) in entries.items())
-        print(f"{row}: {', '.join(shown)}")
     return figures
 
 
+def table(figures: dict[str, dict[str, list[float]]], columns: dict[str, str]) -> str:
+    """The methods with these columns and their formats, in Markdown."""
+    lines = ["| method | " + " | ".join(TITLES[column] for column in columns) + " |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for name, row in figures.items():
+        cells = [name]
+        for column, form in columns.items():
+            m, s = row.get(column, (math.nan, math.nan))
+            cells.append(f"{m:{form}} ± {s:{form.lstrip('+')}}" if m == m else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _machine() -> Row:
+    return {
+        "hardware": f"{platform.processor() or platform.machine()}, "
+        f"{os.cpu_count()} cores, one thread for each fit",
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+    }
+
+
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    text = "fit settings of these methods on the training images, by default of all"
+    parser.add_argument("--choose", nargs="*", metavar="METHOD", help=text)
+    parser.add_argument("--seed", type=int, help="fit with this seed alone")
+    parser.add_argument("--tables", action="store_true", help="of the saved figures")
+    options = parser.parse_args()
+    if options.tables:
+        figures = json.loads(RESULTS.read_text())["mean and sd"]
+        print(table(figures, SCORES), table(figures, MATRIX), sep="\n\n")
+        print(choices(json.loads(CHOICES.read_text())["rows"]))
+    elif options.choose is not None:
+        choose(tuple(options.choose or BEFORE))
+    elif options.seed is not None:
+        one_seed(options.seed, EPOCHS, METHODS, ROOT / "runs" / "digits")
+    else:
+        main()

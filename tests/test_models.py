@@ -18,14 +18,29 @@ sys.path.insert(0, str(MODELS))  # scripts import one another
 
 
 def digits(module: ModuleType, folder: Path) -> None:
-    path = folder / "digits.json"
-    first = module.main(seeds=1, epochs=1, methods=("SimCLR",), results=path)
-    figures = module.main(seeds=1, epochs=1, methods=("VAE",), results=path)
+    path, runs = folder / "digits.json", folder / "runs"
+    options = {"seeds": 1, "epochs": 1, "jobs": 1, "results": path, "runs": runs}
+    first = module.main(methods=("SimCLR",), **options)
+    assert module.one_seed(0, 1, ("SimCLR",), runs).keys() == first.keys()
+    figures = module.main(methods=("VAE",), **options)
     assert list(figures)[:4] == ["VAE", "SimCLR", "raw pixels", "PCA-10"]
     assert figures["SimCLR"] == first["SimCLR"]
     assert json.loads(path.read_text())["mean and sd"] == figures
     assert module.kept(path, 1, 1) == figures
     assert module.kept(path, 2, 1) == module.kept(path, 1, 2) == {}
+    assert len(module.table(figures, module.SCORES).splitlines()) == 2 + 5
+
+    path = folder / "digits_choices.json"
+    rows = module.choose(("LogDet",), seeds=2, epochs=1, results=path)
+    assert [row["setting"] for row in rows] == 2 * [{"projector": False}] + 2 * [
+        {"projector": True}
+    ]
+    assert module.choose(("LogDet",), 2, 1, path) == rows
+    assert len(module.choices(rows).splitlines()) == 3
+    digits = ps.data.digits()
+    out = torch.cat([module.held_out(digits, k).test.images for k in range(5)])
+    assert sorted(out.sum((1, 2, 3))) == sorted(digits.train.images.sum((1, 2, 3)))
+    assert len(module.held_out(digits, 1).train) == 240
 
 
 def five_gaussians(module: ModuleType, folder: Path) -> None:
@@ -144,20 +159,24 @@ def few_labels_mnist(module: ModuleType, folder: Path) -> None:
     labels = torch.arange(200) % 4
     images = (colour[labels] + 0.1 * torch.rand(200, 1, 14, 14)).clamp(max=1)
     data = ps.data.arrays(images, labels)
-    rows = module.main(draws=2, epochs=1, labels=(8, 40), data=data, results=folder)
-    assert [(row["draw"], row["labels"]) for row in rows] == [
-        (0, 8),
-        (0, 40),
-        (1, 8),
-        (1, 40),
-    ]
-    names = ("classify", "linear probe", "nearest mean")
-    assert all(0 <= row[name] <= 1 for row in rows for name in names)
+    seen: list[bool] = []
+    module.images = lambda number, validation: seen.append(validation) or data
+    setting = module.Setting(epochs=1)
+    rows = module.main(draws=2, labels=(8, 40), setting=setting, results=folder)
+    cells = [(0, 8), (0, 40), (1, 8), (1, 40)]
+    assert [(row["draw"], row["labels"]) for row in rows] == cells
+    assert all(0 <= row[name] <= 1 for row in rows for name in module.NAMES)
+    style = setting._replace(style=6)
+    found = module.choose(((((8, 0),), (setting, style)),), results=folder)
+    assert [row["setting"]["style"] for row in found] == [0, 6]
+    assert seen == 4 * [False] + 2 * [True]
+    assert module.main(2, (8, 40), setting, folder) == rows and len(seen) == 6
     known = module.drawn(data.train.labels, 8, seed=0)
     assert (known[known >= 0].bincount() == 2).all()
     two = torch.arange(150).where(torch.arange(150) < 2, -1)
     assert module.repeated(two).bincount().tolist() == [7] * 2 + [1] * 148
-    assert (folder / "few_labels_mnist.json").is_file()
+    loc, scale = module.Classes(3, style=6)()
+    assert (loc[:, -6:] == 0).all() and (scale[:, -6:] * module.SCALE == 1).all()
 
 
 def limits_mnist(module: ModuleType, folder: Path) -> None:
