@@ -312,6 +312,40 @@ def released_by_numpy(
     return total / len(x)
 
 
+def multimodal_halves(module: ModuleType, folder: Path) -> None:
+    module.HIDDEN, module.BATCH, module.PARTICLES = (8,), 50, 30
+    module.SCORED, module.NEIGHBOURS = 20, 60
+    grey = torch.randint(256, (180, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.arange(180) % 10
+    binary = (grey[150:] > 127).byte() * 255
+    train = ps.data.Split(grey[:150], labels[:150])
+    test = ps.data.Split(binary, labels[150:])
+    data = ps.data.Dataset(train, test, 1, "noise", "random")
+    options = {"seeds": 2, "epochs": 1, "data": data, "jobs": 1}
+    options |= {"results": folder, "runs": folder}
+    rows = module.main(**options)
+    assert [row["method"] for row in rows[::2]] == list(module.METHODS)
+    assert module.main(**options) == rows  # from the folders
+    for row in rows:
+        assert row["log p(x₁, x₂)"] < -400
+        shares = [row[name] for name in module.TOLD if name in row]
+        assert all(0 <= share <= 1 for share in shares)
+        if "shared" in row:  # log p(x₁, x₂) = log p(x₁) + log p(x₂ given x₁)
+            parts = row["log p(x₁)"] + row["log p(x₂ given x₁)"]
+            assert parts == pytest.approx(row["log p(x₁, x₂)"])
+    # Halves are the pixels of the image in their order; labels are drawn as they are.
+    found = module.parts(data)
+    whole, halves, label = (
+        module.items_of(found["test"], module.METHODS[name]).views
+        for name in ("one VAE", "two VAEs", "label: Gaussian, Coupled")
+    )
+    assert torch.equal(torch.cat(halves, -1), whole[0])
+    assert torch.equal(label[0], whole[0])
+    assert torch.equal(label[1][:, 0].argmax(1), found["test"].labels)
+    assert (len(found["train"]), len(found["validation"])) == (125, 20)
+    assert module.tables(rows).count("\n| ") == len(module.METHODS) + 1
+
+
 SHORT = {
     "against_baselines": against_baselines,
     "content_and_style": content_and_style,
@@ -321,6 +355,7 @@ SHORT = {
     "five_gaussians": five_gaussians,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "limits_mnist": limits_mnist,
+    "multimodal_halves": multimodal_halves,
     "paradigms_under_noise": paradigms_under_noise,
     "reliable_evidence": reliable_evidence,
     "same_content": same_content,
