@@ -172,6 +172,18 @@ def test_knn_is_the_vote_of_the_nearest(k):
     assert knn(z, y, z_test, y_test, k) == np.mean(guess == y_test)
 
 
+def test_knn_with_a_temperature_weighs_votes_by_their_cosines():
+    z, y = lumps(80, 4, 3, apart=0.5, seed=1)
+    z_test, y_test = lumps(90, 4, 3, apart=0.5, seed=2)
+    a, b = (torch.nn.functional.normalize(torch.tensor(x)) for x in (z_test, z))
+    cosine, rows = (a @ b.mT).topk(20)
+    votes = torch.zeros(len(a), 4, dtype=a.dtype)
+    votes.scatter_add_(1, torch.tensor(y)[rows], (cosine / 0.1).exp())
+    right = (votes.argmax(1).numpy() == y_test).mean()
+    found = [knn(z * s, y, z_test, y_test, 20, temperature=0.1) for s in (1, 1e-3)]
+    assert found == [right, right]
+
+
 # clustering
 
 
@@ -416,6 +428,8 @@ def test_probes_refuse_data_that_do_not_fit(probe, data, message):
 CASES = (
     (lambda: knn(Z, Y, Z, Y, k=61), "k as .* from 1 to 60, got 61; .* training"),
     (lambda: knn(Z, Y, Z, Y, k=0), "got 0"),
+    (lambda: knn(Z, Y, Z, Y, temperature=0.0), "temperature.*0.1 is usual"),
+    (lambda: knn(0 * Z, Y, Z, Y, temperature=0.1), "a direction.*got one that is zero"),
     (lambda: cluster(Z, Y, k=61), "k as .* from 1 to 60, got 61"),
     (lambda: cluster(Z, Y[:-1]), "got 60 representations and 59 labels"),
     (lambda: cluster(Z, 0 * Y), "at least two classes"),

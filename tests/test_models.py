@@ -2,19 +2,24 @@
 
 import importlib.util
 import json
-import sys
+import math
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
+import cifar10
 import numpy as np
 import pytest
+import report
+import subjects
 import torch
 
 import probssl as ps
+from probssl.cli import main as command
 
 pytestmark = pytest.mark.usefixtures("few_digits", "short_decoders")
 MODELS = Path(__file__).parent.parent / "models"
-sys.path.insert(0, str(MODELS))  # scripts import one another
 
 
 def digits(module: ModuleType, folder: Path) -> None:
@@ -41,6 +46,108 @@ def digits(module: ModuleType, folder: Path) -> None:
     out = torch.cat([module.held_out(digits, k).test.images for k in range(5)])
     assert sorted(out.sum((1, 2, 3))) == sorted(digits.train.images.sum((1, 2, 3)))
     assert len(module.held_out(digits, 1).train) == 240
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks, projectors and probes of CIFAR-10 for few images."""
+
+    def encoder(shape: tuple[int, ...], dim: int = 512) -> torch.nn.Module:
+        layers = torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), 12)
+        return ps.nn.Encoder(torch.nn.Sequential(*layers, torch.nn.Tanh()), 12, dim)
+
+    numbers = {"WIDTH": 16, "OUT": 4, "WHITENED": 8, "NEIGHBOURS": 5}
+    networks = {"encoder": encoder, "decoder": ps.nn.MLPDecoder}
+    for name, value in (numbers | networks).items():
+        monkeypatch.setattr(cifar10, name, value)
+
+
+def photographs() -> ps.data.Dataset:
+    drawn, labels = torch.Generator().manual_seed(0), torch.arange(96) % 4
+    colours = torch.rand(4, 3, 8, 8, generator=drawn)[labels]
+    images = (colours + torch.rand(96, 3, 8, 8, generator=drawn)) / 2
+    both = ps.data.Split((255 * images).byte(), labels)
+    return ps.data.Dataset(both.rows(slice(72)), both.rows(slice(72, None)), 255, "x")
+
+
+def on_cifar10(
+    module: ModuleType, folder: Path, epochs: int = 1, seeds: int = 1
+) -> list[dict]:
+    """All fits of a script; they leave folders, from which a second run reads."""
+    options = {"seeds": seeds, "epochs": epochs, "results": folder, "runs": folder}
+    rows = module.main(**options, data=photographs())
+    methods = module.EXPERIMENT.methods
+    assert [row["method"] for row in rows[::seeds]] == list(methods)
+    columns = module.EXPERIMENT.columns
+    assert all(columns.keys() <= row.keys() for row in rows)
+    assert all(0 <= v <= 1 for row in rows for k, v in row.items() if "linear" in k)
+    assert module.main(**options, data=photographs()) == rows
+    shown = cifar10.table(module.EXPERIMENT, rows)
+    gains = [method for method in methods.values() if method.base]
+    assert shown.count("\n| ") == len(methods) + len(gains) + bool(gains)
+    assert report.read(folder / f"{module.__name__}.json") == rows
+    saved = folder / module.__name__
+    assert len(list(saved.iterdir())) == len(rows)
+    one = saved / f"{list(methods)[0]}, {epochs} epochs, seed 0"
+    assert command(["inspect", str(one)]) == 0
+    return rows
+
+
+def limits_cifar10(module: ModuleType, folder: Path) -> None:
+    rows = on_cifar10(module, folder)
+    first = cifar10.cell(
+        module.EXPERIMENT, "SimCLR", 0, 1, "cpu", photographs(), folder / "other"
+    )
+    assert {k: v for k, v in first.items() if k != "seconds"}.items() <= rows[0].items()
+    # Stopped after its first epoch, it goes on to the same end.
+    stopped, whole = folder / "stopped", folder / "whole"
+    given = module.EXPERIMENT, "SimCLR", 0, 2, "cpu", photographs()
+    with mock.patch.object(ps, "save", side_effect=KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            cifar10.cell(*given, stopped)
+    assert (next(stopped.glob("*/*/checkpoint")) / "last.safetensors").is_file()
+    rows = [cifar10.cell(*given, place) for place in (stopped, whole)]
+    for row in rows:
+        row.pop("seconds")
+    assert rows[0] == rows[1]
+    assert not list(stopped.glob("*/*/checkpoint"))
+    # benchmarks/gpu.py measures the images per second of the same objective.
+    of_512 = partial(ps.nn.ResNet18Encoder, dim=512)
+    with torch.device("meta"), mock.patch.object(cifar10, "encoder", of_512):
+        simclr = module.METHODS["SimCLR"].build((3, 32, 32), 1)
+        assert str(simclr) == str(subjects.simclr_resnet())
+
+
+def simvae_cifar10(module: ModuleType, folder: Path) -> None:
+    module.PAIRS = 8
+    rows = on_cifar10(module, folder)
+    assert all(row["test: bound of pairs"] < 0 for row in rows[len(rows) // 2 :])
+    histories = (folder / "simvae_cifar10").glob("*/history.json")
+    epochs = {h.parent.name[:3]: len(json.loads(h.read_text())) for h in histories}
+    assert epochs == {"VAE": 2, "Sim": 1}  # of single views twice as many
+
+
+def dsa_cifar10(module: ModuleType, folder: Path) -> None:
+    rows = on_cifar10(module, folder, seeds=2)
+    assert all(row["test: crowding"] > 0 for row in rows)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    rates, schedule = [], cifar10.stepped(optimizer, 600, 300)
+    for _ in range(600):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 1 / 150 and rates[149:500] == [1.0] * 351
+    assert rates[500:] == pytest.approx([0.2] * 50 + [0.04] * 50)
+
+
+def pid_cifar10(module: ModuleType, folder: Path) -> None:
+    rows = on_cifar10(module, folder, epochs=3)
+    assert all(0 <= row["test, corrupted: linear"] <= 1 for row in rows)
+    x = torch.rand(2, 3, 8, 8)
+    for corrupt in (module.Pixelate(1.0), module.ZoomBlur(1.0), module.ZoomBlur(1.01)):
+        torch.testing.assert_close(corrupt(x), x)
+    assert module.Pixelate(0.5)(x).unique().numel() <= 2 * 3 * 16
+    assert len(module.ZoomBlur(1.06).factors) == 6
 
 
 def five_gaussians(module: ModuleType, folder: Path) -> None:
@@ -351,16 +458,20 @@ SHORT = {
     "content_and_style": content_and_style,
     "digit_map": digit_map,
     "digits": digits,
+    "dsa_cifar10": dsa_cifar10,
     "few_labels_mnist": few_labels_mnist,
     "five_gaussians": five_gaussians,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
+    "limits_cifar10": limits_cifar10,
     "limits_mnist": limits_mnist,
     "multimodal_halves": multimodal_halves,
     "paradigms_under_noise": paradigms_under_noise,
+    "pid_cifar10": pid_cifar10,
     "reliable_evidence": reliable_evidence,
     "same_content": same_content,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
+    "simvae_cifar10": simvae_cifar10,
     "simvae_mnist": simvae_mnist,
     "simvae_release": simvae_release,
     "vae_baselines": vae_baselines,
@@ -368,7 +479,8 @@ SHORT = {
 
 
 def test_every_model_has_a_short_form():
-    assert {path.stem for path in MODELS.glob("*.py")} == set(SHORT)
+    shared = {"cifar10", "report"}
+    assert {path.stem for path in MODELS.glob("*.py")} - shared == set(SHORT)
 
 
 @pytest.mark.parametrize("name", sorted(SHORT))
