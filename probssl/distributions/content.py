@@ -12,12 +12,13 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
 from ._base import Present, Shape, Views, ViewsDistribution
-from .supports import dimensions, states_of, support_of
+from .supports import dimensions, number_of, states_of, support_of, within
 
 __all__ = ["ContentPosterior", "Integral", "Rows", "SharedContent"]
 
 Conditional = Callable[..., TorchDistribution]
 Rows = Callable[[Tensor, int], Tensor]
+ENDS = "lower_bound", "upper_bound"  # attributes of the support of a number
 
 
 class Integral(Protocol):
@@ -32,6 +33,12 @@ class Integral(Protocol):
     def __call__(
         self, views: "SharedContent", value: Views
     ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]: ...
+
+
+def _ends(support: Any) -> list[Any]:
+    """The finite ends of the support of a number."""
+    ends = [getattr(number_of(support), end, None) for end in ENDS]
+    return [end for end in ends if end is not None]
 
 
 class SharedContent(ViewsDistribution):
@@ -117,16 +124,19 @@ class SharedContent(ViewsDistribution):
         """Whether all present views are between the ends of the support of z.
 
         Off them densities of torch may be anything. None where there are no ends, or
-        they differ by y; where views are NaN so is the density.
+        they may differ by y; where views are NaN so is the density.
         """
-        support: Any = support_of(self.example)
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        ends = [getattr(support, f"{end}_bound", None) for end in ("lower", "upper")]
-        if ends == [None, None] or any(isinstance(end, Tensor) for end in ends):
+        support = number_of(support_of(self.example))
+        ends = _ends(support)
+        if not ends or self._moves:
             return None
         inside = (support.check(value) | value.isnan()).all(-1)
         return (inside if self.present is None else inside | ~self.present).all(-1)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether the ends of the support of z may differ by y."""
+        return any(isinstance(end, Tensor) for end in _ends(support_of(self.example)))
 
     def nodes(self, value: Views) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
         """Return nodes y, and log-weights whose sum is the density of the views."""
@@ -186,9 +196,12 @@ class SharedContent(ViewsDistribution):
         # Views in front: the axes that y shares with z stay contiguous. Densities
         # of one's own need not broadcast.
         value = value.movedim(-2, 0).contiguous()
-        log_prob = views.log_prob(value.expand(len(y), *value.shape))
+        value = value.expand(len(y), *value.shape)
+        log_prob = views.log_prob(value)
+        if self._moves:
+            log_prob = log_prob.where(within(views, value), -math.inf)
         if self.present is not None:
-            shape = *value.shape[1:-1], len(value)
+            shape = *value.shape[2:-1], value.shape[1]
             present = self.present.expand(shape).movedim(-1, 0)
             present = present.unsqueeze(-1) if self.integral.each else present
             log_prob = torch.where(present, log_prob, 0.0)

@@ -7,14 +7,19 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions import MaskedDistribution, TorchDistribution
+from pyro.distributions.torch_distribution import (
+    ExpandedDistribution,
+    TorchDistributionMixin,
+)
 from torch import Tensor
 from torch.distributions import (
+    AffineTransform,
     Distribution,
     Independent,
     MixtureSameFamily,
     Transform,
+    TransformedDistribution,
     VonMises,
     biject_to,
     constraints,
@@ -29,18 +34,24 @@ __all__ = [
     "in_words",
     "is_real",
     "is_sphere",
+    "is_transformed",
+    "number_of",
     "of_pyro",
     "space_of",
     "states_of",
     "support_of",
     "values_of",
+    "within",
 ]
 
 MOST_STATES = 4096  # of a discrete content that is summed out
 
 
-def support_of(distribution: Distribution) -> constraints.Constraint:
+def support_of(distribution: Any) -> constraints.Constraint:
     """The support: of a mixture that of its components, of an angle (−π, π).
+
+    Of a transformed distribution it is the image of its base's support; torch says the
+    image of the whole domain of the last transform.
 
     Raises:
         ValueError: If the distribution does not say it.
@@ -49,6 +60,10 @@ def support_of(distribution: Distribution) -> constraints.Constraint:
         inner = support_of(distribution.base_dist)
         axes = distribution.reinterpreted_batch_ndims
         return constraints.independent(inner, axes) if axes else inner
+    if isinstance(distribution, MaskedDistribution | ExpandedDistribution):
+        return support_of(distribution.base_dist)
+    if is_transformed(distribution):
+        return _of_transformed(distribution)
     if isinstance(distribution, MixtureSameFamily):
         component = distribution.component_distribution
         return _hull(support_of(component), -1 - len(component.event_shape))
@@ -64,6 +79,86 @@ def support_of(distribution: Distribution) -> constraints.Constraint:
             " without; give the class one: support = constraints.real_vector"
         )
     return support
+
+
+def is_transformed(distribution: Any) -> bool:
+    """Whether its support is that which torch gives transformed distributions."""
+    of_torch: Any = TransformedDistribution.support
+    return getattr(type(distribution), "support", None) is of_torch
+
+
+def _of_transformed(distribution: Any) -> constraints.Constraint:
+    support: Any = support_of(distribution.base_dist)
+    for transform in distribution.transforms:
+        support = _image(support, transform)
+    axes = len(distribution.event_shape) - support.event_dim
+    return constraints.independent(support, axes) if axes > 0 else support
+
+
+def _image(support: Any, transform: Transform) -> Any:
+    """The image of a support under a transform."""
+    number = number_of(support)
+    if is_real(number) or str(number) == str(number_of(transform.domain)):
+        return transform.codomain
+    ends = [getattr(number, f"{end}_bound", None) for end in ("lower", "upper")]
+    each = not transform.domain.event_dim or isinstance(transform, AffineTransform)
+    if not (transform.bijective and each) or ends == [None, None]:
+        raise ValueError(
+            "expected a transformed distribution whose support is known, got "
+            f"{type(transform).__name__} of {number}; write a subclass of "
+            "TransformedDistribution with an attribute support = constraints.…"
+        )
+    infinite, dtype = (-math.inf, math.inf), torch.get_default_dtype()
+    one, other = (
+        transform(torch.as_tensor(default if end is None else end, dtype=dtype))
+        for end, default in zip(ends, infinite, strict=True)
+    )
+    return _between(torch.minimum(one, other), torch.maximum(one, other))
+
+
+def number_of(support: Any) -> Any:
+    """The support of one number of a vector."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _between(low: Tensor, high: Tensor) -> Any:
+    """The support of numbers between two ends, which may be infinite."""
+    below, above = bool(low.isinf().all()), bool(high.isinf().all())
+    if below and above:
+        return constraints.real
+    if above:
+        return constraints.greater_than_eq(low)
+    return constraints.less_than(high) if below else constraints.interval(low, high)
+
+
+def within(distribution: Any, value: Tensor) -> Tensor:
+    """Whether values are in the support, which may differ by the batch; of angles all.
+
+    Raises:
+        ValueError: As `support_of`.
+    """
+    if isinstance(distribution, Independent):
+        inside = within(distribution.base_dist, value)
+        return _all(inside, distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, MaskedDistribution | ExpandedDistribution):
+        return within(distribution.base_dist, value)
+    if not is_transformed(distribution):
+        periodic = isinstance(distribution, VonMises)
+        support: Any = distribution.support if periodic else support_of(distribution)
+        return torch.as_tensor(support.check(value))
+    inside, axes = value.new_ones((), dtype=torch.bool), len(distribution.event_shape)
+    for transform in reversed(distribution.transforms):
+        each = axes - transform.codomain.event_dim  # axes that it treats apart
+        inside = inside & _all(transform.codomain.check(value), each)
+        value, axes = transform.inv(value), each + transform.domain.event_dim
+    return inside & within(distribution.base_dist, value)
+
+
+def _all(inside: Tensor, axes: int) -> Tensor:
+    """Whether all are true along the last axes."""
+    return inside.flatten(inside.ndim - axes).all(-1) if axes else inside
 
 
 def _hull(support: constraints.Constraint, axis: int) -> constraints.Constraint:
@@ -95,22 +190,19 @@ def of_pyro(name: str, value: Any) -> TorchDistribution:
 
 def is_sphere(support: constraints.Constraint) -> bool:
     """Whether it is a sphere, which no bijection from R^n reaches."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return type(support).__name__.strip("_").lower() == "sphere"
+    return type(number_of(support)).__name__.strip("_").lower() == "sphere"
 
 
 def is_real(support: constraints.Constraint) -> bool:
     """Whether it is all of R^n."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))  # that of a mixture is a copy
+    return isinstance(
+        number_of(support), type(constraints.real)
+    )  # that of a mixture is a copy
 
 
 def space_of(support: constraints.Constraint) -> str:
     """The space with the measure of densities: vectors, a sphere, a simplex, …"""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = number_of(support)
     name = type(support).__name__.strip("_").lower()
     if name in ("sphere", "simplex"):
         return f"a {name}"
@@ -119,8 +211,7 @@ def space_of(support: constraints.Constraint) -> str:
 
 def in_words(support: constraints.Constraint) -> str:
     """A support for messages: "numbers above 0", "whole numbers from 0 to 9", …"""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = number_of(support)
     kind = "whole numbers" if support.is_discrete else "numbers"
     low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
     ends = [_shown(end) for end in (low, high) if end is not None]
@@ -156,10 +247,7 @@ class _Only(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        support: Any = support_of(self.vector)
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        return support
+        return number_of(support_of(self.vector))
 
     @property
     def mean(self) -> Tensor:

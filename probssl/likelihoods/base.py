@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..arguments import at_least, instance, positive
-from ..distributions.supports import in_words
+from ..distributions.supports import in_words, support_of, within
 from ..hyper import Learned, Positive, plain
 
 __all__ = ["PSEUDO", "Likelihood", "Predicted", "Spread", "check_density"]
@@ -246,14 +245,16 @@ def check_support(
 ) -> None:
     """Raise a ValueError if x is off the support of p(x|z), as `check_density`."""
     absent = False if mask is None else ~mask
-    with suppress(NotImplementedError):  # of a distribution that declares none
-        support: Any = p.support
-        if likelihood.pseudo or bool((support.check(x) | absent).all()):
-            return
-        counting = likelihood.measure.startswith("counting")
-        hint = "give the counts themselves, and views that keep them whole"
-        wanted = f"x on the support of p(x|z), {in_words(support)}"
-        raise refuse(likelihood, wanted, x, hint * counting, suggest=not counting)
+    try:
+        inside = within(p, x)
+    except ValueError:  # of a distribution that declares no support
+        return
+    if likelihood.pseudo or bool((inside | absent).all()):
+        return
+    counting = likelihood.measure.startswith("counting")
+    hint = "give the counts themselves, and views that keep them whole"
+    wanted = f"x on the support of p(x|z), {in_words(support_of(p))}"
+    raise refuse(likelihood, wanted, x, hint * counting, suggest=not counting)
 
 
 def refuse(

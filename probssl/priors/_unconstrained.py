@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
-from ..distributions.supports import from_real, is_real, is_sphere, space_of, support_of
+from ..distributions.supports import (
+    from_real,
+    is_real,
+    is_sphere,
+    number_of,
+    space_of,
+    support_of,
+)
 from ..hyper import mapped
 
 __all__ = ["Unconstrained", "is_sparse"]
@@ -81,9 +88,7 @@ class Unconstrained:
             return self.transform(u)
         most = EXPONENTS * math.log(torch.finfo(u.dtype).max)
         y = self.transform(u.clamp(-most, most).to(self.dtype)).to(u.dtype)
-        support = self.transform.codomain
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
+        support = number_of(self.transform.codomain)
         if space_of(support) == "a simplex":
             return y.clamp(min=torch.finfo(y.dtype).tiny)
         if hasattr(support, "lower_bound") and hasattr(support, "upper_bound"):
@@ -148,9 +153,7 @@ def _double(x: Tensor) -> Tensor:
 
 def _resolved(content: Any, like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The least and largest u whose distances from the ends of y have their digits."""
-    support = support_of(content)
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = number_of(support_of(content))
     info = torch.finfo(dtype)
     most = EXPONENTS * math.log(info.max)
     ends = [getattr(support, f"{end}_bound", None) for end in ("lower", "upper")]

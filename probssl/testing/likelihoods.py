@@ -15,6 +15,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from ..arguments import typed, whole
 from ..arrays import tensor
+from ..distributions.supports import is_sphere, support_of
 from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..nn.base import sizes
@@ -29,7 +30,7 @@ from .densities import (
 )
 from .laws import BARS, Estimate, Note, Trial, differs, examine, in_short, mean_of, twin
 from .modules import Valued
-from .proposals import LogDensity, Proposal, fitted, spherical, within
+from .proposals import LogDensity, Proposal, fitted, within
 
 __all__ = ["check_likelihood"]
 
@@ -38,7 +39,6 @@ MOST_ELEMENTS = 16  # of an output, whose densities are integrated
 MOST_VALUES = 100_000  # over which a sum runs
 OTHERS, HALVINGS = 4, 40  # other outputs, and how often one comes nearer
 LARGEST = 1e9  # a sample beyond it, or beyond its reciprocal, is no data
-CIRCLE = constraints.interval(-math.pi, math.pi)
 
 
 @typed
@@ -154,12 +154,10 @@ class _Case(NamedTuple):
     def support(self) -> constraints.Constraint:
         """That of the distribution; of an angle, one period."""
         p = self.of(self.output)
-        while isinstance(p, dist.MixtureSameFamily):
-            p = p.component_distribution
-        support: Any = constraints.independent(constraints.real, len(p.event_shape))
-        with suppress(NotImplementedError):  # of a distribution that declares none
-            support = p.support
-        return CIRCLE if isinstance(p, dist.VonMises) else support
+        try:
+            return support_of(p)
+        except ValueError:  # of a distribution that declares none
+            return constraints.independent(constraints.real, len(p.event_shape))
 
     @property
     def of_items(self) -> constraints.Constraint:
@@ -176,7 +174,7 @@ class _Case(NamedTuple):
         if any(isinstance(v, Tensor) and v.ndim for v in vars(support).values()):
             return "on a support that depends on the output"
         try:
-            spherical(support) or biject_to(support)
+            is_sphere(support) or biject_to(support)
         except NotImplementedError:
             return f"on the support {support}"
         return None
@@ -246,7 +244,7 @@ class _Case(NamedTuple):
 
     def ends(self, x: Float[Tensor, "*shape"]) -> Tensor:
         """Where parts of x are rounded to an end of the support."""
-        if self.counts or self.obstacle or spherical(self.support):
+        if self.counts or self.obstacle or is_sphere(self.support):
             return torch.zeros_like(x).bool()
         parts = self.parts(x)
         ends = ~within(parts, biject_to(self.support))
@@ -512,7 +510,7 @@ def mean(case: _Case) -> Iterator[str]:
     if bool(expected.isnan().any()):
         yield Note("it has no mean: ps.reconstruct and ps.sample refuse it")
     # The mean of a circular or spherical distribution is one of directions.
-    elif not (isinstance(p, dist.VonMises) or spherical(case.support)):
+    elif not (isinstance(p, dist.VonMises) or is_sphere(case.support)):
         deviation: Tensor | None = None
         with suppress(NotImplementedError):
             deviation = p.stddev.detach()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..arguments import instance, whole
+from ..distributions.supports import is_sphere
 from ..priors import Prior
 from . import modules
 from .densities import (
@@ -43,7 +44,6 @@ from .proposals import (
     around,
     farthest,
     fitted,
-    spherical,
 )
 
 __all__ = ["check_prior"]
@@ -489,7 +489,7 @@ def extremes(case: _Case) -> Iterator[str]:
         "equal views": z[:, :1].expand_as(z),
         "all items equal": z[:1].expand_as(z),
     }
-    if spherical(constraint):
+    if is_sphere(constraint):
         opposite = torch.tensor([(-1.0) ** v for v in range(case.views)])
         places["opposite views"] = z[:, :1] * opposite.unsqueeze(-1)
     else:

@@ -24,6 +24,7 @@ from torch.nn.functional import normalize
 
 from ..distributions.sphere import SphericalUniform, VonMisesFisher
 from ..distributions.student import IsotropicStudentT
+from ..distributions.supports import is_sphere
 from ..special import (
     effective_sample_size,
     log_area,
@@ -31,7 +32,7 @@ from ..special import (
     square_distances,
 )
 
-__all__ = ["LogDensity", "Proposal", "around", "draw", "fitted", "inside", "spherical"]
+__all__ = ["LogDensity", "Proposal", "around", "draw", "fitted", "inside"]
 __all__ += ["END_OF_REALS", "farthest", "within"]
 
 LogDensity = Callable[[Tensor], Tensor]  # (n, item, view, dim) -> (n, item)
@@ -100,7 +101,7 @@ def fitted(
     The half that is fitted to the samples has all of their modes; weighted draws may
     lose one.
     """
-    if spherical(support):
+    if is_sphere(support):
         return [_OnSphere(part[:MOST_CENTRES]) for part in samples.unbind(1)]
     transform = biject_to(support)
     start = [_student(part, None, transform) for part in samples.unbind(1)]
@@ -115,18 +116,11 @@ def around(
     n: int,
 ) -> list[Proposal]:
     """Proposals that start around points, with all widths, and adapt to the density."""
-    if spherical(support):
+    if is_sphere(support):
         return [_OnSphere(centre.unsqueeze(0)) for centre in centres]
     transform = biject_to(support)
     start = [_all_widths(centre, transform) for centre in centres]
     return list(_adapted(log_density, start, transform, n))
-
-
-def spherical(support: constraints.Constraint) -> bool:
-    """Whether the support is a sphere, which no bijection from R^n reaches."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return type(support).__name__.strip("_").lower() == "sphere"
 
 
 def _adapted(

@@ -1,0 +1,188 @@
+"""Supports of transformed distributions, as parts of a prior that a user brings."""
+
+import math
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import transforms as T
+from scipy import integrate, stats
+from torch.distributions import constraints
+
+import probssl as ps
+from probssl.distributions.supports import from_real, is_real, support_of, within
+
+SCALE = 0.4
+ones = torch.ones(1)
+
+
+def moved(base, *transforms):
+    return dist.TransformedDistribution(base, list(transforms))
+
+
+ABOVE_ONE = moved(dist.Exponential(ones), T.AffineTransform(1.0, 1))
+CASES = {  # a distribution, and the ends of its support
+    "shifted": (moved(dist.Exponential(ones), T.AffineTransform(1.0, 2.0)), 1, None),
+    "reversed": (moved(dist.Exponential(ones), T.AffineTransform(1.0, -2.0)), None, 1),
+    "stretched": (
+        moved(dist.Beta(ones, ones), T.AffineTransform(torch.tensor([-3.0]), 6.0)),
+        -3,
+        3,
+    ),
+    "twice": (
+        moved(dist.Gamma(ones, ones), T.PowerTransform(0.5), T.AffineTransform(1.0, 1)),
+        1,
+        None,
+    ),
+    "logs": (moved(dist.Beta(ones, ones), T.ExpTransform().inv), None, 0),
+    "squashed": (
+        moved(dist.Exponential(ones), T.SigmoidTransform(), T.AffineTransform(0.0, 4)),
+        2,
+        4,
+    ),
+    "of a normal": (
+        moved(dist.Normal(0 * ones, ones), T.ExpTransform(), T.AffineTransform(1.0, 1)),
+        1,
+        None,
+    ),
+    "nested": (
+        moved(
+            moved(dist.Exponential(ones), T.AffineTransform(1.0, 1)), T.ExpTransform()
+        ),
+        math.e,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("wrap", ("to_event", "mask", "expand"))
+def test_support_is_the_image_of_that_of_the_base(name, wrap):
+    made, low, high = CASES[name]
+    made = {
+        "to_event": lambda: made.to_event(1),
+        "mask": lambda: made.mask(True).to_event(1),
+        "expand": lambda: made.expand([3]).to_event(1),
+    }[wrap]()
+    support = support_of(made).base_constraint
+    for found, end in (("lower_bound", low), ("upper_bound", high)):
+        if end is None:
+            assert not hasattr(support, found)
+        else:
+            assert float(getattr(support, found).flatten()[0]) == pytest.approx(end)
+    draws = made.sample((1000,))
+    assert support_of(made).check(draws).all() and within(made, draws).all()
+    to_support = from_real(made)
+    torch.testing.assert_close(to_support(to_support.inv(draws)), draws)
+    outside = torch.full_like(draws, low - 1.0 if low is not None else high + 1.0)
+    assert not within(made, outside).any()
+
+
+def test_transforms_of_all_numbers_are_taken_at_their_word():
+    flow = moved(
+        dist.Normal(torch.zeros(2), 1.0).to_event(1), T.AffineTransform(0.0, 2.0)
+    )
+    assert is_real(support_of(flow))
+    simplex = moved(dist.Normal(torch.zeros(2), 1.0), T.StickBreakingTransform())
+    assert support_of(simplex) is constraints.simplex
+
+
+def test_events_of_several_numbers_are_within_as_a_whole():
+    base = dist.Exponential(torch.ones(3)).to_event(1)
+    shifted_ = moved(base, T.AffineTransform(1.0, 1.0))
+    value = torch.tensor([[1.5, 2.0, 3.0], [0.5, 2.0, 3.0]])
+    assert within(shifted_, value).tolist() == [True, False]
+    simplex = moved(dist.Normal(torch.zeros(2), 1.0), T.StickBreakingTransform())
+    value = torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.9]])
+    assert within(simplex, value).tolist() == [True, False]
+
+
+def test_unknown_supports_are_refused():
+    twice = T.AffineTransform(0.0, 2.0, event_dim=1)
+    halves = moved(dist.Dirichlet(torch.ones(3)), twice)
+    with pytest.raises(ValueError, match="TransformedDistribution.*support = "):
+        support_of(halves)
+
+
+def integral(logs, low, high, points):
+    value, _ = integrate.quad(
+        lambda y: math.exp(logs(y)), low, high, points=points, limit=200
+    )
+    return math.log(value)
+
+
+def test_data_off_the_support_of_an_own_likelihood_are_refused():
+    class Waiting(ps.likelihoods.Likelihood):
+        def forward(self, output):
+            rate = output.exp()
+            made = moved(dist.Exponential(rate), T.AffineTransform(1.0, 1.0))
+            return made.to_event(1)
+
+    joint = ps.Joint(
+        ps.priors.Gaussian(2, 0.3),
+        Waiting(),
+        ps.nn.MLPEncoder((3,), 2, (4,)),
+        ps.nn.MLPDecoder(2, (3,), (4,)),
+    )
+    objective = ps.limits.SimVAE(joint)
+    assert sum(objective(ps.Batch(1.5 + torch.rand(4, 2, 3)))).isfinite()
+    with pytest.raises(ValueError, match="numbers of at least 1"):
+        objective.check(ps.Batch(torch.rand(4, 2, 3)))
+
+
+PAIRS = ((1.1, 0.9), (2.0, 2.2), (0.6, 0.5))
+
+
+def test_content_off_zero():
+    """p(y) = 1 + Exponential(1): no mass below one."""
+    made = moved(dist.Exponential(ones), T.AffineTransform(1.0, 1.0)).to_event(1)
+    prior = ps.priors.Custom(
+        lambda y: dist.Normal(y, SCALE).to_event(1), dim=1, y_prior=made
+    )
+    for a, b in PAIRS:
+        views = stats.norm(scale=SCALE)
+        expected = integral(
+            lambda y, a=a, b=b, views=views: (
+                1 - y + views.logpdf(a - y) + views.logpdf(b - y)
+            ),
+            *(1, 20, [1.5, 2.5]),
+        )
+        found = prior(2).log_prob(torch.tensor([[[a], [b]]])).item()
+        assert found == pytest.approx(expected, abs=2e-3)
+
+
+def shifted(y):
+    return moved(dist.Exponential(torch.ones_like(y)), T.AffineTransform(y, 1.0))
+
+
+def pareto(y):
+    return dist.Pareto(y.exp(), 3.0)
+
+
+def below(y, a, b):
+    """The log-density of the pair given y, by plain formulas."""
+    if y > min(a, b):
+        return -math.inf
+    return 2 * y - a - b
+
+
+def below_scale(y, a, b):
+    if np.exp(y) > min(a, b):
+        return -math.inf
+    return 2 * math.log(3) + 6 * y - 4 * math.log(a * b)
+
+
+@pytest.mark.parametrize("family, plain", [(shifted, below), (pareto, below_scale)])
+def test_views_whose_support_moves_with_the_content(family, plain):
+    prior = ps.priors.Custom(lambda y: family(y).to_event(1), dim=1)
+    prior.integral = ps.priors.ImportanceSampling(20_000)
+    for a, b in PAIRS:
+        end = min(a, b) if family is shifted else math.log(min(a, b))
+        expected = integral(
+            lambda y, a=a, b=b: stats.norm.logpdf(y) + plain(y, a, b),
+            *(-12, end, [end - 1]),
+        )
+        torch.manual_seed(0)
+        found = prior(2).log_prob(torch.tensor([[[a], [b]]])).item()
+        assert found == pytest.approx(expected, abs=0.05)
