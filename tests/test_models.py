@@ -453,6 +453,44 @@ def multimodal_halves(module: ModuleType, folder: Path) -> None:
     assert module.tables(rows).count("\n| ") == len(module.METHODS) + 1
 
 
+def poly_mnist(module: ModuleType, folder: Path) -> None:
+    module.HIDDEN, module.BATCH, module.JUDGE_EPOCHS = (8,), 20, 1
+    module.SCORED, module.PARTICLES = 20, 30
+    grey = torch.randint(256, (240, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.arange(240) % 10
+    train, test = (
+        ps.data.Split(grey[part], labels[part])
+        for part in (slice(180), slice(180, None))
+    )
+    data = ps.data.Dataset(train, test, 255, "noise")
+    options = {"seeds": 2, "epochs": 1, "items": 60, "data": data, "jobs": 1}
+    options |= {"results": folder, "runs": folder}
+    rows = module.main(**options)
+    assert len(rows) == 2 * len(module.PRIORS) * len(module.GUIDES)
+    assert module.main(**options) == rows  # from the folders
+    shares = [*module.COHERENCE, "agreement", "linear probe"]
+    assert all(0 <= row[name] <= 1 for row in rows for name in shares)
+    assert module.table(rows).count("\n| ") == len(rows) / 2
+    # A perfect generator is as coherent as the judges are right; others are by chance.
+    found = module.parts(data, 60)
+    nets = [lambda x, v=v: x[:, 0, v, :10] for v in range(5)]
+    labels = found["test"].labels
+    exact = torch.nn.functional.one_hot(labels, 14).float()
+    exact = exact[:, None, None, None].expand(-1, 5, 3, 14, -1)
+    for x, share in ((exact, 1.0), (exact.roll(1, -1), 0.0)):
+        shown = module.coherence(lambda _, seen, x=x: x, found["test"], nets)
+        assert shown == dict.fromkeys(module.COHERENCE, share)
+        assert module.agreement(x, nets) == 1.0
+    one_other = torch.cat([exact[:, :4], exact[:, 4:].roll(1, -1)], 1)
+    assert module.agreement(one_other, nets) == 0.0
+    # Textures are in [0, 1], and differ between items.
+    grid, free = torch.rand(2, 14, 14), torch.rand(5, 9)
+    for texture in module.TEXTURES:
+        back = texture(2 * grid - 1, free)
+        assert back.shape == (5, 14, 14) and 0 <= back.min() <= back.max() <= 1
+        assert not torch.equal(back[0], back[1])
+
+
 SHORT = {
     "against_baselines": against_baselines,
     "content_and_style": content_and_style,
@@ -467,6 +505,7 @@ SHORT = {
     "multimodal_halves": multimodal_halves,
     "paradigms_under_noise": paradigms_under_noise,
     "pid_cifar10": pid_cifar10,
+    "poly_mnist": poly_mnist,
     "reliable_evidence": reliable_evidence,
     "same_content": same_content,
     "scale_calibration": scale_calibration,
