@@ -37,15 +37,13 @@ References:
 import argparse
 import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+import report
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
@@ -64,8 +62,6 @@ BOTH, FIRST, GIVEN = "log p(x₁, x₂)", "log p(x₁)", "log p(x₂ given x₁)
 SHARED, TOLD = "shared", ("class of x₁, drawn x₂", "class of drawn x₁, x₂")
 COLUMNS = {f"validation: {BOTH}": 1, BOTH: 1, FIRST: 1, GIVEN: 2, SHARED: 2}
 COLUMNS |= dict.fromkeys(TOLD, 3)  # and their digits
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 WIDTHS = {"image": (PIXELS,), "halves": (PIXELS // 2,) * 2, "label": (PIXELS, CLASSES)}
 
@@ -266,8 +262,8 @@ def main(
     epochs: int = EPOCHS,
     jobs: int = -1,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
-    runs: Path = ROOT / "runs",
+    results: Path = report.RESULTS,
+    runs: Path = report.ROOT / "runs",
 ) -> list[dict[str, Any]]:
     """Return the figures of every method and seed."""
     if data is None:
@@ -278,17 +274,8 @@ def main(
     work = (delayed(cell)(*each, epochs, folder, data) for each in cells)
     found = Parallel(jobs, return_as="generator")(work)
     rows = list(tqdm(found, total=len(cells), unit="fit"))
-    report = {
-        "script": "models/multimodal_halves.py",
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores, one thread for each fit",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "5-NN": references(parts(data)),
-        "rows": rows,
-    }
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / "multimodal_halves.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    path, known = results / "multimodal_halves.json", references(parts(data))
+    report.write(path, "multimodal_halves.py", neighbours=known, rows=rows)
     return rows
 
 
@@ -296,21 +283,14 @@ def tables(rows: list[dict[str, Any]]) -> str:
     """A table of the halves and one of the labels, in Markdown."""
     made = []
     for labels in (False, True):
-        lines = ["| method | " + " | ".join(COLUMNS) + " |"]
-        lines.append("|---" * (1 + len(COLUMNS)) + "|")
+        lines = []
         for name in (name for name in METHODS if name.startswith("label") == labels):
             own = [row for row in rows if row["method"] == name]
             found = {c: [row[c] for row in own if c in row] for c in COLUMNS}
-            cells = [_spread(found[c], digits) for c, digits in COLUMNS.items()]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        made.append("\n".join(lines))
-    return "\n\n".join(made) + "\n"
-
-
-def _spread(values: list[float], digits: int) -> str:
-    if not values:
-        return "–"
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+            cells = (report.spread(found[c], digits) for c, digits in COLUMNS.items())
+            lines.append([name, *cells])
+        made.append(report.markdown(["method", *COLUMNS], lines))
+    return "\n\n".join(made)
 
 
 if __name__ == "__main__":
@@ -320,7 +300,6 @@ if __name__ == "__main__":
     parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
-        path = RESULTS / "multimodal_halves.json"
-        print(tables(json.loads(path.read_text())["rows"]))
+        print(tables(report.read(report.RESULTS / "multimodal_halves.json")))
     else:
         main(options.seeds, jobs=options.jobs)

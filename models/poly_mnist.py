@@ -30,15 +30,14 @@ import argparse
 import json
 import math
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import report
 import torch
 from joblib import Parallel, delayed
 from torch import Generator, Tensor, nn
@@ -53,8 +52,6 @@ from probssl.priors import ContentStyle, Gaussian, Prior, TwoTier
 SEEDS, EPOCHS, BATCH, LEARNING_RATE, DIM = 3, 12, 100, 2e-3, 20
 ITEMS, HELD_OUT, SCORED, PARTICLES = 10_000, 5_000, 500, 100
 SIDE, NOISE, HIDDEN, CLASSES, JUDGE_EPOCHS = 14, 0.1, (128, 128), 10, 12
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 PRIORS: dict[str, Callable[[], Prior]] = {
     "Gaussian": lambda: Gaussian(DIM, ps.learned(0.5)),
@@ -284,8 +281,8 @@ def main(
     items: int = ITEMS,
     jobs: int = -1,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
-    runs: Path = ROOT / "runs",
+    results: Path = report.RESULTS,
+    runs: Path = report.ROOT / "runs",
 ) -> list[dict[str, Any]]:
     """Return the figures of every prior, guide and seed."""
     if data is None:
@@ -300,33 +297,19 @@ def main(
     work = (delayed(cell)(*each, *rest) for each in cells)
     done = Parallel(jobs, return_as="generator")(work)
     rows = list(tqdm(done, total=len(cells), unit="fit"))
-    report = {
-        "script": "models/poly_mnist.py",
-        "items": items,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores, one thread for each fit",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "judges of true images": right.mean(0).tolist(),
-        "rows": rows,
-    }
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / "poly_mnist.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    known = {"items": items, "judges of true images": right.mean(0).tolist()}
+    report.write(results / "poly_mnist.json", "poly_mnist.py", **known, rows=rows)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, in Markdown."""
-    lines = ["| prior, guide | " + " | ".join(COLUMNS) + " |"]
-    lines.append("|---" * (1 + len(COLUMNS)) + "|")
+    lines = []
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
-        cells = [
-            f"{mean(x):.{digits}f} ± {stdev(x):.{digits}f}"
-            for x, digits in (([r[c] for r in own], d) for c, d in COLUMNS.items())
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells = (report.spread([r[c] for r in own], d) for c, d in COLUMNS.items())
+        lines.append([name, *cells])
+    return report.markdown(["prior, guide", *COLUMNS], lines)
 
 
 if __name__ == "__main__":
@@ -336,7 +319,6 @@ if __name__ == "__main__":
     parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
-        path = RESULTS / "poly_mnist.json"
-        print(table(json.loads(path.read_text())["rows"]))
+        print(table(report.read(report.RESULTS / "poly_mnist.json")))
     else:
         main(options.seeds, jobs=options.jobs)
