@@ -57,7 +57,7 @@ from probssl.priors import ContentStyle, Gaussian, Independent, Mixture, Prior
 
 SEEDS, EPOCHS, BATCH, LEARNING_RATE = 3, 8, 200, 2e-3
 HIDDEN, CLASSES, PIXELS = (256, 256), 10, 28 * 28
-HELD_OUT, SCORED, PARTICLES, NEIGHBOURS = 5_000, 500, 500, 20_000
+HELD_OUT, SCORED, PARTICLES, NEIGHBOURS = 5_000, 500, 300, 20_000
 BOTH, FIRST, GIVEN = "log p(x₁, x₂)", "log p(x₁)", "log p(x₂ given x₁)"
 SHARED, TOLD = "shared", ("class of x₁, drawn x₂", "class of drawn x₁, x₂")
 COLUMNS = {f"validation: {BOTH}": 1, BOTH: 1, FIRST: 1, GIVEN: 2, SHARED: 2}

@@ -23,6 +23,19 @@ def priors(module: ModuleType, results: Path) -> None:
     assert all(figure["ms"] > 0 for figure in figures.values())
 
 
+def multimodal(module: ModuleType, results: Path) -> None:
+    pytest.importorskip("multivae", reason="MultiVae is no dependency")
+    short = module.experiment
+    short.HIDDEN, short.BATCH, short.JUDGE_EPOCHS = (8,), 20, 1
+    short.SCORED, short.PARTICLES = 10, 10
+    grey = torch.randint(256, (240, 1, 28, 28), dtype=torch.uint8)
+    split = ps.data.Split(grey, torch.arange(240) % 10)
+    data = ps.data.Dataset(split, split, 255, "noise")
+    rows = module.main(1, 1, 60, data, results)
+    assert [row["method"] for row in rows] == list(module.MODELS)
+    assert all(0 <= row["given 4"] <= 1 and row["log p"] < 0 for row in rows)
+
+
 def normaliser(module: ModuleType, results: Path) -> None:
     figures = module.main(items=(16,), many=(64,), repeats=1, results=results)
     assert set(figures["seconds"]["16"]) == set(module.PRIORS)
@@ -132,6 +145,7 @@ FORMS = (
     gpu,
     imports,
     linear,
+    multimodal,
     normaliser,
     priors,
     processes,
