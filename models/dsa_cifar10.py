@@ -33,7 +33,7 @@ from torch import nn
 
 import probssl as ps
 
-CHOSEN_ON = "published settings"
+CHOSEN_ON = "published"
 ANCHOR, RESAMPLES = 10.0, 20
 BASES = ("SimCLR", "BYOL", "Barlow Twins")
 

@@ -31,7 +31,7 @@ from torch.optim import Adam
 
 import probssl as ps
 
-CHOSEN_ON = "published settings"
+CHOSEN_ON = "published"
 RATE, DECAY, PROTOTYPES, CODES = 0.06, 5e-4, 512, 2_048
 ADAM = partial(Adam, lr=1e-3, weight_decay=1e-6)
 # 200-NN of lightly after 200 epochs of 128 images.

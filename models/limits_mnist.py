@@ -31,6 +31,7 @@ from simvae_mnist import DIM, RESULTS, ROOT, SEEDS, write
 import probssl as ps
 from probssl import recipes
 
+CHOSEN_ON = "nothing"
 IMAGES, EPOCHS = 20_000, 12
 BASELINES, PCA = "baselines", f"PCA-{DIM}"
 METHODS = (*recipes.METHODS, BASELINES)

@@ -55,6 +55,7 @@ import probssl as ps
 from probssl.guides import Coupled, DiagonalGaussian
 from probssl.priors import ContentStyle, Gaussian, Independent, Mixture, Prior
 
+CHOSEN_ON = "validation"
 SEEDS, EPOCHS, BATCH, LEARNING_RATE = 3, 8, 200, 2e-3
 HIDDEN, CLASSES, PIXELS = (256, 256), 10, 28 * 28
 HELD_OUT, SCORED, PARTICLES, NEIGHBOURS = 5_000, 500, 300, 20_000

@@ -45,7 +45,7 @@ import probssl as ps
 from probssl.shifts import apply
 from probssl.views import Noise
 
-CHOSEN_ON = "published settings"
+CHOSEN_ON = "published"
 BASES = ("SimCLR", "BYOL", "W-MSE", "Barlow Twins")
 CLUSTERS, TENTH, RAMP = 10, 10, (1e-5, 1e-1)
 

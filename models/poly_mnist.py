@@ -49,6 +49,7 @@ import probssl as ps
 from probssl.guides import Coupled, DiagonalGaussian
 from probssl.priors import ContentStyle, Gaussian, Prior, TwoTier
 
+CHOSEN_ON = "nothing"
 SEEDS, EPOCHS, BATCH, LEARNING_RATE, DIM = 3, 12, 100, 2e-3, 20
 ITEMS, HELD_OUT, SCORED, PARTICLES = 10_000, 5_000, 500, 100
 SIDE, NOISE, HIDDEN, CLASSES, JUDGE_EPOCHS = 14, 0.1, (128, 128), 10, 12

@@ -4,7 +4,8 @@ The scale of z given y, whose square is Var(z|y), is usually set by hand. Here i
 fixed at each value of a grid, and inferred: it has a log-normal prior and a posterior,
 fitted with encoder and decoder. A linear probe, a few-label probe (five labels per
 class) and 5-NN score the representations, and the ELBO is that of pairs of views. The
-images that are scored are from the training set too: no test image is looked at.
+images that are scored are other training images: no test image is looked at, and
+nothing is chosen, all scales are shown.
 
 Three guides are tried, since the scale is inferred from the bound.
 `guides.DiagonalGaussian` cannot follow views that the prior ties together.
@@ -49,6 +50,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import probssl as ps
 from probssl.plots.style import BLUE, INK, ORANGE, PALE, blank, clean
 
+CHOSEN_ON = "nothing"
 SEEDS, EPOCHS, IMAGES, BATCH, DIM, HIDDEN = 2, 12, 10_000, 125, 10, (128,)
 SCALES = (0.05, 0.15, 0.4, 1.0)
 BEFORE = (-1.5, 1.0)  # log scale under its prior: 0.03 to 1.6 with 95 %

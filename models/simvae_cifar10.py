@@ -38,7 +38,7 @@ from torch.optim import Adam
 import probssl as ps
 from probssl.priors import ContentStyle, Gaussian, Independent, Prior
 
-CHOSEN_ON = "published settings"
+CHOSEN_ON = "published"
 DIM, STYLE, SCALE, NOISE = 64, 10, math.sqrt(0.15), 0.1
 EPOCHS, BATCH, PAIRS, PARTICLES = 400, 64, 1_000, 5
 # The authors' epsilon is 1e-4, of gradients that are summed over the batch.

@@ -54,6 +54,7 @@ from tqdm import tqdm
 import probssl as ps
 from probssl.priors import ContentStyle, Gaussian, Independent, Prior
 
+CHOSEN_ON = "validation"
 SEEDS, VALID, DIM, HIDDEN, SCALE = 3, 5_000, 10, (256, 256), 0.15
 VIEWS_PER_STEP, LEARNING_RATE = 480, 2e-3
 PAIRS, PARTICLES = 1_000, 5

@@ -47,6 +47,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import probssl as ps
 from probssl.views import Affine, Augment
 
+CHOSEN_ON = "nothing"
 EVENT, HIDDEN, WIDE = (1, 28, 28), (200, 200), (512, 512)
 DIM, SPHERE, PSEUDO, SCALE = 50, 40, 500, 0.3
 VALIDATION, SHOWN, PARTICLES, SAMPLES, SEED = 10_000, 1_000, 100, 5_000, 0
