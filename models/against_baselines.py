@@ -22,9 +22,7 @@ PROBSSL_DATA.
 Takes a little over an hour of one CPU core; fits run in parallel processes.
 """
 
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +33,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import report
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -42,6 +41,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 import probssl as ps
+from probssl.data.memory import as_float
 from probssl.train import fit_phases
 from probssl.views import Affine, Augment
 
@@ -51,7 +51,6 @@ LEARNING_RATE = 5e-3
 # Of PID, in shares of the epochs: the base alone, and one clustering to the next.
 FIRST, REFRESH = 0.3, 0.2
 RAMP, PUBLISHED_RAMP = (1e-2, 1.0), (1e-5, 1e-1)
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 VIEWS = {
     "mnist": Affine(rotate=15, scale=(0.8, 1.2), shift=0.1),
@@ -124,15 +123,11 @@ def images(name: str, side: int = SIDE) -> ps.data.Dataset:
     """Images in [0, 1], averaged down to `side` pixels, read once."""
     data = ps.data.load(name)
     train, test = (
-        part._replace(images=adaptive_avg_pool2d(_floats(part.images), side))
+        part._replace(images=adaptive_avg_pool2d(as_float(part), side))
         for split, most in ((data.train, IMAGES), (data.test, TEST))
         for part in (split.take(min(most, len(split.images))),)
     )
     return ps.data.Dataset(train, test, None, data.name)
-
-
-def _floats(x: torch.Tensor) -> torch.Tensor:
-    return x if x.is_floating_point() else x.float() / 255
 
 
 def fit(
@@ -222,30 +217,21 @@ def main(
     epochs: int = EPOCHS,
     methods: tuple[str, ...] = tuple(METHODS),
     sets: dict[str, ps.data.Dataset] | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return the scores of every data set, seed and method.
 
     Of other methods the scores that are there already are kept.
     """
-    results.mkdir(parents=True, exist_ok=True)
     path, rows = results / "against_baselines.json", []
     if path.is_file():
-        known = json.loads(path.read_text())["rows"]
+        known = report.read(path)
         rows = [row for row in known if row["method"] not in methods]
     jobs = [Job(d, s, m) for s, d, m in product(range(seeds), VIEWS, methods)]
     for row in rows_of(jobs, epochs, sets):
         rows.append(row)
         print(*row.values(), flush=True)
-        report = {
-            "script": "models/against_baselines.py",
-            "epochs": epochs,
-            "hardware": f"{platform.processor() or platform.machine()}, "
-            f"{os.cpu_count()} cores, one thread for each fit",
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            "rows": rows,
-        }
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        report.write(path, "against_baselines.py", epochs=epochs, rows=rows)
     return rows
 
 
@@ -270,19 +256,6 @@ def elsewhere(row: dict[str, Any]) -> dict[str, float]:
     return {name: part["linear_probe"] for name, part in parts.items()}
 
 
-def gains(rows: list[dict[str, Any]], column: str) -> dict[str, tuple[float, float]]:
-    """Mean and standard error over seeds of each method's gain over its base."""
-    by = {(row["seed"], row["method"]): figures(row)[column] for row in rows}
-    found = {}
-    for method, base in METHODS.items():
-        pairs = [(by[s, m], by[s, base]) for s, m in by if m == method]
-        if method == base or len(pairs) < 2:
-            continue
-        ahead = -torch.tensor(pairs, dtype=torch.float64).diff()[:, 0]
-        found[method] = (ahead.mean().item(), ahead.std().item() / len(pairs) ** 0.5)
-    return found
-
-
 def table(
     rows: list[dict[str, Any]],
     columns: Callable[[dict[str, Any]], dict[str, float]],
@@ -290,18 +263,12 @@ def table(
 ) -> str:
     """Mean and standard deviation over seeds of each method, in Markdown."""
     names = list(columns(rows[0]))
-    lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = []
     for method in METHODS:
         own = [columns(row) for row in rows if row["method"] == method]
-        cells = [_spread([each[name] for each in own], digits) for name in names]
-        lines += [f"| {method} | " + " | ".join(cells) + " |"] if own else []
-    return "\n".join(lines)
-
-
-def _spread(values: list[float], digits: int) -> str:
-    x = torch.tensor(values, dtype=torch.float64)
-    spread = x.std().item() if len(x) > 1 else 0.0
-    return f"{x.mean():.{digits}f} ± {spread:.{digits}f}"
+        cells = [report.spread([each[name] for each in own], digits) for name in names]
+        lines += [[method, *cells]] if own else []
+    return report.markdown(["method", *names], lines)
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -316,20 +283,19 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 
 def _gains(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| method, above its base | " + " | ".join(COMPARED) + " |",
-        "|---" * (len(COMPARED) + 1) + "|",
-    ]
-    each = {column: gains(rows, column) for column in COMPARED}
-    for method in next(iter(each.values())):
-        cells = [f"{each[c][method][0]:+.3f} ± {each[c][method][1]:.3f}" for c in each]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Gains over the bases, paired by seeds, with their standard errors."""
+    by = {(row["method"], row["seed"]): figures(row) for row in rows}
+    lines = []
+    for method, base in METHODS.items():
+        seeds = [seed for name, seed in by if name == method != base]
+        pairs = [[by[name, s] for s in seeds] for name in (method, base)]
+        each = [[[row[c] for row in own] for own in pairs] for c in COMPARED]
+        lines += [[method, *(report.gain(*pair) for pair in each)]] if seeds else []
+    return report.markdown(["method, above its base", *COMPARED], lines)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--tables"]:
-        saved = json.loads((RESULTS / "against_baselines.json").read_text())
-        print(tables(saved["rows"]))
+        print(tables(report.read(report.RESULTS / "against_baselines.json")))
     else:
         main()

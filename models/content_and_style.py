@@ -21,14 +21,12 @@ environment variable PROBSSL_DATA. Writes benchmarks/results/content_and_style.j
 Takes two minutes of one CPU core.
 """
 
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -46,7 +44,6 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "6 + 4, scale 0.15": lambda: ContentStyle(6, 4, 0.15),
     "6 + 4, scale 0.1": lambda: ContentStyle(6, 4, 0.1),
 }
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 def splits(data: ps.data.Dataset, images: int) -> tuple[ps.data.Split, ps.data.Split]:
@@ -106,7 +103,7 @@ def main(
     epochs: int = EPOCHS,
     images: int = IMAGES,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return the validation scores of every prior and seed."""
     train, valid = splits(ps.data.load("mnist") if data is None else data, images)
@@ -119,20 +116,16 @@ def main(
             rows.append({"prior": name, "seed": seed} | figures)
             shown = (f"{key} {value:.3f}" for key, value in figures.items())
             print(name, seed, ", ".join(shown), flush=True)
-    report = {
-        "script": "models/content_and_style.py",
-        "images": len(train),
-        "validation images": len(valid),
-        "epochs": epochs,
-        "cpu_seconds": time.process_time() - began,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "rows": rows,
-    }
-    results.mkdir(parents=True, exist_ok=True)
     path = results / "content_and_style.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    report.write(
+        path,
+        "content_and_style.py",
+        images=len(train),
+        **{"validation images": len(valid)},
+        epochs=epochs,
+        cpu_seconds=time.process_time() - began,
+        rows=rows,
+    )
     return rows
 
 

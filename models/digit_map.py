@@ -24,10 +24,7 @@ quarter of an hour of one core. ``main(methods=tuple(MAPS))`` compares the choic
 normaliser for each view, no annealing, and views without neighbours.
 """
 
-import json
 import os
-import platform
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -37,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import sklearn
+import report
 import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -61,7 +58,6 @@ MAPS: dict[str, dict[str, Any]] = {
 }
 DRAWN = {"parametric": "parametric map", "t-SNE": "t-SNE", "PCA": "PCA"}
 METHODS = tuple(DRAWN)
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 class Places(NamedTuple):
@@ -150,21 +146,14 @@ def write(
     path: Path,
 ) -> None:
     """Write all figures so far, and draw the maps of the first seed."""
-    report = {
-        "script": "models/digit_map.py",
-        "images": len(data.train.images),
-        "held_out": len(data.test.images),
-        "epochs": epochs,
-        "hardware": f"{platform.processor() or platform.machine()}, one thread per fit",
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
-        "rows": [row for row, _ in found],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    report.write(
+        path,
+        "digit_map.py",
+        images=len(data.train.images),
+        held_out=len(data.test.images),
+        epochs=epochs,
+        rows=[row for row, _ in found],
+    )
     drawn = {
         f"{DRAWN[row['method']]}: {100 * row['held_out']:.1f} %": z
         for row, z in found
@@ -181,7 +170,7 @@ def main(
     epochs: int = EPOCHS,
     methods: tuple[str, ...] = METHODS,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return the figures of every method and seed; those on MNIST run side by side."""
     jobs, path = list(product(methods, range(seeds))), results / "digit_map.json"

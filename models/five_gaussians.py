@@ -42,16 +42,14 @@ them to five_gaussians.png beside it.
 Takes five minutes on one CPU core.
 """
 
-import json
 import math
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +63,6 @@ OBJECTIVES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "SimCLR": lambda encoder: ps.limits.SimCLR(encoder, temperature=0.5),
     "t-SimCLR": lambda encoder: ps.limits.TSimCLR(encoder, dof=5.0, temperature=1.0),
 }
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 Views = Callable[[Tensor], Tensor]
 
@@ -252,7 +249,7 @@ def main(
     circle_steps: int = CIRCLE_STEPS,
     steps: int = STEPS,
     dims: tuple[int, ...] = DIMS,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the figures of every seed: of the circle, and of the views."""
     began = time.process_time()
@@ -271,20 +268,16 @@ def main(
                 for row in by_views(seed, dim, shape, steps):
                     rows.append(row)
                     print(*row.values(), flush=True)
-    report = {
-        "script": "models/five_gaussians.py",
-        "steps": [circle_steps, steps],
-        "cpu_seconds": time.process_time() - began,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "uniformity of a pentagon": pentagon(),
-        "circle": [{k: row[k] for k in row if k != "items"} for row in circle],
-        "views": rows,
-    }
-    results.mkdir(parents=True, exist_ok=True)
     path = results / "five_gaussians.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    report.write(
+        path,
+        "five_gaussians.py",
+        steps=[circle_steps, steps],
+        cpu_seconds=time.process_time() - began,
+        **{"uniformity of a pentagon": pentagon()},
+        circle=[{k: row[k] for k in row if k != "items"} for row in circle],
+        views=rows,
+    )
     draw(circle, rows, dims, path.with_suffix(".png"))
     return {"circle": circle, "views": rows}
 

@@ -53,10 +53,7 @@ Self-Supervised Learning (Van Assel et al., 2025), Appendix C
 https://arxiv.org/abs/2505.12477
 """
 
-import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -64,7 +61,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import sklearn
+import report
 import torch
 from numpy import ndarray as Array
 
@@ -94,7 +91,6 @@ FIGURE: dict[tuple[Paradigm, str], tuple[float, float, float]] = {
     ("reconstruction", "weak"): (1.3e-5, 1.1e-5, 6e-6),
     ("reconstruction", "strong"): (1.9e-1, 1.5e-1, 5.5e-2),
 }
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 class Curve(NamedTuple):
@@ -238,7 +234,7 @@ def main(
     seeds: int = SEEDS,
     sizes: int = SIZES,
     sets: Mapping[str, ps.data.Split] | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return one row for each curve: the score's median and range over seeds, by n."""
     began, rows = time.process_time(), []
@@ -259,22 +255,14 @@ def main(
                 "max": rounded(curve.scores.max(0)),
             }
             rows.append(label | {"alpha": alignment} | theory | found)
-    report = {
-        "script": "models/joint_embedding_vs_reconstruction.py",
-        "seeds": seeds,
-        "cpu_seconds": time.process_time() - began,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads",
-        "versions": {
-            "python": sys.version.split()[0],
-            "numpy": np.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
-        "rows": rows,
-    }
-    results.mkdir(parents=True, exist_ok=True)
     path = results / "joint_embedding_vs_reconstruction.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    report.write(
+        path,
+        "joint_embedding_vs_reconstruction.py",
+        seeds=seeds,
+        cpu_seconds=time.process_time() - began,
+        rows=rows,
+    )
     draw(tables, path.with_suffix(".png"))
     return rows
 

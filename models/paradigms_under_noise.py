@@ -43,10 +43,7 @@ MNIST in the folder named by the environment variable PROBSSL_DATA.
 Takes half an hour of one CPU core; fits run in parallel processes.
 """
 
-import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -57,13 +54,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import report
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import avg_pool2d
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 import probssl as ps
+from probssl.data.memory import as_float
 from probssl.linear import Flattened, JointEmbeddingSSL, ReconstructionSSL, advise
 from probssl.plots.style import INK, blank, clean
 
@@ -71,7 +70,6 @@ SEEDS, EPOCHS, IMAGES, TEST, BATCH, DIM = 3, 8, 10_000, 5_000, 125, 16
 RATIOS = (0.0, 0.5, 1.0, 2.0, 4.0)  # of standard deviations, background to digit
 BACKGROUND = ps.views.Background(1.0, waves=4)
 CHANNELS, LEARNING_RATE, RIDGE = (8, 16), 8e-3, 0.01
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 # Joint embedding in blues, reconstruction in oranges, dashed where it is linear.
 LOOKS = {
@@ -93,7 +91,7 @@ def mnist() -> ps.data.Dataset:
     """Digits of 14 x 14 pixels in [0, 1], each the mean of four, read once."""
     data = ps.data.load("mnist")
     train, test = (
-        part._replace(images=avg_pool2d(_floats(part.images), 2))
+        part._replace(images=avg_pool2d(as_float(part), 2))
         for part in (data.train.take(IMAGES), data.test.take(TEST))
     )
     return ps.data.Dataset(train, test, None, data.name)
@@ -112,14 +110,14 @@ def noisy(data: ps.data.Dataset, ratio: float, seed: int = 0) -> ps.data.Dataset
         train, test = (
             part._replace(images=(1 - m) * x + m * BACKGROUND.draw(x))
             for part in (data.train, data.test)
-            for x in (_floats(part.images),)
+            for x in (as_float(part),)
         )
     return ps.data.Dataset(train, test, None, f"{data.name}, noise {ratio:g}")
 
 
 def amplitude(data: ps.data.Dataset, ratio: float) -> float:
     """The share m of the background that gives this ratio of standard deviations."""
-    signal = float(_floats(data.train.images).var(0).mean().sqrt())
+    signal = float(as_float(data.train).var(0).mean().sqrt())
     return ratio * signal / (0.25 + ratio * signal)  # 1/4 is the background's own
 
 
@@ -134,10 +132,6 @@ def views(amplitude: float, matching: bool) -> ps.views.Augment:
     )
     parts = (move, ps.views.Background(amplitude)) if matching else (move,)
     return ps.views.Augment(*parts, clamp=False)
-
-
-def _floats(images: Tensor) -> Tensor:
-    return images if images.is_floating_point() else images.float() / 255
 
 
 def build(method: str, shape: tuple[int, ...]) -> nn.Module:
@@ -292,7 +286,7 @@ def main(
     epochs: int = EPOCHS,
     ratios: tuple[float, ...] = RATIOS,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return the figures of every seed, ratio, kind of views and method."""
     rows: list[dict[str, Any]] = []
@@ -302,24 +296,20 @@ def main(
         for ratio, matching in product(ratios, (False, True))
         if ratio or not matching
     ]
-    results.mkdir(parents=True, exist_ok=True)
     path = results / "paradigms_under_noise.json"
     every = map(Job._make, product(range(seeds), ratios, (False, True), LOOKS))
     for row in rows_of([job for job in every if job.needed()], epochs, data):
         rows.append(row)
         print(*row.values(), flush=True)
-        report = {
-            "script": "models/paradigms_under_noise.py",
-            "epochs": epochs,
-            "dim": DIM,
-            "cpu_seconds": sum(row["cpu_seconds"] for row in rows),
-            "hardware": f"{platform.processor() or platform.machine()}, "
-            f"{os.cpu_count()} cores, one thread for each fit",
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            "advice": advice,
-            "rows": rows,
-        }
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        report.write(
+            path,
+            "paradigms_under_noise.py",
+            epochs=epochs,
+            dim=DIM,
+            cpu_seconds=sum(row["cpu_seconds"] for row in rows),
+            advice=advice,
+            rows=rows,
+        )
     draw(rows, path.with_suffix(".png"))
     return rows
 

@@ -13,23 +13,19 @@ Prints every row and writes them to benchmarks/results/reliable_evidence.json.
 Takes five minutes of one CPU core.
 """
 
-import json
-import os
-import platform
-import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report
 import torch
 
 import probssl as ps
 
 SEEDS, EPOCHS, IMAGES, PARTICLES = 1, 50, 100, (100, 1_000, 10_000)
 AGAIN = 20  # times the epochs, each a single step, to fit the guide to test images
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 VARIANTS: dict[str, dict[str, Any]] = {
     "quickstart": {},
     "4 times the epochs": {"longer": 4},
@@ -68,7 +64,7 @@ def main(
     seeds: int = SEEDS,
     epochs: int = EPOCHS,
     variants: tuple[str, ...] = tuple(VARIANTS),
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return the evidence and its diagnostics, by variant, seed and particles."""
     digits, views, rows = ps.data.digits(), ps.views.digits(), []
@@ -100,16 +96,8 @@ def main(
                 )
                 print(*rows[-1].values(), flush=True)
             print(f"{time.process_time() - began:.0f} s", flush=True)
-    results.mkdir(parents=True, exist_ok=True)
-    report = {
-        "script": "models/reliable_evidence.py",
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "rows": rows,
-    }
     path = results / "reliable_evidence.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    report.write(path, "reliable_evidence.py", rows=rows)
     return rows
 
 

@@ -28,7 +28,7 @@ def write(path: Path, script: str, **content: Any) -> None:
     gpus = torch.cuda.device_count()
     if gpus:
         cores += f", {gpus} × {torch.cuda.get_device_name()}"
-    packages = ("torch", "probssl")
+    packages = ("torch", "numpy", "scikit-learn", "probssl")
     report = {
         "script": f"models/{script}",
         "hardware": cores,
@@ -48,9 +48,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    joined = ("| " + " | ".join(line) + " |" for line in lines)
-    return "\n".join(line.replace(" --- ", "---") for line in joined)
+    head, *lines = ("| " + " | ".join(cells) + " |" for cells in (columns, *rows))
+    return "\n".join([head, "|" + "---|" * len(columns), *lines])
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

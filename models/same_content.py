@@ -19,16 +19,13 @@ and CIFAR-10 in the folder named by the environment variable PROBSSL_DATA.
 Takes ten minutes of one CPU core.
 """
 
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
@@ -36,12 +33,12 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 import probssl as ps
+from probssl.data.memory import as_float
 from probssl.views import Affine, Augment, simclr
 
 SEEDS, EPOCHS, IMAGES, TEST, BATCH = 3, 20, 5_000, 2_000, 250
 SIDES = {"mnist": 14, "cifar10": 16}
 CHANNELS, DIM, LEARNING_RATE = (16, 32), 32, 5e-3
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "mnist": Augment(Affine(rotate=15, scale=(0.8, 1.2), shift=0.1)),
     "cifar10": simclr(levels=None),
@@ -52,14 +49,10 @@ def images(name: str) -> ps.data.Dataset:
     """Images in [0, 1], averaged down to a few pixels a side."""
     data = ps.data.load(name)
     train, test = (
-        part._replace(images=adaptive_avg_pool2d(_floats(part.images), SIDES[name]))
+        part._replace(images=adaptive_avg_pool2d(as_float(part), SIDES[name]))
         for part in (data.train.take(IMAGES), data.test.take(TEST))
     )
     return ps.data.Dataset(train, test, None, data.name)
-
-
-def _floats(x: Tensor) -> Tensor:
-    return x if x.is_floating_point() else x.float() / 255
 
 
 def build(affinity: str, data: ps.data.Dataset) -> ps.limits.DSA:
@@ -134,7 +127,7 @@ def main(
     seeds: int = SEEDS,
     epochs: int = EPOCHS,
     sets: dict[str, ps.data.Dataset] | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return the areas of every data set, seed and kind of affinity."""
     rows: list[dict[str, Any]] = []
@@ -148,17 +141,8 @@ def main(
         seconds = time.process_time() - began
         rows.append({"data": name, "seed": seed, "affinity": kind} | found)
         print(*rows[-1].values(), f"{seconds:.0f} s", flush=True)
-    results.mkdir(parents=True, exist_ok=True)
-    report = {
-        "script": "models/same_content.py",
-        "epochs": epochs,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "rows": rows,
-    }
     path = results / "same_content.json"
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    report.write(path, "same_content.py", epochs=epochs, rows=rows)
     return rows
 
 

@@ -15,16 +15,14 @@ nats on average and 0.06 at most.
 Takes six minutes on an idle CPU core, ten on a busy one.
 """
 
-import json
 import math
-import platform
-import sys
 import time
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pyro.distributions as dist
+import report
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +33,7 @@ REPEATS, DRAWS, BINS = 300, 99, 20
 ITEMS, VIEWS, DIM, NOISE = 100, 2, 2, 0.2
 LOG_SCALE = (-0.7, 0.5)  # mean and standard deviation under the prior
 STEPS, PARTICLES, LEARNING_RATE = 150, 8, 0.1
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "scale_ranks.json"
+RESULTS = report.RESULTS / "scale_ranks.json"
 
 
 def exact_factors(encoder: nn.Module) -> ps.guides.CoupledLikelihoods:
@@ -120,23 +118,19 @@ def main(
         "mean KL(q‖p)": float(np.mean(gaps)),
         "largest KL(q‖p)": float(np.max(gaps)),
     }
-    report = {
-        "script": "models/scale_calibration.py",
-        "repeats": repeats,
-        "steps": steps,
-        "particles": PARTICLES,
-        "items, views, dim": [ITEMS, VIEWS, DIM],
-        "cpu_seconds": time.process_time() - began,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "figures": figures,
-        "draws": DRAWS,
-        "counts": ranks.counts(bins).tolist(),
-        "ranks": ranks.ranks.tolist(),
-    }
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(report, ensure_ascii=False) + "\n")
+    report.write(
+        results,
+        "scale_calibration.py",
+        repeats=repeats,
+        steps=steps,
+        particles=PARTICLES,
+        **{"items, views, dim": [ITEMS, VIEWS, DIM]},
+        cpu_seconds=time.process_time() - began,
+        figures=figures,
+        draws=DRAWS,
+        counts=ranks.counts(bins).tolist(),
+        ranks=ranks.ranks.tolist(),
+    )
     ps.plots.ranks(ranks, bins=bins).savefig(results.with_suffix(".png"), dpi=150)
     for name, value in figures.items():
         print(f"{name}: {value:.3g}")

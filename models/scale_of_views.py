@@ -33,9 +33,6 @@ by the environment variable PROBSSL_DATA.
 Takes a quarter of an hour of one CPU core.
 """
 
-import json
-import platform
-import sys
 import time
 from itertools import groupby, product
 from pathlib import Path
@@ -43,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
+import report
 import torch
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -65,7 +63,6 @@ PROBES = {
     "few_label_probe": "few-label probe",
     "knn": "5 neighbours",
 }
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 def halves(data: ps.data.Dataset, images: int) -> tuple[ps.data.Split, ps.data.Split]:
@@ -137,21 +134,21 @@ def measured(
 def table(rows: list[dict[str, Any]]) -> str:
     """The table of docs/results.md: mean and standard deviation over seeds."""
     digits = {"elbo": 1, "dimensions": 0, "linear_probe": 3, "knn": 3}
-    text = "| scale of z given y | guide | bound, nats per pair | dimensions in use | "
-    text += f"linear probe | 5-NN |\n{'|---' * 6}|\n"
+    head = ["scale of z given y", "guide", "bound, nats per pair", "dimensions in use"]
+    lines = []
     for (fixed, guide), own in groupby(rows, lambda row: (row["fixed"], row["guide"])):
         some = list(own)
         at = f"{fixed:g}" if fixed else f"inferred: {_spread(some, 'scale', 2)}"
         cells = [_spread(some, name, n) for name, n in digits.items()]
-        text += f"| {at} | `{guide}` | {' | '.join(cells)} |\n"
-    return text
+        lines.append([at, f"`{guide}`", *cells])
+    return report.markdown([*head, "linear probe", "5-NN"], lines) + "\n"
 
 
 def _spread(rows: list[dict[str, Any]], name: str, digits: int) -> str:
     values = [row[name] for row in rows]
     if not digits:
         return f"{np.mean(values):.1f}".removesuffix(".0")
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+    return report.spread(values, digits)
 
 
 def draw(rows: list[dict[str, Any]], scales: tuple[float, ...], path: Path) -> None:
@@ -187,14 +184,13 @@ def main(
     images: int = IMAGES,
     scales: tuple[float, ...] = SCALES,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
     """Return the figures of every scale, guide and seed; None is the inferred one."""
     data = ps.data.load("mnist") if data is None else data
     known, held = halves(data, images)
     rows, began = [], time.process_time()
     path = results / "scale_of_views.json"
-    results.mkdir(parents=True, exist_ok=True)
     for fixed, guide, seed in product((*scales, None), GUIDES, range(seeds)):
         torch.manual_seed(seed)
         scale = dist.LogNormal(*BEFORE) if fixed is None else fixed
@@ -203,17 +199,14 @@ def main(
         rows.append(label | figures)
         shown = (f"{name} {value:.3f}" for name, value in figures.items())
         print(*label.values(), ", ".join(shown), flush=True)
-        report = {
-            "script": "models/scale_of_views.py",
-            "images": len(known),
-            "epochs": epochs,
-            "cpu_seconds": time.process_time() - began,
-            "hardware": f"{platform.processor() or platform.machine()}, "
-            f"{torch.get_num_threads()} threads",
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            "rows": rows,
-        }
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        report.write(
+            path,
+            "scale_of_views.py",
+            images=len(known),
+            epochs=epochs,
+            cpu_seconds=time.process_time() - began,
+            rows=rows,
+        )
     draw(rows, scales, path.with_suffix(".png"))
     return rows
 

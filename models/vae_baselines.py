@@ -30,16 +30,14 @@ References:
 """
 
 import argparse
-import json
 import math
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -55,7 +53,6 @@ EPOCHS, BATCH, LEARNING_RATE, EVERY = 60, 100, 1e-3, 10
 IDENTITY, SMALL = nn.Identity(), Affine(rotate=15, scale=(0.85, 1.15), shift=0.1)
 ONE = Augment(IDENTITY, views=1, levels=1, rounding="random")
 PAIRS = Augment(SMALL, views=2, levels=1, rounding="random")
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 Make = Callable[[ps.data.Dataset], nn.Module]
 
@@ -184,7 +181,7 @@ def main(
     epochs: int = EPOCHS,
     samples: int = SAMPLES,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> dict[str, dict[str, Any]]:
     """Return −log p(x) of the test images under each model, in nats per image.
 
@@ -197,7 +194,7 @@ def main(
     path = results / "vae_baselines.json"
     rows: dict[str, dict[str, Any]] = {}
     if path.is_file():
-        rows = json.loads(path.read_text())["rows"]
+        rows = report.read(path)
     for name in names:
         if name in rows and rows[name]["epochs"] == epochs:
             continue
@@ -215,29 +212,20 @@ def main(
             "CPU seconds in all": round(time.process_time() - began),
         }
         print(name, rows[name], flush=True)
-        results.mkdir(parents=True, exist_ok=True)
-        report = {
-            "script": "models/vae_baselines.py",
-            "samples": samples,
-            "hardware": f"{platform.processor() or platform.machine()}, "
-            f"{os.cpu_count()} cores",
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            "rows": rows,
-        }
-        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        report.write(path, "vae_baselines.py", samples=samples, rows=rows)
     return rows
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The models with their figures, in Markdown."""
-    lines = ["| model | epochs | −log p(x) | k̂ > 0.7 | training, minutes of one core |"]
-    lines.append("|---" * 5 + "|")
+    head = ["model", "epochs", "−log p(x)", "k̂ > 0.7", "training, minutes of one core"]
+    lines = []
     for name, row in rows.items():
         value = f"{row['nats']:.2f} ± {row['standard error']:.2f}"
         cells = [name, str(row["epochs"]), value, f"{row['k̂ > 0.7']:.0%}"]
         cells.append(f"{row['CPU seconds of training'] / 60:.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return report.markdown(head, lines)
 
 
 if __name__ == "__main__":
