@@ -13,8 +13,8 @@ weight exp(cosine / 0.1), as in the benchmarks of lightly.
 
 Every fit leaves a folder in runs/, which `probssl inspect` reads. A script that was
 stopped goes on from the last checkpoint when it is run again; fits whose folder is
-finished are not repeated. Each GPU has a process of its own, with its share of the
-fits.
+finished are not repeated. Names of methods as arguments fit these alone. Each GPU has a
+process of its own, with its share of the fits.
 
 References:
     Unsupervised Feature Learning via Non-Parametric Instance-level Discrimination
@@ -215,6 +215,17 @@ def probed(objective: nn.Module, found: Parts) -> dict[str, float]:
     }
 
 
+def folder_of(
+    experiment: Experiment, method: str, seed: int, epochs: int, runs: Path
+) -> Path:
+    """The folder of a fit."""
+    return runs / experiment.name / f"{method}, {epochs} epochs, seed {seed}"
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "probssl.json").is_file()
+
+
 def cell(
     experiment: Experiment,
     method: str,
@@ -225,8 +236,8 @@ def cell(
     runs: Path,
 ) -> dict[str, Any]:
     """Fit one method with one seed, unless its folder is there; return its figures."""
-    folder = runs / experiment.name / f"{method}, {epochs} epochs, seed {seed}"
-    if (folder / "probssl.json").is_file():
+    folder = folder_of(experiment, method, seed, epochs, runs)
+    if finished(folder):
         notes: dict[str, Any] = json.loads((folder / "probssl.json").read_text())
         return notes["notes"]
     found, made = parts(data), experiment.methods[method]
@@ -274,57 +285,68 @@ def share(cells: Iterable[tuple[str, int]], data: Any, **given: Any) -> list[Any
 
 def run(
     experiment: Experiment,
+    names: Sequence[str] | None = None,
     seeds: int = SEEDS,
     epochs: int | None = None,
     data: ps.data.Dataset | None = None,
     results: Path = report.RESULTS,
     runs: Path = report.ROOT / "runs",
 ) -> list[dict[str, Any]]:
-    """Return the rows of all methods and seeds, and write them with their table."""
+    """Return the rows of all methods and seeds, and write them.
+
+    Arguments:
+        names: Methods to fit; of others the rows whose folders are finished.
+    """
     gpus = torch.cuda.device_count()
     places = [f"cuda:{i}" for i in range(gpus)] or ["cpu"]
-    cells = list(product(experiment.methods, range(seeds)))
-    given = {"epochs": epochs or experiment.epochs, "experiment": experiment}
+    epochs, names = epochs or experiment.epochs, names or list(experiment.methods)
+    given = {"experiment": experiment, "epochs": epochs, "data": data, "runs": runs}
+    cells = [
+        each
+        for each in product(experiment.methods, range(seeds))
+        if each[0] in names or finished(folder_of(experiment, *each, epochs, runs))
+    ]
     each = Parallel(len(places))(
-        delayed(share)(cells[i :: len(places)], data, place=place, runs=runs, **given)
+        delayed(share)(cells[i :: len(places)], place=place, **given)
         for i, place in enumerate(places)
     )
-    order = {cell: i for i, cell in enumerate(cells)}
-    rows = sorted(sum(each, []), key=lambda row: order[row["method"], row["seed"]])
+    rows = sorted(sum(each, []), key=lambda r: cells.index((r["method"], r["seed"])))
     path = results / f"{experiment.name}.json"
-    report.write(path, f"{experiment.name}.py", epochs=given["epochs"], rows=rows)
+    report.write(path, f"{experiment.name}.py", epochs=epochs, rows=rows)
     return rows
 
 
 def table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, and paired gains over bases."""
     columns, known = experiment.columns, experiment.published
-    by: dict[str, dict[str, list[float]]] = {}
+    by: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
-        own = by.setdefault(row["method"], {c: [] for c in columns})
-        for column in columns:
-            own[column].append(row[column])
-    lines = [
-        [
-            name,
-            *(report.spread(own[c], n) for c, n in columns.items()),
-            *(f"{v[name]:.3f}" if name in v else "–" for v in known.values()),
-        ]
-        for name, own in by.items()
-    ]
-    text = report.markdown(["method", *columns, *known], lines)
-    bases = {n: m.base for n, m in experiment.methods.items() if n in by and m.base}
-    lines = [
-        [f"{name}, above {base}"]
-        + [report.gain(by[name][c], by[base][c], n) for c, n in columns.items()]
-        for name, base in bases.items()
-    ]
-    return text + "\n\n" + report.markdown(["gain", *columns], lines) * bool(lines)
+        by.setdefault(row["method"], {})[row["seed"]] = row
+    lines = []
+    for name, own in by.items():
+        values = {c: [row[c] for row in own.values()] for c in columns}
+        cells = [report.spread(values[c], n) for c, n in columns.items()]
+        others = [f"{v[name]:.3f}" if name in v else "–" for v in known.values()]
+        lines.append([name, *cells, *others])
+    parts = [report.markdown(["method", *columns, *known], lines)]
+    lines = []
+    for name, own in by.items():
+        base = by.get(experiment.methods[name].base or "", {})
+        seeds = sorted(own.keys() & base.keys())
+        pairs = {
+            c: [[some[i][c] for i in seeds] for some in (own, base)] for c in columns
+        }
+        cells = [report.gain(*pairs[c], n) for c, n in columns.items()]
+        lines += [[name, *cells]] if seeds else []
+    if lines:
+        parts.append(report.markdown(["above its base", *columns], lines))
+    return "\n\n".join(parts)
 
 
 def command(experiment: Experiment, about: str | None) -> None:
     """The command line of a script: run it, or print its tables."""
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="some methods")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--epochs", type=int, default=experiment.epochs)
     parser.add_argument("--tables", action="store_true", help="of the saved figures")
@@ -333,4 +355,5 @@ def command(experiment: Experiment, about: str | None) -> None:
         saved = report.read(report.RESULTS / f"{experiment.name}.json")
         print(table(experiment, saved))
     else:
-        print(table(experiment, run(experiment, options.seeds, options.epochs)))
+        given = options.names, options.seeds, options.epochs
+        print(table(experiment, run(experiment, *given)))

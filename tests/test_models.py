@@ -85,7 +85,8 @@ def on_cifar10(
     columns = module.EXPERIMENT.columns
     assert all(columns.keys() <= row.keys() for row in rows)
     assert all(0 <= v <= 1 for row in rows for k, v in row.items() if "linear" in k)
-    assert module.main(**options, data=photographs()) == rows
+    some = list(methods)[-1:]  # and those whose folders are there
+    assert module.main(names=some, **options, data=photographs()) == rows
     shown = cifar10.table(module.EXPERIMENT, rows)
     gains = [method for method in methods.values() if method.base]
     assert shown.count("\n| ") == len(methods) + len(gains) + bool(gains)
