@@ -356,6 +356,42 @@ def bytes_of_digits() -> ps.data.Dataset:
     return ps.data.Dataset(*to_bytes, 255, "digits")
 
 
+def clusters_mnist(module: ModuleType, folder: Path) -> None:
+    digits = ps.data.digits()
+    to_bytes = [p._replace(images=(255 * p.images).byte()) for p in digits[:2]]
+    data = ps.data.Dataset(*to_bytes, 255, "digits")
+    module.HIDDEN, module.BATCH, module.PAIRS, module.OTHERS = (16,), 50, 20, 1
+    module.CONTENT, module.STYLE, module.IMAGES = 4, 1, 200
+    module.FIRST, module.THEN = (2, 2e-3), (1, 1e-3)
+    rows = module.main(range(2), data, folder, folder)
+    assert module.main(range(2), data, folder, folder) == rows  # from the files
+    assert report.read(folder / "clusters_mnist.json") == rows
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    assert len(rows) == 2 * len(methods) - 3  # the other starts have one seed
+    assert all(0.1 <= row["test: accuracy"] <= 1 for row in rows)
+    assert module.table(rows).count("\n") == 1 + len(methods)
+    assert module.shares(rows).count("\n") == 1 + 10
+    # What two views have in common: one of two values, whatever the rest.
+    shared = torch.block_diag(torch.full((2, 2), 1 / 8), torch.full((2, 2), 1 / 8))
+    assert module.information(shared.numpy()) == pytest.approx(math.log(2))
+    # The start is the model without components, in another basis.
+    parts = module.parts(data, 1)
+    prior = ps.priors.ContentStyle(module.CONTENT, module.STYLE, module.SCALE)
+    first = module.simvae(prior, (1, 8, 8))
+    module.fit(first, parts["train"], (1, 2e-3))
+    z = torch.as_tensor(ps.embed(first, parts["test"]))
+    for kind, components in module.FITS.values():
+        start = module.start(kind, first, parts["train"], 0, components)
+        other = module.moved(first, start)
+        single, x = first.joint.posterior.single, parts["test"].images.unsqueeze(1)
+        mean = start.prior(1).matched()
+        found = mean.loc + mean.scale * other.joint.posterior.single(x)[0].squeeze(1)
+        torch.testing.assert_close(found, z @ start.basis.mT, rtol=1e-3, atol=1e-3)
+        assert torch.equal(single(x)[1], other.joint.posterior.single(x)[1])
+        images = [m.joint.decode(v[None]).mean for m, v in ((first, z), (other, found))]
+        torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)
+
+
 def simvae_mnist(module: ModuleType, folder: Path) -> None:
     data = bytes_of_digits()
     module.HIDDEN, module.PAIRS = (8,), 20
@@ -501,6 +537,7 @@ def poly_mnist(module: ModuleType, folder: Path) -> None:
 
 SHORT = {
     "against_baselines": against_baselines,
+    "clusters_mnist": clusters_mnist,
     "content_and_style": content_and_style,
     "digit_map": digit_map,
     "digits": digits,
