@@ -2,8 +2,8 @@
 
 `record` lets the constructor of every public class keep the arguments it is called
 with, once, so that a class keeps no attribute for the sake of saving. A description
-can name only these classes and Pyro's distributions: nothing is unpickled, and no name
-causes an import.
+can name only these classes, Pyro's distributions and torch's transforms: nothing is
+unpickled, and no name causes an import.
 """
 
 import inspect
@@ -18,7 +18,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform, transforms
+from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import lazy_property
 
 from . import (
@@ -48,6 +49,9 @@ CLASSES: dict[str, type] = {"torch.Identity": nn.Identity} | {
     and not issubclass(kind, Distribution)
 }
 NUMBERS: dict[str, Any] = {"float": float, "tensor": torch.tensor, "array": np.array}
+# Arguments of distributions and transforms: attributes of another name; no parameters.
+PARTS = {"base_distribution": "base_dist"}
+UNSEEN = {"validate_args", "cache_size"}
 NAMES = {kind: name for name, kind in CLASSES.items()}
 
 
@@ -104,6 +108,10 @@ def describe(value: Any, seen: dict[int, Any] | None = None) -> Any:
         return _described(value, seen)
     if getattr(dist, type(value).__name__, None) is type(value):
         return _distribution(value)
+    if isinstance(value, _InverseTransform):
+        return {"inverse": describe(value.inv)}
+    if getattr(transforms, type(value).__name__, None) is type(value):
+        return _made_of("transform", value)
     if isinstance(value, tuple | list | nn.ModuleList):
         return [describe(part, seen) for part in value]
     return {"foreign": _path(value if hasattr(value, "__qualname__") else type(value))}
@@ -126,12 +134,17 @@ def build(description: Any, made: dict[int, Any] | None = None) -> Any:
     for name, make in NUMBERS.items():
         if name in description:
             return make(build(description[name]))
+    if "inverse" in description:
+        return build(description["inverse"]).inv
     if "of" in description:
         return build(description["of"]).to_event(description["event"])
     if "type" in description:
         return _class(description["type"])
     given = description.get("arguments", {})
     arguments = {name: build(part, made) for name, part in given.items()}
+    if {"distribution", "transform"} & description.keys():  # which want lists
+        for name, part in arguments.items():
+            arguments[name] = list(part) if isinstance(part, tuple) else part
     if "partial" in description:
         positional = build(description.get("positional", []), made)
         return partial(build(description["partial"]), *positional, **arguments)
@@ -139,6 +152,11 @@ def build(description: Any, made: dict[int, Any] | None = None) -> Any:
         kind = getattr(dist, name := description["distribution"], None)
         if not inspect.isclass(kind) or not issubclass(kind, TorchDistributionMixin):
             raise ValueError(f"expected a distribution of Pyro in the file, got {name}")
+        return kind(**arguments)
+    if "transform" in description:
+        kind = getattr(transforms, name := description["transform"], None)
+        if not inspect.isclass(kind) or not issubclass(kind, Transform):
+            raise ValueError(f"expected a transform of torch in the file, got {name}")
         return kind(**arguments)
     kind = _class(description.get("class", description.get("foreign")))
     signature = inspect.signature(kind)
@@ -195,6 +213,8 @@ def _distribution(value: Distribution) -> Any:
     if isinstance(value, dist.Independent):
         event = value.reinterpreted_batch_ndims
         return {"event": event, "of": describe(value.base_dist)}
+    if not value.arg_constraints:  # it is made of other distributions
+        return _made_of("distribution", value)
     # Of several forms of one parameter, as probs and logits, the one that was given.
     forms = [
         form
@@ -207,6 +227,20 @@ def _distribution(value: Distribution) -> Any:
         "distribution": type(value).__name__,
         "arguments": {n: describe(getattr(value, n)) for n in names},
     }
+
+
+def _made_of(what: str, value: Any) -> Any:
+    """What the attributes say that have the names of the constructor's arguments."""
+    attributes = {name: PARTS.get(name, name) for name in _parameters(type(value))}
+    if not all(hasattr(value, attribute) for attribute in attributes.values()):
+        return {"foreign": _path(type(value))}
+    given = {name: describe(getattr(value, a)) for name, a in attributes.items()}
+    return {what: type(value).__name__, "arguments": given}
+
+
+def _parameters(kind: type) -> list[str]:
+    """The arguments of a constructor, without those that change no value."""
+    return [n for n in inspect.signature(kind).parameters if n not in UNSEEN]
 
 
 def _class(name: str | None) -> type:

@@ -151,7 +151,7 @@ def check_classes(known: Any, values: Any) -> None:
 def class_names(known: Any) -> tuple[str, ...] | None:
     """Names of classes in the order of their numbers, from whatever has them.
 
-    None are known of a data set whose labels are numbers.
+    None are known of a data set, or a categorical, whose labels are whole numbers.
 
     Arguments:
         known: The names in their order, a dictionary from names to numbers or back, a
@@ -160,6 +160,8 @@ def class_names(known: Any) -> tuple[str, ...] | None:
     """
     if known is None:
         return None
+    if _whole_categories(known) is not None:
+        return ()
     named = getattr(known, "train", known)
     named = getattr(named, "dtype", named) if categories(named) else named
     names = getattr(named, "classes", getattr(named, "categories", named))
@@ -317,13 +319,27 @@ def class_labels(y: Any, name: str = "labels") -> np.ndarray:
 def categories(y: Any) -> tuple[np.ndarray, tuple[str, ...]] | None:
     """The codes of a categorical of pandas, -1 where missing, and the names of classes.
 
-    In the order of its categories; None for anything else.
+    In the order of its categories; None for anything else, and where these are whole
+    numbers: they have no names.
     """
-    if not hasattr(getattr(y, "dtype", None), "categories"):
+    if not _is_categorical(y) or _whole_categories(y) is not None:
         return None
     known = getattr(y, "cat", y)  # of a Series, and of a Categorical or an index
     codes = np.array(known.codes, dtype=np.int64)
     return codes, tuple(map(str, known.categories))
+
+
+def _is_categorical(y: Any) -> bool:
+    return hasattr(getattr(y, "dtype", None), "categories")
+
+
+def _whole_categories(y: Any) -> np.ndarray | None:
+    """The categories of a categorical if they are whole numbers, else None."""
+    if not _is_categorical(y):
+        return None
+    known = np.asarray(y.dtype.categories)
+    whole = known.dtype.kind in "iuf" and (known == np.floor(known)).all()
+    return known.astype(np.int64) if whole and known.size else None
 
 
 def coded(y: Any, classes: Sequence[str] | None, name: str) -> np.ndarray | None:
@@ -338,20 +354,19 @@ def coded(y: Any, classes: Sequence[str] | None, name: str) -> np.ndarray | None
     """
     if isinstance(y, Tensor):
         return None
+    numbers = _whole_categories(y)
+    if numbers is not None:
+        return np.append(numbers, -1)[np.asarray(getattr(y, "cat", y).codes)]
     found = categories(y)
     listed = np.asarray(y, dtype=object).ravel().tolist() if found is None else []
     if found is None and not any(isinstance(value, str) for value in listed):
         return None
-    if classes is None and found is not None:
-        known = np.asarray(getattr(y, "cat", y).categories)
-        if known.dtype.kind in "iuf" and (known == np.floor(known)).all():
-            return np.append(known, -1).astype(np.int64)[found[0]]
     if classes is None:
         raise TypeError(
             f"expected whole numbers in {name}, in the order of the data set's labels "
-            "and -1 where one is not known, got names; names are known of a data set "
-            "whose labels are names, or with classes=: ps.data.groups(x, content="
-            "names, classes=('cat', 'dog'))"
+            "and -1 where one is not known, got names; names are known of what "
+            "ps.data.arrays and ps.data.groups make of labels that are names, or with "
+            "classes=: ps.data.groups(x, content=names, classes=('cat', 'dog'))"
         )
     if found is not None:
         codes, own = found

@@ -227,7 +227,8 @@ def _label(joint: Joint, batch: Batch, guide: Trace) -> Tensor:
     nodes = cast(dict[str, Any], guide.nodes)
     each = getattr(nodes["z"]["fn"], "log_evidences", None)
     if each is not None:
-        log_share = (joint.prior.component().logits + each).log_softmax(-1)
+        with joint.prior.at(**_drawn(joint, guide)):
+            log_share = (joint.prior.component().logits + each).log_softmax(-1)
     else:
         log_share = _log_shares(joint, batch, guide)
     k = batch.content.expand(log_share.shape[:-1]).unsqueeze(-1)
@@ -237,10 +238,15 @@ def _label(joint: Joint, batch: Batch, guide: Trace) -> Tensor:
 def _log_shares(joint: Joint, batch: Batch, guide: Trace) -> Tensor:
     """log p(k|z_1..V) at the samples of a guide, (\\*batch, component)."""
     nodes = cast(dict[str, Any], guide.nodes)
-    drawn = {h.name: nodes[h.name]["value"] for h in joint.prior.random()}
-    with joint.prior.at(**drawn):
+    with joint.prior.at(**_drawn(joint, guide)):
         share = joint.prior.responsibilities(nodes["z"]["value"], batch.present)
         return cast(Tensor, share.logits)
+
+
+def _drawn(joint: Joint, guide: Trace) -> dict[str, Tensor]:
+    """The samples of random hyper-parameters."""
+    nodes = cast(dict[str, Any], guide.nodes)
+    return {h.name: nodes[h.name]["value"] for h in joint.prior.random()}
 
 
 def _log_probs(trace: Trace) -> tuple[dict[str, Tensor], list[Tensor]]:

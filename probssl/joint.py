@@ -204,7 +204,9 @@ class Joint(Parted):
         items, views = batch.shape
         drawn = {h.name: h.sample() for h in self.prior.random()}
         with _plate(items, batch, size):
-            z = pyro.sample("z", self._latents(views, drawn, self._component(batch)))
+            z = pyro.sample(
+                "z", self._latents(views, drawn, self._component(batch, drawn))
+            )
             for name, _, p, x, mask in self._sites(z, batch, batch.parts):
                 p = p if mask is None else p.mask(mask)
                 pyro.sample(name, p.to_event(1), obs=x)
@@ -334,12 +336,13 @@ class Joint(Parted):
             return (None,) * len(self.likelihoods)
         return tuple(batch.present.split(batch.widths, 1))
 
-    def _component(self, batch: Batch) -> dict[str, Tensor]:
-        """Sample p(k) where k is observed; return what p(z_1..V) is conditioned on."""
+    def _component(self, batch: Batch, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sample p(k | h) where k is observed; return what p(z_1..V) is given."""
         observed = self._observed(batch)
         for name, k in observed.items():
             known = k >= 0
-            prior = self.prior.component().mask(known)
+            with self.prior.at(**drawn):
+                prior = self.prior.component().mask(known)
             k = pyro.sample(name, prior, obs=k.clamp(min=0))
             observed[name] = k.where(known, -1)
         return observed
@@ -464,9 +467,13 @@ class Joint(Parted):
     def _of_present(
         self, batch: Batch, parts: tuple[Tensor, ...], turned: bool
     ) -> list[Tensor]:
-        """z and log p(x|z) of present views; absent z of other items where `turned`."""
-        z = self._encoded(parts if self.several else parts[0], batch, {}).sample()
-        found, present = [z[batch.present]], cast(Tensor, batch.present).unsqueeze(-1)
+        """log q(z|x), log p(x|z) of present views; absent z of others where `turned`.
+
+        For the same z: the random numbers that a draw takes may depend on all views.
+        """
+        z, present = self.encode(batch).sample(), cast(Tensor, batch.present)
+        q = self._encoded(parts if self.several else parts[0], batch, {})
+        found, present = [q.log_prob(z)], present.unsqueeze(-1)
         z = z.where(present, z.flip(0)) if turned else z
         sites = self._sites(z, batch, parts)
         return found + [site.p.log_prob(site.x)[site.mask] for site in sites]

@@ -52,9 +52,15 @@ def shifted(
         seed: The seed of the shifts; torch's random state is left unchanged.
 
     Raises:
-        ValueError: If there are no labels, or a shift changes the shape.
+        ValueError: If there are no labels, a shift changes the shape, or one is named
+            ``"clean"``.
     """
     shifts = SHIFTS if shifts is None else shifts
+    if "clean" in shifts:
+        raise ValueError(
+            "expected other names of shifts than 'clean', which the original test "
+            "images have, got it among them; rename that shift"
+        )
     parts = {name: apply(shift, data.test, seed) for name, shift in shifts.items()}
     return _scores(objective, data.train, {"clean": data.test} | parts, layer)
 

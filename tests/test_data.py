@@ -1187,6 +1187,22 @@ class TestNamesOfClasses:
         assert found.tolist() == [2, 0, -1, 1] * 10
         assert data.groups([X, X], SIX, content=kind(SIX)).content.tolist() == [*SIX]
 
+    @pytest.mark.parametrize("kind", [pd.Categorical, pd.CategoricalIndex])
+    def test_labels_of_such_categories_are_these_numbers(self, kind):
+        x, y = np.arange(40.0)[:, None], NUMBERS + 1
+        found = data.arrays(x, kind(y), test=x, test_labels=y)
+        assert found.train.labels.tolist() == found.test.labels.tolist() == [*y]
+        assert found.train.classes is None
+        grouped = [data.groups([x, x], labels) for labels in (kind(y), y)]
+        assert torch.equal(*(part.labels for part in grouped))
+        later = data.groups([x, x], y, classes=kind(y))
+        assert later.labels.tolist() == [*y]
+
+    def test_categories_among_numbers_are_refused(self):
+        x = np.arange(40.0)[:, None]
+        with pytest.raises(TypeError, match="strings or numbers.*some of each"):
+            data.arrays(x, categorical(NAMES), test=x, test_labels=NUMBERS)
+
     def test_names_need_a_data_set_that_knows_them(self):
         with pytest.raises(TypeError, match="order of the data set's labels and -1"):
             Items(torch.rand(40, 1), None, content=SOME)

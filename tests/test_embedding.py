@@ -229,3 +229,14 @@ def test_an_own_prior_on_the_sphere_has_the_value_of_the_one_in_the_box(monkeypa
     monkeypatch.setattr(Directions, "space", "vectors")
     with pytest.raises(ValueError, match="with space = 'a sphere'"):
         ps.limits.Embedding(nn.Identity(), Directions(), entropy).check(Batch(z))
+
+
+def centred_in_place(z: Tensor, prior: ps.priors.Prior) -> Tensor:
+    z -= z.mean(0)
+    return ps.entropies.LogDeterminant()(z, prior)
+
+
+def test_an_entropy_that_changes_z_in_place_is_refused():
+    objective = ps.limits.Embedding(nn.Identity(), Gaussian(DIM, 0.5), centred_in_place)
+    with pytest.raises(ValueError, match="centred_in_place.*in place.*z = z - m"):
+        objective(Batch(views()))

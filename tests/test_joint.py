@@ -592,6 +592,31 @@ class OwnGuide(nn.Module):
         return dist.TransformedDistribution(dist.Normal(loc, 0.3), [logit]).to_event(2)
 
 
+class OwnScale(ps.priors.Prior):
+    """Views around a normal content, with a random scale."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.dim, self.how = DIM, how
+        self.sc = ps.hyper.Positive(dist.LogNormal(-1.0, 0.5), "sc")
+
+    def forward(self, views: int, *, present=None, **drawn) -> dist.TorchDistribution:
+        scale = {
+            "right": lambda: self.sc.over(drawn),
+            "median": lambda: self.sc(),
+            "not lifted": lambda: self.sc.of(drawn).unsqueeze(-1),
+        }[self.how]()
+        return dist.Normal(torch.zeros(views, DIM), scale).to_event(2)
+
+
+@pytest.mark.parametrize("how", ["median", "not lifted"])
+def test_a_prior_that_does_not_take_drawn_values_is_refused(how):
+    batch = Batch(torch.randn(4, 2, EVENT))
+    of_parts(prior=OwnScale("right")).check(batch)
+    with pytest.raises(ValueError, match=r"OwnScale to take values of 'sc', \(3,\)"):
+        of_parts(prior=OwnScale(how)).check(batch)
+
+
 def of_parts(prior=None, likelihood=None, encoder=None, guide=None) -> Joint:
     return Joint(
         prior or ps.priors.Gaussian(DIM, 0.3),
@@ -764,3 +789,17 @@ def test_stacks_of_views_are_told_by_a_decoder_set_afterwards():
     assert joint.arranged(stacks).views.shape == (5, 3, 4)
     joint.decoder = ps.nn.MLPDecoder(DIM, (3, 4), hidden=())
     assert joint.arranged(stacks).views.shape == (5, 1, 3, 4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rejected_draws_of_absent_views_are_no_mixing_of_views(seed):
+    """The random numbers of a draw depend on the concentrations of all views."""
+    torch.manual_seed(seed)
+    joint = ps.Joint(
+        *(ps.priors.Spherical(3, 4.0), ps.likelihoods.Gaussian(0.5)),
+        *(ps.nn.MLPEncoder((3,), 3), ps.nn.MLPDecoder(3, (3,))),
+        guide=ps.guides.PowerSpherical,
+    )
+    present = torch.rand(256, 3) < 0.7
+    present[:, 0] |= ~present.any(1)
+    ps.limits.SimVAE(joint).check(ps.Batch(torch.randn(256, 3, 3), present=present))

@@ -613,3 +613,56 @@ def test_classes_are_found_under_each_drawn_hyper_parameter():
     with pytest.warns(UserWarning, match="Pareto"):
         shares = ps.classify(simvae, x[:10], weighted=True, draws=40)
     assert shares.shape == (10, 3)
+
+
+def test_absent_views_are_completed_for_several_draws():
+    both = torch.tensor([[1.0, 0.8], [0.8, 1.0]]).double()
+    content = dist.MultivariateNormal(torch.zeros(2).double(), both)
+    prior = Custom(normal(0.5), 2, y_prior=content)
+    present = torch.tensor([[True, False]]).expand(6, 2)
+    z = torch.randn(4, 6, 2, 2, dtype=torch.double)
+    p = prior(2, present=present)
+    first = MultivariateNormal(torch.zeros(2).double(), both + 0.25 * torch.eye(2))
+    exact = first.log_prob(z[..., 0, :])
+    assert_close(seeded(p.log_prob, z), exact, atol=0.15, rtol=0)
+    completed = p.complete(z, present)
+    assert_close(completed[..., 0, :], z[..., 0, :])
+
+
+class Tempered(ps.priors.Prior):
+    """p(k) = softmax(a_k / t) with a random t; z_v | k ~ N(m_k, s²)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim = 2
+        self.t = ps.hyper.Positive(dist.LogNormal(0.0, 1.0), "t")
+        self.register_buffer("places", PLACES[:3])
+        self.register_buffer("logits", torch.tensor([2.0, 0.0, -1.0]))
+
+    def shares(self, **drawn: Tensor) -> Tensor:
+        return (self.logits / self.t.of(drawn).unsqueeze(-1)).log_softmax(-1)
+
+    def component(self) -> dist.Categorical:
+        return dist.Categorical(logits=self.shares())
+
+    def forward(self, views, *, present=None, component=None, **drawn):
+        shares = self.shares(**drawn)
+        if component is not None:
+            other = torch.arange(3) != component.unsqueeze(-1)
+            other = other & (component >= 0).unsqueeze(-1)
+            shares = torch.where(other, -math.inf, shares)
+        one = self.places.new_ones(1, 1)
+        return ps.distributions.SharedComponent(
+            shares, self.places, one, 0 * one, views, present=present
+        )
+
+
+def test_known_classes_have_the_weights_of_drawn_hyper_parameters():
+    model, k = joint(Tempered()), torch.tensor([0, 1, 2, 0])
+    batch = ps.Batch(torch.rand(4, 2, 6).double(), content=k)
+    model.population = torch.tensor(4.0)
+    guide = pyro.poutine.trace(model.guide).get_trace(batch)
+    trace = pyro.poutine.trace(pyro.poutine.replay(model.model, guide))
+    site, t = trace.get_trace(batch).nodes["component"], guide.nodes["t"]["value"]
+    expected = (model.prior.logits / t).log_softmax(-1)[k]
+    assert_close(site["fn"].log_prob(site["value"]), expected)

@@ -425,6 +425,12 @@ class Fixed(nn.Module):
         return self.loc, self.scale
 
 
+def test_a_guide_in_place_of_its_factors_is_refused():
+    guide = ps.guides.DiagonalGaussian(ps.nn.MLPEncoder((3,), 2))
+    with pytest.raises(TypeError, match="factors of a guide.*give guide.factors"):
+        VampComponents.at(guide, np.random.rand(5, 3))
+
+
 def vamp_of(guide: type[nn.Module]) -> VampComponents:
     encoder = ps.nn.MLPEncoder((3,), 1, hidden=(4,))
     return VampComponents.at(guide(encoder).factors, np.random.rand(5, 3))

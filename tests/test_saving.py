@@ -616,6 +616,40 @@ def test_a_distribution_is_built_from_the_form_it_was_given():
         assert_close(build(describe(given)).log_prob(value), before)
 
 
+def pair_of_normals(share: float, place: float = 1.0) -> dist.TorchDistribution:
+    places = torch.tensor([[-1.0], [place]])
+    each = dist.Normal(places, 0.5).to_event(1)
+    shares = dist.Categorical(torch.tensor([share, 1 - share]))
+    return dist.MixtureSameFamily(shares, each)
+
+
+def moved(scale: float, base: float = 1.0) -> dist.TorchDistribution:
+    steps = [
+        dist.transforms.AffineTransform(0.0, scale),
+        dist.transforms.ExpTransform(),
+    ]
+    normal = dist.Normal(torch.zeros(1), base)
+    return dist.TransformedDistribution(normal, [*steps, steps[1].inv]).to_event(1)
+
+
+MADE_OF_OTHERS = {
+    "shares": (pair_of_normals(0.5), pair_of_normals(0.9)),
+    "places": (pair_of_normals(0.5), pair_of_normals(0.5, 2.0)),
+    "transform": (moved(1.0), moved(2.0)),
+    "base": (moved(1.0), moved(1.0, 2.0)),
+    "masked": (moved(1.0).mask(True), moved(2.0).mask(True)),
+}
+
+
+@pytest.mark.parametrize("what", MADE_OF_OTHERS)
+def test_distributions_made_of_others_are_described_and_compared(what, tmp_path):
+    one, other = MADE_OF_OTHERS[what]
+    if what != "masked":
+        again, draws = build(json.loads(json.dumps(describe(one)))), one.sample((5,))
+        assert_close(again.log_prob(draws), one.log_prob(draws))
+    assert describe(one) != describe(other)
+
+
 @pytest.mark.parametrize("last", range(4))
 def test_a_save_that_dies_leaves_all_of_one_objective(last, tmp_path, monkeypatch):
     old, new = (ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)) for _ in range(2))

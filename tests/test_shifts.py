@@ -89,6 +89,8 @@ def test_a_background_is_light_and_shade_of_the_size_that_is_said():
 def test_bad_input_is_refused(digits):
     with pytest.raises(ValueError, match="labels of training and test"):
         shifted(Pixels(), digits._replace(test=digits.test._replace(labels=None)))
+    with pytest.raises(ValueError, match="other names of shifts than 'clean'"):
+        shifted(Pixels(), digits, {"clean": Background(0.1)})
     with pytest.raises(ValueError, match="keeps the shape"):
         apply(nn.AvgPool2d(2), digits.test)
     with pytest.raises(ValueError, match="amplitude"):

@@ -84,6 +84,8 @@ def test_transforms_of_all_numbers_are_taken_at_their_word():
         dist.Normal(torch.zeros(2), 1.0).to_event(1), T.AffineTransform(0.0, 2.0)
     )
     assert is_real(support_of(flow))
+    logistic = moved(dist.Uniform(0 * ones, ones), T.SigmoidTransform().inv)
+    assert is_real(support_of(logistic))
     simplex = moved(dist.Normal(torch.zeros(2), 1.0), T.StickBreakingTransform())
     assert support_of(simplex) is constraints.simplex
 

@@ -416,7 +416,8 @@ def label_tensors(
     """Class numbers as int64 for pairs of labels and their images; names of classes.
 
     Strings are numbered by their sorted order over all labels, a categorical of pandas
-    by the order of its categories; None stays None. Numbers have no names.
+    by the order of its categories; None stays None. Numbers have no names, nor has a
+    categorical of whole numbers.
 
     Arguments:
         names: The names of all classes, where they are known beforehand.
@@ -434,6 +435,8 @@ def label_tensors(
             "data set given as classes, got names; label both alike"
         )
     names = names or None
+    if names is None and any(strings) and not all(strings):
+        raise TypeError("expected strings or numbers as labels, got some of each")
     if names is None and orders:
         if any(order != orders[0] for order in orders):
             raise ValueError(
@@ -442,8 +445,6 @@ def label_tensors(
             )
         names = orders[0]
     elif names is None and any(strings):
-        if not all(strings):
-            raise TypeError("expected strings or numbers as labels, got some of each")
         names = tuple(np.unique(np.concatenate(list(arrays.values()))).tolist())
     if names is not None:
         for k, y in given.items():

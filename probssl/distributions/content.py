@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +12,12 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
 from ._base import Present, Shape, Views, ViewsDistribution
-from .supports import dimensions, number_of, states_of, support_of, within
+from .supports import dimensions, ends_of, number_of, states_of, support_of, within
 
 __all__ = ["ContentPosterior", "Integral", "Rows", "SharedContent"]
 
 Conditional = Callable[..., TorchDistribution]
 Rows = Callable[[Tensor, int], Tensor]
-ENDS = "lower_bound", "upper_bound"  # attributes of the support of a number
 
 
 class Integral(Protocol):
@@ -33,12 +32,6 @@ class Integral(Protocol):
     def __call__(
         self, views: "SharedContent", value: Views
     ) -> tuple[Float[Tensor, "node *batch dim"], Tensor]: ...
-
-
-def _ends(support: Any) -> list[Any]:
-    """The finite ends of the support of a number."""
-    ends = [getattr(number_of(support), end, None) for end in ENDS]
-    return [end for end in ends if end is not None]
 
 
 class SharedContent(ViewsDistribution):
@@ -127,8 +120,7 @@ class SharedContent(ViewsDistribution):
         they may differ by y; where views are NaN so is the density.
         """
         support = number_of(support_of(self.example))
-        ends = _ends(support)
-        if not ends or self._moves:
+        if ends_of(support) == [None, None] or self._moves:
             return None
         inside = (support.check(value) | value.isnan()).all(-1)
         return (inside if self.present is None else inside | ~self.present).all(-1)
@@ -136,7 +128,7 @@ class SharedContent(ViewsDistribution):
     @property
     def _moves(self) -> bool:
         """Whether the ends of the support of z may differ by y."""
-        return any(isinstance(end, Tensor) for end in _ends(support_of(self.example)))
+        return any(isinstance(end, Tensor) for end in ends_of(support_of(self.example)))
 
     def nodes(self, value: Views) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
         """Return nodes y, and log-weights whose sum is the density of the views."""

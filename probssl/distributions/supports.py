@@ -4,6 +4,7 @@ import copy
 import math
 from itertools import product
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyro.distributions as dist
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "MOST_STATES",
     "alike",
     "dimensions",
+    "ends_of",
     "from_real",
     "in_words",
     "is_real",
@@ -44,6 +46,7 @@ __all__ = [
     "within",
 ]
 
+_IMAGES: WeakKeyDictionary[Distribution, constraints.Constraint] = WeakKeyDictionary()
 MOST_STATES = 4096  # of a discrete content that is summed out
 
 
@@ -63,7 +66,11 @@ def support_of(distribution: Any) -> constraints.Constraint:
     if isinstance(distribution, MaskedDistribution | ExpandedDistribution):
         return support_of(distribution.base_dist)
     if is_transformed(distribution):
-        return _of_transformed(distribution)
+        if (
+            distribution not in _IMAGES
+        ):  # computing it reads numbers, which stops a trace
+            _IMAGES[distribution] = _of_transformed(distribution)
+        return _IMAGES[distribution]
     if isinstance(distribution, MixtureSameFamily):
         component = distribution.component_distribution
         return _hull(support_of(component), -1 - len(component.event_shape))
@@ -98,9 +105,11 @@ def _of_transformed(distribution: Any) -> constraints.Constraint:
 def _image(support: Any, transform: Transform) -> Any:
     """The image of a support under a transform."""
     number = number_of(support)
+    ends, whole = ends_of(number), ends_of(transform.domain)
     if is_real(number) or str(number) == str(number_of(transform.domain)):
         return transform.codomain
-    ends = [getattr(number, f"{end}_bound", None) for end in ("lower", "upper")]
+    if None not in (*ends, *whole) and all(map(_equal, ends, whole)):
+        return transform.codomain
     each = not transform.domain.event_dim or isinstance(transform, AffineTransform)
     if not (transform.bijective and each) or ends == [None, None]:
         raise ValueError(
@@ -121,6 +130,16 @@ def number_of(support: Any) -> Any:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+def ends_of(support: Any) -> list[Any]:
+    """The ends of the support of a number, None where it has none."""
+    number = number_of(support)
+    return [getattr(number, f"{end}_bound", None) for end in ("lower", "upper")]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
 
 
 def _between(low: Tensor, high: Tensor) -> Any:
@@ -213,7 +232,7 @@ def in_words(support: constraints.Constraint) -> str:
     """A support for messages: "numbers above 0", "whole numbers from 0 to 9", …"""
     support = number_of(support)
     kind = "whole numbers" if support.is_discrete else "numbers"
-    low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+    low, high = ends_of(support)
     ends = [_shown(end) for end in (low, high) if end is not None]
     if low is not None and high is not None:
         return f"{kind} from {ends[0]} to {ends[1]}"

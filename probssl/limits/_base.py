@@ -325,6 +325,15 @@ def check_only_views(objective: nn.Module, batch: Batch) -> None:
         )
 
 
+def _version(z: Tensor) -> int:
+    """How often a tensor was changed in place; not counted in inference mode."""
+    return 0 if z.is_inference() else z._version
+
+
+def _named(function: object) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
 class PriorEmbedding(JointEmbedding):
     """A `JointEmbedding` whose z are samples of a prior."""
 
@@ -435,7 +444,7 @@ class Embedding(PriorEmbedding):
 
     def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         """Return alignment and entropy, given the hyper-parameters of the prior."""
-        views = z.shape[1]
+        views, version = z.shape[1], _version(z)
         gauge = 1 if self.plug_in else self.prior.gauge(views)
         if not self.all_views or not isinstance(self.entropy, Entropy):
             entropy = gauge * self._marginal(z)
@@ -445,6 +454,11 @@ class Embedding(PriorEmbedding):
             entropy = self.entropy.joint(z, self.prior)
             if gauge < views:
                 entropy = entropy - (views - gauge) * self._marginal(z)
+        if _version(z) != version:
+            raise ValueError(
+                f"expected the entropy {_named(self.entropy)} to leave z as it is, got "
+                "one that changes z in place, as by z -= m; write z = z - m"
+            )
         return Terms(entropy=entropy, alignment=self.alignment(z))
 
     def _marginal(self, z: Tensor) -> Tensor | float:

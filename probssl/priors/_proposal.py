@@ -160,7 +160,7 @@ def _tried(
     if not alike(content, views.example):
         return y
     if views.present is not None:
-        present = views.present.unsqueeze(-1)
+        present = views.present.expand(value.shape[:-1]).unsqueeze(-1)
         first = present.to(torch.uint8).argmax(-2, keepdim=True)
         first = value.take_along_dim(first, -2)
         value = torch.where(present, value, first)

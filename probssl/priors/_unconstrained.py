@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ..distributions.supports import (
+    ends_of,
     from_real,
     is_real,
     is_sphere,
@@ -156,7 +157,7 @@ def _resolved(content: Any, like: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     support = number_of(support_of(content))
     info = torch.finfo(dtype)
     most = EXPONENTS * math.log(info.max)
-    ends = [getattr(support, f"{end}_bound", None) for end in ("lower", "upper")]
+    ends = ends_of(support)
     low, high = (
         None if end is None else torch.as_tensor(end, dtype=dtype, device=like.device)
         for end in ends

@@ -432,7 +432,8 @@ class VampComponents(nn.Module):
         https://arxiv.org/abs/1705.07120
 
     Raises:
-        TypeError: If the number is not a whole number, or factors return raw numbers.
+        TypeError: If the number is not a whole number, or factors are a whole guide or
+            return raw numbers.
         ValueError: If it is below 1.
     """
 
@@ -446,6 +447,11 @@ class VampComponents(nn.Module):
         learn: bool = True,
     ) -> None:
         super().__init__()
+        if hasattr(factors, "factors"):
+            raise TypeError(
+                f"expected the factors of a guide, got {type(factors).__name__}, the "
+                "guide itself; give guide.factors"
+            )
         if getattr(factors, "raw", False):
             raise TypeError(
                 "expected factors that return means and standard deviations, got "
