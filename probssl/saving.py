@@ -299,6 +299,10 @@ def _write(
     holds the old objective, from then on the new one.
     """
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(
+            f"expected a folder to save in, got the file {folder}; give another name"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / NEW).is_file():
         with suppress(ValueError, FileNotFoundError):  # it is damaged

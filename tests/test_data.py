@@ -496,6 +496,7 @@ def test_fashion_mnist_takes_the_whole_or_the_first_20000(tmp_path, train):
     made = data.fashion_mnist(tmp_path)
     assert exact(made.train.images[:, 0], written[train, "images"])
     assert made.levels == 255 and made.name == "fashion-mnist"
+    assert made.train.classes[5] == made.test.classes[5] == "Sandal"
 
 
 @pytest.mark.parametrize(
@@ -590,6 +591,7 @@ def test_cifar10_reads_the_canonical_pickles(tmp_path, spelled, inside):
     assert exact(made.train.images, x[:20]) and exact(made.test.images, x[20:])
     assert exact(made.train.labels, y[:20]) and exact(made.test.labels, y[20:])
     assert made.levels == 255 and made.name == "cifar10"
+    assert len(made.test.classes) == 10 and made.train.classes[6] == "frog"
 
 
 class Call:

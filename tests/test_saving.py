@@ -704,6 +704,12 @@ def test_notes_take_numbers_of_numpy_and_refuse_by_name_what_json_cannot_hold(tm
         ps.save(simclr, tmp_path, c={"by width": {1: 0.5, "1": 0.7}})
 
 
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FileExistsError, match="expected a folder.*run; give another"):
+        ps.save(ps.limits.SimCLR(ps.nn.MLPEncoder((5,), 3)), tmp_path / "run")
+
+
 def test_a_module_without_numbers_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"meta\) at weight; build"):
         ps.save(nn.Linear(3, 2, device="meta"), tmp_path / "saved")

@@ -41,6 +41,9 @@ __all__ += ["read_idx"]
 _BROKEN = (struct.error, zlib.error)
 _WRITERS = "mnist-writers.npz"
 _PICKLES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, "
+CLOTHES += "Ankle boot"  # the names of its authors, in the order of their numbers
+PHOTOGRAPHS = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
 _JPEGS = ("cifar10-train-jpeg.npz", "cifar10-test-jpeg.npz")
 _END_OF_IMAGE = b"\xff\xd9"
 _OMNIGLOT = "omniglot-small.npz"
@@ -125,8 +128,8 @@ def fashion_mnist(root: str | os.PathLike[str]) -> Dataset:
         ValueError: A file that is damaged or does not match the others.
     """
     folder = Path(root)
-    train, test = _split(folder, ("train", "train20k")), _split(folder, ("t10k",))
-    return Dataset(train, test, 255, "fashion-mnist")
+    parts = _split(folder, ("train", "train20k")), _split(folder, ("t10k",))
+    return _named(*parts, "fashion-mnist", CLOTHES)
 
 
 def read_idx(path: str | os.PathLike[str]) -> UInt8[Tensor, "*shape"]:
@@ -215,7 +218,7 @@ def cifar10(root: str | os.PathLike[str]) -> Dataset:
             _require(folder, _PICKLES)
             *train, test = (_unpickled(folder / name) for name in _PICKLES)
             x, y = (torch.cat(parts) for parts in zip(*train, strict=True))
-            return Dataset(Split(x, y), Split(*test), 255, "cifar10")
+            return _named(Split(x, y), Split(*test), "cifar10", PHOTOGRAPHS)
     if not any((root / name).is_file() for name in _JPEGS):
         raise FileNotFoundError(
             f"expected {', '.join(_PICKLES)} in {root.absolute()} or its folder "
@@ -224,7 +227,14 @@ def cifar10(root: str | os.PathLike[str]) -> Dataset:
         )
     _require(root, _JPEGS)
     jpegs, held_out = (_decoded(root / name) for name in _JPEGS)
-    return Dataset(jpegs, held_out, 255, "cifar10")
+    return _named(jpegs, held_out, "cifar10", PHOTOGRAPHS)
+
+
+def _named(train: Split, test: Split, name: str, classes: str) -> Dataset:
+    """A data set of bytes whose classes have names, by the numbers of its labels."""
+    known = tuple(classes.split(", "))
+    train, test = (part._replace(classes=known) for part in (train, test))
+    return Dataset(train, test, 255, name)
 
 
 def _require(folder: Path, names: tuple[str, ...]) -> None:
