@@ -50,7 +50,7 @@ from probssl.guides import Coupled, DiagonalGaussian
 from probssl.priors import ContentStyle, Gaussian, Prior, TwoTier
 
 CHOSEN_ON = "nothing"
-SEEDS, EPOCHS, BATCH, LEARNING_RATE, DIM = 3, 12, 100, 2e-3, 20
+SEEDS, EPOCHS, BATCH, LEARNING_RATE, DIM = 3, 10, 100, 2e-3, 20
 ITEMS, HELD_OUT, SCORED, PARTICLES = 10_000, 5_000, 500, 100
 SIDE, NOISE, HIDDEN, CLASSES, JUDGE_EPOCHS = 14, 0.1, (128, 128), 10, 12
 
@@ -293,7 +293,7 @@ def main(
     nets, test = judges(found["train"]), found["test"]
     seen = classes(torch.as_tensor(test.views), nets)
     right = (seen == torch.as_tensor(test.labels).unsqueeze(1)).double()
-    cells = list(product(PRIORS, GUIDES, range(seeds)))
+    cells = [(*each, s) for s, *each in product(range(seeds), PRIORS, GUIDES)]
     rest = epochs, runs / "poly_mnist", found, nets
     work = (delayed(cell)(*each, *rest) for each in cells)
     done = Parallel(jobs, return_as="generator")(work)

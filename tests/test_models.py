@@ -475,7 +475,7 @@ def multimodal_halves(module: ModuleType, folder: Path) -> None:
     options = {"seeds": 2, "epochs": 1, "data": data, "jobs": 1}
     options |= {"results": folder, "runs": folder}
     rows = module.main(**options)
-    assert [row["method"] for row in rows[::2]] == list(module.METHODS)
+    assert [row["method"] for row in rows] == 2 * list(module.METHODS)
     assert module.main(**options) == rows  # from the folders
     for row in rows:
         assert row["log p(x₁, x₂)"] < -400
@@ -488,12 +488,17 @@ def multimodal_halves(module: ModuleType, folder: Path) -> None:
     found = module.parts(data)
     whole, halves, label = (
         module.items_of(found["test"], module.METHODS[name]).views
-        for name in ("one VAE", "two VAEs", "label: Gaussian, Coupled")
+        for name in ("one VAE", "two VAEs", "label: 10 + 30, Coupled")
     )
     assert torch.equal(torch.cat(halves, -1), whole[0])
     assert torch.equal(label[0], whole[0])
     assert torch.equal(label[1][:, 0].argmax(1), found["test"].labels)
     assert (len(found["train"]), len(found["validation"])) == (125, 20)
+    absent = ~module.Drawn((3, 2), absent=0.2)(torch.rand(5_000, 5)).present
+    assert not absent.all(1).any()
+    assert torch.allclose(
+        absent.double().mean(0), torch.tensor(0.2).double(), atol=0.03
+    )
     assert module.tables(rows).count("\n| ") == len(module.METHODS) + 1
 
 
