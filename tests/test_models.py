@@ -195,10 +195,10 @@ def content_and_style(module: ModuleType, folder: Path) -> None:
     data = ps.data.arrays(images, grey.labels, levels=255)
     rows = module.main(seeds=1, epochs=1, data=data, results=folder)
     assert [row["prior"] for row in rows] == list(module.PRIORS)
-    probes = [row["validation: linear probe"] for row in rows]
+    probes = [row["validation: linear"] for row in rows]
     assert all(0 <= probe <= 1 for probe in probes)
-    assert all(row["validation: elbo"] < 0 for row in rows)
-    split = [row["prior"] for row in rows if "validation: 5-NN of the content" in row]
+    assert all(row["validation: bound of pairs"] < 0 for row in rows)
+    split = [row["prior"] for row in rows if "validation: 5-NN, content" in row]
     assert split == ["6 + 4, scale 0.15", "6 + 4, scale 0.1"]
     assert (folder / "content_and_style.json").is_file()
 
