@@ -19,7 +19,6 @@ References:
 """
 
 import argparse
-import os
 import sys
 import time
 from importlib import import_module
@@ -139,8 +138,7 @@ def main(
 ) -> list[dict[str, Any]]:
     """Return the figures of every model and seed."""
     if data is None:
-        root = Path(os.environ.get("PROBSSL_DATA", "../shared/data"))
-        data = ps.data.mnist(root / "mnist", binary=False)
+        data = ps.data.load("mnist", binary=False)
     found = experiment.parts(data, items)
     nets, rows = experiment.judges(found["train"]), []
     for name, seed in tqdm(list(product(MODELS, range(seeds))), unit="fit"):

@@ -70,8 +70,7 @@ class Places(NamedTuple):
 
 def mnist(images: int = IMAGES, held_out: int = HELD_OUT) -> ps.data.Dataset:
     """Grey digits of 14 by 14 pixels."""
-    folder = Path(os.environ.get("PROBSSL_DATA", ".")) / "mnist"
-    data = ps.data.mnist(folder, binary=False)
+    data = ps.data.load("mnist", binary=False)
     train, test = (
         split._replace(images=avg_pool2d(split.images.float() / 255, 2))
         for split in (data.train.take(images), data.test.take(held_out))

@@ -53,7 +53,6 @@ Self-Supervised Learning (Van Assel et al., 2025), Appendix C
 https://arxiv.org/abs/2505.12477
 """
 
-import os
 import time
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -106,10 +105,9 @@ Curves = dict[tuple[Paradigm, str, float], Curve]
 
 def images() -> dict[str, ps.data.Split]:
     """Training images of both sets, in grey levels from 0 to 255."""
-    root = Path(os.environ.get("PROBSSL_DATA", "."))
     return {
-        "MNIST": ps.data.mnist(root / "mnist", binary=False).train,
-        "Fashion-MNIST": ps.data.fashion_mnist(root / "fashion-mnist").train,
+        "MNIST": ps.data.load("mnist", binary=False).train,
+        "Fashion-MNIST": ps.data.load("fashion-mnist").train,
     }
 
 

@@ -39,7 +39,6 @@ References:
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from itertools import product
@@ -278,8 +277,7 @@ def main(
 ) -> list[dict[str, Any]]:
     """Return the figures of every method and seed."""
     if data is None:
-        root = Path(os.environ.get("PROBSSL_DATA", "../shared/data"))
-        data = ps.data.mnist(root / "mnist", binary="dynamic")
+        data = ps.data.load("mnist", binary="dynamic")
     cells = [(name, seed) for seed, name in product(range(seeds), METHODS)]
     folder = runs / "multimodal_halves"
     work = (delayed(cell)(*each, epochs, folder, data) for each in cells)

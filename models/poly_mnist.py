@@ -29,7 +29,6 @@ References:
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from itertools import product
@@ -287,8 +286,7 @@ def main(
 ) -> list[dict[str, Any]]:
     """Return the figures of every prior, guide and seed."""
     if data is None:
-        root = Path(os.environ.get("PROBSSL_DATA", "../shared/data"))
-        data = ps.data.mnist(root / "mnist", binary=False)
+        data = ps.data.load("mnist", binary=False)
     found = parts(data, items)
     nets, test = judges(found["train"]), found["test"]
     seen = classes(torch.as_tensor(test.views), nets)

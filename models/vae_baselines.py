@@ -31,7 +31,6 @@ References:
 
 import argparse
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -189,8 +188,7 @@ def main(
     ones with as many epochs.
     """
     if data is None:
-        root = Path(os.environ.get("PROBSSL_DATA", "../shared/data"))
-        data = ps.data.mnist(root / "mnist", binary="dynamic")
+        data = ps.data.load("mnist", binary="dynamic")
     path = results / "vae_baselines.json"
     rows: dict[str, dict[str, Any]] = {}
     if path.is_file():

@@ -943,6 +943,8 @@ def test_load_finds_every_kind_of_data(tmp_path, monkeypatch):
     assert data.load(archive(tmp_path, x=pixels(8, 3, 3))).name == "mine"
     monkeypatch.setenv("PROBSSL_DATA", str(tmp_path))
     assert data.load("mnist").name == "mnist"
+    assert data.load("mnist", binary=False).levels == 255
+    assert data.load("pictures", size=4).train.images.shape[1:] == (3, 4, 4)
 
 
 def test_load_says_what_is_wrong(tmp_path, monkeypatch):
@@ -958,6 +960,8 @@ def test_load_says_what_is_wrong(tmp_path, monkeypatch):
             data.load(name, tmp_path)
     with pytest.raises(FileNotFoundError, match="mine.npz"):
         data.load("mine.npz")
+    with pytest.raises(TypeError, match="binary"):
+        data.load("digits", binary=False)
 
 
 MISSING = {

@@ -25,7 +25,7 @@ _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 _GREY, _COLOURED = ("1", "L", "LA"), ("P", "RGB", "RGBA")
 
 _VARIABLE = "PROBSSL_DATA"
-_FILES: dict[str, tuple[Callable[[Path], Dataset], str]] = {
+_FILES: dict[str, tuple[Callable[..., Dataset], str]] = {
     "mnist": (mnist, "mnist"),
     "fashion-mnist": (fashion_mnist, "fashion-mnist"),
     "cifar10": (cifar10, "cifar-10-jpeg"),
@@ -35,7 +35,9 @@ _FILES: dict[str, tuple[Callable[[Path], Dataset], str]] = {
 
 @typed
 def load(
-    name_or_path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+    name_or_path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> Dataset:
     """A data set by its name, or from a `.npz` file or a folder of pictures.
 
@@ -45,27 +47,30 @@ def load(
         root: The folder of the files of a named data set, or the folder that holds
             it as `mnist`, `fashion-mnist`, `cifar-10-jpeg` or `omniglot-small`;
             None means the environment variable `PROBSSL_DATA`.
+        options: Those of the function of this name, such as ``binary=False`` of
+            `mnist`.
 
     Raises:
         FileNotFoundError: Missing files or folders, each named.
+        TypeError: An unknown option.
         ValueError: An unknown name, or `root` where none is used.
     """
     name = os.fspath(name_or_path)
     if name in _FILES:
         read, folder = _FILES[name]
-        return read(_folder(name, folder, root))
+        return read(_folder(name, folder, root), **options)
     named = ", ".join(_FILES)
     if root is not None:
         raise ValueError(
             f"expected root with one of {named} only, got it with {name!r}; omit it"
         )
     if name == "digits":
-        return digits()
+        return digits(**options)
     path = Path(name)
     if path.is_dir():
-        return image_folder(path)
+        return image_folder(path, **options)
     if path.suffix == ".npz":
-        return npz(path)
+        return npz(path, **options)
     raise ValueError(
         f"expected digits, {named}, a .npz file or a folder of pictures, got {name!r}, "
         "which is none of them"
