@@ -25,7 +25,6 @@ References:
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -222,10 +221,6 @@ def folder_of(
     return runs / experiment.name / f"{method}, {epochs} epochs, seed {seed}"
 
 
-def finished(folder: Path) -> bool:
-    return (folder / "probssl.json").is_file()
-
-
 def cell(
     experiment: Experiment,
     method: str,
@@ -237,9 +232,8 @@ def cell(
 ) -> dict[str, Any]:
     """Fit one method with one seed, unless its folder is there; return its figures."""
     folder = folder_of(experiment, method, seed, epochs, runs)
-    if finished(folder):
-        notes: dict[str, Any] = json.loads((folder / "probssl.json").read_text())
-        return notes["notes"]
+    if (known := report.kept(folder)) is not None:
+        return known
     found, made = parts(data), experiment.methods[method]
     train = found["train"]
     torch.manual_seed(seed)
@@ -304,7 +298,7 @@ def run(
     cells = [
         each
         for each in product(experiment.methods, range(seeds))
-        if each[0] in names or finished(folder_of(experiment, *each, epochs, runs))
+        if each[0] in names or report.kept(folder_of(experiment, *each, epochs, runs))
     ]
     each = Parallel(len(places))(
         delayed(share)(cells[i :: len(places)], place=place, **given)

@@ -17,16 +17,14 @@ environment variable PROBSSL_DATA.
 """
 
 import argparse
-import json
-import math
 import time
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+import report
 import torch
-from simvae_mnist import DIM, RESULTS, ROOT, SEEDS, write
+from simvae_mnist import DIM, SEEDS
 
 import probssl as ps
 from probssl import recipes
@@ -67,10 +65,8 @@ def cell(
     method: str, seed: int, epochs: int, saved: Path, data: ps.data.Dataset
 ) -> list[Row]:
     """Fit and compare one method, unless its folder is there; return its rows."""
-    if (saved / "probssl.json").is_file():
-        known: list[Row] = json.loads((saved / "probssl.json").read_text())["notes"][
-            "rows"
-        ]
+    if (notes := report.kept(saved)) is not None:
+        known: list[Row] = notes["rows"]
         return known
     began = time.process_time()
     torch.manual_seed(seed)
@@ -104,8 +100,8 @@ def main(
     seeds: int = SEEDS,
     epochs: int = EPOCHS,
     data: ps.data.Dataset | None = None,
-    results: Path = RESULTS,
-    runs: Path = ROOT / "runs",
+    results: Path = report.RESULTS,
+    runs: Path = report.ROOT / "runs",
 ) -> list[Row]:
     """Return the figures of these methods, and of others whose folders are there."""
     if data is None:
@@ -116,13 +112,8 @@ def main(
         saved = runs / "limits_mnist" / f"{method}, {epochs} epochs, seed {seed}"
         if method in names or saved.is_dir():
             rows += cell(method, seed, epochs, saved, data)
-    write(
-        results / "limits_mnist.json",
-        rows,
-        script="models/limits_mnist.py",
-        images=len(data.train),
-        epochs=epochs,
-    )
+    path, images = results / "limits_mnist.json", len(data.train)
+    report.write(path, "limits_mnist.py", images=images, epochs=epochs, rows=rows)
     return rows
 
 
@@ -132,32 +123,21 @@ def tables(rows: list[Row]) -> str:
     gain = f"few labels, gain over {PCA}"
     parts = []
     for columns, more in ((SCORES, [gain]), (TERMS, [])):
-        head = ["method", *columns, *more]
-        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        lines = []
         for name in names:
             own = [row for row in rows if row["method"] == name]
-            cells = [
-                _spread([r.get(key) for r in own], n) for key, n in columns.values()
-            ]
-            cells += [_gain(own, rows)] if more else []
-            lines.append("| " + " | ".join([name, *cells]) + " |")
-        parts.append("\n".join(lines))
+            values = [([r.get(key) for r in own], n) for key, n in columns.values()]
+            cells = [report.spread([] if None in x else x, n) for x, n in values]
+            lines.append([name, *cells, *([_gain(own, rows)] if more else [])])
+        parts.append(report.markdown(["method", *columns, *more], lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _spread(values: list[float | None], digits: int) -> str:
-    """Mean and standard deviation; a dash where a seed has no value."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return "–"
-    return f"{mean(known):.{digits}f} ± {stdev(known):.{digits}f}"
 
 
 def _gain(own: list[Row], rows: list[Row]) -> str:
     """The gain over PCA with few labels, the same of a seed, and its standard error."""
     base = {row["seed"]: row["few_label_probe"] for row in rows if row["method"] == PCA}
-    gains = [row["few_label_probe"] - base[row["seed"]] for row in own]
-    return f"{mean(gains):+.3f} ± {stdev(gains) / math.sqrt(len(gains)):.3f}"
+    pairs = [(row["few_label_probe"], base[row["seed"]]) for row in own]
+    return report.gain(*zip(*pairs, strict=True))
 
 
 if __name__ == "__main__":
@@ -167,6 +147,6 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.tables:
-        print(tables(json.loads((RESULTS / "limits_mnist.json").read_text())["rows"]))
+        print(tables(report.read(report.RESULTS / "limits_mnist.json")))
     else:
         main(tuple(options.methods))

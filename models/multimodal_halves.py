@@ -38,7 +38,6 @@ References:
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from itertools import product
@@ -240,10 +239,7 @@ def cell(
 ) -> dict[str, Any]:
     """Fit one method with one seed, unless its folder is there; return its figures."""
     saved = folder / f"{name.replace(':', '')}, {epochs} epochs, seed {seed}"
-    if (saved / "probssl.json").is_file():
-        notes: dict[str, Any] = json.loads((saved / "probssl.json").read_text())[
-            "notes"
-        ]
+    if (notes := report.kept(saved)) is not None:
         return notes
     began, method, found = time.process_time(), METHODS[name], parts(data)
     torch.manual_seed(seed)

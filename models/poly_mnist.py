@@ -27,7 +27,6 @@ References:
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -250,10 +249,7 @@ def cell(
 ) -> dict[str, Any]:
     """Fit one method with one seed, unless its folder is there; return its figures."""
     saved = folder / f"{prior}, {guide}, {epochs} epochs, seed {seed}"
-    if (saved / "probssl.json").is_file():
-        notes: dict[str, Any] = json.loads((saved / "probssl.json").read_text())[
-            "notes"
-        ]
+    if (notes := report.kept(saved)) is not None:
         return notes
     began = time.process_time()
     torch.manual_seed(seed)

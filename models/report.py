@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["RESULTS", "ROOT", "gain", "markdown", "read", "spread", "write"]
+__all__ = ["RESULTS", "ROOT", "gain", "kept", "markdown", "read", "spread", "write"]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -44,6 +44,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a report."""
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     return rows
+
+
+def kept(folder: Path) -> dict[str, Any] | None:
+    """The notes that `probssl.save` left in the folder of a fit; None without one."""
+    path = folder / "probssl.json"
+    return json.loads(path.read_text())["notes"] if path.is_file() else None
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

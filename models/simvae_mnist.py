@@ -33,18 +33,13 @@ References:
 """
 
 import argparse
-import json
-import math
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+import report
 import torch
 from joblib import Parallel, delayed
 from torch import nn
@@ -65,8 +60,6 @@ SHOWN = {  # columns of the tables, and their digits
     "test: 5-NN": 3,
     "test: bound of pairs": 1,
 }
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 Build = Callable[[tuple[int, ...], int], nn.Module]
 
@@ -182,10 +175,7 @@ def cell(
 ) -> dict[str, Any]:
     """Fit one method with one seed, unless its folder is there; return its figures."""
     saved = folder / f"{method}, {kind}, {passes} passes, seed {seed}"
-    if (saved / "probssl.json").is_file():
-        notes: dict[str, Any] = json.loads((saved / "probssl.json").read_text())[
-            "notes"
-        ]
+    if (notes := report.kept(saved)) is not None:
         return notes
     began, levels = time.process_time(), LEVELS[name]
     found = parts(data.get("data") or ps.data.load(name), levels)
@@ -216,8 +206,8 @@ def main(
     name: str = "mnist",
     seeds: int = SEEDS,
     jobs: int = -1,
-    results: Path = RESULTS,
-    runs: Path = ROOT / "runs",
+    results: Path = report.RESULTS,
+    runs: Path = report.ROOT / "runs",
     **data: Any,
 ) -> list[dict[str, Any]]:
     """Return the scores of every kind of views, number of passes, method and seed."""
@@ -230,21 +220,8 @@ def main(
     work = (delayed(cell)(name, *each, runs / stem, **data) for each in cells)
     found = Parallel(jobs, return_as="generator")(work)
     rows = list(tqdm(found, total=len(cells), unit="fit"))
-    write(results / f"{stem}.json", rows, script="models/simvae_mnist.py", data=name)
+    report.write(results / f"{stem}.json", "simvae_mnist.py", data=name, rows=rows)
     return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]], **head: Any) -> None:
-    """Write rows with hardware and versions."""
-    report = {
-        **head,
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores, one thread for each fit",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "rows": rows,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -253,31 +230,17 @@ def tables(rows: list[dict[str, Any]]) -> str:
     for kind, passes in dict.fromkeys((row["views"], row["passes"]) for row in rows):
         here = [r for r in rows if (r["views"], r["passes"]) == (kind, passes)]
         parts.append(f"Views: {kind}; each image is seen {passes} times.")
-        parts[-1] += "\n\n| method | " + " | ".join(SHOWN) + " | 5-NN above the VAE |"
-        parts[-1] += "\n|---" + "|---" * len(SHOWN) + "|---|"
+        vae = {r["seed"]: r["test: 5-NN"] for r in here if r["method"] == "VAE"}
+        lines = []
         for method in dict.fromkeys(row["method"] for row in here):
             own = [row for row in here if row["method"] == method]
-            cells = [
-                _spread([r[c] for r in own if c in r], d) for c, d in SHOWN.items()
-            ]
-            cells.append(_gain(own, [r for r in here if r["method"] == "VAE"]))
-            parts[-1] += f"\n| {method} | " + " | ".join(cells) + " |"
+            values = {c: [r[c] for r in own if c in r] for c in SHOWN}
+            cells = [report.spread(values[c], d) for c, d in SHOWN.items()]
+            above = report.gain(values["test: 5-NN"], [vae[r["seed"]] for r in own])
+            lines.append([method, *cells, "–" if method == "VAE" else above])
+        head = ["method", *SHOWN, "5-NN above the VAE"]
+        parts.append(report.markdown(head, lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _spread(values: list[float], digits: int) -> str:
-    if not values:
-        return "–"
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
-
-
-def _gain(rows: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """The paired gain in 5-NN over the base, with its standard error."""
-    both = zip(rows, base, strict=True)
-    gains = [one["test: 5-NN"] - other["test: 5-NN"] for one, other in both]
-    if not any(gains):
-        return "–"
-    return f"{mean(gains):+.3f} ± {stdev(gains) / math.sqrt(len(gains)):.3f}"
 
 
 if __name__ == "__main__":
@@ -286,7 +249,7 @@ if __name__ == "__main__":
     parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
-        path = RESULTS / f"simvae_{options.data}.json".replace("-", "_")
-        print(tables(json.loads(path.read_text())["rows"]))
+        path = report.RESULTS / f"simvae_{options.data}.json".replace("-", "_")
+        print(tables(report.read(path)))
     else:
         main(options.data)

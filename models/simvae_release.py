@@ -28,15 +28,15 @@ References:
 """
 
 import argparse
-import json
 import math
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import report
 import simvae_mnist
 import torch
-from simvae_mnist import DIM, RESULTS, ROOT, SEEDS, Build, generative
+from simvae_mnist import DIM, SEEDS, Build, generative
 
 import probssl as ps
 
@@ -116,8 +116,8 @@ RUNS: dict[str, tuple[str, str, int, tuple[str, ...]]] = {
 def main(
     names: tuple[str, ...] = tuple(RUNS),
     seeds: int = SEEDS,
-    results: Path = RESULTS,
-    runs: Path = ROOT / "runs",
+    results: Path = report.RESULTS,
+    runs: Path = report.ROOT / "runs",
     **data: Any,
 ) -> list[dict[str, Any]]:
     """Return the scores of every run, method and seed."""
@@ -131,15 +131,14 @@ def main(
             )
             rows.append({"data": name, **row})
     path = results / "simvae_release.json"
-    simvae_mnist.write(path, rows, script="models/simvae_release.py")
+    report.write(path, "simvae_release.py", rows=rows)
     return rows
 
 
 def beside(name: str) -> list[dict[str, Any]]:
     """The rows of models/simvae_mnist.py that stand in the tables."""
-    path = RESULTS / f"simvae_{name}.json".replace("-", "_")
-    rows = json.loads(path.read_text())["rows"]
-    return [row for row in rows if row["method"] in BESIDE]
+    path = report.RESULTS / f"simvae_{name}.json".replace("-", "_")
+    return [row for row in report.read(path) if row["method"] in BESIDE]
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -164,7 +163,6 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.tables:
-        saved = json.loads((RESULTS / "simvae_release.json").read_text())
-        print(tables(saved["rows"]))
+        print(tables(report.read(report.RESULTS / "simvae_release.json")))
     else:
         main(tuple(options.runs))
