@@ -9,9 +9,9 @@ half of an image, or an image and its label. The prior is a Gaussian, or
 `priors.ContentStyle`, whose style belongs to one modality; the guide is factorised, or
 `guides.Coupled`, a product of experts. Where "some" are "absent", a fifth of the items
 in training lack the first modality, a fifth the second, so that each expert learns to
-work alone. Beside them stand two VAEs, one for each half; one VAE of the whole image, a
-model of the same pixels; and labels that are components of a mixture prior instead of a
-modality. All see as many items.
+work alone. Beside them stand two VAEs, one for each half, and one VAE of the whole
+image, a model of the same pixels, with the same guide: `Coupled` is then a diagonal
+normal, with a scale in units of the prior's. All see as many items.
 
 Completions are judged by neighbours: the share of images with one half drawn, or drawn
 for a label, whose 5-NN class among training images is the right one.
@@ -26,7 +26,7 @@ images are held out, 500 of them scored; nothing was chosen on test images.
 Every fit leaves a folder in runs/; fits whose folder is there are not run again.
 
 Results: docs/results.md, "Two modalities". Writes
-benchmarks/results/multimodal_halves.json; `--tables` prints the tables. Needs MNIST in
+benchmarks/results/multimodal_halves.json; `--tables` prints the table. Needs MNIST in
 the folder named by the environment variable PROBSSL_DATA.
 
 References:
@@ -54,7 +54,7 @@ from tqdm import tqdm
 
 import probssl as ps
 from probssl.guides import Coupled, DiagonalGaussian
-from probssl.priors import ContentStyle, Gaussian, Independent, Mixture, Prior
+from probssl.priors import ContentStyle, Gaussian, Independent, Prior
 
 CHOSEN_ON = "validation"
 SEEDS, EPOCHS, BATCH, LEARNING_RATE = 3, 8, 200, 2e-3
@@ -63,19 +63,18 @@ HELD_OUT, SCORED, PARTICLES, NEIGHBOURS = 5_000, 500, 300, 20_000
 BOTH, FIRST, GIVEN = "log p(x₁, x₂)", "log p(x₁)", "log p(x₂ given x₁)"
 SHARED, TOLD = "shared", ("class of x₁, drawn x₂", "class of drawn x₁, x₂")
 COLUMNS = {f"validation: {BOTH}": 1, BOTH: 1, FIRST: 1, GIVEN: 2, SHARED: 2}
-COLUMNS |= dict.fromkeys(TOLD, 3)  # and their digits
+COLUMNS |= dict.fromkeys(TOLD, 3)  # of the table, and their digits
 
 WIDTHS = {"image": (PIXELS,), "halves": (PIXELS // 2,) * 2, "label": (PIXELS, CLASSES)}
 
 
 class Method(NamedTuple):
-    """The modalities, the prior, the guide, whether labels are components of the prior,
-    and for which share of items in training the first is absent, and the second."""
+    """The modalities, the prior, the guide, and the share of items in training of which
+    the first modality is absent, and the second."""
 
     modalities: str
     prior: Callable[[], Prior]
     guide: Callable[..., nn.Module] = Coupled
-    components: bool = False
     absent: float = 0.0
 
 
@@ -84,17 +83,15 @@ def split(content: int, style: int) -> Prior:
 
 
 METHODS = {
-    "one VAE": Method("image", lambda: Independent(40), DiagonalGaussian),
-    "two VAEs": Method("halves", lambda: Independent(20), DiagonalGaussian),
+    "one VAE": Method("image", lambda: Independent(40)),
+    "two VAEs": Method("halves", lambda: Independent(20)),
     "Gaussian, Coupled": Method("halves", lambda: Gaussian(20, ps.learned(0.5))),
     "12 + 8": Method("halves", lambda: split(12, 8), DiagonalGaussian),
     "12 + 8, Coupled": Method("halves", lambda: split(12, 8)),
     "12 + 8, Coupled, some absent": Method("halves", lambda: split(12, 8), absent=0.2),
-    "label: 10 + 30, Coupled": Method("label", lambda: split(10, 30)),
     "label: 10 + 30, Coupled, some absent": Method(
         "label", lambda: split(10, 30), absent=0.2
     ),
-    "label: component": Method("image", lambda: Mixture(40, CLASSES), components=True),
 }
 
 
@@ -141,7 +138,7 @@ def build(method: Method) -> ps.limits.SimVAE:
         ps.nn.PerModality([ps.nn.MLPDecoder(dim, (n,), HIDDEN) for n in widths]),
         guide=method.guide,
     )
-    return ps.limits.SimVAE(joint, label_weight=0.0)  # the bound itself
+    return ps.limits.SimVAE(joint)
 
 
 def parts(data: ps.data.Dataset) -> dict[str, ps.data.Split]:
@@ -179,11 +176,9 @@ def log_p(objective: nn.Module, items: ps.data.Groups) -> Tensor:
 
 
 def items_of(data: ps.data.Split, method: Method) -> ps.data.Groups:
-    """Images that are drawn already, as modalities; labels are contents, if known."""
+    """Images that are drawn already, as modalities."""
     x = numbers(data, method.modalities).float() / 255
-    content = data.labels if method.components else None
-    views = Drawn(WIDTHS[method.modalities])(x).views
-    return ps.data.Groups(views, data.labels, content=content)
+    return ps.data.Groups(Drawn(WIDTHS[method.modalities])(x).views, data.labels)
 
 
 @torch.no_grad()
@@ -195,12 +190,7 @@ def measured(
     valid, test = (items_of(found[name], method) for name in ("validation", "test"))
     both, told = log_p(objective, test), {}
     terms = {f"validation: {BOTH}": log_p(objective, valid), BOTH: both}
-    if method.components:
-        first = log_p(objective, test._replace(content=None))
-        terms |= {FIRST: first, GIVEN: both - first}
-        shares = torch.as_tensor(ps.classify(objective, test))
-        told[TOLD[0]] = _right(shares, test.labels)
-    elif method.modalities != "image":
+    if method.modalities != "image":
         ends = torch.eye(2).bool().unsqueeze(1).expand(2, len(test), 2)
         alone = [test._replace(present=seen) for seen in ends]
         first, second = (log_p(objective, one) for one in alone)
@@ -218,7 +208,8 @@ def completed(
     every = slice(None)
     if x2.shape[1] == CLASSES:  # the most probable label, not a draw
         shares = torch.as_tensor(ps.complete(objective, alone[0])[1]).squeeze(1)
-        return _right(shares, alone[0].labels), judged(x1_drawn, found, every)
+        right = shares.argmax(1) == torch.as_tensor(alone[0].labels)
+        return float(right.double().mean()), judged(x1_drawn, found, every)
     x2_drawn = _first_draw(ps.complete(objective, alone[0], draws=1)[1])
     images = torch.cat([x1, x2_drawn], 1), torch.cat([x1_drawn, x2], 1)
     first, second = (judged(x, found, every) for x in images)
@@ -228,10 +219,6 @@ def completed(
 def _first_draw(x: Any) -> Tensor:
     """The first draw of the only view of each item."""
     return torch.as_tensor(x)[0].squeeze(1)
-
-
-def _right(shares: Tensor, labels: Any) -> float:
-    return float((shares.argmax(1) == labels).double().mean())
 
 
 def cell(
@@ -249,7 +236,6 @@ def cell(
         objective,
         ps.data.Split(numbers(train, method.modalities)),
         views=Drawn(WIDTHS[method.modalities], method.absent),
-        content=train.labels if method.components else None,
         epochs=epochs,
         batch_size=BATCH,
         learning_rate=LEARNING_RATE,
@@ -284,18 +270,15 @@ def main(
     return rows
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
-    """A table of the halves and one of the labels, in Markdown."""
-    made = []
-    for labels in (False, True):
-        lines = []
-        for name in (name for name in METHODS if name.startswith("label") == labels):
-            own = [row for row in rows if row["method"] == name]
-            found = {c: [row[c] for row in own if c in row] for c in COLUMNS}
-            cells = (report.spread(found[c], digits) for c, digits in COLUMNS.items())
-            lines.append([name, *cells])
-        made.append(report.markdown(["method", *COLUMNS], lines))
-    return "\n\n".join(made)
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, in Markdown."""
+    lines = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        found = {c: [row[c] for row in own if c in row] for c in COLUMNS}
+        cells = (report.spread(found[c], digits) for c, digits in COLUMNS.items())
+        lines.append([name, *cells])
+    return report.markdown(["method", *COLUMNS], lines)
 
 
 if __name__ == "__main__":
@@ -305,6 +288,6 @@ if __name__ == "__main__":
     parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
-        print(tables(report.read(report.RESULTS / "multimodal_halves.json")))
+        print(table(report.read(report.RESULTS / "multimodal_halves.json")))
     else:
         main(options.seeds, jobs=options.jobs)
