@@ -5,7 +5,7 @@ Each check raises an error that says what was expected, what came and what to do
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from itertools import chain
 from typing import Any, NamedTuple
@@ -34,9 +34,17 @@ __all__ = [
     "check_apart",
     "check_content",
     "check_content_guide",
+    "check_guide",
+    "check_hypers",
+    "check_networks",
+    "check_posterior",
+    "check_sites",
+    "check_views",
+    "drawn",
+    "guide_of",
+    "site_error",
+    "without_sites",
 ]
-__all__ += ["check_guide", "check_networks", "check_posterior", "check_sites"]
-__all__ += ["check_views", "drawn", "guide_of", "site_error", "without_sites"]
 
 
 class Site(NamedTuple):
@@ -254,6 +262,39 @@ def _inner(q: Any) -> str:
     while hasattr(q, "base_dist"):
         q = q.base_dist
     return type(q).__name__
+
+
+def check_hypers(prior: Prior, views: int) -> None:
+    """Raise an error if p(z_1..V) does not take drawn hyper-parameters.
+
+    The density for several values together is that for each alone, set by `Prior.at`.
+    Not examined are a prior that cannot be sampled and a density that is an estimate.
+    """
+    n = views + 1
+    for name, values in {h.name: h.draw((n,)) for h in prior.random()}.items():
+        alone, z = [], []
+        for value in values:
+            with prior.at(**{name: value}), suppress(NotImplementedError, TypeError):
+                p = prior(views)
+                z.append(p.sample())
+                alone.append(p.log_prob(z[-1]))
+        if len(alone) < n:
+            return
+        problem = "other densities than for each value alone"
+        try:
+            p, many = prior(views, **{name: values}), torch.stack(z)
+            found, again = p.log_prob(many), p.log_prob(many)
+            same = torch.allclose(found, torch.stack(alone), 1e-3, 1e-3, equal_nan=True)
+            if same or not torch.equal(found, again):
+                continue
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            problem = str(error).partition("\n")[0]
+        raise ValueError(
+            f"expected {type(prior).__name__} to take values of {name!r}, "
+            f"{tuple(values.shape)}, for {n} items, got {problem}; in forward(self, "
+            f"views, *, present=None, **drawn) take self.{name}.over(drawn), which has "
+            "the axes of items, views and dimensions"
+        )
 
 
 def check_sites(sites: Sequence[Site]) -> None:

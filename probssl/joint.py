@@ -444,6 +444,7 @@ class Joint(Parted):
         ):
             self.prior.check()
             p = self.prior(batch.shape[1])
+            consistency.check_hypers(self.prior, batch.shape[1])
             if batch.present is not None:
                 consistency.check_absent(self.prior, p)
             q = self.encode(batch)

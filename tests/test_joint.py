@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import probssl as ps
+from probssl.consistency import check_hypers
 from probssl.joint import Joint
 from probssl.likelihoods import Gaussian as Normal
 from probssl.priors import Gaussian
@@ -615,6 +616,27 @@ def test_a_prior_that_does_not_take_drawn_values_is_refused(how):
     of_parts(prior=OwnScale("right")).check(batch)
     with pytest.raises(ValueError, match=r"OwnScale to take values of 'sc', \(3,\)"):
         of_parts(prior=OwnScale(how)).check(batch)
+
+
+class Waiting(ps.priors.Prior):
+    """Positive views for three modalities, each with its scale; log p is estimated."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.dim, self.noise = DIM, noise
+        self.rate = ps.hyper.Positive(dist.LogNormal(0.0, 0.5), "rate")
+
+    def forward(self, views: int, *, present=None, **drawn) -> dist.TorchDistribution:
+        each = torch.ones(3, 1).expand(3, DIM) * self.rate.over(drawn)
+        p, noise = dist.Gamma(2.0, each).to_event(2), self.noise
+        exact = p.log_prob
+        p.log_prob = lambda z: exact(z) + noise * torch.randn(exact(z).shape)
+        return p
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_prior_on_any_support_that_takes_drawn_values_is_taken(noise):
+    check_hypers(Waiting(noise), 3)
 
 
 def of_parts(prior=None, likelihood=None, encoder=None, guide=None) -> Joint:

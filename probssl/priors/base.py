@@ -85,12 +85,7 @@ class Prior(Parted):
         raise NotImplementedError(f"{type(self).__name__} has no forward(views)")
 
     def check(self) -> None:
-        """Raise an error if the present parameters give no density: `fit` calls it.
-
-        Or if the prior does not take drawn values of its random hyper-parameters.
-        """
-        for h in self.random():
-            check_drawn(self, h)
+        """Raise an error if the present parameters give no density: `fit` calls it."""
 
     def log_prob(self, z: Views, present: Present = None) -> Float[Tensor, "*batch"]:
         r"""Return :math:`\log p(z_1, \dots, z_V)`, in nats per item."""
@@ -303,37 +298,6 @@ def check_space(prior: Prior) -> None:
             f"expected a prior with space = {found!r}, on which its density is, got "
             f"{type(prior).__name__} with {prior.space!r}; write that in the class"
         )
-
-
-@torch.no_grad()
-def check_drawn(prior: Prior, h: Positive, views: int = 2) -> None:
-    """Raise an error if p(z_1..V) does not take drawn values of a hyper-parameter.
-
-    The density for three values together is that for each alone, set by `Prior.at`.
-    """
-    if prior.dim is None or h.loc.is_meta:
-        return
-    n = views + 1
-    with torch.random.fork_rng(devices=[h.loc.device] if h.loc.is_cuda else []):
-        values = h.draw((n,))
-        z = prior.on_support(torch.randn(n, views, prior.dim).to(h.loc))
-    alone = []
-    for value, each in zip(values, z, strict=True):
-        with prior.at(**{h.name: value}):
-            alone.append(prior(views).log_prob(each))
-    problem = "other densities than for each value alone"
-    try:
-        found = prior(views, **{h.name: values}).log_prob(z)
-        if torch.allclose(found, torch.stack(alone), 1e-3, 1e-3, equal_nan=True):
-            return
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        problem = str(error).partition("\n")[0]
-    raise ValueError(
-        f"expected {type(prior).__name__} to take values of {h.name!r}, "
-        f"{tuple(values.shape)}, for {n} items, got {problem}; in forward(self, views, "
-        f"*, present=None, **drawn) take self.{h.name}.over(drawn), which has the axes "
-        "of items, views and dimensions"
-    )
 
 
 def content_scale(y_scale: Scale, dim: int | None = None) -> Positive | float:
