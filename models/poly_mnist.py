@@ -5,10 +5,13 @@ MNIST, each another digit of 14 × 14 pixels that inverts the colours of its bac
 Each modality has a background process of its own (gradients, stripes, blocks, smooth
 fields, rings), a colour, and noise. The class is all that the modalities share.
 
-A joint of five modalities is fitted with a Gaussian p(z|y), with content and style
+A joint of five modalities is fitted with a Gaussian p(z|y), with 8 content and 12 style
 dimensions (`priors.ContentStyle`) and with components of the content
-(`priors.TwoTier`), each under the factorised guide and under `guides.Coupled`. Scored
-are log p(x₁, …, x₅) of held-out items by importance sampling, a lower bound in
+(`priors.TwoTier`), under the factorised guide and under `guides.Coupled`, a product of
+experts. Where "some" are "absent", half of the items in training lack modalities, each
+with probability one half, so that experts learn to work in all sets of modalities.
+
+Scored are log p(x₁, …, x₅) of held-out items by importance sampling, a lower bound in
 expectation; the coherence, the share of generated images of absent modalities, given
 one to four others, in which a classifier of that modality sees the class of the item;
 the share of draws from the prior in which all five classifiers agree; and a linear
@@ -33,7 +36,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import report
 import torch
@@ -52,12 +55,36 @@ SEEDS, EPOCHS, BATCH, LEARNING_RATE, DIM = 3, 10, 100, 2e-3, 20
 ITEMS, HELD_OUT, SCORED, PARTICLES = 10_000, 5_000, 500, 100
 SIDE, NOISE, HIDDEN, CLASSES, JUDGE_EPOCHS = 14, 0.1, (128, 128), 10, 12
 
-PRIORS: dict[str, Callable[[], Prior]] = {
-    "Gaussian": lambda: Gaussian(DIM, ps.learned(0.5)),
-    "8 + 12": lambda: ContentStyle(8, DIM - 8, ps.learned(0.3)),
-    "TwoTier": lambda: TwoTier(DIM, CLASSES, ps.learned(0.5), 0.3),
+
+class Method(NamedTuple):
+    """The prior, the guide, and whether modalities are absent in training."""
+
+    prior: Callable[[], Prior]
+    guide: Callable[..., nn.Module] = Coupled
+    some_absent: bool = False
+
+
+def gaussian() -> Prior:
+    return Gaussian(DIM, ps.learned(0.5))
+
+
+def split() -> Prior:
+    return ContentStyle(8, DIM - 8, ps.learned(0.3))
+
+
+def clusters() -> Prior:
+    return TwoTier(DIM, CLASSES, ps.learned(0.5), 0.3)
+
+
+METHODS = {
+    "Gaussian": Method(gaussian, DiagonalGaussian),
+    "Gaussian, Coupled, some absent": Method(gaussian, some_absent=True),
+    "8 + 12": Method(split, DiagonalGaussian),
+    "8 + 12, Coupled": Method(split),
+    "8 + 12, Coupled, some absent": Method(split, some_absent=True),
+    "TwoTier": Method(clusters, DiagonalGaussian),
+    "TwoTier, Coupled, some absent": Method(clusters, some_absent=True),
 }
-GUIDES = {"factorised": DiagonalGaussian, "Coupled": Coupled}
 COHERENCE = [f"given {n}" for n in (1, 2, 3, 4)]
 COLUMNS = {"validation: log p": 1, "log p": 1, **dict.fromkeys(COHERENCE, 3)}
 COLUMNS |= {"agreement": 3, "linear probe": 3}  # and their digits
@@ -168,6 +195,14 @@ def classes(x: Tensor, nets: list[nn.Module]) -> Tensor:
     return torch.stack([net(part).argmax(1) for net, part in pairs], 1)
 
 
+def some_absent(x: Tensor) -> ps.Batch:
+    """Half of the items complete; of the others each modality, or at least one."""
+    n, many = x.shape[:2]
+    present = (torch.rand(n, 1) < 0.5) | (torch.rand(n, many) < 0.5)
+    one = torch.arange(many) == torch.randint(many, (n, 1))
+    return ps.Batch(x, present=(present | one).to(x.device))
+
+
 Generate = Callable[[Tensor, Tensor], Tensor]  # of x and what is present, all of x
 
 
@@ -197,15 +232,15 @@ def agreement(x: Tensor, nets: list[nn.Module]) -> float:
     return float((seen == seen[:, :1]).all(1).double().mean())
 
 
-def build(prior: Prior, guide: Any) -> ps.limits.SimVAE:
+def build(method: Method) -> ps.limits.SimVAE:
     """A likelihood, an encoder and a decoder for each modality."""
     many, shape = len(TEXTURES), (3, SIDE, SIDE)
     joint = ps.Joint(
-        prior,
+        method.prior(),
         [ps.likelihoods.Gaussian(ps.learned(0.3)) for _ in range(many)],
         ps.nn.PerModality([ps.nn.MLPEncoder(shape, DIM, HIDDEN) for _ in range(many)]),
         ps.nn.PerModality([ps.nn.MLPDecoder(DIM, shape, HIDDEN) for _ in range(many)]),
-        guide=guide,
+        guide=method.guide,
     )
     return ps.limits.SimVAE(joint)
 
@@ -239,8 +274,7 @@ def measured(
 
 
 def cell(
-    prior: str,
-    guide: str,
+    name: str,
     seed: int,
     epochs: int,
     folder: Path,
@@ -248,23 +282,24 @@ def cell(
     nets: list[nn.Module],
 ) -> dict[str, Any]:
     """Fit one method with one seed, unless its folder is there; return its figures."""
-    saved = folder / f"{prior}, {guide}, {epochs} epochs, seed {seed}"
+    saved = folder / f"{name}, {epochs} epochs, seed {seed}"
     if (notes := report.kept(saved)) is not None:
         return notes
-    began = time.process_time()
+    began, method, train = time.process_time(), METHODS[name], found["train"]
     torch.manual_seed(seed)
-    objective = build(PRIORS[prior](), GUIDES[guide])
-    steps = epochs * (len(found["train"]) // BATCH)
+    objective = build(method)
+    steps = epochs * (len(train) // BATCH)
     ps.fit(
         objective,
-        found["train"],
+        ps.data.Split(train.views) if method.some_absent else train,
+        views=some_absent if method.some_absent else None,
         epochs=epochs,
         batch_size=BATCH,
         learning_rate=LEARNING_RATE,
         scheduler=lambda o: CosineAnnealingLR(o, steps),
         progress=False,
     )
-    row: dict[str, Any] = {"method": f"{prior}, {guide}", "seed": seed}
+    row: dict[str, Any] = {"method": name, "seed": seed}
     row |= {"epochs": epochs, **measured(objective, found, nets)}
     row["CPU seconds"] = round(time.process_time() - began)
     ps.save(objective, saved, **row)
@@ -280,14 +315,14 @@ def main(
     results: Path = report.RESULTS,
     runs: Path = report.ROOT / "runs",
 ) -> list[dict[str, Any]]:
-    """Return the figures of every prior, guide and seed."""
+    """Return the figures of every method and seed."""
     if data is None:
         data = ps.data.load("mnist", binary=False)
     found = parts(data, items)
     nets, test = judges(found["train"]), found["test"]
     seen = classes(torch.as_tensor(test.views), nets)
     right = (seen == torch.as_tensor(test.labels).unsqueeze(1)).double()
-    cells = [(*each, s) for s, *each in product(range(seeds), PRIORS, GUIDES)]
+    cells = [(name, seed) for seed, name in product(range(seeds), METHODS)]
     rest = epochs, runs / "poly_mnist", found, nets
     work = (delayed(cell)(*each, *rest) for each in cells)
     done = Parallel(jobs, return_as="generator")(work)
@@ -304,7 +339,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         own = [row for row in rows if row["method"] == name]
         cells = (report.spread([r[c] for r in own], d) for c, d in COLUMNS.items())
         lines.append([name, *cells])
-    return report.markdown(["prior, guide", *COLUMNS], lines)
+    return report.markdown(["method", *COLUMNS], lines)
 
 
 if __name__ == "__main__":

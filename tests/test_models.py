@@ -515,7 +515,7 @@ def poly_mnist(module: ModuleType, folder: Path) -> None:
     options = {"seeds": 2, "epochs": 1, "items": 60, "data": data, "jobs": 1}
     options |= {"results": folder, "runs": folder}
     rows = module.main(**options)
-    assert len(rows) == 2 * len(module.PRIORS) * len(module.GUIDES)
+    assert [row["method"] for row in rows] == 2 * list(module.METHODS)
     assert module.main(**options) == rows  # from the folders
     shares = [*module.COHERENCE, "agreement", "linear probe"]
     assert all(0 <= row[name] <= 1 for row in rows for name in shares)
@@ -532,6 +532,8 @@ def poly_mnist(module: ModuleType, folder: Path) -> None:
         assert module.agreement(x, nets) == 1.0
     one_other = torch.cat([exact[:, :4], exact[:, 4:].roll(1, -1)], 1)
     assert module.agreement(one_other, nets) == 0.0
+    present = module.some_absent(torch.rand(4_000, 5, 1)).present
+    assert present.any(1).all() and 0.47 < present.all(1).double().mean() < 0.56
     # Textures are in [0, 1], and differ between items.
     grid, free = torch.rand(2, 14, 14), torch.rand(5, 9)
     for texture in module.TEXTURES:
