@@ -62,17 +62,10 @@ def test_the_likelihoods_of_binary_images_are_those_measured():
     assert script("vae_baselines").table(figures("vae_baselines")["rows"]) in DIGITS
 
 
-def test_the_scores_of_content_and_style_are_those_of_both_seeds():
-    measured, keys = figures("content_and_style")["rows"], {}
-    shown = {cells[0]: cells[1:] for cells in rows("## Content and style", DIGITS)}
-    for row in measured:
-        keys.setdefault(row["prior"], []).append([*row.values()][2:])
-    assert shown.keys() == keys.keys()
-    for prior, (one, two) in keys.items():
-        for i, (a, b) in enumerate(zip(one, two, strict=True)):
-            digits = 1 if i == 0 else 3
-            text = f"{(a + b) / 2:.{digits}f} ± {abs(a - b) / 2:.{digits}f}"
-            assert shown[prior][i] == text.replace("-", "−")
+def test_the_scores_of_content_and_style_are_those_of_their_fits():
+    measured = figures("content_and_style")["rows"]
+    assert script("content_and_style").table(measured) in DIGITS
+    assert len({(row["prior"], row["seed"]) for row in measured}) == 4 * 3
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
