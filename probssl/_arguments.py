@@ -114,6 +114,8 @@ def describe(value: Any, seen: dict[int, Any] | None = None) -> Any:
         return _made_of("transform", value)
     if isinstance(value, tuple | list | nn.ModuleList):
         return [describe(part, seen) for part in value]
+    if isinstance(value, Distribution | Transform):
+        return _foreign(value)
     return {"foreign": _path(value if hasattr(value, "__qualname__") else type(value))}
 
 
@@ -223,19 +225,30 @@ def _distribution(value: Distribution) -> Any:
     ]
     given = [form for form in forms if form in vars(value)][:1]
     names = [n for n in value.arg_constraints if n not in forms or n in given]
-    return {
-        "distribution": type(value).__name__,
-        "arguments": {n: describe(getattr(value, n)) for n in names},
-    }
+    if {"probs", "logits"} <= set(names):  # of one that has both of its base's
+        names.remove("probs")
+    arguments = {n: describe(getattr(value, n)) for n in names}
+    more = [n for n in _parameters(type(value)) if n not in value.arg_constraints]
+    for name in (n for n in more if hasattr(value, n)):  # such as a temperature
+        part = getattr(value, name)
+        is_tensor = isinstance(part, Tensor)  # and stays one of a single number
+        arguments[name] = {"tensor": part.tolist()} if is_tensor else describe(part)
+    return {"distribution": type(value).__name__, "arguments": arguments}
 
 
 def _made_of(what: str, value: Any) -> Any:
     """What the attributes say that have the names of the constructor's arguments."""
     attributes = {name: PARTS.get(name, name) for name in _parameters(type(value))}
     if not all(hasattr(value, attribute) for attribute in attributes.values()):
-        return {"foreign": _path(type(value))}
+        return _foreign(value)
     given = {name: describe(getattr(value, a)) for name, a in attributes.items()}
     return {what: type(value).__name__, "arguments": given}
+
+
+def _foreign(value: Any) -> Any:
+    """A distribution or transform that cannot be built again, and what it holds."""
+    held = {n: describe(v) for n, v in vars(value).items() if not n.startswith("_")}
+    return {"foreign": _path(type(value)), "holds": held}
 
 
 def _parameters(kind: type) -> list[str]:

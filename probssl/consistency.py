@@ -270,31 +270,33 @@ def check_hypers(prior: Prior, views: int) -> None:
     The density for several values together is that for each alone, set by `Prior.at`.
     Not examined are a prior that cannot be sampled and a density that is an estimate.
     """
-    n = views + 1
-    for name, values in {h.name: h.draw((n,)) for h in prior.random()}.items():
-        alone, z = [], []
-        for value in values:
-            with prior.at(**{name: value}), suppress(NotImplementedError, TypeError):
-                p = prior(views)
-                z.append(p.sample())
-                alone.append(p.log_prob(z[-1]))
-        if len(alone) < n:
+    n, alone, z = views + 1, [], []
+    drawn = {h.name: h.draw((n,)) for h in prior.random()}
+    if not drawn:
+        return
+    for i in range(n):
+        one = {name: values[i] for name, values in drawn.items()}
+        with prior.at(**one), suppress(NotImplementedError, TypeError):
+            p = prior(views)
+            z.append(p.sample())
+            alone.append(p.log_prob(z[-1]))
+    if len(alone) < n:
+        return
+    problem = "other densities than for each alone"
+    try:
+        p, many = prior(views, **drawn), torch.stack(z)
+        found, again = p.log_prob(many), p.log_prob(many)
+        same = torch.allclose(found, torch.stack(alone), 1e-3, 1e-3, equal_nan=True)
+        if same or not torch.equal(found, again):
             return
-        problem = "other densities than for each value alone"
-        try:
-            p, many = prior(views, **{name: values}), torch.stack(z)
-            found, again = p.log_prob(many), p.log_prob(many)
-            same = torch.allclose(found, torch.stack(alone), 1e-3, 1e-3, equal_nan=True)
-            if same or not torch.equal(found, again):
-                continue
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            problem = str(error).partition("\n")[0]
-        raise ValueError(
-            f"expected {type(prior).__name__} to take values of {name!r}, "
-            f"{tuple(values.shape)}, for {n} items, got {problem}; in forward(self, "
-            f"views, *, present=None, **drawn) take self.{name}.over(drawn), which has "
-            "the axes of items, views and dimensions"
-        )
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        problem = str(error).partition("\n")[0]
+    name = next(iter(drawn))
+    raise ValueError(
+        f"expected {type(prior).__name__} to take values of {', '.join(drawn)} for {n} "
+        f"items, got {problem}; in forward(self, views, *, present=None, **drawn) take "
+        f"self.{name}.over(drawn), which has the axes of items, views and dimensions"
+    )
 
 
 def check_sites(sites: Sequence[Site]) -> None:

@@ -632,19 +632,35 @@ def moved(scale: float, base: float = 1.0) -> dist.TorchDistribution:
     return dist.TransformedDistribution(normal, [*steps, steps[1].inv]).to_event(1)
 
 
+class Times(dist.transforms.AffineTransform):
+    """A transform of one's own."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(0.0, factor)
+        self.factor = factor
+
+
 MADE_OF_OTHERS = {
     "shares": (pair_of_normals(0.5), pair_of_normals(0.9)),
     "places": (pair_of_normals(0.5), pair_of_normals(0.5, 2.0)),
     "transform": (moved(1.0), moved(2.0)),
     "base": (moved(1.0), moved(1.0, 2.0)),
     "masked": (moved(1.0).mask(True), moved(2.0).mask(True)),
+    "temperature": tuple(
+        dist.RelaxedBernoulli(torch.tensor(t), probs=torch.tensor([0.3])).to_event(1)
+        for t in (0.5, 2.0)
+    ),
+    "transform of one's own": tuple(
+        dist.TransformedDistribution(dist.Normal(torch.zeros(1), 1.0), [Times(2.0 * k)])
+        for k in (1, 2)
+    ),
 }
 
 
 @pytest.mark.parametrize("what", MADE_OF_OTHERS)
 def test_distributions_made_of_others_are_described_and_compared(what, tmp_path):
     one, other = MADE_OF_OTHERS[what]
-    if what != "masked":
+    if what not in ("masked", "transform of one's own"):
         again, draws = build(json.loads(json.dumps(describe(one)))), one.sample((5,))
         assert_close(again.log_prob(draws), one.log_prob(draws))
     assert describe(one) != describe(other)

@@ -188,3 +188,56 @@ def test_views_whose_support_moves_with_the_content(family, plain):
         torch.manual_seed(0)
         found = prior(2).log_prob(torch.tensor([[[a], [b]]])).item()
         assert found == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("low", [torch.zeros(2), torch.tensor([0.0, -1.0])])
+def test_bounds_that_are_tensors_and_the_same_for_every_y_stay_a_box(low):
+    prior = ps.priors.Custom(
+        lambda y: dist.Uniform(low.expand_as(y), 0.0 * y + 2.0).to_event(1), dim=2
+    )
+    z = prior.on_support(torch.randn(5, 3, 2))
+    assert ((z > low) & (z < 2)).all() and (prior(3).log_prob(z) > -math.inf).all()
+    assert prior(3).log_prob(z - 4).eq(-math.inf).all()
+
+
+def test_views_whose_support_moves_are_points_of_all_numbers():
+    prior = ps.priors.Custom(lambda y: shifted(y).to_event(1), dim=1)
+    z = torch.randn(64, 2, 1)
+    assert torch.equal(prior.on_support(z), z) and prior.space == "vectors"
+    joint = ps.Joint(
+        *(prior, ps.likelihoods.Gaussian(0.5)),
+        *(ps.nn.MLPEncoder((3,), 1, (4,)), ps.nn.MLPDecoder(1, (3,), (4,))),
+    )
+    objective = ps.limits.SimVAE(joint)
+    for items in (1, 3, 64):
+        x = torch.randn(items, 2, 3)
+        objective.check(ps.Batch(x))
+        assert sum(objective(ps.Batch(x))).isfinite()
+
+
+class Elu(torch.distributions.Transform):
+    """A transform whose codomain is said to be wrong: it reaches −1."""
+
+    domain, codomain, bijective = constraints.real, constraints.positive, True
+
+    def _call(self, x):
+        return torch.nn.functional.elu(x)
+
+    def _inverse(self, y):
+        return torch.where(y > 0, y, torch.log1p(y))
+
+    def log_abs_det_jacobian(self, x, y):
+        return x.clamp(max=0)
+
+
+def test_a_content_whose_draws_are_off_its_support_is_refused():
+    made = moved(dist.Normal(0 * ones, ones), Elu()).to_event(1)
+    with pytest.raises(ValueError, match="draws on its support, numbers above 0"):
+        ps.priors.Custom(lambda y: dist.Normal(y, 1.0).to_event(1), dim=1, y_prior=made)
+
+
+def test_bounds_on_either_side_are_refused():
+    signs = T.AffineTransform(0.0, torch.tensor([1.0, -1.0]))
+    made = moved(dist.Exponential(torch.ones(2)), signs).to_event(1)
+    with pytest.raises(ValueError, match="bounded on the same sides"):
+        support_of(made)

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
 from ._base import Present, Shape, Views, ViewsDistribution
-from .supports import dimensions, ends_of, number_of, states_of, support_of, within
+from .supports import dimensions, ends_of, number_of, states_of, within
 
 __all__ = ["ContentPosterior", "Integral", "Rows", "SharedContent"]
 
@@ -45,8 +45,10 @@ class SharedContent(ViewsDistribution):
         content: p(y), event shape (dim,).
         views: The number V of views.
         integral: The rule of integration over y.
-        example: p(z|y) for some y, which gives the event shape, the support, and
-            whether samples are reparameterised.
+        example: p(z|y) for some y, which gives the event shape, and whether samples are
+            reparameterised.
+        space: The support of z, and whether that of p(z|y) may differ by y, as
+            `supports.common_support` says of the example.
         factorised: Whether p(y) and p(z|y) are products over the dimensions.
         batch_shape: The batch shape of the parameters of `conditional` and `content`.
         present: The present views, as in `ViewsDistribution`; None means all.
@@ -70,6 +72,7 @@ class SharedContent(ViewsDistribution):
         integral: Integral,
         *,
         example: TorchDistribution,
+        space: tuple[constraints.Constraint, bool],
         factorised: bool,
         batch_shape: Shape = (),
         present: Present = None,
@@ -81,6 +84,7 @@ class SharedContent(ViewsDistribution):
         self.conditional, self.content, self.integral = conditional, content, integral
         self.example, self.factorised, self.present = example, factorised, present
         self.known, self.watch, self.sparse = known, watch, sparse
+        self.space, self.moves = space
         self.own_batch, self.rebuilt = Size(batch_shape), rebuilt
         if present is not None:
             batch_shape = torch.broadcast_shapes(batch_shape, present.shape[:-1])
@@ -95,7 +99,7 @@ class SharedContent(ViewsDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=2)
     def support(self) -> constraints.Constraint:
-        return constraints.independent(support_of(self.example), 1)
+        return constraints.independent(self.space, 1)
 
     def sample(self, sample_shape: Shape = ()) -> Views:
         with torch.no_grad(), validation_enabled(False):
@@ -119,16 +123,11 @@ class SharedContent(ViewsDistribution):
         Off them densities of torch may be anything. None where there are no ends, or
         they may differ by y; where views are NaN so is the density.
         """
-        support = number_of(support_of(self.example))
-        if ends_of(support) == [None, None] or self._moves:
+        support: Any = number_of(self.space)
+        if self.moves or ends_of(support) == [None, None]:
             return None
         inside = (support.check(value) | value.isnan()).all(-1)
         return (inside if self.present is None else inside | ~self.present).all(-1)
-
-    @property
-    def _moves(self) -> bool:
-        """Whether the ends of the support of z may differ by y."""
-        return any(isinstance(end, Tensor) for end in ends_of(support_of(self.example)))
 
     def nodes(self, value: Views) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
         """Return nodes y, and log-weights whose sum is the density of the views."""
@@ -190,7 +189,7 @@ class SharedContent(ViewsDistribution):
         value = value.movedim(-2, 0).contiguous()
         value = value.expand(len(y), *value.shape)
         log_prob = views.log_prob(value)
-        if self._moves:
+        if self.moves:
             log_prob = log_prob.where(within(views, value), -math.inf)
         if self.present is not None:
             shape = *value.shape[2:-1], value.shape[1]

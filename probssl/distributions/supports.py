@@ -30,6 +30,7 @@ from torch.nn.functional import logsigmoid, pad
 __all__ = [
     "MOST_STATES",
     "alike",
+    "common_support",
     "dimensions",
     "ends_of",
     "from_real",
@@ -88,6 +89,30 @@ def support_of(distribution: Any) -> constraints.Constraint:
     return support
 
 
+def common_support(distribution: Any) -> tuple[constraints.Constraint, bool]:
+    """A support of all distributions of a batch, and whether theirs may differ.
+
+    Where they do it is R^n.
+    """
+    support, event = support_of(distribution), distribution.event_shape
+    ends = [end for end in ends_of(support) if isinstance(end, Tensor)]
+    if not ends:
+        return support, False
+    shape = distribution.batch_shape + event
+    rows = [end.expand(shape).reshape(-1, *event) for end in ends]
+    if any(end.requires_grad or bool((end != end[:1]).any()) for end in rows):
+        return constraints.independent(constraints.real, len(event)), True
+    number = copy.copy(number_of(support))
+    for name in ("lower_bound", "upper_bound"):
+        end = getattr(number, name, None)
+        if isinstance(end, Tensor):
+            own = end.expand(shape).reshape(-1, *event)[0]
+            same = bool((own == own.flatten()[0]).all())
+            setattr(number, name, float(own.flatten()[0]) if same else own)
+    whole: Any = constraints.independent(number, len(event)) if event else number
+    return whole, any(isinstance(end, Tensor) for end in ends_of(number))
+
+
 def is_transformed(distribution: Any) -> bool:
     """Whether its support is that which torch gives transformed distributions."""
     of_torch: Any = TransformedDistribution.support
@@ -110,7 +135,10 @@ def _image(support: Any, transform: Transform) -> Any:
         return transform.codomain
     if None not in (*ends, *whole) and all(map(_equal, ends, whole)):
         return transform.codomain
-    each = not transform.domain.event_dim or isinstance(transform, AffineTransform)
+    try:
+        each = not transform.domain.event_dim or isinstance(transform, AffineTransform)
+    except AssertionError:  # of torch, for several transforms side by side
+        each = False
     if not (transform.bijective and each) or ends == [None, None]:
         raise ValueError(
             "expected a transformed distribution whose support is known, got "
@@ -145,6 +173,11 @@ def _equal(one: Any, other: Any) -> bool:
 def _between(low: Tensor, high: Tensor) -> Any:
     """The support of numbers between two ends, which may be infinite."""
     below, above = bool(low.isinf().all()), bool(high.isinf().all())
+    if bool(low.isinf().any() != below) or bool(high.isinf().any() != above):
+        raise ValueError(
+            "expected numbers that are all bounded on the same sides, got some bounded "
+            "below and others above; transform each in p(z|y), or flip their sign there"
+        )
     if below and above:
         return constraints.real
     if above:

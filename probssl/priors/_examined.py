@@ -23,7 +23,9 @@ from ..arguments import instance
 from ..distributions.content import Integral
 from ..distributions.supports import (
     dimensions,
+    ends_of,
     from_real,
+    in_words,
     of_pyro,
     states_of,
     support_of,
@@ -73,6 +75,9 @@ def content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 *
         y = content.sample((16, 2))
         rows = content.log_prob(y.flatten(0, 1)).view(16, 2)
         proper = torch.allclose(content.log_prob(y), rows)
+        low, high = ends_of(support_of(content))
+        off = [] if low is None else [y < low]
+        off += [] if high is None else [y > high]
     except (NotImplementedError, RuntimeError):
         proper = False
     if not proper or isinstance(inner, Delta):
@@ -80,6 +85,14 @@ def content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 *
             "expected y_prior with samples and a normalised density, with any number "
             f"of axes in front of an event, got {type(inner).__name__}; for a fixed y "
             "write it into p(z|y), for an improper one take a wide normal"
+        )
+    wrong = [float(y[each][0]) for each in off if bool(each.any())]
+    if wrong:
+        raise ValueError(
+            "expected y_prior with draws on its support, "
+            f"{in_words(support_of(content))}, got {wrong[0]:.4g}; write a subclass of "
+            f"{type(inner).__name__} with an attribute support = constraints.…, for "
+            "that of a class or transform in it is wrong"
         )
     return y
 

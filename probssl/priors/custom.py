@@ -23,6 +23,7 @@ from ..arguments import instance, whole
 from ..distributions.content import ContentPosterior, Integral, Rows, SharedContent
 from ..distributions.supports import (
     alike,
+    common_support,
     is_sphere,
     space_of,
     states_of,
@@ -142,6 +143,7 @@ class Custom(Prior):
             check_parameters("conditional", conditional, y[:1, 0], given)
             check_parameters("y_prior", y_prior, y[:1, 0], lambda _: content)
             check_hypers(hypers, self.content, self._conditional, y[:5, 0])
+            self._space = common_support(self._example)
             self.discrete = support_of(content).is_discrete
             self.factorised = is_factorised(given, content, y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
@@ -261,6 +263,7 @@ class Custom(Prior):
             views,
             self.integral,
             example=self._example,
+            space=self._space,
             factorised=self.factorised,
             batch_shape=torch.broadcast_shapes(*shapes),
             present=present,
@@ -287,27 +290,28 @@ class Custom(Prior):
 
     def on_support(self, z: Tensor) -> Tensor:
         """Map the output of an encoder to the support of p(z|y)."""
-        if is_sphere(support_of(self._example)):
+        support = self._space[0]
+        if is_sphere(support):
             return normalize(z, dim=-1)
-        to_support = biject_to(support_of(self._example))
+        to_support = biject_to(support)
         needed = to_support.inverse_shape(self._example.event_shape)[-1]
         if z.shape[-1] != needed:
             raise ValueError(
                 f"expected {needed} numbers for a z with dim {self.dim} on "
-                f"{space_of(support_of(self._example))}, got {z.shape[-1]}; give the "
+                f"{space_of(support)}, got {z.shape[-1]}; give the "
                 f"network {needed} outputs"
             )
         return to_support(z)
 
     def centre(self, mean: Tensor) -> Tensor:
         """Normalise on a sphere; elsewhere the mean is on the support already."""
-        on_sphere = is_sphere(support_of(self._example))
+        on_sphere = is_sphere(self._space[0])
         return normalize(mean, dim=-1) if on_sphere else mean
 
     @property
     def space(self) -> str:
         """That of p(z|y)."""
-        return space_of(support_of(self._example))
+        return space_of(self._space[0])
 
     def random(self) -> Iterator[Positive]:
         """The random hyper-parameters of p(z|y) and p(y)."""
