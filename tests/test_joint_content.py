@@ -154,7 +154,7 @@ def test_log_weights_in_arviz_count_y_on_both_sides():
     y = torch.from_numpy(idata.posterior["y"].values)
     weight = idata.sample_stats["log_p"] - idata.sample_stats["log_q"]
     weight = torch.from_numpy(weight.values)
-    likelihood = torch.from_numpy(idata.log_likelihood["x"].values)
+    likelihood = torch.from_numpy(idata.sample_stats["log_p_x_given_z"].values)
     q = torch.from_numpy(idata.sample_stats["log_q"].values)
     q = q - prior.posterior_y(z).log_prob(y)  # what is left is q(z | x)
     assert_close(weight, likelihood + prior.log_prob(z) - q)

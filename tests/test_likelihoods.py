@@ -442,7 +442,7 @@ def test_a_likelihood_serves_a_joint_from_fit_to_evidence(name, tmp_path):
         np.isfinite(images).all() and (ps.reconstruct(loaded, x[:, 0]) == images).all()
     )
     idata = ps.to_arviz(joint, x[:6, 0], draws=4)
-    assert np.isfinite(idata["log_likelihood"]["x"]).all()
+    assert np.isfinite(idata["sample_stats"]["log_p_x_given_z"]).all()
     found = ps.evidence(loaded, x[:6, 0])
     assert found.measure == likelihood.measure and np.isfinite(found.log_evidence).all()
 

@@ -227,7 +227,7 @@ class TestToArviz:
         assert set(np.unique(predicted * 4)) <= {0, 1, 2, 3, 4}
         assert found["prior"]["z"].dims == ("chain", "draw", "view", "dim")
         assert found["prior_predictive"]["x"].shape == (1, 6, 2, *IMAGE)
-        assert found["log_likelihood"]["x"].dims == ("chain", "draw", "item")
+        assert found["sample_stats"]["log_p_x_given_z"].dims[1:] == ("draw", "item")
         assert_close(values(found, "observed_data", "x"), twice(data.images[[5, 2, 7]]))
         assert values(found, "constant_data", "label").tolist() == [2, 2, 1]
 
@@ -255,7 +255,7 @@ class TestToArviz:
         assert_close(log_ratio(found), sum(expected[:3]).detach())
         log_q = values(found, "sample_stats", "log_q")[0]
         assert_close(-log_q, expected.entropy.detach())
-        likelihood = values(found, "log_likelihood", "x")[0]
+        likelihood = values(found, "sample_stats", "log_p_x_given_z")[0]
         assert_close(likelihood, expected.reconstruction.detach())
 
     @pytest.mark.parametrize("views", [1, 2])
@@ -310,8 +310,8 @@ class TestToArviz:
         joint = images()
         joint.likelihood = ps.likelihoods.Bernoulli(grey=True)
         found = to_arviz(joint, grey(4), draws=2)
-        assert "log_likelihood" not in found
-        assert "pseudo-likelihood" in found.attrs["log_likelihood"]
+        assert "log_p_x_given_z" not in found["sample_stats"]
+        assert "pseudo-likelihood" in found.attrs["measure"]
 
     def test_arviz_summarises_and_stores_it(self, tmp_path):
         found = to_arviz(images(), grey(4), draws=50)

@@ -6,9 +6,10 @@ is ``torch.manual_seed``.
 """
 
 from .completion import classify, complete
+from .contents import Content, posterior_y
 from .draws import to_arviz
 from .evidence import Evidence, evidence
 from .representation import embed, reconstruct, sample
 
-__all__ = ["Evidence", "classify", "complete", "embed", "evidence", "reconstruct"]
-__all__ += ["sample", "to_arviz"]
+__all__ = ["Content", "Evidence", "classify", "complete", "embed", "evidence"]
+__all__ += ["posterior_y", "reconstruct", "sample", "to_arviz"]

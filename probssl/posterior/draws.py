@@ -19,8 +19,16 @@ from ..joint import Joint
 from ..limits._base import Embedding
 from ..terms import Batch
 from .containers import Variable, container, provenance
+from .contents import COMPONENT, SHARES, draw_content
+from .evidence import weigh
 from .items import BAR_DELAY, chunks, evaluating
-from .joints import at_covariates, check_proper, check_spread, joint_of
+from .joints import (
+    at_covariates,
+    check_density,
+    check_proper,
+    check_spread,
+    joint_of,
+)
 
 if TYPE_CHECKING:
     import arviz
@@ -40,26 +48,32 @@ def to_arviz(
     items: int | Sequence[int] = 100,
     views: Views | None = None,
     predictive: bool = True,
+    particles: int | None = None,
 ) -> "arviz.InferenceData | xarray.DataTree":
     r"""Draw from the posterior and the prior of some items, as a container for ArviZ.
 
     It is InferenceData for ArviZ 0.2x, a DataTree for 1.x, with the groups
 
     ====================  =========================================================
-    posterior             z (chain, draw, item, view, dim), y (chain, draw, item, dim)
-                          if it is explicit (y_dim where it differs), and random
-                          hyper-parameters (chain, draw), from the guide
+    posterior             z (chain, draw, item, view, dim) and random hyper-parameters
+                          (chain, draw) from the guide; given these, from the prior,
+                          the content y (chain, draw, item, dim), y_dim where its
+                          dimension differs, and of a prior with components component
+                          (chain, draw, item), component_probs (…, k)
     posterior_predictive  x (chain, draw, item, view, \*event)
     sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item
-                          (with y, where it is explicit):
+                          (with y, where it has a guide of its own):
                           their difference is the log importance weight;
-                          for random hyper-parameters h log_p_hyper and log_q_hyper
-    log_likelihood        x: log p(x | z) of each item, given its own z, without absent
-                          views
-    prior                 z (chain, draw, view, dim) of any item, hyper-parameters
+                          for random hyper-parameters h log_p_hyper and log_q_hyper;
+                          log_p_x_given_z = log p(x | z), without absent views, if
+                          that is a density;
+                          with `particles` log_evidence, ess, pareto_k (item)
+    prior                 z (chain, draw, view, dim) of any item, hyper-parameters, y,
+                          component
     prior_predictive      x (chain, draw, view, \*event)
     observed_data         x (item, view, \*event), NaN where a view is absent
-    constant_data         label (item), if there are labels
+    constant_data         label (item), if there are labels; label_name, if they have
+                          names
     ====================  =========================================================
 
     Several modalities are x_0, x_1 and so on. With observed contents log_p includes
@@ -67,7 +81,8 @@ def to_arviz(
 
     Draws are independent: there is one chain, and chain diagnostics such as R-hat do
     not apply; use ``az.summary(idata, kind="stats")``. Leave-one-out does not apply
-    either: without its item a z has only its prior, so that LOO is `evidence`.
+    either: without its item a z has only its prior, so that LOO is `evidence`. There is
+    no group log_likelihood, from which ArviZ would compute it.
 
     An objective without a joint, such as SimCLR, has a pseudo-posterior of its random
     hyper-parameters, conditional on the encoder (see `Embedding`), in the groups
@@ -83,6 +98,8 @@ def to_arviz(
             default an item is its only view.
         predictive: Whether to draw x from prior and posterior predictive: in float32
             4 · draws · items · views · pixels bytes, 160 MB for 100 images of MNIST.
+        particles: The number of samples for the `evidence` of each item; None leaves
+            it out.
 
     Raises:
         ValueError: If there is no posterior with a density, p(y) is flat, or the data
@@ -105,6 +122,10 @@ def to_arviz(
         parts = batch.parts  # one item: the prior ignores its data
         anyone = Batch(tuple(x[:1] for x in parts) if joint.several else parts[0][:1])
         before = _many(_prior, joint, anyone, draws, predictive)
+        if particles is not None:
+            check_density(joint, "an evidence")
+            found = weigh(joint, batch, whole("particles", particles))
+            after |= zip(("log_evidence", "ess", "pareto_k"), found, strict=True)
     groups = _sampled(joint, after, before) | _observed(joint, data, batch, rows)
     return container(groups, {"item": rows}, _attrs(joint))
 
@@ -136,15 +157,18 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
     q: dict[str, Any] = dict(guide.nodes)
     p: dict[str, Any] = dict(model.nodes)
     latent = [name for name in ("z", "y") if name in p]
-    likelihoods = {f"log_{name}": _log_prob(p[name]) for name in joint.sites}
+    given_z = {_given_z(name): _log_prob(p[name]) for name in joint.sites}
     rest = latent + ["component"] * ("component" in p)
-    log_p = [*likelihoods.values(), *(_log_prob(p[name]) for name in rest)]
+    log_p = [*given_z.values(), *(_log_prob(p[name]) for name in rest)]
     found = {name: q[name]["value"] for name in latent} | {
-        **likelihoods,
+        **given_z,
         "log_p": torch.stack(log_p).sum(0),
         "log_q": torch.stack([_log_prob(q[name]) for name in latent]).sum(0),
     }
     hyper = [h.name for h in joint.prior.random()]
+    if "y" not in found:
+        hypers = {h: q[h]["value"] for h in hyper}
+        found |= draw_content(joint.prior, found["z"], hypers, batch)
     if hyper:
         found["log_p_hyper"] = torch.cat([_log_prob(p[h]) for h in hyper], 1).sum(1)
         found["log_q_hyper"] = torch.cat([_log_prob(q[h]) for h in hyper], 1).sum(1)
@@ -159,8 +183,17 @@ def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
         model = poutine.trace(poutine.uncondition(joint.model)).get_trace(batch)
     p: dict[str, Any] = dict(model.nodes)
     names: list[str] = [name for name in ("z", "y") if name in p]
-    names += [*joint.sites] * predictive + [h.name for h in joint.prior.random()]
-    return {name: p[name]["value"].squeeze(1) for name in names}
+    hypers = {h.name: p[h.name]["value"] for h in joint.prior.random()}
+    names += [*joint.sites] * predictive + [*hypers]
+    found = {name: p[name]["value"] for name in names}
+    if "y" not in found:
+        found |= draw_content(joint.prior, found["z"], hypers)
+        found.pop(SHARES, None)
+    return {name: value.squeeze(1) for name, value in found.items()}
+
+
+def _given_z(site: str) -> str:
+    return f"log_p_{site}_given_z"
 
 
 def _log_prob(site: Any) -> Tensor:
@@ -183,24 +216,26 @@ def _sampled(
     joint: Joint, after: dict[str, np.ndarray], before: dict[str, np.ndarray]
 ) -> dict[str, dict[str, Variable]]:
     """The groups of draws, with the names of their axes."""
-    axes = {"z": ("view", "dim"), "y": ("dim",)}
-    if "y" in before and before["y"].shape[-1] != before["z"].shape[-1]:
-        axes["y"] = ("y_dim",)
+    axes: dict[str, tuple[str, ...]] = {"z": ("view", "dim"), COMPONENT: ()}
+    axes[SHARES], dim = ("k",), before["z"].shape[-1]
+    if "y" in before:
+        own = before["y"].shape[1:]
+        axes["y"] = ("dim" if own == (dim,) else "y_dim",) * len(own)
     latent = [name for name in axes if name in before]
     hyper = [name for name in before if name not in {*latent, *joint.sites}]
-    groups = {
-        "posterior": {n: _named(after[n], "item", *axes[n]) for n in latent},
-        "sample_stats": {n: _named(after[n], "item") for n in ("log_p", "log_q")},
+    given_z = [] if joint.likelihood.pseudo else [*map(_given_z, joint.sites)]
+    of_items = ["log_p", "log_q", *given_z]
+    given = [name for name in axes if name in after]
+    measured = ("log_evidence", "ess", "pareto_k")
+    groups: dict[str, dict[str, Variable]] = {
+        "posterior": {n: _named(after[n], "item", *axes[n]) for n in given},
+        "sample_stats": {n: _named(after[n], "item") for n in of_items},
         "prior": {n: _named(before[n], *axes[n]) for n in latent},
     }
-    dim = before["z"].shape[-1]
+    groups["sample_stats"] |= {n: (("item",), after[n]) for n in measured if n in after}
     groups["posterior"] |= {n: _number(n, after[n], dim) for n in hyper}
     groups["sample_stats"] |= {n: _named(after[n]) for n in after if n[-6:] == "_hyper"}
     groups["prior"] |= {n: _number(n, before[n], dim) for n in hyper}
-    if not joint.likelihood.pseudo:
-        groups["log_likelihood"] = {
-            name: _named(after[f"log_{name}"], "item") for name in joint.sites
-        }
     if joint.sites[0] in after:
         views = {n: _axes(joint, n, before[n].ndim - 2) for n in joint.sites}
         groups["posterior_predictive"] = {
@@ -226,9 +261,12 @@ def _observed(
     for name, x in zip(joint.sites, parts, strict=True):
         axes = ("item", *_axes(joint, name, x.ndim - 2))
         groups["observed_data"][name] = axes, x
-    labels = data.labels if isinstance(data, Split | Groups) else None
-    if labels is not None:
-        groups["constant_data"] = {"label": (("item",), plain(labels)[rows])}
+    if isinstance(data, Split | Groups) and data.labels is not None:
+        chosen = plain(data.labels)[rows]
+        groups["constant_data"] = {"label": (("item",), chosen)}
+        if data.classes is not None and chosen.dtype.kind in "iu":
+            names = np.array(data.classes)[chosen]
+            groups["constant_data"]["label_name"] = ("item",), names
     return groups
 
 
@@ -241,13 +279,7 @@ def _axes(joint: Joint, name: str, event: int) -> tuple[str, ...]:
 
 
 def _attrs(joint: Joint) -> dict[str, str]:
-    attrs = provenance() | {"measure": joint.likelihood.measure}
-    if joint.likelihood.pseudo:
-        attrs["log_likelihood"] = (
-            f"left out: {type(joint.likelihood).__name__} is a pseudo-likelihood, no "
-            "density of x"
-        )
-    return attrs
+    return provenance() | {"measure": joint.likelihood.measure}
 
 
 def _needed(items: int | Sequence[int]) -> int:

@@ -21,7 +21,7 @@ from .containers import pareto_k
 from .items import chunks, evaluating
 from .joints import check_density, check_proper, check_spread, checked, joint_of
 
-__all__ = ["Evidence", "evidence"]
+__all__ = ["Evidence", "evidence", "weigh"]
 
 RELIABLE_K = 0.7  # Pareto k̂ up to which importance sampling is reliable
 
@@ -123,12 +123,12 @@ def evidence(
     parts = []
     with evaluating(objective) as like:
         for batch in checked(joint, data, like, views, batch_size, "evidence"):
-            parts.append(_weigh(joint, batch, particles))
+            parts.append(weigh(joint, batch, particles))
     log_evidence, ess, k = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Evidence(log_evidence, ess, k, joint.likelihood.measure)
 
 
-def _weigh(
+def weigh(
     joint: Joint, batch: Batch, particles: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The log of the mean weight, the effective sample size, and Pareto k̂."""

@@ -142,7 +142,9 @@ class Prior(Parted):
         """
         raise ValueError(_no_components(self))
 
-    def responsibilities(self, z: Views, present: Present = None) -> Categorical:
+    def responsibilities(
+        self, z: Views, present: Present = None, **given: Tensor
+    ) -> Categorical:
         r"""Return the posterior of the component, :math:`p(k \mid z_1, \dots, z_V)`.
 
         Raises:
@@ -216,8 +218,13 @@ class Prior(Parted):
         """The hyper-parameters that are random variables."""
         return (h for h in self.children() if isinstance(h, Positive) and h.random)
 
-    def of(self, z: Tensor, present: Tensor | None = None) -> TorchDistribution:
+    def of(
+        self, z: Tensor, present: Tensor | None = None, **given: Tensor
+    ) -> TorchDistribution:
         """Return the distribution of views shaped like z.
+
+        Arguments:
+            given: Drawn hyper-parameters, and known components, as for a call.
 
         Raises:
             ValueError: If z has no axes for views and dimensions, or another dimension
@@ -249,7 +256,7 @@ class Prior(Parted):
         options: dict[str, Any] = {} if present is None else {"present": present}
         if self.dim is None:
             options["dim"] = z.shape[-1]
-        return self(z.shape[-2], **options)
+        return self(z.shape[-2], **options, **given)
 
     def known_dim(self) -> int:
         """The dimension of z.

@@ -341,15 +341,19 @@ class Custom(Prior):
         log_prob = self.content().log_prob(self.states())
         return Categorical(logits=log_prob, validate_args=False)
 
-    def responsibilities(self, z: Views, present: Present = None) -> Categorical:
+    def responsibilities(
+        self, z: Views, present: Present = None, **given: Tensor
+    ) -> Categorical:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)` over the `states` of y."""
         self.component()
-        share = self.posterior_y(z, present).log_share
+        share = self.posterior_y(z, present, **given).log_share
         return Categorical(logits=share.movedim(0, -1), validate_args=False)
 
-    def posterior_y(self, z: Views, present: Present = None) -> ContentPosterior:
+    def posterior_y(
+        self, z: Views, present: Present = None, **given: Tensor
+    ) -> ContentPosterior:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, event shape (dim,)."""
-        return self.of(z, present).posterior(z)
+        return self.of(z, present, **given).posterior(z)
 
     def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.

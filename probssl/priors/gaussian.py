@@ -50,9 +50,11 @@ class _OneFactor(Prior):
         shape = (views, dim or self.known_dim())
         return one_factor(shape, *self._scales(drawn), not self.proper, present)
 
-    def posterior_y(self, z: Views, present: Present = None) -> TorchDistribution:
+    def posterior_y(
+        self, z: Views, present: Present = None, **drawn: Tensor
+    ) -> TorchDistribution:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a normal."""
-        factor, loading = self.of(z, present).factor(z), self._scales({})[1]
+        factor, loading = self.of(z, present, **drawn).factor(z), self._scales(drawn)[1]
         loading = loading.squeeze(-2)[..., : self.content_dim]
         mean, stddev = (
             n[..., : self.content_dim] for n in (factor.mean, factor.stddev)

@@ -141,9 +141,11 @@ class _Clusters(Prior):
         r"""Return p(k), the weights π of the components."""
         return Categorical(logits=self.logits, validate_args=False)
 
-    def responsibilities(self, z: Views, present: Present = None) -> Categorical:
+    def responsibilities(
+        self, z: Views, present: Present = None, **given: Tensor
+    ) -> Categorical:
         r"""Return the posterior of the component, :math:`p(k \mid z_1..z_V)`."""
-        return self.of(z, present).component(z)
+        return self.of(z, present, **given).component(z)
 
     def _log_predictive(self, a: Tensor, b: Tensor) -> Tensor:
         r""":math:`\log p(z' = b \mid z = a)`: the kernels of the components, weighted
@@ -202,9 +204,11 @@ class Mixture(_Clusters):
         super().__init__(dim, components, scale, learn_weights)
         _check_own_scales(self.components, self.scale)
 
-    def posterior_y(self, z: Views, present: Present = None) -> Categorical:
+    def posterior_y(
+        self, z: Views, present: Present = None, **given: Tensor
+    ) -> Categorical:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, the responsibilities."""
-        return self.responsibilities(z, present)
+        return self.responsibilities(z, present, **given)
 
     def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.
@@ -268,10 +272,12 @@ class TwoTier(_Clusters):
         for hyper in (self.scale, self.y_scale):
             _check_own_scales(self.components, hyper)
 
-    def posterior_y(self, z: Views, present: Present = None) -> MixtureSameFamily:
+    def posterior_y(
+        self, z: Views, present: Present = None, **given: Tensor
+    ) -> MixtureSameFamily:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, a mixture of normals weighted by
         the responsibilities, event shape (dim,)."""
-        return self.of(z, present).content(z)
+        return self.of(z, present, **given).content(z)
 
     def content(
         self, *, component: Int[Tensor, "*batch"] | None = None, **drawn: Tensor

@@ -108,9 +108,11 @@ class Spherical(Prior):
         concentration = self.concentration.of(drawn).expand(y.shape[:-1])
         return VonMisesFisher(y, concentration, validate_args=False)
 
-    def posterior_y(self, z: Views, present: Present = None) -> VonMisesFisher:
+    def posterior_y(
+        self, z: Views, present: Present = None, **drawn: Tensor
+    ) -> VonMisesFisher:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, von Mises-Fisher about the sum."""
-        return self.of(z, present).direction(z)
+        return self.of(z, present, **drawn).direction(z)
 
     def log_kernel(self, a: Points, b: Points, plug_in: bool = False) -> Pairs:
         r"""Return :math:`\log p(z' = b \mid z = a)`, normalised in b, for all pairs.

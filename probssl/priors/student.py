@@ -120,14 +120,16 @@ class StudentT(Prior):
         normal = one_factor((views, dim), scale, y_scale, flat, present)
         return SharedPrecision(normal, dof, validate_args=False)
 
-    def posterior_y(self, z: Views, present: Present = None) -> IsotropicStudentT:
+    def posterior_y(
+        self, z: Views, present: Present = None, **drawn: Tensor
+    ) -> IsotropicStudentT:
         r"""Return :math:`p(y \mid z_1, \dots, z_V)`, Student-t, event shape (dim,).
 
         Its degrees of freedom are ν + m.
         """
-        views = self.of(z, present)
+        views = self.of(z, present, **drawn)
         factor, precision = views.normal.factor(z), views.precision(z)
-        _, loading, _ = self._values(z.shape[-1], {})
+        _, loading, _ = self._values(z.shape[-1], drawn)
         mean = precision.concentration / precision.rate
         scale = loading * factor.stddev[..., 0] * mean.rsqrt()
         dof = 2 * precision.concentration

@@ -1,0 +1,156 @@
+"""The posterior of the content y: draws given those of z, and its moments."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from jaxtyping import Float, Shaped
+from pyro import poutine
+from pyro.distributions import Categorical, MixtureSameFamily
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..arguments import typed, whole
+from ..arrays import plain
+from ..data.batches import Loadable, Views
+from ..joint import Joint
+from ..nn.base import takes
+from ..priors import Prior
+from ..terms import Batch
+from .items import BAR_DELAY, chunks, evaluating
+from .joints import check_proper, check_spread, checked, joint_of
+
+__all__ = ["Content", "draw_content", "posterior_y"]
+
+COMPONENT, SHARES = "component", "component_probs"
+
+
+class Content(NamedTuple):
+    r"""The posterior of the content of each item, :math:`p(y \mid x_1, \dots, x_V)`.
+
+    Arguments:
+        mean: Of the draws, (item, dim); on a sphere it lies inside. None where y is a
+            component alone.
+        std: Their standard deviation, (item, dim), or None.
+        draws: Of y, (draw, item, dim); of the component, (draw, item), where y is one.
+        shares: The posterior of the components, (item, component), None without.
+    """
+
+    mean: Float[np.ndarray, "item *dim"] | None
+    std: Float[np.ndarray, "item *dim"] | None
+    draws: Shaped[np.ndarray, "draw item *dim"]
+    shares: Float[np.ndarray, "item component"] | None
+
+
+@typed
+def posterior_y(
+    objective: nn.Module,
+    data: Loadable,
+    *,
+    views: Views | None = None,
+    draws: int = 100,
+    batch_size: int = 64,
+) -> Content:
+    r"""Draw from the posterior of the content y of each item.
+
+    .. math:: p(y \mid x_1, \dots, x_V) \approx \int
+        p(y \mid z_1, \dots, z_V, h) \, q(z_1, \dots, z_V \mid x, h) \, q(h) \, dz \, dh
+
+    It is exact as far as q is the posterior of z and of the random hyper-parameters h.
+    With an explicit content y is drawn from its guide. Observed contents of the data
+    are conditioned on; absent views are integrated out.
+
+    Arguments:
+        data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
+            one per modality; or a DataLoader that does not shuffle.
+        views: A sampler of views, all of which are conditioned on. By default an item
+            is its only view.
+        draws: The number of draws.
+
+    Raises:
+        ValueError: If there is no joint distribution, no posterior with a density, a
+            flat p(y), or a prior without p(y); or data outside the support of the
+            likelihood.
+    """
+    draws = whole("draws", draws)
+    joint = joint_of(objective, "a posterior of y")
+    check_proper(joint, "a posterior of y")
+    check_spread(joint, "a posterior of y")
+    parts: list[dict[str, np.ndarray]] = []
+    with evaluating(objective) as like:
+        for batch in checked(joint, data, like, views, batch_size, "posterior of y"):
+            parts.append(_drawn(joint, batch, draws))
+    if not parts[0]:
+        raise ValueError(
+            f"expected a prior with a content y for its posterior, got "
+            f"{type(joint.prior).__name__}, which has none; take priors.Gaussian or "
+            "another, or write posterior_y(self, z, present=None, **drawn)"
+        )
+    found = {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
+    shares = found[SHARES].mean(0) if SHARES in found else None
+    if "y" not in found:
+        return Content(None, None, found[COMPONENT], shares)
+    y = found["y"]
+    return Content(y.mean(0), y.std(0), y, shares)
+
+
+def _drawn(joint: Joint, batch: Batch, draws: int) -> dict[str, np.ndarray]:
+    each = []
+    for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
+        with pyro.plate("particles", n, dim=-2):
+            guide: Any = poutine.trace(joint.guide).get_trace(batch).nodes
+        hypers = {h.name: guide[h.name]["value"] for h in joint.prior.random()}
+        if "y" in guide:
+            found = {"y": guide["y"]["value"]}
+        else:
+            found = draw_content(joint.prior, guide["z"]["value"], hypers, batch)
+        each.append({name: plain(value) for name, value in found.items()})
+    return {name: np.concatenate([part[name] for part in each]) for name in each[0]}
+
+
+def draw_content(
+    prior: Prior,
+    z: Tensor,
+    hypers: Mapping[str, Tensor],
+    batch: Batch | None = None,
+) -> dict[str, Tensor]:
+    """Draw y, or the component with its shares, from p(y, k | z_1..V, h).
+
+    Empty for a prior without ``posterior_y``.
+
+    Arguments:
+        z: Shape (draw, item, view, dim).
+        hypers: Drawn hyper-parameters, each with the axes (draw, 1).
+        batch: The items, with their present views and known components; None where all
+            are present and none is known.
+    """
+    method: Any = getattr(prior, "posterior_y", None)
+    if method is None:
+        return {}
+    present, given = None, dict(hypers)
+    if batch is not None:
+        present = batch.present
+        given |= {} if batch.content is None else {COMPONENT: batch.content}
+    takes("posterior_y", method, z, present, **given)
+    y = method(z, present, **given)
+    try:
+        prior.component()
+    except ValueError:  # there are no components
+        return {"y": y.sample()}
+    shares = prior.responsibilities(z, present, **given)
+    k = shares.sample()
+    found = {COMPONENT: k, SHARES: shares.probs}
+    if isinstance(y, MixtureSameFamily):
+        found["y"] = _of_component(y.component_distribution.sample(), k)
+    elif not isinstance(y, Categorical):
+        states: Any = prior
+        found["y"] = states.states()[k]
+    return found
+
+
+def _of_component(y: Tensor, k: Tensor) -> Tensor:
+    """The row of the component, y of shape (draw, item, component, dim)."""
+    index = k[..., None, None].expand(*k.shape, 1, y.shape[-1])
+    return torch.take_along_dim(y, index, -2).squeeze(-2)
