@@ -69,7 +69,6 @@ TITLES = {
 SCORES = dict.fromkeys(list(TITLES)[:5], ".3f") | {"effective_rank": ".1f"}
 SCORES["few_label_gain"] = "+.3f"
 MATRIX = dict.fromkeys(list(TITLES)[6:], ".1f")
-BASELINES = ("raw pixels", "PCA-10", "untrained encoder")
 
 Figures = dict[str, dict[str, float]]
 Row = dict[str, Any]
@@ -388,30 +387,27 @@ def _named(setting: Row) -> str:
 
 
 def one_seed(seed: int, epochs: int, methods: tuple[str, ...], runs: Path) -> Figures:
-    """Fit every method with this seed and measure it, unless its file is there."""
-    saved = runs / f"{epochs} epochs, seed {seed}.json"
-    if saved.is_file():
-        found: Figures = json.loads(saved.read_text())
-        if found.keys() >= set(methods):
-            return {row: found[row] for row in found if row in {*methods, *BASELINES}}
+    """Fit every method with this seed, unless its folder is there, and measure all."""
     digits = ps.data.digits()
     views, fitted, seconds = recipes.views(digits), {}, {}
     for name in methods:
-        torch.manual_seed(seed)
-        fitted[name], began = recipes.objective(name, digits, DIM), time.process_time()
-        recipes.fit(fitted[name], digits, views=views, epochs=epochs, progress=False)
-        seconds[name] = time.process_time() - began
-    compared = ps.compare(
+        saved = runs / f"{name}, {epochs} epochs, seed {seed}"
+        if not (saved / "probssl.json").is_file():
+            torch.manual_seed(seed)
+            objective, began = recipes.objective(name, digits, DIM), time.process_time()
+            recipes.fit(objective, digits, views=views, epochs=epochs, progress=False)
+            ps.save(objective, saved, seconds=time.process_time() - began)
+        fitted[name] = ps.load(saved)
+        notes = json.loads((saved / "probssl.json").read_text())["notes"]
+        seconds[name] = notes["seconds"]
+    found = ps.compare(
         fitted, digits, views=views, seconds=seconds, seed=seed, progress=False
     )
-    tables = (compared.matrix.T.to_dict(), compared.table.T.to_dict())
-    found = {
+    tables = (found.matrix.T.to_dict(), found.table.T.to_dict())
+    return {
         row: {k: v for k, v in (tables[0][row] | tables[1][row]).items() if v == v}
         for row in tables[0]
     }
-    runs.mkdir(parents=True, exist_ok=True)
-    saved.write_text(json.dumps(found))
-    return found
 
 
 def kept(results: Path, seeds: int, epochs: int) -> dict[str, dict[str, list[float]]]:

@@ -30,7 +30,7 @@ def digits(module: ModuleType, folder: Path) -> None:
     path, runs = folder / "digits.json", folder / "runs"
     options = {"seeds": 1, "epochs": 1, "jobs": 1, "results": path, "runs": runs}
     first = module.main(methods=("SimCLR",), **options)
-    assert module.one_seed(0, 1, ("SimCLR",), runs).keys() == first.keys()
+    assert module.main(methods=("SimCLR",), **options) == first  # from its folder
     figures = module.main(methods=("VAE",), **options)
     assert list(figures)[:4] == ["VAE", "SimCLR", "raw pixels", "PCA-10"]
     assert figures["SimCLR"] == first["SimCLR"]
