@@ -129,34 +129,10 @@ def measured() -> dict[str, dict[str, tuple[float, float]]]:
     return figures("digits")["mean and sd"]
 
 
-def test_every_score_in_the_table_was_measured():
-    own = DIGITS.split("## Few labels")[0]
-    scores, shown = measured(), table(own, r"[-+]?[.\d]+ ± [.\d]+", 6)
-    assert shown.keys() == scores.keys()
-    formats = {
-        "linear_probe": ".3f",
-        "few_label_probe": ".3f",
-        "few_label_gain": "+.3f",
-        "knn": ".3f",
-        "cluster_accuracy": ".3f",
-        "effective_rank": ".1f",
-    }
-    for name, cells in shown.items():
-        for cell, (column, form) in zip(cells, formats.items(), strict=True):
-            mean, sd = scores[name][column]
-            assert cell == f"{mean:{form}} ± {sd:{form.lstrip('+')}}", (name, column)
-
-
-def test_every_entry_of_the_matrix_was_measured():
-    scores, shown = measured(), table(DIGITS, r"(?:-?[.\d]+ ± [.\d]+|–)", 7)
-    assert shown.keys() == scores.keys()
-    columns = ["log_det", "gaussian_kernel", "gaussian_nearest", "spherical_kernel"]
-    columns += ["info_nce", "gaussian_information", "decoded"]
-    for name, cells in shown.items():
-        for cell, column in zip(cells, columns, strict=True):
-            mean, sd = scores[name].get(column, (None, None))
-            expected = "–" if mean is None else f"{mean:.1f} ± {sd:.1f}"
-            assert cell == expected, (name, column)
+def test_every_figure_in_the_tables_of_digits_was_measured():
+    made = script("digits")
+    for columns in (made.SCORES, made.MATRIX):
+        assert made.table(measured(), columns) in DIGITS
 
 
 def test_every_score_in_the_readme_was_measured():
