@@ -72,10 +72,11 @@ FEW = tuple(
     for change in (
         {},
         {"label_weight": 10.0},
+        {"label_weight": 3.0},
+        {"label_weight": 10.0, "style": 6},
         {"label_weight": 100.0},
-        {"noise": 0.2},
         {"noise": 0.5},
-        {"style": 6},
+        {"noise": 0.2},
     )
 )
 CHOICES: tuple[tuple[tuple[tuple[int, int], ...], tuple[Setting, ...]], ...] = (
