@@ -14,8 +14,8 @@ Methods have the settings of `probssl.recipes`. `--choose` makes these choices a
 every method with hyper-parameters is fitted to four fifths of the training images with
 its settings of version 0.1.0 and with others, one number changed at a time, and z of
 the last fifth is scored by the mean of linear probe and few-label probe; each seed
-holds another fifth out. The setting with the highest mean over three seeds is chosen.
-No test image is seen. Results:
+holds another fifth out. A setting is changed where another is better by more than two
+standard errors over three seeds. No test image is seen. Results:
 benchmarks/results/digits_choices.json.
 
 Every fit is kept, so that a run that was stopped goes on.
@@ -347,37 +347,51 @@ def choose(
 
 def scores(rows: list[Row], choice: str) -> list[tuple[Row, list[float]]]:
     """Each setting with its score in each seed, a mean over methods."""
-    found = []
     own = [row for row in rows if row["choice"] == choice]
-    for setting in [r["setting"] for r in own if r["seed"] == 0]:
-        if setting in [s for s, _ in found]:
-            continue
-        here = [row for row in own if row["setting"] == setting]
-        seeds = sorted({row["seed"] for row in here})
-        each = [mean(r["score"] for r in here if r["seed"] == seed) for seed in seeds]
-        found.append((setting, each))
+    found: list[tuple[Row, list[float]]] = []
+    for setting in (row["setting"] for row in own):
+        if setting not in [known for known, _ in found]:
+            here = [row for row in own if row["setting"] == setting]
+            seeds = sorted({row["seed"] for row in here})
+            each = [[r["score"] for r in here if r["seed"] == seed] for seed in seeds]
+            found.append((setting, [mean(some) for some in each]))
     return found
 
 
+def gains(rows: list[Row], choice: str) -> list[tuple[Row, float, float]]:
+    """The other settings with their gains over that of 0.1.0, the best first.
+
+    Gains are paired: each seed has its images, labels and first weights. Beside the
+    mean stands its standard error.
+    """
+    found = scores(rows, choice)
+    old = next(each for setting, each in found if setting == BEFORE[choice])
+    others = []
+    for setting, each in found:
+        if setting != BEFORE[choice] and len(each) == len(old):
+            apart = [a - b for a, b in zip(each, old, strict=True)]
+            error = stdev(apart) / math.sqrt(len(apart))
+            others.append((setting, mean(apart), error))
+    return sorted(others, key=lambda other: -other[1])
+
+
 def chosen(rows: list[Row], choice: str) -> Row:
-    """The setting with the highest mean score, the first of equal ones."""
-    return max(scores(rows, choice), key=lambda pair: mean(pair[1]))[0]
+    """The setting of 0.1.0, unless others gain more than two standard errors: the best
+    of them."""
+    better = [s for s, gain, error in gains(rows, choice) if gain > 2 * error]
+    return [*better, BEFORE[choice]][0]
 
 
 def choices(rows: list[Row]) -> str:
-    """The chosen settings with their scores, in Markdown."""
-    lines = ["| method | settings | chosen | score | above that of 0.1.0 |", "|---" * 5]
-    lines[1] += "|"
+    """The settings with their scores, in Markdown."""
+    lines = ["| method | setting | score | others | the best of them | its gain |"]
+    lines.append("|---" * 6 + "|")
     for choice in dict.fromkeys(row["choice"] for row in rows):
-        found, before = scores(rows, choice), BEFORE[choice]
-        best = chosen(rows, choice)
-        own = next(each for setting, each in found if setting == best)
-        old = next(each for setting, each in found if setting == before)
-        gains = [a - b for a, b in zip(own, old, strict=True)]
-        error = stdev(gains) / math.sqrt(len(gains))
-        gain = "–" if best == before else f"{mean(gains):+.3f} ± {error:.3f}"
-        cells = [choice, str(len(found)), _named(best)]
-        cells += [f"{mean(own):.3f} ± {stdev(own):.3f}", gain]
+        others, found = gains(rows, choice), scores(rows, choice)
+        old = next(each for setting, each in found if setting == BEFORE[choice])
+        best, gain, error = others[0]
+        cells = [choice, _named(BEFORE[choice]), f"{mean(old):.3f}", str(len(others))]
+        cells += [_named(best), f"{gain:+.3f} ± {error:.3f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

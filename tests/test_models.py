@@ -46,6 +46,10 @@ def digits(module: ModuleType, folder: Path) -> None:
     ]
     assert module.choose(("LogDet",), 2, 1, path) == rows
     assert len(module.choices(rows).splitlines()) == 3
+    for better in (True, False):
+        scores = [0.1 * (row["setting"]["projector"] is better) for row in rows]
+        found = [r | {"score": s} for r, s in zip(rows, scores, strict=True)]
+        assert module.chosen(found, "LogDet") == {"projector": better}
     digits = ps.data.digits()
     out = torch.cat([module.held_out(digits, k).test.images for k in range(5)])
     assert sorted(out.sum((1, 2, 3))) == sorted(digits.train.images.sum((1, 2, 3)))

@@ -135,6 +135,21 @@ def test_every_figure_in_the_tables_of_digits_was_measured():
         assert made.table(measured(), columns) in DIGITS
 
 
+def test_recipes_have_the_settings_that_validation_images_of_digits_chose():
+    made, measured = script("digits"), figures("digits_choices")["rows"]
+    assert made.choices(measured) in DIGITS
+    data = ps.data.digits()
+    for method in {row["choice"] for row in measured} - {"data augmentation"}:
+        torch.manual_seed(0)
+        recipe = ps.recipes.objective(method, data)
+        torch.manual_seed(0)
+        own = made.GRIDS[method][0](data, **made.chosen(measured, method))
+        assert repr(recipe) == repr(own)
+        one, other = recipe.state_dict(), own.state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), method
+
+
 def test_every_score_in_the_readme_was_measured():
     scores, shown = measured(), table(README, r"-?[.\d]+ ± [.\d]+", 4)
     columns = {"linear_probe": 3, "few_label_probe": 3, "info_nce": 1, "decoded": 1}
