@@ -62,6 +62,27 @@ def test_the_likelihoods_of_binary_images_are_those_measured():
     assert script("vae_baselines").table(figures("vae_baselines")["rows"]) in DIGITS
 
 
+def test_what_halves_of_digits_share_was_measured():
+    found = figures("multimodal_halves")
+    made, section = script("multimodal_halves"), DIGITS.split("## Two modalities")[1]
+    assert made.table(found["rows"]) in section
+    whole, upper, lower = (f"{share:.3f}" for share in found["neighbours"].values())
+    said = f"{whole} for true images, {upper} and {lower} for the upper and the lower"
+    assert said in " ".join(section.split())
+    first = {row["method"]: row for row in found["rows"] if row["seed"] == 0}
+    both = {name: row[made.BOTH] for name, row in first.items()}
+    coupled = min(both["Gaussian, Coupled"], both["12 + 8, Coupled"])
+    assert f"{coupled - both['two VAEs']:.0f} nats over two VAEs" in section
+    assert f"by {coupled - both['one VAE']:.0f} over one VAE" in section
+    above = both["12 + 8, Coupled, some absent"] - both["two VAEs"]
+    assert f"{above:.1f} above two VAEs" in section
+    alone = {name: first[name][made.FIRST] for name in first if name != "one VAE"}
+    lost = (
+        alone["two VAEs"] - alone[n] for n in ("Gaussian, Coupled", "12 + 8, Coupled")
+    )
+    assert "{:.0f} to {:.0f} nats below".format(*lost) in section
+
+
 def test_the_scores_of_content_and_style_are_those_of_their_fits():
     measured = figures("content_and_style")["rows"]
     assert script("content_and_style").table(measured) in DIGITS
