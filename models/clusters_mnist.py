@@ -7,7 +7,8 @@ by what the views of an image have in common. The fit starts as VaDE does: at a 
 without components, of ten content and four style dimensions (`priors.ContentStyle`),
 and a Gaussian mixture fitted to its z. z gets a new basis, in which the covariances of
 the prior are those of the mixture; the encoder's last layer and the decoder's first one
-take it up, so that the fit goes on where it was.
+take it up, so that the fit goes on where it was. The joined components of that start
+are also the pseudo-labels, in its first epochs, of a mixture of ten.
 
 Beside them are k-means and that Gaussian mixture, of z of the model without components
 and of a VAE, and two other starts of `priors.Mixture`: random means, and the classes
@@ -20,15 +21,21 @@ start and the number of components were chosen on validation images, the last 5,
 training images, by their accuracy with one seed: a choice by labels, which a user
 without any cannot make. Nothing was chosen on test images.
 
+Reaches 0.707 with ten components and 0.788 with twenty that are joined, less than the
+published 0.945 of VaDE. From the classes it ends at 0.881, with a bound 21 nats above
+that from random means: the search limits the clusters first.
+
 Results: docs/results.md, "Clusters". Writes benchmarks/results/clusters_mnist.json.
-Each seed leaves a file in runs/, and is not run again. Needs MNIST in the folder named
+Each fit leaves a file in runs/, and is not run again. Needs MNIST in the folder named
 by the environment variable PROBSSL_DATA.
 
-Takes three minutes of one CPU core for a seed.
+Takes half an hour of one CPU core.
 
 References:
     Variational Deep Embedding (Jiang et al., 2017)
     https://arxiv.org/abs/1611.05148
+    Agglomerative Information Bottleneck (Slonim and Tishby, 1999)
+    https://papers.nips.cc/paper/1651-agglomerative-information-bottleneck
 """
 
 import argparse
@@ -36,7 +43,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -57,18 +64,21 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import probssl as ps
 from probssl.views import Affine, Augment
 
-SEEDS, CLASSES, MANY, IMAGES, PAIRS = 10, 10, 20, 20_000, 2_000
+SEEDS, CLASSES, MANY, IMAGES, PAIRS = 5, 10, 20, 20_000, 2_000
 CONTENT, STYLE, SCALE, HIDDEN = 10, 4, 0.15, (256, 256)
-BATCH, FIRST, THEN = 240, (24, 2e-3), (6, 1e-3)  # epochs and learning rates
-OTHERS = 3  # seeds of the other starts
+BATCH, FIRST, THEN = 240, (16, 2e-3), (6, 1e-3)  # epochs and learning rates
+JOINED = "Mixture, from joined components"
+LABELLED = "Mixture, from the classes"
+RANDOM = "Mixture, from random means"
+FEW = 3  # seeds of the last two, and of the VAE
 HELD_OUT = ("validation", "test")
 CHOSEN_ON = "validation"
 SHOWN = Affine(rotate=25, scale=(0.7, 1.3), shift=0.1)
-MOST = "Mixture"  # the method whose clusters are described
+JOINED_MANY = f"Mixture, {MANY} components joined"
 FITS = {  # the prior and its number of components
     "Mixture": ("Mixture", CLASSES),
     "TwoTier": ("TwoTier", CLASSES),
-    f"Mixture, {MANY} components joined": ("Mixture", MANY),
+    JOINED_MANY: ("Mixture", MANY),
 }
 
 Parts = dict[str, ps.data.Split]
@@ -146,10 +156,10 @@ def mixture(seed: int, components: int = CLASSES) -> GaussianMixture:
 
 def start(
     kind: str,
+    components: int,
     objective: nn.Module,
     images: ps.data.Split,
     seed: int,
-    components: int = CLASSES,
 ) -> Start:
     r"""The mixture prior at a Gaussian mixture of z, in a basis of its own.
 
@@ -291,42 +301,56 @@ def own(objective: ps.limits.SimVAE, found: Parts) -> Row:
     return row | {"validation: classes by clusters": table.tolist()}
 
 
-def fits(seed: int, found: Parts) -> dict[str, Row]:
-    """The figures of each method with one seed."""
-    train, shape = found["train"], tuple(found["train"].images.shape[1:])
+def first(seed: int, train: ps.data.Split, runs: Path) -> ps.limits.SimVAE:
+    """The model without components, fitted or read from its folder."""
+    folder = runs / f"SimVAE, seed {seed}"
+    if (folder / "probssl.json").is_file():
+        loaded = ps.load(folder)
+        assert isinstance(loaded, ps.limits.SimVAE)
+        return loaded
+    prior = ps.priors.ContentStyle(CONTENT, STYLE, SCALE)
+    objective = simvae(prior, tuple(train.images.shape[1:]))
+    fit(objective, train, FIRST)
+    ps.save(objective, folder)
+    return objective
+
+
+def cell(name: str, seed: int, found: Parts, runs: Path) -> dict[str, Row]:
+    """The figures of what is fitted under one name, with one seed."""
+    train, dim = found["train"], CONTENT + STYLE
+    shape = tuple(train.images.shape[1:])
+    torch.manual_seed(seed)
+    if name in ("VAE", "SimVAE"):
+        if name == "VAE":
+            objective = simvae(ps.priors.Independent(dim), shape)
+            fit(objective, train, (2 * FIRST[0], FIRST[1]), number=1)
+        else:
+            objective = first(seed, train, runs)
+        value, rows = bound(objective, found), of_z(objective, found, seed)
+        return {f"{name}, {kind} of z": row | value for kind, row in rows.items()}
     rows: dict[str, Row] = {}
-    dim = CONTENT + STYLE
-
-    torch.manual_seed(seed)
-    vae = simvae(ps.priors.Independent(dim), shape)
-    fit(vae, train, (2 * FIRST[0], FIRST[1]), number=1)
-    for name, row in of_z(vae, found, seed).items():
-        rows[f"VAE, {name} of z"] = row | bound(vae, found)
-
-    torch.manual_seed(seed)
-    first = simvae(ps.priors.ContentStyle(CONTENT, STYLE, SCALE), shape)
-    fit(first, train, FIRST)
-    for name, row in of_z(first, found, seed).items():
-        rows[f"SimVAE, {name} of z"] = row | bound(first, found)
-
-    for name, (kind, components) in FITS.items():
+    if name in FITS:
+        before = first(seed, train, runs)
         torch.manual_seed(seed)
-        objective = moved(first, start(kind, first, train, seed, components))
+        objective = moved(before, start(*FITS[name], before, train, seed))
         rows[f"{name}, at the start"] = own(objective, found)
-        fit(objective, train, THEN)
-        rows[name] = own(objective, found)
-
-    if seed < OTHERS:
-        for name in ("random", "classes"):
+    else:
+        objective = simvae(ps.priors.Mixture(dim, CLASSES), shape)
+        plan, seen = FIRST, {"content": train.labels} if name == LABELLED else {}
+        if name == JOINED:
+            before = first(seed, train, runs)
             torch.manual_seed(seed)
-            objective = simvae(ps.priors.Mixture(dim, CLASSES), shape)
-            seen = {"content": train.labels} if name == "classes" else {}
-            fit(objective, train, FIRST, **seen)
-            if seen:
-                rows["Mixture, with labels"] = own(objective, found)
-            fit(objective, train, THEN)
-            rows[f"Mixture, start: {name}"] = own(objective, found)
-    return rows
+            many = moved(before, start("Mixture", MANY, before, train, seed))
+            clusters = joined(many, train, MANY)[component(many, train)]
+            plan, seen = (THEN[0], FIRST[1]), {"content": torch.as_tensor(clusters)}
+            for part in ("posterior", "decoder"):
+                own_part, fitted = (getattr(o.joint, part) for o in (objective, before))
+                own_part.load_state_dict(fitted.state_dict())
+        fit(objective, train, plan, **seen)
+        if name == LABELLED:
+            rows["Mixture, with labels"] = own(objective, found)
+    fit(objective, train, THEN)
+    return rows | {name: own(objective, found)}
 
 
 def main(
@@ -337,21 +361,23 @@ def main(
 ) -> list[Row]:
     """Return the figures of each method and seed."""
     rows: list[Row] = []
-    folder = runs / "clusters_mnist"
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        path = folder / f"seed {seed}.json"
+    runs = runs / "clusters_mnist"
+    runs.mkdir(parents=True, exist_ok=True)
+    found = parts(data or ps.data.load("mnist"), 1)
+    found["train"] = found["train"].take(IMAGES)
+    for seed, name in product(
+        seeds, ("VAE", "SimVAE", *FITS, JOINED, RANDOM, LABELLED)
+    ):
+        if name in ("VAE", RANDOM, LABELLED) and seed >= FEW:
+            continue
+        path = runs / f"{name}, seed {seed}.json"
         if not path.is_file():
             began = time.process_time()
-            found = parts(data or ps.data.load("mnist"), 1)
-            found["train"] = found["train"].take(IMAGES)
-            report = {"rows": fits(seed, found)}
-            seconds = round(time.process_time() - began)
-            path.write_text(json.dumps(report | {"CPU seconds": seconds}))
-        saved = json.loads(path.read_text())
-        cost = {"CPU seconds of the seed": saved["CPU seconds"]}
-        for method, row in saved["rows"].items():
-            rows.append({"method": method, "seed": seed, **row, **cost})
+            each = cell(name, seed, found, runs)
+            cost = {"CPU seconds": round(time.process_time() - began)}
+            path.write_text(json.dumps({k: row | cost for k, row in each.items()}))
+        for method, row in json.loads(path.read_text()).items():
+            rows.append({"method": method, "seed": seed, **row})
     write(results / "clusters_mnist.json", "clusters_mnist.py", rows=rows)
     return rows
 
@@ -359,7 +385,8 @@ def main(
 def table(rows: list[Row]) -> str:
     """The methods with their accuracies over the seeds, in Markdown."""
     columns = ["method", "seeds", "validation: accuracy", "test: accuracy"]
-    columns += ["least, largest", "test: NMI", "above the mixture of z", "bound"]
+    columns += ["least, largest", "of the highest bound", "above the mixture of z"]
+    columns += ["test: NMI", "bound of validation pairs"]
     shown = []
     for method in dict.fromkeys(row["method"] for row in rows):
         here = [row for row in rows if row["method"] == method]
@@ -373,14 +400,16 @@ def table(rows: list[Row]) -> str:
         cells = [method, str(len(here))]
         cells.append(spread([row["validation: accuracy"] for row in here]))
         cells += [spread(test), f"{min(test):.3f}, {max(test):.3f}"]
-        cells.append(spread([row["test: NMI"] for row in here]))
+        best = max(here, key=lambda row: row["validation: bound"])
+        cells.append("–" if "of z" in method else f"{best['test: accuracy']:.3f}")
         cells.append(gain(test, other) if here != base else "–")
+        cells.append(spread([row["test: NMI"] for row in here]))
         cells.append(spread([row["validation: bound"] for row in here], 1))
         shown.append(cells)
     return markdown(columns, shown)
 
 
-def shares(rows: list[Row], method: str = MOST) -> str:
+def shares(rows: list[Row], method: str = "Mixture") -> str:
     """How each class falls into components: the largest share, and other classes.
 
     Over seeds, the median share of a class in the component that has most of it; and in

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 import probssl as ps
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "models"))  # scripts import one another
 README = (ROOT / "README.md").read_text()
 DIGITS, PERFORMANCE, ADVICE, TEXT = (
     (ROOT / "docs" / page).read_text()
@@ -60,56 +58,51 @@ def test_the_tables_of_simvae_are_those_of_their_fits(name, fits):
     assert len({tuple(row[key] for key in keys) for row in measured}) == fits
 
 
-def test_the_tables_of_the_released_objective_are_those_of_their_fits():
-    measured, made = figures("simvae_release")["rows"], script("simvae_release")
-    assert made.tables(measured).strip() in DIGITS
-    fits = {(row["data"], row["views"], row["passes"]) for row in measured}
-    assert fits <= set(made.RUNS.values())
-    fits = {(*fit, method) for fit in fits for method in made.METHODS}
-    keys = ("data", "views", "passes", "method")
-    assert sorted(tuple(row[key] for key in keys) for row in measured) == sorted(
-        3 * list(fits)
-    )
+def test_the_clusters_of_mnist_are_those_of_their_fits():
+    made, measured = script("clusters_mnist"), figures("clusters_mnist")["rows"]
+    assert made.table(measured) in DIGITS and made.shares(measured) in DIGITS
+    section = DIGITS.split("## Clusters")[1].split("\n## ")[0]
+    text, about = " ".join(section.split()), " ".join(made.__doc__.split())
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in measured:
+        found.setdefault(row["method"], {})[row["seed"]] = row
 
-    def ahead(figure: str) -> float:
-        """Of the released objective over the bound, on MNIST with affine views."""
-        at = {"data": "mnist", "views": "affine"}
-        own = [row[figure] for row in measured if at.items() <= row.items()]
-        each = torch.tensor(own).view(2, 3).mean(1)
-        return float(each[0] - each[1])
+    def mean(name: str, key: str = "test: accuracy") -> float:
+        return sum(row[key] for row in found[name].values()) / len(found[name])
 
-    text = " ".join(
-        DIGITS.split("## The objective of SimVAE's released code")[1].split()
-    )
-    assert f"exact bound is {-ahead('test: bound of pairs'):.0f} nats lower" in text
-    better, entropy, worse = (ahead(f"test: {name}") for name in made.TERMS)
-    assert f"reconstructs {better:.0f} nats better, and loses {-worse:.0f} in" in text
-    assert f"alignment and {-entropy:.0f} in the entropy" in text
+    vae, base = "VAE, Gaussian mixture of z", "SimVAE, Gaussian mixture of z"
+    labelled, seen = "Mixture, with labels", {vae: made.FEW, made.RANDOM: made.FEW}
+    seen |= {labelled: made.FEW, made.LABELLED: made.FEW}
+    for name in (base, *made.FITS, made.JOINED, *seen):
+        assert sorted(found[name]) == list(range(seen.get(name, made.SEEDS)))
+    bounds = {name: mean(name, "validation: bound") for name in found}
+    for name in (made.LABELLED, made.RANDOM, made.JOINED):
+        assert f"{bounds[name]:.1f}".replace("-", "−") in text
+    gain = bounds[made.LABELLED] - bounds[made.RANDOM]
+    assert f"a bound {gain:.0f} nats above" in about
+    assert bounds[made.LABELLED] > bounds[labelled]
+    falls = f"falls from {mean(labelled):.3f} to {mean(made.LABELLED):.3f}"
+    assert falls in text and f"ends at {mean(made.LABELLED):.3f}" in about
+    many = mean(made.JOINED_MANY)
+    assert f"best mean is {many:.3f}" in text and many > mean(made.JOINED)
+    assert f"Reaches {mean('Mixture'):.3f} with ten components and {many:.3f}" in about
+    below = (mean(base) - mean(name) for name in ("Mixture", "TwoTier"))
+    assert "end {:.3f} and {:.3f} below".format(*below) in text
+    gains = [
+        found[base][k]["test: accuracy"] - row["test: accuracy"]
+        for k, row in found[vae].items()
+    ]
+    assert f"{sum(gains) / len(gains):.3f} above that of the VAE" in text
+    empty = [
+        row["validation: classes by clusters"]
+        for row in measured
+        if row["method"] in ("Mixture", "TwoTier")
+    ]
+    assert all(sum(column) for each in empty for column in zip(*each, strict=True))
 
 
 def test_the_likelihoods_of_binary_images_are_those_measured():
     assert script("vae_baselines").table(figures("vae_baselines")["rows"]) in DIGITS
-
-
-def test_what_halves_of_digits_share_was_measured():
-    found = figures("multimodal_halves")
-    made, section = script("multimodal_halves"), DIGITS.split("## Two modalities")[1]
-    assert made.table(found["rows"]) in section
-    whole, upper, lower = (f"{share:.3f}" for share in found["neighbours"].values())
-    said = f"{whole} for true images, {upper} and {lower} for the upper and the lower"
-    assert said in " ".join(section.split())
-    first = {row["method"]: row for row in found["rows"] if row["seed"] == 0}
-    both = {name: row[made.BOTH] for name, row in first.items()}
-    coupled = min(both["Gaussian, Coupled"], both["12 + 8, Coupled"])
-    assert f"{coupled - both['two VAEs']:.0f} nats over two VAEs" in section
-    assert f"by {coupled - both['one VAE']:.0f} over one VAE" in section
-    above = both["12 + 8, Coupled, some absent"] - both["two VAEs"]
-    assert f"{above:.1f} above two VAEs" in section
-    alone = {name: first[name][made.FIRST] for name in first if name != "one VAE"}
-    lost = (
-        alone["two VAEs"] - alone[n] for n in ("Gaussian, Coupled", "12 + 8, Coupled")
-    )
-    assert "{:.0f} to {:.0f} nats below".format(*lost) in section
 
 
 def test_the_scores_of_content_and_style_are_those_of_their_fits():
