@@ -26,7 +26,8 @@ from .likelihoods.base import shape_error
 from .runtime.precision import in_float32
 from .terms import Batch, Terms
 
-__all__ = ["ELBO", "IWAE", "LogWeights", "log_weights", "weighted_shares"]
+__all__ = ["ELBO", "IWAE", "LogWeights", "local_log_prob", "log_weights"]
+__all__ += ["weighted_shares"]
 
 
 class _Bound(NamedTuple):
@@ -247,6 +248,12 @@ def _drawn(joint: Joint, guide: Trace) -> dict[str, Tensor]:
     """The samples of random hyper-parameters."""
     nodes = cast(dict[str, Any], guide.nodes)
     return {h.name: nodes[h.name]["value"] for h in joint.prior.random()}
+
+
+def local_log_prob(trace: Trace) -> Float[Tensor, "*particles item"]:
+    """The log-density of the sites of each item."""
+    first, *others = _log_probs(trace)[0].values()
+    return sum(others, start=first)
 
 
 def _log_probs(trace: Trace) -> tuple[dict[str, Tensor], list[Tensor]]:

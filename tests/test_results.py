@@ -152,6 +152,10 @@ def test_what_lowers_pareto_k_was_measured():
         found = [f"{own[-1]['evidence']:.1f}", f"{own[-1]['median_ess']:.0f}"]
         found += [f"{100 * row['above']:.0f} %" for row in own]
         assert cells.split(" | ") == found
+    of = {(row["change"], row["particles"]): row for row in measured}
+    gain = of["`refine=500`", 10_000]["evidence"] - of["quickstart", 10_000]["evidence"]
+    assert f"the estimate rises by {gain:.1f} nats" in page
+    assert f"it takes {of['`refine=500`', 1_000]['cost']:.0f} times the time" in page
 
 
 def test_the_guides_of_mnist_were_measured_on_no_test_image():

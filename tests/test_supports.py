@@ -175,6 +175,10 @@ def below_scale(y, a, b):
     return 2 * math.log(3) + 6 * y - 4 * math.log(a * b)
 
 
+JUMPS = "ignore:p.z.y. jumps at an end:UserWarning"
+
+
+@pytest.mark.filterwarnings(JUMPS)
 @pytest.mark.parametrize("family, plain", [(shifted, below), (pareto, below_scale)])
 def test_views_whose_support_moves_with_the_content(family, plain):
     prior = ps.priors.Custom(lambda y: family(y).to_event(1), dim=1)
@@ -200,6 +204,7 @@ def test_bounds_that_are_tensors_and_the_same_for_every_y_stay_a_box(low):
     assert prior(3).log_prob(z - 4).eq(-math.inf).all()
 
 
+@pytest.mark.filterwarnings(JUMPS)
 def test_views_whose_support_moves_are_points_of_all_numbers():
     prior = ps.priors.Custom(lambda y: shifted(y).to_event(1), dim=1)
     z = torch.randn(64, 2, 1)
@@ -213,6 +218,78 @@ def test_views_whose_support_moves_are_points_of_all_numbers():
         x = torch.randn(items, 2, 3)
         objective.check(ps.Batch(x))
         assert sum(objective(ps.Batch(x))).isfinite()
+
+
+def smooth(y):
+    waits = dist.Gamma(torch.full_like(y, 3.0), 3.0)
+    return moved(waits, T.AffineTransform(y, 1.0))
+
+
+@pytest.mark.parametrize("family, jumps", [(shifted, True), (smooth, False)])
+def test_a_density_that_jumps_at_a_moving_end_is_warned_of(family, jumps):
+    """The gradient with respect to z, against central differences."""
+
+    def build():
+        return ps.priors.Custom(lambda y: family(y).to_event(1), dim=1)
+
+    if jumps:
+        with pytest.warns(UserWarning, match="its gradient lacks the term"):
+            build()
+        return
+    prior = build().double()
+    z = torch.tensor([[[1.1], [0.9]], [[-0.5], [0.2]]]).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(prior(2).log_prob(z).sum(), z)
+    step = 1e-4 * torch.eye(4, dtype=torch.double).view(4, 2, 2, 1)
+    with torch.no_grad():
+        ends = [prior(2).log_prob(z + s * step).sum(-1) for s in (1, -1)]
+    found = (ends[0] - ends[1]).view(2, 2, 1) / 2e-4
+    torch.testing.assert_close(gradient, found, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings(JUMPS)
+def test_a_view_in_place_of_y_has_no_mass_off_its_support():
+    prior = ps.priors.Custom(lambda y: shifted(y).to_event(1), dim=1)
+    a, b = torch.zeros(1, 1), torch.tensor([[-2.0], [1.0]])
+    found = prior.log_kernel(a, b, plug_in=True)
+    torch.testing.assert_close(found, torch.tensor([[-math.inf, -1.0]]))
+
+
+class Widened(torch.nn.Module):
+    """p(z|y) = w · Beta(2, 2), whatever y, with a learned w."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = ps.hyper.Positive(ps.learned(1.3), "w")
+
+    def forward(self, y):
+        two = torch.full_like(y, 2.0)
+        return moved(dist.Beta(two, two), T.AffineTransform(0.0, self.w())).to_event(1)
+
+
+def test_a_learned_end_is_the_present_one():
+    prior = ps.priors.Custom(Widened(), dim=1)
+    with torch.no_grad():
+        prior.conditional.w.log.fill_(math.log(3.0))
+    z = torch.tensor([[[2.0]], [[3.5]]])
+    exact = torch.from_numpy(stats.beta(2, 2, scale=3).logpdf(z.flatten()))
+    found = prior(1).log_prob(z).double()
+    torch.testing.assert_close(found[:1], exact[:1], atol=1e-4, rtol=0)
+    assert not found[1] > -30
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_have_supports_of_their_own(seed):
+    torch.manual_seed(seed)
+    shares, low = torch.tensor([0.95, 0.05]), torch.tensor([0.0, 5.0])
+
+    def given(k):
+        start = low[k].unsqueeze(-1)
+        return dist.Uniform(start, start + 1).to_event(1)
+
+    prior = ps.priors.Custom(given, dim=1, y_prior=dist.Categorical(shares))
+    found = prior(1).log_prob(torch.tensor([[[0.5]], [[5.5]], [[3.0]]]))
+    expected = torch.cat([shares.log(), torch.tensor([-math.inf])])
+    torch.testing.assert_close(found, expected)
 
 
 class Elu(torch.distributions.Transform):

@@ -34,6 +34,7 @@ __all__ = [
     "dimensions",
     "ends_of",
     "from_real",
+    "has_jumps",
     "in_words",
     "is_real",
     "is_sphere",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 _IMAGES: WeakKeyDictionary[Distribution, constraints.Constraint] = WeakKeyDictionary()
+NEAR, JUMP = 1e-5, 1e-3  # of the spread of z, and of the density at its peak
 MOST_STATES = 4096  # of a discrete content that is summed out
 
 
@@ -89,28 +91,47 @@ def support_of(distribution: Any) -> constraints.Constraint:
     return support
 
 
-def common_support(distribution: Any) -> tuple[constraints.Constraint, bool]:
+def common_support(
+    distribution: Any, free: bool
+) -> tuple[constraints.Constraint, bool]:
     """A support of all distributions of a batch, and whether theirs may differ.
 
     Where they do it is R^n.
+
+    Arguments:
+        free: Whether the ends may be learned.
     """
     support, event = support_of(distribution), distribution.event_shape
-    ends = [end for end in ends_of(support) if isinstance(end, Tensor)]
-    if not ends:
+    if not any(isinstance(end, Tensor) for end in ends_of(support)):
         return support, False
-    shape = distribution.batch_shape + event
-    rows = [end.expand(shape).reshape(-1, *event) for end in ends]
-    if any(end.requires_grad or bool((end != end[:1]).any()) for end in rows):
-        return constraints.independent(constraints.real, len(event)), True
-    number = copy.copy(number_of(support))
+    number, shape = copy.copy(number_of(support)), distribution.batch_shape + event
+    real: Any = constraints.real
     for name in ("lower_bound", "upper_bound"):
         end = getattr(number, name, None)
         if isinstance(end, Tensor):
-            own = end.expand(shape).reshape(-1, *event)[0]
-            same = bool((own == own.flatten()[0]).all())
-            setattr(number, name, float(own.flatten()[0]) if same else own)
+            rows = end.expand(shape).reshape(-1, *event)
+            if free or bool((rows != rows[:1]).any()):
+                number = real
+                break
+            same = bool((rows == rows.flatten()[0]).all())
+            setattr(number, name, float(rows.flatten()[0]) if same else rows[0])
     whole: Any = constraints.independent(number, len(event)) if event else number
-    return whole, any(isinstance(end, Tensor) for end in ends_of(number))
+    return whole, True
+
+
+@torch.no_grad()
+def has_jumps(distribution: Any) -> bool:
+    """Whether a density is not 0 just inside a finite end of its support."""
+    z = distribution.sample()
+    ends, far = ends_of(support_of(distribution)), z.std().clamp(min=1e-6)
+    peak = distribution.log_prob(z).max()
+    for end, side in zip(ends, (1.0, -1.0), strict=True):
+        if end is not None:
+            near = torch.as_tensor(end, dtype=z.dtype) + side * NEAR * far
+            inside = distribution.log_prob(near.expand(z.shape))
+            if bool((inside > peak + math.log(JUMP)).any()):
+                return True
+    return False
 
 
 def is_transformed(distribution: Any) -> bool:

@@ -17,12 +17,12 @@ from ..arrays import plain
 from ..data.batches import Loadable, Views
 from ..joint import Joint
 from ..nn.base import takes
-from ..priors import Prior
+from ..priors import Custom, Prior
 from ..terms import Batch
 from .items import BAR_DELAY, chunks, evaluating
 from .joints import check_proper, check_spread, checked, joint_of
 
-__all__ = ["Content", "draw_content", "posterior_y"]
+__all__ = ["Content", "draw_content", "posterior_y", "with_component"]
 
 COMPONENT, SHARES = "component", "component_probs"
 
@@ -31,8 +31,7 @@ class Content(NamedTuple):
     r"""The posterior of the content of each item, :math:`p(y \mid x_1, \dots, x_V)`.
 
     Arguments:
-        mean: Of the draws, (item, dim); on a sphere it lies inside. None where y is a
-            component alone.
+        mean: Of the draws, (item, dim); on a sphere inside it. None of a discrete y.
         std: Their standard deviation, (item, dim), or None.
         draws: Of y, (draw, item, dim); of the component, (draw, item), where y is one.
         shares: The posterior of the components, (item, component), None without.
@@ -93,6 +92,8 @@ def posterior_y(
     if "y" not in found:
         return Content(None, None, found[COMPONENT], shares)
     y = found["y"]
+    if y.dtype.kind != "f":
+        return Content(None, None, y, shares)
     return Content(y.mean(0), y.std(0), y, shares)
 
 
@@ -103,7 +104,7 @@ def _drawn(joint: Joint, batch: Batch, draws: int) -> dict[str, np.ndarray]:
             guide: Any = poutine.trace(joint.guide).get_trace(batch).nodes
         hypers = {h.name: guide[h.name]["value"] for h in joint.prior.random()}
         if "y" in guide:
-            found = {"y": guide["y"]["value"]}
+            found = with_component(joint.prior, guide["y"]["value"], hypers, batch)
         else:
             found = draw_content(joint.prior, guide["z"]["value"], hypers, batch)
         each.append({name: plain(value) for name, value in found.items()})
@@ -129,10 +130,7 @@ def draw_content(
     method: Any = getattr(prior, "posterior_y", None)
     if method is None:
         return {}
-    present, given = None, dict(hypers)
-    if batch is not None:
-        present = batch.present
-        given |= {} if batch.content is None else {COMPONENT: batch.content}
+    present, given = None if batch is None else batch.present, _given(hypers, batch)
     takes("posterior_y", method, z, present, **given)
     y = method(z, present, **given)
     try:
@@ -144,10 +142,35 @@ def draw_content(
     found = {COMPONENT: k, SHARES: shares.probs}
     if isinstance(y, MixtureSameFamily):
         found["y"] = _of_component(y.component_distribution.sample(), k)
+    elif isinstance(prior, Custom):
+        found["y"] = prior.states()[k]
     elif not isinstance(y, Categorical):
-        states: Any = prior
-        found["y"] = states.states()[k]
+        found["y"] = y.sample()
     return found
+
+
+def _given(hypers: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Tensor]:
+    """Drawn hyper-parameters and known components."""
+    known = None if batch is None else batch.content
+    return dict(hypers) | ({} if known is None else {COMPONENT: known})
+
+
+def with_component(
+    prior: Prior,
+    y: Tensor,
+    hypers: Mapping[str, Tensor],
+    batch: Batch | None = None,
+) -> dict[str, Tensor]:
+    """y, and the component drawn from p(k|y) with its shares, if p(y) is a mixture."""
+    try:
+        mixture = prior.content(**_given(hypers, batch))
+    except TypeError:  # p(y) is not known
+        return {"y": y}
+    if not isinstance(mixture, MixtureSameFamily):
+        return {"y": y}
+    each = mixture.component_distribution.log_prob(y.unsqueeze(-2))
+    shares = Categorical(logits=mixture.mixture_distribution.logits + each)
+    return {"y": y, COMPONENT: shares.sample(), SHARES: shares.probs}
 
 
 def _of_component(y: Tensor, k: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from ..joint import Joint
 from ..limits._base import Embedding
 from ..terms import Batch
 from .containers import Variable, container, provenance
-from .contents import COMPONENT, SHARES, draw_content
+from .contents import COMPONENT, SHARES, draw_content, with_component
 from .evidence import weigh
 from .items import BAR_DELAY, chunks, evaluating
 from .joints import (
@@ -49,6 +49,7 @@ def to_arviz(
     views: Views | None = None,
     predictive: bool = True,
     particles: int | None = None,
+    content: bool = True,
 ) -> "arviz.InferenceData | xarray.DataTree":
     r"""Draw from the posterior and the prior of some items, as a container for ArviZ.
 
@@ -100,6 +101,8 @@ def to_arviz(
             4 · draws · items · views · pixels bytes, 160 MB for 100 images of MNIST.
         particles: The number of samples for the `evidence` of each item; None leaves
             it out.
+        content: Whether to draw y and components; where y is integrated out numerically
+            (`priors.Custom`), that takes longer than all else.
 
     Raises:
         ValueError: If there is no posterior with a density, p(y) is flat, or the data
@@ -118,10 +121,10 @@ def to_arviz(
         rows = _rows(items, len(source))
         batch = joint.arranged(source.batch(torch.from_numpy(rows)))
         joint.check(batch)
-        after = _many(_posterior, joint, batch, draws, predictive)
+        after = _many(_posterior, joint, batch, draws, predictive, content)
         parts = batch.parts  # one item: the prior ignores its data
         anyone = Batch(tuple(x[:1] for x in parts) if joint.several else parts[0][:1])
-        before = _many(_prior, joint, anyone, draws, predictive)
+        before = _many(_prior, joint, anyone, draws, predictive, content)
         if particles is not None:
             check_density(joint, "an evidence")
             found = weigh(joint, batch, whole("particles", particles))
@@ -131,17 +134,18 @@ def to_arviz(
 
 
 def _many(
-    draw: Callable[[Joint, Batch, int, bool], Draws],
+    draw: Callable[[Joint, Batch, int, bool, bool], Draws],
     joint: Joint,
     batch: Batch,
     draws: int,
     predictive: bool,
+    content: bool,
 ) -> dict[str, np.ndarray]:
     """Draws in parts that fit into memory, concatenated on the host."""
     found: dict[str, np.ndarray] = {}
     done, sizes = 0, chunks(draws, batch)
     for n in tqdm(sizes, "draws", delay=BAR_DELAY, unit="part"):
-        for name, values in draw(joint, batch, n, predictive).items():
+        for name, values in draw(joint, batch, n, predictive, content).items():
             part = plain(values)
             if name not in found:
                 found[name] = np.empty((draws, *part.shape[1:]), part.dtype)
@@ -150,7 +154,9 @@ def _many(
     return found
 
 
-def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
+def _posterior(
+    joint: Joint, batch: Batch, n: int, predictive: bool, content: bool
+) -> Draws:
     with pyro.plate("particles", n, dim=-2):
         guide = poutine.trace(joint.guide).get_trace(batch)
         model = poutine.trace(poutine.replay(joint.model, guide)).get_trace(batch)
@@ -166,8 +172,10 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
         "log_q": torch.stack([_log_prob(q[name]) for name in latent]).sum(0),
     }
     hyper = [h.name for h in joint.prior.random()]
-    if "y" not in found:
-        hypers = {h: q[h]["value"] for h in hyper}
+    hypers = {h: q[h]["value"] for h in hyper}
+    if "y" in found:
+        found |= with_component(joint.prior, found["y"], hypers, batch)
+    elif content:
         found |= draw_content(joint.prior, found["z"], hypers, batch)
     if hyper:
         found["log_p_hyper"] = torch.cat([_log_prob(p[h]) for h in hyper], 1).sum(1)
@@ -178,7 +186,9 @@ def _posterior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
     return found | {h: q[h]["value"].squeeze(1) for h in hyper}
 
 
-def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
+def _prior(
+    joint: Joint, batch: Batch, n: int, predictive: bool, content: bool
+) -> Draws:
     with pyro.plate("particles", n, dim=-2):
         model = poutine.trace(poutine.uncondition(joint.model)).get_trace(batch)
     p: dict[str, Any] = dict(model.nodes)
@@ -186,9 +196,11 @@ def _prior(joint: Joint, batch: Batch, n: int, predictive: bool) -> Draws:
     hypers = {h.name: p[h.name]["value"] for h in joint.prior.random()}
     names += [*joint.sites] * predictive + [*hypers]
     found = {name: p[name]["value"] for name in names}
-    if "y" not in found:
+    if "y" in found:
+        found |= with_component(joint.prior, found["y"], hypers)
+    elif content:
         found |= draw_content(joint.prior, found["z"], hypers)
-        found.pop(SHARES, None)
+    found.pop(SHARES, None)
     return {name: value.squeeze(1) for name, value in found.items()}
 
 

@@ -1,13 +1,16 @@
 """The evidence (marginal likelihood) by importance sampling, with Pareto k̂ and ESS."""
 
 import math
+import time
+import warnings
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from ..arguments import typed, whole
 from ..arrays import plain
@@ -20,6 +23,7 @@ from ..terms import Batch
 from .containers import pareto_k
 from .items import chunks, evaluating
 from .joints import check_density, check_proper, check_spread, checked, joint_of
+from .refinement import Refined, check_refinable
 
 __all__ = ["Evidence", "evidence", "weigh"]
 
@@ -37,12 +41,16 @@ class Evidence(NamedTuple):
             estimate is unreliable. NaN where no tail can be fitted: below 25 particles,
             or where the weights differ by no more than rounding.
         measure: The measure of the density p(x). Evidences compare under one measure.
+        before: The same by the guide alone, where the proposal was refined.
+        cost: How many times the CPU time of that it took.
     """
 
     log_evidence: Float[np.ndarray, " item"]
     ess: Float[np.ndarray, " item"]
     pareto_k: Float[np.ndarray, " item"]
     measure: str
+    before: "Evidence | None" = None
+    cost: float = 1.0
 
     @property
     def mean(self) -> float:
@@ -66,15 +74,20 @@ class Evidence(NamedTuple):
 
     def _rows(self) -> list[tuple[str, str]]:
         """What a short form shows, by name."""
-        n, known = len(self.log_evidence), np.isfinite(self.pareto_k)
-        bad = f"{int((self.pareto_k > RELIABLE_K).sum())} of {n} items"
-        return [
-            ("items", f"{n:,}"),
-            ("mean", f"{self.mean:.2f} ± {self.standard_error:.2f} nats per item"),
-            ("median ESS", f"{np.median(self.ess):.1f}"),
-            (f"Pareto k̂ > {RELIABLE_K}", bad if known.any() else "unknown"),
-            ("measure", self.measure),
-        ]
+        mean = f"{self.mean:.2f} ± {self.standard_error:.2f} nats per item"
+        rows = {"mean": mean, "median ESS": f"{np.median(self.ess):.1f}"}
+        bad, known = int((self.pareto_k > RELIABLE_K).sum()), np.isfinite(self.pareto_k)
+        n, before = len(self.log_evidence), self.before
+        rows[f"Pareto k̂ > {RELIABLE_K}"] = (
+            f"{bad} of {n} items" if known.any() else "unknown"
+        )
+        if before is not None:
+            own = dict(before._rows())
+            rows = {
+                name: f"{value} (before: {own[name]})" for name, value in rows.items()
+            }
+            rows["cost"] = f"{self.cost:.1f} times as long"
+        return [("items", f"{n:,}"), *rows.items(), ("measure", self.measure)]
 
 
 @typed
@@ -83,6 +96,7 @@ def evidence(
     data: Loadable,
     *,
     particles: int = 100,
+    refine: int = 0,
     views: Views | None = None,
     batch_size: int = 64,
 ) -> Evidence:
@@ -102,13 +116,18 @@ def evidence(
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
             one per modality; or a DataLoader that does not shuffle.
         particles: The number K of samples.
+        refine: How many gradient steps fit a proposal of its own to each item, in place
+            of q(z|x) (`posterior.refinement`); 500 lower Pareto k̂ below 0.7 for most
+            items. Neither the objective nor p(x) changes. A warning says for how many
+            items k̂ is still above.
         views: A sampler of views; the data of an item are then all of its views,
             :math:`\log p(x_1, \dots, x_V)`. By default an item is its only view.
 
     Raises:
         ValueError: If there is no evidence: no joint distribution, a flat p(y), a
             pseudo-likelihood, or a guide without a density; or data outside the support
-            of the likelihood.
+            of the likelihood; with `refine` also for z that are no vectors, and for an
+            explicit content.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2016)
@@ -120,21 +139,51 @@ def evidence(
     joint = joint_of(objective, "an evidence")
     for check in (check_density, check_proper, check_spread):
         check(joint, "an evidence")
-    parts = []
+    refine = whole("refine", refine, least=0)
+    if refine:
+        check_refinable(joint)
+    parts, refined, seconds = [], [], [0.0, 0.0]
     with evaluating(objective) as like:
         for batch in checked(joint, data, like, views, batch_size, "evidence"):
+            began = time.process_time()
             parts.append(weigh(joint, batch, particles))
+            seconds[0] += time.process_time() - began
+            if refine:
+                proposal = Refined(joint, batch, refine)
+                refined.append(_summary(proposal.log_weights(particles)))
+                seconds[1] += time.process_time() - began
+    before = _joined(parts, joint)
+    if not refine:
+        return before
+    cost = seconds[1] / max(seconds[0], 1e-9)
+    found = _joined(refined, joint)._replace(before=before, cost=cost)
+    if bad := int((found.pareto_k > RELIABLE_K).sum()):
+        warnings.warn(
+            f"Pareto k̂ is above {RELIABLE_K} for {bad} of {len(found.ess)} items after "
+            f"refinement (before: {int((before.pareto_k > RELIABLE_K).sum())}); take "
+            "more steps, refine=…, or leave these items out of a claim",
+            stacklevel=3,
+        )
+    return found
+
+
+Summary = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _joined(parts: Sequence[Summary], joint: Joint) -> Evidence:
     log_evidence, ess, k = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Evidence(log_evidence, ess, k, joint.likelihood.measure)
 
 
-def weigh(
-    joint: Joint, batch: Batch, particles: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The log of the mean weight, the effective sample size, and Pareto k̂."""
+def weigh(joint: Joint, batch: Batch, particles: int) -> Summary:
+    """The log evidence by the guide, with its diagnostics."""
     parts = (log_weights(joint, batch, n) for n in chunks(particles, batch))
-    log_weight = torch.cat([torch.as_tensor(sum(terms[:3])) for terms in parts])
+    return _summary(torch.cat([torch.as_tensor(sum(terms[:3])) for terms in parts]))
+
+
+def _summary(log_weight: Float[Tensor, "draw item"]) -> Summary:
+    """The log of the mean weight, the effective sample size, and Pareto k̂."""
     k = pareto_k(plain(log_weight.T))
     log_weight = log_weight.cpu().double()
-    mean = log_weight.logsumexp(0) - math.log(particles)
+    mean = log_weight.logsumexp(0) - math.log(len(log_weight))
     return plain(mean), plain(effective_sample_size(log_weight)), k

@@ -2,6 +2,7 @@ r"""A prior with any p(y) and any conditional density p(z|y)."""
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -24,10 +25,13 @@ from ..distributions.content import ContentPosterior, Integral, Rows, SharedCont
 from ..distributions.supports import (
     alike,
     common_support,
+    has_jumps,
+    is_real,
     is_sphere,
     space_of,
     states_of,
     support_of,
+    within,
 )
 from ..hyper import Positive, mapped, random_in
 from ..special import effective_sample_size
@@ -143,8 +147,14 @@ class Custom(Prior):
             check_parameters("conditional", conditional, y[:1, 0], given)
             check_parameters("y_prior", y_prior, y[:1, 0], lambda _: content)
             check_hypers(hypers, self.content, self._conditional, y[:5, 0])
-            self._space = common_support(self._example)
             self.discrete = support_of(content).is_discrete
+            with validation_enabled(False):
+                every = given(self.states() if self.discrete else y)
+            own = conditional if isinstance(conditional, nn.Module) else nn.Module()
+            free = any(p.requires_grad for p in own.parameters())
+            self._space = common_support(every, free)
+            moving = self._space[1] and is_real(self._space[0])
+            jumps = moving and not self.discrete and has_jumps(every)
             self.factorised = is_factorised(given, content, y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
             # A learned p(y) may become sparse.
@@ -154,6 +164,14 @@ class Custom(Prior):
             )
             self.integral = integral or self._default_integral(given(y[:, :1]))
         check_integral(self.integral, content, self.factorised)
+        if jumps:
+            warnings.warn(
+                "p(z|y) jumps at an end of its support, which y or learning moves: "
+                "log p is right, its gradient lacks the term of that end, and so a fit "
+                "goes astray; take noise whose density is 0 at its ends, such as "
+                "Gamma(3.0, rate) in place of Exponential(rate)",
+                stacklevel=2,
+            )
 
     def _default_integral(self, views: TorchDistribution) -> Integral:
         if self.discrete:
@@ -384,7 +402,10 @@ class Custom(Prior):
                 )
             with validation_enabled(False):
                 a, b = torch.broadcast_tensors(a.unsqueeze(-2), b.unsqueeze(-3))
-                return self._conditional({})(a).log_prob(b)
+                views = self._conditional({})(a)
+                found = views.log_prob(b)
+                moves = self._space[1]
+                return found.where(within(views, b), -math.inf) if moves else found
         rows = max(1, KERNEL_NUMBERS // max(1, 2 * b.numel()))
         parts = [super(Custom, self).log_kernel(part, b) for part in a.split(rows, -2)]
         return torch.cat(parts, -2)

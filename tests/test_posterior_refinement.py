@@ -1,0 +1,139 @@
+"""Refined evidence: against closed forms, and the grid of two dimensions."""
+
+import math
+import warnings
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import linear
+from helpers.catalogue import joint
+from helpers.linear import evidence as exact_evidence
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.data import groups
+
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings("ignore:Pareto:UserWarning"),
+]
+DIM, EVENT, NOISE, SCALE, PARTICLES = 2, 5, 0.4, 0.6, 2_000
+
+
+def astray(prior: ps.priors.Prior) -> ps.Joint:
+    """A linear-Gaussian model whose encoder knows nothing of it."""
+    model = linear.linear_gaussian(
+        prior, EVENT, NOISE, guide=ps.guides.DiagonalGaussian
+    )
+    torch.manual_seed(1)
+    for part in model.posterior.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=1.0)
+    return model
+
+
+def error(found: ps.posterior.Evidence) -> np.ndarray:
+    """Of the log of a mean of weights, by the delta method."""
+    return np.sqrt(np.maximum(1 / found.ess - 1 / PARTICLES, 1e-6))
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_evidence_of_a_bad_encoder_is_mended(views):
+    model, x = astray(ps.priors.Gaussian(DIM, SCALE)), torch.randn(6, views, EVENT)
+    found = ps.evidence(model, groups(x.numpy()), particles=PARTICLES, refine=200)
+    gap = found.log_evidence - exact_evidence(model, x).numpy()
+    assert (np.abs(gap) < 5 * error(found)).all() and (found.pareto_k < 0.7).all()
+    assert found.ess.min() > 3 * np.median(found.before.ess)
+    assert "(before: " in repr(found) and found.cost > 0
+
+
+def test_absent_views_and_known_components_are_those_of_the_model():
+    model = astray(ps.priors.Gaussian(DIM, SCALE))
+    x = torch.randn(4, 2, EVENT)
+    present = torch.tensor([[True, False]] * 4)
+    data = groups(x.numpy(), present=present.numpy())
+    found = ps.evidence(model, data, particles=PARTICLES, refine=200)
+    gap = found.log_evidence - exact_evidence(model, x[:, :1]).numpy()
+    assert (np.abs(gap) < 5 * error(found)).all()
+
+    mixture = astray(ps.priors.Mixture(DIM, 3, SCALE))
+    k = torch.tensor([0, 2, 1, 1])
+    data = groups(x.numpy(), content=k.numpy())
+    found = ps.evidence(mixture, data, particles=PARTICLES, refine=200)
+    decoder, places = mixture.decoder.weight, mixture.prior.components.loc
+    cov = SCALE**2 * decoder @ decoder.T + NOISE**2 * torch.eye(EVENT)
+    each = MultivariateNormal((places[k] @ decoder.T).unsqueeze(1), cov)
+    exact = each.log_prob(x).sum(1).detach() - math.log(3)
+    gap = found.log_evidence - exact.numpy()
+    assert (np.abs(gap) < 5 * error(found)).all()
+
+
+def test_random_hyper_parameters_are_averaged_over_their_guide():
+    model = astray(ps.priors.Gaussian(DIM, dist.LogNormal(-0.5, 0.3)))
+    model.population = torch.tensor(10.0)
+    x = torch.randn(3, 2, EVENT)
+    found = ps.evidence(model, groups(x.numpy()), particles=PARTICLES, refine=200)
+    nodes, shares = np.polynomial.hermite_e.hermegauss(30)
+    hyper, each = next(model.prior.random()), []
+    for node in nodes:
+        value = (hyper.loc + hyper.log_scale.exp() * node).exp()
+        with model.prior.at(scale=value):
+            each.append(exact_evidence(model, x).detach())
+    shares = torch.from_numpy(shares / shares.sum()).log()
+    exact = (torch.stack(each) + shares[:, None]).logsumexp(0)
+    assert (np.abs(found.log_evidence - exact.numpy()) < 5 * error(found)).all()
+
+
+def test_a_nonlinear_model_agrees_with_the_grid():
+    torch.manual_seed(3)
+    model = joint(ps.priors.Gaussian(2, SCALE), event=6)
+    for part in model.decoder.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.8)
+    x = ps.sample(model, 5)
+    data = torch.from_numpy(np.asarray(x)[:, 0])
+    found = ps.evidence(model, data, particles=PARTICLES, refine=300)
+    axis = torch.linspace(-8, 8, 801)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        p = model.decode(grid[:, None, None])
+        log_p = p.log_prob(data[:, None]).sum(-1).view(len(grid), -1)
+        log_p = log_p + model.prior(1).log_prob(grid[:, None])[:, None]
+    exact = log_p.logsumexp(0) + 2 * (axis[1] - axis[0]).log()
+    gap = found.log_evidence - exact.numpy()
+    reliable = found.pareto_k < 0.7
+    assert reliable.sum() >= 4 and (np.abs(gap) < 5 * error(found))[reliable].all()
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_the_objective_stays_as_it_was():
+    model = joint(ps.priors.Gaussian(2, SCALE), event=6)
+    model.decoder.requires_grad_(False)
+    before, modes = state(model), [p.requires_grad for p in model.parameters()]
+    ps.evidence(model, torch.randn(3, 6), particles=30, refine=5)
+    assert_close(state(model), before)
+    assert [p.requires_grad for p in model.parameters()] == modes
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_it_warns_where_weights_stay_heavy_and_refuses_what_it_cannot_do():
+    model = joint(ps.priors.Gaussian(3, 0.5))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = ps.evidence(model, 9 * torch.randn(8, 6), particles=50, refine=1)
+    bad = int((found.pareto_k > 0.7).sum())
+    assert bad and f"for {bad} of 8 items after refinement" in str(caught[-1].message)
+    sphere = joint(ps.priors.Spherical(3, 5.0), guide=ps.guides.PowerSpherical)
+    explicit = joint(ps.priors.Gaussian(3, 0.5), content=ps.guides.Content(3))
+    for other, what in ((sphere, "a sphere"), (explicit, "an explicit content")):
+        with pytest.raises(ValueError, match=f"vectors z.*got {what}"):
+            ps.evidence(other, torch.randn(2, 6), refine=5)
+    with pytest.raises(ValueError, match="refine as a whole number of at least 0"):
+        ps.evidence(model, torch.randn(2, 6), refine=-1)
