@@ -318,3 +318,32 @@ def test_bounds_on_either_side_are_refused():
     made = moved(dist.Exponential(torch.ones(2)), signs).to_event(1)
     with pytest.raises(ValueError, match="bounded on the same sides"):
         support_of(made)
+
+
+class Width(torch.nn.Module):
+    """p(y) = U(0, w) with a random w."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = ps.hyper.Positive(dist.LogNormal(0.7, 0.2), "w")
+
+    def forward(self):
+        w = self.w()
+        w = w if w.ndim else w.unsqueeze(0)
+        return dist.Uniform(torch.zeros_like(w), w).to_event(1)
+
+
+def test_a_content_between_random_ends():
+    prior = ps.priors.Custom(
+        lambda y: dist.Normal(y, SCALE).to_event(1), dim=1, y_prior=Width()
+    )
+    z, ends = torch.tensor([[[0.5], [0.9]], [[1.4], [2.2]]]), torch.tensor([1.5, 3.0])
+    found = prior(2, w=ends).log_prob(z)
+    views = stats.norm(scale=SCALE)
+    for i, (a, b) in enumerate(z.flatten(1).tolist()):
+        expected = integral(
+            lambda y, a=a, b=b: views.logpdf(a - y) + views.logpdf(b - y),
+            *(0, ends[i].item(), None),
+        )
+        log_width = math.log(ends[i].item())
+        assert found[i].item() == pytest.approx(expected - log_width, abs=2e-3)

@@ -170,7 +170,7 @@ class Custom(Prior):
                 "log p is right, its gradient lacks the term of that end, and so a fit "
                 "goes astray; take noise whose density is 0 at its ends, such as "
                 "Gamma(3.0, rate) in place of Exponential(rate)",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def _default_integral(self, views: TorchDistribution) -> Integral:

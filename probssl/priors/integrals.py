@@ -127,8 +127,8 @@ class Quadrature:
         def log_density(u: Tensor) -> Tensor:
             return content.log_prob(u) + views.log_views(content(u), value)
 
-        marks = content.numbers(value.detach())
-        marks = marks.nan_to_num(0.0, 0.0, 0.0).movedim(-2, 0)
+        marks = content.numbers(value.detach().movedim(-2, 0))
+        marks = marks.nan_to_num(0.0, 0.0, 0.0)
         more = _ends_of_components(base, content, marks)
         centre = _centre(base, content)
         if self.peaks:
