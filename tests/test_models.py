@@ -657,7 +657,6 @@ UNSAID = {  # with what they do not say, or choose on test images
     "against_baselines": "PID's ramp was chosen before there was a validation split",
     "digit_map": "its settings are not said to be chosen on anything",
     "digits": "its figures are of settings that were chosen on test images",
-    "few_labels_mnist": "its figures are of settings that were chosen on test images",
     "five_gaussians": "its settings are not said to be chosen on anything",
     "joint_embedding_vs_reconstruction": "its score was chosen to match a figure",
     "paradigms_under_noise": "its settings are not said to be chosen on anything",

@@ -414,12 +414,10 @@ def test_classes_of_digits_are_found_as_other_classifiers_of_z_find_them(family,
 
 
 def test_the_accuracies_with_few_labels_were_measured():
-    found = figures("few_labels_mnist")["rows"]
-    text = DIGITS.split("## Few labels")[1].split("\n## ")[0]
-    shown = table(text, r"[.\d]+ ± [.\d]+", 3)
-    assert list(shown) == ["100", "1,000"]
-    for number, cells in shown.items():
-        own = [row for row in found if f"{row['labels']:,}" == number]
-        assert len({row["draw"] for row in own}) == len(own) == 5
-        names = ("classify", "linear probe", "nearest mean")
-        assert cells == [spread([row[name] for row in own]) for name in names]
+    made, measured = script("few_labels_mnist"), figures("few_labels_mnist")["rows"]
+    assert made.table(measured) in DIGITS
+    assert (
+        len({(row["labels"], row["draw"]) for row in measured}) == len(measured) == 10
+    )
+    assert all(row["setting"] == made.SETTING._asdict() for row in measured)
+    assert made.choices(figures("few_labels_mnist_choices")["rows"]) in DIGITS
