@@ -237,6 +237,8 @@ def test_a_density_that_jumps_at_a_moving_end_is_warned_of(family, jumps):
             build()
         return
     prior = build().double()
+    with pytest.raises(ValueError, match="one support for every y.*whose ends move"):
+        ps.testing.check_prior(prior)
     z = torch.tensor([[[1.1], [0.9]], [[-0.5], [0.2]]]).double().requires_grad_()
     (gradient,) = torch.autograd.grad(prior(2).log_prob(z).sum(), z)
     step = 1e-4 * torch.eye(4, dtype=torch.double).view(4, 2, 2, 1)

@@ -153,8 +153,9 @@ class Custom(Prior):
             own = conditional if isinstance(conditional, nn.Module) else nn.Module()
             free = any(p.requires_grad for p in own.parameters())
             self._space = common_support(every, free)
-            moving = self._space[1] and is_real(self._space[0])
-            jumps = moving and not self.discrete and has_jumps(every)
+            # Whether the support of p(z|y) has ends that differ by y, or are learned.
+            self.moves = self._space[1] and is_real(self._space[0])
+            jumps = self.moves and not self.discrete and has_jumps(every)
             self.factorised = is_factorised(given, content, y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
             # A learned p(y) may become sparse.
@@ -244,7 +245,7 @@ class Custom(Prior):
             if part is not None and not isinstance(part, nn.Module)
         }
         shown = [f"{name}={kind}" for name, kind in names.items()]
-        hidden = "discrete", "factorised", "alike", "sparse"
+        hidden = "moves", "discrete", "factorised", "alike", "sparse"
         own = [text for text in super()._shown() if not text.startswith(hidden)]
         return [*own, *shown, f"integral={self.integral}"]
 

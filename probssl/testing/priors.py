@@ -113,7 +113,8 @@ def check_prior(
     Raises:
         LawError: If a law is broken; it names all that are.
         TypeError: If it is not a `Prior`.
-        ValueError: If its dim is None, or a number is out of range.
+        ValueError: If its dim is None, a number is out of range, or the support of
+            p(z|y) moves with y.
 
     Example:
         >>> import probssl as ps
@@ -122,6 +123,12 @@ def check_prior(
     hint = "inherit from it, for its log_prob and log_kernel"
     instance("prior", prior, Prior, "a ps.priors.Prior", hint)
     prior.known_dim()
+    if getattr(prior, "moves", False):
+        raise ValueError(
+            "expected a p(z|y) with one support for every y, on whose points laws are "
+            "examined, got one whose ends move; compare log_prob with an integral over "
+            "y of your own"
+        )
     seed = whole("seed", seed, 0, 2**32 - 1)
     draws = whole("draws", draws, LEAST_DRAWS, hint="4000 are usual")
     least = 1 if prior.proper else 2
