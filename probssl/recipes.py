@@ -212,7 +212,7 @@ def _projected(limit: Callable[..., nn.Module], **options: Any) -> Build:
 
 METHODS: dict[str, Build] = {
     "VAE": _vae(),
-    "BetaVAE": _vae(beta=4.0),
+    "BetaVAE": _vae(beta=2.0),
     "IWAE": _vae(bound=IWAE(5)),
     "SimVAE": lambda data, dim: limits.SimVAE(joint(data, priors.Gaussian(dim, SCALE))),
     "SphericalSimVAE": lambda data, dim: limits.SimVAE(
