@@ -155,6 +155,21 @@ def test_what_halves_of_digits_share_was_measured():
     assert "{:.0f} to {:.0f} nats below".format(*lost) in section
 
 
+def test_the_coherence_of_five_modalities_was_measured():
+    found, section = figures("poly_mnist"), DIGITS.split("## Five modalities")[1]
+    assert script("poly_mnist").table(found["rows"]) in section
+    right = found["judges of true images"]
+    assert f"right on {min(right):.2f} to {max(right):.2f}" in section
+    given = [
+        spread([row["given 4"] for row in found["rows"] if row["method"] == name], 2)
+        for name in ("Gaussian, Coupled, some absent", "Gaussian")
+    ]
+    four, alone = (share.partition(" ")[0] for share in given)
+    assert f"to {four} of images given four, factorised {alone}" in " ".join(
+        section.split()
+    )
+
+
 def test_the_scores_of_content_and_style_are_those_of_their_fits():
     measured = figures("content_and_style")["rows"]
     assert script("content_and_style").table(measured) in DIGITS
