@@ -77,16 +77,16 @@ def posterior_y(
     joint = joint_of(objective, "a posterior of y")
     check_proper(joint, "a posterior of y")
     check_spread(joint, "a posterior of y")
+    if joint.content is None and not hasattr(joint.prior, "posterior_y"):
+        raise ValueError(
+            "expected a prior with a content y for its posterior, got "
+            f"{type(joint.prior).__name__}, which has none; take priors.Gaussian or "
+            "another, or write posterior_y(self, z, present=None, **drawn)"
+        )
     parts: list[dict[str, np.ndarray]] = []
     with evaluating(objective) as like:
         for batch in checked(joint, data, like, views, batch_size, "posterior of y"):
             parts.append(_drawn(joint, batch, draws))
-    if not parts[0]:
-        raise ValueError(
-            f"expected a prior with a content y for its posterior, got "
-            f"{type(joint.prior).__name__}, which has none; take priors.Gaussian or "
-            "another, or write posterior_y(self, z, present=None, **drawn)"
-        )
     found = {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
     shares = found[SHARES].mean(0) if SHARES in found else None
     if "y" not in found:
