@@ -431,6 +431,9 @@ class TestJobs:
         with pytest.raises(KeyboardInterrupt):
             fit_methods(("VAE", "IWAE"), digits, epochs=10**6, jobs=2, device="cpu")
         signal.signal(signal.SIGINT, before)
+        for _ in range(300):  # a busy machine takes a moment; a fit would take for ever
+            if active_children():
+                time.sleep(0.1)
         assert not active_children()
 
     def test_callbacks_are_called_in_workers_and_can_stop_them(self, digits):

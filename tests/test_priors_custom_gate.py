@@ -387,6 +387,7 @@ def test_quadrature_examines_items_of_any_shape_and_mask(present):
         prior.log_prob(z, present)
 
 
+@pytest.mark.filterwarnings("ignore:p.z.y. jumps at an end:UserWarning")
 def test_a_density_that_quadrature_finds_nowhere_is_an_error():
     def box(y: Tensor) -> dist.TorchDistribution:
         return dist.Uniform(y + 2.99, y + 3.01, validate_args=False).to_event(1)

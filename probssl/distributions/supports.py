@@ -41,6 +41,7 @@ __all__ = [
     "is_transformed",
     "number_of",
     "of_pyro",
+    "samples_of_states",
     "space_of",
     "states_of",
     "support_of",
@@ -411,6 +412,20 @@ def values_of(content: TorchDistribution) -> Tensor:
             f"expected a discrete p(y) with finitely many values, got {content}; "
             "for counts take a Categorical over those that matter"
         ) from error
+
+
+def samples_of_states(content: TorchDistribution) -> Tensor:
+    """All values, or of a large product those of one number for all its numbers."""
+    try:
+        return states_of(content)
+    except ValueError:
+        base: Any = content
+        return (
+            values_of(base.base_dist)
+            .flatten()
+            .unsqueeze(-1)
+            .expand(-1, *content.event_shape)
+        )
 
 
 def states_of(content: TorchDistribution) -> Tensor:

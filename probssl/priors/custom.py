@@ -28,6 +28,7 @@ from ..distributions.supports import (
     has_jumps,
     is_real,
     is_sphere,
+    samples_of_states,
     space_of,
     states_of,
     support_of,
@@ -149,7 +150,7 @@ class Custom(Prior):
             check_hypers(hypers, self.content, self._conditional, y[:5, 0])
             self.discrete = support_of(content).is_discrete
             with validation_enabled(False):
-                every = given(self.states() if self.discrete else y)
+                every = given(samples_of_states(content) if self.discrete else y)
             own = conditional if isinstance(conditional, nn.Module) else nn.Module()
             free = any(p.requires_grad for p in own.parameters())
             self._space = common_support(every, free)
