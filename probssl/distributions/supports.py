@@ -70,9 +70,8 @@ def support_of(distribution: Any) -> constraints.Constraint:
     if isinstance(distribution, MaskedDistribution | ExpandedDistribution):
         return support_of(distribution.base_dist)
     if is_transformed(distribution):
-        if (
-            distribution not in _IMAGES
-        ):  # computing it reads numbers, which stops a trace
+        # Kept, since to compute it is to read numbers, which would stop a trace.
+        if distribution not in _IMAGES:
             _IMAGES[distribution] = _of_transformed(distribution)
         return _IMAGES[distribution]
     if isinstance(distribution, MixtureSameFamily):
@@ -269,9 +268,8 @@ def is_sphere(support: constraints.Constraint) -> bool:
 
 def is_real(support: constraints.Constraint) -> bool:
     """Whether it is all of R^n."""
-    return isinstance(
-        number_of(support), type(constraints.real)
-    )  # that of a mixture is a copy
+    # By its type: that of a mixture is a copy.
+    return isinstance(number_of(support), type(constraints.real))
 
 
 def space_of(support: constraints.Constraint) -> str:
@@ -420,12 +418,8 @@ def samples_of_states(content: TorchDistribution) -> Tensor:
         return states_of(content)
     except ValueError:
         base: Any = content
-        return (
-            values_of(base.base_dist)
-            .flatten()
-            .unsqueeze(-1)
-            .expand(-1, *content.event_shape)
-        )
+        values = values_of(base.base_dist).flatten().unsqueeze(-1)
+        return values.expand(-1, *content.event_shape)
 
 
 def states_of(content: TorchDistribution) -> Tensor:
