@@ -189,7 +189,7 @@ def judges(train: ps.data.Groups) -> list[nn.Module]:
     return found
 
 
-def classes(x: Tensor, nets: list[nn.Module]) -> Tensor:
+def judged(x: Tensor, nets: list[nn.Module]) -> Tensor:
     """The classes that the judges see in images (n, 5, 3, 14, 14)."""
     pairs = zip(nets, x.unbind(1), strict=True)
     return torch.stack([net(part).argmax(1) for net, part in pairs], 1)
@@ -220,7 +220,7 @@ def coherence(
         for first in range(many):
             seen = torch.zeros(many, dtype=torch.bool)
             seen[[(first + i) % many for i in range(n)]] = True
-            right = classes(generate(x, seen), nets) == labels.unsqueeze(1)
+            right = judged(generate(x, seen), nets) == labels.unsqueeze(1)
             shares.append(float(right[:, ~seen].double().mean()))
         figures[name] = mean(shares)
     return figures
@@ -228,7 +228,7 @@ def coherence(
 
 def agreement(x: Tensor, nets: list[nn.Module]) -> float:
     """The share of items in all modalities of which the judges see one class."""
-    seen = classes(x, nets)
+    seen = judged(x, nets)
     return float((seen == seen[:, :1]).all(1).double().mean())
 
 
@@ -320,7 +320,7 @@ def main(
         data = ps.data.load("mnist", binary=False)
     found = parts(data, items)
     nets, test = judges(found["train"]), found["test"]
-    seen = classes(torch.as_tensor(test.views), nets)
+    seen = judged(torch.as_tensor(test.views), nets)
     right = (seen == torch.as_tensor(test.labels).unsqueeze(1)).double()
     cells = [(name, seed) for seed, name in product(range(seeds), METHODS)]
     rest = epochs, runs / "poly_mnist", found, nets

@@ -5,9 +5,10 @@ import importlib.util
 import json
 import math
 import re
+import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from unittest import mock
 
 import cifar10
@@ -583,11 +584,31 @@ def test_every_model_has_a_short_form():
     assert {path.stem for path in MODELS.glob("*.py")} - shared == set(SHORT)
 
 
-@pytest.mark.parametrize("name", sorted(SHORT))
-def test_model_runs_and_fits_nothing_to_test_images(name, tmp_path):
+def imported(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, MODELS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_functions_of_a_script_reach_its_processes(name, monkeypatch):
+    """By value, as those of ``__main__``: a name of a module of torch would stop it."""
+    cloudpickle = pytest.importorskip("cloudpickle")  # of joblib
+    module = imported(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        for part in vars(module).values():
+            if isinstance(part, FunctionType) and part.__module__ == name:
+                cloudpickle.dumps(part)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_model_runs_and_fits_nothing_to_test_images(name, tmp_path):
+    module = imported(name)
     assert module.__doc__ and module.main.__doc__
     with held_out.watched(module) as calls:
         SHORT[name](module, tmp_path)
