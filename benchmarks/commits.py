@@ -12,6 +12,7 @@ benchmarks/results/commits.json.
 Takes six minutes on one CPU core.
 """
 
+import argparse
 import math
 import os
 import statistics
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import digits, options, report
+from measure import digits, report
 from tqdm import tqdm
 
 ITEMS, BATCH, DIM, SCALE, HIDDEN, PAIRS = 2_048, 64, 10, 0.15, (256, 256), 60
@@ -172,7 +173,7 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = options(__doc__ or "")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkout", type=Path, help="the other checkout")
     parser.add_argument("--turns", help="(in a process of its own) take turns")
     arguments = parser.parse_args()

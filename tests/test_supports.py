@@ -100,6 +100,15 @@ def test_events_of_several_numbers_are_within_as_a_whole():
     assert within(simplex, value).tolist() == [True, False]
 
 
+def test_values_are_within_a_mixture_if_within_a_component():
+    shares = dist.Categorical(torch.ones(2))
+    low = torch.tensor([0.0, 5.0])
+    boxes = dist.MixtureSameFamily(shares, dist.Uniform(low, low + 1))
+    assert within(boxes, torch.tensor([0.5, 3.0, 5.5])).tolist() == [True, False, True]
+    angles = dist.MixtureSameFamily(shares, dist.VonMises(low, 1.0))
+    assert within(angles, torch.tensor([-6.0, 6.0])).all()  # a period is not the data's
+
+
 def test_unknown_supports_are_refused():
     twice = T.AffineTransform(0.0, 2.0, event_dim=1)
     halves = moved(dist.Dirichlet(torch.ones(3)), twice)

@@ -217,6 +217,9 @@ def within(distribution: Any, value: Tensor) -> Tensor:
         return _all(inside, distribution.reinterpreted_batch_ndims)
     if isinstance(distribution, MaskedDistribution | ExpandedDistribution):
         return within(distribution.base_dist, value)
+    if isinstance(distribution, MixtureSameFamily):
+        parts = distribution.component_distribution
+        return within(parts, value.unsqueeze(-1 - len(parts.event_shape))).any(-1)
     if not is_transformed(distribution):
         periodic = isinstance(distribution, VonMises)
         support: Any = distribution.support if periodic else support_of(distribution)

@@ -6,10 +6,10 @@ is ``torch.manual_seed``.
 """
 
 from .completion import classify, complete
-from .contents import Content, posterior_y
+from .contents import PosteriorY, posterior_y
 from .draws import to_arviz
 from .evidence import Evidence, evidence
 from .representation import embed, reconstruct, sample
 
-__all__ = ["Content", "Evidence", "classify", "complete", "embed", "evidence"]
+__all__ = ["Evidence", "PosteriorY", "classify", "complete", "embed", "evidence"]
 __all__ += ["posterior_y", "reconstruct", "sample", "to_arviz"]

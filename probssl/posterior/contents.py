@@ -22,12 +22,12 @@ from ..terms import Batch
 from .items import BAR_DELAY, chunks, evaluating
 from .joints import check_proper, check_spread, checked, joint_of
 
-__all__ = ["Content", "draw_content", "posterior_y", "with_component"]
+__all__ = ["PosteriorY", "draw_content", "posterior_y", "with_component"]
 
 COMPONENT, SHARES = "component", "component_probs"
 
 
-class Content(NamedTuple):
+class PosteriorY(NamedTuple):
     r"""The posterior of the content of each item, :math:`p(y \mid x_1, \dots, x_V)`.
 
     Arguments:
@@ -51,7 +51,7 @@ def posterior_y(
     views: Views | None = None,
     draws: int = 100,
     batch_size: int = 64,
-) -> Content:
+) -> PosteriorY:
     r"""Draw from the posterior of the content y of each item.
 
     .. math:: p(y \mid x_1, \dots, x_V) \approx \int
@@ -90,11 +90,11 @@ def posterior_y(
     found = {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
     shares = found[SHARES].mean(0) if SHARES in found else None
     if "y" not in found:
-        return Content(None, None, found[COMPONENT], shares)
+        return PosteriorY(None, None, found[COMPONENT], shares)
     y = found["y"]
     if y.dtype.kind != "f":
-        return Content(None, None, y, shares)
-    return Content(y.mean(0), y.std(0), y, shares)
+        return PosteriorY(None, None, y, shares)
+    return PosteriorY(y.mean(0), y.std(0), y, shares)
 
 
 def _drawn(joint: Joint, batch: Batch, draws: int) -> dict[str, np.ndarray]:

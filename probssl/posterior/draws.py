@@ -102,7 +102,7 @@ def to_arviz(
         particles: The number of samples for the `evidence` of each item; None leaves
             it out.
         content: Whether to draw y and components; where y is integrated out numerically
-            (`priors.Custom`), that takes longer than all else.
+            (`priors.Custom`), each draw of z costs one more integral.
 
     Raises:
         ValueError: If there is no posterior with a density, p(y) is flat, or the data
@@ -114,6 +114,9 @@ def to_arviz(
     joint = joint_of(objective, "a posterior")
     check_proper(joint, "prior and posterior")
     check_spread(joint, "a posterior")
+    if particles is not None:
+        particles = whole("particles", particles)
+        check_density(joint, "an evidence")
     with evaluating(objective) as like:
         if isinstance(data, DataLoader):
             data = rows_of(data, _needed(items))
@@ -126,8 +129,7 @@ def to_arviz(
         anyone = Batch(tuple(x[:1] for x in parts) if joint.several else parts[0][:1])
         before = _many(_prior, joint, anyone, draws, predictive, content)
         if particles is not None:
-            check_density(joint, "an evidence")
-            found = weigh(joint, batch, whole("particles", particles))
+            found = weigh(joint, batch, particles)
             after |= zip(("log_evidence", "ess", "pareto_k"), found, strict=True)
     groups = _sampled(joint, after, before) | _observed(joint, data, batch, rows)
     return container(groups, {"item": rows}, _attrs(joint))
