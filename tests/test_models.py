@@ -342,13 +342,22 @@ def vae_baselines(module: ModuleType, folder: Path) -> None:
     binary = (grey[120:] > 127).byte() * 255
     splits = ps.data.Split(grey[:120]), ps.data.Split(binary)
     data = ps.data.Dataset(*splits, 1, "noise", "random")
-    rows = module.main(epochs=1, samples=20, data=data, results=folder)
+    module.REFINED, module.FEWER = 4, 30
+
+    short = {"epochs": 1, "samples": 20, "refine": 2, "data": data, "runs": folder}
+
+    def run(names: tuple[str, ...], results: Path) -> dict[str, dict[str, float]]:
+        return module.main(names, **short, results=results)
+
+    rows = run(tuple(module.MODELS), folder)
     assert list(rows) == list(module.MODELS)
-    for row in rows.values():
+    for name, row in rows.items():
         assert row["nats"] > 400 and row["standard error"] > 0
         assert set(row["validation"]) == {"1"}
-    kept = module.main(("VAE",), epochs=1, samples=20, data=data, results=folder)
-    assert kept == rows
+        assert ("refined: nats less" in row) == (name != "VAE on a sphere")
+    assert run(("VAE",), folder) == rows
+    again = run(("VAE",), folder / "other")["VAE"]  # of the fit that is kept
+    assert again["nats"] == rows["VAE"]["nats"]
     train, held_out = module.split(data)
     assert (len(train), len(held_out)) == (100, 20)
     assert set(held_out.unique().tolist()) == {0.0, 1.0}

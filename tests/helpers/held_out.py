@@ -168,7 +168,9 @@ def _made(made: Call, world: World) -> Call:
         made.steps.append(sum(float(p.detach().double().sum()) for p in parameters))
 
     def step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        record(p for group in optimizer.param_groups for p in group["params"])
+        fitted = [p for group in optimizer.param_groups for p in group["params"]]
+        # The proposals of `evidence` are fitted to test items, and are no parameters.
+        record(p for p in fitted if isinstance(p, torch.nn.Parameter))
 
     restore, finish = EarlyStopping.restore, Run.finish
 
