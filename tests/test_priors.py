@@ -538,6 +538,29 @@ def test_spherical_in_float32_is_right_for_nearly_equal_views(exponent, dim, vie
     assert ((single - exact).abs() <= least.clamp(min=1e-4)).all()
 
 
+@pytest.mark.parametrize("dim", [2, 10, 512])
+@pytest.mark.parametrize("exponent", range(-3, 9, 2))
+def test_the_kernel_of_a_sphere_is_right_in_float32(exponent, dim):
+    """Value and gradient, near and far points; `log_prob` says what is right."""
+    concentration = 10.0**exponent
+    prior, spread = Spherical(dim, concentration), max(1.0, concentration) ** -0.5
+    a = prior.on_support(torch.randn(40, dim)).float()
+    b = prior.on_support(a + spread * torch.randn(40, dim)).float()
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        prior, x, y = prior.to(dtype), a.to(dtype).requires_grad_(), b.to(dtype)
+        kernel = prior.log_kernel(x, y)
+        (slope,) = torch.autograd.grad(kernel.diagonal().sum(), x)
+        found.append((kernel.detach(), slope))
+    (single, slope), (exact, known) = found
+    least = 8 * torch.finfo(torch.float32).eps * exact.abs()
+    assert ((single - exact).abs() <= least.clamp(min=1e-5)).all()
+    rounding = 100 * torch.finfo(torch.float32).eps * concentration
+    assert (slope - known).abs().max() <= 1e-5 * known.abs().max() + rounding
+    pairs = prior.log_prob(torch.stack([a, b], 1).double())
+    assert_close(exact.diagonal(), pairs + ps.special.log_area(dim), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("dim, views", [(2, 2), (3, 2), (5, 4)])
 def test_spherical_tends_to_the_gaussian_of_its_tangent_at_first_order(dim, views):
     """A flat content in the plane, of density 1 over the area of the sphere."""
@@ -555,4 +578,7 @@ def test_spherical_tends_to_the_gaussian_of_its_tangent_at_first_order(dim, view
 def test_spherical_has_a_finite_gradient_where_the_views_cancel():
     z = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], requires_grad=True)
     Spherical(3, 5.0).log_prob(z).backward()
+    assert z.grad.isfinite().all()
+    z.grad = None
+    Spherical(3, 5.0).log_kernel(z[:1], z[1:]).sum().backward()
     assert z.grad.isfinite().all()
