@@ -28,6 +28,7 @@ from .hyper import learned
 from .joint import Joint
 from .posterior import (
     classify,
+    compare_evidence,
     complete,
     embed,
     evidence,
@@ -50,6 +51,7 @@ __all__ = [
     "Terms",
     "classify",
     "compare",
+    "compare_evidence",
     "complete",
     "data",
     "embed",

@@ -40,6 +40,8 @@ SHORTER = {
     r"\bepochs=\d{2,}": "epochs=1",
     r"\bdraws=\d+": "draws=5",
     r"\bparticles=\d+": "particles=5",
+    r"\brefine=\d+": "refine=1",
+    r"\btest\.take\(100\)": "test.take(8)",
     r"\bfirst=\d+": "first=0",
     r"(check_\w+\([^\n]*)\)$": r"\1, **few)",
     r"(advise\([^\n]*)\)$": r"\1, halves=2)",
@@ -95,6 +97,8 @@ def stand_ins() -> dict[str, ModuleType]:
     "ignore:.* have no `val_dataloader`. Skipping val loop",
     "ignore:`isinstance.treespec, LeafSpec.` is deprecated",
     "ignore:.*does not have many workers",
+    "ignore:Pareto k̂ is above",  # of the few particles here
+    "ignore:The inplace keyword in DataFrame.sort_values",  # ArviZ 0.23 and pandas 3.1
 )
 @pytest.mark.usefixtures("few_digits", "short_decoders")
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)

@@ -100,6 +100,10 @@ POINTS = {
     "reconstruct": (X, lambda x: ps.reconstruct(joint(), x)),
     "complete": (PAIRS, lambda x: ps.complete(joint(), ps.data.Groups(x))),
     "evidence": (X, lambda x: ps.evidence(joint(), x, particles=2)),
+    "compare_evidence": (
+        X,
+        lambda x: ps.compare_evidence({"a": joint(), "b": joint()}, x, particles=2),
+    ),
     "classify": (X, lambda x: ps.classify(joint(), x)),
     "to_arviz": (X, lambda x: ps.to_arviz(joint(), x, draws=2)),
     "linear, fit": (X, lambda x: linear.ReconstructionSSL(2).fit(x)),

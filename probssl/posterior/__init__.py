@@ -5,11 +5,13 @@ of the objective, whose state they leave unchanged. Bytes are read as k/255. The
 is ``torch.manual_seed``.
 """
 
+from .comparison import EvidenceComparison, compare_evidence
 from .completion import classify, complete
 from .contents import PosteriorY, posterior_y
 from .draws import to_arviz
 from .evidence import Evidence, evidence
 from .representation import embed, reconstruct, sample
 
-__all__ = ["Evidence", "PosteriorY", "classify", "complete", "embed", "evidence"]
+__all__ = ["Evidence", "EvidenceComparison", "PosteriorY", "classify"]
+__all__ += ["compare_evidence", "complete", "embed", "evidence"]
 __all__ += ["posterior_y", "reconstruct", "sample", "to_arviz"]

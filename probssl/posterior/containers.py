@@ -11,9 +11,10 @@ from jaxtyping import Float
 
 if TYPE_CHECKING:
     import arviz
+    import pandas
     import xarray
 
-__all__ = ["Variable", "container", "pareto_k", "provenance"]
+__all__ = ["Variable", "compared", "container", "pareto_k", "provenance"]
 
 Variable = tuple[tuple[str, ...], np.ndarray]  # the names of its axes, its values
 
@@ -54,6 +55,28 @@ def provenance() -> dict[str, str]:
         "inference_library_version": version("pyro-ppl"),
         "creation_library": "probssl",
     }
+
+
+def compared(
+    sums: "pandas.DataFrame", unreliable: "pandas.Series[bool]"
+) -> "pandas.DataFrame":
+    """A comparison with the columns of ``az.compare``, which ``az.plot_compare`` draws.
+
+    Arguments:
+        sums: A row for each model, the best first, with the columns elpd and se (the
+            sum of log densities over items), elpd_diff (from the best, at most 0) and
+            dse, and weight.
+        unreliable: The models whose densities are not reliable.
+    """
+    table = sums.assign(rank=range(len(sums)), p=np.nan)
+    if _major() > 0:
+        table["diag_elpd"] = np.where(unreliable, "k̂ > 0.7", "")
+        columns = ["rank", "elpd_diff", "dse", "diag_elpd", "p", "elpd", "se", "weight"]
+        return table[columns]
+    table = table.assign(elpd_diff=-table["elpd_diff"], warning=unreliable, scale="log")
+    table = table.rename(columns={"elpd": "elpd_loo", "p": "p_loo"})
+    columns = ["rank", "elpd_loo", "p_loo", "elpd_diff", "weight", "se", "dse"]
+    return table[[*columns, "warning", "scale"]]
 
 
 def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, " item"]:

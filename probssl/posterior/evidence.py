@@ -21,11 +21,11 @@ from ..joint import Joint
 from ..special import effective_sample_size
 from ..terms import Batch
 from .containers import pareto_k
-from .items import chunks, evaluating
-from .joints import check_density, check_proper, check_spread, checked, joint_of
+from .items import batches, chunks, evaluating
+from .joints import check_density, check_proper, check_spread, joint_of
 from .refinement import Refined, check_refinable
 
-__all__ = ["Evidence", "evidence", "weigh"]
+__all__ = ["Evidence", "RELIABLE_K", "Run", "evidence", "weigh"]
 
 RELIABLE_K = 0.7  # Pareto k̂ up to which importance sampling is reliable
 
@@ -64,6 +64,11 @@ class Evidence(NamedTuple):
             return math.nan
         return estimate(self.log_evidence).standard_error
 
+    @property
+    def unreliable(self) -> int:
+        """The number of items whose Pareto k̂ is above 0.7."""
+        return int((self.pareto_k > RELIABLE_K).sum())
+
     def __repr__(self) -> str:
         said = ", ".join(f"{name}: {value}" for name, value in self._rows())
         return f"Evidence({said})"
@@ -76,10 +81,11 @@ class Evidence(NamedTuple):
         """What a short form shows, by name."""
         mean = f"{self.mean:.2f} ± {self.standard_error:.2f} nats per item"
         rows = {"mean": mean, "median ESS": f"{np.median(self.ess):.1f}"}
-        bad, known = int((self.pareto_k > RELIABLE_K).sum()), np.isfinite(self.pareto_k)
         n, before = len(self.log_evidence), self.before
         rows[f"Pareto k̂ > {RELIABLE_K}"] = (
-            f"{bad} of {n} items" if known.any() else "unknown"
+            f"{self.unreliable} of {n} items"
+            if np.isfinite(self.pareto_k).any()
+            else "unknown"
         )
         if before is not None:
             own = dict(before._rows())
@@ -135,36 +141,59 @@ def evidence(
         Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
         https://arxiv.org/abs/1507.02646
     """
-    particles = whole("particles", particles)
-    joint = joint_of(objective, "an evidence")
-    for check in (check_density, check_proper, check_spread):
-        check(joint, "an evidence")
-    refine = whole("refine", refine, least=0)
-    if refine:
-        check_refinable(joint)
-    parts, refined, seconds = [], [], [0.0, 0.0]
+    run = Run(objective, particles, refine)
     with evaluating(objective) as like:
-        for batch in checked(joint, data, like, views, batch_size, "evidence"):
-            began = time.process_time()
-            parts.append(weigh(joint, batch, particles))
-            seconds[0] += time.process_time() - began
-            if refine:
-                proposal = Refined(joint, batch, refine)
-                refined.append(_summary(proposal.log_weights(particles)))
-                seconds[1] += time.process_time() - began
-    before = _joined(parts, joint)
-    if not refine:
-        return before
-    cost = seconds[1] / max(seconds[0], 1e-9)
-    found = _joined(refined, joint)._replace(before=before, cost=cost)
-    if bad := int((found.pareto_k > RELIABLE_K).sum()):
+        for batch in batches(data, like, views, batch_size, "evidence"):
+            run.add(batch)
+    found = run.evidence()
+    if refine and (bad := found.unreliable):
+        assert found.before is not None
         warnings.warn(
             f"Pareto k̂ is above {RELIABLE_K} for {bad} of {len(found.ess)} items after "
-            f"refinement (before: {int((before.pareto_k > RELIABLE_K).sum())}); take "
+            f"refinement (before: {found.before.unreliable}); take "
             "more steps, refine=…, or leave these items out of a claim",
             stacklevel=3,
         )
     return found
+
+
+class Run:
+    """The evidence of one objective, batch by batch, in evaluation mode.
+
+    The arguments and errors are those of `evidence`.
+    """
+
+    def __init__(self, objective: nn.Module, particles: int, refine: int) -> None:
+        self.particles = whole("particles", particles)
+        self.joint = joint_of(objective, "an evidence")
+        for check in (check_density, check_proper, check_spread):
+            check(self.joint, "an evidence")
+        self.refine = whole("refine", refine, least=0)
+        if self.refine:
+            check_refinable(self.joint)
+        self.parts: list[Summary] = []
+        self.refined: list[Summary] = []
+        self.seconds = [0.0, 0.0]
+
+    def add(self, given: Batch) -> None:
+        """Estimate the evidence of the items of a batch."""
+        batch = self.joint.arranged(given)
+        self.joint.check(batch)
+        began = time.process_time()
+        self.parts.append(weigh(self.joint, batch, self.particles))
+        self.seconds[0] += time.process_time() - began
+        if self.refine:
+            proposal = Refined(self.joint, batch, self.refine)
+            self.refined.append(_summary(proposal.log_weights(self.particles)))
+            self.seconds[1] += time.process_time() - began
+
+    def evidence(self) -> Evidence:
+        """The evidence of all items so far."""
+        before = _joined(self.parts, self.joint)
+        if not self.refine:
+            return before
+        cost = self.seconds[1] / max(self.seconds[0], 1e-9)
+        return _joined(self.refined, self.joint)._replace(before=before, cost=cost)
 
 
 Summary = tuple[np.ndarray, np.ndarray, np.ndarray]
