@@ -32,10 +32,14 @@ from .posterior import (
     complete,
     embed,
     evidence,
+    generate,
+    interpolate,
     posterior_y,
     reconstruct,
     sample,
+    swap,
     to_arviz,
+    traverse,
 )
 from .saving import load, save
 from .terms import Batch, Terms
@@ -59,7 +63,9 @@ __all__ = [
     "evaluation",
     "evidence",
     "fit",
+    "generate",
     "guides",
+    "interpolate",
     "learned",
     "likelihoods",
     "limits",
@@ -74,9 +80,11 @@ __all__ = [
     "sample",
     "save",
     "steps",
+    "swap",
     "testing",
     "to_arviz",
     "train",
+    "traverse",
     "views",
 ]
 

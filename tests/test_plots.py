@@ -179,6 +179,68 @@ def canvas(figure: Figure) -> np.ndarray:
     return np.asarray(figure.axes[0].images[0].get_array())
 
 
+class TestGrid:
+    def test_images_stand_in_rows_and_columns_beside_what_they_are_made_of(self):
+        x, left, above = (torch.rand(*n, 1, 8, 8) for n in ((2, 3), (2,), (3,)))
+        options = {"left": left, "above": above}
+        figure = rendered(plots.grid(x, "ab", [0.5, 1.25, 2], **options))
+        drawn = canvas(figure)
+        corners = {  # each image has 8 pixels, and a gap of 1
+            (0, 9): above[0],
+            (0, 27): above[2],
+            (9, 0): left[0],
+            (18, 0): left[1],
+            (9, 9): x[0, 0],
+            (18, 9): x[1, 0],
+            (9, 27): x[0, 2],
+        }
+        for (i, j), image in corners.items():
+            np.testing.assert_allclose(drawn[i : i + 8, j : j + 8, 0], image[0])
+        assert (drawn[:8, :8] == 1).all()
+        panel = figure.axes[0]
+        names = [t.get_text() for t in panel.get_xticklabels()]
+        assert names == ["", "0.5", "1.25", "2"]
+        assert [t.get_text() for t in panel.get_yticklabels()] == ["", "a", "b"]
+        assert len(panel.get_lines()) == 2
+
+    @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1, 1)])
+    def test_one_row_and_one_column_are_enough(self, shape):
+        x, rows, columns = torch.rand(*shape, 3, 8, 8), range(shape[0]), range(shape[1])
+        figure = rendered(plots.grid(x, rows, columns))
+        assert canvas(figure)[:8, :8].shape == (8, 8, 3)
+        assert len(figure.axes[0].get_yticklabels()) == shape[0]
+
+    @pytest.mark.parametrize("event", [(9,), (2, 9)])
+    def test_series_are_lines_a_line_for_each_channel(self, event):
+        x, left = (
+            np.random.default_rng(0).normal(size=(2, 3, *event)),
+            np.ones((2, *event)),
+        )
+        figure = rendered(plots.grid(x, ["first", "second"], range(3), left=left))
+        panels = np.reshape(figure.axes, (2, 4))
+        lines = panels[1, 3].get_lines()
+        np.testing.assert_allclose(
+            [line.get_ydata() for line in lines], x[1, 2].reshape(-1, 9)
+        )
+        assert {line.get_color() for line in panels[0, 0].get_lines()} == {"#333333"}
+        assert [axes.get_ylabel() for axes in panels[:, 0]] == ["first", "second"]
+        assert [axes.get_title() for axes in panels[0]] == ["", "0", "1", "2"]
+
+
+test_what_is_no_grid_is_refused = refusals(
+    (lambda: plots.grid(torch.rand(3, 4)), ValueError, "images .channel"),
+    (lambda: plots.grid(torch.rand(3, 4, 2, 8, 8)), ValueError, "1 or 3 channels"),
+    (lambda: plots.grid(torch.rand(2, 3, 5), "abc"), ValueError, "the 2 rows"),
+    (
+        lambda: plots.grid(torch.rand(2, 3, 5), left=torch.rand(3, 5)),
+        ValueError,
+        "items left of shape",
+    ),
+    (lambda: plots.grid(np.full((2, 3, 5), np.nan)), ValueError, "finite"),
+    (lambda: plots.grid(np.ones((20, 9, 5))), ValueError, "panels"),
+)
+
+
 class TestImages:
     def test_every_pixel_is_on_the_canvas(self):
         x = torch.rand(7, 1, 8, 8)

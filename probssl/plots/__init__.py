@@ -8,11 +8,18 @@ Colours are safe for colour-blind readers.
 from .advice import advice
 from .curves import learning_curves
 from .maps import latent_map, latent_maps
-from .pictures import images, reconstructions, views
+from .pictures import grid, images, reconstructions, views
 from .posterior import hyper_parameters, ranks
 from .style import close
 from .tables import comparison, matrix, terms
 
-__all__ = ["advice", "close", "comparison", "hyper_parameters", "images", "latent_map"]
-__all__ += ["latent_maps", "learning_curves", "matrix", "ranks", "reconstructions"]
+__all__ = ["advice", "close", "comparison", "grid", "hyper_parameters", "images"]
+__all__ += [
+    "latent_map",
+    "latent_maps",
+    "learning_curves",
+    "matrix",
+    "ranks",
+    "reconstructions",
+]
 __all__ += ["terms", "views"]
