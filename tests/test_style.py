@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.data import groups
+from probssl.distributions import VonMisesFisher
 from probssl.posterior import style
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -61,23 +62,20 @@ def test_a_swap_keeps_the_style_dimensions_and_splits_those_of_the_content():
 
 
 def test_a_swap_of_components_has_the_mean_and_scale_of_the_other():
-    means_, scales = np.array([[4.0, 0, 0], [-4, 0, 0], [0, 4, 0]]), [0.5, 1.0, 2.0]
-    parts = ps.priors.Components.at(means_, own_scales=True)
-    parts.log_scale.data = torch.tensor(scales).log().unsqueeze(-1)
+    a, b, scales = x(6), x(5), torch.tensor([0.05, 0.1, 0.2])
+    parts = ps.priors.Components(DIM, 3, own_scales=True)
     model = joint(ps.priors.Mixture(DIM, parts, 1.0))
-    a, b = x(6), x(5)
-    k = [
-        np.stack(
-            [
-                norm(m, s).logpdf(means(model, v)).sum(1)
-                for m, s in zip(means_, scales, strict=True)
-            ]
-        )
-        for v in (a, b)
-    ]
-    k_a, k_b = (each.argmax(0) for each in k)
-    noise = (means(model, b) - means_[k_b]) / np.array(scales)[k_b, None]
-    expected = means_[k_a][:, None] + np.array(scales)[k_a, None, None] * noise[None]
+    z_a, z_b = means(model, a), means(model, b)
+    parts.loc.data = torch.from_numpy(z_a[:3])  # components are those of some items
+    parts.log_scale.data = scales.log().unsqueeze(-1)
+    near, deviation = z_a[:3], scales.numpy()
+    k_a, k_b = (
+        norm(near, deviation[:, None]).logpdf(z[:, None]).sum(-1).argmax(1)
+        for z in (z_a, z_b)
+    )
+    assert len(set(k_a)) == 3
+    noise = (z_b - near[k_b]) / deviation[k_b, None]
+    expected = near[k_a][:, None] + deviation[k_a, None, None] * noise[None]
     np.testing.assert_allclose(ps.swap(model, a, b).z, expected)
 
 
@@ -180,6 +178,12 @@ def test_swaps_are_refused_where_style_is_no_residual():
         ps.swap(ps.limits.SimCLR(encoder()), a, a)
     with pytest.raises(ValueError, match="guide with a density"):
         ps.swap(joint(ps.priors.Gaussian(DIM), guide=ps.guides.Point), a, a, draws=3)
+    one, two = (
+        VonMisesFisher(loc, torch.tensor(k))
+        for loc, k in zip(torch.eye(3)[:2], (5.0, 6.0), strict=True)
+    )
+    with pytest.raises(ValueError, match="of one concentration"):
+        style._moved(torch.eye(3)[:1], one, two)
     opposite = torch.eye(3)[:1]
     with pytest.raises(ValueError, match="not opposite"):
         style._turned(opposite, opposite, -opposite)
@@ -193,6 +197,15 @@ def test_a_swap_takes_the_content_of_its_own_guide():
         y_a, y_b = model.content(z_a).mean, model.content(z_b).mean
     expected = y_a[:, None] + (z_b.squeeze(1) - y_b)[None]
     assert_close(torch.from_numpy(ps.swap(model, a, b).z), expected)
+    n = 4_000
+    drawn = torch.from_numpy(ps.swap(model, a[:1], b[:1], draws=n).z)[:, 0, 0]
+    with torch.no_grad():
+        one, two = (model.alone(v[:1]).sample((n,)) for v in (a, b))
+        again = (
+            model.content(one).sample() + two[..., 0, :] - model.content(two).sample()
+        )
+    for i in range(DIM):
+        assert kstest(drawn[:, i].numpy(), again[:, 0, i].numpy()).pvalue > 1e-6
 
 
 # Traversals and interpolations
