@@ -30,6 +30,7 @@ from probssl.distributions import (
     SphericalUniform,
     VonMisesFisher,
 )
+from probssl.distributions.sphere import Stereographic
 from probssl.special import digamma_difference, log_area
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -487,3 +488,24 @@ test_bad_arguments_are_refused = refusals(
         "expected dof and scale to broadcast",
     ),
 )
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8])
+def test_stereographic_projection_keeps_areas(dim):
+    """Its inverse, its Jacobian by autograd, and the uniform density as a Student-t."""
+    axis = torch.eye(dim)[0]
+    pole = torch.stack([direction(dim), axis, -axis, *uniform(dim, 2)])
+    projection, u = Stereographic(pole), torch.randn(5, dim - 1)
+    z = projection(u)
+    assert_close(z.norm(dim=-1), torch.ones(5))
+    assert_close(projection.inv(z), u)
+    assert_close(projection(torch.zeros_like(u)), pole)
+    each = torch.autograd.functional.jacobian(projection, u)
+    log_det = projection.log_abs_det_jacobian(u, z)
+    for i in range(5):
+        own = each[i, :, i]  # (dim, dim - 1)
+        assert_close(torch.linalg.det(own.T @ own).log() / 2, log_det[i])
+    shape = np.eye(dim - 1) / (dim - 1)
+    student = scipy.stats.multivariate_t(np.zeros(dim - 1), shape, df=dim - 1)
+    expected = torch.as_tensor(student.logpdf(u.numpy())).view(5)
+    assert_close(log_det - log_area(dim), expected)

@@ -41,6 +41,7 @@ SHORTER = {
     r"\bdraws=\d+": "draws=5",
     r"\bparticles=\d+": "particles=5",
     r"\brefine=\d+": "refine=1",
+    r"\banneal=\d+": "anneal=3",
     r"\btest\.take\(100\)": "test.take(8)",
     r"\bfirst=\d+": "first=0",
     r"(check_\w+\([^\n]*)\)$": r"\1, **few)",

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import Gamma, constraints
 from torch import Size, Tensor
+from torch.distributions import Transform
 from torch.distributions.kl import register_kl
 from torch.nn.functional import normalize
 
@@ -37,7 +38,8 @@ from ._base import (
     mean_of_present,
 )
 
-__all__ = ["PowerSpherical", "SharedDirection", "SphericalUniform", "VonMisesFisher"]
+__all__ = ["PowerSpherical", "SharedDirection", "SphericalUniform", "Stereographic"]
+__all__ += ["VonMisesFisher"]
 
 PROPOSALS = 40  # all are rejected with a probability below 0.35^40, about 1e-18
 
@@ -362,6 +364,45 @@ class SharedDirection(ViewsDistribution):
         return mean.unsqueeze(-2)
 
 
+class Stereographic(Transform):
+    r"""The stereographic projection of R^(d-1) onto the sphere without one point.
+
+    .. math:: z = R \Big( \frac{1 - \lVert u \rVert^2}{1 + \lVert u \rVert^2}, \;
+        \frac{2 u}{1 + \lVert u \rVert^2} \Big), \qquad
+        dz = \Big( \frac{2}{1 + \lVert u \rVert^2} \Big)^{d-1} du
+
+    u = 0 is the pole, the point opposite to it is at infinity; R takes the first axis
+    to the pole. The uniform distribution becomes a Student-t with d - 1 degrees of
+    freedom.
+
+    Arguments:
+        pole: Of length 1, shape (\*batch, d).
+    """
+
+    domain, codomain, bijective = constraints.real_vector, constraints.sphere, True
+
+    def __init__(self, pole: Vectors) -> None:
+        super().__init__()
+        self.pole = pole
+
+    def _call(self, u: Vectors) -> Vectors:
+        square = u.square().sum(-1, keepdim=True)
+        return _turned(torch.cat([1 - square, 2 * u], -1) / (1 + square), self.pole)
+
+    def _inverse(self, z: Vectors) -> Vectors:
+        z = _turned(z, self.pole)
+        return z[..., 1:] / (1 + z[..., :1])
+
+    def log_abs_det_jacobian(self, u: Vectors, z: Vectors) -> Float[Tensor, "*batch"]:
+        return u.shape[-1] * (math.log(2) - u.square().sum(-1).log1p())
+
+    def forward_shape(self, shape: Size) -> Size:
+        return Size((*shape[:-1], shape[-1] + 1))
+
+    def inverse_shape(self, shape: Size) -> Size:
+        return Size((*shape[:-1], shape[-1] - 1))
+
+
 def _gamma(shape: Tensor) -> Tensor:
     return Gamma(shape, torch.ones_like(shape), validate_args=False).rsample()
 
@@ -392,6 +433,11 @@ def _around(loc: Vectors, odds: Float[Tensor, "*batch"]) -> Vectors:
     noise = odds.new_empty(odds.shape[:-1] + (loc.shape[-1] - 1,)).normal_()
     sine = 2 * odds.sqrt() / (1 + odds)
     z = torch.cat([(1 - odds) / (1 + odds), sine * _direction(noise)], -1)
+    return _turned(z, loc)
+
+
+def _turned(z: Vectors, loc: Vectors) -> Vectors:
+    """Reflect z, so that the first axis comes to loc; this is its own inverse."""
     sign = torch.where(loc[..., :1] < 0, -1.0, 1.0).to(loc.dtype)
     mirror = torch.cat([loc[..., :1] + sign, loc[..., 1:]], -1)
     along = (z * mirror).sum(-1, keepdim=True) / mirror.square().sum(-1, keepdim=True)

@@ -127,6 +127,7 @@ def compare_evidence(
     *,
     particles: int = 100,
     refine: int = 0,
+    anneal: int = 0,
     views: Views | None = None,
     batch_size: int = 64,
 ) -> EvidenceComparison:
@@ -149,6 +150,7 @@ def compare_evidence(
         data: As in `evidence`.
         particles: As in `evidence`.
         refine: As in `evidence`.
+        anneal: As in `evidence`.
         views: As in `evidence`: drawn once for all models.
 
     Raises:
@@ -161,7 +163,7 @@ def compare_evidence(
             f"expected at least 2 models to compare, got {list(objectives)}; give "
             "{'SimVAE': simvae, 'VAE': vae}, or call ps.evidence for one"
         )
-    runs = {name: Run(o, particles, refine) for name, o in objectives.items()}
+    runs = {name: Run(o, particles, refine, anneal) for name, o in objectives.items()}
     _check_measures({name: run.joint for name, run in runs.items()})
     with ExitStack() as stack:
         likes = [stack.enter_context(evaluating(o)) for o in objectives.values()]
@@ -180,7 +182,7 @@ def compare_evidence(
         warnings.warn(
             f"Pareto k̂ is above {RELIABLE_K} for some of {items} items ({told}): their "
             "evidence is a lower bound of unknown error, and so are differences; "
-            "refine the proposals, refine=500, or leave these items out of a claim",
+            "take refine=500 or anneal=100, or leave these items out of a claim",
             stacklevel=3,
         )
     ordered = dict(sorted(found.items(), key=lambda pair: -pair[1].mean))
