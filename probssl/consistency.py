@@ -4,6 +4,7 @@ Each check raises an error that says what was expected, what came and what to do
 `Joint` runs them when it is built, and in `Joint.check` on the first batch of a fit.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from inspect import signature
@@ -436,6 +437,14 @@ def drawn(
             f"of {type(prior).__name__}, got others; give the joint a guide "
             "for this prior, on the sphere guides.PowerSpherical or, for y, "
             "guides.SphericalContent"
+        )
+    outside = ~(p.log_prob(drawn) > -math.inf)
+    if bool(outside.any()):
+        raise ValueError(
+            f"expected draws of {type(guide).__name__} that {density} of "
+            f"{type(prior).__name__} can give, got {int(outside.sum())} of "
+            f"{outside.numel()} where it is 0 or NaN; take p(z|y) with a support that "
+            "does not move, or give the joint a guide for this prior"
         )
     return drawn
 

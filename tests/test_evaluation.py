@@ -162,10 +162,12 @@ def test_draws_of_few_labels_are_those_of_the_seed():
     assert abs(a.mean - b.mean) < 5 * math.hypot(a.standard_error, b.standard_error)
 
 
+@pytest.mark.parametrize("dim, offset", [(3, 0.0), (20, 0.0), (20, 1e8)])
 @pytest.mark.parametrize("k", [1, 5, 8])
-def test_knn_is_the_vote_of_the_nearest(k):
-    z, y = lumps(80, 4, 3, apart=0.5, seed=1)
-    z_test, y_test = lumps(90, 4, 3, apart=0.5, seed=2)
+def test_knn_is_the_vote_of_the_nearest(k, dim, offset):
+    z, y = lumps(80, 4, dim, apart=0.5, seed=1)
+    z_test, y_test = lumps(90, 4, dim, apart=0.5, seed=2)
+    z, z_test = z + offset, z_test + offset
     far = ((z_test[:, None] - z[None]) ** 2).sum(-1)
     nearest = y[far.argsort(1)[:, :k]]
     guess = [np.bincount(row).argmax() for row in nearest]  # ties: the smaller label

@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.catalogue import encoder, projector
@@ -310,6 +311,47 @@ def test_closed_form_is_the_posterior_that_two_items_are_the_same(kind):
     assert wrong.mean().abs() > 5 * wrong.std() / math.sqrt(count)
 
 
+def classes(kind: str, weights: Tensor, means: Tensor) -> ps.priors.Prior:
+    """Normals of standard deviation 0.7 around the mean of a class."""
+    if kind == "Custom":
+        return ps.priors.Custom(
+            lambda k: dist.Normal(means[k], 0.7).to_event(1),
+            dim=means.shape[1],
+            y_prior=dist.Categorical(weights),
+        )
+    prior = ps.priors.Mixture(means.shape[1], len(means), scale=0.7)
+    with torch.no_grad():
+        prior.components.loc.copy_(means)
+        prior.logits.copy_(weights.log())
+    return prior
+
+
+@pytest.mark.parametrize("weights", [[0.25] * 4, [0.1, 0.2, 0.3, 0.4]])
+@pytest.mark.parametrize("kind", ["Mixture", "Custom"])
+def test_two_items_of_different_classes_are_no_independent_items(kind, weights):
+    """Every pair of classes summed; and with the odds of C classes, p(k = l | a, b)."""
+    weights, means = torch.tensor(weights), 2 * torch.randn(4, 2)
+    prior, odds = classes(kind, weights, means), 0.4
+    a, b = means[:3] + 0.3, torch.cat([means, torch.randn(2, 2)])
+    near = [
+        torch.distributions.Normal(means, 0.7).log_prob(z[:, None]).sum(-1).exp()
+        for z in (a, b)
+    ]
+    together = torch.einsum("ik,jl,k,l->ijkl", *near, weights, weights)
+    same = torch.einsum("ik,jk,k->ij", *near, weights)
+    apart = (together.sum((2, 3)) - together.diagonal(0, 2, 3).sum(-1)) / (
+        1 - weights.square().sum()
+    )
+    found = PriorAffinity(prior, odds)(a, b)
+    assert_close(found, (same / apart).log() + math.log(odds), rtol=1e-7, atol=1e-7)
+    if weights.std() == 0:
+        m = PriorAffinity(prior, 1 / 3)(a, b).sigmoid()
+        equal = together.diagonal(0, 2, 3).sum(-1) / together.sum((2, 3))
+        assert_close(m, equal)
+    far = PriorAffinity(prior, odds).float()(1e3 * a.float(), 1e3 * b.float())
+    assert not far.isnan().any()
+
+
 def test_learned_affinity_approaches_the_closed_form_on_pairs_from_the_model():
     prior, odds = ps.priors.Gaussian(2, 0.6, 1.3), 0.4
     closed, net = PriorAffinity(prior, odds), LearnedAffinity(2, directions=False)
@@ -376,6 +418,16 @@ def test_principal_components_are_those_of_the_images():
     u = found(x)
     assert_close(u.abs(), (centred @ axes[:5].T).abs())
     assert not list(found.parameters())
+    with pytest.raises(TypeError, match="divide bytes by 255"):
+        found(images)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5])
+def test_principal_components_do_not_depend_on_the_mean(offset):
+    x = (offset + torch.randn(200, 4) * torch.tensor([3.0, 2.0, 0.5, 0.3])).float()
+    axes = torch.linalg.svd(x.double() - x.double().mean(0), full_matrices=False)[2]
+    found = PrincipalComponents.of(x, 2).components.double()
+    assert_close((found @ axes[:2].T).abs(), torch.eye(2), rtol=0, atol=1e-5)
 
 
 # Use

@@ -306,6 +306,13 @@ class TestTables:
         assert titles(figure) == ["effective rank"]
         assert texts(figure)[0] == "20.500"
 
+    def test_of_distances_and_times_the_least_is_filled(self):
+        for name in ("view_distance", "uniformity", "seconds"):
+            table = pd.DataFrame({name: [2.0, 1.0, np.nan]}, list("abc"))
+            figure = rendered(plots.comparison(table, [name]))
+            faces = figure.axes[0].collections[-1].get_facecolors()
+            assert (faces == 1.0).all(1).tolist()[:2] == [True, False]
+
     def test_terms_are_written_in_nats(self):
         figure = rendered(plots.terms(SCORES))
         assert texts(figure) == ["–", "–", "−230.10", "11.20", "−250.60", "−14.00"]

@@ -358,3 +358,54 @@ def test_a_content_between_random_ends():
         )
         log_width = math.log(ends[i].item())
         assert found[i].item() == pytest.approx(expected - log_width, abs=2e-3)
+
+
+def near(y):
+    """A density on y ± 1, which is 0 at its ends."""
+    two = torch.full_like(y, 2.0)
+    return moved(dist.Beta(two, two), T.AffineTransform(y - 1, 2.0))
+
+
+class Around(ps.guides.Guide):
+    """q(z|x) about one point for each view."""
+
+    support = constraints.real_vector
+
+    def __init__(self, encoder, points):
+        super().__init__()
+        self.encoder, self.points = encoder, points
+
+    def each(self, x, present=None):
+        loc = 0 * self.encoder(x.flatten(0, 1)).view(*x.shape[:2], 1)
+        return dist.Normal(self.points + loc, 0.01).to_event(1)
+
+
+@pytest.mark.parametrize("reach", ["apart", "near"])
+def test_views_that_no_content_can_give(reach):
+    """Their density is 0, no content is drawn for them, and a fit does not start."""
+    unit = ps.priors.Custom(
+        lambda y: near(y).to_event(1),
+        dim=1,
+        y_prior=dist.Uniform(torch.zeros(1), torch.ones(1)).to_event(1),
+    )
+    apart = torch.tensor([[[0.4], [0.6]], [[5.0], [5.1]]])
+    assert (unit.log_prob(apart) > -math.inf).tolist() == [True, False]
+    content = unit.posterior_y(apart)
+    assert content.mean.isnan().squeeze(-1).tolist() == [False, True]
+    assert content.sample((50,)).isnan().any(0).squeeze(-1).tolist() == [False, True]
+    # Each view alone is possible; the two together are, or are not.
+    points = torch.tensor([[-0.9], [1.9]] if reach == "apart" else [[0.4], [0.6]])
+    joint = ps.Joint(
+        *(unit, ps.likelihoods.Gaussian(0.5)),
+        *(ps.nn.MLPEncoder((3,), 1, (4,)), ps.nn.MLPDecoder(1, (3,), (4,))),
+        guide=lambda encoder: Around(encoder, points),
+    )
+    objective = ps.limits.SimVAE(joint)
+    for present in (None, torch.arange(40).view(20, 2) % 4 != 1):
+        batch = ps.Batch(torch.randn(20, 2, 3), present=present)
+        if reach == "apart":
+            with pytest.raises(ValueError, match="where it is 0 or NaN"):
+                objective.check(batch)
+        else:
+            objective.check(batch)
+            assert sum(objective(batch)).isfinite()

@@ -19,6 +19,7 @@ from ..estimates import Estimate, estimate
 from ..evaluation import FewLabel
 from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
+from ..limits import PrincipalComponents
 from ..posterior.representation import embedded
 from ..terms import Batch
 from .checks import (
@@ -239,15 +240,13 @@ def _baselines(
 
     With the name of PCA among them.
     """
-    from sklearn.decomposition import PCA
-
     first = next(iter(objectives.values()))
     dim = embedded(first, Split(data.test.images[:2]))[0].shape[1]
-    train = as_float(data.train).flatten(1).numpy()
-    components = min(dim, *train.shape)
+    train = as_float(data.train)
+    components = min(dim, *train.flatten(1).shape)
     name = f"PCA-{components}"
     check_names(objectives, [RAW, name, UNTRAINED])
-    pca = PCA(components, random_state=seed).fit(train)
+    pca = PrincipalComponents.of(train, components, seed)
     with _seeded(seed, torch.device("cpu")):
         untrained = recipes.encoder(data, dim)
-    return {RAW: lambda x: x, name: pca.transform, UNTRAINED: untrained}, name
+    return {RAW: lambda x: x, name: pca, UNTRAINED: untrained}, name

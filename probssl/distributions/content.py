@@ -233,7 +233,8 @@ class ContentPosterior(TorchDistribution):
     r"""The posterior of a content given its views, :math:`p(y \mid z_1, \dots, z_V)`.
 
     Its density is exact but for the evidence; its moments are weighted sums over the
-    nodes of the integral. Its samples are nodes, drawn with their weights.
+    nodes of the integral. Its samples are nodes, drawn with their weights. Where p(z)
+    is 0 it is not defined: moments and samples are NaN.
 
     Arguments:
         views: The distribution of the views.
@@ -282,8 +283,12 @@ class ContentPosterior(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         share = self._share().movedim(0, -1)
-        index = Categorical(share, validate_args=False).sample(sample_shape)
         nodes = self.nodes.movedim(0, -1)
+        if nodes.is_floating_point():
+            undefined = share.isnan()
+            share = share.masked_fill(undefined, 1.0)
+            nodes = nodes.masked_fill(undefined, math.nan)
+        index = Categorical(share, validate_args=False).sample(sample_shape)
         nodes = nodes.expand(Size(sample_shape) + nodes.shape)
         return nodes.take_along_dim(index.unsqueeze(-1), -1).squeeze(-1)
 

@@ -205,6 +205,8 @@ def knns(
         tau = positive("temperature", temperature, "0.1 is usual")
         vote = KNeighborsClassifier(k, weights=partial(_kernel, temperature=tau))
         items = [_directions(z) for z in items]
+    else:  # distances by products need numbers near zero
+        items = [z - train.mean(0) for z in items]
     vote.fit(items[0], known)
     parts = zip(tests, items[1:], checked, strict=True)
     return {name: float(vote.score(z, y)) for name, z, (*_, y) in parts}

@@ -7,6 +7,8 @@ r"""Pair affinities: the probability that two items share their content, for all
 with y the contents of two items and z their representations, :math:`p(z_i, z_j)` the
 density of two views of one content: Bayes' rule. `PriorAffinity` is that closed form
 under a proper prior, `LearnedAffinity` a network in its place. Both return log-odds.
+Where contents are classes, two that differ are not independent, and the density of the
+pair given :math:`y_i \ne y_j` takes the place of :math:`p(z_i) \, p(z_j)`.
 """
 
 import math
@@ -20,6 +22,7 @@ from torch.nn.functional import normalize
 
 from ..arguments import whole
 from ..arrays import tensor
+from ..distributions.supports import support_of
 from ..hyper import Learned, Positive
 from ..nn.base import check_items, sizes
 from ..priors import Prior
@@ -105,14 +108,20 @@ class PriorAffinity(nn.Module):
     If the scale of z differs from the prior's, the odds are near 0; `priors.Spherical`
     has no scale.
 
+    Where y is a class k, as in `priors.Mixture`, two contents are the same if the
+    classes are, and two that differ are not independent:
+
+    .. math:: p(a, b \mid y_i \ne y_j)
+        \propto p(a) \, p(b) \sum_{k \ne l} p(k|a) \, p(l|b)
+
     Arguments:
         prior: p(y) and p(z|y); p(y) integrates to one. A learned scale is fitted.
         odds: The prior odds p(same) / p(different): 1 / (C − 1) for C equally frequent
             contents. ``ps.learned(number)`` fits them.
 
     Raises:
-        ValueError: If p(y) is flat, a hyper-parameter is random, or the odds are not
-            positive.
+        ValueError: If p(y) is flat, or discrete without `component` or with one class
+            only; a hyper-parameter is random; or the odds are not positive.
     """
 
     def __init__(self, prior: Prior, odds: float | Learned = 0.1) -> None:
@@ -123,6 +132,7 @@ class PriorAffinity(nn.Module):
                 "view alone has no density; give it a finite y_scale, such as 1.0"
             )
         check_not_random(prior)
+        self.classes = _of_classes(prior)
         self.prior, self.odds = prior, Positive(odds, "odds")
         if self.odds.random:
             raise ValueError(
@@ -135,7 +145,45 @@ class PriorAffinity(nn.Module):
     ) -> Float[Tensor, "*batch n m"]:
         """Return the log-odds of all pairs."""
         a, b = self.prior.on_support(a), self.prior.on_support(b)
-        return self.prior.pmi(a, b) + self.odds().log()
+        log_odds = self.prior.pmi(a, b) + self.odds().log()
+        return log_odds - self._apart(a, b) if self.classes else log_odds
+
+    def _apart(
+        self, a: Float[Tensor, "*batch n dim"], b: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        r""":math:`\log p(a, b \mid k \ne l) / p(a) p(b)`, for classes k and l."""
+        of = self.prior.responsibilities
+        first, second = (of(z.unsqueeze(-2)).logits for z in (a, b))
+        shares = first.exp() @ _others(second).exp().mT
+        weights = self.prior.component().logits
+        least = torch.finfo(shares.dtype).tiny
+        return shares.clamp(min=least).log() - (weights + _others(weights)).logsumexp(0)
+
+
+def _of_classes(prior: Prior) -> bool:
+    """Whether contents are classes, of which two items may have the same."""
+    if prior.dim is None:  # where there are classes the dimension is known
+        return False
+    try:
+        discrete = bool(support_of(prior.content()).is_discrete)
+    except TypeError:  # Mixture, whose contents are its components
+        discrete = True
+    try:
+        classes = prior.component().logits.shape[-1]
+    except ValueError:
+        classes = 0
+    if discrete and classes < 2:
+        raise ValueError(
+            "expected a p(y) with a density, or of two or more numbered classes, got "
+            f"{type(prior).__name__} with another; give a Categorical y"
+        )
+    return discrete
+
+
+def _others(log_share: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+    """The log of what all other classes share, without cancellation."""
+    itself = torch.eye(log_share.shape[-1], dtype=torch.bool, device=log_share.device)
+    return log_share.unsqueeze(-2).masked_fill(itself, -math.inf).logsumexp(-1)
 
 
 class PrincipalComponents(nn.Module):
@@ -176,20 +224,31 @@ class PrincipalComponents(nn.Module):
 
         x = tensor(images, "images", finite=True)
         found = cls(tuple(x.shape[1:]), dim)
-        flat = x.flatten(1).to(found.mean)
+        flat = x.flatten(1).double()
         if min(flat.shape) < dim:
             raise ValueError(
                 f"expected at least {dim} images of at least {dim} numbers each, got "
                 f"{len(flat)} of {flat.shape[1]}; lower dim, or give more images"
             )
         flat = flat / 255 if x.dtype == torch.uint8 else flat
-        pca = PCA(dim, random_state=seed).fit(flat.cpu().numpy())
-        found.mean.copy_(torch.from_numpy(pca.mean_))
+        mean = flat.mean(0)  # the solver may need numbers near zero
+        pca = PCA(dim, random_state=seed).fit((flat - mean).cpu().numpy())
+        found.mean.copy_(mean)
         found.components.copy_(torch.from_numpy(pca.components_))
         return found
 
     def forward(self, x: Float[Tensor, "n *event"]) -> Float[Tensor, "n dim"]:
+        """Return the components of images; bytes are an error.
+
+        Raises:
+            TypeError: If x is no floating-point tensor.
+        """
         check_items(x, self.event_shape)
+        if not x.is_floating_point():
+            raise TypeError(
+                f"expected images as floating-point numbers, got {x.dtype}; divide "
+                "bytes by 255, as ps.embed does"
+            )
         return (x.flatten(1) - self.mean) @ self.components.mT
 
 

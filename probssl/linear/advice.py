@@ -277,7 +277,8 @@ def _principal(
 
     if not np.ptp(rows, 0).any():
         raise ValueError("expected images that differ, but all of them are the same")
-    pca = PCA(min(most, *rows.shape), random_state=0).fit(rows)
+    mean = rows.mean(0)  # the solver may need numbers near zero
+    pca = PCA(min(most, *rows.shape), random_state=0).fit(rows - mean)
     variances = pca.explained_variance_
     kept = pca.components_[variances > 1e-10 * variances[0]]
 
@@ -288,7 +289,7 @@ def _principal(
                 f"{x.shape[-1]}; there is no advice where features are selected or "
                 "mixed"
             )
-        return (x - pca.mean_) @ kept.T
+        return (x - mean) @ kept.T
 
     return project
 

@@ -51,7 +51,8 @@ def latent_map(
         labels: Up to 30 classes, or numbers, which get a scale of colours. Items whose
             label is None or NaN are grey.
         std: The standard deviations of q(z|x); an ellipse (in one dimension a bar) then
-            holds 90 % of it.
+            holds 90 % of a normal with these and without correlations, which q of
+            `guides.DiagonalGaussian` is.
         ellipses: The number of items that have an ellipse, spread evenly over the rows.
 
     Raises:
@@ -271,4 +272,5 @@ def _ellipses(
     reach = RADIUS_OF_90 * np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     panel.update_datalim(np.concatenate([xy - reach, xy + reach]))
     panel.autoscale_view()
-    panel.set_title("ellipses hold 90 % of q(z | x)", loc="right", fontsize=9)
+    said = "ellipses hold 90 % of q(z | x), its dimensions taken as independent"
+    panel.set_title(said, loc="right", fontsize=9)

@@ -41,7 +41,7 @@ MATRIX_TITLES = {
     "uniformity": "uniformity",
 }
 LONG = 1e6  # from here on numbers are written with an exponent
-LESS_IS_BETTER = ("view_distance", "uniformity")
+LESS_IS_BETTER = ("view_distance", "uniformity", "seconds")
 
 
 @typed
@@ -215,7 +215,8 @@ def _dots(panel: Axes, table: DataFrame, name: str) -> None:
         panel.errorbar(inside, rows, xerr=bars, fmt="none", ecolor=BLUE, zorder=1)
     low = (inside - bars).min() if inside.count() else 0.0
     high = (inside + bars).max() if inside.count() else 0.0
-    faces = np.where(inside.filled(-np.inf) == inside.max(), BLUE, "white")
+    best = inside.min() if name in LESS_IS_BETTER else inside.max()
+    faces = np.where((inside == best).filled(False), BLUE, "white")
     panel.scatter(inside, rows, s=45, c=faces, edgecolors=BLUE, zorder=2)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     style: dict[str, Any] = {"textcoords": "offset points", "va": "center"}

@@ -537,6 +537,14 @@ class ImportanceSampling:
                 "has a concentration below 1: give a larger one, or make y a variable "
                 "of the model: Joint(…, content=ps.guides.Content(dim))"
             )
+        nowhere = (log_weight == -math.inf).all(0)
+        if bool(nowhere.any()) and not log_weight.requires_grad:
+            raise ValueError(
+                "expected views z that some content y can give, got "
+                f"{int(nowhere.sum())} of {nowhere.numel()} items with p(z|y) = 0 at "
+                f"each of {len(y)} draws of y; move z into the support of p(z|y), or "
+                f"{REMEDY}"
+            )
         size = float(1 / each.reciprocal().mean())
         share = float((~(each >= self.least)).double().mean())
         if not size >= self.least and not log_weight.requires_grad:
