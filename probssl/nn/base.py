@@ -258,10 +258,9 @@ def takes(name: str, value: Any, *given: Any, **named: Any) -> None:
 
 
 def is_rows(z: Any, n: int) -> bool:
-    """Whether it is a tensor of real numbers (n, dim) or (n, dim, ...)."""
-    return (
-        isinstance(z, Tensor) and z.is_floating_point() and z.ndim > 1 and len(z) == n
-    )
+    """Whether it is a dense tensor of real numbers (n, dim) or (n, dim, ...)."""
+    dense = isinstance(z, Tensor) and z.layout == torch.strided
+    return dense and z.is_floating_point() and z.ndim > 1 and len(z) == n
 
 
 def output_error(
@@ -271,6 +270,7 @@ def output_error(
     name, expected = type(network).__name__ + method, f"a tensor ({len(x)}, {shape})"
     if isinstance(z, Tensor):
         got = f"shape {tuple(z.shape)}, {z.dtype}"
+        got += "" if z.layout == torch.strided else ", sparse"
         hint = "return a row of floats for each of the items, which lie along axis 0"
         return ValueError(
             f"expected {name} to return {expected} for {tuple(x.shape)}, got {got}; "

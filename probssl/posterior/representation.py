@@ -14,7 +14,7 @@ from ..arrays import finite, plain
 from ..data.batches import Loadable
 from ..joint import Joint, mean_of
 from ..nn.base import called, is_rows, output_error
-from ..nn.network import nets_of
+from ..nn.network import check_items_apart, nets_of
 from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, joint_of, mean_views
@@ -60,6 +60,7 @@ def embed(
 
     Each item is its only view. For several modalities z is the mean over those present.
     Known contents (labels) in `Groups` are ignored, also where q(z|x) could use them.
+    Of `guides.Flow`, mean and standard deviation are averages over 128 points of q.
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
@@ -78,7 +79,7 @@ def embed(
         TypeError: If the data have an unknown type.
         ValueError: If there is no such layer, q(z|x) has no standard deviation, or one
             is asked for of modalities that are dependent under q (`guides.Coupled`), or
-            the encoder returns NaN or infinity.
+            the encoder returns NaN or infinity, or z of an item changes with others.
     """
     found = embedded(objective, data, layer, return_std, batch_size)
     finite(found[0], "z")
@@ -99,7 +100,8 @@ def embedded(
         layer = "projector" if projected else "backbone"
     represent = _represent(objective, layer)
     joint = joint_of(objective, "return_std=True") if return_std else None
-    means, deviations = [], []
+    means: list[np.ndarray] = []
+    deviations: list[np.ndarray] = []
     model, count = _model(objective), _modalities(objective)
     pooled = isinstance(model, Joint) and count > 1
     with evaluating(objective) as like:
@@ -107,6 +109,8 @@ def embedded(
             if isinstance(x, Batch):
                 x = x._replace(content=None)  # a label that is known tells of itself
             z = model.pooled(x) if isinstance(x, Batch) else represent(x)
+            if not (means or isinstance(x, Batch)):
+                check_items_apart(objective, represent, x)
             means.append(plain(z))
             if joint is not None:
                 deviations.append(plain(_deviation(joint, x)))
