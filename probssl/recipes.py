@@ -222,10 +222,12 @@ METHODS: dict[str, Build] = {
     "InfoNCE": _encoded(limits.CLIP, temperature=TEMPERATURE),
     "MoCo": _encoded(limits.MoCo, temperature=TEMPERATURE, queue=1024),
     "InstanceDiscrimination": lambda data, dim: limits.InstanceDiscrimination(
-        encoder(data, dim), len(data.train), temperature=TEMPERATURE
+        encoder(data, dim), len(data.train), _projector(dim), temperature=TEMPERATURE
     ),
     "TSimCLR": _projected(limits.TSimCLR, temperature=1.0),
-    "TSNE": _encoded(limits.TSNE),
+    "TSNE": lambda data, dim: limits.TSNE(
+        encoder(data, dim), projector=_projector(dim)
+    ),
     "LogDet": _encoded(limits.LogDet),
     # These decorrelate single axes: of a projection, not of the representation.
     "VICReg": _projected(limits.VICReg),
@@ -248,7 +250,7 @@ METHODS: dict[str, Build] = {
         encoder(data, dim),
         decoder(data, dim),
         likelihood(data),
-        share=0.5,
+        share=0.25,
         patch=_patch(tuple(data.train.images.shape[1:])),
     ),
     "DSA": lambda data, dim: limits.DSA(
