@@ -45,6 +45,7 @@ import probssl as ps
 from probssl import limits, recipes
 from probssl.views import Affine, Augment, Noise
 
+CHOSEN_ON = "validation"
 METHODS = tuple(recipes.METHODS)
 SEEDS, EPOCHS, DIM = 5, 150, 10
 FOLDS, CHOICE_SEEDS, CHOICE_EPOCHS = 5, 3, 50

@@ -1,21 +1,52 @@
-"""What every experiment writes: its rows with hardware and versions, and its tables."""
+"""What experiments share: splits, choices, reports, tables and the command line."""
 
 import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-__all__ = ["RESULTS", "ROOT", "gain", "kept", "markdown", "read", "spread", "write"]
+import probssl as ps
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+Parts = dict[str, ps.data.Split]
+Row = dict[str, Any]
+
+
+def parser(about: str | None) -> ArgumentParser:
+    """The command line of a script, from its docstring: so far `--tables`."""
+    made = ArgumentParser(description=(about or "").partition("\n")[0])
+    made.add_argument("--tables", action="store_true", help="of the saved figures")
+    return made
+
+
+def parts(data: ps.data.Dataset, most: int) -> Parts:
+    """Training, validation and test images.
+
+    Validation images are the last of the training set, at most a fifth of it.
+    """
+    n = len(data.train) - min(most, len(data.train) // 5)
+    return {
+        "train": data.train.rows(slice(n)),
+        "validation": data.train.rows(slice(n, None)),
+        "test": data.test,
+    }
+
+
+def without_test(data: ps.data.Dataset, most: int) -> ps.data.Dataset:
+    """Training images, and validation images in the place of the test images."""
+    found = parts(data, most)
+    return data._replace(train=found["train"], test=found["validation"])
 
 
 def write(path: Path, script: str, **content: Any) -> None:
@@ -40,13 +71,88 @@ def write(path: Path, script: str, **content: Any) -> None:
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Row]:
     """The rows of a report."""
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    rows: list[Row] = json.loads(path.read_text())["rows"]
     return rows
 
 
-def kept(folder: Path) -> dict[str, Any] | None:
+def known(path: Path, **content: Any) -> Any:
+    """The rows of a report with this content; none where there is no such report."""
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    return report["rows"] if report and content.items() <= report.items() else []
+
+
+def collected(
+    path: Path,
+    script: str,
+    cells: Sequence[Row],
+    fit: Callable[[Row], Row],
+    **content: Any,
+) -> list[Row]:
+    """The rows of these cells: those that the report has, the others by `fit`.
+
+    A row has what its cell has, and what `fit` finds. The report keeps other rows, and
+    is written after each fit, so that a run that was stopped goes on.
+    """
+
+    def of(cell: Row) -> list[Row]:
+        return [row for row in known(path, **content) if cell.items() <= row.items()]
+
+    for cell in tqdm([cell for cell in cells if not of(cell)], unit="fit"):
+        row = cell | fit(cell)
+        write(path, script, **content, rows=[*known(path, **content), row])
+    return [row for cell in cells for row in of(cell)]
+
+
+def scores(rows: Iterable[Row]) -> list[tuple[Row, list[float]]]:
+    """Each setting with its score in each seed, a mean over what else was fitted."""
+    by: dict[str, tuple[Row, dict[int, list[float]]]] = {}
+    for row in rows:
+        _, seeds = by.setdefault(json.dumps(row["setting"]), (row["setting"], {}))
+        seeds.setdefault(row["seed"], []).append(row["score"])
+    return [
+        (setting, [mean(seeds[seed]) for seed in sorted(seeds)])
+        for setting, seeds in by.values()
+    ]
+
+
+def gains(rows: Iterable[Row], first: Row) -> list[tuple[Row, float, float]]:
+    """The other settings with their gains over the first, the best of them first.
+
+    Gains are paired: each seed has its images, labels and first weights. Beside the
+    mean stands its standard error.
+    """
+    found = scores(rows)
+    old = next(each for setting, each in found if setting == first)
+    others = []
+    for setting, each in found:
+        if setting != first and len(each) == len(old):
+            apart = [a - b for a, b in zip(each, old, strict=True)]
+            error = stdev(apart) / math.sqrt(len(apart))
+            others.append((setting, mean(apart), error))
+    return sorted(others, key=lambda other: -other[1])
+
+
+def chosen(rows: Iterable[Row], first: Row) -> Row:
+    """The first setting, unless others gain more than two standard errors: the best of
+    them."""
+    better = [s for s, gain, error in gains(rows, first) if gain > 2 * error]
+    return [*better, first][0]
+
+
+def choices(rows: Sequence[Row], first: Row, digits: int = 3) -> str:
+    """Settings with their scores and their gains over the first, in Markdown."""
+    found = {json.dumps(setting): each for setting, each in scores(rows)}
+    lines = [[*map(str, first.values()), spread(found[json.dumps(first)], digits), "–"]]
+    for setting, above, error in gains(rows, first):
+        score = spread(found[json.dumps(setting)], digits)
+        gained = f"{above:+.{digits}f} ± {error:.{digits}f}"
+        lines.append([*map(str, setting.values()), score, gained])
+    return markdown([*first, "score", "above the first"], lines)
+
+
+def kept(folder: Path) -> Row | None:
     """The notes that `probssl.save` left in the folder of a fit; None without one."""
     path = folder / "probssl.json"
     return json.loads(path.read_text())["notes"] if path.is_file() else None

@@ -9,9 +9,12 @@ anchors M. M is a network of both representations, anchored to a momentum (EMA) 
 or the closed form of a von Mises-Fisher prior, whose concentration and odds are
 learned, anchored to principal components. The base is SimCLR.
 
-Results: docs/papers.md. M classifies pairs better than pixels do, but no better than
-the cosine of the projector's output. The closed form is a function of that cosine, and
-has its area.
+Nothing was chosen: both kinds of M are shown, with the networks, the learning rate and
+the settings of DSA of models/against_baselines.py.
+
+Results: docs/papers.md, "Same content". M classifies pairs better than pixels do, but
+no better than the cosine of the projector's output. The closed form is a function of
+that cosine, and has its area.
 
 Prints every area and writes them to benchmarks/results/same_content.json. Needs MNIST
 and CIFAR-10 in the folder named by the environment variable PROBSSL_DATA.
@@ -36,6 +39,7 @@ import probssl as ps
 from probssl.data.memory import as_float
 from probssl.views import Affine, Augment, simclr
 
+CHOSEN_ON = "nothing"
 SEEDS, EPOCHS, IMAGES, TEST, BATCH = 3, 20, 5_000, 2_000, 250
 SIDES = {"mnist": 14, "cifar10": 16}
 CHANNELS, DIM, LEARNING_RATE = (16, 32), 32, 5e-3
