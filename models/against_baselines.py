@@ -11,9 +11,9 @@ Scores of the encoder's output: linear probe and k-NN on test images, crowding o
 classes, probe and k-NN on shifted test images (`probssl.shifts`; fitted to unshifted
 ones), and both on data sets that the encoder never saw.
 
-PID's ramp and the epochs of its clusters were chosen on validation images, the last
-5,000 training images of each set, by linear probe and 5-NN of PID on SimCLR
-(``--choose``): the published ramp in place of a steep one. All tails of t-SimCLR that
+The weight of PID's clusters was chosen on validation images, the last 5,000 training
+images of each set, by linear probe and 5-NN of PID on SimCLR (``--choose``): the
+published ramp in place of a steep one. All tails of t-SimCLR that
 were fitted are shown. Nothing was chosen on test images.
 
 Results: docs/papers.md, "Do they help?", with tables made by ``--tables``. t-SimCLR
@@ -28,13 +28,10 @@ Takes a little over an hour of one CPU core; fits run in parallel processes. `--
 takes seven minutes.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,16 +51,11 @@ CHOSEN_ON = "validation"
 SEEDS, EPOCHS, IMAGES, TEST, BATCH = 3, 20, 10_000, 5_000, 250
 SIDE, CHANNELS, DIM, FEW = 14, (16, 32), 32, 3
 LEARNING_RATE = 5e-3
-# Of PID: the first and last weight of the clusters; in shares of the epochs the base
-# alone, and one clustering to the next.
-PID: dict[str, Any] = {"ramp": [1e-5, 1e-1], "first": 0.3, "refresh": 0.2}
-STEEP = PID | {"ramp": [1e-2, 1.0]}
-CHOICES = (
-    STEEP,
-    PID,
-    PID | {"ramp": [1e-3, 3e-1]},
-    PID | {"first": 0.2, "refresh": 0.15},
-)
+# Of PID, in shares of the epochs: the base alone, and one clustering to the next.
+FIRST, REFRESH = 0.3, 0.2
+# The weight of its clusters, from first to last; the first of these is published.
+RAMP, STEEP = (1e-5, 1e-1), (1e-2, 1.0)
+CHOICES = [{"ramp": list(ramp)} for ramp in (STEEP, RAMP, (1e-3, 3e-1))]
 
 VIEWS = {
     "mnist": Affine(rotate=15, scale=(0.8, 1.2), shift=0.1),
@@ -154,7 +146,7 @@ def fit(
     data: ps.data.Dataset,
     views: nn.Module,
     epochs: int,
-    pid: dict[str, Any] = PID,
+    ramp: tuple[float, float] = RAMP,
 ) -> ps.History:
     """Fit with one cycle of the learning rate; PID in phases, for its clusters."""
     optimizer = Adam(objective.parameters(), LEARNING_RATE, fused=True)
@@ -178,9 +170,9 @@ def fit(
         objective,
         data.train,
         assign,
-        first=int(pid["first"] * epochs),
-        refresh=max(1, int(pid["refresh"] * epochs)),
-        ramp=tuple(pid["ramp"]),
+        first=int(FIRST * epochs),
+        refresh=max(1, int(REFRESH * epochs)),
+        ramp=ramp,
         **options,
     )
 
@@ -210,24 +202,11 @@ def one(
     data, *others = (known[name] for name in names if name in known)
     torch.manual_seed(job.seed)
     objective = build(job.method, data)
-    pid = STEEP if job.method.endswith("steep ramp") else PID
-    fit(objective, data, VIEWS[job.data], epochs, pid)
+    ramp = STEEP if job.method.endswith("steep ramp") else RAMP
+    fit(objective, data, VIEWS[job.data], epochs, ramp)
     seconds = time.process_time() - began
     found = scores(objective, data, {other.name: other for other in others})
     return job._asdict() | {"base": METHODS[job.method]} | found | {"seconds": seconds}
-
-
-def rows_of(
-    jobs: list[Job], epochs: int, sets: dict[str, ps.data.Dataset] | None
-) -> Iterator[dict[str, Any]]:
-    """The rows of all jobs in their order; real ones run in parallel processes."""
-    if sets is not None:
-        yield from map(partial(one, epochs=epochs, sets=sets), jobs)
-        return
-    with ProcessPoolExecutor(
-        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        yield from pool.map(partial(one, epochs=epochs), jobs)
 
 
 def choose(
@@ -236,14 +215,14 @@ def choose(
     sets: dict[str, ps.data.Dataset] | None = None,
     results: Path = report.RESULTS,
 ) -> list[dict[str, Any]]:
-    """Return the scores of PID on SimCLR, of validation images, by its setting."""
+    """Return the scores of PID on SimCLR with each ramp, of validation images."""
 
     def fitted(cell: dict[str, Any]) -> dict[str, Any]:
         began, name = time.process_time(), cell["data"]
         data = report.without_test(sets[name], TEST) if sets else images(name, True)
         torch.manual_seed(cell["seed"])
         objective = build("SimCLR + PID", data)
-        fit(objective, data, VIEWS[name], epochs, cell["setting"])
+        fit(objective, data, VIEWS[name], epochs, cell["setting"]["ramp"])
         z, there = ps.embed(objective, data.train), ps.embed(objective, data.test)
         known = z, data.train.labels, there, data.test.labels
         linear, near = ps.evaluation.linear_probe(*known), ps.evaluation.knn(*known)
@@ -271,12 +250,11 @@ def main(
 
     Of other methods the scores that are there already are kept.
     """
-    path, rows = results / "against_baselines.json", []
-    if path.is_file():
-        known = report.read(path)
-        rows = [row for row in known if row["method"] not in methods]
+    path = results / "against_baselines.json"
+    rows = [row for row in report.known(path) if row["method"] not in methods]
     jobs = [Job(d, s, m) for s, d, m in product(range(seeds), VIEWS, methods)]
-    for row in rows_of(jobs, epochs, sets):
+    run = partial(one, epochs=epochs, sets=sets)
+    for row in report.mapped(run, jobs, parallel=sets is None):
         rows.append(row)
         print(*row.values(), flush=True)
         report.write(path, "against_baselines.py", epochs=epochs, rows=rows)
@@ -345,12 +323,12 @@ def _gains(rows: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     parser = report.parser(__doc__)
     parser.add_argument("methods", nargs="*", default=list(METHODS), help="some of all")
-    parser.add_argument("--choose", action="store_true", help="settings of PID")
+    parser.add_argument("--choose", action="store_true", help="PID's ramp")
     options = parser.parse_args()
     if options.tables:
         print(tables(report.read(report.RESULTS / "against_baselines.json")))
         saved = report.read(report.RESULTS / "against_baselines_choices.json")
-        print(report.choices(saved, STEEP))
+        print(report.choices(saved, CHOICES[0]))
     elif options.choose:
         torch.set_num_threads(1)
         choose()

@@ -24,7 +24,6 @@ References:
     https://docs.lightly.ai/self-supervised-learning/getting_started/benchmarks.html
 """
 
-import argparse
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -35,6 +34,7 @@ from typing import Any, NamedTuple
 import report
 import torch
 from joblib import Parallel, delayed
+from report import Parts
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, Optimizer
@@ -43,13 +43,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 import probssl as ps
 from probssl.views import Affine, Augment, Colour, Grey
 
-SEEDS, VALID, NEIGHBOURS, TEMPERATURE = 3, 5_000, 200, 0.1
+SEEDS, NEIGHBOURS, TEMPERATURE = 3, 200, 0.1
 CHECKPOINT_EVERY = 10  # epochs
 # Of the bases of DSA and PID: the projector, and the items of W-MSE at a time.
 WIDTH, OUT, WHITENED = 1_024, 64, 128
 SCORES = ("linear", f"{NEIGHBOURS}-NN")
-
-Parts = dict[str, ps.data.Split]
 
 
 class Method(NamedTuple):
@@ -179,16 +177,6 @@ def columns(
     return {f"{part}: {score}": n for part in parts for score, n in each.items()}
 
 
-def parts(data: ps.data.Dataset) -> Parts:
-    """Training, validation and test images."""
-    n = len(data.train) - min(VALID, len(data.train) // 5)
-    return {
-        "train": data.train.rows(slice(n)),
-        "validation": data.train.rows(slice(n, None)),
-        "test": data.test,
-    }
-
-
 def represented(objective: nn.Module, part: ps.data.Split) -> Any:
     """The features of the encoder; of a generative model the mean of q(z|x)."""
     if isinstance(objective, ps.limits.SimVAE | ps.limits.VAE):
@@ -234,7 +222,7 @@ def cell(
     folder = folder_of(experiment, method, seed, epochs, runs)
     if (known := report.kept(folder)) is not None:
         return known
-    found, made = parts(data), experiment.methods[method]
+    found, made = report.parts(data), experiment.methods[method]
     train = found["train"]
     torch.manual_seed(seed)
     objective = made.build(tuple(train.images.shape[1:]), len(train))
@@ -339,11 +327,10 @@ def table(experiment: Experiment, rows: Sequence[dict[str, Any]]) -> str:
 
 def command(experiment: Experiment, about: str | None) -> None:
     """The command line of a script: run it, or print its tables."""
-    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser = report.parser(about)
     parser.add_argument("names", nargs="*", help="some methods")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--epochs", type=int, default=experiment.epochs)
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
         saved = report.read(report.RESULTS / f"{experiment.name}.json")

@@ -38,7 +38,6 @@ References:
     https://papers.nips.cc/paper/1651-agglomerative-information-bottleneck
 """
 
-import argparse
 import copy
 import json
 import time
@@ -50,10 +49,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from report import RESULTS, ROOT, gain, markdown, read, spread, write
+from report import (
+    RESULTS,
+    ROOT,
+    Parts,
+    Row,
+    gain,
+    known,
+    markdown,
+    parser,
+    parts,
+    read,
+    spread,
+    write,
+)
 from scipy.linalg import eigh
 from scipy.special import rel_entr
-from simvae_mnist import parts
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
@@ -80,9 +91,6 @@ FITS = {  # the prior and its number of components
     "TwoTier": ("TwoTier", CLASSES),
     JOINED_MANY: ("Mixture", MANY),
 }
-
-Parts = dict[str, ps.data.Split]
-Row = dict[str, Any]
 
 
 class Normals(nn.Module):
@@ -359,26 +367,28 @@ def main(
     results: Path = RESULTS,
     runs: Path = ROOT / "runs",
 ) -> list[Row]:
-    """Return the figures of each method and seed."""
-    rows: list[Row] = []
+    """Return the figures of each method and seed; the report keeps other seeds."""
+    path = results / "clusters_mnist.json"
+    rows: list[Row] = [row for row in known(path) if row["seed"] not in seeds]
     runs = runs / "clusters_mnist"
     runs.mkdir(parents=True, exist_ok=True)
-    found = parts(data or ps.data.load("mnist"), 1)
+    found = parts(data or ps.data.load("mnist"), levels=1)
     found["train"] = found["train"].take(IMAGES)
     for seed, name in product(
         seeds, ("VAE", "SimVAE", *FITS, JOINED, RANDOM, LABELLED)
     ):
         if name in ("VAE", RANDOM, LABELLED) and seed >= FEW:
             continue
-        path = runs / f"{name}, seed {seed}.json"
-        if not path.is_file():
+        fitted = runs / f"{name}, seed {seed}.json"
+        if not fitted.is_file():
             began = time.process_time()
             each = cell(name, seed, found, runs)
             cost = {"CPU seconds": round(time.process_time() - began)}
-            path.write_text(json.dumps({k: row | cost for k, row in each.items()}))
-        for method, row in json.loads(path.read_text()).items():
+            fitted.write_text(json.dumps({k: row | cost for k, row in each.items()}))
+        for method, row in json.loads(fitted.read_text()).items():
             rows.append({"method": method, "seed": seed, **row})
-    write(results / "clusters_mnist.json", "clusters_mnist.py", rows=rows)
+    rows.sort(key=lambda row: row["seed"])
+    write(path, "clusters_mnist.py", rows=rows)
     return rows
 
 
@@ -432,10 +442,9 @@ def shares(rows: list[Row], method: str = "Mixture") -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("seeds", nargs="*", type=int, default=list(range(SEEDS)))
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
-    options = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("seeds", nargs="*", type=int, default=list(range(SEEDS)))
+    options = command.parse_args()
     torch.set_num_threads(1)
     if options.tables:
         saved = read(RESULTS / "clusters_mnist.json")

@@ -21,7 +21,6 @@ environment variable PROBSSL_DATA. Writes benchmarks/results/content_and_style.j
 ``--tables`` prints the table. Takes three minutes of one CPU core.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,7 @@ import probssl as ps
 from probssl.priors import ContentStyle, Gaussian, Prior
 
 CHOSEN_ON = "validation"
-SEEDS, EPOCHS, IMAGES, VALID, BATCH, HIDDEN = 3, 12, 10_000, 5_000, 125, (128,)
+SEEDS, EPOCHS, IMAGES, BATCH, HIDDEN = 3, 12, 10_000, 125, (128,)
 LEARNING_RATE, PARTICLES, PAIRS = 2e-3, 5, 2_000
 BOUND, NEAR = "validation: bound of pairs", "validation: 5-NN"
 VIEWS = ps.views.Augment(levels=1)  # angle, size and two shifts
@@ -50,11 +49,8 @@ PRIORS: dict[str, Callable[[], Prior]] = {
 
 def splits(data: ps.data.Dataset, images: int) -> tuple[ps.data.Split, ps.data.Split]:
     """Some training images, and the last, which are for validation."""
-    train = data.train
-    valid = min(VALID, len(train) // 5)
-    last = train.rows(slice(-valid, None))
-    rest = train.rows(slice(-valid))
-    return rest.take(min(images, len(rest))), last
+    found = report.parts(data)
+    return found["train"].take(min(images, len(found["train"]))), found["validation"]
 
 
 def fitted(prior: Prior, train: ps.data.Split, epochs: int) -> ps.Joint:
@@ -149,7 +145,5 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--tables"]:
-        print(table(report.read(report.RESULTS / "content_and_style.json")))
-    else:
-        main()
+    saved = report.RESULTS / "content_and_style.json"
+    report.command(__doc__, main, lambda: table(report.read(saved)))

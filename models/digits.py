@@ -5,41 +5,39 @@ content, autoencoders drop the density of z, and all others drop the decoder and
 estimate the entropy of z instead. Images, data augmentation (small rotations, scalings
 and shifts) and the 10 dimensions of z are the same for all.
 
-Prints the means and standard deviations that stand in README.md and docs/results.md,
-and writes them, with hardware and versions, to benchmarks/results/digits.json. The gain
-of the few-label probe over PCA has a standard error over seeds: in each seed all
-methods get the same labels. `--tables` prints the tables in Markdown.
+Prints the means and standard deviations of README.md and docs/results.md, "Digits", and
+writes them, with hardware and versions, to benchmarks/results/digits.json. The gain of
+the few-label probe over PCA has a standard error over seeds: in each seed all methods
+get the same labels. `--tables` prints the tables in Markdown.
 
-Methods have the settings of `probssl.recipes`. `--choose` makes these choices again:
-every method with hyper-parameters is fitted to four fifths of the training images with
-its settings of version 0.1.0 and with others, one number changed at a time, and z of
-the last fifth is scored by the mean of linear probe and few-label probe; each seed
-holds another fifth out. A setting is changed where another is better by more than two
-standard errors over three seeds. No test image is seen. Results:
+Methods have the settings of `probssl.recipes`, chosen on validation images by
+`--choose`: every method with hyper-parameters is fitted to four fifths of the training
+images with its settings of version 0.1.0 and with others, one number changed at a time,
+and z of the last fifth is scored by the mean of linear probe and few-label probe; each
+seed holds another fifth out. A setting is changed where another is better by more than
+two standard errors over three seeds. No test image is seen. Results:
 benchmarks/results/digits_choices.json.
 
 Every fit is kept, so that a run that was stopped goes on.
 Takes five minutes of one CPU core for each seed; `--choose`, twenty.
 """
 
-import argparse
 import json
 import math
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
+import report
 import torch
 from joblib import Parallel, delayed
+from report import Row
 from torch import nn
-from tqdm import tqdm
 
 import probssl as ps
 from probssl import limits, recipes
@@ -49,9 +47,8 @@ CHOSEN_ON = "validation"
 METHODS = tuple(recipes.METHODS)
 SEEDS, EPOCHS, DIM = 5, 150, 10
 FOLDS, CHOICE_SEEDS, CHOICE_EPOCHS = 5, 3, 50
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "digits.json"
-CHOICES = ROOT / "benchmarks" / "results" / "digits_choices.json"
+RESULTS = report.RESULTS / "digits.json"
+CHOICES = report.RESULTS / "digits_choices.json"
 
 TITLES = {
     "linear_probe": "linear probe",
@@ -73,7 +70,6 @@ SCORES["few_label_gain"] = "+.3f"
 MATRIX = dict.fromkeys(list(TITLES)[6:], ".1f")
 
 Figures = dict[str, dict[str, float]]
-Row = dict[str, Any]
 
 
 def embedding(limit: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -292,7 +288,7 @@ def cells(methods: tuple[str, ...], seeds: int) -> list[Row]:
 
 
 def scored(cell: Row, epochs: int) -> Row:
-    """Fit one setting with one seed, and score z of the images that are held out."""
+    """The scores of z of the images that are held out, of a setting and a seed."""
     began, data = time.process_time(), held_out(ps.data.digits(), cell["seed"])
     torch.manual_seed(cell["seed"])
     if cell["choice"] == "data augmentation":
@@ -308,7 +304,7 @@ def scored(cell: Row, epochs: int) -> Row:
     few = ps.evaluation.few_label_probe(*known, seed=cell["seed"]).mean
     seconds = round(time.process_time() - began, 1)
     found = {"linear": linear, "few labels": few, "score": (linear + few) / 2}
-    return cell | found | {"CPU seconds": seconds}
+    return found | {"CPU seconds": seconds}
 
 
 def choose(
@@ -318,83 +314,35 @@ def choose(
     results: Path = CHOICES,
 ) -> list[Row]:
     """Return the scores of all settings of these methods; the file keeps them all."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-
-    def rows() -> list[Row]:
-        if not results.is_file():
-            return []
-        report = json.loads(results.read_text())
-        return report["rows"] if report["epochs"] == epochs else []
-
-    def key(row: Row) -> list[Any]:
-        return [row[name] for name in ("choice", "setting", "method", "seed")]
-
-    there = [key(row) for row in rows()]
-    missing = [cell for cell in cells(methods, seeds) if key(cell) not in there]
-    for cell in tqdm(missing, unit="fit"):
-        row, order = scored(cell, epochs), list(BEFORE)
-        report = {
-            "script": "models/digits.py --choose",
-            "epochs": epochs,
-            **_machine(),
-            "rows": sorted([*rows(), row], key=lambda r: order.index(r["choice"])),
-        }
-        text = json.dumps(report, ensure_ascii=False).replace(
-            '{"choice"', '\n{"choice"'
-        )
-        results.write_text(text + "\n")
-    return [row for row in rows() if row["choice"] in methods]
+    script = "digits.py --choose"
+    fit = partial(scored, epochs=epochs)
+    report.collected(results, script, cells(methods, seeds), fit, epochs=epochs)
+    rows = report.known(results, epochs=epochs)
+    return [row for row in rows if row["choice"] in methods]
 
 
-def scores(rows: list[Row], choice: str) -> list[tuple[Row, list[float]]]:
-    """Each setting with its score in each seed, a mean over methods."""
-    own = [row for row in rows if row["choice"] == choice]
-    found: list[tuple[Row, list[float]]] = []
-    for setting in (row["setting"] for row in own):
-        if setting not in [known for known, _ in found]:
-            here = [row for row in own if row["setting"] == setting]
-            seeds = sorted({row["seed"] for row in here})
-            each = [[r["score"] for r in here if r["seed"] == seed] for seed in seeds]
-            found.append((setting, [mean(some) for some in each]))
-    return found
-
-
-def gains(rows: list[Row], choice: str) -> list[tuple[Row, float, float]]:
-    """The other settings with their gains over that of 0.1.0, the best first.
-
-    Gains are paired: each seed has its images, labels and first weights. Beside the
-    mean stands its standard error.
-    """
-    found = scores(rows, choice)
-    old = next(each for setting, each in found if setting == BEFORE[choice])
-    others = []
-    for setting, each in found:
-        if setting != BEFORE[choice] and len(each) == len(old):
-            apart = [a - b for a, b in zip(each, old, strict=True)]
-            error = stdev(apart) / math.sqrt(len(apart))
-            others.append((setting, mean(apart), error))
-    return sorted(others, key=lambda other: -other[1])
+def of(rows: list[Row], choice: str) -> list[Row]:
+    """The rows of one choice."""
+    return [row for row in rows if row["choice"] == choice]
 
 
 def chosen(rows: list[Row], choice: str) -> Row:
-    """The setting of 0.1.0, unless others gain more than two standard errors: the best
-    of them."""
-    better = [s for s, gain, error in gains(rows, choice) if gain > 2 * error]
-    return [*better, BEFORE[choice]][0]
+    """The setting that validation images choose, by default that of 0.1.0."""
+    return report.chosen(of(rows, choice), BEFORE[choice])
 
 
 def choices(rows: list[Row]) -> str:
     """The settings with their scores, in Markdown."""
-    lines = ["| method | setting | score | others | the best of them | its gain |"]
-    lines.append("|---" * 6 + "|")
-    for choice in dict.fromkeys(row["choice"] for row in rows):
-        others, found = gains(rows, choice), scores(rows, choice)
-        old = next(each for setting, each in found if setting == BEFORE[choice])
-        best, gain, error = others[0]
-        cells = [choice, _named(BEFORE[choice]), f"{mean(old):.3f}", str(len(others))]
-        cells += [_named(best), f"{gain:+.3f} ± {error:.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    columns = ["method", "setting", "score", "others", "the best of them", "its gain"]
+    lines = []
+    for choice, old in BEFORE.items():
+        if own := of(rows, choice):
+            others = report.gains(own, old)
+            score = next(mean(each) for some, each in report.scores(own) if some == old)
+            best, gain, error = others[0]
+            cells = [choice, _named(old), f"{score:.3f}", str(len(others))]
+            lines.append([*cells, _named(best), f"{gain:+.3f} ± {error:.3f}"])
+    return report.markdown(columns, lines)
 
 
 def _named(setting: Row) -> str:
@@ -420,14 +368,13 @@ def one_seed(seed: int, epochs: int, methods: tuple[str, ...], runs: Path) -> Fi
     views, fitted, seconds = recipes.views(digits), {}, {}
     for name in methods:
         saved = runs / f"{name}, {epochs} epochs, seed {seed}"
-        if not (saved / "probssl.json").is_file():
+        if report.kept(saved) is None:
             torch.manual_seed(seed)
             objective, began = recipes.objective(name, digits, DIM), time.process_time()
             recipes.fit(objective, digits, views=views, epochs=epochs, progress=False)
             ps.save(objective, saved, seconds=time.process_time() - began)
-        fitted[name] = ps.load(saved)
-        notes = json.loads((saved / "probssl.json").read_text())["notes"]
-        seconds[name] = notes["seconds"]
+        notes = report.kept(saved) or {}
+        fitted[name], seconds[name] = ps.load(saved), notes["seconds"]
     found = ps.compare(
         fitted, digits, views=views, seconds=seconds, seed=seed, progress=False
     )
@@ -442,9 +389,9 @@ def kept(results: Path, seeds: int, epochs: int) -> dict[str, dict[str, list[flo
     """Earlier figures, if they have the same number of seeds and epochs."""
     if not results.is_file():
         return {}
-    report = json.loads(results.read_text())
-    same = (report["seeds"], report["epochs"]) == (seeds, epochs)
-    return report["mean and sd"] if same else {}
+    earlier = json.loads(results.read_text())
+    same = (earlier["seeds"], earlier["epochs"]) == (seeds, epochs)
+    return earlier["mean and sd"] if same else {}
 
 
 def in_order(figures: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
@@ -460,7 +407,7 @@ def main(
     methods: tuple[str, ...] = METHODS,
     jobs: int = -1,
     results: Path = RESULTS,
-    runs: Path = ROOT / "runs" / "digits",
+    runs: Path = report.ROOT / "runs" / "digits",
 ) -> dict[str, dict[str, list[float]]]:
     """Return mean and standard deviation over the seeds of every figure.
 
@@ -478,54 +425,36 @@ def main(
                 deviation /= np.sqrt(len(values))  # its standard error
             figures[row][name] = [float(np.mean(values)), deviation]
     figures = in_order(kept(results, seeds, epochs) | figures)
-    report = {
-        "script": "models/digits.py",
-        "seeds": seeds,
-        "epochs": epochs,
-        "dim": DIM,
-        **_machine(),
-        "mean and sd": figures,
-    }
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    content = {"seeds": seeds, "epochs": epochs, "dim": DIM, "mean and sd": figures}
+    report.write(results, "digits.py", **content)
     return figures
 
 
 def table(figures: dict[str, dict[str, list[float]]], columns: dict[str, str]) -> str:
     """The methods with these columns and their formats, in Markdown."""
-    lines = ["| method | " + " | ".join(TITLES[column] for column in columns) + " |"]
-    lines.append("|---" * (1 + len(columns)) + "|")
+    lines = []
     for name, row in figures.items():
         cells = [name]
         for column, form in columns.items():
             m, s = row.get(column, (math.nan, math.nan))
             cells.append(f"{m:{form}} ± {s:{form.lstrip('+')}}" if m == m else "–")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _machine() -> Row:
-    return {
-        "hardware": f"{platform.processor() or platform.machine()}, "
-        f"{os.cpu_count()} cores, one thread for each fit",
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-    }
+        lines.append(cells)
+    return report.markdown(["method", *map(TITLES.__getitem__, columns)], lines)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     text = "fit settings of these methods on the training images, by default of all"
     parser.add_argument("--choose", nargs="*", metavar="METHOD", help=text)
     parser.add_argument("--seed", type=int, help="fit with this seed alone")
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
         figures = json.loads(RESULTS.read_text())["mean and sd"]
         print(table(figures, SCORES), table(figures, MATRIX), sep="\n\n")
-        print(choices(json.loads(CHOICES.read_text())["rows"]))
+        print(choices(report.read(CHOICES)))
     elif options.choose is not None:
         choose(tuple(options.choose or BEFORE))
     elif options.seed is not None:
-        one_seed(options.seed, EPOCHS, METHODS, ROOT / "runs" / "digits")
+        one_seed(options.seed, EPOCHS, METHODS, report.ROOT / "runs" / "digits")
     else:
         main()

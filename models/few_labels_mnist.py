@@ -25,35 +25,29 @@ environment variable PROBSSL_DATA.
 Takes five minutes of one CPU core, and ten for `--choose`.
 """
 
-import argparse
-import json
-import os
-import platform
-import sys
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
+import report
 import torch
+from report import Row
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
 import probssl as ps
 from probssl.views import Affine, Augment
 
-LABELS, DRAWS, BATCH, VALID = (100, 1_000), 3, 100, 5_000
+LABELS, DRAWS, BATCH = (100, 1_000), 3, 100
 SIDE, CHANNELS, DIM, SCALE, LEARNING_RATE = 14, (16, 32), 16, 0.3, 4e-3
 SHARE = 0.1  # labelled images are repeated up to this share
 VIEWS = Augment(Affine(rotate=15, scale=(0.8, 1.2), shift=0.1))
 CHOSEN_ON = "validation"
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 NAMES = ("classify", "linear probe", "nearest mean")
-
-Row = dict[str, Any]
 
 
 class Setting(NamedTuple):
@@ -111,11 +105,11 @@ def images(number: int, validation: bool = False) -> ps.data.Dataset:
     the place of the test images.
     """
     data = ps.data.load("mnist")
-    train = data.train.rows(slice(-VALID)).take(number)
-    test = data.train.rows(slice(-VALID, None)) if validation else data.test
+    found = report.parts(data)
+    test = found["validation" if validation else "test"]
     train, test = (
         part._replace(images=adaptive_avg_pool2d(part.images.float() / 255, SIDE))
-        for part in (train, test)
+        for part in (found["train"].take(number), test)
     )
     return ps.data.Dataset(train, test, None, data.name)
 
@@ -183,89 +177,56 @@ def accuracies(
     }
 
 
-def fit_and_score(
-    setting: Setting, labels: int, draw: int, data: ps.data.Dataset
-) -> Row:
-    """The accuracies of one fit, with its setting."""
-    began = time.process_time()
-    torch.manual_seed(draw)
-    known = drawn(data.train.labels, labels, draw)
-    simvae = fitted(data, known, setting)
-    found = {"labels": labels, "draw": draw, "setting": setting._asdict()}
-    found |= accuracies(simvae, data, known)
+def scored(cell: Row, validation: bool = False) -> Row:
+    """The accuracies of one fit, with a setting, a number and a draw of labels."""
+    began, setting = time.process_time(), Setting(**cell["setting"])
+    data = images(setting.images, validation)
+    torch.manual_seed(cell["draw"])
+    known = drawn(data.train.labels, cell["labels"], cell["draw"])
+    found = accuracies(fitted(data, known, setting), data, known)
     return found | {"seconds": round(time.process_time() - began)}
 
 
-def kept(
-    path: Path, script: str, cells: list[tuple[Setting, int, int]], validation: bool
-) -> list[Row]:
-    """Fit what is not in this file yet, and return the rows of these cells."""
-
-    def rows() -> list[Row]:
-        return json.loads(path.read_text())["rows"] if path.is_file() else []
-
-    def of(setting: Setting, labels: int, draw: int) -> list[Row]:
-        key = {"labels": labels, "draw": draw, "setting": setting._asdict()}
-        return [row for row in rows() if key.items() <= row.items()]
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for cell in tqdm([cell for cell in cells if not of(*cell)], unit="fit"):
-        row = fit_and_score(*cell, images(cell[0].images, validation))
-        tqdm.write(str(row))
-        report = {
-            "script": script,
-            "hardware": f"{platform.processor() or platform.machine()}, "
-            f"{os.cpu_count()} cores",
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            "rows": [*rows(), row],
-        }
-        path.write_text(json.dumps(report, indent=1) + "\n")
-    return [row for cell in cells for row in of(*cell)]
-
-
-def choose(choices: Any = CHOICES, results: Path = RESULTS) -> list[Row]:
+def choose(choices: Any = CHOICES, results: Path = report.RESULTS) -> list[Row]:
     """Return the accuracies on validation images of several settings."""
     cells = [
-        (setting, *some)
+        {"labels": labels, "draw": draw, "setting": setting._asdict()}
         for draws, settings in choices
-        for setting, some in product(settings, draws)
+        for setting, (labels, draw) in product(settings, draws)
     ]
-    path, script = results / "few_labels_mnist_choices.json", "--choose"
-    return kept(path, f"models/few_labels_mnist.py {script}", cells, True)
+    path, script = results / "few_labels_mnist_choices.json", "few_labels_mnist.py"
+    fit = partial(scored, validation=True)
+    return report.collected(path, f"{script} --choose", cells, fit)
 
 
 def main(
     draws: int = DRAWS,
     labels: tuple[int, ...] = LABELS,
     setting: Setting = SETTING,
-    results: Path = RESULTS,
+    results: Path = report.RESULTS,
 ) -> list[Row]:
     """Return the accuracies on test images of each number and draw of labels."""
-    cells = [(setting, number, draw) for draw, number in product(range(draws), labels)]
+    cells = [
+        {"labels": number, "draw": draw, "setting": setting._asdict()}
+        for draw, number in product(range(draws), labels)
+    ]
     path = results / "few_labels_mnist.json"
-    return kept(path, "models/few_labels_mnist.py", cells, False)
+    return report.collected(path, "few_labels_mnist.py", cells, scored)
 
 
 def table(rows: list[Row]) -> str:
     """Mean and standard deviation over the draws, in Markdown."""
-    lines = [
-        "| labels | `classify` | linear probe | nearest mean |",
-        "|---|---|---|---|",
-    ]
+    lines = []
     for number in dict.fromkeys(row["labels"] for row in rows):
         own = [row for row in rows if row["labels"] == number]
-        each = [[row[name] for row in own] for name in NAMES]
-        cells = [f"{mean(values):.3f} ± {stdev(values):.3f}" for values in each]
-        lines.append(f"| {number:,} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = (report.spread([row[name] for row in own]) for name in NAMES)
+        lines.append([f"{number:,}", *cells])
+    return report.markdown(["labels", f"`{NAMES[0]}`", *NAMES[1:]], lines)
 
 
 def choices(rows: list[Row]) -> str:
     """Accuracy of `classify` for each setting, a mean over draws, in Markdown."""
-    numbers = list(dict.fromkeys(row["labels"] for row in rows))
-    titles = [f"{number:,} labels" for number in numbers]
-    lines = ["| label weight | noise | style | epochs | " + " | ".join(titles) + " |"]
-    lines.append("|---" * (4 + len(numbers)) + "|")
+    numbers, lines = list(dict.fromkeys(row["labels"] for row in rows)), []
     settings = [row["setting"] for row in rows]
     for setting in [s for i, s in enumerate(settings) if s not in settings[:i]]:
         own = [row for row in rows if row["setting"] == setting]
@@ -274,20 +235,17 @@ def choices(rows: list[Row]) -> str:
         for number in numbers:
             found = [row["classify"] for row in own if row["labels"] == number]
             cells.append(f"{mean(found):.3f}" if found else "–")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    columns = ["label weight", "noise", "style", "epochs"]
+    return report.markdown([*columns, *(f"{n:,} labels" for n in numbers)], lines)
+
+
+def tables() -> str:
+    """Both tables, in Markdown."""
+    paths = (report.RESULTS / f"few_labels_mnist{end}.json" for end in ("", "_choices"))
+    found, tried = map(report.read, paths)
+    return f"{table(found)}\n\n{choices(tried)}\n"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--choose", action="store_true", help="on validation images")
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
-    options = parser.parse_args()
-    if options.tables:
-        for name, form in (("", table), ("_choices", choices)):
-            path = RESULTS / f"few_labels_mnist{name}.json"
-            print(form(json.loads(path.read_text())["rows"]), end="\n\n")
-    elif options.choose:
-        choose()
-    else:
-        main()
+    report.command(__doc__, main, tables, choose)

@@ -16,7 +16,7 @@ has in the plane, spread over all dimensions, so that the data lie near the span
 centres.
 
 Nothing was chosen: items are simulated, views of all strengths are shown, and networks,
-steps and learning rate are those of the first run.
+steps and learning rate are those of the first version.
 
 Results: docs/papers.md, "Five Gaussians". On the circle, five seeds, class means are 63
 to 81 degrees apart, uniformity is -1.495 to -1.507 (a pentagon has -1.489, points all

@@ -344,17 +344,11 @@ def main(
     return rows
 
 
+def readings() -> str:
+    """The readings of the score, and how near they are to the figure, in Markdown."""
+    path = report.RESULTS / "joint_embedding_vs_reconstruction_choices.json"
+    return report.choices(report.read(path), READINGS[0])
+
+
 if __name__ == "__main__":
-    parser = report.parser(__doc__)
-    parser.add_argument(
-        "--choose", action="store_true", help="the reading of the score"
-    )
-    options = parser.parse_args()
-    if options.tables:
-        path = report.RESULTS / "joint_embedding_vs_reconstruction_choices.json"
-        print(report.choices(report.read(path), READINGS[0]))
-    elif options.choose:
-        torch.set_num_threads(1)
-        choose()
-    else:
-        main()
+    report.command(__doc__, main, readings, choose)

@@ -18,14 +18,13 @@ in the folder named by the environment variable PROBSSL_DATA.
 It has not been run in full; three seeds take about half an hour of one CPU core.
 """
 
-import argparse
 import time
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import report
 import torch
+from report import Row
 from simvae_mnist import DIM, SEEDS
 
 import probssl as ps
@@ -50,8 +49,6 @@ TERMS = {  # and of the second
     "I(z; z′), Gaussian": ("gaussian_information", 1),
     "log p(x given z)": ("decoded", 1),
 }
-
-Row = dict[str, Any]
 
 
 def fitted(method: str, data: ps.data.Dataset, epochs: int) -> torch.nn.Module:
@@ -143,9 +140,8 @@ def _gain(own: list[Row], rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("methods", nargs="*", default=list(METHODS), help="some")
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.tables:

@@ -37,7 +37,6 @@ References:
     https://arxiv.org/abs/1802.05335
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from itertools import product
@@ -59,7 +58,7 @@ from probssl.priors import ContentStyle, Gaussian, Independent, Prior
 CHOSEN_ON = "validation"
 SEEDS, EPOCHS, BATCH, LEARNING_RATE = 3, 8, 200, 2e-3
 HIDDEN, CLASSES, PIXELS = (256, 256), 10, 28 * 28
-HELD_OUT, SCORED, PARTICLES, NEIGHBOURS = 5_000, 500, 300, 20_000
+SCORED, PARTICLES, NEIGHBOURS = 500, 300, 20_000
 BOTH, FIRST, GIVEN = "log p(x₁, x₂)", "log p(x₁)", "log p(x₂ given x₁)"
 SHARED, TOLD = "shared", ("class of x₁, drawn x₂", "class of drawn x₁, x₂")
 COLUMNS = {f"validation: {BOTH}": 1, BOTH: 1, FIRST: 1, GIVEN: 2, SHARED: 2}
@@ -143,12 +142,12 @@ def build(method: Method) -> ps.limits.SimVAE:
 
 def parts(data: ps.data.Dataset) -> dict[str, ps.data.Split]:
     """Training images, grey; some validation and test images, drawn once."""
-    n = len(data.train) - min(HELD_OUT, len(data.train) // 6)
-    held_out = data.train.rows(slice(n, n + SCORED))
+    found = report.parts(data)
+    held_out = found["validation"].rows(slice(SCORED))
     grey = held_out.images.double() / 255
     drawn = torch.rand(grey.shape, generator=torch.Generator().manual_seed(1)) < grey
     return {
-        "train": data.train.rows(slice(n)),
+        "train": found["train"],
         "validation": held_out._replace(images=255 * drawn.byte()),
         "test": data.test.take(min(SCORED, len(data.test))),
     }
@@ -283,11 +282,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("methods", nargs="*", default=list(METHODS), help="some of all")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=-1, help="-1 is one per core")
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
         print(table(report.read(report.RESULTS / "multimodal_halves.json")))

@@ -47,13 +47,10 @@ Takes half an hour of one CPU core; fits run in parallel processes. ``--choose``
 four minutes.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,19 +264,6 @@ def advised(
     return {"ratio": ratio, "matching": matching} | found
 
 
-def rows_of(
-    jobs: list[Job], epochs: int, data: ps.data.Dataset | None
-) -> Iterator[dict[str, Any]]:
-    """The rows of all jobs in their order; those on MNIST run in parallel."""
-    if data is not None:
-        yield from map(partial(one, epochs=epochs, data=data), jobs)
-        return
-    with ProcessPoolExecutor(
-        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        yield from pool.map(partial(one, epochs=epochs), jobs)
-
-
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw mean and half range of the linear probe over seeds against the ratio."""
     figure = blank(8.2, 4.0)
@@ -357,7 +341,8 @@ def main(
     ]
     path = results / "paradigms_under_noise.json"
     every = map(Job._make, product(range(seeds), ratios, (False, True), LOOKS))
-    for row in rows_of([job for job in every if job.needed()], epochs, data):
+    jobs, run = filter(Job.needed, every), partial(one, epochs=epochs, data=data)
+    for row in report.mapped(run, jobs, parallel=data is None):
         rows.append(row)
         print(*row.values(), flush=True)
         report.write(
@@ -373,15 +358,11 @@ def main(
     return rows
 
 
+def tables() -> str:
+    """The settings that were compared on validation images, in Markdown."""
+    saved = report.read(report.RESULTS / "paradigms_under_noise_choices.json")
+    return report.choices(saved, SETTING)
+
+
 if __name__ == "__main__":
-    parser = report.parser(__doc__)
-    parser.add_argument("--choose", action="store_true", help="on validation images")
-    options = parser.parse_args()
-    if options.tables:
-        saved = report.read(report.RESULTS / "paradigms_under_noise_choices.json")
-        print(report.choices(saved, SETTING))
-    elif options.choose:
-        torch.set_num_threads(1)
-        choose()
-    else:
-        main()
+    report.command(__doc__, main, tables, choose)

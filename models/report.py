@@ -5,8 +5,10 @@ import math
 import os
 import platform
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -18,6 +20,7 @@ import probssl as ps
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+VALID = 5_000
 
 Parts = dict[str, ps.data.Split]
 Row = dict[str, Any]
@@ -30,20 +33,51 @@ def parser(about: str | None) -> ArgumentParser:
     return made
 
 
-def parts(data: ps.data.Dataset, most: int) -> Parts:
+def command(
+    about: str | None,
+    main: Callable[[], Any],
+    tables: Callable[[], str],
+    choose: Callable[[], Any] | None = None,
+) -> None:
+    """Run a script without other arguments: `main`, `--tables`, or `--choose`."""
+    made = parser(about)
+    if choose is not None:
+        made.add_argument("--choose", action="store_true", help="on validation data")
+    options = made.parse_args()
+    if options.tables:
+        print(tables())
+    elif choose is not None and options.choose:
+        torch.set_num_threads(1)
+        choose()
+    else:
+        main()
+
+
+def parts(data: ps.data.Dataset, most: int = VALID, levels: int | None = None) -> Parts:
     """Training, validation and test images.
 
-    Validation images are the last of the training set, at most a fifth of it.
+    Arguments:
+        most: The number of validation images, the last of the training set; at most a
+            fifth of it.
+        levels: If not None, images are floats on the grid of views of so many levels.
     """
     n = len(data.train) - min(most, len(data.train) // 5)
-    return {
-        "train": data.train.rows(slice(n)),
-        "validation": data.train.rows(slice(n, None)),
+    train = data.train
+    found = {
+        "train": train.rows(slice(n)),
+        "validation": train.rows(slice(n, None)),
         "test": data.test,
+    }
+    if levels is None:
+        return found
+    grid = ps.views.Grid(levels)
+    return {
+        name: part._replace(images=grid(torch.as_tensor(part.images).float() / 255))
+        for name, part in found.items()
     }
 
 
-def without_test(data: ps.data.Dataset, most: int) -> ps.data.Dataset:
+def without_test(data: ps.data.Dataset, most: int = VALID) -> ps.data.Dataset:
     """Training images, and validation images in the place of the test images."""
     found = parts(data, most)
     return data._replace(train=found["train"], test=found["validation"])
@@ -81,6 +115,19 @@ def known(path: Path, **content: Any) -> Any:
     """The rows of a report with this content; none where there is no such report."""
     report = json.loads(path.read_text()) if path.is_file() else {}
     return report["rows"] if report and content.items() <= report.items() else []
+
+
+def mapped(
+    function: Callable[..., Any], jobs: Iterable[Any], parallel: bool
+) -> Iterator[Any]:
+    """The results of jobs in their order, by a process for each core or by this one."""
+    if not parallel:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        yield from pool.map(function, jobs)
 
 
 def collected(
@@ -121,7 +168,7 @@ def gains(rows: Iterable[Row], first: Row) -> list[tuple[Row, float, float]]:
     """The other settings with their gains over the first, the best of them first.
 
     Gains are paired: each seed has its images, labels and first weights. Beside the
-    mean stands its standard error.
+    mean stands its standard error, of one seed infinite.
     """
     found = scores(rows)
     old = next(each for setting, each in found if setting == first)
@@ -129,7 +176,7 @@ def gains(rows: Iterable[Row], first: Row) -> list[tuple[Row, float, float]]:
     for setting, each in found:
         if setting != first and len(each) == len(old):
             apart = [a - b for a, b in zip(each, old, strict=True)]
-            error = stdev(apart) / math.sqrt(len(apart))
+            error = stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else math.inf
             others.append((setting, mean(apart), error))
     return sorted(others, key=lambda other: -other[1])
 
@@ -144,12 +191,22 @@ def chosen(rows: Iterable[Row], first: Row) -> Row:
 def choices(rows: Sequence[Row], first: Row, digits: int = 3) -> str:
     """Settings with their scores and their gains over the first, in Markdown."""
     found = {json.dumps(setting): each for setting, each in scores(rows)}
-    lines = [[*map(str, first.values()), spread(found[json.dumps(first)], digits), "–"]]
+    lines = [
+        [*map(named, first.values()), spread(found[json.dumps(first)], digits), "–"]
+    ]
     for setting, above, error in gains(rows, first):
         score = spread(found[json.dumps(setting)], digits)
-        gained = f"{above:+.{digits}f} ± {error:.{digits}f}"
-        lines.append([*map(str, setting.values()), score, gained])
+        gained = f"{above:+.{digits}f}"
+        gained += f" ± {error:.{digits}f}" if error < math.inf else ""
+        lines.append([*map(named, setting.values()), score, gained])
     return markdown([*first, "score", "above the first"], lines)
+
+
+def named(value: Any) -> str:
+    """The value of a setting in a table."""
+    if isinstance(value, list):
+        return ", ".join(map(named, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def kept(folder: Path) -> Row | None:

@@ -7,7 +7,7 @@ and fits q(σ) to them by variational inference. If that works, the rank of the 
 among draws of q(σ) is uniform, and KL(q(σ) ‖ p(σ|x)) is small.
 
 Nothing was chosen by the ranks: data sets are simulated, and settings of the fit are
-those of the first run.
+those of the first version.
 
 Prints the ranks, their chi-square test, the coverage of central intervals and the
 divergence from the exact posterior, writes them to benchmarks/results/scale_ranks.json,

@@ -32,7 +32,6 @@ References:
     https://arxiv.org/abs/2402.01399
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from itertools import product
@@ -50,7 +49,7 @@ import probssl as ps
 from probssl.priors import ContentStyle, Gaussian, Independent, Prior
 
 CHOSEN_ON = "validation"
-SEEDS, VALID, DIM, HIDDEN, SCALE = 3, 5_000, 10, (256, 256), 0.15
+SEEDS, DIM, HIDDEN, SCALE = 3, 10, (256, 256), 0.15
 VIEWS_PER_STEP, LEARNING_RATE = 480, 2e-3
 PAIRS, PARTICLES = 1_000, 5
 SHOWN = {  # columns of the tables, and their digits
@@ -123,22 +122,6 @@ def sampler(kind: str, views: int, levels: int) -> nn.Module:
     return ps.views.Augment(views=views, levels=levels)
 
 
-def parts(data: ps.data.Dataset, levels: int) -> dict[str, ps.data.Split]:
-    """Training, validation and test images, on the grid of the views."""
-    valid = min(VALID, len(data.train) // 5)
-    n = len(data.train) - valid
-    grid = ps.views.Grid(levels)
-    found = {
-        "train": data.train.rows(slice(n)),
-        "validation": data.train.rows(slice(n, None)),
-        "test": data.test,
-    }
-    return {
-        name: part._replace(images=grid(torch.as_tensor(part.images).float() / 255))
-        for name, part in found.items()
-    }
-
-
 @torch.no_grad()
 def measured(
     objective: nn.Module, found: dict[str, ps.data.Split], views: nn.Module
@@ -178,7 +161,7 @@ def cell(
     if (notes := report.kept(saved)) is not None:
         return notes
     began, levels = time.process_time(), LEVELS[name]
-    found = parts(data.get("data") or ps.data.load(name), levels)
+    found = report.parts(data.get("data") or ps.data.load(name), levels=levels)
     build, views = methods[method]
     torch.manual_seed(seed)
     objective = build(tuple(found["train"].images.shape[1:]), levels)
@@ -244,9 +227,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("data", nargs="?", default="mnist", choices=LEVELS)
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     if options.tables:
         path = report.RESULTS / f"simvae_{options.data}.json".replace("-", "_")

@@ -31,7 +31,6 @@ References:
     https://github.com/alicebizeul/simvae, its code
 """
 
-import argparse
 import math
 from itertools import product
 from pathlib import Path
@@ -133,7 +132,7 @@ def main(
         name, kind, passes = RUNS[run]
         levels = simvae_mnist.LEVELS[name]
         known = data.get("data") or ps.data.load(name)
-        test = simvae_mnist.parts(known, levels)["test"].images
+        test = report.parts(known, levels=levels)["test"].images
         folder = runs / f"simvae_release_{name}".replace("-", "_")
         for method, seed in product(METHODS, range(seeds)):
             row = simvae_mnist.cell(
@@ -176,9 +175,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("runs", nargs="*", default=list(RUNS), help="some of them")
-    parser.add_argument("--tables", action="store_true", help="of the saved figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.tables:

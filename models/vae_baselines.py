@@ -29,7 +29,6 @@ References:
     https://arxiv.org/abs/1804.00891
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -129,10 +128,10 @@ MODELS: dict[str, tuple[Make, Augment]] = {
 
 def split(data: ps.data.Dataset) -> tuple[ps.data.Split, torch.Tensor]:
     """The images for training, and binary ones for validation, drawn once."""
-    n = len(data.train) - min(VALIDATION, len(data.train) // 6)
-    grey = data.train.images[n : n + SHOWN].double() / 255
+    found = report.parts(data, VALIDATION)
+    grey = found["validation"].images[:SHOWN].double() / 255
     drawn = torch.rand(grey.shape, generator=torch.Generator().manual_seed(1)) < grey
-    return data.train.rows(slice(n)), drawn.float()
+    return found["train"], drawn.float()
 
 
 def nats(found: ps.posterior.Evidence) -> dict[str, float]:
@@ -218,9 +217,7 @@ def main(
     if data is None:
         data = ps.data.load("mnist", binary="dynamic")
     path = results / "vae_baselines.json"
-    rows: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        rows = report.read(path)
+    rows: dict[str, dict[str, Any]] = report.known(path) or {}
     for name in names:
         if name in rows and rows[name]["epochs"] == epochs:
             continue
@@ -260,8 +257,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = report.parser(__doc__)
     parser.add_argument("names", nargs="*", default=list(MODELS), help="some models")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
-    main(tuple(options.names), options.epochs)
+    if options.tables:
+        print(table(report.known(report.RESULTS / "vae_baselines.json")))
+    else:
+        main(tuple(options.names), options.epochs)

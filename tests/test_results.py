@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import report
 import torch
 
 import probssl as ps
@@ -51,6 +52,25 @@ def test_the_tables_of_additions_are_those_of_their_fits():
     assert script("against_baselines").tables(measured["rows"]).strip() in TEXT
     fits = {(row["data"], row["seed"], row["method"]) for row in measured["rows"]}
     assert len(fits) == len(measured["rows"]) == 2 * 3 * 17
+
+
+CHOICES = {  # the first setting, the setting of the script, digits and page
+    "against_baselines": lambda made: (*made.CHOICES[:2], 3, TEXT),
+    "digit_map": lambda made: ({"map": made.METHODS[0]},) * 2 + (3, TEXT),
+    "joint_embedding_vs_reconstruction": lambda made: (made.READINGS[0],) * 2,
+    "paradigms_under_noise": lambda made: (made.SETTING,) * 2 + (3, DIGITS),
+    "poly_mnist": lambda made: (made.SETTING,) * 2 + (1, DIGITS),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_scripts_have_the_settings_that_validation_items_chose(name):
+    rows = figures(f"{name}_choices")["rows"]
+    first, kept, *shown = CHOICES[name](script(name))
+    assert report.chosen(rows, first) == kept
+    if shown:
+        digits, page = shown
+        assert report.choices(rows, first, digits) in page
 
 
 @pytest.mark.parametrize(("name", "fits"), [("mnist", 60), ("fashion_mnist", 24)])
