@@ -767,11 +767,12 @@ SAID = {"nothing": "chosen", "published": "published", "validation": "validation
 OPEN = pytest.mark.xfail(
     strict=True, reason="not all settings have been tried again on validation images"
 )
+NOT_YET = ("digit_map", "digits")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=OPEN) if n == "digits" else n for n in sorted(SHORT)],
+    [pytest.param(n, marks=OPEN) if n in NOT_YET else n for n in sorted(SHORT)],
 )
 def test_script_and_page_say_what_settings_were_chosen_on(name):
     """`CHOSEN_ON` is held against the run above; words repeat it."""

@@ -56,7 +56,6 @@ def test_the_tables_of_additions_are_those_of_their_fits():
 
 CHOICES = {  # the first setting, the setting of the script, digits and page
     "against_baselines": lambda made: (*made.CHOICES[:2], 3, TEXT),
-    "digit_map": lambda made: ({"map": made.METHODS[0]},) * 2 + (3, TEXT),
     "joint_embedding_vs_reconstruction": lambda made: (made.READINGS[0],) * 2,
     "paradigms_under_noise": lambda made: (made.SETTING,) * 2 + (3, DIGITS),
     "poly_mnist": lambda made: (made.SETTING,) * 2 + (1, DIGITS),
