@@ -15,8 +15,10 @@ from .collapse import (
     rankme,
 )
 from .components import NumberOfComponents, number_of_components
+from .conformal import PredictionSets, prediction_sets
 from .crowding import Crowding, crowding
 from .information import gaussian_information, info_nce, nearest_neighbour_information
+from .novelty import Detection, detection, log_kernel_density, neighbour_distance
 from .probes import (
     FewLabel,
     few_label_probe,
@@ -29,8 +31,10 @@ from .probes import (
     style_probe,
 )
 
-__all__ = ["AlignmentUniformity", "Clustering", "Crowding", "Estimate", "FewLabel"]
-__all__ += ["NumberOfComponents", "Undefined", "active_units", "alignment_uniformity"]
+__all__ = ["AlignmentUniformity", "Clustering", "Crowding", "Detection", "Estimate"]
+__all__ += ["FewLabel", "NumberOfComponents", "PredictionSets", "Undefined"]
+__all__ += ["detection", "log_kernel_density", "neighbour_distance", "prediction_sets"]
+__all__ += ["active_units", "alignment_uniformity"]
 __all__ += [
     "cluster",
     "crowding",

@@ -27,7 +27,7 @@ from ..arrays import (
 from .clustering import cluster
 from .collapse import effective_rank
 
-__all__ = ["FewLabel", "few_label_probe", "knn", "knns", "linear_probe"]
+__all__ = ["FewLabel", "few_label_probe", "fitted_probe", "knn", "knns", "linear_probe"]
 __all__ += ["linear_probes", "mlp_probe", "scores", "scores_and_draws", "style_probe"]
 
 Z = Float[Array, "n dim"]
@@ -106,22 +106,53 @@ def few_label_probe(
     from threadpoolctl import threadpool_limits
 
     z, y, there, y_test = train_test(z_train, y_train, z_test, y_test)
-    names, counts = np.unique(y, return_counts=True)
-    few = f"class {names[counts.argmin()]} has {counts.min()} items"
-    labels_per_class = whole("labels_per_class", labels_per_class, 1, counts.min(), few)
+    labels_per_class = _labels_per_class(y, labels_per_class)
     repeats = whole("repeats", repeats, 2, hint="a standard error needs two")
     mean, scale = _moments(z)
     z, there = (z - mean) / scale, (there - mean) / scale
-    members = [np.flatnonzero(y == name) for name in names]
     random, accuracy = np.random.default_rng(seed), []
     with threadpool_limits(1):  # more threads are slower on fits so small
         for _ in range(repeats):
-            drawn = [random.choice(m, labels_per_class, replace=False) for m in members]
-            known = np.concatenate(drawn)
+            known = _drawn_labels(random, y, labels_per_class)
             score = _logistic_regression(z[known], y[known])
             accuracy.append(float(score(there, y_test)))
     error = np.std(accuracy, ddof=1) / np.sqrt(repeats)
     return FewLabel(float(np.mean(accuracy)), float(error), tuple(accuracy))
+
+
+def fitted_probe(
+    z: np.ndarray,
+    y: np.ndarray,
+    penalty: float,
+    labels_per_class: int | None,
+    seed: int,
+) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
+    """The class probabilities of a `linear_probe` as a function of z, and the classes.
+
+    Arguments:
+        labels_per_class: How many labels of each class are drawn, as the first ones of
+            `few_label_probe`; None takes all.
+    """
+    mean, scale = _moments(z)
+    known: np.ndarray | slice = slice(None)
+    if labels_per_class is not None:
+        few = _labels_per_class(y, labels_per_class)
+        known = _drawn_labels(np.random.default_rng(seed), y, few)
+    model, within = _fitted((z[known] - mean) / scale, y[known], penalty)
+    return lambda z: model.predict_proba(within((z - mean) / scale)), model.classes_
+
+
+def _labels_per_class(y: np.ndarray, wanted: int) -> int:
+    """The number of labels of each class, at most those of the smallest one."""
+    names, counts = np.unique(y, return_counts=True)
+    few = f"class {names[counts.argmin()]} has {counts.min()} items"
+    return whole("labels_per_class", wanted, 1, counts.min(), few)
+
+
+def _drawn_labels(random: np.random.Generator, y: np.ndarray, few: int) -> np.ndarray:
+    """Rows of so many items of each class, drawn without replacement."""
+    members = [np.flatnonzero(y == name) for name in np.unique(y)]
+    return np.concatenate([random.choice(m, few, replace=False) for m in members])
 
 
 @typed
@@ -337,6 +368,14 @@ def _logistic_regression(
     z_train: np.ndarray, y_train: np.ndarray, penalty: float = 1.0
 ) -> Callable[[np.ndarray, np.ndarray], float]:
     """The accuracy of a fitted classifier, as a function of a test set."""
+    model, within = _fitted(z_train, y_train, penalty)
+    return lambda z, y: model.score(within(z), y)
+
+
+def _fitted(
+    z_train: np.ndarray, y_train: np.ndarray, penalty: float
+) -> tuple[Any, Callable[[np.ndarray], np.ndarray]]:
+    """A fitted classifier, and the map from z to what it takes."""
     from sklearn.linear_model import LogisticRegression
 
     # For two classes scikit-learn has one w, the difference of the rows of W. The best
@@ -345,11 +384,10 @@ def _logistic_regression(
     # a few tens of iterations are usual; the limit stops what does not converge
     model = LogisticRegression(C=1 / (share * penalty), max_iter=10_000)
     if z_train.shape[1] <= len(z_train):
-        return model.fit(z_train, y_train).score
+        return model.fit(z_train, y_train), lambda z: z
     # With the ridge penalty the optimum lies in the span of the items: fit within it.
     span = np.linalg.qr(z_train.T)[0]
-    model.fit(z_train @ span, y_train)
-    return lambda z, y: model.score(z @ span, y)
+    return model.fit(z_train @ span, y_train), lambda z: z @ span
 
 
 def _factors(s: Any, items: int) -> list[np.ndarray]:

@@ -10,10 +10,19 @@ from .completion import classify, complete
 from .contents import PosteriorY, posterior_y
 from .draws import to_arviz
 from .evidence import Evidence, evidence
+from .novelty import Novelty, novelty
 from .representation import embed, reconstruct, sample
 from .style import Decoded, generate, interpolate, swap, traverse
 
 __all__ = ["Decoded", "Evidence", "EvidenceComparison", "PosteriorY", "classify"]
 __all__ += ["compare_evidence", "complete", "embed", "evidence", "generate"]
-__all__ += ["interpolate", "posterior_y", "reconstruct", "sample", "swap"]
+__all__ += [
+    "Novelty",
+    "interpolate",
+    "novelty",
+    "posterior_y",
+    "reconstruct",
+    "sample",
+    "swap",
+]
 __all__ += ["to_arviz", "traverse"]
