@@ -121,13 +121,13 @@ def _evidence(
     size: int,
 ) -> tuple[Evidence, Float[np.ndarray, " item"] | None]:
     """The evidence of all views, and less those of single ones where there are more."""
-    together, singles = Run(objective, particles, 0), list[Run]()
+    together, singles = Run(objective, particles, 0, 0), list[Run]()
     with evaluating(objective) as like:
         for batch in batches(data, like, views, size, "evidence"):
             batch = batch._replace(content=None)
             together.add(batch)
             parts = _single(together.joint.arranged(batch))
-            singles = singles or [Run(objective, particles, 0) for _ in parts]
+            singles = singles or [Run(objective, particles, 0, 0) for _ in parts]
             for run, part in zip(singles, parts, strict=True):
                 run.add(part)
     found = together.evidence()
