@@ -31,7 +31,7 @@ from .arrays import plain, span, tensor, whole_numbers
 from .data.splits import Groups
 from .joint import Joint
 from .posterior.items import BAR_DELAY, evaluating
-from .posterior.joints import check_proper, check_spread, joint_of
+from .posterior.joints import check_guides, check_proper, check_spread, joint_of
 from .terms import Batch
 
 __all__ = ["ChiSquare", "Ranks", "Simulated", "latent_ranks", "rank", "simulate"]
@@ -288,6 +288,8 @@ def latent_ranks(
     with evaluating(objective):
         for start in tqdm(starts, "ranks", delay=BAR_DELAY, unit="batch"):
             z = joint.prior(views).sample((min(batch_size, items - start),))
-            q = joint.encode(Batch(joint.decode(z).sample()))
+            batch = Batch(joint.decode(z).sample())
+            check_guides(joint, batch, "ranks of z")
+            q = joint.encode(batch)
             parts.append(rank(z, q.sample((draws,))))
     return Ranks(np.concatenate(parts), draws)

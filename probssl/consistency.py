@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
 from .arrays import span
-from .distributions.supports import in_words, of_pyro, space_of
+from .distributions.supports import in_words, is_point, of_pyro, space_of
 from .likelihoods import Likelihood
 from .likelihoods.base import check_density, check_support, shape_error
 from .nn import PerModality
@@ -419,12 +419,12 @@ def drawn(
     density, p = ("p(y)", prior.content()) if p is None else ("p(z)", p)
     support = _known(p, "support")
     of_pyro(f"q({density[2]}|…)", q)
-    own = None if isinstance(q, Delta) else _known(q, "support")
+    own = None if is_point(q) else _known(q, "support")
     if support is not None and own is not None and space_of(own) != space_of(support):
         raise _space_error(guide, prior, space_of(own), space_of(support))
     if q.event_shape != p.event_shape:
         raise site_error(density[2], p, q)
-    location = _known(q, "mean") if isinstance(q, Delta) or own is not None else None
+    location = _known(q, "mean") if is_point(q) or own is not None else None
     if location is not None and bool(_of_present(location, present).isnan().any()):
         raise ValueError(
             f"expected numbers in q of {type(guide).__name__}, got NaN; look at the "

@@ -53,7 +53,8 @@ from .runtime.precision import in_float32, lowered
 from .runtime.validation import unvalidated
 from .terms import Batch, check_batch
 
-__all__ = ["Joint", "Likelihoods", "given_z", "mean_of", "register", "shape_error"]
+__all__ = ["Joint", "Likelihoods", "given_z", "mean_of", "register", "sampled"]
+__all__ += ["shape_error"]
 
 
 class Likelihoods(nn.ModuleList):
@@ -225,7 +226,12 @@ class Joint(Parted):
 
     @in_float32
     def encode(self, batch: Batch, **drawn: Tensor) -> TorchDistribution:
-        """Return q(z_1..V | x_1..V), event shape (view, dim)."""
+        """Return q(z_1..V | x_1..V, h), event shape (view, dim).
+
+        Arguments:
+            drawn: Values of random hyper-parameters; others have the median of their
+                guide.
+        """
         batch = self.arranged(batch)
         x = batch.parts if self.several else batch.stacked
         return self._encoded(x, batch, drawn)
@@ -373,7 +379,8 @@ class Joint(Parted):
         """The posterior mean of q(z|x), each item encoded alone: (n, dim).
 
         For several modalities, a tuple of tensors (n, \\*event), the mean over them.
-        There is no projection head: `layer` changes nothing.
+        There is no projection head: `layer` changes nothing. Random hyper-parameters
+        have the median of their guide.
         """
         return mean_of(self.alone(x)).mean(1)
 
@@ -391,25 +398,43 @@ class Joint(Parted):
             return self.encode(Batch(x.unsqueeze(1)))
         return self.encode(Batch(tuple(part.unsqueeze(1) for part in x)))
 
+    def draw(self, batch: Batch, draws: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw h from its guide, and z from q(z_1..V | x_1..V, h).
+
+        Returns z, (draw, item, view, dim), and the random hyper-parameters h by name,
+        each with the axes (draw, 1) before its own.
+        """
+        q, drawn = self._over_hypers(batch, draws)
+        return sampled(q, draws), drawn
+
+    def _over_hypers(
+        self, batch: Batch, draws: int
+    ) -> tuple[TorchDistribution, dict[str, Tensor]]:
+        """q(z|x, h) at so many draws of random hyper-parameters h, and these."""
+        drawn = {h.name: h.draw((draws, 1)) for h in self.prior.random()}
+        return self.encode(batch, **drawn), drawn
+
     def responsibilities(
         self, batch: Batch, draws: int = 16
     ) -> Float[Tensor, "batch component"]:
-        r"""Classify items by their guide: :math:`E_{q(z \mid x)}[p(k \mid z_1..V)]`.
+        r"""Classify items by their guide: :math:`E_{q(z, h \mid x)}[p(k \mid z, h)]`.
 
-        That is :math:`p(k \mid x_1, \dots, x_V)` where q(z|x) is the posterior.
-        `Batch.content` is ignored. Under the guide `Coupled` it is q(k|x), without
-        draws; otherwise a mean over so many draws.
+        That is :math:`p(k \mid x_1, \dots, x_V)` where q is the posterior of z and of
+        the random hyper-parameters h. `Batch.content` is ignored. It is a mean over so
+        many draws; under the guide `Coupled` q(k|x, h) takes the place of draws of z.
 
         Raises:
             ValueError: If the prior has no components.
         """
         self.prior.component()
-        q = self.encode(batch._replace(content=None))
+        batch = batch._replace(content=None)
+        q, drawn = self._over_hypers(batch, draws)
         exact = getattr(q, "component", None)
         if exact is not None:
-            return exact.probs
-        z = q.sample((draws,))
-        return self.prior.responsibilities(z, batch.present).probs.mean(0)
+            return exact.probs.mean(0) if drawn else exact.probs
+        z = sampled(q, draws)
+        share = self.prior.responsibilities(z, batch.present, **drawn)
+        return share.probs.mean(0)
 
     def check(self, batch: Batch) -> None:
         """Raise a ValueError if views, contents or draws of a guide leave a support.
@@ -560,6 +585,12 @@ def mean_of(q: TorchDistribution) -> Tensor:
             "from it: ps.to_arviz(…), complete(…, draws=…)"
         ) from None
     return mean
+
+
+def sampled(q: TorchDistribution, draws: int) -> Tensor:
+    """Draws (draw, item, …) of a q of batch shape (item,), or that of each draw."""
+    z: Tensor = q.sample((draws,) if len(q.batch_shape) == 1 else ())
+    return z
 
 
 def _plate(items: int, batch: Batch, size: int | None) -> pyro.plate:

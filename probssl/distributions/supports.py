@@ -36,9 +36,11 @@ __all__ = [
     "from_real",
     "has_jumps",
     "in_words",
+    "is_point",
     "is_real",
     "is_sphere",
     "is_transformed",
+    "narrower",
     "number_of",
     "of_pyro",
     "samples_of_states",
@@ -264,6 +266,48 @@ def of_pyro(name: str, value: Any) -> TorchDistribution:
     )
 
 
+def is_point(distribution: Any) -> bool:
+    """Whether it is a point mass, or made of one: it has no density."""
+    if isinstance(distribution, dist.Delta):
+        return True
+    inner = vars(distribution).values()  # also those of an own class
+    return any(is_point(part) for part in inner if isinstance(part, Distribution))
+
+
+@torch.no_grad()
+def narrower(q: Any, p: Any) -> tuple[str, str] | None:
+    """The supports of q and p in words, where that of q is known to lack some of p's.
+
+    None where it lacks none, or one of them is not known. Ends are compared, and other
+    constraints at draws of p.
+    """
+    try:
+        ours, theirs = support_of(q), support_of(p)
+    except ValueError:
+        return None
+    if is_real(ours) or space_of(ours) != space_of(theirs):
+        return None
+    words = in_words(ours), in_words(theirs)
+    ends, others = _numbered(ours), _numbered(theirs)
+    for end, other, side in zip(ends, others, (1, -1), strict=True):
+        if end is not None and (
+            other is None or bool((side * (end - other) > _rounding(other)).any())
+        ):
+            return words
+    bounded = any(end is not None for end in ends_of(ours))
+    return None if bounded or bool(ours.check(p.sample((100,))).all()) else words
+
+
+def _numbered(support: Any) -> list[Tensor | None]:
+    """The ends of the support of a number; None where there is none, or infinity."""
+    ends = (None if end is None else torch.as_tensor(end) for end in ends_of(support))
+    return [None if end is None or bool(end.isinf().all()) else end for end in ends]
+
+
+def _rounding(end: Tensor) -> Tensor:
+    return 1e-5 * (1 + end.double().abs())
+
+
 def is_sphere(support: constraints.Constraint) -> bool:
     """Whether it is a sphere, which no bijection from R^n reaches."""
     return type(number_of(support)).__name__.strip("_").lower() == "sphere"
@@ -287,6 +331,8 @@ def space_of(support: constraints.Constraint) -> str:
 def in_words(support: constraints.Constraint) -> str:
     """A support for messages: "numbers above 0", "whole numbers from 0 to 9", …"""
     support = number_of(support)
+    if is_real(support):
+        return "all numbers"
     kind = "whole numbers" if support.is_discrete else "numbers"
     low, high = ends_of(support)
     ends = [_shown(end) for end in (low, high) if end is not None]

@@ -21,6 +21,7 @@ from .evidence import RELIABLE_K
 from .items import BAR_DELAY, chunks, evaluating
 from .joints import (
     check_density,
+    check_guides,
     check_no_covariates,
     check_proper,
     check_spread,
@@ -46,18 +47,20 @@ def complete(
 
     .. math:: p(x_\text{absent} \mid x_\text{present}) \approx \int
         p(x_\text{absent} \mid z_\text{absent}) \,
-        p(z_\text{absent} \mid z_\text{present}) \,
-        q(z_\text{present} \mid x_\text{present}) \, dz
+        p(z_\text{absent} \mid z_\text{present}, h) \,
+        q(z_\text{present} \mid x_\text{present}, h) \, q(h) \, dz \, dh
 
-    To generate one modality from another, mark it as absent. Observed contents of the
-    data are conditioned on too. The result is an array (item, view, \*event), with a
-    leading axis of draws; for several modalities, a tuple of these.
+    with random hyper-parameters h, if there are any. To generate one modality from
+    another, mark it as absent. Observed contents of the data are conditioned on too.
+    The result is an array (item, view, \*event), with a leading axis of draws; for
+    several modalities, a tuple of these.
 
     Arguments:
         data: `Groups` or a `Batch`, with `present`; or a DataLoader of Batches that
             does not shuffle.
-        draws: The number of draws of x. None means the mean of p(x_v | z_v) at the mean
-            of z, which is not the posterior predictive mean; that is the mean of draws.
+        draws: The number of draws of x, each with its own z and h. None means the mean
+            of p(x_v | z_v) at the mean of z, and h at the median of its guide, which is
+            not the posterior predictive mean; that is the mean of draws.
 
     Raises:
         ValueError: Without a joint distribution, or for data outside its support.
@@ -87,11 +90,11 @@ def classify(
 
     By default it is the mean responsibility under the guide,
 
-    .. math:: E_{q(z \mid x)} [p(k \mid z_1, \dots, z_V)],
+    .. math:: E_{q(h) \, q(z \mid x, h)} [p(k \mid z_1, \dots, z_V, h)],
 
-    for which nothing is decoded. That is :math:`p(k \mid x_1, \dots, x_V)` as far as
-    q(z|x) is the posterior of z. Under the guide `Coupled` it is its q(k|x), without
-    draws.
+    for which nothing is decoded; h are random hyper-parameters. That is :math:`p(k
+    \mid x_1, \dots, x_V)` as far as q is the posterior of z and h. Under the guide
+    `Coupled` it is :math:`E_{q(h)} [q(k \mid x, h)]`, without draws of z.
 
     `weighted` draws have the importance weights of `evidence`, which make it p(k|x)
     itself, in the limit of many draws, whatever the guide:
@@ -107,7 +110,8 @@ def classify(
             one per modality; or a DataLoader that does not shuffle.
         views: A sampler of views, all of which are conditioned on. By default an item
             is its only view.
-        draws: The number of draws of q; by default 16, or 1,000 if weighted.
+        draws: The number of draws of q, each with its own h; by default 16, or 1,000 if
+            weighted.
         weighted: Whether draws are weighted. A warning says for how many items the
             Pareto k̂ of the weights is above 0.7, so that the shares are unreliable.
 
@@ -127,6 +131,7 @@ def classify(
         for batch in checked(joint, data, like, views, batch_size, "classify"):
             batch = batch._replace(content=None)
             if weighted:
+                check_guides(joint, batch, "weighted draws", weighted=True)
                 share, k = _weighted(joint, batch, draws)
                 tails.append(k)
             else:
@@ -167,6 +172,6 @@ def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray
             )
         return mean_views(joint, z, batch.widths)
     for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
-        each = decoded(joint, q.sample((n,)), batch.widths)
+        each = decoded(joint, joint.draw(batch, n)[0], batch.widths)
         found.append([plain(p.sample()) for p in each])
     return [np.concatenate(part) for part in zip(*found, strict=True)]

@@ -20,7 +20,7 @@ from ..nn.base import takes
 from ..priors import Custom, Prior
 from ..terms import Batch
 from .items import BAR_DELAY, chunks, evaluating
-from .joints import check_proper, check_spread, checked, joint_of
+from .joints import check_guides, check_proper, check_spread, checked, joint_of
 
 __all__ = ["PosteriorY", "draw_content", "posterior_y", "with_component"]
 
@@ -86,6 +86,7 @@ def posterior_y(
     parts: list[dict[str, np.ndarray]] = []
     with evaluating(objective) as like:
         for batch in checked(joint, data, like, views, batch_size, "posterior of y"):
+            check_guides(joint, batch, "a posterior of y")
             parts.append(_drawn(joint, batch, draws))
     found = {name: np.concatenate([p[name] for p in parts], 1) for name in parts[0]}
     shares = found[SHARES].mean(0) if SHARES in found else None

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from ..bounds import local_log_prob
 from ..distributions.sphere import SphericalUniform, Stereographic
 from ..distributions.supports import from_real, is_sphere, support_of
-from ..joint import Joint
+from ..joint import Joint, sampled
 from ..special import log_area
 from ..terms import Batch
 
@@ -90,7 +90,7 @@ class Latents:
         """Draws of q(u | x, h), and the function log q; the encoder runs once."""
         joint, content = self.joint, self.joint.content
         q = joint.encode(self.batch, **hypers)
-        z = q.sample(() if hypers else (draws,))
+        z = sampled(q, draws)
         drawn = {"z": z} | ({} if content is None else {"y": content(z).sample()})
 
         def log_prob(u: Vectors) -> Values:

@@ -25,6 +25,7 @@ from .items import BAR_DELAY, chunks, evaluating
 from .joints import (
     at_covariates,
     check_density,
+    check_guides,
     check_proper,
     check_spread,
     joint_of,
@@ -124,6 +125,9 @@ def to_arviz(
         rows = _rows(items, len(source))
         batch = joint.arranged(source.batch(torch.from_numpy(rows)))
         joint.check(batch)
+        check_guides(joint, batch, "a posterior")
+        if particles is not None:
+            check_guides(joint, batch, "an evidence", weighted=True)
         after = _many(_posterior, joint, batch, draws, predictive, content)
         parts = batch.parts  # one item: the prior ignores its data
         anyone = Batch(tuple(x[:1] for x in parts) if joint.several else parts[0][:1])

@@ -24,7 +24,13 @@ from .annealing import Annealed
 from .containers import pareto_k
 from .coordinates import Latents
 from .items import batches, chunks, evaluating
-from .joints import check_density, check_proper, check_spread, joint_of
+from .joints import (
+    check_density,
+    check_guides,
+    check_proper,
+    check_spread,
+    joint_of,
+)
 from .refinement import Refined
 
 __all__ = ["Evidence", "RELIABLE_K", "Run", "evidence", "weigh"]
@@ -43,7 +49,9 @@ class Evidence(NamedTuple):
             estimate is unreliable. NaN where no tail can be fitted: below 25 particles,
             or where the weights differ by no more than rounding.
         measure: The measure of the density p(x). Evidences compare under one measure.
-        before: The same by the guide alone, where draws were refined or annealed.
+        before: The same by the guide alone, where draws were refined or annealed; of a
+            guide without some of the support of the prior a bound only, for any number
+            of particles.
         cost: How many times the CPU time of that it took.
     """
 
@@ -138,9 +146,11 @@ def evidence(
 
     Raises:
         ValueError: If there is no evidence: no joint distribution, a flat p(y), a
-            pseudo-likelihood, or a guide without a density; or data outside the support
-            of the likelihood; with `refine` or `anneal` also for a prior whose
-            distribution does not say its support.
+            pseudo-likelihood, or a guide without a density, as a point mass is; or data
+            outside the support of the likelihood; without `refine` also for a guide
+            without some of the support of the prior, whose draws give a bound only;
+            with `refine` or `anneal` also for a prior whose distribution does not say
+            its support.
 
     References:
         Importance Weighted Autoencoders (Burda et al., 2016)
@@ -189,6 +199,7 @@ class Run:
         """Estimate the evidence of the items of a batch."""
         batch = self.joint.arranged(given)
         self.joint.check(batch)
+        check_guides(self.joint, batch, "an evidence", weighted=not self.refine)
         began = time.process_time()
         self.guided.append(weigh(self.joint, batch, self.particles))
         self.seconds[0] += time.process_time() - began

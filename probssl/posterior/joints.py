@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from ..arrays import plain
 from ..data.batches import Loadable, Views
+from ..distributions.supports import is_point, narrower
 from ..guides import Point
 from ..joint import Joint
 from ..terms import Batch
 from .items import batches
 
-__all__ = ["at_covariates", "check_density", "check_no_covariates", "check_proper"]
-__all__ += ["check_spread", "checked", "decoded", "joint_of", "mean_views"]
+__all__ = ["at_covariates", "check_density", "check_guides", "check_no_covariates"]
+__all__ += ["check_proper", "check_spread", "checked", "decoded", "joint_of"]
+__all__ += ["mean_views"]
 
 
 def joint_of(objective: nn.Module, what: str) -> Joint:
@@ -129,10 +131,52 @@ def check_proper(joint: Joint, what: str) -> None:
 def check_spread(joint: Joint, what: str) -> None:
     """Raise a ValueError if the guide is a point, which has no density."""
     if isinstance(joint.posterior, Point):
-        raise ValueError(
-            f"expected a guide with a density for {what}, got guides.Point; build the "
-            "joint with guides.DiagonalGaussian or guides.Coupled"
-        )
+        raise _no_density("guides.Point", what)
+
+
+def check_guides(
+    joint: Joint, batch: Batch, what: str, *, weighted: bool = False
+) -> None:
+    """Raise a ValueError if a guide gives a point mass for a batch.
+
+    Arguments:
+        weighted: Whether draws have importance weights: the guides must then have all
+            of the support of the prior.
+    """
+    device = batch.parts[0].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        q = joint.encode(batch)
+        z = q.sample((3,))
+        pairs = [(joint.posterior, q, joint.prior(batch.shape[1]), z, batch.present)]
+        if joint.content is not None:
+            y = joint.content(z[0])
+            p = joint.prior.content()
+            pairs.append((joint.content, y, p, y.sample((3,)), None))
+    for guide, q, p, draws, present in pairs:
+        name = type(guide).__name__
+        moved = draws != draws[:1]
+        if present is not None:
+            moved = moved & present.unsqueeze(-1)
+        alike = ~moved.movedim(1, 0).flatten(1).any(1)  # of each item
+        if is_point(q) or bool(alike.any()):
+            raise _no_density(f"{name}, which returns a point mass", what)
+        lacking = narrower(getattr(q, "each", q), p) if weighted else None
+        if lacking is not None:
+            own, whole = lacking
+            raise ValueError(
+                f"expected a guide with all of the support of the prior for {what}, "
+                f"got {name} on {own}, and {type(joint.prior).__name__} on {whole}: "
+                "importance weights lack what lies outside, and give a lower bound "
+                "only, however many draws; take a guide on that support, or for the "
+                "evidence refine=500, a proposal on all of it"
+            )
+
+
+def _no_density(got: str, what: str) -> ValueError:
+    return ValueError(
+        f"expected a guide with a density for {what}, got {got}; build the joint with "
+        "guides.DiagonalGaussian or guides.Coupled"
+    )
 
 
 def check_density(joint: Joint, what: str) -> None:

@@ -61,6 +61,7 @@ def embed(
     Each item is its only view. For several modalities z is the mean over those present.
     Known contents (labels) in `Groups` are ignored, also where q(z|x) could use them.
     Of `guides.Flow`, mean and standard deviation are averages over 128 points of q.
+    Random hyper-parameters have the median of their guide.
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
@@ -126,7 +127,8 @@ def reconstruct(
 
     An array (item, \\*event); for several modalities, a tuple of these. For absent
     views see `complete`. Covariates of p(x|z) are those of the item, where its
-    distribution has a method ``given(x)``.
+    distribution has a method ``given(x)``. Random hyper-parameters have the median of
+    their guide.
 
     Raises:
         ValueError: If the objective has no decoder, or p(x|z) no mean.

@@ -33,6 +33,7 @@ from ..priors import Mixture, Prior
 from .contents import COMPONENT, draw_content
 from .items import DECODED_AT_ONCE, evaluating
 from .joints import (
+    check_guides,
     check_no_covariates,
     check_proper,
     check_spread,
@@ -77,8 +78,9 @@ def traverse(
 
     On a sphere the others are scaled to keep the length: :math:`z_d = t`, and
     :math:`z_{\ne d} = \sqrt{1 - t^2} \, m_{\ne d} / \lVert m_{\ne d} \rVert`, on the
-    great circle through m and :math:`e_d`. The axes of z are (item, dimension, value,
-    dim), with an axis of views before the last where items have several.
+    great circle through m and :math:`e_d`. Random hyper-parameters have the median of
+    their guide. The axes of z are (item, dimension, value, dim), with an axis of views
+    before the last where items have several.
 
     Arguments:
         data: A `Split`, `Groups`, a tensor or array (n, \*event), or a tuple of these,
@@ -154,7 +156,8 @@ def swap(
     If x_a and x_b are independent draws of the model and q is its posterior, drawn z
     have the distribution of the prior, and y_a is their content: log p(z|y) keeps its
     value, but for the scales. Means are shrunk towards the prior's; on a sphere the
-    direction of a single view is its own content, which leaves no residual.
+    direction of a single view is its own content, which leaves no residual. Random
+    hyper-parameters have the median of their guide, of all z and y alike.
 
     The axes of z are (a, b, dim), with an axis of views of b before the last where
     items have several, and one of draws in front; y_a is given all views of a.
@@ -212,8 +215,9 @@ def interpolate(
         z(t) = \frac{\sin((1 - t) \theta) \, z_a + \sin(t \theta) \, z_b}{\sin \theta}
         \quad (\cos \theta = z_a^\top z_b)
 
-    at equal steps of t from 0 to 1, both ends included. The axes of z are (item, step,
-    dim), with an axis of views before the last where items have several.
+    at equal steps of t from 0 to 1, both ends included. Random hyper-parameters have
+    the median of their guide. The axes of z are (item, step, dim), with an axis of
+    views before the last where items have several.
 
     Arguments:
         a: The items at t = 0, as the data of `traverse`.
@@ -259,6 +263,7 @@ def generate(
     .. math:: z_v \sim p(z_v \mid y), \qquad x_v \sim p(x_v \mid z_v)
 
     The axes of z are (item, view, dim). The views of an item are independent given y.
+    Random hyper-parameters have the median of their guide.
 
     Arguments:
         y: The content of each item, (item, dim), such as the `mean` or a draw of
@@ -307,10 +312,12 @@ def _latents(
                 "expected all views to be present, got some that are absent; take the "
                 "rows that have all, or impute them first: ps.complete"
             )
-        q = joint.encode(batch._replace(content=None, present=None))
+        batch = batch._replace(content=None, present=None)
+        q = joint.encode(batch)
         if draws is None:
             found.append(joint.prior.centre(mean_of(q)))
         else:
+            check_guides(joint, batch, "draws of a swap")
             found.append(q.sample((draws,)))
         widths = tuple(batch.widths) if joint.several else (batch.shape[1],)
     return torch.cat(found, -3), widths

@@ -332,4 +332,4 @@ def _along(
         value.mean(0).sum(), parameters, allow_unused=True, materialize_grads=True
     )
     pairs = zip(grads, directions, strict=True)
-    return torch.stack([(grad * d).flatten(1).sum(1) for grad, d in pairs])
+    return torch.stack([(grad * d).reshape(DIRECTIONS, -1).sum(1) for grad, d in pairs])

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..arguments import typed, whole
 from ..arrays import tensor
+from ..distributions.supports import is_point, narrower
 from ..priors import Prior
 from . import modules
 from .densities import (
@@ -48,7 +49,8 @@ def check_guide(
 
     ========================  ====================================================
     shapes                    batch (item,), event (view, dim)
-    support                   samples lie on the support of the prior
+    support                   samples lie on the support of the prior, and the density
+                              has all of it, as `evidence` needs
     normalisation             the density of each item integrates to one
     sampling                  samples, and those of `rsample`, follow the density, and
                               those of items are independent
@@ -152,19 +154,27 @@ def shapes(case: _Case) -> Iterator[str]:
 
 
 def support(case: _Case) -> Iterator[str]:
-    """Samples lie on the support of the prior."""
+    """Samples lie on the support of the prior, and the density has all of it."""
     constraint = case.prior(case.x.shape[1]).support
     if not bool(constraint.check(case.q(case.x).sample((100,))).all()):
         yield (
             f"expected samples on the support of {type(case.prior).__name__}, "
             f"{constraint}, got others; give this prior another guide"
         )
+    q = case.q(case.x)
+    lacking = narrower(q, case.prior(case.x.shape[1])) if case.prior.proper else None
+    if lacking is not None and not is_point(q):
+        yield (
+            f"expected the support of {type(case.prior).__name__}, {lacking[1]}, got "
+            f"{lacking[0]}, on which importance weights give only a bound of the "
+            "evidence; take a q with a density on all of it"
+        )
 
 
 def normalisation(case: _Case) -> Iterator[str]:
     """The density of each item integrates to one."""
     q = case.q(case.x)
-    if _is_point(q):
+    if is_point(q):
         if not torch.equal(q.log_prob(q.sample()), torch.zeros(len(case.x))):
             yield "expected log_prob 0 of a Delta at its point, got another value"
         return
@@ -176,7 +186,7 @@ def normalisation(case: _Case) -> Iterator[str]:
 def sampling(case: _Case, present: Tensor | None = None) -> Iterator[str]:
     """Samples of each item follow its density."""
     q = case.q(case.x, present)
-    if _is_point(q):
+    if is_point(q):
         return
     density, proposals, _ = _fit(case, q, present)
     methods = ("sample", "rsample")[: 1 + q.has_rsample]
@@ -220,7 +230,7 @@ def spread(case: _Case) -> Iterator[str]:
 def reparameterised_gradient(case: _Case) -> Iterator[str]:
     """Gradients of an expectation through `rsample` are the score-function ones."""
     q = case.q(case.x)
-    if _is_point(q):
+    if is_point(q):
         return
     if not q.has_rsample:
         yield Note(
@@ -273,7 +283,7 @@ def absent_views(case: _Case) -> Iterator[str]:
     if not case.prior.proper and views < 3:
         present[:, -1] = True  # a flat p(y) needs two
     q = unless_declined(case.q, case.x, present)
-    if q is None or _is_point(q):
+    if q is None or is_point(q):
         return
     absent = (~present).view(items, views, *[1] * (case.x.dim() - 2))
     z, other = q.sample(), torch.where(absent, case.x + 7, case.x)
@@ -303,13 +313,7 @@ def _fit(
 
 def _at(q: TorchDistribution, z: Tensor) -> Tensor:
     """The log-density at z; for a Delta, its point."""
-    return q.sample().flatten(1).sum(1) if _is_point(q) else q.log_prob(z)
-
-
-def _is_point(q: TorchDistribution) -> bool:
-    while hasattr(q, "base_dist"):
-        q = q.base_dist
-    return isinstance(q, Delta)
+    return q.sample().flatten(1).sum(1) if is_point(q) else q.log_prob(z)
 
 
 def _valued(case: _Case, drawing: bool) -> Valued:
@@ -317,7 +321,7 @@ def _valued(case: _Case, drawing: bool) -> Valued:
 
     def value(pair: _Pair, x: Tensor, z: Tensor) -> Tensor:
         q = pair(x)
-        if _is_point(q):
+        if is_point(q):
             return q.rsample().flatten()
         parts = [q.log_prob(z)]
         if drawing and q.has_rsample:
