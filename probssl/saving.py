@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from enum import Enum
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ from .arguments import typed
 from .arrays import plain
 from .hyper import mapped
 from .runtime.buffers import storable, unshare
-from .runtime.copies import attributes
+from .runtime.copies import attributes, of_library
 from .runtime.distributed import barrier, is_main
 
 __all__ = ["load", "save"]
@@ -51,6 +51,8 @@ DEPTH = 10  # of objects in objects
 KINDS = {"objective": dict, "format": int, "extra": dict, "frozen": list}
 HELD = " holds"  # after an attribute: numbers of arrays, or what a class has for all
 LIBRARIES = __package__, "torch", "pyro"  # have no classes of one's own
+MAKERS = "__init__", "__post_init__", "__new__"
+SHOWING = "extra_repr", "_repr_html_"  # methods that change no value
 FEW = 8  # numbers that a warning shows
 LOADS = "LOAD_CONST", "LOAD_SMALL_INT", "RETURN_CONST"
 HOLDERS = tuple, list, dict, set, frozenset, Tensor, np.ndarray, np.generic
@@ -131,9 +133,10 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         into: An objective built as the saved one was; needed where parts of it are
             classes of your own, or were changed after it was built. It is changed in
             place and returned; if it is refused, it stays as it was. If classes of your
-            own, their plain attributes, arrays and configurations, buffers that a
-            `state_dict` leaves out, or constants that your functions use, differ from
-            what was saved, a warning names the first difference.
+            own differ from what was saved, a warning names the first difference: in
+            plain attributes, also private ones that a constructor sets, arrays and
+            configurations, buffers that a `state_dict` leaves out, or constants that
+            your functions and methods use.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no saved objective.
@@ -470,6 +473,7 @@ def _look(objective: nn.Module) -> dict[str, str]:
     """The classes, settings and shapes of all modules and tensors, by name."""
     look: dict[str, str] = {}
     firsts: dict[int, str] = {}  # names of shared parts, by identity
+    used: dict[type, dict[str, str]] = {}  # by methods
     for name, module in objective.named_modules(remove_duplicate=False):
         if hasattr(module, "_orig_mod"):
             continue
@@ -484,6 +488,15 @@ def _look(objective: nn.Module) -> dict[str, str]:
                     look[f"{prefix}{attribute}{CAPTURED}{constant}"] = text
                 for inner, text in _inside(value).items():
                     look[f"{prefix}{attribute}{INSIDE}{inner}"] = text
+        for attribute, value in _private(module).items():
+            look[f"{prefix}{attribute}{HELD}"] = _told(value)
+            for constant, text in _captured(value).items():
+                look[f"{prefix}{attribute}{CAPTURED}{constant}"] = text
+            for inner, text in _inside(value).items():
+                look[f"{prefix}{attribute}{INSIDE}{inner}"] = text
+        if type(module) not in used:
+            used[type(module)] = _used(type(module))
+        look |= {prefix + name: text for name, text in used[type(module)].items()}
         for attribute, text in _held(module).items():
             look[f"{prefix}{attribute}{HELD}"] = text
         if hooks := len(module._forward_hooks) + len(module._forward_pre_hooks):
@@ -522,6 +535,81 @@ def _setting(value: Any) -> str:
     return str(named.__qualname__)
 
 
+def _told(value: Any) -> str:
+    """A setting in words, with the numbers of its arrays."""
+    return " ".join([_setting(value), *_numbers(value)])
+
+
+def _private(value: Any) -> dict[str, Any]:
+    """The private settings of an object of one's own, by name.
+
+    They are what its class or its constructor sets. What another method sets is its
+    state, such as a cache, and so is a container that begins empty.
+    """
+    kinds = [kind for kind in type(value).__mro__ if not of_library(kind.__module__)]
+    held: dict[str, Any] = {}
+    made, again = set[str](), set[str]()
+    for kind in reversed(kinds):
+        for name, part in vars(kind).items():
+            if isinstance(part, property) and part.fset is not None:
+                made |= _stored(part.fset.__code__)
+            elif isinstance(part, FunctionType):
+                stored = _stored(part.__code__)
+                made |= stored if name in MAKERS else set()
+                again |= set() if name in MAKERS else stored
+            elif isinstance(part, (*PLAIN, *HOLDERS)):
+                held[name] = part
+                made.add(name)
+    held |= attributes(value) if kinds else {}
+    return {
+        name: part
+        for name, part in held.items()
+        if name.startswith("_") and not name.startswith("__")
+        if name in made - again
+        if not isinstance(part, nn.Module)
+        if not (isinstance(part, tuple | list | dict | set | frozenset) and not part)
+    }
+
+
+@cache
+def _stored(code: CodeType) -> frozenset[str]:
+    """The names of the attributes that a function sets, those within it too."""
+    sets = (i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
+    inner = (_stored(part) for part in code.co_consts if isinstance(part, CodeType))
+    return frozenset(sets).union(*inner)
+
+
+def _methods(kind: type) -> dict[str, FunctionType]:
+    """The functions of a class of one's own and of such bases, by name.
+
+    Not those that build or show an object.
+    """
+    found: dict[str, FunctionType] = {}
+    for base in kind.__mro__:
+        if of_library(base.__module__):
+            continue
+        for name, part in vars(base).items():
+            if isinstance(part, property):
+                part = part.fget
+            elif isinstance(part, cached_property):
+                part = part.func
+            elif isinstance(part, staticmethod | classmethod):
+                part = part.__func__
+            special = name.startswith("__") and name != "__call__"
+            if isinstance(part, FunctionType) and not special and name not in SHOWING:
+                found[f"{base.__name__}.{name}" if name in found else name] = part
+    return found
+
+
+def _used(kind: type) -> dict[str, str]:
+    """The constants that the methods of a class of one's own use, by name."""
+    return {
+        f"{name}{CAPTURED}{constant}": text
+        for name, method in _methods(kind).items()
+        for constant, text in _captured(method).items()
+    }
+
+
 def _held(module: nn.Module) -> dict[str, str]:
     """The numbers of arrays and the class attributes of a module of one's own.
 
@@ -542,7 +630,7 @@ def _held(module: nn.Module) -> dict[str, str]:
     for kind in filter(_own, type(module).__mro__):
         for name, value in vars(kind).items():
             if value is None or isinstance(value, (*PLAIN, *HOLDERS)):
-                held.setdefault(name, " ".join([_setting(value), *_numbers(value)]))
+                held.setdefault(name, _told(value))
             held |= {f"{name}{INSIDE}{k}": text for k, text in _inside(value).items()}
     return {k: text for k, text in held.items() if text and not k.startswith("_")}
 
@@ -559,9 +647,11 @@ def _inside(
     if parts:
         found["attributes"] = ", ".join(parts)
         for name, part in parts.items():
-            found[name] = " ".join([_setting(part), *_numbers(part)])
+            found[name] = _told(part)
             for constant, text in _captured(part).items():
                 found[f"{name}{CAPTURED}{constant}"] = text
+    if not isinstance(value, nn.Module):
+        found |= {name: _told(part) for name, part in _private(value).items()}
     if isinstance(value, Mapping):
         parts = {str(key): part for key, part in value.items()}
     elif isinstance(value, list | tuple):
@@ -603,13 +693,13 @@ def _captured(value: Any) -> dict[str, str]:
     """The constants that a function of one's own uses, by name.
 
     They are those of its closure, its defaults, plain globals that it names, its
-    literals, and those of functions beside it that it calls. Literals are compared
-    only within one version of Python, whose compiler may merge them.
+    literals, and those of functions and classes beside it that it calls. Literals are
+    compared only within one version of Python, whose compiler may merge them.
     """
     value = value.func if isinstance(value, partial) else value
     value = value.__func__ if isinstance(value, MethodType) else value
     found: dict[str, str] = {}
-    queue, seen = [value], set()
+    queue, seen, of_class = [value], set(), dict[Any, str]()
     while queue:
         function = queue.pop()
         if not isinstance(function, FunctionType) or function in seen:
@@ -618,16 +708,27 @@ def _captured(value: Any) -> dict[str, str]:
         if function.__module__.partition(".")[0] == __package__:
             continue
         if _own(function) and (literals := _literals(function.__code__)):
-            where = "" if function is value else f"{function.__name__} "
+            named = of_class.get(function, getattr(function, "__name__", ""))
+            where = "" if function is value else f"{named} "
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
             found[f"{where}literals (Python {version})"] = ", ".join(literals)
         inside = inspect.getclosurevars(function)
         signature = inspect.signature(function).parameters.values()
-        named = {p.name: p.default for p in signature if p.default is not p.empty}
-        for name, constant in {**inside.globals, **inside.nonlocals, **named}.items():
+        given = {p.name: p.default for p in signature if p.default is not p.empty}
+        for name, constant in {**inside.globals, **inside.nonlocals, **given}.items():
             if isinstance(constant, FunctionType):
                 own = constant.__module__ == function.__module__
                 queue += [constant] if own else []
+            elif isinstance(constant, type) and not of_library(constant.__module__):
+                if constant.__module__ == function.__module__:
+                    methods = _methods(constant)
+                    if isinstance(
+                        maker := vars(constant).get("__init__"), FunctionType
+                    ):
+                        methods["__init__"] = maker
+                    for method, part in methods.items():
+                        of_class.setdefault(part, f"{constant.__name__}.{method}")
+                    queue += methods.values()
             elif not isinstance(constant, ModuleType | type | nn.Module):
                 inside_it = _numbers(constant)
                 found[name] = _setting(constant)

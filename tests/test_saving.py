@@ -292,6 +292,101 @@ def test_arrays_and_class_attributes_of_ones_own_are_compared(
     ps.load(tmp_path, into=into)
 
 
+class Settings:
+    """A configuration with a private setting."""
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+
+class Hidden(Weighted):
+    """An objective whose settings are private, and a cache."""
+
+    _low = 0.1
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__(nn.Linear(5, 2))
+        self._scale, self._table = scale, scale * np.arange(3.0)
+        self.__mangled = scale
+        self.level, self.settings = scale, Settings(scale)
+        self._cache, self._last, self._parts = {}, None, []
+
+    @property
+    def level(self) -> float:
+        return self._level
+
+    @level.setter
+    def level(self, value: float) -> None:
+        self._level = value
+
+    def value(self, z: torch.Tensor, batch: ps.Batch) -> ps.Terms:
+        self._last, self._cache["z"] = z, z
+        return ps.Terms(penalty=FACTOR * self._factor() * z.mean())
+
+    def _factor(self) -> float:
+        return 0.3 * self._scale * self.__mangled
+
+
+PRIVATE = {
+    "_scale": lambda o, _: setattr(o, "_scale", 3.0),
+    "_table": lambda o, _: setattr(o, "_table", np.ones(3)),
+    "_level": lambda o, _: setattr(o, "level", 3.0),
+    "_Hidden__mangled": lambda o, _: setattr(o, "_Hidden__mangled", 3.0),
+    "_low": lambda _, patch: patch.setattr(Hidden, "_low", 0.5),
+    "settings with _factor": lambda o, _: setattr(o.settings, "_factor", 3.0),
+    "value captures FACTOR": lambda _, patch: patch.setitem(globals(), "FACTOR", 0.6),
+    "_factor captures literals": lambda _, patch: patch.setattr(
+        Hidden, "_factor", lambda self: 0.9 * self._scale
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_private_settings_and_constants_of_methods_are_compared(
+    name, tmp_path, monkeypatch
+):
+    used = Hidden()
+    used.value(torch.randn(3, 2, 2), None)  # fills the cache
+    used._parts.append(1)
+    ps.save(used, tmp_path)
+    into = ps.load(tmp_path, into=Hidden())  # no warning
+    PRIVATE[name](into, monkeypatch)
+    with pytest.warns(UserWarning, match=f"got {name}.* instead of"):
+        ps.load(tmp_path, into=into)
+    path = tmp_path / "probssl.json"  # as it was before these were written
+    description = json.loads(path.read_text())
+    new = " captures ", " holds", " with "
+    built = description["built"].items()
+    built = {k: v for k, v in built if not any(word in k for word in new)}
+    path.write_text(json.dumps(description | {"built": built}))
+    ps.load(tmp_path, into=into)
+
+
+class Sharp(dist.Normal):
+    """A density of one's own that a function makes."""
+
+    def __init__(self, loc: torch.Tensor) -> None:
+        super().__init__(loc, FACTOR, validate_args=False)
+
+
+def test_constants_of_classes_that_functions_make_are_compared(tmp_path, monkeypatch):
+    def build() -> ps.limits.Embedding:
+        prior = ps.priors.Custom(lambda y: Sharp(y).to_event(1), dim=3)
+        return ps.limits.Embedding(nn.Linear(5, 3), prior, ps.entropies.KernelDensity())
+
+    ps.save(build(), tmp_path)
+    ps.load(tmp_path, into=build())  # no warning
+    monkeypatch.setitem(globals(), "FACTOR", 0.6)
+    with pytest.warns(UserWarning, match=r"captures FACTOR 0\.6 instead of 0\.3"):
+        ps.load(tmp_path, into=build())
+
+
+def test_private_names_of_libraries_are_no_settings(tmp_path):
+    ps.save(Mine(2), tmp_path)
+    built = json.loads((tmp_path / "probssl.json").read_text())["built"]
+    assert not [name for name in built if name.split(".")[-1].startswith("_")]
+
+
 @dataclass
 class Options:
     beta: float = 1.0

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["attributes", "copied", "held_by"]
+__all__ = ["attributes", "copied", "held_by", "of_library"]
 
 LIBRARIES = {"numpy", "probssl", "pyro", "torch"}  # whose objects cache what they are
 Network = TypeVar("Network", bound=nn.Module)
@@ -90,7 +90,7 @@ def held_by(value: Any) -> Mapping[str, Any] | None:
     if kind.__module__.partition(".")[0] in LIBRARIES:
         return None
     own = attributes(value)
-    return own | ({} if _of_library(kind.__module__) else {"class": kind}) or None
+    return own | ({} if of_library(kind.__module__) else {"class": kind}) or None
 
 
 def attributes(value: Any) -> dict[str, Any]:
@@ -109,11 +109,11 @@ def _of_function(function: FunctionType) -> Mapping[str, Any]:
         with suppress(ValueError):  # of an empty cell
             held[name] = cell.cell_contents
     held |= function.__dict__
-    if not _of_library(function.__module__ or ""):
+    if not of_library(function.__module__ or ""):
         read, known = _names(function.__code__), function.__globals__
         held |= {f"global {name}": known[name] for name in read if name in known}
     for name, module in list(held.items()):
-        if isinstance(module, ModuleType) and not _of_library(module.__name__):
+        if isinstance(module, ModuleType) and not of_library(module.__name__):
             read, known = function.__code__.co_names, vars(module)
             held |= {f"{name}.{key}": known[key] for key in read if key in known}
     return held
@@ -121,7 +121,7 @@ def _of_function(function: FunctionType) -> Mapping[str, Any]:
 
 def _of_class(kind: type) -> Mapping[str, Any] | None:
     """The functions and attributes of a class and of those that it inherits from."""
-    own = [k for k in kind.__mro__ if not _of_library(k.__module__)]
+    own = [k for k in kind.__mro__ if not of_library(k.__module__)]
     return {
         f"{k.__qualname__}.{name}": value
         for k in own
@@ -139,7 +139,7 @@ def _names(code: CodeType) -> frozenset[str]:
 
 
 @cache
-def _of_library(name: str) -> bool:
+def of_library(name: str) -> bool:
     """Whether a module is of Python or installed: its own numbers stay as they are."""
     top = name.partition(".")[0]
     if top in LIBRARIES or top in sys.stdlib_module_names or top == "builtins":
