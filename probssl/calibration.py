@@ -1,4 +1,4 @@
-r"""Simulation-based calibration (SBC): ranks, uniformity test and coverage.
+r"""Simulation-based calibration (SBC) and TARP: ranks, uniformity test and coverage.
 
 If parameters are drawn from the prior, data given them, and posterior draws given the
 data, then parameters and draws are exchangeable: the rank of the true value among L
@@ -9,14 +9,21 @@ is too wide central ranks, a biased one skewed ranks.
     \theta_1, \dots, \theta_L \sim p(\theta \mid x) \quad \Rightarrow \quad
     \#\{l : \theta_l < \theta\} \sim \mathrm{Uniform}\{0, \dots, L\}
 
+SBC ranks one number at a time. TARP (tests of accuracy with random points) ranks the
+distance of all numbers of an item together from a random point, and so sees wrong
+dependencies as well.
+
 References:
     Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et
     al., 2018)
     https://arxiv.org/abs/1804.06788
+    Sampling-Based Accuracy Testing of Posterior Estimators for General Inference (Lemos
+    et al., 2023)
+    https://arxiv.org/abs/2302.03026
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -29,13 +36,17 @@ from tqdm import tqdm
 from .arguments import between, typed, whole
 from .arrays import plain, span, tensor, whole_numbers
 from .data.splits import Groups
+from .distributions.supports import support_of
 from .joint import Joint
+from .posterior.contents import draw_content
 from .posterior.items import BAR_DELAY, evaluating
 from .posterior.joints import check_guides, check_proper, check_spread, joint_of
 from .terms import Batch
 
-__all__ = ["ChiSquare", "Ranks", "Simulated", "latent_ranks", "rank", "simulate"]
-__all__ += ["simulation_based_calibration"]
+__all__ = ["ChiSquare", "Ranks", "Simulated", "latent_ranks", "latent_tarp", "rank"]
+__all__ += ["simulate", "simulation_based_calibration", "tarp"]
+
+Pair = tuple[Tensor, Tensor]  # true values (item, …), and draws (draw, item, …)
 
 
 class Simulated(NamedTuple):
@@ -177,6 +188,58 @@ def rank(
     return plain((draws < true).sum(0))
 
 
+@typed
+def tarp(
+    true: Float[Tensor, "item *shape"],
+    draws: Float[Tensor, "draw item *shape"],
+    references: Float[Tensor, "item *shape"] | None = None,
+) -> Ranks:
+    r"""Rank true values by their distance from random points, a rank for each item.
+
+    .. math:: r_i = \#\{l : d(\theta_{il}, \rho_i) < d(\theta_i, \rho_i)\}
+
+    All numbers of an item count together, in units of the standard deviation of its
+    draws and true value. Uniform ranks, by `Ranks.chi_square`, mean that the credible
+    regions around :math:`\rho` hold the true value as often as they say; too narrow
+    draws give extreme ranks. `plots.expected_coverage` draws them.
+
+    Arguments:
+        references: The points :math:`\rho`, which may depend on the data x, but on true
+            values and draws not otherwise. By default the true values of other items,
+            which are draws from the prior. They cannot tell the posterior from the
+            prior itself; points that depend on x can.
+
+    Raises:
+        ValueError: For a single item without references, or if the shapes do not fit,
+            or a number is not finite.
+    """
+    true, draws = tensor(true, "true", finite=True), tensor(draws, "draws", finite=True)
+    if true.ndim < 1 or draws.ndim != true.ndim + 1 or draws.shape[1:] != true.shape:
+        raise ValueError(
+            f"expected draws of shape (draw, *{tuple(true.shape)}), the first axis of "
+            f"true being that of items, got {tuple(draws.shape)}; stack them along a "
+            "first axis"
+        )
+    if references is None:
+        if len(true) < 2:
+            raise ValueError(
+                "expected at least 2 items, whose true values are each other's random "
+                f"points, got {len(true)}; give references=…"
+            )
+        references = true.roll(1, 0)
+    references = tensor(references, "references", finite=True)
+    if references.shape != true.shape:
+        raise ValueError(
+            f"expected references of shape {tuple(true.shape)}, one point for each "
+            f"item, got {tuple(references.shape)}; give as many as true values"
+        )
+    both = torch.cat([true.unsqueeze(0), draws]).double()
+    spread = both.std(0)
+    away = (both - references) / spread.where(spread > 0, 1.0)
+    distance = away.flatten(2).norm(dim=-1) if away.ndim > 2 else away.abs()
+    return Ranks((distance[1:] < distance[0]).sum(0), len(draws))
+
+
 def _single(joint: Joint, what: str) -> Joint:
     """Return a joint; raise a ValueError for one of several modalities."""
     if joint.several:
@@ -217,6 +280,7 @@ def simulation_based_calibration(
     views: int = 2,
     repeats: int = 300,
     draws: int = 99,
+    jointly: bool = False,
 ) -> dict[str, Ranks]:
     """Rank true hyper-parameters among draws of the guides fitted to their data (SBC).
 
@@ -230,6 +294,8 @@ def simulation_based_calibration(
         fit: Fits an objective to a data set, in place.
         repeats: The number of data sets.
         draws: The number L of draws; 99 give 100 possible ranks.
+        jointly: Whether to add TARP's ranks of all hyper-parameters together, as
+            "tarp".
 
     Returns:
         The ranks of each hyper-parameter, by name.
@@ -237,9 +303,10 @@ def simulation_based_calibration(
     Raises:
         ValueError: If there is no random hyper-parameter, or no model to draw from.
     """
-    whole("repeats", repeats)
     whole("draws", draws)
+    whole("repeats", repeats, least=2 if jointly else 1)
     found: dict[str, list[np.ndarray]] = {}
+    pairs: list[Pair] = []
     for _ in tqdm(range(repeats), "calibration", delay=BAR_DELAY, unit="data set"):
         objective = build()
         joint = joint_of(objective, "simulation-based calibration")
@@ -250,10 +317,21 @@ def simulation_based_calibration(
                 "prior a Pyro distribution, or check the encoder with latent_ranks"
             )
         fit(objective, true.data)
+        numbers = []
         for h in joint.prior.random():
-            drawn = h.posterior().sample((draws,))
-            found.setdefault(h.name, []).append(rank(true.hyper[h.name], drawn))
-    return {name: Ranks(np.stack(ranks), draws) for name, ranks in found.items()}
+            drawn, own = h.posterior().sample((draws,)), true.hyper[h.name]
+            found.setdefault(h.name, []).append(rank(own, drawn))
+            numbers.append((own.reshape(1, -1), drawn.reshape(draws, 1, -1)))
+        true_numbers, drawn_numbers = zip(*numbers, strict=True)
+        pairs.append((torch.cat(true_numbers, -1), torch.cat(drawn_numbers, -1)))
+    ranks = {name: Ranks(np.stack(each), draws) for name, each in found.items()}
+    return ranks | ({"tarp": tarp(*_joined(pairs))} if jointly else {})
+
+
+def _joined(pairs: Sequence[Pair]) -> Pair:
+    """The items of several pairs."""
+    true, drawn = zip(*pairs, strict=True)
+    return torch.cat(true), torch.cat(drawn, 1)
 
 
 @typed
@@ -276,20 +354,91 @@ def latent_ranks(
         ValueError: If there is no joint distribution with a proper p(y) and a guide
             with a density.
     """
-    whole("items", items)
-    whole("views", views)
-    whole("draws", draws)
+    parts = []
+    for pairs in _compared(objective, items, views, draws, batch_size, content=False):
+        parts.append(rank(*pairs["z"]))
+    return Ranks(np.concatenate(parts), draws)
+
+
+@typed
+def latent_tarp(
+    objective: nn.Module,
+    items: int = 1000,
+    views: int = 2,
+    *,
+    draws: int = 99,
+    batch_size: int = 128,
+) -> dict[str, Ranks]:
+    """TARP of a guide: ranks of the true z of simulated items, and of their content y.
+
+    As `latent_ranks`, for all views and dimensions of an item together: a guide with
+    the right spread of each number and wrong correlations is found out. The draws of y
+    are those of `posterior_y`.
+
+    Returns:
+        The ranks of "z", and of "y" where views are independent given a continuous y
+        whose posterior the prior or a guide knows.
+
+    Raises:
+        ValueError: As `latent_ranks`; for fewer than two items.
+    """
+    whole("items", items, least=2)
+    found: dict[str, list[Pair]] = {}
+    for pairs in _compared(objective, items, views, draws, batch_size, content=True):
+        for name, pair in pairs.items():
+            found.setdefault(name, []).append(pair)
+    return {name: tarp(*_joined(pairs)) for name, pairs in found.items()}
+
+
+def _compared(
+    objective: nn.Module,
+    items: int,
+    views: int,
+    draws: int,
+    batch_size: int,
+    content: bool,
+) -> Iterator[dict[str, Pair]]:
+    """True values of simulated items with draws of the guide given their views."""
+    for name, number in {"items": items, "views": views, "draws": draws}.items():
+        whole(name, number)
     whole("batch_size", batch_size)
     joint = _single(joint_of(objective, "ranks of z"), "ranks of z")
     check_proper(joint, "ranks of z")
     check_spread(joint, "ranks of z")
-    parts = []
     starts = range(0, items, batch_size)
     with evaluating(objective):
         for start in tqdm(starts, "ranks", delay=BAR_DELAY, unit="batch"):
-            z = joint.prior(views).sample((min(batch_size, items - start),))
-            batch = Batch(joint.decode(z).sample())
-            check_guides(joint, batch, "ranks of z")
-            q = joint.encode(batch)
-            parts.append(rank(z, q.sample((draws,))))
-    return Ranks(np.concatenate(parts), draws)
+            true = _true(joint, min(batch_size, items - start), views, content)
+            drawn = _posterior_draws(joint, true["z"], draws, "y" in true)
+            shared = [name for name in true if name in drawn]
+            yield {name: (true[name], drawn[name]) for name in shared}
+
+
+def _true(joint: Joint, items: int, views: int, content: bool) -> dict[str, Tensor]:
+    """z of simulated items, and their y where it is wanted and continuous."""
+    try:
+        p = joint.prior.content() if content else None
+    except TypeError:
+        p = None
+    if p is None or support_of(p).is_discrete:
+        return {"z": joint.prior(views).sample((items,))}
+    y = p.sample((items,))
+    try:
+        each = joint.prior.given(y.unsqueeze(-2))
+    except TypeError:  # views are not independent given y
+        return {"z": joint.prior(views).sample((items,))}
+    return {"z": each.expand((items, views)).sample(), "y": y}
+
+
+def _posterior_draws(
+    joint: Joint, z: Tensor, draws: int, content: bool
+) -> dict[str, Tensor]:
+    """Draws of z, and of y, given views that are drawn given the true z."""
+    batch = Batch(joint.decode(z).sample())
+    check_guides(joint, batch, "ranks of z")
+    drawn = joint.encode(batch).sample((draws,))
+    if not content:
+        return {"z": drawn}
+    if joint.content is not None:
+        return {"z": drawn, "y": joint.content(drawn).sample()}
+    return {"z": drawn} | draw_content(joint.prior, drawn, {})

@@ -20,13 +20,16 @@ import probssl as ps
 from probssl.calibration import (
     Ranks,
     latent_ranks,
+    latent_tarp,
     rank,
     simulate,
     simulation_based_calibration,
+    tarp,
 )
 
 MODELS = Path(__file__).parent.parent / "models"
 DIM, EVENT, NOISE, SCALE = 2, 3, 0.4, 0.6
+HALF = math.sqrt(0.5)
 SURELY, NEVER = 1e-4, 1e-8  # p-values: of what holds, and of what does not
 
 
@@ -134,6 +137,56 @@ class TestRanks:
         assert back.draws == 9 and back.ranks.tolist() == [[3, 0], [9, 5]]
 
 
+class TestTarp:
+    def test_a_rank_is_the_number_of_draws_nearer_to_the_random_point(self):
+        true = torch.tensor([[0.0, 0.0], [4.0, 3.0]])
+        draws = torch.tensor([[[1.0, 0.0], [9.0, 9.0]], [[-5.0, 0.0], [4.0, 0.0]]])
+        # Of item 0 from (4, 3), and of item 1 from (0, 0).
+        found = tarp(true, draws, torch.tensor([[4.0, 3.0], [0.0, 0.0]]))
+        assert found.ranks.tolist() == [1, 1] and found.draws == 2
+        assert tarp(true, draws).ranks.tolist() == [1, 1]
+
+    def test_units_of_the_numbers_are_no_matter(self):
+        true, draws = torch.randn(50, 3), torch.randn(19, 50, 3)
+        units = torch.tensor([1e-3, 1.0, 1e4])
+        same = tarp(units * true, units * draws).ranks
+        assert (same == tarp(true, draws).ranks).all()
+
+    def test_it_sees_correlations_that_ranks_of_single_numbers_do_not(self):
+        """y ~ N(0, I) given x = sum of y + noise, and draws of its own margins."""
+        y = torch.randn(4_000, 2)
+        x = y.sum(1) + 0.3 * torch.randn(4_000)
+        gain, variance = 1 / 2.09, 1 - 1 / 2.09
+        covariance = torch.eye(2) - gain
+        loc = gain * x.unsqueeze(-1).expand(-1, 2)
+        exact = torch.distributions.MultivariateNormal(loc, covariance)
+        apart = Normal(loc, math.sqrt(variance))
+        for q, right in ((exact, True), (apart, False)):
+            draws = q.sample((99,))
+            ranks = Ranks(rank(y, draws), 99)
+            assert (ranks.chi_square().p_value > SURELY).all()
+            p_value = tarp(y, draws).chi_square().p_value
+            assert p_value > SURELY if right else p_value < NEVER
+
+    def test_half_the_variance_is_caught_by_each_test(self):
+        """Exact ranks are uniform, and those of draws with half the variance are not.
+
+        By SBC, by the coverage of intervals, and by TARP.
+        """
+        true = torch.randn(2_000)
+        loc, sd = (true + torch.randn(2_000)) / 2, math.sqrt(0.5)
+        error = 5 * math.sqrt(0.9 * 0.1 / 2_000)
+        for width in (1.0, math.sqrt(0.5)):
+            draws = Normal(loc, width * sd).sample((99,))
+            sbc_ranks, tarp_ranks = Ranks(rank(true, draws), 99), tarp(true, draws)
+            caught = [
+                sbc_ranks.chi_square().p_value < NEVER,
+                abs(sbc_ranks.coverage(0.9) - 0.9) > error,
+                tarp_ranks.chi_square().p_value < NEVER,
+            ]
+            assert caught == [width < 1] * 3
+
+
 class TestSimulate:
     def test_covariance_of_views_is_that_of_the_model(self):
         joint = linear_gaussian()
@@ -176,6 +229,35 @@ class TestSimulate:
         assert abs(rest.square().mean() - SCALE**2) < error
 
 
+class ExactContent(nn.Module):
+    """p(y | z_1..V) of `priors.Gaussian` with y_scale 1."""
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        precision = 1 + z.shape[-2] / SCALE**2
+        loc = z.sum(-2) / SCALE**2 / precision
+        return dist.Normal(loc, precision**-0.5).to_event(1)
+
+
+class Narrow(nn.Module):
+    """A guide whose draws have half the variance around the same mean."""
+
+    def __init__(self, guide: nn.Module) -> None:
+        super().__init__()
+        self.guide, self.encoder = guide, guide.encoder
+
+    def forward(self, x: Tensor, prior: object, present: object = None) -> object:
+        q = self.guide(x, prior, present)
+        to_mean = [
+            dist.transforms.AffineTransform(q.mean * (1 - HALF), HALF, event_dim=2)
+        ]
+        return dist.TransformedDistribution(q, to_mean)
+
+
+def halved(joint: ps.Joint) -> ps.Joint:
+    joint.posterior = Narrow(joint.posterior)
+    return joint
+
+
 class TestLatentRanks:
     def test_those_of_the_exact_guide_are_uniform(self):
         ranks = latent_ranks(linear_gaussian(), items=3_000, views=3)
@@ -203,6 +285,33 @@ class TestLatentRanks:
         joint = linear_gaussian(ps.guides.DiagonalGaussian)  # with the exact factors
         ranks = latent_ranks(joint, items=3_000)
         assert (ranks.chi_square().p_value > SURELY).all()
+
+    @pytest.mark.parametrize("content", [None, "Content"])
+    def test_tarp_of_z_and_y_is_uniform_for_the_exact_guides_alone(self, content):
+        joint = linear_gaussian()
+        if content:  # the posterior of y given z, by the head of the guide
+            joint.content = ExactContent()
+        found = latent_tarp(joint, items=2_000, views=2, batch_size=700)
+        assert sorted(found) == ["y", "z"]
+        for ranks in found.values():
+            assert ranks.ranks.shape == (2_000,)
+            assert ranks.chi_square().p_value > SURELY
+        found = latent_tarp(halved(joint), items=2_000, views=2)
+        assert found["z"].chi_square().p_value < NEVER
+
+    def test_half_the_variance_of_a_guide_is_caught_by_each_test(self):
+        ranks = latent_ranks(halved(linear_gaussian()), items=2_000)
+        assert (ranks.chi_square().p_value < NEVER).all()
+        error = 5 * math.sqrt(0.9 * 0.1 / 2_000)
+        assert (ranks.coverage(0.9) < 0.9 - error).all()
+        found = latent_tarp(halved(linear_gaussian()), items=2_000)
+        assert found["z"].chi_square().p_value < NEVER
+
+    def test_priors_without_a_continuous_content_have_tarp_of_z_alone(self):
+        joint = linear_gaussian()
+        joint.prior = ps.priors.Mixture(DIM, 3, SCALE)
+        joint.posterior = ps.guides.Coupled(joint.encoder, dim=DIM)
+        assert [*latent_tarp(joint, items=20)] == ["z"]
 
     def test_a_batch_is_no_matter(self):
         ranks = latent_ranks(linear_gaussian(), items=10, batch_size=4, draws=7)
@@ -234,21 +343,26 @@ def exact_moments(joint: ps.Joint, x: Tensor, width: float = 1.0) -> None:
 
 
 class TestSimulationBasedCalibration:
-    def calibrated(self, width: float) -> Ranks:
+    def calibrated(self, width: float) -> dict[str, Ranks]:
         return simulation_based_calibration(
             lambda: linear_gaussian(scale=dist.LogNormal(-0.3, 0.4)),
             lambda joint, data: exact_moments(joint, data.views, width),
             items=80,
             repeats=400,
-        )["scale"]
+            jointly=True,
+        )
 
     def test_ranks_of_the_exact_posterior_are_uniform(self):
-        ranks = self.calibrated(1.0)
+        found = self.calibrated(1.0)
+        assert found["tarp"].chi_square().p_value > SURELY
+        ranks = found["scale"]
         assert ranks.ranks.shape == (400,) and ranks.draws == 99
         assert ranks.chi_square().p_value > SURELY
 
     def test_ranks_of_half_its_width_are_not(self):
-        ranks = self.calibrated(0.5)
+        found = self.calibrated(0.5)
+        assert found["tarp"].chi_square().p_value < NEVER
+        ranks = found["scale"]
         assert ranks.chi_square().p_value < NEVER
         assert ranks.coverage(0.9) < 0.75
 
@@ -259,8 +373,10 @@ class TestSimulationBasedCalibration:
             lambda objective, data: None,  # only shapes are asked for
             items=2,
             repeats=5,
+            jointly=True,
         )
         assert ranks["scale"].ranks.shape == (5, DIM)
+        assert ranks["tarp"].ranks.shape == (5,)
 
 
 def flat() -> ps.Joint:
@@ -279,6 +395,14 @@ test_mistakes_are_explained = refusals(
     (lambda: simulate(SIMCLR, 5), ValueError, "no p"),
     (lambda: simulate(flat(), 5), ValueError, "y_scale"),
     (lambda: latent_ranks(linear_gaussian(point)), ValueError, "Point"),
+    (lambda: tarp(torch.ones(1, 2), torch.ones(9, 1, 2)), ValueError, "2 items"),
+    (lambda: tarp(torch.ones(3, 2), torch.ones(9, 3)), ValueError, "first axis"),
+    (
+        lambda: tarp(torch.ones(3, 2), torch.ones(9, 3, 2), torch.ones(2)),
+        ValueError,
+        "references of shape",
+    ),
+    (lambda: latent_tarp(linear_gaussian(), 1), ValueError, "items as"),
     (
         lambda: sbc(linear_gaussian, lambda joint, data: None),
         ValueError,
@@ -332,6 +456,6 @@ def test_several_modalities_are_refused():
     encoder, decoder = ps.nn.PerModality(parts), ps.nn.PerModality(decoders)
     given = ps.priors.Gaussian(2, 0.5), [ps.likelihoods.Gaussian(0.3)] * 2
     joint = ps.Joint(*given, encoder, decoder)
-    for call in (simulate, latent_ranks):
+    for call in (simulate, latent_ranks, latent_tarp):
         with pytest.raises(ValueError, match="joint of one modality .*, got 2; draw"):
             call(joint, 5)

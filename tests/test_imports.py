@@ -38,7 +38,7 @@ INWARDS = {
     "train": "data plots runtime terms",
     "posterior": "bounds data distributions estimates evaluation guides joint "
     "likelihoods limits nn priors runtime special terms",
-    "calibration": "bounds data joint posterior terms",
+    "calibration": "bounds data distributions joint posterior terms",
 }
 LEAVES = "arguments arrays runtime special terms"
 ALLOWED = {room: set(names.split()) for room, names in INWARDS.items()}

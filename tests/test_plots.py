@@ -366,6 +366,12 @@ def steps(panel: Axes) -> list[np.ndarray]:
     return [patch.get_data().values for patch in panel.patches]
 
 
+def binomial_band(panel: Axes, level: float) -> tuple[float, float]:
+    points = panel.collections[0].get_paths()[0].vertices
+    at = points[np.isclose(points[:, 0], level), 1]
+    return at.min(), at.max()
+
+
 class TestRanks:
     def test_steps_are_the_counts_over_the_band_of_a_uniform(self):
         ranks = Ranks(np.repeat([0, 7, 99], [10, 20, 70]), 99)
@@ -391,6 +397,17 @@ class TestRanks:
         assert titles(figure) == ["0, 0", "0, 1", "0, 2", "1, 0", "1, 1", "1, 2"]
         tops = [axes.get_ylim()[1] for axes in figure.axes]
         np.testing.assert_allclose(tops, 55.0)
+
+    def test_expected_coverage_is_the_share_of_ranks_below_each_level(self):
+        ranks = Ranks(np.repeat([0, 7, 9], [10, 20, 70]), 9)
+        figure = rendered(plots.expected_coverage({"z": ranks}))
+        curve = figure.axes[0].lines[1]
+        np.testing.assert_allclose(curve.get_xdata(), np.arange(11) / 10)
+        expected = [0] + 7 * [0.1] + 2 * [0.3] + [1]
+        np.testing.assert_allclose(curve.get_ydata(), expected)
+        low, high = binomial_band(figure.axes[0], level=0.5)
+        inside = stats.binom(100, 0.5)
+        assert inside.cdf(round(100 * high)) - inside.cdf(round(100 * low) - 1) >= 0.99
 
     def test_axes_at_hand_are_drawn_into(self):
         figure = Figure(layout="constrained")
@@ -503,6 +520,7 @@ EDGES = {
     "2,000 epochs": lambda: plots.learning_curves(LONG),
     "one epoch": lambda: plots.learning_curves(LONG[1:2]),
     "long titles": lambda: plots.images(np.zeros((2, 1, 8, 8)), titles=CLASSES[:2]),
+    "TARP": lambda: plots.expected_coverage({"z": Ranks(np.arange(100), 99)}),
     "25 dimensions": lambda: plots.ranks(Ranks(np.arange(100).reshape(2, 2, 25), 99)),
 }
 
@@ -562,6 +580,7 @@ NOT_RANDOM = {"posterior": GROUP, "prior": GROUP}
 NANS = [{"epoch": i, "step": i, "value": math.nan, "entropy": math.nan} for i in (1, 2)]
 ZEROS = [{"epoch": 3, "step": 3, "value": 0.0, "entropy": math.nan}]
 MANY, TEN = Ranks(np.zeros((9, 60), int), 9), Ranks(np.arange(10), 9)
+MIXED = {"a": TEN, "b": Ranks(np.arange(9), 9)}
 test_what_cannot_be_drawn_is_refused = refusals(
     *(
         (call, ValueError, message)
@@ -601,6 +620,8 @@ test_what_cannot_be_drawn_is_refused = refusals(
             (lambda: plots.ranks(MANY), "1 to 50 quantities"),
             (lambda: plots.ranks(MANY, ax=Figure().subplots()), "1 to 1 quantities"),
             (lambda: plots.ranks(TEN, bins=11), "1 to 10 bins"),
+            (lambda: plots.expected_coverage(MANY), r"ranks \(item,\)"),
+            (lambda: plots.expected_coverage(MIXED), r"got shapes.*10.*9"),
         )
     )
 )

@@ -1,6 +1,8 @@
-"""Posteriors: rank histograms of calibration, prior and posterior of parameters."""
+"""Posteriors: ranks and coverage of calibration, prior and posterior of parameters."""
 
 import math
+from collections.abc import Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,14 +13,15 @@ from scipy.stats import binom
 
 from ..arguments import having, typed
 from ..arrays import finite
-from .style import BLUE, INK, PALE, blank, clean, literal
+from .style import BLUE, INK, ORANGE, PALE, blank, clean, literal
 
-__all__ = ["hyper_parameters", "ranks"]
+__all__ = ["expected_coverage", "hyper_parameters", "ranks"]
 
 DENSITY_BINS = 40
 WIDEST = 10  # panels of ranks side by side
 MOST = 50  # panels of a figure
 COLUMNS = 4  # panels of hyper-parameters side by side
+LEVELS = 201  # of the band of expected coverage
 LONGEST = 36  # characters in a line above such a panel
 
 
@@ -89,6 +92,57 @@ def _histogram(panel: Axes, ranks: np.ndarray, draws: int, bins: int) -> None:
     panel.set_xlim(edges[0], edges[-1])
     panel.set_ylim(0, max(panel.get_ylim()[1], 1.1 * counts.max(), 1.1 * high.max()))
     panel.tick_params(labelcolor=INK)
+
+
+@typed
+def expected_coverage(found: Any, *, ax: Axes | None = None) -> Figure:
+    """Draw how often credible regions hold the true value, against what they say.
+
+    A calibrated posterior follows the diagonal, to within the band that holds 99 % of
+    such curves at each level by itself. One that is too narrow crosses it: its small
+    regions hold too many true values, its large ones too few.
+
+    Arguments:
+        found: TARP's ranks, `calibration.Ranks` of one number for each item; or a
+            mapping of these, by name, of as many items.
+        ax: The axes to draw into; None makes a figure.
+
+    Raises:
+        ValueError: If there are no ranks, several quantities in one, or different
+            numbers of items.
+    """
+    named = found if isinstance(found, Mapping) else {"": found}
+    for one in named.values():
+        having("found", one, "ranks", "a result of ps.calibration.tarp, Ranks")
+    shapes = {np.shape(one.ranks) for one in named.values()}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or not shape[0]:
+        raise ValueError(
+            "expected ranks (item,) of as many items in all, got shapes "
+            f"{[np.shape(one.ranks) for one in named.values()]}; TARP has one rank for "
+            "each item, plots.ranks draws those of several quantities"
+        )
+    figure = blank(3.8, 3.6) if ax is None else ax.figure.figure
+    panel = figure.subplots() if ax is None else ax
+    clean(panel)
+    level = np.linspace(0, 1, LEVELS)
+    low, high = binom.ppf([[0.005], [0.995]], shape[0], level) / shape[0]
+    panel.fill_between(level, low, high, color=PALE, lw=0)
+    panel.plot([0, 1], [0, 1], color="#888888", lw=1)
+    colours = [BLUE, ORANGE, INK, "#009E73", "#CC79A7"]  # of Okabe and Ito
+    for (name, one), colour in zip(named.items(), cycle(colours), strict=False):
+        cells = one.draws + 1
+        share = np.bincount(np.asarray(one.ranks), minlength=cells).cumsum() / shape[0]
+        steps = np.append(0, share)
+        at = np.arange(cells + 1) / cells
+        panel.plot(at, steps, color=colour, lw=1.5, label=literal(name))
+    panel.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="credibility level; grey: 99 % if calibrated"
+    )
+    panel.set_ylabel("expected coverage")
+    panel.set_aspect("equal")
+    if isinstance(found, Mapping):
+        panel.legend(frameon=False)
+    return figure
 
 
 def hyper_parameters(idata: Any) -> Figure:
