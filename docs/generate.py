@@ -31,6 +31,8 @@ MORE = (
     "information",
     "lightning",
     "maps",
+    "posterior",
+    "probing",
     "shifts",
     "special",
 )

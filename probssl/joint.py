@@ -56,6 +56,8 @@ from .terms import Batch, check_batch
 __all__ = ["Joint", "Likelihoods", "given_z", "mean_of", "register", "sampled"]
 __all__ += ["shape_error"]
 
+LEAST_ACTIVE = 0.01  # of the prior's variance
+
 
 class Likelihoods(nn.ModuleList):
     """One likelihood per modality: the density of all modalities together."""
@@ -503,6 +505,30 @@ class Joint(Parted):
         z = z.where(present, z.flip(0)) if turned else z
         sites = self._sites(z, batch, parts)
         return found + [site.p.log_prob(site.x)[site.mask] for site in sites]
+
+    def remark_on(self, batch: Batch) -> str | None:
+        r"""Say how many dimensions of z are inactive; None where all are active.
+
+        A dimension is inactive where :math:`\mathrm{Var}_x E_q[z_d \mid x]`, over the
+        items of the batch, is below 1 % of the variance of the prior: q(z|x) ignores x.
+        Not said for a z that is no vector, or has a prior or guide without moments.
+        """
+        if self.prior.space != "vectors" or batch.shape[0] < 2:
+            return None
+        try:
+            mean = self.pooled(batch._replace(content=None))
+            spread = self.prior(1).variance.squeeze(-2).expand(mean.shape[1:])
+        except (NotImplementedError, ValueError):
+            return None
+        active = mean.var(0) >= LEAST_ACTIVE * spread
+        many, dim = int((~active).sum()), len(active)
+        if not many:
+            return None
+        return (
+            f"{many} of {dim} dimensions of z are inactive: q(z|x) is about the same "
+            f"for all x (Var E[z|x] below {LEAST_ACTIVE:.0%} of the prior's variance); "
+            "ps.posterior.rate_distortion gives the KL of each"
+        )
 
     def check_content(self, content: Int[Tensor, " item"]) -> None:
         """Raise a ValueError if an observed content is no component of the prior."""

@@ -12,11 +12,13 @@ from .collapse import (
     active_units,
     alignment_uniformity,
     effective_rank,
+    lidar,
     rankme,
 )
 from .components import NumberOfComponents, number_of_components
 from .conformal import PredictionSets, prediction_sets
 from .crowding import Crowding, crowding
+from .disentanglement import DCI, dci, mcc, mig, sap
 from .information import gaussian_information, info_nce, nearest_neighbour_information
 from .novelty import Detection, detection, log_kernel_density, neighbour_distance
 from .probes import (
@@ -30,8 +32,16 @@ from .probes import (
     scores,
     style_probe,
 )
+from .strokes import Strokes, strokes
 
-__all__ = ["AlignmentUniformity", "Clustering", "Crowding", "Detection", "Estimate"]
+__all__ = [
+    "DCI",
+    "AlignmentUniformity",
+    "Clustering",
+    "Crowding",
+    "Detection",
+    "Estimate",
+]
 __all__ += ["FewLabel", "NumberOfComponents", "PredictionSets", "Undefined"]
 __all__ += ["detection", "log_kernel_density", "neighbour_distance", "prediction_sets"]
 __all__ += ["active_units", "alignment_uniformity"]
@@ -43,5 +53,6 @@ __all__ += [
     "gaussian_information",
 ]
 __all__ += ["info_nce", "knn", "knns", "linear_probe", "linear_probes"]
-__all__ += ["matched_accuracy", "mlp_probe", "nearest_neighbour_information"]
+__all__ += ["lidar", "matched_accuracy", "mlp_probe", "nearest_neighbour_information"]
 __all__ += ["number_of_components", "rankme", "scores", "style_probe"]
+__all__ += ["Strokes", "dci", "mcc", "mig", "sap", "strokes"]

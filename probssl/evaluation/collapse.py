@@ -1,11 +1,11 @@
-"""Collapse: effective rank, RankMe, alignment and uniformity."""
+"""Collapse: effective rank, RankMe, LiDAR, alignment and uniformity."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from ..arguments import at_least
+from ..arguments import at_least, positive
 from ..arrays import (
     Array,
     centred,
@@ -17,7 +17,7 @@ from ..arrays import (
 from ..estimates import Undefined
 
 __all__ = ["AlignmentUniformity", "active_units", "alignment_uniformity"]
-__all__ += ["effective_rank", "rankme"]
+__all__ += ["effective_rank", "lidar", "rankme"]
 __all__ += ["alignment_uniformity_values", "effective_rank_values", "normalised"]
 
 
@@ -100,6 +100,50 @@ def rankme(z: Float[Array, "n dim"]) -> float:
     (z,) = representations(z, squared=False)
     spectrum = np.linalg.svd(z, compute_uv=False)
     return _exp_entropy(spectrum / spectrum.sum() + 1e-7) if spectrum[0] else 0.0
+
+
+def lidar(z: Float[Array, "n view dim"], ridge: float = 1e-4) -> float:
+    r"""LiDAR: the effective rank of what tells items apart, beside their views.
+
+    With the covariance :math:`\Sigma_b` of the means of the n items, and that of views
+    within items, :math:`\Sigma_w + \delta I`, each over n and n (V - 1),
+
+    .. math:: \exp\Bigl(-\sum_i p_i \log p_i\Bigr), \qquad
+        p_i = \lambda_i / \sum_j \lambda_j + 10^{-7},
+
+    with the eigenvalues :math:`\lambda_i` of :math:`\Sigma_w^{-1/2} \Sigma_b
+    \Sigma_w^{-1/2}`. A direction in which views differ as items do counts little, as it
+    does not in `effective_rank`. It is at most n - 1, and 0 if all means are equal.
+
+    Arguments:
+        z: Representations of at least 2 views of each of at least 2 items.
+        ridge: :math:`\delta`.
+
+    References:
+        LiDAR: Sensing Linear Probing Performance in Joint Embedding SSL Architectures
+        (Thilak et al., 2024)
+        https://arxiv.org/abs/2312.04000
+    """
+    z, ridge = finite(z), positive("ridge", ridge)
+    if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2 or not z.shape[2]:
+        raise ValueError(
+            "expected representations (n, view, dim), at least 2 items with 2 views, "
+            f"got {z.shape}; stack the views by np.stack([a, b], axis=1)"
+        )
+    from scipy.linalg import eigh
+
+    remark_swapped(z.shape, "representations")
+    n, views, dim = z.shape
+    (flat,) = representations(z.reshape(-1, dim))
+    z = centred(flat).reshape(z.shape)
+    means = z.mean(1)
+    if np.ptp(means, axis=0).max() <= 8 * np.finfo(float).eps * np.abs(z).max():
+        return 0.0  # but for rounding
+    rest = (z - means[:, None]).reshape(-1, dim)
+    between = means.T @ means / n
+    within = rest.T @ rest / (n * (views - 1)) + ridge * np.eye(dim)
+    spectrum = eigh(between, within, eigvals_only=True).clip(0)
+    return _exp_entropy(spectrum / spectrum.sum() + 1e-7)
 
 
 def alignment_uniformity(z: Float[Array, "n view dim"]) -> AlignmentUniformity:

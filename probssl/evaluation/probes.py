@@ -27,7 +27,15 @@ from ..arrays import (
 from .clustering import cluster
 from .collapse import effective_rank
 
-__all__ = ["FewLabel", "few_label_probe", "fitted_probe", "knn", "knns", "linear_probe"]
+__all__ = [
+    "FewLabel",
+    "each_factor",
+    "few_label_probe",
+    "fitted_probe",
+    "knn",
+    "knns",
+    "linear_probe",
+]
 __all__ += ["linear_probes", "mlp_probe", "scores", "scores_and_draws", "style_probe"]
 
 Z = Float[Array, "n dim"]
@@ -277,7 +285,7 @@ def style_probe(
     check_alike(z_train, s_train, "s_train", "index")
     check_alike(z_test, s_test, "s_test", "index")
     z_train, z_test = representations(z_train, z_test)
-    known, asked = _factors(s_train, len(z_train)), _factors(s_test, len(z_test))
+    known, asked = each_factor(s_train, len(z_train)), each_factor(s_test, len(z_test))
     if len(known) != len(asked):
         raise ValueError(
             f"expected the same style factors in training and test, got "
@@ -390,14 +398,14 @@ def _fitted(
     return model.fit(z_train @ span, y_train), lambda z: z @ span
 
 
-def _factors(s: Any, items: int) -> list[np.ndarray]:
+def each_factor(s: Any, items: int) -> list[np.ndarray]:
     """The values of each factor."""
     if hasattr(s, "iloc") and s.ndim == 2:
-        return [each for _, x in s.items() for each in _factors(x, items)]
+        return [each for _, x in s.items() for each in each_factor(x, items)]
     array = plain(gate(s, "style factors", words=True))
     if array.dtype.kind == "O":  # as lists are, whose columns have a kind each
         if array.ndim == 2:
-            return [each for x in array.T for each in _factors(x, items)]
+            return [each for x in array.T for each in each_factor(x, items)]
         listed = np.atleast_1d(array).tolist()
         if all(isinstance(v, int | float | np.number) for v in listed):
             array = np.asarray(listed)

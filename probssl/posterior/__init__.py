@@ -11,18 +11,11 @@ from .contents import PosteriorY, posterior_y
 from .draws import to_arviz
 from .evidence import Evidence, evidence
 from .novelty import Novelty, novelty
+from .rates import RateDistortion, rate_distortion
 from .representation import embed, reconstruct, sample
 from .style import Decoded, generate, interpolate, swap, traverse
 
-__all__ = ["Decoded", "Evidence", "EvidenceComparison", "PosteriorY", "classify"]
-__all__ += ["compare_evidence", "complete", "embed", "evidence", "generate"]
-__all__ += [
-    "Novelty",
-    "interpolate",
-    "novelty",
-    "posterior_y",
-    "reconstruct",
-    "sample",
-    "swap",
-]
-__all__ += ["to_arviz", "traverse"]
+__all__ = ["Decoded", "Evidence", "EvidenceComparison", "Novelty", "PosteriorY"]
+__all__ += ["RateDistortion", "classify", "compare_evidence", "complete", "embed"]
+__all__ += ["evidence", "generate", "interpolate", "novelty", "posterior_y"]
+__all__ += ["rate_distortion", "reconstruct", "sample", "swap", "to_arviz", "traverse"]

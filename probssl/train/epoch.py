@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ..runtime.denormals import flushed
-from ..runtime.distributed import any_rank, broadcast, single_process
+from ..runtime.distributed import any_rank, broadcast, is_main, single_process
 from ..runtime.precision import Precision, lowered
 from ..runtime.randomness import random_state, same_randomness, set_random_state
 from ..terms import HeldOut, Terms
@@ -27,7 +27,8 @@ from .history import Row, Tally
 from .prepare import labelled_share
 from .steps import Step, mutable_state
 
-__all__ = ["Progress", "Validation", "ended_by", "remarks", "train_epoch"]
+__all__ = ["Progress", "Validation", "closing_remarks", "ended_by", "remarks"]
+__all__ += ["train_epoch"]
 
 SECONDS_PER_READING = 0.25  # of the terms, each of which synchronises with the host
 
@@ -179,6 +180,30 @@ def remarks(objective: nn.Module, remarked: set[int]) -> None:
         text = remark() if callable(remark) and id(module) not in remarked else None
         if text is not None:
             remarked.add(id(module))
+            logger.warning("%s", text)
+
+
+def closing_remarks(objective: nn.Module, data: Source, precision: Precision) -> None:
+    """Log what modules with a method `remark_on` say of the first items of the data.
+
+    It is called once, at the end of a fit, in evaluation mode; a DataLoader, which may
+    be a stream, is left alone. The random state and the objective stay as they are.
+    """
+    each = (getattr(m, "remark_on", None) for m in objective.modules())
+    methods = [method for method in each if callable(method)]
+    if not methods or isinstance(data, Loaded):
+        return
+    device = data.target.device
+    with (
+        torch.no_grad(),
+        same_randomness(data.order.initial_seed(), device),
+        precision.active(device),
+        single_process(),
+    ):
+        batch = data.batch(next(iter(data.sweep())))
+        found = [lowered(method, batch) for method in methods]
+    for text in dict.fromkeys(found):
+        if text is not None and is_main():
             logger.warning("%s", text)
 
 

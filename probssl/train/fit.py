@@ -30,7 +30,14 @@ from ..runtime.randomness import order_generator
 from ..terms import Terms
 from .batches import Data, Loaded, Stored, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
-from .epoch import Progress, Validation, ended_by, remarks, train_epoch
+from .epoch import (
+    Progress,
+    Validation,
+    closing_remarks,
+    ended_by,
+    remarks,
+    train_epoch,
+)
 from .history import History, Row, Tally
 from .prepare import (
     ContentCheck,
@@ -274,6 +281,7 @@ def fit(
         precision=numbers,
         count=run.steps,
     )
+    begun = run.steps
     stop, remarked = False, set[int]()  # modules that made a remark
     trainable, rates = trainable_of(objective), [step.learning_rate]
     watched = scheduler is not None
@@ -312,4 +320,6 @@ def fit(
     finally:
         bar.close()
     stopping.restore(objective.eval())
+    if step.count > begun:
+        closing_remarks(objective, train, numbers)
     return run.history
