@@ -156,13 +156,14 @@ def mcc(
             "expected factors as numbers for a correlation, got strings; code ordered "
             "classes as numbers, and give others to mig, dci or sap"
         )
-    v = np.stack(columns, 1).astype(float)
+    parts = [z, np.stack(columns, 1).astype(float)]
     if ica:
-        z = z[:, z.std(0) > 0]
-        z = FastICA(max_iter=2_000, random_state=seed).fit_transform(z - z.mean(0))
+        varied = z[:, z.std(0) > 0]
+        model = FastICA(max_iter=2_000, random_state=seed)
+        parts[0] = model.fit_transform(varied - varied.mean(0))
     if correlation == "spearman":
-        z, v = rankdata(z, axis=0), rankdata(v, axis=0)
-    r = np.abs(_correlations(z, v))
+        parts = [rankdata(part, axis=0) for part in parts]
+    r = np.abs(_correlations(*parts))
     return float(r[linear_sum_assignment(r, maximize=True)].mean())
 
 
