@@ -33,8 +33,8 @@ INWARDS = {
     "bounds": "consistency hyper joint likelihoods runtime terms",
     "entropies": "hyper priors runtime special",
     "affinities": "runtime special terms",
-    "limits": "affinities bounds entropies hyper joint likelihoods nn priors runtime "
-    "special terms",
+    "limits": "affinities bounds distributions entropies hyper joint likelihoods nn "
+    "priors runtime special terms",
     "train": "data plots runtime terms",
     "posterior": "bounds data distributions estimates evaluation guides joint "
     "likelihoods limits nn priors runtime special terms",
