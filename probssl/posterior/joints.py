@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from ..arrays import plain
 from ..data.batches import Loadable, Views
@@ -160,7 +161,9 @@ def check_guides(
         alike = ~moved.movedim(1, 0).flatten(1).any(1)  # of each item
         if is_point(q) or bool(alike.any()):
             raise _no_density(f"{name}, which returns a point mass", what)
-        lacking = narrower(getattr(q, "each", q), p) if weighted else None
+        each = getattr(q, "each", None)  # of the present views
+        each = each if isinstance(each, Distribution) else q
+        lacking = narrower(each, p) if weighted else None
         if lacking is not None:
             own, whole = lacking
             raise ValueError(
