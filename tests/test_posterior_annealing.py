@@ -12,7 +12,7 @@ import probssl as ps
 from probssl.data import groups
 from probssl.posterior.annealing import Annealed
 from probssl.posterior.coordinates import Latents
-from probssl.posterior.refinement import Refined
+from probssl.posterior.refinement import LocalNormal, Refined
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -44,7 +44,7 @@ def test_weights_are_unbiased_with_few_temperatures_and_bad_steps(views, absent)
         x = x[:, :views]
     with torch.no_grad():
         latents = Latents(model, ps.Batch(x, present=present))
-        refined = Refined(latents, 150)
+        refined = Refined(LocalNormal(latents, 150))
         refined.loc = refined.loc + 0.7 * refined.tril.sum(-1)  # off again
         refined.tril = 1.5 * refined.tril
         annealed = Annealed(latents, 4, refined)

@@ -10,12 +10,14 @@ from .completion import classify, complete
 from .contents import PosteriorY, posterior_y
 from .draws import to_arviz
 from .evidence import Evidence, evidence
+from .gaps import Gaps, gaps
 from .novelty import Novelty, novelty
 from .rates import RateDistortion, rate_distortion
 from .representation import embed, reconstruct, sample
 from .style import Decoded, generate, interpolate, swap, traverse
 
-__all__ = ["Decoded", "Evidence", "EvidenceComparison", "Novelty", "PosteriorY"]
-__all__ += ["RateDistortion", "classify", "compare_evidence", "complete", "embed"]
-__all__ += ["evidence", "generate", "interpolate", "novelty", "posterior_y"]
-__all__ += ["rate_distortion", "reconstruct", "sample", "swap", "to_arviz", "traverse"]
+__all__ = ["Decoded", "Evidence", "EvidenceComparison", "Gaps", "Novelty"]
+__all__ += ["PosteriorY", "RateDistortion", "classify", "compare_evidence", "complete"]
+__all__ += ["embed", "evidence", "gaps", "generate", "interpolate", "novelty"]
+__all__ += ["posterior_y", "rate_distortion", "reconstruct", "sample", "swap"]
+__all__ += ["to_arviz", "traverse"]

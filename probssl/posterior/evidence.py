@@ -31,9 +31,9 @@ from .joints import (
     check_spread,
     joint_of,
 )
-from .refinement import Refined
+from .refinement import LocalNormal, Refined
 
-__all__ = ["Evidence", "RELIABLE_K", "Run", "evidence", "weigh"]
+__all__ = ["Evidence", "RELIABLE_K", "Run", "evidence", "summary", "weigh"]
 
 RELIABLE_K = 0.7  # Pareto k̂ up to which importance sampling is reliable
 
@@ -204,13 +204,14 @@ class Run:
         self.guided.append(weigh(self.joint, batch, self.particles))
         self.seconds[0] += time.process_time() - began
         if self.refine or self.anneal:
-            self.better.append(_summary(self._own_weights(batch)))
+            self.better.append(summary(self._own_weights(batch)))
             self.seconds[1] += time.process_time() - began
 
     def _own_weights(self, batch: Batch) -> Float[Tensor, "draw item"]:
         """The log-weights of draws by proposals of each item's own."""
         latents = Latents(self.joint, batch)
-        refined = Refined(latents, self.refine) if self.refine else None
+        fitted = LocalNormal(latents, self.refine) if self.refine else None
+        refined = None if fitted is None else Refined(fitted)
         if self.anneal or refined is None:
             annealed = Annealed(latents, self.anneal, refined)
             return annealed.log_weights(self.particles)
@@ -236,10 +237,10 @@ def _joined(parts: Sequence[Summary], joint: Joint) -> Evidence:
 def weigh(joint: Joint, batch: Batch, particles: int) -> Summary:
     """The log evidence by the guide, with its diagnostics."""
     parts = (log_weights(joint, batch, n) for n in chunks(particles, batch))
-    return _summary(torch.cat([torch.as_tensor(sum(terms[:3])) for terms in parts]))
+    return summary(torch.cat([torch.as_tensor(sum(terms[:3])) for terms in parts]))
 
 
-def _summary(log_weight: Float[Tensor, "draw item"]) -> Summary:
+def summary(log_weight: Float[Tensor, "draw item"]) -> Summary:
     """The log of the mean weight, the effective sample size, and Pareto k̂."""
     k = pareto_k(plain(log_weight.T))
     log_weight = log_weight.cpu().double()

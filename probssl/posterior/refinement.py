@@ -23,7 +23,7 @@ References:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from .coordinates import Latents, Values, Vectors
 from .items import chunks
 
-__all__ = ["LocalNormal", "Refined", "frozen"]
+__all__ = ["SAMPLES", "LocalNormal", "Refined", "climb", "frozen"]
 
 SAMPLES, RATE = 8, 0.1  # draws of a gradient step, and its rate in their spread
 ROUNDS, DRAWS, TAIL, WIDER = 2, 1_000, 5.0, 1.1  # of the rounds, and of the Student-t
@@ -45,63 +45,56 @@ UNIFORM = 0.05  # of the draws on a sphere
 
 
 class LocalNormal:
-    r"""The normal of each item that maximises the ELBO, :math:`N(m, L L^\top)`.
+    r"""The normal of each item that maximises the ELBO, :math:`N(m, F F^\top)`.
 
     Arguments:
         latents: The items, with their latent variables.
         steps: The number of gradient steps, from q.
-        free: Which covariances are free, (number, number); None means all.
+        free: Which elements of F beside its diagonal are free, (number, number), or
+            for each item: those of a triangular matrix in some order of the numbers.
+            None means all below the diagonal, hence all covariances.
     """
 
     def __init__(
-        self,
-        latents: Latents,
-        steps: int,
-        free: Bool[Tensor, "number number"] | None = None,
+        self, latents: Latents, steps: int, free: Bool[Tensor, "..."] | None = None
     ) -> None:
-        self.latents, self.loc, self.free = latents, latents.loc, free
-        self.tril = torch.diag_embed(latents.spread)
+        self.latents, self.loc = latents, latents.loc
+        self.factor = torch.diag_embed(latents.spread)
+        if free is None:
+            free = torch.ones_like(self.factor[0]).tril(-1).bool()
         with frozen(latents.joint), torch.enable_grad():
-            self._climb(steps)
+            self._climb(steps, free)
 
-    def elbo(self, draws: int) -> Values:
+    def log_weights(self, draws: int) -> Values:
         r"""Draws of :math:`\log p(x, u) - \log r(u)`, whose mean is the ELBO."""
+        log_det = self.factor.diagonal(0, -2, -1).log().sum(-1)
         parts = []
         for n in chunks(draws, self.latents.batch):
             noise = torch.randn(n, *self.loc.shape).to(self.loc)
-            u = self.loc + (self.tril @ noise.unsqueeze(-1)).squeeze(-1)
-            log_scale = self.tril.diagonal(0, -2, -1).log().sum(-1)
-            log_r = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_scale
+            u = self.loc + (self.factor @ noise.unsqueeze(-1)).squeeze(-1)
+            log_r = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det
             parts.append(self.latents.log_joint(u) - log_r)
         return torch.cat(parts)
 
-    def _climb(self, steps: int) -> None:
+    def _climb(self, steps: int, free: Bool[Tensor, "..."]) -> None:
         """Gradient steps in units of the standard deviations of q."""
-        latents, spread = self.latents, self.latents.spread
+        spread = self.latents.spread
         shift = torch.zeros_like(self.loc, requires_grad=True)
         log_scale = torch.zeros_like(self.loc, requires_grad=True)
-        below = torch.zeros_like(self.tril, requires_grad=True)
-        moved = [shift, log_scale, below]
-        optimizer = Adam(moved, RATE)
-        rates = OneCycleLR(optimizer, RATE, total_steps=max(2, steps))
+        beside = torch.zeros_like(self.factor, requires_grad=True)
 
         def factor() -> Tensor:
-            lower = below if self.free is None else below * self.free
-            return lower.tril(-1) + torch.diag_embed(log_scale.exp())
+            return beside * free + torch.diag_embed(log_scale.exp())
 
-        for _ in range(steps):
+        def elbo() -> Tensor:
             noise = torch.randn(SAMPLES, *shift.shape).to(shift)
             unit = shift + (factor() @ noise.unsqueeze(-1)).squeeze(-1)
-            height = latents.log_joint(self.loc + spread * unit).mean(0)
-            loss = -(height + log_scale.sum(-1)).sum()
-            for part, gradient in zip(
-                moved, torch.autograd.grad(loss, moved), strict=True
-            ):
-                part.grad = gradient
-            optimizer.step()
-            rates.step()
+            height = self.latents.log_joint(self.loc + spread * unit).mean(0)
+            return height + log_scale.sum(-1)
+
+        climb(elbo, [shift, log_scale, beside], steps)
         with torch.no_grad():
-            self.tril = spread.unsqueeze(-1) * factor()
+            self.factor = spread.unsqueeze(-1) * factor()
             self.loc = self.loc + spread * shift
 
 
@@ -109,13 +102,11 @@ class Refined:
     r"""A Student-t proposal r(u) for each item of a batch, fitted to its posterior.
 
     Arguments:
-        latents: The items, with their latent variables.
-        steps: The number of gradient steps.
+        fitted: The normal of each item, all covariances free.
     """
 
-    def __init__(self, latents: Latents, steps: int) -> None:
-        fitted = LocalNormal(latents, steps)
-        self.latents, self.loc, self.tril = latents, fitted.loc, fitted.tril
+    def __init__(self, fitted: LocalNormal) -> None:
+        self.latents, self.loc, self.tril = fitted.latents, fitted.loc, fitted.factor
         for _ in range(ROUNDS):
             self._adapt()
 
@@ -164,6 +155,23 @@ class Refined:
         jitter = torch.diag_embed(TINY * self.latents.spread.square())
         self.tril = torch.linalg.cholesky(covariance + jitter)
         self.loc = share[..., 0] * mean + (1 - share[..., 0]) * self.loc
+
+
+def climb(
+    elbo: Callable[[], Float[Tensor, " item"]],
+    moved: list[Tensor],
+    steps: int,
+    rate: float = RATE,
+) -> None:
+    """Maximise ELBOs of items by Adam, with a rate that rises and falls to zero."""
+    optimizer = Adam(moved, rate)
+    rates = OneCycleLR(optimizer, rate, total_steps=max(2, steps))
+    for _ in range(steps):
+        gradients = torch.autograd.grad(-elbo().sum(), moved)
+        for part, gradient in zip(moved, gradients, strict=True):
+            part.grad = gradient
+        optimizer.step()
+        rates.step()
 
 
 @contextmanager

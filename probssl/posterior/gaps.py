@@ -1,0 +1,267 @@
+r"""The gaps between the ELBO of a guide and the log evidence, item by item.
+
+.. math:: \log p(x) - L[q] = \underbrace{\log p(x) - L[q^*]}_\text{approximation}
+    + \underbrace{L[q^*] - L[q]}_\text{amortisation}
+
+:math:`L` is the ELBO. :math:`q^*` is the best member of the guide's family for the item
+itself: the same guide, with the outputs of its encoder replaced by free numbers.
+
+References:
+    Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
+    https://arxiv.org/abs/1801.03558
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..arguments import typed, whole
+from ..arrays import plain
+from ..bounds import log_weights
+from ..data.batches import Loadable, Views
+from ..estimates import estimate
+from ..guides.views import Factors
+from ..joint import Joint
+from ..terms import Batch
+from .coordinates import Latents
+from .evidence import RELIABLE_K, summary
+from .items import chunks, evaluating
+from .joints import (
+    check_density,
+    check_guides,
+    check_proper,
+    check_spread,
+    checked,
+    joint_of,
+)
+from .refinement import SAMPLES, LocalNormal, Refined, climb, frozen
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Gaps", "gaps"]
+
+LOCAL_RATE = 0.3  # of a gradient step; outputs may have far to go
+
+Items = Float[np.ndarray, " item"]
+
+
+class Gaps(NamedTuple):
+    r"""Gaps of the ELBO of each item, in nats.
+
+    Arguments:
+        total: The log evidence less the ELBO of the guide,
+            :math:`\mathrm{KL}(q \,\|\, p(z \mid x))`: the sum of the next two.
+        approximation: What the best member of the guide's family leaves.
+        amortisation: What an encoder for all items costs beside it.
+        coupling: What independent views cost: the ELBO of the best normal of all views
+            together, less that of the best one with independent present views, each
+            with a full covariance. 0 for a single view.
+        log_evidence: By importance sampling from the best member of the family and
+            the refined proposal of `evidence`, half of the draws each.
+        pareto_k: Its Pareto k̂. Above 0.7 the evidence is a lower bound of unknown
+            error, and so are total and approximation.
+    """
+
+    total: Items
+    approximation: Items
+    amortisation: Items
+    coupling: Items
+    log_evidence: Items
+    pareto_k: Items
+
+    @property
+    def table(self) -> "pandas.DataFrame":
+        """The mean of each gap over items, and its standard error, in nats per item."""
+        import pandas
+
+        rows = {}
+        for name in ("total", "approximation", "amortisation", "coupling"):
+            values = getattr(self, name)
+            error = estimate(values).standard_error if len(values) > 1 else math.nan
+            rows[name] = {"nats per item": values.mean(), "standard error": error}
+        return pandas.DataFrame.from_dict(rows, orient="index")
+
+    def __repr__(self) -> str:
+        return f"gaps of {len(self.total):,} items\n{self.table.round(3).to_string()}"
+
+    def _repr_html_(self) -> str:
+        table = self.table.round(3).to_html()
+        return f"<p>gaps of {len(self.total):,} items</p>{table}"
+
+
+@typed
+def gaps(
+    objective: nn.Module,
+    data: Loadable,
+    *,
+    steps: int = 500,
+    particles: int = 1_000,
+    views: Views | None = None,
+    batch_size: int = 64,
+) -> Gaps:
+    r"""Divide the gap between ELBO and log evidence: approximation and amortisation.
+
+    A large approximation gap asks for another guide (`guides.Coupled` where the
+    coupling is large, `guides.FullGaussian` or `guides.Flow` otherwise); a large
+    amortisation gap for a larger encoder, more data or longer training.
+
+    The optima are found by gradient steps, and so are fallen short of by a little:
+    the approximation gap is overestimated by what the amortisation gap lacks. The total
+    does not depend on them. Random hyper-parameters are drawn from their guide; their
+    spread, and an explicit content whose guide stays as it is, are part of the
+    approximation gap.
+
+    Arguments:
+        data: As in `evidence`.
+        steps: The number of gradient steps for each optimum.
+        particles: The number of samples for each ELBO and for the evidence.
+        views: As in `evidence`: the gaps are those of all views of an item. By default
+            an item is its only view.
+
+    Raises:
+        ValueError: If there is no evidence, see `evidence`; or if the guide is not
+            built on the package's `Factors`, whose outputs are made free.
+    """
+    steps, particles = whole("steps", steps), whole("particles", particles, least=2)
+    joint = joint_of(objective, "gaps")
+    for check in (check_density, check_proper, check_spread):
+        check(joint, "gaps")
+    factors = _factors(joint)
+    parts = []
+    with evaluating(objective) as like:
+        for batch in checked(joint, data, like, views, batch_size, "gaps"):
+            check_guides(joint, batch, "gaps")
+            parts.append(_of_batch(joint, factors, batch, steps, particles))
+    found = Gaps(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    if bad := int((found.pareto_k > RELIABLE_K).sum()):
+        warnings.warn(
+            f"Pareto k̂ is above {RELIABLE_K} for {bad} of {len(found.total)} items: "
+            "their evidence, total and approximation gap are lower bounds; take more "
+            "steps, or leave these items out of a claim",
+            stacklevel=3,
+        )
+    return found
+
+
+def _of_batch(
+    joint: Joint, factors: Factors, batch: Batch, steps: int, particles: int
+) -> tuple[Items, ...]:
+    guided, latents = _elbo(joint, batch, particles), Latents(joint, batch)
+    together = LocalNormal(latents, steps)
+    coupling = torch.zeros_like(guided)
+    if batch.shape[1] > 1:
+        apart = LocalNormal(latents, steps, _within_views(latents))
+        coupling = together.log_weights(particles).mean(0)
+        coupling = coupling - apart.log_weights(particles).mean(0)
+    with _local(joint, factors, batch, steps):
+        own = _elbo(joint, batch, particles)
+        weights = _both_weights(latents, Refined(together), particles)
+    log_evidence, _, k = summary(weights)
+    total = log_evidence - plain(guided.double())
+    approximation = log_evidence - plain(own.double())
+    amortisation = total - approximation
+    together_less_apart = plain(coupling.double())
+    return total, approximation, amortisation, together_less_apart, log_evidence, k
+
+
+def _both_weights(
+    latents: Latents, refined: Refined, draws: int
+) -> Float[Tensor, "draw item"]:
+    """Log-weights of draws of q and of the refined proposal, half of each.
+
+    Their density is that of the mixture of both, which misses no mode that one has.
+    """
+    parts = []
+    for n in chunks(draws, latents.batch):
+        hypers = latents.hypers(n)
+        u, log_q = latents.guide(n, hypers)
+        first = (torch.arange(n) < n // 2)[:, None, None].to(u.device)
+        u = u.where(first, refined.sample(n))
+        each = torch.stack([log_q(u), refined.log_prob(u)])
+        shares = each.new_tensor([n // 2, n - n // 2]).log() - math.log(n)
+        mixed = (each + shares[:, None, None]).logsumexp(0)
+        parts.append(latents.log_joint(u, hypers) - mixed)
+    return torch.cat(parts)
+
+
+def _elbo(joint: Joint, batch: Batch, particles: int) -> Float[Tensor, " item"]:
+    parts = chunks(particles, batch)
+    return torch.cat([log_weights(joint, batch, n).local() for n in parts]).mean(0)
+
+
+def _factors(joint: Joint) -> Factors:
+    """The part of a guide that holds the outputs of its encoder."""
+    found = [part for part in joint.posterior.modules() if isinstance(part, Factors)]
+    if len(found) != 1:
+        raise ValueError(
+            "expected a guide of the package, the outputs of whose encoder can be made "
+            f"free, got {type(joint.posterior).__name__}; build yours on "
+            "guides.views.Factors, or compare bounds: history['value'] with ps.evidence"
+        )
+    return found[0]
+
+
+@contextmanager
+def _local(joint: Joint, factors: Factors, batch: Batch, steps: int) -> Iterator[None]:
+    """The guide with outputs of the encoder of each item's own, which raise its ELBO.
+
+    Locations move in units of the standard deviations of q, spreads on their raw scale,
+    or by their logarithm where they are given as positive numbers.
+    """
+    spread = joint.encode(batch).sample((2 * SAMPLES,)).std(0)
+    x = batch.parts if joint.several else batch.stacked
+    loc, raw = factors(x, batch.present)
+    if joint.prior.space == "a sphere":  # where only directions count
+        spread = spread * loc.norm(dim=-1, keepdim=True)
+    shift = torch.zeros_like(loc, requires_grad=True)
+    change = torch.zeros_like(raw, requires_grad=True)
+
+    def free(*_: object) -> tuple[Tensor, Tensor]:
+        wide = raw + change if factors.raw else raw * change.exp()
+        return loc + spread * shift, wide
+
+    vars(factors)["forward"] = free  # in place of the method, until the end
+    try:
+        with frozen(joint), torch.enable_grad():
+            climb(
+                lambda: log_weights(joint, batch, SAMPLES).local().mean(0),
+                [shift, change],
+                steps,
+                LOCAL_RATE,
+            )
+        yield
+    finally:
+        del vars(factors)["forward"]
+
+
+def _within_views(latents: Latents) -> Bool[Tensor, "item number number"]:
+    """The free elements of a factor with independent present views.
+
+    Absent views may depend on the present ones, and an explicit content on all.
+    """
+    batch, sizes = latents.batch, [shape.numel() for shape in latents.shapes.values()]
+    views = batch.shape[1]
+    view = torch.arange(views).repeat_interleave(sizes[0] // views)
+    present = torch.ones(batch.shape, dtype=torch.bool)
+    if batch.present is not None:
+        present = batch.present.cpu()
+    # 0 for the present views, 1 for the absent ones, 2 for the content.
+    rank = torch.cat(
+        [(~present).long()[:, view], torch.full((len(present), sum(sizes[1:])), 2)], 1
+    )
+    view = torch.cat([view, torch.full((sum(sizes[1:]),), views)])
+    number = torch.arange(len(view))
+    later = rank[:, :, None] > rank[:, None, :]
+    same = (rank[:, :, None] == rank[:, None, :]) & (
+        (view[:, None] == view) | (rank[:, :, None] > 0)
+    )
+    free = later | same & (number[:, None] > number)
+    return free.to(latents.loc.device)
