@@ -275,6 +275,33 @@ def test_traversals_and_interpolations_are_refused_with_a_way_out():
         style._great_circle(torch.eye(3)[:1], -torch.eye(3)[:1], torch.ones(1))
 
 
+class LogNormal(ps.guides.Guide):
+    """A q(z|x) of positive numbers."""
+
+    support = dist.constraints.independent(dist.constraints.positive, 1)
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def each(self, x: Tensor, present: Tensor | None = None) -> dist.TorchDistribution:
+        loc = self.encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return dist.LogNormal(loc, 0.3).to_event(1)
+
+
+def test_a_traversal_stays_where_z_has_a_density():
+    prior = ps.priors.Custom(
+        lambda y: dist.Gamma(torch.full_like(y, 5.0), 5.0 / y).to_event(1),
+        DIM,
+        y_prior=dist.Gamma(torch.full((DIM,), 3.0), 3.0).to_event(1),
+    )
+    model, data = joint(prior, guide=LogNormal), x(2)
+    with pytest.raises(ValueError, match="numbers of at least 0, got from -2 to"):
+        ps.traverse(model, data)
+    found = ps.traverse(model, data, values=[0.5, 1.0]).z
+    assert (found[:, 1, :, 1] == [0.5, 1.0]).all()
+
+
 # Views of a content
 
 

@@ -27,7 +27,7 @@ from ..arguments import having, typed, whole
 from ..arrays import Array, finite, plain, tensor, whole_numbers
 from ..data.batches import Loadable
 from ..distributions import PowerSpherical, VonMisesFisher
-from ..distributions.supports import space_of, support_of
+from ..distributions.supports import in_words, space_of, support_of
 from ..joint import Joint, mean_of
 from ..priors import Mixture, Prior
 from .contents import COMPONENT, draw_content
@@ -91,7 +91,7 @@ def traverse(
 
     Raises:
         ValueError: Without a joint distribution, for a dimension that z lacks, for z on
-            a simplex, for values beyond -1 or 1 on a sphere, or a p(x|z) without mean.
+            a simplex, for values off the support of z, or a p(x|z) without mean.
     """
     joint = joint_of(objective, "a traversal")
     prior, many = joint.prior, joint.prior.known_dim()
@@ -125,7 +125,9 @@ def traverse(
                     f"one on the axis of a dimension among {rows}; leave it out of dims"
                 )
             rest = normalize(rest, dim=-1) * (1 - t.square()).sqrt()
-        return _decoded(joint, rest + t * axis, widths)
+        moved = rest + t * axis
+        _check_support(prior, moved)
+        return _decoded(joint, moved, widths)
 
 
 @typed
@@ -461,6 +463,16 @@ def _half_way(a: Tensor, b: Tensor, what: str) -> Tensor:
             f"{what}"
         )
     return both / length
+
+
+def _check_support(prior: Prior, z: Float[Tensor, "*axes view dim"]) -> None:
+    """Raise a ValueError for values that the prior gives no density."""
+    support = support_of(prior(z.shape[-2]))
+    if prior.space != "a sphere" and not bool(support.check(z).all()):
+        raise ValueError(
+            f"expected values on the support of z, {in_words(support)}, got from "
+            f"{float(z.min()):.3g} to {float(z.max()):.3g}; give values=… there"
+        )
 
 
 def _space(prior: Prior, what: str | None) -> str:
