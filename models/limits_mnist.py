@@ -102,17 +102,22 @@ def main(
     results: Path = report.RESULTS,
     runs: Path = report.ROOT / "runs",
 ) -> list[Row]:
-    """Return the figures of these methods, and of others whose folders are there."""
+    """Return the figures of these methods, and of others whose folders are there.
+
+    All methods have a seed before any has the next.
+    """
     if data is None:
         data = ps.data.load("mnist")
         data = data._replace(train=data.train.take(IMAGES))
-    rows = []
-    for method, seed in product(METHODS, range(seeds)):
+    rows: list[Row] = []
+    path, images = results / "limits_mnist.json", len(data.train)
+    for seed, method in product(range(seeds), METHODS):
         saved = runs / "limits_mnist" / f"{method}, {epochs} epochs, seed {seed}"
         if method in names or saved.is_dir():
             rows += cell(method, seed, epochs, saved, data)
-    path, images = results / "limits_mnist.json", len(data.train)
-    report.write(path, "limits_mnist.py", images=images, epochs=epochs, rows=rows)
+            report.write(
+                path, "limits_mnist.py", images=images, epochs=epochs, rows=rows
+            )
     return rows
 
 

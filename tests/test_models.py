@@ -322,7 +322,8 @@ def limits_mnist(module: ModuleType, folder: Path) -> None:
     options |= {"results": folder, "runs": folder}
     first = module.main(names[1:], **options)
     rows = module.main(names[:1], **options)  # and those whose folders are there
-    assert rows[2:] == first == module.main(("SimCLR",), **options)[2:]
+    assert [row for row in rows if row["method"] != "VAE"] == first
+    assert module.main(("SimCLR",), **options) == rows
     shown = list(names[:3]) + ["raw pixels", module.PCA, "untrained encoder"]
     assert list(dict.fromkeys(row["method"] for row in rows)) == shown
     assert len(rows) == 2 * len(shown) and rows[0]["elbo"] < 0
