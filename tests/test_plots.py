@@ -434,6 +434,19 @@ def test_hyper_parameters_show_prior_and_posterior_by_name():
     assert [patch.get_label() for patch in panel.patches] == ["prior", "posterior"]
 
 
+@pytest.mark.parametrize("sigma", [0.02, 0.2, 0.5, 0.8, 1.5])
+def test_hyper_parameters_have_at_least_two_numbers_on_their_axis(sigma):
+    prior = np.exp(-2.0 + sigma * np.random.default_rng(0).normal(size=(1, 500)))
+    data = xarray.Dataset({"scale": (("chain", "draw"), prior)})
+    figure = plots.hyper_parameters({"posterior": data, "prior": data})
+    figure.canvas.draw()
+    (panel,) = figure.axes
+    (low, high), axis = panel.get_xlim(), panel.xaxis
+    pairs = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+    shown = [label for at, label in pairs if low <= at <= high and label.get_text()]
+    assert 2 <= len(shown) <= 7
+
+
 def drawn(*dims: str, size: tuple[int, ...] = ()) -> dict[str, xarray.Dataset]:
     """Draws of a scale whose numbers, e^(0.1 n), are all others."""
     centres = np.exp(0.1 * np.arange(math.prod(size))).reshape(size)

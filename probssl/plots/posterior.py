@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
 from scipy.stats import binom
 
 from ..arguments import having, typed
@@ -212,8 +217,10 @@ def _densities(panel: Axes, before: np.ndarray, after: np.ndarray, name: str) ->
     panel.set_xscale("log")
     panel.xaxis.set_minor_formatter(NullFormatter())
     left, right = panel.get_xlim()
-    if right < 10 * left:  # powers of ten are too far apart
-        panel.xaxis.set_major_locator(MaxNLocator(4))
+    if right < 100 * left:  # powers of ten are too far apart
+        near = right < 10 * left
+        locator = MaxNLocator(4) if near else LogLocator(subs=(1, 2, 5))
+        panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
     panel.set_yticks([])
     panel.spines["left"].set_visible(False)
