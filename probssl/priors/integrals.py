@@ -532,10 +532,11 @@ class ImportanceSampling:
         if bool(wrong.any()) and not log_weight.requires_grad:
             raise ValueError(
                 "expected a finite density p(y) ∏ p(z_v|y) at each draw of y, got "
-                f"{int(wrong.sum())} of {wrong.numel()} infinite or NaN; p(y) is "
-                "infinite on the edge of its support where a Gamma, Beta or Dirichlet "
-                "has a concentration below 1: give a larger one, or make y a variable "
-                "of the model: Joint(…, content=ps.guides.Content(dim))"
+                f"{int(wrong.sum())} of {wrong.numel()} infinite or NaN; look for a "
+                "p(y) that is infinite on the edge of its support, as a Gamma, Beta or "
+                "Dirichlet with a concentration below 1 is, and for rounding in "
+                "log_prob; or make y a variable of the model: "
+                "Joint(…, content=ps.guides.Content(dim))"
             )
         nowhere = (log_weight == -math.inf).all(0)
         if bool(nowhere.any()) and not log_weight.requires_grad:
