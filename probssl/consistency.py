@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
 from .arrays import span
-from .distributions.supports import in_words, is_point, of_pyro, space_of
+from .distributions.supports import ends_of, in_words, is_point, of_pyro, space_of
 from .likelihoods import Likelihood
 from .likelihoods.base import check_density, check_support, shape_error
 from .nn import PerModality
@@ -263,6 +263,29 @@ def _inner(q: Any) -> str:
     while hasattr(q, "base_dist"):
         q = q.base_dist
     return type(q).__name__
+
+
+def check_content_support(prior: Prior) -> None:
+    """Raise a ValueError if the support of p(y) moves with random hyper-parameters.
+
+    A guide of y has one support, and would miss what lies beyond it.
+    """
+    drawn, ends = {h.name: h.draw((3,)) for h in prior.random()}, []
+    for i in range(3 if drawn else 0):
+        one = {name: values[i] for name, values in drawn.items()}
+        with prior.at(**one):
+            support = _known(prior.content(), "support")
+        if support is None:
+            return
+        found = [math.nan if end is None else end for end in ends_of(support)]
+        ends.append([torch.as_tensor(end).double() for end in found])
+    for first, *others in zip(*ends, strict=True):
+        if not all(torch.allclose(first, o, 1e-5, equal_nan=True) for o in others):
+            raise ValueError(
+                f"expected a p(y) of {type(prior).__name__} on one support for a guide "
+                f"of y, got ends that move with {', '.join(drawn)}; give y a fixed "
+                "support and scale it in p(z|y), or integrate it out: content=None"
+            )
 
 
 def check_hypers(prior: Prior, views: int) -> None:

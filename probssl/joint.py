@@ -482,6 +482,7 @@ class Joint(Parted):
             z = consistency.drawn(self.posterior, q, self.prior, p, present)
             consistency.check_sites(sites(z))
             if self.content is not None:
+                consistency.check_content_support(self.prior)
                 consistency.drawn(self.content, self.content(z), self.prior)
             consistency.check_apart(self, batch, forked, self._of_present)
             some = Batch(batch.views, present=batch.present)

@@ -103,7 +103,7 @@ class Neighbourhood(nn.Module):
         self.neighbours = whole("neighbours", neighbours, 1, len(items) - 1, hint)
         self.views = views
         rows = features.flatten(1).to("cpu", torch.float64).numpy()
-        rows = rows - rows.mean(0)  # distances by products need numbers near zero
+        rows = rows - np.median(rows, 0)  # distances by products need numbers near zero
         search = NearestNeighbors(n_neighbors=self.neighbours).fit(rows)
         near = search.kneighbors(return_distance=False)
         self.register_buffer("items", items)

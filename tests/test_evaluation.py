@@ -186,6 +186,28 @@ def test_knn_with_a_temperature_weighs_votes_by_their_cosines():
     assert found == [right, right]
 
 
+def test_knn_with_a_temperature_does_not_see_how_far_from_zero_z_lie():
+    """Directions that nearly agree; by products of them cosines are lost."""
+    z, y = lumps(80, 4, 20, apart=0.5, seed=1)
+    z_test, y_test = lumps(90, 4, 20, apart=0.5, seed=2)
+    for offset in (1e6, 1e8):
+        u, v = (x + np.longdouble(offset) for x in (z_test, z))
+        u, v = (x / np.sqrt((x**2).sum(1, keepdims=True)) for x in (u, v))
+        nearest = ((u[:, None] - v[None]) ** 2).sum(-1).argmin(1)
+        found = knn(z + offset, y, z_test + offset, y_test, 1, temperature=1.0)
+        assert found == np.mean(y[nearest] == y_test)
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 3e-5])
+def test_linear_probe_finds_classes_that_differ_little(apart):
+    """A nuisance much larger than the class, the same for both."""
+    nuisance, y, _ = np.meshgrid(np.linspace(-1, 1, 10), [0, 1], range(10))
+    nuisance, y = nuisance.ravel(), y.ravel()
+    side = apart * (2 * y - 1)
+    z = np.column_stack([nuisance + side, nuisance - side])
+    assert linear_probe(z, y, z, y) == 1.0
+
+
 # clustering
 
 

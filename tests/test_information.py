@@ -120,6 +120,24 @@ def test_info_nce_is_the_best_of_all_temperatures_and_below_log_n():
     assert info_nce(z[:, 0], z[:, 0]).value == pytest.approx(math.log(100), abs=1e-3)
 
 
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+def test_info_nce_is_right_where_directions_nearly_agree(offset):
+    z = pairs(100, 3)
+    u = z + np.longdouble(offset)
+    u = u / np.sqrt((u**2).sum(-1, keepdims=True))
+    square = ((u[:, 0, None] - u[None, :, 1]) ** 2).sum(-1)
+    square = torch.as_tensor((square / square.mean()).astype(float))
+
+    def bound(temperature: float) -> float:
+        rows, columns = ((-square / temperature).log_softmax(axis) for axis in (0, 1))
+        both = (rows.diagonal() + columns.diagonal()).mean() / 2
+        return float(both) + math.log(100)
+
+    best = max(bound(t) for t in np.geomspace(1e-3, 100, 2_000))
+    found = info_nce(z[:, 0] + offset, z[:, 1] + offset).value
+    assert found == pytest.approx(best, abs=1e-3)
+
+
 def test_info_nce_is_below_the_information():
     assert info_nce(*pairs(1_000, 3).transpose(1, 0, 2)).value < known(3)
 

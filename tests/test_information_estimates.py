@@ -375,3 +375,14 @@ def test_classifiers_worse_than_frequencies_are_named_and_calibration_helps():
     assert found.total.value == 0
     by = Classifier(CalibratedClassifierCV(model))
     assert 0 < estimate(*views, t, by=by, **options).total.value < of_a_sign(2.0, 2.0)
+
+
+def test_clusters_do_not_see_how_far_from_zero_z_lie():
+    random = np.random.default_rng(0)
+    t = random.integers(0, 4, 500)
+    corners = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [3.0, 3.0]])
+    views = [corners[t] + 0.2 * random.normal(size=(500, 2)) for _ in range(2)]
+    for offset in (0.0, 2e9):  # 2e-7 is resolved there
+        moved = [z + offset for z in views]
+        found = estimate(*moved, t, by=Clusters(4), bootstrap=20).total.value
+        assert found == pytest.approx(math.log(4), abs=0.05)

@@ -645,3 +645,33 @@ def test_a_bare_encoder_whose_z_depends_on_the_batch_is_refused(kind, offset):
     np.testing.assert_allclose(few, ps.embed(apart, x), rtol=1e-6)
     with pytest.raises(ValueError, match=r"got shape \(24, 3\), torch.float.., sparse"):
         ps.embed(Mixes("sparse"), x)
+
+
+def test_zero_weights_are_below_the_tail_of_pareto_k():
+    log_weights = np.random.default_rng(0).exponential(0.9, size=(2, 1_000))
+    log_weights[1] = np.random.default_rng(1).normal(size=1_000)
+    some = log_weights.copy()
+    some[:, log_weights.argmin(1)] = -np.inf
+    np.testing.assert_allclose(pareto_k(some), pareto_k(log_weights), rtol=1e-6)
+    assert pareto_k(some)[0] > 0.7 > pareto_k(some)[1]
+    mostly = np.full((1, 1_000), -np.inf)
+    assert np.isinf(pareto_k(mostly)).all()
+    mostly[0, :3] = 0.0, 1.0, 2.0
+    assert pareto_k(mostly)[0] > 0.7
+
+
+def test_z_of_repeated_measurements_is_the_mean_over_those_present():
+    """NaN stands for an absent one, which no network sees."""
+    joint = ps.Joint(
+        *(ps.priors.Gaussian(2, 0.5), ps.likelihoods.Gaussian(0.5)),
+        *(ps.nn.MLPEncoder((3,), 2), ps.nn.MLPDecoder(2, (3,))),
+    )
+    x, present = torch.randn(4, 2, 3), torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1]])
+    each = np.stack([embed(joint, x[:, v]) for v in (0, 1)], 1)
+    weight = present.numpy()[..., None]
+    expected = (weight * each).sum(1) / weight.sum(1)
+    x[present == 0] = torch.nan
+    found = embed(joint, groups(x, present=present.bool()))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="mark absent views as False in present="):
+        groups(x)

@@ -176,3 +176,82 @@ def test_a_prior_without_a_content_has_no_posterior_of_y():
     assert "y" not in idata["posterior"]
     with pytest.raises(ValueError, match="prior with a content y.*Bare.*posterior_y"):
         ps.posterior_y(model, torch.randn(2, 6))
+
+
+class TwoClasses(ps.priors.Prior):
+    """y around -3 or 3, views wide around it: z says little of the class."""
+
+    dim = 1
+
+    def __init__(self, made: str) -> None:
+        super().__init__()
+        self.made = made
+
+    def _joint(self, views: int) -> dist.TorchDistribution:
+        covariance = 0.25 * torch.ones(views, views) + 16 * torch.eye(views)
+        each = dist.MultivariateNormal(
+            torch.tensor([[-3.0], [3.0]]).expand(2, views), covariance
+        )
+        return dist.MixtureSameFamily(self.component(), each)
+
+    def forward(self, views: int, *, present: Tensor | None = None):
+        return dist.TransformedDistribution(
+            self._joint(views), dist.transforms.ReshapeTransform((views,), (views, 1))
+        )
+
+    def component(self) -> dist.Categorical:
+        return dist.Categorical(torch.tensor([0.5, 0.5]))
+
+    def responsibilities(
+        self, z: Tensor, present: Tensor | None = None, **given: Tensor
+    ):
+        mixture = self._joint(z.shape[-2])
+        each = mixture.component_distribution.log_prob(z[..., 0].unsqueeze(-2))
+        return dist.Categorical(logits=self.component().logits + each)
+
+    def posterior_y(self, z: Tensor, present: Tensor | None = None, **given: Tensor):
+        precision = 4 + z.shape[-2] / 16
+        pull = z[..., 0].sum(-1, keepdim=True) / 16
+        loc = ((torch.tensor([-12.0, 12.0]) + pull) / precision).unsqueeze(-1)
+        scale = torch.full_like(loc, precision**-0.5)
+        shares = self.responsibilities(z).logits
+        if self.made == "MixtureOfDiagNormals":
+            return dist.MixtureOfDiagNormals(loc, scale, shares)
+        make = torch.distributions if self.made == "torch" else dist
+        each = make.Independent(make.Normal(loc, scale), 1)
+        return make.MixtureSameFamily(make.Categorical(logits=shares), each)
+
+
+@pytest.mark.parametrize("made", ["torch", "pyro"])
+def test_y_is_drawn_with_its_component_for_any_mixture(made):
+    idata = ps.to_arviz(joint(TwoClasses(made)), torch.randn(3, 6), draws=200)
+    for group in ("posterior", "prior"):
+        y, k = (idata[group][name].values.ravel() for name in ("y", "component"))
+        assert len({*k}) == 2 and ((y > 0) == (k == 1)).all()
+
+
+def test_a_posterior_of_y_without_its_component_is_refused():
+    model = joint(TwoClasses("MixtureOfDiagNormals"))
+    with pytest.raises(TypeError, match="as a MixtureSameFamily, of whose .* got Mixt"):
+        ps.posterior_y(model, torch.randn(3, 6))
+
+
+def test_a_guide_of_y_needs_one_support_of_p_y():
+    class Wide(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = ps.hyper.Positive(dist.LogNormal(0.0, 1.0), "width")
+
+        def forward(self) -> dist.TorchDistribution:
+            width = self.width()
+            width = width.expand(*width.shape[:-1], 1)
+            return dist.Uniform(torch.zeros_like(width), width).to_event(1)
+
+    prior = ps.priors.Custom(
+        lambda y: dist.Normal(y, 0.3).to_event(1), 1, y_prior=Wide()
+    )
+    data = torch.randn(3, 6)
+    unit = dist.constraints.interval(0.0, 1.0)
+    guide = ps.guides.Content(1, support=unit)
+    with pytest.raises(ValueError, match="on one support .* ends that move with width"):
+        ps.evidence(joint(prior, content=guide), data)

@@ -176,7 +176,7 @@ class Items:
                 way = "pass a view of each modality: "
                 way += "tuple(part[:, 0] for part in groups.views)"
             if self.present is not None:
-                way = "absent views are drawn by ps.complete"
+                way = "a Joint takes them in ps.embed and ps.complete"
             raise TypeError(f"expected single items, got Groups; {way}")
         parts = tuple(self.target.values(_rows(part, rows)) for part in self.parts)
         return parts if self.several else parts[0]

@@ -348,9 +348,12 @@ def check_finite(
         ]
         broken += int((~torch.stack(finite).all(0)).sum())
     if broken:
+        way = "drop or impute them first"
+        if what == "views":
+            way = "mark absent views as False in present=, or drop the items"
         raise ValueError(
             f"expected finite numbers in {what}, got NaN or infinity in {broken} of "
-            f"{n} items; drop or impute them first, and rescale numbers beyond "
+            f"{n} items; {way}, and rescale numbers beyond "
             f"{min(limits):.2g}, which {dtype or own[0]} "
             f"{'cannot square' if dtype else 'does not hold'}"
         )

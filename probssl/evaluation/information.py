@@ -225,7 +225,9 @@ def _pairs(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances of all pairs."""
+    """Squared distances of all pairs, by products of numbers near zero."""
+    centre = b.mean(0)
+    a, b = a - centre, b - centre
     norms = np.square(a).sum(1)[:, None] + np.square(b).sum(1)
     return np.maximum(norms - 2 * a @ b.T, 0)
 

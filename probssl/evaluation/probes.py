@@ -244,8 +244,8 @@ def knns(
         tau = positive("temperature", temperature, "0.1 is usual")
         vote = KNeighborsClassifier(k, weights=partial(_kernel, temperature=tau))
         items = [_directions(z) for z in items]
-    else:  # distances by products need numbers near zero
-        items = [z - train.mean(0) for z in items]
+    centre = np.median(items[0], 0)  # distances by products need numbers near zero
+    items = [z - centre for z in items]
     vote.fit(items[0], known)
     parts = zip(tests, items[1:], checked, strict=True)
     return {name: float(vote.score(z, y)) for name, z, (*_, y) in parts}
@@ -389,8 +389,12 @@ def _fitted(
     # For two classes scikit-learn has one w, the difference of the rows of W. The best
     # rows are -w/2 and w/2, whose squares sum to half the square of w.
     share = 1 if len(np.unique(y_train)) > 2 else 1 / 2
-    # a few tens of iterations are usual; the limit stops what does not converge
-    model = LogisticRegression(C=1 / (share * penalty), max_iter=10_000)
+    # A few tens of iterations are usual; the limit stops what does not converge. Where
+    # classes differ little the first gradient is within the default tolerance.
+    apart = (y_train[:, None] == np.unique(y_train)).astype(float)
+    first = np.abs(apart.T @ (z_train - z_train.mean(0))).max() / len(z_train)
+    tol = min(1e-4, 1e-3 * first) if first > 0 else 1e-4
+    model = LogisticRegression(C=1 / (share * penalty), tol=tol, max_iter=10_000)
     if z_train.shape[1] <= len(z_train):
         return model.fit(z_train, y_train), lambda z: z
     # With the ridge penalty the optimum lies in the span of the items: fit within it.

@@ -235,8 +235,9 @@ class Clusters(NamedTuple):
                 f"cells to, got {different}; take fewer cells"
             )
         seed = int(random.integers(2**31))
-        means = KMeans(self.cells, n_init=4, random_state=seed).fit(fit)
-        return means.predict(out)
+        centre = fit.mean(0)  # distances by products need numbers near zero
+        means = KMeans(self.cells, n_init=4, random_state=seed).fit(fit - centre)
+        return means.predict(out - centre)
 
 
 def _surprise(target: Codes, classes: int) -> Float[np.ndarray, " target"]:

@@ -82,18 +82,26 @@ def compared(
 def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, " item"]:
     """Pareto k̂ of each item: the shape of the tail of its importance weights.
 
-    NaN below 25 draws, and where the weights differ by no more than rounding.
+    NaN below 25 draws, and where the weights differ by no more than rounding; infinity
+    where all weights are zero. Single zeros are below any tail.
 
     References:
         Pareto Smoothed Importance Sampling (Vehtari et al., 2024)
         https://arxiv.org/abs/1507.02646
     """
-    size = np.abs(log_weights).max(1) * np.finfo(log_weights.dtype).eps
-    rows = np.ptp(log_weights, 1) > 64 * size
-    k = np.full(len(log_weights), np.nan)
-    if log_weights.shape[1] < MIN_DRAWS or not rows.any():
+    largest = log_weights.max(1, keepdims=True)
+    nowhere = np.isneginf(largest[:, 0])
+    k = np.where(nowhere, np.inf, np.nan)
+    if log_weights.shape[1] < MIN_DRAWS:
         return k
-    chosen = log_weights[rows].astype(np.float64)
+    least = np.log(np.finfo(np.float64).tiny)
+    zero = np.where(nowhere[:, None], 0.0, largest)
+    weights = np.maximum(log_weights.astype(np.float64) - zero, least)
+    size = np.abs(largest[:, 0]) * np.finfo(log_weights.dtype).eps
+    rows = ~nowhere & (np.ptp(weights, 1) > 64 * size)
+    if not rows.any():
+        return k
+    chosen = weights[rows]
     if _major() == 0:
         k[rows] = _arviz().psislw(chosen)[1]
         return k

@@ -8,8 +8,9 @@ import pyro
 import torch
 from jaxtyping import Float, Shaped
 from pyro import poutine
-from pyro.distributions import Categorical, MixtureSameFamily
+from pyro.distributions import Categorical
 from torch import Tensor, nn
+from torch.distributions import MixtureSameFamily
 from tqdm import tqdm
 
 from ..arguments import typed, whole
@@ -145,8 +146,12 @@ def draw_content(
         found["y"] = _of_component(y.component_distribution.sample(), k)
     elif isinstance(prior, Custom):
         found["y"] = prior.states()[k]
-    elif not isinstance(y, Categorical):
-        found["y"] = y.sample()
+    elif not isinstance(y, torch.distributions.Categorical):
+        raise TypeError(
+            f"expected posterior_y of {type(prior).__name__}, which has components, as "
+            "a MixtureSameFamily, of whose components y is drawn, or a Categorical, "
+            f"got {type(y).__name__}; build it as pyro.distributions.MixtureSameFamily"
+        )
     return found
 
 

@@ -72,7 +72,7 @@ def singles(
     Arguments:
         modalities: The modalities of the objective. The views of `Groups`, and of the
             Batches of a DataLoader, are those if there are several.
-        pooled: Whether these are given as a `Batch`, in which some may be absent.
+        pooled: Whether all views are given as a `Batch`, in which some may be absent.
     """
     if isinstance(data, DataLoader):
         for batch in batches(data, like, None, size, title):
@@ -83,7 +83,7 @@ def singles(
         return
     items = Items(data, like)
     for rows in in_parts(len(items), size, title):
-        if items.grouped and modalities > 1:
+        if items.grouped and (modalities > 1 or pooled):
             batch = items.batch(rows)
             yield batch if pooled else _alone(batch, modalities)
         else:

@@ -58,23 +58,24 @@ def embed(
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     r"""Return the representation z of each item: for a joint the mean of q(z|x).
 
-    Each item is its only view. For several modalities z is the mean over those present.
-    Known contents (labels) in `Groups` are ignored, also where q(z|x) could use them.
-    Of `guides.Flow`, mean and standard deviation are averages over 128 points of q.
-    Random hyper-parameters have the median of their guide.
+    Each item is its only view. For several modalities, and for `Groups` of views under
+    a joint, z is the mean over those that are present. Known contents (labels) in
+    `Groups` are ignored, also where q(z|x) could use them. Of `guides.Flow`, mean and
+    standard deviation are averages over 128 points of q. Random hyper-parameters have
+    the median of their guide.
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
         data: A `Split`, a tensor or array (n, \*event), or a tuple of these, one per
             modality; or a DataLoader, as for `fit`, that does not shuffle. The bytes of
             a `Split` are read as k/255. With several modalities also `Groups`, a view
-            for each; for a joint some of these may be absent.
+            for each; for a joint `Groups` of any views, some of which may be absent.
         layer: ``"backbone"``, the output of the encoder; ``"projector"``, that of the
             projection head; or ``"content"``, the content dimensions of z under a prior
             that has style dimensions (`priors.ContentStyle`): means of q(z|x), not of
             p(y|x), of the output that the prior is over, a projector's if there is one.
         return_std: Whether to return the standard deviation of z under q(z|x) too; for
-            several modalities that of their mean, :math:`\sqrt{\sum_v s_v^2} / V`.
+            several views that of their mean, :math:`\sqrt{\sum_v s_v^2} / V`.
 
     Raises:
         TypeError: If the data have an unknown type.
@@ -104,7 +105,7 @@ def embedded(
     means: list[np.ndarray] = []
     deviations: list[np.ndarray] = []
     model, count = _model(objective), _modalities(objective)
-    pooled = isinstance(model, Joint) and count > 1
+    pooled = isinstance(model, Joint)
     with evaluating(objective) as like:
         for x in singles(data, like, batch_size, "embed", count, pooled):
             if isinstance(x, Batch):
