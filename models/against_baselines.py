@@ -18,7 +18,7 @@ were fitted are shown. Nothing was chosen on test images.
 
 Results: docs/papers.md, "Do they help?", with tables made by ``--tables``. t-SimCLR
 gains in three dimensions, DSA crowds less in closed form, PID helps on MNIST, and each
-fails elsewhere. PID with the published ramp has been fitted on SimCLR alone.
+fails elsewhere.
 
 Prints all scores and writes them to benchmarks/results/against_baselines.json. Needs
 MNIST, Fashion-MNIST and Omniglot in the folder named by the environment variable
