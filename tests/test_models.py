@@ -765,16 +765,7 @@ def test_a_script_that_fits_or_chooses_on_test_images_is_caught(
 SAID = {"nothing": "chosen", "published": "published", "validation": "validation"}
 
 
-OPEN = pytest.mark.xfail(
-    strict=True, reason="not all settings have been tried again on validation images"
-)
-NOT_YET = ("digit_map",)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=OPEN) if n in NOT_YET else n for n in sorted(SHORT)],
-)
+@pytest.mark.parametrize("name", sorted(SHORT))
 def test_script_and_page_say_what_settings_were_chosen_on(name):
     """`CHOSEN_ON` is held against the run above; words repeat it."""
     tree = ast.parse((MODELS / f"{name}.py").read_text())
