@@ -15,7 +15,11 @@ arguments fit these alone.
 ``--tables`` prints the tables. Writes benchmarks/results/limits_mnist.json. Needs MNIST
 in the folder named by the environment variable PROBSSL_DATA.
 
-It has not been run in full; three seeds take about half an hour of one CPU core.
+After so short a fit DeepClustering has the best linear probe, 0.897, before the
+denoising autoencoder and LogDet; none is above raw pixels in 5-NN.
+
+Results: docs/results.md, "All objectives on MNIST". Three seeds take half an hour of
+one CPU core.
 """
 
 import time

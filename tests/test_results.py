@@ -159,6 +159,27 @@ def test_the_likelihoods_of_binary_images_are_those_measured():
         assert f"from {' to '.join(curve)}" in " ".join(DIGITS.split())
 
 
+def test_the_scores_and_terms_of_all_objectives_on_mnist_were_measured():
+    measured = figures("limits_mnist")["rows"]
+    made, section = (
+        script("limits_mnist"),
+        DIGITS.split("## All objectives on MNIST")[1],
+    )
+    assert made.tables(measured).strip() in section
+    assert {row["seed"] for row in measured} == {0, 1, 2}
+    decoded: dict[str, list[float]] = {}
+    for row in measured:
+        if row.get("decoded") is not None:
+            decoded.setdefault(row["method"], []).append(row["decoded"])
+    mean = {name: statistics.mean(values) for name, values in decoded.items()}
+    fitted = {row["method"] for row in measured if row.get("elbo") is not None}
+    fitted |= {"DenoisingAutoencoder", "MaskedAutoencoder"}
+    others = mean.keys() - fitted - {made.PCA, "raw pixels", "untrained encoder"}
+    for some in (fitted, others):
+        high, low = (f"−{-of(mean[n] for n in some):.1f}" for of in (max, min))
+        assert f"{high} to {low}" in section.split("## Few labels")[0]
+
+
 def test_what_halves_of_digits_share_was_measured():
     found = figures("multimodal_halves")
     made, section = script("multimodal_halves"), DIGITS.split("## Two modalities")[1]
