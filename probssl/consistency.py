@@ -26,7 +26,7 @@ from .likelihoods.base import check_density, check_support, shape_error
 from .nn import PerModality
 from .nn.base import takes, unmoved
 from .nn.network import in_evaluation
-from .priors import Prior
+from .priors import ImportanceSampling, Prior
 from .terms import Batch
 
 __all__ = [
@@ -461,7 +461,9 @@ def drawn(
             "for this prior, on the sphere guides.PowerSpherical or, for y, "
             "guides.SphericalContent"
         )
-    outside = ~(p.log_prob(drawn) > -math.inf)
+    outside = drawn.isnan().reshape(len(drawn), -1).any(1)
+    if not isinstance(getattr(p, "integral", None), ImportanceSampling):
+        outside = ~(p.log_prob(drawn) > -math.inf)  # no estimate
     if bool(outside.any()):
         raise ValueError(
             f"expected draws of {type(guide).__name__} that {density} of "

@@ -577,18 +577,19 @@ def test_a_loader_that_says_too_little_is_refused():
         (DataLoader(Rows(), 8), "dict of 'pixels', 'label'.*collate_fn.*'pixels'"),
         (DataLoader(PLAIN[:0]), "an empty one"),
         (DataLoader(torch.tensor(holed(X))), "NaN or infinity"),
-        (
-            DataLoader(
-                torch.tensor(PAIRS), collate_fn=lambda r: ps.Batch(torch.stack(r))
-            ),
-            "batches of 2 views",
-        ),
         (Rows(), r"got Rows; pass DataLoader"),
     ):
         with pytest.raises((ValueError, TypeError), match=words):
             ps.embed(model, loader)
     with pytest.raises(TypeError, match="collate_fn"):
         fit(DataLoader(Rows(), 8))
+    pairs = DataLoader(
+        torch.tensor(PAIRS).float(), 8, collate_fn=lambda r: ps.Batch(torch.stack(r))
+    )
+    with pytest.raises(TypeError, match="batches of 2 views"):
+        ps.embed(simclr(), pairs)
+    pooled = ps.embed(model, ps.data.groups(torch.tensor(PAIRS).float()))
+    np.testing.assert_allclose(ps.embed(model, pairs), pooled, rtol=1e-5, atol=1e-6)
 
 
 def test_views_that_are_given_as_something_else_name_groups():
