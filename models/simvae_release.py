@@ -126,8 +126,9 @@ def main(
     runs: Path = report.ROOT / "runs",
     **data: Any,
 ) -> list[dict[str, Any]]:
-    """Return the scores of every run, method and seed."""
-    rows = []
+    """Return the scores of these runs, each method and seed; others are kept."""
+    path = results / "simvae_release.json"
+    rows: list[dict[str, Any]] = []
     for run in names:
         name, kind, passes = RUNS[run]
         levels = simvae_mnist.LEVELS[name]
@@ -143,9 +144,16 @@ def main(
             objective = ps.load(saved, into=build(tuple(test.shape[1:]), levels))
             shares = terms(objective, test, simvae_mnist.sampler(kind, 2, levels))
             rows.append({"data": name, **row, **shares})
-    path = results / "simvae_release.json"
-    report.write(path, "simvae_release.py", rows=rows)
+        report.write(path, "simvae_release.py", rows=[*others(path, rows), *rows])
     return rows
+
+
+def others(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the report that are of other data, views or numbers of passes."""
+    keys = ("data", "views", "passes")
+    new = {tuple(row[key] for key in keys) for row in rows}
+    known: list[dict[str, Any]] = report.known(path)
+    return [row for row in known if tuple(row[key] for key in keys) not in new]
 
 
 def beside(name: str) -> list[dict[str, Any]]:

@@ -154,7 +154,9 @@ def test_the_clusters_of_mnist_are_those_of_their_fits():
 def test_the_likelihoods_of_binary_images_are_those_measured():
     measured = figures("vae_baselines")["rows"]
     assert script("vae_baselines").table(measured) in DIGITS
-    for row in measured.values():
+    for row in measured:
+        if row["seed"] > 0 or row["epochs"] < 120:
+            continue
         curve = [f"{row['validation'][epoch]:.1f}" for epoch in ("20", "60", "120")]
         assert f"from {' to '.join(curve)}" in " ".join(DIGITS.split())
 
