@@ -20,7 +20,6 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from .data import Split
 from .data.batches import Views, viewed
 from .data.memory import check_items, value_tensor
 from .entropies import KernelDensity
+from .evaluation.neighbours import nearest
 from .limits import TSimCLR
 from .limits._base import Embedding
 from .nn import ConvEncoder, MLPEncoder, Projector
@@ -103,9 +103,7 @@ class Neighbourhood(nn.Module):
         self.neighbours = whole("neighbours", neighbours, 1, len(items) - 1, hint)
         self.views = views
         rows = features.flatten(1).to("cpu", torch.float64).numpy()
-        rows = rows - np.median(rows, 0)  # distances by products need numbers near zero
-        search = NearestNeighbors(n_neighbors=self.neighbours).fit(rows)
-        near = search.kneighbors(return_distance=False)
+        _, near = nearest(rows, rows, self.neighbours, itself=False)
         self.register_buffer("items", items)
         self.register_buffer("near", torch.from_numpy(near).to(items.device))
 

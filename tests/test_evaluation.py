@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+import probssl as ps
 from probssl.data import groups
 from probssl.evaluation import (
     active_units,
@@ -172,6 +173,36 @@ def test_knn_is_the_vote_of_the_nearest(k, dim, offset):
     nearest = y[far.argsort(1)[:, :k]]
     guess = [np.bincount(row).argmax() for row in nearest]  # ties: the smaller label
     assert knn(z, y, z_test, y_test, k) == np.mean(guess == y_test)
+
+
+@pytest.mark.parametrize("dim", [3, 20])
+def test_neighbours_of_items_with_a_code_for_missing_values_are_those_by_differences(
+    dim,
+):
+    """-1e9 in a column leaves nothing of the others in a product of two items."""
+    z, y = lumps(80, 4, dim, apart=0.5, seed=1)
+    z_test, y_test = lumps(90, 4, dim, apart=0.5, seed=2)
+    z, z_test = z.copy(), z_test.copy()
+    z[::3, 0], z_test[::4, 0], z[::5, 1] = -1e9, -1e9, 1e12
+    square = np.square(z_test[:, None] - z).sum(-1)
+    near = square.argsort(1, stable=True)[:, :5]
+    votes = [np.bincount(y[row]).argmax() for row in near]
+    assert knn(z, y, z_test, y_test, 5) == np.mean(votes == y_test)
+    reach = np.sqrt(np.take_along_axis(square, near[:, 4:], 1)[:, 0])
+    found = ps.evaluation.neighbour_distance(z, z_test, 5)
+    np.testing.assert_allclose(found, reach, rtol=1e-7)
+    own = np.square(z[:, None] - z).sum(-1)
+    np.fill_diagonal(own, np.inf)
+    x = torch.tensor(z)
+    sampled = ps.maps.Neighbourhood(x, 5).near.sort(1).values
+    assert np.array_equal(sampled, np.sort(own.argsort(1)[:, :5], 1))
+
+
+def test_an_item_with_many_copies_is_no_neighbour_of_itself():
+    x = torch.tensor([[0.0]] * 4 + [[5.0]])
+    near = ps.maps.Neighbourhood(x, 2).near
+    assert all(i not in row for i, row in enumerate(near.tolist()))
+    assert all(x[row].eq(0).all() for row in near)
 
 
 def test_knn_with_a_temperature_weighs_votes_by_their_cosines():

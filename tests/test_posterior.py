@@ -675,3 +675,25 @@ def test_z_of_repeated_measurements_is_the_mean_over_those_present():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     with pytest.raises(ValueError, match="mark absent views as False in present="):
         groups(x)
+
+
+class Noisy(ps.nn.MLPEncoder):
+    """Draws noise in evaluation mode too, or only in training."""
+
+    always = True
+
+    def forward(self, x):
+        z = super().forward(x)
+        drawn = self.always or self.training
+        return z + 0.1 * torch.randn_like(z) if drawn else z
+
+
+def test_embed_says_that_z_is_a_random_draw():
+    encoder, x = Noisy((3,), 2), torch.randn(9, 3)
+    objective = ps.limits.SimCLR(encoder)
+    for each in (encoder, objective):
+        name = type(each).__name__
+        with pytest.warns(UserWarning, match=f"one random draw.*{name}.*differ by"):
+            ps.embed(each, x)
+    encoder.always = False
+    assert np.array_equal(ps.embed(objective, x), ps.embed(encoder, x))

@@ -13,6 +13,7 @@ from ..arguments import typed, whole
 from ..arrays import Array, centred, check_alike, representations
 from ..estimates import Estimate, Undefined, estimate
 from .collapse import normalised
+from .neighbours import ROUNDING
 
 __all__ = ["gaussian_information", "info_nce", "maximiser"]
 __all__ += ["nearest_neighbour_information"]
@@ -48,7 +49,8 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
     check_alike(a, b, "b")  # by the columns: the cosine pairs them
     a, b = (normalised(z) for z in representations(*_pairs(a, b)))
     n = len(a)
-    matched, square = np.square(a - b).sum(1), _squares(a, b)
+    matched = np.square(a - b).sum(1)
+    square = _squares(a, b, matched)
     typical = square.mean()
     if not typical > 0:
         raise Undefined("all representations have one direction, without information")
@@ -120,7 +122,9 @@ def nearest_neighbour_information(
         - E_i\big[\psi(n_a(i) + 1) + \psi(n_b(i) + 1)\big],
 
     where :math:`n_a(i)` counts the items whose a is nearer to :math:`a_i` than the k-th
-    neighbour in the maximum of the two distances. It is nearly unbiased for independent
+    neighbour in the maximum of the two distances, each in units of the median distance
+    of items to their mean: the units of a and of b change nothing, while columns of
+    one of them should have one unit. It is nearly unbiased for independent
     a and b, and too low for strong dependence or many dimensions. Time is O(n²), memory
     O(n). The standard error is from the spread of the estimates of random thirds of the
     items, with the variance proportional to 1/n; NaN for fewer than 6 items. The
@@ -149,6 +153,7 @@ def nearest_neighbour_information(
     first, second = centred(first), centred(second)
     if not first.any() or not second.any():
         raise Undefined("all representations are equal, without information")
+    first, second = _of_one_unit(first), _of_one_unit(second)
     value, tied = _nearest_neighbours(first, second, k)
     if tied > MAX_TIED:
         raise Undefined(
@@ -164,6 +169,12 @@ def nearest_neighbour_information(
         variances.append(np.var(each, ddof=1) / parts)
     error = math.sqrt(np.mean(variances)) if variances else math.nan
     return Estimate(value, error)
+
+
+def _of_one_unit(z: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+    """Centred z divided by the median of its lengths."""
+    length = np.linalg.norm(z, axis=1)
+    return z / (np.median(length) or length.max())
 
 
 def _nearest_neighbours(
@@ -224,12 +235,18 @@ def _pairs(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances of all pairs, by products of numbers near zero."""
+def _squares(
+    a: np.ndarray, b: np.ndarray, matched: Float[np.ndarray, " n"]
+) -> np.ndarray:
+    """Squared distances of all pairs, by products where those of views allow it."""
+    from scipy.spatial.distance import cdist
+
     centre = b.mean(0)
-    a, b = a - centre, b - centre
-    norms = np.square(a).sum(1)[:, None] + np.square(b).sum(1)
-    return np.maximum(norms - 2 * a @ b.T, 0)
+    near_a, near_b = a - centre, b - centre
+    norms = np.square(near_a).sum(1)[:, None] + np.square(near_b).sum(1)
+    if np.median(matched) < ROUNDING * np.finfo(float).eps * norms.max():
+        return cdist(a, b, "sqeuclidean")
+    return np.maximum(norms - 2 * near_a @ near_b.T, 0)
 
 
 def _uncorrelated(z: np.ndarray) -> np.ndarray:

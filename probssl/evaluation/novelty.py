@@ -16,6 +16,7 @@ from ..arguments import positive, typed, whole
 from ..arrays import Array, finite, representations
 from ..estimates import Estimate, Undefined
 from .information import maximiser
+from .neighbours import nearest
 
 __all__ = ["Detection", "detection", "log_kernel_density", "neighbour_distance"]
 
@@ -101,14 +102,9 @@ def neighbour_distance(
         Out-of-Distribution Detection with Deep Nearest Neighbors (Sun et al., 2022)
         https://arxiv.org/abs/2204.06507
     """
-    from sklearn.neighbors import NearestNeighbors
-
     z_train, z = representations(z_train, z)
     k = whole("k", k, 1, len(z_train), "the number of training items is the most")
-    distances: np.ndarray = (
-        NearestNeighbors(n_neighbors=k).fit(z_train).kneighbors(z)[0]
-    )
-    return distances[:, -1]
+    return nearest(z_train, z, k)[0][:, -1]
 
 
 @typed

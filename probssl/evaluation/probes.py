@@ -7,7 +7,6 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from ..arrays import (
 )
 from .clustering import cluster
 from .collapse import effective_rank
+from .neighbours import nearest
 
 __all__ = [
     "FewLabel",
@@ -234,21 +234,23 @@ def knns(
     temperature: float | None = None,
 ) -> dict[str, float]:
     """The accuracies of `knn` on several test sets, by name."""
-    from sklearn.neighbors import KNeighborsClassifier
-
     checked = [train_test(z_train, y_train, z, y) for z, y in tests.values()]
     train, known = checked[0][:2]
     k = whole("k", k, 1, len(train), "the number of training items is the most")
-    vote, items = KNeighborsClassifier(k), [train, *(z for _, _, z, _ in checked)]
     if temperature is not None:
-        tau = positive("temperature", temperature, "0.1 is usual")
-        vote = KNeighborsClassifier(k, weights=partial(_kernel, temperature=tau))
-        items = [_directions(z) for z in items]
-    centre = np.median(items[0], 0)  # distances by products need numbers near zero
-    items = [z - centre for z in items]
-    vote.fit(items[0], known)
-    parts = zip(tests, items[1:], checked, strict=True)
-    return {name: float(vote.score(z, y)) for name, z, (*_, y) in parts}
+        temperature = positive("temperature", temperature, "0.1 is usual")
+        train = _directions(train)
+    names, found = np.unique(known), {}
+    for name, (_, _, z, y) in zip(tests, checked, strict=True):
+        z = z if temperature is None else _directions(z)
+        distance, rows = nearest(train, z, k)
+        if temperature is None:
+            weight = np.ones_like(distance)
+        else:
+            weight = _kernel(distance, temperature)
+        votes = [np.where(known[rows] == each, weight, 0).sum(1) for each in names]
+        found[name] = float((names[np.argmax(votes, 0)] == y).mean())
+    return found
 
 
 def _kernel(distance: np.ndarray, temperature: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Representations, reconstructions and samples."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -77,6 +78,8 @@ def embed(
         return_std: Whether to return the standard deviation of z under q(z|x) too; for
             several views that of their mean, :math:`\sqrt{\sum_v s_v^2} / V`.
 
+    A warning says that z is a random draw, of an encoder that draws in evaluation mode.
+
     Raises:
         TypeError: If the data have an unknown type.
         ValueError: If there is no such layer, q(z|x) has no standard deviation, or one
@@ -112,7 +115,7 @@ def embedded(
                 x = x._replace(content=None)  # a label that is known tells of itself
             z = model.pooled(x) if isinstance(x, Batch) else represent(x)
             if not (means or isinstance(x, Batch)):
-                check_items_apart(objective, represent, x)
+                _told_if_random(objective, check_items_apart(objective, represent, x))
             means.append(plain(z))
             if joint is not None:
                 deviations.append(plain(_deviation(joint, x)))
@@ -228,6 +231,18 @@ def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
         return z.flatten(1)
 
     return encoded
+
+
+def _told_if_random(objective: nn.Module, moved: float) -> None:
+    """Warn that z is one draw of several, which differ by up to so much."""
+    if moved > 0:
+        name = type(objective).__name__
+        warnings.warn(
+            "z is one random draw: in evaluation mode two calls of the encoder of "
+            f"{name} on the same items differ by up to {moved:.3g}; let it draw where "
+            "self.training is true, or take the mean of several calls",
+            stacklevel=2,
+        )
 
 
 def _called(objective: nn.Module, x: Any) -> Any:
