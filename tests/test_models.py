@@ -333,6 +333,42 @@ def limits_mnist(module: ModuleType, folder: Path) -> None:
     assert json.loads((folder / "limits_mnist.json").read_text())["rows"] == rows
 
 
+def style_plane(module: ModuleType, folder: Path) -> None:
+    module.IMAGES, module.WRITERS, module.OF_EACH = 160, 4, 12
+    digits = ps.data.digits()
+    writer = torch.arange(300) % 5
+    digits = digits._replace(train=digits.train._replace(style=writer))
+    with torch.random.fork_rng():
+        shapes = ps.data.Dataset(*map(ps.data.factors, (60, 60)), None, "shapes")
+    sets = {"mnist": digits, "factors": shapes}
+    runs = [("mnist", 1, (module.COUPLED, "BYOL")), ("factors", 1, (module.PCA,))]
+    rows = module.main(runs, 1, sets, folder, folder)
+    assert [row["method"] for row in rows] == [module.COUPLED, "BYOL", module.PCA]
+    (folder / "style_plane.json").unlink()
+    again = module.main(runs[1:], 1, sets, folder, folder)  # of the encoder kept
+    cost = "CPU seconds of the fit"
+    assert [row | {cost: 0} for row in again] == [row | {cost: 0} for row in rows[2:]]
+    found = module.tables(rows)
+    assert found["mnist, 1 epochs: gains"].count("over BYOL") == 1
+    assert found["factors, 1 epochs: scores"].count("\n") == 1 + 1
+    # A z that has the style, whatever the class, predicts all of it; the class nothing.
+    parts = module.handwriting(digits)
+    still, writers = parts["still"], parts["writers"]
+    assert len(still.train) == 160 and writers.train.labels.bincount().max() == 6
+    assert not {*map(bytes, writers.train.images.numpy())} & {
+        *map(bytes, (*writers.test.images.numpy(), *still.train.images.numpy()))
+    }
+    apart = {True: still.train.style, False: still.train.labels[:, None].double()}
+    there = {True: still.test.style, False: still.test.labels[:, None].double()}
+    for knows in (True, False):
+        embedded = {len(still.train): apart[knows], len(still.test): there[knows]}
+        with mock.patch.object(ps, "embed", lambda _, part, z=embedded: z[len(part)]):
+            linear, near = module.within(None, still)
+        assert (linear > 0.9).all() if knows else (linear < 0).all()
+        assert (near > 0.2).all() if knows else (near < 0).all()
+    assert (parts["moved"].test.style.abs().amax(0) > 0.1).all()
+
+
 def reliable_evidence(module: ModuleType, folder: Path) -> None:
     module.PARTICLES = (30, 60)
     names = ("quickstart", "refitted guide")
@@ -611,6 +647,7 @@ SHORT = {
     "simvae_cifar10": simvae_cifar10,
     "simvae_mnist": simvae_mnist,
     "simvae_release": simvae_release,
+    "style_plane": style_plane,
     "vae_baselines": vae_baselines,
 }
 
