@@ -333,6 +333,35 @@ def limits_mnist(module: ModuleType, folder: Path) -> None:
     assert json.loads((folder / "limits_mnist.json").read_text())["rows"] == rows
 
 
+def novelty_mnist(module: ModuleType, folder: Path) -> None:
+    module.ITEMS, module.PARTICLES = 30, 25
+    data = ps.data.digits()._replace(levels=1)
+    data = data._replace(
+        train=data.train._replace(images=data.train.images.round()),
+        test=data.test._replace(images=data.test.images.round()),
+    )
+    letters = torch.zeros(40, 1, 20, 20, dtype=torch.uint8)
+    letters[:, :, 5, :] = 255
+    others = {"letters": ps.data.arrays(letters, test=letters, levels=1)}
+    rows = module.main(1, 1, data, others, folder)
+    assert report.read(folder / "novelty_mnist.json") == rows
+    kinds = list(module.images(data, others))
+    assert kinds[:3] == [module.KNOWN, module.SAME, "letters"]
+    assert [row["kind"] for row in rows] == 2 * kinds
+    assert "information: AUROC" in rows[1] and "information: AUROC" not in rows[-1]
+    shown = module.tables(rows)
+    assert all(shown.count(f"| {kind} |") == 4 for kind in kinds[1:])
+    assert shown.count(f"| {module.KNOWN} |") == 1
+    found = module.images(data, others)
+    assert all(set(x.unique().tolist()) <= {0.0, 1.0} for x in found.values())
+    assert {len(x) for x in found.values()} == {30}
+    assert (found["a dot"].sum((1, 2, 3)) == module.DOT**2).all()
+    assert (found["letters"].sum((1, 2, 3)) == 8).all()  # a line stays a line
+    share = (found["noisy"] != found[module.SAME]).double().mean()
+    assert abs(share - module.FLIPPED) < 5 * (0.09 / found["noisy"].numel()) ** 0.5
+    assert not (found[module.KNOWN] == found[module.SAME]).all((1, 2, 3)).any()
+
+
 def style_plane(module: ModuleType, folder: Path) -> None:
     module.IMAGES, module.WRITERS, module.OF_EACH = 160, 4, 12
     digits = ps.data.digits()
@@ -637,6 +666,7 @@ SHORT = {
     "limits_cifar10": limits_cifar10,
     "limits_mnist": limits_mnist,
     "multimodal_halves": multimodal_halves,
+    "novelty_mnist": novelty_mnist,
     "paradigms_under_noise": paradigms_under_noise,
     "pid_cifar10": pid_cifar10,
     "poly_mnist": poly_mnist,
