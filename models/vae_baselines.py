@@ -158,7 +158,7 @@ def measured(
     found = ps.evidence(objective, images, particles=samples, batch_size=20)
     row = nats(found)
     few = images[:REFINED]
-    with warnings.catch_warnings():  # the share of such images is told
+    with warnings.catch_warnings():  # the share of such images is reported
         warnings.filterwarnings("ignore", "Pareto k̂ is above")
         better = ps.evidence(
             objective, few, particles=FEWER, refine=refine, batch_size=REFINED
