@@ -160,6 +160,51 @@ test_what_has_no_such_score_is_refused = refusals(
 # Strokes
 
 
+@pytest.mark.parametrize("scale, offset", [(1e-7, 0), (1e-9, 0), (60, 1.7e9), (1, 1e8)])
+def test_no_score_depends_on_units_or_offsets(scale, offset):
+    """Such as seconds since 1970, whose squares and float32 leave no minutes."""
+    v = np.random.default_rng(0).uniform(-1, 1, size=(400, 3))
+    z = v + 0.2 * np.random.default_rng(1).normal(size=v.shape)
+    moved = scale * v + offset, scale * z + offset
+
+    def forests(v, z):
+        return dci(z[:200], v[:200], z[200:], v[200:])
+
+    once, found = forests(v, z), forests(*moved)
+    assert once.disentanglement > 0.5 and min(once.informativeness) > 0.5
+    assert found[:2] == pytest.approx(once[:2], abs=0.01)
+    assert found.informativeness == pytest.approx(once.informativeness, abs=0.01)
+    for score in (sap, mcc, mig):
+        assert score(moved[1], moved[0]) == pytest.approx(score(z, v), abs=0.01)
+
+
+def test_forests_are_those_of_scikit_learn():
+    """In ranks of the training values trees split as they do in the values."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    v = np.random.default_rng(0).uniform(-1, 1, size=(400, 3))
+    z = (v + 0.2 * np.random.default_rng(1).normal(size=v.shape)).astype(np.float32)
+    found = dci(z[:200], v[:200], z[200:], v[200:])
+    for k in range(v.shape[1]):
+        forest = RandomForestRegressor(10, max_features=None, random_state=0)
+        forest.fit(z[:200], v[:200, k])
+        assert found.informativeness[k] == pytest.approx(
+            forest.score(z[200:], v[200:, k]), abs=0.01
+        )
+        np.testing.assert_allclose(
+            found.importance[:, k], forest.feature_importances_, atol=0.01
+        )
+
+
+@pytest.mark.parametrize("kind, unit", [("f2", 10), ("f2", 1e-3), ("f4", 1e-25)])
+def test_narrow_floats_of_factors_are_computed_in_float64(kind, unit):
+    v = (unit * np.random.default_rng(0).uniform(-1, 1, size=(400, 3))).astype(kind)
+    z = v / unit + 0.2 * np.random.default_rng(1).normal(size=v.shape)
+    wide = v.astype(float) / unit
+    assert sap(z, v) == pytest.approx(sap(z, wide), rel=1e-9)
+    assert mig(z, v) == pytest.approx(mig(z, wide), rel=1e-9)
+
+
 def bar(width=4, length=20, slant=0.0, shift=(0, 0), size=40):
     """A black and white bar, white of value 1, of exact corners on the grid."""
     image = np.zeros((size, size))

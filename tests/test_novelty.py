@@ -239,6 +239,9 @@ def test_sets_are_those_above_the_threshold_of_the_calibration_items():
     assert found.coverage(label).value == pytest.approx(np.mean(hits))
     top = found.classes[found.probability.argmax(1)]
     assert (top == label).mean() == linear_probe(train, y, z, label)
+    for other in (label.astype(str), np.where(label == 0, -1, label), label + 7):
+        with pytest.raises(ValueError, match="labels among the classes .* leave items"):
+            found.coverage(other)
     # 3 calibration items cannot bound an error of 0.1
     assert prediction_sets(train, y, held[:3], y_held[:3], z).sets.all()
 

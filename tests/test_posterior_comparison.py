@@ -81,6 +81,13 @@ def test_stacking_weights_are_optimal():
     assert (weights > 1e-3).sum() > 1
 
 
+@pytest.mark.parametrize("few", [1, 3])
+def test_a_model_that_few_items_prefer_has_their_share(few):
+    log_density = np.zeros((10_000, 2))
+    log_density[:few, 0] = log_density[few:, 1] = -1_000
+    np.testing.assert_allclose(stacking(log_density)[1], few / 10_000, rtol=1e-6)
+
+
 def test_pseudo_bma_is_that_of_two_models_in_closed_form():
     """The sum of Bayesian bootstrap shares times ±d is nearly normal for many items."""
     rng = np.random.default_rng(0)

@@ -337,6 +337,53 @@ def test_views_are_generated_from_contents_of_every_kind():
         assert ps.generate(styled, torch.zeros(5, 2)).x.shape == (5, 1, EVENT)
 
 
+class Levels(dist.TorchDistribution):
+    """A discrete y whose values are not 0, 1, …"""
+
+    arg_constraints, has_enumerate_support = {}, True
+    support = torch.distributions.constraints.integer_interval(2, 7)
+    values, shares = torch.tensor([2, 3, 7]), torch.tensor([0.2, 0.3, 0.5])
+
+    def __init__(self):
+        super().__init__(validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return self
+
+    def sample(self, shape=torch.Size()):
+        drawn = torch.multinomial(self.shares, max(1, torch.Size(shape).numel()), True)
+        return self.values[drawn].reshape(shape)
+
+    def log_prob(self, y):
+        same = y.unsqueeze(-1) == self.values
+        return torch.where(same, self.shares.log(), -math.inf).amax(-1)
+
+    def enumerate_support(self, expand=True):
+        return self.values
+
+
+def around(y: Tensor) -> dist.TorchDistribution:
+    return dist.Normal(y.unsqueeze(-1).expand(*y.shape, DIM) + 0.0, 0.05).to_event(1)
+
+
+def test_draws_of_a_discrete_content_are_contents_to_generate_from():
+    bits = dist.Bernoulli(torch.full((DIM,), 0.5)).to_event(1)
+    binomial = dist.Binomial(3, torch.tensor(0.5))
+    for prior in (
+        ps.priors.Custom(around, DIM, y_prior=Levels()),
+        ps.priors.Custom(around, DIM, y_prior=binomial),
+        ps.priors.Custom(lambda y: dist.Normal(y, 0.05).to_event(1), DIM, y_prior=bits),
+    ):
+        model = joint(prior)
+        y = ps.posterior_y(model, x(), draws=2).draws[0]
+        with torch.no_grad():
+            z = ps.generate(model, y, views=3).z
+            near = y.reshape(len(y), 1, -1)
+            assert np.abs(z - near).max() < 0.4
+            with pytest.raises(ValueError, match="values that p.y. has.*posterior_y"):
+                ps.generate(model, y + 20)
+
+
 def test_contents_off_the_support_are_refused():
     for words, model, y in (
         ("support of p.y", spherical_joint(), 2 * torch.eye(3)),

@@ -43,8 +43,18 @@ class PredictionSets(NamedTuple):
         return self.sets.sum(1)
 
     def coverage(self, y: Shaped[Array, " item"]) -> Estimate:
-        """The share of items whose class is in their set, with its standard error."""
+        """The share of items whose class is in their set, with its standard error.
+
+        Raises:
+            ValueError: For a label that is none of the classes.
+        """
         known = labels(y, len(self.sets))
+        if unknown := sorted({*known.tolist()} - {*self.classes.tolist()}, key=str):
+            raise ValueError(
+                f"expected labels among the classes {self.classes[:5].tolist()} … of "
+                f"the sets, got also {unknown[:5]}; code them alike, and leave items "
+                "without a label, or of other classes, out"
+            )
         return estimate((self.sets & (self.classes == known[:, None])).any(1) * 1.0)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ..arguments import typed, whole
-from ..arrays import Array, check_alike, representations
+from ..arrays import Array, centred, check_alike, representations
 from ..estimates import Undefined
 from .probes import each_factor, linear_probe
 
@@ -186,7 +186,8 @@ def dci(
         \frac1K \sum_k \Bigl(1 + \sum_d \tilde P_{dk} \log_D \tilde P_{dk}\Bigr)
 
     are disentanglement, weighted by :math:`\rho_d = \sum_k R_{dk} / \sum_{jk} R_{jk}`,
-    and completeness. The importance is the mean decrease of impurity in ten trees.
+    and completeness. The importance is the mean decrease of impurity in ten trees. No
+    figure depends on the units of a dimension or of a continuous factor.
 
     Arguments:
         seed: The seed of the forests.
@@ -212,15 +213,31 @@ def dci(
             f"{z_train.shape} and {z_test.shape}, and {len(known)} and {len(asked)} "
             "factors, or other kinds of them; give the same columns of both"
         )
+    places = _places(z_train, z_train), _places(z_train, z_test)
     importance, scores = [], []
     for train, test, real in zip(known, asked, kinds[0], strict=True):
         forest = RandomForestRegressor if real else RandomForestClassifier
         model = forest(TREES, max_features=None, random_state=seed)
-        model.fit(z_train, train)
+        if real:
+            centre, scale = train.mean(), train.std()
+            train, test = (train - centre) / scale, (test - centre) / scale
+        model.fit(places[0], train)
         importance.append(model.feature_importances_)
-        scores.append(float(model.score(z_test, test)))
+        scores.append(float(model.score(places[1], test)))
     r = np.stack(importance, 1)
     return DCI(*dci_of(r), tuple(scores), r)
+
+
+def _places(
+    train: Float[np.ndarray, "n dim"], z: Float[np.ndarray, "m dim"]
+) -> Float[np.ndarray, "m dim"]:
+    """z in ranks of the training values, which leaves trees as they are.
+
+    Trees themselves round z to float32 and see no difference below 1e-7.
+    """
+    values = map(np.unique, train.T)
+    columns = zip(z.T, values, strict=True)
+    return np.stack([np.interp(x, v, np.arange(len(v))) for x, v in columns], 1)
 
 
 def dci_of(importance: Float[np.ndarray, "dim factor"]) -> tuple[float, float]:
@@ -252,7 +269,9 @@ def _correlations(
     """Pearson correlations; 0 for a dimension that does not vary."""
     units = []
     for x in (z, v):
-        x = x - x.mean(0)
+        x = centred(x)
+        largest = np.abs(x).max(0)
+        x = x / np.where(largest > 0, largest, 1)  # whose squares are not lost
         length = np.linalg.norm(x, axis=0)
         units.append(x / np.where(length > 0, length, 1))
     found: np.ndarray = units[0].T @ units[1]

@@ -422,6 +422,8 @@ def each_factor(s: Any, items: int) -> list[np.ndarray]:
             f"expected style factors ({items},) or ({items}, factors) for as many "
             f"representations, got {array.shape}; give one row per item"
         )
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
     return list(array.reshape(items, -1).T)
 
 

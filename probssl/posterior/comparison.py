@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["EvidenceComparison", "compare_evidence", "pseudo_bma", "stacking"]
 
 RESAMPLES = 1_000  # of the items, for the pseudo-BMA+ weights
+POLISHED = 200  # steps of EM after the optimiser of stacking
 
 
 class EvidenceComparison(NamedTuple):
@@ -216,7 +217,10 @@ def stacking(
         options={"ftol": 1e-12, "maxiter": 1_000},
     )
     weights = found.x.clip(0)
-    return weights / weights.sum()
+    weights /= weights.sum()
+    for _ in range(POLISHED):  # steps of EM, exact where few items prefer a model
+        weights *= (density / (density @ weights)[:, None]).mean(0)
+    return weights
 
 
 def pseudo_bma(

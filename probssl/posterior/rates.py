@@ -50,7 +50,9 @@ class RateDistortion(NamedTuple):
         \mathrm{KL}(q(z) \,\Vert\, p(z))
 
     Arguments:
-        rate: R. Rate plus distortion is minus the evidence lower bound.
+        rate: R. Rate plus distortion is minus the evidence lower bound of z, which is
+            that of the fit, except for the KL divergences of an explicit content's
+            guide and of random hyper-parameters, which stand at their median.
         distortion: :math:`D = -E_q \log p(x|z)`.
         information: :math:`I_q(x; z)`, at most log n: how well z tells the n items
             apart. A posterior collapse has none.

@@ -268,13 +268,13 @@ def generate(
     Random hyper-parameters have the median of their guide.
 
     Arguments:
-        y: The content of each item, (item, dim), such as the `mean` or a draw of
-            `posterior_y`; for a discrete y numbers of components or states, (item,).
+        y: The content of each item, (item, \*event), such as the `mean` or a draw of
+            `posterior_y`: a value of y; of a mixture the number of a component.
         views: The number of views of each item; of each modality if there are several.
         mean: Whether x is the mean of p(x|z) at the drawn z, or a draw of p(x|z).
 
     Raises:
-        TypeError: If y is discrete and not given as whole numbers.
+        TypeError: If components are not given as whole numbers.
         ValueError: Without a joint distribution or a prior with p(z|y), or if y is
             outside the support of p(y).
     """
@@ -384,11 +384,8 @@ def _check_given(prior: Prior, what: str) -> None:
 
 def _checked_content(prior: Prior, y: Any, like: Tensor | None) -> Tensor:
     """Contents from outside, on the support of p(y)."""
-    states = _states(prior)
-    count = len(prior.logits) if isinstance(prior, Mixture) else None
-    count = count if states is None else len(states)
-    if count is not None:
-        hint = "give the number of a component or state for each item"
+    if isinstance(prior, Mixture):
+        count, hint = len(prior.logits), "give the number of a component for each item"
         k = whole_numbers(y, "y", hint)
         if k.ndim != 1 or not len(k) or not 0 <= int(k.min()) <= int(k.max()) < count:
             raise ValueError(
@@ -396,16 +393,26 @@ def _checked_content(prior: Prior, y: Any, like: Tensor | None) -> Tensor:
                 f"{tuple(k.shape)}{f' up to {int(k.max())}' if k.numel() else ''}; "
                 f"{hint}"
             )
-        return k if states is None else states[k]
+        return k
     y, p = tensor(y, "y", finite=True), prior.content()
-    support = support_of(p)
-    if like is not None:
+    support, states = support_of(p), _states(prior)
+    if states is not None:
+        y = y.to(states.device)
+    elif like is not None:
         y = y.to(like)
     if y.shape[1:] != p.event_shape:
         raise ValueError(
             f"expected y of shape (item, {', '.join(map(str, p.event_shape))}), got "
             f"{tuple(y.shape)}; ps.posterior_y(…).mean has it"
         )
+    if states is not None:
+        same = (y.unsqueeze(1) == states).reshape(len(y), len(states), -1).all(-1)
+        if not bool(same.any(1).all()):
+            raise ValueError(
+                f"expected values that p(y) has, such as {states[:5].tolist()}, got "
+                f"also {y[~same.any(1)][0].tolist()}; give draws of ps.posterior_y"
+            )
+        return states[same.long().argmax(1)]
     if not bool(support.check(y).all()):
         raise ValueError(
             f"expected y on the support of p(y), {space_of(support)}, got some that "
