@@ -89,8 +89,8 @@ def simclr(temperature: float) -> Build:
     return build
 
 
-def split(content: int) -> Callable[[], Prior]:
-    return lambda: ContentStyle(content, DIM - content, SCALE)
+def split(content: int, scale: float = SCALE) -> Callable[[], Prior]:
+    return lambda: ContentStyle(content, DIM - content, scale)
 
 
 METHODS: dict[str, tuple[Build, int]] = {  # and the number of views
@@ -102,15 +102,21 @@ METHODS: dict[str, tuple[Build, int]] = {  # and the number of views
     "SimVAE, 6 + 4": (generative(split(6)), 2),
     "SimVAE, 6 + 4, Coupled": (generative(split(6), ps.guides.Coupled), 2),
     "SimVAE, 6 + 4, Coupled, six views": (generative(split(6), ps.guides.Coupled), 6),
+    "SimVAE, 6 + 4, Coupled, scale 0.39": (
+        generative(split(6, 0.15**0.5), ps.guides.Coupled),
+        2,
+    ),
 }
 LEVELS = {"mnist": 1, "fashion-mnist": 255}
 LONG = ("VAE", "SimCLR, τ = 1", "SimVAE", "SimVAE, 6 + 4, Coupled")
+LONGEST = ("SimVAE, 6 + 4, Coupled", "VAE", "SimCLR, τ = 1")
 # What is fitted: kind of views, how often each image is seen, and methods.
 RUNS: dict[str, tuple[tuple[str, int, tuple[str, ...]], ...]] = {
     "mnist": (
         ("affine", 24, tuple(METHODS)),
         ("crops", 24, tuple(METHODS)),
         ("affine", 96, LONG),
+        ("affine", 384, LONGEST),
     ),
     "fashion-mnist": (("affine", 48, tuple(METHODS)),),
 }
@@ -193,18 +199,29 @@ def main(
     runs: Path = report.ROOT / "runs",
     **data: Any,
 ) -> list[dict[str, Any]]:
-    """Return the scores of every kind of views, number of passes, method and seed."""
+    """Return the scores of every kind of views, number of passes, method and seed.
+
+    Rows that the report has are kept.
+    """
     stem = f"simvae_{name}".replace("-", "_")
+    path = results / f"{stem}.json"
     cells = [
         (kind, passes, method, seed)
         for kind, passes, methods in RUNS[name]
         for method, seed in product(methods, range(seeds))
     ]
-    work = (delayed(cell)(name, *each, runs / stem, **data) for each in cells)
+    rows = {
+        (row["views"], row["passes"], row["method"], row["seed"]): row
+        for row in report.known(path)
+    }
+    new = [each for each in cells if each not in rows]
+    work = (delayed(cell)(name, *each, runs / stem, **data) for each in new)
     found = Parallel(jobs, return_as="generator")(work)
-    rows = list(tqdm(found, total=len(cells), unit="fit"))
-    report.write(results / f"{stem}.json", "simvae_mnist.py", data=name, rows=rows)
-    return rows
+    for each, row in zip(new, tqdm(found, total=len(new), unit="fit"), strict=True):
+        rows[each] = row
+        shown = [rows[known] for known in cells if known in rows]
+        report.write(path, "simvae_mnist.py", data=name, rows=shown)
+    return [rows[each] for each in cells]
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
@@ -229,9 +246,10 @@ def tables(rows: list[dict[str, Any]]) -> str:
 if __name__ == "__main__":
     parser = report.parser(__doc__)
     parser.add_argument("data", nargs="?", default="mnist", choices=LEVELS)
+    parser.add_argument("--jobs", type=int, default=-1, help="fits at a time")
     options = parser.parse_args()
     if options.tables:
         path = report.RESULTS / f"simvae_{options.data}.json".replace("-", "_")
         print(tables(report.read(path)))
     else:
-        main(options.data)
+        main(options.data, jobs=options.jobs)

@@ -503,6 +503,8 @@ def simvae_mnist(module: ModuleType, folder: Path) -> None:
     rows = module.main("mnist", **options)
     assert [row["method"] for row in rows[::2]] == list(module.METHODS)
     assert all(0 <= row["test: linear"] <= 1 for row in rows)
+    assert module.main("mnist", **options) == rows  # from the report
+    options["results"] = folder / "other"
     assert module.main("mnist", **options) == rows  # from the folders
     text = module.tables(rows)
     assert text.count("\n| ") == 1 + len(module.METHODS) and text.count("–") == 3
