@@ -219,8 +219,7 @@ def main(
     found = Parallel(jobs, return_as="generator")(work)
     for each, row in zip(new, tqdm(found, total=len(new), unit="fit"), strict=True):
         rows[each] = row
-        shown = [rows[known] for known in cells if known in rows]
-        report.write(path, "simvae_mnist.py", data=name, rows=shown)
+        report.write(path, "simvae_mnist.py", data=name, rows=[*rows.values()])
     return [rows[each] for each in cells]
 
 
