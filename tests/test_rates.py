@@ -5,6 +5,7 @@ import math
 import sys
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import linear
@@ -61,6 +62,29 @@ def test_the_rate_is_the_sum_of_the_divergences_of_the_dimensions(guide):
 
 
 @pytest.mark.usefixtures("float64")
+class Halved(ps.guides.DiagonalGaussian):
+    """A guide whose q(z|x) is a subclass of a normal, with another density."""
+
+    def forward(self, *args, **options):
+        q = super().forward(*args, **options)
+        return Tilted(q.base_dist.loc, q.base_dist.scale).to_event(2)
+
+
+class Tilted(dist.Normal):
+    def log_prob(self, value):
+        tilt = torch.special.log_ndtr((value - self.loc) / self.scale)
+        return super().log_prob(value) + tilt + math.log(2)
+
+    def expand(self, batch_shape, _instance=None):
+        return Tilted(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+def test_a_subclass_of_a_normal_has_no_divergence_in_closed_form():
+    model = joint(ps.priors.Independent(DIM), guide=Halved)
+    found = rate_distortion(model, torch.randn(5, EVENT))
+    assert found.kl_per_dimension is None
+
+
 def test_the_information_is_that_of_a_mixture_of_the_guides():
     model, x = joint(ps.priors.Gaussian(1, SCALE, Y_SCALE)), 3 * torch.randn(5, EVENT)
     z, std = (each[:, 0] for each in ps.embed(model, x, return_std=True))

@@ -160,6 +160,14 @@ def test_swaps_of_draws_of_the_prior_have_its_distribution(name):
         assert kstest(one.flatten().numpy(), two.flatten().numpy()).pvalue > 1e-6
 
 
+class Tilted(dist.Normal):
+    """A density of its own: a subclass of a normal is no normal."""
+
+    def log_prob(self, value):
+        tilt = torch.special.log_ndtr((value - self.loc) / self.scale)
+        return super().log_prob(value) + tilt + math.log(2)
+
+
 def test_swaps_are_refused_where_style_is_no_residual():
     a = x(2)
     refused = {
@@ -178,6 +186,9 @@ def test_swaps_are_refused_where_style_is_no_residual():
         ps.swap(ps.limits.SimCLR(encoder()), a, a)
     with pytest.raises(ValueError, match="guide with a density"):
         ps.swap(joint(ps.priors.Gaussian(DIM), guide=ps.guides.Point), a, a, draws=3)
+    left = dist.Normal(torch.zeros(DIM), 1.0)
+    with pytest.raises(ValueError, match="with a residual.*got Tilted"):
+        style._moved(left.loc, Tilted(left.loc, 1.0), Tilted(left.loc, 1.0))
     one, two = (
         VonMisesFisher(loc, torch.tensor(k))
         for loc, k in zip(torch.eye(3)[:2], (5.0, 6.0), strict=True)

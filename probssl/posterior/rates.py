@@ -159,9 +159,8 @@ def _kl_per_dimension(
 ) -> Float[np.ndarray, " dim"] | None:
     """KL divergences of normals, the mean over items; None of other distributions."""
     inner = [q.base_dist if isinstance(q, Independent) else q for q in guides]
-    if not isinstance(prior, OneFactorNormal) or not all(
-        isinstance(q, Normal | OneFactorNormal) for q in inner
-    ):
+    known = (Normal, OneFactorNormal)  # a subclass may have another density
+    if prior is None or any(type(p) not in known for p in (prior, *inner)):
         return None
     mean, variance = (
         torch.cat([getattr(q, name).flatten(0, -2) for q in guides]).double()

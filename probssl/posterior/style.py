@@ -188,8 +188,9 @@ def swap(
     with evaluating(objective) as like:
         z_a, _ = _latents(joint, a, like, draws, batch_size, "contents")
         z_b, widths = _latents(joint, b, like, draws, batch_size, "styles")
-        drawn = draws is not None
-        if not drawn and joint.prior.space == "a sphere" and z_b.shape[-2] == 1:
+        drawn, on_sphere = draws is not None, joint.prior.space == "a sphere"
+        own_direction = on_sphere and _states(joint.prior) is None
+        if not drawn and own_direction and z_b.shape[-2] == 1:
             raise ValueError(
                 "expected draws for a swap on a sphere, got none, and items of one "
                 "view, whose direction is that of their content and leaves no style; "
@@ -426,10 +427,10 @@ def _moved(z: Tensor, old: TorchDistribution, new: TorchDistribution) -> Tensor:
     one, two = old, new
     while isinstance(one, Independent) and isinstance(two, Independent):
         one, two = one.base_dist, two.base_dist
-    if type(one) is type(two) and isinstance(one, LOCATION_SCALE):
+    # Of these classes themselves: a subclass may have another density.
+    if type(one) is type(two) and type(one) in LOCATION_SCALE:
         return two.loc + two.scale / one.scale * (z - one.loc)
-    spheres = isinstance(one, VonMisesFisher | PowerSpherical)
-    if type(one) is type(two) and spheres:
+    if type(one) is type(two) and type(one) in (VonMisesFisher, PowerSpherical):
         kappa = torch.cat([p.concentration.flatten() for p in (one, two)])
         if bool((kappa == kappa[0]).all()):
             return _turned(z, one.loc, two.loc)
