@@ -3,60 +3,40 @@
 Classes of your own are saved as well; build the objective again and load ``into`` it.
 """
 
-import dis
-import inspect
 import json
 import math
 import os
 import re
-import sys
 import uuid
 import warnings
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from enum import Enum
-from functools import cache, cached_property, partial
+from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._arguments import NAMES, ForeignError, build, describe
+from ._compared import differences, look, original, uncompared
 from .arguments import folder as checked_folder
 from .arguments import typed
-from .arrays import plain
-from .hyper import mapped
 from .runtime.buffers import storable, unshare
-from .runtime.copies import attributes, of_library
 from .runtime.distributed import barrier, is_main
+from .runtime.unregistered import message, unregistered
 
 __all__ = ["load", "save"]
 
 FORMAT = 3
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
-CAPTURED = " captures "  # between a function and the name of a constant in it
-INSIDE = " with "  # between the name of an object and that of an attribute in it
-DEPTH = 10  # of objects in objects
 KINDS = {"objective": dict, "format": int, "extra": dict, "frozen": list}
-HELD = " holds"  # after an attribute: numbers of arrays, or what a class has for all
-LIBRARIES = __package__, "torch", "pyro"  # have no classes of one's own
-MAKERS = "__init__", "__post_init__", "__new__"
-SHOWING = "extra_repr", "_repr_html_"  # methods that change no value
-FEW = 8  # numbers that a warning shows
-LOADS = "LOAD_CONST", "LOAD_SMALL_INT", "RETURN_CONST"
-HOLDERS = tuple, list, dict, set, frozenset, Tensor, np.ndarray, np.generic
-PLAIN = bool, int, float, complex, str, bytes, range, torch.dtype, Enum
 LIKELIHOODS = "CoupledLikelihoods"  # what `Coupled` was before format 3
 # Arguments that version 0.1.0 wrote under another name.
 RENAMED: dict[str, dict[str, str]] = {
@@ -94,7 +74,7 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
             "objective": describe(objective),
             "dtype": _dtype(objective),
             "frozen": sorted(
-                _original(name)
+                original(name)
                 for name, parameter in objective.named_parameters(
                     remove_duplicate=False
                 )
@@ -107,7 +87,10 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
         try:
             description["changed"] = _changes(objective, description)
         except ForeignError:
-            description["built"] = _look(objective)
+            description["built"] = look(objective)
+        if description["changed"]:  # which one line does not say in full
+            description["built"] = look(objective)
+        _warn_of_limits(objective, uncompared(description.get("built", {})))
         for change in description["changed"][:1]:
             warnings.warn(
                 f"expected {type(objective).__name__} as its constructor builds it, "
@@ -115,7 +98,7 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
                 "into=objective) into one with the same changes",
                 stacklevel=3,
             )
-        state = {_original(name): x for name, x in objective.state_dict().items()}
+        state = {original(name): x for name, x in objective.state_dict().items()}
         tensors = {k: storable(k, x) for k, x in state.items() if isinstance(x, Tensor)}
         extra = {k: _extra(k, x) for k, x in state.items() if k not in tensors}
         description["extra"] = extra
@@ -165,7 +148,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
     absent = [(m, k) for m in modules for k, b in m._buffers.items() if b is None]
     before = None if into is None else deepcopy(objective.state_dict())
     _make_room(objective, tensors)
-    names = {_original(name): name for name in objective.state_dict()}
+    names = {original(name): name for name in objective.state_dict()}
     try:
         objective.load_state_dict(
             {names.get(name, name): value for name, value in state.items()},
@@ -180,19 +163,36 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
             f"expected the weights in {folder} to fit {type(objective).__name__}, got "
             f"{error}; build it with the arguments it was saved with"
         ) from None
-    # Of foreign classes only plain attributes are known, which training may change too.
-    built = description.get("built")
-    for change in _differences(_look(objective), built)[:1] if built else []:
+    built = description.get("built", {})
+    found = look(objective) if built else {}
+    for change in differences(found, built)[:1]:
         short = re.sub(r"\d+\.\d{6,}", lambda number: f"{float(number[0]):.3g}", change)
         warnings.warn(
             f"expected into=objective built as the saved one was, got {short}; build "
             "it with the same classes and arguments, unless the difference is meant",
             stacklevel=3,
         )
+    if into is not None:
+        unsure = {k: v for k, v in uncompared(found).items() if k in uncompared(built)}
+        _warn_of_limits(into, unsure)
     if "frozen" in description:
         for name, parameter in objective.named_parameters(remove_duplicate=False):
-            parameter.requires_grad_(_original(name) not in description["frozen"])
+            parameter.requires_grad_(original(name) not in description["frozen"])
     return objective.eval()
+
+
+def _warn_of_limits(objective: nn.Module, unsure: dict[str, str]) -> None:
+    """Warn of networks that no file holds, and of settings that none can compare."""
+    if hidden := unregistered(objective):
+        warnings.warn(message(hidden, "no file holds"), stacklevel=4)
+    for name, kind in list(unsure.items())[:1]:
+        more = f" and {len(unsure) - 1} more" if len(unsure) > 1 else ""
+        warnings.warn(
+            "expected settings that ps.load(folder, into=objective) can compare, got "
+            f"{name} ({kind}){more}, which cannot be taken apart; see to it that into "
+            "has the same, or give its numbers in an attribute beside it",
+            stacklevel=4,
+        )
 
 
 def _check_class(into: nn.Module, saved: str | None, folder: Any) -> None:
@@ -427,26 +427,14 @@ def _changes(objective: nn.Module, description: dict[str, Any]) -> list[str]:
         raise
     except (ValueError, RuntimeError) as error:
         return [f"arguments that build no objective again ({error})"]
-    return _differences(_look(objective), _look(built))
-
-
-def _differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    return [
-        f"{name or 'the objective'} {found.get(name, 'gone')} instead of "
-        f"{expected.get(name, 'nothing')}"
-        for name in expected | found
-        if found.get(name) != expected.get(name)
-        # A folder of before has no constants of functions, nor what attributes hold.
-        and (
-            not (CAPTURED in name or INSIDE in name or name.endswith(HELD))
-            or (name in found and name in expected)
-        )
-    ]
+    return differences(look(objective), look(built))
 
 
 def _check_changes(into: nn.Module, description: dict[str, Any]) -> None:
     """Raise an error for an objective that was changed otherwise than the saved one."""
-    if "changed" in description and "built" not in description:
+    if "changed" in description and (
+        description["changed"] or "built" not in description
+    ):
         found = _changes(into, description)
         for change in sorted(set(found) ^ set(description["changed"])):
             where = "into" if change in found else "saved"
@@ -469,313 +457,6 @@ def _check_parametrisation(
         )
 
 
-def _look(objective: nn.Module) -> dict[str, str]:
-    """The classes, settings and shapes of all modules and tensors, by name."""
-    look: dict[str, str] = {}
-    firsts: dict[int, str] = {}  # names of shared parts, by identity
-    used: dict[type, dict[str, str]] = {}  # by methods
-    for name, module in objective.named_modules(remove_duplicate=False):
-        if hasattr(module, "_orig_mod"):
-            continue
-        name = _original(name)
-        same = firsts.setdefault(id(module), name)
-        look[name] = type(module).__qualname__ + (f" of {same}" if same != name else "")
-        prefix = f"{name}." if name else ""
-        for attribute, value in vars(module).items():
-            if not attribute.startswith("_") and attribute != "training":
-                look[prefix + attribute] = _setting(value)
-                for constant, text in _captured(value).items():
-                    look[f"{prefix}{attribute}{CAPTURED}{constant}"] = text
-                for inner, text in _inside(value).items():
-                    look[f"{prefix}{attribute}{INSIDE}{inner}"] = text
-        for attribute, value in _private(module).items():
-            look[f"{prefix}{attribute}{HELD}"] = _told(value)
-            for constant, text in _captured(value).items():
-                look[f"{prefix}{attribute}{CAPTURED}{constant}"] = text
-            for inner, text in _inside(value).items():
-                look[f"{prefix}{attribute}{INSIDE}{inner}"] = text
-        if type(module) not in used:
-            used[type(module)] = _used(type(module))
-        look |= {prefix + name: text for name, text in used[type(module)].items()}
-        for attribute, text in _held(module).items():
-            look[f"{prefix}{attribute}{HELD}"] = text
-        if hooks := len(module._forward_hooks) + len(module._forward_pre_hooks):
-            look[f"{prefix}hooks"] = str(hooks)
-        for attribute, tensor in module._parameters.items():
-            if tensor is not None:
-                same = firsts.setdefault(id(tensor), prefix + attribute)
-                look[prefix + attribute] = f"{same} {tuple(tensor.shape)}"
-    return look
-
-
-def _setting(value: Any) -> str:
-    """A setting in words that are the same in every process."""
-    if isinstance(value, np.generic | Tensor) and value.ndim == 0:
-        value = value.item()  # as `describe` writes it
-    if isinstance(value, tuple | list):
-        name = type(value).__qualname__ if hasattr(value, "_fields") else ""
-        return f"{name}({', '.join(map(_setting, value))})"
-    if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(_setting, value)))}}}"
-    if isinstance(value, dict):
-        parts = (f"{_setting(k)}: {_setting(v)}" for k, v in value.items())
-        return f"{{{', '.join(parts)}}}"
-    if isinstance(value, partial):
-        return f"partial{_setting((value.func, value.args, value.keywords))}"
-    if isinstance(value, Distribution):  # its dtype may have changed on the way
-        return _setting(describe(mapped(value, lambda tensor: tensor.bfloat16())))
-    if isinstance(value, Tensor | np.ndarray):
-        return f"{type(value).__qualname__} {tuple(value.shape)}"
-    if value is None or isinstance(value, PLAIN):
-        return repr(value)
-    if type(value) in NAMES and not isinstance(value, nn.Module):
-        public = [(k, v) for k, v in vars(value).items() if not k.startswith("_")]
-        return f"{type(value).__qualname__}{_setting(public)}"
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return str(named.__qualname__)
-
-
-def _told(value: Any) -> str:
-    """A setting in words, with the numbers of its arrays."""
-    return " ".join([_setting(value), *_numbers(value)])
-
-
-def _private(value: Any) -> dict[str, Any]:
-    """The private settings of an object of one's own, by name.
-
-    They are what its class or its constructor sets. What another method sets is its
-    state, such as a cache, and so is a container that begins empty.
-    """
-    kinds = [kind for kind in type(value).__mro__ if not of_library(kind.__module__)]
-    held: dict[str, Any] = {}
-    made, again = set[str](), set[str]()
-    for kind in reversed(kinds):
-        for name, part in vars(kind).items():
-            if isinstance(part, property) and part.fset is not None:
-                made |= _stored(part.fset.__code__)
-            elif isinstance(part, FunctionType):
-                stored = _stored(part.__code__)
-                made |= stored if name in MAKERS else set()
-                again |= set() if name in MAKERS else stored
-            elif isinstance(part, (*PLAIN, *HOLDERS)):
-                held[name] = part
-                made.add(name)
-    held |= attributes(value) if kinds else {}
-    return {
-        name: part
-        for name, part in held.items()
-        if name.startswith("_") and not name.startswith("__")
-        if name in made - again
-        if not isinstance(part, nn.Module)
-        if not (isinstance(part, tuple | list | dict | set | frozenset) and not part)
-    }
-
-
-@cache
-def _stored(code: CodeType) -> frozenset[str]:
-    """The names of the attributes that a function sets, those within it too."""
-    sets = (i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
-    inner = (_stored(part) for part in code.co_consts if isinstance(part, CodeType))
-    return frozenset(sets).union(*inner)
-
-
-def _methods(kind: type) -> dict[str, FunctionType]:
-    """The functions of a class of one's own and of such bases, by name.
-
-    Not those that build or show an object.
-    """
-    found: dict[str, FunctionType] = {}
-    for base in kind.__mro__:
-        if of_library(base.__module__):
-            continue
-        for name, part in vars(base).items():
-            if isinstance(part, property):
-                part = part.fget
-            elif isinstance(part, cached_property):
-                part = part.func
-            elif isinstance(part, staticmethod | classmethod):
-                part = part.__func__
-            special = name.startswith("__") and name != "__call__"
-            if isinstance(part, FunctionType) and not special and name not in SHOWING:
-                found[f"{base.__name__}.{name}" if name in found else name] = part
-    return found
-
-
-def _used(kind: type) -> dict[str, str]:
-    """The constants that the methods of a class of one's own use, by name."""
-    return {
-        f"{name}{CAPTURED}{constant}": text
-        for name, method in _methods(kind).items()
-        for constant, text in _captured(method).items()
-    }
-
-
-def _held(module: nn.Module) -> dict[str, str]:
-    """The numbers of arrays and the class attributes of a module of one's own.
-
-    Buffers that a `state_dict` leaves out are among them.
-    """
-    kind = type(module)
-    if kind.__module__.partition(".")[0] == __package__:
-        return {}
-    held: dict[str, str] = {}
-    for name in module._non_persistent_buffers_set & module._buffers.keys():
-        if (buffer := module._buffers[name]) is not None:  # maybe of another precision
-            buffer = buffer.float() if buffer.is_floating_point() else buffer
-            shape = str(tuple(buffer.shape))
-            held[name] = " ".join([shape, *_numbers(buffer.reshape(-1))])
-    if _own(kind):
-        values = vars(module).items()
-        held |= {name: " ".join(_numbers(value)) for name, value in values}
-    for kind in filter(_own, type(module).__mro__):
-        for name, value in vars(kind).items():
-            if value is None or isinstance(value, (*PLAIN, *HOLDERS)):
-                held.setdefault(name, _told(value))
-            held |= {f"{name}{INSIDE}{k}": text for k, text in _inside(value).items()}
-    return {k: text for k, text in held.items() if text and not k.startswith("_")}
-
-
-def _inside(
-    value: Any, seen: dict[int, Any] | None = None, depth: int = DEPTH
-) -> dict[str, str]:
-    """What objects of one's own in a setting hold, such as a configuration, by name."""
-    seen = {} if seen is None else seen
-    if id(value) in seen or not depth:
-        return {}
-    seen[id(value)] = value
-    parts, found = _attributes(value), dict[str, str]()
-    if parts:
-        found["attributes"] = ", ".join(parts)
-        for name, part in parts.items():
-            found[name] = _told(part)
-            for constant, text in _captured(part).items():
-                found[f"{name}{CAPTURED}{constant}"] = text
-    if not isinstance(value, nn.Module):
-        found |= {name: _told(part) for name, part in _private(value).items()}
-    if isinstance(value, Mapping):
-        parts = {str(key): part for key, part in value.items()}
-    elif isinstance(value, list | tuple):
-        parts = {str(i): part for i, part in enumerate(value)}
-    for name, part in parts.items():
-        for inner, text in _inside(part, seen, depth - 1).items():
-            found[f"{name}.{inner}"] = text
-    return found
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """The public attributes of an object that is of no library, also those in slots."""
-    kind = type(value)
-    if isinstance(value, MethodType):
-        return {"self": value.__self__}
-    if isinstance(value, partial):
-        return {"args": value.args, **value.keywords}
-    if isinstance(value, Mapping) and not isinstance(value, dict):
-        return {str(name): part for name, part in value.items()}
-    if isinstance(value, type | nn.Module | Enum | dict) or not (
-        isinstance(value, SimpleNamespace | Namespace)
-        or (
-            _own(kind)
-            and kind.__module__.partition(".")[0]
-            not in {"numpy", *sys.stdlib_module_names}
-        )
-    ):
-        return {}
-    held = attributes(value).items()
-    return {name: part for name, part in held if not name.startswith("_")}
-
-
-def _own(kind: type | FunctionType) -> bool:
-    """Whether a class or function is neither of a library nor built into Python."""
-    return kind.__module__.partition(".")[0] not in (*LIBRARIES, "builtins")
-
-
-def _captured(value: Any) -> dict[str, str]:
-    """The constants that a function of one's own uses, by name.
-
-    They are those of its closure, its defaults, plain globals that it names, its
-    literals, and those of functions and classes beside it that it calls. Literals are
-    compared only within one version of Python, whose compiler may merge them.
-    """
-    value = value.func if isinstance(value, partial) else value
-    value = value.__func__ if isinstance(value, MethodType) else value
-    found: dict[str, str] = {}
-    queue, seen, of_class = [value], set(), dict[Any, str]()
-    while queue:
-        function = queue.pop()
-        if not isinstance(function, FunctionType) or function in seen:
-            continue
-        seen.add(function)
-        if function.__module__.partition(".")[0] == __package__:
-            continue
-        if _own(function) and (literals := _literals(function.__code__)):
-            named = of_class.get(function, getattr(function, "__name__", ""))
-            where = "" if function is value else f"{named} "
-            version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            found[f"{where}literals (Python {version})"] = ", ".join(literals)
-        inside = inspect.getclosurevars(function)
-        signature = inspect.signature(function).parameters.values()
-        given = {p.name: p.default for p in signature if p.default is not p.empty}
-        for name, constant in {**inside.globals, **inside.nonlocals, **given}.items():
-            if isinstance(constant, FunctionType):
-                own = constant.__module__ == function.__module__
-                queue += [constant] if own else []
-            elif isinstance(constant, type) and not of_library(constant.__module__):
-                if constant.__module__ == function.__module__:
-                    methods = _methods(constant)
-                    if isinstance(
-                        maker := vars(constant).get("__init__"), FunctionType
-                    ):
-                        methods["__init__"] = maker
-                    for method, part in methods.items():
-                        of_class.setdefault(part, f"{constant.__name__}.{method}")
-                    queue += methods.values()
-            elif not isinstance(constant, ModuleType | type | nn.Module):
-                inside_it = _numbers(constant)
-                found[name] = _setting(constant)
-                if isinstance(constant, Tensor | np.ndarray):
-                    found[name] = " ".join([found[name], *inside_it])
-                elif inside_it:
-                    found[name + HELD] = " ".join(inside_it)
-                for inner, text in _inside(constant).items():
-                    found[f"{name}{INSIDE}{inner}"] = text
-    return found
-
-
-def _literals(code: CodeType) -> list[str]:
-    """The numbers and strings in the body of a function, in order, nested ones too."""
-    found: list[str] = []
-    for instruction in dis.get_instructions(code):
-        constant = instruction.argval
-        if isinstance(constant, CodeType):
-            found += _literals(constant)
-        elif instruction.opname in LOADS and constant is not None:
-            found.append(_setting(constant))
-    return found
-
-
-def _numbers(value: Any) -> list[str]:
-    """What distinguishes the values of the arrays in an attribute or a constant."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, tuple | list):
-        return [text for part in value for text in _numbers(part)]
-    if isinstance(value, Tensor | np.ndarray) and value.ndim:
-        # What NumPy has no numbers for, such as a tensor without storage.
-        with suppress(TypeError, RuntimeError):
-            numbers = np.ascontiguousarray(plain(value))
-            if numbers.dtype.hasobject:
-                return []
-            if numbers.size <= FEW:
-                return [str(numbers.tolist())]
-            return [f"with checksum {crc32(numbers.tobytes()):08x}"]
-    return []
-
-
-def _original(name: str) -> str:
-    """The name of a tensor or module without what torch.compile puts in."""
-    return name.replace("_orig_mod.", "").removesuffix("_orig_mod").removesuffix(".")
-
-
 def _dtype(objective: nn.Module) -> str:
     # Numbers without axes are in float64 whatever the objective is in.
     tensors = [t for t in _tensors(objective) if t.is_floating_point()]
@@ -792,6 +473,6 @@ def _make_room(objective: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Register buffers that are None until training sets them, such as population."""
     for prefix, module in objective.named_modules():
         for name, buffer in module._buffers.items():
-            key = _original(f"{prefix}.{name}" if prefix else name)
+            key = original(f"{prefix}.{name}" if prefix else name)
             if buffer is None and key in tensors:
                 setattr(module, name, torch.zeros_like(tensors[key]))

@@ -548,7 +548,7 @@ def helped(self: Plain, z: Tensor) -> Tensor:
 REASONS = {
     "has a generator": (drawn, "plain attributes"),
     "has hooks": (logged, "has hooks"),
-    "hides a network": (helped, "holds networks"),
+    "hides a network": (helped, "helpers.0 (Linear) is not"),
     "assigns a buffer": (centred, "buffer mean"),
     "rarely drops a layer": (dropped, "of Python or NumPy"),
     "takes minutes": (many, "operations, which would take minutes"),

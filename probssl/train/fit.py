@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
@@ -27,6 +28,7 @@ from ..runtime.distributed import (
     world_size,
 )
 from ..runtime.randomness import order_generator
+from ..runtime.unregistered import message, unregistered
 from ..terms import Terms
 from .batches import Data, Loaded, Stored, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
@@ -228,6 +230,8 @@ def fit(
     check_alike(data, content, "content", "index")
     if getattr(valid, "content", None) is not None:
         check_classes(data, valid)
+    if is_main() and (hidden := unregistered(objective, trainable=True)):
+        warnings.warn(message(hidden, "fit does not train"), stacklevel=3)
     target = target_of(objective, device)
     numbers = prepared_precision(precision, tf32, target.dtype)
     make = partial(

@@ -32,6 +32,7 @@ from ..runtime.copies import copied, held_by
 from ..runtime.distributed import any_rank
 from ..runtime.precision import network_dtype
 from ..runtime.randomness import random_state, set_random_state
+from ..runtime.unregistered import OF_MODULES, unregistered
 from ..terms import Terms
 from .repair import remove_broken, remove_named
 from .steps import mutable_state, terms_and_grads
@@ -47,11 +48,6 @@ TOLERANCE_BFLOAT16 = 0.1  # with networks in bfloat16
 ROUNDINGS, MAX_TOLERANCE = 30.0, 0.03
 # Of a step: 1,000 are compiled in about a minute on two cores, 2,000 in several.
 MOST_OPERATIONS = 1500
-# Attributes that hold no constants, the last two the parameters of recurrent layers.
-OF_MODULES = vars(nn.Module()).keys() - {"training"} | {
-    "_flat_weights",
-    "_flat_weight_refs",
-}
 
 
 class Tensors(NamedTuple):
@@ -204,22 +200,17 @@ def _check_modules(objective: nn.Module) -> None:
 
     A graph would not run the first, nor move the second.
     """
-    known = set(objective.modules())
     for name, module in objective.named_modules():
         if _hooked(module):
             raise ValueError(
                 f"{name or type(module).__name__} has hooks, which a graph would not "
                 "run; remove them"
             )
-        for key, value in vars(module).items():
-            parts = value.values() if isinstance(value, dict) else value
-            if key in OF_MODULES or not isinstance(value, dict | list | tuple):
-                continue
-            if any(isinstance(x, nn.Module) and x not in known for x in parts):
-                raise ValueError(
-                    f"{name}.{key}".lstrip(".") + " holds networks, which a graph "
-                    "would not move; keep them in a ModuleList or ModuleDict"
-                )
+    for name, part in unregistered(objective).items():
+        raise ValueError(
+            f"{name} ({type(part).__name__}) is not registered, and a graph would not "
+            "move it; keep it in a ModuleList or ModuleDict"
+        )
 
 
 class _Same:
