@@ -280,7 +280,7 @@ def _class_attributes(kind: type) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(kind).items()
-        if not name.startswith("__") and not hasattr(type(value), "__get__")
+        if not name.startswith(("__", "_abc_")) and not hasattr(type(value), "__get__")
     }
 
 
@@ -386,7 +386,9 @@ def _stand_in(value: Any) -> Any:
         return function.__qualname__, sorted(captured.items())
     if of_library(kind.__module__) or isinstance(value, Enum):
         return value
-    held = _attributes(value) | _private(value)
+    private = _private(value).items()  # without containers, which may be caches
+    held = {k: x for k, x in private if not isinstance(x, list | dict | set)}
+    held |= _attributes(value)
     return kind.__qualname__, held, _items(value), _of_base(value)
 
 

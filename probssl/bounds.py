@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import pyro
 from jaxtyping import Float
 from pyro import poutine
+from pyro.distributions import Independent
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
@@ -264,10 +265,30 @@ def _log_probs(trace: Trace) -> tuple[dict[str, Tensor], list[Tensor]]:
         if site["type"] != "sample" or site_is_subsample(site):
             continue
         # Not Trace.compute_log_prob, which synchronises to look for NaN if validating.
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        try:
+            log_prob = site["fn"].log_prob(
+                site["value"], *site["args"], **site["kwargs"]
+            )
+        except ValueError:
+            if not site["is_observed"]:
+                raise
+            raise _off_support(name, site["fn"]) from None
         log_prob = scale_and_mask(log_prob, site["scale"], site["mask"])
         if {frame.name for frame in site["cond_indep_stack"]} - {"particles"}:
             local[name] = log_prob
         else:
             shared.append(log_prob)
     return local, shared
+
+
+def _off_support(name: str, p: Any) -> ValueError:
+    """The error for data that the distribution of some draw of z refuses."""
+    while isinstance(p, Independent):
+        p = p.base_dist
+    kind = type(p).__name__
+    return ValueError(
+        f"expected the data of the site {name!r} on the support of its {kind} for "
+        "every draw of z, got a z for which they are off it; if the support moves with "
+        f"z, let the likelihood return {kind}(…, validate_args=False), and -inf as "
+        "log p(x|z) there"
+    )

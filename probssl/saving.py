@@ -52,9 +52,13 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
     """Write an objective to a folder, which is made if need be.
 
     An objective whose layers or settings were changed after it was built is written
-    with a warning; it loads only ``into`` one with the same changes. If the process
-    dies while it writes over an earlier save, the folder holds all of the old objective
-    or all of the new. Of several processes, all of which call it, the first one writes.
+    with a warning; it loads only ``into`` one with the same changes. Another warning
+    names networks and parameters in plain lists, dictionaries or objects, which are not
+    saved, and what `load` cannot compare.
+
+    If the process dies while it writes over an earlier save, the folder holds all of
+    the old objective or all of the new. Of several processes, all of which call it, the
+    first one writes.
 
     Arguments:
         objective: The objective, or any module of this package.
@@ -118,8 +122,11 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
             place and returned; if it is refused, it stays as it was. If classes of your
             own differ from what was saved, a warning names the first difference: in
             plain attributes, also private ones that a constructor sets, arrays and
-            configurations, buffers that a `state_dict` leaves out, or constants that
-            your functions and methods use.
+            objects of any kind, buffers that a `state_dict` leaves out, or constants
+            that your functions and methods use. Objects of a library are compared by a
+            checksum, within one version of it; random generators are not. Another
+            warning names what cannot be compared, such as a lock, and networks that no
+            module has registered, which are not loaded.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no saved objective.

@@ -43,7 +43,17 @@ INWARDS = {
 LEAVES = "arguments arrays runtime special terms"
 ALLOWED = {room: set(names.split()) for room, names in INWARDS.items()}
 ALLOWED |= {leaf: set() for leaf in LEAVES.split()}
-OUTERMOST = {"_arguments", "recipes", "saving", "cli", "lightning", "maps", "shifts"}
+OUTERMOST = {
+    "_arguments",
+    "_checksum",
+    "_compared",
+    "recipes",
+    "saving",
+    "cli",
+    "lightning",
+    "maps",
+    "shifts",
+}
 OUTERMOST |= {"compare", "probing", "testing", "__init__"}
 LAZY = ("arviz", "matplotlib", "pandas", "sklearn", "scipy", "xarray", "PIL", "zuko")
 LAZY += tuple(f"probssl.{room}" for room in ("linear", "maps", "plots", "testing"))
