@@ -583,10 +583,10 @@ def multimodal_halves(module: ModuleType, folder: Path) -> None:
     train = ps.data.Split(grey[:150], labels[:150])
     test = ps.data.Split(binary, labels[150:])
     data = ps.data.Dataset(train, test, 1, "noise", "random")
-    options = {"seeds": 2, "epochs": 1, "data": data, "jobs": 1}
+    options = {"seeds": 1, "epochs": 1, "data": data, "jobs": 1}
     options |= {"results": folder, "runs": folder}
     rows = module.main(**options)
-    assert [row["method"] for row in rows] == 2 * list(module.METHODS)
+    assert [row["method"] for row in rows] == list(module.METHODS)
     assert module.main(**options) == rows  # from the folders
     for row in rows:
         assert row["log p(x₁, x₂)"] < -400
