@@ -64,6 +64,11 @@ def fitted(method: str, data: ps.data.Dataset, epochs: int) -> torch.nn.Module:
     return objective
 
 
+def place(runs: Path, method: str, epochs: int, seed: int) -> Path:
+    """The folder of a fit, from which other scripts read it as well."""
+    return runs / "limits_mnist" / f"{method}, {epochs} epochs, seed {seed}"
+
+
 def cell(
     method: str, seed: int, epochs: int, saved: Path, data: ps.data.Dataset
 ) -> list[Row]:
@@ -116,7 +121,7 @@ def main(
     rows: list[Row] = []
     path, images = results / "limits_mnist.json", len(data.train)
     for seed, method in product(range(seeds), METHODS):
-        saved = runs / "limits_mnist" / f"{method}, {epochs} epochs, seed {seed}"
+        saved = place(runs, method, epochs, seed)
         if method in names or saved.is_dir():
             rows += cell(method, seed, epochs, saved, data)
             report.write(

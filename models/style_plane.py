@@ -3,7 +3,7 @@
 Bizeul et al. (2024) say that at comparable content z of SimVAE holds more style than z
 of SimCLR, VICReg and BYOL. Here all have one encoder, z of 10 dimensions and the same
 views, and see as many images: the 10,000 binary training images of MNIST that
-models/limits_mnist.py fits, for 12 epochs as there and for 48, and 10,000 shapes of
+models/limits_mnist.py fits, for 12 epochs as there, and 10,000 shapes of
 `probssl.data.factors`. Methods and hyper-parameters are those of `recipes`; "SimVAE,
 Coupled" has the guide `guides.Coupled` in the place of the factorised one.
 
@@ -21,16 +21,15 @@ chosen on these data.
 
 Results: docs/results.md, "Style and content". ``--tables`` prints the tables. Writes
 benchmarks/results/style_plane.json, and draws the plane of both to style_plane.png
-beside it. Fits are kept in runs/, and rows in the report, so that a run that was
-stopped goes on. Needs MNIST with its writers in the folder named by the environment
-variable PROBSSL_DATA.
+beside it. Fits are kept in runs/, where those of models/limits_mnist.py serve as well,
+and rows in the report, so that a run that was stopped goes on. Needs MNIST with its
+writers in the folder named by the environment variable PROBSSL_DATA.
 
 References:
     A Probabilistic Model behind Self-Supervised Learning (Bizeul et al., 2024)
     https://arxiv.org/abs/2402.01399
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -40,7 +39,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 import report
 import torch
-from limits_mnist import EPOCHS, IMAGES
+from limits_mnist import EPOCHS, IMAGES, place
 from report import Row
 from simvae_mnist import DIM, SEEDS
 from sklearn.exceptions import ConvergenceWarning
@@ -57,10 +56,7 @@ WRITERS, OF_EACH, NEIGHBOURS = 100, 100, 5
 COUPLED, PCA, UNTRAINED = "SimVAE, Coupled", f"PCA-{DIM}", "untrained encoder"
 SIMVAES = ("SimVAE", COUPLED, "SphericalSimVAE")
 OTHERS = ("SimCLR", "VICReg", "BYOL")
-FITTED = ("VAE", *SIMVAES, *OTHERS)
-METHODS = (*FITTED, PCA, UNTRAINED)
-RUNS = (("mnist", EPOCHS, METHODS), ("factors", EPOCHS, METHODS))
-RUNS += (("mnist", 4 * EPOCHS, FITTED),)
+METHODS = ("VAE", *SIMVAES, *OTHERS, PCA, UNTRAINED)
 PROBES = ("linear", "5-NN")
 STYLE = {  # the columns of each set's style
     "mnist": ("position", "size", "slant", "thickness"),
@@ -216,13 +212,18 @@ def measured(objective: nn.Module, name: str, parts: Sets) -> Row:
 
 
 def main(
-    runs: Sequence[tuple[str, int, Sequence[str]]] = RUNS,
+    methods: Mapping[str, Sequence[str]] | None = None,
     seeds: int = SEEDS,
+    epochs: int = EPOCHS,
     sets: Sets | None = None,
     results: Path = report.RESULTS,
-    folder: Path = report.ROOT / "runs",
+    runs: Path = report.ROOT / "runs",
 ) -> list[Row]:
-    """Return the scores of each set, number of epochs, method and seed; draw them."""
+    """Return the scores of each set, method and seed, and draw them.
+
+    Arguments:
+        methods: Those of each set; None takes all.
+    """
     if sets is None:
         sets = {"mnist": ps.data.load("mnist"), "factors": shapes()}
     parts = {
@@ -231,25 +232,23 @@ def main(
     }
 
     def fit(cell: Row) -> Row:
-        name, epochs, method, seed = cell.values()
-        saved = folder / "style_plane" / f"{name}, {epochs} epochs, {method}, {seed}"
-        began = time.process_time()
-        if saved.is_dir():
-            objective: nn.Module = ps.load(saved)
-        else:
-            torch.manual_seed(seed)
-            objective = fitted(method, parts[name]["still"], epochs)
-            ps.save(objective, saved)
-        seconds = {"CPU seconds of the fit": round(time.process_time() - began)}
-        return measured(objective, name, parts[name]) | seconds
+        name, method, seed = cell.values()
+        own = runs / "style_plane" / f"{name}, {method}, {epochs} epochs, seed {seed}"
+        kept = [own, *[place(runs, method, epochs, seed)] * (name == "mnist")]
+        if found := [folder for folder in kept if folder.is_dir()]:
+            return measured(ps.load(found[0]), name, parts[name])
+        torch.manual_seed(seed)
+        objective = fitted(method, parts[name]["still"], epochs)
+        ps.save(objective, own)
+        return measured(objective, name, parts[name])
 
     cells = [
-        {"data": name, "epochs": epochs, "method": method, "seed": seed}
-        for name, epochs, methods in runs
-        for seed, method in product(range(seeds), methods)
+        {"data": name, "method": method, "seed": seed}
+        for name, seed in product(sets, range(seeds))
+        for method in (METHODS if methods is None else methods[name])
     ]
     path = results / "style_plane.json"
-    rows = report.collected(path, "style_plane.py", cells, fit)
+    rows = report.collected(path, "style_plane.py", cells, fit, epochs=epochs)
     draw(rows, path.with_suffix(".png"))
     return rows
 
@@ -257,17 +256,16 @@ def main(
 def tables(rows: Sequence[Row]) -> dict[str, str]:
     """Scores, single factors, disentanglement and paired gains, in Markdown."""
     found = {}
-    for name, epochs in dict.fromkeys((row["data"], row["epochs"]) for row in rows):
-        own = [r for r in rows if (r["data"], r["epochs"]) == (name, epochs)]
+    for name in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == name]
         both = ["content", *["writer"] * (name == "mnist"), "style"]
         columns = [f"{figure}: {probe}" for figure in both for probe in PROBES]
         single = [f"{figure}: {probe}" for probe in PROBES for figure in STYLE[name]]
-        at = f"{name}, {epochs} epochs"
-        found[f"{at}: scores"] = _scores(own, columns)
-        found[f"{at}: single factors"] = _scores(own, single)
+        found[f"{name}: scores"] = _scores(own, columns)
+        found[f"{name}: gains"] = _gains(own, columns)
+        found[f"{name}: single factors"] = _scores(own, single)
         if name == "factors":
-            found[f"{at}: disentanglement"] = _scores(own, ALONE)
-        found[f"{at}: gains"] = _gains(own, columns)
+            found[f"{name}: disentanglement"] = _scores(own, ALONE)
     return found
 
 
@@ -306,21 +304,21 @@ def _gains(rows: Sequence[Row], columns: Sequence[str]) -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw style over content: a panel for each kind and probe, a mark for each fit."""
     panels = [
-        (name, epochs, score)
-        for name, epochs in dict.fromkeys((row["data"], row["epochs"]) for row in rows)
+        (name, score)
+        for name in dict.fromkeys(row["data"] for row in rows)
         for score in ["style", *["writer"] * (name == "mnist")]
     ]
     figure = blank(1 + 2.6 * len(panels), 6)
     grid = figure.subplots(2, len(panels), squeeze=False)
-    for axis, (probe, (name, epochs, score)) in zip(
+    for axis, (probe, (name, score)) in zip(
         grid.flat, product(PROBES, panels), strict=True
     ):
         clean(axis)
-        own = [r for r in rows if (r["data"], r["epochs"]) == (name, epochs)]
+        own = [row for row in rows if row["data"] == name]
         for method, mark, colour in zip(METHODS, MARKS, COLOURS, strict=True):
             x, y = (_values(own, method, f"{at}: {probe}") for at in ("content", score))
             axis.plot(x, y, mark, color=colour, label=method, ms=6, alpha=0.8, mew=0)
-        axis.set_title(f"{name}, {epochs} epochs: {score}, {probe}", fontsize=8)
+        axis.set_title(f"{name}: {score}, {probe}", fontsize=8)
     figure.supxlabel("accuracy of the content, by the same probe", fontsize=10)
     figure.supylabel("R² of the style, accuracy of the writer", fontsize=10)
     marks, texts = grid[0, 0].get_legend_handles_labels()
