@@ -335,7 +335,7 @@ def limits_mnist(module: ModuleType, folder: Path) -> None:
 
 
 def novelty_mnist(module: ModuleType, folder: Path) -> None:
-    module.ITEMS, module.PARTICLES = 30, 25
+    module.ITEMS, module.FEWER, module.PARTICLES = 30, 20, 25
     data = ps.data.digits()._replace(levels=1)
     data = data._replace(
         train=data.train._replace(images=data.train.images.round()),
