@@ -93,6 +93,7 @@ def measured(
     kinds: Mapping[str, Tensor],
 ) -> list[Row]:
     """How well the scores of a fit tell each kind of image from the known one."""
+    torch.manual_seed(0)  # of the particles, whether the fit is new or was kept
     some = torch.cat([x[:FEWER] for x in kinds.values()])
     z = ps.novelty(objective, torch.cat(list(kinds.values())), data.train)
     found = ps.novelty(objective, some, particles=PARTICLES)
@@ -108,6 +109,8 @@ def measured(
         row: Row = {"method": method, "kind": kind}
         row["log p(x)"] = float(-parts["evidence"][number].mean())
         row["above 0.7"] = float(high[number].mean())
+        if "information" in parts:
+            row["shared"] = float(-parts["information"][number].mean())
         for name, score in parts.items() if number else ():
             told = evaluation.detection(score[0], score[number])
             row[f"{name}: AUROC"], error = told.auroc
@@ -143,9 +146,9 @@ def main(
         objective = ps.load(saved) if kept else fitted(method, data, epochs)
         found = measured(method, objective, data, kinds)
         rows += [{"seed": seed} | row for row in found]
-    content = {"images": len(data.train), "epochs": epochs, "particles": PARTICLES}
-    path = results / "novelty_mnist.json"
-    report.write(path, "novelty_mnist.py", **content, rows=rows)
+        content = {"images": len(data.train), "epochs": epochs, "particles": PARTICLES}
+        path = results / "novelty_mnist.json"
+        report.write(path, "novelty_mnist.py", **content, rows=rows)
     return rows
 
 
@@ -157,13 +160,16 @@ def tables(rows: Sequence[Row]) -> str:
         own = (r for r in rows if (r["method"], r["kind"]) == (method, kind))
         return [row[column] for row in own if column in row]
 
+    first = METHODS[0]
     lines = [
         [kind]
         + [report.spread(values(method, kind, "log p(x)"), 1) for method in METHODS]
         + [f"{100 * mean(values(m, kind, 'above 0.7')):.0f} %" for m in METHODS]
+        + [report.spread(values(first, kind, "shared"), 1)]
         for kind in kinds
     ]
     head = [f"{m}: {what}" for what in ("log p(x)", "k̂ > 0.7") for m in METHODS]
+    head.append(f"{first}: information")
     parts = [report.markdown(["images", *head], lines)]
     columns = [(m, s) for m in METHODS for s in SCORES if (m, s) != ("VAE", SCORES[1])]
     for figure in FIGURES:
