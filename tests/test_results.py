@@ -236,6 +236,84 @@ def test_the_scores_of_content_and_style_are_those_of_their_fits():
     assert len({(row["prior"], row["seed"]) for row in measured}) == 4 * 3
 
 
+def found_in(table: str, name: str) -> dict[str, str]:
+    """The cells of a row of a table in Markdown, by their columns."""
+    head, _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+    )
+    return next(dict(zip(head, row, strict=True)) for row in lines if row[0] == name)
+
+
+def test_style_beside_content_was_measured():
+    made, measured = script("style_plane"), figures("style_plane")["rows"]
+    section = DIGITS.split("## Style beside content")[1].split("\n## ")[0]
+    text = " ".join(section.split()).replace("−", "-")
+    assert all(shown in section for shown in made.tables(measured).values())
+    fits = {(row["data"], row["method"], row["seed"]) for row in measured}
+    assert len(fits) == len(measured) == 2 * 3 * len(made.METHODS)
+    known = {
+        (row["method"], row["seed"]): row for row in figures("limits_mnist")["rows"]
+    }
+    for row in measured:  # the encoders of MNIST are those of that table
+        if row["data"] == "mnist" and row["method"] != made.COUPLED:
+            probes = known[row["method"], row["seed"]]
+            assert row["content: linear"] == probes["linear_probe"]
+            assert row["content: 5-NN"] == probes["knn"]
+
+    def mean(data: str, method: str, column: str) -> float:
+        at = {"data": data, "method": method}
+        return statistics.mean(r[column] for r in measured if at.items() <= r.items())
+
+    def ahead(other: str, column: str, data: str = "mnist") -> str:
+        found = mean(data, "SimVAE", column) - mean(data, other, column)
+        return f"{abs(found):.3f}"
+
+    def each(column: str, *methods: str, data: str = "mnist") -> tuple[str, ...]:
+        return tuple(f"{mean(data, method, column):.3f}" for method in methods)
+
+    style, near = "style: linear", "style: 5-NN"
+    said = "is {} above SimCLR's and {} above VICReg's"
+    assert said.format(*(ahead(m, style) for m in ("SimCLR", "VICReg"))) in text
+    said = "content is {} and {} lower by a linear probe, and {} and {} higher by 5-NN"
+    columns = ("content: linear", "content: 5-NN")
+    found = [ahead(m, column) for column in columns for m in ("SimCLR", "VICReg")]
+    assert said.format(*found) in text
+    over = found_in(made.tables(measured)["mnist: gains"], "SimVAE over BYOL")
+    said = f"gains {over[style].strip('+')}, by 5-NN {over[near].strip('+')}"
+    assert said in text
+    said = f"has {ahead(made.COUPLED, style)} more by a linear probe, and "
+    assert said + f"{ahead(made.COUPLED, near)} less by 5-NN" in text
+    (shown,) = each("content: linear", "SphericalSimVAE")
+    assert f"has less content, {shown} by a linear probe" in text
+    said = "R² {} and {}, where SimVAE has {} and BYOL {}"
+    methods = ("SimCLR", "VICReg", "SimVAE", "BYOL")
+    assert said.format(*each("position: linear", *methods)) in text
+    said = "BYOL ({}) and VICReg ({}) hold more than SimVAE ({})"
+    methods = ("BYOL", "VICReg", "SimVAE")
+    assert said.format(*each("thickness: linear", *methods)) in text
+    said = (
+        "BYOL ({}) and VICReg ({}) more often than in SimVAE's ({}) and SimCLR's ({})"
+    )
+    assert said.format(*each("writer: linear", *methods, "SimCLR")) in text
+    assert f"by 5-NN SimVAE ({each('writer: 5-NN', 'SimVAE')[0]}) is ahead" in text
+    assert "has {} of it, SimVAE {}".format(*each(style, "VAE", "SimVAE")) in text
+    columns = ("content: linear", style)
+    (shown,) = each(columns[0], "SimVAE", data="factors")
+    assert f"VICReg (1.000) far better than in SimVAE ({shown})" in text
+    for method in set(made.METHODS) - {made.UNTRAINED}:
+        assert mean("factors", method, "content: 5-NN") >= 0.999
+    found = [ahead(m, near, "factors") for m in ("SimCLR", "VICReg", "BYOL")]
+    assert "is {} and {} above that of SimCLR and VICReg, and {}".format(*found) in text
+    found = [each(column, "BYOL", data="factors")[0] for column in columns]
+    assert "most of both by linear probes: {} and {}".format(*found) in text
+    gaps = {method: mean("factors", method, "MIG") for method in made.METHODS}
+    assert f"MIG is at most {gaps[made.PCA]:.3f}" in text
+    assert max(gaps.values()) == gaps[made.PCA]
+    missed = [row["ICA converged"] for row in measured if row["data"] == "factors"]
+    assert f"not converge in {missed.count(False)} of {len(missed)} cases" in text
+
+
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
 def test_the_areas_of_the_affinity_were_measured(data):
     measured = [row for row in figures("same_content")["rows"] if row["data"] == data]
