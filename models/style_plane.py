@@ -19,8 +19,8 @@ Coupled" has the guide `guides.Coupled` in the place of the factorised one.
 For shapes there are also MIG, SAP, DCI, and MCC before and after FastICA. Nothing was
 chosen on these data.
 
-On MNIST the claim holds for SimCLR and VICReg, which lose the position, and not for
-BYOL; VICReg and BYOL hold more of the thickness, and a VAE as much style as SimVAE.
+On MNIST the claim holds for SimCLR and VICReg, which lose the position, and for BYOL by
+5-NN alone; VICReg and BYOL hold more of the thickness, and a VAE as much style.
 
 Results: docs/results.md, "Style beside content". ``--tables`` prints the tables. Writes
 benchmarks/results/style_plane.json, and draws the plane of both to style_plane.png
