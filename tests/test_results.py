@@ -18,9 +18,9 @@ import probssl as ps
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "models"))  # scripts import one another
 README = (ROOT / "README.md").read_text()
-DIGITS, PERFORMANCE, ADVICE, TEXT = (
-    (ROOT / "docs" / page).read_text()
-    for page in ("results.md", "performance.md", "howto/advice.md", "papers.md")
+DIGITS, PERFORMANCE, ADVICE, NOVELTY, TEXT = (
+    (ROOT / "docs" / f"{page}.md").read_text()
+    for page in ("results", "performance", "howto/advice", "howto/novelty", "papers")
 )
 
 
@@ -312,6 +312,58 @@ def test_style_beside_content_was_measured():
     assert max(gaps.values()) == gaps[made.PCA]
     missed = [row["ICA converged"] for row in measured if row["data"] == "factors"]
     assert f"not converge in {missed.count(False)} of {len(missed)} cases" in text
+
+
+def test_the_novelty_of_images_was_measured():
+    made, measured = script("novelty_mnist"), figures("novelty_mnist")["rows"]
+    section = DIGITS.split("## Novel images")[1].split("\n## ")[0]
+    text = " ".join(section.split()).replace("−", "-")
+    assert made.tables(measured).strip() in section
+    fits = {(row["method"], row["seed"], row["kind"]) for row in measured}
+    assert len(fits) == len(measured) == 2 * 3 * 10
+
+    def mean(kind: str, column: str, method: str = "SimVAE") -> float:
+        at = {"kind": kind, "method": method}
+        return statistics.mean(r[column] for r in measured if at.items() <= r.items())
+
+    def auroc(kind: str, score: str, method: str = "SimVAE") -> str:
+        return f"{mean(kind, f'{score}: AUROC', method):.3f}"
+
+    nats = [f"{mean(kind, 'log p(x)'):.1f}" for kind in ("black", "known", "white")]
+    said = "a black image has {} nats, a digit {}, and no black image is found"
+    assert said.format(*nats) in text and f"white images have {nats[2]} nats" in text
+    dark = [auroc(kind, "evidence") for kind in ("black", "a dot")]
+    assert "(AUROC {}), nor a dot ({})".format(*dark) in text
+    places = [auroc(k, s) for k in ("black", "a dot") for s in made.SCORES[2:]]
+    assert set(places) == {"1.000"} and "finds both** (1.000)" in text
+    density, evidence = (auroc("Omniglot", s) for s in ("log_density", "evidence"))
+    said = f"letters {density} of SimVAE by kernel density, by evidence {evidence}"
+    assert said in text
+    novel = {row["kind"] for row in measured} - {made.KNOWN, made.SAME}
+    shared = sorted(auroc(kind, "information") for kind in novel)
+    said = f"(AUROC {shared[0]} to {shared[-1]})"
+    assert said in text and said in NOVELTY
+    shared = [f"{mean(kind, 'shared'):.1f} nats" for kind in ("black", "known")]
+    said = "equal, {} on average, and those of a digit differ, {}"
+    assert said.format(*shared) in text
+    assert "finds none (AUROC 0.000)" in NOVELTY and dark[0] == "0.000"
+    assert mean("black", "log p(x)") - mean("known", "log p(x)") > 100
+    clothes, letters = (
+        [auroc(kind, "log_density", method) for method in made.METHODS]
+        for kind in ("Fashion-MNIST", "Omniglot")
+    )
+    said = "by density {} and {}, letters {} and {}".format(*clothes, *letters)
+    assert said in text
+    scores = [(m, s) for m in made.METHODS for s in made.SCORES]
+    same = [mean(made.SAME, f"{s}: AUROC", m) for m, s in scores[:5] + scores[6:]]
+    assert 0.485 < min(same) and max(same) < 0.505
+    errors = {
+        score: max(row.get(f"{score}: standard error", 0) for row in measured)
+        for score in made.SCORES
+    }
+    said = "at most {:.3f}, at the places of z {:.3f}"
+    limits = max(errors.values()), max(errors["log_density"], errors["distance"])
+    assert said.format(*limits) in text
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])

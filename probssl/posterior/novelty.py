@@ -74,7 +74,8 @@ def novelty(
 
     .. math:: \log \frac{p(x_1, x_2)}{p(x_1) \, p(x_2)}
 
-    Known contents of `Groups` are ignored.
+    It says whether the views have one content, and is more also for novel items whose
+    views hardly differ. Known contents of `Groups` are ignored.
 
     Arguments:
         objective: For `particles` one with a joint distribution; else as for `embed`.
