@@ -533,6 +533,10 @@ EDGES = {
     "2,000 epochs": lambda: plots.learning_curves(LONG),
     "one epoch": lambda: plots.learning_curves(LONG[1:2]),
     "long titles": lambda: plots.images(np.zeros((2, 1, 8, 8)), titles=CLASSES[:2]),
+    "series": lambda: plots.grid(
+        np.full((4, 6, 24), 1.8) * np.linspace(-2.1, 1, 24),
+        rows=[f"class {k}" for k in range(4)],
+    ),
     "TARP": lambda: plots.expected_coverage({"z": Ranks(np.arange(100), 99)}),
     "25 dimensions": lambda: plots.ranks(Ranks(np.arange(100).reshape(2, 2, 25), 99)),
 }

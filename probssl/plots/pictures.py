@@ -209,6 +209,7 @@ def _line_grid(
         row, column = i - over, j - down
         clean(panel)
         panel.tick_params(labelsize=7)
+        panel.locator_params(axis="y", nbins=4)  # else they follow the layout
         if row < 0 and column < 0:
             panel.set_axis_off()
             continue
