@@ -47,7 +47,7 @@ from .nn.network import (
     nets_of,
     present_only,
 )
-from .priors import Prior
+from .priors import Mixture, Prior
 from .runtime.buffers import register_unknown
 from .runtime.precision import in_float32, lowered
 from .runtime.validation import unvalidated
@@ -432,7 +432,8 @@ class Joint(Parted):
         batch = batch._replace(content=None)
         q, drawn = self._over_hypers(batch, draws)
         exact = getattr(q, "component", None)
-        if exact is not None:
+        shared = type(self.prior).responsibilities is Mixture.responsibilities
+        if exact is not None and shared:  # whose components are classes
             return exact.probs.mean(0) if drawn else exact.probs
         z = sampled(q, draws)
         share = self.prior.responsibilities(z, batch.present, **drawn)

@@ -34,6 +34,7 @@ __all__ = [
     "dimensions",
     "ends_of",
     "from_real",
+    "has_density_of",
     "has_jumps",
     "in_words",
     "is_point",
@@ -65,7 +66,7 @@ def support_of(distribution: Any) -> constraints.Constraint:
     Raises:
         ValueError: If the distribution does not say it.
     """
-    if isinstance(distribution, Independent):
+    if _supported_as(distribution, Independent):
         inner = support_of(distribution.base_dist)
         axes = distribution.reinterpreted_batch_ndims
         return constraints.independent(inner, axes) if axes else inner
@@ -76,10 +77,10 @@ def support_of(distribution: Any) -> constraints.Constraint:
         if distribution not in _IMAGES:
             _IMAGES[distribution] = _of_transformed(distribution)
         return _IMAGES[distribution]
-    if isinstance(distribution, MixtureSameFamily):
+    if _supported_as(distribution, MixtureSameFamily):
         component = distribution.component_distribution
         return _hull(support_of(component), -1 - len(component.event_shape))
-    if isinstance(distribution, VonMises):
+    if _supported_as(distribution, VonMises):
         return constraints.interval(-math.pi, math.pi)
     try:
         support: Any = distribution.support
@@ -91,6 +92,21 @@ def support_of(distribution: Any) -> constraints.Constraint:
             " without; give the class one: support = constraints.real_vector"
         )
     return support
+
+
+def has_density_of(distribution: Any, kind: type) -> bool:
+    """Whether it is of a class of torch; no subclass with a density of its own."""
+    return isinstance(distribution, kind) and (
+        type(distribution).log_prob is kind.log_prob  # type: ignore[attr-defined]
+    )
+
+
+def _supported_as(distribution: Any, kind: Any) -> bool:
+    """Whether it is of a class of torch, and has no support of its own."""
+    return isinstance(distribution, kind) and not (
+        "support" in vars(distribution)
+        or getattr(type(distribution), "support", None) is not kind.support
+    )
 
 
 def common_support(
@@ -214,16 +230,16 @@ def within(distribution: Any, value: Tensor) -> Tensor:
     Raises:
         ValueError: As `support_of`.
     """
-    if isinstance(distribution, Independent):
+    if _supported_as(distribution, Independent):
         inside = within(distribution.base_dist, value)
         return _all(inside, distribution.reinterpreted_batch_ndims)
     if isinstance(distribution, MaskedDistribution | ExpandedDistribution):
         return within(distribution.base_dist, value)
-    if isinstance(distribution, MixtureSameFamily):
+    if _supported_as(distribution, MixtureSameFamily):
         parts = distribution.component_distribution
         return within(parts, value.unsqueeze(-1 - len(parts.event_shape))).any(-1)
     if not is_transformed(distribution):
-        periodic = isinstance(distribution, VonMises)
+        periodic = _supported_as(distribution, VonMises)
         support: Any = distribution.support if periodic else support_of(distribution)
         return torch.as_tensor(support.check(value))
     inside, axes = value.new_ones((), dtype=torch.bool), len(distribution.event_shape)
@@ -385,9 +401,9 @@ class _Only(TorchDistribution):
         return log_prob.unsqueeze(-1)
 
 
-def dimensions(distribution: Distribution) -> Any:
+def dimensions(distribution: Any) -> Any:
     """The distributions of the dimensions, batch (\\*batch, dim); None if dependent."""
-    if isinstance(distribution, Independent):
+    if has_density_of(distribution, Independent):
         axes, base = distribution.reinterpreted_batch_ndims, distribution.base_dist
         if axes == 1 and not base.event_shape:
             return base

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..arguments import typed, whole
 from ..arrays import plain
 from ..data.batches import Loadable, Views
+from ..distributions.supports import has_density_of
 from ..joint import Joint
 from ..nn.base import takes
 from ..priors import Custom, Prior
@@ -142,15 +143,17 @@ def draw_content(
     shares = prior.responsibilities(z, present, **given)
     k = shares.sample()
     found = {COMPONENT: k, SHARES: shares.probs}
-    if isinstance(y, MixtureSameFamily):
+    parts = shares.probs.shape[-1]
+    if _is_mixture(y) and y.mixture_distribution.logits.shape[-1] == parts:
         found["y"] = _of_component(y.component_distribution.sample(), k)
     elif isinstance(prior, Custom):
         found["y"] = prior.states()[k]
     elif not isinstance(y, torch.distributions.Categorical):
         raise TypeError(
-            f"expected posterior_y of {type(prior).__name__}, which has components, as "
-            "a MixtureSameFamily, of whose components y is drawn, or a Categorical, "
-            f"got {type(y).__name__}; build it as pyro.distributions.MixtureSameFamily"
+            f"expected posterior_y of {type(prior).__name__}, which has {parts} "
+            f"components, as a MixtureSameFamily of {parts}, of which y is drawn, or a "
+            f"Categorical, got {type(y).__name__}, or one of another number; build it "
+            "as pyro.distributions.MixtureSameFamily"
         )
     return found
 
@@ -172,11 +175,16 @@ def with_component(
         mixture = prior.content(**_given(hypers, batch))
     except TypeError:  # p(y) is not known
         return {"y": y}
-    if not isinstance(mixture, MixtureSameFamily):
+    if not _is_mixture(mixture):
         return {"y": y}
     each = mixture.component_distribution.log_prob(y.unsqueeze(-2))
     shares = Categorical(logits=mixture.mixture_distribution.logits + each)
     return {"y": y, COMPONENT: shares.sample(), SHARES: shares.probs}
+
+
+def _is_mixture(y: Any) -> bool:
+    """Whether it is a mixture of its components; a subclass may have others."""
+    return has_density_of(y, MixtureSameFamily)
 
 
 def _of_component(y: Tensor, k: Tensor) -> Tensor:

@@ -60,11 +60,13 @@ def decoded(
 
 def at_covariates(p: TorchDistribution, x: Tensor) -> TorchDistribution:
     """p(x|z) at the covariates in x, where its distribution has a method `given`."""
-    if isinstance(p, Independent):
+    if isinstance(p, Independent | MaskedDistribution | ExpandedDistribution):
         inside: TorchDistribution = at_covariates(p.base_dist, x)
-        return inside.to_event(p.reinterpreted_batch_ndims)
-    if isinstance(p, MaskedDistribution | ExpandedDistribution):
-        return at_covariates(p.base_dist, x)
+        if inside is p.base_dist:
+            return p
+        if isinstance(p, Independent):
+            return inside.to_event(p.reinterpreted_batch_ndims)
+        return inside.mask(p._mask) if isinstance(p, MaskedDistribution) else inside
     given = getattr(p, "given", None)
     if given is None:
         return p

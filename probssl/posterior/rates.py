@@ -14,14 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from pyro.distributions import Independent, Normal, TorchDistribution
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import Independent
 from tqdm import tqdm
 
 from ..arguments import typed, whole
 from ..arrays import plain
 from ..data.batches import Loadable, Views
 from ..distributions.gaussian import OneFactorNormal
+from ..distributions.supports import has_density_of
 from ..estimates import Estimate, estimate
 from ..joint import Joint, mean_of
 from ..terms import Batch
@@ -158,7 +160,7 @@ def _kl_per_dimension(
     guides: list[TorchDistribution], prior: TorchDistribution | None
 ) -> Float[np.ndarray, " dim"] | None:
     """KL divergences of normals, the mean over items; None of other distributions."""
-    inner = [q.base_dist if isinstance(q, Independent) else q for q in guides]
+    inner = [q.base_dist if has_density_of(q, Independent) else q for q in guides]
     known = (Normal, OneFactorNormal)  # a subclass may have another density
     if prior is None or any(type(p) not in known for p in (prior, *inner)):
         return None

@@ -15,19 +15,20 @@ from pyro.distributions import (
     Categorical,
     Cauchy,
     Gumbel,
-    Independent,
     Laplace,
     Normal,
     TorchDistribution,
 )
 from torch import Tensor, nn
+from torch.distributions import Independent
 from torch.nn.functional import normalize, one_hot
 
 from ..arguments import having, typed, whole
 from ..arrays import Array, finite, plain, tensor, whole_numbers
 from ..data.batches import Loadable
 from ..distributions import PowerSpherical, VonMisesFisher
-from ..distributions.supports import in_words, space_of, support_of
+from ..distributions.mixture import SharedComponent
+from ..distributions.supports import has_density_of, in_words, space_of, support_of
 from ..joint import Joint, mean_of
 from ..priors import Mixture, Prior
 from .contents import COMPONENT, draw_content
@@ -366,9 +367,15 @@ def _axes_of_y(prior: Prior) -> int:
 
 def _given(prior: Prior, y: Tensor) -> TorchDistribution:
     """p(z|y), for a `Mixture` that of the component y."""
-    if not isinstance(prior, Mixture):
+    if type(prior).given is not Prior.given:
         return prior.given(y)
     views = prior(1)
+    if type(views) is not SharedComponent:
+        raise ValueError(
+            f"expected {type(prior).__name__} with p(z|k), since its views are no "
+            f"{SharedComponent.__name__}, got {type(views).__name__}; give it a method "
+            "given(k)"
+        )
     loc, scale = torch.broadcast_tensors(views.loc, views.scale)
     return Normal(loc[y], scale[y], validate_args=False).to_event(1)
 
@@ -425,7 +432,7 @@ def _checked_content(prior: Prior, y: Any, like: Tensor | None) -> Tensor:
 def _moved(z: Tensor, old: TorchDistribution, new: TorchDistribution) -> Tensor:
     """z of a p(z | y_b), with the same residual under p(z | y_a)."""
     one, two = old, new
-    while isinstance(one, Independent) and isinstance(two, Independent):
+    while all(has_density_of(p, Independent) for p in (one, two)):
         one, two = one.base_dist, two.base_dist
     # Of these classes themselves: a subclass may have another density.
     if type(one) is type(two) and type(one) in LOCATION_SCALE:

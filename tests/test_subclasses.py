@@ -1,0 +1,240 @@
+"""Subclasses with a density of their own are not taken for their base classes."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.catalogue import DIM, EVENT, encoder, joint
+from torch import Tensor
+from torch.distributions import constraints
+from torch.testing import assert_close
+
+import probssl as ps
+from probssl.distributions.mixture import SharedComponent
+
+
+class HalfVonMises(dist.VonMises):
+    """The size of an angle, from 0 to π."""
+
+    support = constraints.interval(0.0, math.pi)
+
+    def log_prob(self, value):
+        return super().log_prob(value) + math.log(2)
+
+    def sample(self, sample_shape=torch.Size()):
+        return super().sample(sample_shape).abs()
+
+
+class PositiveMixture(dist.MixtureSameFamily):
+    """A mixture of normals, cut at 0 as a whole."""
+
+    support = constraints.positive
+
+    def log_prob(self, value):
+        above = 1 - self.component_distribution.cdf(torch.zeros(()))
+        mass = (self.mixture_distribution.probs * above).sum(-1)
+        return super().log_prob(value) - mass.log()
+
+    def sample(self, sample_shape=torch.Size()):
+        y = super().sample(sample_shape)
+        while bool((y <= 0).any()):
+            y = torch.where(y <= 0, super().sample(sample_shape), y)
+        return y
+
+
+def positive_mixture() -> PositiveMixture:
+    shares = dist.Categorical(torch.ones(1, 2))
+    loc, scale = torch.tensor([[-0.2, 1.0]]), torch.tensor([[0.5, 0.3]])
+    return PositiveMixture(shares, dist.Normal(loc, scale), validate_args=False)
+
+
+@pytest.mark.parametrize(
+    "content, top",
+    [
+        (HalfVonMises(torch.zeros(1), torch.full((1,), 2.0)), math.pi),
+        (positive_mixture(), 8.0),
+    ],
+    ids=["angle", "mixture"],
+)
+def test_a_content_is_integrated_over_its_own_support(content, top):
+    prior = ps.priors.Custom(
+        lambda y: dist.Normal(y, 0.4).to_event(1), 1, y_prior=content.to_event(1)
+    )
+    z = torch.tensor([[[0.3], [0.5]], [[-0.2], [0.1]]])
+    step = top / 40_000
+    y = (torch.arange(40_000) + 0.5)[:, None] * step
+    log_y = content.log_prob(y)[:, 0] + math.log(step)
+    each = [dist.Normal(y, 0.4).log_prob(pair[:, 0]).sum(-1) for pair in z]
+    exact = torch.stack([(log_y + one).logsumexp(0) for one in each])
+    with torch.no_grad():
+        assert_close(prior.log_prob(z), exact, rtol=0, atol=2e-3)
+
+
+def test_data_off_the_own_support_of_a_mixture_are_refused():
+    class Positive(ps.likelihoods.Likelihood):
+        measure = "length"
+
+        def forward(self, output: Tensor) -> dist.TorchDistribution:
+            loc = output.unsqueeze(-1) + torch.tensor([0.0, 1.0])
+            shares = dist.Categorical(torch.ones_like(loc))
+            parts = dist.Normal(loc, torch.full_like(loc, 0.5))
+            return PositiveMixture(shares, parts, validate_args=False)
+
+    model = ps.Joint(
+        ps.priors.Gaussian(DIM), Positive(), encoder(), torch.nn.Linear(DIM, EVENT)
+    )
+    with pytest.raises(ValueError, match="on the support of p.x.z., numbers above 0"):
+        ps.evidence(model, -torch.ones(2, EVENT))
+
+
+STATES = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 2)
+
+
+class Ising(dist.Independent):
+    """Two bits that attract each other: no product of its base."""
+
+    def __init__(self, probs):
+        super().__init__(dist.Bernoulli(probs, validate_args=False), 1)
+
+    def _energy(self, value):
+        return super().log_prob(value) + 1.5 * value.prod(-1)
+
+    def log_prob(self, value):
+        return self._energy(value) - self._energy(STATES).logsumexp(0)
+
+    def sample(self, sample_shape=torch.Size()):
+        each = dist.Categorical(logits=self.log_prob(STATES))
+        return STATES[each.sample(torch.Size(sample_shape))]
+
+    def expand(self, batch_shape, _instance=None):
+        return Ising(self.base_dist.probs.expand(*batch_shape, 2))
+
+
+def test_dependent_bits_are_summed_out_together():
+    def given(y: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(3 * y - 1.5, 0.7).to_event(1)
+
+    content = Ising(torch.tensor([0.3, 0.4]))
+    prior = ps.priors.Custom(given, 2, y_prior=content)
+    z = torch.tensor([[[1.3, 1.1], [1.6, 1.2]], [[-1.0, 1.2], [-1.5, 0.9]]])
+    each = [given(STATES).log_prob(pair[:, None]).sum(0) for pair in z]
+    exact = torch.stack([(content.log_prob(STATES) + one).logsumexp(0) for one in each])
+    assert_close(prior.log_prob(z), exact)
+
+
+class Tilted(dist.MixtureSameFamily):
+    """Its components are no longer those of its base."""
+
+    def log_prob(self, value):
+        tilt = torch.special.log_ndtr(3 * value).sum(-1)
+        return super().log_prob(value) + tilt
+
+
+def test_components_of_a_subclass_of_a_mixture_are_not_known():
+    loc = torch.tensor([[-1.0] * DIM, [1.0] * DIM])
+    parts = dist.Categorical(torch.ones(2)), dist.Normal(loc, 1.0).to_event(1)
+    for kind, known in ((dist.MixtureSameFamily, True), (Tilted, False)):
+        content = kind(*parts, validate_args=False)
+        prior = ps.priors.Custom(
+            lambda y: dist.Normal(y, 0.3).to_event(1), DIM, y_prior=content
+        )
+        model = joint(prior, content=ps.guides.Content(DIM))
+        found = ps.posterior_y(model, torch.randn(3, EVENT), draws=4)
+        assert (found.shares is not None) == known
+
+
+class Views(SharedComponent):
+    """Views of a component with a density of their own."""
+
+
+class LaplaceMixture(ps.priors.Mixture):
+    def forward(self, views, **options):
+        p = super().forward(views, **options)
+        return Views(p.logits, p.loc, p.scale, p.y_scale, views)
+
+
+class GivenMixture(LaplaceMixture):
+    def given(self, y, **drawn):
+        p = self(1)
+        loc, scale = torch.broadcast_tensors(p.loc, p.scale)
+        return dist.Laplace(loc[y], scale[y]).to_event(1)
+
+
+def test_views_of_a_component_are_drawn_from_the_own_p_z_given_k():
+    with torch.no_grad():
+        prior = GivenMixture(DIM, 2, 0.5)
+        z = torch.as_tensor(ps.generate(joint(prior), [1], views=20_000).z[0])
+        apart = (z - prior(1).loc[1]) / prior(1).scale.expand(2, DIM)[1]
+        kurtosis = apart.pow(4).mean(0) / apart.square().mean(0).square()
+        assert (kurtosis - 6).abs().max() < 1  # a normal has 3
+        with pytest.raises(ValueError, match="a method given"):
+            ps.generate(joint(LaplaceMixture(DIM, 2, 0.5)), [1])
+
+
+class Classes(ps.priors.TwoTier):
+    """Two classes of two clusters each."""
+
+    own = torch.tensor([0, 0, 1, 1])
+
+    def component(self):
+        share = self.logits.softmax(-1)
+        return dist.Categorical(
+            torch.stack([share[self.own == c].sum() for c in (0, 1)])
+        )
+
+    def responsibilities(self, z, present=None, **given):
+        share = self.of(z, present, **given).component(z).probs
+        each = [share[..., self.own == c].sum(-1) for c in (0, 1)]
+        return dist.Categorical(torch.stack(each, -1))
+
+
+def test_classes_of_several_clusters_are_classes():
+    centres = torch.tensor([[-6.0], [-2.0], [2.0], [6.0]]).expand(4, DIM)
+    prior = Classes(DIM, ps.priors.Components.at(centres), scale=0.3, y_scale=0.5)
+    model = joint(prior, guide=ps.guides.CoupledLikelihoods)
+    x = torch.randn(3, EVENT)
+    assert ps.classify(model, x).shape == (3, 2)
+    with pytest.raises(TypeError, match="has 2 components.*of another number"):
+        ps.posterior_y(model, x)
+
+
+class Skewed(dist.Independent):
+    def log_prob(self, value):
+        tilt = torch.special.log_ndtr(value - self.base_dist.loc).sum((-1, -2))
+        return super().log_prob(value) + tilt
+
+
+class SkewedGuide(ps.guides.DiagonalGaussian):
+    def forward(self, *args, **options):
+        return Skewed(super().forward(*args, **options).base_dist, 2)
+
+
+def test_a_guide_of_its_own_density_has_no_divergence_in_closed_form():
+    model = joint(ps.priors.Independent(DIM), guide=SkewedGuide)
+    found = ps.posterior.rate_distortion(model, torch.randn(5, EVENT))
+    assert found.kl_per_dimension is None
+
+
+class Masked(ps.likelihoods.Likelihood):
+    measure = "length"
+
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        seen = torch.arange(output.shape[-1]) % 2 == 0
+        return dist.Normal(output, 1.0).mask(seen.expand(output.shape)).to_event(1)
+
+
+def test_masked_pixels_distort_nothing():
+    model = ps.Joint(
+        ps.priors.Independent(DIM), Masked(), encoder(), torch.nn.Linear(DIM, EVENT)
+    )
+    x, odd = torch.randn(4, EVENT), torch.arange(EVENT) % 2 == 1
+    with torch.no_grad():
+        mean = model.decoder(
+            model.encode(ps.Batch(x[:, None])).sample((4_000,))[:, :, 0]
+        )
+        log_p = dist.Normal(mean, 1.0).log_prob(x)[..., ~odd].sum(-1)
+    torch.manual_seed(0)
+    many = ps.posterior.rate_distortion(model, x, draws=4_000)
+    error = log_p.std(0).div(4_000**0.5).mean()
+    assert abs(many.distortion.value + float(log_p.mean())) < 10 * float(error)
