@@ -155,8 +155,8 @@ def _setting(value: Any, around: tuple[int, ...] = ()) -> str:
         return f"{{{', '.join(parts)}}}"
     if isinstance(value, partial):
         return f"partial{words((value.func, value.args, value.keywords))}"
-    if isinstance(value, Distribution):  # its dtype may have changed on the way
-        return words(describe(mapped(value, lambda tensor: tensor.bfloat16())))
+    if isinstance(value, Distribution):
+        return words(describe(mapped(value, _single)))
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__qualname__} {tuple(value.shape)}"
     if value is None or isinstance(value, PLAIN):
@@ -165,6 +165,11 @@ def _setting(value: Any, around: tuple[int, ...] = ()) -> str:
         return f"{type(value).__qualname__}{words([*_public(value).items()])}"
     named = value if hasattr(value, "__qualname__") else type(value)
     return str(named.__qualname__)
+
+
+def _single(number: Tensor) -> Tensor:
+    """A number in float32 where it is in float64, in which it may have been built."""
+    return number.float() if number.dtype == torch.float64 else number
 
 
 def _public(value: Any) -> dict[str, Any]:
@@ -271,8 +276,12 @@ def _held(module: nn.Module) -> dict[str, str]:
                 held.setdefault(name, _told(value))
             within = _within(name, value) | within
     held = {f"{name}{HELD}": text for name, text in held.items() if text}
-    found = held | within
-    return {name: text for name, text in found.items() if not name.startswith("_")}
+    buffers = module._non_persistent_buffers_set
+    return {
+        name: text
+        for name, text in (held | within).items()
+        if not name.startswith("_") or name.removesuffix(HELD) in buffers
+    }
 
 
 def _class_attributes(kind: type) -> dict[str, Any]:
@@ -472,10 +481,14 @@ def _captured(
             where = "" if function is value else f"{named} "
             found[f"{where}literals ({PYTHON})"] = ", ".join(literals)
         inside = inspect.getclosurevars(function)
+        inner_globals = _globals_within(function) - inside.globals.keys()
         signature = inspect.signature(function).parameters.values()
         given = {p.name: p.default for p in signature if p.default is not p.empty}
         given = {**inside.nonlocals, **given}
-        named_globals = {} if of_library(module) else inside.globals
+        named_globals = {} if of_library(module) else dict(inside.globals)
+        if not of_library(module):
+            known = function.__globals__
+            named_globals |= {n: known[n] for n in inner_globals & known.keys()}
         constants = {**named_globals, **given}
         for kind in [each for each in constants.values() if isinstance(each, type)]:
             if kind.__module__ == module and not of_library(module):
@@ -501,6 +514,20 @@ def _captured(
                     found[name + HELD] = " ".join(numbers)
                 for inner, text in _inside(constant, seen, depth - 1).items():
                     found[f"{name}{INSIDE}{inner}"] = text
+    return found
+
+
+def _globals_within(function: FunctionType) -> set[str]:
+    """The global names that functions and comprehensions inside a function read."""
+    found, codes = set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+        found |= {
+            each.argval
+            for each in dis.get_instructions(code)
+            if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+        }
     return found
 
 

@@ -124,7 +124,10 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
             plain attributes, also private ones that a constructor sets, arrays and
             objects of any kind, buffers that a `state_dict` leaves out, or constants
             that your functions and methods use. Objects of a library are compared by a
-            checksum, within one version of it; random generators are not. Another
+            checksum, within one version of it; random generators are not. Nor is code
+            beyond these functions: what other modules define, methods of objects that
+            are held, private attributes that a constructor sets in other ways than
+            ``self._name = …``. Where code has changed, measure again. Another
             warning names what cannot be compared, such as a lock, and networks that no
             module has registered, which are not loaded.
 
@@ -434,6 +437,7 @@ def _changes(objective: nn.Module, description: dict[str, Any]) -> list[str]:
         raise
     except (ValueError, RuntimeError) as error:
         return [f"arguments that build no objective again ({error})"]
+    built.to(getattr(torch, _dtype(objective)))
     return differences(look(objective), look(built))
 
 

@@ -145,6 +145,41 @@ def test_a_setting_of_any_kind_is_compared(kind):
     assert any(line.startswith("setting") for line in differences(other, one))
 
 
+UNIT = 1.0
+
+
+def nested(x: Any) -> Any:
+    return [UNIT * part for part in x], list(map(lambda part: part + UNIT, x))
+
+
+def test_a_global_of_a_comprehension_is_compared(monkeypatch):
+    first = look(Network(nested))
+    monkeypatch.setitem(globals(), "UNIT", 2.0)
+    assert any(
+        "UNIT 2.0 instead of 1.0" in x
+        for x in differences(look(Network(nested)), first)
+    )
+
+
+def test_a_private_buffer_that_no_state_dict_has_is_compared():
+    def network(k: float) -> nn.Module:
+        found = Network()
+        found.register_buffer("_mask", torch.full((3,), k), persistent=False)
+        return found
+
+    assert differences(look(network(1.0)), look(network(2.0)))
+    assert not differences(look(network(1.0)), look(network(1.0)))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_distributions_that_differ_little_differ(kind):
+    def network(place: float) -> nn.Module:
+        return Network(dist.Normal(torch.tensor(place, dtype=kind), 0.1))
+
+    assert differences(look(network(1000.0)), look(network(1001.0)))
+    assert not differences(look(network(0.3)), look(network(0.3)))
+
+
 def test_checksums_are_those_of_every_other_process():
     code = "import json, test_compared as t; print(json.dumps(t.looks(1)))"
     folder = str(Path(__file__).parent)

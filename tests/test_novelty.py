@@ -233,7 +233,9 @@ def test_sets_are_those_above_the_threshold_of_the_calibration_items():
     found = prediction_sets(train, y, held, y_held, z, error=0.2)
     own = prediction_sets(train, y, held, y_held, held).probability[range(30), y_held]
     assert found.threshold == np.sort(own)[::-1][math.ceil(31 * 0.8) - 1]
-    np.testing.assert_array_equal(found.sets, found.probability >= found.threshold)
+    np.testing.assert_array_equal(
+        found.sets, found.probability >= found.threshold - 1e-12
+    )
     np.testing.assert_array_equal(found.sizes, found.sets.sum(1))
     hits = [found.sets[i, label[i]] for i in range(50)]
     assert found.coverage(label).value == pytest.approx(np.mean(hits))
@@ -244,6 +246,18 @@ def test_sets_are_those_above_the_threshold_of_the_calibration_items():
             found.coverage(other)
     # 3 calibration items cannot bound an error of 0.1
     assert prediction_sets(train, y, held[:3], y_held[:3], z).sets.all()
+
+
+def test_equal_items_have_equal_sets():
+    """A matrix product rounds the same item in other ways, by shape and row."""
+    random = np.random.default_rng(0)
+    places = random.normal(size=(4, 17))
+    drawn = random.integers(4, size=400)
+    z, y = places[drawn], (drawn + random.integers(2, size=400)) % 3
+    found = prediction_sets(z[:90], y[:90], z[90:220], y[90:220], z[220:], error=0.3)
+    for place in range(4):
+        sets = found.sets[drawn[220:] == place]
+        assert (sets == sets[0]).all()
 
 
 def test_few_labels_are_the_first_of_the_few_label_probe():

@@ -232,7 +232,7 @@ def test_y_is_drawn_with_its_component_for_any_mixture(made):
 
 def test_a_posterior_of_y_without_its_component_is_refused():
     model = joint(TwoClasses("MixtureOfDiagNormals"))
-    with pytest.raises(TypeError, match="as a MixtureSameFamily, of whose .* got Mixt"):
+    with pytest.raises(TypeError, match="MixtureSameFamily of 2, of which .* got Mixt"):
         ps.posterior_y(model, torch.randn(3, 6))
 
 

@@ -286,6 +286,7 @@ def test_probes_of_epochs_are_those_of_the_parameters_of_that_epoch():
     assert np.isnan(history["knn"]).tolist() == [True, False, True, False]
 
 
+@pytest.mark.filterwarnings("ignore:z is one random draw")
 def test_probes_change_neither_the_state_nor_the_random_numbers():
     train, valid = labelled(60, 0), labelled(30, 1)
     found = []

@@ -21,6 +21,8 @@ from .probes import fitted_probe
 
 __all__ = ["PredictionSets", "prediction_sets"]
 
+ROUNDING = 1e-12  # of a probability
+
 
 class PredictionSets(NamedTuple):
     """A set of classes for each item.
@@ -116,7 +118,8 @@ def prediction_sets(
     own = probability(held_out)[names == y_held_out[:, None]]
     threshold = _threshold(own, error)
     found = probability(z)
-    return PredictionSets(found >= threshold, names, found, threshold)
+    # Equal items differ by the rounding of products of matrices.
+    return PredictionSets(found >= threshold - ROUNDING, names, found, threshold)
 
 
 def _threshold(own: Float[np.ndarray, " n"], error: float) -> float:
