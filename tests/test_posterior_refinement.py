@@ -16,6 +16,8 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.data import groups
+from probssl.posterior.coordinates import Latents
+from probssl.posterior.refinement import LocalNormal, Refined
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -49,6 +51,52 @@ def test_evidence_of_a_bad_encoder_is_mended(views):
     assert (np.abs(gap) < 5 * error(found)).all() and (found.pareto_k < 0.7).all()
     assert found.ess.min() > 3 * np.median(found.before.ess)
     assert "(before: " in repr(found) and found.cost > 0
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_score_matching_finds_a_normal_posterior_exactly(views):
+    """Up to rounding, from so few gradient steps that they are far from it."""
+    model, x = astray(ps.priors.Gaussian(DIM, SCALE)), torch.randn(4, views, EVENT)
+    with torch.no_grad():
+        latents = Latents(model, ps.Batch(x))
+        refined = Refined(LocalNormal(latents, 3))
+        z, decoder, _ = linear.covariances(model, views)
+        precision = z.inverse() + decoder.T @ decoder / NOISE**2
+        loc = x.flatten(1) @ decoder @ precision.inverse() / NOISE**2
+    covariance, exact = refined.tril @ refined.tril.mT, precision.inverse()
+    assert_close(refined.loc, loc, rtol=1e-8, atol=1e-8)
+    assert_close(covariance, exact.expand_as(covariance), rtol=1e-8, atol=1e-10)
+    fitted = LocalNormal(latents, 3)
+    assert (fitted.factor @ fitted.factor.mT - covariance).abs().max() > 1e-2
+
+
+def test_rounds_that_lower_the_elbo_are_undone():
+    model, x = bent(ps.priors.Gaussian(2, SCALE)), torch.randn(5, 1, 6)
+    with torch.no_grad():
+        fitted = LocalNormal(Latents(model, ps.Batch(x)), 20)
+
+        class Lost(Refined):
+            def _move(self, noise: Tensor, score: Tensor, rate: float) -> None:
+                self.loc = self.loc + 3.0 * torch.tensor([[1.0], [0], [1], [0], [0]])
+                self.tril = self.tril * 1.0
+
+        found = Lost(fitted)
+    assert_close((found.loc, found.tril), (fitted.loc, fitted.factor))
+
+
+def test_weights_of_thirty_dimensions_have_no_heavy_tail():
+    dim, event = 30, 60
+    torch.manual_seed(5)
+    parts = ps.likelihoods.Bernoulli(), ps.nn.MLPEncoder((event,), dim, hidden=(8,))
+    decoder = ps.nn.MLPDecoder(dim, (event,), hidden=(40,))
+    for part in decoder.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=1.5 / part.in_features**0.5)
+    model = ps.Joint(ps.priors.Gaussian(dim, SCALE), *parts, decoder)
+    x = ps.calibration.simulate(model, 12).data.views[:, 0]
+    found = ps.evidence(model, x, particles=1_000, refine=100)
+    assert (found.pareto_k < 0.7).all() and np.median(found.ess) > 100
+    assert (found.before.pareto_k > 0.7).all()
 
 
 def test_absent_views_and_known_components_are_those_of_the_model():
