@@ -55,18 +55,18 @@ def test_evidence_of_a_bad_encoder_is_mended(views):
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_score_matching_finds_a_normal_posterior_exactly(views):
-    """Up to rounding, from so few gradient steps that they are far from it."""
+    """Up to rounding, from gradient steps that have not reached it."""
     model, x = astray(ps.priors.Gaussian(DIM, SCALE)), torch.randn(4, views, EVENT)
     with torch.no_grad():
         latents = Latents(model, ps.Batch(x))
-        refined = Refined(LocalNormal(latents, 3))
+        refined = Refined(LocalNormal(latents, 40))
         z, decoder, _ = linear.covariances(model, views)
         precision = z.inverse() + decoder.T @ decoder / NOISE**2
         loc = x.flatten(1) @ decoder @ precision.inverse() / NOISE**2
     covariance, exact = refined.tril @ refined.tril.mT, precision.inverse()
     assert_close(refined.loc, loc, rtol=1e-8, atol=1e-8)
     assert_close(covariance, exact.expand_as(covariance), rtol=1e-8, atol=1e-10)
-    fitted = LocalNormal(latents, 3)
+    fitted = LocalNormal(latents, 40)
     assert (fitted.factor @ fitted.factor.mT - covariance).abs().max() > 1e-2
 
 

@@ -60,7 +60,7 @@ __all__ = ["SAMPLES", "LocalNormal", "Refined", "climb", "frozen"]
 
 SAMPLES, RATE = 8, 0.1  # draws of a gradient step, and its rate in their spread
 ROUNDS, DRAWS, EACH = 8, 200, 8  # of score matching; draws at least, and per number
-MOST = 4.0  # the largest factor of a variance in a round
+MOST, SURE = 4.0, 3.0  # factor of a variance in a round; standard errors
 WIDER, TAIL = 1.0, 4.0  # of log-weights, in sd; degrees of freedom per number
 # On spheres: rounds of importance sampling, with how many draws; the Student-t; the
 # share of uniform draws; of the variances of q, what is added to those of a round.
@@ -190,21 +190,23 @@ class Refined:
         self.loc = share[..., 0] * mean + (1 - share[..., 0]) * self.loc
 
     def _match(self, draws: int) -> None:
-        """Rounds of score matching, undone for items whose ELBO they do not raise."""
+        """Rounds of score matching, undone for items whose ELBO they lower for sure."""
         loc, tril = self.loc, self.tril
-        before = after = None
+        elbos, errors = [], []
         for step in range(ROUNDS + 1):
             half = torch.randn(*loc.shape[:1], draws // 2, loc.shape[-1]).to(loc)
             noise = self.wide * torch.cat([half, -half], 1)
             height, score = self._scores(self.loc.unsqueeze(1) + noise @ self.tril.mT)
-            after = (height + noise.square().sum(-1) / 2).mean(1)
-            after = after + self.tril.diagonal(0, -2, -1).log().sum(-1)
-            before = after if before is None else before
+            height = height + noise.square().sum(-1) / 2
+            log_det = self.tril.diagonal(0, -2, -1).log().sum(-1)
+            elbos.append(height.mean(1) + log_det)
+            errors.append(height.std(1) / math.sqrt(draws))
             if step < ROUNDS:
                 self._move(noise, score @ self.tril, min(1.0, 2 / (1 + step)))
-        raised = (after > before).unsqueeze(-1)
-        self.loc = self.loc.where(raised, loc)
-        self.tril = self.tril.where(raised.unsqueeze(-1), tril)
+        least = elbos[0] - SURE * torch.hypot(errors[0], errors[-1])
+        kept = (elbos[-1] >= least).unsqueeze(-1)  # not where it is NaN
+        self.loc = self.loc.where(kept, loc)
+        self.tril = self.tril.where(kept.unsqueeze(-1), tril)
 
     def _scores(self, u: ByItem) -> tuple[Float[Tensor, "item draw"], ByItem]:
         """log p(x, u) and its gradients; where they are not finite, 0."""
