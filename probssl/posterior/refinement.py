@@ -228,8 +228,8 @@ class Refined:
             rate: How far to go; 1 is all of the way.
         """
         middle = score.mean(1, keepdim=True)  # that of the noise is 0
-        slope = torch.linalg.solve(noise.mT @ noise, noise.mT @ (middle - score))
-        values, axes = torch.linalg.eigh((slope + slope.mT) / 2)
+        precision = torch.linalg.solve(noise.mT @ noise, noise.mT @ (middle - score))
+        values, axes = torch.linalg.eigh((precision + precision.mT) / 2)
         values = 1 + rate * (values.clamp(1 / MOST, MOST) - 1)
         covariance = axes @ (axes.mT / values.unsqueeze(-1))
         step = rate * middle @ covariance
