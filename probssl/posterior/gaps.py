@@ -153,8 +153,12 @@ def gaps(
         for batch in checked(joint, data, like, views, batch_size, "gaps"):
             check_guides(joint, batch, "gaps")
             parts.append(_of_batch(joint, factors, batch, steps, particles))
-    values = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    found = Gaps(*values[:6], standard_error=GapErrors(*values[6:]))
+    each = (np.concatenate(part) for part in zip(*parts, strict=True))
+    total, approximation, amortisation, coupling, log_evidence, k, *errors = each
+    errors_of = GapErrors(*errors)
+    found = Gaps(
+        total, approximation, amortisation, coupling, log_evidence, k, errors_of
+    )
     if bad := int((found.pareto_k > RELIABLE_K).sum()):
         warnings.warn(
             f"Pareto k̂ is above {RELIABLE_K} for {bad} of {len(found.total)} items: "
