@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
-from torch.testing import assert_close
 
 import probssl as ps
 from probssl.bounds import log_weights
@@ -240,8 +239,10 @@ def test_a_refined_proposal_has_all_of_the_support():
     torch.manual_seed(0)
     data = pairs()
     model = joint(lambda m: NARROW["log-normal"](m).to_event(2))
-    found = ps.evidence(model, data, particles=2_000, refine=100)
-    assert_close(found.log_evidence, exact(data.views).numpy(), atol=0.02, rtol=0)
+    found = ps.evidence(model, data, particles=5_000, refine=100)
+    error = np.sqrt(1 / found.ess - 1 / 5_000)
+    apart = found.log_evidence - exact(data.views).numpy()
+    assert (np.abs(apart) < 5 * error).all() and error.max() < 0.03
     assert found.before.mean < found.mean
 
 
