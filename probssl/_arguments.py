@@ -223,7 +223,9 @@ def _distribution(value: Distribution) -> Any:
         for form in value.arg_constraints
         if isinstance(getattr(type(value), form, None), lazy_property)
     ]
-    given = [form for form in forms if form in vars(value)][:1]
+    known = [form for form in forms if form in vars(value)]
+    first = [form for form in known if vars(value)[form] is vars(value).get("_param")]
+    given = (first or known)[:1]  # others are computed when they are asked for
     names = [n for n in value.arg_constraints if n not in forms or n in given]
     if {"probs", "logits"} <= set(names):  # of one that has both of its base's
         names.remove("probs")

@@ -171,6 +171,15 @@ def test_a_private_buffer_that_no_state_dict_has_is_compared():
     assert not differences(look(network(1.0)), look(network(1.0)))
 
 
+@pytest.mark.parametrize("form", ["logits", "probs"])
+@pytest.mark.parametrize("family", [dist.Categorical, dist.Bernoulli])
+def test_a_distribution_that_was_drawn_from_is_no_other(family, form):
+    numbers = torch.tensor([0.2, 0.3, 0.5])
+    one, other = (family(**{form: numbers}) for _ in range(2))
+    one.sample(), one.entropy(), one.log_prob(one.sample())
+    assert not differences(look(Network(one)), look(Network(other)))
+
+
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32])
 def test_distributions_that_differ_little_differ(kind):
     def network(place: float) -> nn.Module:

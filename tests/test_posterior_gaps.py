@@ -1,4 +1,6 @@
-"""Gaps of the ELBO against closed forms of linear-Gaussian models."""
+"""Gaps of the ELBO against closed forms of linear-Gaussian models, and NUTS."""
+
+import math
 
 import numpy as np
 import pyro.distributions as dist
@@ -6,6 +8,8 @@ import pytest
 import torch
 from helpers import catalogue, linear
 from helpers.checks import assert_mean, refusals
+from pyro.infer import MCMC, NUTS
+from pyro.ops.stats import effective_sample_size
 from test_posterior_refinement import bent
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -154,6 +158,64 @@ def test_standard_errors_are_those_of_the_gaps():
         error = torch.as_tensor(getattr(found.standard_error, name))
         assert error.shape == (items,) and 0.005 < error.median() < 0.5
         assert_mean((away / error).square(), 1.0)
+
+
+@pytest.mark.slow
+def test_nuts_agrees_with_the_gaps():
+    """The posterior by NUTS: log p(x) by the mean of r / p over its draws.
+
+    The best q of the family is found by quadrature.
+    """
+    joint = bent(ps.priors.Gaussian(1, SCALE))
+    x = ps.calibration.simulate(joint, 3, 1).data.views
+    batch, draws = ps.Batch(x), 300
+    found = ps.gaps(joint, groups(x.numpy()), steps=200, particles=4_000)
+
+    kernel = NUTS(joint.model, max_tree_depth=3)
+    chain = MCMC(kernel, draws, warmup_steps=100, disable_progbar=True)
+    chain.run(batch)
+    z = chain.get_samples()["z"].flatten(1)  # (draw, item)
+
+    def log_joint(z: Tensor) -> Tensor:
+        z = z[..., None, None]
+        with torch.no_grad():
+            log_p = joint.decode(z).log_prob(x).sum(-1)
+            return log_p + joint.prior(1).log_prob(z)
+
+    first, rest = z[: draws // 4], z[draws // 4 :]
+    r = dist.Normal(first.mean(0), 0.8 * first.std(0))
+    ratio = (
+        r.log_prob(rest) - log_joint(rest) + torch.as_tensor(found.log_evidence)
+    ).exp()
+    count = effective_sample_size(ratio.unsqueeze(0))
+    error = ratio.std(0) / count.sqrt() / ratio.mean(0)
+    evidence = torch.as_tensor(found.log_evidence) - ratio.mean(0).log()
+
+    nodes, shares = np.polynomial.hermite_e.hermegauss(100)
+    shares, nodes = torch.as_tensor(shares / shares.sum()), torch.as_tensor(nodes)
+
+    def divergence(loc: Tensor, scale: Tensor) -> Tensor:
+        """KL(q ‖ p(z|x)) of normals."""
+        height = shares @ log_joint(loc + scale * nodes[:, None])
+        entropy = 0.5 * math.log(2 * math.pi * math.e) + scale.log()
+        return evidence - height - entropy
+
+    with torch.no_grad():
+        q = joint.encode(batch)
+        loc, scale = q.mean.flatten(), q.stddev.flatten()
+    each = torch.cartesian_prod(
+        torch.linspace(-1, 1, 21), torch.linspace(-1.5, 0.5, 21)
+    )
+    grid = torch.stack(
+        [divergence(z.mean(0) + a * z.std(0), z.std(0) * b.exp()) for a, b in each]
+    )
+    assert error.max() < 0.1
+    near = {"total": divergence(loc, scale), "approximation": grid.min(0).values}
+    for name, expected in near.items():
+        away = (torch.as_tensor(getattr(found, name)) - expected).abs()
+        own = torch.as_tensor(getattr(found.standard_error, name))
+        bar = 5 * torch.hypot(error, own) + SLACK / 4
+        assert (away < bar).all(), (name, away, bar)
 
 
 def test_the_guide_stays_as_it_was_and_the_table_has_means_and_errors():
