@@ -23,6 +23,7 @@ import probssl as ps
 from probssl import plots
 from probssl.calibration import Ranks
 from probssl.plots.maps import latent_maps
+from probssl.plots.style import ORANGE
 from probssl.train import History
 
 EPOCHS = pd.DataFrame(
@@ -421,6 +422,51 @@ def test_closing_frees_what_figures_hold():
     figures = [plots.terms(SCORES), plots.comparison(SCORES)]
     plots.close(figures)
     assert [figure.axes for figure in figures] == [[], []]
+
+
+def series(
+    views: int = 2, items: int = 3, draws: int = 400
+) -> dict[str, xarray.Dataset]:
+    """Numbers of a standard normal, of which the model draws as many of its own."""
+    random = np.random.default_rng(0)
+    dims = "item", "view", "time"
+    seen = random.normal(size=(3, views, 50))
+    seen[0, 0] = np.nan  # an absent view
+    seen[1, 0, :10] = 9.0
+    new = random.normal(size=(1, draws, 3, views, 50))
+    place = {"item": [4, 7, 9]}
+    return {
+        "observed_data": xarray.Dataset({"x": (dims, seen)}, place),
+        "posterior_predictive": xarray.Dataset(
+            {"x": (("chain", "draw", *dims), new)}, place
+        ),
+    }
+
+
+def test_predictive_intervals_hold_their_share_of_the_numbers():
+    found = series()
+    figure = plots.predictive_intervals(found)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles[0] == "item 4, view 0: absent" and len(titles) == 6 + 2
+    seen, new = (
+        found[k]["x"].values for k in ("observed_data", "posterior_predictive")
+    )
+    low, high = np.quantile(new[0, :, 1, 0], (0.05, 0.95), axis=0)
+    inside = ((low <= seen[1, 0]) & (seen[1, 0] <= high)).mean()
+    assert titles[2] == f"item 7, view 0: {inside:.2f}" and inside < 0.8
+    orange = [line for line in figure.axes[2].lines if line.get_color() == ORANGE]
+    assert len(orange[0].get_ydata()) == round(50 * (1 - inside))
+    others = [
+        float(title.split(": ")[1])
+        for title in titles[1:6]
+        if "item 7, view 0" not in title
+    ]
+    assert abs(np.mean(others) - 0.9) < 5 * (0.09 / 200) ** 0.5
+    one = series(views=1)
+    assert len(plots.predictive_intervals(one, items=2).axes) == 2
+    for wrong in ({"observed_data": one["observed_data"]}, series(draws=19)):
+        with pytest.raises(ValueError, match="to_arviz"):
+            plots.predictive_intervals(wrong)
 
 
 def test_hyper_parameters_show_prior_and_posterior_by_name():

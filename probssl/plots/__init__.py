@@ -9,10 +9,16 @@ from .advice import advice
 from .curves import learning_curves
 from .maps import latent_map, latent_maps
 from .pictures import grid, images, reconstructions, views
-from .posterior import expected_coverage, hyper_parameters, ranks
+from .posterior import (
+    expected_coverage,
+    hyper_parameters,
+    predictive_intervals,
+    ranks,
+)
 from .style import close
 from .tables import comparison, matrix, terms
 
 __all__ = ["advice", "close", "comparison", "expected_coverage", "grid"]
 __all__ += ["hyper_parameters", "images", "latent_map", "latent_maps"]
-__all__ += ["learning_curves", "matrix", "ranks", "reconstructions", "terms", "views"]
+__all__ += ["learning_curves", "matrix", "predictive_intervals", "ranks"]
+__all__ += ["reconstructions", "terms", "views"]

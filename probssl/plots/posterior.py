@@ -20,7 +20,7 @@ from ..arguments import having, typed
 from ..arrays import finite
 from .style import BLUE, INK, ORANGE, PALE, blank, clean, literal
 
-__all__ = ["expected_coverage", "hyper_parameters", "ranks"]
+__all__ = ["expected_coverage", "hyper_parameters", "predictive_intervals", "ranks"]
 
 DENSITY_BINS = 40
 WIDEST = 10  # panels of ranks side by side
@@ -28,6 +28,7 @@ MOST = 50  # panels of a figure
 COLUMNS = 4  # panels of hyper-parameters side by side
 LEVELS = 201  # of the band of expected coverage
 LONGEST = 36  # characters in a line above such a panel
+FEWEST = 20  # draws of an interval of 90 %
 
 
 @typed
@@ -196,6 +197,78 @@ def hyper_parameters(idata: Any) -> Figure:
         _densities(panel, before, after, title)
     lines, said = panels[0].get_legend_handles_labels()
     figure.legend(lines, said, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+@typed
+def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> Figure:
+    r"""Draw observed series, counts or rows of tables over their predictive intervals.
+
+    The bands hold the central 50 % and 90 % of the draws of
+    :math:`p(\tilde x \mid x) = \int p(\tilde x \mid z) \, q(z \mid x) \, dz` at each
+    number of an item, by itself. Numbers outside the wider band are orange. Above each
+    panel stands the share of its numbers within: of new data from the model about 0.9,
+    of the data that z was inferred from rather more. Each item has a panel for each of
+    its views.
+
+    Arguments:
+        idata: The result of `to_arviz`, with `posterior_predictive`.
+        items: The number of items, the first ones.
+        variable: The name of the data, of several modalities one of them.
+
+    Raises:
+        ValueError: Without the variable, for fewer than 20 draws, or more than 50
+            panels.
+    """
+    found = []
+    for group in ("posterior_predictive", "observed_data"):
+        try:
+            found.append(idata[group][variable])
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"expected {variable!r} in the group {group} for predictive intervals, "
+                f"got {type(idata).__name__} without; give ps.to_arviz(objective, data)"
+            ) from None
+    drawn, seen = found
+    first = {"item": slice(min(items, seen.sizes["item"]))}
+    order = ("item", "view") if "view" in seen.dims else ("item",)
+    x = seen.isel(first).transpose(*order, ...).to_numpy()
+    draws = drawn.isel(first).stack(every=("chain", "draw"))
+    each = draws.transpose("every", *order, ...).to_numpy()
+    panels = math.prod(x.shape[: len(order)])
+    x, each = x.reshape(panels, -1), each.reshape(len(each), panels, -1)
+    if len(each) < FEWEST or not 1 <= panels <= MOST:
+        raise ValueError(
+            f"expected at least {FEWEST} draws, and from 1 to {MOST} panels, got "
+            f"{len(each)} and {panels}; raise draws in to_arviz, or give fewer items"
+        )
+    numbers, many = seen.isel(first)["item"].to_numpy(), seen.sizes.get("view", 1)
+    names = [f"item {literal(n, 8)}" for n in numbers for _ in range(many)]
+    if many > 1:
+        names = [f"{name}, view {i % many}" for i, name in enumerate(names)]
+    low, lower, upper, high = np.quantile(each, (0.05, 0.25, 0.75, 0.95), axis=0)
+    columns = min(panels, COLUMNS)
+    rows = -(-panels // columns)
+    figure = blank(2.6 * columns, 1.9 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    place = np.arange(x.shape[1])
+    for i, panel in enumerate(axes):
+        if i >= panels:
+            panel.set_axis_off()
+            continue
+        clean(panel)
+        panel.tick_params(labelsize=8)
+        panel.locator_params(axis="y", nbins=4)
+        for ends, shade in (((low, high), 0.25), ((lower, upper), 0.45)):
+            panel.fill_between(
+                place, *(end[i] for end in ends), color=BLUE, alpha=shade, lw=0
+            )
+        known = np.isfinite(x[i])
+        inside = (low[i] <= x[i]) & (x[i] <= high[i])
+        for part, colour in ((known & inside, INK), (known & ~inside, ORANGE)):
+            panel.plot(place[part], x[i][part], ".", color=colour, ms=4)
+        share = f"{inside[known].mean():.2f}" if known.any() else "absent"
+        panel.set_title(f"{names[i]}: {share}", fontsize=9)
     return figure
 
 
