@@ -38,7 +38,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md"] + [
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 SHORTER = {
     r"\bepochs=\d{2,}": "epochs=1",
-    r"\bdraws=\d+": "draws=5",
+    r"\bdraws=\d+": "draws=20",
     r"\bparticles=\d+": "particles=5",
     r"\b(refine|steps)=\d{2,}": r"\1=1",
     r"\banneal=\d+": "anneal=3",
