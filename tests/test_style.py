@@ -405,6 +405,12 @@ def test_contents_off_the_support_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             ps.generate(model, y)
+    model = joint(ps.priors.TwoTier(DIM, 2))
+    with pytest.raises(ValueError, match="draws it of classes"):
+        ps.generate(model, [0, 1])
+    with torch.no_grad():
+        y = model.prior.content(component=torch.tensor([0, 1])).sample()
+        assert ps.generate(model, y).z.shape == (2, 1, DIM)
     with pytest.raises(TypeError, match="whole numbers"):
         ps.generate(joint(ps.priors.Mixture(2, 3)), [0.5])
 

@@ -30,7 +30,7 @@ from ..distributions import PowerSpherical, VonMisesFisher
 from ..distributions.mixture import SharedComponent
 from ..distributions.supports import has_density_of, in_words, space_of, support_of
 from ..joint import Joint, mean_of
-from ..priors import Mixture, Prior
+from ..priors import Mixture, Prior, TwoTier
 from .contents import COMPONENT, draw_content
 from .items import DECODED_AT_ONCE, evaluating
 from .joints import (
@@ -409,9 +409,13 @@ def _checked_content(prior: Prior, y: Any, like: Tensor | None) -> Tensor:
     elif like is not None:
         y = y.to(like)
     if y.shape[1:] != p.event_shape:
+        drawn = "objective.joint.prior.content(component=torch.tensor([…])).sample()"
+        more = (
+            f", and {drawn} draws it of classes" if isinstance(prior, TwoTier) else ""
+        )
         raise ValueError(
-            f"expected y of shape (item, {', '.join(map(str, p.event_shape))}), got "
-            f"{tuple(y.shape)}; ps.posterior_y(…).mean has it"
+            f"expected y of shape ({', '.join(map(str, ('item', *p.event_shape)))}), "
+            f"got {tuple(y.shape)}; ps.posterior_y(…).mean has it{more}"
         )
     if states is not None:
         same = (y.unsqueeze(1) == states).reshape(len(y), len(states), -1).all(-1)
