@@ -293,6 +293,15 @@ def test_networks_that_are_not_registered_are_named(kind, tmp_path):
             ps.save(build(True), tmp_path)
 
 
+def test_a_network_in_the_body_of_a_class_is_named(tmp_path):
+    class Shared(Network):
+        first, others = nn.Linear(3, 3), {"last": nn.Linear(2, 2)}
+
+    objective = ps.limits.SimCLR(Shared())
+    with pytest.warns(UserWarning, match=r"got encoder\.first \(Linear\) and 1 more"):
+        ps.save(objective, tmp_path)
+
+
 class Listed(Network):
     """An encoder whose first layer is in a list."""
 

@@ -31,8 +31,8 @@ Hidden = dict[str, nn.Module | Tensor]
 def unregistered(objective: nn.Module, trainable: bool = False) -> Hidden:
     """Networks and parameters that the objective has not registered, by name.
 
-    They are those in lists, dictionaries and other containers, in objects of one's own,
-    and in the closures of functions.
+    They are those in lists, dictionaries and other containers, in objects and classes
+    of one's own, and in the closures of functions.
 
     Arguments:
         trainable: Whether to leave out frozen networks, such as a teacher.
@@ -41,10 +41,22 @@ def unregistered(objective: nn.Module, trainable: bool = False) -> Hidden:
     known = {id(part) for part in chain(objective.modules(), tensors)}
     found: Hidden = {}
     for name, module in objective.named_modules():
-        for attribute, value in vars(module).items():
+        for attribute, value in (_of_class(type(module)) | vars(module)).items():
             if attribute not in OF_MODULES and attribute != RECORDED:
                 found |= _hidden(f"{name}.{attribute}".lstrip("."), value, known)
     return {k: part for k, part in found.items() if not trainable or _trains(part)}
+
+
+def _of_class(kind: type) -> dict[str, Any]:
+    """The networks, parameters and containers that a class of one's own holds."""
+    holders = nn.Module, Tensor, list, tuple, Mapping, set, deque
+    own = [base for base in kind.__mro__ if not of_library(base.__module__)]
+    return {
+        name: value
+        for base in reversed(own)
+        for name, value in vars(base).items()
+        if isinstance(value, holders)
+    }
 
 
 def _trains(part: nn.Module | Tensor) -> bool:
