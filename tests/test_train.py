@@ -1310,6 +1310,7 @@ WRONG: list[tuple[type[Exception], str, object, str]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:expected all networks and parameters")
 @pytest.mark.parametrize("error, name, value, message", WRONG)
 def test_an_error_says_what_was_expected(error, name, value, message):
     arguments = {"objective": Autoencoder(), "data": points(), "epochs": 2}

@@ -8,6 +8,7 @@ they are not in `parameters()` nor in the `state_dict`, and do not move to a dev
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
 from inspect import getclosurevars
 from itertools import chain
 from types import FunctionType, MethodType, SimpleNamespace
@@ -28,7 +29,9 @@ RECORDED = "_arguments"  # of constructors: parts may have been replaced since
 Hidden = dict[str, nn.Module | Tensor]
 
 
-def unregistered(objective: nn.Module, trainable: bool = False) -> Hidden:
+def unregistered(
+    objective: nn.Module, trainable: bool = False, functions: bool = True
+) -> Hidden:
     """Networks and parameters that the objective has not registered, by name.
 
     They are those in lists, dictionaries and other containers, in objects and classes
@@ -36,6 +39,7 @@ def unregistered(objective: nn.Module, trainable: bool = False) -> Hidden:
 
     Arguments:
         trainable: Whether to leave out frozen networks, such as a teacher.
+        functions: Whether to look into functions, which a graph follows by itself.
     """
     tensors = chain(objective.parameters(), objective.buffers())
     known = {id(part) for part in chain(objective.modules(), tensors)}
@@ -43,7 +47,8 @@ def unregistered(objective: nn.Module, trainable: bool = False) -> Hidden:
     for name, module in objective.named_modules():
         for attribute, value in (_of_class(type(module)) | vars(module)).items():
             if attribute not in OF_MODULES and attribute != RECORDED:
-                found |= _hidden(f"{name}.{attribute}".lstrip("."), value, known)
+                at = f"{name}.{attribute}".lstrip(".")
+                found |= _hidden(at, value, known, functions)
     return {k: part for k, part in found.items() if not trainable or _trains(part)}
 
 
@@ -76,8 +81,12 @@ def message(hidden: Hidden, consequence: str) -> str:
     )
 
 
-def _hidden(name: str, value: Any, known: set[int], depth: int = 10) -> Hidden:
+def _hidden(
+    name: str, value: Any, known: set[int], functions: bool, depth: int = 10
+) -> Hidden:
     if id(value) in known or not depth:
+        return {}
+    if not functions and isinstance(value, FunctionType | MethodType | partial):
         return {}
     if isinstance(value, nn.Module):
         state = chain(value.parameters(), value.buffers())
@@ -87,7 +96,7 @@ def _hidden(name: str, value: Any, known: set[int], depth: int = 10) -> Hidden:
     known.add(id(value))  # since a list may contain itself
     found: Hidden = {}
     for key, part in _parts(value):
-        found |= _hidden(f"{name}.{key}", part, known, depth - 1)
+        found |= _hidden(f"{name}.{key}", part, known, functions, depth - 1)
     return found
 
 

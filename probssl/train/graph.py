@@ -206,7 +206,7 @@ def _check_modules(objective: nn.Module) -> None:
                 f"{name or type(module).__name__} has hooks, which a graph would not "
                 "run; remove them"
             )
-    for name, part in unregistered(objective).items():
+    for name, part in unregistered(objective, functions=False).items():
         raise ValueError(
             f"{name} ({type(part).__name__}) is not registered, and a graph would not "
             "move it; keep it in a ModuleList or ModuleDict"
