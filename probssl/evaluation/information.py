@@ -13,7 +13,6 @@ from ..arguments import typed, whole
 from ..arrays import Array, centred, check_alike, representations
 from ..estimates import Estimate, Undefined, estimate
 from .collapse import normalised
-from .neighbours import ROUNDING
 
 __all__ = ["gaussian_information", "info_nce", "maximiser"]
 __all__ += ["nearest_neighbour_information"]
@@ -49,8 +48,7 @@ def info_nce(a: Float[Array, "n dim"], b: Float[Array, "n dim"]) -> Estimate:
     check_alike(a, b, "b")  # by the columns: the cosine pairs them
     a, b = (normalised(z) for z in representations(*_pairs(a, b)))
     n = len(a)
-    matched = np.square(a - b).sum(1)
-    square = _squares(a, b, matched)
+    matched, square = np.square(a - b).sum(1), _squares(a, b)
     typical = square.mean()
     if not typical > 0:
         raise Undefined("all representations have one direction, without information")
@@ -235,18 +233,12 @@ def _pairs(a: Array, b: Array) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def _squares(
-    a: np.ndarray, b: np.ndarray, matched: Float[np.ndarray, " n"]
-) -> np.ndarray:
-    """Squared distances of all pairs, by products where those of views allow it."""
-    from scipy.spatial.distance import cdist
-
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances of all pairs, by products of numbers near zero."""
     centre = b.mean(0)
-    near_a, near_b = a - centre, b - centre
-    norms = np.square(near_a).sum(1)[:, None] + np.square(near_b).sum(1)
-    if np.median(matched) < ROUNDING * np.finfo(float).eps * norms.max():
-        return cdist(a, b, "sqeuclidean")
-    return np.maximum(norms - 2 * near_a @ near_b.T, 0)
+    a, b = a - centre, b - centre
+    norms = np.square(a).sum(1)[:, None] + np.square(b).sum(1)
+    return np.maximum(norms - 2 * a @ b.T, 0)
 
 
 def _uncorrelated(z: np.ndarray) -> np.ndarray:

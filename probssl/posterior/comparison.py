@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["EvidenceComparison", "compare_evidence", "pseudo_bma", "stacking"]
 
 RESAMPLES = 1_000  # of the items, for the pseudo-BMA+ weights
+LEAST = 1e-12  # weight of a model
 POLISHED = 200  # steps of EM after the optimiser of stacking
 
 
@@ -212,11 +213,11 @@ def stacking(
         np.full(models, 1 / models),
         jac=True,
         method="SLSQP",
-        bounds=[(1e-12, 1.0)] * models,
+        bounds=[(LEAST, 1.0)] * models,
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-12, "maxiter": 1_000},
     )
-    weights = found.x.clip(0)
+    weights = found.x.clip(LEAST)  # at 0 an item that a model alone has is lost
     weights /= weights.sum()
     for _ in range(POLISHED):  # steps of EM, exact where few items prefer a model
         weights *= (density / (density @ weights)[:, None]).mean(0)
