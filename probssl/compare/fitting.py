@@ -225,11 +225,11 @@ def _side_by_side(
         pool.shutdown()
         return {method: found[method] for method in methods}
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
             if process not in others:
                 process.terminate()
-                process.join()
+        # Its own thread joins them: who else did would race with it for their end.
+        pool.shutdown(cancel_futures=True)
         bar.bar.close()
 
 
