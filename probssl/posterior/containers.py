@@ -107,8 +107,10 @@ def pareto_k(log_weights: Float[np.ndarray, "item draw"]) -> Float[np.ndarray, "
         return k
     from arviz_stats.base import array_stats
 
-    # This psislw takes log-likelihoods, the negative log-weights of leave-one-out.
-    k[rows] = array_stats.psislw(-chosen)[1]
+    # This psislw takes log-likelihoods, the negative log-weights of leave-one-out; k̂ of
+    # a few large weights above equal ones is NaN, where 0.2x has infinity.
+    found = array_stats.psislw(-chosen)[1]
+    k[rows] = np.where(np.isnan(found), np.inf, found)
     return k
 
 
