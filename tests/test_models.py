@@ -426,6 +426,7 @@ def vae_baselines(module: ModuleType, folder: Path) -> None:
     splits = ps.data.Split(grey[:120]), ps.data.Split(binary)
     data = ps.data.Dataset(*splits, 1, "noise", "random")
     module.REFINED, module.FEWER, module.FIRST = 4, 30, 5
+    module.ANNEAL, module.ANNEALED, module.CHAINS = 2, 2, 5
 
     short = {"epochs": 1, "samples": 20, "refine": 2, "data": data, "runs": folder}
 
@@ -438,7 +439,7 @@ def vae_baselines(module: ModuleType, folder: Path) -> None:
         assert row["nats"] > 400 and row["standard error"] > 0
         assert set(row["validation"]) == {"1"}
         assert row[module.SOME] == pytest.approx(row["nats"], rel=0.2)
-        assert "refined: nats less" in row
+        assert "refined: nats less" in row and "refined less annealed" in row
     assert run(("VAE",), folder) == rows[:1]
     again = run(("VAE",), folder / "other")[0]  # of the fit that is kept
     assert again["nats"] == rows[0]["nats"]
