@@ -182,7 +182,7 @@ def refined(
         "refined: standard error": float(gained.std() / math.sqrt(len(gained))),
         "refined: median ESS": float(median(better.ess)),
         "refined: k̂ > 0.7": float((better.pareto_k > 0.7).mean()),
-        "refined: times the cost": round(better.cost, 1),
+        "refined: times the seconds": round(better.cost, 1),
         "refined less annealed": float(apart.mean()),
         "refined less annealed: standard error": float(
             apart.std() / math.sqrt(len(apart))
@@ -248,7 +248,7 @@ def main(
         cell = {"model": name, "seed": seed, "epochs": epochs}
         rows: list[Row] = report.known(path)
         row = next((row for row in rows if cell.items() <= row.items()), cell)
-        if SOME in row and ("refined: times the cost" in row or seed != SEED):
+        if SOME in row and ("refined: times the seconds" in row or seed != SEED):
             continue
         others = [each for each in rows if each is not row]
         folder = runs / "vae_baselines" / f"{name}, {epochs} epochs, seed {seed}"
@@ -288,8 +288,8 @@ def table(rows: list[Row]) -> str:
             error = row["refined: standard error"]
             cells[4] = f"{row['refined: nats less']:.2f} ± {error:.2f}"
             cells[5] = f"{row['refined: k̂ > 0.7']:.1%}"
-        if "refined: times the cost" in row:
-            cells[6] = f"{row['refined: times the cost']:.0f}"
+        if "refined: times the seconds" in row:
+            cells[6] = f"{row['refined: times the seconds']:.0f}"
         cells.append(report.spread([each[SOME] for each in own if SOME in each], 2))
         cells.append(f"{row['CPU seconds of training'] / 60:.0f}")
         lines.append(cells)
