@@ -1,5 +1,6 @@
 """The objective in Lightning: what `fit` does, a Trainer does."""
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -371,6 +372,20 @@ def test_several_sets_held_out_and_a_last_item_alone_are_refused(trainer):
         module = Module(ps.limits.SimCLR(encoder()), views=noisy)
         with pytest.raises(ValueError, match=words):
             trainer(max_epochs=1).fit(module, *loaders)
+
+
+def test_an_ended_validation_does_not_set_the_random_state_when_it_is_collected(
+    trainer,
+):
+    x = torch.rand(9, EVENT)
+    module = Module(ps.limits.SimCLR(encoder()), views=noisy)
+    with pytest.raises(ValueError, match="one DataLoader"):
+        trainer(max_epochs=1).fit(module, DataLoader(x, 9), [DataLoader(x, 9)] * 2)
+    del module
+    torch.manual_seed(5)
+    expected = torch.get_rng_state()
+    gc.collect()
+    assert torch.equal(torch.get_rng_state(), expected)
 
 
 def test_a_schedule_that_counts_epochs_is_named(trainer, caplog):

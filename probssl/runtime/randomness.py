@@ -1,7 +1,6 @@
 """The state of torch's global random generators, for checkpoints and validation."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -67,20 +66,27 @@ def set_random_states(
     _seed_others(int(torch.randint(2**63 - 1, (), generator=fork)))
 
 
-@contextmanager
-def same_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """A context with a fixed seed, after which the random state is restored."""
-    before = random_state(device)
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-    try:
-        yield
-    finally:
-        set_random_state(before, device)
+class same_randomness:
+    """A context with a fixed seed, after which the random state is restored.
+
+    A class: one written as a generator would restore the state whenever it is
+    collected, if an error has kept the context from its end.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed, self.device = seed, device
+
+    def __enter__(self) -> None:
+        self.before = random_state(self.device)
+        torch.default_generator.manual_seed(self.seed)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(self.seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        set_random_state(self.before, self.device)
 
 
 def _seed_others(seed: int) -> None:
