@@ -55,6 +55,10 @@ def assert_variance(found: Tensor, variance: Tensor) -> None:
     assert ((found.var(0) - variance).abs() < error).all()
 
 
+def predicted(found) -> Tensor:
+    return values(found, "posterior_predictive", "x")
+
+
 def images(**options) -> ps.Joint:
     """A small joint of images, with all the parts a fitted one has."""
     return ps.Joint(
@@ -305,6 +309,45 @@ class TestToArviz:
         alone = torch.stack([x[1, 0], x[2, 1]]).unsqueeze(1)
         expected = exact_evidence(joint, alone).expand(4, -1)
         assert_close(log_ratio(found)[:, 1:], expected)
+
+    def test_absent_views_are_predicted_from_their_own_z(self):
+        """Batch norm makes the decoder leave absent rows out where they are masked."""
+        joint, x = linear_gaussian(), torch.randn(4, 2, EVENT)
+        joint.decoder = nn.Sequential(nn.BatchNorm1d(DIM, affine=False), joint.decoder)
+        present = torch.tensor([[True, True], [True, False], [False, True], [True] * 2])
+        found = to_arviz(joint, groups(x, present=present), draws=400)
+        z, drawn = (values(found, "posterior", "z"), predicted(found))
+        with torch.no_grad():
+            mean = joint.eval().decode(z).mean
+        assert_close(
+            (drawn - mean).std(1), torch.full_like(mean[:, 0], NOISE), rtol=0.2, atol=0
+        )
+
+    def test_y_and_z_of_an_absent_view_are_drawn_together(self):
+        joint, x = linear_gaussian(), torch.randn(2, 2, EVENT)
+        present = torch.tensor([[True, False], [True, True]])
+        found = to_arviz(
+            joint, groups(x, present=present), draws=20_000, predictive=False
+        )
+        z, y = (values(found, "posterior", name)[0] for name in "zy")
+        away = (z - y.unsqueeze(2))[:, 0, 1]  # N(0, scale²), whatever q(z|x) is
+        assert_variance(away, torch.full((DIM,), SCALE**2))
+
+    def test_absent_views_have_no_covariates(self):
+        class Sized(dist.Normal):
+            def given(self, x):
+                return dist.Normal(self.loc + x, self.scale)
+
+        class Shifted(ps.likelihoods.Gaussian):
+            def forward(self, output):
+                return Sized(output, NOISE).to_event(1)
+
+        joint, x = linear_gaussian(), 100 + torch.randn(3, 2, EVENT)
+        joint.likelihood = Shifted(NOISE)
+        present = torch.tensor([[True, True], [True, False], [False, True]])
+        found = predicted(to_arviz(joint, groups(x, present=present), draws=20))[0]
+        assert (found.isnan().all(-1) == ~present).all()
+        assert (found[:, present] > 50).all()
 
     def test_pseudo_likelihoods_have_no_log_likelihood(self):
         joint = images()

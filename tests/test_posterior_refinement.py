@@ -157,6 +157,61 @@ def test_a_nonlinear_model_agrees_with_the_grid():
     assert reliable.sum() >= 4 and (np.abs(gap) < 5 * error(found))[reliable].all()
 
 
+class Squared(nn.Module):
+    """The square of z, whose posterior has two modes."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.square()
+
+
+def squared(prior: ps.priors.Prior, noise: float) -> ps.Joint:
+    """A joint of z² + noise whose q(z|x) is wide and covers both modes."""
+    encoder = nn.Linear(1, 1)
+    made = ps.Joint(prior, ps.likelihoods.Gaussian(noise), encoder, Squared())
+    with torch.no_grad():
+        encoder.weight.zero_(), encoder.bias.zero_()
+        made.posterior.factors.spread.weight.zero_()
+        made.posterior.factors.spread.bias.fill_(1.5)
+    return made
+
+
+@pytest.mark.parametrize("anneal", [0, 20])
+def test_a_mode_that_the_guide_has_is_not_lost(anneal):
+    """The fitted normal has one of two, and would miss log 2 without a word."""
+    prior, noise = ps.priors.Gaussian(1, 0.5), 0.3
+    x = torch.tensor([[2.5], [3.0], [3.5], [4.0]])
+    grid = torch.linspace(-8, 8, 100_001)
+    p_z = dist.Normal(0.0, math.sqrt(1.25)).log_prob(grid)
+    each = p_z + dist.Normal(grid.square(), noise).log_prob(x)
+    exact = (each.logsumexp(1) + (grid[1] - grid[0]).log()).numpy()
+    particles = PARTICLES if not anneal else 500
+    found = ps.evidence(
+        squared(prior, noise), x, particles=particles, refine=100, anneal=anneal
+    )
+    sd = np.sqrt(1 / found.ess)
+    assert (np.abs(found.log_evidence - exact) < 4 * sd).all() and sd.max() < 0.15
+
+
+def test_refinement_leaves_an_exact_guide_of_two_modes_what_it_was():
+    prior = ps.priors.Mixture(1, ps.priors.Components.at([[-6.0], [6.0]]), scale=0.5)
+    slope, encoder, decoder = 0.1, nn.Linear(1, 1), nn.Linear(1, 1)
+    guide = ps.guides.CoupledLikelihoods
+    made = ps.Joint(prior, ps.likelihoods.Gaussian(1.0), encoder, decoder, guide=guide)
+    with torch.no_grad():
+        for part, weight in ((encoder, 1 / slope), (decoder, slope)):
+            part.weight.fill_(weight), part.bias.zero_()
+        spread = made.posterior.factors.spread
+        spread.weight.zero_(), spread.bias.fill_(math.log(math.expm1(1 / slope - 1e-4)))
+    x = 0.3 * torch.randn(6, 1)
+    sd = math.sqrt(1 + slope**2 * 0.25)
+    means = slope * torch.tensor([-6.0, 6.0])
+    exact = dist.Normal(means, sd).log_prob(x).logsumexp(1) - math.log(2)
+    found = ps.evidence(made, x, particles=PARTICLES, refine=50)
+    gap = np.abs(found.log_evidence - exact.numpy())
+    assert (gap < 5 * error(found)).all() and found.unreliable == 0
+    assert found.ess.min() > 0.8 * PARTICLES
+
+
 def bent(prior: ps.priors.Prior, **options: object) -> ps.Joint:
     """A model with a decoder that is not linear, and an encoder of chance."""
     torch.manual_seed(3)
@@ -198,7 +253,8 @@ def test_evidence_on_the_circle_is_that_of_the_grid(views):
     x = ps.calibration.simulate(model, 5, views).data.views
     found = ps.evidence(model, groups(x.numpy()), particles=PARTICLES, refine=150)
     gap = found.log_evidence - on_circles(model, x)
-    assert (np.abs(gap) < 5 * error(found)).all() and (found.pareto_k < 0.7).all()
+    reliable = found.pareto_k < 0.7
+    assert reliable.sum() >= 4 and (np.abs(gap) < 5 * error(found))[reliable].all()
     assert np.median(found.ess) > 2 * np.median(found.before.ess)
 
 

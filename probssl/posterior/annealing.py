@@ -81,7 +81,7 @@ class Annealed:
         if self.refined is None:
             u, log_r = self.latents.guide(draws, hypers)
         else:
-            u, log_r = self.refined.sample(draws), self.refined.log_prob
+            u, log_r = self.refined.proposal(draws, hypers)
 
         def both(u: Vectors) -> tuple[Values, Values]:
             return log_r(u), self.latents.log_joint(u, hypers)

@@ -6,7 +6,9 @@ the antipode of q's mean direction, other supports by torch's bijection from R^n
 log-densities of u have the log-determinant of that map, so that integrals stay.
 """
 
+import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -14,22 +16,23 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Size, Tensor
-from torch.distributions import Transform
+from torch.distributions import Distribution, Transform
 from torch.nn.functional import normalize
 
 from ..bounds import local_log_prob
 from ..distributions.sphere import SphericalUniform, Stereographic
-from ..distributions.supports import from_real, is_sphere, support_of
+from ..distributions.supports import from_real, is_sphere, narrower, support_of
 from ..joint import Joint, sampled
 from ..special import log_area
 from ..terms import Batch
 
-__all__ = ["Latents"]
+__all__ = ["Latents", "Proposal", "Values", "Vectors"]
 
 START = 64  # draws of q, from which its location and spread are taken
 
 Vectors = Float[Tensor, "draw item number"]
 Values = Float[Tensor, "draw item"]
+Proposal = tuple[Vectors, Callable[[Vectors], Values]]  # draws, and its log-density
 
 
 class Latents:
@@ -70,6 +73,14 @@ class Latents:
         """Whether all variables are on spheres."""
         return len(self.poles) == len(self.maps)
 
+    @cached_property
+    def narrow(self) -> bool:
+        """Whether q lacks some of the support of the prior."""
+        q = self.joint.encode(self.batch)
+        own = getattr(q, "each", None)  # of the present views
+        own = own if isinstance(own, Distribution) else q
+        return narrower(own, self.joint.prior(self.batch.shape[1])) is not None
+
     def hypers(self, draws: int) -> dict[str, Tensor]:
         """Draws of the random hyper-parameters from their guide, (draw, 1, …)."""
         with pyro.plate("particles", draws, dim=-2):
@@ -84,10 +95,11 @@ class Latents:
             log_p = local_log_prob(poutine.trace(model).get_trace(self.batch))
         return log_p + log_det
 
-    def guide(
-        self, draws: int, hypers: dict[str, Tensor]
-    ) -> tuple[Vectors, Callable[[Vectors], Values]]:
-        """Draws of q(u | x, h), and the function log q; the encoder runs once."""
+    def guide(self, draws: int, hypers: dict[str, Tensor]) -> Proposal:
+        """Draws of q(u | x, h), and its log-density; the encoder runs once.
+
+        Where that is NaN, out of the range of numbers, it is 0.
+        """
         joint, content = self.joint, self.joint.content
         q = joint.encode(self.batch, **hypers)
         z = sampled(q, draws)
@@ -95,10 +107,18 @@ class Latents:
 
         def log_prob(u: Vectors) -> Values:
             values, log_det = self._values(u)
-            log_q = q.log_prob(values["z"]) + log_det
-            if content is None:
-                return log_q
-            return log_q + content(values["z"]).log_prob(values["y"])
+            try:
+                log_q = q.log_prob(values["z"]) + log_det
+            except (KeyError, NotImplementedError) as error:
+                raise ValueError(
+                    "expected a guide with a density at any z, got "
+                    f"{type(joint.posterior).__name__}, which has one at its own draws "
+                    "only, as a flow without an inverse; take evidence(…) as it is, "
+                    "without refine=… and anneal=…, or another guide"
+                ) from error
+            if content is not None:
+                log_q = log_q + content(values["z"]).log_prob(values["y"])
+            return log_q.where(~log_q.isnan(), -math.inf)
 
         return self._coordinates(drawn), log_prob
 

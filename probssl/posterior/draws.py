@@ -1,5 +1,6 @@
 """Draws from posterior and prior, with their predictives, for ArviZ."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from .joints import (
     check_guides,
     check_proper,
     check_spread,
+    decoded,
     joint_of,
 )
 
@@ -58,11 +60,13 @@ def to_arviz(
 
     ====================  =========================================================
     posterior             z (chain, draw, item, view, dim) and random hyper-parameters
-                          (chain, draw) from the guide; given these, from the prior,
+                          (chain, draw) from the guide; given these and z of all views,
+                          absent ones too, from the prior
                           the content y (chain, draw, item, dim), y_dim where its
                           dimension differs, and of a prior with components component
                           (chain, draw, item), component_probs (…, k)
-    posterior_predictive  x (chain, draw, item, view, \*event)
+    posterior_predictive  x (chain, draw, item, view, \*event); NaN where an absent view
+                          has no covariates for p(x|z)
     sample_stats          log_p = log p(x, z | h), log_q = log q(z | x, h) of each item
                           (with y, where it has a guide of its own):
                           their difference is the log importance weight;
@@ -181,15 +185,37 @@ def _posterior(
     hypers = {h: q[h]["value"] for h in hyper}
     if "y" in found:
         found |= with_component(joint.prior, found["y"], hypers, batch)
-    elif content:
-        found |= draw_content(joint.prior, found["z"], hypers, batch)
+    elif content:  # given z of absent views as well: rows are joint draws
+        found |= draw_content(
+            joint.prior, found["z"], hypers, batch._replace(present=None)
+        )
     if hyper:
         found["log_p_hyper"] = torch.cat([_log_prob(p[h]) for h in hyper], 1).sum(1)
         found["log_q_hyper"] = torch.cat([_log_prob(q[h]) for h in hyper], 1).sum(1)
     if predictive:
-        sites = {name: (p[name]["fn"], p[name]["value"]) for name in joint.sites}
-        found |= {name: at_covariates(*site).sample() for name, site in sites.items()}
+        found |= zip(joint.sites, _predicted(joint, batch, found["z"]), strict=True)
     return found | {h: q[h]["value"].squeeze(1) for h in hyper}
+
+
+def _predicted(joint: Joint, batch: Batch, z: Tensor) -> list[Tensor]:
+    """Draws of x of all views, each given its own z, at the covariates in the data.
+
+    An absent view has no covariates, and is NaN where p(x|z) takes some.
+    """
+    drawn = []
+    masks = [None] * len(joint.sites)
+    if batch.present is not None:
+        masks = batch.present.split(batch.widths, 1)
+    for p, x, mask in zip(
+        decoded(joint, z, batch.widths), batch.parts, masks, strict=True
+    ):
+        at = at_covariates(p, x)
+        new = at.sample()
+        if at is not p and mask is not None:
+            event = (1,) * (new.ndim - 1 - mask.ndim)
+            new = new.where(mask.view(*mask.shape, *event), math.nan)
+        drawn.append(new)
+    return drawn
 
 
 def _prior(

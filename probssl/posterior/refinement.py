@@ -28,8 +28,14 @@ the radius of a draw varies an eighth more than that of a normal, whatever n.
 On spheres posteriors in stereographic coordinates have tails far from a normal's. There
 rounds of importance sampling move the normal to the weighted mean and covariance
 (adaptive importance sampling), the Student-t has 5 degrees of freedom, and one draw in
-twenty is uniform, so that weights are bounded (a defensive mixture). The draws of an
-estimate are new ones, so that it stays unbiased.
+twenty is uniform, so that weights are bounded (a defensive mixture).
+
+A normal settles on one mode, and draws that never meet another say nothing of it:
+neither k̂ nor the effective sample size sees what is missing. So some draws are q's, a
+tenth at least and nine tenths at most, and weights are those of the mixture: a mode
+that q has counts; one that neither has stays unseen. The share of each item is the one,
+of a few, with the least variance among draws made beforehand. The draws of an estimate
+are new ones, so that it stays unbiased.
 
 References:
     Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
@@ -43,8 +49,9 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,10 +60,10 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
-from .coordinates import Latents, Values, Vectors
+from .coordinates import Latents, Proposal, Values, Vectors
 from .items import chunks
 
-__all__ = ["SAMPLES", "LocalNormal", "Refined", "climb", "frozen"]
+__all__ = ["SAMPLES", "LocalNormal", "Refined", "climb", "frozen", "mixed"]
 
 SAMPLES, RATE = 8, 0.1  # draws of a gradient step, and its rate in their spread
 ROUNDS, DRAWS, EACH = 8, 200, 8  # of score matching; draws at least, and per number
@@ -66,6 +73,7 @@ WIDER, TAIL = 1.0, 4.0  # of log-weights, in sd; degrees of freedom per number
 # share of uniform draws; of the variances of q, what is added to those of a round.
 ADAPTED, MOMENTS, SPHERE_WIDE, SPHERE_TAIL = 2, 1_000, 1.1, 5.0
 UNIFORM, TINY = 0.05, 1e-6
+SHARES, PILOTS = (0.1, 0.3, 0.5, 0.7, 0.9), 200  # of draws of q; draws to choose
 
 ByItem = Float[Tensor, "item draw number"]
 
@@ -144,8 +152,40 @@ class Refined:
             self._match(max(DRAWS, EACH * size))
 
     def log_weights(self, draws: int) -> Float[Tensor, "draw item"]:
-        """Draw u, and return log p(x, u) − log r(u)."""
-        return self._weighted(draws)[1]
+        """Draw u from `proposal`, and return log p(x, u) less its log-density."""
+        parts = []
+        for n in chunks(draws, self.latents.batch):
+            hypers = self.latents.hypers(n)
+            u, log_r = self.proposal(n, hypers)
+            parts.append(self.latents.log_joint(u, hypers) - log_r(u))
+        return torch.cat(parts)
+
+    def proposal(self, draws: int, hypers: dict[str, Tensor]) -> Proposal:
+        """Draws of q and of r, and the log-density of the mixture.
+
+        Of r alone where q lacks some of the support.
+        """
+        own = self.sample(draws), self.log_prob
+        if self.guided is None:
+            return own
+        return mixed([self.latents.guide(draws, hypers), own], self.guided[None])
+
+    @cached_property
+    def guided(self) -> Float[Tensor, " item"] | None:
+        """The share of draws of q whose mixture has the least variance."""
+        if self.latents.narrow:
+            return None
+        hypers = self.latents.hypers(PILOTS)
+        both = self.latents.guide(PILOTS, hypers), (self.sample(PILOTS), self.log_prob)
+        half = self.loc.new_full((1, len(self.loc)), 0.5)
+        u, log_half = mixed(both, half)
+        log_p, log_each = self.latents.log_joint(u, hypers), [f(u) for _, f in both]
+        shares = self.loc.new_tensor(SHARES)
+        squares = []
+        for share in shares:
+            each = torch.stack([share, 1 - share])[:, None]
+            squares.append(2 * log_p - log_half(u) - mixture(log_each, each))
+        return shares[torch.stack(squares).logsumexp(1).argmin(0)]
 
     def sample(self, draws: int) -> Vectors:
         """Draws of the proposal."""
@@ -238,6 +278,34 @@ class Refined:
         step = step * (most / length).clamp(max=1)
         self.loc = self.loc + (step @ self.tril.mT).squeeze(1)
         self.tril = self.tril @ torch.linalg.cholesky(covariance)
+
+
+def mixed(parts: Sequence[Proposal], shares: Float[Tensor, "part item"]) -> Proposal:
+    """Draws of several proposals, and the log-density of their mixture.
+
+    Arguments:
+        parts: As many draws of each as of the mixture, whose row i is a row i of one.
+        shares: Of the draws of an item, for all parts but the last.
+    """
+    total = len(parts[0][0])
+    ends = (shares.cumsum(0) * total).ceil()
+    row = torch.arange(total).to(ends)[:, None]
+    u = parts[-1][0]
+    for (drawn, _), end in reversed(list(zip(parts, ends, strict=False))):
+        u = drawn.where((row < end).unsqueeze(-1), u)
+    counts = torch.cat([ends, ends.new_full(ends[:1].shape, total)]).diff(
+        dim=0, prepend=torch.zeros_like(ends[:1])
+    )
+
+    def log_prob(u: Vectors) -> Values:
+        return mixture([log_r(u) for _, log_r in parts], counts / total)
+
+    return u, log_prob
+
+
+def mixture(log_each: Sequence[Values], shares: Float[Tensor, "part item"]) -> Values:
+    """The log-density of a mixture."""
+    return (torch.stack(list(log_each)) + shares.log().unsqueeze(1)).logsumexp(0)
 
 
 def climb(
