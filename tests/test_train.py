@@ -940,6 +940,22 @@ def test_the_bar_shows_the_terms(capfd):
     assert not capfd.readouterr().err
 
 
+def test_an_error_in_an_epoch_has_the_history_before_it():
+    def fail(epoch: int, row: dict[str, float]) -> None:
+        if epoch == 3:
+            raise RuntimeError("mine")
+
+    objective = Autoencoder()
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        fit(objective, points(), epochs=5, on_epoch=fail)
+    assert caught.value.history["epoch"].tolist() == [1, 2]
+    assert "2 finished epochs" in caught.value.__notes__[-1]
+    assert not objective.training
+    with pytest.raises(RuntimeError):
+        fit(objective, points(), epochs=5, on_step=lambda step, terms: fail(3, {}))
+    assert not objective.training
+
+
 def test_an_interrupt_keeps_what_was_reached(caplog):
     def interrupt(step: int, terms: Terms) -> None:
         assert isinstance(terms, Terms) and not terms.reconstruction.requires_grad
@@ -1208,6 +1224,15 @@ def test_a_run_is_never_overwritten_nor_resumed_from_nothing(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "run" / "last.safetensors")
     with pytest.raises(ValueError, match="'probssl checkpoint 2' in the header"):
         noisy_fit(epochs=1, checkpoint=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[:-9], lambda x: x[7:]])
+def test_a_damaged_checkpoint_is_named_and_is_no_new_start(damage, tmp_path):
+    noisy_fit(epochs=1, checkpoint=tmp_path)
+    last = tmp_path / "last.safetensors"
+    last.write_bytes(damage(last.read_bytes()))
+    with pytest.raises(ValueError, match=r"last.safetensors as fit writes.*damaged"):
+        noisy_fit(epochs=2, checkpoint=tmp_path, resume=True)
 
 
 # --- errors, before any work -------------------------------------------------------

@@ -202,6 +202,9 @@ def fit(
         progress: Whether to show a progress bar.
 
     Raises:
+        Exception: Errors of callbacks, views and data come as they are. An error in an
+            epoch has the attribute ``history``, with the epochs that were finished; the
+            objective is left in evaluation mode, with the parameters that it had.
         FileExistsError: If the folder holds a checkpoint, but `resume` is False.
         FileNotFoundError: If it holds other files, but no checkpoint to resume from.
         FloatingPointError: If a term or a parameter is not finite.
@@ -321,9 +324,16 @@ def fit(
             len(run.history),
             "stay as they are" if stopping.kept is None else best,
         )
+    except Exception as error:
+        error.history = run.history  # type: ignore[attr-defined]
+        error.add_note(
+            f"{len(run.history)} finished epochs are in history of the error"
+        )
+        raise
     finally:
         bar.close()
-    stopping.restore(objective.eval())
+        objective.eval()
+    stopping.restore(objective)
     if step.count > begun:
         closing_remarks(objective, train, numbers)
     return run.history

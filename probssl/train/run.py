@@ -282,17 +282,28 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, its tensors on the CPU."""
+    """Read a checkpoint, its tensors on the CPU.
+
+    Raises:
+        ValueError: If the file is no checkpoint, or damaged.
+    """
     data = path.read_bytes()
-    tensors = safetensors.torch.load(data)
-    end = 8 + int.from_bytes(data[:8], "little")  # the header follows its length
-    header = json.loads(data[8:end]).get("__metadata__", {})
-    if header.get("format") not in FORMATS:
+    try:
+        tensors = safetensors.torch.load(data)
+        end = 8 + int.from_bytes(data[:8], "little")  # the header follows its length
+        header = json.loads(data[8:end]).get("__metadata__", {})
+        known = header.get("format") in FORMATS
+        state = _unpack(json.loads(header["state"]), tensors) if known else {}
+    except Exception as error:  # whatever a part of a damaged file is taken for
+        raise ValueError(
+            f"expected {path} as fit writes it, got a damaged file of {len(data):,} "
+            f"bytes ({error!r}); restore it, or take another folder to start anew"
+        ) from error
+    if not known:
         raise ValueError(
             f"expected {FORMATS[-1]!r} in the header of {path}, got "
             f"{header.get('format')!r}; pass the folder of a run of fit"
         )
-    state = _unpack(json.loads(header["state"]), tensors)
     if header["format"] == FORMATS[0]:
         state["random"] = [state["random"] | {"order": state.pop("order")}]
     return state
