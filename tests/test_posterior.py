@@ -177,6 +177,8 @@ class TestEvidence:
         joint = linear_gaussian()
         found = evidence(joint, torch.randn(500, EVENT), particles=5)
         assert len(repr(found)) < 200 and "items: 500" in repr(found)
+        near = found._replace(log_evidence=np.array([1.2340, 1.2341, 1.2342]))
+        assert "mean: 1.23410 ± 0.00006 nats" in repr(near)
         assert f"{found.mean:.2f} ±" in found._repr_html_()
 
     def test_random_hyper_parameters_are_averaged_over(self):
@@ -740,3 +742,72 @@ def test_embed_says_that_z_is_a_random_draw():
             ps.embed(each, x)
     encoder.always = False
     assert np.array_equal(ps.embed(objective, x), ps.embed(encoder, x))
+
+
+class TestNetworksThatMixItems:
+    """Batch norm without running statistics takes its moments over the items."""
+
+    @staticmethod
+    def joint(mixed: str) -> ps.Joint:
+        def norm(name: str) -> nn.Module:
+            return nn.BatchNorm1d(6, track_running_stats=name != mixed)
+
+        encoder = nn.Sequential(nn.Linear(4, 6), norm("encoder"), nn.Linear(6, 2))
+        decoder = nn.Sequential(nn.Linear(2, 6), norm("decoder"), nn.Linear(6, 4))
+        prior = ps.priors.TwoTier(2, components=2)
+        return ps.Joint(prior, ps.likelihoods.Gaussian(1.0), encoder, decoder)
+
+    x = torch.randn(6, 4)
+    ENCODED = {
+        "embed": lambda joint, x: ps.embed(joint, x),
+        "reconstruct": lambda joint, x: ps.reconstruct(joint, x),
+        "traverse": lambda joint, x: ps.traverse(joint, x),
+        "swap": lambda joint, x: ps.swap(joint, x, x),
+        "interpolate": lambda joint, x: ps.interpolate(joint, x[:1], x[1:2]),
+        "classify": lambda joint, x: ps.classify(joint, x),
+        "evidence": lambda joint, x: ps.evidence(joint, x),
+        "refined": lambda joint, x: ps.evidence(joint, x, refine=2),
+        "gaps": lambda joint, x: ps.gaps(joint, x),
+        "posterior_y": lambda joint, x: ps.posterior_y(joint, x),
+        "to_arviz": lambda joint, x: ps.to_arviz(joint, x, draws=3),
+        "novelty": lambda joint, x: ps.novelty(joint, x, reference=x),
+        "complete": lambda joint, x: ps.complete(
+            joint,
+            ps.data.groups([x, x], present=torch.tensor([[True, False]]).expand(6, 2)),
+        ),
+    }
+    DECODED = {
+        "sample": lambda joint, x: ps.sample(joint, 3),
+        "generate": lambda joint, x: ps.generate(joint, x[:3, :2]),
+    }
+
+    @pytest.mark.parametrize(
+        ("mixed", "name"),
+        [
+            *(("encoder", name) for name in ENCODED),
+            *(("decoder", name) for name in ("reconstruct", "evidence", "swap")),
+            *(("decoder", name) for name in DECODED),
+        ],
+    )
+    def test_are_refused_where_they_are_called(self, mixed, name):
+        call = (self.ENCODED | self.DECODED)[name]
+        with pytest.raises(ValueError, match="without running.*track_running_stats"):
+            call(self.joint(mixed), self.x)
+
+    def test_are_left_alone_where_they_are_not(self):
+        joint = self.joint("decoder")
+        alone = [ps.embed(joint, x[None]) for x in self.x]
+        np.testing.assert_allclose(
+            ps.embed(joint, self.x), np.concatenate(alone), rtol=1e-5, atol=1e-6
+        )
+        assert ps.sample(self.joint("encoder"), 3).shape == (3, 2, 4)
+        objective = ps.limits.SimCLR(
+            nn.Sequential(nn.Linear(4, 2)),
+            nn.Sequential(
+                nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False)
+            ),
+        )
+        assert ps.embed(objective, self.x).shape == (6, 2)
+        with pytest.raises(ValueError, match=r"projector\.1 \(BatchNorm1d\)"):
+            ps.embed(objective, self.x, layer="projector")
+        assert not any(module._forward_pre_hooks for module in objective.modules())

@@ -29,6 +29,7 @@ __all__ = [
     "dim_of",
     "each_view",
     "in_evaluation",
+    "items_apart",
     "known_dim",
     "masks_of",
     "mixes_rows",
@@ -232,6 +233,39 @@ def _mixes(norm: nn.Module) -> bool:
 def _is_norm(norm: nn.Module) -> bool:
     tracked = isinstance(norm, _InstanceNorm) and norm.running_mean is not None
     return tracked or isinstance(norm, _BatchNorm)
+
+
+@contextmanager
+def items_apart(module: nn.Module) -> Iterator[None]:
+    """Refuse meanwhile to call batch norm that takes its moments over the rows.
+
+    In evaluation mode this is batch norm without running statistics: what it makes of
+    an item changes with the other items. Networks that are not called may have it.
+
+    Raises:
+        ValueError: Where it is called.
+    """
+
+    def refuse(name: str, norm: nn.Module, inputs: Any) -> None:
+        raise ValueError(
+            "expected networks that treat items one by one in evaluation mode, got "
+            f"batch norm without running statistics, {name} ({type(norm).__name__}), "
+            "by which what an item becomes changes with the other items of the batch; "
+            "build it with track_running_stats=True and fit again, or take "
+            "nn.GroupNorm or nn.LayerNorm"
+        )
+
+    mixing = {name: norm for name, norm in module.named_modules() if _mixes(norm)}
+    hooks = [
+        norm.register_forward_pre_hook(partial(refuse, name or "the network"))
+        for name, norm in mixing.items()
+    ]
+    try:
+        with _uncompiled() if mixing else nullcontext():  # compiled, none is called
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_items_apart(
