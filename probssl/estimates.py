@@ -1,5 +1,6 @@
 """Estimates with standard errors and bootstrap intervals."""
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,10 @@ from jaxtyping import Float
 from .arrays import Array, numbers
 
 __all__ = ["MIN_RESAMPLES", "Estimate", "Interval", "Undefined", "estimate"]
-__all__ += ["intervals", "reflected"]
+__all__ += ["intervals", "places", "reflected"]
 
 MIN_RESAMPLES = 20  # of which the outer twentieths can be left out
+LONGEST = 6  # digits before or after the point, beyond which there is a power of ten
 
 
 class Interval(NamedTuple):
@@ -75,6 +77,25 @@ class Estimate(NamedTuple):
 
     value: float
     standard_error: float
+
+
+def places(value: float, error: float) -> tuple[int, int]:
+    """The decimals, and the power of ten, with which a value and its error are written.
+
+    Both are divided by the power of ten and end at the first digit of the error, once
+    it is rounded: 1.23 ± 0.04, and (1.234 ± 0.005)e-07.
+
+    Arguments:
+        error: A positive number.
+    """
+    first, last = max(map(_order, (value, error))), _order(error)
+    power = first if last < -LONGEST or first >= LONGEST else 0
+    return max(power - last, 0), power
+
+
+def _order(x: float) -> int:
+    """The power of ten of the first digit of a number rounded to it."""
+    return int(f"{x:.0e}".partition("e")[2]) if x else -sys.maxsize
 
 
 class Undefined(ValueError):

@@ -34,7 +34,7 @@ from probssl.compare.checks import check, check_data
 from probssl.compare.decoding import decoded
 from probssl.compare.densities import directions, gaussian, spherical, student
 from probssl.compare.fitting import fit_methods
-from probssl.compare.table import COLUMNS, MATRIX_COLUMNS
+from probssl.compare.table import COLUMNS, MATRIX_COLUMNS, Comparison
 from probssl.estimates import estimate
 
 # Behind the function of the same name.
@@ -815,3 +815,25 @@ def test_a_bare_joint_is_refused_and_frozen_parameters_may_be_shared():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check({"one": one, "other": other})
+
+
+@pytest.mark.parametrize("magnitude", range(-8, 7))
+def test_a_printed_error_is_that_of_the_last_digits(magnitude):
+    random = np.random.default_rng(magnitude + 8)
+    for error in 10.0**magnitude * random.uniform(1, 10, 5):
+        for value in error * np.r_[0, -1, 10.0 ** random.uniform(-2, 6, 3)]:
+            row = {"terms": {}, "scores": {}, "matrix": {"info_nce": value}}
+            row["errors"] = {"info_nce": error}
+            text = str(Comparison("noise", 0, {"one": row})).split()[-1]
+            digits, last, power = re.fullmatch(r"(.+)\((\d+)\)(e.+)?", text).groups()
+            unit = 10.0 ** (int((power or "e0")[1:]) - len(digits.partition(".")[2]))
+            assert int(last) > 0 and abs(int(last) * unit - error) <= 0.501 * unit
+            shown = float(digits + (power or ""))
+            assert abs(shown - value) <= 0.501 * unit
+            assert unit <= 1.01 * 10 ** max(math.ceil(math.log10(error)), 0)
+
+
+def test_a_small_error_is_printed():
+    row = {"terms": {}, "scores": {}, "matrix": {"info_nce": 0.00016}}
+    row["errors"] = {"info_nce": 0.00004}
+    assert str(Comparison("noise", 0, {"one": row})).endswith(" 0.00016(4)")

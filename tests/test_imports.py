@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "probssl"
 # What each part of the package may import, besides `arguments` and `arrays`, the edge.
 INWARDS = {
     "estimates": "",
-    "plots": "",
+    "plots": "estimates",
     "evaluation": "estimates",
     "linear": "estimates",
     "information": "estimates",

@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..estimates import places
+
 if TYPE_CHECKING:
     import pandas
 
@@ -223,10 +225,12 @@ def _number(value: float, digits: int) -> str:
 
 def _with_error(value: float, error: float) -> str:
     """The value with the error of its last digits: 1.23(4) is 1.23 ± 0.04."""
-    if math.isnan(value) or not error > 0:
+    if not (math.isfinite(value) and 0 < error < math.inf):
         return _number(value, 2)
-    digits = min(max(0, math.ceil(-math.log10(error) - 0.02)), 4)
-    return f"{value:.{digits}f}({error * 10**digits:.0f})"
+    digits, power = places(value, error)
+    shown, last = (f"{x / 10.0**power:.{digits}f}" for x in (value, error))
+    last = last.replace(".", "").lstrip("0")
+    return f"{shown}({last})" + (f"e{power:+03d}" if power else "")
 
 
 def _html(names: list[str], columns: Cells) -> str:

@@ -12,6 +12,7 @@ from numpy.ma import masked_invalid
 from pandas import DataFrame
 
 from ..arguments import having, typed
+from ..estimates import places
 from .style import BLUE, INK, PALE, blank, clean, literal
 
 __all__ = ["comparison", "matrix", "terms"]
@@ -185,8 +186,10 @@ def _with_error(value: float, error: float) -> str:
     """The value, and below it its error, both to the error's first digit."""
     if not (np.isfinite(value) and np.isfinite(error) and error > 0):
         return _written(value, 2)
-    digits = int(np.clip(np.ceil(-np.log10(error) - 0.02), 0, 4))
-    return f"{_written(value, digits)}\n± {_written(error, digits)}"
+    digits, power = places(value, error)
+    end = f"e{power:+03d}".replace("-", "−") if power else ""
+    shown, last = (_written(x / 10.0**power, digits) for x in (value, error))
+    return f"{shown}{end}\n± {last}{end}"
 
 
 def _columns(table: DataFrame, wanted: Sequence[str], optional: bool) -> list[str]:

@@ -16,7 +16,7 @@ from ..arguments import typed, whole
 from ..arrays import plain
 from ..bounds import log_weights
 from ..data.batches import Loadable, Views
-from ..estimates import estimate
+from ..estimates import estimate, places
 from ..joint import Joint
 from ..special import effective_sample_size
 from ..terms import Batch
@@ -89,8 +89,12 @@ class Evidence(NamedTuple):
 
     def _rows(self) -> list[tuple[str, str]]:
         """What a short form shows, by name."""
-        mean = f"{self.mean:.2f} ± {self.standard_error:.2f} nats per item"
-        rows = {"mean": mean, "median ESS": f"{np.median(self.ess):.1f}"}
+        mean, error, digits = self.mean, self.standard_error, 2
+        if 0 < error < math.inf:
+            decimals, power = places(mean, error)
+            digits = max(digits, decimals - power)
+        said = f"{mean:.{digits}f} ± {error:.{digits}f} nats per item"
+        rows = {"mean": said, "median ESS": f"{np.median(self.ess):.1f}"}
         n, before = len(self.log_evidence), self.before
         rows[f"Pareto k̂ > {RELIABLE_K}"] = (
             f"{self.unreliable} of {n} items"
