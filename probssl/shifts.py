@@ -27,7 +27,7 @@ SHIFTS: dict[str, nn.Module] = {
     "background": Background(1.0),
 }
 """Rotation by up to 45 degrees; Gaussian noise of standard deviation 0.3; inversion; a
-smooth background of standard deviation 1/4. Values are clipped to [0, 1]."""
+smooth background of standard deviation 1/4. Images are clipped to [0, 1]."""
 
 
 @typed
@@ -84,7 +84,11 @@ def transferred(
 
 @typed
 def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
-    """The shifted items, clipped to [0, 1]; a ValueError if the shape changes."""
+    """The shifted items; a ValueError if the shape changes.
+
+    Images (channel, height, width), bytes or floating point in [0, 1], are clipped to
+    [0, 1]; items of other shapes, whose values may be any, are not.
+    """
     floats = as_float(split)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)

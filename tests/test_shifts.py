@@ -51,6 +51,15 @@ def test_shifts_leave_labels_range_and_the_random_stream_alone(digits):
     assert (torch.random.get_rng_state() == before).all()
 
 
+def test_items_that_are_no_images_may_have_any_value():
+    x = 3 * torch.randn(200, 5)
+    images = torch.rand(20, 1, 8, 8)
+    moved = apply(ps.views.Noise(0.3), ps.data.Split(x)).images
+    assert ((moved - x).std() / 0.3 - 1).abs() < 0.2 and moved.min() < -3
+    inside = apply(ps.views.Noise(0.3), ps.data.Split(images)).images
+    assert inside.min() == 0 and inside.max() == 1
+
+
 def test_bytes_are_read_as_shares_of_255():
     images = torch.arange(0, 256, 5, dtype=torch.uint8)[:, None, None, None]
     part = apply(Invert(), ps.data.Split(images.expand(-1, 1, 4, 4)))
