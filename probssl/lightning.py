@@ -76,8 +76,8 @@ class Module(LightningModule):
 
     Under gradient accumulation all batches of a step see the buffers and frozen
     parameters as they were before it, as in `fit`: an EMA teacher or a queue moves once
-    per step. As always in Lightning, batches have equal weights whatever their numbers
-    of items.
+    per step. As always in Lightning, each batch has the weight 1/accumulate, whatever
+    its number of items, also in a last group of fewer batches: `fit` weights by items.
 
     With several ranks the gradients are averaged, and an objective that couples items
     has the value of the whole batch; all ranks need the same number of items. Each
