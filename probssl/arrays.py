@@ -148,6 +148,15 @@ def check_classes(known: Any, values: Any) -> None:
         )
 
 
+def unlabelled(y: Any) -> np.ndarray:
+    """Which items have no class: -1, where classes have names.
+
+    Without names any number is a class, and none of the items is without.
+    """
+    named = isinstance(y, Tensor) and getattr(y, "classes", None) is not None
+    return plain(y) < 0 if named else np.zeros(len(y), bool)
+
+
 def class_names(known: Any) -> tuple[str, ...] | None:
     """Names of classes in the order of their numbers, from whatever has them.
 
@@ -468,6 +477,11 @@ def labels(
             f"expected a label for each representation, got {items} representations "
             f"and {len(array)} labels; give them in the same order"
         )
+    if missing := int(unlabelled(y).sum()):
+        raise ValueError(
+            f"expected a class for each item in {name}, got -1, no class, for "
+            f"{missing} of them; leave those out: data.rows(data.labels >= 0)"
+        )
     return array
 
 
@@ -668,7 +682,7 @@ def _unboxed(array: np.ndarray, name: str) -> np.ndarray:
 def _int64(array: np.ndarray, name: str) -> Int[np.ndarray, "*shape"]:
     """Whole numbers as int64, which must hold them."""
     if array.size and array.dtype.kind not in "bi":
-        low, high = array.min(), array.max()
+        low, high = array.min().item(), array.max().item()
         most = 2**53 if array.dtype.kind == "f" else 2**63
         if low < -most or high >= most:
             raise ValueError(

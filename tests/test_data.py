@@ -1303,3 +1303,39 @@ def test_data_sets_that_number_their_classes_otherwise_do_not_meet():
     meet = data.Dataset(*splits, None, "animals")
     with pytest.raises(ValueError, match=words):
         ps.compare({"SimCLR": ps.limits.SimCLR(torch.nn.Linear(3, 2))}, meet)
+
+
+class TestItemsWithoutALabel:
+    labels = torch.tensor([0, 1, -1] * 8)
+    named = Split(torch.rand(24, 3), labels, classes=("cat", "dog"))
+
+    def test_are_of_no_class_where_classes_have_names(self):
+        assert "2 classes (cat, dog), 8 without a label" in repr(self.named)
+        both = data.groups([self.named.images] * 2, self.labels, classes=self.named)
+        assert "2 classes (cat, dog), 8 without a label" in repr(both)
+        assert "3 classes" in repr(Split(self.named.images, self.labels))
+        few = self.named.rows(self.named.labels >= 0)
+        assert repr(few).endswith("2 classes (cat, dog))")
+
+    def test_are_refused_by_scores_of_classes(self):
+        z, y = self.named.images, self.named.labels
+        for score in (
+            lambda: ps.evaluation.linear_probe(z, y, z, y),
+            lambda: ps.evaluation.knn(z, y, z, y),
+            lambda: ps.evaluation.crowding(z, y),
+            lambda: ps.evaluation.cluster(z, y),
+        ):
+            with pytest.raises(ValueError, match=r"-1, no class, for 8 of.*>= 0"):
+                score()
+        few = self.named.rows(y >= 0)
+        assert ps.evaluation.knn(few.images, few.labels, few.images, few.labels) > 0
+
+    def test_have_no_other_negative_label(self):
+        with pytest.raises(ValueError, match="from 0, or -1 of items without, got -2"):
+            self.named._replace(labels=self.labels * 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8])
+def test_labels_of_any_type_are_whole_numbers(dtype):
+    found = Split(X[:6], np.array([0, 1, 2] * 2, dtype)).labels
+    assert found.dtype == torch.int64 and found.tolist() == [0, 1, 2] * 2

@@ -621,6 +621,36 @@ def test_items_without_a_label_are_grey_and_said():
     np.testing.assert_array_equal(grey.get_offsets(), xy[[1, 3]])
 
 
+def test_no_class_among_named_ones_is_grey():
+    labels = torch.tensor([0, -1, 1, -1])
+    xy = np.arange(8.0).reshape(4, 2)
+    split = ps.data.Split(torch.zeros(4, 2), labels, classes=("cat", "dog"))
+    figure = rendered(plots.latent_map(xy, split.labels))
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["0", "1", "no label"]
+    grey, *_ = figure.axes[0].collections
+    np.testing.assert_array_equal(grey.get_offsets(), xy[[1, 3]])
+    unnamed = rendered(plots.latent_map(xy, labels)).legends[0]
+    assert [t.get_text() for t in unnamed.get_texts()] == ["-1", "0", "1"]
+
+
+def test_errors_of_any_size_are_written_to_their_first_digit():
+    random = np.random.default_rng(0)
+    errors = 10 ** random.uniform(-8, 6, 60)
+    values = errors * np.where(np.arange(60) % 9, 10 ** random.uniform(-2, 6, 60), 0)
+    table = pd.DataFrame({"log_det": values, "log_det_se": errors})
+    for text, value, error in zip(
+        texts(plots.matrix(table)), values, errors, strict=True
+    ):
+        shown, said = (
+            float(part.replace(",", "").replace("−", "-"))
+            for part in text.split("\n± ")
+        )
+        unit = 10.0 ** math.floor(math.log10(float(f"{error:.0e}")) + 1e-9)
+        assert said > 0 and abs(said - error) <= 0.501 * unit
+        assert abs(shown - value) <= 0.501 * unit
+
+
 def test_numbers_that_cannot_be_placed_are_written():
     panel = rendered(plots.comparison(WIDE.iloc[:4], ["knn"])).axes[0]
     written = [text.get_text() for text in panel.texts]

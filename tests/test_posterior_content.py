@@ -145,6 +145,17 @@ def test_an_explicit_content_and_other_spaces_have_y_too():
     assert ps.posterior_y(explicit, torch.randn(4, 6), draws=7).draws.shape == (7, 4, 3)
 
 
+def test_items_without_a_label_have_no_name():
+    x, labels = torch.randn(6, 6), torch.tensor([1, -1, 0, -1, 1, 0])
+    names = ["owl", "", "cat", "", "owl", "cat"]
+    split = ps.data.Split(x, labels, classes=("cat", "owl"))
+    groups = ps.data.groups([x, x], labels, classes=("cat", "owl"))
+    for data in (split, groups):
+        idata = ps.to_arviz(joint(ps.priors.Gaussian(3, 0.5)), data, draws=3)
+        assert idata["constant_data"]["label_name"].values.tolist() == names
+        assert idata["constant_data"]["label"].values.tolist() == labels.tolist()
+
+
 def test_evidence_and_names_of_classes_are_in_the_file(tmp_path):
     model = joint(ps.priors.Gaussian(3, 0.5))
     x, names = torch.randn(6, 6), ["owl", "cat"] * 3

@@ -52,10 +52,11 @@ def arrays(
     0 and 255; floating point keeps its type, which `fit` and `embed` convert to that of
     the objective; whole numbers become floating point, exactly. Labels become int64,
     strings by their sorted order, a categorical of pandas by that of its categories,
-    all without missing ones; -1 is a class like any other. `Split.classes` has their
-    names. Columns of a DataFrame count by position: give new data in the same order,
-    ``new[frame.columns]``. A `test` whose columns are in another order, and labels
-    whose index is in another order than that of the frame, are refused.
+    all without missing ones. `Split.classes` has their names, among which -1 is no
+    class; of numbers without names it is a class like any other. Columns of a DataFrame
+    count by position: give new data in the same order, ``new[frame.columns]``. A `test`
+    whose columns are in another order, and labels whose index is in another order than
+    that of the frame, are refused.
 
     Arguments:
         test: The test images; None sets a fixed quarter of every class aside.

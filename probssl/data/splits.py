@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from ..arguments import typed, whole
-from ..arrays import Array, check_alike, gate, tensor, whole_numbers
+from ..arrays import Array, check_alike, gate, plain, tensor, unlabelled, whole_numbers
 from ..arrays import labels as class_names
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
@@ -155,7 +155,8 @@ class Split(Rows):
         labels: The classes, whole numbers or strings, used for evaluation only: the
             content.
         style: What varies within a class (the writer, the factors of a simulator).
-        classes: The names of the classes, in the order of their numbers.
+        classes: The names of the classes, in the order of their numbers. Where classes
+            have names, the label -1 stands for an item without a class.
 
     Example:
         >>> import probssl as ps
@@ -176,7 +177,8 @@ class Groups(Rows):
     Arguments:
         views: The views of each item, with shape (n, view, \\*event); or one such
             tensor for each modality, where their event shapes differ.
-        labels: The class numbers, used for evaluation only: no objective sees them.
+        labels: The class numbers, used for evaluation only: no objective sees them. As
+            in a `Split`, -1 is no class where classes have names.
         present: Which views were observed; None means all of them.
         content: Observed contents, which reach the objective in `Batch.content`: whole
             numbers, -1 where one is not known.
@@ -246,6 +248,12 @@ def _names(names: Any, labels: Any) -> tuple[str, ...]:
     listed = () if isinstance(names, str) else tuple(names)
     numbers = isinstance(labels, Tensor) and len(labels)
     most = int(labels.max()) if numbers else len(listed) - 1
+    least = int(labels.min()) if numbers else 0
+    if least < -1:
+        raise ValueError(
+            f"expected labels from 0, or -1 of items without, got {least}; where "
+            "classes have names, labels are their positions"
+        )
     if not all(isinstance(name, str) for name in listed) or len(listed) <= max(most, 0):
         raise ValueError(
             "expected classes as the names of all classes, a tuple of strings in the "
@@ -311,8 +319,16 @@ def _summary(data: Rows) -> str:
     names = getattr(data, "classes", None)
     said = f" ({shorten(', '.join(names), 60)})" if names else ""
     known = [
-        f"{len(set(value.tolist()))} classes{said}" if name == "labels" else name
+        _counted(value, said) if name == "labels" else name
         for name, value in [*data._columns.items()][1:]
         if value is not None
     ]
     return ", ".join([f"{len(data)} items {shapes}", dtype, *known])
+
+
+def _counted(labels: Tensor | np.ndarray, said: str) -> str:
+    """The number of classes that occur, and that of items without one."""
+    missing = unlabelled(labels)
+    count = len(set(plain(labels)[~missing].tolist()))
+    without = f", {missing.sum()} without a label" if missing.any() else ""
+    return f"{count} classes{said}{without}"

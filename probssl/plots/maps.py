@@ -17,7 +17,15 @@ from pandas import Series, factorize
 from pandas.api.types import is_float_dtype, is_numeric_dtype
 
 from ..arguments import typed, whole
-from ..arrays import Array, finite, gate, numbers, plain, representations
+from ..arrays import (
+    Array,
+    finite,
+    gate,
+    numbers,
+    plain,
+    representations,
+    unlabelled,
+)
 from .style import INK, blank, clean, literal
 
 __all__ = ["latent_map", "latent_maps"]
@@ -49,7 +57,8 @@ def latent_map(
 
     Arguments:
         labels: Up to 30 classes, or numbers, which get a scale of colours. Items whose
-            label is None or NaN are grey.
+            label is None or NaN are grey; so are those of -1, no class, among the
+            labels of a data set whose classes have names.
         std: The standard deviations of q(z|x); an ellipse (in one dimension a bar) then
             holds 90 % of a normal with these and without correlations, which q of
             `guides.DiagonalGaussian` is.
@@ -180,7 +189,7 @@ def _points(
     # pandas finds the type of what is listed; None stands for no label.
     values = Series(found.tolist() if found.dtype == object else found)
     values = values.reset_index(drop=True)
-    known = values.notna().to_numpy()
+    known = values.notna().to_numpy() & ~unlabelled(labels)
     colours = to_rgba_array([UNLABELLED] * len(xy))
     if not known.all():
         x, y = xy[~known].T

@@ -79,7 +79,7 @@ def to_arviz(
     prior_predictive      x (chain, draw, view, \*event)
     observed_data         x (item, view, \*event), NaN where a view is absent
     constant_data         label (item), if there are labels; label_name, if they have
-                          names
+                          names, "" of items without a label (-1)
     ====================  =========================================================
 
     Several modalities are x_0, x_1 and so on. With observed contents log_p includes
@@ -309,7 +309,7 @@ def _observed(
         chosen = plain(data.labels)[rows]
         groups["constant_data"] = {"label": (("item",), chosen)}
         if data.classes is not None and chosen.dtype.kind in "iu":
-            names = np.array(data.classes)[chosen]
+            names = np.array([*data.classes, ""])[chosen]  # -1 is no class
             groups["constant_data"]["label_name"] = ("item",), names
     return groups
 
