@@ -860,6 +860,7 @@ def watched(
         kept[epoch] = {k: v.clone() for k, v in objective.state_dict().items()}
 
     watch = {"on_epoch": probe, "monitor": "probe", "checkpoint": folder}
+    torch.manual_seed(0)
     history = fit(objective, points(), epochs=epochs, resume=True, **watch, **options)
     return objective, history, kept
 
@@ -1224,6 +1225,29 @@ def test_a_run_is_never_overwritten_nor_resumed_from_nothing(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "run" / "last.safetensors")
     with pytest.raises(ValueError, match="'probssl checkpoint 2' in the header"):
         noisy_fit(epochs=1, checkpoint=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rate": 1e-7}, "learning rate 0.02, now 1e-07; the saved learning"),
+        ({"batch_size": 4}, "batch_size 8, now 4"),
+        ({"clip": None}, "clip 1.0, now none"),
+        ({"views": lambda x: noisy(x)}, "views noisy, now .*lambda"),
+    ],
+)
+def test_a_resumed_run_says_which_settings_are_others(change, words, tmp_path):
+    noisy_fit(epochs=1, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match=words):
+        noisy_fit(epochs=2, checkpoint=tmp_path, resume=True, **change)
+
+
+def test_a_run_resumed_with_other_data_says_so(tmp_path):
+    options = {"batch_size": 20, "checkpoint": tmp_path, "views": noisy}
+    fit(Autoencoder(), points(), epochs=1, **options)
+    other = points().flip(0)[1:]
+    with pytest.warns(UserWarning, match="items 40, now 39; first items"):
+        fit(Autoencoder(), other, epochs=2, resume=True, **options)
 
 
 @pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[:-9], lambda x: x[7:]])

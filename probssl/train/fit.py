@@ -52,6 +52,7 @@ from .prepare import (
     prepared_optimizer,
     prepared_precision,
     prepared_scheduler,
+    setting_of,
     settle,
     target_of,
     total_steps,
@@ -170,7 +171,9 @@ def fit(
         resume: Resume from the last checkpoint; on the CPU bit by bit as if the run had
             not been interrupted. If the folder is empty or missing, the fit starts
             anew, so that a script can simply be run again after it was killed. If it
-            holds more than `epochs` epochs, a warning says so, and none is added.
+            holds more than `epochs` epochs, a warning says so, and none is added. A
+            warning also names settings that differ from the saved run, such as the
+            data; the learning rate is the saved one.
         on_step: A callback with the number of steps made and the terms of the step,
             scalars on the device. It may write buffers in place. If it returns True,
             the fit ends with the present epoch cut short.
@@ -271,6 +274,9 @@ def fit(
     compared = patience is not None or checkpoint is not None
     stopping = EarlyStopping(compares if compared else None, patience)
     run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
+    if checkpoint is not None:
+        steps = {"accumulate": accumulate, "clip": clip}
+        run.setting = setting_of(train, views, optimizer, scheduler, **steps)
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)
 

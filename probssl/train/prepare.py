@@ -6,6 +6,7 @@ depend on the device: files hold learning rates as numbers, and no `capturable`.
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from joblib import hash as joblib_hash
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
@@ -20,17 +22,21 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..arguments import choice, instance, positive, whole
 from ..arguments import device as checked_device
+from ..arrays import plain
 from ..runtime.buffers import note_counted, unshare, was_counted
 from ..runtime.precision import Precision
 from ..terms import Terms
-from .batches import Source, Target
+from .batches import Source, Stored, Target, Views
 
 __all__ = ["ContentCheck", "check_contents", "check_counts", "check_decay"]
-__all__ += ["check_held", "check_horizon", "check_monitor", "trainable_of"]
+__all__ += ["check_held", "check_horizon", "check_monitor", "check_setting"]
+__all__ += ["trainable_of"]
 __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
 __all__ += ["parameter_groups", "prepared_optimizer", "prepared_precision"]
-__all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
+__all__ += ["prepared_scheduler", "setting_of", "settle", "target_of", "total_steps"]
 
+RECOGNISED = 64  # items by which data are told from others
+LEARNING_RATE = "learning rate"
 VANISHED = 1e-6  # of the largest learning rate: parameters no longer move
 
 logger = logging.getLogger(__name__)
@@ -55,6 +61,50 @@ def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
     columns += measured if validated else []
     if not extended:
         choice("monitor", monitor, columns, "on_epoch may add it to the row")
+
+
+def setting_of(
+    train: Source,
+    views: Views | None,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    **others: float | None,
+) -> dict[str, str]:
+    """What a resumed run should have in common with the run that was saved.
+
+    Arguments:
+        others: Arguments of `fit`; None is left out.
+    """
+    groups = optimizer.param_groups
+    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
+    found: dict[str, Any] = {"items": train.count}
+    if isinstance(train, Stored):
+        first = train.items.take(torch.arange(min(train.count, RECOGNISED)))
+        found["first items"] = joblib_hash([plain(part) for part in first.parts])[:8]
+        found["batch_size"] = train.batch_size
+    named = {"views": views, "optimizer": optimizer, "scheduler": scheduler}
+    found |= {name: _name(x) for name, x in named.items() if x is not None}
+    found |= {LEARNING_RATE: ", ".join(f"{rate:g}" for rate in rates)} | others
+    return {name: str(x) for name, x in found.items() if x is not None}
+
+
+def _name(x: Any) -> str:
+    """Of a function, or of the class of an object."""
+    return str(getattr(x, "__qualname__", type(x).__qualname__))
+
+
+def check_setting(saved: Mapping[str, str], now: Mapping[str, str], where: Any) -> None:
+    """Warn where a resumed run differs from the saved one."""
+    names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    if not saved or not names:  # older files have none
+        return
+    changed = [f"{n} {saved.get(n, 'none')}, now {now.get(n, 'none')}" for n in names]
+    kept = f"; the saved {LEARNING_RATE} stays" if LEARNING_RATE in names else ""
+    warnings.warn(
+        f"expected the settings that the run in {where} was begun with, got others: "
+        f"{'; '.join(changed)}{kept}; if that is not meant, resume with the old ones",
+        stacklevel=5,
+    )
 
 
 def target_of(objective: nn.Module, device: str | torch.device) -> Target:

@@ -31,7 +31,7 @@ from ..runtime.buffers import complete, make_room, storable
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
 from .history import History, Row
-from .prepare import load_optimizer, optimizer_state
+from .prepare import check_setting, load_optimizer, optimizer_state
 
 __all__ = ["Checkpoints", "EarlyStopping", "Run", "read", "write"]
 
@@ -50,6 +50,7 @@ class Run:
         order: The generator of the order of the items.
         compiled: Whether the steps are compiled; None before that is decided.
         steps: The number of steps of the epochs that are finished.
+        setting: What a resumed run should have in common with it.
     """
 
     objective: nn.Module
@@ -61,6 +62,7 @@ class Run:
     history: History = field(default_factory=History)
     compiled: bool | None = None
     steps: int = 0
+    setting: Mapping[str, str] = field(default_factory=dict)
 
     def remaining(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs left, until patience runs out."""
@@ -101,6 +103,7 @@ class Run:
             "scheduler": self.scheduler and self.scheduler.state_dict(),
             "steps": self.steps,
             "compiled": self.compiled,
+            "setting": dict(self.setting),
             "stopping": self.stopping.state(),
             "history": self.history.rows,
             "random": random_states(self.device, self.order),
@@ -238,6 +241,7 @@ class Checkpoints:
         state = broadcast_object(_found(self.folder, resume) if is_main() else None)
         if state is not None:
             run.load(state, last)
+            check_setting(state.get("setting", {}), run.setting, last)
             self.epoch = len(run.history)
             if self.epoch > epochs:
                 warnings.warn(
