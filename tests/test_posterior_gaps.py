@@ -140,6 +140,40 @@ def test_absent_views_add_no_gap(guide):
     check(found, q, own, best(p, 2), p)
 
 
+class LogScale(ps.guides.Factors):
+    def forward(self, x: Tensor, present: object = None) -> tuple[Tensor, Tensor]:
+        loc, raw = super().forward(x, present)
+        return loc, (raw + 0.5).clamp(-7.0, 7.0)
+
+
+class OfLogScale(ps.guides.Guide):
+    def __init__(self, encoder: nn.Module, *, dim: int | None = None) -> None:
+        super().__init__()
+        self.factors = LogScale(encoder, lambda dim: dim, dim)
+
+    def each(self, x: Tensor, present: object = None) -> object:
+        loc, log_scale = self.factors(x, present)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class OneScale(ps.guides.DiagonalGaussian):
+    def each(self, x: Tensor, present: object = None) -> object:
+        return dist.Normal(self.factors(x, present)[0], 0.3).to_event(1)
+
+
+@pytest.mark.parametrize("guide", [OfLogScale, OneScale])
+def test_own_spreads_move_on_the_scale_of_the_head(guide):
+    """A log-scale of 0.5 has to become one below 0."""
+    joint = model(guide, orthogonal=True)
+    x = 0.7 * torch.randn(ITEMS, 1, EVENT)
+    found = ps.gaps(joint, groups(x.numpy()), steps=100, particles=PARTICLES)
+    p = own = posterior(joint, x)
+    if guide is OneScale:
+        own = MultivariateNormal(p.loc.detach(), 0.09 * torch.eye(DIM))
+    check(found, guided(joint, x), own, p, p)
+    assert guide is not OneScale or found.approximation.min() > 0.2
+
+
 def test_standard_errors_are_those_of_the_gaps():
     """(gap − exact) / error has mean square 1, over items."""
     joint, views, items, draws = model(ps.guides.DiagonalGaussian), 2, 200, 200
@@ -223,7 +257,7 @@ def test_the_guide_stays_as_it_was_and_the_table_has_means_and_errors():
     before = {name: value.clone() for name, value in joint.state_dict().items()}
     found = ps.gaps(joint, torch.randn(5, EVENT), steps=3, particles=50)
     torch.testing.assert_close(dict(joint.state_dict()), before)
-    assert "forward" not in vars(joint.posterior.factors)
+    assert "_heads" not in vars(joint.posterior.factors)
     assert (found.coupling == 0).all()
     row = found.table.loc["total"]
     assert row["nats per item"] == found.total.mean()
@@ -262,6 +296,23 @@ def own_guide() -> ps.Joint:
     return bent(ps.priors.Gaussian(2, SCALE), guide=Own)
 
 
+class WithoutFactors(ps.guides.DiagonalGaussian):
+    def each(self, x: Tensor, present: object = None) -> object:
+        return dist.Normal(ps.nn.each_view(self.encoder, x), 1.0).to_event(1)
+
+
+class Twice(ps.guides.DiagonalGaussian):
+    def each(self, x: Tensor, present: object = None) -> object:
+        loc, scale = self.factors(x)[0], self.factors(x)[1]
+        return dist.Normal(loc, scale).to_event(1)
+
+
+class Detached(ps.guides.DiagonalGaussian):
+    def each(self, x: Tensor, present: object = None) -> object:
+        loc, scale = (part.detach() for part in self.factors(x))
+        return dist.Normal(loc, scale).to_event(1)
+
+
 X = torch.zeros(2, EVENT)
 test_what_has_no_gaps_is_refused = refusals(
     (lambda: ps.gaps(own_guide(), torch.zeros(2, 6)), ValueError, "guide of the pack"),
@@ -272,4 +323,7 @@ test_what_has_no_gaps_is_refused = refusals(
         "steps as",
     ),
     (lambda: ps.gaps(nn.Linear(2, 2), X), ValueError, "joint distribution"),
+    (lambda: ps.gaps(model(WithoutFactors), X), ValueError, "calls it 0 times"),
+    (lambda: ps.gaps(model(Twice), X), ValueError, "calls it 2 times"),
+    (lambda: ps.gaps(model(Detached), X), ValueError, "does not depend on it"),
 )

@@ -100,6 +100,10 @@ class Factors(nn.Module):
 
         The views of several modalities are concatenated.
         """
+        return self._heads(x, present)
+
+    def _heads(self, x: Views, present: Present) -> tuple[Tensor, Tensor]:
+        """What `posterior.gaps` replaces by free numbers, also under a subclass."""
         parts = (x,) if isinstance(x, Tensor) else x
         masks = [None] * len(parts) if present is None else masks_of(parts, present)
         both = lowered(self._flat, [part.flatten(0, 1) for part in parts], masks)

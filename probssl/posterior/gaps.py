@@ -13,13 +13,14 @@ References:
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..arguments import typed, whole
@@ -130,7 +131,8 @@ def gaps(
     the approximation gap is overestimated by what the amortisation gap lacks. The total
     does not depend on them. Random hyper-parameters are drawn from their guide; their
     spread, and an explicit content whose guide stays as it is, are part of the
-    approximation gap.
+    approximation gap; and so is what a guide of your own computes from x beside its
+    `Factors`.
 
     Arguments:
         data: As in `evidence`.
@@ -140,8 +142,8 @@ def gaps(
             an item is its only view.
 
     Raises:
-        ValueError: If there is no evidence, see `evidence`; or if the guide is not
-            built on the package's `Factors`, whose outputs are made free.
+        ValueError: If there is no evidence, see `evidence`; or if q(z|x) is not made
+            from one call of the package's `Factors`, whose outputs are made free.
     """
     steps, particles = whole("steps", steps), whole("particles", particles, least=2)
     joint = joint_of(objective, "gaps")
@@ -246,33 +248,78 @@ def _factors(joint: Joint) -> Factors:
 def _local(joint: Joint, factors: Factors, batch: Batch, steps: int) -> Iterator[None]:
     """The guide with outputs of the encoder of each item's own, which raise its ELBO.
 
-    Locations move in units of the standard deviations of q, spreads on their raw scale,
-    or by their logarithm where they are given as positive numbers.
+    They are raw numbers, before a subclass of `Factors` makes them a scale. Locations
+    move in units of the standard deviations of q.
     """
-    spread = joint.encode(batch).sample((2 * SAMPLES,)).std(0)
-    x = batch.parts if joint.several else batch.stacked
-    loc, raw = factors(x, batch.present)
+    q, (loc, raw) = _encoded(joint, factors, batch)
+    spread = q.sample((2 * SAMPLES,)).std(0)
     if joint.prior.space == "a sphere":  # where only directions count
         spread = spread * loc.norm(dim=-1, keepdim=True)
+    if spread.shape != loc.shape:  # one location for all views
+        spread = torch.ones_like(loc)
     shift = torch.zeros_like(loc, requires_grad=True)
     change = torch.zeros_like(raw, requires_grad=True)
 
-    def free(*_: object) -> tuple[Tensor, Tensor]:
-        wide = raw + change if factors.raw else raw * change.exp()
-        return loc + spread * shift, wide
+    def elbo(draws: int = SAMPLES) -> Tensor:
+        return log_weights(joint, batch, draws).local().mean(0)
 
-    vars(factors)["forward"] = free  # in place of the method, until the end
-    try:
+    def free(*_: object) -> tuple[Tensor, Tensor]:
+        return loc + spread * shift, raw + change
+
+    with _in_place_of_heads(factors, free):
         with frozen(joint), torch.enable_grad():
-            climb(
-                lambda: log_weights(joint, batch, SAMPLES).local().mean(0),
-                [shift, change],
-                steps,
-                LOCAL_RATE,
-            )
+            climb(elbo, _used(elbo(1), [shift, change], joint), steps, LOCAL_RATE)
+        yield
+
+
+@contextmanager
+def _in_place_of_heads(
+    factors: Factors, method: Callable[..., tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    vars(factors)["_heads"] = method
+    try:
         yield
     finally:
-        del vars(factors)["forward"]
+        del vars(factors)["_heads"]
+
+
+def _encoded(
+    joint: Joint, factors: Factors, batch: Batch
+) -> tuple[TorchDistribution, tuple[Tensor, Tensor]]:
+    """q(z|x), and the location and raw spread that it is made from."""
+    heads, found = factors._heads, list[tuple[Tensor, Tensor]]()
+
+    def recorded(*given: Any) -> tuple[Tensor, Tensor]:
+        found.append(heads(*given))
+        return found[-1]
+
+    with _in_place_of_heads(factors, recorded):
+        q = joint.encode(batch)
+    if len(found) != 1:
+        raise _not_made_from_factors(joint, f"which calls it {len(found)} times")
+    return q, found[0]
+
+
+def _used(elbo: Tensor, free: list[Tensor], joint: Joint) -> list[Tensor]:
+    """Those of the free numbers that the ELBO depends on."""
+    gradients: Sequence[Tensor | None] = [None]
+    if elbo.requires_grad:
+        gradients = torch.autograd.grad(elbo.sum(), free, allow_unused=True)
+    moved = [part for part, g in zip(free, gradients, strict=False) if g is not None]
+    if not moved:
+        raise _not_made_from_factors(joint, "whose q(z|x) does not depend on it")
+    return moved
+
+
+def _not_made_from_factors(joint: Joint, how: str) -> ValueError:
+    name = type(joint.posterior).__name__
+    return ValueError(
+        "expected a guide whose q(z|x) is made from one call of Factors.forward, the "
+        f"outputs of whose encoder can be made free, got {name}, {how}; let `each` "
+        "take self.factors(x, present), and an own forward of Factors take "
+        "super().forward(x, present); or compare bounds: history['value'] with "
+        "ps.evidence"
+    )
 
 
 def _within_views(latents: Latents) -> Bool[Tensor, "item number number"]:
