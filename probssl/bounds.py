@@ -22,7 +22,7 @@ from torch import Tensor
 from .arguments import whole
 from .consistency import site_error
 from .hyper import known_population
-from .joint import Joint
+from .joint import Joint, knows_component
 from .likelihoods.base import shape_error
 from .runtime.precision import in_float32
 from .terms import Batch, Terms
@@ -227,10 +227,11 @@ def _label(joint: Joint, batch: Batch, guide: Trace) -> Tensor:
     """log p(k|z_1..V) of observed components; 0 where they are unknown."""
     assert batch.content is not None
     nodes = cast(dict[str, Any], guide.nodes)
-    each = getattr(nodes["z"]["fn"], "log_evidences", None)
-    if each is not None:
+    q = nodes["z"]["fn"]
+    if knows_component(q, joint.prior):
         with joint.prior.at(**_drawn(joint, guide)):
-            log_share = (joint.prior.component().logits + each).log_softmax(-1)
+            share = joint.prior.component().logits + q.log_evidences
+            log_share = share.log_softmax(-1)
     else:
         log_share = _log_shares(joint, batch, guide)
     k = batch.content.expand(log_share.shape[:-1]).unsqueeze(-1)

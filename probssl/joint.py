@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from html import escape
-from typing import Any, cast, overload
+from typing import Any, TypeGuard, cast, overload
 
 import pyro
 import torch
@@ -30,7 +30,8 @@ from torch.utils._pytree import tree_map_only
 
 from . import consistency
 from .arguments import Parted, whole
-from .distributions.supports import of_pyro
+from .distributions.mixture import CoupledComponents, SharedComponent
+from .distributions.supports import has_density_of, of_pyro
 from .guides import DiagonalGaussian
 from .guides.views import Views
 from .hyper import Positive, check_declared
@@ -53,8 +54,8 @@ from .runtime.precision import in_float32, lowered
 from .runtime.validation import unvalidated
 from .terms import Batch, check_batch
 
-__all__ = ["Joint", "Likelihoods", "given_z", "mean_of", "register", "sampled"]
-__all__ += ["shape_error"]
+__all__ = ["Joint", "Likelihoods", "given_z", "knows_component", "mean_of"]
+__all__ += ["register", "sampled", "shape_error"]
 
 LEAST_ACTIVE = 0.01  # of the prior's variance
 
@@ -431,10 +432,10 @@ class Joint(Parted):
         self.prior.component()
         batch = batch._replace(content=None)
         q, drawn = self._over_hypers(batch, draws)
-        exact = getattr(q, "component", None)
-        shared = type(self.prior).responsibilities is Mixture.responsibilities
-        if exact is not None and shared:  # whose components are classes
-            return exact.probs.mean(0) if drawn else exact.probs
+        p = self.prior(batch.shape[1], **drawn)
+        if knows_component(q, self.prior) and _of_prior(q, p):
+            exact: Tensor = q.component.probs
+            return exact.mean(0) if drawn else exact
         z = sampled(q, draws)
         share = self.prior.responsibilities(z, batch.present, **drawn)
         return share.probs.mean(0)
@@ -613,6 +614,20 @@ def mean_of(q: TorchDistribution) -> Tensor:
             "from it: ps.to_arviz(…), complete(…, draws=…)"
         ) from None
     return mean
+
+
+def knows_component(q: TorchDistribution, prior: Prior) -> TypeGuard[CoupledComponents]:
+    """Whether q(k) of q(z|x) is that of classes: its components are those of p(k)."""
+    return (
+        type(prior).responsibilities is Mixture.responsibilities
+        and has_density_of(q, CoupledComponents)
+        and q.logits.shape[-1] == prior.component().logits.shape[-1]
+    )
+
+
+def _of_prior(q: CoupledComponents, p: TorchDistribution) -> bool:
+    """Whether the components in q(z|x) are those of p(z), not of a guide's own."""
+    return isinstance(p, SharedComponent) and torch.equal(q.prior.loc, p.loc)
 
 
 def sampled(q: TorchDistribution, draws: int) -> Tensor:

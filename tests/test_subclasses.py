@@ -199,6 +199,95 @@ def test_classes_of_several_clusters_are_classes():
         ps.posterior_y(model, x)
 
 
+class TwoModes(dist.MixtureSameFamily):
+    """A q(z|x) with a `component` and `log_evidences` of its own."""
+
+    component = dist.Categorical(torch.tensor([0.9, 0.1]))
+    log_evidences = torch.tensor([0.0, -5.0])
+
+    @property
+    def each(self):  # no q of a view
+        return dist.Normal(torch.zeros(1), 99.0)
+
+
+class TwoModesGuide(ps.guides.DiagonalGaussian):
+    def forward(self, x, prior, present=None):
+        loc, scale = (part.unsqueeze(1) for part in self.factors(x))
+        both = dist.Normal(torch.cat([loc - 1, loc + 1], 1), scale).to_event(2)
+        return TwoModes(dist.Categorical(torch.ones(len(x), 2)), both)
+
+
+class OwnClusters(ps.guides.DiagonalGaussian):
+    """Views coupled by a mixture of the guide's own, not by that of the prior."""
+
+    def forward(self, x, prior, present=None):
+        views = prior().event_shape[0]
+        own = SharedComponent(
+            torch.zeros(2),
+            torch.tensor([[2.0], [-2.0]]).expand(2, DIM),
+            torch.ones(1, 1),
+            torch.ones(1, 1),
+            views,
+        )
+        return own.times(*self.factors(x))
+
+
+@pytest.mark.parametrize("guide", [TwoModesGuide, OwnClusters])
+def test_components_of_a_guide_are_no_classes(guide):
+    """E_q[p(k|z)] by draws of q, within five standard errors."""
+    means = torch.tensor([[-2.0], [2.0]]).expand(2, DIM)
+    prior = ps.priors.Mixture(DIM, ps.priors.Components.at(means), 0.5)
+    with torch.no_grad():
+        model = joint(prior, guide=guide)
+        x = torch.randn(3, EVENT)
+        batch = ps.Batch(x[:, None])
+        z = model.encode(batch).sample((4_000,))
+        share = prior.responsibilities(z).probs
+        found = model.responsibilities(batch, draws=4_000)
+        error = 2**0.5 * share.std(0) / len(z) ** 0.5
+    assert ((found - share.mean(0)).abs() < 5 * error + 1e-6).all()
+
+
+def test_the_label_of_a_guide_with_modes_is_that_of_its_draws():
+    prior = ps.priors.Mixture(DIM, 2, 0.5)
+    model = joint(prior, guide=TwoModesGuide)
+    k = torch.tensor([0, 1, -1])
+    batch = ps.Batch(torch.randn(3, 1, EVENT), content=k)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = ps.bounds.log_weights(model, batch, 5, labelled=True).label
+        torch.manual_seed(0)
+        z = model.encode(batch).sample((5,))
+        own = prior.responsibilities(z).logits
+    own = own.gather(-1, k.clamp(min=0).expand(5, 3)[..., None])[..., 0]
+    assert_close(found, own.where(k >= 0, 0.0))
+
+
+def test_the_deviation_of_z_is_that_of_q_whatever_its_attributes():
+    model = joint(ps.priors.Independent(DIM), guide=TwoModesGuide)
+    x = torch.randn(3, EVENT)
+    found = torch.as_tensor(ps.embed(model, x, return_std=True)[1])
+    with torch.no_grad():
+        assert_close(found, model.alone(x).stddev[:, 0])
+
+
+class LaplaceViews(SharedComponent):
+    def log_prob(self, value):
+        return dist.Laplace(0.0, 1.0).log_prob(value).sum((-1, -2))
+
+
+class OfLaplaceViews(ps.priors.Mixture):
+    def forward(self, views, **options):
+        p = super().forward(views, **options)
+        return LaplaceViews(p.logits, p.loc, p.scale, p.y_scale, views)
+
+
+def test_the_product_of_another_density_is_not_that_of_the_base():
+    model = joint(OfLaplaceViews(DIM, 2, 0.5), guide=ps.guides.Coupled)
+    with pytest.raises(ValueError, match="closed for the guide Coupled"):
+        model.encode(ps.Batch(torch.randn(3, 2, EVENT)))
+
+
 class Skewed(dist.Independent):
     def log_prob(self, value):
         tilt = torch.special.log_ndtr(value - self.base_dist.loc).sum((-1, -2))

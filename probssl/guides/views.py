@@ -15,6 +15,7 @@ from torch.nn.functional import normalize, softplus
 
 from ..arguments import Parted
 from ..distributions._base import Present, Shape
+from ..distributions.gaussian import OneFactorNormal
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
 from ..nn import PerModality, each_view
 from ..nn.base import (
@@ -29,6 +30,7 @@ from ..nn.network import known_dim, masks_of, nets_of, present_only
 from ..runtime.precision import lowered
 
 __all__ = [
+    "Completed",
     "Coupled",
     "CoupledLikelihoods",
     "DiagonalGaussian",
@@ -312,7 +314,7 @@ class Coupled(Guide):
     ) -> TorchDistribution:
         joint = _closed(prior, self)
         loc, raw = self.single(x, present)
-        if getattr(joint, "flat", False):
+        if isinstance(joint, OneFactorNormal) and joint.flat:
             return joint.times(loc, softplus(raw) + FLOOR, present)
         known = "component" in getattr(prior, "keywords", ())
         one = (prior(component=None) if known else joint).matched()
@@ -359,7 +361,11 @@ class CoupledLikelihoods(Guide):
 def _closed(prior: PriorOf, guide: Guide) -> Any:
     """The distribution of the views, if its product with normal factors is closed."""
     joint = prior()
-    if not hasattr(joint, "times"):
+    # `times` is that of the density, not of a base class with another one.
+    first = next(
+        k for k in type(joint).__mro__ if vars(k).keys() & {"times", "log_prob"}
+    )
+    if "times" not in vars(first):
         named = type(getattr(prior, "func", joint)).__name__  # a `Prior` and its views
         raise ValueError(
             "expected a prior whose product with normal factors is closed for the "
@@ -442,10 +448,10 @@ def of_views(
     each: TorchDistribution, prior: PriorOf, present: Present
 ) -> TorchDistribution:
     """Join independent views; absent ones follow the prior given the present ones."""
-    return each.to_event(1) if present is None else _Completed(each, prior, present)
+    return each.to_event(1) if present is None else Completed(each, prior, present)
 
 
-class _Completed(TorchDistribution):
+class Completed(TorchDistribution):
     r"""Present views from their own q, absent ones from the prior given them.
 
     .. math:: q(z) = \prod_{\text{present}} q(z_v \mid x_v) \;
@@ -487,8 +493,8 @@ class _Completed(TorchDistribution):
         return self.each.log_prob(value).where(self.present, 0.0).sum(-1) + absent
 
     def expand(
-        self, batch_shape: Shape, _instance: "_Completed | None" = None
-    ) -> "_Completed":
+        self, batch_shape: Shape, _instance: "Completed | None" = None
+    ) -> "Completed":
         views = Size(batch_shape) + self.event_shape[:1]
         each, present = self.each.expand(views), self.present.expand(views)
-        return _Completed(each, self.prior, present)
+        return Completed(each, self.prior, present)

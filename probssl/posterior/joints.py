@@ -7,12 +7,12 @@ import torch
 from pyro.distributions import Independent, MaskedDistribution, TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from ..arrays import plain
 from ..data.batches import Loadable, Views
 from ..distributions.supports import is_point, narrower
 from ..guides import Point
+from ..guides.views import Completed
 from ..joint import Joint
 from ..terms import Batch
 from .items import batches
@@ -163,8 +163,7 @@ def check_guides(
         alike = ~moved.movedim(1, 0).flatten(1).any(1)  # of each item
         if is_point(q) or bool(alike.any()):
             raise _no_density(f"{name}, which returns a point mass", what)
-        each = getattr(q, "each", None)  # of the present views
-        each = each if isinstance(each, Distribution) else q
+        each = q.each if isinstance(q, Completed) else q  # of the present views
         lacking = narrower(each, p) if weighted else None
         if lacking is not None:
             own, whole = lacking

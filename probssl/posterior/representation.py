@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from pyro.distributions import Delta, Independent
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from ..arguments import choice, typed, whole
 from ..arrays import finite, plain
 from ..data.batches import Loadable
+from ..guides.views import Completed
 from ..joint import Joint, mean_of
 from ..nn.base import called, is_rows, output_error
 from ..nn.network import check_items_apart, nets_of
@@ -263,8 +263,8 @@ def _deviation(
 ) -> Float[Tensor, "batch dim"]:
     """The standard deviation of z, the mean over the present views."""
     q = joint.encode(x) if isinstance(x, Batch) else joint.alone(x)
-    each = getattr(q, "each", q)  # of each view, where absent ones follow the prior
-    each = each if isinstance(each, Distribution) else q
+    # Of each view, where absent ones follow the prior.
+    each = q.each if isinstance(q, Completed) else q
     apart = each is not q or isinstance(q, Independent | Delta)
     if q.event_shape[0] > 1 and not apart:
         raise ValueError(
