@@ -253,14 +253,13 @@ def test_the_label_of_a_guide_with_modes_is_that_of_its_draws():
     model = joint(prior, guide=TwoModesGuide)
     k = torch.tensor([0, 1, -1])
     batch = ps.Batch(torch.randn(3, 1, EVENT), content=k)
-    torch.manual_seed(0)
     with torch.no_grad():
-        found = ps.bounds.log_weights(model, batch, 5, labelled=True).label
-        torch.manual_seed(0)
-        z = model.encode(batch).sample((5,))
-        own = prior.responsibilities(z).logits
-    own = own.gather(-1, k.clamp(min=0).expand(5, 3)[..., None])[..., 0]
-    assert_close(found, own.where(k >= 0, 0.0))
+        found = ps.bounds.log_weights(model, batch, 4_000, labelled=True).label
+        z = model.encode(batch).sample((4_000,))
+        own = prior.responsibilities(z).logits[:, torch.arange(3), k.clamp(min=0)]
+    own = own.where(k >= 0, 0.0)
+    error = (2 * own.var(0) / len(z)).sqrt()
+    assert ((found.mean(0) - own.mean(0)).abs() <= 5 * error).all()
 
 
 def test_the_deviation_of_z_is_that_of_q_whatever_its_attributes():
