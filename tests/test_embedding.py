@@ -99,6 +99,31 @@ def test_model_is_the_pseudo_posterior_for_pyros_tools():
     assert list(guide.stochastic_nodes) == ["temperature"]
 
 
+class TemperedValue(ps.limits.SimCLR):
+    def value(self, z, batch):
+        terms = super().value(z, batch)
+        return terms._replace(alignment=terms.alignment / 3)
+
+
+class TemperedForward(ps.limits.SimCLR):
+    def forward(self, batch):
+        terms = super().forward(batch)
+        return terms._replace(alignment=terms.alignment / 3)
+
+
+@pytest.mark.parametrize("kind", [TemperedValue, TemperedForward])
+def test_the_model_has_the_value_of_a_subclass(kind):
+    temperature, prior = torch.tensor(0.3), dist.LogNormal(-1.0, 1.0)
+    objective, batch = kind(nn.Identity(), temperature=prior), Batch(views())
+    model = poutine.condition(objective.model, {"temperature": temperature})
+    terms = ps.limits.SimCLR(nn.Identity(), temperature=0.3)(batch)
+    plain = ITEMS * (terms.alignment / 3 + terms.entropy)
+    found = poutine.trace(model).get_trace(batch).log_prob_sum()
+    assert_close(found, prior.log_prob(temperature) + plain)
+    objective.population = torch.tensor(float(ITEMS))
+    assert float(objective(batch).hyper.detach()) != 0  # of a draw of its own again
+
+
 def test_a_proper_prior_has_a_posterior_of_its_scale_given_z():
     """With z as data, the entropy a constant: the posterior of a Gaussian scale."""
     log_prior = dist.LogNormal(0.0, 1.0)

@@ -413,6 +413,7 @@ class Embedding(PriorEmbedding):
 
     population: Tensor | None
     entropy: Entropy | Callable[[Tensor, Prior], Tensor]
+    _given: dict[str, Tensor] | None = None  # hyper-parameters, while `model` runs
 
     def __init__(
         self,
@@ -479,6 +480,8 @@ class Embedding(PriorEmbedding):
 
     def _draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
         """Hyper-parameters from their guides, and log p − log q of them per item."""
+        if self._given is not None:  # by `model`, which has sites for them
+            return self._given, 0.0
         drawn: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
         for h in self.prior.random():
@@ -493,15 +496,20 @@ class Embedding(PriorEmbedding):
     def model(self, batch: Batch, size: int | None = None) -> None:
         r"""The pseudo-posterior of the hyper-parameters, for Pyro's tools.
 
-        ``MCMC(NUTS(objective.model))`` takes the batch as the whole data set; or give
-        `size`, the number of items of which it is a part.
+        The value of an item is that of a call of the objective, an overridden `value`
+        or `forward` included. ``MCMC(NUTS(objective.model))`` takes the batch as the
+        whole data set; or give `size`, the number of items of which it is a part.
         """
         register("objective", self)
         items, _ = batch.shape
         size = items if size is None else whole("size", size, items)
         drawn = {h.name: h.sample() for h in self.prior.random()}
-        with self.prior.at(**drawn):
-            value = torch.as_tensor(sum(self.estimate(self.latents(batch), batch)))
+        self._given = drawn
+        try:
+            with self.prior.at(**drawn):
+                value = torch.as_tensor(sum(check_terms(self(batch))))
+        finally:
+            del self._given
         pyro.factor("items", size * value)
 
     def guide(self, batch: Batch, size: int | None = None) -> None:
