@@ -326,3 +326,81 @@ def test_masked_pixels_distort_nothing():
     many = ps.posterior.rate_distortion(model, x, draws=4_000)
     error = log_p.std(0).div(4_000**0.5).mean()
     assert abs(many.distortion.value + float(log_p.mean())) < 10 * float(error)
+
+
+class Halved(ps.limits.SimVAE):
+    def represent(self, x, layer="backbone"):
+        return super().represent(x, layer) / 2
+
+
+class HalvedJoint(ps.Joint):
+    def represent(self, x, layer="backbone"):
+        return super().represent(x, layer) / 2
+
+
+class Headed(torch.nn.Module):
+    """An objective of one's own with a joint."""
+
+    def __init__(self, model, head):
+        super().__init__()
+        self.joint, self.head = model, head
+
+    def forward(self, batch):
+        return ps.bounds.ELBO()(self.joint, batch)
+
+    def represent(self, x):
+        return self.head(self.joint.represent(x))
+
+
+def parts_of(model):
+    return model.prior, model.likelihood, model.encoder, model.decoder
+
+
+def halved(guide=ps.guides.DiagonalGaussian):
+    model = joint(ps.priors.Gaussian(DIM, 0.5), guide=guide)
+    other = HalvedJoint(*parts_of(model), guide=guide)
+    head = torch.nn.Linear(DIM, 2, bias=False)
+    return Halved(model), ps.limits.SimVAE(other), other, Headed(model, head)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_an_own_represent_counts_for_groups_of_views(index):
+    objective, x = halved()[index], torch.randn(4, 3, EVENT)
+    present = torch.tensor([[True, True, True]] * 3 + [[False, True, True]])
+    with torch.no_grad():
+        z = objective.represent(x.flatten(0, 1)).unflatten(0, (4, 3))
+    mean = torch.stack([*z[:3].mean(1), z[3, 1:].mean(0)])
+    groups = ps.data.groups(x, present=present)
+    assert_close(torch.as_tensor(ps.embed(objective, groups)), mean)
+    found = ps.novelty(objective, groups, groups, k=1)
+    assert found.distance.max() == 0
+    for data in (x[:, 0], groups):
+        with pytest.raises(ValueError, match="another z"):
+            ps.embed(objective, data, return_std=True)
+
+
+def test_an_own_represent_that_is_the_mean_of_q_has_its_deviation():
+    model = joint(ps.priors.Gaussian(DIM, 0.5), guide=ps.guides.Coupled)
+    objective, x = Headed(model, torch.nn.Identity()), torch.randn(4, 2, EVENT)
+    for ask in (
+        lambda part: ps.embed(part, x[:, 0], return_std=True)[1],
+        lambda part: ps.embed(part, ps.data.groups(x)),  # of both views together
+    ):
+        assert (ask(objective) == ask(model)).all()
+
+
+def test_an_own_represent_takes_all_modalities():
+    model = ps.Joint(
+        ps.priors.Gaussian(DIM, 0.5),
+        (ps.likelihoods.Gaussian(), ps.likelihoods.Gaussian()),
+        ps.nn.PerModality([encoder(), encoder()]),
+        ps.nn.PerModality([torch.nn.Linear(DIM, EVENT) for _ in range(2)]),
+    )
+    objective = Halved(model)
+    a, b = torch.randn(2, 4, EVENT)
+    groups = ps.data.groups((a[:, None], b[:, None]))
+    assert (ps.embed(objective, groups) == ps.embed(objective, (a, b))).all()
+    present = torch.tensor([[True, True]] * 3 + [[True, False]])
+    absent = ps.data.groups((a[:, None], b[:, None]), present=present)
+    with pytest.raises(ValueError, match="a view of each modality"):
+        ps.embed(objective, absent)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from pyro.distributions import Delta, Independent
 from torch import Tensor, nn
@@ -14,14 +15,17 @@ from ..arrays import finite, plain
 from ..data.batches import Loadable
 from ..guides.views import Completed
 from ..joint import Joint, mean_of
+from ..limits import VAE, SimVAE
+from ..limits._base import Extension
 from ..nn.base import called, is_rows, output_error
-from ..nn.network import check_items_apart, nets_of
+from ..nn.network import CHECKED, check_items_apart, nets_of
 from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, joint_of, mean_views
 
 __all__ = ["embed", "reconstruct", "sample"]
 
+SAME = 1e-4  # relative and absolute difference of equal z
 LAYERS = ("backbone", "projector", "content")
 Images = np.ndarray | Any  # an array; for several modalities a tuple of arrays
 
@@ -60,10 +64,11 @@ def embed(
     r"""Return the representation z of each item: for a joint the mean of q(z|x).
 
     Each item is its only view. For several modalities, and for `Groups` of views under
-    a joint, z is the mean over those that are present. Known contents (labels) in
-    `Groups` are ignored, also where q(z|x) could use them. Of `guides.Flow`, mean and
-    standard deviation are averages over 128 points of q. Random hyper-parameters have
-    the median of their guide.
+    a joint, z is the mean over those that are present. A ``represent(x)`` of your own,
+    where it is not the mean of q(z|x), is called with each view, or with the tuple of
+    all modalities. Known contents (labels) in `Groups` are ignored, also where q(z|x)
+    could use them. Of `guides.Flow`, mean and standard deviation are averages over 128
+    points of q. Random hyper-parameters have the median of their guide.
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
@@ -83,8 +88,9 @@ def embed(
     Raises:
         TypeError: If the data have an unknown type.
         ValueError: If there is no such layer, q(z|x) has no standard deviation, or one
-            is asked for of modalities that are dependent under q (`guides.Coupled`), or
-            the encoder returns NaN or infinity, or z of an item changes with others.
+            is asked for of a z of your own or of modalities that are dependent under q
+            (`guides.Coupled`), or the encoder returns NaN or infinity, or z of an item
+            changes with others.
     """
     found = embedded(objective, data, layer, return_std, batch_size)
     finite(found[0], "z")
@@ -108,12 +114,19 @@ def embedded(
     means: list[np.ndarray] = []
     deviations: list[np.ndarray] = []
     model, count = _model(objective), _modalities(objective)
-    pooled = isinstance(model, Joint)
+    pooled, own = isinstance(model, Joint), _may_differ(objective)
     with evaluating(objective) as like:
         for x in singles(data, like, batch_size, "embed", count, pooled):
             if isinstance(x, Batch):
                 x = x._replace(content=None)  # a label that is known tells of itself
-            z = model.pooled(x) if isinstance(x, Batch) else represent(x)
+            if own and not means and (return_std or isinstance(x, Batch)):
+                own = _differs(represent, model, x)
+                if own and return_std:
+                    raise _no_deviation(objective)
+            if isinstance(x, Batch):
+                z = _over_views(represent, model, x) if own else model.pooled(x)
+            else:
+                z = represent(x)
             if not (means or isinstance(x, Batch)):
                 _told_if_random(objective, check_items_apart(objective, represent, x))
             means.append(plain(z))
@@ -185,8 +198,78 @@ def joined(joint: Joint, parts: list[list[np.ndarray]], axis: int = 0) -> Images
 
 def _model(objective: nn.Module) -> Any:
     """The joint distribution, if there is one, or the objective, or its base."""
-    base = getattr(objective, "base", objective)
-    return getattr(base, "joint", base)
+    base = objective.base if isinstance(objective, Extension) else objective
+    joint = getattr(base, "joint", None)
+    return joint if isinstance(joint, Joint) else base
+
+
+def _may_differ(objective: nn.Module) -> bool:
+    """Whether a joint's objective has a `represent` that is not the package's."""
+    joint = _model(objective)
+    if not isinstance(joint, Joint) or not hasattr(objective, "represent"):
+        return False
+    kinds: list[tuple[nn.Module, type[nn.Module]]] = [(joint, Joint)]
+    if objective is not joint:
+        known = (kind for kind in (SimVAE, VAE) if isinstance(objective, kind))
+        kinds.append((objective, next(known, nn.Module)))
+    return any(
+        getattr(type(part), name, None) is not getattr(kind, name, None)
+        or name in vars(part)
+        for part, kind in kinds
+        for name in ("represent", "alone")
+    )
+
+
+def _differs(
+    represent: Callable[[Any], Tensor],
+    joint: Joint,
+    x: Batch | Tensor | tuple[Tensor, ...],
+) -> bool:
+    """Whether a representation of single items is not the mean of q(z|x)."""
+    if isinstance(x, Batch):
+        parts = joint.arranged(x).parts  # in which absent views are filled
+    else:
+        single = (x,) if isinstance(x, Tensor) else x
+        parts = tuple(part.unsqueeze(1) for part in single)
+    few = tuple(part[:CHECKED, :1] for part in parts)
+    z = represent(tuple(p[:, 0] for p in few) if joint.several else few[0][:, 0])
+    try:
+        mean = joint.pooled(Batch(few if joint.several else few[0])).flatten(1)
+    except ValueError:  # q(z|x) has no mean
+        return True
+    return z.shape != mean.shape or not torch.allclose(z.to(mean), mean, SAME, SAME)
+
+
+def _no_deviation(objective: nn.Module) -> ValueError:
+    return ValueError(
+        "expected z to be the mean of q(z|x) for return_std=True, got "
+        f"{type(objective).__name__}, whose represent(x) is another z, of which q(z|x) "
+        "tells no standard deviation; leave return_std out, or draw z of q(z|x) by "
+        "to_arviz"
+    )
+
+
+def _over_views(
+    represent: Callable[[Any], Tensor], joint: Joint, batch: Batch
+) -> Float[Tensor, "batch dim"]:
+    """The mean of an own representation over the present views of each item."""
+    batch = joint.arranged(batch)
+    if joint.several:
+        complete = batch.present is None or bool(batch.present.all())
+        if not complete or set(batch.widths) != {1}:
+            raise ValueError(
+                "expected a view of each modality for a represent(x) of its own, which "
+                "takes all modalities, got several of one, or some that are absent; "
+                "take the rows that have all, data.rows(data.present.all(1)), and a "
+                "view of each"
+            )
+        return represent(tuple(part[:, 0] for part in batch.parts))
+    x = batch.stacked  # in which absent views are filled
+    z = represent(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    if batch.present is None:
+        return z.mean(1)
+    present = batch.present.unsqueeze(-1)
+    return z.where(present, 0.0).sum(1) / present.sum(1)
 
 
 def _modalities(objective: nn.Module) -> int:
