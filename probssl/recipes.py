@@ -210,6 +210,14 @@ def _projected(limit: Callable[..., nn.Module], **options: Any) -> Build:
     return lambda data, dim: limit(encoder(data, dim), _projector(dim), **options)
 
 
+_BASES = {"DSA": "SimCLR", "PID": "SimCLR"}  # methods that extend another one
+
+
+def _extended(name: str, data: Dataset, dim: int) -> nn.Module:
+    """The base objective of a method, as `METHODS` builds it now."""
+    return METHODS[_BASES[name]](data, dim)
+
+
 METHODS: dict[str, Build] = {
     "VAE": _vae(),
     "BetaVAE": _vae(beta=2.0),
@@ -254,10 +262,10 @@ METHODS: dict[str, Build] = {
         patch=_patch(tuple(data.train.images.shape[1:])),
     ),
     "DSA": lambda data, dim: limits.DSA(
-        METHODS["SimCLR"](data, dim), neighbours=min(NEIGHBOURS, len(data.train) - 1)
+        _extended("DSA", data, dim), neighbours=min(NEIGHBOURS, len(data.train) - 1)
     ),
     "PID": lambda data, dim: limits.PID(
-        METHODS["SimCLR"](data, dim),
+        _extended("PID", data, dim),
         min(PID_COMPONENTS, len(data.train)),
         len(data.train),
     ),
@@ -266,5 +274,7 @@ _BUILT_IN = dict(METHODS)
 
 
 def is_own(method: str) -> bool:
-    """Whether a method was added to `METHODS`, or replaced there."""
-    return METHODS[name(method)] is not _BUILT_IN.get(name(method))
+    """Whether a method was added to `METHODS` or replaced there, or its base was."""
+    method = name(method)
+    replaced = METHODS[method] is not _BUILT_IN.get(method)
+    return replaced or (method in _BASES and is_own(_BASES[method]))

@@ -770,12 +770,38 @@ def test_own_recipes_are_fitted_in_this_process(digits, monkeypatch):
     cold = partial(ps.limits.SimCLR, temperature=0.05)
     monkeypatch.setitem(recipes.METHODS, "Mine", lambda *a: cold(recipes.encoder(*a)))
     monkeypatch.setitem(recipes.METHODS, "SimCLR", recipes.METHODS["Mine"])
-    for name in ("Mine", "SimCLR"):
+    for name in ("Mine", "SimCLR", "DSA", "PID"):  # two of them extend SimCLR
         with pytest.raises(ValueError, match=f"jobs=1 for {name}"):
             fit_methods([name, "VICReg"], digits, epochs=1, jobs=2, progress=False)
     found = fit_methods(["Mine", "SimCLR"], digits, epochs=1, progress=False)
     values = [[*fitted.history["value"]] for fitted in found.values()]
     assert values[0] == values[1]
+
+
+class Looked(dict):
+    """Recipes that note which of them are looked up."""
+
+    def __init__(self, known):
+        super().__init__(known)
+        self.names = []
+
+    def __getitem__(self, name):
+        self.names.append(name)
+        return super().__getitem__(name)
+
+
+def test_a_recipe_is_own_if_one_that_it_builds_on_is(monkeypatch):
+    data = ps.data.arrays(torch.rand(40, 7), torch.arange(40) % 2)
+    known = dict(recipes.METHODS)
+    for name in known:
+        looked = Looked(known)
+        monkeypatch.setattr(recipes, "METHODS", looked)
+        recipes.objective(name, data, dim=2)
+        assert not recipes.is_own(name)
+        for base in set(looked.names):
+            own = known | {base: lambda data, dim: None}
+            monkeypatch.setattr(recipes, "METHODS", own)
+            assert recipes.is_own(name), (name, base)
 
 
 def test_deep_clustering_of_few_items_has_fewer_clusters():

@@ -398,9 +398,9 @@ def test_an_own_represent_takes_all_modalities():
     )
     objective = Halved(model)
     a, b = torch.randn(2, 4, EVENT)
-    groups = ps.data.groups((a[:, None], b[:, None]))
+    groups = ps.data.groups((a, b))
     assert (ps.embed(objective, groups) == ps.embed(objective, (a, b))).all()
     present = torch.tensor([[True, True]] * 3 + [[True, False]])
-    absent = ps.data.groups((a[:, None], b[:, None]), present=present)
+    absent = ps.data.groups((a, b), present=present)
     with pytest.raises(ValueError, match="a view of each modality"):
         ps.embed(objective, absent)

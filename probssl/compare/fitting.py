@@ -97,7 +97,8 @@ def fit_methods(
     if jobs > 1 and own:
         raise ValueError(
             f"expected jobs=1 for {own[0]}, which was added to recipes.METHODS or "
-            f"replaced there, got {jobs}; workers know the original recipes alone"
+            f"replaced there, or extends one that was, got {jobs}; workers know the "
+            "original recipes alone"
         )
     jobs = min(jobs, len(methods))
     options |= {"epochs": epochs, "device": device}
