@@ -110,6 +110,20 @@ def check_content(prior: Prior, k: Tensor, items: int) -> None:
         )
 
 
+def check_log_prob(prior: Prior, p: TorchDistribution, z: Tensor) -> None:
+    """Raise a ValueError for a `Prior.log_prob` that is not that of its distribution.
+
+    A joint takes the density of p(z_1..V) that `forward` returns.
+    """
+    own = type(prior).log_prob is not Prior.log_prob or "log_prob" in vars(prior)
+    if own and not torch.allclose(prior.log_prob(z), p.log_prob(z), 1e-4, 1e-3):
+        raise ValueError(
+            "expected log_prob of the prior to be that of the distribution which "
+            f"forward returns, got {type(prior).__name__} with another one, which the "
+            "ELBO would leave out; return a distribution of that density in forward"
+        )
+
+
 def check_absent(prior: Prior, p: TorchDistribution) -> None:
     """Raise a TypeError for absent views with a prior that does not take them."""
     taken = signature(prior.forward).parameters.values()

@@ -274,6 +274,14 @@ class Joint(Parted):
             )
         return self._decoded((z,))[0] if isinstance(z, Tensor) else self._decoded(z)
 
+    def _given_z(
+        self, z: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+    ) -> tuple[TorchDistribution, ...]:
+        """As `_decoded`; of a subclass with its own `decode` what that returns."""
+        if type(self).decode is Joint.decode and "decode" not in vars(self):
+            return self._decoded(z, masks)
+        return tuple(self.decode(z)) if self.several else (self.decode(z[0]),)
+
     def _decoded(
         self, z: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
     ) -> tuple[TorchDistribution, ...]:
@@ -335,7 +343,7 @@ class Joint(Parted):
         """p(x_v | z_v) of each modality, with its views."""
         split = z.split(batch.widths, -2) if self.several else (z,)
         masks = self._masks(batch)
-        decoded = self._decoded(split, masks)
+        decoded = self._given_z(split, masks)
         each = zip(self.sites, self.likelihoods, decoded, parts, masks, strict=True)
         return [consistency.Site(*site) for site in each]
 
@@ -482,6 +490,7 @@ class Joint(Parted):
             present = batch.present
             consistency.check_posterior(self.posterior, q, shape, sites, present)
             z = consistency.drawn(self.posterior, q, self.prior, p, present)
+            consistency.check_log_prob(self.prior, p, z)
             consistency.check_sites(sites(z))
             if self.content is not None:
                 consistency.check_content_support(self.prior)
@@ -491,7 +500,7 @@ class Joint(Parted):
             some = tree_map_only(Tensor, lambda x: x[:CHECKED], some)
             few = partial(self._sites, batch=some, parts=some.parts)
             z = z[:CHECKED]
-            consistency.check_views(self, z, few, self._decoded, forked)
+            consistency.check_views(self, z, few, self._given_z, forked)
         encoded = partial(each_view, self.encoder)
         check_items_apart(self, encoded, parts if self.several else parts[0])
 

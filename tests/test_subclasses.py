@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -404,3 +405,79 @@ def test_an_own_represent_takes_all_modalities():
     absent = ps.data.groups((a, b), present=present)
     with pytest.raises(ValueError, match="a view of each modality"):
         ps.embed(objective, absent)
+
+
+class Shifted(ps.Joint):
+    """p(x|z) of another mean, by the public `decode`."""
+
+    def decode(self, z):
+        found = super().decode(z)
+        each = found if isinstance(found, tuple) else (found,)
+        moved = tuple(dist.Normal(p.mean + 3.0, 0.5).to_event(1) for p in each)
+        return moved if isinstance(found, tuple) else moved[0]
+
+
+@pytest.mark.parametrize("modalities", [1, 2])
+def test_an_own_decode_is_p_x_given_z_everywhere(modalities):
+    nets = [torch.nn.Linear(DIM, EVENT) for _ in range(modalities)]
+    several = modalities > 1
+    model = Shifted(
+        ps.priors.Gaussian(DIM, 0.5),
+        (ps.likelihoods.Gaussian(0.5),) * 2
+        if several
+        else ps.likelihoods.Gaussian(0.5),
+        ps.nn.PerModality([encoder(), encoder()]) if several else encoder(),
+        ps.nn.PerModality(nets) if several else nets[0],
+    )
+    batch = ps.Batch(torch.randn(4, 2, EVENT) + 3)
+    model.check(batch)
+    with torch.no_grad():
+        trace = pyro.poutine.trace(model.model).get_trace(batch)
+        z, views = trace.nodes["z"]["value"], batch.views
+        log_p = sum(
+            dist.Normal(net(z[:, v]) + 3.0, 0.5).log_prob(views[:, v]).sum(-1)
+            for v, net in enumerate(nets * (2 // modalities))
+        )
+        log_z = trace.nodes["z"]["fn"].log_prob(z)
+        assert_close(trace.log_prob_sum(), (log_p + log_z).sum())
+
+
+class EachOfCoupled(ps.guides.Coupled):
+    def each(self, x, present=None):
+        return dist.Normal(self.single(x, present)[0], 1.0).to_event(1)
+
+
+class WiderPrior(ps.priors.Gaussian):
+    def log_prob(self, z, present=None):
+        return super().log_prob(z, present) / 2
+
+
+def test_methods_that_a_joint_would_pass_by_are_refused():
+    batch = ps.Batch(torch.randn(4, 2, EVENT))
+    with pytest.raises(TypeError, match="EachOfCoupled with a method each"):
+        joint(ps.priors.Gaussian(DIM, 0.5), guide=EachOfCoupled).encode(batch)
+    with pytest.raises(ValueError, match="got WiderPrior with another one"):
+        joint(WiderPrior(DIM, 0.5)).check(batch)
+
+
+class OwnShares(ps.priors.Mixture):
+    def posterior_y(self, z, present=None, **given):
+        return dist.Categorical(torch.tensor([0.9, 0.1]).expand(*z.shape[:-2], 2))
+
+
+class OwnContents(ps.priors.TwoTier):
+    def posterior_y(self, z, present=None, **given):
+        y = super().posterior_y(z, present, **given).component_distribution
+        shares = torch.tensor([0.9, 0.1]).expand(y.batch_shape)
+        return dist.MixtureSameFamily(dist.Categorical(shares), y)
+
+
+class OwnResponsibilities(ps.priors.TwoTier):
+    def responsibilities(self, z, present=None, **given):
+        return dist.Categorical(torch.tensor([0.9, 0.1]).expand(*z.shape[:-2], 2))
+
+
+@pytest.mark.parametrize("kind", [OwnShares, OwnContents, OwnResponsibilities])
+def test_the_component_is_that_of_an_own_posterior_y(kind):
+    found = ps.posterior_y(joint(kind(DIM, 2)), torch.randn(3, EVENT), draws=400)
+    assert abs(found.shares - [0.9, 0.1]).max() < 1e-5

@@ -296,6 +296,7 @@ class Coupled(Guide):
     Raises:
         ValueError: When called under another prior: the product of `StudentT`,
             `Spherical` or `Custom` with normal factors has no closed form.
+        TypeError: When called, if a subclass has a method `each`.
     """
 
     support = constraints.real_vector
@@ -360,6 +361,13 @@ class CoupledLikelihoods(Guide):
 
 def _closed(prior: PriorOf, guide: Guide) -> Any:
     """The distribution of the views, if its product with normal factors is closed."""
+    if type(guide).each is not Guide.each:
+        name = type(guide).__name__
+        raise TypeError(
+            f"expected a guide that couples views, got {name} with a method each for "
+            "independent ones, which it never calls; derive it from guides.Guide, or "
+            "override forward"
+        )
     joint = prior()
     # `times` is that of the density, not of a base class with another one.
     first = next(

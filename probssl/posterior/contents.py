@@ -137,25 +137,36 @@ def draw_content(
     takes("posterior_y", method, z, present, **given)
     y = method(z, present, **given)
     try:
-        prior.component()
+        parts = prior.component().logits.shape[-1]
     except ValueError:  # there are no components
         return {"y": y.sample()}
-    shares = prior.responsibilities(z, present, **given)
-    k = shares.sample()
-    found = {COMPONENT: k, SHARES: shares.probs}
-    parts = shares.probs.shape[-1]
-    if _is_mixture(y) and y.mixture_distribution.logits.shape[-1] == parts:
-        found["y"] = _of_component(y.component_distribution.sample(), k)
-    elif isinstance(prior, Custom):
-        found["y"] = prior.states()[k]
-    elif not isinstance(y, torch.distributions.Categorical):
+    mixed = _is_mixture(y)
+    shares = y.mixture_distribution if mixed else y
+    known = isinstance(shares, torch.distributions.Categorical)
+    fits = known and shares.logits.shape[-1] == parts
+    if not fits and not isinstance(prior, Custom):
         raise TypeError(
             f"expected posterior_y of {type(prior).__name__}, which has {parts} "
             f"components, as a MixtureSameFamily of {parts}, of which y is drawn, or a "
             f"Categorical, got {type(y).__name__}, or one of another number; build it "
             "as pyro.distributions.MixtureSameFamily"
         )
+    if not fits or _later(prior, "responsibilities", "posterior_y"):
+        shares = prior.responsibilities(z, present, **given)
+    k = shares.sample()
+    found = {COMPONENT: k, SHARES: shares.probs}
+    if mixed and fits:
+        found["y"] = _of_component(y.component_distribution.sample(), k)
+    elif isinstance(prior, Custom):
+        found["y"] = prior.states()[k]
     return found
+
+
+def _later(prior: Prior, one: str, other: str) -> bool:
+    """Whether one method is of a subclass of the class that has the other."""
+    classes = type(prior).__mro__
+    first = [next(k for k in classes if name in vars(k)) for name in (one, other)]
+    return first[0] is not first[1] and issubclass(*first)
 
 
 def _given(hypers: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Tensor]:
