@@ -1,15 +1,20 @@
 """Annealed importance sampling: exact means, exact limits, and the grid."""
 
+import math
+
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import linear
 from helpers.checks import assert_mean
 from helpers.linear import evidence as exact_evidence
 from test_posterior_refinement import astray, bent, error, on_circle, on_circles
+from torch import Tensor, nn
 
 import probssl as ps
 from probssl.data import groups
+from probssl.posterior import annealing
 from probssl.posterior.annealing import Annealed
 from probssl.posterior.coordinates import Latents
 from probssl.posterior.refinement import LocalNormal, Refined
@@ -90,3 +95,40 @@ def test_on_the_circle_it_agrees_with_the_grid(views, options):
     found = ps.evidence(model, groups(x.numpy()), particles=250, **options)
     gap = found.log_evidence - on_circles(model, x)
     assert (np.abs(gap) < 5 * np.sqrt(1 / found.ess)).all()
+
+
+class Positive(ps.priors.Prior):
+    """Independent views of a density of positive numbers."""
+
+    def __init__(self, p: dist.TorchDistribution) -> None:
+        super().__init__()
+        self.p, self.dim = p.expand((1,)).to_event(1), 1
+
+    def forward(self, views: int, *, present: object = None) -> dist.TorchDistribution:
+        return self.p.expand((views,)).to_event(1)
+
+
+class OfPositive(ps.guides.DiagonalGaussian):
+    support = dist.constraints.independent(dist.constraints.positive, 1)
+
+    def each(self, x: Tensor, present: object = None) -> dist.TorchDistribution:
+        return dist.LogNormal(*self.factors(x, present)).to_event(1)
+
+
+@pytest.mark.parametrize("p", [dist.LogNormal(0.0, 1.0), dist.Gamma(0.5, 1.0)])
+def test_draws_that_overflow_are_rejected(p, monkeypatch):
+    """Trajectories far too long at first, against sums on a grid of log z."""
+    monkeypatch.setattr(annealing, "FIRST", 40.0)
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(1, 1), nn.Linear(1, 1, bias=False)
+    nn.init.ones_(decoder.weight)
+    joint = ps.Joint(
+        Positive(p), ps.likelihoods.Gaussian(0.5), encoder, decoder, guide=OfPositive
+    )
+    x, u = torch.tensor([[0.3], [1.0], [2.0]]), torch.linspace(-40, 4, 40_001)
+    z = u.double().exp()
+    height = p.log_prob(z) + u + dist.Normal(z, 0.5).log_prob(x.double())
+    exact = height.logsumexp(1) + math.log(44 / 40_000)
+    found = ps.evidence(joint, x, particles=300, refine=20, anneal=10)
+    away = torch.as_tensor(found.log_evidence) - exact
+    assert (away.abs() < 5 / torch.as_tensor(found.ess).sqrt()).all(), away

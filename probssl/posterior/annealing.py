@@ -12,7 +12,8 @@ the joint density,
 
 Each item has step sizes of its own, found for each t by other draws beforehand: the
 steps of an estimate depend on none of its own draws, so that w stays unbiased however
-badly they are chosen. K = 1 is importance sampling.
+badly they are chosen. K = 1 is importance sampling. Where z over- or underflows, the
+densities count as 0, and a trajectory that ends there is rejected.
 
 References:
     Annealed Importance Sampling (Neal, 2001)
@@ -25,10 +26,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
+from ..runtime.validation import unvalidated
 from .coordinates import Latents, Values, Vectors
 from .items import BAR_DELAY, chunks
 from .refinement import Refined, frozen
@@ -84,7 +86,12 @@ class Annealed:
             u, log_r = self.refined.proposal(draws, hypers)
 
         def both(u: Vectors) -> tuple[Values, Values]:
-            return log_r(u), self.latents.log_joint(u, hypers)
+            known = self._representable(u)
+            with unvalidated():  # elsewhere the densities are 0, whatever z is
+                safe = u.where(known.unsqueeze(-1), 0.0)
+                log_q, log_p = log_r(safe), self.latents.log_joint(safe, hypers)
+            known = known & (log_q < math.inf) & (log_p < math.inf)  # and no NaN
+            return log_q.where(known, -math.inf), log_p.where(known, -math.inf)
 
         log_weight = u.new_zeros(u.shape[:2])
         size = u.new_full(u.shape[1:2], FIRST)
@@ -94,7 +101,8 @@ class Annealed:
         bar = tqdm(pairs, title, delay=BAR_DELAY, leave=False, unit="temperature")
         log_q, log_p = both(u)
         for t, (before, after) in enumerate(bar):
-            log_weight = log_weight + (after - before) * (log_p - log_q)
+            ratio = (log_p - log_q).where(log_p > -math.inf, -math.inf)
+            log_weight = log_weight + (after - before) * ratio
             if t == len(pairs) - 1:
                 break
             here = size if steps is None else steps[t]
@@ -102,6 +110,15 @@ class Annealed:
             found.append(here)
             size = size * (GAIN * (accepted - ACCEPTED)).exp()
         return log_weight, torch.stack(found) if found else u.new_empty(0)
+
+    def _representable(self, u: Vectors) -> Bool[Tensor, "draw item"]:
+        """Where z neither overflows nor underflows to an end of its support."""
+        found = u.isfinite().all(-1)
+        for name, value in self.latents._values(u)[0].items():
+            back = self.latents.maps[name].inv(value)
+            found = found & value.flatten(2).isfinite().all(-1)
+            found = found & back.flatten(2).isfinite().all(-1)
+        return found
 
     def _move(
         self,
