@@ -90,7 +90,9 @@ def prediction_sets(
     and items, not for each class or item.
 
     Arguments:
-        y_train: Labels, of all classes.
+        y_train: Labels, of all classes. As for all probes -1 is refused where classes
+            have names, and otherwise a class like any other: leave items without a
+            label out.
         z_calibration: Other labelled items than the training ones.
         z: The items whose classes are predicted.
         error: :math:`\alpha`, the probability that a set lacks the class.

@@ -35,7 +35,7 @@ __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_st
 __all__ += ["parameter_groups", "prepared_optimizer", "prepared_precision"]
 __all__ += ["prepared_scheduler", "setting_of", "settle", "target_of", "total_steps"]
 
-RECOGNISED = 64  # items by which data are told from others
+RECOGNISED = 64  # items by which data are distinguished from others
 LEARNING_RATE = "learning rate"
 VANISHED = 1e-6  # of the largest learning rate: parameters no longer move
 
