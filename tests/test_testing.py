@@ -275,6 +275,47 @@ def test_a_broken_prior_is_found_by_name(name):
         assert error.laws == (law,)
 
 
+class OfOneTier(ps.priors.TwoTier):
+    """A p(y) that is the same whatever the component."""
+
+    def content(self, *, component=None, **drawn):
+        return super().content(**drawn)
+
+
+class SharpMixture(ps.priors.Mixture):
+    """A p(y|z) that is too sure."""
+
+    def posterior_y(self, z, present=None, **given):
+        share = self.responsibilities(z, present, **given)
+        return dist.Categorical(logits=2 * share.logits)
+
+
+OVERRIDDEN = {
+    "mutual_information": ({"mutual_information": lambda self: 3.0}, "pairs"),
+    "pmi": ({"pmi": lambda self, a, b: 2 * Gaussian.pmi(self, a, b)}, "pairs"),
+    "balanced": (
+        {"balanced": lambda self, z: Gaussian.balanced(self, z) / 2},
+        "balance",
+    ),
+    "gauge": ({"gauge": lambda self, views: views - 1}, "balance"),
+    "centre": ({"centre": lambda self, mean: 2 * mean}, "support"),
+    "on_support": ({"on_support": lambda self, z: 2 * z}, "support"),
+    "content": (OfOneTier, "contents"),
+    "posterior_y": (SharpMixture, "components"),
+}
+
+
+@pytest.mark.parametrize("method", OVERRIDDEN)
+def test_an_overridden_method_that_is_wrong_is_found(method):
+    kind, law = OVERRIDDEN[method]
+    if isinstance(kind, dict):
+        prior = type("Wrong", (Gaussian,), kind)(2, 0.5)
+    else:
+        prior = kind(2, components=2)
+    error = broken(check_prior, prior, draws=500)
+    assert error.laws == (law,)
+
+
 @pytest.mark.parametrize(("wide", "shift"), [(1.0, 0.1), (1.05, 0.0)])
 def test_small_faults_of_samples_are_found_at_the_default_draws(wide, shift):
     class Off(OneFactorNormal):

@@ -61,7 +61,8 @@ def check_prior(
 
     ======================  ======================================================
     shapes                  event (view, dim); batch of z, or as expanded
-    support                 samples and `on_support` lie on the support
+    support                 samples, and the outputs of `on_support` and `centre`, lie
+                            on the support; points of R^n or of a sphere stay
     normalisation           the density integrates to one
     sampling                samples follow the density, also those of `rsample`, and
                             after `expand`, where items are independent
@@ -71,10 +72,15 @@ def check_prior(
     kernel                  log_kernel(a, b) = log p(a, b) − log p(a), and integrates
                             to one in b
     plug in                 so does the kernel with `plug_in`, which equals `given`
+    pairs                   pmi(a, b) = log p(a, b) − log p(a) − log p(b), and its mean
+                            over pairs is `mutual_information`
+    balance                 balanced(z) = log p(z) − (V − g) log p(z_1) for the `gauge`
+                            g, which is V, or V − 1 where p(z_1) is constant
     bayes                   log p(y) + Σ log p(z_v|y) − log p(y|z) = log p(z)
-    contents                the mean of ∏ p(z_v|y) over draws of p(y) is p(z)
+    contents                the mean of ∏ p(z_v|y) over draws of p(y) is p(z), and over
+                            draws of p(y|k) it is p(z|k)
     components              p(k) p(z|k), summed over k, is p(z); its shares are the
-                            responsibilities
+                            responsibilities, and p(y|z) of a y that is k
     completion              `complete` draws absent views given present ones, and
                             `complete_mean` is their mean
     drawn hyper parameters  become the batch shape; `at` gives the same
@@ -135,8 +141,8 @@ def check_prior(
     case = _Case(twin(prior), whole("views", views, least), draws, {})
     _follows(case, type(prior).__name__)
     own = (shapes, support, normalisation, sampling, exchangeability, marginals)
-    more = (presence, kernel, plug_in, bayes, contents, components, completion)
-    last = (drawn_hyper_parameters, extremes)
+    more = (presence, kernel, plug_in, pairs, balance, bayes, contents, components)
+    last = (completion, drawn_hyper_parameters, extremes)
     laws: list[Trial] = [(law, lambda: case) for law in (*own, *more, *last)]
     laws += [(law, lambda: _valued(case, True)) for law in modules.UNTRACED]
     laws += [(modules.tracing, lambda: _valued(case, False))]
@@ -243,6 +249,29 @@ def support(case: _Case) -> Iterator[str]:
             else:
                 continue
             return
+        yield from _stays(case, places["samples"][:ITEMS], constraint)
+
+
+def _stays(case: _Case, z: Tensor, constraint: Any) -> Iterator[str]:
+    """Points of the support are mapped to themselves, means to the support.
+
+    A point mass has the point as its mean. Objectives map means of z again by
+    `on_support`, which on R^n and a sphere is therefore a projection.
+    """
+    maps = {"centre(z)": case.prior.centre}
+    if is_sphere(constraint) or farthest(biject_to(constraint)) == END_OF_REALS:
+        maps["on_support(z)"] = case.prior.on_support
+    for name, function in maps.items():
+        gap = differs(function(z), z)
+        if gap:
+            yield f"{gap} in {name} against z, for z on the support {constraint}"
+            return
+    mean = case.prior.centre((z + z.roll(1, 0)) / 2)
+    if not bool(constraint.check(mean).all()):
+        yield (
+            f"expected centre(m) on the support {constraint} for a mean m of points "
+            "there, got others"
+        )
 
 
 def normalisation(case: _Case) -> Iterator[str]:
@@ -355,6 +384,61 @@ def plug_in(case: _Case) -> Iterator[str]:
         yield f"{gap} in log_kernel(a, b, plug_in=True) against given(a).log_prob(b)"
 
 
+def pairs(case: _Case) -> Iterator[str]:
+    """The pointwise mutual information is that of the density, as is its mean."""
+    prior: Any = case.prior
+    if not prior.proper or case.estimated():
+        return
+    a, b = case.typical(3, 2)[:, 0], case.typical(4, 2)[:, 1]
+    found = unless_declined(prior.pmi, a, b)
+    if found is not None:
+        both = torch.stack(torch.broadcast_tensors(a.unsqueeze(1), b), -2)
+        gap = differs(found, _pmi(prior, both), 1e-5, 1e-5)
+        if gap:
+            yield f"{gap} in pmi(a, b) against log p(a, b) − log p(a) − log p(b)"
+    if not hasattr(prior, "mutual_information"):
+        return
+    declared = unless_declined(prior.mutual_information)
+    if declared is None:
+        return
+    declared = torch.as_tensor(declared).detach()
+    drawn = mean_of(_pmi(prior, case.typical(CHEAP * case.draws, 2)))
+    if not float(drawn.misses(declared)) <= BARS:
+        yield (
+            f"expected mutual_information() {float(drawn.value):.4g} ± "
+            f"{float(drawn.error):.2g}, the mean of log p(z, z') − log p(z) − "
+            f"log p(z') over samples, got {float(declared):.4g}"
+        )
+
+
+def _pmi(prior: Prior, pairs: Float[Tensor, "*batch 2 dim"]) -> Float[Tensor, "*batch"]:
+    one, other = pairs.split(1, -2)
+    value = prior.log_prob(pairs) - prior.log_prob(one) - prior.log_prob(other)
+    return value.detach()
+
+
+def balance(case: _Case) -> Iterator[str]:
+    """The log-density that g entropies balance leaves out (V − g) log p(z_1)."""
+    prior, proper = case.prior, case.prior.proper
+    if case.estimated():
+        return
+    for views in case.counts:
+        z, g = case.typical(ITEMS, views), prior.gauge(views)
+        one = prior.log_prob(z[:, :1]) if proper else torch.zeros(ITEMS)
+        uniform = differs(one, one[:1].expand_as(one)) is None
+        known = [views] * proper + [views - 1] * uniform
+        if g not in known:
+            yield (
+                f"expected gauge({views}) {' or '.join(map(str, known))}, got {g}; it "
+                "is V, or V − 1 where one view alone is uniform or p(y) flat"
+            )
+            return
+        gap = differs(prior.balanced(z), prior.log_prob(z) - (views - g) * one)
+        if gap:
+            yield f"{gap} in balanced(z) against log p(z) − (V − g) log p(z_1)"
+            return
+
+
 def bayes(case: _Case) -> Iterator[str]:
     """p(y) ∏ p(z_v|y) / p(y|z) is p(z), whatever y."""
     prior: Any = case.prior
@@ -385,26 +469,53 @@ def bayes(case: _Case) -> Iterator[str]:
 
 
 def contents(case: _Case) -> Iterator[str]:
-    """The mean of ∏ p(z_v|y) over draws of p(y) is p(z)."""
+    """The mean of ∏ p(z_v|y) over draws of p(y), or p(y|k), is p(z), or p(z|k)."""
     prior: Any = case.prior
     content = unless_declined(prior.content)
     if case.estimated() or content is None or not content.event_shape:
         return
-    z, n = case.typical(4, case.views), CONTENTS * case.draws
+    n = CONTENTS * case.draws
+    yield from _mean_of_given(case, content, prior(case.views), n, "content()")
+    weights = unless_declined(prior.component)
+    if weights is None or "component" not in signature(prior.content).parameters:
+        return
+    count = weights.logits.shape[-1]
+    for k in range(count):
+        known = torch.tensor(k)
+        content, views = (
+            prior.content(component=known),
+            prior(case.views, component=known),
+        )
+        what = f"content(component={k})"
+        faults = list(_mean_of_given(case, content, views, max(n // count, 1000), what))
+        yield from faults
+        if faults:
+            return
+
+
+def _mean_of_given(
+    case: _Case, content: Any, views: Any, n: int, what: str
+) -> Iterator[str]:
+    """The mean of ∏ p(z_v|y) over n draws of a p(y) is the density of the views."""
+    z = (
+        views.sample((4,)).detach()
+        if case.prior.proper
+        else case.typical(4, case.views)
+    )
     y = content.sample((n, 1)).detach()
-    given = unless_declined(prior.given, y.unsqueeze(-2))
+    given = unless_declined(case.prior.given, y.unsqueeze(-2))
     if given is None:
         return
     log_w = given.log_prob(z).sum(-1).detach()
     top = log_w.max(0).values
     mean = mean_of((log_w - top).exp())
     error = mean.error / mean.value
-    away = (mean.value.log() + top - prior.log_prob(z).detach()).abs()
+    away = (mean.value.log() + top - views.log_prob(z).detach()).abs()
     off = (away > BARS * error + 1e-6) & (error < LARGEST_ERROR / 2)
     if off.any():
         worst = int(away.where(off, 0.0).argmax())
         yield (
-            "expected the mean of given(y) over draws of content() to be the density "
+            f"expected the mean of given(y) over draws of {what} to be the density "
             f"of forward, got a difference of {float(away[worst]):.3g} ± "
             f"{float(error[worst]):.2g} nats; look at content and given"
         )
@@ -433,6 +544,15 @@ def components(case: _Case) -> Iterator[str]:
         gap = differs(joint.softmax(-1), prior.responsibilities(z, seen).probs)
         if gap:
             yield f"{gap} in responsibilities {look}"
+        if not hasattr(prior, "posterior_y"):
+            continue
+        posterior = prior.posterior_y(z, **options)
+        if not posterior.event_shape:  # y is the component
+            states = getattr(prior, "states", lambda: torch.arange(len(log_share)))()
+            found = posterior.log_prob(states.unsqueeze(-1)).exp().mT
+            gap = differs(found, joint.softmax(-1))
+            if gap:
+                yield f"{gap} in posterior_y {look}"
 
 
 def completion(case: _Case) -> Iterator[str]:
