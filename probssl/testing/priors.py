@@ -258,7 +258,7 @@ def _stays(case: _Case, z: Tensor, constraint: Any) -> Iterator[str]:
     A point mass has the point as its mean. Objectives map means of z again by
     `on_support`, which on R^n and a sphere is therefore a projection.
     """
-    maps = {"centre(z)": case.prior.centre}
+    maps: dict[str, Callable[[Tensor], Tensor]] = {"centre(z)": case.prior.centre}
     if is_sphere(constraint) or farthest(biject_to(constraint)) == END_OF_REALS:
         maps["on_support(z)"] = case.prior.on_support
     for name, function in maps.items():
