@@ -175,21 +175,37 @@ def squared(prior: ps.priors.Prior, noise: float) -> ps.Joint:
     return made
 
 
+OBSERVED, SQUARED_NOISE = torch.tensor([[2.5], [3.0], [3.5], [4.0]]), 0.3
+
+
+def of_squares() -> np.ndarray:
+    """log p(x) of `squared` by the trapezoidal rule."""
+    grid = torch.linspace(-8, 8, 100_001)
+    p_z = dist.Normal(0.0, math.sqrt(1.25)).log_prob(grid)
+    each = p_z + dist.Normal(grid.square(), SQUARED_NOISE).log_prob(OBSERVED)
+    return (each.logsumexp(1) + (grid[1] - grid[0]).log()).numpy()
+
+
 @pytest.mark.parametrize("anneal", [0, 20])
 def test_a_mode_that_the_guide_has_is_not_lost(anneal):
     """The fitted normal has one of two, and would miss log 2 without a word."""
-    prior, noise = ps.priors.Gaussian(1, 0.5), 0.3
-    x = torch.tensor([[2.5], [3.0], [3.5], [4.0]])
-    grid = torch.linspace(-8, 8, 100_001)
-    p_z = dist.Normal(0.0, math.sqrt(1.25)).log_prob(grid)
-    each = p_z + dist.Normal(grid.square(), noise).log_prob(x)
-    exact = (each.logsumexp(1) + (grid[1] - grid[0]).log()).numpy()
+    model = squared(ps.priors.Gaussian(1, 0.5), SQUARED_NOISE)
     particles = PARTICLES if not anneal else 500
-    found = ps.evidence(
-        squared(prior, noise), x, particles=particles, refine=100, anneal=anneal
-    )
+    settings = {"particles": particles, "refine": 100, "anneal": anneal}
+    found = ps.evidence(model, OBSERVED.double(), **settings)
     sd = np.sqrt(1 / found.ess)
-    assert (np.abs(found.log_evidence - exact) < 4 * sd).all() and sd.max() < 0.15
+    gap = np.abs(found.log_evidence - of_squares())
+    assert (gap < 4 * sd).all() and sd.max() < 0.15
+
+
+def test_gaps_count_a_mode_that_the_best_guide_has_not():
+    """The best normal has one of two modes, and leaves log 2 at least."""
+    model = squared(ps.priors.Gaussian(1, 0.5), SQUARED_NOISE)
+    found = ps.gaps(model, OBSERVED.double(), steps=100, particles=4_000)
+    error = np.hypot(found.standard_error.total, found.standard_error.approximation)
+    gap = np.abs(found.log_evidence - of_squares())
+    assert (gap < np.minimum(4 * error, 0.5)).all()
+    assert (found.approximation > math.log(2) - 0.3).all()
 
 
 def test_refinement_leaves_an_exact_guide_of_two_modes_what_it_was():

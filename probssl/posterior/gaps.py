@@ -31,7 +31,7 @@ from ..estimates import estimate
 from ..guides.views import Factors
 from ..joint import Joint
 from ..terms import Batch
-from .coordinates import Latents
+from .coordinates import Latents, Proposal
 from .evidence import RELIABLE_K, summary
 from .items import chunks, evaluating
 from .joints import (
@@ -42,7 +42,7 @@ from .joints import (
     checked,
     joint_of,
 )
-from .refinement import SAMPLES, LocalNormal, Refined, climb, frozen
+from .refinement import SAMPLES, LocalNormal, Refined, climb, frozen, mixed
 
 if TYPE_CHECKING:
     import pandas
@@ -74,8 +74,9 @@ class Gaps(NamedTuple):
         coupling: What independent views cost: the ELBO of the best normal of all views
             together, less that of the best one with independent present views, each
             with a full covariance. 0 for a single view.
-        log_evidence: By importance sampling from the best member of the family and
-            the refined proposal of `evidence`, half of the draws each.
+        log_evidence: By importance sampling from the guide, the best member of its
+            family and a normal fitted to the item, a third of the draws each, so that
+            no mode of the posterior that one of them has is lost.
         pareto_k: Its Pareto k̂. Above 0.7 the evidence is a lower bound of unknown
             error, and so are total and approximation.
         standard_error: The Monte Carlo standard error of each gap of each item, for the
@@ -181,9 +182,13 @@ def _of_batch(
         apart = LocalNormal(latents, steps, _within_views(latents))
         each = [_mean(one.log_weights(particles)) for one in (together, apart)]
         coupling, coupling_error = each[0][0] - each[1][0], _hypot(*each)
+    refined, sizes = Refined(together), chunks(particles, batch)
+    drawn = [latents.hypers(n) for n in sizes]
+    guides = [latents.guide(n, h) for n, h in zip(sizes, drawn, strict=True)]
     with _local(joint, factors, batch, steps):
         own = _elbo(joint, batch, particles)
-        weights = _both_weights(latents, Refined(together), particles)
+        parts = zip(sizes, drawn, guides, strict=True)
+        weights = torch.cat([_weights(latents, refined, *part) for part in parts])
     log_evidence, ess, k = summary(weights)
     total, approximation = log_evidence - guided[0], log_evidence - own[0]
     amortisation = total - approximation
@@ -206,24 +211,24 @@ def _hypot(a: tuple[Items, Items], b: tuple[Items, Items]) -> Items:
     return error
 
 
-def _both_weights(
-    latents: Latents, refined: Refined, draws: int
+def _weights(
+    latents: Latents,
+    refined: Refined,
+    draws: int,
+    hypers: dict[str, Tensor],
+    guide: Proposal,
 ) -> Float[Tensor, "draw item"]:
-    """Log-weights of draws of q and of the refined proposal, half of each.
+    """Log-weights of draws of q, q* and the refined proposal, a third of each.
 
-    Their density is that of the mixture of both, which misses no mode that one has.
+    Their density is that of the mixture, which misses no mode that one of them has: q*
+    and the refined one settle on one mode. Where q lacks some of the support, all are
+    of the refined proposal.
     """
-    parts = []
-    for n in chunks(draws, latents.batch):
-        hypers = latents.hypers(n)
-        u, log_q = latents.guide(n, hypers)
-        first = (torch.arange(n) < n // 2)[:, None, None].to(u.device)
-        u = u.where(first, refined.sample(n))
-        each = torch.stack([log_q(u), refined.log_prob(u)])
-        shares = each.new_tensor([n // 2, n - n // 2]).log() - math.log(n)
-        mixed = (each + shares[:, None, None]).logsumexp(0)
-        parts.append(latents.log_joint(u, hypers) - mixed)
-    return torch.cat(parts)
+    last = refined.sample(draws), refined.log_prob
+    parts = [last] if latents.narrow else [guide, latents.guide(draws, hypers), last]
+    shares = latents.loc.new_full((len(parts) - 1, len(latents.loc)), 1 / 3)
+    u, log_r = mixed(parts, shares)
+    return latents.log_joint(u, hypers) - log_r(u)
 
 
 def _elbo(joint: Joint, batch: Batch, particles: int) -> tuple[Items, Items]:
