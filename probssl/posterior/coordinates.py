@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Size, Tensor
-from torch.distributions import Distribution, Transform
+from torch.distributions import Transform
 from torch.nn.functional import normalize
 
 from ..bounds import local_log_prob
 from ..distributions.sphere import SphericalUniform, Stereographic
 from ..distributions.supports import from_real, is_sphere, narrower, support_of
+from ..guides.views import Completed
 from ..joint import Joint, sampled
 from ..special import log_area
 from ..terms import Batch
@@ -77,8 +78,7 @@ class Latents:
     def narrow(self) -> bool:
         """Whether q lacks some of the support of the prior."""
         q = self.joint.encode(self.batch)
-        own = getattr(q, "each", None)  # of the present views
-        own = own if isinstance(own, Distribution) else q
+        own = q.each if isinstance(q, Completed) else q  # of the present views
         return narrower(own, self.joint.prior(self.batch.shape[1])) is not None
 
     def hypers(self, draws: int) -> dict[str, Tensor]:
