@@ -15,7 +15,7 @@ images.
 The importance-weighted autoencoder with 5 samples and 512 units a layer reaches
 −log p(x) = 86.2 nats in 120 epochs, 20 minutes of one core; the test images take 19
 more. The VampPrior has 87.1, the VAE 92.7, the sphere 97.1, and SimVAE 112.9, of which
-proposals of each image's own take 12 back. With 50 samples, 30 epochs give 91.3.
+proposals of each image's own take 12.5 back. With 50 samples, 30 epochs give 91.3.
 
 Results: docs/results.md, "Likelihoods of binary MNIST". Writes
 benchmarks/results/vae_baselines.json after each model, and goes on from there. Needs
