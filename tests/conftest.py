@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -11,14 +12,36 @@ import pytest
 import torch
 
 import probssl as ps
+from probssl.evaluation import probes
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
+# The longest files, which start first: at the end one worker would run alone.
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        "models",
+        "compare",
+        "notebooks",
+        "testing",
+        "priors_custom",
+        "own_parts",
+        "docs",
+        "limits",
+        "compiled",
+    )
+]
 
 
 def pytest_xdist_setupnodes() -> None:
     """Workers, and the programs that they start, share the cores."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, in whose order workers take them."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -65,10 +88,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def short_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fit the decoders that `compare` needs for a few steps only."""
+    """Fit the decoders that `compare` needs for a few steps, and draw few labels."""
     # `probssl.compare` is the function, which hides the module of the same name.
     decoding = import_module("probssl.compare.decoding")
     monkeypatch.setattr(decoding, "STEPS", 20)
+    few = partial(probes.few_label_probe, repeats=5)
+    monkeypatch.setattr(probes, "few_label_probe", few)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_nuts_recovers_the_exact_gaussian_posterior():
     model, x = joint(scale=0.7).requires_grad_(False), torch.randn(1, 2, EVENT)
     pyro.set_rng_seed(0)
     mcmc = MCMC(
-        NUTS(model.model), num_samples=300, warmup_steps=100, disable_progbar=True
+        NUTS(model.model), num_samples=200, warmup_steps=60, disable_progbar=True
     )
     mcmc.run(Batch(x))
     z, exact = mcmc.get_samples()["z"].flatten(1), posterior(model, x[0])

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 from unittest import mock
 
 import cifar10
@@ -27,6 +28,7 @@ from probssl.evaluation import probes
 pytestmark = pytest.mark.usefixtures("few_digits", "short_decoders")
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "models"
+PROJECTOR = ps.nn.Projector
 
 
 def digits(module: ModuleType, folder: Path) -> None:
@@ -67,6 +69,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         layers = torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), 12)
         return ps.nn.Encoder(torch.nn.Sequential(*layers, torch.nn.Tanh()), 12, dim)
 
+    def projector(dim: int, width: int = 512, out: int = 128, layers: int = 2) -> Any:
+        return PROJECTOR(dim, min(width, 16), out, layers)
+
+    monkeypatch.setattr(ps.nn, "Projector", projector)
     numbers = {"WIDTH": 16, "OUT": 4, "WHITENED": 8, "NEIGHBOURS": 5}
     networks = {"encoder": encoder, "decoder": ps.nn.MLPDecoder}
     for name, value in (numbers | networks).items():
@@ -125,7 +131,8 @@ def limits_cifar10(module: ModuleType, folder: Path) -> None:
     assert not list(stopped.glob("*/*/checkpoint"))
     # benchmarks/gpu.py measures the images per second of the same objective.
     of_512 = partial(ps.nn.ResNet18Encoder, dim=512)
-    with torch.device("meta"), mock.patch.object(cifar10, "encoder", of_512):
+    in_full = mock.patch.multiple(ps.nn, Projector=PROJECTOR)
+    with in_full, torch.device("meta"), mock.patch.object(cifar10, "encoder", of_512):
         simclr = module.METHODS["SimCLR"].build((3, 32, 32), 1)
         assert str(simclr) == str(subjects.simclr_resnet())
 

@@ -19,8 +19,11 @@ from nbclient.exceptions import CellExecutionError
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 SETTINGS = """\
 from importlib import import_module
+from functools import partial
 import torch
 import_module("probssl.compare.decoding").STEPS = 20  # of the decoders in compare
+probes = import_module("probssl.evaluation.probes")
+probes.few_label_probe = partial(probes.few_label_probe, repeats=2)
 import_module("probssl.compare.table").RISING = 1e9  # which have not converged then
 data = import_module("probssl.data")
 digits = data.digits()

@@ -14,10 +14,27 @@ import probssl as ps
 
 EACH = list(names())
 each = pytest.mark.parametrize("name", EACH)
+# Long traces, each of a rule of integration that a shorter one has too.
+LONG = [
+    f"prior: {name}"
+    for name in (
+        "bimodal",
+        "random scale",
+        "scale mixture",
+        "Student-t content",
+        "Cauchy content",
+    )
+]
+
+
+def marked(names):
+    """The names, of which long traces are slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(n, marks=slow) if n in LONG else n for n in names]
 
 
 @cache
-def fitted(name, **options):
+def fitted(name, compile=False):
     torch.manual_seed(0)
     own = model(name)
     history = ps.fit(
@@ -26,7 +43,7 @@ def fitted(name, **options):
         epochs=2,
         batch_size=12,
         progress=False,
-        **options,
+        compile=compile,
     )
     return own, history
 
@@ -63,10 +80,10 @@ def test_fit_moves_parameters_and_reports_nats(name):
     assert moved
 
 
-@each
+@pytest.mark.parametrize("name", marked(EACH))
 def test_traced_steps_are_those_of_eager_ones(name, traced, caplog):
     """Or the log says at once why there are none."""
-    eager, compiled = (fitted.__wrapped__(name, compile=c)[1] for c in (False, True))
+    eager, compiled = fitted(name)[1], fitted.__wrapped__(name, compile=True)[1]
     np.testing.assert_allclose(compiled["value"], eager["value"], rtol=1e-4)
     assert traced or "would take minutes" in caplog.text
 
@@ -75,7 +92,7 @@ def test_traced_steps_are_those_of_eager_ones(name, traced, caplog):
 @each
 def test_compiled_steps_are_those_of_eager_ones(name, caplog):
     """Or they are eager ones, and the log says why."""
-    eager, compiled = (fitted.__wrapped__(name, compile=c)[1] for c in (False, True))
+    eager, compiled = fitted(name)[1], fitted.__wrapped__(name, compile=True)[1]
     np.testing.assert_allclose(compiled["value"], eager["value"], rtol=1e-3)
     if "is not compiled" in caplog.text:
         assert re.search("would take minutes|dropout of attention", caplog.text)
@@ -116,7 +133,7 @@ def test_evidence_is_above_the_bound_and_finite(name):
     found = ps.evidence(own.objective, ps.data.groups(own.views), particles=50)
     assert np.isfinite(found.log_evidence).all()
     with torch.no_grad():
-        bounds = [float(sum(own.objective(ps.Batch(own.views)))) for _ in range(20)]
+        bounds = [float(sum(own.objective(ps.Batch(own.views)))) for _ in range(10)]
     error = 5 * np.std(bounds) / math.sqrt(len(bounds))
     assert np.mean(found.log_evidence) > np.mean(bounds) - error
 

@@ -584,7 +584,7 @@ EDGES = {
         rows=[f"class {k}" for k in range(4)],
     ),
     "TARP": lambda: plots.expected_coverage({"z": Ranks(np.arange(100), 99)}),
-    "25 dimensions": lambda: plots.ranks(Ranks(np.arange(100).reshape(2, 2, 25), 99)),
+    "25 dimensions": lambda: plots.ranks(Ranks(np.arange(100).reshape(4, 1, 25), 99)),
 }
 
 

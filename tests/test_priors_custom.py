@@ -381,7 +381,8 @@ def test_a_content_whose_draws_underflow_is_refused():
         Custom(lambda y: dist.Normal(y, 0.1).to_event(1), 5, y_prior=content)
 
 
-def test_importance_sampling_is_traced_and_follows_one_seed():
+def test_importance_sampling_is_traced_and_follows_one_seed(monkeypatch):
+    monkeypatch.setattr("probssl.priors._proposal.STEPS", 2)  # each is traced alike
     prior = Custom(normal(0.3), 2, integral=ImportanceSampling(100))
     z = torch.randn(3, 2, 2)
     traced = make_fx(lambda z: prior.log_prob(z))(z)
@@ -389,7 +390,8 @@ def test_importance_sampling_is_traced_and_follows_one_seed():
 
 
 def test_drawing_is_traced():
-    prior, z = Custom(laplace(0.3), 2), torch.randn(4, 3, 2)
+    prior = Custom(laplace(0.3), 2, integral=Quadrature(levels=1))
+    z = torch.randn(4, 3, 2)
     present = torch.tensor([True, False, True]).expand(4, -1)
 
     def draws(z: Tensor) -> tuple[Tensor, ...]:
@@ -473,7 +475,7 @@ def test_products_over_dimensions_are_told_from_others():
         lambda y: dist.MultivariateNormal(y, torch.eye(3)),
     ]
     rule = ImportanceSampling(20)  # the default is examined at length, elsewhere
-    for seed in range(10):
+    for seed in range(4):
         torch.manual_seed(seed)
         assert all(Custom(each, 3, integral=rule).factorised for each in products)
         # Its log_prob rounds by its shape.
