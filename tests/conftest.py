@@ -21,14 +21,15 @@ LONGEST = [
     f"test_{name}.py"
     for name in (
         "models",
+        "testing",
         "compare",
         "notebooks",
-        "testing",
         "priors_custom",
         "own_parts",
+        "compiled",
         "docs",
         "limits",
-        "compiled",
+        "guides_coupled",
     )
 ]
 

@@ -416,12 +416,14 @@ class TestJobs:
                 for name, fit in fitted.items()
                 for key, value in fit.objective.state_dict().items()
             }
-            values = [fit.history["value"] for fit in fitted.values()]
-            found.append((states, np.stack(values)))
-            seen = [fit.history["seen"].tolist() for fit in fitted.values()]
-            assert seen == [[1.0, 2.0]] * 3
+            rows = {
+                name: [fit.history[column].tolist() for column in ("value", "seen")]
+                for name, fit in fitted.items()
+            }
+            assert rows["SimVAE"][1] == rows["MoCo"][1] == [1.0, 2.0]
+            found.append((states, rows))
         assert_close(found[0][0], found[1][0], rtol=0, atol=0)
-        assert np.array_equal(found[0][1], found[1][1])
+        assert found[0][1] == found[1][1]
 
     def test_an_error_in_a_worker_names_the_method_and_its_traceback(self, digits):
         methods, options = ("VAE", "SimCLR"), {"batch_size": 0, "device": "cpu"}

@@ -14,7 +14,7 @@ import probssl as ps
 
 EACH = list(names())
 each = pytest.mark.parametrize("name", EACH)
-# Long traces, each of a rule of integration that a shorter one has too.
+# Long traces; the rules that integrate y out of them are those of others too.
 LONG = [
     f"prior: {name}"
     for name in (
