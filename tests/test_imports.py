@@ -56,6 +56,7 @@ OUTERMOST = {
 }
 OUTERMOST |= {"compare", "probing", "testing", "__init__"}
 LAZY = ("arviz", "matplotlib", "pandas", "sklearn", "scipy", "xarray", "PIL", "zuko")
+LAZY += ("sympy",)  # which torch takes half a second to load
 LAZY += tuple(f"probssl.{room}" for room in ("linear", "maps", "plots", "testing"))
 
 

@@ -23,7 +23,6 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_unflatten
@@ -256,7 +255,9 @@ def inductor(
 def _inductor(
     graph: torch.fx.GraphModule, values: list[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
-    from torch import _inductor  # its import takes a second, which not every run needs
+    # These imports take a second, which not every run needs.
+    from torch import _inductor
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     # Without an environment of shapes Inductor does not keep its graphs in the cache;
     # with one it takes sizes of real inputs as variables.
