@@ -428,7 +428,7 @@ KNOWN = torch.tensor([0, -1, 2, 1, -1])
 )
 def test_two_modalities_keep_the_laws_of_objectives(guide, prior, known):
     batch = measured()._replace(**known)
-    check_objective(ps.limits.SimVAE(mlp(guide, prior())), batch, repeats=10)
+    check_objective(ps.limits.SimVAE(mlp(guide, prior())), batch, repeats=5)
 
 
 def test_the_measure_of_two_modalities_is_the_product():

@@ -95,7 +95,7 @@ def points(prior: Prior, *shape: int) -> Tensor:
 
 @pytest.mark.parametrize("name", [n for n in PRIORS if n not in ("Laplace", "t-SNE")])
 def test_a_prior_keeps_the_shipped_laws(name):
-    check_prior(PRIORS[name](2), draws=20_000)
+    check_prior(PRIORS[name](2), draws=5_000)
 
 
 @EVERY
