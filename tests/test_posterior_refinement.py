@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl.data import groups
 from probssl.posterior.coordinates import Latents
-from probssl.posterior.refinement import LocalNormal, Refined
+from probssl.posterior.refinement import LocalNormal, Refined, mixed
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -340,3 +340,23 @@ def test_it_warns_where_weights_stay_heavy():
     assert bad and f"for {bad} of 8 items after refinement" in str(caught[-1].message)
     with pytest.raises(ValueError, match="refine as a whole number of at least 0"):
         ps.evidence(model, torch.randn(2, 6), refine=-1)
+
+
+@pytest.mark.parametrize("total", [1, 3, 1000])
+def test_draws_of_a_mixture_have_its_density_however_few_they_are(total):
+    one, other = dist.Normal(0.0, 1.0), dist.Normal(4.0, 0.5)
+    shares, repeats = torch.tensor([[0.3, 0.9]]), 6_000 // total
+
+    def part(p: dist.Normal) -> tuple:
+        return p.sample((total, 2, 1)), lambda u: p.log_prob(u[..., 0])
+
+    found = [mixed([part(one), part(other)], shares) for _ in range(repeats)]
+    u = torch.cat([u for u, _ in found])[..., 0]
+    weights = torch.stack([shares[0], 1 - shares[0]], -1)
+    exact = dist.MixtureSameFamily(
+        dist.Categorical(weights),
+        dist.Normal(torch.tensor([0.0, 4.0]), torch.tensor([1.0, 0.5])),
+    )
+    error = 5 * u.std(0) / math.sqrt(len(u))
+    assert ((u.mean(0) - exact.mean).abs() < error).all()
+    assert_close(found[0][1](found[0][0]), exact.log_prob(found[0][0][..., 0]))

@@ -175,17 +175,17 @@ class Refined:
         """The share of draws of q whose mixture has the least variance."""
         if self.latents.narrow:
             return None
-        hypers = self.latents.hypers(PILOTS)
-        both = self.latents.guide(PILOTS, hypers), (self.sample(PILOTS), self.log_prob)
-        half = self.loc.new_full((1, len(self.loc)), 0.5)
-        u, log_half = mixed(both, half)
-        log_p, log_each = self.latents.log_joint(u, hypers), [f(u) for _, f in both]
         shares = self.loc.new_tensor(SHARES)
-        squares = []
-        for share in shares:
-            each = torch.stack([share, 1 - share])[:, None]
-            squares.append(2 * log_p - log_half(u) - mixture(log_each, each))
-        return shares[torch.stack(squares).logsumexp(1).argmin(0)]
+        half = self.loc.new_full((1, len(self.loc)), 0.5)
+        parts = []
+        for n in chunks(PILOTS, self.latents.batch):
+            hypers = self.latents.hypers(n)
+            both = self.latents.guide(n, hypers), (self.sample(n), self.log_prob)
+            u, log_half = mixed(both, half)
+            log_p, log_each = self.latents.log_joint(u, hypers), [f(u) for _, f in both]
+            each = [mixture(log_each, share.expand_as(half)) for share in shares]
+            parts.append(2 * log_p - log_half(u) - torch.stack(each))
+        return shares[torch.cat(parts, 1).logsumexp(1).argmin(0)]
 
     def sample(self, draws: int) -> Vectors:
         """Draws of the proposal."""
@@ -281,31 +281,27 @@ class Refined:
 
 
 def mixed(parts: Sequence[Proposal], shares: Float[Tensor, "part item"]) -> Proposal:
-    """Draws of several proposals, and the log-density of their mixture.
+    """Draws of a mixture, and its log-density.
+
+    As many rows are of each part as its share says, up to a rounding by chance.
 
     Arguments:
         parts: As many draws of each as of the mixture, whose row i is a row i of one.
-        shares: Of the draws of an item, for all parts but the last.
+        shares: Those of all parts but the last.
     """
     total = len(parts[0][0])
-    ends = (shares.cumsum(0) * total).ceil()
+    ends = (shares.cumsum(0) * total + torch.rand(()).to(shares)).floor()
     row = torch.arange(total).to(ends)[:, None]
     u = parts[-1][0]
     for (drawn, _), end in reversed(list(zip(parts, ends, strict=False))):
         u = drawn.where((row < end).unsqueeze(-1), u)
-    counts = torch.cat([ends, ends.new_full(ends[:1].shape, total)]).diff(
-        dim=0, prepend=torch.zeros_like(ends[:1])
-    )
-
-    def log_prob(u: Vectors) -> Values:
-        return mixture([log_r(u) for _, log_r in parts], counts / total)
-
-    return u, log_prob
+    return u, lambda u: mixture([log_r(u) for _, log_r in parts], shares)
 
 
 def mixture(log_each: Sequence[Values], shares: Float[Tensor, "part item"]) -> Values:
-    """The log-density of a mixture."""
-    return (torch.stack(list(log_each)) + shares.log().unsqueeze(1)).logsumexp(0)
+    """The log-density of a mixture, with the shares of all parts but the last."""
+    every = torch.cat([shares, 1 - shares.sum(0, keepdim=True)])
+    return (torch.stack(list(log_each)) + every.log().unsqueeze(1)).logsumexp(0)
 
 
 def climb(
