@@ -443,6 +443,30 @@ def series(
     }
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_channels_of_a_series_are_lines_and_panels_of_their_own(turned):
+    """Whether it is (time, channel) or (channel, time)."""
+    t = np.linspace(0, 6, 30)
+    x = np.stack([np.sin(t), 3 + np.cos(t)], 1)
+    shown = x.T if turned else x
+    figure = rendered(plots.grid(np.broadcast_to(shown, (2, 3, *shown.shape))))
+    drawn = [line.get_ydata() for line in figure.axes[0].lines]
+    np.testing.assert_allclose(drawn, x.T)
+    dims = ("item", "channel", "time") if turned else ("item", "time", "channel")
+    draws = np.random.default_rng(0).normal(shown, 0.1, (1, 50, 1, *shown.shape))
+    found = {
+        "observed_data": xarray.Dataset({"x": (dims, shown[None])}, {"item": [3]}),
+        "posterior_predictive": xarray.Dataset(
+            {"x": (("chain", "draw", *dims), draws)}
+        ),
+    }
+    figure = rendered(plots.predictive_intervals(found))
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ["item 3, channel 0: 1.00", "item 3, channel 1: 1.00"]
+    dots = [panel.lines[0].get_ydata() for panel in figure.axes]
+    np.testing.assert_allclose(dots, x.T)
+
+
 def test_predictive_intervals_hold_their_share_of_the_numbers():
     found = series()
     figure = plots.predictive_intervals(found)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..arguments import having, typed, whole
 from ..arrays import Array, finite, numbers, plain
-from .style import BLUE, INK, blank, clean, literal
+from .style import BLUE, INK, blank, clean, lines, literal
 
 __all__ = ["grid", "images", "reconstructions", "views"]
 
@@ -106,9 +106,10 @@ def grid(
 ) -> Figure:
     """Draw items in rows and columns: traversals, swaps, interpolations, views of y.
 
-    Images (channel, height, width) are drawn as by `images`. Series (time,) and
-    (channel, time), and rows of tables, are drawn as lines over their index, a line for
-    each channel, on axes that all share.
+    Images (channel, height, width) are drawn as by `images`. Series (time,), (time,
+    channel) or (channel, time), and rows of tables, are drawn as lines over their
+    index, on axes that all share: the longer of two axes is the index, and each channel
+    a line.
 
     Arguments:
         rows: A name for each row, such as the dimensions of a traversal.
@@ -125,7 +126,7 @@ def grid(
     if array.ndim not in (3, 4, 5) or 0 in array.shape:
         raise ValueError(
             "expected items (row, column, *event) that are images (channel, height, "
-            f"width) or series (time,) or (channel, time), got {array.shape}; of a "
+            f"width) or series (time,) or (time, channel), got {array.shape}; of a "
             "traversal take one item, found.x[0]"
         )
     many, wide = array.shape[:2]
@@ -218,7 +219,7 @@ def _line_grid(
             one, colour = left[row], INK
         if above is not None and row < 0:
             one, colour = above[column], INK
-        panel.plot(np.atleast_2d(one).T, color=colour, lw=1)
+        panel.plot(lines(one).T, color=colour, lw=1)
         if i == 0 and column >= 0:
             panel.set_title(literal(columns[column], 14), fontsize=8)
         if j == 0 and row >= 0:

@@ -18,13 +18,14 @@ from scipy.stats import binom
 
 from ..arguments import having, typed
 from ..arrays import finite
-from .style import BLUE, INK, ORANGE, PALE, blank, clean, literal
+from .style import BLUE, INK, ORANGE, PALE, blank, clean, lines, literal
 
 __all__ = ["expected_coverage", "hyper_parameters", "predictive_intervals", "ranks"]
 
 DENSITY_BINS = 40
 WIDEST = 10  # panels of ranks side by side
 MOST = 50  # panels of a figure
+CHANNELS = 8  # of a series; of more numbers at a time it is none
 COLUMNS = 4  # panels of hyper-parameters side by side
 LEVELS = 201  # of the band of expected coverage
 LONGEST = 36  # characters in a line above such a panel
@@ -209,7 +210,9 @@ def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> 
     number of an item, by itself. Numbers outside the wider band are orange. Above each
     panel stands the share of its numbers within: of new data from the model about 0.9,
     of the data that z was inferred from rather more. Each item has a panel for each of
-    its views.
+    its views; a series of several channels, (time, channel) or (channel, time) with the
+    longer axis as time, one for each of up to 8 channels. Other items, such as images,
+    are one row of numbers.
 
     Arguments:
         idata: The result of `to_arviz`, with `posterior_predictive`.
@@ -235,7 +238,11 @@ def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> 
     x = seen.isel(first).transpose(*order, ...).to_numpy()
     draws = drawn.isel(first).stack(every=("chain", "draw"))
     each = draws.transpose("every", *order, ...).to_numpy()
-    panels = math.prod(x.shape[: len(order)])
+    channels = 1
+    if x.ndim == len(order) + 2 and min(x.shape[-2:]) <= CHANNELS:
+        x, each = lines(x), lines(each)
+        channels = x.shape[-2]
+    panels = math.prod(x.shape[: len(order)]) * channels
     x, each = x.reshape(panels, -1), each.reshape(len(each), panels, -1)
     if len(each) < FEWEST or not 1 <= panels <= MOST:
         raise ValueError(
@@ -246,6 +253,8 @@ def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> 
     names = [f"item {literal(n, 8)}" for n in numbers for _ in range(many)]
     if many > 1:
         names = [f"{name}, view {i % many}" for i, name in enumerate(names)]
+    if channels > 1:
+        names = [f"{name}, channel {c}" for name in names for c in range(channels)]
     low, lower, upper, high = np.quantile(each, (0.05, 0.25, 0.75, 0.95), axis=0)
     columns = min(panels, COLUMNS)
     rows = -(-panels // columns)
@@ -259,6 +268,7 @@ def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> 
         clean(panel)
         panel.tick_params(labelsize=8)
         panel.locator_params(axis="y", nbins=4)
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         for ends, shade in (((low, high), 0.25), ((lower, upper), 0.45)):
             panel.fill_between(
                 place, *(end[i] for end in ends), color=BLUE, alpha=shade, lw=0
@@ -269,6 +279,10 @@ def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> 
             panel.plot(place[part], x[i][part], ".", color=colour, ms=4)
         share = f"{inside[known].mean():.2f}" if known.any() else "absent"
         panel.set_title(f"{names[i]}: {share}", fontsize=9)
+    figure.supxlabel(
+        "place in the item; bands: 50 % and 90 % of draws; above: share within 90 %",
+        fontsize=8,
+    )
     return figure
 
 

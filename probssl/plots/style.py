@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "INK", "ORANGE", "PALE", "blank", "clean", "close", "literal"]
+__all__ = ["BLUE", "INK", "ORANGE", "PALE", "blank", "clean", "close", "lines"]
+__all__ += ["literal"]
 
 # Two of the colours of Okabe and Ito, and two greys.
 BLUE, ORANGE, INK, PALE = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
@@ -23,6 +25,17 @@ def close(figures: Iterable[Figure]) -> None:
     """Free the memory of figures."""
     for figure in figures:
         figure.clear()
+
+
+def lines(series: np.ndarray) -> np.ndarray:
+    """Series (…, channel, time), of which the longer of the last two axes is time.
+
+    A series of one axis has one channel.
+    """
+    if series.ndim < 2:
+        return series[None]
+    short = series.shape[-1] < series.shape[-2]
+    return series.swapaxes(-1, -2) if short else series
 
 
 def literal(name: object, longest: int = 40) -> str:
