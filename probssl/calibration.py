@@ -109,6 +109,12 @@ class Ranks(_Ranks):
             )
         return super().__new__(cls, plain(found), draws)
 
+    def __repr__(self) -> str:
+        many, *shape = self.ranks.shape
+        of = f" of {tuple(shape)} values each" if shape else ""
+        level = f"90 % intervals hold {np.mean(self.coverage(0.9)):.0%}"
+        return f"Ranks({many:,} ranks{of} among {self.draws} draws; {level})"
+
     def counts(self, bins: int = 10) -> Int[np.ndarray, "bins *shape"]:
         """Count the ranks in bins of equal width."""
         bin_of = self.ranks * bins // (self.draws + 1)

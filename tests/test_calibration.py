@@ -89,6 +89,13 @@ class TestRanks:
         found = rank(torch.tensor([1.5, 4.0]), draws)
         assert found.tolist() == [2, 0]
 
+    def test_their_short_form_says_how_many_there_are(self):
+        ranks = Ranks(np.arange(1_000).reshape(500, 2) % 100, 99)
+        shown = (
+            "Ranks(500 ranks of (2,) values each among 99 draws; 90 % intervals hold"
+        )
+        assert repr(ranks) == f"{shown} 90%)"
+
     def test_those_of_exact_posterior_draws_are_uniform(self):
         ranks = conjugate()
         assert ranks.chi_square().p_value > SURELY

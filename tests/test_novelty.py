@@ -239,6 +239,7 @@ def test_sets_are_those_above_the_threshold_of_the_calibration_items():
     np.testing.assert_array_equal(found.sizes, found.sets.sum(1))
     hits = [found.sets[i, label[i]] for i in range(50)]
     assert found.coverage(label).value == pytest.approx(np.mean(hits))
+    assert repr(found).startswith(f"PredictionSets({len(found.sets)} items, ")
     top = found.classes[found.probability.argmax(1)]
     assert (top == label).mean() == linear_probe(train, y, z, label)
     for other in (label.astype(str), np.where(label == 0, -1, label), label + 7):

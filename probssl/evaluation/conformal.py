@@ -39,6 +39,11 @@ class PredictionSets(NamedTuple):
     probability: Float[np.ndarray, "item class"]
     threshold: float
 
+    def __repr__(self) -> str:
+        n, k = self.sets.shape
+        mean = f"{self.sizes.mean():.2f} on average"
+        return f"PredictionSets({n:,} items, {k} classes, sets of {mean})"
+
     @property
     def sizes(self) -> np.ndarray:
         """The number of classes in each set."""

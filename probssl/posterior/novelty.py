@@ -41,6 +41,10 @@ class Novelty(NamedTuple):
     log_density: Float[np.ndarray, " item"] | None
     distance: Float[np.ndarray, " item"] | None
 
+    def __repr__(self) -> str:
+        of = next(iter(self.scores.values()), np.empty(0))
+        return f"Novelty({len(of):,} items; scores: {', '.join(self.scores) or 'none'})"
+
     @property
     def scores(self) -> dict[str, Float[np.ndarray, " item"]]:
         """Each quantity with the sign by which novel items have larger scores."""
