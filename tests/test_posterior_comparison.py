@@ -119,6 +119,39 @@ def test_arviz_draws_the_table(major, monkeypatch):
         pyplot.close("all")
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_each_model_sees_the_data_in_its_own_precision(last):
+    exact = models(0.6)["scale 0.6"]
+    x = 1e3 + torch.randn(6, EVENT)
+    expected = linear.evidence(exact, x.unsqueeze(1)).detach().numpy()
+    given = {
+        "exact": exact,
+        "rounded": joint(ps.priors.Gaussian(2), event=EVENT).float(),
+    }
+    if last:
+        given = dict(reversed(given.items()))
+    found = ps.compare_evidence(given, x, particles=30)
+    got = found.evidences["exact"].log_evidence
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+def of_three(*likelihoods: ps.likelihoods.Likelihood) -> ps.Joint:
+    prior, nets = ps.priors.Gaussian(2), ps.nn.PerModality
+    encoders = nets([ps.nn.MLPEncoder((EVENT,), 2) for _ in likelihoods])
+    decoders = nets([ps.nn.MLPDecoder(2, (EVENT,)) for _ in likelihoods])
+    return ps.Joint(prior, likelihoods, encoders, decoders)
+
+
+def test_modalities_of_several_measures_are_compared_in_turn():
+    density, count = ps.likelihoods.Gaussian(0.5), ps.likelihoods.Poisson()
+    one, other = of_three(density, count, count), of_three(density, density, count)
+    data = ps.data.groups([torch.ones(4, EVENT)] * 3)
+    with pytest.raises(ValueError, match="of one measure, got a: .* × .* × "):
+        ps.compare_evidence({"a": one, "b": other}, data)
+    alike = {"a": one, "b": of_three(density, count, count)}
+    assert len(ps.compare_evidence(alike, data, particles=5).table) == 2
+
+
 def test_it_is_shown_with_units_and_measure():
     found = ps.compare_evidence(models(0.3, 0.6), torch.randn(30, EVENT))
     for text in (repr(found), found._repr_html_()):

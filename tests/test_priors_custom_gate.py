@@ -116,6 +116,18 @@ test_what_does_not_fit_together_is_refused = refusals(
     ),
     (y_prior(dist.VonMises3D(torch.ones(3))), ValueError, "got VonMises3D"),
     (y_prior(dist.LKJCholesky(2, 1.0)), ValueError, "vector of its free numbers"),
+    (
+        y_prior(
+            dist.Categorical(torch.tensor([0.5, 0.5, 0.0])), lambda y: normal(MEANS[y])
+        ),
+        ValueError,
+        r"Categorical y_prior of positive probabilities, got 0.*logits=p.log",
+    ),
+    (
+        y_prior(dist.Bernoulli(torch.tensor([1.0, 0.5])).to_event(1)),
+        ValueError,
+        "Bernoulli y_prior of positive",
+    ),
     (classes(integral=ImportanceSampling()), ValueError, "a discrete p.y., a sum, got"),
     (classes(integral=Quadrature()), ValueError, "a sum, got Quadrature"),
     (

@@ -12,7 +12,7 @@ References:
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -169,7 +169,7 @@ def compare_evidence(
     _check_measures({name: run.joint for name, run in runs.items()})
     with ExitStack() as stack:
         likes = [stack.enter_context(evaluating(o)) for o in objectives.values()]
-        for batch in batches(data, likes[0], views, batch_size, "evidences"):
+        for batch in batches(data, _finest(likes), views, batch_size, "evidences"):
             for run, like in zip(runs.values(), likes, strict=True):
                 run.add(batch if like is None else _moved(batch, like))
     found = {name: run.evidence() for name, run in runs.items()}
@@ -234,6 +234,12 @@ def pseudo_bma(
     return plain(sums.softmax(1).mean(0))
 
 
+def _finest(likes: Sequence[Tensor | None]) -> Tensor | None:
+    """That of the highest precision: the others round what it sees, as alone."""
+    known = [like for like in likes if like is not None]
+    return min(known, key=lambda like: torch.finfo(like.dtype).eps, default=None)
+
+
 def _moved(batch: Batch, like: Tensor) -> Batch:
     return Target(like.device, like.dtype).batch(batch)
 
@@ -246,12 +252,13 @@ def _mean(values: Float[np.ndarray, " item"]) -> tuple[float, float]:
 def _check_measures(joints: Mapping[str, Joint]) -> None:
     """Raise a ValueError for densities of different kinds.
 
-    Views of one modality and modalities of one measure have the same.
+    Views of one modality and modalities of one measure have the same; of several
+    measures each modality counts.
     """
-    measures = {
-        name: " × ".join(dict.fromkeys(part.measure for part in joint.likelihoods))
-        for name, joint in joints.items()
-    }
+    measures = {}
+    for name, joint in joints.items():
+        each = [part.measure for part in joint.likelihoods]
+        measures[name] = " × ".join(each if len({*each}) > 1 else each[:1])
     if len(set(measures.values())) > 1:
         told = "; ".join(f"{name}: {measure}" for name, measure in measures.items())
         raise ValueError(

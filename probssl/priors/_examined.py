@@ -11,8 +11,12 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
     Delta,
     MaskedDistribution,
+    OneHotCategorical,
     TorchDistribution,
     validation_enabled,
 )
@@ -46,6 +50,22 @@ Conditional = Callable[..., TorchDistribution]
 Content = Callable[..., TorchDistribution]
 
 
+def _check_possible(content: Any) -> None:
+    """Raise a ValueError for values of probability 0, which torch counts as 1e-7."""
+    binary = isinstance(content, Bernoulli | Binomial)
+    own = getattr(content, "_categorical", content)  # of a one-hot one
+    probs = vars(own).get("probs")
+    known = binary or isinstance(content, Categorical | OneHotCategorical)
+    if not known or probs is None or not torch.equal(own._param, probs):
+        return
+    if bool((probs == 0).any()) or binary and bool((probs == 1).any()):
+        raise ValueError(
+            f"expected a {type(content).__name__} y_prior of positive probabilities, "
+            "got 0, for which log_prob of torch has that of 1e-7 though it is never "
+            "drawn: leave such values out; a Categorical also takes logits=p.log()"
+        )
+
+
 def content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 *k"]:
     """Samples of p(y), after checks of its class and shapes."""
     if not isinstance(content, Distribution):
@@ -71,6 +91,8 @@ def content_sample(content: TorchDistribution, dim: int) -> Float[Tensor, "n 2 *
     inner: Any = content
     while isinstance(inner, Independent | MaskedDistribution):
         inner = inner.base_dist
+    if discrete:
+        _check_possible(inner)
     try:
         y = content.sample((16, 2))
         rows = content.log_prob(y.flatten(0, 1)).view(16, 2)
