@@ -119,6 +119,7 @@ def test_arviz_draws_the_table(major, monkeypatch):
         pyplot.close("all")
 
 
+@pytest.mark.filterwarnings("ignore:Pareto:UserWarning")
 @pytest.mark.parametrize("last", [False, True])
 def test_each_model_sees_the_data_in_its_own_precision(last):
     exact = models(0.6)["scale 0.6"]

@@ -370,10 +370,9 @@ def _closed(prior: PriorOf, guide: Guide) -> Any:
         )
     joint = prior()
     # `times` is that of the density, not of a base class with another one.
-    first = next(
-        k for k in type(joint).__mro__ if vars(k).keys() & {"times", "log_prob"}
-    )
-    if "times" not in vars(first):
+    methods = (vars(kind) for kind in type(joint).__mro__)
+    first = next((m for m in methods if m.keys() & {"times", "log_prob"}), {})
+    if "times" not in first:
         named = type(getattr(prior, "func", joint)).__name__  # a `Prior` and its views
         raise ValueError(
             "expected a prior whose product with normal factors is closed for the "
