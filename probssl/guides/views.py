@@ -370,9 +370,9 @@ def _closed(prior: PriorOf, guide: Guide) -> Any:
         )
     joint = prior()
     # `times` is that of the density, not of a base class with another one.
-    methods = (vars(kind) for kind in type(joint).__mro__)
-    first = next((m for m in methods if m.keys() & {"times", "log_prob"}), {})
-    if "times" not in first:
+    own = [vars(kind) for kind in type(joint).__mro__]
+    own = [methods for methods in own if methods.keys() & {"times", "log_prob"}]
+    if not own or "times" not in own[0]:
         named = type(getattr(prior, "func", joint)).__name__  # a `Prior` and its views
         raise ValueError(
             "expected a prior whose product with normal factors is closed for the "
