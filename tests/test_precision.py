@@ -443,3 +443,22 @@ def test_terms_are_in_float32_on_a_gpu(name: str) -> None:
         terms = terms_of(objective, data)
     assert all(term.dtype == torch.float32 for term in terms)
     assert all(grad.isfinite().all() for grad in grads_of(objective, terms))
+
+
+class Own(nn.Module):
+    """An objective that is no class of the package."""
+
+    def __init__(self, exact: bool) -> None:
+        super().__init__()
+        self.net, self.exact = nn.Linear(5, 5), exact
+
+    def forward(self, views: ps.Batch) -> ps.Terms:
+        out = self.net(views.stacked)
+        out = out.float() if self.exact else out
+        return ps.Terms(penalty=-out.square().sum(-1).mean())
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_rounded_terms_of_a_module_of_its_own_are_named(exact, caplog) -> None:
+    ps.fit(Own(exact), torch.randn(8, 5), epochs=1, precision=HALF, progress=False)
+    assert ("got bfloat16 of Own" in caplog.text) != exact

@@ -294,7 +294,8 @@ def accepted(
         raise TypeError(
             "expected the DataLoader to yield tensors, (tensor, label) or Batches, "
             f"got {type(x).__name__}{keys}; give it a collate_fn that makes one of "
-            f"these: lambda rows: torch.stack([row[{key!r}] for row in rows])"
+            f"these: lambda rows: torch.stack([torch.as_tensor(r[{key!r}]) for r in "
+            "rows])"
         )
     return _loaded_items(x, dtype)
 

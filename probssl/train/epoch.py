@@ -6,7 +6,7 @@ synchronises with the host.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
@@ -30,6 +31,7 @@ from .steps import Step, mutable_state
 __all__ = ["Progress", "Validation", "closing_remarks", "ended_by", "remarks"]
 __all__ += ["train_epoch"]
 
+HALF = torch.bfloat16, torch.float16
 SECONDS_PER_READING = 0.25  # of the terms, each of which synchronises with the host
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,9 @@ def train_epoch(
                 if check is not None:
                     check(batch)
                 set_random_state(before, step.device)
-            terms = step(group)
+            eager = type(step) is Step  # hooks cannot be traced
+            with _told_if_rounded(step.objective) if new and eager else nullcontext():
+                terms = step(group)
             tally.add(terms, step.items)
             bar.look(tally)
             if on_step is not None:
@@ -84,6 +88,32 @@ def train_epoch(
     broadcast(list(mutable_state(step.objective).values()))
     step.objective.eval()
     return stop
+
+
+@contextmanager
+def _told_if_rounded(objective: nn.Module) -> Iterator[None]:
+    """Log if it returns terms in half precision, as own modules do under autocast."""
+    seen: list[torch.dtype] = []
+
+    def look(module: nn.Module, inputs: object, terms: object) -> None:
+        seen.extend(t.dtype for t in tree_leaves(terms) if isinstance(t, Tensor))
+
+    hook = objective.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+    own = next((p.dtype for p in objective.parameters()), None)
+    rounded = [kind for kind in seen if kind in HALF and kind != own]
+    if rounded:
+        name = str(rounded[0]).removeprefix("torch.")
+        logger.warning(
+            "expected terms in float32, got %s of %s, with three digits: autocast "
+            "covers all of a module of your own; call .float() on what its networks "
+            "return, or inherit from JointEmbedding and write value",
+            name,
+            type(objective).__name__,
+        )
 
 
 @contextmanager

@@ -196,8 +196,9 @@ def fit(
             run belong in buffers: a plain attribute that `on_step` or `on_epoch`
             changes means another compilation.
         precision: Mixed precision: ``torch.bfloat16`` runs the networks under
-            `torch.autocast`; densities, normalisers and entropies stay in float32. The
-            default is the dtype of the objective.
+            `torch.autocast`; densities, normalisers and entropies stay in float32, but
+            for modules of your own, of which it covers all: a warning says where their
+            terms are rounded. The default is the dtype of the objective.
         tf32: Whether float32 matrix products on a CUDA device may round their factors
             to TF32.
         device: ``"auto"`` is the objective's device if that is an accelerator, else a
