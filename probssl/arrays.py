@@ -10,7 +10,8 @@ converts what is trusted.
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from itertools import islice
 from numbers import Integral
 from textwrap import shorten
@@ -26,7 +27,7 @@ __all__ = ["Array", "categories", "centred", "check_alike", "check_classes"]
 __all__ += ["check_kind", "class_labels", "class_names", "classes"]
 __all__ += ["coded", "doubles", "finite", "gate", "has_missing", "labels", "numbers"]
 __all__ += ["plain", "raw_bytes", "refuse_mappings", "remark_swapped"]
-__all__ += ["representations"]
+__all__ += ["left_alone", "representations", "unlabelled"]
 __all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
 
 Array = np.ndarray | Tensor
@@ -145,6 +146,19 @@ def check_classes(known: Any, values: Any) -> None:
             "expected data sets that number their classes alike, got the classes "
             f"{_listed(one)} in the first and {_listed(two)} in the second; make the "
             "second by the names of the first: ps.data.groups(…, classes=first)"
+        )
+
+
+@contextmanager
+def left_alone(what: str, *inputs: Tensor) -> Iterator[None]:
+    """Raise a ValueError where a part from outside changes its inputs in place."""
+    known = [x for x in inputs if not x.is_inference()]
+    before = [x._version for x in known]
+    yield
+    if [x._version for x in known] != before:
+        raise ValueError(
+            f"expected {what} to leave the items as they are, got a change in place; "
+            "write x = x + noise, or begin with x = x.clone()"
         )
 
 

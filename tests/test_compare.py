@@ -859,3 +859,19 @@ def test_a_small_error_is_printed():
     row = {"terms": {}, "scores": {}, "matrix": {"info_nce": 0.00016}}
     row["errors"] = {"info_nce": 0.00004}
     assert str(Comparison("noise", 0, {"one": row})).endswith(" 0.00016(4)")
+
+
+def test_views_that_change_their_items_are_refused_and_the_data_stay(digits):
+    x = torch.rand(60, 6)
+    data = ps.data.arrays(x, torch.arange(60) % 2, test=x.clone(), test_labels=[0] * 60)
+    before = data.test.images.clone()
+
+    def views(x: torch.Tensor) -> torch.Tensor:
+        x += torch.randn_like(x)
+        return torch.stack([x, x], 1)
+
+    with pytest.raises(ValueError, match="views to leave the items as they are"):
+        ps.compare(
+            {"z": nn.Linear(6, 2)}, data, views=views, baselines=False, progress=False
+        )
+    assert torch.equal(torch.as_tensor(data.test.images), before)

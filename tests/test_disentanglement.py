@@ -259,3 +259,14 @@ test_what_is_no_ink_is_refused = refusals(
         "several rows",
     ),
 )
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("units", [1.0, 1e-9])
+def test_mcc_after_ica_does_not_take_rounding_for_dimensions(single, units):
+    random = np.random.default_rng(0)
+    v = random.uniform(size=(2_000, 2))
+    z = v @ random.normal(size=(2, 5)) * [units, 1, 1, 1, 1]
+    z = np.column_stack([z, np.full(len(z), 0.1)])
+    z = z.astype(np.float32) if single else z
+    assert mcc(z, v, ica=True) > 0.995

@@ -312,3 +312,21 @@ def test_an_affinity_is_a_distribution_over_pairs(x):
     objective.affinity.dense = False
     with pytest.raises(ValueError, match="an affinity of shape"):
         objective.check(x)
+
+
+def test_an_affinity_that_changes_the_batch_is_refused_and_the_batch_stays():
+    class Cosine(ps.affinities.Affinity):
+        dense = True
+
+        def forward(self, batch):
+            v = batch.stacked.flatten(0, 1)
+            v /= v.norm(dim=1, keepdim=True)
+            p = (3 * v @ v.T).exp() * (1 - torch.eye(len(v)))
+            return p / p.sum()
+
+    views = 2 + torch.randn(10, 2, 3)
+    batch = ps.Batch(views.clone())
+    objective = ps.limits.NeighbourEmbedding(torch.nn.Linear(3, 2), Cosine())
+    with pytest.raises(ValueError, match="the affinity Cosine to leave the items"):
+        objective.divergence(batch)
+    assert torch.equal(batch.views, views)

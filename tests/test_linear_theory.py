@@ -325,3 +325,10 @@ test_invalid_alignments_and_paradigms_are_refused = refusals(
     (lambda: alignment_threshold(*ONES, "contrastive"), ValueError, "'supervised', 'j"),
     (lambda: critical_noise(ONES[0], np.ones(3)), ValueError, "of the augmentation"),
 )
+
+
+def test_moments_around_zero_tell_no_mutual_information():
+    x = np.random.default_rng(0).normal(5.0, 1.0, (100, 2))
+    model = ESTIMATORS["joint embedding"](2, with_mean=False).fit(x)
+    with pytest.raises(ValueError, match="with_mean=False, under which the mean"):
+        model.mutual_information()

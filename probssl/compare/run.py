@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .. import recipes
 from ..arguments import typed
+from ..arrays import left_alone
 from ..data import Dataset, Split
 from ..data.memory import as_float
 from ..estimates import Estimate, estimate
@@ -202,8 +203,12 @@ def sampled(
 ) -> Float[Tensor, "n view *event"]:
     """Views of all items of a split, determined by the seed."""
     with _seeded(seed, torch.device("cpu")):
-        parts = as_float(split).split(1024)
-        return torch.cat([check_views(sampler(part)) for part in parts])
+        parts = []
+        for x in as_float(split).split(1024):
+            copy = x.clone()  # the data of the user stay, also if this is refused
+            with left_alone("views", copy):
+                parts.append(check_views(sampler(copy)))
+        return torch.cat(parts)
 
 
 @contextmanager

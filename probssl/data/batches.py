@@ -21,7 +21,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ..arrays import check_kind, raw_bytes, tensor, whole_numbers
+from ..arrays import check_kind, left_alone, raw_bytes, tensor, whole_numbers
 from ..terms import Batch
 from .memory import (
     check_finite,
@@ -212,13 +212,8 @@ def viewed(
     index: Int[Tensor, " batch"] | None = None,
 ) -> Batch:
     """A batch of augmented views of the items x; without `views`, of x itself."""
-    before = 0 if x.is_inference() else x._version
-    drawn = x.unsqueeze(1) if views is None else views(x)
-    if not x.is_inference() and x._version != before:
-        raise ValueError(
-            "expected views to leave the items as they are, got a change in place; "
-            "write x = x + noise, or begin with x = x.clone()"
-        )
+    with left_alone("views", x):
+        drawn = x.unsqueeze(1) if views is None else views(x)
     if isinstance(drawn, Tensor) and drawn.ndim == x.ndim + 1:
         drawn = Batch(drawn)
     elif isinstance(drawn, Batch):

@@ -6,6 +6,7 @@ References:
     https://arxiv.org/abs/1811.12359
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from .probes import each_factor, linear_probe
 __all__ = ["DCI", "dci", "dci_of", "mcc", "mig", "sap"]
 
 BINS, TREES = 20, 10
+ROUNDINGS = 4  # of numbers, up to which a dimension, or a direction, is constant
 
 
 class DCI(NamedTuple):
@@ -158,9 +160,8 @@ def mcc(
         )
     parts = [z, np.stack(columns, 1).astype(float)]
     if ica:
-        varied = z[:, z.std(0) > 0]
         model = FastICA(max_iter=2_000, random_state=seed)
-        parts[0] = model.fit_transform(varied - varied.mean(0))
+        parts[0] = model.fit_transform(_of_full_rank(z))
     if correlation == "spearman":
         parts = [rankdata(part, axis=0) for part in parts]
     r = np.abs(_correlations(*parts))
@@ -282,6 +283,23 @@ def _binned(x: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:
     """The bin of each number, of equal width between the smallest and the largest."""
     edges = np.linspace(x.min(), x.max(), bins + 1)[1:-1]
     return np.digitize(x, edges)
+
+
+def _of_full_rank(z: np.ndarray) -> np.ndarray:
+    """The principal components of z that are no rounding, each of variance 1.
+
+    Independent components of z are rotations of these.
+    """
+    single = np.array_equal(z.astype(np.float32), z)
+    rounding = ROUNDINGS * np.finfo(np.float32 if single else np.float64).eps
+    rounding = rounding * np.abs(z).max(0)  # of each dimension
+    spread = z.std(0)
+    varied = spread > rounding
+    spread = spread[varied]
+    unit = (z[:, varied] - z[:, varied].mean(0)) / spread
+    left, values, _ = np.linalg.svd(unit, full_matrices=False)
+    least = math.sqrt(len(z)) * np.linalg.norm(rounding[varied] / spread)
+    return left[:, values > least] * math.sqrt(len(z))
 
 
 def _checked(

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from ..affinities import Affinity, Perplexity, Positives
 from ..arguments import alone
+from ..arrays import left_alone
 from ..entropies import Collision, KernelDensity, QueuedKernelDensity
 from ..nn import dim_of
 from ..priors import TSNE as HeavyTail
@@ -121,8 +122,12 @@ class NeighbourEmbedding(Embedding):
     @torch.no_grad()
     def _check_affinity(self, batch: Batch) -> None:
         """Raise a ValueError unless P is a distribution over pairs of views."""
-        p, (items, views) = self.affinity(batch), batch.shape
-        items, name = items * world_size(), type(self.affinity).__name__
+        parts = [part.clone() for part in batch.parts]
+        copy = batch._replace(views=tuple(parts) if len(parts) > 1 else parts[0])
+        name = type(self.affinity).__name__
+        with left_alone(f"the affinity {name}", *parts):
+            p, (items, views) = self.affinity(copy), batch.shape
+        items = items * world_size()
         many = items * views
         shape = (many, many) if self.affinity.dense else (items, views, views)
         if not isinstance(p, Tensor) or p.shape != shape:

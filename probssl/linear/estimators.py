@@ -249,7 +249,17 @@ class JointEmbeddingSSL(_LinearSSL):
         The mutual information of two views if they are Gaussian; infinite where views
         do not change a component. An :math:`\omega_i` below 0 counts as 0 where it
         may be an estimate of 0.
+
+        Raises:
+            ValueError: With ``with_mean=False``: moments around 0 count what is the
+                same in all images, the mean, as shared by the views of one.
         """
+        if not self.with_mean:
+            raise ValueError(
+                "expected moments around the means for the mutual information, got "
+                "with_mean=False, under which the mean of all images counts as what "
+                "views share; fit with with_mean=True"
+            )
         kept = self.spectrum_[: self._n_features_out].clip(-1, 1)
         kept = kept[(kept > 0) | (kept < -chance(self.moments_.n, len(self.spectrum_)))]
         with np.errstate(divide="ignore"):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..arguments import between, instance
-from ..arrays import doubles
+from ..arrays import doubles, left_alone
 from .moments import Moments
 
 __all__ = [
@@ -337,8 +337,9 @@ class Flattened:
                 f"shape {self.shape}, got {x.shape[1]}"
             )
         images = torch.as_tensor(x, dtype=torch.get_default_dtype())
-        with torch.no_grad():
-            found = self.sampler(images.reshape(-1, *self.shape))
+        images = images.reshape(-1, *self.shape).clone()
+        with torch.no_grad(), left_alone("views", images):
+            found = self.sampler(images)
         views, present = getattr(found, "views", found), getattr(found, "present", None)
         if not isinstance(views, Tensor) or views.ndim < 3 or present is not None:
             raise ValueError(

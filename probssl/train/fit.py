@@ -172,8 +172,9 @@ def fit(
             not been interrupted. If the folder is empty or missing, the fit starts
             anew, so that a script can simply be run again after it was killed. If it
             holds more than `epochs` epochs, a warning says so, and none is added. A
-            warning also names settings that differ from the saved run, such as the
-            data; the learning rate is the saved one.
+            warning also names data, views and arguments of `fit` that differ from the
+            saved run; the learning rate is the saved one. Buffers and parameters of the
+            objective, such as a temperature, are those of the checkpoint.
         on_step: A callback with the number of steps made and the terms of the step,
             scalars on the device. It may write buffers in place. If it returns True,
             the fit ends with the present epoch cut short.
