@@ -15,9 +15,9 @@ On MNIST the bound of SimVAE with 6 content and 4 style dimensions and `Coupled`
 nats above the VAE's where each image is seen 96 times, and its probes are above: linear
 0.946 against 0.930. SimCLR has 0.948, and is ahead with few labels. Seen 384 times,
 SimVAE has 0.949, the VAE 0.947 and SimCLR 0.960: the bound still rises, by nats of
-pixels that say nothing of the class. A wider p(z|y), of scale 0.39, gains nothing. With the crops
-no SimVAE is above the VAE. On Fashion-MNIST SimVAE has the best 5-NN, 0.792 against
-0.776 of the VAE and 0.721 of SimCLR.
+pixels that say nothing of the class. A wider p(z|y), of scale 0.39, gains nothing. With
+the crops no SimVAE is above the VAE. On Fashion-MNIST SimVAE has the best 5-NN, 0.792
+against 0.776 of the VAE and 0.721 of SimCLR.
 
 Every fit leaves a folder in runs/, which `probssl inspect` reads; fits whose folder is
 there are not run again, so that a run that was stopped goes on. One process per core.

@@ -597,9 +597,11 @@ class Exposed(dist.TorchDistribution):
 
 class Exposure(ps.likelihoods.Likelihood):
     measure = "counting, given the exposure"
+    masked = False
 
-    def forward(self, output: Tensor) -> Exposed:
-        return Exposed(output.softmax(-1))
+    def forward(self, output: Tensor) -> dist.TorchDistribution:
+        made = Exposed(output.softmax(-1))
+        return made.mask(True) if self.masked else made
 
 
 def test_predictions_are_at_the_covariates_of_the_item():
@@ -616,8 +618,10 @@ def test_predictions_are_at_the_covariates_of_the_item():
         assert (drawn[..., -1:] == exposure.unsqueeze(1)).all()
         before = torch.as_tensor(idata.prior_predictive["x"].values)[0]
         assert (before[..., -1] == 10).all()
-    with pytest.raises(ValueError, match="without covariates"):
-        ps.posterior.complete(joint, groups(x.unsqueeze(1)))
+    for masked in (False, True):
+        joint.likelihood.masked = masked
+        with pytest.raises(ValueError, match="without covariates"):
+            ps.posterior.complete(joint, groups(x.unsqueeze(1)))
 
 
 class Covariate(nn.Linear):

@@ -703,3 +703,13 @@ class Parts(dist.TorchDistribution):
 def test_a_part_of_p_of_y_that_quadrature_misses_leaves_importance_sampling():
     prior = Custom(normal(0.3), 1, y_prior=Parts())
     assert isinstance(prior.integral, ImportanceSampling)
+
+
+def test_importance_sampling_takes_one_z_without_axes_in_front():
+    weights = dist.Categorical(torch.tensor([0.3, 0.7]))
+    parts = dist.Normal(torch.tensor([[-2.0, 0.0], [2.0, 1.0]]), 0.6).to_event(1)
+    content = dist.MixtureSameFamily(weights, parts)
+    prior = Custom(lambda y: dist.Laplace(y, 0.5).to_event(1), 2, y_prior=content)
+    one = prior(2).log_prob(torch.zeros(2, 2))
+    many = prior(2).log_prob(torch.zeros(4, 2, 2))
+    assert one.shape == () and (one - many.mean()).abs() < 0.5

@@ -76,7 +76,7 @@ def at_covariates(p: TorchDistribution, x: Tensor) -> TorchDistribution:
 
 def check_no_covariates(p: TorchDistribution) -> None:
     """Raise a ValueError if p(x|z) has covariates, which absent views lack."""
-    while isinstance(p, Independent | ExpandedDistribution):
+    while isinstance(p, Independent | MaskedDistribution | ExpandedDistribution):
         p = p.base_dist
     if hasattr(p, "given"):
         raise ValueError(

@@ -475,7 +475,7 @@ class ImportanceSampling:
         if (some := _to_examine(self, views, value)) is None:
             return
         fewer, part, rows = some
-        log_weight = log_weight.flatten(1)[:, rows]
+        log_weight = log_weight.reshape(len(log_weight), -1)[:, rows]  # also of one z
         message = self.missed(fewer, part, log_weight)
         if message:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
