@@ -367,7 +367,8 @@ def check_apart(
     for parts in (batch.parts, others):
         with torch.random.fork_rng(forked), unmoved(joint) as state:
             found.append([*made(batch, parts, bool(found)), *state])
-    names = ["the encoder", *["the decoder"] * len(others)]
+    guide: Any = joint.posterior
+    names = [f"the encoder, or {type(guide).__name__},", *["the decoder"] * len(others)]
     names += ["a buffer of the networks"] * len(state)
     for name, one, other in zip(names, *found, strict=True):
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -375,7 +376,8 @@ def check_apart(
                 "expected networks that treat views one by one where some are absent, "
                 f"got {name} that changes with what stands for absent views; of layers "
                 "that mix the rows of a batch only torch's batch norm, not scripted, "
-                "is given the present rows alone: use that, or layer norm"
+                "is given the present rows alone: use that, or layer norm; a guide of "
+                "your own leaves absent views to guides.Guide by its method each"
             )
 
 

@@ -830,7 +830,7 @@ def test_mixing_is_found_where_the_first_batch_has_no_absent_view(half):
     batches = [ps.Batch(x[:8]), ps.Batch(x[-8:], present=present[-8:])]
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     for data, options in ((pairs, {"batch_size": 8}), (loader, {})):
-        found = f"the {half} that changes.*not scripted"
+        found = f"the {half}.* that changes.*not scripted"
         # What mixes items is refused whether views are absent or not.
         found += "|mix no rows of a batch|changes with the other items of the batch"
         with pytest.raises(ValueError, match=found):

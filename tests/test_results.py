@@ -219,6 +219,19 @@ def test_what_halves_of_digits_share_was_measured():
     assert said in section
 
 
+def test_the_figures_of_multivae_are_those_measured():
+    measured = figures("multimodal")["figures"]
+    columns = [name for name in script("poly_mnist").COLUMNS if name in measured[0]]
+    for name in ("MoPoE", "MVTCAE"):
+        own = [row for row in measured if row["method"] == name]
+        assert len(own) == 3
+        each = (
+            report.spread([row[column] for row in own], 1 if "log" in column else 3)
+            for column in columns
+        )
+        assert f"| {name} | {' | '.join(each)} |" in DIGITS
+
+
 def test_the_coherence_of_five_modalities_was_measured():
     found, section = figures("poly_mnist"), DIGITS.split("## Five modalities")[1]
     assert script("poly_mnist").table(found["rows"]) in section
