@@ -270,3 +270,10 @@ def test_mcc_after_ica_does_not_take_rounding_for_dimensions(single, units):
     z = np.column_stack([z, np.full(len(z), 0.1)])
     z = z.astype(np.float32) if single else z
     assert mcc(z, v, ica=True) > 0.995
+
+
+def test_a_dimension_that_repeats_another_finds_no_second_factor():
+    v = np.random.default_rng(0).uniform(size=(2_000, 2))
+    collapsed = np.column_stack([v[:, 0], 2 * v[:, 0]])
+    assert mcc(collapsed, v, ica=True) == pytest.approx(0.5, abs=0.02)
+    assert mcc(np.ones((2_000, 2)), v, ica=True) == 0

@@ -127,6 +127,8 @@ def mcc(
 
     over matchings of the K factors, or the dimensions if these are fewer. It is 1 where
     z has the factors up to order, sign and scale, as nonlinear ICA identifies them.
+    Dimensions that do not vary, or with `ica` are linear in others, correlate with
+    none.
 
     Arguments:
         factors: Continuous or binary factors, as numbers.
@@ -160,8 +162,10 @@ def mcc(
         )
     parts = [z, np.stack(columns, 1).astype(float)]
     if ica:
-        model = FastICA(max_iter=2_000, random_state=seed)
-        parts[0] = model.fit_transform(_of_full_rank(z))
+        parts[0], known = np.zeros_like(z), _of_full_rank(z)  # what z lacks counts 0
+        if rank := known.shape[1]:
+            model = FastICA(max_iter=2_000, random_state=seed)
+            parts[0][:, :rank] = model.fit_transform(known)
     if correlation == "spearman":
         parts = [rankdata(part, axis=0) for part in parts]
     r = np.abs(_correlations(*parts))
