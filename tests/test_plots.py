@@ -57,6 +57,7 @@ SCORES = pd.DataFrame(
 @pytest.fixture(autouse=True)
 def untouched():
     """No figure stays open, and no setting is changed."""
+    pyplot.close("all")
     before = dict(mpl.rcParams)
     yield
     assert pyplot.get_fignums() == []
