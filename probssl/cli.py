@@ -26,6 +26,7 @@ from .data import Dataset, Split, load
 from .joint import Joint
 from .posterior import embed, reconstruct, sample, to_arviz
 from .runtime.distributed import barrier, is_main, rank, single_process, start
+from .runtime.interrupts import leave
 from .saving import load as load_objective
 from .saving import read, save, weights
 from .train import History
@@ -42,9 +43,10 @@ MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 2 after an error, which is printed.
+    """Run a command and return its exit status.
 
-    Under torchrun all processes fit one model together, and rank 0 does the rest.
+    It is 2 after an error, which is printed, and 130 after Ctrl-C. Under torchrun all
+    processes fit one model together, and rank 0 does the rest.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = _parser().parse_args(arguments)
@@ -59,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = _as_options(f"{error}{notes}", vars(options))
         print(f"probssl{which}: {text}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        print(
+            f"probssl: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr
+        )
+        return 130
     return 0
 
 
@@ -75,9 +82,6 @@ def _ended_cleanly() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
@@ -254,9 +258,14 @@ def _fit(options: argparse.Namespace) -> None:
     )
     if not is_main():
         return
+    notes = {"data": data.name, "seed": options.seed}
+    if history.interrupted:
+        notes["unfinished"] = f"{len(history)} epochs of {arguments['epochs']}"
     with single_process():
-        save(objective, options.out, data=data.name, seed=options.seed)
+        save(objective, options.out, **notes)
         (options.out / "history.json").write_text(history.to_json(), encoding="utf-8")
+        if history.interrupted:
+            raise KeyboardInterrupt(f"{options.out} is unfinished, --resume goes on")
         _draw(objective, history, data, options.out)
     print(f"{history}\nwritten to {options.out}; look inside: probssl inspect", end=" ")
     print(options.out)

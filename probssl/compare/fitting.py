@@ -28,6 +28,7 @@ from .. import recipes
 from ..arguments import typed, whole
 from ..data import Dataset
 from ..runtime.distributed import world_size
+from ..runtime.interrupts import leave
 from ..train import History
 from ..train.prepare import settle
 
@@ -181,6 +182,8 @@ def _fit(
     objective = recipes.objective(method, data, dim)
     start = time.perf_counter()
     history = recipes.fit(objective, data, views=recipes.views(data), **options)
+    if history.interrupted:
+        raise KeyboardInterrupt
     return Fitted(objective, history, time.perf_counter() - start)
 
 
@@ -285,6 +288,7 @@ def _start_worker(epochs: Any, work: _Work) -> None:
     from threadpoolctl import threadpool_limits
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends all
+    signal.signal(signal.SIGTERM, leave)  # at once
     torch.set_num_threads(work.threads)
     threadpool_limits(work.threads)
     Thread(target=_end_with_parent, args=(work.data.parent,), daemon=True).start()

@@ -1,5 +1,6 @@
-"""The runtime of training: distributed, precision, random state, denormals, buffers."""
+"""The runtime of training: distributed, precision, random state, signals, buffers."""
 
-from . import buffers, denormals, distributed, precision, randomness
+from . import buffers, denormals, distributed, interrupts, precision, randomness
 
-__all__ = ["buffers", "denormals", "distributed", "precision", "randomness"]
+__all__ = ["buffers", "denormals", "distributed", "interrupts", "precision"]
+__all__ += ["randomness"]

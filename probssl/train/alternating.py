@@ -45,8 +45,8 @@ def fit_rounds(
     """Alternate an assignment (pseudo-labels) and a fit; return one history.
 
     Epochs and steps are counted over all rounds, and a column ``round`` is added.
-    Callbacks count within their round. A round that a callback, early stopping or a
-    KeyboardInterrupt cuts short is the last.
+    Callbacks count within their round. A round that a callback, early stopping or an
+    interrupt cuts short is the last.
 
     Example:
         >>> import torch
@@ -97,7 +97,8 @@ def fit_rounds(
         for row in part.rows:
             counts = {name: before[name] + row[name] for name in ("epoch", "step")}
             history.rows.append(row | counts | {"round": number})
-        if len(part) < count:
+        history.interrupted = part.interrupted
+        if len(part) < count or part.interrupted:
             break
     return history
 

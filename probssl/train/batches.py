@@ -76,14 +76,17 @@ class Stored:
         """Batches per epoch."""
         return max(1, self.count // self.batch_size)
 
-    def epoch(self, number: int = 1) -> Iterator[Any]:
+    def epoch(self, number: int = 1, skip: int = 0) -> Iterator[Any]:
         """Loads in random order; a last batch that is not full is dropped.
 
         All ranks draw the same order, and each takes its share of every batch.
+
+        Arguments:
+            skip: The number of loads that are left out at the start.
         """
         rows = torch.randperm(self.count, generator=self.order).to(self.place)
         size = min(self.batch_size, self.count)
-        return self._loads(map(_part, rows[: len(self) * size].split(size)))
+        return self._loads(map(_part, rows[: len(self) * size].split(size)[skip:]))
 
     def sweep(self) -> Iterator[Any]:
         """All items in their own order, in loads of nearly equal size."""
@@ -181,18 +184,30 @@ class Loaded:
                 "the DataLoader, or another batch_size or batch_sampler"
             )
 
-    def epoch(self, number: int = 1) -> Iterator[Any]:
-        """The loads of one epoch, by which a `DistributedSampler` orders the items."""
+    def epoch(self, number: int = 1, skip: int = 0) -> Iterator[Any]:
+        """The loads of one epoch, by which a `DistributedSampler` orders the items.
+
+        Arguments:
+            skip: The number of loads that are made and left out at the start.
+        """
         if isinstance(self.sampler, DistributedSampler):
             self.sampler.set_epoch(number)
-        return self.sweep()
+        if not skip:
+            return self.sweep()
+        loads = iter(self.loader)  # draws the order here and now
+        for _ in islice(loads, skip):
+            pass
+        return self._checked(loads)
 
     def sweep(self) -> Iterator[Any]:
         """The loads, in the order of the loader, checked before they are moved."""
+        return self._checked(self.loader)
+
+    def _checked(self, loads: Iterable[Any]) -> Iterator[Any]:
         dtype = self.target.dtype
         check, views = self.check_content, None if self.own_views else self.views
-        loads = (accepted(load, views, dtype, check) for load in self.loader)
-        return moved(self._sized(loads), self.target)
+        accept = (accepted(load, views, dtype, check) for load in loads)
+        return moved(self._sized(accept), self.target)
 
     def _sized(self, loads: Iterable[Tensor | Batch]) -> Iterator[Tensor | Batch]:
         sizes = set()

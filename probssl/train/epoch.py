@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from ..runtime.denormals import flushed
 from ..runtime.distributed import any_rank, broadcast, is_main, single_process
+from ..runtime.interrupts import Interrupts
 from ..runtime.precision import Precision, lowered
 from ..runtime.randomness import random_state, same_randomness, set_random_state
 from ..terms import HeldOut, Terms
 from .batches import Loaded, Source, look_at
-from .history import Row, Tally
+from .history import ADVICE, Row, Tally
 from .prepare import labelled_share
 from .steps import Step, mutable_state
 
@@ -43,13 +44,43 @@ def train_epoch(
     tally: Tally,
     bar: "Progress",
     on_step: Callable[[int, Terms], Any] | None = None,
+    interrupts: Interrupts | None = None,
 ) -> bool:
     """Make one step for each group of loads; return whether `on_step` wants to stop.
 
     The objective is in training mode meanwhile, and in evaluation mode afterwards.
+
+    Raises:
+        FloatingPointError: If terms, gradient or parameters are not finite.
+        KeyboardInterrupt: After a step, if a signal asked for it.
     """
     step.objective.train()
     step.refresh()
+    step.guard.kept = tally.kept
+    step.guard.read(step.count)
+    try:
+        stop = _steps(step, groups, tally, bar, on_step, interrupts or Interrupts())
+        bar.look(tally, always=True)
+        step.guard.read(step.count)
+        _check_parameters(step, tally.kept)
+    except FloatingPointError:
+        step.guard.restore()
+        raise
+    tally.pool()
+    # Buffers that depend on a rank's own items, as those of torch's BatchNorm, differ.
+    broadcast(list(mutable_state(step.objective).values()))
+    step.objective.eval()
+    return stop
+
+
+def _steps(
+    step: Step,
+    groups: Iterable[list[Any]],
+    tally: Tally,
+    bar: "Progress",
+    on_step: Callable[[int, Terms], Any] | None,
+    interrupts: Interrupts,
+) -> bool:
     check, stop = getattr(step.objective, "check", None), False
     with flushed(step.device):
         for group in groups:
@@ -69,24 +100,20 @@ def train_epoch(
             with _told_if_rounded(step.objective) if new and eager else nullcontext():
                 terms = step(group)
             tally.add(terms, step.items)
-            bar.look(tally)
+            if bar.look(tally):
+                step.guard.read(step.count)
             if on_step is not None:
                 stop = any_rank(ended_by("on_step", on_step(step.count, terms)))
                 step.refresh()
                 if stop:
                     break
+            interrupts.check()
         step.finish()
     if step.count == tally.start:
         raise ValueError(
             "expected at least one batch in an epoch, got none; give the DataLoader a "
             "smaller batch_size, or drop_last=False"
         )
-    bar.look(tally, always=True)
-    _check_parameters(step, tally.remedy)
-    tally.pool()
-    # Buffers that depend on a rank's own items, as those of torch's BatchNorm, differ.
-    broadcast(list(mutable_state(step.objective).values()))
-    step.objective.eval()
     return stop
 
 
@@ -135,6 +162,7 @@ class Validation:
 
     Arguments:
         order: The generator whose seed it takes.
+        interrupts: Signals, honoured between the batches.
     """
 
     def __init__(
@@ -143,8 +171,10 @@ class Validation:
         data: Source,
         precision: Precision,
         order: torch.Generator,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.objective, self.data = objective, data
+        self.interrupts = interrupts or Interrupts()
         self.precision, self.order = precision, order
 
     @_noted("in the validation data")
@@ -186,6 +216,7 @@ class Validation:
                 if check is not None:
                     check(batch)
                 tally.add(lowered(self.objective, batch), batch.shape[0])
+                self.interrupts.check()
         return tally
 
 
@@ -259,23 +290,24 @@ class Progress(tqdm):
         finally:
             self.set_description(title.removesuffix(": "))
 
-    def look(self, tally: Tally, always: bool = False) -> None:
-        """Read, check and show the terms, if a reading is due."""
+    def look(self, tally: Tally, always: bool = False) -> bool:
+        """Read, check and show the terms if that is due; return whether it was."""
         if not always and perf_counter() < self.due:
-            return
+            return False
         tally.check()
         if not self.disable:
             named = {name: f"{term:.4g}" for name, term in tally.mean().items() if term}
             self.set_postfix(named, refresh=False)
             self.update(tally.steps - self.n)
         self.due = perf_counter() + SECONDS_PER_READING
+        return True
 
 
-def _check_parameters(step: Step, remedy: str) -> None:
+def _check_parameters(step: Step, kept: str) -> None:
     """Raise a FloatingPointError before parameters that are not finite are saved."""
     parameters = [p for p in step.objective.parameters() if p.requires_grad]
     if not torch.stack([p.isfinite().all() for p in parameters]).all():
         raise FloatingPointError(
             f"expected finite parameters, got NaN or infinity after step {step.count}, "
-            f"where the terms were finite and their gradient was not; {remedy}"
+            f"where terms and gradients were finite; {ADVICE}; {kept}"
         )

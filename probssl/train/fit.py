@@ -3,7 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
 from types import NoneType
@@ -27,6 +28,7 @@ from ..runtime.distributed import (
     start,
     world_size,
 )
+from ..runtime.interrupts import Interrupts
 from ..runtime.randomness import order_generator
 from ..runtime.unregistered import message, unregistered
 from ..terms import Terms
@@ -107,8 +109,12 @@ def fit(
     full is dropped, unless it is the only one. Bytes k reach the views as k/255, other
     numbers unchanged, both in the dtype of the objective.
 
-    A KeyboardInterrupt ends the fit, which keeps what it has reached: with `patience`
-    the parameters of the best epoch.
+    Ctrl-C or SIGTERM ends the fit after the present step, a second Ctrl-C at once. The
+    objective keeps what it has reached, with `patience` the parameters of the best
+    epoch; the history says `interrupted` and has a last row of the epoch that was cut
+    short; the checkpoint is of that very moment, from which `resume` goes on. A
+    compilation ends first. Signals reach the main thread, and handlers of your own
+    stay: then a KeyboardInterrupt within a step leaves the last checkpoint.
 
     **Data parallelism**: under torchrun, or after
     ``torch.distributed.init_process_group``, all ranks call `fit` alike. They start
@@ -169,9 +175,9 @@ def fit(
             epochs, by default each, and at the end, ``best.safetensors`` by `monitor`,
             and ``history.json``.
         resume: Resume from the last checkpoint; on the CPU bit by bit as if the run had
-            not been interrupted. If the folder is empty or missing, the fit starts
-            anew, so that a script can simply be run again after it was killed. If it
-            holds more than `epochs` epochs, a warning says so, and none is added. A
+            not been interrupted or killed. If the folder is empty or missing, the fit
+            starts anew, so that a script can simply be run again after it was killed.
+            If it holds more than `epochs` epochs, a warning says so, none is added. A
             warning also names data, views and arguments of `fit` that differ from the
             saved run; the learning rate is the saved one. Buffers and parameters of the
             objective, such as a temperature, are those of the checkpoint.
@@ -212,7 +218,11 @@ def fit(
             objective is left in evaluation mode, with the parameters that it had.
         FileExistsError: If the folder holds a checkpoint, but `resume` is False.
         FileNotFoundError: If it holds other files, but no checkpoint to resume from.
-        FloatingPointError: If a term or a parameter is not finite.
+        FloatingPointError: If a term, a gradient or a parameter is not finite. On the
+            CPU the step is not made, and the error says what was not finite first; its
+            attribute ``batches`` has the batches of the step. On a GPU fused optimisers
+            leave out such steps, as the default one does, and the error comes within a
+            second; with others the parameters are some seconds old.
         TypeError: If an argument, the views or the terms are of an unknown kind.
         ValueError: If an argument is out of range, does not fit another, or has no
             effect beside it.
@@ -260,9 +270,10 @@ def fit(
     stored = not isinstance(train, Loaded)
     settle(objective, target.device, train.count, train.content, stored=stored)
     broadcast([*objective.parameters(), *objective.buffers()])
+    interrupts = Interrupts(active=world_size() == 1)  # ranks may wait for one another
     validate = None
     if held_out is not None:
-        validate = Validation(objective, held_out, numbers, train.order)
+        validate = Validation(objective, held_out, numbers, train.order, interrupts)
         validate.rehearse()
 
     if isinstance(train, Stored):
@@ -284,7 +295,13 @@ def fit(
 
     bar = Progress(total, run.steps, shown=progress and is_main())
     run.compiled = worth_compiling(compile, total, run.compiled)
-    compiling = partial(compiled_step, busy=bar.busy, views=views)
+
+    @contextmanager
+    def busy(text: str) -> Iterator[None]:
+        with interrupts.held(), bar.busy(text):
+            yield
+
+    compiling = partial(compiled_step, busy=busy, views=views)
     kind = compiling if run.compiled else Step
     step = kind(
         objective,
@@ -300,47 +317,54 @@ def fit(
     stop, remarked = False, set[int]()  # modules that made a remark
     trainable, rates = trainable_of(objective), [step.learning_rate]
     watched = scheduler is not None
-    try:
-        for epoch in run.remaining(epochs):
-            bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
-            tally = Tally(step.count, folder.remedy)
-            groups = grouped(train.epoch(epoch), accumulate)
-            began = perf_counter()
-            stop = train_epoch(step, groups, tally, bar, on_step)
-            remarks(objective, remarked)
-            row = {"epoch": epoch, "step": step.count} | tally.mean()
-            if validate is not None:
-                row |= validate()
-            row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
-            rates.append(row["lr"])
-            watched = watched and not check_decay(rates, epochs)
-            if on_epoch is not None:
-                stop |= any_rank(ended_by("on_epoch", on_epoch(epoch, row)))
-            check_held(objective, optimizer, trainable)
-            folder.save(run, best=run.finish(row, step.count))
-            if stop:
-                break
-        folder.close(run)
-        if not stop:
-            stopping.check(run.history)
-    except KeyboardInterrupt:
-        if world_size() > 1:  # other ranks may be waiting for this one
+    place, tally, began = None, Tally(step.count), perf_counter()
+    with interrupts:
+        try:
+            for epoch in run.remaining(epochs):
+                bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+                place, tally, loads = run.open(train, epoch, accumulate, folder.kept)
+                began = perf_counter() - place.seconds
+                groups = grouped(loads, accumulate)
+                stop = train_epoch(step, groups, tally, bar, on_step, interrupts)
+                remarks(objective, remarked)
+                row = {"epoch": epoch, "step": step.count} | tally.mean()
+                if validate is not None:
+                    row |= validate()
+                row |= {"lr": step.learning_rate, "seconds": perf_counter() - began}
+                rates.append(row["lr"])
+                watched = watched and not check_decay(rates, epochs)
+                if on_epoch is not None:
+                    stop |= any_rank(ended_by("on_epoch", on_epoch(epoch, row)))
+                check_held(objective, optimizer, trainable)
+                folder.save(run, best=run.finish(row, step.count))
+                place = None
+                if stop or interrupts.asked:
+                    break
+            folder.close(run)
+            if interrupts.asked:
+                raise KeyboardInterrupt
+            if not stop:
+                stopping.check(run.history)
+        except KeyboardInterrupt:
+            if world_size() > 1:  # other ranks may be waiting for this one
+                raise
+            row = {"lr": step.learning_rate, "seconds": perf_counter() - began}
+            where = folder.interrupt(run, step, place, tally, row)
+            best = f"are those of the best epoch, {stopping.epoch}"
+            logger.warning(
+                "interrupted %s; the parameters %s",
+                where,
+                "stay as they are" if stopping.kept is None else best,
+            )
+        except Exception as error:
+            error.history = run.history  # type: ignore[attr-defined]
+            error.add_note(
+                f"{len(run.history)} finished epochs are in history of the error"
+            )
             raise
-        best = f"are those of the best epoch, {stopping.epoch}"
-        logger.warning(
-            "interrupted after epoch %d; the parameters %s",
-            len(run.history),
-            "stay as they are" if stopping.kept is None else best,
-        )
-    except Exception as error:
-        error.history = run.history  # type: ignore[attr-defined]
-        error.add_note(
-            f"{len(run.history)} finished epochs are in history of the error"
-        )
-        raise
-    finally:
-        bar.close()
-        objective.eval()
+        finally:
+            bar.close()
+            objective.eval()
     stopping.restore(objective)
     if step.count > begun:
         closing_remarks(objective, train, numbers)

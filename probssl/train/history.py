@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["History", "Row", "Tally"]
+__all__ = ["ADVICE", "History", "Row", "Tally"]
+
+ADVICE = "lower learning_rate or set clip"  # for numbers that are not finite
 
 Row = dict[str, float]
 
@@ -28,10 +30,17 @@ class History:
     validation) and those that `on_epoch` adds. Values are per item, in nats except for
     the penalty. Training values are means over the steps of the epoch, during which the
     parameters change.
+
+    Arguments:
+        interrupted: Whether Ctrl-C or SIGTERM ended the fit. An epoch that it broke off
+            has a last row of its own, of the steps that were made, without validation.
     """
 
-    def __init__(self, rows: list[Row] | None = None) -> None:
+    def __init__(
+        self, rows: list[Row] | None = None, interrupted: bool = False
+    ) -> None:
         self.rows = [] if rows is None else rows
+        self.interrupted = interrupted
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,11 +56,13 @@ class History:
         last = self.rows[-1] if self.rows else {}
         shown = [c for c in ("value", "valid_value", "seconds") if c in last]
         ends = ", ".join(f"{column} {last[column]:.4g}" for column in shown)
-        return f"History({len(self)} epochs{'; last: ' if ends else ''}{ends})"
+        cut = ", interrupted" if self.interrupted else ""
+        return f"History({len(self)} epochs{cut}{'; last: ' if ends else ''}{ends})"
 
     def _repr_html_(self) -> str:
         shown = self.table.dropna(axis="columns", how="all").tail(5)
-        whole = f"{len(self)} epochs" + ", the last:" * (len(self) > 5)
+        whole = f"{len(self)} epochs" + ", interrupted" * self.interrupted
+        whole += ", the last:" * (len(self) > 5)
         return f"<p>{whole}</p>" + shown.to_html(float_format="{:.4g}".format)
 
     def plot(self) -> "Figure":
@@ -88,14 +99,19 @@ class Tally:
 
     Arguments:
         start: The number of earlier steps.
-        remedy: The end of the error message for a term that is not finite.
+        kept: The end of the error message for a term that is not finite.
     """
 
-    def __init__(self, start: int = 0, remedy: str = "") -> None:
-        self.start, self.steps, self.remedy = start, start, remedy
+    def __init__(self, start: int = 0, kept: str = "") -> None:
+        self.start, self.steps, self.kept = start, start, kept
         self.items, self.total = 0, np.zeros(len(Terms._fields))
         self.pending: list[tuple[Terms, int]] = []
         self.broken: str | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of steps made, with the earlier ones."""
+        return self.steps + len(self.pending)
 
     def add(self, terms: Terms, items: int) -> None:
         """Add the mean terms of a batch of `items`, without synchronising."""
@@ -134,5 +150,6 @@ class Tally:
         """Raise a FloatingPointError if a term is not finite, naming the first step."""
         self.read()
         if self.broken is not None:
-            message = f"expected finite terms, got {self.broken}; {self.remedy}"
-            raise FloatingPointError(message)
+            raise FloatingPointError(
+                f"expected finite terms, got {self.broken}; {ADVICE}; {self.kept}"
+            )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -30,27 +31,48 @@ from ..arguments import folder as checked_folder
 from ..runtime.buffers import complete, make_room, storable
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
-from .history import History, Row
+from .batches import Source
+from .history import History, Row, Tally
 from .prepare import check_setting, load_optimizer, optimizer_state
+from .steps import Step
 
 __all__ = ["Checkpoints", "EarlyStopping", "Run", "read", "write"]
 
-# Format 1 has the random state of a single process.
-FORMATS = ("probssl checkpoint 1", "probssl checkpoint 2")
+# The first has the random state of a single process, the last a place in an epoch.
+FORMATS = tuple(f"probssl checkpoint {number}" for number in (1, 2, 3))
 logger = logging.getLogger(__name__)
 
 LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
 
 
 @dataclass
+class Place:
+    """Where an interrupted run stands within an epoch.
+
+    Arguments:
+        opening: The random states at the start of the epoch, which give its order.
+        first: The number of steps before the epoch.
+        items, total: The sums of the `Tally`.
+        seconds: The time that the epoch has taken.
+    """
+
+    opening: list[dict[str, Tensor]]
+    first: int
+    items: int = 0
+    total: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass
 class Run:
-    """All that a training run carries from one epoch to the next: a checkpoint's state.
+    """All that a training run carries from one step to the next: a checkpoint's state.
 
     Arguments:
         order: The generator of the order of the items.
         compiled: Whether the steps are compiled; None before that is decided.
-        steps: The number of steps of the epochs that are finished.
+        steps: The number of steps made, when the state is written.
         setting: What a resumed run should have in common with it.
+        place: That of a run that was interrupted within an epoch.
     """
 
     objective: nn.Module
@@ -63,6 +85,7 @@ class Run:
     compiled: bool | None = None
     steps: int = 0
     setting: Mapping[str, str] = field(default_factory=dict)
+    place: Place | None = None
 
     def remaining(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs left, until patience runs out."""
@@ -70,6 +93,27 @@ class Run:
             if self.stopping.gives_up(epoch - 1):
                 return
             yield epoch
+
+    def open(
+        self, train: Source, epoch: int, accumulate: int, kept: str
+    ) -> tuple[Place, Tally, Iterator[Any]]:
+        """Begin an epoch, or go on with it: its place, running sums and loads.
+
+        The order of an epoch that goes on is drawn anew, from the random state at its
+        start, and the loads of the steps that were made are left out.
+        """
+        place, self.place = self.place, None
+        tally = Tally(self.steps if place is None else place.first, kept)
+        if place is None:
+            opening = random_states(self.device, self.order)
+            return Place(opening, self.steps), tally, train.epoch(epoch)
+        now = random_states(self.device, self.order)
+        set_random_states(place.opening, self.device, self.order)
+        loads = train.epoch(epoch, skip=accumulate * (self.steps - place.first))
+        set_random_states(now, self.device, self.order)
+        tally.steps, tally.items = self.steps, place.items
+        tally.total = np.array(place.total)
+        return place, tally, loads
 
     def finish(self, row: Row, steps: int) -> bool:
         """End an epoch: add the row of rank 0; return whether the epoch is the best.
@@ -106,6 +150,7 @@ class Run:
             "setting": dict(self.setting),
             "stopping": self.stopping.state(),
             "history": self.history.rows,
+            "place": self.place and vars(self.place),
             "random": random_states(self.device, self.order),
         }
 
@@ -130,6 +175,8 @@ class Run:
             self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.steps = History(state["history"]), state["steps"]
         self.compiled = state.get("compiled")  # absent in older files
+        place = state.get("place")
+        self.place = place and Place(**place)
         set_random_states(state["random"], self.device, self.order)
 
 
@@ -243,9 +290,10 @@ class Checkpoints:
             run.load(state, last)
             check_setting(state.get("setting", {}), run.setting, last)
             self.epoch = len(run.history)
-            if self.epoch > epochs:
+            begun = self.epoch + (run.place is not None)
+            if begun > epochs:
                 warnings.warn(
-                    f"expected epochs of at least the {self.epoch} that {last} has, "
+                    f"expected epochs of at least the {begun} that {last} has, "
                     f"got {epochs}; no epoch is added: raise epochs, or leave resume "
                     "out and take another folder",
                     stacklevel=4,
@@ -262,26 +310,60 @@ class Checkpoints:
 
     def close(self, run: Run) -> None:
         """Write the last epoch, unless it is written already."""
-        if self.folder is not None and self.epoch != len(run.history):
-            run.write(self.folder / LAST)
-            if is_main():
-                _replace(self.folder / HISTORY, run.history.to_json().encode())
+        if self.epoch != len(run.history):
+            self._write(run, run.history)
             self.epoch = len(run.history)
 
+    def interrupt(
+        self, run: Run, step: Step, place: Place | None, tally: Tally, row: Row
+    ) -> str:
+        """Write the present moment; return its name, for a message.
+
+        The history gets a last row, of the steps of the epoch that were made.
+
+        Arguments:
+            place: That of the epoch; None between two epochs.
+            row: Further columns.
+        """
+        history, epoch = run.history, len(run.history) + 1
+        history.interrupted = True
+        if place is None or tally.count == tally.start:
+            if place is not None and step.whole:  # before the first step of an epoch
+                set_random_states(place.opening, run.device, run.order)
+                self.close(run)
+            return f"after epoch {epoch - 1}"
+        row = {"epoch": epoch, "step": tally.count} | tally.mean() | row
+        whole = step.whole and step.count == tally.count
+        if whole:
+            place.items, place.total = tally.items, tally.total.tolist()
+            place.seconds = row["seconds"]
+            run.place, run.steps = place, step.count
+            self._write(run, History([*history.rows, row]))
+        history.rows.append(row)
+        return f"in epoch {epoch}, {'after' if whole else 'within the step after'} " + (
+            f"step {tally.count}"
+        )
+
+    def _write(self, run: Run, history: History) -> None:
+        if self.folder is not None:
+            run.write(self.folder / LAST)
+            if is_main():
+                _replace(self.folder / HISTORY, history.to_json().encode())
+
     @property
-    def remedy(self) -> str:
-        """Advice for error messages when the parameters are no longer finite."""
-        advice = "lower learning_rate or set clip"
+    def kept(self) -> str:
+        """What is on disk, for error messages."""
         if self.folder is None:
-            return f"{advice}; with checkpoint=FOLDER the epochs before would be kept"
-        return f"{advice}; {self.folder / LAST} holds the run after epoch {self.epoch}"
+            return "with checkpoint=FOLDER the epochs before would be kept"
+        return f"{self.folder / LAST} holds the run after epoch {self.epoch}"
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint: nested containers of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_pack(state, "", tensors))
-    data = safetensors.torch.save(tensors, {"format": FORMATS[-1], "state": plain})
+    kind = FORMATS[1 if state.get("place") is None else 2]
+    data = safetensors.torch.save(tensors, {"format": kind, "state": plain})
     _replace(path, data)
 
 
@@ -305,7 +387,7 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if not known:
         raise ValueError(
-            f"expected {FORMATS[-1]!r} in the header of {path}, got "
+            f"expected {FORMATS[1]!r} in the header of {path}, got "
             f"{header.get('format')!r}; pass the folder of a run of fit"
         )
     if header["format"] == FORMATS[0]:

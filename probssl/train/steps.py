@@ -23,6 +23,7 @@ from ..arguments import positive, typed
 from ..runtime.distributed import average, gather_to_cpu, world_size
 from ..runtime.precision import FULL_PRECISION, Precision, lowered
 from ..terms import Batch, Terms, check_terms
+from .finite import Guard
 from .schedules import Schedules
 
 __all__ = ["Step", "Writes", "add_gradient", "loss", "mutable_state", "steps"]
@@ -124,12 +125,15 @@ class Step:
         self.clip = None if clip is None else positive("clip", clip)
         self.make, self.schedules, self.precision = make, schedules, precision
         self.device = next(objective.parameters()).device
+        self.guard = Guard(objective, optimizer)
         self.count, self.items = count, 0  # steps made, items of the last one
+        self.whole = True  # whether no step was broken off
         self.masked = False  # whether a batch with absent views was checked
         self._used: list[Parameter] | None = None
 
     def __call__(self, loads: Sequence[Any]) -> Terms:
         """Make the step; return its terms, means over the items of all batches."""
+        self.whole = False
         if self.schedules is not None:
             self.schedules.set(self.count)
         with self.precision.active(self.device):
@@ -137,14 +141,21 @@ class Step:
         if self.scheduler is not None:
             self.scheduler.step()
         self.count += 1
+        self.whole = True
         return terms
 
     def run(self, loads: Sequence[Any]) -> Terms:
-        """The step on the device: batches, their gradients, clipping, the update."""
+        """The step on the device: batches, their gradients, clipping, the update.
+
+        Raises:
+            FloatingPointError: Before the update, if a term or gradient is not finite.
+        """
         self.optimizer.zero_grad()
-        terms = self.accumulate([self.make(load) for load in loads])
+        batches = [self.make(load) for load in loads]
+        terms = self.accumulate(batches)
         if world_size() > 1:
             self._average_gradients()
+        self.guard.look(batches, terms, self.count + 1)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(_parameters(self.optimizer), self.clip)
         self.optimizer.step()
