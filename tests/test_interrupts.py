@@ -273,3 +273,42 @@ def test_an_interrupt_within_a_step_leaves_the_last_checkpoint(tmp_path, caplog)
     assert history.interrupted and "within the step after step" in caplog.text
     saved = read(tmp_path / "last.safetensors")
     assert saved["place"] is None and len(saved["history"]) == 1
+
+
+@pytest.mark.slow  # starts a kernel
+@pytest.mark.parametrize("compile", [False, True])
+def test_in_a_notebook_the_kernel_lives_and_has_model_and_history(compile):
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        shown: list[str] = []
+
+        def run(code: str, interrupt: str = "") -> None:
+            """Run a cell, and interrupt the kernel when it has printed a text."""
+
+            def hear(message: dict[str, Any]) -> None:
+                if message["msg_type"] == "stream":
+                    shown.append(message["content"]["text"])
+                if message["msg_type"] == "stream" and interrupt in shown[-1].split():
+                    manager.interrupt_kernel()
+
+            reply = client.execute_interactive(code, timeout=300, output_hook=hear)
+            assert reply["content"]["status"] == "ok", reply["content"]
+
+        run("import torch, probssl as ps; torch.manual_seed(0)")
+        run(
+            "x = torch.rand(64, 6)\n"
+            "o = ps.limits.VAE(ps.Joint(ps.priors.Independent(2), "
+            "ps.likelihoods.Gaussian(0.1), ps.nn.MLPEncoder((6,), 2), "
+            "ps.nn.MLPDecoder(2, (6,))))\n"
+            "said = lambda step, terms: print('now') if step == 3 else None\n"
+            f"h = ps.fit(o, x, epochs=10**6, compile={compile}, progress=False, "
+            "on_step=said)",
+            interrupt="now",
+        )
+        run("print(h.interrupted, 0 < len(h) < 10**6, ps.embed(o, x).shape)")
+        assert "True True (64, 2)" in "".join(shown)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

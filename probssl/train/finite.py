@@ -9,6 +9,7 @@ synchronisation: there the parameters of the last reading come back.
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from time import perf_counter
 
 import torch
@@ -55,8 +56,11 @@ class Guard:
         if self.flag is not None:
             self._mask(terms, grads)
             return
-        if all(map(math.isfinite, terms)) and all(map(_finite, grads)):
+        sums = chain(terms, map(torch.sum, grads))
+        if all(map(math.isfinite, sums)):  # NaN and infinity reach a sum
             return
+        if all(map(math.isfinite, terms)) and all(map(_finite, grads)):
+            return  # a sum overflowed
         cause = _cause(self.objective, batches, terms, step)
         error = FloatingPointError(f"{cause}; the step is not made; {self.kept}")
         error.batches = list(batches)  # type: ignore[attr-defined]
@@ -109,12 +113,9 @@ class Guard:
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether all numbers are finite, by their sum: it is NaN or infinite otherwise."""
+    """Whether all numbers are finite."""
     x = x.detach()
-    if x.is_sparse:
-        x = x.coalesce().values()
-    wide = x.float() if x.dtype == torch.float16 else x
-    return math.isfinite(wide.sum().item()) or bool(x.isfinite().all())
+    return bool((x.coalesce().values() if x.is_sparse else x).isfinite().all())
 
 
 def _cause(
