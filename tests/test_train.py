@@ -1066,15 +1066,26 @@ def noisy_fit(**kwargs: Any) -> tuple[Noisy, History]:
     return objective, fit(objective, data, **(defaults | kwargs))
 
 
-def kill_at(last: int) -> Callable[[int, Terms], None]:
+class Killed(BaseException):
+    """Of which a fit hears as little as of a signal that kills it."""
+
+
+def kill_at(
+    last: int, kind: type[BaseException] = Killed
+) -> Callable[[int, Terms], None]:
     def on_step(step: int, terms: Terms) -> None:
         if step == last:
-            raise RuntimeError("killed")
+            raise kind("killed")
 
     return on_step
 
 
-def assert_resumes(run: Callable[..., Any], folder: Path, last: int) -> int:
+def assert_resumes(
+    run: Callable[..., Any],
+    folder: Path,
+    last: int,
+    kind: type[BaseException] = Killed,
+) -> int:
     """A run that is killed in a step and resumed is the run in one piece.
 
     Returns the number of epochs in the checkpoint that it is resumed from.
@@ -1085,14 +1096,33 @@ def assert_resumes(run: Callable[..., Any], folder: Path, last: int) -> int:
     torch.manual_seed(4)
     whole, history = run(checkpoint=folder / "whole")
     torch.manual_seed(4)
-    with pytest.raises(RuntimeError, match="killed"):
-        run(checkpoint=folder / "parts", on_step=kill_at(last))
+    with pytest.raises(kind, match="killed"):
+        run(checkpoint=folder / "parts", on_step=kill_at(last, kind))
     kept = len(read(folder / "parts" / "last.safetensors")["history"])
     torch.manual_seed(123)  # another process: other parameters, another random state
     parts, resumed = run(checkpoint=folder / "parts", resume=True)
     assert_same(whole, parts)
     assert without_time(resumed) == without_time(history)
     return kept
+
+
+@pytest.mark.parametrize("last", range(1, 12))
+def test_a_run_that_ended_in_an_error_resumes_from_that_moment(last, tmp_path):
+    options = {"checkpoint_every": 9, "optimizer": OPTIMISERS["momentum"]}
+    run = partial(noisy_fit, **options)
+    assert assert_resumes(run, tmp_path, last, RuntimeError) == (last - 1) // 3
+
+
+def test_an_error_before_the_first_step_leaves_no_checkpoint(tmp_path):
+    class Wrong(Fixed):
+        def forward(self, batch: Batch) -> Terms:
+            raise RuntimeError("mine")
+
+    (tmp_path / "notes.txt").write_text("mine")
+    for folder in (tmp_path / "new", tmp_path):
+        with pytest.raises(RuntimeError, match="mine"):
+            fit(Wrong(), points(), epochs=2, checkpoint=folder)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("name", SCHEDULES | OPTIMISERS)

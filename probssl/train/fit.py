@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import perf_counter
 from types import NoneType
@@ -60,7 +60,7 @@ from .prepare import (
     total_steps,
     trainable_of,
 )
-from .run import Checkpoints, EarlyStopping, Run
+from .run import Checkpoints, EarlyStopping, Place, Run
 from .schedules import Schedule, Schedules
 from .steps import Step
 
@@ -215,7 +215,9 @@ def fit(
     Raises:
         Exception: Errors of callbacks, views and data come as they are. An error in an
             epoch has the attribute ``history``, with the epochs that were finished; the
-            objective is left in evaluation mode, with the parameters that it had.
+            objective is left in evaluation mode, with the parameters that it had. The
+            checkpoint is of that moment, unless a step was broken off; there is none if
+            no step was made.
         FileExistsError: If the folder holds a checkpoint, but `resume` is False.
         FileNotFoundError: If it holds other files, but no checkpoint to resume from.
         FloatingPointError: If a term, a gradient or a parameter is not finite. On the
@@ -317,7 +319,8 @@ def fit(
     stop, remarked = False, set[int]()  # modules that made a remark
     trainable, rates = trainable_of(objective), [step.learning_rate]
     watched = scheduler is not None
-    place, tally, began = None, Tally(step.count), perf_counter()
+    place: Place | None = None
+    tally, began = Tally(step.count), perf_counter()
     with interrupts:
         try:
             for epoch in run.remaining(epochs):
@@ -348,19 +351,9 @@ def fit(
         except KeyboardInterrupt:
             if world_size() > 1:  # other ranks may be waiting for this one
                 raise
-            row = {"lr": step.learning_rate, "seconds": perf_counter() - began}
-            where = folder.interrupt(run, step, place, tally, row)
-            best = f"are those of the best epoch, {stopping.epoch}"
-            logger.warning(
-                "interrupted %s; the parameters %s",
-                where,
-                "stay as they are" if stopping.kept is None else best,
-            )
+            logger.warning("%s", _interrupted(run, folder, step, place, tally, began))
         except Exception as error:
-            error.history = run.history  # type: ignore[attr-defined]
-            error.add_note(
-                f"{len(run.history)} finished epochs are in history of the error"
-            )
+            _keep(error, run, folder, step, place, tally)
             raise
         finally:
             bar.close()
@@ -369,3 +362,53 @@ def fit(
     if step.count > begun:
         closing_remarks(objective, train, numbers)
     return run.history
+
+
+def _interrupted(
+    run: Run,
+    folder: Checkpoints,
+    step: Step,
+    place: Place | None,
+    tally: Tally,
+    began: float,
+) -> str:
+    """Keep the moment of an interrupt, with a row of what there is of the epoch."""
+    history, stopping = run.history, run.stopping
+    history.interrupted = True
+    finished, rows = len(history), []
+    if place is not None:
+        place.seconds = perf_counter() - began
+        if tally.count > tally.start:
+            counts = {"epoch": finished + 1, "step": tally.count}
+            last = {"lr": step.learning_rate, "seconds": place.seconds}
+            rows = [counts | tally.mean() | last]
+    whole = folder.keep(run, step, place, tally, *rows)
+    history.rows += rows
+    where = f"after epoch {finished}"
+    if rows:
+        within = "after" if whole else "within the step after"
+        where = f"in epoch {finished + 1}, {within} step {tally.count}"
+    best = f"are those of the best epoch, {stopping.epoch}"
+    parameters = "stay as they are" if stopping.kept is None else best
+    return f"interrupted {where}; the parameters {parameters}"
+
+
+def _keep(
+    error: Exception,
+    run: Run,
+    folder: Checkpoints,
+    step: Step,
+    place: Place | None,
+    tally: Tally,
+) -> None:
+    """Give an error the history; write the moment that it came up, if that is sound."""
+    finished = len(run.history)
+    error.history = run.history  # type: ignore[attr-defined]
+    error.add_note(f"{finished} finished epochs are in history of the error")
+    if world_size() > 1:  # writing takes all ranks
+        return
+    if step.count == 0:
+        folder.withdraw()
+    elif not isinstance(error, OSError | FloatingPointError):
+        with suppress(OSError):
+            folder.keep(run, step, place, tally)

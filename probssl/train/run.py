@@ -272,6 +272,8 @@ class Checkpoints:
         self.folder = None if folder is None else checked_folder("checkpoint", folder)
         self.every = every
         self.epoch = 0  # of the last checkpoint
+        self.new = False  # whether the run began with this call
+        self.made = self.folder is not None and not self.folder.exists()
 
     def begin(self, run: Run, resume: bool, epochs: int) -> None:
         """Resume from the last epoch, or write a checkpoint before the first one.
@@ -299,6 +301,7 @@ class Checkpoints:
                     stacklevel=4,
                 )
         else:
+            self.new = True
             run.write(last)
 
     def save(self, run: Run, best: bool) -> None:
@@ -311,44 +314,49 @@ class Checkpoints:
     def close(self, run: Run) -> None:
         """Write the last epoch, unless it is written already."""
         if self.epoch != len(run.history):
-            self._write(run, run.history)
+            self._write(run, run.history.rows)
             self.epoch = len(run.history)
 
-    def interrupt(
-        self, run: Run, step: Step, place: Place | None, tally: Tally, row: Row
-    ) -> str:
-        """Write the present moment; return its name, for a message.
-
-        The history gets a last row, of the steps of the epoch that were made.
+    def keep(
+        self, run: Run, step: Step, place: Place | None, tally: Tally, *more: Row
+    ) -> bool:
+        """Write the present moment, unless a step was broken off; return whether.
 
         Arguments:
             place: That of the epoch; None between two epochs.
-            row: Further columns.
+            more: Rows of the history after those of the finished epochs.
         """
-        history, epoch = run.history, len(run.history) + 1
-        history.interrupted = True
-        if place is None or tally.count == tally.start:
-            if place is not None and step.whole:  # before the first step of an epoch
-                set_random_states(place.opening, run.device, run.order)
-                self.close(run)
-            return f"after epoch {epoch - 1}"
-        row = {"epoch": epoch, "step": tally.count} | tally.mean() | row
         whole = step.whole and step.count == tally.count
-        if whole:
+        rows = [*run.history.rows, *more]
+        if not whole:
+            self._write_history(rows)
+        elif place is None or tally.count == tally.start:
+            if place is not None:  # before the first step of an epoch
+                set_random_states(place.opening, run.device, run.order)
+            self.close(run)
+        else:
+            tally.read()
             place.items, place.total = tally.items, tally.total.tolist()
-            place.seconds = row["seconds"]
             run.place, run.steps = place, step.count
-            self._write(run, History([*history.rows, row]))
-        history.rows.append(row)
-        return f"in epoch {epoch}, {'after' if whole else 'within the step after'} " + (
-            f"step {tally.count}"
-        )
+            self._write(run, rows)
+        return whole
 
-    def _write(self, run: Run, history: History) -> None:
+    def withdraw(self) -> None:
+        """Remove the checkpoint from before the first step, of a call that failed."""
+        if self.folder is not None and self.new and is_main():
+            (self.folder / LAST).unlink(missing_ok=True)
+            if self.made:
+                with suppress(OSError):  # others put files there
+                    self.folder.rmdir()
+
+    def _write(self, run: Run, rows: list[Row]) -> None:
         if self.folder is not None:
             run.write(self.folder / LAST)
-            if is_main():
-                _replace(self.folder / HISTORY, history.to_json().encode())
+            self._write_history(rows)
+
+    def _write_history(self, rows: list[Row]) -> None:
+        if self.folder is not None and is_main():
+            _replace(self.folder / HISTORY, History(rows).to_json().encode())
 
     @property
     def kept(self) -> str:
