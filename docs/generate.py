@@ -1,9 +1,9 @@
 """Write what the documentation generates: the table of limits, and pages of code.
 
-``python docs/generate.py`` writes the table of limits into README.md. The build of the
-site (`conf.py`) writes it into docs/methods, beside a page for each file of
-probssl/limits, for the API, for the notebooks and for their pictures. Git ignores all
-of them.
+``python docs/generate.py`` writes the table of limits into docs/concepts.md, and its
+main rows into README.md. The build of the site (`conf.py`) writes it into docs/methods,
+beside a page for each file of probssl/limits, for the API, for the notebooks and for
+their pictures. Git ignores all that the build writes.
 """
 
 import ast
@@ -92,6 +92,14 @@ ROWS = [
 ]
 
 
+# The first names of the rows that README shows.
+MAIN = (
+    *("SimVAE", "VAE", "SimCLR", "CLIP", "MoCo", "TSimCLR"),
+    *("NeighbourEmbedding", "LogDet", "VICReg", "BarlowTwins", "WMSE", "BYOL", "SwAV"),
+    *("DINO", "DenoisingAutoencoder", "DSA", "PID"),
+)
+
+
 def source_of(objective: str) -> Path:
     """The file of probssl/limits that defines an objective."""
     module = getattr(import_module("probssl.limits"), objective).__module__
@@ -102,17 +110,20 @@ def docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
-def limits_table(link: bool = False) -> str:
+def limits_table(link: bool = False, main: bool = False) -> str:
     """The table of limits in Markdown.
 
     Arguments:
         link: Whether to link each objective to its page.
+        main: Whether to leave out the rows that README does not show.
     """
     lines = [
         "| objective | p(y); p(z given y) | keeps z informative | status |",
         "|---|---|---|---|",
     ]
     for names, content, conditional, kept, status in ROWS:
+        if main and names.split()[0] not in MAIN:
+            continue
         each = [
             f"[`{name}`]({source_of(name).stem}.rst)" if link else f"`{name}`"
             for name in names.split()
@@ -122,10 +133,10 @@ def limits_table(link: bool = False) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str) -> str:
-    """The README with the present table of limits."""
-    head, _, rest = readme.partition(START)
-    return f"{head}{START}\n{limits_table()}\n{END}{rest.partition(END)[2]}"
+def with_table(page: str, main: bool = False) -> str:
+    """A page with the present table of limits; README shows the main rows."""
+    head, _, rest = page.partition(START)
+    return f"{head}{START}\n{limits_table(main=main)}\n{END}{rest.partition(END)[2]}"
 
 
 def heading(title: str) -> str:
@@ -261,5 +272,5 @@ def as_rst(lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text()))
+    for path in (ROOT / "README.md", DOCS / "concepts.md"):
+        path.write_text(with_table(path.read_text(), main=path.stem == "README"))

@@ -156,13 +156,15 @@ def test_the_readme_is_short():
 
 
 def test_the_table_of_limits_is_generated_and_complete():
-    text = README.read_text()
-    assert generate.with_table(text) == text, "run python docs/generate.py"
+    for path in (README, DOCS / "concepts.md"):
+        text = path.read_text()
+        table = generate.with_table(text, main=path == README)
+        assert table == text, "run python docs/generate.py"
     listed = [name for row in generate.ROWS for name in row[0].split()]
     parts = {name for name in limits.__all__ if generate.source_of(name).stem[0] == "_"}
-    assert set(listed) == set(limits.__all__) - parts and len(listed) == len(
-        set(listed)
-    )
+    assert set(listed) == set(limits.__all__) - parts
+    assert len(listed) == len(set(listed))
+    assert set(generate.MAIN) <= {row[0].split()[0] for row in generate.ROWS}
 
 
 @pytest.mark.parametrize("row", generate.ROWS, ids=lambda row: row[0])
