@@ -203,6 +203,11 @@ test_bad_input_is_refused = refusals(
     (lambda: Overlap(2.0), ValueError, "floor from 0 to 1, got 2"),
     (lambda: Overlap()(PLAIN), ValueError, "boxes=True"),
     (
+        lambda: Augment(torch.nn.Identity(), Affine(flip=0.5), boxes=True),
+        ValueError,
+        "Affine before Identity",
+    ),
+    (
         lambda: Augment(NoisyViews(0.1), boxes=True),
         ValueError,
         "one Affine among the parts",

@@ -178,6 +178,17 @@ def test_no_score_depends_on_units_or_offsets(scale, offset):
         assert score(moved[1], moved[0]) == pytest.approx(score(z, v), abs=0.01)
 
 
+def test_factors_of_a_test_set_in_another_order_are_refused():
+    import pandas as pd
+
+    v = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(60, 2)), columns=["slant", "size"]
+    )
+    z = v.to_numpy()
+    with pytest.raises(ValueError, match="factors_test with the columns"):
+        dci(z, v, z, v[["size", "slant"]])
+
+
 def test_forests_are_those_of_scikit_learn():
     """In ranks of the training values trees split as they do in the values."""
     from sklearn.ensemble import RandomForestRegressor

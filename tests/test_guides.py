@@ -3,8 +3,10 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.checks import refusals
@@ -14,6 +16,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.distributions.gaussian import OneFactorNormal
+from probssl.guides.views import Completed
 from probssl.nn import MLPEncoder, PerModality, each_view
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -416,6 +419,29 @@ def dense(q: OneFactorNormal) -> MultivariateNormal:
     loading, variance = q.loading.mT, q.scale.square().mT
     outer = loading.unsqueeze(-1) * loading.unsqueeze(-2)
     return MultivariateNormal(q.loc.mT, variance.diag_embed() + outer)
+
+
+MODES = ps.priors.Components.at(torch.tensor([[-2.0], [2.0]]))
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        ps.priors.Gaussian(1, 0.5),
+        ps.priors.Mixture(1, MODES, scale=0.5),
+        ps.priors.TwoTier(1, MODES, 0.3, 0.4),
+        ps.priors.StudentT(1, 0.5, 4.0),
+        ps.priors.Custom(lambda y: dist.Laplace(y, 0.3).to_event(1), 1),
+    ],
+)
+def test_the_mean_of_an_absent_view_is_that_of_draws(prior):
+    each = dist.Normal(torch.tensor([[[0.2], [0.0]]]), 0.5).to_event(1)
+    present = torch.tensor([[True, False]])
+    q = Completed(each, partial(prior, 2), present)
+    assert q.mean[0, 0] == 0.2 and torch.equal(q.mean, q.mean)
+    drawn = q.sample((20_000,))[:, 0, 1, 0]
+    error = 5 * drawn.std() / (1_000 if not q.prior().linear else 20_000) ** 0.5
+    assert abs(q.mean[0, 1, 0] - drawn.mean()) < error
 
 
 @pytest.mark.parametrize("y_scale", [1.3, math.inf])

@@ -468,6 +468,28 @@ def test_channels_of_a_series_are_lines_and_panels_of_their_own(turned):
     np.testing.assert_allclose(dots, x.T)
 
 
+def test_of_several_modalities_each_view_has_a_panel_and_each_channel():
+    joint = ps.Joint(
+        ps.priors.Gaussian(2, scale=0.4),
+        (ps.likelihoods.Gaussian(0.3), ps.likelihoods.Gaussian(0.3)),
+        ps.nn.PerModality([ps.nn.MLPEncoder(event, 2) for event in ((3,), (6, 2))]),
+        ps.nn.PerModality([ps.nn.MLPDecoder(2, event) for event in ((3,), (6, 2))]),
+    )
+    x = torch.randn(3, 4, 3)
+    found = ps.to_arviz(joint, ps.data.Groups((x, torch.randn(3, 1, 6, 2))), draws=40)
+    panels = plots.predictive_intervals(found, items=1, variable="x_0").axes
+    assert [panel.get_title()[:14] for panel in panels] == [
+        f"item 0, view {i}" for i in range(4)
+    ]
+    for view, panel in zip(x[0], panels, strict=True):
+        dots = np.concatenate([line.get_ydata() for line in panel.lines])
+        np.testing.assert_allclose(np.sort(dots), np.sort(view))
+    panels = plots.predictive_intervals(found, items=1, variable="x_1").axes
+    assert [panel.get_title()[:17] for panel in panels] == [
+        f"item 0, channel {i}" for i in range(2)
+    ]
+
+
 def test_predictive_intervals_hold_their_share_of_the_numbers():
     found = series()
     figure = plots.predictive_intervals(found)

@@ -489,6 +489,76 @@ def test_products_over_dimensions_are_told_from_others():
     assert not Custom(normal(0.3), 2, y_prior=correlated).factorised
 
 
+class Residual(nn.Module):
+    """A mixture of the dimensions that has to be learned: it starts at zero."""
+
+    def __init__(self, code: Any) -> None:
+        super().__init__()
+        self.code, self.mix = code, nn.Linear(2, 2, bias=False)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        numbers = y.to(self.mix.weight.dtype)
+        return dist.Normal(numbers + self.mix(self.code(numbers)), 0.3).to_event(1)
+
+
+CODES = dist.Categorical(torch.ones(2, 3)).to_event(1)
+
+
+@pytest.mark.parametrize("y_prior", [None, CODES])
+@pytest.mark.parametrize("code", [torch.tanh, lambda y: (y > 0).to(y.dtype)])
+def test_a_dependence_that_training_brings_is_expected(code, y_prior):
+    torch.manual_seed(2)
+    prior = Custom(Residual(code), 2, y_prior=y_prior)
+    assert not prior.factorised and not prior.conditional.mix.weight.any()
+    nn.init.normal_(prior.conditional.mix.weight)
+    if y_prior is not None:
+        z, states = torch.randn(4, 2, 2), torch.cartesian_prod(*2 * [torch.arange(3)])
+        each = prior.conditional(states[:, None, None]).log_prob(z).sum(-1)
+        assert_close(prior.log_prob(z), each.logsumexp(0) - math.log(9))
+
+
+class Gated(nn.Module):
+    """Numbers from `low` to `low` + 4; with `mix` they depend on all of y."""
+
+    def __init__(self, low: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("mix", torch.zeros(2, 2))
+
+    def forward(self, y: Tensor) -> dist.TorchDistribution:
+        base = dist.Beta(2.0 + (y + (y > 0).to(y.dtype) @ self.mix).exp(), 2.0 + 0 * y)
+        move = torch.distributions.AffineTransform(self.low, 4.0)
+        return dist.TransformedDistribution(base, [move]).to_event(1)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [("low", "z lies between 0.0 and 4.0"), ("mix", "independent given y")],
+)
+def test_what_changed_since_a_prior_was_built_is_refused(change, words):
+    prior = Custom(Gated(), 2)
+    prior.check()
+    getattr(prior.conditional, change).fill_(1.0)
+    with pytest.raises(ValueError, match=f"{words}, got another one: .* build"):
+        prior.check()
+
+
+class Edged(nn.Module):
+    """A p(y) that is infinite at its ends, by a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shape", torch.tensor([0.5]))
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.Beta(self.shape, self.shape).to_event(1)
+
+
+def test_a_content_that_a_buffer_makes_sparse_is_integrated_as_such():
+    assert Custom(normal(0.3), 1, y_prior=Edged()).sparse
+
+
 def joint(prior: ps.priors.Prior, **options: object) -> ps.Joint:
     return ps.Joint(
         prior,

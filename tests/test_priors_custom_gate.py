@@ -141,6 +141,7 @@ test_what_does_not_fit_together_is_refused = refusals(
         "products over the dimensions for Enumeration",
     ),
     (lambda: Custom(Named("self"), 2), ValueError, "got 'self', taken or twice"),
+    (lambda: Custom(Named("k"), 2), ValueError, "got 'k', taken or twice"),
     (lambda: Custom(normal, 2)("2"), TypeError, "views as a whole number"),
     (lambda: Custom(normal, 2)(-1), ValueError, "views as a whole number of at least"),
     (lambda: Custom(normal, 2).log_prob(torch.zeros(2)), ValueError, "batch, view, d"),

@@ -1113,6 +1113,67 @@ def test_a_run_that_ended_in_an_error_resumes_from_that_moment(last, tmp_path):
     assert assert_resumes(run, tmp_path, last, RuntimeError) == (last - 1) // 3
 
 
+class Centred(Fixed):
+    """One that centres its views by a running mean, which no `state_dict` has."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.net = nn.Linear(DIM, 2)
+        if buffer:
+            self.register_buffer("mean", torch.zeros(DIM), persistent=False)
+        else:
+            self.mean = torch.zeros(DIM)
+
+    def forward(self, batch: Batch) -> Terms:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * batch.views.mean((0, 1))
+        return Terms(alignment=-self.net(batch.views - self.mean).square().mean())
+
+
+def test_a_buffer_that_no_state_dict_has_is_resumed_and_of_the_best_epoch(tmp_path):
+    def run(epochs: int, **options: Any) -> tuple[Centred, History]:
+        torch.manual_seed(4)
+        objective = Centred(buffer=True)
+        options = {"epochs": epochs, "batch_size": 10} | options
+        return objective, fit(objective, points() + 1, **options)
+
+    whole, history = run(4)
+    run(2, checkpoint=tmp_path)
+    resumed, again = run(4, checkpoint=tmp_path, resume=True)
+    assert torch.equal(whole.mean, resumed.mean)
+    assert without_time(again) == without_time(history)
+
+    def probe(epoch: int, row: dict[str, float]) -> None:
+        row["probe"] = -abs(epoch - 2)
+
+    best, _ = run(9, on_epoch=probe, monitor="probe", patience=3)
+    second, _ = run(2)
+    assert torch.equal(best.mean, second.mean)
+
+
+def test_what_no_checkpoint_holds_is_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        fit(Centred(buffer=True), points(), epochs=2, checkpoint=tmp_path / "a")
+        assert not caplog.text
+        fit(Centred(buffer=False), points(), epochs=2)
+        assert not caplog.text
+        fit(Centred(buffer=False), points(), epochs=2, checkpoint=tmp_path / "b")
+    assert caplog.text.count("training changes mean, which is in no state_dict") == 1
+
+    class Shuffled(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, row: int) -> Tensor:
+            return torch.randn(DIM) + float(np.random.rand())  # noqa: NPY002
+
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        loader = DataLoader(Shuffled(), 4)
+        fit(Centred(buffer=True), loader, epochs=2, checkpoint=tmp_path / "c")
+    assert caplog.text.count("generators of Python or NumPy") == 1
+
+
 def test_an_error_before_the_first_step_leaves_no_checkpoint(tmp_path):
     class Wrong(Fixed):
         def forward(self, batch: Batch) -> Terms:

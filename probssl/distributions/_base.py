@@ -47,7 +47,12 @@ class ViewsDistribution(Expandable):
     `present` is a mask of the present views, bool, with shape (\*batch, view), whose
     marginal density is computed; None means all. A subclass with missing views writes
     `_draw_absent` and `_mean_absent`: values for all views given the present ones.
+
+    Attributes:
+        linear: Whether the mean of absent views is linear in the present ones.
     """
+
+    linear: ClassVar[bool] = False
 
     support = constraints.independent(constraints.real, 2)
     present: Tensor | None

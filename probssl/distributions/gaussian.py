@@ -37,6 +37,7 @@ class OneFactorNormal(ViewsDistribution):
         present: The present views, as in `ViewsDistribution`; None means all.
     """
 
+    linear = True
     arg_constraints = {
         "loc": constraints.independent(constraints.real, 2),
         "scale": constraints.independent(constraints.positive, 2),

@@ -209,6 +209,7 @@ def dci(
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     check_alike(z_train, z_test, "z_test")
+    check_alike(factors_train, factors_test, "factors_test")
     z_train, known = _checked(z_train, factors_train, least=2)
     z_test, asked = _checked(z_test, factors_test, least=2)
     kinds = [[v.dtype.kind == "f" for v in part] for part in (known, asked)]

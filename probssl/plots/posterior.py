@@ -234,7 +234,8 @@ def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> 
             ) from None
     drawn, seen = found
     first = {"item": slice(min(items, seen.sizes["item"]))}
-    order = ("item", "view") if "view" in seen.dims else ("item",)
+    seat = {"view", f"view_{variable}"}.intersection(seen.dims)
+    order = ("item", *seat)
     x = seen.isel(first).transpose(*order, ...).to_numpy()
     draws = drawn.isel(first).stack(every=("chain", "draw"))
     each = draws.transpose("every", *order, ...).to_numpy()
@@ -249,7 +250,10 @@ def predictive_intervals(idata: Any, *, items: int = 4, variable: str = "x") -> 
             f"expected at least {FEWEST} draws, and from 1 to {MOST} panels, got "
             f"{len(each)} and {panels}; raise draws in to_arviz, or give fewer items"
         )
-    numbers, many = seen.isel(first)["item"].to_numpy(), seen.sizes.get("view", 1)
+    numbers, many = (
+        seen.isel(first)["item"].to_numpy(),
+        math.prod(seen.sizes[dim] for dim in seat),
+    )
     names = [f"item {literal(n, 8)}" for n in numbers for _ in range(many)]
     if many > 1:
         names = [f"{name}, view {i % many}" for i, name in enumerate(names)]

@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..distributions.content import ContentPosterior, Integral, Rows, SharedCont
 from ..distributions.supports import (
     alike,
     common_support,
+    ends_of,
     has_jumps,
     is_real,
     is_sphere,
@@ -63,6 +64,7 @@ __all__ = ["Custom"]
 MASS_ERROR = 0.05  # nats: of p(y) by quadrature, without views to narrow it
 STARTS = 16  # of importance sampling where draws of the prior have many modes
 SAMPLED = 32  # items drawn to examine importance sampling
+MOVES = (0.1, 1.0)  # standard deviations of changes of the parameters
 ACCURATE = 0.01  # nats per item, of draws of the prior: quadrature is chosen
 KERNEL_NUMBERS = 2**18  # numbers in the pairs of views of one block of the kernel
 
@@ -157,10 +159,10 @@ class Custom(Prior):
             # Whether the support of p(z|y) has ends that differ by y, or are learned.
             self.moves = self._space[1] and is_real(self._space[0])
             jumps = self.moves and not self.discrete and has_jumps(every)
-            self.factorised = is_factorised(given, content, y[:, 0])
+            self.factorised = self._is_factorised(y[:, 0])
             self.alike = not self.discrete and alike(content, self._example)
             # A learned p(y) may become sparse.
-            learned = isinstance(y_prior, nn.Module) and list(y_prior.parameters())
+            learned = isinstance(y_prior, nn.Module) and y_prior.state_dict()
             self.sparse = not self.discrete and (
                 bool(learned) or is_sparse(content, y.new_empty(0))
             )
@@ -194,9 +196,66 @@ class Custom(Prior):
         self.integral = sampling
         return ImportanceSampling(starts=STARTS) if self._missed(sampling) else sampling
 
+    @torch.no_grad()
+    def _is_factorised(self, y: Tensor) -> bool:
+        """Whether p(y) and p(z|y) are products over the dimensions.
+
+        Also after some changes of the parameters: learning may move weights from zero.
+        """
+        parts = (self.conditional, self.y_prior)
+        modules = [part for part in parts if isinstance(part, nn.Module)]
+        moved = [p for m in modules for p in m.parameters() if p.requires_grad]
+        kept = [p.clone() for p in moved]
+        if not is_factorised(self._conditional({}), self.content(), y):
+            return False
+        try:
+            for size in MOVES if moved else ():
+                for p, before in zip(moved, kept, strict=True):
+                    p.copy_(before + size * torch.randn_like(before))
+                # Changed parameters may have no density; then nothing is learned.
+                with suppress(Exception), validation_enabled(False):
+                    if not is_factorised(self._conditional({}), self.content(), y):
+                        return False
+            return True
+        finally:
+            for p, before in zip(moved, kept, strict=True):
+                p.copy_(before)
+
+    @torch.no_grad()
+    def _check_unchanged(self) -> None:
+        """Raise a ValueError if p(z|y) has another structure or support than before."""
+        cuda = [self.one.device] if self.one.is_cuda else []
+        with torch.random.fork_rng(cuda), validation_enabled(False):
+            given, content = self._conditional({}), self.content()
+            y = samples_of_states(content) if self.discrete else content.sample((16, 2))
+            now = ends_of(common_support(given(y), free=False)[0])
+            split = not self.factorised or is_factorised(
+                given, content, y.flatten(0, 1)
+            )
+        before = ends_of(self._space[0])
+        same = all(_alike(*pair) for pair in zip(before, now, strict=True))
+        if not split or not (same or self.moves):
+            changed = (
+                "the dimensions are independent given y"
+                if not split
+                else (f"z lies between {before[0]} and {before[1]}")
+            )
+            raise ValueError(
+                f"expected p(z|y) as it was when the prior was built, where {changed}, "
+                "got another one: parameters or buffers have changed since; build "
+                "ps.priors.Custom(…) anew with these"
+            )
+
     def check(self) -> None:
-        """Raise a ValueError if quadrature is wrong for draws of the prior itself."""
-        if isinstance(self.integral, Quadrature) and not self.one.is_meta:
+        """Raise a ValueError for what the prior was not built for.
+
+        That is another support or dependence of dimensions than then, or quadrature
+        that is wrong for draws of the prior itself.
+        """
+        if self.one.is_meta:
+            return
+        self._check_unchanged()
+        if isinstance(self.integral, Quadrature):
             error = self._error_at_draws()
             if float(error.mean()) > LARGEST_ERROR:
                 raise ValueError(inaccurate(self.integral, error))
@@ -503,3 +562,11 @@ class Custom(Prior):
         if isinstance(self.y_prior, Distribution):
             self.y_prior = mapped(self.y_prior, fn)
         return self
+
+
+def _alike(one: float | Tensor | None, other: float | Tensor | None) -> bool:
+    """Whether two ends of a support are the same; None is no end."""
+    if one is None or other is None:
+        return one is other
+    first, second = (torch.as_tensor(end).double().cpu() for end in (one, other))
+    return bool(torch.isclose(first, second, rtol=1e-5, atol=1e-6).all())

@@ -4,7 +4,7 @@ A Python float, such as an EMA momentum, is a constant of a compiled step; a buf
 read anew at every step.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["complete", "make_room", "note_counted", "register_unknown"]
-__all__ += ["register_varying", "storable", "unshare", "was_counted"]
+__all__ += ["load_unsaved", "register_varying", "storable", "unsaved", "unshare"]
+__all__ += ["was_counted"]
 
 
 def register_varying(
@@ -97,6 +98,20 @@ def _complete(
 ) -> None:
     for name in vars(module).get("_varying", ()):
         state.setdefault(prefix + name, module.get_buffer(name))
+
+
+def unsaved(objective: nn.Module) -> dict[str, Tensor]:
+    """The buffers that the `state_dict` leaves out (``persistent=False``), by name."""
+    known = objective.state_dict(keep_vars=True).keys()
+    return {k: x for k, x in objective.named_buffers() if k not in known}
+
+
+@torch.no_grad()
+def load_unsaved(objective: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what `unsaved` returned, where the objective has such buffers."""
+    for name, x in unsaved(objective).items():
+        if name in state and state[name].shape == x.shape:
+            x.copy_(state[name])
 
 
 def unshare(objective: nn.Module) -> None:

@@ -25,12 +25,13 @@ from ..runtime.precision import Precision, lowered
 from ..runtime.randomness import random_state, same_randomness, set_random_state
 from ..terms import HeldOut, Terms
 from .batches import Loaded, Source, look_at
+from .graph import drifted, foreign_randomness, held
 from .history import ADVICE, Row, Tally
 from .prepare import labelled_share
 from .steps import Step, mutable_state
 
-__all__ = ["Progress", "Validation", "closing_remarks", "ended_by", "remarks"]
-__all__ += ["train_epoch"]
+__all__ = ["Progress", "Unsaved", "Validation", "closing_remarks", "ended_by"]
+__all__ += ["remarks", "train_epoch"]
 
 HALF = torch.bfloat16, torch.float16
 SECONDS_PER_READING = 0.25  # of the terms, each of which synchronises with the host
@@ -218,6 +219,37 @@ class Validation:
                 tally.add(lowered(self.objective, batch), batch.shape[0])
                 self.interrupts.check()
         return tally
+
+
+class Unsaved:
+    """What an epoch changes and neither a checkpoint nor early stopping brings back.
+
+    That is numbers in plain attributes, and the generators of Python and NumPy.
+    """
+
+    def __init__(self, objective: nn.Module) -> None:
+        self.objective = objective
+        self.held, self.drawn = held(objective), foreign_randomness()
+
+    def tell(self, called: bool) -> None:
+        """Log what has changed.
+
+        Arguments:
+            called: Whether a callback, which may draw numbers, was called meanwhile.
+        """
+        if names := drifted(self.held, self.objective):
+            logger.warning(
+                "training changes %s, which is in no state_dict: checkpoints and the "
+                "best epoch do not have it, so that a resumed run goes another way; "
+                "keep it in a buffer: self.register_buffer(name, tensor)",
+                ", ".join(names[:5]),
+            )
+        if not called and foreign_randomness() != self.drawn:
+            logger.warning(
+                "data or views draw from the generators of Python or NumPy, which are "
+                "in no checkpoint: a resumed run draws other numbers; draw with "
+                "torch.rand or torch.randn"
+            )
 
 
 def ended_by(name: str, answer: object) -> bool:

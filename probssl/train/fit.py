@@ -36,6 +36,7 @@ from .batches import Data, Loaded, Stored, Views, grouped, source
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import (
     Progress,
+    Unsaved,
     Validation,
     closing_remarks,
     ended_by,
@@ -328,7 +329,10 @@ def fit(
                 place, tally, loads = run.open(train, epoch, accumulate, folder.kept)
                 began = perf_counter() - place.seconds
                 groups = grouped(loads, accumulate)
+                unseen = Unsaved(objective) if compared and not rates[1:] else None
                 stop = train_epoch(step, groups, tally, bar, on_step, interrupts)
+                if unseen is not None:
+                    unseen.tell(called=on_step is not None)
                 remarks(objective, remarked)
                 row = {"epoch": epoch, "step": step.count} | tally.mean()
                 if validate is not None:

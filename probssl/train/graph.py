@@ -27,7 +27,7 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from ..runtime.copies import copied, held_by
+from ..runtime.copies import copied, held_by, of_library
 from ..runtime.distributed import any_rank
 from ..runtime.precision import network_dtype
 from ..runtime.randomness import random_state, set_random_state
@@ -36,7 +36,8 @@ from ..terms import Terms
 from .repair import remove_broken, remove_named
 from .steps import mutable_state, terms_and_grads
 
-__all__ = ["Graph", "Tensors", "compiled", "fixed", "foreign_randomness", "inductor"]
+__all__ = ["Graph", "Tensors", "compiled", "drifted", "fixed", "foreign_randomness"]
+__all__ += ["held", "inductor"]
 __all__ += ["is_plain", "plain_attributes"]
 
 # The largest error of a compiled result relative to its norm, which is due to rounding.
@@ -141,6 +142,24 @@ def _of_modules(objective: nn.Module, seen: set[int], depth: int = 10) -> Hashab
         )
         for name, module in objective.named_modules()
     )
+
+
+def drifted(before: Mapping[str, Hashable], objective: nn.Module) -> list[str]:
+    """The names of `held` numbers that have changed since."""
+    now = held(objective)
+    return [name for name in before if now.get(name) != before[name]]
+
+
+def held(objective: nn.Module) -> dict[str, Hashable]:
+    """Numbers, tensors and arrays in plain attributes of modules of one's own."""
+    kinds = int | float | Tensor | np.ndarray
+    return {
+        f"{name}.{key}".lstrip("."): fixed(x)
+        for name, module in objective.named_modules()
+        if not of_library(type(module).__module__)
+        for key, x in vars(module).items()
+        if key not in OF_MODULES and key != "training" and isinstance(x, kinds)
+    }
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import choice
 from ..arguments import folder as checked_folder
-from ..runtime.buffers import complete, make_room, storable
+from ..runtime.buffers import complete, load_unsaved, make_room, storable, unsaved
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
 from .batches import Source
@@ -143,6 +143,7 @@ class Run:
         """Tensors and plain values, with the random states of all ranks."""
         return {
             "objective": self.objective.state_dict(),
+            "unsaved": unsaved(self.objective),
             "optimizer": optimizer_state(self.optimizer),
             "scheduler": self.scheduler and self.scheduler.state_dict(),
             "steps": self.steps,
@@ -170,6 +171,7 @@ class Run:
             _check(saved, built, f"the {part} in {origin}")
         self.stopping.load(state["stopping"], len(state["history"]))
         self.objective.load_state_dict(state["objective"])
+        load_unsaved(self.objective, state.get("unsaved", {}))
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -193,6 +195,7 @@ class EarlyStopping:
         self.monitor, self.patience = monitor, patience
         self.value, self.epoch = -math.inf, 0
         self.kept: dict[str, Tensor] | None = None
+        self.unsaved: dict[str, Tensor] = {}  # with them
 
     def improves(self, row: Row, objective: nn.Module) -> bool:
         """Whether this is the best epoch so far; with patience, keep its parameters."""
@@ -209,6 +212,7 @@ class EarlyStopping:
         self.value, self.epoch = row[self.monitor], int(row["epoch"])
         if self.patience is not None:
             self.kept = deepcopy(objective.state_dict())
+            self.unsaved = deepcopy(unsaved(objective))
         return True
 
     def gives_up(self, epoch: int) -> bool:
@@ -234,6 +238,7 @@ class EarlyStopping:
         """Load the kept parameters of the best epoch, if there are any."""
         if self.kept is not None:
             objective.load_state_dict(self.kept)
+            load_unsaved(objective, self.unsaved)
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""
@@ -441,6 +446,7 @@ def _with_best(state: dict[str, Any], best: Path) -> dict[str, Any]:
         found = read(best)
         if len(found["history"]) == stopping["epoch"]:
             stopping["kept"] = found["objective"]
+            stopping["unsaved"] = found.get("unsaved", {})
     return state
 
 

@@ -69,6 +69,10 @@ class Grid(nn.Module):
         return x.div_(self.levels).to(own)
 
 
+def _of_package(part: nn.Module) -> bool:
+    return type(part).__module__.startswith("probssl.")
+
+
 class Augment(nn.Module):
     r"""Data augmentation: V random views of each item, independent given the item.
 
@@ -90,7 +94,8 @@ class Augment(nn.Module):
             height, width) only. With `levels` they always are.
         rounding: How values are quantised, see `Grid`.
         boxes: Whether to return a `Batch` whose `transform` holds the boxes that the
-            one `Affine` among the parts shows, for `affinities.Overlap`.
+            one `Affine` among the parts shows, for `affinities.Overlap`. Parts of your
+            own follow it, and move no pixels: the boxes do not know of them.
 
     Example:
         >>> import torch
@@ -100,8 +105,9 @@ class Augment(nn.Module):
 
     Raises:
         TypeError: If a part is not a module.
-        ValueError: If `boxes` is given and there is not exactly one `Affine`, or
-            `levels` is given with ``clamp=False``; if the items are not in [0, 1].
+        ValueError: If `boxes` is given and there is not exactly one `Affine`, or a part
+            of your own before it, or `levels` is given with ``clamp=False``; if the
+            items are not in [0, 1].
     """
 
     def __init__(
@@ -130,6 +136,14 @@ class Augment(nn.Module):
             raise ValueError(
                 f"expected one Affine among the parts for boxes=True, got {moves}; one "
                 "can crop, rotate and shift at once"
+            )
+        own = next((p for p in self.parts if not _of_package(p)), None)
+        kinds = [Affine if isinstance(part, Affine) else part for part in self.parts]
+        if boxes and own is not None and kinds.index(own) < kinds.index(Affine):
+            raise ValueError(
+                f"expected Affine before {type(own).__name__} for boxes=True, got it "
+                "after: a part that moves pixels first changes the boxes; put it "
+                "behind, where it may change colours, and flip by Affine(flip=0.5)"
             )
 
     def forward(
