@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from tqdm import tqdm
 
+from probssl.runtime import files
+
 __all__ = [
     "Timing",
     "compared",
@@ -227,8 +229,7 @@ def report(
         "versions": versions,
         "figures": figures,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    files.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def table(rows: Mapping[str, Mapping[str, object]], title: str = "") -> None:

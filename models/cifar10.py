@@ -41,6 +41,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 import probssl as ps
+from probssl.runtime import files
 from probssl.views import Affine, Augment, Colour, Grey
 
 SEEDS, NEIGHBOURS, TEMPERATURE = 3, 200, 0.1
@@ -253,7 +254,7 @@ def cell(
     row |= experiment.scores(objective, found)
     ps.save(objective, folder, **row)
     if checkpoint.is_dir():
-        (checkpoint / "history.json").replace(folder / "history.json")
+        files.move(checkpoint / "history.json", folder / "history.json")
         shutil.rmtree(checkpoint)
     print(*row.values(), flush=True)
     return row

@@ -73,6 +73,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import probssl as ps
+from probssl.runtime import files
 from probssl.views import Affine, Augment
 
 SEEDS, CLASSES, MANY, IMAGES, PAIRS = 10, 10, 20, 20_000, 2_000
@@ -384,7 +385,8 @@ def main(
             began = time.process_time()
             each = cell(name, seed, found, runs)
             cost = {"CPU seconds": round(time.process_time() - began)}
-            fitted.write_text(json.dumps({k: row | cost for k, row in each.items()}))
+            text = json.dumps({k: row | cost for k, row in each.items()})
+            files.write(fitted, text)
         for method, row in json.loads(fitted.read_text()).items():
             rows.append({"method": method, "seed": seed, **row})
     rows.sort(key=lambda row: row["seed"])

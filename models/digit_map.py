@@ -173,7 +173,7 @@ def write(
     figure = ps.plots.latent_maps(drawn, data.test.labels)
     said = "digits that were held out, and how many five neighbours on the map name"
     figure.supxlabel(said, fontsize=10)
-    figure.savefig(path.with_suffix(".png"), dpi=150)
+    report.draw(path.with_suffix(".png"), figure)
 
 
 def choose(

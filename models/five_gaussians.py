@@ -240,7 +240,7 @@ def draw(
     panels[0].set_ylabel("crowding")
     lines, texts = panels[0].get_legend_handles_labels()
     figure.legend(lines, texts, loc="outside right", frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    report.draw(path, figure)
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:

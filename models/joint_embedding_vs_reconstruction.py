@@ -299,7 +299,7 @@ def draw(tables: Mapping[str, tuple[Array, Curves]], path: Path) -> None:
     order = 3, 0, 4, 1, 5, 2  # a column for each alignment, strong noise above weak
     lines, texts = ([each[i] for i in order] for each in (lines, texts))
     figure.legend(lines, texts, loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
+    report.draw(path, figure)
 
 
 def rounded(values: Iterable[float]) -> list[float]:

@@ -293,7 +293,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel("linear probe")
     lines, texts = panels[0].get_legend_handles_labels()
     figure.legend(lines, texts, loc="outside right upper", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    report.draw(path, figure)
 
 
 def choose(

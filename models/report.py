@@ -11,12 +11,16 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 import probssl as ps
+from probssl.runtime import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -101,8 +105,12 @@ def write(path: Path, script: str, **content: Any) -> None:
         | {package: version(package) for package in packages},
         **content,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    files.write(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def draw(path: Path, figure: "Figure", dpi: int = 150) -> None:
+    """Write a figure as a picture."""
+    files.write(path, lambda part: figure.savefig(part, dpi=dpi))
 
 
 def read(path: Path) -> list[Row]:

@@ -135,7 +135,7 @@ def main(
         counts=ranks.counts(bins).tolist(),
         ranks=ranks.ranks.tolist(),
     )
-    ps.plots.ranks(ranks, bins=bins).savefig(results.with_suffix(".png"), dpi=150)
+    report.draw(results.with_suffix(".png"), ps.plots.ranks(ranks, bins=bins))
     for name, value in figures.items():
         print(f"{name}: {value:.3g}")
     return figures

@@ -175,7 +175,7 @@ def draw(rows: list[dict[str, Any]], scales: tuple[float, ...], path: Path) -> N
     panels[0].set_ylabel("accuracy")
     lines, texts = panels[0].get_legend_handles_labels()
     figure.legend(lines, texts, loc="outside upper right", ncols=3, frameon=False)
-    figure.savefig(path, dpi=150)
+    report.draw(path, figure)
 
 
 def main(

@@ -331,7 +331,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.supylabel("R² of the style, accuracy of the writer", fontsize=10)
     marks, texts = grid[0, 0].get_legend_handles_labels()
     figure.legend(marks, texts, loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=110)
+    report.draw(path, figure, dpi=110)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from .arguments import folder as checked_folder
 from .arguments import typed
 from .runtime.buffers import storable, unshare
 from .runtime.distributed import barrier, is_main
+from .runtime.files import locked, move, write
 from .runtime.unregistered import message, unregistered
 
 __all__ = ["load", "save"]
@@ -36,6 +37,7 @@ __all__ = ["load", "save"]
 FORMAT = 3
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
+PATIENCE = 60.0  # seconds in which another process may finish its save
 KINDS = {"objective": dict, "format": int, "extra": dict, "frozen": list}
 LIKELIHOODS = "CoupledLikelihoods"  # what `Coupled` was before format 3
 # Arguments that version 0.1.0 wrote under another name.
@@ -67,6 +69,7 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
             NumPy and torch.
 
     Raises:
+        OSError: If the folder cannot be written; what it held before stays.
         TypeError: If a note, or an extra state of a module, is of another kind.
         ValueError: If a note has a number that is not finite, or a tensor is sparse or
             of a type that safetensors has not.
@@ -136,8 +139,7 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
         ValueError: If a file is damaged, if `into` is needed and not given, if it was
             built otherwise, or if the weights do not fit.
     """
-    description = read(folder)
-    tensors = weights(folder, description)
+    description, tensors = _both(folder)
     if into is None:
         if description.get("changed"):
             raise ValueError(
@@ -253,6 +255,16 @@ def weights(
         return load_file(path)
 
 
+def _both(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors of one save, also while another one is made."""
+    description = read(folder)
+    try:
+        return description, weights(folder, description)
+    except (ValueError, FileNotFoundError):
+        description = read(folder)
+        return description, weights(folder, description)
+
+
 def _note(name: str, value: Any) -> Any:
     """A note as JSON holds it."""
     hint = 'leave it out, or write it as text, such as "nan"'
@@ -316,18 +328,31 @@ def _write(
         raise FileExistsError(
             f"expected a folder to save in, got the file {folder}; give another name"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / NEW).is_file():
-        with suppress(ValueError, FileNotFoundError):  # it is damaged
-            os.replace(_weights(folder, read(folder)), folder / WEIGHTS)
-    save_file(tensors, folder / NEW, metadata={"save": description["save"]})
-    draft = folder / f"{DESCRIPTION}.new"
-    draft.write_text(text + "\n", encoding="utf-8")
-    for path in (folder / NEW, draft):  # on the disk before either takes its place
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    os.replace(draft, folder / DESCRIPTION)
-    os.replace(folder / NEW, folder / WEIGHTS)
+    new, place = folder / NEW, folder / DESCRIPTION
+
+    def fill(path: Path) -> None:
+        try:
+            save_file(tensors, path, metadata={"save": description["save"]})
+        except SafetensorError as error:  # of the system, in its words
+            raise OSError(str(error)) from error
+
+    with locked(folder, "save", wait=PATIENCE):
+        if new.is_file():  # the last save was killed before its last step
+            with suppress(ValueError, FileNotFoundError):  # it is damaged
+                move(_weights(folder, read(folder)), folder / WEIGHTS)
+        write(new, fill)
+        try:
+            write(place, text + "\n")
+        except OSError:
+            with suppress(OSError):
+                if description["save"] not in _text(place):
+                    new.unlink()
+            raise
+        move(new, folder / WEIGHTS)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _weights(folder: Path, description: dict[str, Any]) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..estimates import places
+from ..runtime.files import write
 
 if TYPE_CHECKING:
     import pandas
@@ -203,7 +204,7 @@ class Comparison:
         content["methods"] = self.methods
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            write(path, text + "\n")
         return text
 
     @classmethod

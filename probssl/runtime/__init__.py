@@ -1,6 +1,14 @@
-"""The runtime of training: distributed, precision, random state, signals, buffers."""
+"""The runtime of training: processes, precision, random state, signals, files."""
 
-from . import buffers, denormals, distributed, interrupts, precision, randomness
+from . import (
+    buffers,
+    denormals,
+    distributed,
+    files,
+    interrupts,
+    precision,
+    randomness,
+)
 
-__all__ = ["buffers", "denormals", "distributed", "interrupts", "precision"]
+__all__ = ["buffers", "denormals", "distributed", "files", "interrupts", "precision"]
 __all__ += ["randomness"]

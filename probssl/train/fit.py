@@ -219,6 +219,7 @@ def fit(
             objective is left in evaluation mode, with the parameters that it had. The
             checkpoint is of that moment, unless a step was broken off; there is none if
             no step was made.
+        BlockingIOError: If another process or thread fits with the same folder.
         FileExistsError: If the folder holds a checkpoint, but `resume` is False.
         FileNotFoundError: If it holds other files, but no checkpoint to resume from.
         FloatingPointError: If a term, a gradient or a parameter is not finite. On the
@@ -226,6 +227,7 @@ def fit(
             attribute ``batches`` has the batches of the step. On a GPU fused optimisers
             leave out such steps, as the default one does, and the error comes within a
             second; with others the parameters are some seconds old.
+        OSError: If a checkpoint cannot be written; the one before it stays.
         TypeError: If an argument, the views or the terms are of an unknown kind.
         ValueError: If an argument is out of range, does not fit another, or has no
             effect beside it.
@@ -362,6 +364,7 @@ def fit(
         finally:
             bar.close()
             objective.eval()
+            folder.release()
     stopping.restore(objective)
     if step.count > begun:
         closing_remarks(objective, train, numbers)

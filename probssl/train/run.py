@@ -1,8 +1,8 @@
 """The state of a training run, its early stopping, and its checkpoints.
 
 A checkpoint is one safetensors file, whose header holds all that is no tensor as JSON.
-It is written under another name, flushed to the disk and renamed, so that a complete
-one always exists. Nothing is pickled: a file can give values, never run code.
+It is replaced as a whole (`runtime.files`), so that a complete one always exists.
+Nothing is pickled: a file can give values, never run code.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import choice
 from ..arguments import folder as checked_folder
+from ..runtime import files
 from ..runtime.buffers import complete, load_unsaved, make_room, storable, unsaved
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
@@ -265,8 +266,8 @@ class EarlyStopping:
 class Checkpoints:
     """The folder of a run: its last epoch, its best epoch, and its history as JSON.
 
-    Only rank 0 reads and writes files. ``read(folder / "best.safetensors")`` has the
-    `state_dict` under ``"objective"``.
+    Only rank 0 reads and writes files, and locks the folder until `release`.
+    ``read(folder / "best.safetensors")`` has the `state_dict` under ``"objective"``.
 
     Arguments:
         folder: None means no checkpoints.
@@ -279,12 +280,20 @@ class Checkpoints:
         self.epoch = 0  # of the last checkpoint
         self.new = False  # whether the run began with this call
         self.made = self.folder is not None and not self.folder.exists()
+        self.lock = ExitStack()
 
     def begin(self, run: Run, resume: bool, epochs: int) -> None:
         """Resume from the last epoch, or write a checkpoint before the first one.
 
         A warning says if the checkpoint has more than `epochs` epochs.
         """
+        try:
+            self._begin(run, resume, epochs)
+        except BaseException:
+            self.release()
+            raise
+
+    def _begin(self, run: Run, resume: bool, epochs: int) -> None:
         if self.folder is None:
             if resume:
                 raise ValueError(
@@ -292,11 +301,12 @@ class Checkpoints:
                 )
             return
         last = self.folder / LAST
-        state = broadcast_object(_found(self.folder, resume) if is_main() else None)
+        state = broadcast_object(self._locked(resume) if is_main() else None)
         if state is not None:
             run.load(state, last)
             check_setting(state.get("setting", {}), run.setting, last)
             self.epoch = len(run.history)
+            self._write_history(run.history.rows)  # a kill may have left it behind
             begun = self.epoch + (run.place is not None)
             if begun > epochs:
                 warnings.warn(
@@ -308,6 +318,16 @@ class Checkpoints:
         else:
             self.new = True
             run.write(last)
+
+    def _locked(self, resume: bool) -> dict[str, Any] | None:
+        """The checkpoint in the folder, in which no other process writes from now."""
+        assert self.folder is not None
+        self.lock.enter_context(files.locked(self.folder, "fit"))
+        return _found(self.folder, resume)
+
+    def release(self) -> None:
+        """Let others write in the folder."""
+        self.lock.close()
 
     def save(self, run: Run, best: bool) -> None:
         """Write the finished epoch, if it is the best or a checkpoint is due."""
@@ -351,6 +371,8 @@ class Checkpoints:
         if self.folder is not None and self.new and is_main():
             (self.folder / LAST).unlink(missing_ok=True)
             if self.made:
+                self.release()
+                files.remove_lock(self.folder, "fit")
                 with suppress(OSError):  # others put files there
                     self.folder.rmdir()
 
@@ -361,7 +383,7 @@ class Checkpoints:
 
     def _write_history(self, rows: list[Row]) -> None:
         if self.folder is not None and is_main():
-            _replace(self.folder / HISTORY, History(rows).to_json().encode())
+            files.write(self.folder / HISTORY, History(rows).to_json())
 
     @property
     def kept(self) -> str:
@@ -377,7 +399,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     plain = json.dumps(_pack(state, "", tensors))
     kind = FORMATS[1 if state.get("place") is None else 2]
     data = safetensors.torch.save(tensors, {"format": kind, "state": plain})
-    _replace(path, data)
+    files.write(path, data)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -420,7 +442,7 @@ def _number(name: str, x: Any) -> float:
 
 
 def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint in a folder; if there is none, make the folder."""
+    """The checkpoint in a folder, if there is one."""
     last = folder / LAST
     if last.exists():
         if resume:
@@ -429,13 +451,18 @@ def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
             f"expected a folder without a checkpoint, got {last}; pass resume=True "
             "to go on from it, or another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    if not resume and (folder / BEST).exists():
+        raise FileExistsError(
+            f"expected a folder without a checkpoint, got {folder / BEST}, the best "
+            f"epoch of a run whose {LAST} is gone; pass another folder"
+        )
     others = [f.name for f in folder.iterdir() if f.name[0] != "."]
     if resume and others:
         raise FileNotFoundError(
             f"expected {last} to resume from, got a folder with {others[0]!r} but "
             "no checkpoint; pass the folder of the run, or an empty one"
         )
+    (folder / HISTORY).unlink(missing_ok=True)  # of a run whose last epoch is gone
     return None
 
 
@@ -444,7 +471,7 @@ def _with_best(state: dict[str, Any], best: Path) -> dict[str, Any]:
     stopping = state["stopping"]
     if stopping["kept"] is None and stopping["epoch"] and best.exists():
         found = read(best)
-        if len(found["history"]) == stopping["epoch"]:
+        if found["history"] == state["history"][: stopping["epoch"]]:  # of this run
             stopping["kept"] = found["objective"]
             stopping["unsaved"] = found.get("unsaved", {})
     return state
@@ -484,19 +511,6 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tuple(_unpack(inner, tensors))
     pairs = {key: _unpack(part, tensors) for key, part in inner}
     return Counter(pairs) if kind == "counter" else pairs
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file atomically, also if the machine stops meanwhile."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _entries(state: Mapping[str, Any] | None) -> dict[str, str]:
