@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from textwrap import shorten
@@ -22,23 +24,37 @@ from .arguments import whole
 from .compare import compare
 from .compare.checks import check_data
 from .compare.fitting import Fitted, fit_methods
+from .compare.kept import MEASURED
 from .data import Dataset, Split, load
 from .joint import Joint
 from .posterior import embed, reconstruct, sample, to_arviz
-from .runtime.distributed import barrier, is_main, rank, single_process, start
+from .runtime.distributed import (
+    barrier,
+    broadcast_object,
+    is_main,
+    rank,
+    single_process,
+    start,
+)
+from .runtime.files import locked, write
 from .runtime.interrupts import leave
+from .saving import DESCRIPTION, WEIGHTS, read, save, weights
 from .saving import load as load_objective
-from .saving import read, save, weights
 from .train import History
+from .train.prepare import check_counts, target_of
 
 __all__ = ["main"]
 
 # Epochs by data set, for about as many optimiser steps each.
 EPOCHS = {"digits": 150, "mnist": 10, "fashion-mnist": 20, "cifar10": 10}
 OTHER_EPOCHS = 20
+METHODS = "VAE,SimVAE,SimCLR,VICReg"
 MAX_TRAIN = 10_000  # training items for the probes, at most
 COMPILE: dict[str, bool | str] = {"auto": "auto", "always": True, "never": False}
 MAPPED = 1_000  # items in the figure of the latents, at most
+OVERALL = "comparison.json", "comparison.png", "matrix.png"  # of `compare`
+DERIVED = ["history.json", "curves.png", "map.png", "posterior.nc"]  # of one run
+DERIVED += ["reconstructions.png", "samples.png"]
 MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
 
 
@@ -102,8 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         return made.add_argument
 
     add = command("compare", _compare, "fit methods, measure them alike in one table")
-    text = f"names separated by commas, or 'all' (default: %(default)s); names: {names}"
-    add("--methods", default="VAE,SimVAE,SimCLR,VICReg", help=text)
+    text = "folders that `fit` wrote, measured beside the methods"
+    add("runs", nargs="*", type=Path, metavar="RUN", help=text)
+    text = f"names separated by commas, or 'all' (default: {METHODS}, without a RUN); "
+    text += f"names: {names}"
+    add("--methods", help=text)
     text = (
         "worker processes that fit methods side by side on the CPU (default: one per "
     )
@@ -112,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         "leave out raw pixels, which take the most time, PCA and an untrained encoder"
     )
     add("--no-baselines", dest="baselines", action="store_false", help=text)
+    text = "take what the output folder has, and fit and measure the rest (default: "
+    add("--resume", action="store_true", help=text + "start anew, and overwrite it)")
     _add_data(add, "comparison")
     _add_training(add)
 
@@ -194,37 +215,141 @@ def _fit_options(data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    every = options.methods == "all"
-    methods = list(recipes.METHODS) if every else options.methods.split(",")
+    listed = options.methods or ("" if options.runs else METHODS)
+    every = listed == "all"
+    methods = list(recipes.METHODS) if every else listed.split(",") if listed else []
     methods = [recipes.name(method.strip()) for method in methods]  # before any work
     _check_out(options.out, *(options.out / method for method in methods))
     data = _data(options)
     check_data(data, MAX_TRAIN, options.seed)  # before any fit
-    given = {"dim": options.dim, "seed": options.seed, "jobs": options.jobs}
-    fitted = fit_methods(methods, data, **given, **_fit_options(data, options))
-    if is_main():
+    check_counts(epochs=_fit_options(data, options)["epochs"])
+    runs = _runs(options.runs, methods, data)
+    with _alone(options.out, "compare"):
+        fitted = _fitted(methods, data, options)
+        if is_main():
+            with single_process():
+                _show(data, fitted, runs, options)
+
+
+def _alone(folder: Path, work: str) -> AbstractContextManager[None]:
+    """A context in which no other command does this work in a folder."""
+    return locked(folder, work) if is_main() else nullcontext()
+
+
+def _fitted(
+    methods: list[str], data: Dataset, options: argparse.Namespace
+) -> dict[str, Fitted]:
+    """Fit the methods, and save each when it is fitted; or take it from its folder."""
+    arguments, known = _fit_options(data, options), list[str]()
+    notes = _notes(data, options)
+    if is_main() and options.resume:
+        known = [m for m in methods if _is_kept(options.out / m, notes, method=m)]
+    elif is_main():
+        _remove(options.out, *OVERALL, MEASURED)
+
+    def keep(method: str, fit: Fitted) -> None:
+        if not is_main():
+            return
+        own = {"method": method, "seconds": fit.seconds}
+        own["history"] = fit.history.to_json()
         with single_process():
-            _show(data, fitted, options)
+            _save(fit.objective, options.out / method, **notes, **own)
+
+    known = broadcast_object(known)
+    left, found = [m for m in methods if m not in known], dict[str, Fitted]()
+    if left:
+        given = {"dim": options.dim, "seed": options.seed, "jobs": options.jobs}
+        given |= {"share": len(methods), "on_fitted": keep}
+        found = fit_methods(left, data, **given, **arguments)
+    for method in known if is_main() else ():
+        objective = recipes.objective(method, data, options.dim)
+        objective.to(target_of(objective, options.device).device)
+        load_objective(options.out / method, into=objective)
+        kept = read(options.out / method)["notes"]
+        history = History.from_json(kept["history"])
+        found[method] = Fitted(objective, history, kept["seconds"])
+    return {method: found[method] for method in methods if method in found}
+
+
+def _notes(data: Dataset, options: argparse.Namespace) -> dict[str, Any]:
+    """What a saved run says of its origin: data, settings and versions."""
+    return {
+        "data": data.name,
+        "seed": options.seed,
+        "dim": options.dim,
+        "epochs": _fit_options(data, options)["epochs"],
+        "precision": "bfloat16" if options.bfloat16 else "float32",
+        "fingerprint": data.fingerprint,
+        "versions": {name: version(name) for name in ("probssl", "torch", "pyro-ppl")},
+    }
+
+
+def _is_kept(folder: Path, notes: dict[str, Any], **more: Any) -> bool:
+    """Whether a folder has a run with these notes; a ValueError if it has another."""
+    if not any((folder / name).exists() for name in (DESCRIPTION, WEIGHTS)):
+        return False
+    found = read(folder)["notes"]
+    for name, value in (notes | more).items():
+        if name == "versions":
+            value, other = value["probssl"], found.get(name, {}).get("probssl")
+        else:
+            other = found.get(name)
+        if other != value:
+            raise ValueError(
+                f"expected a run with {name}={value} in {folder} to go on from, got "
+                f"one with {name}={other}; give the settings it was begun with, or "
+                "another --out"
+            )
+    return True
+
+
+def _runs(
+    folders: Sequence[Path], methods: Sequence[str], data: Dataset
+) -> dict[str, nn.Module]:
+    """The objectives of saved runs by the names of their folders."""
+    found: dict[str, nn.Module] = {}
+    for folder in folders:
+        name = folder.absolute().name
+        if name in (*methods, *found):
+            raise ValueError(
+                f"expected runs and methods of different names, got {name} twice; "
+                "rename a folder"
+            )
+        notes = read(folder)["notes"]
+        if notes.get("fingerprint") != data.fingerprint:
+            has = notes.get("fingerprint", "without a fingerprint")
+            raise ValueError(
+                f"expected runs on the same data, {data.name} ({data.fingerprint}) by "
+                f"--data, --items and --seed, got {folder} on {notes.get('data')} "
+                f"({has}); give its data, or fit it again"
+            )
+        found[name] = load_objective(folder)
+    return found
 
 
 def _show(
-    data: Dataset, fitted: dict[str, Fitted], options: argparse.Namespace
+    data: Dataset,
+    fitted: dict[str, Fitted],
+    runs: dict[str, nn.Module],
+    options: argparse.Namespace,
 ) -> None:
-    """Save the fitted objectives, measure them, print the table and write figures."""
+    """Measure fitted objectives, print the table and write figures."""
     from . import plots
 
-    for name, fit in fitted.items():  # so that they are there if an error follows
-        save(fit.objective, options.out / name, data=data.name, seed=options.seed)
     torch.manual_seed(options.seed)
+    seconds = {name: fit.seconds for name, fit in fitted.items()}
     found = compare(
-        {name: fit.objective for name, fit in fitted.items()},
+        {name: fit.objective for name, fit in fitted.items()} | runs,
         data,
         baselines=options.baselines,
-        seconds={name: fit.seconds for name, fit in fitted.items()},
+        seconds=seconds,
         max_train=MAX_TRAIN,
         seed=options.seed,
+        checkpoint=options.out,
+        resume=options.resume,
     )
-    print(f"\n{data.name}, z of {options.dim} dimensions, seed {options.seed}")
+    size = f", z of {options.dim} dimensions" if fitted else ""
+    print(f"\n{data.name}{size}, seed {options.seed}")
     print("terms: nats per item, two views; scores: of the representation, before the")
     print("projector; compare ELBOs with one another, and scores with all\n")
     print(found)
@@ -239,6 +364,17 @@ def _show(
     print(f"\nwritten to {options.out}: comparison.json and .png, matrix.png, and for")
     print("each method a folder with its weights, figures and, if it is generative,")
     print("posterior.nc")
+
+
+def _save(objective: nn.Module, folder: Path, **notes: Any) -> None:
+    """Save over an earlier run, whose figures and other files do not outlive it."""
+    _remove(folder, *DERIVED)
+    save(objective, folder, **notes)
+
+
+def _remove(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -258,12 +394,12 @@ def _fit(options: argparse.Namespace) -> None:
     )
     if not is_main():
         return
-    notes = {"data": data.name, "seed": options.seed}
+    notes = _notes(data, options) | {"method": recipes.name(options.method)}
     if history.interrupted:
         notes["unfinished"] = f"{len(history)} epochs of {arguments['epochs']}"
-    with single_process():
-        save(objective, options.out, **notes)
-        (options.out / "history.json").write_text(history.to_json(), encoding="utf-8")
+    with single_process(), locked(options.out, "write"):
+        _save(objective, options.out, **notes)
+        write(options.out / "history.json", history.to_json())
         if history.interrupted:
             raise KeyboardInterrupt(f"{options.out} is unfinished, --resume goes on")
         _draw(objective, history, data, options.out)
@@ -288,8 +424,12 @@ def _inspect(options: argparse.Namespace) -> None:
         numbers = sum(p.numel() for p in objective.parameters())
         print(f"{objective}\n{numbers:,} parameters, {description['dtype']}")
     for name, value in description["notes"].items():
-        print(f"{name}: {value}")
-    print("files:", ", ".join(sorted(p.name for p in options.folder.iterdir())))
+        if name == "versions":
+            value = ", ".join(" ".join(pair) for pair in value.items())
+        if name != "history":
+            print(f"{name}: {value}")
+    names = (path.name for path in options.folder.iterdir())
+    print("files:", ", ".join(sorted(name for name in names if name[0] != ".")))
 
 
 def _outline(part: Any, name: str = "", depth: int = 0) -> Iterator[str]:
@@ -328,9 +468,7 @@ def _advise(options: argparse.Namespace) -> None:
     found = advise(data.train, recipes.views(data), n_components=options.dim)
     print(f"{data.name}, {options.dim} components, the views of `probssl fit`\n")
     print(found)
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found.as_dict(), indent=1)
-    (options.out / "advice.json").write_text(text + "\n", encoding="utf-8")
+    write(options.out / "advice.json", json.dumps(found.as_dict(), indent=1) + "\n")
     _save_figures({"advice": plots.advice(found)}, options.out)
     print(f"\nwritten to {options.out}: advice.json and advice.png")
 
@@ -349,7 +487,7 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
     _save_figures({"map": plots.latent_map(z, items.labels, std)}, out)
     few = Split(items.images[:10])
     posterior = to_arviz(objective, few, draws=200)
-    posterior.to_netcdf(str(out / "posterior.nc"))
+    write(out / "posterior.nc", lambda part: posterior.to_netcdf(str(part)))
     if few.images.ndim != 4 or few.images.shape[1] not in (1, 3):
         return  # vectors, or channels that are no colours
     figures = {
@@ -365,7 +503,7 @@ def _save_figures(figures: dict[str, Any], out: Path) -> None:
     from . import plots
 
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=120)
+        write(out / f"{name}.png", partial(figure.savefig, dpi=120))
     plots.close(figures.values())
 
 

@@ -130,7 +130,7 @@ def test_methods_are_saved_before_they_are_compared(tmp_path, capsys, monkeypatc
     for name in ("SimCLR", "VICReg"):
         assert type(ps.load(tmp_path / name)).__name__ == name
     error = capsys.readouterr().err
-    assert "got resume=True and --jobs 1, or --device cpu" in error  # no --resume here
+    assert "got --resume and --jobs 1, or --device cpu" in error
 
 
 def test_a_checkpoint_names_the_option(tmp_path, capsys):

@@ -21,7 +21,7 @@ INWARDS = {
     "information": "estimates",
     "hyper": "distributions runtime",
     "nn": "runtime",
-    "data": "terms",
+    "data": "runtime terms",
     "views": "terms",
     "distributions": "special",
     "priors": "distributions hyper nn special",

@@ -80,6 +80,21 @@ def test_a_fit_in_two_processes_is_that_in_one(found, alone):
     assert len(alone["fit"]["rows"]) == BEST + 2  # ended early
 
 
+def test_items_that_processes_cannot_share_are_all_fitted(found, alone):
+    for has in found:
+        assert_close(has["odd"]["rows"], alone["odd"]["rows"], **EXACT)
+        assert_close(has["odd"]["state"], alone["odd"]["state"], **EXACT)
+
+
+def test_processes_with_other_numbers_of_items_end_with_a_sentence(found, alone):
+    assert alone["unequal"] == []
+    for has in found:
+        same, shares, batches = has["unequal"]
+        assert "the same items in all processes, got 40 and 49 in" in same
+        assert "as many items in all processes, got 20 and 25 items from" in shares
+        assert "batches of one size in all processes, got 0 and 4 items" in batches
+
+
 def test_it_has_the_same_checkpoints(found, folder, alone, tmp_path, float64):
     without_noise(tmp_path)
     for name in ("best", "last"):

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from helpers.catalogue import noisy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 import probssl as ps
 from probssl import limits
@@ -64,6 +65,7 @@ def without_noise(folder: Path | None = None, **options: Any) -> dict[str, Any]:
     # The other processes are to have the first one's parameters, and its order.
     torch.manual_seed(7 + processes.rank())
     objective, (train, valid) = Autoencoder(), data()
+    train = train[: options.pop("items", ITEMS)]
 
     def score(epoch: int, row: dict[str, float]) -> None:
         row["score"] = -abs(epoch - BEST) - processes.rank()
@@ -97,6 +99,39 @@ def ended_by_the_last(name: str) -> list[dict[str, float]]:
     return without_noise(monitor="value", patience=None, **options)["rows"]
 
 
+ODD = 33  # items, which two processes cannot share
+
+
+def odd() -> dict[str, Any]:
+    """A fit of fewer items than a batch."""
+    return without_noise(items=ODD, batch_size=64, accumulate=1, patience=None)
+
+
+class Stream(IterableDataset):
+    """Items one after another."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.x)
+
+
+def unequal() -> list[str]:
+    """What fits say where each process has other numbers of items; alone nothing."""
+    train, _ = data()
+    own = train[: 40 + 9 * processes.rank()]
+    shared = DistributedSampler(own) if processes.world_size() > 1 else None
+    given = own, DataLoader(own, 4, sampler=shared), DataLoader(Stream(own), 4)
+    said = []
+    for each in given:
+        try:
+            ps.fit(Autoencoder(), each, epochs=1, progress=False)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 def with_noise(folder: Path | None = None, **options: Any) -> dict[str, Tensor]:
     """A fit with noise of items and views, and a random scale."""
     torch.manual_seed(7)
@@ -119,6 +154,8 @@ def everything(folder: Path) -> dict[str, Any]:
     with_noise(folder / "noise", epochs=2)
     return {
         "fit": without_noise(folder / "fit"),
+        "odd": odd(),
+        "unequal": unequal(),
         "on_step": ended_by_the_last("on_step"),
         "on_epoch": ended_by_the_last("on_epoch"),
         "noise": with_noise(),

@@ -9,7 +9,7 @@ import pickle
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -57,6 +57,8 @@ def fit_methods(
     jobs: int | None = None,
     device: str = "auto",
     progress: bool = True,
+    on_fitted: Callable[[str, Fitted], Any] | None = None,
+    share: int | None = None,
     **options: Any,
 ) -> dict[str, Fitted]:
     """Fit the objectives of `recipes` by those names, each from the same seed.
@@ -70,6 +72,11 @@ def fit_methods(
             for a single method, under torchrun, and for recipes of one's own. Threads
             are shared out by the number of methods: the threads of torch over methods,
             at least 1 for each.
+        on_fitted: A callback with the name and the fit of each method as soon as it is
+            fitted, in this process: it may save it.
+        share: The number of methods that threads are shared out by; None means those
+            given. A comparison that goes on with some of its methods has the threads of
+            all.
         options: For `recipes.fit`. Each method has a copy of them, so that the state
             of a callback starts anew. What cannot be pickled, such as a lambda, is
             shared by all methods and needs ``jobs=1``.
@@ -79,7 +86,7 @@ def fit_methods(
             one's own, no methods or the same twice, or several jobs and an option that
             cannot be pickled.
         ChildProcessError: If a worker is killed, as for want of memory. The fits of
-            other methods are lost.
+            other methods are lost, but for those that `on_fitted` has kept.
         Exception: The error of a worker, with a note that names the method and the
             traceback in the worker as its cause. All other workers end, as on an
             interrupt.
@@ -103,21 +110,22 @@ def fit_methods(
         )
     jobs = min(jobs, len(methods))
     options |= {"epochs": epochs, "device": device}
-    with _threads(torch.get_num_threads() // len(methods)) as threads:
+    done = on_fitted or (lambda method, fit: None)
+    with _threads(torch.get_num_threads() // (share or len(methods))) as threads:
         if jobs == 1:
-            return {
-                method: _fit(
-                    method, data, dim, seed, _copied({**options, "progress": progress})
-                )
-                for method in methods
-            }
+            found = {}
+            for method in methods:
+                given = _copied({**options, "progress": progress})
+                found[method] = _fit(method, data, dim, seed, given)
+                done(method, found[method])
+            return found
         pickled = {name: _pickled(name, option) for name, option in options.items()}
         with TemporaryDirectory(prefix="probssl") as folder:
             path = Path(folder) / "data.pickle"
             path.write_bytes(pickle.dumps(data))
             work = _Work(path, dim, seed, pickled, threads)
             bar = _Bar(methods, jobs, epochs, progress)
-            return _side_by_side(methods, data, jobs, work, bar)
+            return _side_by_side(methods, data, jobs, work, bar, done)
 
 
 def _check_methods(methods: Sequence[str]) -> None:
@@ -209,7 +217,12 @@ def _threads(number: int) -> Iterator[int]:
 
 
 def _side_by_side(
-    methods: Sequence[str], data: Dataset, jobs: int, work: _Work, bar: "_Bar"
+    methods: Sequence[str],
+    data: Dataset,
+    jobs: int,
+    work: _Work,
+    bar: "_Bar",
+    done: Callable[[str, Fitted], Any],
 ) -> dict[str, Fitted]:
     """Fit in worker processes. All end if one fails, or on an interrupt."""
     context, others = get_context("spawn"), active_children()
@@ -220,12 +233,13 @@ def _side_by_side(
         found: dict[str, Fitted] = {}
         pending = set(futures)
         while pending:
-            done, pending = wait(pending, POLL, FIRST_COMPLETED)
+            ended, pending = wait(pending, POLL, FIRST_COMPLETED)
             bar.read(epochs)
-            for future in done:
+            for future in sorted(ended, key=_failed):  # those that are fitted first
                 method = futures[future]
                 found[method] = _rebuilt(method, data, work, future)
                 bar.finish(method)
+                done(method, found[method])
         pool.shutdown()
         return {method: found[method] for method in methods}
     finally:
@@ -237,6 +251,10 @@ def _side_by_side(
         bar.bar.close()
 
 
+def _failed(future: Future[Any]) -> bool:
+    return future.exception() is not None
+
+
 def _rebuilt(method: str, data: Dataset, work: _Work, future: Future[Any]) -> Fitted:
     """The objective of a recipe, with the state that a worker fitted."""
     try:
@@ -244,8 +262,9 @@ def _rebuilt(method: str, data: Dataset, work: _Work, future: Future[Any]) -> Fi
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "expected worker processes to run until the end, but one was killed, most "
-            "often for want of memory; no fit is kept: use fewer jobs, or one (jobs=1, "
-            "--jobs 1); in a script, call this under if __name__ == '__main__'"
+            "often for want of memory; use fewer jobs, or one (jobs=1, --jobs 1); what "
+            "on_fitted saved stays; in a script, call this under if __name__ == "
+            "'__main__'"
         ) from error
     except Exception as error:  # with the worker's traceback as its cause
         error.add_note(f"in the worker that fitted {method}")

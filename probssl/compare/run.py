@@ -1,8 +1,11 @@
 """`compare`: fitted objectives measured on the same data and views."""
 
 import itertools
+import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import recipes
-from ..arguments import typed
+from ..arguments import folder, typed
 from ..arrays import left_alone
 from ..data import Dataset, Split
 from ..data.memory import as_float
@@ -22,6 +25,7 @@ from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
 from ..limits import PrincipalComponents
 from ..posterior.representation import embedded
+from ..runtime.digests import digest
 from ..terms import Batch
 from .checks import (
     apart,
@@ -32,9 +36,10 @@ from .checks import (
     check_supports,
     check_views,
 )
-from .decoding import Form, decoded, likelihood_for, named
+from .decoding import STEPS, Decoded, Form, decoded, likelihood_for, named
+from .kept import Kept, kept_rows
 from .table import Comparison, Row
-from .terms import own_terms, representation_terms
+from .terms import FAILED, attempted, own_terms, representation_terms
 
 __all__ = ["compare", "sampled"]
 
@@ -42,6 +47,11 @@ Sampler = Callable[[Tensor], Tensor | Batch]
 
 PAIRED = 2_000  # test items at most for measures of all pairs
 RAW, UNTRAINED = "raw pixels", "untrained encoder"
+OWN = "reconstruction", "entropy", "alignment", "elbo"
+SCORES = ["linear_probe", "few_label_probe", "few_label_gain", "knn"]
+SCORES += ["cluster_accuracy", "nmi", "ari"]
+
+logger = logging.getLogger(__name__)
 
 
 class Embedded(NamedTuple):
@@ -63,6 +73,8 @@ def compare(
     seconds: Mapping[str, float] | None = None,
     max_train: int | None = None,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> Comparison:
     """Compare fitted objectives: every term in nats, and scores of representations.
@@ -80,7 +92,8 @@ def compare(
     joint, where all joints have one measure; for images on a grid, and otherwise, that
     of `recipes.likelihood`. A note names it.
 
-    Objectives that share trainable parameters are warned of.
+    Objectives that share trainable parameters are warned of. A measure that cannot be
+    taken, as where a probe does not converge, is left out with the reason.
 
     Arguments:
         objectives: Fitted objectives by name. An objective of your own needs
@@ -91,8 +104,14 @@ def compare(
         seconds: Training times by name, to be listed.
         max_train: The largest number of training items that probes are fitted to.
         seed: The seed of views, noise, probes and decoders.
+        checkpoint: A folder for ``measured.json``, in which each row is kept as soon as
+            it is measured.
+        resume: Take the rows that are kept there, where objective, data, views and
+            settings are the same, and measure the others.
 
     Raises:
+        BlockingIOError: If another process or thread measures in the same folder.
+        FileExistsError: If the folder has rows, but `resume` is False.
         TypeError: If an objective is a bare `Joint`.
         ValueError: If labels are missing, there are fewer than 20 test items, fewer
             than 5 training items of a class or no pairs of views, views are off the
@@ -106,6 +125,31 @@ def compare(
             f"expected seconds of the objectives {', '.join(objectives)}, got some of "
             f"{', '.join(map(repr, sorted(unknown)))}; use the same names"
         )
+    where = None if checkpoint is None else folder("checkpoint", checkpoint)
+    with kept_rows(where, resume) as kept:
+        options = _Options(data, views, seed, max_train, kept, progress)
+        rows = _measured(objectives, baselines, options)
+    for name, spent in (seconds or {}).items():
+        rows[name]["seconds"] = spent
+    return Comparison(data.name, seed, rows)
+
+
+class _Options(NamedTuple):
+    """What all rows have in common."""
+
+    data: Dataset
+    views: Sampler | None
+    seed: int
+    max_train: int | None
+    kept: Kept
+    progress: bool
+
+
+def _measured(
+    objectives: Mapping[str, nn.Module], baselines: bool, options: _Options
+) -> dict[str, Row]:
+    """The rows by name: those that are kept, and the others measured."""
+    data, views, seed, max_train, kept, progress = options
     several = apart(objectives)
     others, pca = _baselines(objectives, data, seed) if baselines else ({}, None)
     pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
@@ -113,35 +157,65 @@ def compare(
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
     subjects: dict[str, object] = {**objectives, **others}
     form = likelihood_for(objectives, data)
+    forms = {
+        name: None if name == RAW and name in others else form for name in subjects
+    }
+    digests = {name: "" for name in subjects}
+    if kept.path is not None:
+        from .. import __version__
+
+        common = digest(__version__, data.fingerprint, pair, seed, max_train, several)
+        digests = {k: _digest(s, forms[k], common) for k, s in subjects.items()}
+    known = {name: kept.get(name, digests[name]) for name in subjects}
     bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
     embedded = {}
     for name, subject in subjects.items():  # all of them before any is measured
         bar.set_postfix_str(name)
-        embedded[name] = _embedded(name, subject, data, pair[np.sort(few)])
+        if known[name] is None:
+            embedded[name] = _embedded(name, subject, data, pair[np.sort(few)])
         bar.update()
     rows: dict[str, Row] = {}
-    few_labels: dict[str, FewLabel] = {}
+    few_labels: dict[str, FewLabel | None] = {}
     bar.set_description("measure")
     for name, subject in subjects.items():
         bar.set_postfix_str(name)
-        with _seeded(seed, embedded[name].device):
-            own = own_terms(subject, pair)
-        kept = None if name == RAW and name in others else form
-        row, few_labels[name] = _row(own, embedded[name], data, seed, max_train, kept)
-        if own:
-            row["scores"]["active_units"] = active_units(embedded[name].test)
-        if own and several:
-            for term in ("reconstruction", "elbo"):
-                del row["terms"][term], row["errors"][term]
-                row["left_out"][term] = several
-        rows[name] = row
-        if seconds is not None and name in seconds:
-            rows[name]["seconds"] = seconds[name]
+        if (found := known[name]) is None:
+            own, reasons = _own(subject, pair, several, embedded[name], seed)
+            z = embedded.pop(name)
+            found = _row(own, z, data, seed, max_train, forms[name])
+            found[0]["left_out"] |= reasons
+            _warn_of_failures(name, found[0])
+            kept.add(name, digests[name], *found)
+        rows[name], few_labels[name] = found
         bar.update()
     bar.close()
     if pca is not None:
         _add_gains(rows, few_labels, pca)
-    return Comparison(data.name, seed, rows)
+    return rows
+
+
+def _warn_of_failures(name: str, row: Row) -> None:
+    """Log why measures of a method failed, a line for each reason."""
+    failed: dict[str, list[str]] = {}
+    for measure, reason in row["left_out"].items():
+        if reason.startswith(FAILED):
+            failed.setdefault(reason, []).append(measure)
+    for reason, measures in failed.items():
+        logger.warning("%s of %s left out: %s", ", ".join(measures), name, reason)
+
+
+def _own(
+    subject: object, pair: Tensor, several: str, z: Embedded, seed: int
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """The terms of a joint's bound, and the reasons of those that are left out."""
+    reasons: dict[str, str] = {}
+    with _seeded(seed, z.device):
+        found = attempted(lambda: own_terms(subject, pair), reasons, *OWN) or {}
+    if found and several:
+        for term in ("reconstruction", "elbo"):
+            del found[term]
+            reasons[term] = several
+    return found, reasons
 
 
 def _row(
@@ -151,34 +225,43 @@ def _row(
     seed: int,
     max_train: int | None,
     form: Form | None,
-) -> tuple[Row, FewLabel]:
+) -> tuple[Row, FewLabel | None]:
     y_train, y_test = data.train.labels, data.test.labels
     assert y_train is not None and y_test is not None
-    probes, few = scores_and_draws(z.train, y_train, z.test, y_test, seed, max_train)
     terms, matrix, left_out = representation_terms(z.views)
-    matrix["effective_rank"] = estimate(effective_rank_values(z.test))
+    scored = attempted(
+        lambda: scores_and_draws(z.train, y_train, z.test, y_test, seed, max_train),
+        left_out,
+        *SCORES,
+    )
+    probes, few = scored or ({}, None)
+    rank = attempted(
+        lambda: estimate(effective_rank_values(z.test)), left_out, "effective_rank"
+    )
+    matrix |= {} if rank is None else {"effective_rank": rank}
+    if own:
+        units = attempted(lambda: active_units(z.test), left_out, "active_units")
+        probes |= {} if units is None else {"active_units": units}
     decoder: dict[str, Any] = {}
     if form is None:
         left_out["decoded"] = "z is the item itself"
     else:
-        with _seeded(seed, z.device):
-            train, test = (torch.from_numpy(x).double() for x in (z.train, z.test))
-            values, rise = decoded(data, train, test, z.device, form)
-        if bool(values.isfinite().all()):
+        name, fit = named(form.likelihood), partial(_decoded, z, data, seed, form)
+        values, rise = attempted(fit, left_out, "decoded") or (None, 0.0)
+        if values is not None and bool(values.isfinite().all()):
             matrix["decoded"] = estimate(values)
-            decoder = {"decoder": {"likelihood": named(form.likelihood), "rise": rise}}
-        else:
-            left_out["decoded"] = (
-                f"log p(x|z) of {named(form.likelihood)} is not finite"
-            )
+            decoder = {"decoder": {"likelihood": name, "rise": rise}}
+        elif values is not None:
+            left_out["decoded"] = f"log p(x|z) of {name} is not finite"
     if "log_det" in matrix:
         terms["log_det"] = matrix["log_det"]
     found = own | terms | matrix
     errors = {name: entry.standard_error for name, entry in found.items()}
-    errors["few_label_probe"] = probes["few_label_probe_se"]
-    for name in ("linear_probe", "knn"):
-        right = probes[name]
-        errors[name] = float(np.sqrt(right * (1 - right) / len(z.test)))
+    if scored:
+        errors["few_label_probe"] = probes["few_label_probe_se"]
+        for name in ("linear_probe", "knn"):
+            right = probes[name]
+            errors[name] = float(np.sqrt(right * (1 - right) / len(z.test)))
     row = {
         "terms": {name: entry.value for name, entry in (own | terms).items()},
         "scores": probes,
@@ -190,12 +273,36 @@ def _row(
     return row, few
 
 
-def _add_gains(rows: dict[str, Row], few_labels: dict[str, FewLabel], pca: str) -> None:
+def _decoded(z: Embedded, data: Dataset, seed: int, form: Form) -> Decoded:
+    with _seeded(seed, z.device):
+        train, test = (torch.from_numpy(x).double() for x in (z.train, z.test))
+        return decoded(data, train, test, z.device, form)
+
+
+def _add_gains(
+    rows: dict[str, Row], few_labels: dict[str, FewLabel | None], pca: str
+) -> None:
     """Add the gain of the few-label probe over PCA, paired by the labels drawn."""
+    base = few_labels[pca]
     for name, few in few_labels.items():
-        gain = estimate(np.subtract(few.draws, few_labels[pca].draws))
+        if few is None or base is None:
+            reason = rows[name if few is None else pca]["left_out"]["few_label_gain"]
+            rows[name]["left_out"]["few_label_gain"] = reason
+            continue
+        gain = estimate(np.subtract(few.draws, base.draws))
         rows[name]["scores"]["few_label_gain"] = gain.value
         rows[name]["errors"]["few_label_gain"] = gain.standard_error
+
+
+def _digest(subject: object, form: Form | None, common: str) -> str:
+    """What the row of a subject depends on, besides what all have in common."""
+    parts: list[Any] = [common]
+    if isinstance(subject, nn.Module):
+        parts += [type(subject).__qualname__, str(subject), subject.state_dict()]
+    if form is not None:
+        likelihood = form.likelihood
+        parts += [str(likelihood), likelihood.state_dict(), form.shape, STEPS]
+    return digest(*parts)
 
 
 def sampled(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..estimates import places
 from ..runtime.files import write
+from .terms import FAILED
 
 if TYPE_CHECKING:
     import pandas
@@ -167,13 +168,16 @@ class Comparison:
     def _left_out(self) -> dict[str, str]:
         """The columns of the main table that are left out, with the reason."""
         rows = (row.get("left_out", {}) for row in self.methods.values())
-        return {k: why for row in rows for k, why in row.items() if k in TERM_COLUMNS}
+        return {k: why for row in rows for k, why in row.items() if k in COLUMNS}
 
     def _notes(self) -> list[str]:
         reasons = dict.fromkeys(
-            why for name, why in self._left_out().items() if name == "elbo"
+            why
+            for name, why in self._left_out().items()
+            if name == "elbo" and not why.startswith(FAILED)
         )
         notes = [f"ELBO and reconstruction left out: {why}" for why in reasons]
+        notes += self._failures()
         fits = {
             k: row["decoder"] for k, row in self.methods.items() if "decoder" in row
         }
@@ -186,6 +190,18 @@ class Comparison:
                 "of the fit: rescale the items, or compare under a likelihood of theirs"
             )
         return notes
+
+    def _failures(self) -> list[str]:
+        """Why measures failed, a line for each method and reason."""
+        lines = []
+        for name, row in self.methods.items():
+            failed: dict[str, list[str]] = {}
+            for column, why in row.get("left_out", {}).items():
+                if why.startswith(FAILED) and column in COLUMNS | MATRIX_COLUMNS:
+                    failed.setdefault(why, []).append(column)
+            for why, columns in failed.items():
+                lines.append(f"{name}: {', '.join(columns)} {why}")
+        return lines
 
     def _cells(self, name: str) -> list[str]:
         """A column of the main table; a difference with its paired standard error."""

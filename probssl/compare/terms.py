@@ -32,9 +32,13 @@ from .densities import (
     student,
 )
 
-__all__ = ["SUMS", "Measured", "attempt", "own_terms", "representation_terms"]
+__all__ = ["FAILED", "SUMS", "Measured", "attempt", "attempted", "own_terms"]
+__all__ += ["representation_terms"]
 
 T = TypeVar("T")
+
+FAILURES = ArithmeticError, MemoryError, RuntimeError, ValueError  # of one measure
+FAILED = "not measured"  # begins the reason for such a measure
 
 PARTS_OF_ITEMS = 20  # the spread of their means is the error of a bound
 
@@ -121,14 +125,25 @@ def attempt(
     makers: Mapping[str, Callable[[], T]],
 ) -> tuple[dict[str, T], dict[str, str]]:
     """The measures that are defined, by name, and the reasons of the others."""
-    found: dict[str, T] = {}
     left_out: dict[str, str] = {}
-    for name, make in makers.items():
-        try:
-            found[name] = make()
-        except Undefined as error:
-            left_out[name] = str(error)
-    return found, left_out
+    tried = {name: attempted(make, left_out, name) for name, make in makers.items()}
+    return {k: found for k, found in tried.items() if found is not None}, left_out
+
+
+def attempted(make: Callable[[], T], left_out: dict[str, str], *names: str) -> T | None:
+    """A measure, or None if it is undefined or fails; then the reason is noted.
+
+    Arguments:
+        left_out: Gets the reason under these names.
+    """
+    try:
+        return make()
+    except Undefined as error:
+        left_out |= dict.fromkeys(names, str(error))
+    except FAILURES as error:
+        reason = f"{FAILED} ({type(error).__name__}: {error})".splitlines()[0]
+        left_out |= dict.fromkeys(names, reason)
+    return None
 
 
 def own_terms(

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..arguments import typed, whole
 from ..arrays import Array, check_alike, gate, plain, tensor, unlabelled, whole_numbers
 from ..arrays import labels as class_names
+from ..runtime.digests import digest
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
 
@@ -215,6 +216,12 @@ class Dataset(NamedTuple):
             "them; give fit or embed data.train itself, and DataLoader(data.train."
             "images, 128) where a loader is needed"
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all items, labels and classes, the same on every machine."""
+        parts = [[split._columns, split.classes] for split in (self.train, self.test)]
+        return digest(parts, self.levels, self.rounding)
 
     def take(self, train: int, test: int, seed: int | None = 0) -> "Dataset":
         """Random subsets of so many training and test items, as `Split.take`."""

@@ -3,6 +3,7 @@
 from . import (
     buffers,
     denormals,
+    digests,
     distributed,
     files,
     interrupts,
@@ -10,5 +11,5 @@ from . import (
     randomness,
 )
 
-__all__ = ["buffers", "denormals", "distributed", "files", "interrupts", "precision"]
-__all__ += ["randomness"]
+__all__ = ["buffers", "denormals", "digests", "distributed", "files", "interrupts"]
+__all__ += ["precision", "randomness"]

@@ -33,7 +33,7 @@ from torch.utils.data import (
 
 from ..arrays import remark_swapped
 from ..data.batches import Items, Loadable, Target, Views, accepted, loaded
-from ..runtime.distributed import rank, world_size
+from ..runtime.distributed import gather_to_cpu, rank, world_size
 from ..runtime.randomness import same_randomness
 from ..terms import Batch
 
@@ -79,14 +79,21 @@ class Stored:
     def epoch(self, number: int = 1, skip: int = 0) -> Iterator[Any]:
         """Loads in random order; a last batch that is not full is dropped.
 
-        All ranks draw the same order, and each takes its share of every batch.
+        All ranks draw the same order, and each takes its share of every batch, or all
+        of it (`replicated`).
 
         Arguments:
             skip: The number of loads that are left out at the start.
         """
         rows = torch.randperm(self.count, generator=self.order).to(self.place)
         size = min(self.batch_size, self.count)
-        return self._loads(map(_part, rows[: len(self) * size].split(size)[skip:]))
+        parts = rows[: len(self) * size].split(size)[skip:]
+        return self._loads(parts if self.replicated else map(_part, parts))
+
+    @property
+    def replicated(self) -> bool:
+        """Whether each rank has all of the only batch, which ranks cannot share."""
+        return self.count < self.batch_size and self.count % world_size() > 0
 
     def sweep(self) -> Iterator[Any]:
         """All items in their own order, in loads of nearly equal size."""
@@ -138,6 +145,7 @@ class Loaded:
     """A data set that a DataLoader loads; a load is what the loader yields."""
 
     content = None  # of all items: it is not known before the loader yields them
+    replicated = False
     check_content: Callable[[Tensor], Any] | None = None  # of a batch
     wanting: str | None = None  # what wants two items in every batch
     own_views = False  # whether Batches are taken beside a view sampler for items
@@ -153,9 +161,24 @@ class Loaded:
             _check_sampler(self.sampler)
         if isinstance(views, nn.Module):
             views.to(target.device)
+        self._check_ranks()
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def _check_ranks(self) -> None:
+        """Raise a ValueError for ranks with other numbers of items or batches."""
+        known = self.count is not None and isinstance(self.sampler, Sized)
+        sizes = [len(self.loader), len(self.sampler)] if known else [-1, -1]
+        batches, items = gather_to_cpu(torch.tensor(sizes)).mT.tolist()
+        for numbers, what in ((items, "items"), (batches, "batches")):
+            if len(set(numbers)) > 1:
+                raise ValueError(
+                    f"expected as many {what} in all processes, got {_listed(numbers)} "
+                    f"{what} from their DataLoaders; give each the same dataset, with "
+                    "DistributedSampler(dataset), which makes equal shares"
+                )
+        self.known = known
 
     def check_last(self, objective: nn.Module, training: bool = True) -> None:
         """Raise a ValueError for a batch of one item among others, if that is too few.
@@ -207,7 +230,9 @@ class Loaded:
         dtype = self.target.dtype
         check, views = self.check_content, None if self.own_views else self.views
         accept = (accepted(load, views, dtype, check) for load in loads)
-        return moved(self._sized(accept), self.target)
+        sized = self._sized(accept)
+        alike = self.known or world_size() == 1
+        return moved(sized if alike else _in_step(sized), self.target)
 
     def _sized(self, loads: Iterable[Tensor | Batch]) -> Iterator[Tensor | Batch]:
         sizes = set()
@@ -219,6 +244,28 @@ class Loaded:
     def batch(self, load: Any) -> Batch:
         """The batch of a load."""
         return loaded(load, self.views, self.target)
+
+
+def _in_step(loads: Iterable[Tensor | Batch]) -> Iterator[Tensor | Batch]:
+    """The loads of this rank, as long as all ranks have one of the same size.
+
+    Raises:
+        ValueError: If another rank has a load of another size, or none.
+    """
+    each = iter(loads)
+    while True:
+        load = next(each, None)
+        size = 0 if load is None else load.shape[0]
+        sizes = gather_to_cpu(torch.tensor(size)).tolist()
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"expected batches of one size in all processes, got {_listed(sizes)} "
+                "items at once; give their DataLoaders as many items, drop_last=True "
+                "and the same batch_size"
+            )
+        if load is None:
+            return
+        yield load
 
 
 def population_of(loader: DataLoader) -> int | None:
@@ -318,7 +365,7 @@ def grouped(loads: Iterable[Load], size: int) -> Iterator[list[Load]]:
 
 def _part(rows: Int[Tensor, " batch"]) -> Int[Tensor, " part"]:
     """The share of this rank; all ranks have the same number of rows."""
-    return rows[: len(rows) // world_size() * world_size()].chunk(world_size())[rank()]
+    return rows.chunk(world_size())[rank()]
 
 
 def _large(items: Items) -> bool:
@@ -337,11 +384,18 @@ def _check_shares(batch_size: int, count: int) -> None:
             f"expected a batch_size that {world_size()} processes can share, got "
             f"{batch_size}; take a multiple of {world_size()}"
         )
-    if count < world_size():
+    counts = gather_to_cpu(torch.tensor(count)).tolist()
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"expected an item for each of {world_size()} processes, got {count}; "
-            "start fewer processes"
+            f"expected the same items in all processes, got {_listed(counts)} in "
+            f"processes 0 to {len(counts) - 1}; give each of them all items, of which "
+            "fit takes its share"
         )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}"
 
 
 def _check_sampler(sampler: Any) -> None:

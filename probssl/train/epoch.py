@@ -95,7 +95,8 @@ def _steps(
                     now = random_state(step.device)
                     look_at(batch, any(not now[k].equal(x) for k, x in before.items()))
                 if check is not None:
-                    check(batch)
+                    with step.alone():
+                        check(batch)
                 set_random_state(before, step.device)
             eager = type(step) is Step  # hooks cannot be traced
             with _told_if_rounded(step.objective) if new and eager else nullcontext():

@@ -318,6 +318,7 @@ def fit(
         precision=numbers,
         count=run.steps,
     )
+    step.replicated = train.replicated
     begun = run.steps
     stop, remarked = False, set[int]()  # modules that made a remark
     trainable, rates = trainable_of(objective), [step.learning_rate]

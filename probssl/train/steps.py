@@ -9,6 +9,7 @@ parallelism. `train.compiled` has its compiled and its recorded kind.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import mul
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import positive, typed
-from ..runtime.distributed import average, gather_to_cpu, world_size
+from ..runtime.distributed import average, gather_to_cpu, single_process, world_size
 from ..runtime.precision import FULL_PRECISION, Precision, lowered
 from ..terms import Batch, Terms, check_terms
 from .finite import Guard
@@ -129,6 +130,7 @@ class Step:
         self.count, self.items = count, 0  # steps made, items of the last one
         self.whole = True  # whether no step was broken off
         self.masked = False  # whether a batch with absent views was checked
+        self.replicated = False  # whether each rank has all of a batch
         self._used: list[Parameter] | None = None
 
     def __call__(self, loads: Sequence[Any]) -> Terms:
@@ -152,7 +154,8 @@ class Step:
         """
         self.optimizer.zero_grad()
         batches = [self.make(load) for load in loads]
-        terms = self.accumulate(batches)
+        with self.alone():
+            terms = self.accumulate(batches)
         if world_size() > 1:
             self._average_gradients()
         self.guard.look(batches, terms, self.count + 1)
@@ -181,6 +184,10 @@ class Step:
         return Terms(
             *(sum(map(mul, shares, column)) for column in zip(*parts, strict=True))
         )
+
+    def alone(self) -> AbstractContextManager[None]:
+        """A context without other ranks where this one has all of a batch."""
+        return single_process() if self.replicated else nullcontext()
 
     def refresh(self) -> None:
         """Forget what is cached of the objective and the optimiser: here nothing."""

@@ -1,0 +1,81 @@
+"""Measured rows of a comparison on the disk, from which it goes on after a kill."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..evaluation import FewLabel
+from ..runtime.files import locked, write
+from .table import Row
+
+__all__ = ["MEASURED", "Kept", "kept_rows"]
+
+MEASURED = "measured.json"
+FORMAT = 1
+
+
+class Kept:
+    """Rows by name, each with a digest of what it was measured on.
+
+    Arguments:
+        path: The file, which is replaced when a row is added; None keeps no rows.
+    """
+
+    def __init__(self, path: Path | None, rows: dict[str, Any]) -> None:
+        self.path, self.rows = path, rows
+
+    def get(self, name: str, digest: str) -> tuple[Row, FewLabel | None] | None:
+        """The row of this name and digest, if it was measured before."""
+        found = self.rows.get(name, {})
+        if found.get("digest") != digest:
+            return None
+        few = found["few_label"]
+        return found["row"], few and FewLabel(few[0], few[1], tuple(few[2]))
+
+    def add(self, name: str, digest: str, row: Row, few: FewLabel | None) -> None:
+        """Write a row beside the others."""
+        if self.path is not None:
+            self.rows[name] = {"digest": digest, "row": row, "few_label": few}
+            content = {"format": FORMAT, "rows": self.rows}
+            write(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def kept_rows(folder: Path | None, resume: bool) -> Iterator[Kept]:
+    """The rows in a folder, in which no other process measures meanwhile.
+
+    Raises:
+        BlockingIOError: If another one does.
+        FileExistsError: If there are rows, but `resume` is False.
+        ValueError: If their file is damaged, or there is nothing to resume from.
+    """
+    if folder is None:
+        if resume:
+            raise ValueError(
+                "expected a folder to resume from, got checkpoint=None; name it"
+            )
+        yield Kept(None, {})
+        return
+    with locked(folder, "measure"):
+        path = folder / MEASURED
+        if path.exists() and not resume:
+            raise FileExistsError(
+                f"expected a folder without measured rows, got {path}; pass "
+                "resume=True to go on from it, or another folder"
+            )
+        yield Kept(path, _read(path) if path.exists() else {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}")
+        return dict(content["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected {path} as compare writes it, got a damaged file ({error!r}); "
+            "remove it, or give another folder"
+        ) from None
