@@ -1,6 +1,7 @@
 """Every benchmark runs in a short form; its timings are not tested."""
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -77,6 +78,14 @@ def epochs(module: ModuleType, results: Path) -> None:
     assert figures["probssl, compiled"]["images/s"] > 0
 
 
+def faults(module: ModuleType, results: Path) -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("faults are injected into forked processes")
+    counts = module.main(results, stride=9)["all"]
+    assert counts.pop("injected") > 2 * len(module.WRITERS)
+    assert not any(counts.values()), counts
+
+
 def gpu(module: ModuleType, results: Path) -> None:
     shape, split = (3, 32, 32), ps.data.Split
     # ResNet-18 alone would take seconds to build.
@@ -142,6 +151,7 @@ FORMS = (
     compiling,
     denormals,
     epochs,
+    faults,
     gpu,
     imports,
     linear,

@@ -104,7 +104,7 @@ ODD = 33  # items, which two processes cannot share
 
 def odd() -> dict[str, Any]:
     """A fit of fewer items than a batch."""
-    return without_noise(items=ODD, batch_size=64, accumulate=1, patience=None)
+    return without_noise(items=ODD, batch_size=64, accumulate=1)
 
 
 class Stream(IterableDataset):
