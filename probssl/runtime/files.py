@@ -76,7 +76,7 @@ def move(source: Path, path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, work: str, wait: float = WAIT) -> Iterator[None]:
+def locked(folder: Path, work: str, wait: float | None = None) -> Iterator[None]:
     """A context in which this is the only writer in a folder, which is made if need be.
 
     The system frees the lock of a process that is killed. What killed processes left
@@ -84,7 +84,7 @@ def locked(folder: Path, work: str, wait: float = WAIT) -> Iterator[None]:
 
     Arguments:
         work: What the writer does, as in "save"; other work has another lock.
-        wait: Seconds to wait for another writer.
+        wait: Seconds to wait for another writer; None means ten.
 
     Raises:
         BlockingIOError: If another process or thread does the same work there.
@@ -95,7 +95,7 @@ def locked(folder: Path, work: str, wait: float = WAIT) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f".{work}{LOCK}", thread_local=False)
-        lock.acquire(timeout=wait)
+        lock.acquire(timeout=WAIT if wait is None else wait)
     except Timeout:
         raise BlockingIOError(
             f"expected one process at a time to {work} in {folder}, got another that "

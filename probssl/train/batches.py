@@ -168,8 +168,11 @@ class Loaded:
 
     def _check_ranks(self) -> None:
         """Raise a ValueError for ranks with other numbers of items or batches."""
-        known = self.count is not None and isinstance(self.sampler, Sized)
-        sizes = [len(self.loader), len(self.sampler)] if known else [-1, -1]
+        sampler, sizes = self.sampler, [-1, -1]
+        self.known = self.count is not None and isinstance(sampler, Sized)
+        if self.known:
+            assert isinstance(sampler, Sized)
+            sizes = [len(self.loader), len(sampler)]
         batches, items = gather_to_cpu(torch.tensor(sizes)).mT.tolist()
         for numbers, what in ((items, "items"), (batches, "batches")):
             if len(set(numbers)) > 1:
@@ -178,7 +181,6 @@ class Loaded:
                     f"{what} from their DataLoaders; give each the same dataset, with "
                     "DistributedSampler(dataset), which makes equal shares"
                 )
-        self.known = known
 
     def check_last(self, objective: nn.Module, training: bool = True) -> None:
         """Raise a ValueError for a batch of one item among others, if that is too few.
