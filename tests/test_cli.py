@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import probssl as ps
-from probssl import recipes
+from probssl import cli, recipes
 from probssl.cli import main
 
 pytestmark = pytest.mark.usefixtures("short_decoders")
@@ -131,6 +131,49 @@ def test_methods_are_saved_before_they_are_compared(tmp_path, capsys, monkeypatc
         assert type(ps.load(tmp_path / name)).__name__ == name
     error = capsys.readouterr().err
     assert "got --resume and --jobs 1, or --device cpu" in error
+
+
+def test_a_comparison_that_was_killed_goes_on(tmp_path, capsys, monkeypatch):
+    fitted, measured, out = [], [], tmp_path / "out"
+    fit_methods, compare = cli.fit_methods, cli.compare
+
+    def counted(methods, *given, **options):
+        fitted.extend(methods)
+        return fit_methods(methods, *given, **options)
+
+    def killed(*given, **options):
+        measured.append(options["resume"])
+        if len(measured) == 1:
+            raise ValueError("killed")
+        return compare(*given, **options)
+
+    monkeypatch.setattr(cli, "fit_methods", counted)
+    monkeypatch.setattr(cli, "compare", killed)
+    monkeypatch.setattr(cli, "_draw", lambda *_: None)
+    given = ["compare", "--jobs", "1", "--no-baselines", "--out", str(out), *SHORT]
+    assert main([*given, "--methods", "simclr"]) == 2
+    more = [*given, "--methods", "simclr,vicreg", "--resume"]
+    assert main(more) == 0
+    assert fitted == ["SimCLR", "VICReg"] and measured == [False, True]
+    resumed = json.loads((out / "comparison.json").read_text())
+    assert main(more) == 0  # all is there
+    assert fitted == ["SimCLR", "VICReg"]
+    assert json.loads((out / "comparison.json").read_text()) == resumed
+
+    capsys.readouterr()
+    assert main([*more, "--epochs", "2"]) == 2
+    assert "with --epochs 2 in" in capsys.readouterr().err
+
+    run = str(out / "SimCLR")  # by its folder
+    only = ["compare", run, *given[3:5], str(tmp_path / "runs"), *SHORT[:4]]
+    assert main(only) == 0
+    runs = json.loads((tmp_path / "runs" / "comparison.json").read_text())["methods"]
+    assert list(runs) == ["SimCLR"]
+    assert runs["SimCLR"]["terms"] == resumed["methods"]["SimCLR"]["terms"]
+    assert main(["compare", run, *given[3:5], str(tmp_path / "no"), "--items", "150"])
+    assert "expected runs on the same data, digits (" in capsys.readouterr().err
+    assert main(["compare", run, run, *given[3:5], str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_checkpoint_names_the_option(tmp_path, capsys):

@@ -875,3 +875,90 @@ def test_views_that_change_their_items_are_refused_and_the_data_stay(digits):
             {"z": nn.Linear(6, 2)}, data, views=views, baselines=False, progress=False
         )
     assert torch.equal(torch.as_tensor(data.test.images), before)
+
+
+class TestResume:
+    """A comparison that was killed goes on from the rows that it has measured."""
+
+    def pair(self, digits) -> tuple[ps.data.Dataset, dict[str, nn.Module]]:
+        data = digits._replace(train=digits.train.take(120), test=digits.test.take(40))
+        return data, {name: recipes.encoder(data) for name in ("one", "other")}
+
+    def test_rows_are_kept_when_measured_and_not_measured_again(
+        self, digits, tmp_path, monkeypatch
+    ):
+        data, objectives = self.pair(digits)
+        whole = ps.compare(objectives, data, baselines=False, progress=False)
+        measured, row = [], run._row
+
+        def killed(*given):
+            if len(measured) == 1:
+                raise KeyboardInterrupt
+            measured.append(given)
+            return row(*given)
+
+        options = {"baselines": False, "progress": False, "checkpoint": tmp_path}
+        monkeypatch.setattr(run, "_row", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ps.compare(objectives, data, **options)
+        monkeypatch.setattr(
+            run, "_row", lambda *given: measured.append(0) or row(*given)
+        )
+        again = ps.compare(objectives, data, **options, resume=True)
+        assert len(measured) == 2 and again.methods == whole.methods
+        with torch.no_grad():
+            next(objectives["one"].parameters()).add_(0.1)
+        other = ps.compare(objectives, data, **options, resume=True)
+        assert len(measured) == 3  # the changed one alone
+        assert other.methods["other"] == whole.methods["other"] != other.methods["one"]
+        ps.compare(objectives, data, seed=1, **options, resume=True)
+        assert len(measured) == 5
+        with pytest.raises(FileExistsError, match="pass resume=True to go on"):
+            ps.compare(objectives, data, **options)
+        (tmp_path / "measured.json").write_text("{}")
+        with pytest.raises(ValueError, match="got a damaged file"):
+            ps.compare(objectives, data, **options, resume=True)
+
+    def test_a_measure_that_fails_leaves_a_dash_and_a_reason(
+        self, digits, monkeypatch, caplog
+    ):
+        data, objectives = self.pair(digits)
+        scores = run.scores_and_draws
+
+        def fails(z, *others):
+            if not fails.calls:
+                fails.calls = True
+                raise np.linalg.LinAlgError("SVD did not converge")
+            return scores(z, *others)
+
+        fails.calls = False
+        monkeypatch.setattr(run, "scores_and_draws", fails)
+        found = ps.compare(objectives, data, progress=False)
+        reason = "not measured (LinAlgError: SVD did not converge)"
+        assert found.methods["one"]["left_out"]["linear_probe"] == reason
+        line = next(ln for ln in str(found).splitlines() if ln.startswith("one:"))
+        assert line.startswith("one: linear_probe") and line.endswith(reason)
+        assert math.isnan(found.table.loc["one", "linear_probe"])
+        assert found.table.loc["other", "linear_probe"] > 0
+        assert "few_label_gain" in found.methods["other"]["scores"]
+        assert "few_label_gain" not in found.methods["one"]["scores"]
+        assert reason in caplog.text
+        json.loads(found.to_json())
+
+    def test_each_fit_is_handed_on_before_a_later_one_fails(self, digits, monkeypatch):
+        data, _ = self.pair(digits)
+        done, failing = {}, recipes.METHODS["SimCLR"]
+
+        def fails(data, dim):
+            raise MemoryError
+
+        monkeypatch.setitem(recipes.METHODS, "SimCLR", fails)
+        options = {"epochs": 1, "device": "cpu", "progress": False, "jobs": 1}
+        with pytest.raises(MemoryError):
+            fit_methods(
+                ("VICReg", "SimCLR"), data, on_fitted=done.__setitem__, **options
+            )
+        assert list(done) == ["VICReg"] and len(done["VICReg"].history) == 1
+        monkeypatch.setitem(recipes.METHODS, "SimCLR", failing)
+        fit_methods(("SimCLR",), data, on_fitted=done.__setitem__, share=2, **options)
+        assert list(done) == ["VICReg", "SimCLR"]
