@@ -141,7 +141,7 @@ def test_a_checkpoint_of_the_first_format_is_resumed(tmp_path, alone, float64):
     state = read(last)
     (random,) = state["random"]
     state |= {"order": random.pop("order"), "random": random}
-    with mock.patch.object(run, "FORMATS", run.FORMATS[:1]):
+    with mock.patch.object(run, "FORMATS", 2 * run.FORMATS[:1]):
         write(last, state)
     assert b"probssl checkpoint 1" in last.read_bytes()
     assert_close(with_noise(tmp_path, resume=True), alone["noise"], rtol=0, atol=0)

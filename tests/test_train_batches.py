@@ -251,10 +251,11 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(size, count, streamed
     assert all(len(part) == len(parts[0][0]) for process in parts for part in process)
 
 
-def test_less_than_a_batch_is_cut_so_that_all_have_as_many():
-    parts = [as_process(rank, 3, partial(rows, 36)) for rank in range(3)]
-    assert [[len(part) for part in process] for process in parts] == [[7], [7], [7]]
-    assert_close(torch.cat([part for (part,) in parts]), rows(36)[0][:21])
+def test_less_than_a_batch_that_cannot_be_shared_goes_to_every_process():
+    for rank in range(3):
+        assert_close(as_process(rank, 3, partial(rows, 36)), rows(36))
+        assert as_process(rank, 3, lambda: made(FLOATS, size=36).replicated)
+    assert not made(FLOATS, size=36).replicated
 
 
 def test_every_process_sweeps_over_all_items():

@@ -386,6 +386,11 @@ def _check_shares(batch_size: int, count: int) -> None:
             f"expected a batch_size that {world_size()} processes can share, got "
             f"{batch_size}; take a multiple of {world_size()}"
         )
+    if count < world_size():
+        raise ValueError(
+            f"expected an item for each of {world_size()} processes, got {count}; "
+            "start fewer processes"
+        )
     counts = gather_to_cpu(torch.tensor(count)).tolist()
     if len(set(counts)) > 1:
         raise ValueError(
