@@ -370,9 +370,9 @@ class Checkpoints:
         """Remove the checkpoint from before the first step, of a call that failed."""
         if self.folder is not None and self.new and is_main():
             (self.folder / LAST).unlink(missing_ok=True)
+            self.release()
+            files.remove_lock(self.folder, "fit")
             if self.made:
-                self.release()
-                files.remove_lock(self.folder, "fit")
                 with suppress(OSError):  # others put files there
                     self.folder.rmdir()
 
