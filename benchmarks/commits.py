@@ -164,7 +164,7 @@ def main(
 ) -> dict[str, dict[str, float]]:
     """Return the times of every objective and their ratio; write the report."""
     found = {}
-    for name in tqdm(names, leave=False, disable=None):
+    for name in tqdm(names, leave=False):
         found[name] = compared(other, name, pairs)
         tqdm.write(f"{name}: {found[name]}")
     commits = {"before": commit(other), "here": commit(ROOT)}

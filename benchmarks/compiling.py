@@ -128,7 +128,7 @@ def main(
         first: A function of a name and a cache, as `in_fresh_process`.
     """
     figures: dict[str, dict[str, Any]] = {}
-    for name in tqdm(names, disable=None):
+    for name in tqdm(names):
         with tempfile.TemporaryDirectory() as cache:
             cold, reason = first(name, cache)
             figures[name] = {"empty cache, s": digits(cold)}

@@ -45,6 +45,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import probssl as ps
+from probssl.bars import at_terminal
 
 EPOCHS, BATCH, TRIAL, RATE = 2, 64, 3_200, 1e-3
 CROP, RATIO, TURN, FLIP = (0.4, 1.0), (0.75, 1.3), 15.0, 0.5
@@ -108,7 +109,7 @@ def loop(
 ) -> float:
     """One epoch of a hand-written loop; returns the sum of the losses."""
     total = torch.zeros((), device=device)
-    for x in tqdm(batches, "hand-written", leave=False, disable=None):
+    for x in tqdm(batches, "hand-written", leave=False, **at_terminal()):
         optimizer.zero_grad()
         loss = model(x.to(device))
         loss.backward()

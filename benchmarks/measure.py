@@ -92,7 +92,7 @@ def interleaved(
     """
     names = list(subjects)
     timed: dict[Name, list[float]] = {name: [] for name in names}
-    bar = tqdm(total=(blocks + 1) * len(names), leave=False, disable=None)
+    bar = tqdm(total=(blocks + 1) * len(names), leave=False)
     for block in range(blocks + 1):
         first = block % len(names)
         for name in names[first:] + names[:first]:

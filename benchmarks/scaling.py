@@ -83,7 +83,7 @@ def main(
     distinct = dict.fromkeys(sizes for each in wanted.values() for sizes in each)
     made = {
         (sizes, form): subject(sizes, compiled, hidden, place)
-        for sizes in tqdm(distinct, "building", leave=False, disable=None)
+        for sizes in tqdm(distinct, "building", leave=False)
         for form, compiled in forms.items()
     }
     timed = interleaved(made, blocks, repeats, place)

@@ -8,12 +8,14 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from queue import Empty
 from tempfile import TemporaryDirectory
@@ -26,9 +28,9 @@ from tqdm import tqdm
 
 from .. import recipes
 from ..arguments import typed, whole
+from ..bars import shown
 from ..data import Dataset
 from ..runtime.distributed import world_size
-from ..runtime.interrupts import leave
 from ..train import History
 from ..train.prepare import settle
 
@@ -225,7 +227,7 @@ def _side_by_side(
     done: Callable[[str, Fitted], Any],
 ) -> dict[str, Fitted]:
     """Fit in worker processes. All end if one fails, or on an interrupt."""
-    context, others = get_context("spawn"), active_children()
+    context, others = _workers(), active_children()
     epochs = context.Queue()
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (epochs, work))
     try:
@@ -253,6 +255,19 @@ def _side_by_side(
 
 def _failed(future: Future[Any]) -> bool:
     return future.exception() is not None
+
+
+def _workers() -> BaseContext:
+    """How workers start: on Linux from one process that has this package loaded.
+
+    It starts with the first workers, computes nothing, and ends with this process;
+    elsewhere each worker loads the package anew, which takes seconds.
+    """
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])  # of optimisers
+    return context
 
 
 def _rebuilt(method: str, data: Dataset, work: _Work, future: Future[Any]) -> Fitted:
@@ -284,7 +299,8 @@ class _Bar:
     ) -> None:
         self.epochs, self.counts = epochs, dict.fromkeys(methods, 0)
         title, total = f"fit {len(methods)} methods by {jobs} processes", len(methods)
-        self.bar = tqdm(None, title, total * epochs, disable=not progress, unit="epoch")
+        options = shown(progress)
+        self.bar = tqdm(None, title, total * epochs, unit="epoch", **options)
 
     def read(self, finished: Any) -> None:
         """Count the epochs that the workers finished since."""
@@ -307,11 +323,16 @@ def _start_worker(epochs: Any, work: _Work) -> None:
     from threadpoolctl import threadpool_limits
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends all
-    signal.signal(signal.SIGTERM, leave)  # at once
+    signal.signal(signal.SIGTERM, _end)  # which `fit` lets be
     torch.set_num_threads(work.threads)
     threadpool_limits(work.threads)
     Thread(target=_end_with_parent, args=(work.data.parent,), daemon=True).start()
     _worker.update(epochs=epochs, work=work, data=pickle.loads(work.data.read_bytes()))
+
+
+def _end(number: int, frame: object) -> None:
+    """End at once, also within a compilation; the parent process cleans up."""
+    os._exit(128 + number)
 
 
 def _end_with_parent(folder: Path) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .. import recipes
 from ..arguments import folder, typed
 from ..arrays import left_alone
+from ..bars import shown
 from ..data import Dataset, Split
 from ..data.memory import as_float
 from ..estimates import Estimate, estimate
@@ -167,7 +168,7 @@ def _measured(
         common = digest(__version__, data.fingerprint, pair, seed, max_train, several)
         digests = {k: _digest(s, forms[k], common) for k, s in subjects.items()}
     known = {name: kept.get(name, digests[name]) for name in subjects}
-    bar = tqdm(total=2 * len(subjects), desc="embed", disable=not progress)
+    bar = tqdm(total=2 * len(subjects), desc="embed", **shown(progress))
     embedded = {}
     for name, subject in subjects.items():  # all of them before any is measured
         bar.set_postfix_str(name)

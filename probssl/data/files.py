@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..arguments import typed, whole
+from ..bars import at_terminal
 from .memory import arrays
 from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
 from .splits import Dataset, Split, fixed_split
@@ -263,7 +264,7 @@ def _pixels(
         whole("size", side, hint="give the height and the width in pixels")
     pictures = [
         _picture(path, shape)
-        for path in tqdm(files, "pictures", leave=False, disable=None)
+        for path in tqdm(files, "pictures", leave=False, **at_terminal())
     ]
     for path, picture in zip(files, pictures, strict=True):
         if picture.shape[:2] != pictures[0].shape[:2]:

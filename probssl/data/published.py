@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..arguments import typed
+from ..bars import at_terminal
 from .splits import Dataset, Split, fixed_split
 
 __all__ = ["cifar10", "digits", "fashion_mnist", "mnist", "omniglot_small"]
@@ -327,7 +328,7 @@ def _decoded(path: Path) -> Split:
     start, bodies = header.tobytes(), scans.tobytes()
     images = np.empty((len(ends), 32, 32, 3), np.uint8)
     starts = ends - lengths
-    for row in tqdm(range(len(ends)), path.stem, leave=False, disable=None):
+    for row in tqdm(range(len(ends)), path.stem, leave=False, **at_terminal()):
         jpeg = start + bodies[starts[row] : ends[row]] + _END_OF_IMAGE
         try:
             with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:

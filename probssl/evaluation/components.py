@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 
 from ..arguments import typed, whole
 from ..arrays import Array, representations
+from ..bars import shown
 from .clustering import gaussian_mixture, scaled
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def number_of_components(
     fits = [(row, *parts) for parts in split for row in range(len(numbers))]
     log_density = np.empty((len(numbers), len(points)))
     options = {"n_init": K_MEANS_STARTS, "covariance_type": covariance}
-    bar = tqdm(fits, "mixtures", disable=not progress, delay=3, leave=False)
+    bar = tqdm(fits, "mixtures", delay=3, leave=False, **shown(progress))
     with threadpool_limits(1):  # more threads are slower on small data
         for row, train, test in bar:
             mixture = gaussian_mixture(numbers[row], seed, **options)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..arguments import typed, whole
 from ..arrays import Array, centred, check_alike, classes, representations
+from ..bars import shown
 from ..estimates import MIN_RESAMPLES, Interval, Undefined, intervals, reflected
 from .collapse import alignment_uniformity_values, normalised
 
@@ -166,7 +167,7 @@ def crowding(
     random, end = np.random.default_rng(seed), np.cumsum(counts)[sorted_y]
     draws = []
     for _ in tqdm(
-        range(bootstrap), "resamples", disable=not progress, delay=3, leave=False
+        range(bootstrap), "resamples", delay=3, leave=False, **shown(progress)
     ):
         rows = random.integers(end - counts[sorted_y], end)  # within each class
         again = _separation(u[rows], counts, rounding).overall(counts)

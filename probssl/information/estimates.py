@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from ..arguments import typed, whole
 from ..arrays import check_alike, classes, representations
+from ..bars import shown
 from ..estimates import MIN_RESAMPLES, Interval, intervals, reflected
 from .decomposition import Decomposition, parts
 from .estimators import BAR_DELAY, Classifier, Estimator
@@ -106,7 +107,7 @@ def estimate(
     random = np.random.default_rng(seed)
     items, figures = by.sample(views, t, random, progress)
     draws = np.empty((bootstrap, 5))
-    options = {"delay": BAR_DELAY, "disable": not progress, "leave": False}
+    options = {"delay": BAR_DELAY, "leave": False, **shown(progress)}
     for b in tqdm(range(bootstrap), "resamples", unit="resample", **options):
         draws[b] = figures(random.integers(items, size=items), True)
     # for the resamples, the frequencies of all items are the truth

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..arguments import between, choice, having, whole
 from ..arrays import finite
+from ..bars import shown
 from .decomposition import SUM_ERROR, discrete
 
 __all__ = ["BAR_DELAY", "Classifier", "Clusters", "Codes", "Estimator", "Sample"]
@@ -106,7 +107,7 @@ class Classifier(NamedTuple):
         scores = np.empty((len(inputs), len(target)))
         splits = folds.split(target, target)
         each = [(i, fit, out) for fit, out in splits for i in range(len(inputs))]
-        options = {"delay": BAR_DELAY, "disable": not progress, "leave": False}
+        options = {"delay": BAR_DELAY, "leave": False, **shown(progress)}
         for i, fit, out in tqdm(each, "classifiers", unit="fit", **options):
             scores[i, out] = self._scores(inputs[i], target, fit, out)
         if self.model is not None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..arguments import between, typed, whole
 from ..arrays import finite, gate, raw_bytes
+from ..bars import shown
 from ..estimates import Interval, intervals, reflected
 from .moments import Moments, chance, of_views
 from .solutions import Solution, joint_embedding, reconstruction
@@ -228,7 +229,7 @@ def advise(
         return _judged(images[chosen], seen[chosen], known, n_components, tolerance)
 
     found = judge(np.arange(len(rows)))
-    bar = tqdm(range(halves), "halves", disable=not progress, leave=False)
+    bar = tqdm(range(halves), "halves", leave=False, **shown(progress))
     half = len(rows) // 2
     again = [judge(torch.randperm(len(rows))[:half].numpy()) for _ in bar]
     figures = np.array([each.figures for each in again])

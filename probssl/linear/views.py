@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..arguments import between, instance
 from ..arrays import doubles, left_alone
+from ..bars import shown
 from .moments import Moments
 
 __all__ = [
@@ -391,7 +392,7 @@ def in_parts(
     if isinstance(views, nn.Module):  # which takes tensors, as `views.Augment` does
         views = Flattened(views, x.shape[1:])
     starts = range(0, len(x), ROWS_AT_ONCE)
-    for start in tqdm(starts, "views", disable=not progress, leave=False):
+    for start in tqdm(starts, "views", leave=False, **shown(progress)):
         rows = x[start : start + ROWS_AT_ONCE]
         yield rows, drawn(views, rows, many, calls)
 

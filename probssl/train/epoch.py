@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
+from ..bars import shown
 from ..runtime.denormals import flushed
 from ..runtime.distributed import any_rank, broadcast, is_main, single_process
 from ..runtime.interrupts import Interrupts
@@ -309,8 +310,8 @@ class Progress(tqdm):
         done: The number of steps made before.
     """
 
-    def __init__(self, total: int | None, done: int, shown: bool) -> None:
-        super().__init__(total=total, initial=done, unit="step", disable=not shown)
+    def __init__(self, total: int | None, done: int, progress: bool) -> None:
+        super().__init__(total=total, initial=done, unit="step", **shown(progress))
         self.due = perf_counter()
 
     @contextmanager

@@ -298,7 +298,7 @@ def fit(
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)
 
-    bar = Progress(total, run.steps, shown=progress and is_main())
+    bar = Progress(total, run.steps, progress=progress and is_main())
     run.compiled = worth_compiling(compile, total, run.compiled)
 
     @contextmanager
