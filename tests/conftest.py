@@ -1,10 +1,11 @@
 """Fixtures of all tests: seed, float64, short fits, the folder of real data."""
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ import torch
 
 import probssl as ps
 from probssl.evaluation import probes
+from probssl.runtime.validation import validation_kept
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,12 @@ LONGEST = [
         "guides_coupled",
     )
 ]
+
+
+def pytest_configure() -> None:
+    """Load zuko, which switches validation off, before tests of any file."""
+    with validation_kept(), suppress(ImportError):
+        importlib.import_module("zuko")
 
 
 def pytest_xdist_setupnodes() -> None:
@@ -91,7 +99,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def short_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit the decoders that `compare` needs for a few steps, and draw few labels."""
     # `probssl.compare` is the function, which hides the module of the same name.
-    decoding = import_module("probssl.compare.decoding")
+    decoding = importlib.import_module("probssl.compare.decoding")
     monkeypatch.setattr(decoding, "STEPS", 20)
     few = partial(probes.few_label_probe, repeats=5)
     monkeypatch.setattr(probes, "few_label_probe", few)

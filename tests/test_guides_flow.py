@@ -4,6 +4,7 @@ import math
 import sys
 from functools import partial
 
+import pyro
 import pytest
 import torch
 from helpers import catalogue
@@ -28,6 +29,16 @@ def bent(dim: int = 2, **options) -> Flow:
         nn.init.normal_(layer.net[-1].weight, std=0.5)
         nn.init.normal_(layer.net[-1].bias, std=0.5)
     return guide
+
+
+def test_zuko_switches_no_validation_off(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "zuko"]:
+        monkeypatch.delitem(sys.modules, name)
+    settings = pyro.settings.get()
+    bent()
+    assert "zuko.transforms" in sys.modules
+    assert settings["validate_distributions_torch"]
+    assert pyro.settings.get() == settings
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])

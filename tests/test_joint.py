@@ -61,6 +61,9 @@ def test_model_and_guide_touch_neither_the_store_nor_the_settings(validate):
         model, batch = joint(), Batch(torch.randn(4, 2, EVENT))
         sum(ps.bounds.ELBO()(model, batch)).backward()
         ps.testing.check_likelihood(model.likelihood, event_shape=(4,), draws=100)
+        own = ps.priors.Custom(lambda y: dist.Laplace(y, 0.3).to_event(1), dim=1)
+        views = own(2)
+        views.log_prob(views.rsample((3,)))
         assert pyro.settings.get() == settings
     assert not list(pyro.get_param_store())
 

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
-from pyro.distributions import TorchDistribution, validation_enabled
+from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Categorical, constraints
 
+from ..runtime.validation import unvalidated
 from ._base import Present, Shape, Views, ViewsDistribution
 from .supports import dimensions, ends_of, number_of, states_of, within
 
@@ -102,12 +103,12 @@ class SharedContent(ViewsDistribution):
         return constraints.independent(self.space, 1)
 
     def sample(self, sample_shape: Shape = ()) -> Views:
-        with torch.no_grad(), validation_enabled(False):
+        with torch.no_grad(), unvalidated():
             y = self._contents("sample", Size(sample_shape))
             return self._around(y).sample().movedim(0, -2)
 
     def rsample(self, sample_shape: Shape = ()) -> Views:
-        with validation_enabled(False):
+        with unvalidated():
             y = self._contents("rsample", Size(sample_shape))
             return self._around(y).rsample().movedim(0, -2)
 
@@ -132,7 +133,7 @@ class SharedContent(ViewsDistribution):
     def nodes(self, value: Views) -> tuple[Float[Tensor, "node *batch dim"], Tensor]:
         """Return nodes y, and log-weights whose sum is the density of the views."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
-        with validation_enabled(False):
+        with unvalidated():
             return self.integral(self, value.expand(shape))
 
     def some(
@@ -218,12 +219,12 @@ class SharedContent(ViewsDistribution):
 
     def _draw_absent(self, value: Tensor, present: Tensor) -> Tensor:
         y = self.marginal(present).posterior(value).sample()
-        with torch.no_grad(), validation_enabled(False):
+        with torch.no_grad(), unvalidated():
             return self._around(y).sample().movedim(0, -2)
 
     def _mean_absent(self, value: Tensor, present: Tensor) -> Tensor:
         y = self.marginal(present).posterior(value)
-        with validation_enabled(False):
+        with unvalidated():
             expected = self.conditional(y.nodes).mean
         share = y.log_share if self.integral.each else y.log_share.unsqueeze(-1)
         return (share.exp() * expected).sum(0).unsqueeze(-2)
@@ -295,7 +296,7 @@ class ContentPosterior(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         shape = self.batch_shape + self.event_shape
         many = value.expand(torch.broadcast_shapes(value.shape, shape))
-        with validation_enabled(False):  # axes in front of the batch count as nodes
+        with unvalidated():  # axes in front of the batch count as nodes
             log_joint = self.views.log_joint(many.reshape(-1, *shape), self.value)
         if self.views.integral.each:
             log_joint = log_joint.sum(-1)

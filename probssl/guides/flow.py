@@ -23,6 +23,7 @@ from torch.quasirandom import SobolEngine
 from ..arguments import whole
 from ..distributions._base import Expandable, Present, Shape
 from ..nn import dense
+from ..runtime.validation import validation_kept
 from .views import Factors, Guide, Views
 
 __all__ = ["Flow"]
@@ -227,7 +228,8 @@ def _base_points(dim: int) -> Float[Tensor, "point dim"]:
 
 def _transforms() -> Any:
     try:
-        return importlib.import_module("zuko.transforms")
+        with validation_kept():  # zuko switches that of torch off for all
+            return importlib.import_module("zuko.transforms")
     except ImportError as error:
         raise ImportError(
             "expected the package zuko, which the guide Flow is built on, got none; "

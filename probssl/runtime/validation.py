@@ -4,7 +4,10 @@ from contextlib import AbstractContextManager
 
 import pyro
 
-__all__ = ["unvalidated"]
+__all__ = ["unvalidated", "validation_kept"]
+
+KINDS = [f"validate_{k}" for k in ("distributions_pyro", "distributions_torch")]
+KINDS += ["validate_infer", "validate_poutine"]
 
 
 def unvalidated() -> AbstractContextManager[None]:
@@ -12,5 +15,9 @@ def unvalidated() -> AbstractContextManager[None]:
 
     `pyro.validation_enabled` gives torch the setting that Pyro had.
     """
-    kinds = "distributions_pyro", "distributions_torch", "infer", "poutine"
-    return pyro.settings.context(**{f"validate_{kind}": False for kind in kinds})
+    return pyro.settings.context(**dict.fromkeys(KINDS, False))
+
+
+def validation_kept() -> AbstractContextManager[None]:
+    """Leave the context with the validation that was on before."""
+    return pyro.settings.context(**{kind: pyro.settings.get(kind) for kind in KINDS})

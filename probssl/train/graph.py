@@ -16,7 +16,6 @@ from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
@@ -32,6 +31,7 @@ from ..runtime.distributed import any_rank
 from ..runtime.precision import network_dtype
 from ..runtime.randomness import random_state, set_random_state
 from ..runtime.unregistered import OF_MODULES, unregistered
+from ..runtime.validation import unvalidated
 from ..terms import Terms
 from .repair import remove_broken, remove_named
 from .steps import mutable_state, terms_and_grads
@@ -317,7 +317,7 @@ def _layouts(tensors: Mapping[str, Tensor]) -> Hashable:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Pyro's validation, which synchronises, and the compiler's warnings."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
+    with unvalidated(), warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
         yield
