@@ -31,6 +31,7 @@ from torch.distributions import (
 from .arguments import fixed, positive
 from .distributions.supports import of_pyro, support_of
 from .runtime.distributed import from_main, world_size
+from .runtime.validation import unvalidated
 
 __all__ = ["Fraction", "Learned", "Number", "Positive", "Reciprocal"]
 __all__ += ["check_declared", "known_population", "learned", "mapped", "plain"]
@@ -185,7 +186,7 @@ class Positive(nn.Module):
         In training mode all ranks draw the same sample.
         """
         # validate_args=False would not reach the inner normal, which then synchronises.
-        with dist.validation_enabled(False):
+        with unvalidated():
             guide = self._guide(self.loc, self.log_scale.exp())
             if self.training and world_size() > 1:
                 guide.base_dist = _Shared(self.loc, self.log_scale.exp())

@@ -24,7 +24,7 @@ INWARDS = {
     "data": "runtime terms",
     "views": "terms",
     "distributions": "runtime special",
-    "priors": "distributions hyper nn special",
+    "priors": "distributions hyper nn runtime special",
     "likelihoods": "distributions hyper special",
     "guides": "distributions nn runtime",
     "consistency": "distributions likelihoods nn priors terms",

@@ -18,7 +18,6 @@ from pyro.distributions import (
     MaskedDistribution,
     OneHotCategorical,
     TorchDistribution,
-    validation_enabled,
 )
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
@@ -36,6 +35,7 @@ from ..distributions.supports import (
     values_of,
 )
 from ..hyper import Positive
+from ..runtime.validation import unvalidated
 from .base import Drawn
 from .integrals import Enumeration, ImportanceSampling, Quadrature
 
@@ -152,7 +152,7 @@ def example_of(
         )
     _check_shape(example, y, y.shape[:2], dim)
     z = example.sample()
-    with validation_enabled(False):
+    with unvalidated():
         together = example.log_prob(z).flatten()
         rows, points = y.flatten(0, 1).split(1), z.flatten(0, 1).split(1)
         each = [_called(conditional, row) for row in rows]
@@ -272,7 +272,7 @@ def check_hypers(
 
     for h in hypers:
         drawn, found = h.value.sample((3, 1)), None
-        with validation_enabled(False):
+        with unvalidated():
             z = conditional({})(y).sample()
             each = [log_probs({h.name: value[0]}, y, z) for value in drawn]
             alone, wide = (
@@ -328,7 +328,7 @@ def is_factorised(
     if y.is_floating_point():
         itself = torch.eye(dim, dtype=torch.bool, device=y.device)
         changes += [(y[:1].expand(dim, dim), torch.full_like(y[:1], torch.nan), itself)]
-    with validation_enabled(False):
+    with unvalidated():
         for before, new, changed in changes:
             try:
                 z = dimensions(conditional(content.sample((len(before),)))).sample()

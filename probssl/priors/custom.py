@@ -14,7 +14,6 @@ from pyro.distributions import (
     Categorical,
     Normal,
     TorchDistribution,
-    validation_enabled,
 )
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to
@@ -36,6 +35,7 @@ from ..distributions.supports import (
     within,
 )
 from ..hyper import Positive, mapped, random_in
+from ..runtime.validation import unvalidated
 from ..special import effective_sample_size
 from ._examined import (
     Conditional,
@@ -151,7 +151,7 @@ class Custom(Prior):
             check_parameters("y_prior", y_prior, y[:1, 0], lambda _: content)
             check_hypers(hypers, self.content, self._conditional, y[:5, 0])
             self.discrete = support_of(content).is_discrete
-            with validation_enabled(False):
+            with unvalidated():
                 every = given(samples_of_states(content) if self.discrete else y)
             own = conditional if isinstance(conditional, nn.Module) else nn.Module()
             free = any(p.requires_grad for p in own.parameters())
@@ -213,7 +213,7 @@ class Custom(Prior):
                 for p, before in zip(moved, kept, strict=True):
                     p.copy_(before + size * torch.randn_like(before))
                 # Changed parameters may have no density; then nothing is learned.
-                with suppress(Exception), validation_enabled(False):
+                with suppress(Exception), unvalidated():
                     if not is_factorised(self._conditional({}), self.content(), y):
                         return False
             return True
@@ -225,7 +225,7 @@ class Custom(Prior):
     def _check_unchanged(self) -> None:
         """Raise a ValueError if p(z|y) has another structure or support than before."""
         cuda = [self.one.device] if self.one.is_cuda else []
-        with torch.random.fork_rng(cuda), validation_enabled(False):
+        with torch.random.fork_rng(cuda), unvalidated():
             given, content = self._conditional({}), self.content()
             y = samples_of_states(content) if self.discrete else content.sample((16, 2))
             now = ends_of(common_support(given(y), free=False)[0])
@@ -264,7 +264,7 @@ class Custom(Prior):
         """A warning, if the rule misses modes for items drawn from the prior."""
         if rule.proposal is not None:
             return None
-        with self._views_at_draws(SAMPLED) as (views, z), validation_enabled(False):
+        with self._views_at_draws(SAMPLED) as (views, z), unvalidated():
             return rule.missed(views, z, rule.draw(views, z)[1]) if len(z) else None
 
     @contextmanager
@@ -364,7 +364,7 @@ class Custom(Prior):
 
     def given(self, y: Tensor, **drawn: Tensor) -> TorchDistribution:
         """Return p(z|y), event shape (dim,)."""
-        with validation_enabled(False):
+        with unvalidated():
             return self._conditional(drawn)(y)
 
     def on_support(self, z: Tensor) -> Tensor:
@@ -461,7 +461,7 @@ class Custom(Prior):
                     "over points like z, or leave plug_in out and take an entropy "
                     "without a kernel, such as LogDeterminant()"
                 )
-            with validation_enabled(False):
+            with unvalidated():
                 a, b = torch.broadcast_tensors(a.unsqueeze(-2), b.unsqueeze(-3))
                 views = self._conditional({})(a)
                 found = views.log_prob(b)
@@ -499,7 +499,7 @@ class Custom(Prior):
         """
         kind, hint = ImportanceSampling, "use quadrature_error(z)"
         rule = instance("integral", self.integral, kind, "ImportanceSampling", hint)
-        with validation_enabled(False):
+        with unvalidated():
             return effective_sample_size(rule.draw(self.of(z), z)[1])
 
     def remark(self) -> str | None:
