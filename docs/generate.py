@@ -61,6 +61,13 @@ ROWS = [
     ),
     ("TSimCLR", "the other view", "Student-t", "collision entropy", "identity"),
     (
+        "AlignmentUniformity",
+        "the other view",
+        VMF,
+        "collision entropy of each view",
+        "identity",
+    ),
+    (
         "NeighbourEmbedding SNE SymmetricSNE TSNE",
         "a partner from P",
         "any kernel",
@@ -70,7 +77,10 @@ ROWS = [
     ("LogDet", "flat", "Gaussian", "log-determinant", "identity"),
     ("VICReg", "flat", "Gaussian", "variances, covariances", "surrogate"),
     ("BarlowTwins", "flat", "Gaussian", "squared correlations", "surrogate"),
+    ("FroSSL", "flat", "Gaussian", "Frobenius norm of correlations", "surrogate"),
     ("WMSE", "flat", "Gaussian", "whitening", "identity, surrogate"),
+    ("MMCR", "another view", VMF, "nuclear norm of centroids", "surrogate"),
+    ("TiCo", "an EMA encoder's view", VMF, "second moments", "surrogate"),
     ("BYOL SimSiam", "a prediction", VMF, "predictor, stop-gradient", "heuristic"),
     (
         "SwAV DeepClustering",

@@ -236,11 +236,15 @@ METHODS: dict[str, Build] = {
     "TSNE": lambda data, dim: limits.TSNE(
         encoder(data, dim), projector=_projector(dim)
     ),
+    "AlignmentUniformity": _encoded(limits.AlignmentUniformity),
     "LogDet": _encoded(limits.LogDet),
     # These decorrelate single axes: of a projection, not of the representation.
     "VICReg": _projected(limits.VICReg),
     "BarlowTwins": _projected(limits.BarlowTwins),
+    "FroSSL": _projected(limits.FroSSL),
     "WMSE": _encoded(limits.WMSE),
+    "MMCR": _projected(limits.MMCR),
+    "TiCo": _projected(limits.TiCo),
     "BYOL": _projected(limits.BYOL),
     "SimSiam": _projected(limits.SimSiam),
     "SwAV": _encoded(limits.SwAV, components=PROTOTYPES),

@@ -6,7 +6,7 @@ import mpmath as mp
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.checks import assert_mean, mean_and_bar
+from helpers.checks import assert_mean, assert_same, mean_and_bar
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.testing import assert_close
@@ -72,6 +72,48 @@ def test_estimate_equals_plain_loops(k, prior):
             total += volume.log() / 18
     digammas = torch.digamma(torch.tensor([9.0, k]))
     assert_close(NearestNeighbour(k)(z, prior), total + digammas[0] - digammas[1])
+
+
+def koleo(z: Tensor) -> Tensor:
+    """The regulariser as printed, the mean over the views."""
+    total = torch.zeros(())
+    for view in z.unbind(1):
+        for i in range(len(view)):
+            others = [(view[i] - view[j]).norm() for j in range(len(view)) if j != i]
+            total = total - torch.stack(others).min().log() / z.shape[:2].numel()
+    return total
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_the_nearest_neighbour_alone_is_koleo_times_the_dimension(dim):
+    z = torch.randn(9, 2, dim, requires_grad=True)
+    digammas = torch.digamma(torch.tensor([9.0, 1.0]))
+    constant = digammas[0] - digammas[1] + log_ball(dim, torch.tensor(1.0))
+    assert_same(NearestNeighbour(1)(z), constant - dim * koleo(z), z)
+
+
+def test_so_it_is_on_the_sphere_of_three_dimensions():
+    z = torch.randn(9, 2, 3, requires_grad=True)
+    u, prior = normalize(z, dim=-1), Spherical(3)
+    digammas = torch.digamma(torch.tensor([9.0, 1.0]))
+    constant = digammas[0] - digammas[1] + math.log(math.pi)
+    assert_same(NearestNeighbour(1)(u, prior), constant - 2 * koleo(u), z)
+
+
+@pytest.mark.parametrize("dim", [2, 4, 17])
+def test_on_other_spheres_it_is_that_to_second_order_in_the_distance(dim):
+    centres = normalize(torch.randn(8, dim), dim=-1).repeat_interleave(2, 0)
+    noise, prior, gaps = torch.randn(16, dim), Spherical(dim), []
+    for size in (1e-2, 1e-3):
+        u = normalize(centres + size * noise, dim=-1).unsqueeze(1)
+        square = (u[::2] - u[1::2]).square().sum(-1).mean()
+        digammas = torch.digamma(torch.tensor([16.0, 1.0]))
+        constant = digammas[0] - digammas[1] + log_ball(dim - 1, torch.tensor(1.0))
+        gap = constant - (dim - 1) * koleo(u) - NearestNeighbour(1)(u, prior)
+        gaps.append(gap / square)
+    order = torch.tensor((dim - 1) * (dim - 3) / (8 * (dim + 1)))
+    assert_close(gaps[1], order, rtol=1e-3, atol=0)
+    assert (gaps[0] - order).abs() < 0.05 * order.abs()
 
 
 def test_neighbours_found_in_blocks_are_those_found_at_once(monkeypatch):

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl.limits import LogDet, VICReg
 from probssl.limits.barlow import BarlowTwins, standardised
+from probssl.limits.frossl import FroSSL
 from probssl.limits.wmse import WMSE, whitened
 from probssl.terms import Batch
 
@@ -212,3 +213,51 @@ def test_equal_views_are_best(limit):
     z, objective = torch.randn(9, 2, 4), limit(nn.Identity())
     equal = z[:, :1].repeat(1, 2, 1)
     assert value(objective, equal) > value(objective, z)
+
+
+def frossl(views: list[Tensor], weight: float) -> Tensor:
+    """The loss of the authors' code, of traces, on dimensions of length √d."""
+    (n, dim), loss = views[0].shape, torch.zeros(())
+    z = [(a - a.mean(0)) / torch.linalg.norm(a - a.mean(0), dim=0) for a in views]
+    z = [dim**0.5 * a for a in z]
+    mean = sum(z) / len(z)
+    for a in z:
+        kernel = a @ a.T
+        kernel = kernel / kernel.trace()
+        loss = loss + torch.trace(kernel @ kernel).log()
+        loss = loss + weight * len(z) * ((a - mean) ** 2).sum() / (n * dim)
+    return loss
+
+
+@pytest.mark.parametrize("weight", [1.0, 8.0])
+@pytest.mark.parametrize(("n", "views", "dim"), [(9, 2, 4), (5, 3, 7)])
+def test_frossl_is_minus_its_loss_times_its_factor(n, views, dim, weight):
+    z = (2 + 0.7 * torch.randn(n, views, dim)).requires_grad_()
+    ours = value(FroSSL(nn.Identity(), invariance=weight), z)
+    variance = 2 * n / ((views - 1) * weight * dim)
+    unit = math.log(2 * math.pi * math.e) - math.log(dim) / 2
+    constant = math.log(2 * math.pi * variance) + math.log(views) / (views - 1)
+    constant = (views - 1) * dim / 2 * (unit - constant)
+    loss = frossl(list(z.unbind(1)), weight)
+    assert_same(ours, constant - (views - 1) * dim / (4 * views) * loss, z)
+
+
+def test_frossl_of_two_views_has_the_mean_squared_error_of_the_authors():
+    a, b = (math.sqrt(4) * whitening(torch.randn(9, 4)) / math.sqrt(8) for _ in "ab")
+    entropies = sum(2 * (torch.linalg.norm(x.T @ x, "fro") / 16).log() for x in (a, b))
+    plain = entropies + nn.functional.mse_loss(a, b)
+    assert_close(frossl([a, b], 1.0), plain)
+
+
+def test_frossl_tends_to_log_det_at_third_order_in_the_correlations():
+    noise, gaps = torch.randn(6, 6), []
+    noise = (noise + noise.T) / 2
+    objective, log_det = FroSSL(nn.Identity()), LogDet(nn.Identity(), epsilon=0.0)
+    for size in (1e-2, 1e-3):
+        root = torch.linalg.cholesky(torch.eye(6) + size * noise.fill_diagonal_(0.0))
+        z = whitening(torch.randn(50, 6)) @ root.T  # with this very covariance
+        z = z.unsqueeze(1).repeat(1, 2, 1)
+        found = objective(Batch(z)).entropy
+        assert_close(found, objective(Batch(3 * z + 1)).entropy)
+        gaps.append(log_det(Batch(z)).entropy - found)
+    assert_close(gaps[0] / gaps[1], torch.tensor(1000.0), rtol=0.1, atol=0)

@@ -23,13 +23,16 @@ from probssl.limits import (
     CLIP,
     DINO,
     DSA,
+    MMCR,
     PID,
     SNE,
     TSNE,
     VAE,
     WMSE,
+    AlignmentUniformity,
     BarlowTwins,
     DeepClustering,
+    FroSSL,
     InstanceDiscrimination,
     JointEmbedding,
     LearnedAffinity,
@@ -43,6 +46,7 @@ from probssl.limits import (
     SimSiam,
     SimVAE,
     SwAV,
+    TiCo,
     TSimCLR,
     VICReg,
 )
@@ -65,6 +69,10 @@ ON_Z: dict[str, Callable[[], nn.Module]] = {
     "t-SimCLR": lambda: TSimCLR(nn.Identity()),
     "LogDet": lambda: LogDet(nn.Identity()),
     "VICReg": lambda: VICReg(nn.Identity()),
+    "alignment and uniformity": lambda: AlignmentUniformity(nn.Identity()),
+    "FroSSL": lambda: FroSSL(nn.Identity()),
+    "MMCR": lambda: MMCR(nn.Identity()),
+    "TiCo": lambda: TiCo(nn.Identity(), dim=4),
     "Barlow Twins": lambda: BarlowTwins(nn.Identity()),
     "W-MSE": lambda: WMSE(nn.Identity()),
     "Euclidean W-MSE": lambda: WMSE(nn.Identity(), normalise=False),
@@ -92,7 +100,7 @@ def test_value_and_grad_are_finite_for_equal_views_and_extreme_sizes(name, size)
 
 
 # Those whose update is the gradient of their value.
-SCALARS = ON_Z.keys() - {"MoCo", "BYOL", "SimSiam", "SwAV", "DINO", "DSA"}
+SCALARS = ON_Z.keys() - {"MoCo", "TiCo", "BYOL", "SimSiam", "SwAV", "DINO", "DSA"}
 
 
 @pytest.mark.parametrize("name", sorted(SCALARS))
@@ -104,6 +112,7 @@ def test_gradients_are_exact(name):
 
 DIRECTIONS = ["SimCLR", "decoupled", "CLIP", "MoCo", "instance", "BYOL", "SimSiam"]
 DIRECTIONS += ["SwAV", "DINO", "deep clustering"]
+DIRECTIONS += ["alignment and uniformity", "MMCR", "TiCo"]
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)

@@ -37,6 +37,12 @@ class NearestNeighbour(Entropy):
     would have to grow exponentially with d. A smaller k has less bias and more
     variance.
 
+    With k = 1 it is the KoLeo regulariser, :math:`L = -\frac1n \sum_j \log
+    \varepsilon_j`: in R^d the estimate is −d L plus a constant, exactly. On the sphere,
+    where KoLeo is used (DINOv2), it is −(d − 1) L plus a constant, exactly for d = 3,
+    and otherwise up to :math:`\frac{(d-1)(d-3)}{8(d+1)} E \varepsilon^2` and higher
+    orders: the area of a cap is not quite that of a disc.
+
     The neighbours are found in blocks: memory is linear in n, time quadratic.
 
     Arguments:
@@ -50,6 +56,10 @@ class NearestNeighbour(Entropy):
         https://www.mathnet.ru/eng/ppi797
         Estimating Mutual Information (Kraskov et al., 2004)
         https://arxiv.org/abs/cond-mat/0305641
+        Spreading Vectors for Similarity Search (Sablayrolles et al., 2019), KoLeo
+        https://arxiv.org/abs/1806.03198
+        DINOv2: Learning Robust Visual Features without Supervision (Oquab et al., 2024)
+        https://arxiv.org/abs/2304.07193
 
     Raises:
         TypeError: If k is not a whole number.

@@ -8,6 +8,7 @@ keeps z informative; the limit; its status; and what it drops. The status is *id
 
 from ._base import Embedding, JointEmbedding
 from ._pair_affinity import LearnedAffinity, PrincipalComponents, PriorAffinity
+from .alignment_uniformity import AlignmentUniformity
 from .barlow import BarlowTwins
 from .byol import BYOL
 from .clip import CLIP
@@ -15,9 +16,11 @@ from .deep_clustering import DeepClustering
 from .denoising import DenoisingAutoencoder
 from .dino import DINO
 from .dsa import DSA
+from .frossl import FroSSL
 from .instance import InstanceDiscrimination
 from .logdet import LogDet
 from .masked import MaskedAutoencoder
+from .mmcr import MMCR
 from .moco import MoCo
 from .neighbour_embedding import SNE, TSNE, NeighbourEmbedding, SymmetricSNE
 from .pid import PID
@@ -25,6 +28,7 @@ from .simclr import SimCLR
 from .simsiam import SimSiam
 from .simvae import SimVAE
 from .swav import SwAV
+from .tico import TiCo
 from .tsimclr import TSimCLR
 from .vae import VAE
 from .vicreg import VICReg
@@ -33,6 +37,7 @@ from .wmse import WMSE
 __all__ = ["CLIP", "InstanceDiscrimination", "MoCo", "SimCLR", "TSimCLR"]
 __all__ += ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
 __all__ += ["BarlowTwins", "LogDet", "VICReg", "WMSE"]
+__all__ += ["MMCR", "AlignmentUniformity", "FroSSL", "TiCo"]
 __all__ += ["BYOL", "DINO", "DeepClustering", "SimSiam", "SwAV"]
 __all__ += ["VAE", "DenoisingAutoencoder", "MaskedAutoencoder", "SimVAE"]
 __all__ += ["DSA", "PID", "Embedding", "JointEmbedding"]

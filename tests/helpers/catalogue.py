@@ -247,6 +247,10 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "nearest neighbour": lambda: limits.Embedding(
         encoder(), Gaussian(DIM, 0.5), ps.entropies.NearestNeighbour()
     ),
+    "alignment and uniformity": lambda: limits.AlignmentUniformity(encoder()),
+    "FroSSL": lambda: limits.FroSSL(encoder(), projector()),
+    "MMCR": lambda: limits.MMCR(encoder(), projector()),
+    "TiCo": lambda: limits.TiCo(encoder(), projector()),
     "Barlow Twins": lambda: limits.BarlowTwins(encoder(), projector()),
     "W-MSE": lambda: limits.WMSE(encoder()),
     "BYOL": lambda: limits.BYOL(encoder(), projector()),
