@@ -53,6 +53,14 @@ ROWS = [
     ("CLIP", "the other modality", VMF, "kernel density of z", "identity"),
     ("MoCo", "an EMA encoder's view", VMF, "kernel density over a queue", "identity"),
     (
+        "NNCLR",
+        "a neighbour in a queue",
+        VMF,
+        "kernel density of predictions",
+        "identity",
+    ),
+    ("SigLIP", "the other view", VMF, "logistic loss of other pairs", "surrogate"),
+    (
         "InstanceDiscrimination",
         "one of N images",
         VMF,
@@ -90,6 +98,14 @@ ROWS = [
         "identity, surrogate",
     ),
     ("DINO", "one of K", VMF, "centred, sharpened teacher", "heuristic"),
+    (
+        "CategoricalMatching",
+        "one of K",
+        "a symmetric channel",
+        "entropy of classes",
+        "identity",
+    ),
+    ("RPM", "one of K", "absent", "shares of classes", "exact bound"),
     (
         "DenoisingAutoencoder MaskedAutoencoder",
         "absent",

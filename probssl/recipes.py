@@ -34,6 +34,7 @@ TEMPERATURE = 1.0  # twice the usual: points lie close on a sphere of few dimens
 PROTOTYPES = 100  # of SwAV and DINO
 CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of deep clustering, on the sphere
 ITEMS_PER_CLUSTER = 5  # of deep clustering, at least
+CLASSES = 20  # of categorical matching and RPM
 NEIGHBOURS = 20  # of DSA
 CLUSTERING_ROUNDS = 10  # of deep clustering
 PID_COMPONENTS = 20  # of PID; with many it separates items of one class
@@ -210,6 +211,11 @@ def _projected(limit: Callable[..., nn.Module], **options: Any) -> Build:
     return lambda data, dim: limit(encoder(data, dim), _projector(dim), **options)
 
 
+def _classes(limit: Callable[..., nn.Module]) -> Build:
+    """z of a linear head are the logits of `CLASSES` classes."""
+    return lambda data, dim: limit(encoder(data, dim), nn.Linear(dim, CLASSES))
+
+
 _BASES = {"DSA": "SimCLR", "PID": "SimCLR"}  # methods that extend another one
 
 
@@ -229,6 +235,8 @@ METHODS: dict[str, Build] = {
     "SimCLR": _encoded(limits.SimCLR, temperature=TEMPERATURE),
     "InfoNCE": _encoded(limits.CLIP, temperature=TEMPERATURE),
     "MoCo": _encoded(limits.MoCo, temperature=TEMPERATURE, queue=1024),
+    "NNCLR": _projected(limits.NNCLR, temperature=TEMPERATURE, queue=1024),
+    "SigLIP": _encoded(limits.SigLIP),
     "InstanceDiscrimination": lambda data, dim: limits.InstanceDiscrimination(
         encoder(data, dim), len(data.train), _projector(dim), temperature=TEMPERATURE
     ),
@@ -255,6 +263,8 @@ METHODS: dict[str, Build] = {
         prior=priors.Spherical(None, CLUSTERS_CONCENTRATION),
     ),
     "DINO": _projected(limits.DINO, components=PROTOTYPES),
+    "CategoricalMatching": _classes(limits.CategoricalMatching),
+    "RPM": _classes(limits.RPM),
     "DenoisingAutoencoder": lambda data, dim: limits.DenoisingAutoencoder(
         encoder(data, dim), decoder(data, dim), likelihood(data)
     ),

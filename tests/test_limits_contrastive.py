@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import combinations, permutations, product
 
 import pyro.distributions as dist
 import pytest
@@ -15,6 +16,8 @@ import probssl as ps
 from probssl.limits.clip import CLIP
 from probssl.limits.instance import InstanceDiscrimination
 from probssl.limits.moco import MoCo
+from probssl.limits.nnclr import NNCLR
+from probssl.limits.siglip import SigLIP
 from probssl.limits.simclr import SimCLR
 from probssl.terms import Batch
 
@@ -22,6 +25,8 @@ KINDS = {
     "SimCLR": SimCLR,
     "CLIP": CLIP,
     "MoCo": partial(MoCo, dim=4, queue=24),
+    "NNCLR": partial(NNCLR, dim=4, queue=24),
+    "SigLIP": SigLIP,
     "instance": partial(InstanceDiscrimination, items=9, dim=4),
     "SwAV": partial(ps.limits.SwAV, dim=4, components=5),
     "DINO": partial(ps.limits.DINO, dim=4, components=5),
@@ -208,3 +213,118 @@ def test_moco_is_the_log_of_one_and_the_queue_minus_its_loss(views):
         with torch.no_grad():
             objective.encoder.weight.add_(0.1 * torch.randn(4, 3))
     assert len(past) == 8
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_nnclr_is_log_n_minus_its_loss(views):
+    """The loss as printed, item by item; softmax over the predictions of a batch."""
+    encoder, predictor, past = nn.Linear(3, 4), nn.Linear(4, 4), torch.zeros(0, 4)
+    objective = NNCLR(encoder, None, predictor, temperature=0.2, queue=20, dim=4)
+    for _ in range(3):
+        x = torch.randn(4, views, 3, requires_grad=True)
+        z = encoder(x)
+        u, p = normalize(z, dim=-1).detach(), normalize(predictor(z), dim=-1)
+        losses = []
+        for i, (v, w) in product(range(4), permutations(range(views), 2)):
+            y = past[(past @ u[i, v]).argmax()] if len(past) else u[i, v]
+            logits = torch.stack([y @ p[k, w] / 0.2 for k in range(4)])
+            losses.append(cross_entropy(logits, torch.tensor(i)))
+        plain = math.log(4) - torch.stack(losses).mean()
+        leaves = (x, encoder.weight, predictor.weight)
+        assert_same(sum(objective(Batch(x))), plain, leaves)
+        past = torch.cat([past, u.flatten(0, 1)])[-20:]
+    assert len(past) == 20
+
+
+def siglip(u: Tensor, v: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """The loss as printed, pair by pair."""
+    total = torch.zeros(())
+    for i in range(len(u)):
+        for j in range(len(v)):
+            label = 1.0 if i == j else -1.0
+            total = total - (label * (scale * u[i] @ v[j] + bias)).sigmoid().log()
+    return total / len(u)
+
+
+def label_entropy(n: int) -> float:
+    """n times the entropy of a label that is positive once in n."""
+    return math.log(n) + (n - 1) * math.log(n / (n - 1))
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_siglip_is_the_entropy_of_labels_minus_its_loss(views):
+    objective = SigLIP(nn.Identity(), temperature=ps.learned(0.3), bias=-2.0)
+    z = torch.randn(6, views, 5, requires_grad=True)
+    u, bias = normalize(z, dim=-1), objective.bias
+    pairs = list(combinations(range(views), 2))
+    scale = 1 / objective.temperature
+    losses = [siglip(u[:, v], u[:, w], scale, bias) for v, w in pairs]
+    plain = label_entropy(6) - sum(losses) / len(losses)
+    leaves = (z, bias, objective.prior.concentration.log)
+    assert_same(sum(objective(Batch(z))), plain, leaves)
+
+
+def test_siglip_starts_as_published_and_takes_two_modalities():
+    encoder = ps.nn.PerModality([nn.Linear(5, 4), nn.Linear(3, 4)])
+    images, words = torch.randn(6, 5), torch.randn(6, 3)
+    ours = sum(SigLIP(encoder)(Batch((images[:, None], words[:, None]))))
+    u, w = normalize(encoder.parts[0](images)), normalize(encoder.parts[1](words))
+    loss = siglip(u, w, torch.tensor(10.0), torch.tensor(-10.0))
+    assert_same(ours, label_entropy(6) - loss, encoder.parts[0].weight)
+
+
+@pytest.mark.parametrize("family", [ps.priors.Spherical, ps.priors.Gaussian])
+def test_logits_of_a_prior_are_its_pointwise_mutual_information_and_log_odds(family):
+    z, prior = torch.randn(6, 2, 4, requires_grad=True), family(4, 0.5)
+    objective = SigLIP(nn.Identity(), prior=prior)
+    a, b = prior.on_support(z).unbind(1)
+    loss = torch.zeros(())
+    for i, j in product(range(6), repeat=2):
+        both = torch.stack([a[i], b[j]])
+        ratio = prior.log_prob(both) - sum(prior.log_prob(x[None]) for x in both)
+        odds = (ratio.exp() / 5) ** (1 if i == j else -1)
+        loss = loss - (odds / (1 + odds)).log() / 6
+    assert_same(sum(objective(Batch(z))), label_entropy(6) - loss, z)
+    with pytest.raises(ValueError, match="proper prior"):
+        SigLIP(nn.Identity(), prior=ps.priors.Gaussian(4, y_scale=math.inf))
+    with pytest.raises(ValueError, match="bias"):
+        SigLIP(nn.Identity(), prior=prior, bias=1.0)
+
+
+def densities() -> tuple[Tensor, Tensor, Tensor]:
+    """p(a, b), p(a) p(b) and their log-ratio by `pmi`, as masses of a grid."""
+    prior = ps.priors.Gaussian(1, 0.7)
+    x = torch.linspace(-9.0, 9.0, 241).unsqueeze(1)
+    step, single = (x[1] - x[0]).item(), prior.log_prob(x.unsqueeze(1)).exp()
+    pmi = prior.pmi(x, x)
+    product_ = torch.outer(single, single) * step**2
+    assert_close((product_ * pmi.exp()).sum(), torch.tensor(1.0))
+    return product_ * pmi.exp(), product_, pmi
+
+
+def expected(logits: Tensor, n: int) -> Tensor:
+    """SigLIP's value over the whole population, for any function as logits."""
+    together, apart, _ = densities()
+    positive = (together * logits.sigmoid().log()).sum()
+    negative = (n - 1) * (apart * (-logits).sigmoid().log()).sum()
+    return label_entropy(n) + positive + negative
+
+
+def test_siglip_is_largest_at_the_pointwise_mutual_information_and_log_odds():
+    together, _, pmi = densities()
+    best = (pmi - math.log(7)).requires_grad_()
+    found = expected(best, 8)
+    assert_close(torch.autograd.grad(found, best)[0], torch.zeros_like(pmi))
+    for change in (torch.ones_like(pmi), torch.randn_like(pmi), pmi):
+        assert expected(best + 0.3 * change, 8) < found
+    assert found < (together * pmi).sum()  # the mutual information
+
+
+def test_siglip_tends_to_a_bound_on_mutual_information_at_first_order():
+    """E s + 1 − E e^s over independent pairs, for s = l + log(N − 1) of one's own."""
+    together, apart, pmi = densities()
+    score = 0.8 * pmi + 0.1
+    limit = (together * score).sum() + 1 - (apart * score.exp()).sum()
+    gaps = [expected(score - math.log(n - 1), n) - limit for n in (10**4, 10**5)]
+    assert_close(gaps[0] / gaps[1], torch.tensor(10.0), rtol=0.02, atol=0)
+    assert limit < (together * pmi).sum()

@@ -24,13 +24,16 @@ from probssl.limits import (
     DINO,
     DSA,
     MMCR,
+    NNCLR,
     PID,
+    RPM,
     SNE,
     TSNE,
     VAE,
     WMSE,
     AlignmentUniformity,
     BarlowTwins,
+    CategoricalMatching,
     DeepClustering,
     FroSSL,
     InstanceDiscrimination,
@@ -42,6 +45,7 @@ from probssl.limits import (
     NeighbourEmbedding,
     PrincipalComponents,
     PriorAffinity,
+    SigLIP,
     SimCLR,
     SimSiam,
     SimVAE,
@@ -66,6 +70,10 @@ ON_Z: dict[str, Callable[[], nn.Module]] = {
     "CLIP": lambda: CLIP(nn.Identity()),
     "instance": lambda: InstanceDiscrimination(nn.Identity(), 9, dim=4),
     "MoCo": lambda: MoCo(nn.Identity(), dim=4),
+    "NNCLR": lambda: NNCLR(nn.Identity(), dim=4),
+    "SigLIP": lambda: SigLIP(nn.Identity()),
+    "categorical matching": lambda: CategoricalMatching(nn.Identity()),
+    "RPM": lambda: RPM(nn.Identity(), components=4),
     "t-SimCLR": lambda: TSimCLR(nn.Identity()),
     "LogDet": lambda: LogDet(nn.Identity()),
     "VICReg": lambda: VICReg(nn.Identity()),
@@ -100,7 +108,16 @@ def test_value_and_grad_are_finite_for_equal_views_and_extreme_sizes(name, size)
 
 
 # Those whose update is the gradient of their value.
-SCALARS = ON_Z.keys() - {"MoCo", "TiCo", "BYOL", "SimSiam", "SwAV", "DINO", "DSA"}
+SCALARS = ON_Z.keys() - {
+    "MoCo",
+    "NNCLR",
+    "TiCo",
+    "BYOL",
+    "SimSiam",
+    "SwAV",
+    "DINO",
+    "DSA",
+}
 
 
 @pytest.mark.parametrize("name", sorted(SCALARS))
@@ -112,7 +129,7 @@ def test_gradients_are_exact(name):
 
 DIRECTIONS = ["SimCLR", "decoupled", "CLIP", "MoCo", "instance", "BYOL", "SimSiam"]
 DIRECTIONS += ["SwAV", "DINO", "deep clustering"]
-DIRECTIONS += ["alignment and uniformity", "MMCR", "TiCo"]
+DIRECTIONS += ["alignment and uniformity", "MMCR", "TiCo", "NNCLR", "SigLIP"]
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)

@@ -11,6 +11,7 @@ from ._pair_affinity import LearnedAffinity, PrincipalComponents, PriorAffinity
 from .alignment_uniformity import AlignmentUniformity
 from .barlow import BarlowTwins
 from .byol import BYOL
+from .categorical_matching import CategoricalMatching
 from .clip import CLIP
 from .deep_clustering import DeepClustering
 from .denoising import DenoisingAutoencoder
@@ -23,7 +24,10 @@ from .masked import MaskedAutoencoder
 from .mmcr import MMCR
 from .moco import MoCo
 from .neighbour_embedding import SNE, TSNE, NeighbourEmbedding, SymmetricSNE
+from .nnclr import NNCLR
 from .pid import PID
+from .rpm import RPM
+from .siglip import SigLIP
 from .simclr import SimCLR
 from .simsiam import SimSiam
 from .simvae import SimVAE
@@ -35,10 +39,12 @@ from .vicreg import VICReg
 from .wmse import WMSE
 
 __all__ = ["CLIP", "InstanceDiscrimination", "MoCo", "SimCLR", "TSimCLR"]
+__all__ += ["NNCLR", "SigLIP"]
 __all__ += ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
 __all__ += ["BarlowTwins", "LogDet", "VICReg", "WMSE"]
 __all__ += ["MMCR", "AlignmentUniformity", "FroSSL", "TiCo"]
 __all__ += ["BYOL", "DINO", "DeepClustering", "SimSiam", "SwAV"]
+__all__ += ["RPM", "CategoricalMatching"]
 __all__ += ["VAE", "DenoisingAutoencoder", "MaskedAutoencoder", "SimVAE"]
 __all__ += ["DSA", "PID", "Embedding", "JointEmbedding"]
 __all__ += ["LearnedAffinity", "PrincipalComponents", "PriorAffinity"]

@@ -17,12 +17,12 @@ from ..nn.base import network
 from ..nn.network import check_items_apart, check_width
 from ..priors import Spherical
 from ..terms import Batch, Terms
-from ._base import JointEmbedding, over_pairs
+from ._base import PriorEmbedding, over_pairs
 
 __all__ = ["Distillation"]
 
 
-class Distillation(JointEmbedding):
+class Distillation(PriorEmbedding):
     r"""The base of objectives with a predictor and a stop-gradient.
 
     Arguments:

@@ -225,6 +225,8 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     ),
     "InfoNCE": lambda: limits.CLIP(encoder()),
     "MoCo": lambda: limits.MoCo(encoder(), projector(), queue=24),
+    "NNCLR": lambda: limits.NNCLR(encoder(), projector(), queue=24),
+    "SigLIP": lambda: limits.SigLIP(encoder(), projector()),
     "instance discrimination": lambda: limits.InstanceDiscrimination(encoder(), ITEMS),
     "t-SimCLR": lambda: limits.TSimCLR(encoder(), projector()),
     "SNE": lambda: limits.SNE(encoder(), ps.affinities.Perplexity(3)),
@@ -258,6 +260,8 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "SwAV": lambda: limits.SwAV(encoder(), components=5),
     "deep clustering": lambda: limits.DeepClustering(encoder(), 4, ITEMS),
     "DINO": lambda: limits.DINO(encoder(), components=5),
+    "categorical matching": lambda: limits.CategoricalMatching(encoder()),
+    "RPM": lambda: limits.RPM(encoder(), projector()),
     "DSA": lambda: limits.DSA(
         limits.SimCLR(encoder(), projector()), neighbours=ITEMS // 2
     ),
