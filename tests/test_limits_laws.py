@@ -70,7 +70,7 @@ ON_Z: dict[str, Callable[[], nn.Module]] = {
     "CLIP": lambda: CLIP(nn.Identity()),
     "instance": lambda: InstanceDiscrimination(nn.Identity(), 9, dim=4),
     "MoCo": lambda: MoCo(nn.Identity(), dim=4),
-    "NNCLR": lambda: NNCLR(nn.Identity(), dim=4),
+    "NNCLR": lambda: NNCLR(nn.Identity(), None, nn.Identity(), dim=4),
     "SigLIP": lambda: SigLIP(nn.Identity()),
     "categorical matching": lambda: CategoricalMatching(nn.Identity()),
     "RPM": lambda: RPM(nn.Identity(), components=4),

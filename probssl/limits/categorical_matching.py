@@ -1,6 +1,7 @@
 r"""Categorical matching: two views of an item fall into the same of K classes.
 
-Understanding Self-Supervised Learning via Latent Distribution Matching (2026)
+Understanding Self-Supervised Learning via Latent Distribution Matching (2026), whose
+code is a package that is called probssl as well, and is not this one
 https://arxiv.org/abs/2605.03517
 Invariant Information Clustering for Unsupervised Image Classification and Segmentation
 (Ji et al., 2019), the objective without a prior

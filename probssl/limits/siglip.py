@@ -48,7 +48,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ..arguments import alone
+from ..arguments import alone, between
 from ..hyper import Learned, Reciprocal
 from ..priors import Prior, Spherical
 from ..terms import Batch, Terms
@@ -93,6 +93,7 @@ class SigLIP(PriorEmbedding):
             temperature = PUBLISHED_TEMPERATURE if temperature is None else temperature
             prior = Spherical(None, Reciprocal(temperature, "temperature"))
             start = PUBLISHED_BIAS if bias is None else bias
+            between("bias", start, -math.inf, math.inf, "-10 is published", open=True)
             self.bias = nn.Parameter(torch.tensor(start))
         else:
             hint = "its pointwise mutual information has both"
