@@ -25,6 +25,7 @@ from .hyper import known_population
 from .joint import Joint, knows_component
 from .likelihoods.base import shape_error
 from .runtime.precision import in_float32
+from .runtime.threads import LOCK
 from .terms import Batch, Terms
 
 __all__ = ["ELBO", "IWAE", "LogWeights", "local_log_prob", "log_weights"]
@@ -180,9 +181,10 @@ def _sampled(
     """The log-weights of samples of the guide, whose label is 0, and its trace."""
     draw = joint.guide
     if one_hyper and (hypers := list(joint.prior.random())):
-        once = poutine.trace(lambda: [h.sample_guide() for h in hypers]).get_trace()
+        with LOCK:  # Pyro has one stack of handlers for all threads
+            once = poutine.trace(lambda: [h.sample_guide() for h in hypers]).get_trace()
         draw = poutine.replay(draw, trace=once)
-    with pyro.plate("particles", particles, dim=-2):
+    with LOCK, pyro.plate("particles", particles, dim=-2):
         guide = poutine.trace(draw).get_trace(batch)
         replayed = poutine.replay(joint.model, trace=guide)
         model = poutine.trace(replayed).get_trace(batch)

@@ -27,6 +27,7 @@ from .nn import PerModality
 from .nn.base import takes, unmoved
 from .nn.network import in_evaluation
 from .priors import ImportanceSampling, Prior
+from .runtime.randomness import restored_randomness
 from .terms import Batch
 
 __all__ = [
@@ -365,7 +366,7 @@ def check_apart(
     others = tuple(part.flip(0) for part in turned.parts)  # filled by other views
     found: list[list[Tensor]] = []
     for parts in (batch.parts, others):
-        with torch.random.fork_rng(forked), unmoved(joint) as state:
+        with restored_randomness(forked), unmoved(joint) as state:
             found.append([*made(batch, parts, bool(found)), *state])
     guide: Any = joint.posterior
     names = [f"the encoder, or {type(guide).__name__},", *["the decoder"] * len(others)]
@@ -395,7 +396,7 @@ def check_views(
     """
 
     def seeded(call: Callable[[Any], Any], *given: Any) -> Any:
-        with torch.random.fork_rng(forked):
+        with restored_randomness(forked):
             return call(*given)
 
     def log_probs(z: Tensor) -> list[Tensor]:

@@ -31,6 +31,7 @@ from torch.distributions import (
 from .arguments import fixed, positive
 from .distributions.supports import of_pyro, support_of
 from .runtime.distributed import from_main, world_size
+from .runtime.randomness import restored_randomness
 from .runtime.validation import unvalidated
 
 __all__ = ["Fraction", "Learned", "Number", "Positive", "Reciprocal"]
@@ -124,7 +125,7 @@ class Positive(nn.Module):
         self.drawn: Tensor | None = None  # the value that `Prior.at` sets
         if isinstance(value, Distribution):
             self.value = mapped(of_pyro(f"the prior of {name}", value), torch.clone)
-            with torch.random.fork_rng(devices=[]):  # keep the random state
+            with restored_randomness():  # keep the random state
                 draws = self.value.sample((1_001,))
             self.size = self._check_distribution(draws, dim)
             start = self.transform.inv(draws)

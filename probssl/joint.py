@@ -51,6 +51,7 @@ from .nn.network import (
 from .priors import Mixture, Prior
 from .runtime.buffers import register_unknown
 from .runtime.precision import in_float32, lowered
+from .runtime.randomness import restored_randomness
 from .runtime.validation import unvalidated
 from .terms import Batch, check_batch
 
@@ -165,7 +166,7 @@ class Joint(Parted):
         self.posterior = consistency.guide_of(guide, encoder, dim)
         self.content = content
         # Errors now rather than later.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(self):
+        with torch.no_grad(), restored_randomness(), unmoved(self):
             consistency.check_guide(self.posterior, prior, lambda: prior(2))
             if content is not None:
                 consistency.check_content_guide(content, prior)
@@ -316,7 +317,7 @@ class Joint(Parted):
             check_batch(batch)
         if not self.several:
             if self._event[0] != getattr(self.decoder, "event_shape", None):
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with torch.no_grad(), restored_randomness():
                     self._event = self._found_event()  # of a decoder set afterwards
             return _unstacked(batch, self._event[1])
         views, modalities = batch.views, len(self.sites)
@@ -475,7 +476,7 @@ class Joint(Parted):
         forked = [device] if device.type == "cuda" else []
         with (
             torch.no_grad(),
-            torch.random.fork_rng(forked),
+            restored_randomness(forked),
             unmoved(self),
             consistency.without_sites(self),
         ):

@@ -39,6 +39,7 @@ from .nn import ConvEncoder, MLPEncoder, Projector
 from .posterior import embed
 from .priors import TSNE
 from .runtime.copies import copied
+from .runtime.randomness import restored_randomness
 from .terms import Batch
 from .train import History, fit
 
@@ -433,6 +434,6 @@ def _seeded(random_state: int | np.random.RandomState | None) -> Iterator[None]:
         yield
         return
     seed = check_random_state(random_state).randint(2**31 - 1)
-    with torch.random.fork_rng():
+    with restored_randomness(None):
         torch.manual_seed(seed)
         yield

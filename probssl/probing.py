@@ -11,6 +11,7 @@ from .evaluation import effective_rank, knn, linear_probe
 from .posterior import embed
 from .runtime.distributed import single_process
 from .runtime.randomness import random_state, set_random_state
+from .runtime.threads import LOCK
 from .train.history import Row
 
 __all__ = ["probe_epochs"]
@@ -64,14 +65,15 @@ def probe_epochs(
         if epoch % every:
             return
         device = next(objective.parameters(), torch.empty(0)).device
-        before = random_state(device)
-        try:
-            with single_process():
-                z, z_valid = (
-                    embed(objective, part, layer=layer) for part in (train, valid)
-                )
-        finally:
-            set_random_state(before, device)
+        with LOCK:
+            before = random_state(device)
+            try:
+                with single_process():
+                    z, z_valid = (
+                        embed(objective, part, layer=layer) for part in (train, valid)
+                    )
+            finally:
+                set_random_state(before, device)
         assert train.labels is not None and valid.labels is not None
         known = z, train.labels, z_valid, valid.labels
         row["knn"] = knn(*known, k=k)

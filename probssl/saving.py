@@ -30,6 +30,7 @@ from .arguments import typed
 from .runtime.buffers import storable, unshare
 from .runtime.distributed import barrier, is_main
 from .runtime.files import locked, move, write
+from .runtime.randomness import restored_randomness
 from .runtime.unregistered import message, unregistered
 
 __all__ = ["load", "save"]
@@ -443,7 +444,7 @@ class _Bounded(TorchDispatchMode):
 def _built(description: dict[str, Any], numbers: int) -> nn.Module:
     """The objective as its constructor builds it; the random state stays as it was."""
     wrong = AttributeError, KeyError, TypeError
-    with _intact(Path(DESCRIPTION), *wrong), torch.random.fork_rng(devices=[]):
+    with _intact(Path(DESCRIPTION), *wrong), restored_randomness():
         with _Bounded(numbers):
             objective: nn.Module = build(description["objective"])
     return objective

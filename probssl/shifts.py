@@ -16,6 +16,7 @@ from .data import Dataset, Split
 from .data.memory import as_float
 from .evaluation.probes import knns, linear_probes
 from .posterior import embed
+from .runtime.randomness import restored_randomness
 from .views import Affine, Augment, Background, Invert, Noise
 
 __all__ = ["SHIFTS", "apply", "shifted", "transferred"]
@@ -90,7 +91,7 @@ def apply(shift: nn.Module, split: Split, seed: int = 0) -> Split:
     [0, 1]; items of other shapes, whose values may be any, are not.
     """
     floats = as_float(split)
-    with torch.random.fork_rng(devices=()):
+    with restored_randomness():
         torch.manual_seed(seed)
         moved: Float[Tensor, n * event] = Augment(shift, views=1)(floats)[:, 0]
     if moved.shape != floats.shape:

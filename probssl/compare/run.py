@@ -27,6 +27,7 @@ from ..evaluation.probes import scores_and_draws
 from ..limits import PrincipalComponents
 from ..posterior.representation import embedded
 from ..runtime.digests import digest
+from ..runtime.randomness import restored_randomness
 from ..terms import Batch
 from .checks import (
     apart,
@@ -323,7 +324,7 @@ def sampled(
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch within the context, on the device too; restore its state after it."""
     forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(forked):
+    with restored_randomness(forked):
         torch.manual_seed(seed)
         yield
 

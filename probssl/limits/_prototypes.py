@@ -24,6 +24,7 @@ from ..arrays import tensor
 from ..entropies.equipartition import Clusters
 from ..nn import PerModality, dim_of
 from ..priors import Prior
+from ..runtime.threads import LOCK
 from ..terms import Terms
 from ._base import Embedding, check_not_random
 
@@ -89,7 +90,7 @@ def k_means(
     means = KMeans(components, n_init=starts, random_state=seed)
     # On small data several threads are slower than one.
     with threadpool_limits(1 if points.numel() < 1_000_000 else None):
-        with catch_warnings():
+        with LOCK, catch_warnings():
             simplefilter("ignore", ConvergenceWarning)  # the error below covers it
             found = torch.from_numpy(means.fit_predict(points.numpy())).long()
     distinct = len(found.unique())

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from ..arguments import whole
 from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
+from ..runtime.randomness import restored_randomness
 from .base import LONE, Decoder, Encoder, called_plainly, network, output_of, unmoved
 from .mlp import Projector
 
@@ -291,7 +292,7 @@ def check_items_apart(
     forked = [device] if device.type == "cuda" else []
     with (
         torch.no_grad(),
-        torch.random.fork_rng(forked),
+        restored_randomness(forked),
         unmoved(module),
         in_evaluation(module),
         _uncompiled(),

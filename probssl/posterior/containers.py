@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from ..runtime.threads import LOCK
+
 if TYPE_CHECKING:
     import arviz
     import pandas
@@ -119,7 +121,7 @@ def _major() -> int:
 
 
 def _arviz() -> ModuleType:
-    with warnings.catch_warnings():
+    with LOCK, warnings.catch_warnings():
         # ArviZ 0.23 announces the next version once a day.
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
         import arviz

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ..arguments import whole
 from ..data.batches import Items, Loadable, Views, in_order
-from ..nn.network import items_apart
+from ..nn.network import in_evaluation, items_apart
+from ..runtime.threads import LOCK
 from ..terms import Batch
 
 __all__ = ["BAR_DELAY", "batches", "chunks", "evaluating", "in_parts", "singles"]
@@ -27,19 +28,15 @@ DECODED_AT_ONCE = 2048  # representations
 def evaluating(objective: nn.Module) -> Iterator[Tensor | None]:
     """Evaluation mode without gradients; the modes of all modules are restored.
 
+    Other threads, which may evaluate the same objective, wait meanwhile.
+
     Yields a tensor with the device and dtype of the objective, if it has any. A network
     whose batch norm mixes the items is refused where it is called, see `items_apart`.
     """
-    modes = [(module, module.training) for module in objective.modules()]
     numbers = chain(objective.parameters(), objective.buffers())
     like = next((t for t in numbers if t.is_floating_point()), None)
-    objective.eval()
-    try:
-        with torch.no_grad(), items_apart(objective):
-            yield like
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with LOCK, in_evaluation(objective), torch.no_grad(), items_apart(objective):
+        yield like
 
 
 def in_parts(items: int, size: int, title: str) -> Iterator[Int[Tensor, " batch"]]:

@@ -14,6 +14,7 @@ from ..distributions.supports import is_point, narrower
 from ..guides import Point
 from ..guides.views import Completed
 from ..joint import Joint
+from ..runtime.randomness import restored_randomness
 from ..terms import Batch
 from .items import batches
 
@@ -121,7 +122,7 @@ def check_proper(joint: Joint, what: str) -> None:
     """Raise a ValueError if p(y) is flat, so that z has no distribution."""
     device = next(joint.parameters(), torch.empty(0)).device
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with restored_randomness([device] if device.type == "cuda" else []):
             joint.prior(2).sample()
     except (ValueError, NotImplementedError) as error:
         raise ValueError(
@@ -147,7 +148,7 @@ def check_guides(
             of the support of the prior.
     """
     device = batch.parts[0].device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with restored_randomness([device] if device.type == "cuda" else []):
         q = joint.encode(batch)
         z = q.sample((3,))
         pairs = [(joint.posterior, q, joint.prior(batch.shape[1]), z, batch.present)]

@@ -15,6 +15,7 @@ from ..distributions._base import Present, Vectors, Views
 from ..distributions.gaussian import OneFactorNormal
 from ..distributions.supports import space_of, support_of
 from ..hyper import Learned, Positive
+from ..runtime.threads import LOCK
 from ..special import square_distances
 
 __all__ = ["Drawn", "Pairs", "Points", "Present", "Prior", "Scale", "Vectors", "Views"]
@@ -164,14 +165,15 @@ class Prior(Parted):
             ...     log_kernel = prior.log_kernel(torch.zeros(3, 2), torch.ones(4, 2))
         """
         hypers = [h for h in self.random() if h.name in drawn]
-        before = [h.drawn for h in hypers]
-        try:
-            for h in hypers:
-                h.drawn = drawn[h.name]
-            yield self
-        finally:
-            for h, value in zip(hypers, before, strict=True):
-                h.drawn = value
+        with LOCK:
+            before = [h.drawn for h in hypers]
+            try:
+                for h in hypers:
+                    h.drawn = drawn[h.name]
+                yield self
+            finally:
+                for h, value in zip(hypers, before, strict=True):
+                    h.drawn = value
 
     def on_support(self, z: Tensor) -> Tensor:
         """Map the output of an encoder to the support of z: here, the identity."""

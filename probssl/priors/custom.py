@@ -35,6 +35,7 @@ from ..distributions.supports import (
     within,
 )
 from ..hyper import Positive, mapped, random_in
+from ..runtime.randomness import restored_randomness
 from ..runtime.validation import unvalidated
 from ..special import effective_sample_size
 from ._examined import (
@@ -141,7 +142,7 @@ class Custom(Prior):
         # In training how many items had a small effective sample size, of how many.
         self.register_buffer("watched", torch.zeros(2), persistent=False)
         # The checks leave the state of the random generator unchanged.
-        with torch.random.fork_rng(devices=[]):
+        with restored_randomness():
             content = self.content()
             y = content_sample(content, dim)
             given, hypers = self._conditional({}), list(self.random())
@@ -274,7 +275,7 @@ class Custom(Prior):
         Random hyper-parameters are drawn for each item from their guides.
         """
         cuda = [self.one.device] if self.one.is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(cuda):
+        with torch.no_grad(), restored_randomness(cuda):
             drawn = {h.name: h.draw((n,)) for h in self.random()}
             z = self(2, **drawn).sample(() if drawn else (n,))
             some = z.flatten(1).isfinite().all(1)  # tails may leave the dtype

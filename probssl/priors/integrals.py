@@ -28,6 +28,7 @@ from ..distributions.supports import (
     states_of,
     support_of,
 )
+from ..runtime.randomness import restored_randomness
 from ..special import effective_sample_size
 from ._proposal import STARTS, ModeMixture
 from ._unconstrained import Unconstrained
@@ -490,7 +491,7 @@ class ImportanceSampling:
         mean; or its effective sample size alone is large enough.
         """
         cuda = [value.device] if value.is_cuda else []
-        with torch.random.fork_rng(cuda):
+        with restored_randomness(cuda):
             fewer = copy.copy(views)
             fewer.sparse = True
             finer = self.finer().draw(fewer, value)[1]

@@ -21,6 +21,7 @@ from ..arrays import span, tensor
 from ..distributions.mixture import SharedComponent
 from ..hyper import Positive, random_in
 from ..nn.base import unmoved
+from ..runtime.randomness import restored_randomness
 from .base import (
     Drawn,
     Pairs,
@@ -78,7 +79,7 @@ class _Clusters(Prior):
 
     def check(self) -> None:
         """Raise a ValueError unless the components have finite, positive scales."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), unmoved(self):
+        with torch.no_grad(), restored_randomness(), unmoved(self):
             loc, scale = self._placed()
         if loc.is_meta:
             return

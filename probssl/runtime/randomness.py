@@ -1,14 +1,17 @@
 """The state of torch's global random generators, for checkpoints and validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from .distributed import broadcast_object, gather_to_cpu, is_main, rank, world_size
+from .threads import LOCK
 
-__all__ = ["order_generator", "random_state", "random_states", "same_randomness"]
-__all__ += ["set_random_state", "set_random_states"]
+__all__ = ["order_generator", "random_state", "random_states", "restored_randomness"]
+__all__ += ["same_randomness", "set_random_state", "set_random_states"]
 
 
 def order_generator() -> Generator:
@@ -16,7 +19,8 @@ def order_generator() -> Generator:
 
     It reseeds the global generators of the other ranks from the same seed, each anew.
     """
-    seed = broadcast_object(int(torch.randint(2**63 - 1, ())))
+    with LOCK:  # lest another thread restores the state and draws the same seed
+        seed = broadcast_object(int(torch.randint(2**63 - 1, ())))
     _seed_others(seed)
     return Generator().manual_seed(seed)
 
@@ -66,8 +70,23 @@ def set_random_states(
     _seed_others(int(torch.randint(2**63 - 1, (), generator=fork)))
 
 
+@contextmanager
+def restored_randomness(devices: Sequence[Any] | None = ()) -> Iterator[None]:
+    """A context after which the random state of the CPU, and of devices, is restored.
+
+    Other threads wait meanwhile, lest they draw the same numbers again.
+
+    Arguments:
+        devices: CUDA devices; None means all.
+    """
+    with LOCK, torch.random.fork_rng(devices):
+        yield
+
+
 class same_randomness:
     """A context with a fixed seed, after which the random state is restored.
+
+    Other threads wait meanwhile.
 
     A class: one written as a generator would restore the state whenever it is
     collected, if an error has kept the context from its end.
@@ -77,6 +96,7 @@ class same_randomness:
         self.seed, self.device = seed, device
 
     def __enter__(self) -> None:
+        LOCK.__enter__()
         self.before = random_state(self.device)
         torch.default_generator.manual_seed(self.seed)
         if self.device.type == "cuda":
@@ -86,7 +106,10 @@ class same_randomness:
             torch.mps.manual_seed(self.seed)
 
     def __exit__(self, *_: object) -> None:
-        set_random_state(self.before, self.device)
+        try:
+            set_random_state(self.before, self.device)
+        finally:
+            LOCK.__exit__()
 
 
 def _seed_others(seed: int) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..runtime.copies import copied
+from ..runtime.randomness import restored_randomness
+from ..runtime.threads import LOCK
 
 __all__ = [
     "Estimate",
@@ -161,13 +163,14 @@ def twin(module: Module) -> Module:
 
 @contextmanager
 def precision(dtype: torch.dtype) -> Iterator[None]:
-    """Set the default dtype within the context."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    """Set the default dtype within the context; other threads wait meanwhile."""
+    with LOCK:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def seeded(seed: int) -> None:
@@ -184,6 +187,6 @@ def seeded(seed: int) -> None:
 @contextmanager
 def _forked(seed: int) -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(list(devices)):
+    with restored_randomness(list(devices)):
         seeded(seed)
         yield

@@ -15,6 +15,7 @@ from torch.distributions import biject_to
 from ..arguments import instance, whole
 from ..distributions.supports import is_sphere
 from ..priors import Prior
+from ..runtime.randomness import restored_randomness
 from . import modules
 from .densities import (
     LARGEST_ERROR,
@@ -151,7 +152,7 @@ def check_prior(
 
 def _follows(case: "_Case", name: str) -> None:
     """Raise a LawError if tensors do not follow the prior to float64."""
-    with torch.random.fork_rng(devices=[]), precision(torch.float64):
+    with restored_randomness(), precision(torch.float64):
         dtype = case.typical(1, case.views).dtype
     if dtype != torch.float64:
         fault = (

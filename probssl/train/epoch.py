@@ -24,6 +24,7 @@ from ..runtime.distributed import any_rank, broadcast, is_main, single_process
 from ..runtime.interrupts import Interrupts
 from ..runtime.precision import Precision, lowered
 from ..runtime.randomness import random_state, same_randomness, set_random_state
+from ..runtime.threads import LOCK
 from ..terms import HeldOut, Terms
 from .batches import Loaded, Source, look_at
 from .graph import drifted, foreign_randomness, held
@@ -85,7 +86,7 @@ def _steps(
 ) -> bool:
     check, stop = getattr(step.objective, "check", None), False
     with flushed(step.device):
-        for group in groups:
+        for group in LOCK.open_between(groups):
             masked = getattr(group[0], "present", None) is not None
             new = step.count == 0 or (masked and not step.masked)
             step.masked |= masked
@@ -106,7 +107,9 @@ def _steps(
             if bar.look(tally):
                 step.guard.read(step.count)
             if on_step is not None:
-                stop = any_rank(ended_by("on_step", on_step(step.count, terms)))
+                with LOCK.open():
+                    answer = on_step(step.count, terms)
+                stop = any_rank(ended_by("on_step", answer))
                 step.refresh()
                 if stop:
                     break

@@ -30,6 +30,7 @@ from ..runtime.distributed import (
 )
 from ..runtime.interrupts import Interrupts
 from ..runtime.randomness import order_generator
+from ..runtime.threads import LOCK
 from ..runtime.unregistered import message, unregistered
 from ..terms import Terms
 from .batches import Data, Loaded, Stored, Views, grouped, source
@@ -71,6 +72,7 @@ logger = logging.getLogger(__name__)
 
 
 @typed
+@LOCK
 def fit(
     objective: nn.Module,
     data: Data,
@@ -254,7 +256,7 @@ def fit(
     if getattr(valid, "content", None) is not None:
         check_classes(data, valid)
     if is_main() and (hidden := unregistered(objective, trainable=True)):
-        warnings.warn(message(hidden, "fit does not train"), stacklevel=3)
+        warnings.warn(message(hidden, "fit does not train"), stacklevel=4)
     target = target_of(objective, device)
     numbers = prepared_precision(precision, tf32, target.dtype)
     make = partial(
@@ -344,7 +346,9 @@ def fit(
                 rates.append(row["lr"])
                 watched = watched and not check_decay(rates, epochs)
                 if on_epoch is not None:
-                    stop |= any_rank(ended_by("on_epoch", on_epoch(epoch, row)))
+                    with LOCK.open():
+                        answer = on_epoch(epoch, row)
+                    stop |= any_rank(ended_by("on_epoch", answer))
                 check_held(objective, optimizer, trainable)
                 folder.save(run, best=run.finish(row, step.count))
                 place = None

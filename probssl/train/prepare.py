@@ -103,7 +103,7 @@ def check_setting(saved: Mapping[str, str], now: Mapping[str, str], where: Any) 
     warnings.warn(
         f"expected the settings that the run in {where} was begun with, got others: "
         f"{'; '.join(changed)}{kept}; if that is not meant, resume with the old ones",
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

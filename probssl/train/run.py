@@ -232,7 +232,7 @@ class EarlyStopping:
                 f"compared, got NaN in all {len(history)} epochs; no epoch is the "
                 "best, and the parameters are those of the last: write numbers, or "
                 "monitor another column",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def restore(self, objective: nn.Module) -> None:
@@ -313,7 +313,7 @@ class Checkpoints:
                     f"expected epochs of at least the {begun} that {last} has, "
                     f"got {epochs}; no epoch is added: raise epochs, or leave resume "
                     "out and take another folder",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
         else:
             self.new = True
