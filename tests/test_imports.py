@@ -27,7 +27,7 @@ INWARDS = {
     "priors": "distributions hyper nn runtime special",
     "likelihoods": "distributions hyper special",
     "guides": "distributions nn runtime",
-    "consistency": "distributions likelihoods nn priors terms",
+    "consistency": "distributions likelihoods nn priors runtime terms",
     "joint": "consistency distributions guides hyper likelihoods nn priors runtime "
     "terms",
     "bounds": "consistency hyper joint likelihoods runtime terms",
