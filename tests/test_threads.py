@@ -60,7 +60,9 @@ def known() -> ps.limits.SimVAE:
 
 def until_it_waits() -> None:
     """Until another thread waits for the lock."""
+    end = time.monotonic() + 30
     while not LOCK._next.locked():
+        assert time.monotonic() < end, "expected a thread that waits for the lock"
         time.sleep(1e-3)
 
 
@@ -230,3 +232,20 @@ def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not():
         other.join()
         made[0].join(timeout=20)
         assert made[0].exitcode == 0
+
+
+def test_code_that_torch_compiles_lets_the_lock_go():
+    """Also where a graph breaks within it."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with LOCK:
+            y = x + 1
+            held.append(LOCK._depth)
+            torch._dynamo.graph_break()
+            held.append(LOCK._depth)
+        return y * 2
+
+    held: list[int] = []
+    compiled = torch.compile(run, backend="eager")
+    assert compiled(torch.ones(())) == 4 == compiled(torch.ones(()))
+    assert held == [1] * 4 and LOCK._depth == 0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -165,7 +165,7 @@ class Prior(Parted):
             ...     log_kernel = prior.log_kernel(torch.zeros(3, 2), torch.ones(4, 2))
         """
         hypers = [h for h in self.random() if h.name in drawn]
-        with LOCK:
+        with LOCK if hypers else nullcontext():
             before = [h.drawn for h in hypers]
             try:
                 for h in hypers:

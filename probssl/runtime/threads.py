@@ -27,7 +27,7 @@ class _Lock(ContextDecorator):
     """A re-entrant lock that waiting threads get before the one that let it go.
 
     The backward pass on a GPU runs in a thread of its own, on behalf of one that holds
-    the lock: there, and in code that Dynamo traces, nothing is locked.
+    the lock: there nothing is locked.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class _Lock(ContextDecorator):
         self._depth = 0
 
     def __enter__(self) -> None:
-        if _helps():
+        if _in_backward():
             return
         if self._holder == get_ident():
             self._lock.acquire()
@@ -51,7 +51,7 @@ class _Lock(ContextDecorator):
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        if _helps():
+        if _in_backward():
             return
         self._depth -= 1
         if not self._depth:
@@ -85,9 +85,8 @@ class _Lock(ContextDecorator):
             yield item  # type: ignore[misc]
 
 
-def _helps() -> bool:
-    """Whether this is traced, or within a backward pass."""
-    return torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 LOCK = _Lock()
