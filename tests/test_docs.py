@@ -121,6 +121,17 @@ def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
         assert re.search(".*".join(words), " ".join(str(caught.value).split()))
 
 
+def test_the_tests_that_the_page_on_reliability_names_are_there():
+    named = re.findall(
+        r"`(test_\w+\.py)((?:::\w+)*)`", (DOCS / "reliability.md").read_text()
+    )
+    assert len(named) > 30
+    for file, path in named:
+        text = (ROOT / "tests" / file).read_text()
+        for name in filter(None, path.split("::")):
+            assert re.search(rf"^ *(def|class) {name}\b", text, re.MULTILINE), name
+
+
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_the_commands_of_a_page_are_commands(path):
     ci = (ROOT / ".ci" / "run").read_text()
