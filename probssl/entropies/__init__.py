@@ -7,11 +7,13 @@ from .gaussian import LogDeterminant, VarianceCovariance
 from .kernel import KernelDensity, Queue, QueuedKernelDensity
 from .nearest import NearestNeighbour
 from .plug_in import PlugIn
+from .sketched import EppsPulley, Sketched, SlicedWasserstein, Statistic
 
 __all__ = [
     "Clusters",
     "Collision",
     "Entropy",
+    "EppsPulley",
     "Equipartition",
     "KernelDensity",
     "LogDeterminant",
@@ -19,6 +21,9 @@ __all__ = [
     "PlugIn",
     "Queue",
     "QueuedKernelDensity",
+    "Sketched",
+    "SlicedWasserstein",
+    "Statistic",
     "VarianceCovariance",
     "sinkhorn",
 ]

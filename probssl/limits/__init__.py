@@ -19,6 +19,7 @@ from .dino import DINO
 from .dsa import DSA
 from .frossl import FroSSL
 from .instance import InstanceDiscrimination
+from .lejepa import LeJEPA
 from .logdet import LogDet
 from .masked import MaskedAutoencoder
 from .mmcr import MMCR
@@ -36,6 +37,7 @@ from .tico import TiCo
 from .tsimclr import TSimCLR
 from .vae import VAE
 from .vicreg import VICReg
+from .visreg import VISReg
 from .wmse import WMSE
 
 __all__ = ["CLIP", "InstanceDiscrimination", "MoCo", "SimCLR", "TSimCLR"]
@@ -43,6 +45,7 @@ __all__ += ["NNCLR", "SigLIP"]
 __all__ += ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
 __all__ += ["BarlowTwins", "LogDet", "VICReg", "WMSE"]
 __all__ += ["MMCR", "AlignmentUniformity", "FroSSL", "TiCo"]
+__all__ += ["LeJEPA", "VISReg"]
 __all__ += ["BYOL", "DINO", "DeepClustering", "SimSiam", "SwAV"]
 __all__ += ["RPM", "CategoricalMatching"]
 __all__ += ["VAE", "DenoisingAutoencoder", "MaskedAutoencoder", "SimVAE"]
