@@ -35,6 +35,7 @@ PROTOTYPES = 100  # of SwAV and DINO
 CLUSTERS, CLUSTERS_CONCENTRATION = 200, 2.0  # of deep clustering, on the sphere
 ITEMS_PER_CLUSTER = 5  # of deep clustering, at least
 CLASSES = 20  # of categorical matching and RPM
+SLICES = 256  # of LeJEPA and VISReg
 NEIGHBOURS = 20  # of DSA
 CLUSTERING_ROUNDS = 10  # of deep clustering
 PID_COMPONENTS = 20  # of PID; with many it separates items of one class
@@ -248,6 +249,8 @@ METHODS: dict[str, Build] = {
     "LogDet": _encoded(limits.LogDet),
     # These decorrelate single axes: of a projection, not of the representation.
     "VICReg": _projected(limits.VICReg),
+    "LeJEPA": _projected(limits.LeJEPA, slices=SLICES),
+    "VISReg": _projected(limits.VISReg, weight=0.6, slices=SLICES),
     "BarlowTwins": _projected(limits.BarlowTwins),
     "FroSSL": _projected(limits.FroSSL),
     "WMSE": _encoded(limits.WMSE),

@@ -16,6 +16,7 @@ from probssl.entropies import (
     Clusters,
     Collision,
     Entropy,
+    EppsPulley,
     Equipartition,
     KernelDensity,
     LogDeterminant,
@@ -23,6 +24,8 @@ from probssl.entropies import (
     PlugIn,
     Queue,
     QueuedKernelDensity,
+    Sketched,
+    SlicedWasserstein,
     VarianceCovariance,
 )
 from probssl.priors import Prior
@@ -53,6 +56,11 @@ def linear() -> nn.Linear:
 def clusters(entropy: Clusters) -> Clusters:
     nn.init.normal_(entropy.centres)
     return entropy
+
+
+def sketched(statistic: nn.Module) -> Sketched:
+    """With the slices of evaluation mode, which are always the same."""
+    return Sketched(statistic, 20, standardise=True).eval()
 
 
 def correlated(size: float) -> torch.Tensor:
@@ -240,9 +248,12 @@ ENTROPIES: dict[str, Made] = {
     "variance and covariance": (VarianceCovariance, gaussian_prior),
     "equipartition": (lambda: clusters(Equipartition(5, DIM)), gaussian_prior),
     "clusters": (lambda: clusters(Clusters(5, DIM)), gaussian_prior),
+    "Epps-Pulley": (lambda: sketched(EppsPulley()), gaussian_prior),
+    "sliced Wasserstein": (lambda: sketched(SlicedWasserstein()), gaussian_prior),
     "plug-in": (lambda: PlugIn(linear(), LogDeterminant()), gaussian_prior),
 }
-AXES = {"variance and covariance", "equipartition", "clusters", "plug-in"}
+SKETCHED = {"Epps-Pulley", "sliced Wasserstein"}
+AXES = {"variance and covariance", "equipartition", "clusters", "plug-in"} | SKETCHED
 SURROGATE = {"equipartition", "plug-in"}  # whose gradient is not that of the value
 JOINT = [
     name
@@ -280,7 +291,8 @@ def test_order_rotation_and_translation_do_not_matter(name, together):
     if name not in AXES:
         rotation = torch.linalg.qr(torch.randn(2 * z.shape[-1:])).Q
         assert_close(estimate(z @ rotation, prior), value)
-    if name not in AXES - {"variance and covariance"} and "on the" not in name:
+    moves = AXES - {"variance and covariance"} - SKETCHED
+    if name not in moves and "on the" not in name:
         assert_close(estimate(z + torch.tensor([3.0, -1.0, 0.5]), prior), value)
 
 

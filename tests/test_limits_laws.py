@@ -39,6 +39,7 @@ from probssl.limits import (
     InstanceDiscrimination,
     JointEmbedding,
     LearnedAffinity,
+    LeJEPA,
     LogDet,
     MaskedAutoencoder,
     MoCo,
@@ -53,6 +54,7 @@ from probssl.limits import (
     TiCo,
     TSimCLR,
     VICReg,
+    VISReg,
 )
 from probssl.limits._pair_affinity import neighbour_score
 from probssl.priors import Gaussian, Independent, Spherical
@@ -81,6 +83,8 @@ ON_Z: dict[str, Callable[[], nn.Module]] = {
     "FroSSL": lambda: FroSSL(nn.Identity()),
     "MMCR": lambda: MMCR(nn.Identity()),
     "TiCo": lambda: TiCo(nn.Identity(), dim=4),
+    "LeJEPA": lambda: LeJEPA(nn.Identity(), slices=6),
+    "VISReg": lambda: VISReg(nn.Identity(), slices=6),
     "Barlow Twins": lambda: BarlowTwins(nn.Identity()),
     "W-MSE": lambda: WMSE(nn.Identity()),
     "Euclidean W-MSE": lambda: WMSE(nn.Identity(), normalise=False),
@@ -117,6 +121,7 @@ SCALARS = ON_Z.keys() - {
     "SwAV",
     "DINO",
     "DSA",
+    "VISReg",
 }
 
 

@@ -174,11 +174,22 @@ class SlicedWasserstein(Statistic):
         + \frac{\lVert E_0 \rVert_F^2}{2 (d + 2)}
 
     The scale of a dimension counts as in the KL divergence, a mean twice as much, and
-    correlations d/2 + 1 times less. Where z collapses the gradient in the scale of a
-    dimension is −2, while that of `EppsPulley` vanishes.
+    correlations d/2 + 1 times less. Where z collapses the gradient of (1 − s)² is −2,
+    while that of `EppsPulley` vanishes.
 
     As published the standard deviation has no gradient in :math:`\hat z`
-    (stop-gradient): the gradient is not that of the value.
+    (stop-gradient), and so the gradient is that of no scalar. It leaves the slices a
+    pull on the scale, for a common one of
+
+    .. math:: \frac{2 d \, (\rho - \kappa)}{s + \epsilon}, \qquad
+        \rho = \frac{s}{s + \epsilon}, \qquad \kappa = E_a \frac1n \sum_j
+        \frac{u_{(j)}}{\rho} \, \Phi^{-1}\Big(\frac{j}{n + 1}\Big) < 1
+
+    which is inwards for :math:`\rho > \kappa` and exceeds the 2 d of the scales where
+    s is below about 1 − κ: few items, or slices far from normal, shrink a small z to
+    :math:`s \approx \epsilon \kappa / (1 - \kappa)`. Normal z of 128 items in 64
+    dimensions shrink at s from 0.004 to 0.02, those of 512 items do not. There is no
+    such pull in `Sketched` with `standardise`.
 
     Arguments:
         epsilon: Added to a standard deviation before it divides.

@@ -239,6 +239,8 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     ),
     "t-MoCo": lambda: limits.MoCo(encoder(), queue=24, prior=TSNE(None, 1.0, 5.0)),
     "VICReg": lambda: limits.VICReg(encoder(), projector()),
+    "LeJEPA": lambda: limits.LeJEPA(encoder(), projector(), slices=8),
+    "VISReg": lambda: limits.VISReg(encoder(), slices=8),
     "LogDet": lambda: limits.LogDet(encoder()),
     "LDM": lambda: limits.Embedding(
         encoder(),
