@@ -279,11 +279,12 @@ class Sketched(Entropy):
         if not self.standardise:
             _check_fixed(prior)
         sample = z.flatten(0, 1).unsqueeze(0) if self.pooled else z.transpose(0, 1)
-        entropy = 0.5 * z.shape[-1] * math.log(2 * math.pi * math.e)
+        log_scale: Tensor | float = 0.0
         if self.standardise:
             sample, log_scale = _standardised(sample)
-            entropy = entropy + log_scale
-        return entropy - self.statistic(sample, self.directions(z)).mean()
+        divergence = self.statistic(sample, self.directions(z)).mean()
+        unit = 0.5 * z.shape[-1] * math.log(2 * math.pi * math.e)
+        return unit + log_scale - divergence
 
     def directions(self, z: Views) -> Directions:
         """Unit vectors for z, drawn uniformly from the sphere."""
