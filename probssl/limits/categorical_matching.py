@@ -55,16 +55,16 @@ from ._base import JointEmbedding, over_pairs
 
 __all__ = ["CategoricalMatching"]
 
-PROBABILITY = partial(between, low=0, high=1, hint="0.95 is a start", open=True)
+PROBABILITY = partial(between, low=0, high=1, hint="0.9 is published", open=True)
 
 
 class CategoricalMatching(JointEmbedding):
     r"""A symmetric prior over pairs of classes, plus the entropy of classes, in nats.
 
     The encoder's output, or the projector's, are the logits of the classes; their
-    number is its dimension. A low `match` at the start, which spreads the items over
-    the classes before it separates these, is a schedule: ``fit(…, schedules={"match":
-    ps.train.linear(0.5, 0.95)})``.
+    number is its dimension. Published is a `match` that rises during training, so that
+    items spread over the classes before these separate:
+    ``fit(…, schedules={"match": ps.train.linear(0.5, 0.9)})``.
 
     Arguments:
         encoder, projector: As in `JointEmbedding`.
@@ -85,7 +85,7 @@ class CategoricalMatching(JointEmbedding):
         encoder: nn.Module,
         projector: nn.Module | None = None,
         *,
-        match: float | None = 0.95,
+        match: float | None = 0.9,
         all_views: bool = True,
     ) -> None:
         super().__init__(encoder, projector)
