@@ -258,7 +258,7 @@ def test_the_estimate_equals_plain_sums(kind, pooled, standardise):
     torch.manual_seed(7)
     ours = estimate(z)
     torch.manual_seed(7)
-    a = torch.randn(5, 4)
+    a = torch.randn(5, 4, dtype=torch.float32).double()
     a = a / a.norm(dim=1, keepdim=True)
     samples = [z.flatten(0, 1)] if pooled else z.unbind(1)
     expected = torch.zeros(())

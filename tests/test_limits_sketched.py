@@ -79,7 +79,7 @@ def test_each_is_minus_its_loss_times_a_factor(kind, loss, weight, views, pooled
         torch.manual_seed(5)
         ours = sum(objective(Batch(z)))
         torch.manual_seed(5)
-        a = torch.randn(SLICES, dim).T
+        a = torch.randn(SLICES, dim, dtype=torch.float32).double().T
         plain = -factor * loss(z.transpose(0, 1), a / a.norm(dim=0), weight, pooled)
         constants.append((ours - plain).detach())
         assert_same(ours - constants[0], plain, z)

@@ -287,14 +287,14 @@ class Sketched(Entropy):
         return unit + log_scale - divergence
 
     def directions(self, z: Views) -> Directions:
-        """Unit vectors for z, drawn uniformly from the sphere."""
+        """Unit vectors for z, uniform on the sphere, drawn alike for every dtype."""
         shape = (self.slices, z.shape[-1])
         if self.training:
-            normal = from_main(torch.randn(shape, dtype=z.dtype, device=z.device))
+            normal = from_main(torch.randn(shape, dtype=torch.float32, device=z.device))
         else:
             seed = torch.Generator().manual_seed(0)
-            normal = torch.randn(shape, generator=seed, dtype=torch.float32).to(z)
-        return normalize(normal, dim=-1)
+            normal = torch.randn(shape, generator=seed, dtype=torch.float32)
+        return normalize(normal.to(z), dim=-1)
 
 
 def _standardised(z: Sample) -> tuple[Sample, Float[Tensor, ""]]:
