@@ -12,7 +12,6 @@ benchmarks/results/commits.json.
 Takes six minutes on one CPU core.
 """
 
-import argparse
 import math
 import os
 import statistics
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import digits, report
+from measure import digits, options, report
 from tqdm import tqdm
 
 ITEMS, BATCH, DIM, SCALE, HIDDEN, PAIRS = 2_048, 64, 10, 0.15, (256, 256), 60
@@ -173,11 +172,11 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = options(__doc__, device=False)
     parser.add_argument("checkout", type=Path, help="the other checkout")
     parser.add_argument("--turns", help="(in a process of its own) take turns")
     arguments = parser.parse_args()
     if arguments.turns:
         turns(arguments.turns)
     else:
-        main(arguments.checkout.resolve())
+        main(arguments.checkout.resolve(), results=arguments.out / RESULTS.name)

@@ -23,12 +23,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from measure import digits, report, table
+from measure import digits, options, report, table
 from tqdm import tqdm
 
 import probssl as ps
 
 EVENT, DIM, ITEMS, HIDDEN = (1, 8, 8), 10, 128, (256, 256)
+FIRST = "--first"  # step of the name that follows, in a process of its own
 RESULTS = Path(__file__).parent / "results" / "compiling.json"
 
 
@@ -108,7 +109,7 @@ def first_step(name: str) -> tuple[float, str]:
 
 def in_fresh_process(name: str, cache: str) -> tuple[float, str]:
     """The first step in a new process that keeps its compiled graphs in this folder."""
-    command = [sys.executable, __file__, name]
+    command = [sys.executable, __file__, FIRST, name]
     variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
     done = subprocess.run(
         command, env=variables, stdout=subprocess.PIPE, text=True, check=True
@@ -145,7 +146,7 @@ def main(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        print(json.dumps(first_step(sys.argv[1])))
+    if len(sys.argv) == 3 and sys.argv[1] == FIRST:
+        print(json.dumps(first_step(sys.argv[2])))
     else:
-        main()
+        main(results=options(__doc__, device=False).parse_args().out / RESULTS.name)

@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measure import digits, report, table
+from measure import digits, options, report, table
 from subjects import HIDDEN, simvae
 from torch import Tensor
 
@@ -83,4 +83,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    main(results=options(__doc__, device=False).parse_args().out / RESULTS.name)

@@ -191,4 +191,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main(device=options(__doc__).parse_args().device)
+    arguments = options(__doc__).parse_args()
+    main(device=arguments.device, results=arguments.out / RESULTS.name)

@@ -18,9 +18,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from measure import Timing, compared, interleaved, report, table
+from measure import Timing, compared, interleaved, options, report, table
 
 BLOCKS, ITEMS = 7, 128
+FIRST = "--first"  # step of the name that follows, in a process of its own
 RESULTS = Path(__file__).parent / "results" / "imports.json"
 IMPORTS = {"torch and pyro": "import torch, pyro", "probssl": "import probssl"}
 
@@ -69,7 +70,7 @@ STEPS = {"by hand": by_hand, "fit": by_fit}
 
 def in_fresh_process(name: str) -> float:
     """Seconds of this first step in a new process."""
-    command = [sys.executable, __file__, name]
+    command = [sys.executable, __file__, FIRST, name]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(run.stdout)
 
@@ -102,7 +103,7 @@ def main(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        print(STEPS[sys.argv[1]]())
+    if len(sys.argv) == 3 and sys.argv[1] == FIRST:
+        print(STEPS[sys.argv[2]]())
     else:
-        main()
+        main(results=options(__doc__, device=False).parse_args().out / RESULTS.name)

@@ -18,7 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import digits, matrix_ceiling, peak_memory, report, seconds_of, table
+from measure import (
+    digits,
+    matrix_ceiling,
+    options,
+    peak_memory,
+    report,
+    seconds_of,
+    table,
+)
 from numpy import ndarray as Array
 from torch import Tensor
 
@@ -115,4 +123,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    main(results=options(__doc__, device=False).parse_args().out / RESULTS.name)

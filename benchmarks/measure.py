@@ -40,6 +40,8 @@ __all__ = [
     "table",
 ]
 
+# Where a benchmark writes, unless --out says otherwise.
+OUT = Path(__file__).parent.parent / "runs" / "results"
 Subject = Callable[[], object]
 Name = TypeVar("Name")
 # Writing 5 here resets the peak of the resident memory to the present value.
@@ -125,10 +127,19 @@ def device_of(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def options(description: str) -> argparse.ArgumentParser:
-    """The command line of every benchmark, described by its first line."""
-    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
-    parser.add_argument("--device", default="auto", help="cpu or cuda")
+def options(description: str | None, *, device: bool = True) -> argparse.ArgumentParser:
+    """The command line of every benchmark, described by its first line.
+
+    Arguments:
+        device: Whether it runs on a GPU as well.
+    """
+    first = (description or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=first)
+    if device:
+        parser.add_argument("--device", default="auto", help="cpu or cuda")
+    text = "folder of the results; benchmarks/results replaces the committed ones "
+    text += "(default: runs/results)"
+    parser.add_argument("--out", type=Path, default=OUT, help=text)
     return parser
 
 

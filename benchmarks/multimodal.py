@@ -18,7 +18,6 @@ References:
     2021), for MVTCAE
 """
 
-import argparse
 import sys
 import time
 from importlib import import_module
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import report
+from measure import options, report
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
@@ -154,6 +153,7 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = options(__doc__, device=False)
     parser.add_argument("--seeds", type=int, default=experiment.SEEDS)
-    main(parser.parse_args().seeds)
+    arguments = parser.parse_args()
+    main(arguments.seeds, results=arguments.out / RESULTS.name)

@@ -103,4 +103,5 @@ if __name__ == "__main__":
     parser.add_argument("--large", action="store_true")
     arguments = parser.parse_args()
     large = arguments.large or device_of(arguments.device).type == "cuda"
-    main(many=(MANY, LARGE) if large else (MANY,), device=arguments.device)
+    many, path = (MANY, LARGE) if large else (MANY,), arguments.out / RESULTS.name
+    main(many=many, device=arguments.device, results=path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from measure import compared, interleaved, report, table
+from measure import compared, interleaved, options, report, table
 from torch import Tensor, nn
 
 import probssl as ps
@@ -87,4 +87,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    main(results=options(__doc__, device=False).parse_args().out / RESULTS.name)

@@ -179,4 +179,5 @@ if __name__ == "__main__":
         path, sizes = arguments.worker
         work(Path(path), *json.loads(sizes))
     else:
-        main(arguments.processes, device=arguments.device)
+        path = arguments.out / RESULTS.name
+        main(arguments.processes, device=arguments.device, results=path)

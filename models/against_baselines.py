@@ -331,6 +331,6 @@ if __name__ == "__main__":
         print(report.choices(saved, CHOICES[0]))
     elif options.choose:
         torch.set_num_threads(1)
-        choose()
+        choose(results=options.out)
     else:
-        main(methods=tuple(options.methods))
+        main(methods=tuple(options.methods), results=options.out)

@@ -338,4 +338,4 @@ def command(experiment: Experiment, about: str | None) -> None:
         print(table(experiment, saved))
     else:
         given = options.names, options.seeds, options.epochs
-        print(table(experiment, run(experiment, *given)))
+        print(table(experiment, run(experiment, *given, results=options.out)))

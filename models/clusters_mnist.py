@@ -452,4 +452,4 @@ if __name__ == "__main__":
         saved = read(RESULTS / "clusters_mnist.json")
         print(table(saved), shares(saved), sep="\n\n")
     else:
-        main(options.seeds)
+        main(options.seeds, results=options.out)

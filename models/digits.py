@@ -453,8 +453,8 @@ if __name__ == "__main__":
         print(table(figures, SCORES), table(figures, MATRIX), sep="\n\n")
         print(choices(report.read(CHOICES)))
     elif options.choose is not None:
-        choose(tuple(options.choose or BEFORE))
+        choose(tuple(options.choose or BEFORE), results=options.out / CHOICES.name)
     elif options.seed is not None:
         one_seed(options.seed, EPOCHS, METHODS, report.ROOT / "runs" / "digits")
     else:
-        main()
+        main(results=options.out / RESULTS.name)

@@ -161,4 +161,4 @@ if __name__ == "__main__":
     if options.tables:
         print(tables(report.read(report.RESULTS / "limits_mnist.json")))
     else:
-        main(tuple(options.methods))
+        main(tuple(options.methods), results=options.out)

@@ -290,4 +290,5 @@ if __name__ == "__main__":
     if options.tables:
         print(table(report.read(report.RESULTS / "multimodal_halves.json")))
     else:
-        main(tuple(options.methods), options.seeds, jobs=options.jobs)
+        given = tuple(options.methods), options.seeds
+        main(*given, results=options.out, jobs=options.jobs)

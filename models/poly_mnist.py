@@ -406,6 +406,6 @@ if __name__ == "__main__":
         print(report.choices(saved, SETTING, 1))
     elif options.choose:
         torch.set_num_threads(1)
-        choose()
+        choose(results=options.out)
     else:
-        main(options.seeds, jobs=options.jobs)
+        main(options.seeds, results=options.out, jobs=options.jobs)

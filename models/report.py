@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results"  # committed, and read by --tables
+OUT = ROOT / "runs" / "results"  # where a script writes, unless --out says otherwise
 VALID = 5_000
 
 Parts = dict[str, ps.data.Split]
@@ -31,30 +32,35 @@ Row = dict[str, Any]
 
 
 def parser(about: str | None) -> ArgumentParser:
-    """The command line of a script, from its docstring: so far `--tables`."""
+    """The command line of a script, from its docstring: `--tables` and `--out`."""
     made = ArgumentParser(description=(about or "").partition("\n")[0])
-    made.add_argument("--tables", action="store_true", help="of the saved figures")
+    made.add_argument("--tables", action="store_true", help="of the committed figures")
+    text = "folder of the results; benchmarks/results replaces the committed ones "
+    text += "(default: runs/results)"
+    made.add_argument("--out", type=Path, default=OUT, help=text)
     return made
 
 
 def command(
     about: str | None,
-    main: Callable[[], Any],
-    tables: Callable[[], str],
-    choose: Callable[[], Any] | None = None,
+    main: Callable[..., Any],
+    tables: Callable[[], str] | None = None,
+    choose: Callable[..., Any] | None = None,
 ) -> None:
     """Run a script without other arguments: `main`, `--tables`, or `--choose`."""
     made = parser(about)
     if choose is not None:
         made.add_argument("--choose", action="store_true", help="on validation data")
     options = made.parse_args()
-    if options.tables:
+    if options.tables and tables is None:
+        made.error("this script prints no tables of its figures")
+    if options.tables and tables is not None:
         print(tables())
     elif choose is not None and options.choose:
         torch.set_num_threads(1)
-        choose()
+        choose(results=options.out)
     else:
-        main()
+        main(results=options.out)
 
 
 def parts(data: ps.data.Dataset, most: int = VALID, levels: int | None = None) -> Parts:

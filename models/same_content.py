@@ -151,4 +151,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    report.command(__doc__, main)

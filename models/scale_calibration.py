@@ -142,4 +142,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    options = report.parser(__doc__).parse_args()
+    main(results=options.out / RESULTS.name)

@@ -254,4 +254,4 @@ if __name__ == "__main__":
         path = report.RESULTS / f"simvae_{options.data}.json".replace("-", "_")
         print(tables(report.read(path)))
     else:
-        main(options.data, jobs=options.jobs)
+        main(options.data, results=options.out, jobs=options.jobs)

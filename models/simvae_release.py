@@ -190,4 +190,4 @@ if __name__ == "__main__":
     if options.tables:
         print(tables(report.read(report.RESULTS / "simvae_release.json")))
     else:
-        main(tuple(options.runs))
+        main(tuple(options.runs), results=options.out)

@@ -306,4 +306,5 @@ if __name__ == "__main__":
         print(table(report.read(report.RESULTS / "vae_baselines.json")))
     else:
         torch.set_num_threads(1)
-        main(tuple(options.names), options.epochs, options.seeds)
+        given = tuple(options.names), options.epochs, options.seeds
+        main(*given, results=options.out)

@@ -41,6 +41,7 @@ from .joint import Joint
 from .posterior.contents import draw_content
 from .posterior.items import BAR_DELAY, evaluating
 from .posterior.joints import check_guides, check_proper, check_spread, joint_of
+from .reading import guarded, parsed
 from .terms import Batch
 
 __all__ = ["ChiSquare", "Ranks", "Simulated", "latent_ranks", "latent_tarp", "rank"]
@@ -170,9 +171,18 @@ class Ranks(_Ranks):
 
     @staticmethod
     def from_json(text: str) -> "Ranks":
-        """Read the ranks that `to_json` wrote."""
-        read = json.loads(text)
-        return Ranks(np.array(read["ranks"]), read["draws"])
+        """Read the ranks that `to_json` wrote.
+
+        Raises:
+            ValueError: If they are none: whole numbers from 0 to the number of draws.
+        """
+        with guarded("the text", "Ranks.to_json writes it", "give what it wrote"):
+            read = parsed(text.encode())
+            ranks, draws = np.array(read["ranks"]), read["draws"]
+            whole = ranks.size and ranks.dtype.kind == "i" and type(draws) is int
+            if not (whole and ranks.min() >= 0 and ranks.max() <= draws):
+                raise ValueError("ranks are not numbers from 0 to draws")
+        return Ranks(ranks, draws)
 
 
 @typed

@@ -55,7 +55,8 @@ MAPPED = 1_000  # items in the figure of the latents, at most
 OVERALL = "comparison.json", "comparison.png", "matrix.png"  # of `compare`
 DERIVED = ["history.json", "curves.png", "map.png", "posterior.nc"]  # of one run
 DERIVED += ["reconstructions.png", "samples.png"]
-MISUSE = (ValueError, TypeError, OSError, FloatingPointError)
+MISUSE = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
+NO_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,10 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start()
             options.run(options)
             barrier()
-    except MISUSE as error:
+    except (*MISUSE, RuntimeError) as error:
+        if not isinstance(error, MISUSE) and not NO_MEMORY.search(str(error)):
+            raise
         which = "" if is_main() else f" in process {rank()}"
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         text = _as_options(f"{error}{notes}", vars(options))
+        if isinstance(error, RuntimeError | MemoryError):
+            reason = text.splitlines()[0] if text else "it is used up"
+            text = f"expected enough memory, got {reason}; take a smaller --dim, or "
+            text += "fewer --items"
         print(f"probssl{which}: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
@@ -416,18 +423,18 @@ def _inspect(options: argparse.Namespace) -> None:
         )
         print("ps.load(folder, into=objective)")
         for change in description.get("changed", []):
-            print("changed:", change)
+            print("changed:", _printable(change))
         numbers = sum(t.numel() for t in weights(options.folder, description).values())
         print(f"{numbers:,} numbers, {description['dtype']}")
     else:
         objective = load_objective(options.folder)
         numbers = sum(p.numel() for p in objective.parameters())
         print(f"{objective}\n{numbers:,} parameters, {description['dtype']}")
-    for name, value in description["notes"].items():
+    for name, value in description.get("notes", {}).items():
         if name == "versions":
             value = ", ".join(" ".join(pair) for pair in value.items())
         if name != "history":
-            print(f"{name}: {value}")
+            print(_printable(f"{name}: {value}"))
     names = (path.name for path in options.folder.iterdir())
     print("files:", ", ".join(sorted(name for name in names if name[0] != ".")))
 
@@ -448,9 +455,14 @@ def _outline(part: Any, name: str = "", depth: int = 0) -> Iterator[str]:
         text = f"{part['foreign']} *" if "foreign" in part else text
     else:
         text = _in_short(part)
-    yield "  " * depth + (f"{name}: " if name else "") + text
+    yield "  " * depth + _printable((f"{name}: " if name else "") + text)
     for key, each in inside.items():
         yield from _outline(each, key, depth + 1)
+
+
+def _printable(text: str) -> str:
+    """A text of a file without what would steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _in_short(value: Any) -> str:

@@ -9,8 +9,8 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +27,7 @@ from ._arguments import NAMES, ForeignError, build, describe
 from ._compared import differences, look, original, uncompared
 from .arguments import folder as checked_folder
 from .arguments import typed
+from .reading import digest, guarded, header, opened, parsed, stored
 from .runtime.buffers import storable, unshare
 from .runtime.distributed import barrier, is_main
 from .runtime.files import locked, move, write
@@ -39,7 +40,11 @@ FORMAT = 3
 DESCRIPTION, WEIGHTS = "probssl.json", "model.safetensors"
 NEW = f"{WEIGHTS}.new"  # until the description that belongs to it is in place
 PATIENCE = 60.0  # seconds in which another process may finish its save
-KINDS = {"objective": dict, "format": int, "extra": dict, "frozen": list}
+# What a description holds; a few that older versions did not write may be absent.
+KINDS: dict[str, type] = {"format": int, "objective": dict, "dtype": str}
+KINDS |= {"save": str, "notes": dict, "frozen": list, "extra": dict, "changed": list}
+KINDS |= {"built": dict, "weights": str, "digest": str}
+NEEDED = {"format", "objective", "dtype"}
 LIKELIHOODS = "CoupledLikelihoods"  # what `Coupled` was before format 3
 # Arguments that version 0.1.0 wrote under another name.
 RENAMED: dict[str, dict[str, str]] = {
@@ -59,6 +64,9 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
     names networks and parameters in plain lists, dictionaries or objects, which are not
     saved, and what `load` cannot compare.
 
+    The description has digests of itself and of the weights, by which `load` sees a
+    changed bit.
+
     If the process dies while it writes over an earlier save, the folder holds all of
     the old objective or all of the new. Of several processes, all of which call it, the
     first one writes.
@@ -72,8 +80,8 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
     Raises:
         OSError: If the folder cannot be written; what it held before stays.
         TypeError: If a note, or an extra state of a module, is of another kind.
-        ValueError: If a note has a number that is not finite, or a tensor is sparse or
-            of a type that safetensors has not.
+        ValueError: If a note or a parameter has a number that is not finite, or a
+            tensor is sparse or of a type that safetensors has not.
     """
     folder = checked_folder("folder", folder)
     if is_main():
@@ -108,8 +116,10 @@ def save(objective: nn.Module, folder: str | os.PathLike[str], **notes: Any) -> 
             )
         state = {original(name): x for name, x in objective.state_dict().items()}
         tensors = {k: storable(k, x) for k, x in state.items() if isinstance(x, Tensor)}
+        _check_finite(objective, tensors, "fit with a lower learning_rate, or set clip")
         extra = {k: _extra(k, x) for k, x in state.items() if k not in tensors}
-        description["extra"] = extra
+        description |= {"extra": extra, "weights": digest("", tensors)}
+        description["digest"] = digest(description)
         _write(folder, description, tensors)
     barrier()
     return folder
@@ -137,10 +147,12 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no saved objective.
-        ValueError: If a file is damaged, if `into` is needed and not given, if it was
-            built otherwise, or if the weights do not fit.
+        ValueError: If a file is damaged, is a link out of the folder or declares more
+            than it holds; if a parameter is not finite; if `into` is needed and not
+            given, if it was built otherwise, or if the weights do not fit.
     """
     description, tensors = _both(folder)
+    path = Path(folder) / DESCRIPTION
     if into is None:
         if description.get("changed"):
             raise ValueError(
@@ -148,7 +160,9 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
                 f"{description['changed'][0]}; build the objective with the same "
                 "changes and give it as into"
             )
-        objective = _built(description, sum(t.numel() for t in tensors.values()))
+        numbers = sum(t.numel() for t in tensors.values())
+        with _guarded(path):
+            objective = _built(description, numbers)
         objective.to(getattr(torch, description["dtype"]))
     else:
         objective = into
@@ -163,11 +177,13 @@ def load(folder: str | os.PathLike[str], into: nn.Module | None = None) -> nn.Mo
     _make_room(objective, tensors)
     names = {original(name): name for name in objective.state_dict()}
     try:
+        _check_kinds(objective, tensors)
+        _check_finite(objective, tensors, "load an earlier save")
         objective.load_state_dict(
             {names.get(name, name): value for name, value in state.items()},
             assign=into is None,
         )
-    except RuntimeError as error:
+    except Exception as error:
         if before is not None:  # some layers are loaded already
             for module, name in absent:
                 module._buffers[name] = None
@@ -221,26 +237,17 @@ def _check_class(into: nn.Module, saved: str | None, folder: Any) -> None:
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read and check the description of a saved objective."""
     path = Path(folder) / DESCRIPTION
-    if not path.is_file():
+    if not path.exists():
         raise _absent(path)
-    with _intact(path, ValueError, KeyError, TypeError):
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, dtype = description["format"], description["dtype"]
-        for key in description.keys() & KINDS.keys() | {"objective"}:
-            if not isinstance(description[key], KINDS[key]):
-                raise ValueError(f"{key} is no {KINDS[key].__name__}")
-        kind = getattr(torch, dtype, None)
-        if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
-            raise ValueError(f"no dtype {dtype!r}")
-    if version > FORMAT:
-        raise ValueError(
-            f"expected a file of format {FORMAT} or older, got {version}; it was "
-            "written by a newer probssl: upgrade"
-        )
-    for older, renewed in ((1, _renewed), (2, _coupled)):
-        if version <= older:
-            text = json.dumps(description["objective"])
-            description["objective"] = json.loads(text, object_hook=renewed)
+    with _guarded(path):
+        with opened(path, Path(folder)) as file:
+            description: dict[str, Any] = parsed(file.read())
+        _check_description(description)
+        version = description["format"]
+        for older, renewed in ((1, _renewed), (2, _coupled)):
+            if version <= older:
+                text = json.dumps(description["objective"])
+                description["objective"] = json.loads(text, object_hook=renewed)
     if version < 3:
         built = description.get("built", {})
         built |= {k: LIKELIHOODS for k, kind in built.items() if kind == "Coupled"}
@@ -252,8 +259,62 @@ def weights(
 ) -> dict[str, Tensor]:
     """Read the tensors of a saved objective, by name."""
     path = _weights(Path(folder), description)
-    with _intact(path, SafetensorError, OSError):
-        return load_file(path)
+    with _guarded(path):
+        tensors, _ = stored(path, Path(folder))
+        if description.get("weights", found := digest("", tensors)) != found:
+            raise ValueError("its digest is not that in the description")
+    return tensors
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Raise an error for a description that `save` did not write."""
+    version = description.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(
+            f"expected a file of format {FORMAT} or older, got {version}; it was "
+            "written by a newer probssl: upgrade"
+        )
+    for key in {*description, *NEEDED}:
+        if key not in KINDS or type(description.get(key)) is not KINDS[key]:
+            raise ValueError(f"{key} is no {KINDS.get(key, str).__name__}")
+    for key in ("frozen", "changed"):
+        if not all(isinstance(name, str) for name in description.get(key, [])):
+            raise ValueError(f"{key} is no list of names")
+    if not all(isinstance(x, str) for x in description.get("built", {}).values()):
+        raise ValueError("built is no dictionary of texts")
+    dtype = getattr(torch, description["dtype"], None)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"no dtype {description['dtype']!r}")
+    written = {key: x for key, x in description.items() if key != "digest"}
+    if description.get("digest", found := digest(written)) != found:
+        raise ValueError(
+            "its digest is that of another text; if you changed it yourself, remove "
+            "the line with digest"
+        )
+
+
+def _check_kinds(objective: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raise an error for whole numbers in place of floating point, and so on."""
+    state = {original(name): x for name, x in objective.state_dict().items()}
+    for name in state.keys() & tensors.keys():
+        if _kind(state[name].dtype) != (kind := _kind(tensors[name].dtype)):
+            raise ValueError(f"{kind} numbers for {name}")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    floating = "floating" if dtype.is_floating_point else "whole"
+    return "complex" if dtype.is_complex else floating
+
+
+def _check_finite(objective: nn.Module, tensors: dict[str, Tensor], hint: str) -> None:
+    """Raise an error for a parameter that is not finite."""
+    for name, _ in objective.named_parameters():
+        x = tensors.get(original(name))
+        if x is not None and not x.isfinite().all():
+            raise ValueError(
+                f"expected finite numbers in the parameter {name}, got NaN or "
+                f"infinity; {hint}"
+            )
 
 
 def _both(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -359,9 +420,9 @@ def _text(path: Path) -> str:
 def _weights(folder: Path, description: dict[str, Any]) -> Path:
     """The file of weights that the description belongs to."""
     for path in (folder / WEIGHTS, folder / NEW):
-        if path.is_file():
-            with _intact(path, SafetensorError, OSError), safe_open(path, "pt") as file:
-                found = (file.metadata() or {}).get("save")
+        if path.exists():
+            with _guarded(path):
+                found = header(path, folder)[1].get("save")
             if found == description.get("save") or (
                 found is None and path.name == WEIGHTS
             ):
@@ -374,16 +435,8 @@ def _weights(folder: Path, description: dict[str, Any]) -> Path:
     )
 
 
-@contextmanager
-def _intact(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Raise a ValueError that names the file in place of these errors."""
-    try:
-        yield
-    except errors as error:
-        raise ValueError(
-            f"expected {path} as ps.save writes it, got a damaged file ({error!r}); "
-            "save the objective again"
-        ) from None
+def _guarded(path: Path) -> AbstractContextManager[None]:
+    return guarded(path, "ps.save writes it", "save the objective again")
 
 
 def _absent(path: Path) -> FileNotFoundError:
@@ -419,10 +472,29 @@ def _coupled(description: dict[str, Any]) -> dict[str, Any]:
 # The objective
 
 
+SIZES: dict[str, Callable[..., int]] = {
+    name: lambda size, *_, **__: math.prod(size)
+    for name in ("empty", "empty_strided", "full", "ones", "rand", "randn", "zeros")
+}
+SIZES |= {
+    f"new_{name}": lambda _, size, *__, **___: math.prod(size)
+    for name in ("empty", "empty_strided", "full", "ones", "zeros")
+}
+SIZES |= {
+    "arange": lambda *ends, **_: int(abs(max(ends[:2]) - min((0, *ends[:2])))),
+    "eye": lambda *sides, **_: math.prod((*sides, *sides)[:2]),
+    "linspace": lambda start, end, steps, **_: steps,
+    "randint": lambda *numbers, **_: math.prod(numbers[-1]),
+    "randperm": lambda n, **_: n,
+    "repeat": lambda x, sizes, **_: x.numel() * math.prod(sizes),
+    "tril_indices": lambda rows, columns, *_, **__: rows * columns,
+    "triu_indices": lambda rows, columns, *_, **__: rows * columns,
+}
+LEAST = 64  # numbers that a tensor counts as, for what it takes beside them
+
+
 class _Bounded(TorchDispatchMode):
     """Refuses to make more numbers than the weights in the file account for."""
-
-    MAKERS = ("empty", "full", "ones", "rand", "randn", "zeros")
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -431,22 +503,23 @@ class _Bounded(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func.overloadpacket.__name__ in self.MAKERS:
-            self.left -= math.prod(args[0])
+        options = kwargs or {}
+        if size := SIZES.get(func.overloadpacket.__name__):
+            self.left -= max(LEAST, size(*args, **options))
             if self.left < 0:
                 raise ValueError(
                     f"expected {WEIGHTS} to hold the weights that {DESCRIPTION} "
                     "declares, got far fewer; save the objective again"
                 )
-        return func(*args, **(kwargs or {}))
+        return func(*args, **options)
 
 
 def _built(description: dict[str, Any], numbers: int) -> nn.Module:
     """The objective as its constructor builds it; the random state stays as it was."""
-    wrong = AttributeError, KeyError, TypeError
-    with _intact(Path(DESCRIPTION), *wrong), restored_randomness():
-        with _Bounded(numbers):
-            objective: nn.Module = build(description["objective"])
+    with restored_randomness(), _Bounded(numbers):
+        objective: Any = build(description["objective"])
+    if not isinstance(objective, nn.Module):
+        raise ValueError(f"expected a module, got {type(objective).__name__}")
     return objective
 
 
@@ -461,7 +534,7 @@ def _changes(objective: nn.Module, description: dict[str, Any]) -> list[str]:
         built = _built(description, numbers)
     except ForeignError:
         raise
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:
         return [f"arguments that build no objective again ({error})"]
     built.to(getattr(torch, _dtype(objective)))
     return differences(look(objective), look(built))

@@ -509,9 +509,9 @@ def test_fashion_mnist_takes_the_whole_or_the_first_20000(tmp_path, train):
         ("file", "expected 9 bytes, 1 or more, .* got 8", idx(pixels(3, 3))[:-1]),
         ("file", "expected 9 bytes, .* got more", idx(pixels(3, 3)) + b"\0"),
         ("file", "expected 0 bytes, 1 or more", idx(pixels(0, 3))),
-        ("file.gz", "file.gz cannot be", gzip.compress(idx(pixels(900)))[:-100]),
-        ("file.gz", "file.gz cannot be", b"plain"),
-        ("file.gz", "file.gz cannot be", b"\x1f\x8b\x08" * 9),
+        ("file.gz", "file.gz as .* damaged", gzip.compress(idx(pixels(900)))[:-100]),
+        ("file.gz", "file.gz as .* damaged", b"plain"),
+        ("file.gz", "file.gz as .* damaged", b"\x1f\x8b\x08" * 9),
     ],
 )
 def test_damaged_idx_files_are_refused(tmp_path, name, message, content):
@@ -624,7 +624,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not(
 @pytest.mark.parametrize(
     "order, message",
     [
-        (b"cos\nsystem\n(V:\ntR.", "is not a CIFAR-10 batch.*refers to os.system"),
+        (b"cos\nsystem\n(V:\ntR.", "as a CIFAR-10 batch.*refers to os.system"),
         (b"cbuiltins\neval\n(V1\ntR.", "refers to builtins.eval"),
         (b"cnumpy\nload\n(V/\ntR.", "refers to numpy.load"),
         (b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.", "refers to numpy.ndarray"),
@@ -632,7 +632,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not(
         (b"c_codecs\nencode\n(VA\nVzlib\ntR.", "expected latin1, got encoding 'zlib'"),
         (b"cnumpy\nndarray\n(K\1tR.", "not callable"),
         (b"}.", "'data'"),
-        (b"", "Ran out of input"),
+        (b"", "exhausted"),
         (b"Pelsewhere\n.", "persistent"),
         (canonical(pixels(4, 3072), range(3)), r"got \(4, 3072\) and 3"),
     ],
@@ -682,7 +682,7 @@ def test_cifar10_reads_packed_jpegs(tmp_path):
 
 def test_damaged_packed_jpegs_are_refused(tmp_path):
     write_jpegs(tmp_path, size=(16, 16))
-    with pytest.raises(ValueError, match=r"0 of .*train-jpeg.npz: got \(16, 16\)"):
+    with pytest.raises(ValueError, match=r"0 of .*train-jpeg.npz as .*got \(16, 16\)"):
         data.cifar10(tmp_path)
     write_jpegs(tmp_path)
     path = tmp_path / "cifar10-test-jpeg.npz"
@@ -787,10 +787,10 @@ def test_npz_refuses_axes_that_can_be_read_in_two_ways(tmp_path):
 def test_npz_never_opens_pickled_objects(tmp_path):
     trace = tmp_path / "trace"
     x = np.array([Call(open, str(trace), "w")] * 2, dtype=object)
-    with pytest.raises(ValueError, match="mine.npz cannot be read: Object arrays"):
+    with pytest.raises(ValueError, match="mine.npz as .*Object arrays"):
         data.npz(archive(tmp_path, x=x))
     (tmp_path / "mine.npz").write_bytes(pickle.dumps(x))
-    with pytest.raises(ValueError, match="another format"):
+    with pytest.raises(ValueError, match="damaged"):
         data.npz(tmp_path / "mine.npz")
     assert not trace.exists()
 
@@ -883,14 +883,14 @@ def test_image_folder_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"every class folder, got none in .*/a;"):
         data.image_folder(tmp_path)
     (tmp_path / "a" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="0.png cannot be read"):
+    with pytest.raises(ValueError, match="0.png as a picture"):
         data.image_folder(tmp_path)
     Image.fromarray(np.zeros((3, 3), np.uint16)).save(tmp_path / "a" / "0.png")
-    with pytest.raises(ValueError, match="not 8 bits"):
+    with pytest.raises(ValueError, match="8 bits a channel, got"):
         data.image_folder(tmp_path)
     colours = pixels(3, 3, 3)  # which Pillow cannot write with 16 bits
     (tmp_path / "a" / "0.png").write_bytes(png_of_16_bits(colours))
-    with pytest.raises(ValueError, match="mode RGB, not 8 bits"):
+    with pytest.raises(ValueError, match="got mode RGB with more"):
         data.image_folder(tmp_path)
 
 

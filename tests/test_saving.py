@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -197,6 +198,7 @@ def test_a_folder_without_constants_loads_in_silence(tmp_path):
     description = json.loads(path.read_text())
     built = description["built"].items()
     description["built"] = {k: v for k, v in built if " captures " not in k}
+    del description["digest"]
     path.write_text(json.dumps(description))
     ps.load(tmp_path, into=captures("s", 0.6))
 
@@ -288,6 +290,7 @@ def test_arrays_and_class_attributes_of_ones_own_are_compared(
     description = json.loads(path.read_text())
     built = description["built"].items()
     description["built"] = {k: v for k, v in built if not k.endswith(" holds")}
+    del description["digest"]
     path.write_text(json.dumps(description))
     ps.load(tmp_path, into=into)
 
@@ -358,6 +361,7 @@ def test_private_settings_and_constants_of_methods_are_compared(
     new = " captures ", " holds", " with "
     built = description["built"].items()
     built = {k: v for k, v in built if not any(word in k for word in new)}
+    del description["digest"]
     path.write_text(json.dumps(description | {"built": built}))
     ps.load(tmp_path, into=into)
 
@@ -684,7 +688,7 @@ REFUSED = {
     ("5\n", "50000000\n"): "far fewer",
     ('"dim"', '"dime"'): "got 'dime'",
     ('"float32"', '"load"'): "no dtype 'load'",
-    ('"arguments"', '"same"'): "as ps.save writes it",
+    ('"arguments"', '"same"'): "unhashable",
     ('"format"', '"formal"'): "as ps.save writes it",
     ('"format": 3', '"format": 99'): "newer probssl",
 }
@@ -698,6 +702,7 @@ def test_a_description_that_ps_save_did_not_write_is_refused(change, tmp_path):
     path = tmp_path / "probssl.json"
     text = path.read_text()
     assert change[0] in text
+    text = re.sub(r',\n  "digest": "\w+"', "", text)  # or it would be seen first
     path.write_text(text.replace(*change, 1))
     with pytest.raises(ValueError, match=REFUSED[change]):
         ps.load(tmp_path)

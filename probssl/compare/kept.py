@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import FewLabel
+from ..reading import guarded, opened, parsed
 from ..runtime.files import locked, write
-from .table import Row
+from .table import Row, check_rows
 
 __all__ = ["MEASURED", "Kept", "kept_rows"]
 
@@ -69,13 +70,12 @@ def kept_rows(folder: Path | None, resume: bool) -> Iterator[Kept]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with guarded(path, "compare writes it", "remove it, or give another folder"):
+        with opened(path, path.parent) as file:
+            content = parsed(file.read(), constants=True)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
+        for row in content["rows"].values():
+            check_rows({"row": row["row"]})
+            FewLabel(*(row["few_label"] or (0, 0, ())))
         return dict(content["rows"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"expected {path} as compare writes it, got a damaged file ({error!r}); "
-            "remove it, or give another folder"
-        ) from None

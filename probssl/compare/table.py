@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..estimates import places
+from ..reading import guarded, opened, parsed
 from ..runtime.files import write
 from .terms import FAILED
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["MARKS", "Comparison", "Row"]
+__all__ = ["MARKS", "Comparison", "Row", "check_rows"]
 
 Row = dict[str, Any]
 Cells = dict[str, list[str]]  # of a column: two title rows, then one per method
@@ -225,9 +226,33 @@ class Comparison:
 
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> "Comparison":
-        """Read what `to_json` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(content["data"], content["seed"], content["methods"])
+        """Read what `to_json` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: A damaged file.
+        """
+        path = Path(path)
+        with guarded(path, "Comparison.to_json writes it", "compare once more"):
+            with opened(path) as file:
+                content = parsed(file.read())
+            found = cls(content["data"], content["seed"], content["methods"])
+            if type(found.data) is not str or type(found.seed) is not int:
+                raise ValueError("data and seed are no name and number")
+            check_rows(found.methods)
+        return found
+
+
+def check_rows(methods: Mapping[str, Row]) -> None:
+    """Raise an error for rows that are no measurements."""
+    for name, row in methods.items():
+        for part, each in row.items():
+            numbers = {part: each} if part == "seconds" else each
+            kinds = (str,) if part == "left_out" else (int, float)
+            if not all(type(x) in kinds for x in numbers.values()):
+                raise ValueError(f"{part} of {name} is of another kind")
+        if not {"terms", "scores"} <= row.keys():
+            raise ValueError(f"{name} has no terms or no scores")
 
 
 def _frame(rows: Mapping[str, Mapping[str, float]]) -> "pandas.DataFrame":

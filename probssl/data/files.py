@@ -1,8 +1,7 @@
 """Data sets by name, from a NumPy archive, or from folders of pictures."""
 
 import os
-import zipfile
-import zlib
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from ..arguments import typed, whole
 from ..bars import at_terminal
+from ..reading import archive, check_declared, guarded, opened, within
 from .memory import arrays
 from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
 from .splits import Dataset, Split, fixed_split
@@ -22,8 +22,14 @@ from .splits import Dataset, Split, fixed_split
 __all__ = ["image_folder", "load", "npz"]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+_PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+# Pictures of other kinds, which are refused so that none is left out in silence: they
+# may have more than 8 bits, several pictures, or programs in them.
+_OTHERS = ".avif .avifs .dcm .dng .eps .exr .fits .hdr .heic .heif .ico .j2k .jfif .jp2"
+_OTHERS += " .jpe .jxl .nef .pcx .pfm .psd .qoi .raw .svg .tga .xpm .apng .cr2 .arw"
 _GREY, _COLOURED = ("1", "L", "LA"), ("P", "RGB", "RGBA")
+_PICTURE = "a picture of 8 bits a channel"
 
 _VARIABLE = "PROBSSL_DATA"
 _FILES: dict[str, tuple[Callable[..., Dataset], str]] = {
@@ -91,6 +97,7 @@ def _folder(name: str, folder: str, root: str | os.PathLike[str] | None) -> Path
 
 _IMAGES = ("images", "images_train", "x", "x_train")
 _LABELS = ("labels", "labels_train", "y", "y_train")
+_WAY_OUT = "save arrays of numbers, labels also as strings, under the keys of npz"
 _TEST_IMAGES, _TEST_LABELS = ("images_test", "x_test"), ("labels_test", "y_test")
 
 
@@ -113,9 +120,13 @@ def npz(path: str | os.PathLike[str]) -> Dataset:
             that can be read in two ways, and what `arrays` refuses.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"expected a .npz file at {path.absolute()}")
-    content = _read(path)
+    with guarded(path, "images or vectors, with or without labels", _WAY_OUT):
+        return _made(_read(path), path)
+
+
+def _made(content: Mapping[str, np.ndarray], path: Path) -> Dataset:
     images = _first(content, _IMAGES)
     if images is None:
         raise ValueError(
@@ -143,23 +154,15 @@ def npz(path: str | os.PathLike[str]) -> Dataset:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"expected an archive written by numpy.savez at {path}, got another format"
-        )
+    """The arrays of the file; each key is known."""
     known = {*_IMAGES, *_LABELS, *_TEST_IMAGES, *_TEST_LABELS, "levels"}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in set(file) - known:
-                raise ValueError(
-                    f"expected keys among {', '.join(sorted(known))}, got {key!r}"
-                )
-            return {key: file[key] for key in file}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    content = archive(path)
+    for key in content.keys() - known:
         raise ValueError(
-            f"{path} cannot be read: {error}; save arrays of numbers or strings under "
-            "these keys"
-        ) from error
+            f"expected keys among {', '.join(sorted(known))} in {path}, got {key!r}; "
+            "rename it, or leave it out"
+        )
+    return content
 
 
 def _number(levels: Any) -> Any:
@@ -200,9 +203,10 @@ def _channel_first(images: np.ndarray, path: Path) -> np.ndarray:
 def image_folder(
     root: str | os.PathLike[str], size: int | tuple[int, int] | None = None
 ) -> Dataset:
-    """A data set from picture files CLASS/\\*.png, .jpg, .bmp, .gif, .tif or .webp.
+    """A data set from picture files: .png, .jpg, .bmp, .gif, .tif, .webp or .ppm.
 
-    The labels number the sorted classes. Their folders lie in `root` itself, and a
+    They lie in one folder for each class, CLASS/\\*.png. The labels number the sorted
+    classes. Their folders lie in `root` itself, and a
     fixed quarter of each is the test set, or in `root/train` and `root/test`. If all
     pictures are grey they have one channel, otherwise three; transparency is dropped,
     the EXIF orientation is applied.
@@ -213,8 +217,9 @@ def image_folder(
 
     Raises:
         FileNotFoundError: No such folder, or one without pictures.
-        ValueError: A class without pictures; pictures of several sizes, damaged or
-            with more than 8 bits a channel.
+        ValueError: A class without pictures; pictures of several sizes, damaged, with
+            more than 8 bits a channel, of several frames, of other kinds such as .heic;
+            a link that leads out of `root`; more pixels than fit into memory.
     """
     root = Path(root)
     name = root.absolute().name
@@ -222,7 +227,7 @@ def image_folder(
         raise FileNotFoundError(f"expected a folder at {root.absolute()}")
     parts = [root / "train", root / "test"]
     parted = all(part.is_dir() for part in parts)
-    files, *held_out = map(_files, parts if parted else [root])
+    files, *held_out = (_files(part, root) for part in (parts if parted else [root]))
     n = len(files)
     files = sum(held_out, start=files)
     folders = [path.parent.name for path in files]
@@ -235,19 +240,34 @@ def image_folder(
     return Dataset(whole.rows(slice(n)), whole.rows(slice(n, None)), 255, name)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, root: Path) -> list[Path]:
     files: list[Path] = []
     for kind in sorted(folder.iterdir()):
-        if not kind.is_dir() or kind.name.startswith("."):
+        if kind.name.startswith("."):
             continue
-        pictures = [p for p in sorted(kind.iterdir()) if p.suffix.lower() in _SUFFIXES]
+        if kind.is_symlink():
+            within(kind, root).stat()  # a broken link is no class that may vanish
+        if not kind.is_dir():
+            continue
+        found = sorted(kind.iterdir())
+        for path in found:
+            if path.suffix.lower() in _OTHERS.split() and path.name[0] != ".":
+                raise ValueError(
+                    f"expected pictures *{', *'.join(_SUFFIXES)}, got {path}; convert "
+                    "it, for instance to PNG, or remove it"
+                )
+        pictures = [
+            p
+            for p in found
+            if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")
+        ]
         if not pictures:
             raise ValueError(
                 f"expected pictures *{', *'.join(_SUFFIXES)} in every class folder, "
                 f"got none in {kind.absolute()}; add some or remove the folder, and "
                 "name folders of two splits train and test"
             )
-        files += pictures
+        files += [within(picture, root) for picture in pictures]
     if not files:
         raise FileNotFoundError(
             f"expected pictures CLASS/*{', *'.join(_SUFFIXES)} in {folder.absolute()}, "
@@ -262,17 +282,18 @@ def _pixels(
     shape = (size, size) if isinstance(size, int) else size
     for side in shape or ():
         whole("size", side, hint="give the height and the width in pixels")
-    pictures = [
-        _picture(path, shape)
-        for path in tqdm(files, "pictures", leave=False, **at_terminal())
-    ]
-    for path, picture in zip(files, pictures, strict=True):
-        if picture.shape[:2] != pictures[0].shape[:2]:
+    pictures: list[np.ndarray] = []
+    for path in tqdm(files, "pictures", leave=False, **at_terminal()):
+        with guarded(path, _PICTURE, "convert it, or remove it"):
+            pictures.append(_picture(path, shape))
+        if pictures[-1].shape[:2] != pictures[0].shape[:2]:
             raise ValueError(
                 "expected pictures of one size, got (height, width) "
-                f"{pictures[0].shape[:2]} in {files[0]} and {picture.shape[:2]} in "
-                f"{path}; give size= to resize them"
+                f"{pictures[0].shape[:2]} in {files[0]} and {pictures[-1].shape[:2]} "
+                f"in {path}; give size= to resize them"
             )
+        if len(pictures) == 1:
+            _check_memory(pictures[0].nbytes * len(files), len(files))
     channels = max(picture.shape[2] for picture in pictures)
     stacked = np.empty((len(files), *pictures[0].shape[:2], channels), np.uint8)
     for row, picture in zip(stacked, pictures, strict=True):
@@ -280,22 +301,55 @@ def _pixels(
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
+def _check_memory(needed: int, n: int) -> None:
+    """Raise a ValueError for more bytes than the memory that the system has free."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_AVPHYS_PAGES" in names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if 2 * needed > free + 2 * 2**30:  # of which the system may free some more
+            raise ValueError(
+                f"expected {n:,} pictures that fit into memory, got about "
+                f"{2 * needed / 1e9:.1f} GB of pixels, {free / 1e9:.1f} GB are free; "
+                "give size= to make them smaller"
+            )
+
+
 def _picture(
     path: Path, shape: tuple[int, int] | None
 ) -> UInt8[np.ndarray, "height width channel"]:
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path, formats=_PILLOW_FORMATS) as file:
-            # Pillow gives colours of 16 bits as 8, without a word.
-            if file.mode not in _GREY + _COLOURED or ";16" in str(file.tile):
-                raise ValueError(f"mode {file.mode}, not 8 bits a channel")
-            upright = ImageOps.exif_transpose(file)
-            # A palette may hold transparency, which only RGBA takes over in full.
-            flat = upright.convert("RGBA") if file.mode == "P" else upright
-            image = flat.convert("L" if file.mode in _GREY else "RGB")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with (
+        opened(path) as opened_file,
+        warnings.catch_warnings(),
+        Image.open(opened_file, formats=_PILLOW_FORMATS) as file,
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        size = os.fstat(opened_file.fileno()).st_size
+        check_declared(path, size, file.width * file.height * len(file.getbands()))
+        if (many := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
+            raise ValueError(
+                f"expected one picture, got {many} frames; save each alone"
+            )
+        deep = file.format == "PPM" and _deep(file.tile)
+        # Pillow gives colours of 16 bits as 8, without a word.
+        if file.mode in ("CMYK", "YCbCr", "LAB", "HSV", "PA", "RGBX", "La", "RGBa"):
+            raise ValueError(
+                f"expected grey levels or RGB, got {file.mode}; convert it"
+            )
+        if file.mode not in _GREY + _COLOURED or ";16" in str(file.tile) or deep:
+            raise ValueError(
+                f"expected 8 bits a channel, got mode {file.mode} with more"
+            )
+        upright = ImageOps.exif_transpose(file)
+        # A palette may hold transparency, which only RGBA takes over in full.
+        flat = upright.convert("RGBA") if file.mode == "P" else upright
+        image = flat.convert("L" if file.mode in _GREY else "RGB")
     if shape is not None:
         image = image.resize(shape[::-1], Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _deep(tiles: Any) -> bool:
+    """Whether a portable pixmap has a largest value above 255."""
+    return any(isinstance(t[3], tuple) and t[3][-1] > 255 for t in tiles)

@@ -21,8 +21,8 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import struct
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,12 +34,13 @@ from tqdm import tqdm
 
 from ..arguments import typed
 from ..bars import at_terminal
+from ..reading import archive, check_declared, guarded, opened
 from .splits import Dataset, Split, fixed_split
 
 __all__ = ["cifar10", "digits", "fashion_mnist", "mnist", "omniglot_small"]
 __all__ += ["read_idx"]
 
-_BROKEN = (struct.error, zlib.error)
+_COPY = "copy the file again"
 _WRITERS = "mnist-writers.npz"
 _PICKLES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, "
@@ -48,7 +49,8 @@ PHOTOGRAPHS = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, tr
 _JPEGS = ("cifar10-train-jpeg.npz", "cifar10-test-jpeg.npz")
 _END_OF_IMAGE = b"\xff\xd9"
 _OMNIGLOT = "omniglot-small.npz"
-_TRAINING_DRAWERS = 15  # of the 20 of every alphabet
+_DRAWERS, _TRAINING_DRAWERS = 20, 15  # of every alphabet
+_OPERATIONS = 500_000  # in a pickle: a batch has five for each label and file name
 
 
 @typed
@@ -98,7 +100,7 @@ def mnist(
         2008), for pixels drawn as Bernoulli variables
     """
     folder = Path(root)
-    train, test = _split(folder, ("train",)), _split(folder, ("t10k",))
+    train, test = _splits(folder, ("train",))
     if binary == "dynamic":
         grey = test.images.numpy()
         # NumPy promises that RandomState never changes its streams.
@@ -109,7 +111,7 @@ def mnist(
             part._replace(images=(part.images > 127).to(torch.uint8) * 255)
             for part in (train, test)
         )
-    if (folder / _WRITERS).is_file():
+    if (folder / _WRITERS).exists():
         train = train._replace(style=_writers(folder, "train", len(train)))
         test = test._replace(style=_writers(folder, "t10k", len(test)))
     made = Dataset(train, test, 1 if binary else 255, "mnist")
@@ -129,60 +131,95 @@ def fashion_mnist(root: str | os.PathLike[str]) -> Dataset:
         ValueError: A file that is damaged or does not match the others.
     """
     folder = Path(root)
-    parts = _split(folder, ("train", "train20k")), _split(folder, ("t10k",))
-    return _named(*parts, "fashion-mnist", CLOTHES)
+    return _named(*_splits(folder, ("train", "train20k")), "fashion-mnist", CLOTHES)
 
 
-def read_idx(path: str | os.PathLike[str]) -> UInt8[Tensor, "*shape"]:
-    """The bytes of an idx file, decompressed if its name ends in `.gz`."""
+def read_idx(
+    path: str | os.PathLike[str], folder: Path | None = None
+) -> UInt8[Tensor, "*shape"]:
+    """The bytes of an idx file, decompressed if its name ends in `.gz`.
+
+    Arguments:
+        folder: If given, no link may lead out of it.
+
+    Raises:
+        ValueError: If the file is damaged, or declares far more bytes than it holds.
+    """
     path = Path(path)
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as file:
-            zero, kind, axes = struct.unpack(">HBB", file.read(4))
-            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
-            size = math.prod(shape)
-            if zero != 0 or kind != 8 or axes == 0:
-                raise ValueError(
-                    f"expected an idx file of bytes (00 00 08 and the number of axes), "
-                    f"got {zero:04x} {kind:02x} {axes:02x}"
-                )
-            values = bytearray(file.read(size + 1))  # and not whatever it unpacks to
-    except (EOFError, OSError, OverflowError, ValueError, *_BROKEN) as error:
-        raise ValueError(
-            f"{path} cannot be read: {error}; copy the file again"
-        ) from error
+    with guarded(path, "an idx file of bytes", _COPY), opened(path, folder) as raw:
+        held = os.fstat(raw.fileno()).st_size
+        file = gzip.open(raw) if path.suffix == ".gz" else raw
+        zero, kind, axes = struct.unpack(">HBB", file.read(4))
+        shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+        if zero != 0 or kind != 8 or axes == 0:
+            raise ValueError(
+                f"expected an idx file of bytes (00 00 08 and the number of axes), "
+                f"got {zero:04x} {kind:02x} {axes:02x}; {_COPY}"
+            )
+        size = math.prod(shape)
+        check_declared(path, held, size)
+        # One byte more than declared, but not whatever else it unpacks to.
+        values = bytearray(file.read(min(size, held) + 1 if file is raw else size + 1))
     if len(values) != size or size == 0:
         raise ValueError(
             f"expected {size} bytes, 1 or more, for shape {shape} in {path}, got "
-            f"{'more' if len(values) > size else len(values)}; copy the file again"
+            f"{'more' if len(values) > size else len(values)}; {_COPY}"
         )
     return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)
 
 
 def _archive(path: Path, *keys: str) -> list[np.ndarray]:
-    """The arrays of a NumPy archive under these keys."""
-    with np.load(path, allow_pickle=False) as file:
-        if missing := set(keys) - set(file):
-            raise ValueError(f"expected {', '.join(sorted(missing))} in {path}")
-        return [file[key] for key in keys]
+    """The arrays of a NumPy archive under these keys, whole numbers from 0 on."""
+    content = archive(path, path.parent)
+    if missing := set(keys) - set(content):
+        raise ValueError(f"expected {', '.join(sorted(missing))} in {path}")
+    for key in keys:
+        numbers = content[key]
+        if numbers.dtype.kind not in "iu" or numbers.size and numbers.min() < 0:
+            raise ValueError(
+                f"expected whole numbers from 0 on under {key} in {path}, got "
+                f"{numbers.dtype}; {_COPY}"
+            )
+    return [content[key] for key in keys]
+
+
+def _splits(folder: Path, prefixes: tuple[str, ...]) -> tuple[Split, Split]:
+    train, test = _split(folder, prefixes), _split(folder, ("t10k",))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ValueError(
+            f"expected images of one size in {folder}, got "
+            f"{tuple(train.images.shape[2:])} of {prefixes[0]} and "
+            f"{tuple(test.images.shape[2:])} of t10k; {_COPY}"
+        )
+    return train, test
+
+
+def _classes(labels: Tensor, path: Path) -> Tensor:
+    """Labels of ten classes as int64."""
+    if labels.numel() and int(labels.max()) > 9:
+        raise ValueError(
+            f"expected labels from 0 to 9 in {path}, got {int(labels.max())}; {_COPY}, "
+            "or give other data to probssl.data.arrays"
+        )
+    return labels.long()
 
 
 def _split(folder: Path, prefixes: tuple[str, ...]) -> Split:
-    images = read_idx(_find(folder, prefixes, "images-idx3-ubyte"))
-    labels = read_idx(_find(folder, prefixes, "labels-idx1-ubyte"))
+    images = read_idx(_find(folder, prefixes, "images-idx3-ubyte"), folder)
+    named = _find(folder, prefixes, "labels-idx1-ubyte")
+    labels = read_idx(named, folder)
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"expected images (n, height, width) and n labels of {prefixes[0]} in "
             f"{folder}, got shapes {tuple(images.shape)} and {tuple(labels.shape)}"
         )
-    return Split(images.unsqueeze(1), labels.long())
+    return Split(images.unsqueeze(1), _classes(labels, named))
 
 
 def _find(folder: Path, prefixes: tuple[str, ...], stem: str) -> Path:
     names = [f"{p}-{stem}{suffix}" for p in prefixes for suffix in (".gz", "")]
     for name in names:
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(
         f"expected {' or '.join(names)} in {folder.absolute()}, found none; "
@@ -215,12 +252,12 @@ def cifar10(root: str | os.PathLike[str]) -> Dataset:
     """
     root = Path(root)
     for folder in (root / "cifar-10-batches-py", root):
-        if any((folder / name).is_file() for name in _PICKLES):
+        if any((folder / name).exists() for name in _PICKLES):
             _require(folder, _PICKLES)
             *train, test = (_unpickled(folder / name) for name in _PICKLES)
             x, y = (torch.cat(parts) for parts in zip(*train, strict=True))
             return _named(Split(x, y), Split(*test), "cifar10", PHOTOGRAPHS)
-    if not any((root / name).is_file() for name in _JPEGS):
+    if not any((root / name).exists() for name in _JPEGS):
         raise FileNotFoundError(
             f"expected {', '.join(_PICKLES)} in {root.absolute()} or its folder "
             f"cifar-10-batches-py, or {' and '.join(_JPEGS)} in it, found none; "
@@ -239,7 +276,7 @@ def _named(train: Split, test: Split, name: str, classes: str) -> Dataset:
 
 
 def _require(folder: Path, names: tuple[str, ...]) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(
             f"expected {', '.join(names)} in {folder.absolute()}, missing "
@@ -297,27 +334,49 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickled(path: Path) -> tuple[UInt8[torch.Tensor, "n 3 32 32"], torch.Tensor]:
-    try:
-        with open(path, "rb") as file:
-            content = _Unpickler(file, encoding="latin1").load()
+    with guarded(path, "a CIFAR-10 batch", _COPY):
+        with opened(path, path.parent) as file:
+            pickled = file.read()
+        _check_pickle(pickled)
+        content = _Unpickler(io.BytesIO(pickled), encoding="latin1").load()
         data, labels = content["data"].values, content["labels"]
-        images = torch.from_numpy(data.copy()).reshape(-1, 3, 32, 32)
-        classes = torch.tensor(labels, dtype=torch.int64)
-    except Exception as error:  # a damaged pickle raises almost any
-        raise ValueError(f"{path} is not a CIFAR-10 batch: {error}") from error
-    if data.shape != (len(labels), 3072) or not labels:
-        raise ValueError(
-            f"expected data of shape (n, 3072) and n labels in {path}, "
-            f"got {data.shape} and {len(labels)}"
-        )
-    return images, classes
+        if not (isinstance(labels, list) and all(type(x) is int for x in labels)):
+            raise ValueError(f"expected a list of numbers as labels in {path}")
+        if data.shape != (len(labels), 3072) or not labels:
+            raise ValueError(
+                f"expected data of shape (n, 3072) and n labels in {path}, "
+                f"got {data.shape} and {len(labels)}"
+            )
+        if not 0 <= min(labels) <= max(labels) <= 9:
+            raise ValueError(
+                f"expected labels from 0 to 9 in {path}, got {min(labels)} to "
+                f"{max(labels)}; {_COPY}"
+            )
+    images = torch.from_numpy(data.copy()).reshape(-1, 3, 32, 32)
+    return images, torch.tensor(labels, dtype=torch.int64)
+
+
+def _check_pickle(pickled: bytes) -> None:
+    """Raise an error for a pickle that takes far more memory than its size.
+
+    A memo of four bytes could be the number of a place in a table of gigabytes, and one
+    byte makes a list or a set.
+    """
+    for number, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
+        if number > _OPERATIONS:
+            raise ValueError(f"more than {_OPERATIONS:,} operations")
+        if "PUT" in operation.name and int(argument) > _OPERATIONS:
+            raise ValueError(f"object {argument} in a table of a few")
 
 
 def _decoded(path: Path) -> Split:
-    from PIL import Image
-
     arrays = _archive(path, "header", "scans", "lengths", "labels")
     header, scans, lengths, labels = arrays
+    if any(x.ndim != 1 for x in arrays) or scans.dtype != np.uint8:
+        raise ValueError(
+            f"expected arrays of one axis, scans in bytes, in {path}, got "
+            f"{', '.join(str(x.shape) for x in arrays)}, {scans.dtype}; {_COPY}"
+        )
     ends = np.cumsum(lengths, dtype=np.int64)
     if len(labels) != len(ends) or len(ends) == 0 or ends[-1] != len(scans):
         raise ValueError(
@@ -325,21 +384,26 @@ def _decoded(path: Path) -> Split:
             f"{len(scans)} bytes of scans in {path}, got {len(labels)} labels, "
             f"{len(ends)} lengths, sum {lengths.sum()}"
         )
+    classes = _classes(torch.from_numpy(labels.astype(np.int64)), path)
     start, bodies = header.tobytes(), scans.tobytes()
     images = np.empty((len(ends), 32, 32, 3), np.uint8)
     starts = ends - lengths
     for row in tqdm(range(len(ends)), path.stem, leave=False, **at_terminal()):
         jpeg = start + bodies[starts[row] : ends[row]] + _END_OF_IMAGE
-        try:
-            with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
-                if image.size != (32, 32):
-                    raise ValueError(f"got {image.size}")
-                images[row] = np.asarray(image)
-        except (OSError, ValueError) as error:
-            wanted = f"a JPEG of 32 × 32 coloured pixels as image {row} of {path}"
-            raise ValueError(f"expected {wanted}: {error}") from error
+        wanted = "an archive of JPEGs of 32 × 32 coloured pixels"
+        with guarded(f"image {row} of {path}", wanted, _COPY):
+            images[row] = _photograph(jpeg)
     channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return Split(channels_first, torch.from_numpy(labels.astype(np.int64)))
+    return Split(channels_first, classes)
+
+
+def _photograph(jpeg: bytes) -> UInt8[np.ndarray, "32 32 3"]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        if image.size != (32, 32) or image.mode != "RGB":
+            raise ValueError(f"got {image.size} in {image.mode}")
+        return np.asarray(image)
 
 
 @typed
@@ -354,12 +418,30 @@ def omniglot_small(root: str | os.PathLike[str]) -> Dataset:
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: An array is missing in it.
+        ValueError: It is damaged, or an array is missing in it.
     """
     _require(Path(root), (_OMNIGLOT,))
     keys = ("images", "shape", "alphabet", "character", "drawer")
-    packed, shape, alphabet, character, drawer = _archive(Path(root) / _OMNIGLOT, *keys)
-    height, width = map(int, shape)
+    path = Path(root) / _OMNIGLOT
+    packed, shape, alphabet, character, drawer = _archive(path, *keys)
+    if shape.shape != (2,) or packed.ndim != 2 or packed.dtype != np.uint8:
+        raise ValueError(
+            f"expected bits of images, height and width in {path}; {_COPY}"
+        )
+    n, (height, width) = len(packed), map(int, shape)
+    if n == 0 or packed.shape[1] != -(-height * width // 8):
+        raise ValueError(
+            f"expected {height} × {width} bits for each image in {path}, got bytes of "
+            f"shape {packed.shape}; {_COPY}"
+        )
+    sizes = {part.shape for part in (alphabet, character, drawer)}
+    if sizes != {(n,)} or not 1 <= drawer.min() <= drawer.max() <= _DRAWERS:
+        raise ValueError(
+            f"expected {n} alphabets, characters and drawers from 1 to {_DRAWERS} in "
+            f"{path}, got shapes {sizes}; {_COPY}"
+        )
+    if max(alphabet.max(), character.max()) > 255:
+        raise ValueError(f"expected numbers up to 255 in {path}; {_COPY}")
     ink = np.unpackbits(packed, axis=1, count=height * width) * np.uint8(255)
     pair = alphabet.astype(np.int64) * 256 + character
     classes = np.unique(pair, return_inverse=True)[1]

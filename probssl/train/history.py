@@ -1,13 +1,14 @@
 """The history of a fit, and the running means of its terms."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ..reading import guarded, parsed
 from ..runtime.distributed import gather_to_cpu
 from ..terms import Terms
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["ADVICE", "History", "Row", "Tally"]
+__all__ = ["ADVICE", "History", "Row", "Tally", "check_rows"]
 
 ADVICE = "lower learning_rate or set clip"  # for numbers that are not finite
 
@@ -90,8 +91,23 @@ class History:
 
     @classmethod
     def from_json(cls, text: str) -> "History":
-        """Read the history that `to_json` wrote."""
-        return cls(json.loads(text))
+        """Read the history that `to_json` wrote.
+
+        Raises:
+            ValueError: If it is none: rows of numbers, one for each epoch from 1 on.
+        """
+        with guarded("the text", "History.to_json writes it", "give what it wrote"):
+            rows = parsed(text.encode(), constants=True)
+            check_rows(rows)
+        return cls(rows)
+
+
+def check_rows(rows: Any) -> None:
+    """Raise an error for rows that are no history."""
+    for epoch, row in enumerate(rows, start=1):
+        numbers = (type(x) in (int, float) for x in row.values())
+        if row["epoch"] != epoch or not all(numbers):
+            raise ValueError(f"row {epoch} is not that of epoch {epoch}")
 
 
 class Tally:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.torch
 import torch
 from torch import Generator, Tensor, nn
@@ -28,12 +27,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import choice
 from ..arguments import folder as checked_folder
+from ..reading import digest, guarded, parsed, stored
 from ..runtime import files
 from ..runtime.buffers import complete, load_unsaved, make_room, storable, unsaved
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
 from .batches import Source
-from .history import History, Row, Tally
+from .history import History, Row, Tally, check_rows
 from .prepare import check_setting, load_optimizer, optimizer_state
 from .steps import Step
 
@@ -164,12 +164,21 @@ class Run:
 
     def load(self, state: Mapping[str, Any], origin: object) -> None:
         """Resume from a state: the run goes on as if it had not been interrupted."""
+        hint = "restore it, or take another folder to start anew"
+        with guarded(origin, "fit writes it", hint):
+            self._load(state, origin)
+
+    def _load(self, state: Mapping[str, Any], origin: object) -> None:
         make_room(self.objective, state["objective"])
         current = self.state()
         complete(self.objective, state["objective"])
         for part in ("objective", "optimizer", "scheduler"):
             saved, built = (_entries(s[part]) for s in (state, current))
             _check(saved, built, f"the {part} in {origin}")
+        if (kept := state["stopping"]["kept"]) is not None:
+            built = _entries(current["objective"])
+            _check(_entries(kept), built, f"the best epoch in {origin}")
+        _check_numbers(self.objective, self.optimizer, state)
         self.stopping.load(state["stopping"], len(state["history"]))
         self.objective.load_state_dict(state["objective"])
         load_unsaved(self.objective, state.get("unsaved", {}))
@@ -398,7 +407,8 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_pack(state, "", tensors))
     kind = FORMATS[1 if state.get("place") is None else 2]
-    data = safetensors.torch.save(tensors, {"format": kind, "state": plain})
+    texts = {"format": kind, "state": plain, "digest": digest(plain, tensors)}
+    data = safetensors.torch.save(tensors, texts)
     files.write(path, data)
 
 
@@ -408,26 +418,74 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is no checkpoint, or damaged.
     """
-    data = path.read_bytes()
-    try:
-        tensors = safetensors.torch.load(data)
-        end = 8 + int.from_bytes(data[:8], "little")  # the header follows its length
-        header = json.loads(data[8:end]).get("__metadata__", {})
-        known = header.get("format") in FORMATS
-        state = _unpack(json.loads(header["state"]), tensors) if known else {}
-    except Exception as error:  # whatever a part of a damaged file is taken for
-        raise ValueError(
-            f"expected {path} as fit writes it, got a damaged file of {len(data):,} "
-            f"bytes ({error!r}); restore it, or take another folder to start anew"
-        ) from error
-    if not known:
-        raise ValueError(
-            f"expected {FORMATS[1]!r} in the header of {path}, got "
-            f"{header.get('format')!r}; pass the folder of a run of fit"
-        )
-    if header["format"] == FORMATS[0]:
-        state["random"] = [state["random"] | {"order": state.pop("order")}]
+    hint = "restore it, or take another folder to start anew"
+    with guarded(path, "fit writes it", hint):
+        tensors, texts = stored(path, path.parent)
+        if texts.get("format") not in FORMATS:
+            raise ValueError(
+                f"expected {FORMATS[1]!r} in the header of {path}, got "
+                f"{texts.get('format')!r}; pass the folder of a run of fit"
+            )
+        plain = texts["state"]
+        if texts.get("digest", found := digest(plain, tensors)) != found:
+            raise ValueError("its digest is that of other contents")
+        state = _unpack(parsed(plain.encode(), constants=True), tensors)
+        if texts["format"] == FORMATS[0]:
+            state["random"] = [state["random"] | {"order": state.pop("order")}]
     return state
+
+
+# Parts of an optimiser's state that have the shapes of their parameters.
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum"}
+MOMENTS |= {"square_avg", "acc_delta", "grad_avg", "exp_inf", "prev", "step_size"}
+# What the state of a run holds; older files lack the last ones.
+STATE: dict[str, Any] = {"objective": dict, "optimizer": dict, "history": list}
+STATE |= {"scheduler": dict | None, "steps": int, "stopping": dict}
+STATE |= {"random": list, "setting": dict}
+STATE |= {"compiled": bool | None, "place": dict | None, "unsaved": dict}
+
+
+def _run_of(path: Path) -> dict[str, Any]:
+    """The state of a run, read from a checkpoint."""
+    state = read(path)
+    with guarded(path, "fit writes it", "restore it, or take another folder"):
+        _check_state(state)
+    return state
+
+
+def _check_state(state: Any) -> None:
+    """Raise an error for a state that `Run.state` did not make."""
+    needed = STATE.keys() - {"setting", "compiled", "place", "unsaved"}
+    for name in needed | state.keys():
+        if not isinstance(state[name], STATE[name]):
+            raise ValueError(f"{name} is no {STATE[name]}")
+    stopping, random = state["stopping"], state["random"]
+    if (place := state.get("place")) is not None:
+        numbers = [place[name] for name in ("first", "items", "seconds")]
+        if not all(type(x) in (int, float) for x in numbers + place["total"]):
+            raise ValueError("the place in an epoch is none")
+        random = [*random, *place["opening"]]
+    for parts in (*random, state.get("unsaved", {}), stopping.get("unsaved", {})):
+        for name, x in parts.items():
+            if not (isinstance(name, str) and isinstance(x, Tensor)):
+                raise ValueError(f"{name} is no tensor")
+    check_rows(state["history"])
+    if state["steps"] < 0 or not all(
+        isinstance(text, str)
+        for pair in state.get("setting", {}).items()
+        for text in pair
+    ):
+        raise ValueError("steps or setting")
+    known = EarlyStopping(None, None).state().keys()
+    if not known - {"unsaved"} <= stopping.keys() <= known:
+        raise ValueError(f"{', '.join(map(str, stopping))} in stopping")
+    if (
+        type(stopping["value"]) not in (int, float)
+        or type(stopping["epoch"]) is not int
+    ):
+        raise ValueError("the epoch and the value in stopping are no numbers")
+    if not isinstance(stopping["kept"], dict | None):
+        raise ValueError("kept is no state_dict")
 
 
 def _number(name: str, x: Any) -> float:
@@ -446,7 +504,7 @@ def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
     last = folder / LAST
     if last.exists():
         if resume:
-            return _with_best(read(last), folder / BEST)
+            return _with_best(_run_of(last), folder / BEST)
         raise FileExistsError(
             f"expected a folder without a checkpoint, got {last}; pass resume=True "
             "to go on from it, or another folder"
@@ -528,8 +586,38 @@ def _entries(state: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"shape {tuple(value.shape)}"
-    return f"{len(value)} entries" if isinstance(value, list) else "a value"
+        whole = not (value.is_floating_point() or value.is_complex())
+        return f"shape {tuple(value.shape)}" + " of whole numbers" * whole
+    if isinstance(value, list | tuple):
+        kinds = {_kind(part) for part in value} - {"a value"}
+        others = f" with {', '.join(sorted(kinds))}" if kinds else ""
+        return f"{len(value)} entries{others}"
+    if isinstance(value, str | Mapping):
+        return "a text" if isinstance(value, str) else "a dictionary"
+    return "NaN" if isinstance(value, float) and math.isnan(value) else "a value"
+
+
+def _check_numbers(
+    objective: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError for parameters that are not finite, or moments of others."""
+    for name, _ in objective.named_parameters():
+        if not state["objective"][name].isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    groups = optimizer.param_groups
+    parameters = [p for group in groups for p in group["params"]]
+    saved = state["optimizer"]["param_groups"]
+    numbers = [number for group in saved for number in group["params"]]
+    states = [
+        {k: _kind(x)[:5] for k, x in s.items()}
+        for s in state["optimizer"]["state"].values()
+    ]
+    if any(each != states[0] for each in states):
+        raise ValueError("the optimiser has other numbers for some parameters")
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name, moment in state["optimizer"]["state"].get(number, {}).items():
+            if name in MOMENTS and moment.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(moment.shape)}")
 
 
 def _check(saved: Mapping[str, str], built: Mapping[str, str], what: str) -> None:
