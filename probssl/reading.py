@@ -24,13 +24,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["archive", "check_declared", "digest", "guarded", "header", "opened"]
+__all__ = [
+    "archive",
+    "check_declared",
+    "digest",
+    "guarded",
+    "header",
+    "json_of",
+    "opened",
+]
 __all__ += ["parsed", "stored", "within"]
 
 # What a file may unpack to: so many bytes, and so many times its own size.
 BASE, RATIO = 100 * 2**20, 100
 DEPTH = 200  # of brackets within brackets
 TENSORS = 100_000
+LARGEST = 2**26  # bytes of JSON
 # Bytes of a list, a dictionary and an entry in memory, each at most about so many.
 WEIGHTS = {b"[": 88, b"{": 240, b",": 60}
 OTHERS = bytes(set(range(256)) - set(b"[]{}"))  # what is no bracket
@@ -151,6 +160,16 @@ def check_declared(path: object, size: int, declared: int) -> None:
         )
 
 
+def json_of(path: Path, folder: Path | None = None, *, constants: bool = False) -> Any:
+    """What a JSON file of at most 64 MB holds; `parsed` says what is refused."""
+    with opened(path, folder) as file:
+        if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+            raise ValueError(
+                f"expected at most {LARGEST:,} bytes of JSON, got {size:,}"
+            )
+        return parsed(file.read(), constants=constants)
+
+
 def parsed(data: bytes, *, constants: bool = False) -> Any:
     """A value from JSON, whose size is bounded before it is built.
 
@@ -231,6 +250,10 @@ def header(
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= size - 8:
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        if length > LARGEST:
+            raise ValueError(
+                f"expected a header of at most {LARGEST:,} bytes, got {length:,}"
+            )
         said = parsed(file.read(length))
     if not isinstance(said, dict) or len(said) > TENSORS:
         raise ValueError(f"no dictionary of at most {TENSORS:,} tensors")

@@ -27,7 +27,7 @@ from ._arguments import NAMES, ForeignError, build, describe
 from ._compared import differences, look, original, uncompared
 from .arguments import folder as checked_folder
 from .arguments import typed
-from .reading import digest, guarded, header, opened, parsed, stored
+from .reading import digest, guarded, header, json_of, stored
 from .runtime.buffers import storable, unshare
 from .runtime.distributed import barrier, is_main
 from .runtime.files import locked, move, write
@@ -240,8 +240,7 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.exists():
         raise _absent(path)
     with _guarded(path):
-        with opened(path, Path(folder)) as file:
-            description: dict[str, Any] = parsed(file.read())
+        description: dict[str, Any] = json_of(path, Path(folder))
         _check_description(description)
         version = description["format"]
         for older, renewed in ((1, _renewed), (2, _coupled)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import FewLabel
-from ..reading import guarded, opened, parsed
+from ..reading import guarded, json_of
 from ..runtime.files import locked, write
 from .table import Row, check_rows
 
@@ -71,8 +71,7 @@ def kept_rows(folder: Path | None, resume: bool) -> Iterator[Kept]:
 
 def _read(path: Path) -> dict[str, Any]:
     with guarded(path, "compare writes it", "remove it, or give another folder"):
-        with opened(path, path.parent) as file:
-            content = parsed(file.read(), constants=True)
+        content = json_of(path, path.parent, constants=True)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
         for row in content["rows"].values():

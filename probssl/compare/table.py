@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from html import escape
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from ..estimates import places
-from ..reading import guarded, opened, parsed
+from ..reading import guarded, json_of
 from ..runtime.files import write
 from .terms import FAILED
 
@@ -234,8 +235,7 @@ class Comparison:
         """
         path = Path(path)
         with guarded(path, "Comparison.to_json writes it", "compare once more"):
-            with opened(path) as file:
-                content = parsed(file.read())
+            content = json_of(path)
             found = cls(content["data"], content["seed"], content["methods"])
             if type(found.data) is not str or type(found.seed) is not int:
                 raise ValueError("data and seed are no name and number")
@@ -243,12 +243,16 @@ class Comparison:
         return found
 
 
+# Parts of a row that are numbers by name; others are in words as well.
+NUMBERS = ("terms", "scores", "matrix", "errors", "seconds")
+
+
 def check_rows(methods: Mapping[str, Row]) -> None:
     """Raise an error for rows that are no measurements."""
     for name, row in methods.items():
         for part, each in row.items():
             numbers = {part: each} if part == "seconds" else each
-            kinds = (str,) if part == "left_out" else (int, float)
+            kinds = (int, float) if part in NUMBERS else (str, int, float, NoneType)
             if not all(type(x) in kinds for x in numbers.values()):
                 raise ValueError(f"{part} of {name} is of another kind")
         if not {"terms", "scores"} <= row.keys():
