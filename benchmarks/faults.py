@@ -8,7 +8,6 @@ and compared bit by bit with work that nothing disturbed.
     python benchmarks/faults.py --out faults.json
 """
 
-import argparse
 import errno
 import json
 import logging
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from measure import report
+from measure import options, report
 from tqdm import tqdm
 
 import probssl as ps
@@ -418,7 +417,6 @@ def main(results: Path = RESULTS, stride: int = 1) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON of the counts")
-    for writer, counts in main(parser.parse_args().out).items():
+    arguments = options(__doc__, device=False).parse_args()
+    for writer, counts in main(arguments.out / RESULTS.name).items():
         print(writer.ljust(20), ", ".join(f"{v} {k}" for k, v in counts.items()))

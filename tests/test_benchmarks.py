@@ -98,6 +98,13 @@ def gpu(module: ModuleType, results: Path) -> None:
     assert figures["waits in 2 steps"] == {"SimVAE": 0, "SimCLR": 0}
 
 
+def hostile_files(module: ModuleType, results: Path) -> None:
+    """`test_reading.py` tries some of the files."""
+    several = len(module.KINDS) * [module.Found("refused", "", 0.0)]
+    figures = module.main(len(several), results, lambda count: iter(several[:count]))
+    assert figures["all"]["files"] == figures["all"]["refused"] == len(several)
+
+
 def imports(module: ModuleType, results: Path) -> None:
     def first(name: str) -> float:
         return module.STEPS[name]()
@@ -153,6 +160,7 @@ FORMS = (
     epochs,
     faults,
     gpu,
+    hostile_files,
     imports,
     linear,
     multimodal,

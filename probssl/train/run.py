@@ -589,12 +589,14 @@ def _kind(value: Any) -> str:
         whole = not (value.is_floating_point() or value.is_complex())
         return f"shape {tuple(value.shape)}" + " of whole numbers" * whole
     if isinstance(value, list | tuple):
-        kinds = {_kind(part) for part in value} - {"a value"}
+        kinds = {_kind(part) for part in value} - {"a value", "a number"}
         others = f" with {', '.join(sorted(kinds))}" if kinds else ""
         return f"{len(value)} entries{others}"
     if isinstance(value, str | Mapping):
         return "a text" if isinstance(value, str) else "a dictionary"
-    return "NaN" if isinstance(value, float) and math.isnan(value) else "a value"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "NaN" if math.isnan(value) else "a number"
+    return "a value"
 
 
 def _check_numbers(
