@@ -21,8 +21,9 @@ from .splits import Dataset, Split, fixed_split
 
 __all__ = ["image_folder", "load", "npz"]
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+_SUFFIXES = tuple(
+    ".png .jpg .jpeg .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm".split()
+)
 _PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 # Pictures of other kinds, which are refused so that none is left out in silence: they
 # may have more than 8 bits, several pictures, or programs in them.

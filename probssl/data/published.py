@@ -365,7 +365,7 @@ def _check_pickle(pickled: bytes) -> None:
     for number, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
         if number > _OPERATIONS:
             raise ValueError(f"more than {_OPERATIONS:,} operations")
-        if "PUT" in operation.name and int(argument) > _OPERATIONS:
+        if "PUT" in operation.name and int(str(argument)) > _OPERATIONS:
             raise ValueError(f"object {argument} in a table of a few")
 
 
