@@ -267,7 +267,7 @@ def digest(value: Any, tensors: Mapping[str, Tensor] | None = None) -> str:
     for name, tensor in sorted((tensors or {}).items()):
         found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(memoryview(flat.view(torch.uint8).numpy()))
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
