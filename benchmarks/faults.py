@@ -302,7 +302,9 @@ def fit_again(folder: Path) -> bool:
     return ended and same and alike(best["objective"], states[2])
 
 
-ROWS = {name: {"terms": {"elbo": float(i)}} for i, name in enumerate("abc")}
+ROWS = {
+    name: {"terms": {"elbo": float(i)}, "scores": {}} for i, name in enumerate("abc")
+}
 
 
 def measured(folder: Path, names: str = "abc") -> dict[str, Any]:
@@ -387,7 +389,6 @@ def main(results: Path = RESULTS, stride: int = 1) -> dict[str, dict[str, int]]:
         stride: Of the steps every so many is made to fail.
     """
     torch.set_num_threads(1)
-    logging.getLogger("probssl").setLevel(logging.ERROR)  # remarks on a fit so short
     figures: dict[str, dict[str, int]] = {}
     cases = [
         (name, at, kill)
@@ -417,6 +418,7 @@ def main(results: Path = RESULTS, stride: int = 1) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("probssl").setLevel(logging.ERROR)  # remarks on a fit so short
     arguments = options(__doc__, device=False).parse_args()
     for writer, counts in main(arguments.out / RESULTS.name).items():
         print(writer.ljust(20), ", ".join(f"{v} {k}" for k, v in counts.items()))
