@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import probssl as ps
 from probssl.runtime import files
+from probssl.runtime.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,9 +161,11 @@ def collected(
     def of(cell: Row) -> list[Row]:
         return [row for row in known(path, **content) if cell.items() <= row.items()]
 
-    for cell in tqdm([cell for cell in cells if not of(cell)], unit="fit"):
-        row = cell | fit(cell)
-        write(path, script, **content, rows=[*known(path, **content), row])
+    with Interrupts() as interrupts:
+        for cell in tqdm([cell for cell in cells if not of(cell)], unit="fit"):
+            row = cell | fit(cell)
+            interrupts.check()  # its fit was cut short
+            write(path, script, **content, rows=[*known(path, **content), row])
     return [row for cell in cells for row in of(cell)]
 
 

@@ -42,6 +42,7 @@ from .posterior.contents import draw_content
 from .posterior.items import BAR_DELAY, evaluating
 from .posterior.joints import check_guides, check_proper, check_spread, joint_of
 from .reading import guarded, parsed
+from .runtime.interrupts import Interrupts
 from .terms import Batch
 
 __all__ = ["ChiSquare", "Ranks", "Simulated", "latent_ranks", "latent_tarp", "rank"]
@@ -323,23 +324,25 @@ def simulation_based_calibration(
     whole("repeats", repeats, least=2 if jointly else 1)
     found: dict[str, list[np.ndarray]] = {}
     pairs: list[Pair] = []
-    for _ in tqdm(range(repeats), "calibration", delay=BAR_DELAY, unit="data set"):
-        objective = build()
-        joint = joint_of(objective, "simulation-based calibration")
-        true = simulate(objective, items, views)
-        if not true.hyper:
-            raise ValueError(
-                "expected random hyper-parameters to calibrate, got none; give the "
-                "prior a Pyro distribution, or check the encoder with latent_ranks"
-            )
-        fit(objective, true.data)
-        numbers = []
-        for h in joint.prior.random():
-            drawn, own = h.posterior().sample((draws,)), true.hyper[h.name]
-            found.setdefault(h.name, []).append(rank(own, drawn))
-            numbers.append((own.reshape(1, -1), drawn.reshape(draws, 1, -1)))
-        true_numbers, drawn_numbers = zip(*numbers, strict=True)
-        pairs.append((torch.cat(true_numbers, -1), torch.cat(drawn_numbers, -1)))
+    with Interrupts() as interrupts:
+        for _ in tqdm(range(repeats), "calibration", delay=BAR_DELAY, unit="data set"):
+            objective = build()
+            joint = joint_of(objective, "simulation-based calibration")
+            true = simulate(objective, items, views)
+            if not true.hyper:
+                raise ValueError(
+                    "expected random hyper-parameters to calibrate, got none; give the "
+                    "prior a Pyro distribution, or check the encoder with latent_ranks"
+                )
+            fit(objective, true.data)
+            interrupts.check()  # its fit was cut short
+            numbers = []
+            for h in joint.prior.random():
+                drawn, own = h.posterior().sample((draws,)), true.hyper[h.name]
+                found.setdefault(h.name, []).append(rank(own, drawn))
+                numbers.append((own.reshape(1, -1), drawn.reshape(draws, 1, -1)))
+            true_numbers, drawn_numbers = zip(*numbers, strict=True)
+            pairs.append((torch.cat(true_numbers, -1), torch.cat(drawn_numbers, -1)))
     ranks = {name: Ranks(np.stack(each), draws) for name, each in found.items()}
     return ranks | ({"tarp": tarp(*_joined(pairs))} if jointly else {})
 

@@ -52,6 +52,7 @@ WRAPPERS = (
 # Names of other sites, variables and axes in Pyro traces and in `to_arviz`.
 TAKEN = re.compile(
     r"chain|draw|item|view|dim|particles|component|[xyz](_\d+)?|log_x(_\d+)?|log_[pq]"
+    r"|ess|pareto_k|log_evidence|component_probs|log_p_x(_\d+)?_given_z|k"
     r"|.*_(dim|hyper)|.*/.*"
 )
 
@@ -330,7 +331,8 @@ def random_in(part: object) -> Iterator[Positive]:
 def check_declared(whole: nn.Module) -> None:
     """Raise a ValueError for a random hyper-parameter within `whole` without a site.
 
-    Those of the prior of a joint, or of an objective with a population, have one.
+    Those of the prior of a joint, or of an objective with a population, have one: in
+    the prior, not where likelihood or decoder share them.
     """
     owners = [m for m in whole.modules() if "population" in m._buffers]
     priors: list[Any] = [o.prior for o in owners if hasattr(o, "prior")]
@@ -345,6 +347,18 @@ def check_declared(whole: nn.Module) -> None:
                 "ps.learned(number), or if it is within a prior of your own return it "
                 "in random(), for a Joint or an objective of class limits.Embedding"
             )
+    for owner in owners:
+        for name in ("likelihood", "decoder"):
+            inside = getattr(owner, name, None)
+            parts = inside.modules() if isinstance(inside, nn.Module) else ()
+            for part in parts:
+                if isinstance(part, Positive) and part.random:
+                    raise ValueError(
+                        f"expected {part.name!r} in the prior alone, where it is "
+                        f"random, got it in the {name} as well, where it would count "
+                        "at its median; give that a hyper-parameter of its own, "
+                        "ps.learned(number)"
+                    )
 
 
 def mapped(

@@ -309,7 +309,7 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             with _frozen_but(objective, head):
                 history["head"] = self._stage(objective, x, near, share)
         rest = self.epochs - sum(len(part) for part in history.values())
-        history["map"] = self._stage(objective, x, near, rest)
+        history["map"] = self._stage(objective, x, near, rest, last=True)
         self.objective_, self.history_ = objective, history
         self.neighbours_ = None if near is None else near.near.cpu().numpy()
         self._n_features_out = self.n_components
@@ -320,9 +320,10 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         x: Shaped[Tensor, "n *event"],
         near: Neighbourhood | None,
         epochs: int,
+        last: bool = False,
     ) -> History:
         steps = epochs * max(1, len(x) // int(self.batch_size))
-        return fit(
+        history = fit(
             objective,
             x if near is None else near.numbers,
             views=self.views if near is None else near,
@@ -334,6 +335,9 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             device=self.device,
             progress=self.progress,
         )
+        if history.interrupted and not last:  # there is no map yet
+            raise KeyboardInterrupt
+        return history
 
     def _neighbourhood(
         self, x: Shaped[Tensor, "n *event"], features: Tensor | None = None

@@ -10,6 +10,7 @@ import torch
 from helpers import catalogue
 from helpers.checks import refusals
 from pyro import poutine
+from torch import nn
 from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
@@ -348,3 +349,21 @@ def test_pyro_sees_one_site_for_each_random_hyper_parameter():
     trace = poutine.trace(lambda: [h.sample() for h in prior.random()]).get_trace()
     assert list(trace.stochastic_nodes) == ["scale"]
     pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("part", ["likelihood", "decoder"])
+def test_a_random_number_of_the_prior_is_refused_elsewhere(part):
+    prior = ps.priors.Gaussian(2, dist.LogNormal(-0.5, 0.8))
+
+    class Decoder(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 3)
+            self.spread = prior.scale if part == "decoder" else None
+
+    class Likelihood(ps.likelihoods.Gaussian):
+        def __init__(self) -> None:
+            super().__init__(0.5)
+            self.spread = prior.scale if part == "likelihood" else None
+
+    with pytest.raises(ValueError, match=f"in the prior alone, .* in the {part}"):
+        ps.Joint(prior, Likelihood(), ps.nn.MLPEncoder((3,), 2), Decoder())

@@ -39,7 +39,7 @@ INWARDS = {
     "train": "data plots runtime terms",
     "posterior": "bounds data distributions estimates evaluation guides joint "
     "likelihoods limits nn priors runtime special terms",
-    "calibration": "bounds data distributions joint posterior terms",
+    "calibration": "bounds data distributions joint posterior runtime terms",
 }
 LEAVES = "arguments arrays bars reading runtime special terms"
 ALLOWED = {room: set(names.split()) for room, names in INWARDS.items()}

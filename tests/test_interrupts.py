@@ -6,10 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.catalogue import EVENT, Everything, noisy
@@ -33,11 +35,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Signal handlers are those from before."""
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    """Signal handlers are Python's, also in the background, and stay so."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    kinds = [signal.default_int_handler, signal.SIG_DFL]
+    before = [signal.signal(*each) for each in zip(numbers, kinds, strict=True)]
     yield
-    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert [signal.getsignal(n) for n in numbers] == kinds
     assert Interrupts.current is None
+    for each in zip(numbers, before, strict=True):
+        signal.signal(*each)
 
 
 def at(step: int, number: int = signal.SIGINT) -> Callable[..., None]:
@@ -185,6 +191,26 @@ def test_rounds_and_phases_stop():
         objective, points(), assign, first=1, epochs=4, on_step=at(5), **options
     )
     assert phases.interrupted and len(phases) == 2
+
+
+def test_calibration_stops():
+    prior = ps.priors.Gaussian(1, ps.hyper.Positive(dist.LogNormal(-1.0, 0.3)))
+    parts = ps.nn.MLPEncoder((2,), 1, hidden=(4,)), ps.nn.MLPDecoder(1, (2,))
+    fits = []
+
+    def build() -> ps.limits.SimVAE:
+        return ps.limits.SimVAE(
+            ps.Joint(deepcopy(prior), ps.likelihoods.Gaussian(0.5), *deepcopy(parts))
+        )
+
+    def short(objective: nn.Module, data: Any) -> None:
+        fits.append(fit(objective, data, epochs=9, on_step=at(1)))
+
+    with pytest.raises(KeyboardInterrupt):
+        ps.calibration.simulation_based_calibration(
+            build, short, items=8, views=2, draws=5, repeats=3
+        )
+    assert len(fits) == 1
 
 
 def test_comparison_stops_without_a_table():

@@ -544,6 +544,30 @@ def test_what_changed_since_a_prior_was_built_is_refused(change, words):
         prior.check()
 
 
+def bits() -> dist.TorchDistribution:
+    return dist.Bernoulli(torch.tensor([0.3, 0.6])).to_event(1)
+
+
+def even() -> dist.TorchDistribution:
+    return dist.Bernoulli(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    "conditional, y_prior",
+    [
+        (lambda y: dist.Normal(4 * y - 2, 0.4).to_event(1), bits),
+        (lambda y: dist.Normal(1.0 * y, torch.ones(2)).to_event(1), lambda: CODES),
+        (lambda y: dist.Normal(2.0 * y[..., None], torch.ones(2)).to_event(1), even),
+        (lambda y: dist.Normal(y @ torch.ones(2, 2), 0.4).to_event(1), bits),
+    ],
+)
+def test_a_discrete_prior_is_what_it_was_when_it_was_built(conditional, y_prior):
+    prior = Custom(conditional, 2, y_prior=y_prior())
+    prior.check()
+    found = ps.evidence(joint(prior), torch.randn(5, 1, 5), particles=10)
+    assert all(map(math.isfinite, found.log_evidence))
+
+
 class Edged(nn.Module):
     """A p(y) that is infinite at its ends, by a buffer."""
 

@@ -1151,6 +1151,40 @@ def test_a_buffer_that_no_state_dict_has_is_resumed_and_of_the_best_epoch(tmp_pa
     assert torch.equal(best.mean, second.mean)
 
 
+@pytest.mark.parametrize("part", ["encoder", "views"])
+def test_what_callbacks_change_is_resumed(part, tmp_path):
+    """A part that is made trainable on the way, and a buffer of the views."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("noise", torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, None] + self.noise * torch.randn(len(x), 2, DIM)
+
+    def run(epochs: int, **options: Any) -> tuple[nn.Module, History]:
+        torch.manual_seed(4)
+        objective, views = Autoencoder(), Views()
+        objective.encoder.requires_grad_(False)
+
+        def change(epoch: int, row: dict[str, float]) -> None:
+            if epoch == 2 and part == "encoder":
+                objective.encoder.requires_grad_(True)
+            elif epoch == 2:
+                views.noise.fill_(0.5)
+
+        given = {"views": views, "on_epoch": change, "batch_size": 10}
+        given["optimizer"] = Adam(objective.parameters(), lr=0.01)
+        return objective, fit(objective, points(), epochs=epochs, **given, **options)
+
+    whole, history = run(5)
+    run(3, checkpoint=tmp_path)
+    resumed, again = run(5, checkpoint=tmp_path, resume=True)
+    assert without_time(again) == without_time(history)
+    assert_same(whole, resumed)
+
+
 def test_what_no_checkpoint_holds_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         fit(Centred(buffer=True), points(), epochs=2, checkpoint=tmp_path / "a")
@@ -1158,7 +1192,7 @@ def test_what_no_checkpoint_holds_is_told(tmp_path, caplog):
         fit(Centred(buffer=False), points(), epochs=2)
         assert not caplog.text
         fit(Centred(buffer=False), points(), epochs=2, checkpoint=tmp_path / "b")
-    assert caplog.text.count("training changes mean, which is in no state_dict") == 1
+    assert caplog.text.count("changes mean, which is in no state_dict") == 1
 
     class Shuffled(torch.utils.data.Dataset):
         def __len__(self) -> int:

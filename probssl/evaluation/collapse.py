@@ -116,7 +116,8 @@ def lidar(z: Float[Array, "n view dim"], ridge: float = 1e-4) -> float:
     does not in `effective_rank`. It is at most n - 1, and 0 if all means are equal.
 
     Arguments:
-        z: Representations of at least 2 views of each of at least 2 items.
+        z: Representations of at least 2 views of each of at least 2 items; a tuple of
+            arrays (n, dim) has one for each view.
         ridge: :math:`\delta`.
 
     References:
@@ -124,15 +125,9 @@ def lidar(z: Float[Array, "n view dim"], ridge: float = 1e-4) -> float:
         (Thilak et al., 2024)
         https://arxiv.org/abs/2312.04000
     """
-    z, ridge = finite(z), positive("ridge", ridge)
-    if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2 or not z.shape[2]:
-        raise ValueError(
-            "expected representations (n, view, dim), at least 2 items with 2 views, "
-            f"got {z.shape}; stack the views by np.stack([a, b], axis=1)"
-        )
+    z, ridge = _views_of(z), positive("ridge", ridge)
     from scipy.linalg import eigh
 
-    remark_swapped(z.shape, "representations")
     n, views, dim = z.shape
     (flat,) = representations(z.reshape(-1, dim))
     z = centred(flat).reshape(z.shape)
@@ -169,6 +164,14 @@ def alignment_uniformity_values(
     z: Float[Array, "n view dim"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Both plus their influence functions, whose means are the two values."""
+    u = normalised(_views_of(z))
+    apart = 2 * np.square(u - u.mean(1, keepdims=True)).sum((1, 2)) / (u.shape[1] - 1)
+    uniformity = [_uniformity(u[:, view]) for view in range(u.shape[1])]
+    return apart, np.mean(uniformity, 0)
+
+
+def _views_of(z: Array) -> Float[np.ndarray, "n view dim"]:
+    """Representations of views: an array, or a tuple of one array for each view."""
     several = type(z) is tuple
     if isinstance(z, list) and any(hasattr(part, "__array__") for part in z):
         raise TypeError(
@@ -180,17 +183,14 @@ def alignment_uniformity_values(
         check_alike(z[0], part, "views", "index")
     z = finite(z)
     z = np.swapaxes(z, 0, 1) if several and z.ndim == 3 else z
-    if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2:
+    if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2 or not z.shape[2]:
         raise ValueError(
             "expected representations (n, view, dim), at least 2 items with 2 views, "
             f"got {z.shape}; stack the views by np.stack([a, b], axis=1)"
         )
     if not several:
         remark_swapped(z.shape, "representations")
-    u = normalised(z)
-    apart = 2 * np.square(u - u.mean(1, keepdims=True)).sum((1, 2)) / (u.shape[1] - 1)
-    uniformity = [_uniformity(u[:, view]) for view in range(u.shape[1])]
-    return apart, np.mean(uniformity, 0)
+    return z
 
 
 def normalised(z: Float[np.ndarray, "*n dim"]) -> Float[np.ndarray, "*n dim"]:

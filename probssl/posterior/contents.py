@@ -33,7 +33,7 @@ class PosteriorY(NamedTuple):
     r"""The posterior of the content of each item, :math:`p(y \mid x_1, \dots, x_V)`.
 
     Arguments:
-        mean: Of the draws, (item, dim); on a sphere inside it. None of a discrete y.
+        mean: Of the draws, (item, dim); on a sphere inside it. None of classes.
         std: Their standard deviation, (item, dim), or None.
         draws: Of y, (draw, item, dim); of the component, (draw, item), where y is one.
         shares: The posterior of the components, (item, component), None without.

@@ -43,7 +43,7 @@ __all__ = ["Conditional", "check_hypers", "check_integral", "check_parameters"]
 __all__ += ["check_sites", "content_sample", "example_of", "is_factorised"]
 
 RESERVED = {"x", "y", "z", "item", "views", "present", "component", "particles"}
-RESERVED |= {"self", "k"}  # of Python; the axis of components
+RESERVED |= {"self"}  # of Python
 MOST_CHANGES, CHANGED_NUMBERS = 4096, 2**20  # of y, to find out what depends on it
 
 Conditional = Callable[..., TorchDistribution]

@@ -226,21 +226,18 @@ class Custom(Prior):
     def _check_unchanged(self) -> None:
         """Raise a ValueError if p(z|y) has another structure or support than before."""
         cuda = [self.one.device] if self.one.is_cuda else []
-        with torch.random.fork_rng(cuda), unvalidated():
+        with restored_randomness(cuda), unvalidated():
             given, content = self._conditional({}), self.content()
-            y = samples_of_states(content) if self.discrete else content.sample((16, 2))
-            now = ends_of(common_support(given(y), free=False)[0])
-            split = not self.factorised or is_factorised(
-                given, content, y.flatten(0, 1)
-            )
+            y = content.sample((16,))
+            every = given(samples_of_states(content) if self.discrete else y)
+            now = ends_of(common_support(every, free=False)[0])
+            split = not self.factorised or is_factorised(given, content, y)
         before = ends_of(self._space[0])
         same = all(_alike(*pair) for pair in zip(before, now, strict=True))
         if not split or not (same or self.moves):
-            changed = (
-                "the dimensions are independent given y"
-                if not split
-                else (f"z lies between {before[0]} and {before[1]}")
-            )
+            changed = "the dimensions are independent given y"
+            if split:
+                changed = f"z lies between {before[0]} and {before[1]}"
             raise ValueError(
                 f"expected p(z|y) as it was when the prior was built, where {changed}, "
                 "got another one: parameters or buffers have changed since; build "

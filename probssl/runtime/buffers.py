@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["complete", "make_room", "note_counted", "register_unknown"]
-__all__ += ["load_unsaved", "register_varying", "storable", "unsaved", "unshare"]
+__all__ += ["copy_matching", "register_varying", "storable", "unsaved", "unshare"]
 __all__ += ["was_counted"]
 
 
@@ -107,9 +107,9 @@ def unsaved(objective: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_unsaved(objective: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load what `unsaved` returned, where the objective has such buffers."""
-    for name, x in unsaved(objective).items():
+def copy_matching(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Write numbers of the same name and shape into tensors."""
+    for name, x in tensors.items():
         if name in state and state[name].shape == x.shape:
             x.copy_(state[name])
 

@@ -235,25 +235,29 @@ class Unsaved:
     def __init__(self, objective: nn.Module) -> None:
         self.objective = objective
         self.held, self.drawn = held(objective), foreign_randomness()
+        self.told = False
 
-    def tell(self, called: bool) -> None:
-        """Log what has changed.
-
-        Arguments:
-            called: Whether a callback, which may draw numbers, was called meanwhile.
-        """
-        if names := drifted(self.held, self.objective):
-            logger.warning(
-                "training changes %s, which is in no state_dict: checkpoints and the "
-                "best epoch do not have it, so that a resumed run goes another way; "
-                "keep it in a buffer: self.register_buffer(name, tensor)",
-                ", ".join(names[:5]),
-            )
-        if not called and foreign_randomness() != self.drawn:
+    def tell_drawn(self) -> None:
+        """Log if data or views drew such numbers."""
+        if foreign_randomness() != self.drawn:
             logger.warning(
                 "data or views draw from the generators of Python or NumPy, which are "
                 "in no checkpoint: a resumed run draws other numbers; draw with "
                 "torch.rand or torch.randn"
+            )
+
+    def tell_changed(self, epoch: int) -> None:
+        """Log once, after epochs 1, 2, 4, 8 …, if training changed such numbers."""
+        if self.told or epoch & (epoch - 1):
+            return
+        if names := drifted(self.held, self.objective):
+            self.told = True
+            logger.warning(
+                "training or a callback changes %s, which is in no state_dict: "
+                "checkpoints and the best epoch do not have it, so that a resumed run "
+                "goes another way; keep it in a buffer: "
+                "self.register_buffer(name, tensor)",
+                ", ".join(names[:5]),
             )
 
 

@@ -294,6 +294,7 @@ def fit(
     compared = patience is not None or checkpoint is not None
     stopping = EarlyStopping(compares if compared else None, patience)
     run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
+    run.views = views
     if checkpoint is not None:
         steps = {"accumulate": accumulate, "clip": clip}
         run.setting = setting_of(train, views, optimizer, scheduler, **steps)
@@ -326,6 +327,7 @@ def fit(
     trainable, rates = trainable_of(objective), [step.learning_rate]
     watched = scheduler is not None
     place: Place | None = None
+    unseen: Unsaved | None = None
     tally, began = Tally(step.count), perf_counter()
     with interrupts:
         try:
@@ -334,10 +336,11 @@ def fit(
                 place, tally, loads = run.open(train, epoch, accumulate, folder.kept)
                 began = perf_counter() - place.seconds
                 groups = grouped(loads, accumulate)
-                unseen = Unsaved(objective) if compared and not rates[1:] else None
+                if compared and unseen is None:
+                    unseen = Unsaved(objective)
                 stop = train_epoch(step, groups, tally, bar, on_step, interrupts)
-                if unseen is not None:
-                    unseen.tell(called=on_step is not None)
+                if unseen is not None and not rates[1:] and on_step is None:
+                    unseen.tell_drawn()
                 remarks(objective, remarked)
                 row = {"epoch": epoch, "step": step.count} | tally.mean()
                 if validate is not None:
@@ -349,6 +352,8 @@ def fit(
                     with LOCK.open():
                         answer = on_epoch(epoch, row)
                     stop |= any_rank(ended_by("on_epoch", answer))
+                if unseen is not None:
+                    unseen.tell_changed(epoch)
                 check_held(objective, optimizer, trainable)
                 folder.save(run, best=run.finish(row, step.count))
                 place = None

@@ -151,14 +151,14 @@ def drifted(before: Mapping[str, Hashable], objective: nn.Module) -> list[str]:
 
 
 def held(objective: nn.Module) -> dict[str, Hashable]:
-    """Numbers, tensors and arrays in plain attributes of modules of one's own."""
+    """Numbers, tensors and arrays in plain attributes; of libraries, in public ones."""
     kinds = int | float | Tensor | np.ndarray
     return {
         f"{name}.{key}".lstrip("."): fixed(x)
         for name, module in objective.named_modules()
-        if not of_library(type(module).__module__)
         for key, x in vars(module).items()
         if key not in OF_MODULES and key != "training" and isinstance(x, kinds)
+        if key[0] != "_" or not of_library(type(module).__module__)
     }
 
 

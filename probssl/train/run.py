@@ -29,7 +29,7 @@ from ..arguments import choice
 from ..arguments import folder as checked_folder
 from ..reading import digest, guarded, parsed, stored
 from ..runtime import files
-from ..runtime.buffers import complete, load_unsaved, make_room, storable, unsaved
+from ..runtime.buffers import complete, copy_matching, make_room, storable, unsaved
 from ..runtime.distributed import broadcast_object, is_main
 from ..runtime.randomness import random_states, set_random_states
 from .batches import Source
@@ -74,6 +74,7 @@ class Run:
         steps: The number of steps made, when the state is written.
         setting: What a resumed run should have in common with it.
         place: That of a run that was interrupted within an epoch.
+        views: The view sampler, whose buffers are kept if it is a module.
     """
 
     objective: nn.Module
@@ -87,6 +88,7 @@ class Run:
     steps: int = 0
     setting: Mapping[str, str] = field(default_factory=dict)
     place: Place | None = None
+    views: Any = None
 
     def remaining(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs left, until patience runs out."""
@@ -145,6 +147,8 @@ class Run:
         return {
             "objective": self.objective.state_dict(),
             "unsaved": unsaved(self.objective),
+            "frozen": [k for k, p in self._parameters() if not p.requires_grad],
+            "views": self._of_views(),
             "optimizer": optimizer_state(self.optimizer),
             "scheduler": self.scheduler and self.scheduler.state_dict(),
             "steps": self.steps,
@@ -155,6 +159,13 @@ class Run:
             "place": self.place and vars(self.place),
             "random": random_states(self.device, self.order),
         }
+
+    def _of_views(self) -> dict[str, Tensor]:
+        return self.views.state_dict() if isinstance(self.views, nn.Module) else {}
+
+    def _parameters(self) -> list[tuple[str, Tensor]]:
+        named = self.objective.named_parameters()
+        return [(name, p) for name, p in named if p.is_floating_point()]
 
     def write(self, path: Path) -> None:
         """Write a checkpoint on rank 0; all ranks contribute to its state."""
@@ -181,7 +192,11 @@ class Run:
         _check_numbers(self.objective, self.optimizer, state)
         self.stopping.load(state["stopping"], len(state["history"]))
         self.objective.load_state_dict(state["objective"])
-        load_unsaved(self.objective, state.get("unsaved", {}))
+        copy_matching(unsaved(self.objective), state.get("unsaved", {}))
+        if "frozen" in state:  # absent in older files
+            for name, parameter in self._parameters():
+                parameter.requires_grad_(name not in state["frozen"])
+        copy_matching(self._of_views(), state.get("views", {}))
         load_optimizer(self.optimizer, state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -248,7 +263,7 @@ class EarlyStopping:
         """Load the kept parameters of the best epoch, if there are any."""
         if self.kept is not None:
             objective.load_state_dict(self.kept)
-            load_unsaved(objective, self.unsaved)
+            copy_matching(unsaved(objective), self.unsaved)
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""
