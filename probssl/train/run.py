@@ -456,8 +456,9 @@ MOMENTS |= {"square_avg", "acc_delta", "grad_avg", "exp_inf", "prev", "step_size
 # What the state of a run holds; older files lack the last ones.
 STATE: dict[str, Any] = {"objective": dict, "optimizer": dict, "history": list}
 STATE |= {"scheduler": dict | None, "steps": int, "stopping": dict}
-STATE |= {"random": list, "setting": dict}
-STATE |= {"compiled": bool | None, "place": dict | None, "unsaved": dict}
+STATE |= {"random": list}
+NEWER: dict[str, Any] = {"compiled": bool | None, "place": dict | None}
+NEWER |= {"setting": dict, "unsaved": dict, "views": dict, "frozen": list}
 
 
 def _run_of(path: Path) -> dict[str, Any]:
@@ -470,17 +471,20 @@ def _run_of(path: Path) -> dict[str, Any]:
 
 def _check_state(state: Any) -> None:
     """Raise an error for a state that `Run.state` did not make."""
-    needed = STATE.keys() - {"setting", "compiled", "place", "unsaved"}
-    for name in needed | state.keys():
-        if not isinstance(state[name], STATE[name]):
-            raise ValueError(f"{name} is no {STATE[name]}")
+    kinds = STATE | NEWER
+    for name in STATE.keys() | state.keys():
+        if not isinstance(state[name], kinds[name]):
+            raise ValueError(f"{name} is no {kinds[name]}")
+    if not all(isinstance(name, str) for name in state.get("frozen", [])):
+        raise ValueError("frozen are no names")
     stopping, random = state["stopping"], state["random"]
     if (place := state.get("place")) is not None:
         numbers = [place[name] for name in ("first", "items", "seconds")]
         if not all(type(x) in (int, float) for x in numbers + place["total"]):
             raise ValueError("the place in an epoch is none")
         random = [*random, *place["opening"]]
-    for parts in (*random, state.get("unsaved", {}), stopping.get("unsaved", {})):
+    others = [state.get(name, {}) for name in ("unsaved", "views")]
+    for parts in (*random, *others, stopping.get("unsaved", {})):
         for name, x in parts.items():
             if not (isinstance(name, str) and isinstance(x, Tensor)):
                 raise ValueError(f"{name} is no tensor")
