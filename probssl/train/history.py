@@ -105,7 +105,7 @@ class History:
 def check_rows(rows: Any) -> None:
     """Raise an error for rows that are no history."""
     for epoch, row in enumerate(rows, start=1):
-        numbers = (type(x) in (int, float) for x in row.values())
+        numbers = (type(x) in (int, float, bool) for x in row.values())
         if row["epoch"] != epoch or not all(numbers):
             raise ValueError(f"row {epoch} is not that of epoch {epoch}")
 
