@@ -125,9 +125,11 @@ class Reads(TorchDispatchMode):
 def waits(call: Callable[[], object], steps: int, place: torch.device) -> int:
     """Synchronisations of host and GPU in some steps; on a CPU those that would be."""
     if place.type != "cuda":
-        # On a GPU views look at the range of their first batch only.
+        # On a GPU views look at the range of their first batch only, and the guard of
+        # steps reads nothing.
         looks = mock.patch("probssl.views.augment.check_values")
-        with looks, Reads() as reads:
+        guard = mock.patch("probssl.train.finite.Guard.look")
+        with looks, guard, Reads() as reads:
             for _ in range(steps):
                 call()
         return reads.count

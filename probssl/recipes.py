@@ -214,7 +214,9 @@ def _projected(limit: Callable[..., nn.Module], **options: Any) -> Build:
 
 def _classes(limit: Callable[..., nn.Module]) -> Build:
     """z of a linear head are the logits of `CLASSES` classes."""
-    return lambda data, dim: limit(encoder(data, dim), nn.Linear(dim, CLASSES))
+    return lambda data, dim: limit(
+        encoder(data, dim), Projector(dim, out=CLASSES, layers=1)
+    )
 
 
 _BASES = {"DSA": "SimCLR", "PID": "SimCLR"}  # methods that extend another one

@@ -443,7 +443,8 @@ test_bad_joints_and_batches_are_refused = refusals(
 )
 
 
-def test_a_step_of_simvae_crosses_files_at_most_40_times():
+def test_a_step_of_simvae_crosses_files_at_most_42_times():
+    """Of which two are those of the lock of threads."""
     objective = ps.limits.SimVAE(joint_of_digits())
     batch = Batch(torch.randint(0, 17, (8, 2, 1, 8, 8)) / 16.0)
 
@@ -451,7 +452,7 @@ def test_a_step_of_simvae_crosses_files_at_most_40_times():
         (-sum(objective(batch))).backward()
 
     found = crossings(step)
-    assert found.total() <= 40, found
+    assert found.total() <= 42, found
 
 
 def joint_of_digits() -> Joint:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..arrays import check_classes, classes, span
 from ..data import Dataset, Split
 from ..evaluation.probes import LABELS_PER_CLASS, kept
@@ -21,6 +22,7 @@ __all__ += ["check_names", "check_supports", "check_views"]
 MIN_TEST_ITEMS = 20  # for entropies and standard errors over items
 
 
+@typed
 def check_data(data: Dataset, max_train: int | None = None, seed: int = 0) -> None:
     """Raise a ValueError for data without the items or labels that scores need."""
     for part, split in (("training", data.train), ("test", data.test)):
