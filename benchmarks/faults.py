@@ -418,7 +418,7 @@ def main(results: Path = RESULTS, stride: int = 1) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    logging.getLogger("probssl").setLevel(logging.ERROR)  # remarks on a fit so short
     arguments = options(__doc__, device=False).parse_args()
+    logging.getLogger("probssl").setLevel(logging.ERROR)  # remarks on a fit so short
     for writer, counts in main(arguments.out / RESULTS.name).items():
         print(writer.ljust(20), ", ".join(f"{v} {k}" for k, v in counts.items()))

@@ -334,6 +334,7 @@ VALUES: dict[str, Callable[[], object]] = {
     "size": lambda: 16,
     "spread": lambda: int,
     "part": nn.Identity,
+    "statistic": ps.entropies.EppsPulley,
     "style": lambda: 1,
     "trunk": lambda: nn.Linear(3, 5),
     "value": lambda: 1.0,

@@ -18,7 +18,7 @@ from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from queue import Empty
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from ..train.prepare import settle
 __all__ = ["Fitted", "fit_methods"]
 
 POLL = 0.2  # seconds between updates of the progress bar
+LONGEST_ADDRESS = 70  # letters of the folder; Linux takes 107 in all
 WATCH = 1.0  # seconds between looks of a worker at its parent
 
 
@@ -260,10 +261,11 @@ def _failed(future: Future[Any]) -> bool:
 def _workers() -> BaseContext:
     """How workers start: on Linux from one process that has this package loaded.
 
-    It starts with the first workers, computes nothing, and ends with this process;
-    elsewhere each worker loads the package anew, which takes seconds.
+    It starts with the first workers, computes nothing, and ends with this process. Its
+    address is a file in the folder of temporary files, whose name may be too long;
+    there and elsewhere each worker loads the package anew, which takes seconds.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or len(gettempdir()) > LONGEST_ADDRESS:
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._dynamo"])  # of optimisers
