@@ -14,6 +14,7 @@ import torch
 
 import probssl as ps
 from probssl.evaluation import probes
+from probssl.runtime.threads import LOCK
 from probssl.runtime.validation import validation_kept
 
 matplotlib.use("Agg")
@@ -60,8 +61,11 @@ def quiet() -> None:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed() -> Iterator[None]:
+    """A seed; and no test keeps other threads waiting."""
     torch.manual_seed(0)
+    yield
+    assert LOCK._holder is None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

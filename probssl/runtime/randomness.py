@@ -86,17 +86,15 @@ def restored_randomness(devices: Sequence[Any] | None = ()) -> Iterator[None]:
 class same_randomness:
     """A context with a fixed seed, after which the random state is restored.
 
-    Other threads wait meanwhile.
-
-    A class: one written as a generator would restore the state whenever it is
-    collected, if an error has kept the context from its end.
+    It holds no lock: Lightning enters it in one hook and leaves it in another, unless an
+    error comes between. A class: one written as a generator would restore the state
+    whenever it is collected, if an error has kept the context from its end.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
 
     def __enter__(self) -> None:
-        LOCK.__enter__()
         self.before = random_state(self.device)
         torch.default_generator.manual_seed(self.seed)
         if self.device.type == "cuda":
@@ -106,10 +104,7 @@ class same_randomness:
             torch.mps.manual_seed(self.seed)
 
     def __exit__(self, *_: object) -> None:
-        try:
-            set_random_state(self.before, self.device)
-        finally:
-            LOCK.__exit__()
+        set_random_state(self.before, self.device)
 
 
 def _seed_others(seed: int) -> None:
