@@ -86,8 +86,8 @@ def restored_randomness(devices: Sequence[Any] | None = ()) -> Iterator[None]:
 class same_randomness:
     """A context with a fixed seed, after which the random state is restored.
 
-    It holds no lock: Lightning enters it in one hook and leaves it in another, unless an
-    error comes between. A class: one written as a generator would restore the state
+    It holds no lock: Lightning enters it in one hook, and leaves it in another unless
+    an error comes between. A class: one written as a generator would restore the state
     whenever it is collected, if an error has kept the context from its end.
     """
 
