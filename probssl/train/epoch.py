@@ -69,6 +69,8 @@ def train_epoch(
     except FloatingPointError:
         step.guard.restore()
         raise
+    finally:
+        step.guard.release()
     tally.pool()
     # Buffers that depend on a rank's own items, as those of torch's BatchNorm, differ.
     broadcast(list(mutable_state(step.objective).values()))

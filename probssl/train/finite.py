@@ -24,7 +24,6 @@ from .prepare import trainable_of
 
 __all__ = ["Guard"]
 
-
 SECONDS_PER_COPY = 2.0
 SHOWN = 5  # rows that a message names
 
@@ -97,6 +96,11 @@ class Guard:
             copy = self.copies.get(name)
             if copy is not None and copy.shape == x.shape and not _finite(x):
                 x.copy_(copy)
+
+    def release(self) -> None:
+        """Leave the optimiser without a flag, which would mask steps after the fit."""
+        if self.masks:
+            vars(self.optimizer).pop("found_inf", None)
 
     def _at_risk(self) -> Iterable[tuple[str, Tensor]]:
         """What `forward` writes and, where no flag masks it, what the optimiser does.
