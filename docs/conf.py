@@ -65,7 +65,15 @@ def formula(self, node):
     raise nodes.SkipNode
 
 
+def pages_of_methods(app, docname, source):
+    """The table links files of derivations, of which the site has pages."""
+    if docname == "table":
+        file = r"\(\.\./probssl/limits/(\w+)\.py\)"
+        source[0] = re.sub(file, r"(methods/\1.rst)", source[0])
+
+
 def setup(app):
+    app.connect("source-read", pages_of_methods)
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
 
     def as_rst(app, what, name, obj, options, lines):

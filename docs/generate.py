@@ -1,9 +1,11 @@
 """Write what the documentation generates: the table of limits, and pages of code.
 
-``python docs/generate.py`` writes the table of limits into docs/concepts.md, and its
-main rows into README.md. The build of the site (`conf.py`) writes it into docs/methods,
-beside a page for each file of probssl/limits, for the API, for the notebooks and for
-their pictures. Git ignores all that the build writes.
+The table of limits is `limits.table`, which each class declares. ``python
+docs/generate.py`` writes it into docs/concepts.md, its main rows into README.md, and
+with papers, theorems, figures and the grid into docs/table.md. The build of the site
+(`conf.py`) writes it into docs/methods, beside a page for each file of probssl/limits,
+for the API, for the notebooks and for their pictures. Git ignores all that the build
+writes.
 """
 
 import ast
@@ -14,6 +16,11 @@ import shutil
 from importlib import import_module
 from inspect import isclass, isfunction, ismodule
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from probssl import limits
+from probssl.limits._table import markdown
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -37,107 +44,17 @@ MORE = (
     "special",
 )
 RETURNED = ("Comparison", "History")
-VMF = "von Mises-Fisher"
-# Objectives; p(y); p(z|y); what keeps z informative; status, each part of which the
-# docstring of the file has after "Status:" (tests/test_docs.py).
-ROWS = [
-    (
-        "SimVAE",
-        "Gaussian, mixture, sphere",
-        f"Gaussian, {VMF}",
-        "p(x|z)",
-        "exact bound",
-    ),
-    ("VAE", "views independent", "N(0, I)", "p(x|z)", "exact bound"),
-    ("SimCLR", "the other view", VMF, "kernel density of z", "identity"),
-    ("CLIP", "the other modality", VMF, "kernel density of z", "identity"),
-    ("MoCo", "an EMA encoder's view", VMF, "kernel density over a queue", "identity"),
-    (
-        "NNCLR",
-        "a neighbour in a queue",
-        VMF,
-        "kernel density of predictions",
-        "identity",
-    ),
-    ("SigLIP", "the other view", VMF, "logistic loss of other pairs", "surrogate"),
-    (
-        "InstanceDiscrimination",
-        "one of N images",
-        VMF,
-        "softmax over images",
-        "identity",
-    ),
-    ("TSimCLR", "the other view", "Student-t", "collision entropy", "identity"),
-    (
-        "AlignmentUniformity",
-        "the other view",
-        VMF,
-        "collision entropy of each view",
-        "identity",
-    ),
-    (
-        "NeighbourEmbedding SNE SymmetricSNE TSNE",
-        "a partner from P",
-        "any kernel",
-        "normaliser of Q",
-        "identity",
-    ),
-    ("LogDet", "flat", "Gaussian", "log-determinant", "identity"),
-    ("VICReg", "flat", "Gaussian", "variances, covariances", "surrogate"),
-    ("BarlowTwins", "flat", "Gaussian", "squared correlations", "surrogate"),
-    ("FroSSL", "flat", "Gaussian", "Frobenius norm of correlations", "surrogate"),
-    (
-        "LeJEPA",
-        "Gaussian, Var(z) = 1",
-        "Gaussian",
-        "characteristic function of slices",
-        "surrogate",
-    ),
-    (
-        "VISReg",
-        "Gaussian, Var(z) = 1",
-        "Gaussian",
-        "moments, quantiles of slices",
-        "surrogate, heuristic",
-    ),
-    ("WMSE", "flat", "Gaussian", "whitening", "identity, surrogate"),
-    ("MMCR", "another view", VMF, "nuclear norm of centroids", "surrogate"),
-    ("TiCo", "an EMA encoder's view", VMF, "second moments", "surrogate"),
-    ("BYOL SimSiam", "a prediction", VMF, "predictor, stop-gradient", "heuristic"),
-    (
-        "SwAV DeepClustering",
-        "one of K",
-        VMF,
-        "equal shares of components",
-        "identity, surrogate",
-    ),
-    ("DINO", "one of K", VMF, "centred, sharpened teacher", "heuristic"),
-    (
-        "CategoricalMatching",
-        "one of K",
-        "a symmetric channel",
-        "entropy of classes",
-        "identity",
-    ),
-    ("RPM", "one of K", "absent", "shares of classes", "exact bound"),
-    (
-        "DenoisingAutoencoder MaskedAutoencoder",
-        "absent",
-        "flat",
-        "p(clean or hidden x|z)",
-        "exact bound",
-    ),
-    ("DSA", "learned affinity", "its base's", "its base's, a regulator", "heuristic"),
-    ("PID", "cluster, then item", "its base's", "its base's, clusters", "surrogate"),
-]
-
-
-# The first names of the rows that README shows.
+# The rows that README shows.
 MAIN = (
     *("SimVAE", "VAE", "SimCLR", "CLIP", "MoCo", "TSimCLR"),
-    *("NeighbourEmbedding", "LogDet", "VICReg", "BarlowTwins", "WMSE", "BYOL", "SwAV"),
-    *("DINO", "DenoisingAutoencoder", "DSA", "PID"),
+    *("NeighbourEmbedding", "LogDet", "VICReg", "BarlowTwins", "WMSE", "BYOL"),
+    *("SimSiam", "SwAV", "DeepClustering", "DINO", "DenoisingAutoencoder"),
+    *("DSA", "PID"),
 )
+CLOSE = "<!-- end of what docs/generate.py writes -->"
+# Figures of models/digits.py and limits_mnist.py in the table, and their decimals.
+MEASURED = {"info_nce": 1, "linear_probe": 3, "knn": 3, "seconds": 0}
+RECIPES = {"CLIP": "InfoNCE"}  # by another name there
 
 
 def source_of(objective: str) -> Path:
@@ -151,32 +68,131 @@ def docstring(path: Path) -> str:
 
 
 def limits_table(link: bool = False, main: bool = False) -> str:
-    """The table of limits in Markdown.
+    """The table of limits in Markdown; methods of the same choices share a row.
 
     Arguments:
         link: Whether to link each objective to its page.
         main: Whether to leave out the rows that README does not show.
     """
-    lines = [
-        "| objective | p(y); p(z given y) | keeps z informative | status |",
-        "|---|---|---|---|",
-    ]
-    for names, content, conditional, kept, status in ROWS:
-        if main and names.split()[0] not in MAIN:
-            continue
-        each = [
-            f"[`{name}`]({source_of(name).stem}.rst)" if link else f"`{name}`"
-            for name in names.split()
-        ]
-        cells = [", ".join(each), f"{content}; {conditional}", kept, status]
-        lines.append("| " + " | ".join(cells).replace("x|z", "x given z") + " |")
-    return "\n".join(lines)
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in limits.table():
+        if row.name in MAIN or not main:
+            choices = f"{row.content}; {row.conditional}"
+            cells = (choices, row.information, row.status)
+            page = f"[`{row.name}`]({source_of(row.name).stem}.rst)"
+            found.setdefault(cells, []).append(page if link else f"`{row.name}`")
+    header = ["objective", "p(y); p(z|y)", "keeps z informative", "status"]
+    return markdown(header, [[", ".join(names), *c] for c, names in found.items()])
 
 
 def with_table(page: str, main: bool = False) -> str:
     """A page with the present table of limits; README shows the main rows."""
     head, _, rest = page.partition(START)
     return f"{head}{START}\n{limits_table(main=main)}\n{END}{rest.partition(END)[2]}"
+
+
+def results(name: str) -> dict[str, Any]:
+    """A file of benchmarks/results; empty if it is not there."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def measured() -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Mean and standard deviation over seeds, by data, method and figure."""
+    mnist: dict[str, dict[str, list[float]]] = {}
+    for row in results("limits_mnist")["rows"]:
+        known = mnist.setdefault(row["method"], {})
+        for name in MEASURED:
+            value = row["CPU seconds of the fit" if name == "seconds" else name]
+            known.setdefault(name, []).append(value)
+    spread = {
+        method: {k: [mean(x), stdev(x)] for k, x in known.items() if None not in x}
+        for method, known in mnist.items()
+    }
+    return {"digits": results("digits")["mean and sd"], "MNIST": spread}
+
+
+def measured_table() -> str:
+    """Each method's figures on digits and on MNIST; a dash where there are none."""
+    units = ["I(z; z′), nats", "linear probe", "5-NN", "fit, s"]
+    found, lines = measured(), []
+    for row in limits.table():
+        cells = [f"`{row.name}`"]
+        for data in found.values():
+            own = data.get(RECIPES.get(row.name, row.name), {})
+            for figure, digits in MEASURED.items():
+                middle, sd = own.get(figure, (None, None))
+                known = middle is not None
+                cells.append(f"{middle:.{digits}f} ± {sd:.{digits}f}" if known else "–")
+        if set(cells[1:]) != {"–"}:
+            lines.append(cells)
+    titles = [f"{data}: {unit}" for data in found for unit in units]
+    return markdown(["objective", *titles], lines)
+
+
+def theorem_file(test: str) -> Path:
+    """The file of tests/ that has a test."""
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        if re.search(rf"^def {test}\(", path.read_text(), re.MULTILINE):
+            return path
+    raise ValueError(f"expected a test {test} in tests/, got none; write it")
+
+
+def papers_table() -> str:
+    """The paper of each method, its choices, and the file of its derivation."""
+    rows = []
+    for row in limits.table():
+        paper = f"{row.authors or row.title}, {row.year}"
+        choices = f"{row.content}; {row.conditional}"
+        cells = [f"[{paper}]({row.link})", choices, row.information, row.status]
+        rows.append([linked(row.name), *cells])
+    title = ["objective", "paper", "p(y); p(z|y)", "keeps z informative", "status"]
+    return markdown(title, rows)
+
+
+def linked(name: str) -> str:
+    """A method and the way to the file of its derivation; `conf.py` has its page."""
+    return f"[`{name}`](../probssl/limits/{source_of(name).name})"
+
+
+def theorems_table() -> str:
+    """What is proved of each method, and what it drops."""
+    rows = []
+    for row in limits.table():
+        file = theorem_file(row.test).name
+        proof = f"[{row.theorem}](../tests/{file})"
+        rows.append([f"`{row.name}`", proof, row.dropped])
+    return markdown(["objective", "theorem", "drops"], rows)
+
+
+def empty_cells() -> str:
+    """The cells without a method, a line for each p(y) and p(z|y)."""
+    lines = []
+    for (content, conditional), cells in limits.table().by_pair().items():
+        empty = [name for name, methods in cells.items() if not methods]
+        if empty:
+            lines.append(f"- {content}; {conditional}: {', '.join(empty)}")
+    return "\n".join(lines).replace("x|z", "x given z")
+
+
+def with_parts(page: str) -> str:
+    """docs/table.md with the present tables between its marks."""
+    table = limits.table()
+    grid = table.to_markdown().split("\n\n")[1]
+    filled = len(table.grid) - len(table.empty)
+    count = f"{len(table)} methods fill {filled} of {len(table.grid)} cells."
+    parts = {
+        "papers": papers_table(),
+        "theorems": theorems_table(),
+        "measured": measured_table(),
+        "grid": f"{count}\n\n{grid}",
+        "empty": empty_cells(),
+    }
+    for name, part in parts.items():
+        start = f"<!-- {name}: written by docs/generate.py -->"
+        head, mark, rest = page.partition(start)
+        page = f"{head}{mark}\n\n{part}\n\n{CLOSE}{rest.partition(CLOSE)[2]}"
+    return page
 
 
 def heading(title: str) -> str:
@@ -196,7 +212,9 @@ def write_methods(folder: Path) -> None:
     page = heading("Base classes and parts")
     for name in bases.__all__:
         if source_of(name).stem.startswith("_"):
-            page += f".. autoclass:: probssl.limits.{name}\n   :members:\n\n"
+            kind = "class" if isclass(getattr(bases, name)) else "function"
+            members = "   :members:\n" * (kind == "class")
+            page += f".. auto{kind}:: probssl.limits.{name}\n{members}\n"
     (folder / "bases.rst").write_text(page)
     entries = "\n".join(["bases", *names])
     (folder / "index.md").write_text(
@@ -314,3 +332,5 @@ def as_rst(lines: list[str]) -> None:
 if __name__ == "__main__":
     for path in (ROOT / "README.md", DOCS / "concepts.md"):
         path.write_text(with_table(path.read_text(), main=path.stem == "README"))
+    path = DOCS / "table.md"
+    path.write_text(with_parts(path.read_text()))

@@ -1,4 +1,4 @@
-"""The command line: ``probssl compare``, ``fit``, ``inspect`` and ``advise``."""
+"""The command line: ``compare``, ``fit``, ``inspect``, ``advise`` and ``table``."""
 
 import argparse
 import json
@@ -27,6 +27,7 @@ from .compare.fitting import Fitted, fit_methods
 from .compare.kept import MEASURED
 from .data import Dataset, Split, load
 from .joint import Joint
+from .limits import Table, table
 from .posterior import embed, reconstruct, sample, to_arviz
 from .runtime.distributed import (
     barrier,
@@ -52,6 +53,7 @@ METHODS = "VAE,SimVAE,SimCLR,VICReg"
 MAX_TRAIN = 10_000  # training items for the probes, at most
 COMPILE: dict[str, bool | str] = {"auto": "auto", "always": True, "never": False}
 MAPPED = 1_000  # items in the figure of the latents, at most
+FORMS = {"Markdown": Table.to_markdown, "JSON": Table.to_json, "CSV": Table.to_csv}
 OVERALL = "comparison.json", "comparison.png", "matrix.png"  # of `compare`
 DERIVED = ["history.json", "curves.png", "map.png", "posterior.nc"]  # of one run
 DERIVED += ["reconstructions.png", "samples.png"]
@@ -155,6 +157,14 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "recommend joint embedding or reconstruction for a data set"
     _add_data(command("advise", _advise, text), "advice")
+
+    command("table", _table, "print the table of limits, and its empty cells")
+    group = commands.choices["table"].add_mutually_exclusive_group()
+    group.set_defaults(form=str)
+    for name, form in FORMS.items():
+        add, text = group.add_argument, f"in {name} (default: plain text)"
+        option = f"--{name.lower()}"
+        add(option, action="store_const", dest="form", const=form, help=text)
     return parser
 
 
@@ -483,6 +493,12 @@ def _advise(options: argparse.Namespace) -> None:
     write(options.out / "advice.json", json.dumps(found.as_dict(), indent=1) + "\n")
     _save_figures({"advice": plots.advice(found)}, options.out)
     print(f"\nwritten to {options.out}: advice.json and advice.png")
+
+
+def _table(options: argparse.Namespace) -> None:
+    """Print the table of limits on one process."""
+    if is_main():
+        print(options.form(table()).rstrip("\n"))
 
 
 def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> None:

@@ -222,6 +222,23 @@ def test_advise_says_which_paradigm_and_writes_the_figures_behind_it(tmp_path, c
     assert (out / "advice.png").is_file()
 
 
+@pytest.mark.parametrize("form", ["", "--markdown", "--json", "--csv"])
+def test_table_prints_rows_and_empty_cells(form, capsys):
+    assert main(["table", *filter(None, [form])]) == 0
+    printed, table = capsys.readouterr().out, ps.limits.table()
+    forms = {"--markdown": table.to_markdown, "--json": table.to_json}
+    forms |= {"--csv": table.to_csv, "": table.__str__}
+    assert printed == forms[form]().rstrip("\n") + "\n"
+    if form == "":
+        assert "\nVICReg " in printed and "empty: kernel density" in printed
+
+
+def test_table_is_printed_in_one_form(capsys):
+    with pytest.raises(SystemExit):
+        main(["table", "--json", "--csv"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 REAL = ("mnist", "fashion-mnist", "cifar10")  # whose JPEGs take half a minute
 
 

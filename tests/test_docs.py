@@ -166,26 +166,30 @@ def test_the_readme_is_short():
     assert (DOCS / "map.png").stat().st_size < 150_000
 
 
-def test_the_table_of_limits_is_generated_and_complete():
+def test_the_table_of_limits_is_generated_from_the_code():
     for path in (README, DOCS / "concepts.md"):
         text = path.read_text()
         table = generate.with_table(text, main=path == README)
         assert table == text, "run python docs/generate.py"
-    listed = [name for row in generate.ROWS for name in row[0].split()]
-    parts = {name for name in limits.__all__ if generate.source_of(name).stem[0] == "_"}
-    assert set(listed) == set(limits.__all__) - parts
-    assert len(listed) == len(set(listed))
-    assert set(generate.MAIN) <= {row[0].split()[0] for row in generate.ROWS}
+    page = (DOCS / "table.md").read_text()
+    assert generate.with_parts(page) == page, "run python docs/generate.py"
+    names = [row.name for row in limits.table()]
+    assert set(generate.MAIN) <= set(names)
+    for name in names:
+        assert f"`{name}`" in page and f"`{name}`" in (DOCS / "concepts.md").read_text()
 
 
-@pytest.mark.parametrize("row", generate.ROWS, ids=lambda row: row[0])
-def test_the_status_of_a_row_is_that_of_its_docstring(row):
-    for name in row[0].split():
-        text = generate.docstring(generate.source_of(name))
-        status = text.partition("Status:")[2]
-        assert status and "The choices:" in text, name
-        for word in row[4].split(", "):
-            assert word in " ".join(status.split()), (name, word)
+def test_figures_of_the_table_are_those_of_the_results():
+    page = (DOCS / "table.md").read_text()
+    for name, label in (("digits", "VICReg"), ("digits", "CLIP")):
+        recipe = generate.RECIPES.get(label, label)
+        probe, sd = generate.results(name)["mean and sd"][recipe]["linear_probe"]
+        line = next(x for x in page.splitlines() if x.startswith(f"| `{label}` |"))
+        line = page.split("digits: linear probe")[1].split(f"| `{label}` |")[1]
+        assert line.split(" | ")[1] == f"{probe:.3f} ± {sd:.3f}"
+    assert generate.results("nowhere") == {}
+    with pytest.raises(ValueError, match="expected a test test_of_nothing"):
+        generate.theorem_file("test_of_nothing")
 
 
 def test_docstrings_reach_the_site_without_loss():

@@ -40,7 +40,9 @@ def prior(classes: int, match: float) -> Tensor:
 
 @pytest.mark.parametrize("match", [0.2, 0.95])
 @pytest.mark.parametrize("views", [2, 3])
-def test_the_value_is_minus_the_divergence_of_the_table_from_the_prior(views, match):
+def test_categorical_matching_is_minus_the_divergence_of_its_table_from_the_prior(
+    views, match
+):
     z = torch.randn(7, views, 4, requires_grad=True)
     found, t = CategoricalMatching(nn.Identity(), match=match)(Batch(z)), table(z)
     p = prior(4, match)

@@ -113,7 +113,7 @@ def plain_penalty(
 
 
 @pytest.mark.parametrize("views", [2, 3])
-def test_value_and_grad_are_those_of_a_double_loop(views):
+def test_dsa_has_the_value_and_grad_of_a_double_loop(views):
     batch = items(views=views)
     objective = dsa(
         weight=1.7, anchor=0.4, temperature=0.3, reference_temperature=0.7, mutual=0

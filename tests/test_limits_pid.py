@@ -51,7 +51,7 @@ def lumps(
 
 @pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("views", [2, 3])
-def test_the_value_is_the_base_and_a_weighted_log_probability_of_each_view(views, unit):
+def test_pid_is_the_base_and_a_weighted_log_probability_of_each_view(views, unit):
     objective = at_random(on_z(unit=unit, weight=0.3))
     z, index = torch.randn(9, views, DIM, requires_grad=True), torch.randperm(ITEMS)[:9]
     terms = objective(Batch(z, index=index))

@@ -67,7 +67,9 @@ def visreg(z: Tensor, a: Tensor, weight: float, pooled: bool) -> Tensor:
         (VISReg, visreg, 0.6),
     ],
 )
-def test_each_is_minus_its_loss_times_a_factor(kind, loss, weight, views, pooled):
+def test_lejepa_and_visreg_are_minus_their_loss_times_a_factor(
+    kind, loss, weight, views, pooled
+):
     items, dim = 9, 4
     objective = kind(nn.Identity(), weight=weight, slices=SLICES, pooled=pooled)
     factor = views * dim / weight

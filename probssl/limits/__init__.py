@@ -3,11 +3,13 @@
 Each file states the reference; the choices of p(y), of p(z|y) and of the term that
 keeps z informative; the limit; its status; and what it drops. The status is *identity*
 (the published loss, exactly), *surrogate* (an approximation of stated order),
-*heuristic* (an update rule that is the gradient of no scalar), or *exact bound*.
+*heuristic* (an update rule that is the gradient of no scalar), or *exact bound*. Each
+class declares its `place` on the axes of the choices, and `table` has all of them.
 """
 
 from ._base import Embedding, JointEmbedding
 from ._pair_affinity import LearnedAffinity, PrincipalComponents, PriorAffinity
+from ._table import Table, table
 from .alignment_uniformity import AlignmentUniformity
 from .barlow import BarlowTwins
 from .byol import BYOL
@@ -51,3 +53,4 @@ __all__ += ["RPM", "CategoricalMatching"]
 __all__ += ["VAE", "DenoisingAutoencoder", "MaskedAutoencoder", "SimVAE"]
 __all__ += ["DSA", "PID", "Embedding", "JointEmbedding"]
 __all__ += ["LearnedAffinity", "PrincipalComponents", "PriorAffinity"]
+__all__ += ["Table", "table"]

@@ -39,6 +39,7 @@ from ..arguments import positive
 from ..entropies import Collision, Entropy
 from ..priors import Prior, Spherical
 from ._base import Embedding
+from ._place import COLLISION, OTHER_VIEW, VMF, Place
 
 __all__ = ["AlignmentUniformity"]
 
@@ -55,6 +56,14 @@ class AlignmentUniformity(Embedding):
     Raises:
         ValueError: If a number is not positive.
     """
+
+    place = Place(
+        2020,
+        OTHER_VIEW,
+        VMF,
+        COLLISION("collision entropy of each view"),
+        "Alignment and uniformity are minus their loss over its weight",
+    )
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ from ..entropies import Entropy
 from ..priors import Gaussian, Prior
 from ..terms import Batch, Terms
 from ._base import Embedding
+from ._place import FLAT, MOMENTS, NORMAL, Place
 
 __all__ = ["BarlowTwins"]
 
@@ -64,6 +65,14 @@ class BarlowTwins(Embedding):
     Raises:
         ValueError: If redundancy is not positive, or epsilon negative.
     """
+
+    place = Place(
+        2021,
+        FLAT,
+        NORMAL,
+        MOMENTS("squared correlations"),
+        "Barlow Twins and VICReg tend to log-det at third order near white views",
+    )
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ..terms import Batch
 from ._distillation import Distillation
 from ._ema import Teacher
+from ._place import HEURISTIC, PREDICTION, VMF, Place
 
 __all__ = ["BYOL"]
 
@@ -56,6 +57,14 @@ class BYOL(Distillation):
         ValueError: If momentum is not from 0 to 1, or the dimension is needed and not
             known.
     """
+
+    place = Place(
+        2020,
+        PREDICTION,
+        VMF,
+        HEURISTIC("predictor, stop-gradient"),
+        "BYOL follows the published rule and its teacher too",
+    )
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ from ..arguments import between, whole
 from ..runtime.buffers import register_varying
 from ..terms import Batch, Terms
 from ._base import JointEmbedding, over_pairs
+from ._place import CHANNEL, ONE_OF_K, SHARES, Place
 
 __all__ = ["CategoricalMatching"]
 
@@ -77,6 +78,14 @@ class CategoricalMatching(JointEmbedding):
         ValueError: If `match` is not between 0 and 1, or None with ``all_views=True``,
             where the value would be 0, or if there is only one class.
     """
+
+    place = Place(
+        2026,
+        ONE_OF_K,
+        CHANNEL("a symmetric channel"),
+        SHARES("entropy of classes"),
+        "Categorical matching is minus the divergence of its table from the prior",
+    )
 
     match: Tensor
 

@@ -38,6 +38,7 @@ from ..entropies import KernelDensity
 from ..hyper import Learned, Reciprocal
 from ..priors import Spherical
 from ._base import Embedding
+from ._place import KERNEL, OTHER_VIEW, VMF, Place
 
 __all__ = ["CLIP"]
 
@@ -61,6 +62,14 @@ class CLIP(Embedding):
         ValueError: If the temperature is not positive, or a learned one starts at 0.01
             or below.
     """
+
+    place = Place(
+        2021,
+        OTHER_VIEW("the other modality"),
+        VMF,
+        KERNEL("kernel density of z"),
+        "CLIP is log N minus the mean of both cross-entropies",
+    )
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ from ..priors import Prior, Spherical
 from ..runtime.buffers import register_unknown
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms, check_rows
+from ._place import ONE_OF_K, SHARES, VMF, Place
 from ._prototypes import Clustered, k_means, points_of
 
 __all__ = ["DeepClustering"]
@@ -70,6 +71,14 @@ class DeepClustering(Clustered):
         ValueError: If there are fewer items than clusters, a number is out of its
             range, or the dimension is not known.
     """
+
+    place = Place(
+        2018,
+        ONE_OF_K,
+        VMF,
+        SHARES("equal shares of components"),
+        "Deep clustering is log K minus cross-entropy",
+    )
 
     least = 1
     assignment: Tensor

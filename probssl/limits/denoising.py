@@ -47,6 +47,7 @@ from ..nn.network import check_items_apart, check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 from ._base import check_only_views, represented
+from ._place import ABSENT, DECODER, NONE, Place
 
 __all__ = ["DenoisingAutoencoder"]
 
@@ -69,6 +70,14 @@ class DenoisingAutoencoder(nn.Module):
         ValueError: If a batch has no `clean`, absent views, or another shape than the
             decoder's output.
     """
+
+    place = Place(
+        2008,
+        ABSENT,
+        NONE("flat"),
+        DECODER("p(clean x|z)"),
+        "Denoising is below minus the conditional entropy and reaches it",
+    )
 
     def __init__(
         self,

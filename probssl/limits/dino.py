@@ -43,6 +43,7 @@ from ..runtime.buffers import register_varying
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms
 from ._ema import Teacher
+from ._place import HEURISTIC, ONE_OF_K, VMF, Place
 from ._prototypes import Clustered, full_views, swapped
 
 __all__ = ["DINO"]
@@ -68,6 +69,14 @@ class DINO(Clustered):
     Raises:
         ValueError: If a number is out of its range, or the dimension is not known.
     """
+
+    place = Place(
+        2021,
+        ONE_OF_K,
+        VMF,
+        HEURISTIC("centred, sharpened teacher"),
+        "DINO follows the published rule for two steps",
+    )
 
     prior: Spherical
     centre: Tensor

@@ -40,10 +40,10 @@ gradients reach z and M; that of :math:`L_w` through M keeps items apart.
 The limit: no limit of the joint gives :math:`L_w`. Under p(y) and p(z|y) of a prior, M
 itself has a closed form (`PriorAffinity`); then only z is learned.
 
-Status: heuristic on a derived base. The authors' code differs: M comes from differences
-within one view, with rows that sum to 1, so that nearly all pairs repel each other; u
-from a network trained with labels; and the anchor is 0.01 times the Frobenius norms of
-:math:`M - \tilde M`, summed over four matrices.
+Status: heuristic on a derived base. It drops nothing of the base. The authors' code
+differs: M comes from differences within one view, with rows that sum to 1, so that
+nearly all pairs repel each other; u from a network trained with labels; and the anchor
+is 0.01 times the Frobenius norms of :math:`M - \tilde M`, summed over four matrices.
 """
 
 import math
@@ -68,6 +68,7 @@ from ..terms import Batch, Terms
 from ._base import Extension, overrides
 from ._ema import Teacher
 from ._pair_affinity import LearnedAffinity, check_neighbours, neighbour_score
+from ._place import AFFINITY, Conditional, Information, Place
 
 __all__ = ["DSA"]
 
@@ -105,6 +106,14 @@ class DSA(Extension):
         ValueError: If a number is out of range, the dimension is needed and not known,
             or a batch has no more items than neighbours.
     """
+
+    place = Place(
+        2024,
+        AFFINITY("learned affinity"),
+        Conditional("its base's"),
+        Information("its base's, a regulator"),
+        "DSA has the value and grad of a double loop",
+    )
 
     reference: nn.Module | None
     teacher: Teacher | None

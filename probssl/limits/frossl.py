@@ -47,6 +47,7 @@ from ..arguments import positive
 from ..priors.base import one_factor
 from ..terms import Batch, Terms
 from ._base import JointEmbedding
+from ._place import FLAT, MOMENTS, NORMAL, Place
 
 __all__ = ["FroSSL"]
 
@@ -63,6 +64,14 @@ class FroSSL(JointEmbedding):
     Raises:
         ValueError: If the weight is not positive.
     """
+
+    place = Place(
+        2024,
+        FLAT,
+        NORMAL,
+        MOMENTS("Frobenius norm of correlations"),
+        "FroSSL tends to log-det at third order in the correlations",
+    )
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ from ..runtime.buffers import register_unknown, register_varying
 from ..runtime.distributed import gather
 from ..terms import Batch, Terms, check_rows
 from ._base import PriorEmbedding, check_not_random
+from ._place import KERNEL, ONE_OF_K, VMF, Place
 
 __all__ = ["InstanceDiscrimination"]
 
@@ -67,6 +68,14 @@ class InstanceDiscrimination(PriorEmbedding):
         ValueError: If there are fewer than two items, the temperature or the momentum
             is out of range, or the dimension is not known.
     """
+
+    place = Place(
+        2018,
+        ONE_OF_K("one of N images"),
+        VMF,
+        KERNEL("softmax over images"),
+        "Instance discrimination is log N plus the log-softmax over the bank",
+    )
 
     least = 1
     bank: Tensor

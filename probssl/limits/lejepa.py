@@ -44,6 +44,7 @@ from torch import nn
 
 from ..arguments import between
 from ..entropies import EppsPulley, Sketched
+from ._place import GAUSSIAN, NORMAL, SKETCHED, Place
 from ._sketched import SketchedEmbedding
 
 __all__ = ["LeJEPA"]
@@ -64,6 +65,14 @@ class LeJEPA(SketchedEmbedding):
         TypeError: If slices is not a whole number.
         ValueError: If weight is not between 0 and 1, or slices below 1.
     """
+
+    place = Place(
+        2025,
+        GAUSSIAN("Gaussian, Var(z) = 1"),
+        NORMAL,
+        SKETCHED("characteristic function of slices"),
+        "LeJEPA and VISReg are minus their loss times a factor",
+    )
 
     def __init__(
         self,

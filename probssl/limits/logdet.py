@@ -26,6 +26,7 @@ from torch import nn
 from ..entropies import LogDeterminant
 from ..priors import Gaussian
 from ._base import Embedding
+from ._place import FLAT, LOG_DETERMINANT, NORMAL, Place
 
 __all__ = ["LogDet"]
 
@@ -39,6 +40,14 @@ class LogDet(Embedding):
         epsilon: The variance of the noise whose entropy is added (see
             `entropies.LogDeterminant`).
     """
+
+    place = Place(
+        2026,
+        FLAT,
+        NORMAL,
+        LOG_DETERMINANT,
+        "Log-det is a distance and a log-determinant",
+    )
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ from ..nn.network import check_items_apart, check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
 from ._base import check_only_views, represented
+from ._place import ABSENT, DECODER, NONE, Place
 
 __all__ = ["MaskedAutoencoder"]
 
@@ -68,6 +69,14 @@ class MaskedAutoencoder(nn.Module):
             number or does not divide an image, or a batch has absent views or another
             shape than the decoder's output.
     """
+
+    place = Place(
+        2022,
+        ABSENT,
+        NONE("flat"),
+        DECODER("p(hidden x|z)"),
+        "Masked is a squared error of hidden pixels given the visible ones",
+    )
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ from ..arguments import at_least
 from ..special import log_area, log_vmf_normaliser
 from ..terms import Batch, Terms
 from ._base import JointEmbedding
+from ._place import MOMENTS, OTHER_VIEW, VMF, Place
 
 __all__ = ["MMCR"]
 
@@ -68,6 +69,14 @@ class MMCR(JointEmbedding):
     Raises:
         ValueError: If the weight is negative.
     """
+
+    place = Place(
+        2023,
+        OTHER_VIEW,
+        VMF,
+        MOMENTS("nuclear norm of centroids"),
+        "MMCR tends to the maximum entropy at third order",
+    )
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ from ..priors import Prior, Spherical
 from ..terms import Batch, Terms
 from ._base import PriorEmbedding, check_not_random, over_pairs
 from ._ema import Teacher
+from ._place import KERNEL, MOVING, STUDENT, VMF, Place
 
 __all__ = ["MoCo"]
 
@@ -71,6 +72,14 @@ class MoCo(PriorEmbedding):
         ValueError: If a number is out of range, the dimension is not known, both
             `temperature` and `prior` are given, or a hyper-parameter is random.
     """
+
+    place = Place(
+        2020,
+        MOVING("an EMA encoder's view"),
+        (VMF, STUDENT),
+        KERNEL("kernel density over a queue"),
+        "MoCo is the log of one and the queue minus its loss",
+    )
 
     def __init__(
         self,

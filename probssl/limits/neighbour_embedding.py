@@ -50,6 +50,7 @@ from ..priors import Gaussian, Prior
 from ..runtime.distributed import world_size
 from ..terms import Batch, Terms, check_batch
 from ._base import Embedding, check_only_views
+from ._place import AFFINITY, COLLISION, KERNEL, NORMAL, STUDENT, VMF, Place
 
 __all__ = ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
 
@@ -76,6 +77,14 @@ class NeighbourEmbedding(Embedding):
         ValueError: If there is a queue and one normaliser, or the dimension is needed
             and not known; in a forward pass if P needs more views than there are.
     """
+
+    place = Place(
+        2023,
+        AFFINITY("a partner from P"),
+        2 * (NORMAL("any kernel"), VMF("any kernel"), STUDENT("any kernel")),
+        3 * (KERNEL("normaliser of Q"),) + 3 * (COLLISION("normaliser of Q"),),
+        "Contrastive objectives are neighbour embeddings of positives",
+    )
 
     def __init__(
         self,
@@ -198,6 +207,14 @@ class SNE(NeighbourEmbedding):
         ValueError: If the scale is not positive.
     """
 
+    place = Place(
+        2002,
+        AFFINITY("a partner from P"),
+        NORMAL,
+        KERNEL("a normaliser of each view"),
+        "SNE is the mean divergence of the neighbours of each point",
+    )
+
     symmetric = False
 
     def __init__(
@@ -223,6 +240,14 @@ class SymmetricSNE(SNE):
     The arguments are those of `SNE`; the default P is symmetric.
     """
 
+    place = Place(
+        2008,
+        AFFINITY("a partner from P"),
+        NORMAL,
+        COLLISION("one normaliser"),
+        "Symmetric SNE and t-SNE are divergences over all pairs",
+    )
+
     symmetric = True
 
 
@@ -241,6 +266,14 @@ class TSNE(NeighbourEmbedding):
     Raises:
         ValueError: If dof is not positive.
     """
+
+    place = Place(
+        2008,
+        AFFINITY("a partner from P"),
+        STUDENT,
+        COLLISION("one normaliser"),
+        "t-SNE has the published gradient",
+    )
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ from ..runtime.distributed import gather
 from ..terms import Batch, Terms
 from ._base import check_not_random, over_pairs
 from ._distillation import Distillation
+from ._place import KERNEL, MOVING, VMF, Place
 
 __all__ = ["NNCLR"]
 
@@ -60,6 +61,14 @@ class NNCLR(Distillation):
     Raises:
         ValueError: If a number is out of range, or the dimension is not known.
     """
+
+    place = Place(
+        2021,
+        MOVING("a neighbour in a queue"),
+        VMF,
+        KERNEL("kernel density of predictions"),
+        "NNCLR is log N minus its loss",
+    )
 
     def __init__(
         self,

@@ -35,9 +35,10 @@ by their posterior, the joint posterior of all views by one for each view, and t
 unknown cluster by its mode. The base may compare the output of a projector, which keeps
 what views share, while the clusters use the output of the encoder.
 
-Status: surrogate of the cluster tier of `TwoTier`; the base keeps its own status.
-Pseudo-labels are older than z, and their uncertainty is ignored; :math:`\alpha` below 1
-gives them less weight. SimVAE with `TwoTier` sums over the clusters instead.
+Status: surrogate of the cluster tier of `TwoTier`; the base keeps its own status. It
+drops the density of the clusters and the uncertainty of pseudo-labels, which are older
+than z; :math:`\alpha` below 1 gives them less weight. SimVAE with `TwoTier` sums over
+the clusters instead.
 
 The paper leaves open, and chosen here are: the classifier; the layer that it and
 K-means use (the one that is evaluated); unit length; and that a new clustering keeps
@@ -59,6 +60,7 @@ from ..nn import dim_of
 from ..runtime.buffers import register_unknown, register_varying
 from ..terms import Batch, Terms, check_rows
 from ._base import Extension
+from ._place import ONE_OF_K, Conditional, Information, Place
 from ._prototypes import k_means, points_of
 
 __all__ = ["PID"]
@@ -99,6 +101,14 @@ class PID(Extension):
             the weight is negative or not finite, there is no such layer, or the
             dimension is not known.
     """
+
+    place = Place(
+        2024,
+        ONE_OF_K("cluster, then item"),
+        Conditional("its base's"),
+        Information("its base's, clusters"),
+        "PID is the base and a weighted log-probability of each view",
+    )
 
     assignment: Tensor
     weight: Tensor

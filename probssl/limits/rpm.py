@@ -48,6 +48,7 @@ from ..arguments import whole
 from ..nn import dim_of
 from ..terms import Batch, Terms
 from ._base import JointEmbedding
+from ._place import NONE, ONE_OF_K, SHARES, Place
 
 __all__ = ["RPM"]
 
@@ -66,6 +67,14 @@ class RPM(JointEmbedding):
         ValueError: If the number of classes is not known, is below 2, or is not that of
             the outputs.
     """
+
+    place = Place(
+        2023,
+        ONE_OF_K,
+        NONE,
+        SHARES("shares of classes"),
+        "RPM is the likelihood ratio of a distribution over all combinations",
+    )
 
     def __init__(
         self,

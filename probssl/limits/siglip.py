@@ -53,6 +53,7 @@ from ..hyper import Learned, Reciprocal
 from ..priors import Prior, Spherical
 from ..terms import Batch, Terms
 from ._base import PriorEmbedding, check_not_random
+from ._place import KERNEL, OTHER_VIEW, VMF, Place
 
 __all__ = ["SigLIP"]
 
@@ -75,6 +76,14 @@ class SigLIP(PriorEmbedding):
         ValueError: If a number is out of range, the temperature or bias is given
             beside a prior, the prior is flat, or a hyper-parameter is random.
     """
+
+    place = Place(
+        2023,
+        OTHER_VIEW,
+        VMF,
+        KERNEL("logistic loss of other pairs"),
+        "SigLIP tends to a bound on mutual information at first order",
+    )
 
     bias: nn.Parameter | None
 

@@ -40,6 +40,7 @@ from ..hyper import Learned, Reciprocal
 from ..nn import dim_of
 from ..priors import Spherical
 from ._base import Embedding
+from ._place import KERNEL, OTHER_VIEW, VMF, Place
 
 __all__ = ["SimCLR"]
 
@@ -64,6 +65,14 @@ class SimCLR(Embedding):
         ValueError: If the temperature is not positive, or the queue is no whole number
             of at least 0, or its dimension is not known.
     """
+
+    place = Place(
+        2020,
+        OTHER_VIEW,
+        VMF,
+        KERNEL("kernel density of z"),
+        "SimCLR is log 2N minus 1 minus NT-Xent",
+    )
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..terms import Batch
 from ._distillation import Distillation
+from ._place import HEURISTIC, PREDICTION, VMF, Place
 
 __all__ = ["SimSiam"]
 
@@ -51,6 +52,14 @@ class SimSiam(Distillation):
     Raises:
         ValueError: If the dimension is needed and not known.
     """
+
+    place = Place(
+        2021,
+        PREDICTION,
+        VMF,
+        HEURISTIC("predictor, stop-gradient"),
+        "SimSiam follows the published rule",
+    )
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from ..bounds import ELBO, IWAE
 from ..joint import Joint
 from ..runtime.buffers import register_varying
 from ..terms import Batch, Terms, check_batch
+from ._place import DECODER, GAUSSIAN, NORMAL, ONE_OF_K, STUDENT, UNIFORM, VMF, Place
 
 __all__ = ["SimVAE"]
 
@@ -65,6 +66,14 @@ class SimVAE(nn.Module):
     Raises:
         ValueError: If the weight is negative or not finite.
     """
+
+    place = Place(
+        2024,
+        (GAUSSIAN, ONE_OF_K("mixture"), UNIFORM("sphere"), GAUSSIAN),
+        (NORMAL, NORMAL, VMF, STUDENT),
+        DECODER,
+        "ELBO is below alignment plus entropies minus those of the data",
+    )
 
     label_weight: Tensor
     labelled: Tensor | None

@@ -33,6 +33,7 @@ from ..entropies.equipartition import sinkhorn
 from ..hyper import Learned, Reciprocal
 from ..priors import Spherical
 from ..terms import Batch, Terms
+from ._place import ONE_OF_K, SHARES, VMF, Place
 from ._prototypes import Clustered, full_views, swapped
 
 __all__ = ["SwAV"]
@@ -56,6 +57,14 @@ class SwAV(Clustered):
     Raises:
         ValueError: If a number is out of its range, or the dimension is not known.
     """
+
+    place = Place(
+        2020,
+        ONE_OF_K,
+        VMF,
+        SHARES("equal shares of components"),
+        "SwAV is log K minus the published loss",
+    )
 
     prior: Spherical
 

@@ -47,6 +47,7 @@ from ..special import log_area
 from ..terms import Batch, Terms
 from ._base import PriorEmbedding, over_pairs
 from ._ema import Teacher
+from ._place import MOMENTS, MOVING, VMF, Place
 
 __all__ = ["TiCo"]
 
@@ -65,6 +66,14 @@ class TiCo(PriorEmbedding):
     Raises:
         ValueError: If a number is out of range, or the dimension is not known.
     """
+
+    place = Place(
+        2022,
+        MOVING("an EMA encoder's view"),
+        VMF,
+        MOMENTS,
+        "The gradient of TiCo is that of the second order of the maximum entropy",
+    )
 
     moments: Tensor
     prior: Spherical

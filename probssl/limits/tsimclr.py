@@ -40,6 +40,7 @@ from ..arguments import positive
 from ..entropies.collision import Collision
 from ..priors import TSNE
 from ._base import Embedding
+from ._place import COLLISION, OTHER_VIEW, STUDENT, Place
 
 __all__ = ["TSimCLR"]
 
@@ -57,6 +58,14 @@ class TSimCLR(Embedding):
     Raises:
         ValueError: If dof or temperature is not a positive finite number.
     """
+
+    place = Place(
+        2023,
+        OTHER_VIEW,
+        STUDENT,
+        COLLISION("collision entropy"),
+        "t-SimCLR is the log of all pairs minus its loss",
+    )
 
     prior: TSNE
 

@@ -29,6 +29,7 @@ from ..joint import Joint
 from ..priors import Independent
 from ..runtime.buffers import register_varying
 from ..terms import Batch, Terms
+from ._place import ABSENT, DECODER, NORMAL, Place
 
 __all__ = ["VAE"]
 
@@ -45,6 +46,14 @@ class VAE(nn.Module):
     Raises:
         ValueError: If the views of the joint share a content, or beta is negative.
     """
+
+    place = Place(
+        2014,
+        ABSENT("views independent"),
+        NORMAL("N(0, I)"),
+        DECODER,
+        "SimVAE tends to the VAE at second order as the content vanishes",
+    )
 
     beta: Tensor
 

@@ -45,6 +45,7 @@ from ..arguments import at_least, positive
 from ..entropies import VarianceCovariance
 from ..priors import Gaussian
 from ._base import Embedding
+from ._place import FLAT, MOMENTS, NORMAL, Place
 
 __all__ = ["VICReg"]
 
@@ -59,6 +60,14 @@ class VICReg(Embedding):
         variance: The published weight :math:`\mu`.
         covariance: The published weight :math:`\nu`.
     """
+
+    place = Place(
+        2022,
+        FLAT,
+        NORMAL,
+        MOMENTS("variances, covariances"),
+        "Barlow Twins and VICReg tend to log-det at third order near white views",
+    )
 
     def __init__(
         self,

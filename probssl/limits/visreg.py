@@ -38,6 +38,7 @@ from torch import nn
 
 from ..arguments import between
 from ..entropies import Sketched, SlicedWasserstein
+from ._place import GAUSSIAN, NORMAL, SKETCHED, Place
 from ._sketched import SketchedEmbedding
 
 __all__ = ["VISReg"]
@@ -59,6 +60,14 @@ class VISReg(SketchedEmbedding):
         TypeError: If slices is not a whole number.
         ValueError: If weight is not between 0 and 1, or slices below 1.
     """
+
+    place = Place(
+        2026,
+        GAUSSIAN("Gaussian, Var(z) = 1"),
+        NORMAL,
+        SKETCHED("moments, quantiles of slices"),
+        "LeJEPA and VISReg are minus their loss times a factor",
+    )
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ from ..priors import Gaussian, Prior, Spherical
 from ..runtime.distributed import from_main, gather
 from ..special import log_area
 from ._base import Embedding
+from ._place import FLAT, MOMENTS, NORMAL, OTHER_VIEW, VMF, Place
 
 __all__ = ["WMSE"]
 
@@ -75,6 +76,14 @@ class WMSE(Embedding):
         ValueError: If size or rounds is below 1, or epsilon not from 0 to 1; in a
             forward pass if fewer items than dim + 1 are whitened together.
     """
+
+    place = Place(
+        2021,
+        (FLAT, OTHER_VIEW),
+        (NORMAL, VMF),
+        MOMENTS("whitening"),
+        "Euclidean W-MSE is log-det of whitened views",
+    )
 
     def __init__(
         self,
