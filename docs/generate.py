@@ -195,6 +195,16 @@ def with_parts(page: str) -> str:
     return page
 
 
+def with_grid(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Notebook 2 with the present table as the output of its last code cell."""
+    cell = [c for c in notebook["cells"] if c["cell_type"] == "code"][-1]
+    table = limits.table()
+    forms = {"text/markdown": table.to_markdown(), "text/plain": str(table)}
+    data = {kind: text.splitlines(keepends=True) for kind, text in forms.items()}
+    cell["outputs"][0]["data"] = data
+    return notebook
+
+
 def heading(title: str) -> str:
     return f"{title}\n{'=' * len(title)}\n\n"
 
@@ -334,3 +344,6 @@ if __name__ == "__main__":
         path.write_text(with_table(path.read_text(), main=path.stem == "README"))
     path = DOCS / "table.md"
     path.write_text(with_parts(path.read_text()))
+    path = ROOT / "notebooks" / "2-limits.ipynb"
+    notebook = with_grid(json.loads(path.read_text()))
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
