@@ -54,6 +54,7 @@ MAIN = (
 CLOSE = "<!-- end of what docs/generate.py writes -->"
 # Figures of models/digits.py and limits_mnist.py in the table, and their decimals.
 MEASURED = {"info_nce": 1, "linear_probe": 3, "knn": 3, "seconds": 0}
+ALIKE = {"alignment": 1, "entropy": 1, "value": 1, "probe": 3, "knn": 3, "seconds": 0}
 RECIPES = {"CLIP": "InfoNCE"}  # by another name there
 
 
@@ -130,6 +131,21 @@ def measured_table() -> str:
     return markdown(["objective", *titles], lines)
 
 
+def one_setting_table() -> str:
+    """Rows and empty cells fitted alike by models/table_of_limits.py."""
+    parts = []
+    for data in ("digits", "mnist"):
+        found, lines = results(f"table_{data}").get("rows", {}), []
+        for name, row in found.items():
+            cells = (f"{row[k][0]:.{n}f} ± {row[k][1]:.{n}f}" for k, n in ALIKE.items())
+            lines.append([f"`{name}`" if name in limits.__all__ else name, *cells])
+        if lines:
+            seeds = ", ".join(sorted({str(row["seeds"]) for row in found.values()}))
+            title = [f"{data}, {seeds} seeds", *ALIKE]
+            parts.append(markdown(title, lines))
+    return "\n\n".join(parts)
+
+
 def theorem_file(test: str) -> Path:
     """The file of tests/ that has a test."""
     for path in sorted((ROOT / "tests").glob("test_*.py")):
@@ -184,7 +200,7 @@ def with_parts(page: str) -> str:
     parts = {
         "papers": papers_table(),
         "theorems": theorems_table(),
-        "measured": measured_table(),
+        "measured": "\n\n".join(filter(None, (measured_table(), one_setting_table()))),
         "grid": f"{count}\n\n{grid}",
         "empty": empty_cells(),
     }

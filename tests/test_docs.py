@@ -9,6 +9,7 @@ replaced by `stand_ins`. Of shell blocks the arguments are read by the command l
 own parser; tests/test_torchrun.py starts processes.
 """
 
+import math
 import re
 import shlex
 import sys
@@ -20,6 +21,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import torch
 
 from probssl import cli, limits
 
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 import generate  # noqa: E402
+import picture  # noqa: E402
 
 README = ROOT / "README.md"
 GENERATED = ("_build", "api", "methods", "notebooks")
@@ -190,6 +193,17 @@ def test_figures_of_the_table_are_those_of_the_results():
     assert generate.results("nowhere") == {}
     with pytest.raises(ValueError, match="expected a test test_of_nothing"):
         generate.theorem_file("test_of_nothing")
+
+
+def test_the_picture_of_pooled_views_is_of_the_orders_that_are_said():
+    deltas = torch.tensor([0.2, 0.4], dtype=torch.float64)
+    for statistic in (picture.EppsPulley(), picture.SlicedWasserstein()):
+        each, pooled = picture.apart(statistic, torch.linspace(0, 0.95, 6)).unbind(1)
+        assert (pooled <= each + 1e-6).all()
+    each, pooled = picture.apart(picture.EppsPulley(), deltas).unbind(1)
+    assert each[0] / (deltas[0] ** 2 / 2) == pytest.approx(2, rel=0.05)
+    assert math.log2(each[1] / each[0]) == pytest.approx(2, abs=0.2)
+    assert math.log2(pooled[1] / pooled[0]) == pytest.approx(8, abs=0.5)
 
 
 def test_docstrings_reach_the_site_without_loss():
