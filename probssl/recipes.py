@@ -236,6 +236,7 @@ METHODS: dict[str, Build] = {
         joint(data, priors.Spherical(dim, CONCENTRATION), guides.PowerSpherical)
     ),
     "SimCLR": _encoded(limits.SimCLR, temperature=TEMPERATURE),
+    "DCLW": _encoded(limits.DCLW, temperature=TEMPERATURE),
     "InfoNCE": _encoded(limits.CLIP, temperature=TEMPERATURE),
     "MoCo": _encoded(limits.MoCo, temperature=TEMPERATURE, queue=1024),
     "NNCLR": _projected(limits.NNCLR, temperature=TEMPERATURE, queue=1024),

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.limits.clip import CLIP
+from probssl.limits.dclw import DCLW
 from probssl.limits.instance import InstanceDiscrimination
 from probssl.limits.moco import MoCo
 from probssl.limits.nnclr import NNCLR
@@ -109,6 +110,50 @@ def test_decoupled_simclr_is_log_2n_minus_2_minus_the_loss_without_the_positive(
             others = torch.cat([u[k] for k in range(6) if k != i]) @ u[i, v] / 0.3
             loss -= (u[i, v] @ u[i, 1 - v] / 0.3 - others.logsumexp(0)) / 12
     assert_same(ours, math.log(10) - loss, z)
+
+
+@pytest.mark.parametrize("dim, sigma", [(2, 0.5), (5, 0.1), (5, 3.0)])
+def test_dclw_is_log_2n_minus_2_minus_its_loss(dim, sigma):
+    z = torch.randn(6, 2, dim, requires_grad=True)
+    ours = sum(DCLW(nn.Identity(), temperature=0.3, sigma=sigma)(Batch(z)))
+    u, loss = normalize(z, dim=-1), 0.0
+    cosines = torch.stack([u[i, 0] @ u[i, 1] for i in range(6)])
+    for i in range(6):
+        weight = 2 - (cosines[i] / sigma).exp() / (cosines / sigma).exp().mean()
+        for v in (0, 1):
+            others = torch.cat([u[k] for k in range(6) if k != i]) @ u[i, v] / 0.3
+            loss -= (weight * cosines[i] / 0.3 - others.exp().sum().log()) / 12
+    assert_same(ours, math.log(10) - loss, z)
+
+
+def test_dclw_tends_to_decoupled_simclr_at_first_order_in_one_over_sigma():
+    """The first order is the variance of the cosines, the rest is of second order."""
+    z, rests = torch.randn(6, 2, 4), []
+    plain = sum(SimCLR(nn.Identity(), temperature=0.3, decoupled=True)(Batch(z)))
+    u = normalize(z, dim=-1)
+    variance = (u[:, 0] * u[:, 1]).sum(-1).var(correction=0)
+    for sigma in (1e2, 1e3):
+        ours = sum(DCLW(nn.Identity(), temperature=0.3, sigma=sigma)(Batch(z)))
+        assert ours < plain
+        rests.append(ours - plain + variance / (0.3 * sigma))
+    assert_close(rests[0] / rests[1], torch.tensor(100.0), rtol=0.05, atol=0)
+
+
+def test_the_gradient_of_simclr_is_the_decoupled_one_times_a_coupling_of_each_view():
+    z = torch.randn(6, 2, 4, requires_grad=True)
+    u, coupled, gap = normalize(z, dim=-1), 0.0, math.log(11 / 10)
+    for i, v in product(range(6), (0, 1)):
+        positive = (u[i, v] @ u[i, 1 - v] / 0.3).exp()
+        others = torch.cat([u[k] for k in range(6) if k != i]) @ u[i, v] / 0.3
+        coupling = others.exp().sum() / (positive + others.exp().sum())
+        decoupled = positive.log() - others.logsumexp(0)
+        coupled = coupled + coupling.detach() * decoupled / 12
+        gap = gap + coupling.log() / 12
+    both = [SimCLR(nn.Identity(), temperature=0.3, decoupled=d) for d in (False, True)]
+    ours, apart = (sum(objective(Batch(z))) for objective in both)
+    grads = [torch.autograd.grad(x, z, retain_graph=True)[0] for x in (ours, coupled)]
+    assert_close(*grads, rtol=1e-10, atol=1e-12)
+    assert_close(ours - apart, gap)
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

@@ -21,6 +21,7 @@ from probssl.likelihoods import Categorical
 from probssl.limits import (
     BYOL,
     CLIP,
+    DCLW,
     DINO,
     DSA,
     MMCR,
@@ -69,6 +70,7 @@ RANDOM = dist.LogNormal(0.0, 1.0)
 ON_Z: dict[str, Callable[[], nn.Module]] = {
     "SimCLR": lambda: SimCLR(nn.Identity()),
     "decoupled": lambda: SimCLR(nn.Identity(), decoupled=True, queue=5, dim=4),
+    "DCLW": lambda: DCLW(nn.Identity()),
     "CLIP": lambda: CLIP(nn.Identity()),
     "instance": lambda: InstanceDiscrimination(nn.Identity(), 9, dim=4),
     "MoCo": lambda: MoCo(nn.Identity(), dim=4),
@@ -132,7 +134,16 @@ def test_gradients_are_exact(name):
     assert torch.autograd.gradcheck(lambda z: value(objective, z), z)
 
 
-DIRECTIONS = ["SimCLR", "decoupled", "CLIP", "MoCo", "instance", "BYOL", "SimSiam"]
+DIRECTIONS = [
+    "SimCLR",
+    "decoupled",
+    "DCLW",
+    "CLIP",
+    "MoCo",
+    "instance",
+    "BYOL",
+    "SimSiam",
+]
 DIRECTIONS += ["SwAV", "DINO", "deep clustering"]
 DIRECTIONS += ["alignment and uniformity", "MMCR", "TiCo", "NNCLR", "SigLIP"]
 

@@ -15,6 +15,7 @@ from .barlow import BarlowTwins
 from .byol import BYOL
 from .categorical_matching import CategoricalMatching
 from .clip import CLIP
+from .dclw import DCLW
 from .deep_clustering import DeepClustering
 from .denoising import DenoisingAutoencoder
 from .dino import DINO
@@ -43,7 +44,7 @@ from .visreg import VISReg
 from .wmse import WMSE
 
 __all__ = ["CLIP", "InstanceDiscrimination", "MoCo", "SimCLR", "TSimCLR"]
-__all__ += ["NNCLR", "SigLIP"]
+__all__ += ["DCLW", "NNCLR", "SigLIP"]
 __all__ += ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
 __all__ += ["BarlowTwins", "LogDet", "VICReg", "WMSE"]
 __all__ += ["MMCR", "AlignmentUniformity", "FroSSL", "TiCo"]

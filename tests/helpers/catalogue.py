@@ -223,6 +223,7 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "SimCLR, decoupled, with a queue": lambda: limits.SimCLR(
         encoder(), decoupled=True, queue=24
     ),
+    "DCLW": lambda: limits.DCLW(encoder(), projector(), 0.5),
     "InfoNCE": lambda: limits.CLIP(encoder()),
     "MoCo": lambda: limits.MoCo(encoder(), projector(), queue=24),
     "NNCLR": lambda: limits.NNCLR(encoder(), projector(), queue=24),
