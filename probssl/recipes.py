@@ -230,6 +230,7 @@ def _extended(name: str, data: Dataset, dim: int) -> nn.Module:
 METHODS: dict[str, Build] = {
     "VAE": _vae(),
     "BetaVAE": _vae(beta=2.0),
+    "CRVAE": lambda data, dim: limits.CRVAE(joint(data, priors.Independent(dim))),
     "IWAE": _vae(bound=IWAE(5)),
     "SimVAE": lambda data, dim: limits.SimVAE(joint(data, priors.Gaussian(dim, SCALE))),
     "SphericalSimVAE": lambda data, dim: limits.SimVAE(

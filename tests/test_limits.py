@@ -1,6 +1,7 @@
 """Each row of the table of limits as a theorem, and before them the inequality."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.limits import VAE, Embedding, LogDet, SimVAE, VICReg
+from probssl.limits import CRVAE, VAE, Embedding, LogDet, SimVAE, VICReg
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -198,6 +199,72 @@ def test_simvae_tends_to_the_vae_at_second_order_as_the_content_vanishes():
             values.append(sum(objective(batch)))
         gaps.append(values[0] - values[1])
     assert_close(gaps[0] / gaps[1], torch.tensor(100.0), rtol=1e-2, atol=0)
+
+
+def test_cr_vae_is_simvae_up_to_a_constant_for_posteriors_of_one_covariance():
+    """Sampled, with the standard error of a squared distance of normal samples."""
+    r, s, n, batch = 0.6, 0.3, 4000, Batch(torch.randn(2, 2, 5))
+    model = joint(ps.priors.Independent(3))
+    head = model.posterior.factors.spread
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, math.log(math.expm1(s - 1e-4)))
+    crvae = CRVAE(model, weight=r * s**2 / (1 - r), bound=ps.bounds.ELBO(n))
+    prior = ps.priors.Gaussian(3, ((1 - r) / (1 + r)) ** 0.5, (r / (1 + r)) ** 0.5)
+    simvae = SimVAE(joint(prior), bound=ps.bounds.ELBO(n))
+    simvae.joint.load_state_dict(model.state_dict(), strict=False)
+    values = []
+    for objective in (simvae, crvae):
+        torch.manual_seed(5)
+        values.append(sum(objective(batch)).detach())
+    constant = 1.5 * math.log((1 + r) / (1 - r)) - r * 3 * s**2 / (1 - r)
+    mean = model.posterior.each(batch.views).mean
+    distance = (mean[:, 0] - mean[:, 1]).square().sum(-1)
+    variance = (8 * s**2 * distance + 2 * 3 * (2 * s**2) ** 2).mean() / (2 * n)
+    error = r / (2 * (1 - r)) * variance.sqrt()
+    assert abs(values[0] - values[1] - constant) < 5 * error < 0.05
+
+
+def test_the_penalty_of_cr_vae_is_the_mean_divergence_of_both_orders():
+    batch, model = Batch(torch.randn(6, 3, 5)), joint(ps.priors.Independent(3))
+    nn.init.normal_(model.posterior.factors.spread.weight)
+    q = model.posterior.each(batch.views)
+    m, s = q.base_dist.loc, q.base_dist.scale
+    total = 0.0
+    for v, w in permutations(range(3), 2):  # KL(q_w ‖ q_v), of every dimension
+        ratio = (s[:, w] / s[:, v]).square()
+        shift = ((m[:, w] - m[:, v]) / s[:, v]).square()
+        total += (ratio + shift - 1 - ratio.log()).sum(-1).mean() / 2
+    torch.manual_seed(5)
+    found = CRVAE(model, weight=0.7)(batch)
+    torch.manual_seed(5)
+    plain = VAE(model)(batch)
+    assert_close(found.penalty, -0.7 * total / 6)
+    for name in ("reconstruction", "entropy", "alignment"):
+        assert_close(getattr(found, name), getattr(plain, name))
+
+
+def test_cr_vae_moves_batch_norm_once_and_refuses_what_has_no_divergence():
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    networks = ps.nn.Encoder(net, 4, 3), ps.nn.MLPDecoder(3, (5,))
+    likelihood, prior = ps.likelihoods.Gaussian(0.5), ps.priors.Independent(3)
+    objective = CRVAE(ps.Joint(prior, likelihood, *networks))
+    objective(Batch(torch.randn(6, 2, 5)))
+    assert net[1].num_batches_tracked == 1
+    flow = ps.Joint(prior, likelihood, *networks, guide=ps.guides.FullGaussian)
+    batch = Batch(torch.randn(6, 2, 5))
+    for call in (CRVAE(flow), CRVAE(flow).check):
+        with pytest.raises(ValueError, match="use guides.DiagonalGaussian"):
+            call(batch)
+    with pytest.raises(ValueError, match="at least 2 views of each item, got 1"):
+        objective(Batch(torch.randn(6, 1, 5)))
+    with pytest.raises(ValueError, match="absent views"):
+        objective(batch._replace(present=torch.ones(6, 2).bool()))
+    with pytest.raises(
+        ValueError, match="independent views for CRVAE, got the prior G"
+    ):
+        CRVAE(joint(ps.priors.Gaussian(3)))
+    with pytest.raises(ValueError, match="weight"):
+        CRVAE(objective.joint, weight=-1.0)
 
 
 def test_beta_weights_the_divergence_alone():

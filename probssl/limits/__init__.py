@@ -15,6 +15,7 @@ from .barlow import BarlowTwins
 from .byol import BYOL
 from .categorical_matching import CategoricalMatching
 from .clip import CLIP
+from .crvae import CRVAE
 from .dclw import DCLW
 from .deep_clustering import DeepClustering
 from .denoising import DenoisingAutoencoder
@@ -51,7 +52,7 @@ __all__ += ["MMCR", "AlignmentUniformity", "FroSSL", "TiCo"]
 __all__ += ["LeJEPA", "VISReg"]
 __all__ += ["BYOL", "DINO", "DeepClustering", "SimSiam", "SwAV"]
 __all__ += ["RPM", "CategoricalMatching"]
-__all__ += ["VAE", "DenoisingAutoencoder", "MaskedAutoencoder", "SimVAE"]
+__all__ += ["CRVAE", "VAE", "DenoisingAutoencoder", "MaskedAutoencoder", "SimVAE"]
 __all__ += ["DSA", "PID", "Embedding", "JointEmbedding"]
 __all__ += ["LearnedAffinity", "PrincipalComponents", "PriorAffinity"]
 __all__ += ["Table", "table"]

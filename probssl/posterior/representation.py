@@ -15,7 +15,7 @@ from ..arrays import finite, plain
 from ..data.batches import Loadable
 from ..guides.views import Completed
 from ..joint import Joint, mean_of
-from ..limits import VAE, SimVAE
+from ..limits import CRVAE, VAE, SimVAE
 from ..limits._base import Extension
 from ..nn.base import called, is_rows, output_error
 from ..nn.network import CHECKED, check_items_apart, nets_of
@@ -210,7 +210,7 @@ def _may_differ(objective: nn.Module) -> bool:
         return False
     kinds: list[tuple[nn.Module, type[nn.Module]]] = [(joint, Joint)]
     if objective is not joint:
-        known = (kind for kind in (SimVAE, VAE) if isinstance(objective, kind))
+        known = (kind for kind in (SimVAE, VAE, CRVAE) if isinstance(objective, kind))
         kinds.append((objective, next(known, nn.Module)))
     return any(
         getattr(type(part), name, None) is not getattr(kind, name, None)

@@ -213,6 +213,7 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "spherical SimVAE": lambda: limits.SimVAE(spherical_joint()),
     "VAE": lambda: limits.VAE(joint(Independent(DIM))),
     "IWAE": lambda: limits.VAE(joint(Independent(DIM)), bound=ps.bounds.IWAE(3)),
+    "CR-VAE": lambda: limits.CRVAE(joint(Independent(DIM)), weight=0.1),
     "SimCLR": lambda: limits.SimCLR(encoder(), projector()),
     "SimCLR of the content": lambda: limits.Embedding(
         encoder(),
