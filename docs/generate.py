@@ -54,7 +54,21 @@ MAIN = (
 CLOSE = "<!-- end of what docs/generate.py writes -->"
 # Figures of models/digits.py and limits_mnist.py in the table, and their decimals.
 MEASURED = {"info_nce": 1, "linear_probe": 3, "knn": 3, "seconds": 0}
-ALIKE = {"alignment": 1, "entropy": 1, "value": 1, "probe": 3, "knn": 3, "seconds": 0}
+# Figures of models/table_of_limits.py: their titles and decimals.
+ALIKE = {
+    "alignment": ("alignment, nats", 1),
+    "entropy": ("log-determinant, nats", 1),
+    "value": ("sum, nats", 1),
+    "probe": ("linear probe", 3),
+    "knn": ("5-NN", 3),
+    "seconds": ("fit, s", 0),
+}
+INTRO = (
+    "With one encoder, z of 10 dimensions and one number of steps for all (`python "
+    "models/table_of_limits.py`): Gaussian alignment at its maximum-likelihood scale, "
+    "log-determinant and their sum, which does not change when z is rescaled. A row "
+    "that names no class is an empty cell, built from `limits.Embedding`."
+)
 RECIPES = {"CLIP": "InfoNCE"}  # by another name there
 
 
@@ -131,19 +145,21 @@ def measured_table() -> str:
     return markdown(["objective", *titles], lines)
 
 
-def one_setting_table() -> str:
-    """Rows and empty cells fitted alike by models/table_of_limits.py."""
-    parts = []
+def alike_table() -> str:
+    """Rows and empty cells fitted alike; nothing where they are not measured."""
+    parts = [INTRO]
     for data in ("digits", "mnist"):
         found, lines = results(f"table_{data}").get("rows", {}), []
         for name, row in found.items():
-            cells = (f"{row[k][0]:.{n}f} ± {row[k][1]:.{n}f}" for k, n in ALIKE.items())
-            lines.append([f"`{name}`" if name in limits.__all__ else name, *cells])
+            figures = (
+                f"{row[k][0]:.{n}f} ± {row[k][1]:.{n}f}" for k, (_, n) in ALIKE.items()
+            )
+            lines.append([f"`{name}`" if name in limits.__all__ else name, *figures])
         if lines:
             seeds = ", ".join(sorted({str(row["seeds"]) for row in found.values()}))
-            title = [f"{data}, {seeds} seeds", *ALIKE]
+            title = [f"{data}, {seeds} seeds", *(words for words, _ in ALIKE.values())]
             parts.append(markdown(title, lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
 def theorem_file(test: str) -> Path:
@@ -200,7 +216,7 @@ def with_parts(page: str) -> str:
     parts = {
         "papers": papers_table(),
         "theorems": theorems_table(),
-        "measured": "\n\n".join(filter(None, (measured_table(), one_setting_table()))),
+        "measured": "\n\n".join(filter(None, (measured_table(), alike_table()))),
         "grid": f"{count}\n\n{grid}",
         "empty": empty_cells(),
     }

@@ -182,15 +182,24 @@ def test_the_table_of_limits_is_generated_from_the_code():
         assert f"`{name}`" in page and f"`{name}`" in (DOCS / "concepts.md").read_text()
 
 
-def test_figures_of_the_table_are_those_of_the_results():
+def test_figures_of_the_table_are_those_of_the_results(monkeypatch):
     page = (DOCS / "table.md").read_text()
-    for name, label in (("digits", "VICReg"), ("digits", "CLIP")):
-        recipe = generate.RECIPES.get(label, label)
-        probe, sd = generate.results(name)["mean and sd"][recipe]["linear_probe"]
-        line = next(x for x in page.splitlines() if x.startswith(f"| `{label}` |"))
-        line = page.split("digits: linear probe")[1].split(f"| `{label}` |")[1]
-        assert line.split(" | ")[1] == f"{probe:.3f} ± {sd:.3f}"
+    digits = generate.results("digits")["mean and sd"]
+    for label, recipe in (("VICReg", "VICReg"), ("CLIP", "InfoNCE")):
+        probe, sd = digits[recipe]["linear_probe"]
+        row = page.split("digits: linear probe")[1].split(f"| `{label}` |")[1]
+        assert row.split(" | ")[1] == f"{probe:.3f} ± {sd:.3f}"
     assert generate.results("nowhere") == {}
+    row = {k: [1.25, 0.5] for k in generate.ALIKE} | {"seeds": 5}
+    rows = {"VICReg": row, "Student-t, nearest neighbour": row}
+    monkeypatch.setattr(generate, "results", lambda name: {"rows": rows})
+    lines = generate.alike_table().splitlines()
+    assert lines[0] == generate.INTRO
+    assert lines[2].startswith("| digits, 5 seeds | alignment, nats |")
+    assert lines[4].startswith("| `VICReg` | 1.2 ± 0.5 |")
+    assert lines[5].startswith("| Student-t, nearest neighbour |")
+    monkeypatch.setattr(generate, "results", lambda name: {})
+    assert generate.alike_table() == ""
     with pytest.raises(ValueError, match="expected a test test_of_nothing"):
         generate.theorem_file("test_of_nothing")
 

@@ -65,7 +65,7 @@ class CRVAE(nn.Module):
     Arguments:
         joint: The distribution and its guide: the prior is `priors.Independent`, the
             guide `guides.DiagonalGaussian`.
-        weight: The published weight :math:`\lambda`; a buffer, which a schedule may
+        weight: The weight :math:`\lambda`; a buffer, which a schedule may
             change.
         bound: The bound, `bounds.ELBO` or `bounds.IWAE`.
 
@@ -95,7 +95,7 @@ class CRVAE(nn.Module):
                 f"{type(joint.prior).__name__}; use priors.Independent(dim), or SimVAE"
             )
         self.joint, self.bound = joint, bound
-        check = partial(at_least, least=0, hint="0.001 is published")
+        check = partial(at_least, least=0, hint="0.001 is a start")
         register_varying(self, "weight", weight, check)
 
     @in_float32
