@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -41,6 +42,12 @@ def pytest_configure() -> None:
     """Load zuko, which switches validation off, before tests of any file."""
     with validation_kept(), suppress(ImportError):
         importlib.import_module("zuko")
+
+
+def pytest_configure() -> None:
+    """ArviZ, which warns once a day, is loaded before tests of any file."""
+    with warnings.catch_warnings(action="ignore"):
+        import_module("arviz")
 
 
 def pytest_xdist_setupnodes() -> None:
