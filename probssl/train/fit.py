@@ -171,7 +171,7 @@ def fit(
         monitor: The column of the history that compares epochs for `patience` or
             `checkpoint`, larger is better: a term, or a column that `on_epoch` adds to
             the row; None takes ``"valid_value"``, or ``"value"`` without `valid`. An
-            epoch without it is not the best one.
+            epoch without it is not the best one, and no early stop.
         patience: Early stopping: the number of epochs without a better one after which
             the fit ends; the objective gets the parameters of the best epoch.
         checkpoint: A folder for ``last.safetensors``, written every `checkpoint_every`

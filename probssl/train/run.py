@@ -93,7 +93,7 @@ class Run:
     def remaining(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs left, until patience runs out."""
         for epoch in range(len(self.history) + 1, epochs + 1):
-            if self.stopping.gives_up(epoch - 1):
+            if self.history.rows and self.stopping.gives_up(self.history.rows[-1]):
                 return
             yield epoch
 
@@ -213,7 +213,8 @@ class EarlyStopping:
     Arguments:
         monitor: The column; with None no epoch is the best.
         patience: The number of epochs without a better one after which the run stops,
-            with the parameters of the best epoch. None means no early stopping.
+            with the parameters of the best epoch; epochs without the column stop
+            nothing. None means no early stopping.
     """
 
     def __init__(self, monitor: str | None, patience: int | None) -> None:
@@ -240,9 +241,11 @@ class EarlyStopping:
             self.unsaved = deepcopy(unsaved(objective))
         return True
 
-    def gives_up(self, epoch: int) -> bool:
-        """Whether patience has run out after this epoch."""
-        return self.patience is not None and epoch - self.epoch >= self.patience
+    def gives_up(self, row: Row) -> bool:
+        """Whether patience has run out after an epoch that has the column."""
+        if self.patience is None or self.monitor not in row:
+            return False
+        return row["epoch"] - self.epoch >= self.patience
 
     def check(self, history: History) -> None:
         """Raise a ValueError if no epoch had the column; warn if it was always NaN."""
