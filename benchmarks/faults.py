@@ -30,7 +30,7 @@ from probssl import cli
 from probssl.compare.kept import kept_rows
 from probssl.evaluation import FewLabel
 from probssl.runtime import files
-from probssl.train.run import read
+from probssl.train.checkpoint import read
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 KILLED, REFUSED, UNCLEAR, BROKEN = 9, 3, 4, 5  # how a process with a fault ends

@@ -25,7 +25,7 @@ from probssl import cli
 from probssl.compare.fitting import fit_methods
 from probssl.runtime import interrupts
 from probssl.runtime.interrupts import Interrupts
-from probssl.train.run import read
+from probssl.train.checkpoint import read
 
 STEPS = EPOCHS * BATCHES // 2
 EACH = STEPS // EPOCHS  # steps of an epoch

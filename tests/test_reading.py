@@ -26,7 +26,7 @@ from probssl import reading
 from probssl.cli import main
 from probssl.data.files import _check_memory
 from probssl.data.published import read_idx
-from probssl.train.run import read, write
+from probssl.train.checkpoint import read, write
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "hostile_files.py"
 

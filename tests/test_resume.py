@@ -13,7 +13,7 @@ from killed import BATCHES, EPOCHS, fitted
 from torch import Tensor
 
 from probssl.train import graph
-from probssl.train.run import read
+from probssl.train.checkpoint import read
 
 SCRIPT = Path(__file__).parent / "killed.py"
 STEPS = EPOCHS * BATCHES // 2

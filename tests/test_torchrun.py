@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from under_torchrun import BEST, everything, with_noise, without_noise
 
 import probssl as ps
-from probssl.train import run
-from probssl.train.run import read, write
+from probssl.train import checkpoint
+from probssl.train.checkpoint import read, write
 from probssl.train.steps import Step
 
 WORLD, ROOT = 2, Path(__file__).parent.parent
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_the_first_format_is_resumed(tmp_path, alone, float64):
     state = read(last)
     (random,) = state["random"]
     state |= {"order": random.pop("order"), "random": random}
-    with mock.patch.object(run, "FORMATS", 2 * run.FORMATS[:1]):
+    with mock.patch.object(checkpoint, "FORMATS", 2 * checkpoint.FORMATS[:1]):
         write(last, state)
     assert b"probssl checkpoint 1" in last.read_bytes()
     assert_close(with_noise(tmp_path, resume=True), alone["noise"], rtol=0, atol=0)

@@ -50,7 +50,7 @@ from probssl.priors import Gaussian
 from probssl.terms import Batch, Terms
 from probssl.train import History, Step, prepare, steps
 from probssl.train import fit as shown_fit
-from probssl.train.run import read, write
+from probssl.train.checkpoint import read, write
 
 fit = partial(shown_fit, progress=False)
 DIM = 6
