@@ -534,6 +534,8 @@ def _moments(logits: Tensor, loc: Tensor, variance: Tensor) -> tuple[Tensor, Ten
 
 
 def _pick(part: Float[Tensor, "*b component dim"], k: Tensor) -> Tensor:
-    """The row of component k."""
+    """The row of component k, or the only one, which all components share."""
     part = part.expand(k.shape + part.shape[-2:])
+    if part.shape[-2] == 1:
+        return part.squeeze(-2)
     return part.take_along_dim(k[..., None, None], -2).squeeze(-2)
