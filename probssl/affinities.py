@@ -278,13 +278,24 @@ class Perplexity(Dense):
 def intersection_over_union(
     boxes: Float[Tensor, "*batch view 4"],
 ) -> Float[Tensor, "*batch view view"]:
-    """Return the intersection over union (IoU) of all pairs of boxes of an item."""
+    """Return the intersection over union (IoU) of all pairs of boxes of an item.
+
+    Raises:
+        ValueError: If boxes are not left, top, right and bottom; whether right is
+            beyond left, and bottom below top, is read on the CPU alone.
+    """
     if not isinstance(boxes, Tensor) or boxes.ndim < 2 or boxes.shape[-1] != 4:
         raise ValueError(
             "expected boxes (…, view, 4), a tensor of left, top, right and bottom, got "
             f"{getattr(boxes, 'shape', type(boxes).__name__)}; Batch.transform has them"
         )
     boxes = boxes.float() if boxes.itemsize < 4 else boxes  # areas are large numbers
+    if _read_here(boxes) and not bool((boxes[..., 2:] > boxes[..., :2]).all()):
+        wrong = boxes[~(boxes[..., 2:] > boxes[..., :2]).all(-1)][0].tolist()
+        raise ValueError(
+            "expected boxes as left, top, right and bottom, with right > left and "
+            f"bottom > top, got {wrong}; add the corner to a width and a height"
+        )
     a, b = boxes.unsqueeze(-2), boxes.unsqueeze(-3)
     size = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     both = size.clamp(min=0).prod(-1)
@@ -295,16 +306,20 @@ def intersection_over_union(
 def _points(batch: Batch) -> Float[Tensor, "point d"]:
     """The views of all ranks in single precision or better.
 
-    They are read, and refused unless finite, on the CPU alone: elsewhere that would
-    synchronise with the host.
+    They are read, and refused unless finite, on the CPU alone.
     """
     check_batch(batch)
     x = gather(batch.stacked)
-    if type(x) is Tensor and x.device.type == "cpu" and get_proxy_mode() is None:
+    if _read_here(x):
         x = tensor(x, "the views of an affinity", finite=True)
     if x.itemsize < 4 or not x.is_floating_point():
         x = x.float() if x.is_floating_point() else x.double()
     return x.flatten(2).flatten(0, 1)
+
+
+def _read_here(x: Tensor) -> bool:
+    """Whether numbers may be read: elsewhere that would synchronise with the host."""
+    return type(x) is Tensor and x.device.type == "cpu" and get_proxy_mode() is None
 
 
 def _boxes(batch: Batch) -> Float[Tensor, "batch view 4"]:

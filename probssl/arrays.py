@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 
 __all__ = ["Array", "categories", "centred", "check_alike", "check_classes"]
 __all__ += ["check_kind", "class_labels", "class_names", "classes"]
-__all__ += ["coded", "doubles", "finite", "gate", "has_missing", "labels", "numbers"]
+__all__ += ["coded", "doubles", "finite", "gate", "has_missing", "is_categorical"]
+__all__ += ["labels", "numbers"]
 __all__ += ["plain", "raw_bytes", "refuse_mappings", "remark_swapped"]
 __all__ += ["left_alone", "representations", "unlabelled"]
 __all__ += ["rows_for_sklearn", "span", "tensor", "train_test", "whole_numbers"]
@@ -323,6 +324,8 @@ def class_labels(y: Any, name: str = "labels") -> np.ndarray:
             f"frame[{next(iter(y.columns), 'y')!r}]"
         )
     array = plain(gate(y, name, words=True))
+    if array.dtype.kind == "f" and is_categorical(y):
+        array = _of_categories(array, y)
     if array.dtype.kind in "OT":
         array = _unboxed(array, name)
     if array.dtype.kind in "US":
@@ -345,20 +348,28 @@ def categories(y: Any) -> tuple[np.ndarray, tuple[str, ...]] | None:
     In the order of its categories; None for anything else, and where these are whole
     numbers: they have no names.
     """
-    if not _is_categorical(y) or _whole_categories(y) is not None:
+    if not is_categorical(y) or _whole_categories(y) is not None:
         return None
     known = getattr(y, "cat", y)  # of a Series, and of a Categorical or an index
     codes = np.array(known.codes, dtype=np.int64)
     return codes, tuple(map(str, known.categories))
 
 
-def _is_categorical(y: Any) -> bool:
+def is_categorical(y: Any) -> bool:
+    """Whether it is a categorical of pandas: classes, whatever their values."""
     return hasattr(getattr(y, "dtype", None), "categories")
+
+
+def _of_categories(array: np.ndarray, y: Any) -> np.ndarray:
+    """Fractions that are classes by their type, as strings; others as they are."""
+    if _whole_categories(y) is not None or np.isnan(array).any():
+        return array
+    return array.astype(str)
 
 
 def _whole_categories(y: Any) -> np.ndarray | None:
     """The categories of a categorical if they are whole numbers, else None."""
-    if not _is_categorical(y):
+    if not is_categorical(y):
         return None
     known = np.asarray(y.dtype.categories)
     whole = known.dtype.kind in "iuf" and (known == np.floor(known)).all()

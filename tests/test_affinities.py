@@ -281,3 +281,9 @@ def test_areas_of_boxes_do_not_overflow_in_coarse_numbers(dtype):
     boxes = torch.tensor([[0, 0, 250, 250], [50, 0, 250, 250]])
     found = affinities.intersection_over_union(boxes.to(dtype))
     assert_close(found.double(), torch.tensor([[1.0, 0.8], [0.8, 1.0]]).double())
+
+
+def test_boxes_in_another_convention_are_refused():
+    for box in ([3.0, 3.0, 2.0, 2.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, math.nan, 1.0]):
+        with pytest.raises(ValueError, match="right > left .* got .*width"):
+            affinities.intersection_over_union(torch.tensor([[0.0, 0, 1, 1], box]))

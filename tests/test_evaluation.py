@@ -401,6 +401,11 @@ def test_discrete_style_is_read_by_the_linear_probe():
     assert style_probe(z, y, z_test, y_test) == expected[:1]
     names = np.array(["thin", "thick", "round"])
     assert style_probe(z, names[y], z_test, names[y_test]) == expected[:1]
+    for values in ([0.0, 1.0, 2.0], [0.5, 1.25, 2.0]):  # classes by their type
+        kinds = [pd.Categorical(np.array(values)[k]) for k in (y, y_test)]
+        assert style_probe(z, kinds[0], z_test, kinds[1]) == expected[:1]
+        assert linear_probe(z, kinds[0], z_test, kinds[1]) == expected[0]
+        assert ps.evaluation.sap(z, kinds[0]) == ps.evaluation.sap(z, y)
 
 
 # scores

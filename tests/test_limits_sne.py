@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.checks import assert_same
@@ -192,6 +193,33 @@ def test_contrastive_objectives_are_neighbour_embeddings_of_positives(views):
         own = ps.limits.NeighbourEmbedding(nn.Identity(), None, prior, joint=joint)
         for a, b in zip(own(x), known(x), strict=True):
             assert_close(torch.as_tensor(a), torch.as_tensor(b))
+
+
+KERNELS = {
+    "shrinks": lambda y: dist.Normal(0.5 * y, 0.7).to_event(1),
+    "shifts": lambda y: dist.Normal(y + 0.5, 0.7).to_event(1),
+    "widens": lambda y: dist.Normal(y, 0.3 + 0.6 * y.sigmoid()).to_event(1),
+}
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_that_is_not_symmetric_has_partners_as_contents(name, joint):
+    """KL(P ‖ Q) by plain formulas, of P over pairs of views and over all pairs."""
+    kernel, x = KERNELS[name], Batch(torch.randn(6, 2, 2))
+    z = x.views.flatten(0, 1)
+    log_q = kernel(z).log_prob(z.unsqueeze(1))  # row i: z_i around each partner
+    log_q = log_q.masked_fill(torch.eye(12, dtype=torch.bool), -math.inf)
+    log_q = log_q - (log_q.logsumexp((0, 1)) if joint else log_q.logsumexp(1, True))
+    prior = ps.priors.Custom(kernel, dim=2)
+    for affinity in (ps.affinities.Positives(), ps.affinities.Noise(0.7)):
+        objective = ps.limits.NeighbourEmbedding(
+            nn.Identity(), affinity, prior, joint=joint
+        )
+        p = affinity(x) if affinity.dense else torch.block_diag(*affinity(x))
+        p = p if joint else p / p.sum(1, keepdim=True)
+        exact = torch.xlogy(p, p).sum() - (p * log_q.where(p > 0, 0.0)).sum()
+        assert_close(objective.divergence(x), exact if joint else exact / 12)
 
 
 def test_views_that_overlap_more_are_drawn_closer(x):

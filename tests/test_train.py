@@ -34,6 +34,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -376,6 +377,18 @@ def test_the_population_is_the_number_of_training_items():
 
 
 X = points(24)
+
+
+class Repeated(Sampler[int]):
+    """Goes over every item four times, as repeated augmentation does."""
+
+    def __len__(self) -> int:
+        return 4 * len(X)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((torch.randperm(len(self)) % len(X)).tolist())
+
+
 COUNTED: dict[str, tuple[dict[str, Any], int | None]] = {
     "items": ({"dataset": X, "batch_size": 8}, 24),
     "items in random order": ({"dataset": X, "batch_size": 8, "shuffle": True}, 24),
@@ -407,6 +420,18 @@ COUNTED: dict[str, tuple[dict[str, Any], int | None]] = {
     "batches of a sampler": (
         {"dataset": X, "batch_sampler": BatchSampler(range(12), 4, False)},
         12,
+    ),
+    "items that a subset repeats": (
+        {"dataset": X, "batch_size": 4, "sampler": SubsetRandomSampler([1, 2, 3] * 4)},
+        3,
+    ),
+    "a part of the items in random order": (
+        {"dataset": X, "batch_size": 4, "sampler": RandomSampler(range(8))},
+        8,
+    ),
+    "a sampler that repeats items": (
+        {"dataset": X, "batch_size": 4, "sampler": Repeated()},
+        None,
     ),
     "batches by hand": ({"dataset": X, "batch_sampler": [[0, 1], [2, 3]]}, None),
 }
@@ -1231,11 +1256,33 @@ def test_a_killed_run_resumes_bit_for_bit(name, tmp_path):
     assert assert_resumes(run, tmp_path, last) == 2
 
 
-def test_a_shuffled_loader_resumes_bit_for_bit(tmp_path):
+class Shuffled(Sampler[int]):
+    """A random order from a generator of the sampler's own."""
+
+    def __init__(self, items: int, rng: torch.Generator) -> None:
+        self.items, self.rng = items, rng
+
+    def __len__(self) -> int:
+        return self.items
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.items, generator=self.rng).tolist())
+
+
+SHUFFLED: dict[str, Callable[[torch.Generator], dict[str, Any]]] = {
+    "of the loader": lambda g: {"shuffle": True, "generator": g},
+    "of torch's sampler": lambda g: {"sampler": RandomSampler(range(20), generator=g)},
+    "of weights": lambda g: {"sampler": WeightedRandomSampler([1.0] * 20, 20, True, g)},
+    "of an own sampler": lambda g: {"sampler": Shuffled(20, g)},
+}
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_a_shuffled_loader_resumes_bit_for_bit(name, tmp_path):
     def run(**kwargs: Any) -> tuple[Noisy, History]:
         data = TensorDataset(torch.arange(20 * DIM).reshape(20, DIM) / 100)
         generator = torch.Generator().manual_seed(int(torch.randint(99, ())))
-        loader = DataLoader(data, 5, shuffle=True, generator=generator)
+        loader = DataLoader(data, 5, **SHUFFLED[name](generator))
         objective = Noisy()
         options = {"views": noisy, "valid": loader, "epochs": 5} | kwargs
         return objective, fit(objective, loader, **options)

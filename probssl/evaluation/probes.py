@@ -19,6 +19,7 @@ from ..arrays import (
     class_labels,
     finite,
     gate,
+    is_categorical,
     plain,
     representations,
     train_test,
@@ -408,7 +409,10 @@ def each_factor(s: Any, items: int) -> list[np.ndarray]:
     """The values of each factor."""
     if hasattr(s, "iloc") and s.ndim == 2:
         return [each for _, x in s.items() for each in each_factor(x, items)]
-    array = plain(gate(s, "style factors", words=True))
+    if is_categorical(s):
+        array = class_labels(s, "style factors")
+    else:
+        array = plain(gate(s, "style factors", words=True))
     if array.dtype.kind == "O":  # as lists are, whose columns have a kind each
         if array.ndim == 2:
             return [each for x in array.T for each in each_factor(x, items)]

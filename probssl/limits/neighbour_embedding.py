@@ -13,14 +13,16 @@ affinity P, one of `affinities`, says which views share their content; z is kept
 informative by the kernel's normaliser, one for each view (a kernel density estimate of
 H[z]) or one for all pairs (the collision entropy).
 
-With Q the kernel, normalised in the same way, and M views in all,
+With M views in all, and Q the kernel of view i around its partner j, normalised as P
+is: :math:`Q_{j \mid i} \propto p(z_i \mid y = z_j)` is the probability that j is the
+content of i, and
 
-.. math:: \sum_{i \ne j} P_{ij} \log p(z_j \mid y = z_i) + \hat H[z]
+.. math:: \sum_{i \ne j} P_{ij} \log p(z_i \mid y = z_j) + \hat H[z]
     = \log (M - 1) - \bar H(P_{j \mid i}) - KL(P_{j \mid i} \,\|\, Q_{j \mid i})
 
 averaged over the views i with equal weights, where each has its normaliser; and
 
-.. math:: \sum_{i \ne j} P_{ij} \log p(z_j \mid y = z_i) + \hat H_2[z]
+.. math:: \sum_{i \ne j} P_{ij} \log p(z_i \mid y = z_j) + \hat H_2[z]
     = \log M (M - 1) - H(P) - KL(P \,\|\, Q)
 
 with one normaliser: minus the divergence of SNE, symmetric SNE and t-SNE, up to a
@@ -185,7 +187,8 @@ class NeighbourEmbedding(Embedding):
     def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         p = self.weights(batch)
         points = z.flatten(0, 1) if self.affinity.dense else z
-        log_kernel = self.prior.log_kernel(points, points, plug_in=True)
+        # The partner is the content: rows are views, as in P and in the entropy.
+        log_kernel = self.prior.log_kernel(points, points, plug_in=True).mT
         # A kernel may be infinite at its centre, where P is zero.
         alignment = (p * log_kernel.where(p > 0, 0.0)).sum()
         return Terms(entropy=self.entropy(z, self.prior), alignment=alignment)

@@ -8,7 +8,7 @@ background thread, and copied to a CUDA device while the previous batch is in us
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
@@ -27,6 +27,8 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
     WeightedRandomSampler,
     default_collate,
 )
@@ -154,8 +156,9 @@ class Loaded:
         self, loader: DataLoader, views: Views | None, order: Generator, target: Target
     ) -> None:
         self.loader, self.views, self.target = loader, views, target
-        self.order = order if loader.generator is None else loader.generator
         self.sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        own = *getattr(self.sampler, "__dict__", {}).values(), loader.generator
+        self.order = next((g for g in own if isinstance(g, Generator)), order)
         self.count = population_of(loader)
         if not isinstance(loader.dataset, IterableDataset):  # it splits its items
             _check_sampler(self.sampler)
@@ -274,7 +277,8 @@ def population_of(loader: DataLoader) -> int | None:
     """The number of items that a DataLoader loads; None where it is not certain.
 
     It is not where the loader does not make the batches itself: with a collate_fn or
-    a batch_sampler, and where its data are batches.
+    a batch_sampler, and where its data are batches; nor with a sampler of one's own,
+    which may repeat items.
     """
     own = type(loader.batch_sampler) is BatchSampler
     if not own or loader.collate_fn is not default_collate:
@@ -282,10 +286,14 @@ def population_of(loader: DataLoader) -> int | None:
     sampler, data = loader.batch_sampler.sampler, loader.dataset  # type: ignore[union-attr]
     if isinstance(sampler, WeightedRandomSampler):
         return int((sampler.weights > 0).sum())
-    if isinstance(sampler, Sized) and not isinstance(
-        sampler, RandomSampler | DistributedSampler
-    ):
-        return len(sampler)
+    if isinstance(sampler, SubsetRandomSampler):
+        sampler = sampler.indices
+    if isinstance(sampler, Sequence):
+        return len(set(sampler))
+    if isinstance(sampler, RandomSampler | SequentialSampler):
+        data = sampler.data_source
+    elif not isinstance(sampler, DistributedSampler):
+        return None
     return len(data) if isinstance(data, Sized) else None
 
 

@@ -137,8 +137,8 @@ def fit(
             `DistributedSampler`. Buffers named ``population`` are set to the number of
             items, those named ``labelled`` to the share of items with a content, in
             validation to that of the validation data. Of a DataLoader the number is not
-            certain with a collate_fn or a batch_sampler, nor is the share: numbers that
-            you set beforehand stay.
+            certain with a collate_fn, a batch_sampler or a sampler of your own, nor is
+            the share: numbers that you set beforehand stay.
         views: A data augmentation (batch, \\*event) -> (batch, view, \\*event), or ->
             Batch. Without one the items are their only view; Groups have their own.
         content: Observed contents of some items, as `Batch.content`: whole numbers
