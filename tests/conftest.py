@@ -39,15 +39,11 @@ LONGEST = [
 
 
 def pytest_configure() -> None:
-    """Load zuko, which switches validation off, before tests of any file."""
+    """Load zuko, which switches validation off, and ArviZ, which warns once a day."""
+    with warnings.catch_warnings(action="ignore"):
+        importlib.import_module("arviz")
     with validation_kept(), suppress(ImportError):
         importlib.import_module("zuko")
-
-
-def pytest_configure() -> None:
-    """ArviZ, which warns once a day, is loaded before tests of any file."""
-    with warnings.catch_warnings(action="ignore"):
-        import_module("arviz")
 
 
 def pytest_xdist_setupnodes() -> None:
