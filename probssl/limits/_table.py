@@ -28,7 +28,8 @@ from ._place import (
 
 __all__ = ["Row", "Table", "table"]
 
-STATUS = re.compile(r"\b(identity|surrogate|heuristic|exact bound)\b")
+STATUSES = ["exact bound", "identity", "surrogate", "heuristic"]
+STATUS = re.compile(rf"\b({'|'.join(STATUSES)})\b")
 DROPPED = re.compile(r"\bit drops (.+?)(?=[.:;](?: |$))", re.IGNORECASE)
 REFERENCE = re.compile(r"(.+) \((?:([^()]+), )?(\d{4})\)")
 HEADER = ("objective", "year", "p(y); p(z|y)", "keeps z informative", "status")
@@ -70,7 +71,7 @@ class Table:
     """The rows of methods, and the grid of their choices.
 
     Attributes:
-        rows: One for each method, in the order of the axes and of years.
+        rows: One for each method, in the order of the axes, statuses and years.
         grid: Each cell that makes sense, p(y), p(z|y) and what keeps z informative,
             with the names of its methods; without any where nobody has been.
     """
@@ -257,15 +258,16 @@ def _short(row: Row) -> tuple[str, ...]:
 
 
 def _order(row: Row) -> tuple[int, ...]:
-    """By what keeps z informative, then by p(y), p(z|y) and year; extensions last."""
+    """By what keeps z informative, p(y), p(z|y), status, year; extensions last."""
     if not row.cells:
-        return len(ENTROPIES), 0, 0, row.year
+        return (len(ENTROPIES),)
     content, conditional, information = row.cells[0]
     values = [choice.value for choice in ENTROPIES]
     return (
         values.index(information),
         CONTENTS.index(Content(content)),
         CONDITIONALS.index(Conditional(conditional)),
+        STATUSES.index(row.status.split(", ")[0]),
         row.year,
     )
 
