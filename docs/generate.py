@@ -139,8 +139,7 @@ def measured_table() -> str:
                 middle, sd = own.get(figure, (None, None))
                 known = middle is not None
                 cells.append(f"{middle:.{digits}f} ± {sd:.{digits}f}" if known else "–")
-        if set(cells[1:]) != {"–"}:
-            lines.append(cells)
+        lines.append(cells)
     titles = [f"{data}: {unit}" for data in found for unit in units]
     return markdown(["objective", *titles], lines)
 

@@ -75,21 +75,20 @@ FITS |= {GAUSSIAN: (NORMAL, STUDENT), FLAT: (NORMAL, STUDENT), UNIFORM: (VMF,)}
 FITS |= {ONE_OF_K: (*DENSITIES, CHANNEL, NONE), ABSENT: (NORMAL, NONE)}
 
 
-def makes_sense(content: str, conditional: str, information: str) -> bool:
+def makes_sense(y: Content, k: Conditional, information: Information) -> bool:
     """Whether a cell could hold an objective.
 
     A p(z|y) has the support of its p(y). Components have shares if y is one of K. A
     channel has no density of z to be estimated. Without a content, views share nothing,
     and only a decoder tells z of them.
     """
-    y, k = Content(content), Conditional(conditional)
     if k not in FITS[y]:
         return False
     if y == ABSENT:
-        return information == DECODER.value
+        return information == DECODER
     if k in (CHANNEL, NONE):
-        return information in (DECODER.value, SHARES.value)
-    return information != SHARES.value or y == ONE_OF_K
+        return information in (DECODER, SHARES)
+    return information != SHARES or y == ONE_OF_K
 
 
 @dataclass(frozen=True)
@@ -140,5 +139,5 @@ class Place:
 def cells_that_make_sense() -> Iterator[Cell]:
     """All cells that make sense, in the order of the axes."""
     for y, k, i in product(CONTENTS, CONDITIONALS, ENTROPIES):
-        if makes_sense(y.value, k.value, i.value):
+        if makes_sense(y, k, i):
             yield y.value, k.value, i.value
