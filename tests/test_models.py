@@ -663,6 +663,92 @@ def poly_mnist(module: ModuleType, folder: Path) -> None:
         assert not torch.equal(back[0], back[1])
 
 
+def hand_set_weights(module: ModuleType, folder: Path) -> None:
+    module.SLICES = 8
+    options = {"seeds": 1, "epochs": 1, "factors": (0.1,), "results": folder}
+    rows = module.main(**options)
+    assert module.main(**options) == rows  # from the report
+    assert len(rows) == len(module.WEIGHTED) + len(module.WITHOUT)
+    assert all(0 <= row["validation: linear probe"] <= 1 for row in rows)
+    assert len(module.scales(rows)) == 2
+    assert all(len(each) == 1 for each in module.scales(rows).values())
+    shown = module.table(rows)
+    assert shown.count("**") == 2 * 2 and "÷ 10" in shown
+    assert (folder / "hand_set_weights.png").is_file()
+    # A factor of one is the published objective.
+    data = ps.data.digits()
+    weight = module.lejepa(data, 1.0).weight
+    assert weight == pytest.approx(ps.limits.LeJEPA(torch.nn.Identity()).weight)
+    z, published = torch.randn(40, 2, 6), ps.limits.VICReg(torch.nn.Identity())
+    ours = module.vicreg(data, 1.0)
+    batch = ps.Batch(z)
+    assert sum(ours.value(z, batch)) == pytest.approx(float(sum(published(batch))))
+
+
+def same_class_pairs(module: ModuleType, folder: Path) -> None:
+    module.BATCH, labels = 40, torch.arange(300) % 4
+    images = torch.zeros(300, 1, 8, 8)
+    for k in range(4):
+        images[labels == k, :, 4 * (k // 2) :, 4 * (k % 2) :] = 1.0
+    data = ps.data.arrays(images, labels)
+    seeds = dict.fromkeys(module.OBJECTIVES, 1) | {module.EXACT: 2}
+    rows = module.main(seeds, 1, data, folder)
+    assert module.main(seeds, 1, data, folder) == rows  # from the report
+    assert len(rows) == 4 and module.table(rows).count("\n| ") == 3
+    assert all(0 < row["validation: accuracy"] <= 1 for row in rows)
+    batch = module.pairs(images, labels)(range(30))
+    assert batch.views.shape == (30, 2, 1, 8, 8)
+    with mock.patch.object(module, "MOVED", torch.nn.Identity()):
+        batch = module.pairs(images, labels)(range(300))
+    assert torch.equal(batch.views[:, 0], batch.views[:, 1])
+    assert len(batch.views[:, 0].unique(dim=0)) == 4
+
+
+def table_of_limits(module: ModuleType, folder: Path) -> None:
+    names = ("LogDet", "SimVAE", *module.EMPTY)
+    options = {"seeds": 2, "epochs": 1, "results": folder}
+    first = module.main(("digits",), names[:1], **options)["digits"]
+    assert [(fit["objective"], fit["seed"]) for fit in first] == [
+        ("LogDet", 0),
+        ("LogDet", 1),
+    ]
+    fits = module.main(("digits",), names, **options)["digits"]
+    assert fits[:2] == first and len(fits) == 2 * len(names)
+    assert all(0 <= fit["probe"] <= 1 for fit in fits)
+    for fit in fits:
+        value = fit["alignment"] + fit["entropy"]
+        assert fit["value"] == pytest.approx(value, abs=1e-6)
+    saved = json.loads((folder / "table_digits.json").read_text())
+    assert saved["fits"] == fits and saved["rows"] == module.averaged(fits)
+    assert list(saved["rows"]) == list(names) and saved["rows"]["SimVAE"]["seeds"] == 2
+    assert module.table(saved["rows"]).count("\n| ") == len(names)
+    found = module.choose(seeds=1, epochs=1, results=folder)
+    tried = {name: tried for name, (_, tried) in module.EMPTY.items()}
+    for name, settings in tried.items():
+        own = [row["setting"] for row in found if row["choice"] == name]
+        assert own == list(settings) and module.chosen(found, name) == settings[0]
+    # The divergence from the uniform distribution is that of a small concentration.
+    torch.manual_seed(0)
+    dim, kappa, n = 3, 0.5, 20_000
+    prior = ps.priors.Spherical(dim, 1.0)
+    z = torch.nn.functional.normalize(torch.randn(4 * n, dim), dim=-1)
+    keep = torch.rand(4 * n) < (1 + kappa * z[:, 0]) / (1 + kappa)
+    area = math.log(4 * math.pi)
+    for sample, expected in ((z[:n], 0.0), (z[keep][:n], kappa**2 / (2 * dim))):
+        divergence = area - module.to_uniform(sample[:, None], prior)
+        assert float(divergence) == pytest.approx(expected, abs=0.003)
+    # With learned means the mixture's cell has no upper bound.
+    values = []
+    for factor in (10.0, 20.0):
+        means = factor * torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        prior = ps.priors.Mixture(3, ps.priors.Components.at(means), 0.5)
+        entropy = ps.entropies.LogDeterminant(epsilon=0.0)
+        cell = ps.limits.Embedding(torch.nn.Identity(), prior, entropy)
+        z = means.unsqueeze(1).expand(-1, 2, -1)
+        values.append(sum(cell(ps.Batch(z))).item())
+    assert values[1] - values[0] == pytest.approx(2 * 3 * math.log(2), abs=1e-3)
+
+
 SHORT = {
     "against_baselines": against_baselines,
     "clusters_mnist": clusters_mnist,
@@ -672,6 +758,7 @@ SHORT = {
     "dsa_cifar10": dsa_cifar10,
     "few_labels_mnist": few_labels_mnist,
     "five_gaussians": five_gaussians,
+    "hand_set_weights": hand_set_weights,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "limits_cifar10": limits_cifar10,
     "limits_mnist": limits_mnist,
@@ -681,6 +768,7 @@ SHORT = {
     "pid_cifar10": pid_cifar10,
     "poly_mnist": poly_mnist,
     "reliable_evidence": reliable_evidence,
+    "same_class_pairs": same_class_pairs,
     "same_content": same_content,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
@@ -688,6 +776,7 @@ SHORT = {
     "simvae_mnist": simvae_mnist,
     "simvae_release": simvae_release,
     "style_plane": style_plane,
+    "table_of_limits": table_of_limits,
     "vae_baselines": vae_baselines,
 }
 

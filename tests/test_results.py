@@ -643,3 +643,23 @@ def test_the_accuracies_with_few_labels_were_measured():
     assert len(draws) == len(measured) == 2 * made.DRAWS
     assert all(row["setting"] == made.SETTING._asdict() for row in measured)
     assert made.choices(figures("few_labels_mnist_choices")["rows"]) in DIGITS
+
+
+def section(heading: str) -> str:
+    """A section of docs/results.md."""
+    return DIGITS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_places_of_the_table_of_limits_are_those_of_their_fits():
+    made, page = script("table_of_limits"), section("The table of limits")
+    choices, measured = figures("table_choices")["rows"], figures("table_digits")
+    for name, setting in made.SETTINGS.items():
+        assert made.chosen(choices, name) == setting
+        assert f"{next(iter(setting.values())):g}" in page
+    assert measured["settings"] == made.SETTINGS
+    assert measured["epochs"] == made.EPOCHS["digits"]
+    assert made.averaged(measured["fits"]) == measured["rows"]
+    assert made.table(measured["rows"]) in page
+    assert made.gains(measured["fits"]) in page
+    cells = {(fit["objective"], fit["seed"]) for fit in measured["fits"]}
+    assert len(cells) == len(measured["fits"])
