@@ -90,11 +90,12 @@ def _gradient(
 ) -> Iterator[str]:
     direction = torch.randn_like(leaf)
     direction = direction / direction.norm().clamp(min=1e-30)
-    exact = torch.stack([(grad * direction).sum() for grad in grads])
+    exact = torch.stack([(grad * direction).sum() for grad in grads]).detach()
     rounding = 1e-6 * (1 + float(totals[0]().detach().abs()))
     nearest, least = math.inf, math.inf
     for step in DIFFERENCES:
-        found = torch.stack([_difference(leaf, direction, step, t) for t in totals])
+        each = [_difference(leaf, direction, step, t) for t in totals]
+        found = torch.stack(each).detach()
         gap = float((found - exact).mean().abs())
         bars = BARS * float((found - exact).std(correction=0)) / math.sqrt(len(found))
         size = max(abs(float(exact.mean())), abs(float(found.mean())))
