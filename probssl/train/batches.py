@@ -283,7 +283,8 @@ def population_of(loader: DataLoader) -> int | None:
     own = type(loader.batch_sampler) is BatchSampler
     if not own or loader.collate_fn is not default_collate:
         return None
-    sampler, data = loader.batch_sampler.sampler, loader.dataset  # type: ignore[union-attr]
+    data: Any = loader.dataset
+    sampler = loader.batch_sampler.sampler  # type: ignore[union-attr]
     if isinstance(sampler, WeightedRandomSampler):
         return int((sampler.weights > 0).sum())
     if isinstance(sampler, SubsetRandomSampler):
