@@ -20,6 +20,10 @@ class Batch(NamedTuple):
         transform: The parameters of the data augmentation (boxes, masks).
         content: Observed contents (labels), whole numbers, shape (batch,): the
             component of the prior that an item belongs to, -1 where unknown.
+        covariates: What p(x|z) and q(z|x) are conditional on, by name: library size,
+            batch, time. Of each item (batch,) or (batch, k); of each view, which has
+            three axes, (batch, view, k). Parts of a `Joint` whose `forward` takes
+            `covariates` get them, others do not.
     """
 
     views: Tensor | tuple[Tensor, ...]
@@ -28,6 +32,7 @@ class Batch(NamedTuple):
     present: Tensor | None = None
     transform: Any | None = None
     content: Tensor | None = None
+    covariates: dict[str, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Data augmentation, batched and on the device; a view is one augmented sample.
 
 Images are (batch, channel, height, width) with values in [0, 1]; noise and masking take
-items of any shape. The results are quantised as the data are. All random numbers come
-from torch's global generator.
+items of any shape, and `Thinning` takes counts. Grey levels are quantised as the data
+are. All random numbers come from torch's global generator.
 """
 
 from .augment import (
@@ -16,6 +16,7 @@ from .augment import (
     simvae_mnist,
 )
 from .colour import Background, Colour, Grey, Invert
+from .counts import Thinning
 from .geometry import Affine
 from .noise import Blur, Mask, Noise
 
@@ -32,6 +33,7 @@ __all__ = [
     "MultiCrop",
     "Noise",
     "PerItem",
+    "Thinning",
     "digits",
     "simclr",
     "simvae_cifar10",

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 from ..arguments import choice, instance, typed, whole
 from ..terms import Batch
 from .colour import Colour, Grey, Invert
+from .counts import Thinning, check_ends
 from .geometry import Affine
 from .ranges import (
     Range,
@@ -81,7 +82,8 @@ class Augment(nn.Module):
     item are positive pairs.
 
     Items outside [0, 1] are refused where values are clamped, or `Colour` or `Invert`
-    is among the parts; what the augmentations themselves move beyond is clamped.
+    is among the parts; what the augmentations themselves move beyond is clamped. Counts,
+    where `Thinning` is among the parts, are never clamped, and have no `levels`.
 
     Arguments:
         parts: The augmentations, modules (n, \*event) -> (n, \*event) that draw anew
@@ -96,6 +98,9 @@ class Augment(nn.Module):
         boxes: Whether to return a `Batch` whose `transform` holds the boxes that the
             one `Affine` among the parts shows, for `affinities.Overlap`. Parts of your
             own follow it, and move no pixels: the boxes do not know of them.
+        shares: Whether to return a `Batch` whose covariates hold the share of counts
+            that the one `Thinning` among the parts keeps, ``"share"``, (batch, view,
+            1): a factor of the mean of a view.
 
     Example:
         >>> import torch
@@ -107,7 +112,8 @@ class Augment(nn.Module):
         TypeError: If a part is not a module.
         ValueError: If `boxes` is given and there is not exactly one `Affine`, or a part
             of your own before it, or `levels` is given with ``clamp=False``; if the
-            items are not in [0, 1].
+            items are not in [0, 1]; if `shares` is given and there is not exactly one
+            `Thinning`, or that stands beside what is for values in [0, 1].
     """
 
     def __init__(
@@ -118,6 +124,7 @@ class Augment(nn.Module):
         clamp: bool | None = None,
         boxes: bool = False,
         rounding: Rounding = "nearest",
+        shares: bool = False,
     ) -> None:
         super().__init__()
         _check_modules(parts)
@@ -130,7 +137,8 @@ class Augment(nn.Module):
         self.parts = nn.ModuleList(parts or [default])
         self.views, self.clamp = whole("views", views), clamp
         self.grid = Grid(levels, rounding)
-        self.levels, self.boxes = levels, boxes
+        self.levels, self.boxes, self.shares = levels, boxes, shares
+        self._check_thinning()
         moves = sum(isinstance(part, Affine) for part in self.parts)
         if boxes and moves != 1:
             raise ValueError(
@@ -149,36 +157,62 @@ class Augment(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch *event"]
     ) -> Float[Tensor, "batch view *event"] | Batch:
-        check_floats(x)
+        if not self._counts:
+            check_floats(x)
         clamped = self._clamps(x.ndim)
         if clamped or self._bounded:
             check_values(x, self)
-        out, boxes = x.repeat_interleave(self.views, 0), None
+        out, boxes, shares = x.repeat_interleave(self.views, 0), None, None
         for part in self.parts:
             if self.boxes and isinstance(part, Affine):
                 out, boxes = part.with_boxes(out)
+            elif self.shares and isinstance(part, Thinning):
+                out, shares = part.with_shares(out)
             else:
                 out = _changed(part, out)
         if clamped:
             out = self.grid(out)
         shape = len(x), self.views
         views = out.unflatten(0, shape)
-        if boxes is None:
+        if boxes is None and shares is None:
             return views
-        return Batch(views, clean=x, transform=boxes.unflatten(0, shape))
+        transform = None if boxes is None else boxes.unflatten(0, shape)
+        known = None if shares is None else {"share": shares.view(*shape, 1)}
+        return Batch(views, clean=x, transform=transform, covariates=known)
 
     def check_range(self, low: float, high: float, ndim: int) -> None:
         """Raise a ValueError if items with `ndim` axes have values that are refused."""
+        if self._counts and low < 0:
+            check_ends(low, high, torch.float64)
         if self._clamps(ndim) or self._bounded:
             check_unit(low, high, type(self).__name__)
 
     def _clamps(self, ndim: int) -> bool:
-        images = ndim == 4 if self.clamp is None else self.clamp
+        images = ndim == 4 and not self._counts if self.clamp is None else self.clamp
         return images or self.levels is not None
 
     @property
     def _bounded(self) -> bool:
         return any(isinstance(part, Colour | Invert) for part in self.parts)
+
+    @property
+    def _counts(self) -> bool:
+        return any(isinstance(part, Thinning) for part in self.parts)
+
+    def _check_thinning(self) -> None:
+        """Raise a ValueError for thinning beside what is for values in [0, 1]."""
+        many = sum(isinstance(part, Thinning) for part in self.parts)
+        if self.shares and many != 1:
+            raise ValueError(
+                f"expected one Thinning among the parts for shares=True, got {many}; "
+                "one can draw any share"
+            )
+        if many and (self.levels is not None or self.clamp or self._bounded):
+            raise ValueError(
+                "expected no levels, clamp=True, Colour or Invert beside Thinning, "
+                "which takes counts 0, 1, …: these are for grey levels in [0, 1]; leave "
+                "them out"
+            )
 
 
 class PerItem(nn.Module):

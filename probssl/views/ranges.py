@@ -22,6 +22,7 @@ __all__ = [
     "check_values",
     "ends",
     "happens",
+    "looked_at",
     "per_item",
     "probability",
     "sometimes",
@@ -105,13 +106,22 @@ def check_values(x: Float[Tensor, "n *event"], module: nn.Module) -> None:
     On a device that would synchronise with the host at every call: there only the first
     batch of a module is looked at, and none within a CUDA graph.
     """
+    if looked_at(x, module, _LOOKED):
+        check_unit(*span(x), type(module).__name__)
+
+
+def looked_at(x: Tensor, module: nn.Module, looked: WeakSet[nn.Module]) -> bool:
+    """Whether the values of a batch are read: on a device only of the first one.
+
+    Arguments:
+        looked: The modules whose first batch was read, to which this one is added.
+    """
     if x.device.type != "cpu":
         graph = x.is_cuda and torch.cuda.is_current_stream_capturing()
-        if graph or x.is_meta or module in _LOOKED:
-            return
-        _LOOKED.add(module)
-    if x.numel() and type(x) is Tensor and not torch.compiler.is_compiling():
-        check_unit(*span(x), type(module).__name__)
+        if graph or x.is_meta or module in looked:
+            return False
+        looked.add(module)
+    return bool(x.numel()) and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
 def check_images(x: Tensor, name: str, colour: bool = False) -> None:
