@@ -40,7 +40,13 @@ from .distributions.supports import support_of
 from .joint import Joint
 from .posterior.contents import draw_content
 from .posterior.items import BAR_DELAY, evaluating
-from .posterior.joints import check_guides, check_proper, check_spread, joint_of
+from .posterior.joints import (
+    check_guides,
+    check_proper,
+    check_spread,
+    check_unconditional,
+    joint_of,
+)
 from .reading import guarded, parsed
 from .runtime.interrupts import Interrupts
 from .terms import Batch
@@ -258,7 +264,8 @@ def tarp(
 
 
 def _single(joint: Joint, what: str) -> Joint:
-    """Return a joint; raise a ValueError for one of several modalities."""
+    """Return a joint; raise a ValueError for several modalities, or covariates."""
+    check_unconditional(joint, what)
     if joint.several:
         raise ValueError(
             f"expected a joint of one modality for {what}, got {len(joint.sites)}; "

@@ -20,12 +20,13 @@ from torch.distributions import constraints
 from torch.utils._pytree import tree_map_only
 
 from .arrays import span
+from .covariates import declares
 from .distributions.supports import ends_of, in_words, is_point, of_pyro, space_of
 from .likelihoods import Likelihood
 from .likelihoods.base import check_density, check_support, shape_error
 from .nn import PerModality
 from .nn.base import takes, unmoved
-from .nn.network import in_evaluation
+from .nn.network import asks, in_evaluation
 from .priors import ImportanceSampling, Prior
 from .runtime.randomness import restored_randomness
 from .terms import Batch
@@ -36,6 +37,7 @@ __all__ = [
     "check_apart",
     "check_content",
     "check_content_guide",
+    "check_covariates",
     "check_guide",
     "check_hypers",
     "check_networks",
@@ -45,6 +47,7 @@ __all__ = [
     "drawn",
     "guide_of",
     "site_error",
+    "takes_covariates",
     "without_sites",
 ]
 
@@ -93,6 +96,38 @@ def check_networks(modalities: int | None, **networks: nn.Module) -> None:
                 f"{modalities or 1} and {found or 1}; give as many of both, for "
                 "several likelihood=(a, b) and nn.PerModality([a, b]) for the networks"
             )
+
+
+def check_covariates(prior: Prior, guide: nn.Module, content: nn.Module | None) -> None:
+    """Raise a TypeError for parts that take covariates and cannot be given them."""
+    for name, part in (("prior", prior), ("content", content)):
+        if part is not None and declares(part):
+            raise TypeError(
+                f"expected a {name} without covariates, got {type(part).__name__}, "
+                "whose forward takes them; only encoder, decoder, likelihood and guide "
+                "get them: p(x|z) and q(z|x) are conditional on covariates, p(z) is not"
+            )
+    if asks(_encoder(guide)) and not declares(guide):
+        raise TypeError(
+            "expected a guide that passes covariates on to its encoder, got "
+            f"{type(guide).__name__}, whose forward does not take them; write "
+            "forward(self, x, prior, present=None, covariates=None)"
+        )
+
+
+def takes_covariates(guide: nn.Module) -> bool:
+    """Whether q(z|x) is conditional on covariates, by its encoder or by itself."""
+    each = getattr(guide, "each", None)
+    for call in (guide.forward, each):
+        module = getattr(getattr(call, "__func__", call), "__module__", "")
+        if declares(call) and not str(module).startswith("probssl."):
+            return True
+    return asks(_encoder(guide))
+
+
+def _encoder(guide: Any) -> nn.Module:
+    encoder: nn.Module = guide.encoder
+    return encoder
 
 
 def check_content(prior: Prior, k: Tensor, items: int) -> None:

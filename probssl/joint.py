@@ -30,6 +30,14 @@ from torch.utils._pytree import tree_map_only
 
 from . import consistency
 from .arguments import Parted, whole
+from .covariates import (
+    Covariates,
+    declares,
+    given,
+    missing,
+    of_modalities,
+    of_views,
+)
 from .distributions.mixture import CoupledComponents, SharedComponent
 from .distributions.supports import has_density_of, of_pyro
 from .guides import DiagonalGaussian
@@ -38,12 +46,14 @@ from .hyper import Positive, check_declared
 from .likelihoods import Likelihood
 from .likelihoods.base import check_output, shape_error
 from .nn import PerModality
-from .nn.base import called, network, output_error, unmoved
+from .nn.base import called, network, output_error, takes, unmoved
 from .nn.network import (
     CHECKED,
+    asks,
     check_items_apart,
     check_width,
     each_view,
+    given_views,
     known_dim,
     nets_of,
     present_only,
@@ -100,6 +110,13 @@ class Joint(Parted):
     \*event is the shape of p(x|z) for a decoder with an `event_shape`, are these views.
     Absent views, marked in `Batch.present`, may hold any values.
 
+    **Covariates** c, such as the library size or the batch of a cell, are observed data
+    that p(x|z, c) and q(z|x, c) are conditional on: `Batch.covariates`, by name. The
+    encoder, decoder, likelihood or guide whose `forward` has an argument `covariates`
+    gets a dictionary of them; other parts do not. Networks get a row for each of their
+    n rows, (n,) or (n, k); a likelihood gets the axes (\*batch, view) of the decoder's
+    output in their place. p(z) is not conditional on covariates.
+
     Arguments:
         prior: p(z_1..V), with its hyper-parameters.
         likelihood: p(x_v | z_v) from the decoder's output; or a tuple of these.
@@ -121,7 +138,8 @@ class Joint(Parted):
         ValueError: If the dimensions of prior and encoder differ, the spaces of prior
             and guide, or the numbers of likelihoods, encoders and decoders.
         TypeError: If `guide` is itself a guide, or gives a module without `encoder`; if
-            `content` is given and the prior has no p(z|y) of its own.
+            `content` is given and the prior has no p(z|y) of its own; if a prior or a
+            `content` takes covariates.
     """
 
     prior: Prior
@@ -142,8 +160,8 @@ class Joint(Parted):
         content: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        network("encoder", encoder)
-        network("decoder", decoder)
+        network("encoder", encoder, covariates=True)
+        network("decoder", decoder, covariates=True)
         dim = known_dim(encoder) or prior.dim
         if prior.dim is None or dim != prior.dim:
             raise ValueError(
@@ -165,6 +183,7 @@ class Joint(Parted):
             check_output(part, net)
         self.posterior = consistency.guide_of(guide, encoder, dim)
         self.content = content
+        consistency.check_covariates(prior, self.posterior, content)
         # Errors now rather than later.
         with torch.no_grad(), restored_randomness(), unmoved(self):
             consistency.check_guide(self.posterior, prior, lambda: prior(2))
@@ -192,6 +211,16 @@ class Joint(Parted):
         """The likelihood of each modality."""
         each = self.likelihood if self.several else (self.likelihood,)
         return tuple(cast(Iterable[Likelihood], each))
+
+    @property
+    def conditional(self) -> tuple[str, ...]:
+        """The parts that take covariates: encoder or guide, decoder, likelihood."""
+        found = {
+            "guide": consistency.takes_covariates(self.posterior),
+            "decoder": asks(self.decoder),
+            "likelihood": any(map(declares, self.likelihoods)),
+        }
+        return tuple(name for name, takes in found.items() if takes)
 
     # The model and its guide
 
@@ -245,26 +274,39 @@ class Joint(Parted):
     ) -> TorchDistribution:
         views = x.shape[1] if isinstance(x, Tensor) else batch.shape[1]
         prior = partial(self.prior, views, **drawn, **self._observed(batch))
-        return self.posterior(x, prior, batch.present)
+        if not consistency.takes_covariates(self.posterior):
+            return self.posterior(x, prior, batch.present)
+        if batch.covariates is None:
+            net = next(filter(declares, nets_of(self.encoder)), self.posterior)
+            raise missing(f"q(z|x) of {type(net).__name__}")
+        return self.posterior(x, prior, batch.present, covariates=batch.covariates)
 
     @overload
-    def decode(self, z: Tensor) -> TorchDistribution: ...
+    def decode(
+        self, z: Tensor, covariates: Covariates | None = None
+    ) -> TorchDistribution: ...
 
     @overload
-    def decode(self, z: Sequence[Tensor]) -> tuple[TorchDistribution, ...]: ...
+    def decode(
+        self, z: Sequence[Tensor], covariates: Covariates | None = None
+    ) -> tuple[TorchDistribution, ...]: ...
 
     @in_float32
     def decode(
-        self, z: Tensor | Sequence[Tensor]
+        self, z: Tensor | Sequence[Tensor], covariates: Covariates | None = None
     ) -> TorchDistribution | tuple[TorchDistribution, ...]:
         """Return p(x_v | z_v), batch shape (\\*batch, view), event shape that of x.
 
         Arguments:
             z: Shape (\\*batch, view, dim); for several modalities a tuple of such
                 tensors, as in `Batch.views`, which gives a tuple of distributions.
+            covariates: Those of the items, as `Batch.covariates`, for parts that take
+                them.
 
         Raises:
-            ValueError: If z is a tensor for several modalities, or a tuple for one.
+            ValueError: If z is a tensor for several modalities, or a tuple for one; if
+                decoder or likelihood take covariates, and there are none, or of other
+                items or views.
         """
         if isinstance(z, Tensor) == self.several:
             raise ValueError(
@@ -273,37 +315,78 @@ class Joint(Parted):
                 if self.several
                 else f"expected z as one tensor for one modality, got {len(z)} of them"
             )
-        return self._decoded((z,))[0] if isinstance(z, Tensor) else self._decoded(z)
+        parts = (z,) if isinstance(z, Tensor) else z
+        found = self._decoded(parts, covariates=covariates)
+        return found[0] if isinstance(z, Tensor) else found
 
     def _given_z(
-        self, z: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+        self,
+        z: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        covariates: Covariates | None = None,
     ) -> tuple[TorchDistribution, ...]:
         """As `_decoded`; of a subclass with its own `decode` what that returns."""
         if type(self).decode is Joint.decode and "decode" not in vars(self):
-            return self._decoded(z, masks)
-        return tuple(self.decode(z)) if self.several else (self.decode(z[0]),)
+            return self._decoded(z, masks, covariates)
+        own = given(
+            covariates if {"decoder", "likelihood"} & {*self.conditional} else None
+        )
+        takes("decode", self.decode, z, **own)
+        return (
+            tuple(self.decode(z, **own))
+            if self.several
+            else (self.decode(z[0], **own),)
+        )
 
     def _decoded(
-        self, z: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+        self,
+        z: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        covariates: Covariates | None = None,
     ) -> tuple[TorchDistribution, ...]:
         """p(x_v | z_v) of each modality; the masks say which x_v are present."""
         found, nets = [], nets_of(self.decoder)
         masks = [None] * len(z) if masks is None else masks
-        for net, likelihood, part, mask in zip(
-            nets, self.likelihoods, z, masks, strict=True
+        leads = [part.shape[:-1] for part in z]
+        known = given_views(nets, covariates, leads, "decoder")
+        for net, likelihood, part, mask, own, named in zip(
+            nets,
+            self.likelihoods,
+            z,
+            masks,
+            known,
+            self._of_likelihoods(covariates, leads),
+            strict=True,
         ):
             flat, lead = part.flatten(0, -2), part.shape[:-1]
             if mask is None:
-                output = lowered(called, net, flat)
+                output = lowered(called, net, flat, partial(net, **given(own)))
             else:
-                call, rows = partial(called, net), mask.expand(lead).flatten()
-                output = lowered(present_only, net, flat, rows, call)
+                rows = mask.expand(lead).flatten()
+                call = partial(_called_with, net)
+                output = lowered(present_only, net, flat, rows, call, own)
             tensor = isinstance(output, Tensor) and output.is_floating_point()
             if not tensor or output.shape[:1] != flat.shape[:1]:
                 raise output_error(net, flat, output, "*event")
             output = output.view(lead + output.shape[1:])
-            found.append(given_z(likelihood, output, lead))
+            found.append(given_z(likelihood, output, lead, named))
         return tuple(found)
+
+    def _of_likelihoods(
+        self, covariates: Covariates | None, leads: Sequence[Size]
+    ) -> list[Covariates | None]:
+        """The covariates that the likelihood of each modality gets, if it takes any."""
+        asking = [*map(declares, self.likelihoods)]
+        if not any(asking):
+            return [None] * len(leads)
+        if covariates is None:
+            part = self.likelihoods[asking.index(True)]
+            raise missing(f"the likelihood {type(part).__name__}")
+        each = of_modalities(covariates, [lead[-1] for lead in leads])
+        return [
+            of_views(known, lead) if known is not None and takes else None
+            for known, lead, takes in zip(each, leads, asking, strict=True)
+        ]
 
     def arranged(self, batch: Batch) -> Batch:
         """The batch with one tensor of views per modality, if there are several.
@@ -344,7 +427,7 @@ class Joint(Parted):
         """p(x_v | z_v) of each modality, with its views."""
         split = z.split(batch.widths, -2) if self.several else (z,)
         masks = self._masks(batch)
-        decoded = self._given_z(split, masks)
+        decoded = self._given_z(split, masks, batch.covariates)
         each = zip(self.sites, self.likelihoods, decoded, parts, masks, strict=True)
         return [consistency.Site(*site) for site in each]
 
@@ -386,7 +469,10 @@ class Joint(Parted):
 
     @in_float32
     def represent(
-        self, x: Tensor | tuple[Tensor, ...], layer: str = "backbone"
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        layer: str = "backbone",
+        covariates: Covariates | None = None,
     ) -> Tensor:
         """The posterior mean of q(z|x), each item encoded alone: (n, dim).
 
@@ -394,7 +480,7 @@ class Joint(Parted):
         There is no projection head: `layer` changes nothing. Random hyper-parameters
         have the median of their guide.
         """
-        return mean_of(self.alone(x)).mean(1)
+        return mean_of(self.alone(x, **given(covariates))).mean(1)
 
     def pooled(self, batch: Batch) -> Float[Tensor, "batch dim"]:
         """The posterior mean of q(z_1..V | x_1..V), averaged over present views."""
@@ -404,11 +490,16 @@ class Joint(Parted):
         present = batch.present.unsqueeze(-1)
         return mean.where(present, 0.0).sum(1) / present.sum(1)
 
-    def alone(self, x: Tensor | tuple[Tensor, ...]) -> TorchDistribution:
+    def alone(
+        self, x: Tensor | tuple[Tensor, ...], covariates: Covariates | None = None
+    ) -> TorchDistribution:
         """Return q(z|x) of items with a single view of each modality."""
-        if isinstance(x, Tensor):
-            return self.encode(Batch(x.unsqueeze(1)))
-        return self.encode(Batch(tuple(part.unsqueeze(1) for part in x)))
+        views: Views = (
+            x.unsqueeze(1)
+            if isinstance(x, Tensor)
+            else tuple(part.unsqueeze(1) for part in x)
+        )
+        return self.encode(Batch(views, covariates=covariates))
 
     def draw(self, batch: Batch, draws: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw h from its guide, and z from q(z_1..V | x_1..V, h).
@@ -453,7 +544,8 @@ class Joint(Parted):
         """Raise a ValueError if views, contents or draws of a guide leave a support.
 
         Raises:
-            ValueError: If there is one view and a flat p(y), if the prior's parameters
+            ValueError: If a part takes covariates that the batch does not have, if
+                there is one view and a flat p(y), if the prior's parameters
                 give no density or no integral over y, if the views contain NaN
                 or values outside the likelihood's support, if an observed content is no
                 component of the prior, if draws of a guide, of z or of y, are off the
@@ -497,13 +589,27 @@ class Joint(Parted):
                 consistency.check_content_support(self.prior)
                 consistency.drawn(self.content, self.content(z), self.prior)
             consistency.check_apart(self, batch, forked, self._of_present)
-            some = Batch(batch.views, present=batch.present)
+            some = Batch(
+                batch.views, present=batch.present, covariates=batch.covariates
+            )
             some = tree_map_only(Tensor, lambda x: x[:CHECKED], some)
             few = partial(self._sites, batch=some, parts=some.parts)
             z = z[:CHECKED]
-            consistency.check_views(self, z, few, self._given_z, forked)
-        encoded = partial(each_view, self.encoder)
-        check_items_apart(self, encoded, parts if self.several else parts[0])
+            twice = partial(self._given_z, covariates=_twice(some))
+            consistency.check_views(self, z, few, twice, forked)
+        self._check_encoder_apart(parts, batch.covariates)
+
+    def _check_encoder_apart(
+        self, parts: tuple[Tensor, ...], covariates: Covariates | None
+    ) -> None:
+        """Raise a ValueError if the encoder's output for an item depends on others."""
+        known = covariates if asks(self.encoder) else None
+
+        def encoded(views: tuple[tuple[Tensor, ...], Any]) -> Tensor:
+            x, own = views
+            return each_view(self.encoder, x if self.several else x[0], covariates=own)
+
+        check_items_apart(self, encoded, (parts, known))
 
     def _of_present(
         self, batch: Batch, parts: tuple[Tensor, ...], turned: bool
@@ -670,6 +776,8 @@ def _event(likelihood: nn.Module, decoder: nn.Module) -> tuple[int, ...] | None:
     shape = getattr(decoder, "event_shape", None)
     if not isinstance(shape, tuple):
         return None
+    if declares(likelihood):  # whose shape is that of the output, as usual
+        return shape
     like = next(decoder.parameters(), torch.empty(0))
     # Where any numbers are no output that it takes, its views have that shape.
     with unvalidated(), suppress(RuntimeError, TypeError, ValueError):
@@ -684,6 +792,25 @@ def _unstacked(batch: Batch, event: tuple[int, ...] | None) -> Batch:
     if not isinstance(x, Tensor) or x.shape[1] != 1 or batch.present is not None:
         return batch
     return batch._replace(views=x.squeeze(1)) if x.shape[3:] == event else batch
+
+
+def _called_with(
+    net: nn.Module, x: Tensor, covariates: Covariates | None = None
+) -> Any:
+    return called(net, x, partial(net, **given(covariates)))
+
+
+def _twice(batch: Batch) -> Covariates | None:
+    """The covariates of a batch in which each modality has its views twice."""
+    if batch.covariates is None:
+        return None
+    found = {}
+    for name, x in batch.covariates.items():
+        if x.ndim == 3:
+            each = [torch.cat([part, part], 1) for part in x.split(batch.widths, 1)]
+            x = torch.cat(each, 1)
+        found[name] = x
+    return found
 
 
 def _size(module: nn.Module) -> int:
@@ -702,14 +829,22 @@ def _in_a_line(module: nn.Module) -> str:
     return f"{type(module).__name__}({', '.join(shown)})"
 
 
-def given_z(likelihood: nn.Module, output: Tensor, lead: Size) -> TorchDistribution:
+def given_z(
+    likelihood: nn.Module,
+    output: Tensor,
+    lead: Size,
+    covariates: Covariates | None = None,
+) -> TorchDistribution:
     r"""Return p(x|z) for a decoder's output: batch shape `lead`, event shape that of x.
+
+    Arguments:
+        covariates: Those of a likelihood that takes them, each with the axes `lead`.
 
     Raises:
         TypeError: If the likelihood returns no distribution of Pyro.
         ValueError: If the distribution does not begin with the axes `lead`.
     """
-    p, axes = likelihood(output), len(lead)
+    p, axes = likelihood(output, **given(covariates)), len(lead)
     name = type(likelihood).__name__
     if not isinstance(p, TorchDistributionMixin):
         p = of_pyro(f"the output of {name}", p)  # raises its error

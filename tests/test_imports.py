@@ -21,27 +21,27 @@ INWARDS = {
     "linear": "estimates",
     "information": "estimates",
     "hyper": "distributions runtime",
-    "nn": "runtime",
-    "data": "runtime terms",
+    "nn": "covariates runtime",
+    "data": "covariates runtime terms",
     "views": "terms",
     "distributions": "runtime special",
     "priors": "distributions hyper nn runtime special",
     "likelihoods": "distributions hyper special",
-    "guides": "distributions nn runtime",
-    "consistency": "distributions likelihoods nn priors runtime terms",
-    "joint": "consistency distributions guides hyper likelihoods nn priors runtime "
-    "terms",
+    "guides": "covariates distributions nn runtime",
+    "consistency": "covariates distributions likelihoods nn priors runtime terms",
+    "joint": "consistency covariates distributions guides hyper likelihoods nn priors "
+    "runtime terms",
     "bounds": "consistency hyper joint likelihoods runtime terms",
     "entropies": "hyper priors runtime special",
     "affinities": "runtime special terms",
     "limits": "affinities bounds distributions entropies hyper joint likelihoods nn "
     "priors runtime special terms",
     "train": "data plots runtime terms",
-    "posterior": "bounds data distributions estimates evaluation guides joint "
+    "posterior": "bounds covariates data distributions estimates evaluation guides joint "
     "likelihoods limits nn priors runtime special terms",
     "calibration": "bounds data distributions joint posterior runtime terms",
 }
-LEAVES = "arguments arrays bars reading runtime special terms"
+LEAVES = "arguments arrays bars covariates reading runtime special terms"
 ALLOWED = {room: set(names.split()) for room, names in INWARDS.items()}
 ALLOWED |= {leaf: set() for leaf in LEAVES.split()}
 OUTERMOST = {

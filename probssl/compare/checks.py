@@ -14,6 +14,7 @@ from ..evaluation.probes import LABELS_PER_CLASS, kept
 from ..joint import Joint
 from ..nn import PerModality
 from ..posterior.items import evaluating
+from ..posterior.joints import check_unconditional
 from ..terms import Batch
 
 __all__ = ["MIN_TEST_ITEMS", "apart", "check", "check_data", "check_finite"]
@@ -160,6 +161,7 @@ def check_supports(objectives: Mapping[str, nn.Module], views: Tensor) -> None:
         joint = getattr(objective, "joint", None)
         if not isinstance(joint, Joint):
             continue
+        check_unconditional(joint, "compare")
         try:
             with evaluating(joint) as like:
                 for x in views.split(512):

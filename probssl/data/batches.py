@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from ..arrays import check_kind, left_alone, raw_bytes, tensor, whole_numbers
+from ..covariates import Covariates, checked_covariates, joined, rows_at
 from ..terms import Batch
 from .memory import (
     check_finite,
@@ -71,10 +72,23 @@ class Target(NamedTuple):
         return self._number(self.move(x))
 
     def batch(self, batch: Batch) -> Batch:
-        """A batch on the device, its views and originals as `values`."""
+        """A batch on the device, its views and originals as `values`.
+
+        Covariates in floating point get the dtype of the objective.
+        """
         views, clean, *known = map(self.move, batch)
         views, clean = (_mapped(self._number, part) for part in (views, clean))
-        return Batch(views, clean, *known)
+        moved = Batch(views, clean, *known)
+        if moved.covariates is None:
+            return moved
+        return moved._replace(covariates=self.covariates(moved.covariates))
+
+    def covariates(self, known: Covariates) -> Covariates:
+        """Covariates on the device, floating point in the objective's dtype."""
+        return {
+            name: x.to(self.dtype) if x.is_floating_point() else x
+            for name, x in self.move(known).items()
+        }
 
     def _number(self, x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         numbers = x.to(self.dtype)
@@ -103,6 +117,7 @@ class Items:
             Batch. Groups and several modalities have their own views. Otherwise None
             means that each item is its only view.
         content: Contents of some of the items, as `Batch.content`.
+        covariates: Those of the items, as `Batch.covariates`, if the data have none.
     """
 
     def __init__(
@@ -111,6 +126,7 @@ class Items:
         like: Target | Tensor | None,
         views: Views | None = None,
         content: Any = None,
+        covariates: Any = None,
     ) -> None:
         values = _values(data)
         self.grouped, self.several = isinstance(data, Groups), isinstance(values, tuple)
@@ -128,12 +144,21 @@ class Items:
             widths = sum(part.shape[1] for part in self.parts)
             self.present = observed_mask(self.present, len(self), widths)
         self.content = _known(data, content, len(self))
+        self.covariates = _covariates(data, covariates, self._sizes)
         self.first = self._raw(slice(1)).parts  # has the dtypes of all items
         like = _own(self.first[0]) if like is None else like
         self.target, self.views = Target(like.device, like.dtype), views
         self._check_numbers(what)
+        self._check_covariates()
         if isinstance(views, nn.Module):
             views.to(self.target.device)
+
+    @property
+    def _sizes(self) -> tuple[int, int | None]:
+        """The numbers of items, and of views, None where that may change."""
+        if self.grouped:
+            return len(self), sum(part.shape[1] for part in self.parts)
+        return len(self), None
 
     def __len__(self) -> int:
         return len(self.parts[0])
@@ -149,6 +174,7 @@ class Items:
         parts = (_rows(part, slice(None)) for part in self.parts)
         self.parts = tuple(move(part).to(self._kept(part)) for part in parts)
         self.present, self.content = move(self.present), move(self.content)
+        self.covariates = move(self.covariates)
 
     def take(self, rows: Int[Tensor, " batch"]) -> Batch:
         """The items in these rows, not yet moved, converted or augmented."""
@@ -160,7 +186,9 @@ class Items:
         if self.grouped or self.several:
             return batch
         drawn = viewed(batch.stacked[:, 0], self.views, batch.index)
-        return drawn if batch.content is None else drawn._replace(content=batch.content)
+        content = drawn.content if batch.content is None else batch.content
+        known = joined(batch.covariates, drawn.covariates)
+        return drawn._replace(content=content, covariates=known)
 
     def batch(self, rows: Int[Tensor, " batch"]) -> Batch:
         """The batch of the items in these rows."""
@@ -190,10 +218,18 @@ class Items:
             for known in (self.present, self.content)
         )
         views = parts if self.several else parts[0]
-        return Batch(views, present=present, content=content)
+        known = rows_at(self.covariates, rows)
+        return Batch(views, present=present, content=content, covariates=known)
 
     def _kept(self, part: Tensor) -> torch.dtype:
         return part.dtype if part.dtype == torch.uint8 else self.target.dtype
+
+    def _check_covariates(self) -> None:
+        """Check that covariates are finite in the dtype of the objective."""
+        for name, x in (self.covariates or {}).items():
+            if x.is_floating_point():
+                what = f"covariates[{name!r}]"
+                check_finite([(x,)], len(x), what, self.target.dtype)
 
     def _check_numbers(self, what: str) -> None:
         """Check that numbers are finite, and in the range that the views expect."""
@@ -320,7 +356,7 @@ def checked(batch: Batch) -> Batch:
 
     Raises:
         TypeError: If a part holds anything but numbers, `present` but Booleans, `index`
-            and `content` but whole numbers.
+            and `content` but whole numbers, `covariates` but a dictionary of tensors.
         ValueError: If shapes do not fit each other, or an item has no view.
     """
     several = isinstance(batch.views, tuple | list)
@@ -340,6 +376,9 @@ def checked(batch: Batch) -> Batch:
         read = parts[0].device.type == "cpu"
         widths = sum(shape[1] for shape in shapes)
         known["present"] = observed_mask(batch.present, n, widths, read=read)
+    if batch.covariates is not None:
+        widths = sum(shape[1] for shape in shapes)
+        known["covariates"] = checked_covariates(batch.covariates, n, widths)
     for name in ("index", "content"):
         value = getattr(batch, name)
         if value is None:
@@ -442,9 +481,28 @@ def rows_of(loader: DataLoader, n: int) -> Tensor | Groups:
     parts = tuple(map(torch.cat, zip(*(each.parts for each in found), strict=True)))
     present = _joined([each.present for each in found], found, True)
     content = _joined([each.content for each in found], found, -1)
-    if present is content is None and not several and parts[0].shape[1] == 1:
+    known = _all_covariates([each.covariates for each in found])
+    bare = present is content is known is None
+    if bare and not several and parts[0].shape[1] == 1:
         return parts[0][:, 0]
-    return Groups(parts if several else parts[0], None, present, content)
+    views = parts if several else parts[0]
+    return Groups(views, None, present, content, covariates=known)
+
+
+def _all_covariates(known: list[Covariates | None]) -> Covariates | None:
+    """The covariates of all batches of a loader, which must have the same."""
+    names = [tuple(sorted(each or {})) for each in known]
+    if len(set(names)) > 1:
+        raise ValueError(
+            "expected the same covariates in all batches of the DataLoader, got "
+            f"{names[0]} and {next(n for n in names if n != names[0])}; let its "
+            "collate_fn give each of them"
+        )
+    first = known[0]
+    if first is None:
+        return None
+    rows = [each for each in known if each is not None]
+    return {name: torch.cat([each[name] for each in rows]) for name in first}
 
 
 def _joined(
@@ -533,6 +591,21 @@ def _check_lengths(parts: tuple[Part, ...], present: Tensor | None) -> None:
             f"length, got {lengths}; mark what is absent in present: "
             "ps.data.groups(views, present=…)"
         )
+
+
+def _covariates(
+    data: Data, covariates: Any, sizes: tuple[int, int | None]
+) -> Covariates | None:
+    """The covariates of the data, or those given."""
+    own = data.covariates if isinstance(data, Split | Groups) else None
+    if own is not None and covariates is not None:
+        raise ValueError(
+            "expected covariates once, got those of the data and others; leave them "
+            "out of one, or join them: data._replace(covariates={…})"
+        )
+    found, (n, views) = covariates if own is None else own, sizes
+    like = data.images if isinstance(data, Split) else data
+    return None if found is None else checked_covariates(found, n, views, like)
 
 
 def _known(data: Data, content: Any, n: int) -> Int[Tensor, " n"] | None:

@@ -121,6 +121,7 @@ def groups(
     content: Any = None,
     levels: int | Sequence[int | None] | None = None,
     classes: Any = None,
+    covariates: Any = None,
 ) -> Groups:
     """Positive pairs without augmentation: modalities, repeated measurements.
 
@@ -140,6 +141,7 @@ def groups(
         classes: As for `arrays`: ``classes=train`` numbers names as in those groups.
             Else each call numbers names by their sorted order, and where two data sets
             that number them otherwise meet, in a probe or in `fit`, that is an error.
+        covariates: As `Groups.covariates`.
 
     Raises:
         TypeError: Values that are not numbers, `present` that is not Boolean, `content`
@@ -193,7 +195,8 @@ def groups(
     known = content
     if content is not None:
         known = observed_content(content, len(parts[0]), names)
-    return Groups(tuple(parts) if several else parts[0], codes, mask, known, names)
+    together = tuple(parts) if several else parts[0]
+    return Groups(together, codes, mask, known, names, covariates)
 
 
 def observed_content(

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..arguments import typed, whole
 from ..arrays import Array, check_alike, gate, plain, tensor, unlabelled, whole_numbers
 from ..arrays import labels as class_names
+from ..covariates import Covariates, checked_covariates, rows_at
 from ..runtime.digests import digest
 
 __all__ = ["Dataset", "Groups", "Split", "fixed_split"]
@@ -28,6 +29,8 @@ class Rows:
         first = next(iter(self._columns.values()))
         for i, (name, value) in enumerate(self._columns.items()):
             if value is None and i:
+                continue
+            if name == "covariates":
                 continue
             listed = isinstance(value, list | tuple)
             if listed and not len(value):
@@ -56,6 +59,9 @@ class Rows:
                 f"expected as many rows in all parts of a {type(self).__name__}, one "
                 f"for each item, got {lengths}; give them in the same order"
             )
+        if (known := vars(self).get("covariates")) is not None:
+            known = checked_covariates(known, len(self), like=first)
+            object.__setattr__(self, "covariates", known)
         if (names := vars(self).get("classes")) is not None:
             labels = vars(self)["labels"]
             object.__setattr__(self, "classes", _names(names, labels))
@@ -67,7 +73,10 @@ class Rows:
     @property
     def _columns(self) -> dict[str, Any]:
         """What has a row for each item: all but the names of classes."""
-        return {k: value for k, value in vars(self).items() if k != "classes"}
+        left = {"classes"}
+        if vars(self).get("covariates") is None:
+            left.add("covariates")  # digests of data without them stay
+        return {k: value for k, value in vars(self).items() if k not in left}
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
@@ -110,13 +119,15 @@ class Rows:
             if index.dtype != torch.bool:  # bytes are numbers too
                 index = whole_numbers(index, "index", hint)
         try:
-            taken = {
+            taken: dict[str, Any] = {
                 name: tuple(part_rows(part, index) for part in value)
                 if isinstance(value, tuple)
                 else part_rows(value, index)
                 for name, value in self._columns.items()
-                if value is not None
+                if value is not None and name != "covariates"
             }
+            if (known := vars(self).get("covariates")) is not None:
+                taken["covariates"] = rows_at(known, index)
         except (IndexError, TypeError, ValueError) as error:
             raise type(error)(
                 f"expected index of the {n} items here, got {index}; {hint}"
@@ -158,6 +169,9 @@ class Split(Rows):
         style: What varies within a class (the writer, the factors of a simulator).
         classes: The names of the classes, in the order of their numbers. Where classes
             have names, the label -1 stands for an item without a class.
+        covariates: A dictionary of what is observed of each item besides, such as the
+            library size or the batch of a cell: `Batch.covariates`, (n,) or (n, k), of
+            each view (n, view, k).
 
     Example:
         >>> import probssl as ps
@@ -169,6 +183,7 @@ class Split(Rows):
     labels: Int[Tensor, " n"] | None = None
     style: Shaped[Tensor, "n *factors"] | None = None
     classes: tuple[str, ...] | None = None
+    covariates: Covariates | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -184,6 +199,7 @@ class Groups(Rows):
         content: Observed contents, which reach the objective in `Batch.content`: whole
             numbers, -1 where one is not known.
         classes: The names of the classes, in the order of their numbers.
+        covariates: As those of a `Split`; of each view (n, view, k).
     """
 
     views: Shaped[Tensor, "n view *event"] | tuple[Tensor, ...]
@@ -191,6 +207,7 @@ class Groups(Rows):
     present: Bool[Tensor, "n view"] | None = None
     content: Int[Tensor, " n"] | None = None
     classes: tuple[str, ...] | None = None
+    covariates: Covariates | None = None
 
 
 class Dataset(NamedTuple):
@@ -326,7 +343,11 @@ def _summary(data: Rows) -> str:
     names = getattr(data, "classes", None)
     said = f" ({shorten(', '.join(names), 60)})" if names else ""
     known = [
-        _counted(value, said) if name == "labels" else name
+        _counted(value, said)
+        if name == "labels"
+        else f"covariates {', '.join(value)}"
+        if name == "covariates"
+        else name
         for name, value in [*data._columns.items()][1:]
         if value is not None
     ]

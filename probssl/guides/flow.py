@@ -21,6 +21,7 @@ from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 
 from ..arguments import whole
+from ..covariates import Covariates, given
 from ..distributions._base import Expandable, Present, Shape
 from ..nn import dense
 from ..runtime.validation import validation_kept
@@ -91,8 +92,10 @@ class Flow(Guide):
         )
         self.register_buffer("points", _base_points(size), persistent=False)
 
-    def each(self, x: Views, present: Present = None) -> TorchDistribution:
-        loc, raw = self.factors(x, present)
+    def each(
+        self, x: Views, present: Present = None, covariates: Covariates | None = None
+    ) -> TorchDistribution:
+        loc, raw = self.factors(x, present, **given(covariates))
         scale = softplus(raw[..., : loc.shape[-1]]) + self.floor
         context = torch.cat([loc, raw], -1)
         return _Bent(loc, scale, context, self.layers, self.points)

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from torch.nn.functional import normalize, softplus
 
 from ..arguments import Parted
+from ..covariates import Covariates, given
 from ..distributions._base import Present, Shape
 from ..distributions.gaussian import OneFactorNormal
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
@@ -26,7 +27,7 @@ from ..nn.base import (
     recorded,
     with_features,
 )
-from ..nn.network import known_dim, masks_of, nets_of, present_only
+from ..nn.network import given_views, known_dim, masks_of, nets_of, present_only
 from ..runtime.precision import lowered
 from ..runtime.randomness import same_randomness
 
@@ -99,19 +100,26 @@ class Factors(nn.Module):
         """Whether the spread is raw: of a subclass with its own `forward` it is not."""
         return type(self).forward is Factors.forward
 
-    def forward(self, x: Views, present: Present = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Views, present: Present = None, covariates: Covariates | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return location and raw spread, (batch, view, dim) and (batch, view, size).
 
         The views of several modalities are concatenated.
         """
-        return self._heads(x, present)
+        return self._heads(x, present, covariates)
 
-    def _heads(self, x: Views, present: Present) -> tuple[Tensor, Tensor]:
+    def _heads(
+        self, x: Views, present: Present, covariates: Covariates | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What `posterior.gaps` replaces by free numbers, also under a subclass."""
         parts = (x,) if isinstance(x, Tensor) else x
         masks = [None] * len(parts) if present is None else masks_of(parts, present)
-        both = lowered(self._flat, [part.flatten(0, 1) for part in parts], masks)
-        shapes = [part.shape[:2] for part in parts]
+        shapes, nets = [part.shape[:2] for part in parts], nets_of(self.encoder)
+        nets = nets * len(parts) if len(nets) < len(parts) else nets
+        known = given_views(nets[: len(parts)], covariates, shapes, "encoder")
+        flat = [part.flatten(0, 1) for part in parts]
+        both = lowered(self._flat, flat, masks, known)
         loc, raw = (
             [out.unflatten(0, shape) for out, shape in zip(outs, shapes, strict=True)]
             for outs in zip(*both, strict=True)
@@ -120,7 +128,10 @@ class Factors(nn.Module):
         return (loc[0], raw[0]) if one else (torch.cat(loc, 1), torch.cat(raw, 1))
 
     def _flat(
-        self, parts: list[Tensor], masks: list[Tensor | None]
+        self,
+        parts: list[Tensor],
+        masks: list[Tensor | None],
+        covariates: list[Any],
     ) -> list[tuple[Tensor, Tensor]]:
         """Location and raw spread of the flattened views of each modality."""
         whole, spread, nets = self.encoder, self.spread, nets_of(self.encoder)
@@ -132,15 +143,18 @@ class Factors(nn.Module):
         if isinstance(whole, PerModality) and not called_plainly(whole, PerModality):
             with ExitStack() as stack:
                 seen = [stack.enter_context(recorded(net)) for net in nets]
-                encoded = [z.flatten(1) for z in whole(parts)]
-            each = zip(nets, parts, encoded, seen, strict=True)
-            both = [(z, features_of(net, x, z, f)) for net, x, z, f in each]
+                own = (covariates,) if any(c is not None for c in covariates) else ()
+                encoded = [z.flatten(1) for z in whole(parts, *own)]
+            each = zip(nets, parts, encoded, seen, covariates, strict=True)
+            both = [(z, features_of(net, x, z, f, c)) for net, x, z, f, c in each]
         else:
             both = [
-                with_features(net, x)
+                with_features(net, x, known)
                 if mask is None
-                else present_only(net, x, mask, partial(with_features, net))
-                for net, x, mask in zip(nets, parts, masks, strict=True)
+                else present_only(net, x, mask, partial(with_features, net), known)
+                for net, x, mask, known in zip(
+                    nets, parts, masks, covariates, strict=True
+                )
             ]
         for net, head, x, (loc, f) in zip(nets, heads, parts, both, strict=True):
             if loc.shape[1:] != (self.dim,):
@@ -176,9 +190,11 @@ class GaussianFactors(Factors):
         super().__init__(encoder, lambda dim: dim, dim)
         self.floor = floor
 
-    def forward(self, x: Views, present: Present = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Views, present: Present = None, covariates: Covariates | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return m and r, each with shape (batch, view, dim)."""
-        loc, raw = super().forward(x, present)
+        loc, raw = super().forward(x, present, covariates)
         return loc, softplus(raw) + self.floor
 
 
@@ -190,6 +206,8 @@ class Guide(Parted):
         prior: The distribution of the views, ``prior(present=mask)``, which a guide may
             follow where a view is absent.
         present: Which views are present, bool (batch, view); None means all.
+        covariates: Those of the items and views, for an encoder that takes them. A
+            joint gives none to a guide whose `forward`, or `each`, does not take them.
     """
 
     factors: Factors
@@ -199,13 +217,27 @@ class Guide(Parted):
         return self.factors.encoder
 
     def forward(
-        self, x: Views, prior: PriorOf, present: Present = None
+        self,
+        x: Views,
+        prior: PriorOf,
+        present: Present = None,
+        covariates: Covariates | None = None,
     ) -> TorchDistribution:
-        takes = present is not None and "present" in signature(self.each).parameters
-        each = self.each(x, present) if takes else self.each(x)
-        return of_views(each, prior, present)
+        known = signature(self.each).parameters
+        named = given(covariates)
+        if named and "covariates" not in known:
+            raise TypeError(
+                f"expected each(x, present, covariates) of {type(self).__name__}, "
+                "whose encoder takes covariates, got one that does not; pass them on: "
+                "self.factors(x, present, covariates)"
+            )
+        if present is not None and "present" in known:
+            named["present"] = present
+        return of_views(self.each(x, **named), prior, present)
 
-    def each(self, x: Views, present: Present = None) -> TorchDistribution:
+    def each(
+        self, x: Views, present: Present = None, covariates: Covariates | None = None
+    ) -> TorchDistribution:
         """Return q(z_v | x_v) of independent views, batch (batch, view)."""
         raise NotImplementedError
 
@@ -226,8 +258,10 @@ class DiagonalGaussian(Guide):
         super().__init__()
         self.factors = GaussianFactors(encoder, dim=dim)
 
-    def each(self, x: Views, present: Present = None) -> TorchDistribution:
-        loc, scale = self.factors(x, present)
+    def each(
+        self, x: Views, present: Present = None, covariates: Covariates | None = None
+    ) -> TorchDistribution:
+        loc, scale = self.factors(x, present, **given(covariates))
         return Normal(loc, scale, validate_args=False).to_event(1)
 
 
@@ -249,8 +283,10 @@ class FullGaussian(Guide):
         self.factors = Factors(encoder, lambda dim: dim * (dim + 1) // 2, dim)
         self.floor = floor
 
-    def each(self, x: Views, present: Present = None) -> TorchDistribution:
-        loc, raw = self.factors(x, present)
+    def each(
+        self, x: Views, present: Present = None, covariates: Covariates | None = None
+    ) -> TorchDistribution:
+        loc, raw = self.factors(x, present, **given(covariates))
         dim = loc.shape[-1]
         diagonal = softplus(raw[..., :dim]) + self.floor
         below = torch.tril_indices(dim, dim, -1, device=loc.device)
@@ -313,10 +349,14 @@ class Coupled(Guide):
         return self.single.encoder
 
     def forward(
-        self, x: Views, prior: PriorOf, present: Present = None
+        self,
+        x: Views,
+        prior: PriorOf,
+        present: Present = None,
+        covariates: Covariates | None = None,
     ) -> TorchDistribution:
         joint = _closed(prior, self)
-        loc, raw = self.single(x, present)
+        loc, raw = self.single(x, present, **given(covariates))
         if isinstance(joint, OneFactorNormal) and joint.flat:
             return joint.times(loc, softplus(raw) + FLOOR, present)
         known = "component" in getattr(prior, "keywords", ())
@@ -354,10 +394,14 @@ class CoupledLikelihoods(Guide):
         self.factors = GaussianFactors(encoder, dim=dim)
 
     def forward(
-        self, x: Views, prior: PriorOf, present: Present = None
+        self,
+        x: Views,
+        prior: PriorOf,
+        present: Present = None,
+        covariates: Covariates | None = None,
     ) -> TorchDistribution:
         joint = _closed(prior, self)
-        loc, scale = self.factors(x, present)
+        loc, scale = self.factors(x, present, **given(covariates))
         return joint.times(loc, scale, present)
 
 
@@ -420,8 +464,10 @@ class PowerSpherical(Guide):
         super().__init__()
         self.factors, self.floor = Factors(encoder, lambda dim: 1, dim), floor
 
-    def each(self, x: Views, present: Present = None) -> TorchDistribution:
-        loc, raw = self.factors(x, present)
+    def each(
+        self, x: Views, present: Present = None, covariates: Covariates | None = None
+    ) -> TorchDistribution:
+        loc, raw = self.factors(x, present, **given(covariates))
         direction = normalize(loc, dim=-1)
         concentration = softplus(raw.squeeze(-1)) + self.floor
         return PowerSphericalDensity(direction, concentration, validate_args=False)
@@ -442,7 +488,11 @@ class Point(nn.Module):
         self.encoder = encoder
 
     def forward(
-        self, x: Views, prior: PriorOf, present: Present = None
+        self,
+        x: Views,
+        prior: PriorOf,
+        present: Present = None,
+        covariates: Covariates | None = None,
     ) -> TorchDistribution:
         if present is not None:
             raise ValueError(
@@ -450,7 +500,8 @@ class Point(nn.Module):
                 "use DiagonalGaussian or Coupled, which follow the prior where a view "
                 "is absent"
             )
-        return Delta(each_view(self.encoder, x), event_dim=2, validate_args=False)
+        z = each_view(self.encoder, x, **given(covariates))
+        return Delta(z, event_dim=2, validate_args=False)
 
 
 def of_views(

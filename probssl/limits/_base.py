@@ -14,7 +14,7 @@ from ..hyper import Positive, check_declared, known_population
 from ..joint import register
 from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked, network, output_of
-from ..nn.network import check_items_apart, check_width
+from ..nn.network import check_items_apart, check_width, nets_of
 from ..priors import Prior
 from ..priors.base import check_space
 from ..runtime.buffers import register_unknown
@@ -76,7 +76,9 @@ class JointEmbedding(Parted):
 
     def __init__(self, encoder: nn.Module, projector: nn.Module | None = None) -> None:
         super().__init__()
-        self.encoder = network("encoder", encoder)
+        for net in nets_of(encoder):
+            network("encoder", net)
+        self.encoder = encoder
         if projector is not None:
             network("projector", projector)
             check_width("projector", projector, encoder)

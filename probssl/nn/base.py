@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..arguments import whole
+from ..covariates import Covariates, declares, given
 
 __all__ = [
     "Decoder",
@@ -149,6 +151,7 @@ def features_of(
     x: Float[Tensor, "n *event"],
     z: Float[Tensor, "n dim"],
     seen: Sequence[Tensor],
+    covariates: Covariates | None = None,
 ) -> Float[Tensor, "n width"]:
     """Return the features of z = encoder(x); z where the encoder has no such method.
 
@@ -160,13 +163,16 @@ def features_of(
     if len(seen) == 1 and len(seen[0]) == len(x):
         return seen[0].to(torch.promote_types(seen[0].dtype, z.dtype))
     features: Any = encoder.features
+    known = given(covariates) if declares(features) else {}
     with unmoved(encoder):
-        f: Tensor = features(x)
+        f: Tensor = features(x, **known)
     return f
 
 
 def with_features(
-    encoder: nn.Module, x: Float[Tensor, "n *event"]
+    encoder: nn.Module,
+    x: Float[Tensor, "n *event"],
+    covariates: Covariates | None = None,
 ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n width"]]:
     """Return ``encoder(x)``, one row per item, and `features_of` the encoder."""
     if isinstance(encoder, Encoder) and called_plainly(encoder, Encoder):
@@ -174,13 +180,15 @@ def with_features(
         features = features_checked(encoder, x, features, encoder.width)
         return encoder.head(features), features
     with recorded(encoder) as seen:
-        z = output_of(encoder, x).flatten(1)
-    return z, features_of(encoder, x, z, seen)
+        z = output_of(encoder, x, covariates).flatten(1)
+    return z, features_of(encoder, x, z, seen, covariates)
 
 
-def output_of(network: nn.Module, x: Tensor) -> Float[Tensor, "n dim *rest"]:
+def output_of(
+    network: nn.Module, x: Tensor, covariates: Covariates | None = None
+) -> Float[Tensor, "n dim *rest"]:
     """Return ``network(x)``; raise an error unless it has a row of floats per item."""
-    z = called(network, x)
+    z = called(network, x, partial(network, **given(covariates)))
     if not is_rows(z, len(x)):
         raise output_error(network, x, z)
     return z
@@ -299,14 +307,25 @@ def features_checked(
     return f
 
 
-def network(name: str, value: nn.Module) -> nn.Module:
+def network(name: str, value: nn.Module, covariates: bool = False) -> nn.Module:
     """Return a network; raise an error if it cannot be called as ``module(x)``.
 
+    Arguments:
+        covariates: Whether it may take covariates too.
+
     Raises:
-        TypeError: If it needs other inputs than one.
+        TypeError: If it needs other inputs than one, or takes covariates elsewhere.
         ValueError: If it has layers that are not initialised, such as ``LazyLinear``.
     """
+    if declares(value) and not covariates:
+        raise TypeError(
+            f"expected {name} to take one input, as {type(value).__name__}(x), got "
+            "forward(x, covariates); only encoder, decoder, likelihood and guide of a "
+            "ps.Joint get covariates: leave them out here"
+        )
     needed = _needed(value.forward)
+    if needed is not None and covariates:
+        needed = [each for each in needed if each != "covariates"]
     if needed is not None and len(needed) > 1:
         raise TypeError(
             f"expected {name} to take one input, as {type(value).__name__}(x), got "

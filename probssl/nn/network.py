@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..arguments import whole
+from ..covariates import (
+    Covariates,
+    Named,
+    at_rows,
+    declares,
+    flat_views,
+    missing,
+    of_modalities,
+)
 from ..runtime.distributed import world_size
 from ..runtime.precision import lowered
 from ..runtime.randomness import restored_randomness
@@ -25,10 +34,12 @@ __all__ = [
     "CHECKED",
     "Network",
     "PerModality",
+    "asks",
     "check_items_apart",
     "check_width",
     "dim_of",
     "each_view",
+    "given_views",
     "in_evaluation",
     "items_apart",
     "known_dim",
@@ -56,7 +67,7 @@ class PerModality(nn.Module):
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
         for part in parts:
-            network("parts", part)
+            network("parts", part, covariates=True)
         dims: set[Any] = {part.dim for part in parts if hasattr(part, "dim")}
         if not parts or len(dims) > 1:
             found = f"the dimensions {sorted(dims)}" if dims else "none"
@@ -71,8 +82,15 @@ class PerModality(nn.Module):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def forward(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        parts: Sequence[Tensor],
+        known: Sequence[Covariates | None] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Apply each network to the tensor of its modality.
+
+        Arguments:
+            known: The covariates of each modality, None of networks that take none.
 
         Raises:
             ValueError: If the numbers of tensors and networks differ.
@@ -83,8 +101,37 @@ class PerModality(nn.Module):
                 f"expected {len(self.parts)} parts, one for each modality, got "
                 f"{found}; give Batch.views as a tuple of so many tensors"
             )
-        each = zip(self.parts, parts, strict=True)
-        return tuple(output_of(net, part) for net, part in each)
+        known = [None] * len(parts) if known is None else known
+        each = zip(self.parts, parts, known, strict=True)
+        return tuple(output_of(*one) for one in each)
+
+
+def asks(module: nn.Module) -> bool:
+    """Whether a network, or that of a modality, takes covariates."""
+    return any(map(declares, nets_of(module)))
+
+
+def given_views(
+    nets: Sequence[nn.Module],
+    covariates: Covariates | None,
+    shapes: Sequence[Sequence[int]],
+    part: str,
+) -> list[Named | None]:
+    r"""The covariates of the rows that each network gets; None where it takes none.
+
+    Arguments:
+        shapes: Of each modality the axes that become rows, (\*draws, batch, view).
+        part: What the networks are in a joint, for an error.
+    """
+    if not any(map(declares, nets)):
+        return [None] * len(shapes)
+    if covariates is None:
+        raise missing(f"the {part} {type(next(filter(declares, nets))).__name__}")
+    each = of_modalities(covariates, [shape[-1] for shape in shapes])
+    return [
+        flat_views(known, shape) if known is not None and declares(net) else None
+        for net, known, shape in zip(nets, each, shapes, strict=True)
+    ]
 
 
 def nets_of(module: nn.Module) -> list[nn.Module]:
@@ -124,6 +171,7 @@ def each_view(
     encoder: nn.Module,
     views: Tensor | tuple[Tensor, ...],
     present: Bool[Tensor, "batch view"] | None = None,
+    covariates: Covariates | None = None,
 ) -> Float[Tensor, "batch view dim"]:
     r"""Encode every view of a batch; z of several modalities or sizes is concatenated.
 
@@ -133,20 +181,28 @@ def each_view(
         views: Shape (batch, view, \*event), or a tuple of such tensors. For a
             `PerModality` a tensor with a view for each modality will do.
         present: Which views are present, see `present_only`; None means all.
+        covariates: Those of items and views, for encoders that take them.
     """
     if isinstance(encoder, PerModality) and not isinstance(views, tuple):
         views = views.split(1, 1) if views.shape[1] == len(encoder) else views
     parts: tuple[Tensor, ...] = views if isinstance(views, tuple) else (views,)
     flat = [part.flatten(0, 1) for part in parts]
+    nets = nets_of(encoder)
+    nets = nets * len(parts) if len(nets) < len(parts) else nets
+    each = nets[: len(parts)]  # of too many, the networks themselves say so
+    known = given_views(each, covariates, [part.shape[:2] for part in parts], "encoder")
     if present is not None and called_plainly(encoder, type(encoder)):
-        nets = nets_of(encoder)
-        nets = nets * len(parts) if len(nets) < len(parts) else nets
-        each = zip(nets, flat, masks_of(parts, present), strict=True)
-        encoded = [lowered(present_only, *one) for one in each]
+        rows = zip(nets, flat, masks_of(parts, present), known, strict=True)
+        encoded = [
+            lowered(present_only, net, x, mask, None, own) for net, x, mask, own in rows
+        ]
     elif isinstance(encoder, PerModality):
-        encoded = lowered(encoder, flat if isinstance(views, tuple) else flat[0])
+        own = (known,) if any(one is not None for one in known) else ()
+        encoded = lowered(encoder, flat if isinstance(views, tuple) else flat[0], *own)
     else:
-        encoded = [lowered(output_of, encoder, part) for part in flat]
+        encoded = [
+            lowered(output_of, encoder, *one) for one in zip(flat, known, strict=True)
+        ]
     z = [
         out.flatten(1).unflatten(0, part.shape[:2])
         for out, part in zip(encoded, parts, strict=True)
@@ -158,7 +214,8 @@ def present_only(
     net: nn.Module,
     x: Float[Tensor, "n *event"],
     present: Bool[Tensor, " n"],
-    call: Callable[[Tensor], Any] | None = None,
+    call: Callable[..., Any] | None = None,
+    covariates: Named | None = None,
 ) -> Any:
     """Call a network on rows of which some are absent, which then change no other row.
 
@@ -170,13 +227,18 @@ def present_only(
 
     Arguments:
         present: Which rows are present.
-        call: A function of x that calls the network; by default the network itself.
+        call: A function of x, and of covariates where some are given, that calls the
+            network; by default the network itself.
+        covariates: Those of the rows.
     """
     call = partial(output_of, net) if call is None else call
+    own = () if covariates is None else (covariates,)
     if not mixes_rows(net) and (net.training or not any(map(_is_norm, net.modules()))):
-        return call(x)  # in evaluation other layers than its batch norm may mix rows
+        return call(
+            x, *own
+        )  # in evaluation other layers than its batch norm may mix rows
     if isinstance(x, FakeTensor) and not mixes_rows(net):
-        return call(x)
+        return call(x, *own)
     if isinstance(x, FakeTensor):
         raise ValueError(
             f"expected all views to be present to trace {type(net).__name__}, "
@@ -185,23 +247,25 @@ def present_only(
         )
     rows = x[present]
     if len(rows):
+        few = () if covariates is None else (at_rows(covariates, present),)
         position = (present.cumsum(0) - 1).clamp(min=0)
         lone = len(rows) == 1
         before = [buffer.clone() for buffer in net.buffers()] if lone else []
         try:
-            found = call(rows)
+            found = call(rows, *few)
         except ValueError as error:
             if LONE not in str(error) and LONE not in str(error.__cause__):
                 raise
             with _evaluated(net):
                 for buffer, old in zip(net.buffers(), before, strict=True):
                     buffer.copy_(old)
-                found = call(rows)
+                found = call(rows, *few)
         return tree_map_only(Tensor, lambda out: out[position], found)
     if world_size() > 1:  # other processes wait for the moments of this one
-        return tree_map_only(Tensor, lambda out: _zeros(out, len(x)), call(rows))
+        few = () if covariates is None else (at_rows(covariates, present),)
+        return tree_map_only(Tensor, lambda out: _zeros(out, len(x)), call(rows, *few))
     with _evaluated(net):  # a gradient of zero, and no moments
-        return call(x)
+        return call(x, *own)
 
 
 @contextmanager
@@ -270,7 +334,7 @@ def items_apart(module: nn.Module) -> Iterator[None]:
 
 
 def check_items_apart(
-    module: nn.Module, made: Callable[[Any], Tensor], views: Tensor | tuple[Tensor, ...]
+    module: nn.Module, made: Callable[[Any], Tensor], views: Any
 ) -> float:
     """Raise a ValueError if what a network makes of an item depends on other items.
 
@@ -282,11 +346,11 @@ def check_items_apart(
     without running statistics, and outputs that are not finite.
 
     Arguments:
-        made: What is made of views, a tensor or a tuple of them.
+        made: What is made of views, a tensor or a nest of them.
         views: Those of a batch.
     """
     views = tree_map_only(Tensor, lambda x: x[:CHECKED], views)
-    first = views[0] if isinstance(views, tuple) else views
+    first = tree_leaves(views)[0]
     half, device = len(first) // 2, first.device
     rows = [part for part in (slice(half), slice(half, None)) if len(first[part])]
     forked = [device] if device.type == "cuda" else []

@@ -68,7 +68,8 @@ def complete(
     draws = None if draws is None else whole("draws", draws)
     joint = joint_of(objective, "completions")
     if isinstance(data, Batch):
-        data = Groups(data.views, None, data.present, data.content)
+        known = data.covariates
+        data = Groups(data.views, None, data.present, data.content, covariates=known)
     parts = []
     with evaluating(objective) as like:
         for batch in checked(joint, data, like, None, batch_size, "complete"):
@@ -161,7 +162,8 @@ def _weighted(
 def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray]:
     """For each modality the mean at the mean of z, or draws."""
     q, found = joint.encode(batch), []
-    for p in decoded(joint, q.sample(), batch.widths):
+    widths, known = batch.widths, batch.covariates
+    for p in decoded(joint, q.sample(), widths, known):
         check_no_covariates(p)
     if draws is None:
         z = joint.prior.centre(mean_of(q))
@@ -170,8 +172,8 @@ def _completed(joint: Joint, batch: Batch, draws: int | None) -> list[np.ndarray
                 "expected a finite mean of q(z|x), got NaN or infinity, as for absent "
                 f"views where p(z|y) of {joint.prior} has no mean; give draws=…"
             )
-        return mean_views(joint, z, batch.widths)
+        return mean_views(joint, z, widths, covariates=known)
     for n in tqdm(chunks(draws, batch), "draws", delay=BAR_DELAY, leave=False):
-        each = decoded(joint, joint.draw(batch, n)[0], batch.widths)
+        each = decoded(joint, joint.draw(batch, n)[0], widths, known)
         found.append([plain(p.sample()) for p in each])
     return [np.concatenate(part) for part in zip(*found, strict=True)]

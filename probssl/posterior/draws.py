@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..arguments import typed, whole
 from ..arrays import plain
+from ..covariates import rows_at
 from ..data.batches import Items, Loadable, Views, rows_of
 from ..data.splits import Groups, Split
 from ..joint import Joint
@@ -30,6 +31,7 @@ from .joints import (
     check_proper,
     check_spread,
     decoded,
+    decodes_given,
     joint_of,
 )
 
@@ -76,10 +78,12 @@ def to_arviz(
                           with `particles` log_evidence, ess, pareto_k (item)
     prior                 z (chain, draw, view, dim) of any item, hyper-parameters, y,
                           component
-    prior_predictive      x (chain, draw, view, \*event)
+    prior_predictive      x (chain, draw, view, \*event); not where p(x|z) is
+                          conditional on covariates, which only an item has
     observed_data         x (item, view, \*event), NaN where a view is absent
     constant_data         label (item), if there are labels; label_name, if they have
-                          names, "" of items without a label (-1)
+                          names, "" of items without a label (-1); covariates by name,
+                          (item, …), of views (item, view, …)
     ====================  =========================================================
 
     Several modalities are x_0, x_1 and so on. With observed contents log_p includes
@@ -134,8 +138,12 @@ def to_arviz(
             check_guides(joint, batch, "an evidence", weighted=True)
         after = _many(_posterior, joint, batch, draws, predictive, content)
         parts = batch.parts  # one item: the prior ignores its data
-        anyone = Batch(tuple(x[:1] for x in parts) if joint.several else parts[0][:1])
-        before = _many(_prior, joint, anyone, draws, predictive, content)
+        anyone = Batch(
+            tuple(x[:1] for x in parts) if joint.several else parts[0][:1],
+            covariates=rows_at(batch.covariates, slice(1)),
+        )
+        drawn = predictive and not decodes_given(joint)
+        before = _many(_prior, joint, anyone, draws, drawn, content)
         if particles is not None:
             found = weigh(joint, batch, particles)
             after |= zip(("log_evidence", "ess", "pareto_k"), found, strict=True)
@@ -207,7 +215,10 @@ def _predicted(joint: Joint, batch: Batch, z: Tensor) -> list[Tensor]:
     if batch.present is not None:
         masks = batch.present.split(batch.widths, 1)
     for p, x, mask in zip(
-        decoded(joint, z, batch.widths), batch.parts, masks, strict=True
+        decoded(joint, z, batch.widths, batch.covariates),
+        batch.parts,
+        masks,
+        strict=True,
     ):
         at = at_covariates(p, x)
         new = at.sample()
@@ -281,13 +292,14 @@ def _sampled(
     groups["sample_stats"] |= {n: _named(after[n]) for n in after if n[-6:] == "_hyper"}
     groups["prior"] |= {n: _number(n, before[n], dim) for n in hyper}
     if joint.sites[0] in after:
-        views = {n: _axes(joint, n, before[n].ndim - 2) for n in joint.sites}
+        views = {n: _axes(joint, n, after[n].ndim - 3) for n in joint.sites}
         groups["posterior_predictive"] = {
             name: _named(after[name], "item", *own) for name, own in views.items()
         }
-        groups["prior_predictive"] = {
-            name: _named(before[name], *own) for name, own in views.items()
-        }
+        if joint.sites[0] in before:
+            groups["prior_predictive"] = {
+                name: _named(before[name], *own) for name, own in views.items()
+            }
     return groups
 
 
@@ -311,6 +323,18 @@ def _observed(
         if data.classes is not None and chosen.dtype.kind in "iu":
             names = np.array([*data.classes, ""])[chosen]  # -1 is no class
             groups["constant_data"]["label_name"] = ("item",), names
+    for name, c in (batch.covariates or {}).items():
+        known = groups.setdefault("constant_data", {})
+        if name in known:
+            raise ValueError(
+                f"expected names of covariates other than {name!r}, which is that of "
+                "the classes in constant_data; rename it"
+            )
+        axes = ("item", "view") if c.ndim == 3 else ("item",)
+        several = f"{name}_view" if joint.several else "view"
+        axes = tuple(several if axis == "view" else axis for axis in axes)
+        own = (f"{name}_dim",) * (c.ndim - len(axes))
+        known[name] = (*axes, *own), plain(c)
     return groups
 
 

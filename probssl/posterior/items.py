@@ -65,6 +65,7 @@ def singles(
     title: str,
     modalities: int = 1,
     pooled: bool = False,
+    conditional: bool = False,
 ) -> Iterator[Any]:
     """All items in order without augmentation: a tensor, or one for each modality.
 
@@ -72,7 +73,11 @@ def singles(
         modalities: The modalities of the objective. The views of `Groups`, and of the
             Batches of a DataLoader, are those if there are several.
         pooled: Whether all views are given as a `Batch`, in which some may be absent.
+        conditional: Whether all items are given as a `Batch`, with their covariates.
     """
+    if conditional:
+        yield from batches(data, like, None, size, title)
+        return
     if isinstance(data, DataLoader):
         for batch in batches(data, like, None, size, title):
             if isinstance(batch.views, Tensor) and batch.shape[1] == 1:

@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor, nn
 
 from ..arrays import plain
+from ..covariates import Covariates, given
 from ..data.batches import Loadable, Views
 from ..distributions.supports import is_point, narrower
 from ..guides import Point
@@ -19,8 +20,9 @@ from ..terms import Batch
 from .items import batches
 
 __all__ = ["at_covariates", "check_density", "check_guides", "check_no_covariates"]
-__all__ += ["check_proper", "check_spread", "checked", "decoded", "joint_of"]
-__all__ += ["mean_views"]
+__all__ += ["check_unconditional"]
+__all__ += ["check_proper", "check_spread", "checked", "decoded", "decodes_given"]
+__all__ += ["joint_of", "mean_views"]
 
 
 def joint_of(objective: nn.Module, what: str) -> Joint:
@@ -44,19 +46,42 @@ def checked(
     title: str,
 ) -> Iterator[Batch]:
     """The batches of all items in order, each checked for the joint as by `fit`."""
-    for given in batches(data, like, views, size, title):
-        batch = joint.arranged(given)
+    for taken in batches(data, like, views, size, title):
+        batch = joint.arranged(taken)
         joint.check(batch)
         yield batch
 
 
 def decoded(
-    joint: Joint, z: Tensor, widths: Sequence[int]
+    joint: Joint,
+    z: Tensor,
+    widths: Sequence[int],
+    covariates: Covariates | None = None,
 ) -> tuple[TorchDistribution, ...]:
-    """p(x_v | z_v) of each modality; `widths` are their numbers of views."""
+    """p(x_v | z_v) of each modality; `widths` are their numbers of views.
+
+    Arguments:
+        covariates: Those of the items, for parts that take them.
+    """
+    known = given(covariates if decodes_given(joint) else None)
     if joint.several:
-        return joint.decode(z.split(list(widths), -2))
-    return (joint.decode(z),)
+        return joint.decode(z.split(list(widths), -2), **known)
+    return (joint.decode(z, **known),)
+
+
+def check_unconditional(joint: Joint, what: str) -> None:
+    """Raise a ValueError for a joint whose parts take covariates."""
+    if joint.conditional:
+        raise ValueError(
+            f"expected a joint without covariates for {what}, got one whose "
+            f"{' and '.join(joint.conditional)} takes them; draw z by ps.to_arviz, and "
+            "decode at covariates of your own: joint.decode(z, covariates)"
+        )
+
+
+def decodes_given(joint: Joint) -> bool:
+    """Whether p(x|z) is conditional on covariates."""
+    return bool({"decoder", "likelihood"} & {*joint.conditional})
 
 
 def at_covariates(p: TorchDistribution, x: Tensor) -> TorchDistribution:
@@ -92,17 +117,19 @@ def mean_views(
     z: Tensor,
     widths: Sequence[int],
     parts: Sequence[Tensor] | None = None,
+    covariates: Covariates | None = None,
 ) -> list[np.ndarray]:
     """The mean of each p(x_v | z_v), at the covariates in x if there are any.
 
     Arguments:
         parts: x of each modality.
+        covariates: Those of the items, as for `decoded`.
 
     Raises:
         ValueError: If p(x|z) has no mean.
     """
     found = []
-    for i, p in enumerate(decoded(joint, z, widths)):
+    for i, p in enumerate(decoded(joint, z, widths, covariates)):
         if parts is not None:
             p = at_covariates(p, parts[i].reshape(p.shape()))
         try:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import nn
 
 from ..arguments import alone, typed, whole
+from ..covariates import Covariates, of_modalities
 from ..data.batches import Loadable, Views
 from ..evaluation.novelty import log_kernel_density, neighbour_distance
 from ..terms import Batch
@@ -153,8 +154,17 @@ def _single(batch: Batch) -> list[Batch]:
             "absent; take the rows that have all, data.rows(data.present.all(1))"
         )
     if isinstance(batch.views, torch.Tensor):
-        return [Batch(batch.views[:, v : v + 1]) for v in range(number)]
+        return [
+            Batch(batch.views[:, v : v + 1], covariates=_of_view(batch, v))
+            for v in range(number)
+        ]
     device = batch.parts[0].device
     masks = torch.eye(number, dtype=torch.bool, device=device)
     present = masks.unsqueeze(1).expand(-1, batch.shape[0], -1)
     return [batch._replace(present=mask, content=None) for mask in present]
+
+
+def _of_view(batch: Batch, v: int) -> Covariates | None:
+    """The covariates of one of the views."""
+    known = of_modalities(batch.covariates, [1] * batch.shape[1])
+    return known[v]

@@ -139,7 +139,8 @@ def rate_distortion(
 def _log_likelihood(joint: Joint, z: Tensor, batch: Batch) -> Tensor:
     """log p(x|z) of all views and modalities, (draw, item)."""
     parts = batch.parts if joint.several else (batch.stacked,)
-    each = zip(decoded(joint, z, batch.widths), parts, strict=True)
+    found = decoded(joint, z, batch.widths, batch.covariates)
+    each = zip(found, parts, strict=True)
     return torch.stack([at_covariates(p, x).log_prob(x).sum(-1) for p, x in each]).sum(
         0
     )

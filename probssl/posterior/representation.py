@@ -1,7 +1,7 @@
 """Representations, reconstructions and samples."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..arguments import choice, typed, whole
 from ..arrays import finite, plain
-from ..data.batches import Loadable
+from ..covariates import checked_covariates, declares, rows_at
+from ..data.batches import Loadable, Target
 from ..guides.views import Completed
 from ..joint import Joint, mean_of
 from ..limits import CRVAE, VAE, SimVAE
@@ -21,7 +22,7 @@ from ..nn.base import called, is_rows, output_error
 from ..nn.network import CHECKED, check_items_apart, nets_of
 from ..terms import Batch
 from .items import evaluating, singles
-from .joints import check_proper, joint_of, mean_views
+from .joints import check_proper, decodes_given, joint_of, mean_views
 
 __all__ = ["embed", "reconstruct", "sample"]
 
@@ -68,7 +69,8 @@ def embed(
     where it is not the mean of q(z|x), is called with each view, or with the tuple of
     all modalities. Known contents (labels) in `Groups` are ignored, also where q(z|x)
     could use them. Of `guides.Flow`, mean and standard deviation are averages over 128
-    points of q. Random hyper-parameters have the median of their guide.
+    points of q. Random hyper-parameters have the median of their guide. Where q(z|x) is
+    conditional on covariates, it is at those of the data (`Split.covariates`).
 
     Arguments:
         objective: An objective, a joint, or a bare encoder.
@@ -115,8 +117,15 @@ def embedded(
     deviations: list[np.ndarray] = []
     model, count = _model(objective), _modalities(objective)
     pooled, own = isinstance(model, Joint), _may_differ(objective)
+    given = pooled and "guide" in model.conditional
+    if given and own:
+        raise ValueError(
+            "expected z to be the mean of q(z|x), which is conditional on covariates, "
+            f"got a represent(x) of {type(objective).__name__} of its own, which is "
+            "given none; leave it out"
+        )
     with evaluating(objective) as like:
-        for x in singles(data, like, batch_size, "embed", count, pooled):
+        for x in singles(data, like, batch_size, "embed", count, pooled, given):
             if isinstance(x, Batch):
                 x = x._replace(content=None)  # a label that is known tells of itself
             if own and not means and (return_std or isinstance(x, Batch)):
@@ -143,9 +152,9 @@ def reconstruct(
     """Reconstruct each item: the mean of p(x | z) at the mean of q(z|x).
 
     An array (item, \\*event); for several modalities, a tuple of these. For absent
-    views see `complete`. Covariates of p(x|z) are those of the item, where its
-    distribution has a method ``given(x)``. Random hyper-parameters have the median of
-    their guide.
+    views see `complete`. Covariates of p(x|z) are those of the data
+    (`Split.covariates`), or within x where its distribution has a method ``given(x)``.
+    Random hyper-parameters have the median of their guide.
 
     Raises:
         ValueError: If the objective has no decoder, or p(x|z) no mean.
@@ -153,10 +162,15 @@ def reconstruct(
     joint = joint_of(objective, "reconstructions")
     found = []
     with evaluating(objective) as like:
-        for x in singles(data, like, batch_size, "reconstruct", len(joint.sites)):
-            z = joint.prior.centre(mean_of(joint.alone(x)))
+        count, given = len(joint.sites), bool(joint.conditional)
+        for x in singles(data, like, batch_size, "reconstruct", count, False, given):
+            batch = _single_views(joint, x) if given else None
+            q = joint.alone(x) if batch is None else joint.encode(batch)
+            z = joint.prior.centre(mean_of(q))
             parts = x if isinstance(x, tuple) else (x,)
-            each = mean_views(joint, z, (1,) * z.shape[1], parts)
+            parts = parts if batch is None else batch.parts
+            known = None if batch is None else batch.covariates
+            each = mean_views(joint, z, (1,) * z.shape[1], parts, known)
             single = z.shape[1] == 1 or joint.several  # else items are stacks of views
             found.append([mean.squeeze(1) if single else mean for mean in each])
     return joined(joint, found)
@@ -164,7 +178,12 @@ def reconstruct(
 
 @typed
 def sample(
-    objective: nn.Module, n: int, views: int | None = None, *, batch_size: int = 1024
+    objective: nn.Module,
+    n: int,
+    views: int | None = None,
+    *,
+    covariates: Mapping[str, Any] | None = None,
+    batch_size: int = 1024,
 ) -> Images:
     """Generate items: the mean of p(x_v | z_v) for n draws of z_1..V from the prior.
 
@@ -173,9 +192,12 @@ def sample(
 
     Arguments:
         views: The number of views of each item; by default 2, or one of each modality.
+        covariates: Those of the n items, where p(x|z) is conditional on some, as
+            `Batch.covariates`.
 
     Raises:
-        ValueError: If the objective has no decoder, p(x|z) no mean, or p(y) is flat.
+        ValueError: If the objective has no decoder, p(x|z) no mean, or p(y) is flat; if
+            covariates are missing, or have no use.
     """
     joint = joint_of(objective, "samples")
     views = (1 if joint.several else 2) if views is None else views
@@ -183,10 +205,22 @@ def sample(
         whole(name, count)
     check_proper(joint, "samples")
     widths, parts = (views,) * len(joint.sites), []
-    with evaluating(objective):
+    known = None
+    if covariates is not None:
+        if not decodes_given(joint):
+            raise ValueError(
+                "expected covariates for a decoder or likelihood that takes them, got "
+                f"{type(joint.decoder).__name__}, which does not; leave them out"
+            )
+        known = checked_covariates(covariates, n, sum(widths))
+    with evaluating(objective) as like:
         for start in range(0, n, batch_size):
-            z = joint.prior(sum(widths)).sample((min(batch_size, n - start),))
-            parts.append(mean_views(joint, z, widths))
+            few = min(batch_size, n - start)
+            z = joint.prior(sum(widths)).sample((few,))
+            rows = rows_at(known, slice(start, start + few))
+            if rows is not None and like is not None:
+                rows = Target(like.device, like.dtype).covariates(rows)
+            parts.append(mean_views(joint, z, widths, covariates=rows))
     return joined(joint, parts)
 
 
@@ -194,6 +228,17 @@ def joined(joint: Joint, parts: list[list[np.ndarray]], axis: int = 0) -> Images
     """Concatenate parts along an axis; for several modalities a tuple."""
     images = tuple(np.concatenate(each, axis) for each in zip(*parts, strict=True))
     return images if joint.several else images[0]
+
+
+def _single_views(joint: Joint, batch: Batch) -> Batch:
+    """The batch of items with a single view of each modality."""
+    batch = joint.arranged(batch)
+    if set(batch.widths) != {1} or batch.present is not None:
+        raise TypeError(
+            f"expected single items, got batches of {batch.shape[1]} views, or some "
+            "that are absent; reconstruct a Split of one view, or use complete"
+        )
+    return batch
 
 
 def _model(objective: nn.Module) -> Any:
@@ -330,6 +375,11 @@ def _told_if_random(objective: nn.Module, moved: float) -> None:
 
 def _called(objective: nn.Module, x: Any) -> Any:
     """The output of a bare encoder."""
+    if declares(objective):
+        raise TypeError(
+            f"expected an encoder of x alone, got {type(objective).__name__}, whose "
+            "forward takes covariates; embed the ps.Joint that it is part of"
+        )
     try:
         return called(objective, x)
     except (AttributeError, TypeError) as error:

@@ -38,8 +38,10 @@ from .joints import (
     check_no_covariates,
     check_proper,
     check_spread,
+    check_unconditional,
     checked,
     decoded,
+    decodes_given,
     joint_of,
     mean_views,
 )
@@ -512,6 +514,8 @@ def _decoded(
     viewed: bool = False,
 ) -> Decoded:
     """z with the mean of p(x|z), or draws; the axis of a single view is dropped."""
+    if decodes_given(joint):
+        check_unconditional(joint, "views of other z")
     lead, flat, parts = z.shape[:-2], z.flatten(0, -3), []
     for p in decoded(joint, flat[:1], widths):
         check_no_covariates(p)

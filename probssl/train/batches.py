@@ -342,6 +342,7 @@ def source(
     order: Generator,
     target: Target,
     content: Any = None,
+    covariates: Any = None,
     *,
     streamed: bool | None = None,
 ) -> Source:
@@ -360,8 +361,13 @@ def source(
                 "expected no content for a DataLoader, got one; let it yield Batches "
                 "with their content"
             )
+        if covariates is not None:
+            raise ValueError(
+                "expected no covariates for a DataLoader, got some; let it yield "
+                "Batches with their covariates"
+            )
         return Loaded(data, views, order, target)
-    items = Items(data, target, views, content)
+    items = Items(data, target, views, content, covariates)
     _check_shares(batch_size, len(items))
     streamed = _large(items) if streamed is None else streamed
     return Stored(items, batch_size, order, streamed)

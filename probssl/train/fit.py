@@ -49,6 +49,7 @@ from .prepare import (
     ContentCheck,
     check_contents,
     check_counts,
+    check_covariates,
     check_decay,
     check_held,
     check_horizon,
@@ -79,6 +80,7 @@ def fit(
     *,
     views: Views | None = None,
     content: Any = None,
+    covariates: Mapping[str, Any] | None = None,
     valid: Data | None = None,
     epochs: int = 100,
     batch_size: int | None = None,
@@ -147,6 +149,12 @@ def fit(
             `limits.SimVAE` says what a label weighs. The labels of a `Split` are not
             used. Validation
             has no contents, unless its data are Groups with contents.
+        covariates: What p(x|z) and q(z|x) are conditional on, as `Batch.covariates`: a
+            dictionary of arrays (n,), (n, k) or, of each view, (n, view, k). Floating
+            point gets the dtype of the objective, whole numbers stay. A `Split` and
+            `Groups` have their own, as validation data do: `Split.covariates`. Those
+            that a view sampler returns in a `Batch` take the place of others of the
+            same name.
         valid: Validation data, measured after every epoch on all items, with the same
             views, unless they have their own (Groups, a DataLoader of Batches), and the
             same random numbers every time. They do not change the random
@@ -262,7 +270,8 @@ def fit(
     make = partial(
         source, views=views, batch_size=batch_size or 128, order=order_generator()
     )
-    train = make(data, target=target, content=content)
+    check_covariates(objective, covariates)
+    train = make(data, target=target, content=content, covariates=covariates)
     if isinstance(train, Loaded):
         train.check_last(objective)
         train.check_content = ContentCheck(objective)

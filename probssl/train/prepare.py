@@ -28,7 +28,8 @@ from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Stored, Target, Views
 
-__all__ = ["ContentCheck", "check_contents", "check_counts", "check_decay"]
+__all__ = ["ContentCheck", "check_contents", "check_counts", "check_covariates"]
+__all__ += ["check_decay"]
 __all__ += ["check_held", "check_horizon", "check_monitor", "check_setting"]
 __all__ += ["trainable_of"]
 __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
@@ -81,6 +82,9 @@ def setting_of(
     if isinstance(train, Stored):
         first = train.items.take(torch.arange(min(train.count, RECOGNISED)))
         found["first items"] = joblib_hash([plain(part) for part in first.parts])[:8]
+        if first.covariates is not None:
+            known = [(name, plain(x)) for name, x in first.covariates.items()]
+            found["covariates"] = joblib_hash(known)[:8]
         found["batch_size"] = train.batch_size
     named = {"views": views, "optimizer": optimizer, "scheduler": scheduler}
     found |= {name: _name(x) for name, x in named.items() if x is not None}
@@ -178,6 +182,17 @@ def _labelled(objective: nn.Module, content: Tensor) -> float:
         )
     check_contents(objective, content)
     return known / len(content)
+
+
+def check_covariates(objective: nn.Module, covariates: Any) -> None:
+    """Raise a ValueError for covariates that no part of the objective takes."""
+    found = (getattr(module, "conditional", ()) for module in objective.modules())
+    if covariates is not None and not any(found):
+        raise ValueError(
+            "expected covariates for an encoder, decoder, likelihood or guide of a "
+            f"joint whose forward takes them, got {type(objective).__name__} without "
+            "one; let it take forward(self, x, covariates), or leave covariates out"
+        )
 
 
 def check_contents(objective: nn.Module, content: Tensor) -> None:

@@ -82,8 +82,9 @@ class Augment(nn.Module):
     item are positive pairs.
 
     Items outside [0, 1] are refused where values are clamped, or `Colour` or `Invert`
-    is among the parts; what the augmentations themselves move beyond is clamped. Counts,
-    where `Thinning` is among the parts, are never clamped, and have no `levels`.
+    is among the parts; what the augmentations themselves move beyond is clamped.
+    Counts, where `Thinning` is among the parts, are never clamped, and have no
+    `levels`.
 
     Arguments:
         parts: The augmentations, modules (n, \*event) -> (n, \*event) that draw anew
@@ -210,8 +211,8 @@ class Augment(nn.Module):
         if many and (self.levels is not None or self.clamp or self._bounded):
             raise ValueError(
                 "expected no levels, clamp=True, Colour or Invert beside Thinning, "
-                "which takes counts 0, 1, …: these are for grey levels in [0, 1]; leave "
-                "them out"
+                "which takes counts 0, 1, …, while these are for grey levels in "
+                "[0, 1]; leave them out"
             )
 
 
