@@ -5,9 +5,9 @@ each view has three axes, (batch, view, k).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ __all__ = ["Covariates", "at_rows", "checked_covariates", "declares", "flat_view
 __all__ += ["given", "joined", "missing", "of_modalities", "of_views", "rows_at"]
 
 Covariates = dict[str, Tensor]
+_DECLARED: WeakKeyDictionary[Callable[..., Any], bool] = WeakKeyDictionary()
 
 
 class Named(dict[str, Tensor]):
@@ -39,15 +40,9 @@ def declares(part: Any) -> bool:
     call = part.forward if isinstance(part, nn.Module) else part
     call = getattr(call, "__func__", call)
     try:
-        return _declares(call)
-    except TypeError:  # it has no hash
-        return False
-
-
-@cache
-def _declares(call: Callable[..., Any]) -> bool:
-    try:
-        return "covariates" in signature(call).parameters
+        if call not in _DECLARED:
+            _DECLARED[call] = "covariates" in signature(call).parameters
+        return _DECLARED[call]
     except (TypeError, ValueError):  # of a built-in function
         return False
 
@@ -70,6 +65,8 @@ def checked_covariates(
     values: Any, n: int, views: int | None = None, like: Any = None
 ) -> Covariates:
     """Covariates of n items as tensors: whole numbers as int64, others as floats.
+
+    Values are read on the CPU alone: elsewhere that would synchronise.
 
     Arguments:
         views: The number of views, if it is known.
@@ -95,9 +92,9 @@ def _checked(name: str, values: Any, n: int, views: int | None, like: Any) -> Te
     check_alike(like, values, what, "index")
     x = tensor(values, what)
     if not x.is_floating_point():
-        x = x.long() if x.dtype == torch.bool else x
-        x = whole_numbers(x, what, "")
-    elif not bool(x.isfinite().all()):
+        small = x.dtype in (torch.bool, torch.int64)
+        x = x.long() if small else whole_numbers(x, what, "")
+    elif x.is_cpu and not bool(x.isfinite().all()):
         raise ValueError(
             f"expected finite numbers in {what}, got NaN or infinity; impute them, or "
             "leave these items out"

@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader
 
 import probssl as ps
 from probssl.covariates import checked_covariates, of_views
+from probssl.data.batches import Target
+from probssl.train import batches as train_batches
+from probssl.train.batches import source
 
 GENES, N = 6, 40
 
@@ -195,15 +198,15 @@ def test_the_evidence_is_the_integral_at_the_size_of_each_item(float64):
     x = torch.randint(9, (5, GENES)).double()
     size = torch.tensor([0.5, 1.0, 2.0, 3.0, 1.5]).unsqueeze(1)
     found = ps.evidence(
-        joint, ps.data.Split(x, covariates={"size": size}), particles=20_000
+        joint, ps.data.Split(x, covariates={"size": size}), particles=5_000
     )
-    z = torch.linspace(-12, 12, 20_001)
+    z = torch.linspace(-12, 12, 4_001)
     scale = joint.prior(1).variance.squeeze().sqrt()
     p = dist.Normal(0.0, scale).log_prob(z)
     with torch.no_grad():
         at = joint.decoder.net(z.unsqueeze(1)).unsqueeze(1) + size.log()
         given = joint.likelihood(at).log_prob(x).sum(-1)
-    exact = (given + p.unsqueeze(1)).logsumexp(0) + math.log(24 / 20_000)
+    exact = (given + p.unsqueeze(1)).logsumexp(0) + math.log(24 / 4_000)
     error = 5 / np.sqrt(found.ess)
     assert (np.abs(found.log_evidence - exact.numpy()) < error).all()
     assert error.max() < 0.2
@@ -278,7 +281,7 @@ def test_measures_take_them_from_a_split_and_from_a_loader(data):
     for measure in measures:
         assert_close(measure(data), measure(loader), rtol=1e-5, atol=1e-5)
     mixed = ps.Joint(
-        ps.priors.Mixture(1, 3, trainable=False),
+        ps.priors.Mixture(1, 3),
         ps.likelihoods.Poisson(),
         Corrected(),
         Sized(),
@@ -431,6 +434,34 @@ def test_a_compiled_fit_reads_the_covariates_of_each_batch(data, traced):
         assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_processes_share_rows_with_their_covariates(streamed, data, monkeypatch):
+    like = Target(torch.device("cpu"), torch.float32)
+    rank = iter([0, 1])
+    seen = []
+    monkeypatch.setattr(train_batches, "world_size", lambda: 2)
+    for r in rank:
+        monkeypatch.setattr(train_batches, "rank", lambda r=r: r)
+        order = torch.Generator().manual_seed(3)
+        known = source(data, None, 8, order, like, streamed=streamed)
+        seen.append([known.batch(load) for load in known.epoch()])
+    for one, other in zip(*seen, strict=True):
+        rows = torch.cat([one.index, other.index])
+        assert len(rows.unique()) == 8
+        for batch in (one, other):
+            for name, c in data.covariates.items():
+                assert torch.equal(batch.covariates[name], c[batch.index])
+
+
+def test_the_laws_of_objectives_hold_with_covariates(data):
+    objective = ps.limits.SimVAE(joint_of())
+    few = data.rows(slice(6))
+    views = few.images.unsqueeze(1).repeat(1, 2, 1)
+    ps.testing.check_objective(
+        objective, ps.Batch(views, covariates=few.covariates), repeats=5
+    )
+
+
 def test_covariates_have_the_dtype_of_the_objective_and_numbers_stay_whole(data):
     joint = joint_of().double()
     fitted(joint, data._replace(images=data.images.double()))
@@ -560,6 +591,20 @@ test_what_does_not_fit_is_refused = refusals(
         lambda: ps.traverse(joint_of(BARE[0]), X[:3], [0]),
         ValueError,
         "got none|without covariates",
+    ),
+    (
+        lambda: ps.compare(
+            {"a": ps.limits.SimVAE(joint_of())},
+            ps.data.arrays(torch.cat([X, X]), K.repeat(2).numpy()),
+            views=ps.views.Augment(ps.views.Thinning()),
+        ),
+        ValueError,
+        "without covariates for ps.compare",
+    ),
+    (
+        lambda: ps.testing.check_likelihood(Offset(), event_shape=(3,)),
+        TypeError,
+        "decoder's output alone",
     ),
     (
         lambda: ps.calibration.simulate(joint_of(), 5),

@@ -37,8 +37,8 @@ INWARDS = {
     "limits": "affinities bounds distributions entropies hyper joint likelihoods nn "
     "priors runtime special terms",
     "train": "data plots runtime terms",
-    "posterior": "bounds covariates data distributions estimates evaluation guides joint "
-    "likelihoods limits nn priors runtime special terms",
+    "posterior": "bounds covariates data distributions estimates evaluation guides "
+    "joint likelihoods limits nn priors runtime special terms",
     "calibration": "bounds data distributions joint posterior runtime terms",
 }
 LEAVES = "arguments arrays bars covariates reading runtime special terms"

@@ -18,7 +18,7 @@ from ..posterior.joints import check_unconditional
 from ..terms import Batch
 
 __all__ = ["MIN_TEST_ITEMS", "apart", "check", "check_data", "check_finite"]
-__all__ += ["check_names", "check_supports", "check_views"]
+__all__ += ["check_conditional", "check_names", "check_supports", "check_views"]
 
 MIN_TEST_ITEMS = 20  # for entropies and standard errors over items
 
@@ -155,13 +155,20 @@ def check_finite(
     )
 
 
+def check_conditional(objectives: Mapping[str, object]) -> None:
+    """Raise a ValueError for a joint with covariates, which compare does not give."""
+    for objective in objectives.values():
+        joint = getattr(objective, "joint", None)
+        if isinstance(joint, Joint):
+            check_unconditional(joint, "ps.compare")
+
+
 def check_supports(objectives: Mapping[str, nn.Module], views: Tensor) -> None:
     """Raise a ValueError if a joint, with its name, cannot have produced the views."""
     for name, objective in objectives.items():
         joint = getattr(objective, "joint", None)
         if not isinstance(joint, Joint):
             continue
-        check_unconditional(joint, "compare")
         try:
             with evaluating(joint) as like:
                 for x in views.split(512):

@@ -32,6 +32,7 @@ from ..terms import Batch
 from .checks import (
     apart,
     check,
+    check_conditional,
     check_data,
     check_finite,
     check_names,
@@ -152,6 +153,7 @@ def _measured(
 ) -> dict[str, Row]:
     """The rows by name: those that are kept, and the others measured."""
     data, views, seed, max_train, kept, progress = options
+    check_conditional(objectives)
     several = apart(objectives)
     others, pca = _baselines(objectives, data, seed) if baselines else ({}, None)
     pair = sampled(recipes.views(data) if views is None else views, data.test, seed)

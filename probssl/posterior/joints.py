@@ -73,9 +73,9 @@ def check_unconditional(joint: Joint, what: str) -> None:
     """Raise a ValueError for a joint whose parts take covariates."""
     if joint.conditional:
         raise ValueError(
-            f"expected a joint without covariates for {what}, got one whose "
-            f"{' and '.join(joint.conditional)} takes them; draw z by ps.to_arviz, and "
-            "decode at covariates of your own: joint.decode(z, covariates)"
+            f"expected a joint without covariates for {what}, got one with some in its "
+            f"{' and '.join(joint.conditional)}; draw z by ps.to_arviz, and decode it "
+            "at covariates of your own: joint.decode(z, covariates)"
         )
 
 

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from ..arguments import typed, whole
 from ..arrays import tensor
+from ..covariates import declares
 from ..distributions.supports import is_sphere, support_of
 from ..joint import given_z
 from ..likelihoods import Likelihood
@@ -99,6 +100,12 @@ def check_likelihood(
     """
     event = None if event_shape is None else sizes(event_shape=event_shape)
     draws = whole("draws", draws, LEAST_DRAWS, hint="4000 are usual")
+    if declares(likelihood):
+        raise TypeError(
+            "expected a likelihood of the decoder's output alone, got "
+            f"{type(likelihood).__name__}, whose forward takes covariates; check it at "
+            "some: a subclass whose forward(self, output) gives it these"
+        )
     if output is None:
         if event is None:
             raise TypeError(

@@ -218,6 +218,9 @@ def representation(case: _Case) -> Iterator[str]:
     if not hasattr(case.objective, "represent"):
         yield "expected a method represent(x) -> (n, dim), which embed calls, got none"
         return
+    joint = getattr(case.objective, "joint", None)
+    if "guide" in getattr(joint, "conditional", ()):
+        return  # embed takes q(z|x, c) of the joint itself
     items = case.batch.shape[0]
     z = case.objective.represent(_alone(case, items)).detach()
     if z.dim() != 2 or len(z) != items or not z.isfinite().all():
