@@ -184,6 +184,7 @@ class Joint(Parted):
         self.posterior = consistency.guide_of(guide, encoder, dim)
         self.content = content
         consistency.check_covariates(prior, self.posterior, content)
+        self._conditional = self._found_conditional()
         # Errors now rather than later.
         with torch.no_grad(), restored_randomness(), unmoved(self):
             consistency.check_guide(self.posterior, prior, lambda: prior(2))
@@ -214,7 +215,13 @@ class Joint(Parted):
 
     @property
     def conditional(self) -> tuple[str, ...]:
-        """The parts that take covariates: encoder or guide, decoder, likelihood."""
+        """The parts that take covariates: guide (or its encoder), decoder, likelihood.
+
+        Their signatures are read when the joint is built, and by `check`.
+        """
+        return self._conditional
+
+    def _found_conditional(self) -> tuple[str, ...]:
         found = {
             "guide": consistency.takes_covariates(self.posterior),
             "decoder": asks(self.decoder),
@@ -274,7 +281,7 @@ class Joint(Parted):
     ) -> TorchDistribution:
         views = x.shape[1] if isinstance(x, Tensor) else batch.shape[1]
         prior = partial(self.prior, views, **drawn, **self._observed(batch))
-        if not consistency.takes_covariates(self.posterior):
+        if "guide" not in self._conditional:
             return self.posterior(x, prior, batch.present)
         if batch.covariates is None:
             net = next(filter(declares, nets_of(self.encoder)), self.posterior)
@@ -328,9 +335,8 @@ class Joint(Parted):
         """As `_decoded`; of a subclass with its own `decode` what that returns."""
         if type(self).decode is Joint.decode and "decode" not in vars(self):
             return self._decoded(z, masks, covariates)
-        own = given(
-            covariates if {"decoder", "likelihood"} & {*self.conditional} else None
-        )
+        apart = self._conditional in ((), ("guide",))
+        own = given(None if apart else covariates)
         takes("decode", self.decode, z, **own)
         return (
             tuple(self.decode(z, **own))
@@ -348,7 +354,12 @@ class Joint(Parted):
         found, nets = [], nets_of(self.decoder)
         masks = [None] * len(z) if masks is None else masks
         leads = [part.shape[:-1] for part in z]
-        known = given_views(nets, covariates, leads, "decoder")
+        known: list[Any] = [None] * len(leads)
+        if "decoder" in self._conditional:
+            if covariates is None:
+                part = next(filter(declares, nets))
+                raise missing(f"the decoder {type(part).__name__}")
+            known = given_views(nets, covariates, leads)
         for net, likelihood, part, mask, own, named in zip(
             nets,
             self.likelihoods,
@@ -360,10 +371,11 @@ class Joint(Parted):
         ):
             flat, lead = part.flatten(0, -2), part.shape[:-1]
             if mask is None:
-                output = lowered(called, net, flat, partial(net, **given(own)))
+                bound = None if own is None else partial(net, covariates=own)
+                output = lowered(called, net, flat, bound)
             else:
                 rows = mask.expand(lead).flatten()
-                call = partial(_called_with, net)
+                call = partial(called if own is None else _called_with, net)
                 output = lowered(present_only, net, flat, rows, call, own)
             tensor = isinstance(output, Tensor) and output.is_floating_point()
             if not tensor or output.shape[:1] != flat.shape[:1]:
@@ -376,9 +388,9 @@ class Joint(Parted):
         self, covariates: Covariates | None, leads: Sequence[Size]
     ) -> list[Covariates | None]:
         """The covariates that the likelihood of each modality gets, if it takes any."""
-        asking = [*map(declares, self.likelihoods)]
-        if not any(asking):
+        if "likelihood" not in self._conditional:
             return [None] * len(leads)
+        asking = [*map(declares, self.likelihoods)]
         if covariates is None:
             part = self.likelihoods[asking.index(True)]
             raise missing(f"the likelihood {type(part).__name__}")
@@ -555,6 +567,8 @@ class Joint(Parted):
                 outside its modules.
         """
         check_declared(self)
+        consistency.check_covariates(self.prior, self.posterior, self.content)
+        self._conditional = self._found_conditional()  # of parts set afterwards
         batch = self.arranged(batch)
         if batch.content is not None:
             consistency.check_content(self.prior, batch.content, batch.shape[0])
@@ -797,7 +811,7 @@ def _unstacked(batch: Batch, event: tuple[int, ...] | None) -> Batch:
 def _called_with(
     net: nn.Module, x: Tensor, covariates: Covariates | None = None
 ) -> Any:
-    return called(net, x, partial(net, **given(covariates)))
+    return called(net, x, partial(net, covariates=covariates))
 
 
 def _twice(batch: Batch) -> Covariates | None:
@@ -844,7 +858,8 @@ def given_z(
         TypeError: If the likelihood returns no distribution of Pyro.
         ValueError: If the distribution does not begin with the axes `lead`.
     """
-    p, axes = likelihood(output, **given(covariates)), len(lead)
+    named = {} if covariates is None else {"covariates": covariates}
+    p, axes = likelihood(output, **named), len(lead)
     name = type(likelihood).__name__
     if not isinstance(p, TorchDistributionMixin):
         p = of_pyro(f"the output of {name}", p)  # raises its error

@@ -21,7 +21,7 @@ from torch.nn.functional import softplus
 from torch.quasirandom import SobolEngine
 
 from ..arguments import whole
-from ..covariates import Covariates, given
+from ..covariates import Covariates
 from ..distributions._base import Expandable, Present, Shape
 from ..nn import dense
 from ..runtime.validation import validation_kept
@@ -95,7 +95,8 @@ class Flow(Guide):
     def each(
         self, x: Views, present: Present = None, covariates: Covariates | None = None
     ) -> TorchDistribution:
-        loc, raw = self.factors(x, present, **given(covariates))
+        named = {} if covariates is None else {"covariates": covariates}
+        loc, raw = self.factors(x, present, **named)
         scale = softplus(raw[..., : loc.shape[-1]]) + self.floor
         context = torch.cat([loc, raw], -1)
         return _Bent(loc, scale, context, self.layers, self.points)

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from torch.nn.functional import normalize, softplus
 
 from ..arguments import Parted
-from ..covariates import Covariates, given
+from ..covariates import Covariates
 from ..distributions._base import Present, Shape
 from ..distributions.gaussian import OneFactorNormal
 from ..distributions.sphere import PowerSpherical as PowerSphericalDensity
@@ -115,9 +115,12 @@ class Factors(nn.Module):
         """What `posterior.gaps` replaces by free numbers, also under a subclass."""
         parts = (x,) if isinstance(x, Tensor) else x
         masks = [None] * len(parts) if present is None else masks_of(parts, present)
-        shapes, nets = [part.shape[:2] for part in parts], nets_of(self.encoder)
-        nets = nets * len(parts) if len(nets) < len(parts) else nets
-        known = given_views(nets[: len(parts)], covariates, shapes, "encoder")
+        shapes = [part.shape[:2] for part in parts]
+        known: list[Any] = [None] * len(parts)
+        if covariates is not None:
+            nets = nets_of(self.encoder)
+            nets = nets * len(parts) if len(nets) < len(parts) else nets
+            known = given_views(nets[: len(parts)], covariates, shapes)
         flat = [part.flatten(0, 1) for part in parts]
         both = lowered(self._flat, flat, masks, known)
         loc, raw = (
@@ -502,6 +505,11 @@ class Point(nn.Module):
             )
         z = each_view(self.encoder, x, **given(covariates))
         return Delta(z, event_dim=2, validate_args=False)
+
+
+def given(covariates: Covariates | None) -> dict[str, Any]:
+    """The argument `covariates` of a call, where there are some."""
+    return {} if covariates is None else {"covariates": covariates}
 
 
 def of_views(

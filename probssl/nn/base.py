@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..arguments import whole
-from ..covariates import Covariates, declares, given
+from ..covariates import Covariates, declares
 
 __all__ = [
     "Decoder",
@@ -163,9 +163,10 @@ def features_of(
     if len(seen) == 1 and len(seen[0]) == len(x):
         return seen[0].to(torch.promote_types(seen[0].dtype, z.dtype))
     features: Any = encoder.features
-    known = given(covariates) if declares(features) else {}
+    if covariates is not None and declares(features):
+        features = partial(features, covariates=covariates)
     with unmoved(encoder):
-        f: Tensor = features(x, **known)
+        f: Tensor = features(x)
     return f
 
 
@@ -188,7 +189,8 @@ def output_of(
     network: nn.Module, x: Tensor, covariates: Covariates | None = None
 ) -> Float[Tensor, "n dim *rest"]:
     """Return ``network(x)``; raise an error unless it has a row of floats per item."""
-    z = called(network, x, partial(network, **given(covariates)))
+    call = None if covariates is None else partial(network, covariates=covariates)
+    z = called(network, x, call)
     if not is_rows(z, len(x)):
         raise output_error(network, x, z)
     return z

@@ -21,7 +21,6 @@ from ..covariates import (
     at_rows,
     declares,
     flat_views,
-    missing,
     of_modalities,
 )
 from ..runtime.distributed import world_size
@@ -113,20 +112,14 @@ def asks(module: nn.Module) -> bool:
 
 def given_views(
     nets: Sequence[nn.Module],
-    covariates: Covariates | None,
+    covariates: Covariates,
     shapes: Sequence[Sequence[int]],
-    part: str,
 ) -> list[Named | None]:
     r"""The covariates of the rows that each network gets; None where it takes none.
 
     Arguments:
         shapes: Of each modality the axes that become rows, (\*draws, batch, view).
-        part: What the networks are in a joint, for an error.
     """
-    if not any(map(declares, nets)):
-        return [None] * len(shapes)
-    if covariates is None:
-        raise missing(f"the {part} {type(next(filter(declares, nets))).__name__}")
     each = of_modalities(covariates, [shape[-1] for shape in shapes])
     return [
         flat_views(known, shape) if known is not None and declares(net) else None
@@ -189,8 +182,10 @@ def each_view(
     flat = [part.flatten(0, 1) for part in parts]
     nets = nets_of(encoder)
     nets = nets * len(parts) if len(nets) < len(parts) else nets
-    each = nets[: len(parts)]  # of too many, the networks themselves say so
-    known = given_views(each, covariates, [part.shape[:2] for part in parts], "encoder")
+    known: list[Named | None] = [None] * len(parts)
+    if covariates is not None:
+        shapes = [part.shape[:2] for part in parts]
+        known = given_views(nets[: len(parts)], covariates, shapes)
     if present is not None and called_plainly(encoder, type(encoder)):
         rows = zip(nets, flat, masks_of(parts, present), known, strict=True)
         encoded = [
