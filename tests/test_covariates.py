@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import probssl as ps
 from probssl.covariates import checked_covariates, of_views
 from probssl.data.batches import Target
+from probssl.nn import each_view
 from probssl.train import batches as train_batches
 from probssl.train.batches import source
 
@@ -141,6 +142,27 @@ def test_every_guide_gives_the_encoder_a_row_for_each_row_of_x(guide, masked, fl
                 assert_close(one.mean[:, 0], expected)
                 assert_close(q.mean[rows, v], expected[rows])
         assert z.shape == (5, 2, 1) and z.isfinite().all()
+
+
+def test_batch_norm_of_present_views_sees_their_covariates_alone(float64):
+    """Absent views, which the network never sees, change neither output nor moments."""
+
+    class Normed(Corrected):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = ps.nn.BatchNorm1d(1)
+
+        def forward(self, x: Tensor, covariates: dict[str, Tensor]) -> Tensor:
+            shift = covariates["time"]
+            return self.norm(self.net(x.log1p()) + shift)
+
+    encoder = Normed().train()
+    x, time = torch.randint(9, (5, 2, GENES)).double(), torch.randn(5, 2, 1)
+    present = torch.tensor([[True, i > 1] for i in range(5)])
+    found = each_view(encoder, x, present, {"time": time})
+    rows = encoder.net(x[present].log1p()) + time[present]
+    normed = (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt()
+    assert_close(found[present], normed)
 
 
 def test_a_guide_of_ones_own_gets_them_if_it_takes_them(data):

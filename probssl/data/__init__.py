@@ -3,15 +3,17 @@
 from .files import image_folder, load, npz
 from .memory import arrays, groups
 from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
-from .simulators import LinearGaussian, factors, linear_gaussian
+from .simulators import Cells, LinearGaussian, cells, factors, linear_gaussian
 from .splits import Dataset, Groups, Split
 
 __all__ = [
+    "Cells",
     "Dataset",
     "Groups",
     "LinearGaussian",
     "Split",
     "arrays",
+    "cells",
     "cifar10",
     "digits",
     "factors",

@@ -1,17 +1,18 @@
-"""Simulated data with known factors: a linear-Gaussian joint, and drawn shapes."""
+"""Simulated data with known factors: a linear-Gaussian joint, shapes, and cells."""
 
 import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..arguments import at_least, typed, whole
+from ..arguments import at_least, between, positive, typed, whole
 from ..arrays import tensor
 from .splits import Groups, Split
 
-__all__ = ["FACTORS", "SHAPES", "LinearGaussian", "factors", "linear_gaussian"]
+__all__ = ["FACTORS", "SHAPES", "Cells", "LinearGaussian", "cells", "factors"]
+__all__ += ["linear_gaussian"]
 
 SHAPES = ("bar", "corner", "tee", "cross")
 """The names of the classes that `factors` draws."""
@@ -123,6 +124,136 @@ def factors(n: int) -> Split:
     away = _distance(local, torch.tensor(_STROKES)[shape])
     images = torch.sigmoid(4 * (thickness.unsqueeze(1) - away))
     return Split(images.reshape(n, 1, _SIZE, _SIZE), shape, style)
+
+
+class Cells(NamedTuple):
+    r"""The cells that `cells` drew, and their truth.
+
+    Arguments:
+        split: Counts (n, gene), their types as labels, and the covariates ``"size"``,
+            the depth in thousands of counts, (n, 1), and ``"batch"``, (n,).
+        share: The expected share of a gene in the counts of a type in a batch, which
+            sums to 1 over genes.
+        depth: The expected number of counts of each cell.
+        dispersion: :math:`\alpha` of the negative binomial.
+        parents: The tree of types: the parent of each node, -1 of the root.
+        leaves: The node of each type.
+        doublet: Which cells are two.
+        second: The type of the other cell of a doublet; else that of the cell.
+    """
+
+    split: Split
+    share: Float[Tensor, "batch type gene"]
+    depth: Float[Tensor, " n"]
+    dispersion: float
+    parents: tuple[int, ...]
+    leaves: tuple[int, ...]
+    doublet: Bool[Tensor, " n"]
+    second: Int[Tensor, " n"]
+
+    @property
+    def mean(self) -> Float[Tensor, "n gene"]:
+        """The expected counts of each cell."""
+        split = self.split
+        assert split.labels is not None and split.covariates is not None
+        batch = split.covariates["batch"]
+        pair = self.share[batch, split.labels] + self.share[batch, self.second]
+        return self.depth.unsqueeze(1) * pair / 2
+
+    def __repr__(self) -> str:
+        return f"Cells({self.split}, {len(self.share)} batches, α = {self.dispersion})"
+
+
+@typed
+def cells(
+    n: int,
+    genes: int = 200,
+    *,
+    types: int = 8,
+    batches: int = 1,
+    depth: tuple[float, float] = (100.0, 20_000.0),
+    dispersion: float = 0.2,
+    program: float = 0.2,
+    effect: float = 1.0,
+    batch_effect: float = 0.3,
+    doublets: float = 0.0,
+) -> Cells:
+    r"""Draw counts of genes in cells, whose types are the leaves of a tree.
+
+    .. math:: x_{ig} \sim \mathrm{NB}(s_i \, \rho_{b_i k_i g}, \alpha), \qquad
+        \rho_{bkg} \propto \exp \Big( a_g + \sum_{j \in \text{path}(k)} \delta_{jg}
+        + \beta_{bg} \Big)
+
+    The type k and the batch b of a cell are uniform and independent, its expected depth
+    s is log-uniform. The variance of a count of mean m is :math:`m + \alpha m^2`. Each
+    node j but the root has a program: a share `program` of the genes, drawn anew, with
+    log-fold changes :math:`\delta \sim N(0, \texttt{effect}^2)`, which all types below
+    it have: types that part late are alike. :math:`a \sim N(0, 1)`; the first batch has
+    :math:`\beta = 0`, others :math:`\beta \sim N(0, \texttt{batch\_effect}^2)`. The
+    tree grows by splits of leaves, each drawn uniformly.
+
+    Arguments:
+        depth: The least and the largest expected number of counts of a cell.
+        dispersion: :math:`\alpha`; 0 is the Poisson.
+        doublets: The probability that a cell is two of independent types, of which its
+            counts have the mean shares; its label is that of the first.
+
+    Example:
+        >>> cells(50, genes=30, types=4).split.images.shape
+        torch.Size([50, 30])
+
+    Raises:
+        ValueError: Sizes below 1, a depth that is not positive or whose ends are in the
+            other order, a scale that is negative, a share that is no probability.
+    """
+    n, genes = whole("n", n), whole("genes", genes)
+    types, batches = whole("types", types), whole("batches", batches)
+    low, high = (positive("depth", end, "as (100, 20_000)") for end in depth)
+    if low > high:
+        raise ValueError(
+            f"expected depth as (low, high), got {depth}; give the lower end first"
+        )
+    scales = {"dispersion": dispersion, "effect": effect, "batch_effect": batch_effect}
+    alpha, effect, shift = (at_least(k, value, 0) for k, value in scales.items())
+    program = between("program", program, 0, 1, "it is a share of the genes")
+    doublets = between("doublets", doublets, 0, 1, "it is a probability")
+
+    parents, leaves = _tree(types)
+    change = effect * torch.randn(len(parents), genes)
+    change = change * (torch.rand(len(parents), genes) < program)
+    change[0] = torch.randn(genes)  # the root has a, of all genes
+    logits = torch.stack([change[_path(leaf, parents)].sum(0) for leaf in leaves])
+    beta = shift * torch.randn(batches, 1, genes)
+    beta[0] = 0
+    share = (logits + beta).softmax(-1)
+
+    label, batch = torch.randint(types, (n,)), torch.randint(batches, (n,))
+    other, doublet = torch.randint(types, (n,)), torch.rand(n) < doublets
+    size = (math.log(low) + math.log(high / low) * torch.rand(n)).exp()
+    known = {"size": size.unsqueeze(1) / 1000, "batch": batch}
+    second = torch.where(doublet, other, label)
+    empty = Split(torch.zeros(n, genes), label, covariates=known)
+    truth = Cells(empty, share, size, alpha, parents, leaves, doublet, second)
+    rate = truth.mean
+    if alpha:
+        r = torch.full_like(rate, 1 / alpha)
+        rate = rate * torch.distributions.Gamma(r, r).sample()
+    return truth._replace(split=empty._replace(images=torch.poisson(rate)))
+
+
+def _tree(leaves: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The parent of each node of a random binary tree, and its leaves."""
+    parents, ends = [-1], [0]
+    while len(ends) < leaves:
+        node = ends.pop(int(torch.randint(len(ends), ())))
+        ends += [len(parents), len(parents) + 1]
+        parents += [node, node]
+    return tuple(parents), tuple(sorted(ends))
+
+
+def _path(node: int, parents: tuple[int, ...]) -> list[int]:
+    """A node and its ancestors."""
+    return [] if node < 0 else [node, *_path(parents[node], parents)]
 
 
 def _distance(
