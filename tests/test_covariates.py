@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import probssl as ps
 from probssl.covariates import checked_covariates, of_views
-from probssl.data.batches import Target
+from probssl.data.batches import Items, Target
 from probssl.nn import each_view
 from probssl.train import batches as train_batches
 from probssl.train.batches import source
@@ -401,6 +401,9 @@ def test_views_may_return_covariates_of_their_own(data):
         v = torch.binomial(x, torch.full_like(x, 0.5)).unsqueeze(1)
         return ps.Batch(v, covariates={"size": v.sum(-1, keepdim=True).clamp(min=1)})
 
+    batch = Items(data, None, sized).batch(torch.arange(5))
+    assert torch.equal(batch.covariates["size"], batch.views.sum(-1, True).clamp(min=1))
+    assert torch.equal(batch.covariates["batch"], data.covariates["batch"][:5])
     ps.fit(objective, data, views=sized, epochs=1, batch_size=20, progress=False)
 
 
@@ -454,6 +457,21 @@ def test_a_compiled_fit_reads_the_covariates_of_each_batch(data, traced):
     assert traced
     for one, two in zip(*found, strict=True):
         assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_the_divergence_of_crvae_is_that_of_posteriors_at_the_covariates(float64):
+    joint = ps.Joint(
+        ps.priors.Independent(1), ps.likelihoods.Poisson(), Corrected(), Sized()
+    )
+    objective = ps.limits.CRVAE(joint).double()
+    x, k = torch.randint(9, (5, 2, GENES)).double(), torch.arange(5) % 3
+    batch = ps.Batch(x, covariates={"batch": k, "size": torch.ones(5, 1)})
+    with torch.no_grad():
+        q = joint.encode(batch)
+        one, two = (dist.Normal(q.mean[:, v], q.stddev[:, v]) for v in (0, 1))
+        kl = torch.distributions.kl_divergence
+        expected = (kl(one, two) + kl(two, one)).mean() / 2
+        assert_close(objective.divergence(batch), expected)
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -109,8 +109,10 @@ class CRVAE(nn.Module):
         """The mean KL divergence of the posteriors of two views of an item, in nats."""
         views = batch.parts if self.joint.several else batch.stacked
         guide: Any = self.joint.posterior
+        given = {"covariates": batch.covariates}
+        given = given if "guide" in self.joint.conditional else {}
         with unmoved(guide):  # the bound has moved what a batch norm counts
-            q = guide.each(views) if hasattr(guide, "each") else None
+            q = guide.each(views, **given) if hasattr(guide, "each") else None
         if not isinstance(q, Dimensions) or not isinstance(q.base_dist, Normal):
             raise ValueError(
                 "expected a normal q(z|x) with independent dimensions for CRVAE, got "
