@@ -327,6 +327,9 @@ def test_samples_have_the_size_that_is_asked_for(data):
     )
     assert one.shape == (7, 2, GENES)
     assert_close(4 * one, two, rtol=1e-4, atol=1e-4)
+    size = 10.0 ** np.arange(7).reshape(7, 1)  # in parts of three items
+    parts = ps.sample(objective, 7, covariates={"size": size}, batch_size=3)
+    assert (np.diff(parts.mean((1, 2))) > 0).all()
 
 
 def test_absent_views_are_completed_at_their_covariates(data):
@@ -505,6 +508,12 @@ def test_the_laws_of_objectives_hold_with_covariates(data):
 def test_covariates_have_the_dtype_of_the_objective_and_numbers_stay_whole(data):
     joint = joint_of().double()
     fitted(joint, data._replace(images=data.images.double()))
+    wide = data._replace(
+        covariates=data.covariates | {"size": data.covariates["size"].double()}
+    )
+    batch = Items(wide, torch.zeros(())).batch(torch.arange(3))
+    kinds = {name: x.dtype for name, x in batch.covariates.items()}
+    assert kinds == {"size": torch.float32, "batch": torch.int64}
     known = checked_covariates({"b": np.array([True, False]), "k": [1, 2]}, 2)
     assert {x.dtype for x in known.values()} == {torch.int64}
     assert checked_covariates({"k": np.uint8([200, 3])}, 2)["k"].tolist() == [200, 3]
