@@ -395,7 +395,9 @@ def _write(
         try:
             save_file(tensors, path, metadata={"save": description["save"]})
         except SafetensorError as error:  # of the system, in its words
-            raise OSError(str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            code = () if number is None else (int(number[1]), os.strerror(int(number[1])))
+            raise OSError(*(code or (str(error),))) from error
 
     with locked(folder, "save", wait=PATIENCE):
         if new.is_file():  # the last save was killed before its last step

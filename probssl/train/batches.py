@@ -234,7 +234,7 @@ class Loaded:
     def _checked(self, loads: Iterable[Any]) -> Iterator[Any]:
         dtype = self.target.dtype
         check, views = self.check_content, None if self.own_views else self.views
-        accept = (accepted(load, views, dtype, check) for load in loads)
+        accept = (accepted(load, views, dtype, check, self.name) for load in loads)
         sized = self._sized(accept)
         alike = self.known or world_size() == 1
         return moved(sized if alike else _in_step(sized), self.target)
@@ -345,6 +345,7 @@ def source(
     covariates: Any = None,
     *,
     streamed: bool | None = None,
+    name: str = "data",
 ) -> Source:
     """The source of batches of a data set, which is checked here.
 
@@ -354,6 +355,7 @@ def source(
     Arguments:
         streamed: Whether the data stay on the host. By default they do if they are in a
             file (`numpy.memmap`), or would fill half of a CUDA device.
+        name: What the data are called in errors.
     """
     if isinstance(data, DataLoader):
         if content is not None:
@@ -367,7 +369,7 @@ def source(
                 "Batches with their covariates"
             )
         return Loaded(data, views, order, target)
-    items = Items(data, target, views, content, covariates)
+    items = Items(data, target, views, content, covariates, name)
     _check_shares(batch_size, len(items))
     streamed = _large(items) if streamed is None else streamed
     return Stored(items, batch_size, order, streamed)

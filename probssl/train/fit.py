@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ..arguments import alone, choice, positive, typed
+from ..arguments import alone, choice, counted, positive, typed
 from ..arrays import check_alike, check_classes
 from ..data.splits import Groups
 from ..runtime.distributed import (
@@ -277,9 +277,11 @@ def fit(
         train.check_content = ContentCheck(objective)
     with single_process():
         drawn = None if isinstance(valid, Groups) else views
-        held_out = None if valid is None else make(valid, views=drawn, target=target)
+        held_out = None if valid is None else make(
+            valid, views=drawn, target=target, name="the validation data"
+        )
     if isinstance(held_out, Loaded):
-        held_out.own_views = True
+        held_out.own_views, held_out.name = True, "the validation DataLoader"
         held_out.check_content = ContentCheck(objective)
     elif held_out is not None and held_out.content is not None:
         check_contents(objective, held_out.content)
@@ -410,6 +412,7 @@ def _interrupted(
             rows = [counts | tally.mean() | last]
     whole = folder.keep(run, step, place, tally, *rows)
     history.rows += rows
+    history.broken_off = bool(rows)
     where = f"after epoch {finished}"
     if rows:
         within = "after" if whole else "within the step after"
@@ -430,7 +433,8 @@ def _keep(
     """Give an error the history; write the moment that it came up, if that is sound."""
     finished = len(run.history)
     error.history = run.history  # type: ignore[attr-defined]
-    error.add_note(f"{finished} finished epochs are in history of the error")
+    verb = "is" if finished == 1 else "are"
+    error.add_note(f"{counted(finished, 'epoch')} {verb} in history of the error")
     if world_size() > 1:  # writing takes all ranks
         return
     if step.count == 0:

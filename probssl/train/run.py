@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..arguments import choice
+from ..arguments import choice, counted
 from ..arguments import folder as checked_folder
 from ..reading import guarded
 from ..runtime import files
@@ -244,9 +244,10 @@ class EarlyStopping:
         if all(math.isnan(row.get(self.monitor, math.nan)) for row in history.rows):
             warnings.warn(
                 f"expected numbers in the column {self.monitor!r}, by which epochs are "
-                f"compared, got NaN in all {len(history)} epochs; no epoch is the "
-                "best, and the parameters are those of the last: write numbers, or "
-                "monitor another column",
+                f"compared, got NaN in {'all ' * (len(history) > 1)}"
+                f"{counted(len(history), 'epoch')}; no epoch is the best, and the "
+                "parameters are those of the last: write numbers, or monitor another "
+                "column",
                 stacklevel=5,
             )
 
