@@ -396,7 +396,9 @@ def _write(
             save_file(tensors, path, metadata={"save": description["save"]})
         except SafetensorError as error:  # of the system, in its words
             number = re.search(r"os error (\d+)", str(error))
-            code = () if number is None else (int(number[1]), os.strerror(int(number[1])))
+            code = (
+                () if number is None else (int(number[1]), os.strerror(int(number[1])))
+            )
             raise OSError(*(code or (str(error),))) from error
 
     with locked(folder, "save", wait=PATIENCE):

@@ -29,6 +29,8 @@ from ..arrays import (
 )
 from .splits import Dataset, Groups, Split, fixed_split
 
+SHOWN = 5  # rows that a message names
+
 __all__ = ["arrays", "as_float", "check_finite", "check_items", "groups"]
 __all__ += ["observed_content", "value_tensor"]
 

@@ -277,8 +277,10 @@ def fit(
         train.check_content = ContentCheck(objective)
     with single_process():
         drawn = None if isinstance(valid, Groups) else views
-        held_out = None if valid is None else make(
-            valid, views=drawn, target=target, name="the validation data"
+        held_out = (
+            None
+            if valid is None
+            else make(valid, views=drawn, target=target, name="the validation data")
         )
     if isinstance(held_out, Loaded):
         held_out.own_views, held_out.name = True, "the validation DataLoader"

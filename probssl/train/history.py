@@ -73,7 +73,10 @@ class History:
 
     def _length(self) -> str:
         part = " and a part" * self.broken_off
-        return f"{counted(self.finished, 'epoch')}{part}" + ", interrupted" * self.interrupted
+        return (
+            f"{counted(self.finished, 'epoch')}{part}"
+            + ", interrupted" * self.interrupted
+        )
 
     def plot(self) -> "Figure":
         """Draw the value and its terms against the epoch: `plots.learning_curves`."""
