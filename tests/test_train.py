@@ -976,7 +976,7 @@ def test_an_error_in_an_epoch_has_the_history_before_it():
     with pytest.raises(RuntimeError, match="mine") as caught:
         fit(objective, points(), epochs=5, on_epoch=fail)
     assert caught.value.history["epoch"].tolist() == [1, 2]
-    assert "2 finished epochs" in caught.value.__notes__[-1]
+    assert "2 epochs are in history" in caught.value.__notes__[-1]
     assert not objective.training
     with pytest.raises(RuntimeError):
         fit(objective, points(), epochs=5, on_step=lambda step, terms: fail(3, {}))

@@ -34,6 +34,7 @@ from ..runtime.threads import LOCK
 from ..runtime.unregistered import message, unregistered
 from ..terms import Terms
 from .batches import Data, Loaded, Stored, Views, grouped, source
+from .checkpoint import OBJECTIVE, class_of
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import (
     Progress,
@@ -186,8 +187,9 @@ def fit(
             epochs, by default each, and at the end, ``best.safetensors`` by `monitor`,
             and ``history.json``.
         resume: Resume from the last checkpoint; on the CPU bit by bit as if the run had
-            not been interrupted or killed. If the folder is empty or missing, the fit
-            starts anew, so that a script can simply be run again after it was killed.
+            not been interrupted or killed. If the folder is missing, or holds files of
+            others alone, such as a log, the fit starts anew, so that a script can
+            simply be run again after it was killed.
             If it holds more than `epochs` epochs, a warning says so, none is added. A
             warning also names data, views and arguments of `fit` that differ from the
             saved run; the learning rate is the saved one. Buffers and parameters of the
@@ -230,8 +232,9 @@ def fit(
             checkpoint is of that moment, unless a step was broken off; there is none if
             no step was made.
         BlockingIOError: If another process or thread fits with the same folder.
-        FileExistsError: If the folder holds a checkpoint, but `resume` is False.
-        FileNotFoundError: If it holds other files, but no checkpoint to resume from.
+        FileExistsError: If the folder holds a checkpoint, but `resume` is False; if it
+            is that of a run of the command line, which has its own inside.
+        FileNotFoundError: If it holds parts of a run, but no checkpoint to resume from.
         FloatingPointError: If a term, a gradient or a parameter is not finite. On the
             CPU the step is not made, and the error says what was not finite first; its
             attribute ``batches`` has the batches of the step. On a GPU fused optimisers
@@ -310,7 +313,8 @@ def fit(
     run.views = views
     if checkpoint is not None:
         steps = {"accumulate": accumulate, "clip": clip}
-        run.setting = setting_of(train, views, optimizer, scheduler, **steps)
+        settings = setting_of(train, views, optimizer, scheduler, **steps)
+        run.setting = {OBJECTIVE: class_of(objective)} | settings
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)
 
