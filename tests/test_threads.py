@@ -272,3 +272,23 @@ def test_views_are_not_blamed_for_what_another_thread_draws(always, caplog):
     views = Disturbed(always)
     fit(simclr(), torch.randn(16, 6), views=views, epochs=1, batch_size=16)
     assert ("others from the same seed" in caplog.text) == always
+
+
+def test_a_seed_repeats_a_fit_only_where_no_other_thread_draws():
+    x = torch.randn(16, 6)
+
+    def views(x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1) + torch.randn(len(x), 2, *x.shape[1:])
+
+    def run(beside: bool) -> Any:
+        def other(step: int, terms: ps.Terms) -> None:
+            thread = threading.Thread(target=torch.rand, args=(1,))
+            thread.start()
+            thread.join()
+
+        torch.manual_seed(0)
+        given = {"views": views, "epochs": 2, "batch_size": 8}
+        return fit(simclr(), x, on_step=other if beside else None, **given)["value"]
+
+    alone = run(False)
+    assert (run(False) == alone).all() and not np.allclose(run(True), alone)
