@@ -21,7 +21,8 @@ Results: docs/results.md, "Weights set by hand". Writes
 benchmarks/results/hand_set_weights.json and a figure beside it. A run that was stopped
 goes on.
 
-Takes two minutes of one CPU core.
+The published weight is the best of VICReg's row, and too heavy in LeJEPA's. Takes two
+minutes of one CPU core.
 """
 
 import time

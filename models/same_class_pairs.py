@@ -13,10 +13,13 @@ Accuracy is that of the most probable class of single images, under the best one
 matching with the labels of the images that are scored.
 
 A small convolutional network is fitted to 55,000 training images; the last 5,000 are
-for validation. The final probability that two images match, which rises from 0.5 during
-the fit, is the published one. By the accuracy on validation images, with one seed, the
-network and a small rotation, scaling and shift of each image were chosen, for the exact
-objective; all three have the same. Nothing was chosen on test images.
+for validation. The probability that two images match rises from 0.5 to 0.9, the
+defaults of the authors' code, whose fits to MNIST go from 0.8 to 0.992. By the accuracy
+on validation images, with one seed, the network, the learning rate and a small
+rotation, scaling and shift of each image were chosen, for the exact objective; all
+three have the same. Nothing was chosen on test images.
+
+Reaches 0.969 with the exact objective and 0.984 with marginal entropies.
 
 Results: docs/results.md, "Pairs of one class". Writes
 benchmarks/results/same_class_pairs.json. A run that was stopped goes on. Needs MNIST in

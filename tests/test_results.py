@@ -663,3 +663,38 @@ def test_places_of_the_table_of_limits_are_those_of_their_fits():
     assert made.gains(measured["fits"]) in page
     cells = {(fit["objective"], fit["seed"]) for fit in measured["fits"]}
     assert len(cells) == len(measured["fits"])
+
+
+def test_classes_from_pairs_of_one_class_are_those_of_their_fits():
+    made, page = script("same_class_pairs"), section("Pairs of one class")
+    measured = figures("same_class_pairs")
+    assert measured["epochs"] == made.EPOCHS
+    assert made.table(measured["rows"]) in page
+    for name, seeds in made.SEEDS.items():
+        own = {row["seed"] for row in measured["rows"] if row["objective"] == name}
+        assert own == set(range(seeds))
+
+    def mean(name: str) -> float:
+        own = [r["test: accuracy"] for r in measured["rows"] if r["objective"] == name]
+        return statistics.mean(own)
+
+    exact, marginal, _ = map(mean, made.OBJECTIVES)
+    about = " ".join(made.__doc__.split())
+    assert f"Reaches {exact:.3f} with the exact objective and {marginal:.3f}" in about
+
+
+def test_weights_that_are_set_by_hand_were_varied():
+    made, page = script("hand_set_weights"), section("Weights set by hand")
+    rows = figures("hand_set_weights")["rows"]
+    assert made.table(rows) in page
+    for values in made.scales(rows).values():
+        assert ", ".join(f"{value:.2f}" for value in values) in page
+    assert {row["seed"] for row in rows} == set(range(made.SEEDS))
+    at = {row["factor"] for row in rows if row["objective"] == "VICReg"}
+    assert made.best(rows, "VICReg") == 1 > made.best(rows, "LeJEPA")
+
+    def test(factor: float) -> float:
+        own = [r for r in rows if (r["objective"], r["factor"]) == ("VICReg", factor)]
+        return statistics.mean(row["test: linear probe"] for row in own)
+
+    assert f"costs {test(1.0) - test(min(at)):.3f}" in page
