@@ -54,6 +54,7 @@ import probssl as ps
 from probssl import limits, priors, recipes
 from probssl.compare.terms import representation_terms
 from probssl.entropies import LogDeterminant, NearestNeighbour
+from probssl.runtime.interrupts import Interrupts
 
 CHOSEN_ON = "validation"
 DIM, SEEDS, IMAGES, PAIRS, SLICES = 10, 3, 10_000, 2_000, recipes.SLICES
@@ -274,11 +275,13 @@ def main(
                 fits = earlier["fits"]
         have = {(f["objective"], f["seed"]) for f in fits}
         cells = [(n, s) for s, n in product(range(seeds), names) if (n, s) not in have]
-        for name, seed in tqdm(cells, desc=kind, unit="fit"):
-            figures = cell(name, data, seed, content["epochs"])
-            fits.append({"objective": name, "seed": seed} | figures)
-            rows = averaged(fits)
-            report.write(path, "table_of_limits.py", **content, rows=rows, fits=fits)
+        with Interrupts() as interrupts:
+            for name, seed in tqdm(cells, desc=kind, unit="fit"):
+                figures = cell(name, data, seed, content["epochs"])
+                interrupts.check()  # its fit was cut short
+                fits.append({"objective": name, "seed": seed} | figures)
+                more = {"rows": averaged(fits), "fits": fits}
+                report.write(path, "table_of_limits.py", **content, **more)
         found[kind] = fits
     return found
 
