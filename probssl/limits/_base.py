@@ -383,6 +383,9 @@ class Embedding(PriorEmbedding):
 
     .. math:: E_{v \ne w} \log p(z_w \mid y = z_v) + \hat H[z]
 
+    and under a prior of views in order, `priors.Sequence` or `priors.Predictive`, each
+    view for that of the next one, w = v + 1, as in contrastive predictive coding.
+
     A random hyper-parameter :math:`\theta` of the prior, such as a temperature, is
     drawn from its guide in every step. The value for an item, as a function of
     :math:`\theta`, replaces a log-likelihood, each item counted once:
@@ -478,7 +481,10 @@ class Embedding(PriorEmbedding):
         """The mean log-density of views that share their content, in nats."""
         if not self.plug_in:
             return self.prior.balanced(z).mean()
-        return over_pairs(self.prior.log_kernel(z, z, plug_in=True)).mean()
+        pairs = self.prior.log_kernel(z, z, plug_in=True)
+        if self.prior.ordered:
+            return pairs.diagonal(1, -2, -1).mean()
+        return over_pairs(pairs).mean()
 
     def _draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
         """Hyper-parameters from their guides, and log p − log q of them per item."""

@@ -5,6 +5,8 @@ from .custom import Custom
 from .gaussian import ContentStyle, Gaussian, Independent
 from .integrals import Enumeration, ImportanceSampling, Quadrature
 from .mixture import Components, Mixture, TwoTier, VampComponents
+from .predictive import Predictive
+from .sequence import Contraction, Sequence
 from .spherical import Spherical
 from .student import TSNE, StudentT
 
@@ -12,14 +14,17 @@ __all__ = [
     "TSNE",
     "Components",
     "ContentStyle",
+    "Contraction",
     "Custom",
     "Enumeration",
     "Gaussian",
     "ImportanceSampling",
     "Independent",
     "Mixture",
+    "Predictive",
     "Prior",
     "Quadrature",
+    "Sequence",
     "Spherical",
     "StudentT",
     "TwoTier",

@@ -51,10 +51,13 @@ class Prior(Parted):
     value`` with the absent views drawn given the present ones, or their mean. One on a
     sphere says so, ``space = "a sphere"``, and has the `gauge` V - 1 if one view alone
     is uniform. Random hyper-parameters in submodules count if `random` returns them.
+    One of views in order, such as times, says so, ``ordered = True``: then `log_kernel`
+    is the density of a view given the one before it.
     """
 
     dim: int | None
     content_dim: int | None = None  # of z: the first are the content's, the rest style
+    ordered: bool = False  # whether the order of the views counts, as of times
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._shown())})"

@@ -67,9 +67,12 @@ def check_prior(
     normalisation           the density integrates to one
     sampling                samples follow the density, also those of `rsample`, and
                             after `expand`, where items are independent
-    exchangeability         the order of the views does not matter
-    marginals               integrating out a view gives the density of the others
-    presence                `present` gives the density of the present views
+    exchangeability         the order of the views does not matter, unless it counts
+                            (``prior.ordered``)
+    marginals               integrating out a view gives the density of the others; of
+                            views in order, the last one
+    presence                `present` gives the density of the present views; of views
+                            in order, the integral over the absent ones
     kernel                  log_kernel(a, b) = log p(a, b) − log p(a), and integrates
                             to one in b
     plug in                 so does the kernel with `plug_in`, which equals `given`
@@ -318,7 +321,9 @@ def sampling(case: _Case) -> Iterator[str]:
 
 
 def exchangeability(case: _Case) -> Iterator[str]:
-    """Views in another order have the same density."""
+    """Views in another order have the same density, unless their order counts."""
+    if case.prior.ordered:
+        return
     z = case.typical(ITEMS, 3)
     for order in permutations(range(3)):
         turned = partial(case.prior.log_prob, z[:, list(order)])
@@ -331,19 +336,24 @@ def exchangeability(case: _Case) -> Iterator[str]:
 def marginals(case: _Case) -> Iterator[str]:
     """Integrating out a view gives the density of the others."""
     for views in [count for count in case.counts if count - 1 in case.counts]:
-        others = case.typical(2, views)[:, 1:]
+        place = views - 1 if case.prior.ordered else 0
+        z = case.typical(2, views)
+        others = torch.cat([z[:, :place], z[:, place + 1 :]], 1)
         log_others = case.prior.log_prob(others).detach()
 
         def log_density(
-            z: Tensor, others: Tensor = others, less: Tensor = log_others
+            z: Tensor,
+            others: Tensor = others,
+            less: Tensor = log_others,
+            place: int = place,
         ) -> Tensor:
-            z = torch.cat([z, others.expand(len(z), *others.shape)], 2)
+            z = _among(z, others, place)
             return case.prior.log_prob(z).detach() - less
 
         constraint = case.prior(1 if case.prior.proper else 2).support
         n = case.draws
-        proposals = around(log_density, others[:, :1], constraint, n)
-        what = f"p(z_1..{views}) / p(z_2..{views}) in z_1"
+        proposals = around(log_density, z[:, place : place + 1], constraint, n)
+        what = f"p(z_1..{views}) / p(the others) in z_{place + 1}"
         look = "the density of fewer views is not the integral of that of more"
         yield from integral(log_density, proposals, n, what, look)
 
@@ -351,6 +361,9 @@ def marginals(case: _Case) -> Iterator[str]:
 def presence(case: _Case) -> Iterator[str]:
     """With `present`, the density is that of the present views alone."""
     if "present" not in signature(case.prior.forward).parameters:
+        return
+    if case.prior.ordered:
+        yield from _presence_in_order(case)
         return
     z = case.typical(ITEMS, 3)
     for mask in ((1, 1, 0), (0, 1, 1), (1, 1, 1), *[(0, 1, 0)] * case.prior.proper):
@@ -361,6 +374,34 @@ def presence(case: _Case) -> Iterator[str]:
         gap = _differ(case, masked, partial(case.prior.log_prob, z[:, present]))
         if gap:
             yield f"{gap} with present={mask}; sum absent views out of every term"
+
+
+def _presence_in_order(case: _Case) -> Iterator[str]:
+    """The density of the present views is the integral of all over the absent one."""
+    for place in range(3):
+        z = case.typical(2, 3)
+        others = torch.cat([z[:, :place], z[:, place + 1 :]], 1)
+        present = (torch.arange(3) != place).expand(2, -1)
+        less = case.prior.log_prob(z, present).detach()
+
+        def log_density(
+            one: Tensor, others: Tensor = others, less: Tensor = less, place: int = place
+        ) -> Tensor:
+            return case.prior.log_prob(_among(one, others, place)).detach() - less
+
+        constraint = case.prior(1 if case.prior.proper else 2).support
+        proposals = around(
+            log_density, z[:, place : place + 1], constraint, case.draws
+        )
+        what = f"p(z_1..3) / p(the present) in z_{place + 1}"
+        look = f"the density with view {place + 1} absent is not that integral"
+        yield from integral(log_density, proposals, case.draws, what, look)
+
+
+def _among(one: Tensor, others: Tensor, place: int) -> Tensor:
+    """A view of shape (n, item, 1, dim), put among others of each item at its place."""
+    others = others.expand(len(one), *others.shape)
+    return torch.cat([others[:, :, :place], one, others[:, :, place:]], 2)
 
 
 def kernel(case: _Case) -> Iterator[str]:
@@ -414,8 +455,11 @@ def pairs(case: _Case) -> Iterator[str]:
 
 def _pmi(prior: Prior, pairs: Float[Tensor, "*batch 2 dim"]) -> Float[Tensor, "*batch"]:
     one, other = pairs.split(1, -2)
-    value = prior.log_prob(pairs) - prior.log_prob(one) - prior.log_prob(other)
-    return value.detach()
+    value = prior.log_prob(pairs) - prior.log_prob(one)
+    if prior.ordered:  # the second view may have another density than the first
+        second = torch.tensor([False, True]).expand(pairs.shape[:-1])
+        return (value - prior.log_prob(pairs, second)).detach()
+    return (value - prior.log_prob(other)).detach()
 
 
 def balance(case: _Case) -> Iterator[str]:
@@ -565,8 +609,8 @@ def completion(case: _Case) -> Iterator[str]:
     views, seen = case.prior(3), z[present]
 
     def log_density(other: Tensor) -> Tensor:
-        known = seen.expand(*other.shape[:-2], -1, -1)
-        return case.prior.log_prob(torch.cat([known, other], -2)).detach()
+        first, last = seen.expand(*other.shape[:-2], -1, -1).split(1, -2)
+        return case.prior.log_prob(torch.cat([first, other, last], -2)).detach()
 
     def sample(n: int) -> dict[str, Tensor]:
         drawn = views.complete(z.expand(n, -1, -1), present.expand(n, -1)).detach()
