@@ -223,6 +223,18 @@ def content_and_style(module: ModuleType, folder: Path) -> None:
     assert (folder / "content_and_style.json").is_file()
 
 
+def moving_digits(module: ModuleType, folder: Path) -> None:
+    options = {"seeds": 1, "epochs": 1, "n": 64, "held_out": 12, "particles": 3}
+    rows = module.main(**options, data=ps.data.digits(), results=folder)
+    assert [row["prior"] for row in rows] == list(module.PRIORS)
+    assert all(row["test: bound"] < 0 <= row["test: digit"] <= 1 for row in rows)
+    assert all(row["test: place"] <= 1 for row in rows)
+    assert len(module.table(rows).splitlines()) == 2 + len(module.PRIORS)
+    assert report.read(folder / "moving_digits.json") == rows
+    drawn = module.series(ps.data.digits(), 8, 4)
+    assert drawn["test"].groups.views.shape == (4, module.FRAMES, *module.SHAPE)
+
+
 def scale_of_views(module: ModuleType, folder: Path) -> None:
     grey = ps.data.digits()
     images, labels = (grey.train.images > 0.5, grey.train.labels)
@@ -762,6 +774,7 @@ SHORT = {
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "limits_cifar10": limits_cifar10,
     "limits_mnist": limits_mnist,
+    "moving_digits": moving_digits,
     "multimodal_halves": multimodal_halves,
     "novelty_mnist": novelty_mnist,
     "paradigms_under_noise": paradigms_under_noise,

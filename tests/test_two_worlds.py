@@ -44,6 +44,8 @@ PRIORS = {
     "student": lambda: ps.priors.StudentT(DIM, 0.3, dist.LogNormal(1.5, 0.3)),
     "mixture": lambda: ps.priors.Mixture(DIM, 5, 0.5),
     "two tiers": lambda: ps.priors.TwoTier(DIM, 5, 0.3),
+    "sequence": lambda: ps.priors.Sequence(DIM, ps.priors.Contraction(DIM)),
+    "random sequence": lambda: ps.priors.Sequence(DIM, dist.Beta(5.0, 2.0)),
     "five lines": lambda: ps.priors.Custom(
         lambda y: dist.Laplace(y, 0.3).to_event(1), dim=DIM
     ),

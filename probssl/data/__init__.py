@@ -3,7 +3,15 @@
 from .files import image_folder, load, npz
 from .memory import arrays, groups
 from .published import cifar10, digits, fashion_mnist, mnist, omniglot_small
-from .simulators import Cells, LinearGaussian, cells, factors, linear_gaussian
+from .simulators import (
+    Cells,
+    LinearGaussian,
+    MovingDigits,
+    cells,
+    factors,
+    linear_gaussian,
+    moving_digits,
+)
 from .splits import Dataset, Groups, Split
 
 __all__ = [
@@ -11,6 +19,7 @@ __all__ = [
     "Dataset",
     "Groups",
     "LinearGaussian",
+    "MovingDigits",
     "Split",
     "arrays",
     "cells",
@@ -23,6 +32,7 @@ __all__ = [
     "linear_gaussian",
     "load",
     "mnist",
+    "moving_digits",
     "npz",
     "omniglot_small",
 ]

@@ -1,4 +1,4 @@
-"""Simulated data with known factors: a linear-Gaussian joint, shapes, and cells."""
+"""Simulated data with known factors: a linear-Gaussian joint, shapes, cells, digits."""
 
 import math
 from typing import NamedTuple
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..arguments import at_least, between, positive, typed, whole
 from ..arrays import tensor
+from .published import digits
 from .splits import Groups, Split
 
-__all__ = ["FACTORS", "SHAPES", "Cells", "LinearGaussian", "cells", "factors"]
-__all__ += ["linear_gaussian"]
+__all__ = ["FACTORS", "SHAPES", "Cells", "LinearGaussian", "MovingDigits", "cells"]
+__all__ += ["factors", "linear_gaussian", "moving_digits"]
 
 SHAPES = ("bar", "corner", "tee", "cross")
 """The names of the classes that `factors` draws."""
@@ -21,6 +22,7 @@ FACTORS = ("x", "y", "angle", "thickness")
 """The columns of the style of `factors`, in pixels and radians."""
 
 _SIZE = 16
+_DIGIT = 8
 _LOW = (-2.0, -2.0, -math.pi / 4, 0.6)
 _HIGH = (2.0, 2.0, math.pi / 4, 1.6)
 # Two strokes for each shape, from (x, y) to (x, y) in pixels; a bar is drawn twice.
@@ -254,6 +256,89 @@ def _tree(leaves: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _path(node: int, parents: tuple[int, ...]) -> list[int]:
     """A node and its ancestors."""
     return [] if node < 0 else [node, *_path(parents[node], parents)]
+
+
+class MovingDigits(NamedTuple):
+    """The series of frames that `moving_digits` drew, and where the digit was.
+
+    Arguments:
+        groups: Views (n, frame, 1, 16, 16), the frames in their order; the labels are
+            the digits.
+        position: The upper left corner of the digit, (x, y) in pixels to the right and
+            downwards from that of the frame, 0 to 8.
+        velocity: The motion from this frame on, (x, y) in pixels per frame.
+    """
+
+    groups: Groups
+    position: Float[Tensor, "n frame 2"]
+    velocity: Float[Tensor, "n frame 2"]
+
+    def __repr__(self) -> str:
+        shape = tuple(self.position.shape)
+        return f"MovingDigits({self.groups}, position and velocity {shape})"
+
+
+@typed
+def moving_digits(
+    n: int,
+    frames: int = 6,
+    *,
+    images: Split | None = None,
+    speed: float = 1.0,
+    seed: int | None = None,
+) -> MovingDigits:
+    r"""Draw series of a digit of 8 × 8 pixels that drifts and bounces in 16 × 16.
+
+    Each series has one digit, drawn from `images`, a start that is uniform over the
+    places where it fits, and a velocity from :math:`N(0, \texttt{speed}^2 I)`, which
+    changes its sign where the digit meets the edge. Between pixels the digit is
+    interpolated linearly and rounded to the grey levels {0, 1/16, …, 1}.
+
+    The frames are the views of an item, in their order: for `priors.Sequence`.
+
+    Arguments:
+        n: The number of series.
+        frames: The number of frames of each.
+        images: The digits that move, (m, 1, 8, 8); by default the training set of
+            `data.digits`. For held-out series give ``data.digits().test``.
+        speed: The standard deviation of the velocity, in pixels per frame.
+        seed: A seed of their own, which leaves ``torch.manual_seed`` alone; None draws
+            from that.
+
+    Example:
+        >>> moving_digits(3, frames=5).groups.views.shape
+        torch.Size([3, 5, 1, 16, 16])
+
+    Raises:
+        ValueError: No items, no frames, a speed that is negative or not finite, images
+            of another shape.
+    """
+    n, frames = whole("n", n), whole("frames", frames)
+    speed = at_least("speed", speed, 0)
+    source = digits().train if images is None else images
+    shape = tuple(source.images.shape[1:])
+    if shape != (1, _DIGIT, _DIGIT) or not source.images.is_floating_point():
+        raise ValueError(
+            f"expected images of shape (1, {_DIGIT}, {_DIGIT}) in [0, 1], got {shape}, "
+            f"{source.images.dtype}; give digits such as ps.data.digits().test"
+        )
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    row = torch.randint(len(source), (n,), generator=generator)
+    room = _SIZE - _DIGIT
+    start = room * torch.rand(n, 1, 2, generator=generator)
+    drift = speed * torch.randn(n, 1, 2, generator=generator)
+    # A digit that bounces at the ends of [0, room] goes around a circle of twice that.
+    around = (start + drift * torch.arange(frames).unsqueeze(-1)) % (2 * room)
+    position = room - (around - room).abs()
+    velocity = torch.where(around < room, drift, -drift)
+    # Each pixel of the digit has a triangle of weights over those of the frame.
+    pixels, own = torch.arange(_SIZE).unsqueeze(-1), torch.arange(_DIGIT)
+    away = (pixels - own) - position[..., None, None]
+    across, down = (1 - away.abs()).clamp(min=0).unbind(2)
+    digit = source.images[row, 0].float().unsqueeze(1)
+    drawn = ((down @ digit @ across.mT) * 16).round() / 16
+    labels = None if source.labels is None else source.labels[row]
+    return MovingDigits(Groups(drawn.unsqueeze(2), labels), position, velocity)
 
 
 def _distance(

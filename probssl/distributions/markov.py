@@ -145,9 +145,9 @@ class GaussMarkov(ViewsDistribution):
         .. math:: q(z) \propto p(z) \prod_{v \text{ present}}
             \frac{N(z_v \mid m_v, r_v^2)}{N(z_v \mid \mu_v, s_v^2)}
 
-        It is a chain as well. What the factors of time t and later say on
-        :math:`z_t` is :math:`e^{h^\top z - z^\top J z / 2}`, carried backwards in time
-        by
+        It is a chain as well. In deviations :math:`u_t = z_t - m_t`, which have shifts
+        :math:`c_t + A_t m_{t-1} - m_t`, what the factors of time t and later say on
+        :math:`u_t` is :math:`e^{h^\top u - u^\top J u / 2}`, carried backwards in time by
 
         .. math:: J \leftarrow G^\top X G, \quad
             h \leftarrow G^\top (M^{-1} L^\top h - X L^{-1} c), \quad
@@ -158,9 +158,12 @@ class GaussMarkov(ViewsDistribution):
                 nothing.
         """
         precision, gradient = quotient(loc, scale, present, over)
-        own, linear = self._columns(precision), precision * loc + gradient
-        linear = self._columns(linear)
-        shift = self._columns(self.shift)
+        if present is not None:
+            loc = loc.where(present.unsqueeze(-1), 0.0)
+        own, linear = self._columns(precision), self._columns(0 * precision + gradient)
+        before = self._columns(pad(loc[..., :-1, :], (0, 0, 1, 0)))
+        centre = self._columns(loc)
+        shift = self._columns(self.shift) + product(self.transition, before) - centre
         one = torch.eye(self.transition.shape[-1]).to(loc)
         J, h = one * _at(own, -1), _at(linear, -1)
         steps, shifts, trils = [], [], []
@@ -171,8 +174,10 @@ class GaussMarkov(ViewsDistribution):
             whitened, gain = solve(L, c), solve(L, A)
             tril = product(L, root.mT)
             pulled = product(tril.mT, h)
-            shifts.append(product(tril, product(root, whitened) + pulled))
-            steps.append(product(tril, product(root, gain)))
+            step = product(tril, product(root, gain))
+            moved = product(tril, product(root, whitened) + pulled)
+            shifts.append(_at(centre, t) + moved - product(step, _at(before, t)))
+            steps.append(step)
             trils.append(tril)
             if t:
                 X = product(root.mT, product(root, spread))

@@ -20,11 +20,14 @@ from probssl.priors import (
     TSNE,
     Components,
     ContentStyle,
+    Contraction,
     Custom,
     Gaussian,
     Independent,
     Mixture,
+    Predictive,
     Prior,
+    Sequence,
     Spherical,
     StudentT,
     TwoTier,
@@ -44,6 +47,10 @@ def projector() -> nn.Module:
 
 def decoder(dim: int = DIM, event: int = EVENT) -> nn.Module:
     return ps.nn.MLPDecoder(dim, (event,), hidden=(8,))
+
+
+def predictor(dim: int = DIM) -> nn.Module:
+    return ps.nn.MLPEncoder((dim,), dim, hidden=(8,))
 
 
 def joint(
@@ -157,6 +164,13 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "mixture of random scale": lambda: Mixture(2, 3, RANDOM),
     "two tiers": lambda: TwoTier(2, 3, 0.3, ps.learned(0.5)),
     "own scales": lambda: TwoTier(2, Components(2, 3, own_scales=True), 0.3, 0.5),
+    "sequence": lambda: Sequence(2, ps.learned(0.8)),
+    "random sequence": lambda: Sequence(2, FRACTION),
+    "random walk": lambda: Sequence(1, 1.0, RANDOM, 1.0, drift=0.2),
+    "sequence of a matrix": lambda: Sequence(2, [[0.5, 0.4], [-0.4, 0.6]], [0.3, 0.7]),
+    "contraction": lambda: Sequence(2, Contraction(2, 0.7)),
+    "predictive": lambda: Predictive(2, predictor(2), 0.5),
+    "proper predictive": lambda: Predictive(2, predictor(2), RANDOM, 1.0),
     "Laplace conditional": lambda: Custom(_laplace, 1),
     "positive conditional": lambda: Custom(_positive, 1),
 }
@@ -199,6 +213,8 @@ GUIDES: dict[str, Callable[[], tuple[Callable[[nn.Module], nn.Module], Prior]]] 
     "coupled": lambda: (ps.guides.Coupled, Gaussian(2, 0.5)),
     "coupled, flat": lambda: (ps.guides.Coupled, Gaussian(2, 0.5, math.inf)),
     "coupled, style": lambda: (ps.guides.Coupled, ContentStyle(1, 1, 0.5)),
+    "coupled, sequence": lambda: (ps.guides.Coupled, Sequence(2, 0.7)),
+    "coupled, contraction": lambda: (ps.guides.Coupled, Sequence(2, Contraction(2))),
     "coupled, mixture": lambda: (ps.guides.Coupled, Mixture(2, 3, 0.5)),
     "likelihoods": lambda: (ps.guides.CoupledLikelihoods, Gaussian(2, 0.5)),
     "point": lambda: (ps.guides.Point, Gaussian(2, 0.5)),
@@ -209,6 +225,9 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     "SimVAE": lambda: limits.SimVAE(joint(Gaussian(DIM, 0.5))),
     "SimVAE of content and style": lambda: limits.SimVAE(
         joint(ContentStyle(DIM - 1, 1, ps.learned(0.3)))
+    ),
+    "SimVAE of a sequence": lambda: limits.SimVAE(
+        joint(Sequence(DIM, ps.learned(0.8)), guide=ps.guides.Coupled)
     ),
     "spherical SimVAE": lambda: limits.SimVAE(spherical_joint()),
     "VAE": lambda: limits.VAE(joint(Independent(DIM))),
@@ -252,6 +271,15 @@ OBJECTIVES: dict[str, Callable[[], nn.Module]] = {
     ),
     "nearest neighbour": lambda: limits.Embedding(
         encoder(), Gaussian(DIM, 0.5), ps.entropies.NearestNeighbour()
+    ),
+    "predictive": lambda: limits.Embedding(
+        encoder(), Predictive(DIM, predictor(), 0.5), ps.entropies.LogDeterminant()
+    ),
+    "predictive coding": lambda: limits.Embedding(
+        encoder(),
+        Sequence(DIM, Contraction(DIM)),
+        ps.entropies.KernelDensity(),
+        plug_in=True,
     ),
     "alignment and uniformity": lambda: limits.AlignmentUniformity(encoder()),
     "FroSSL": lambda: limits.FroSSL(encoder(), projector()),
