@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.checks import refusals
+from helpers.checks import assert_mean, refusals
 from PIL import Image
 from sklearn.preprocessing import LabelEncoder
 from torch.testing import assert_close
@@ -1059,6 +1059,53 @@ def test_drawings_show_their_factors():
     t = style["thickness"]
     area = 16 * t + math.pi * t.square()
     assert ((mass - area) / area)[bar].abs().max() < 0.1  # soft edges add to the ends
+
+
+def test_moving_digits_are_where_they_are_said_to_be():
+    digits = data.digits().train
+    drawn = data.moving_digits(200, 9, images=digits, speed=2.0, seed=4)
+    x, at, velocity = drawn.groups.views[:, :, 0], drawn.position, drawn.velocity
+    assert x.shape == (200, 9, 16, 16) and at.shape == velocity.shape == (200, 9, 2)
+    assert torch.equal(16 * x, (16 * x).round()) and x.min() == 0 and x.max() == 1
+    assert (at >= 0).all() and (at <= 8).all()
+    axis = torch.arange(16.0)
+    mass = x.sum((2, 3))
+    centre = torch.stack([(x.sum(d) * axis).sum(-1) / mass for d in (2, 3)], -1)
+    apart = centre - at  # the same for all frames of a series, up to grey levels
+    assert (apart - apart.mean(1, keepdim=True)).abs().max() < 0.15
+    ahead = at[:, :-1] + velocity[:, :-1]
+    inside = (ahead > 0) & (ahead < 8)
+    assert_close(ahead[inside], at[:, 1:][inside])
+    bounced = torch.where(ahead < 0, -ahead, 16 - ahead)
+    near = ~inside & (bounced > 0) & (bounced < 8)
+    assert near.any()
+    assert_close(bounced[near], at[:, 1:][near], rtol=0, atol=1e-5)
+    assert_close(velocity[:, 1:][near], -velocity[:, :-1][near])
+    assert_close(velocity.abs(), velocity[:, :1].abs().expand_as(velocity))
+
+
+def test_moving_digits_are_uniform_and_follow_their_seed():
+    n = 4_000
+    still = data.moving_digits(n, 1, seed=0)
+    assert_mean(still.position[:, 0], torch.full((2,), 4.0))
+    assert_mean(still.position[:, 0].square(), torch.full((2,), 64 / 3))
+    assert_mean(still.velocity[:, 0].square(), torch.ones(2))
+    state = torch.get_rng_state()
+    again, other = (data.moving_digits(n, 1, seed=seed) for seed in (0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(again.groups.views, still.groups.views)
+    assert not torch.equal(other.position, still.position)
+    whole = data.moving_digits(3, 4, images=data.digits().test, speed=0)
+    assert (whole.groups.views == whole.groups.views[:, :1]).all()
+    assert "MovingDigits(Groups(3 items" in repr(whole)
+
+
+test_moving_digits_of_nothing_are_refused = refusals(
+    (lambda: data.moving_digits(0), ValueError, "n as a whole number of at least 1"),
+    (lambda: data.moving_digits(2, 0), ValueError, "frames as a whole number of at"),
+    (lambda: data.moving_digits(2, speed=-1.0), ValueError, "speed"),
+    (lambda: data.moving_digits(2, images=SPLIT), ValueError, r"shape \(1, 8, 8\)"),
+)
 
 
 # The real files

@@ -298,7 +298,7 @@ class Sequence(Prior):
         if self.noise is None and self.start is not None:
             what, hint = "where noise is None", "give noise"
         else:
-            what, hint = "of a stationary chain", "give noise and start, as for a walk"
+            what, hint = "of a stationary chain", "give noise and start, as of a walk"
         if isinstance(self.transition, Contraction) or self._free_transition():
             return
         A = self._blocks(self.transition, {}).double()
