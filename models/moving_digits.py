@@ -22,7 +22,8 @@ of the mean of z over frames; the place of the digit in a frame, R² of a linear
 regression on the mean of z of that frame; and the same of the fourth frame where it is
 hidden, its z given the five others.
 
-Results: docs/results.md, "Views in order". Writes benchmarks/results/moving_digits.json.
+Results: docs/results.md, "Views in order". Writes moving_digits.json in
+benchmarks/results.
 
 ``--tables`` prints the table. Takes five minutes of one CPU core. A run
 that was stopped goes on.

@@ -57,7 +57,9 @@ CHAINS: dict[str, Callable[[], tuple[Sequence, Plain]]] = {
         Sequence(DIM, [0.1, -0.5, 0.9], noise=[0.2, 0.3, 0.4], drift=DRIFT),
         (
             np.array(DRIFT) / (1 - np.array([0.1, -0.5, 0.9])),
-            np.diag(np.array([0.2, 0.3, 0.4]) ** 2 / (1 - np.array([0.01, 0.25, 0.81]))),
+            np.diag(
+                np.array([0.2, 0.3, 0.4]) ** 2 / (1 - np.array([0.01, 0.25, 0.81]))
+            ),
             np.diag([0.1, -0.5, 0.9]),
             np.array(DRIFT),
             np.diag([0.04, 0.09, 0.16]),

@@ -147,7 +147,7 @@ class GaussMarkov(ViewsDistribution):
 
         It is a chain as well. In deviations :math:`u_t = z_t - m_t`, which have shifts
         :math:`c_t + A_t m_{t-1} - m_t`, what the factors of time t and later say on
-        :math:`u_t` is :math:`e^{h^\top u - u^\top J u / 2}`, carried backwards in time by
+        :math:`u_t` is :math:`e^{h^\top u - u^\top J u / 2}`, carried back in time by
 
         .. math:: J \leftarrow G^\top X G, \quad
             h \leftarrow G^\top (M^{-1} L^\top h - X L^{-1} c), \quad

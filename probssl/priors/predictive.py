@@ -89,9 +89,10 @@ class Predictive(Prior):
         flat = isinstance(start, float) and start == math.inf
         self.start = math.inf if flat else Positive(start, "start", dim=dim)
         if self.scale.free and (flat or self.start.free):  # type: ignore[union-attr]
+            came = "a flat one, start=math.inf" if flat else "a free one"
             raise ValueError(
                 "expected a fixed start beside a learned or random scale, got "
-                f"{'a flat one, start=math.inf' if flat else 'a free one'}; rescaling z "
+                f"{came}; rescaling z "
                 "trades one for the other: fix scale, or give start a number"
             )
         self._check_rows()
@@ -154,9 +155,10 @@ class Predictive(Prior):
             found = called(self.predictor, z)
             name, shape = type(self.predictor).__name__, getattr(found, "shape", None)
             if shape != z.shape:
+                came = tuple(shape) if shape is not None else type(found)
                 raise ValueError(
-                    f"expected predictor with outputs (n, {self.dim}), as z, got {name} "
-                    f"with {tuple(shape) if shape is not None else type(found)} for "
+                    f"expected predictor with outputs (n, {self.dim}), as z, got "
+                    f"{name} with {came} for "
                     f"{tuple(z.shape)}; give it as many outputs as inputs"
                 )
             try:

@@ -385,14 +385,15 @@ def _presence_in_order(case: _Case) -> Iterator[str]:
         less = case.prior.log_prob(z, present).detach()
 
         def log_density(
-            one: Tensor, others: Tensor = others, less: Tensor = less, place: int = place
+            one: Tensor,
+            others: Tensor = others,
+            less: Tensor = less,
+            place: int = place,
         ) -> Tensor:
             return case.prior.log_prob(_among(one, others, place)).detach() - less
 
         constraint = case.prior(1 if case.prior.proper else 2).support
-        proposals = around(
-            log_density, z[:, place : place + 1], constraint, case.draws
-        )
+        proposals = around(log_density, z[:, place : place + 1], constraint, case.draws)
         what = f"p(z_1..3) / p(the present) in z_{place + 1}"
         look = f"the density with view {place + 1} absent is not that integral"
         yield from integral(log_density, proposals, case.draws, what, look)
