@@ -11,9 +11,9 @@ guide (`guides.Coupled`) and the number of steps are the same under all priors:
   coefficient for each dimension; and with a learned matrix, `priors.Contraction`.
 
 The series for the scores are of digits that no fit saw: those of the test set of
-`data.digits`, and for validation of the last fifth of its training set, on which
-learning rate, networks and number of steps were looked at. Nothing was chosen on test
-series, and the settings are the same under all priors.
+`data.digits`, and for validation of the last fifth of its training set. Settings are
+the same under all priors and short, to fit in minutes; longer ones were looked at on
+validation series. Nothing was chosen on test series.
 
 Scores: the importance-weighted bound on the evidence log p(x_1, …, x_6) in nats per
 series, with 200 draws (a bound: the weights are too uneven for an estimate, and the
@@ -22,10 +22,13 @@ of the mean of z over frames; the place of the digit in a frame, R² of a linear
 regression on the mean of z of that frame; and the same of the fourth frame where it is
 hidden, its z given the five others.
 
+A chain places a hidden frame, R² 0.92, where a shared content gives 0.18. It does not
+raise the bound in these short fits, which is 26 ± 6 nats below that of `Gaussian`.
+
 Results: docs/results.md, "Views in order". Writes moving_digits.json in
 benchmarks/results.
 
-``--tables`` prints the table. Takes five minutes of one CPU core. A run
+``--tables`` prints the table. Takes six minutes of one CPU core. A run
 that was stopped goes on.
 """
 

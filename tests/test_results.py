@@ -247,6 +247,13 @@ def test_the_coherence_of_five_modalities_was_measured():
     assert said in " ".join(section.split())
 
 
+def test_the_scores_of_views_in_order_are_those_of_their_fits():
+    measured = figures("moving_digits")["rows"]
+    assert script("moving_digits").table(measured) in DIGITS
+    assert all(row["test: share of k̂ > 0.7"] == 1 for row in measured)
+    assert len(measured) == 12
+
+
 def test_the_scores_of_content_and_style_are_those_of_their_fits():
     measured = figures("content_and_style")["rows"]
     assert script("content_and_style").table(measured) in DIGITS

@@ -308,7 +308,7 @@ class Coupled(Guide):
     This is Bayes' rule for views that are independent given z: with the true
     :math:`p(z_v \mid x_v)` it is the true posterior. It is in closed form, for any
     subset of the views, under `priors.Gaussian`, `ContentStyle`, `Independent`,
-    `Mixture` and `TwoTier`, and the exact posterior where the likelihood is a normal
+    `Sequence`, `Mixture` and `TwoTier`, and the exact posterior where the likelihood is a normal
     function of z.
 
     The encoder gives :math:`q(z_v \mid x_v)` in units of the prior. With :math:`\mu`
@@ -425,8 +425,8 @@ def _closed(prior: PriorOf, guide: Guide) -> Any:
         named = type(getattr(prior, "func", joint)).__name__  # a `Prior` and its views
         raise ValueError(
             "expected a prior whose product with normal factors is closed for the "
-            f"guide {type(guide).__name__} (Gaussian, Independent, Mixture or TwoTier; "
-            f"StudentT, Spherical and Custom have none), got {named}; use "
+            f"guide {type(guide).__name__} (Gaussian, Independent, Sequence, Mixture "
+            f"or TwoTier; StudentT, Spherical and Custom have none), got {named}; use "
             "DiagonalGaussian, or on the sphere guides.PowerSpherical"
         )
     return joint
