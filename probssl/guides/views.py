@@ -308,8 +308,8 @@ class Coupled(Guide):
     This is Bayes' rule for views that are independent given z: with the true
     :math:`p(z_v \mid x_v)` it is the true posterior. It is in closed form, for any
     subset of the views, under `priors.Gaussian`, `ContentStyle`, `Independent`,
-    `Sequence`, `Mixture` and `TwoTier`, and the exact posterior where the likelihood is a normal
-    function of z.
+    `Sequence`, `Mixture` and `TwoTier`, and the exact posterior where the likelihood is
+    a normal function of z.
 
     The encoder gives :math:`q(z_v \mid x_v)` in units of the prior. With :math:`\mu`
     and :math:`\nu` the mean and standard deviation of :math:`p(z_v)`,
