@@ -98,7 +98,8 @@ class GaussMarkov(ViewsDistribution):
     def rsample(self, sample_shape: Shape = ()) -> Views:
         shape = self._extended_shape(Size(sample_shape))
         noise = self._columns(self.shift.new_empty(shape).normal_())
-        shift, z = self._columns(self.shift), []
+        shift = self._columns(self.shift)
+        z: list[Tensor] = []
         for t in range(shape[-2]):
             drawn = _at(shift, t) + product(self._tril(t), _at(noise, t))
             z.append(drawn + product(self._step(t), z[-1]) if t else drawn)

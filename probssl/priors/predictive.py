@@ -101,7 +101,10 @@ class Predictive(Prior):
     def proper(self) -> bool:
         return self.start != math.inf
 
-    def forward(self, views: int, **drawn: Tensor) -> Autoregressive:
+    # Without `present` among its arguments, by which a prior says that it takes masks.
+    def forward(  # type: ignore[override]
+        self, views: int, **drawn: Tensor
+    ) -> Autoregressive:
         """Return the distribution of the views, event shape (view, dim).
 
         Raises:
