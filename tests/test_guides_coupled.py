@@ -419,7 +419,7 @@ def refused_prior(prior: Prior) -> Callable[[], object]:
 
 test_products_without_a_closed_form_are_refused = refusals(
     (refused_product, ValueError, "share one scale"),
-    (refused_prior(ps.priors.StudentT(DIM)), ValueError, "Gaussian, Independent, Mix"),
+    (refused_prior(ps.priors.StudentT(DIM)), ValueError, "Independent, Sequence, Mix"),
     (refused_prior(ps.priors.Spherical(DIM, 5.0)), ValueError, "Mixture or TwoTier"),
 )
 
