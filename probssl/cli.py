@@ -52,9 +52,10 @@ OTHER_EPOCHS = 20
 METHODS = "VAE,SimVAE,SimCLR,VICReg"
 MAX_TRAIN = 10_000  # training items for the probes, at most
 COMPILE: dict[str, bool | str] = {"auto": "auto", "always": True, "never": False}
+EVIDENCE_STEPS = 1_000  # of the joint of a frozen encoder
 MAPPED = 1_000  # items in the figure of the latents, at most
 FORMS = {"Markdown": Table.to_markdown, "JSON": Table.to_json, "CSV": Table.to_csv}
-OVERALL = "comparison.json", "comparison.png", "matrix.png"  # of `compare`
+OVERALL = "comparison.json", "comparison.png", "matrix.png", "evidence.png"
 DERIVED = ["history.json", "curves.png", "map.png", "posterior.nc"]  # of one run
 DERIVED += ["reconstructions.png", "samples.png"]
 MISUSE = (ValueError, TypeError, OSError, FloatingPointError, MemoryError)
@@ -140,6 +141,10 @@ def _parser() -> argparse.ArgumentParser:
         "leave out raw pixels, which take the most time, PCA and an untrained encoder"
     )
     add("--no-baselines", dest="baselines", action="store_false", help=text)
+    text = "fit the same joint to each frozen encoder, and list its ELBO and evidence "
+    text += f"(default: not; without a number of steps, {EVIDENCE_STEPS})"
+    how: dict[str, Any] = {"nargs": "?", "const": EVIDENCE_STEPS, "default": 0}
+    add("--evidence", type=int, metavar="STEPS", help=text, **how)
     text = "take what the output folder has, and fit and measure the rest (default: "
     add("--resume", action="store_true", help=text + "start anew, and overwrite it)")
     _add_data(add, "comparison")
@@ -240,6 +245,7 @@ def _compare(options: argparse.Namespace) -> None:
     data = _data(options)
     check_data(data, MAX_TRAIN, options.seed)  # before any fit
     check_counts(epochs=_fit_options(data, options)["epochs"])
+    whole("--evidence", options.evidence, least=0, hint="0 leaves it out")
     runs = _runs(options.runs, methods, data)
     with _alone(options.out, "compare"):
         fitted = _fitted(methods, data, options)
@@ -361,6 +367,7 @@ def _show(
         baselines=options.baselines,
         seconds=seconds,
         max_train=MAX_TRAIN,
+        evidence=options.evidence,
         seed=options.seed,
         checkpoint=options.out,
         resume=options.resume,
@@ -377,6 +384,8 @@ def _show(
         "comparison": plots.comparison(found.table),
         "matrix": plots.matrix(found.matrix),
     }
+    if found.curves:
+        figures["evidence"] = plots.learning_curves(found.curves)
     _save_figures(figures, options.out)
     print(f"\nwritten to {options.out}: comparison.json and .png, matrix.png, and for")
     print("each method a folder with its weights, figures and, if it is generative,")

@@ -104,10 +104,13 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def short_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fit the decoders that `compare` needs for a few steps, and draw few labels."""
+    """Fit decoders of `compare` and proposals briefly, draw few labels."""
     # `probssl.compare` is the function, which hides the module of the same name.
     decoding = importlib.import_module("probssl.compare.decoding")
     monkeypatch.setattr(decoding, "STEPS", 20)
+    implied = importlib.import_module("probssl.compare.implied")
+    for name, value in {"PARTICLES": 20, "REFINE": 3, "ELBO_PARTICLES": 2}.items():
+        monkeypatch.setattr(implied, name, value)
     few = partial(probes.few_label_probe, repeats=5)
     monkeypatch.setattr(probes, "few_label_probe", few)
 

@@ -112,6 +112,18 @@ def test_inspect_describes_what_only_its_owner_can_build(tmp_path, capsys):
     assert "\nchanged: encoder.head" in capsys.readouterr().out
 
 
+def test_compare_lists_the_evidence_of_frozen_encoders(tmp_path, capsys):
+    given = ["compare", "--methods", "simclr", "--no-baselines", "--out", str(tmp_path)]
+    short = ["--epochs", "1", "--items", "100", "--device", "cpu"]
+    assert main([*given, "--evidence", "-1", *short]) == 2
+    assert not (tmp_path / "SimCLR").exists()
+    assert main([*given, "--evidence", "2", *short]) == 0
+    assert "frozen ELBO, log p(x): one joint" in capsys.readouterr().out
+    assert (tmp_path / "evidence.png").is_file()
+    assert main([*given, *short]) == 0  # anew, without what is no longer measured
+    assert not (tmp_path / "evidence.png").exists()
+
+
 def test_compare_leaves_baselines_out(tmp_path, capsys):
     options = ["--methods", "simclr", "--no-baselines", "--out", str(tmp_path)]
     assert main(["compare", *options, *SHORT]) == 0

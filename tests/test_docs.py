@@ -43,7 +43,7 @@ SHORTER = {
     r"\bepochs=\d{2,}": "epochs=1",
     r"\bdraws=\d+": "draws=20",
     r"\bparticles=\d+": "particles=5",
-    r"\b(refine|steps)=\d{2,}": r"\1=1",
+    r"\b(evidence|refine|steps)=\d{2,}": r"\1=1",
     r"\banneal=\d+": "anneal=3",
     r"\btest\.take\(100\)": "test.take(8)",
     r"\bfirst=\d+": "first=0",

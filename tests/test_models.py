@@ -437,6 +437,19 @@ def same_content(module: ModuleType, folder: Path) -> None:
     assert (folder / "same_content.json").is_file()
 
 
+def frozen_evidence(module: ModuleType, folder: Path) -> None:
+    short = {"epochs": 1, "steps": 2, "items": 4}
+    folders = {"results": folder, "runs": folder / "runs"}
+    methods = ("LogDet", module.PCA)
+    rows = module.main([1], methods, **short, **folders)
+    again = module.main([0, 1], methods[:1], **short, **folders)
+    assert again[1] == rows[0] and [row["seed"] for row in again] == [0, 1]
+    assert all(row["evidence error"] > 0 for row in rows)
+    assert len(module.table(rows + again[:1]).splitlines()) == 2 + 2
+    assert list(module.curves(rows)) == list(methods)
+    assert (folder / "frozen_evidence.png").is_file()
+
+
 def vae_baselines(module: ModuleType, folder: Path) -> None:
     module.HIDDEN, module.WIDE, module.PSEUDO = (8,), (9,), 5
     module.DIM, module.SPHERE = 3, 3
@@ -771,6 +784,7 @@ SHORT = {
     "few_labels_mnist": few_labels_mnist,
     "five_gaussians": five_gaussians,
     "hand_set_weights": hand_set_weights,
+    "frozen_evidence": frozen_evidence,
     "joint_embedding_vs_reconstruction": joint_embedding_vs_reconstruction,
     "limits_cifar10": limits_cifar10,
     "limits_mnist": limits_mnist,

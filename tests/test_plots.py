@@ -105,6 +105,16 @@ class TestLearningCurves:
         assert found[0] == "value (not nats)" and found[-1] == "penalty (not nats)"
         assert "entropy" in found
 
+    def test_histories_by_name_have_panels_on_one_scale(self):
+        lower = EPOCHS.assign(value=EPOCHS["value"] - 100)
+        whole = {"high": EPOCHS, "low": lower, "a $b$": History(EPOCHS.to_dict("r"))}
+        figure = rendered(plots.learning_curves(whole))
+        assert titles(figure) == ["high", "low", r"a \$b\$"]
+        low, high = figure.axes[0].get_ylim()
+        assert low < -109 and -5 < high
+        assert {axes.get_ylim() for axes in figure.axes} == {(low, high)}
+        assert len(figure.legends) == 1
+
     def test_one_epoch_is_enough(self):
         axes = rendered(plots.learning_curves(EPOCHS[:1])).axes[0]
         assert 1 in axes.get_xticks()
@@ -726,6 +736,8 @@ test_what_cannot_be_drawn_is_refused = refusals(
         (call, ValueError, message)
         for call, message in (
             (lambda: plots.learning_curves(EPOCHS[:0]), "ps.fit"),
+            (lambda: plots.learning_curves({}), "got none without"),
+            (lambda: plots.learning_curves({"a": EPOCHS[:0]}), "got a without"),
             (lambda: History().plot(), "0 epochs"),
             (lambda: History([{"epoch": 1, "step": 2}]).plot(), "1 epochs and step"),
             (lambda: History(NANS).plot(), "NaN in value, entropy, got only NaN in 2"),

@@ -54,6 +54,13 @@ def test_the_tables_of_additions_are_those_of_their_fits():
     assert len(fits) == len(measured["rows"]) == 2 * 3 * 20
 
 
+def test_the_table_of_frozen_encoders_is_that_of_its_rows():
+    measured = figures("frozen_evidence")["rows"]
+    assert script("frozen_evidence").table(measured) in DIGITS
+    fits = {(row["seed"], row["method"]) for row in measured}
+    assert len(fits) == len(measured)
+
+
 CHOICES = {  # the first setting, the setting of the script, digits and page
     "against_baselines": lambda made: (*made.CHOICES[:2], 3, TEXT),
     "digit_map": lambda made: ({"map": made.TRIED[0]}, {"map": made.SETTING}, 4, TEXT),

@@ -1,7 +1,10 @@
 """Comparison of fitted objectives on the same data, views and measures."""
 
-from .run import compare, sampled
+from .implied import Implied, Measure, evidence_of, implied_joint
+from .run import compare
+from .sampling import sampled
 from .table import Comparison
 from .terms import own_terms, representation_terms
 
-__all__ = ["Comparison", "compare", "own_terms", "representation_terms", "sampled"]
+__all__ = ["Comparison", "Implied", "Measure", "compare", "evidence_of"]
+__all__ += ["implied_joint", "own_terms", "representation_terms", "sampled"]

@@ -1,7 +1,7 @@
 """Reconstruction from a frozen representation: a decoder fitted afterwards."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from ..runtime.copies import copied
 from ..train.prepare import parameter_groups
 from ..train.run import EarlyStopping
 
-__all__ = ["Decoded", "Form", "decoded", "likelihood_for", "named"]
+__all__ = ["Decoded", "Form", "check_support_of", "decoded", "decoder_for"]
+__all__ += ["late_rise", "likelihood_for", "named"]
 
 MAX_FITTED = 10_000  # training items
 BATCH, STEPS = 128, 300
@@ -89,6 +90,24 @@ def likelihood_for(objectives: Mapping[str, nn.Module], data: Dataset) -> Form:
     return Form(likelihood, tuple(output.shape[1:]))
 
 
+def decoder_for(data: Dataset, dim: int, form: Form) -> nn.Module:
+    """The decoder of `recipes`; an MLP where an element has several parameters."""
+    alike = form.shape == tuple(data.train.images.shape[1:])
+    return recipes.decoder(data, dim) if alike else MLPDecoder(dim, form.shape)
+
+
+def check_support_of(form: Form, views: Float[Tensor, "n view *event"]) -> None:
+    """Raise a ValueError for views that the likelihood of the decoders cannot give."""
+    try:
+        form.likelihood.check(views)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; these are the views of compare, under {named(form.likelihood)}, "
+            "the likelihood of all decoders: give views that stay on its support, as "
+            "recipes.views(data) do, or evidence=0"
+        ) from error
+
+
 def named(likelihood: nn.Module) -> str:
     """The class of a likelihood with its arguments, where they are short."""
     return shorten(f"{type(likelihood).__name__}({likelihood.extra_repr()})", 60)
@@ -138,11 +157,7 @@ class _Decoder(nn.Module):
     def __init__(self, data: Dataset, dim: int, form: Form) -> None:
         super().__init__()
         self.likelihood = copied(form.likelihood)
-        alike = form.shape == tuple(data.train.images.shape[1:])
-        # Where there are several parameters for an element, the decoder is an MLP.
-        self.decoder = (
-            recipes.decoder(data, dim) if alike else MLPDecoder(dim, form.shape)
-        )
+        self.decoder = decoder_for(data, dim, form)
 
     def forward(
         self, x: Float[Tensor, "n *event"], z: Float[Tensor, "n dim"]
@@ -191,6 +206,11 @@ def _fit(
         values.append(value)
         stopping.improves({"log_prob": value, "epoch": epoch}, model)
     stopping.restore(model)
+    return late_rise(values)
+
+
+def late_rise(values: Sequence[float]) -> float:
+    """By how much the best value of the last quarter exceeds all earlier ones."""
     late = max(values[3 * len(values) // 4 :])
     early = max(values[: 3 * len(values) // 4], default=late)
-    return max(0.0, late - early)
+    return max(0.0, float(late - early))

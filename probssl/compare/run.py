@@ -3,8 +3,7 @@
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import recipes
-from ..arguments import folder, typed
-from ..arrays import left_alone
+from ..arguments import folder, typed, whole
 from ..bars import shown
 from ..data import Dataset, Split
 from ..data.memory import as_float
@@ -27,8 +25,6 @@ from ..evaluation.probes import scores_and_draws
 from ..limits import PrincipalComponents
 from ..posterior.representation import embedded
 from ..runtime.digests import digest
-from ..runtime.randomness import restored_randomness
-from ..terms import Batch
 from .checks import (
     apart,
     check,
@@ -37,19 +33,29 @@ from .checks import (
     check_finite,
     check_names,
     check_supports,
-    check_views,
 )
-from .decoding import STEPS, Decoded, Form, decoded, likelihood_for, named
+from .decoding import (
+    STEPS,
+    Decoded,
+    Form,
+    check_support_of,
+    decoded,
+    late_rise,
+    likelihood_for,
+    named,
+)
+from .implied import Implied, Measure, curve, evidence_of, implied_joint
 from .kept import Kept, kept_rows
-from .table import Comparison, Row
+from .sampling import Sampler, sampled, seeded
+from .table import FROZEN, Comparison, Row
 from .terms import FAILED, attempted, own_terms, representation_terms
 
-__all__ = ["compare", "sampled"]
-
-Sampler = Callable[[Tensor], Tensor | Batch]
+__all__ = ["compare"]
 
 PAIRED = 2_000  # test items at most for measures of all pairs
 RAW, UNTRAINED = "raw pixels", "untrained encoder"
+ITSELF = "z is the item itself"
+MOST_EVIDENCE = 200  # test items at most for the evidence of frozen encoders
 OWN = "reconstruction", "entropy", "alignment", "elbo"
 SCORES = ["linear_probe", "few_label_probe", "few_label_gain", "knn"]
 SCORES += ["cluster_accuracy", "nmi", "ari"]
@@ -75,6 +81,7 @@ def compare(
     baselines: bool = True,
     seconds: Mapping[str, float] | None = None,
     max_train: int | None = None,
+    evidence: int = 0,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -95,6 +102,12 @@ def compare(
     joint, where all joints have one measure; for images on a grid, and otherwise, that
     of `recipes.likelihood`. A note names it.
 
+    With `evidence` each frozen encoder also gets the rest of one joint, the same for
+    all of them, fitted to views of the training items (`compare.implied_joint`). Then
+    every row, contrastive ones included, has an ELBO and a refined estimate of
+    log p(x_1, …, x_V) of at most 200 test items, in nats per item. They do not change
+    under an invertible affine map of the encoder's output.
+
     Objectives that share trainable parameters are warned of. A measure that cannot be
     taken, as where a probe does not converge, is left out with the reason.
 
@@ -106,6 +119,8 @@ def compare(
         baselines: Whether to add rows for raw pixels, PCA and an untrained encoder.
         seconds: Training times by name, to be listed.
         max_train: The largest number of training items that probes are fitted to.
+        evidence: How many steps fit the joint of each frozen encoder, for its ELBO and
+            evidence; 1,000 are enough for the digits. 0 leaves both out.
         seed: The seed of views, noise, probes and decoders.
         checkpoint: A folder for ``measured.json``, in which each row is kept as soon as
             it is measured.
@@ -118,10 +133,12 @@ def compare(
         TypeError: If an objective is a bare `Joint`.
         ValueError: If labels are missing, there are fewer than 20 test items, fewer
             than 5 training items of a class or no pairs of views, views are off the
-            support of a joint's likelihood, representations are not finite, or encoders
-            take several modalities.
+            support of a joint's likelihood, or with `evidence` off that of the
+            decoders, representations are not finite, or encoders take several
+            modalities.
     """
     check(objectives)
+    whole("evidence", evidence, least=0, hint="0 leaves it out")
     check_data(data, max_train, seed)
     if unknown := set(seconds or ()) - set(objectives):
         raise ValueError(
@@ -130,7 +147,7 @@ def compare(
         )
     where = None if checkpoint is None else folder("checkpoint", checkpoint)
     with kept_rows(where, resume) as kept:
-        options = _Options(data, views, seed, max_train, kept, progress)
+        options = _Options(data, views, seed, max_train, evidence, kept, progress)
         rows = _measured(objectives, baselines, options)
     for name, spent in (seconds or {}).items():
         rows[name]["seconds"] = spent
@@ -144,6 +161,7 @@ class _Options(NamedTuple):
     views: Sampler | None
     seed: int
     max_train: int | None
+    evidence: int
     kept: Kept
     progress: bool
 
@@ -152,11 +170,12 @@ def _measured(
     objectives: Mapping[str, nn.Module], baselines: bool, options: _Options
 ) -> dict[str, Row]:
     """The rows by name: those that are kept, and the others measured."""
-    data, views, seed, max_train, kept, progress = options
+    data, views, seed, max_train, evidence, kept, progress = options
     check_conditional(objectives)
+    sampler = recipes.views(data) if views is None else views
     several = apart(objectives)
     others, pca = _baselines(objectives, data, seed) if baselines else ({}, None)
-    pair = sampled(recipes.views(data) if views is None else views, data.test, seed)
+    pair = sampled(sampler, data.test, seed)
     check_supports(objectives, pair)
     few = np.random.default_rng(seed).permutation(len(pair))[:PAIRED]
     subjects: dict[str, object] = {**objectives, **others}
@@ -164,11 +183,14 @@ def _measured(
     forms = {
         name: None if name == RAW and name in others else form for name in subjects
     }
+    if evidence:
+        check_support_of(form, pair)
     digests = {name: "" for name in subjects}
     if kept.path is not None:
         from .. import __version__
 
         common = digest(__version__, data.fingerprint, pair, seed, max_train, several)
+        common = digest(common, evidence) if evidence else common
         digests = {k: _digest(s, forms[k], common) for k, s in subjects.items()}
     known = {name: kept.get(name, digests[name]) for name in subjects}
     bar = tqdm(total=2 * len(subjects), desc="embed", **shown(progress))
@@ -188,6 +210,10 @@ def _measured(
             z = embedded.pop(name)
             found = _row(own, z, data, seed, max_train, forms[name])
             found[0]["left_out"] |= reasons
+            if evidence:
+                few_views, device = pair[np.sort(few[:MOST_EVIDENCE])], z.device
+                task = _Task(name, subject, forms[name], sampler, few_views, device)
+                _add_implied(found[0], task, options, bar)
             _warn_of_failures(name, found[0])
             kept.add(name, digests[name], *found)
         rows[name], few_labels[name] = found
@@ -213,7 +239,7 @@ def _own(
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     """The terms of a joint's bound, and the reasons of those that are left out."""
     reasons: dict[str, str] = {}
-    with _seeded(seed, z.device):
+    with seeded(seed, z.device):
         found = attempted(lambda: own_terms(subject, pair), reasons, *OWN) or {}
     if found and several:
         for term in ("reconstruction", "elbo"):
@@ -248,7 +274,7 @@ def _row(
         probes |= {} if units is None else {"active_units": units}
     decoder: dict[str, Any] = {}
     if form is None:
-        left_out["decoded"] = "z is the item itself"
+        left_out["decoded"] = ITSELF
     else:
         name, fit = named(form.likelihood), partial(_decoded, z, data, seed, form)
         values, rise = attempted(fit, left_out, "decoded") or (None, 0.0)
@@ -278,9 +304,62 @@ def _row(
 
 
 def _decoded(z: Embedded, data: Dataset, seed: int, form: Form) -> Decoded:
-    with _seeded(seed, z.device):
+    with seeded(seed, z.device):
         train, test = (torch.from_numpy(x).double() for x in (z.train, z.test))
         return decoded(data, train, test, z.device, form)
+
+
+class _Task(NamedTuple):
+    """A subject whose joint is fitted, and the views of which it has an evidence."""
+
+    name: str
+    subject: object
+    form: Form | None
+    sampler: Sampler
+    views: Float[Tensor, "k view *event"]
+    device: torch.device
+
+
+def _add_implied(row: Row, task: _Task, options: _Options, bar: "tqdm[Any]") -> None:
+    """Add ELBO and evidence of the joint that a frozen encoder implies."""
+    name, subject, form, sampler, views, device = task
+    if form is None or not isinstance(subject, nn.Module):
+        row["left_out"] |= dict.fromkeys(FROZEN, ITSELF)
+        return
+
+    def found() -> tuple[Implied, Measure]:
+        with seeded(options.seed, device):
+            implied = implied_joint(
+                subject,
+                options.data,
+                views=sampler,
+                steps=options.evidence,
+                form=form,
+                on_epoch=lambda i, n: bar.set_postfix_str(f"{name}, epoch {i} of {n}"),
+                device=device,
+            )
+            bar.set_postfix_str(f"{name}, evidence")
+            return implied, evidence_of(implied.joint, views)
+
+    both = attempted(found, row["left_out"], *FROZEN)
+    if both is None:
+        return
+    (joint, history), (elbo, evidence) = both
+    values = elbo.numpy(), evidence.log_evidence
+    if not all(np.isfinite(each).all() for each in values):
+        row["left_out"] |= dict.fromkeys(FROZEN, "some items have no finite density")
+        return
+    for column, each in zip(FROZEN, map(estimate, values), strict=True):
+        row["matrix"][column], row["errors"][column] = each.value, each.standard_error
+    row["implied"] = {
+        "likelihood": named(form.likelihood),
+        "dim": joint.prior.known_dim(),
+        "steps": options.evidence,
+        "items": len(views),
+        "unreliable": evidence.unreliable,
+        "rise": late_rise(history["valid_value"].tolist()) / views[0].numel(),
+    }
+    row["curve"] = curve(history)
 
 
 def _add_gains(
@@ -307,28 +386,6 @@ def _digest(subject: object, form: Form | None, common: str) -> str:
         likelihood = form.likelihood
         parts += [str(likelihood), likelihood.state_dict(), form.shape, STEPS]
     return digest(*parts)
-
-
-def sampled(
-    sampler: Sampler, split: Split, seed: int
-) -> Float[Tensor, "n view *event"]:
-    """Views of all items of a split, determined by the seed."""
-    with _seeded(seed, torch.device("cpu")):
-        parts = []
-        for x in as_float(split).split(1024):
-            copy = x.clone()  # the data of the user stay, also if this is refused
-            with left_alone("views", copy):
-                parts.append(check_views(sampler(copy)))
-        return torch.cat(parts)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch within the context, on the device too; restore its state after it."""
-    forked = [device] if device.type == "cuda" else []
-    with restored_randomness(forked):
-        torch.manual_seed(seed)
-        yield
 
 
 def _embedded(name: str, subject: object, data: Dataset, pair: Tensor) -> Embedded:
@@ -363,6 +420,6 @@ def _baselines(
     name = f"PCA-{components}"
     check_names(objectives, [RAW, name, UNTRAINED])
     pca = PrincipalComponents.of(train, components, seed)
-    with _seeded(seed, torch.device("cpu")):
+    with seeded(seed, torch.device("cpu")):
         untrained = recipes.encoder(data, dim)
     return {RAW: lambda x: x, name: pca, UNTRAINED: untrained}, name

@@ -17,7 +17,7 @@ from .terms import FAILED
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["MARKS", "Comparison", "Row", "check_rows"]
+__all__ = ["FROZEN", "MARKS", "Comparison", "Row", "check_rows"]
 
 Row = dict[str, Any]
 Cells = dict[str, list[str]]  # of a column: two title rows, then one per method
@@ -53,10 +53,15 @@ MATRIX_COLUMNS = {
     "gaussian_information": ("I(z;z')", "Gauss"),
     "nearest_information": ("I(z;z')", "NN"),
     "decoded": ("log p(x|z)", "decoder"),
+    "frozen_elbo": ("frozen", "ELBO"),
+    "frozen_evidence": ("frozen", "log p(x)"),
     "effective_rank": ("", "rank"),
     "view_distance": ("view", "dist."),
     "uniformity": ("uni-", "formity"),
 }
+
+FROZEN = "frozen_elbo", "frozen_evidence"  # of the joints of frozen encoders
+PARTS = "matrix", "left_out"  # of a row, which have measures by name
 
 # Terms that do not compare by themselves, and why.
 SCALED = "changes when z is rescaled: compare sums of alignment and entropy"
@@ -82,7 +87,10 @@ class Comparison:
             standard errors by the names of the other entries; `left_out` says why an
             entry of the matrix is missing. ``"decoder"`` has the likelihood of the
             decoder fitted afterwards, and how much log p(x|z) of held-out items still
-            rose in the last quarter of its fit, in nats per element of x.
+            rose in the last quarter of its fit, in nats per element of x. With
+            ``compare(evidence=…)`` ``"implied"`` says the same of the joint fitted to
+            the frozen encoder, with its dimension, steps, test items, and how many have
+            a Pareto k̂ above 0.7; ``"curve"`` has its ELBO by epoch, see `curves`.
     """
 
     def __init__(self, data: str, seed: int, methods: dict[str, Row]) -> None:
@@ -117,22 +125,44 @@ class Comparison:
         gaussian_information      I(z; z') of Gaussians
         nearest_information       I(z; z') by nearest neighbours
         decoded                   E log p(x|z) by a decoder fitted afterwards
+        frozen_elbo               ELBO of a joint fitted to the frozen encoder
+        frozen_evidence           log p(x_1, …, x_V) of that joint, refined
         effective_rank            of the test items, in dimensions
         view_distance             squared, of directions (the less, the closer)
         uniformity                Wang and Isola's, of directions (less is better)
         ========================  ==================================================
 
-        and each has a column of its standard error, with the suffix ``_se``.
+        and each has a column of its standard error, with the suffix ``_se``. Those of
+        frozen encoders are there with ``compare(evidence=…)`` only.
         """
+        methods = self.methods.values()
+        known = {
+            name for row in methods for part in PARTS for name in row.get(part, {})
+        }
+        listed = [n for n in MATRIX_COLUMNS if n in known or n not in FROZEN]
         rows: dict[str, dict[str, float]] = {}
         for name, row in self.methods.items():
             values, errors = row.get("matrix", {}), row.get("errors", {})
             rows[name] = {}
-            for column in MATRIX_COLUMNS:
+            for column in listed:
                 rows[name][column] = values.get(column, math.nan)
                 rows[name][f"{column}_se"] = errors.get(column, math.nan)
-        columns = [f"{name}{end}" for name in MATRIX_COLUMNS for end in ("", "_se")]
+        columns = [f"{name}{end}" for name in listed for end in ("", "_se")]
         return _frame(rows).reindex(columns=columns)
+
+    @property
+    def curves(self) -> "dict[str, pandas.DataFrame]":
+        """The learning curves of the joints of frozen encoders, by method.
+
+        ELBO of the training items, ``value``, and of a fifth of them that was held out,
+        ``valid_value``, in nats per item, by epoch; `plots.learning_curves` draws them.
+        Without ``compare(evidence=…)`` there are none.
+        """
+        import pandas
+
+        rows = self.methods.items()
+        curves = {name: row["curve"] for name, row in rows if "curve" in row}
+        return {k: pandas.DataFrame(c).set_index("epoch") for k, c in curves.items()}
 
     def __str__(self) -> str:
         if not self.methods:
@@ -163,7 +193,9 @@ class Comparison:
         beside = {
             name: [*title, *map(_with_error, matrix[name], matrix[f"{name}_se"])]
             for name, title in MATRIX_COLUMNS.items()
-            if name != "effective_rank" and matrix[name].notna().any()
+            if name in matrix
+            and name != "effective_rank"
+            and matrix[name].notna().any()
         }
         return main, beside
 
@@ -191,6 +223,40 @@ class Comparison:
                 f"rose by more than {RISING} nats per element of x in the last quarter "
                 "of the fit: rescale the items, or compare under a likelihood of theirs"
             )
+        return notes + self._frozen_notes()
+
+    def _frozen_notes(self) -> list[str]:
+        """What was fitted to the frozen encoders, and how far to trust it."""
+        rows, said = self.methods.items(), "frozen ELBO, log p(x)"
+        fits = {name: row["implied"] for name, row in rows if "implied" in row}
+        notes = [
+            f"{said}: one joint for all encoders, with {likelihood}, fitted in {steps} "
+            f"steps; of {items} test items, all views of each"
+            for likelihood, steps, items in dict.fromkeys(
+                (fit["likelihood"], fit["steps"], fit["items"]) for fit in fits.values()
+            )
+        ]
+        if bad := {k: n for k, fit in fits.items() if (n := fit["unreliable"])}:
+            listed = ", ".join(f"{name} {number}" for name, number in bad.items())
+            notes.append(
+                f"frozen log p(x): Pareto k̂ is above 0.7 for some items, {listed}: "
+                "a lower bound there"
+            )
+        if rising := [name for name, fit in fits.items() if fit["rise"] > RISING]:
+            notes.append(
+                f"{said}: not converged for {', '.join(rising)}; the ELBO still rose "
+                f"by more than {RISING} nats per element of x in the last quarter of "
+                "the fit: take more steps"
+            )
+        missing: dict[str, list[str]] = {}
+        for name, row in rows:
+            why = row.get("left_out", {}).get("frozen_elbo", FAILED)
+            if not why.startswith(FAILED):
+                missing.setdefault(why, []).append(name)
+        notes += [
+            f"{said} of {', '.join(names)} left out: {why}"
+            for why, names in missing.items()
+        ]
         return notes
 
     def _failures(self) -> list[str]:
@@ -252,11 +318,22 @@ def check_rows(methods: Mapping[str, Row]) -> None:
     for name, row in methods.items():
         for part, each in row.items():
             numbers = {part: each} if part == "seconds" else each
+            if part == "curve":
+                _check_curve(name, each)
+                continue
             kinds = (int, float) if part in NUMBERS else (str, int, float, NoneType)
             if not all(type(x) in kinds for x in numbers.values()):
                 raise ValueError(f"{part} of {name} is of another kind")
         if not {"terms", "scores"} <= row.keys():
             raise ValueError(f"{name} has no terms or no scores")
+
+
+def _check_curve(name: str, columns: Mapping[str, list[float]]) -> None:
+    """Raise an error for a learning curve that is no table of numbers."""
+    lengths = {len(columns[column]) for column in ("epoch", "value", "valid_value")}
+    kinds = {type(x) for column in columns.values() for x in column}
+    if lengths != {len(columns["epoch"])} or not kinds <= {int, float}:
+        raise ValueError(f"the curve of {name} is none")
 
 
 def _frame(rows: Mapping[str, Mapping[str, float]]) -> "pandas.DataFrame":

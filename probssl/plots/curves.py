@@ -1,6 +1,7 @@
 """Learning curves: the value and its terms against the epoch."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
 from ..arguments import having, typed
-from .style import BLUE, ORANGE, blank, clean
+from .style import BLUE, ORANGE, blank, clean, literal
 
 __all__ = ["learning_curves"]
 
@@ -26,15 +27,16 @@ def learning_curves(history: Any) -> Figure:
 
     Arguments:
         history: The result of `fit`, or a table with the columns epoch, value, the
-            terms, and the same with ``valid_`` before them.
+            terms, and the same with ``valid_`` before them. Or several of these by
+            name, as `Comparison.curves`: a panel for each shows its value, on one
+            scale, from which the first tenth of the epochs may fall off.
 
     Raises:
         ValueError: If there is no epoch, or nothing to draw.
     """
-    table = getattr(history, "table", history)
-    having("history", table, "columns", "what ps.fit returned, or a DataFrame")
-    if "epoch" in table.columns:
-        table = table.set_index("epoch")
+    if isinstance(history, Mapping):
+        return _side_by_side(history)
+    table = _table(history)
     given = [name for name in CURVES if name in table.columns]
     names = [name for name in given if table[name].any()]
     if not given or table.empty:
@@ -62,6 +64,46 @@ def learning_curves(history: Any) -> Figure:
     if any(f"valid_{name}" in table.columns for name in names):
         lines, said = panels[0].get_legend_handles_labels()
         figure.legend(lines, said, loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def _table(history: Any) -> DataFrame:
+    """The table of a history, with the epochs as its index."""
+    table = getattr(history, "table", history)
+    having("history", table, "columns", "what ps.fit returned, or a DataFrame")
+    return table.set_index("epoch") if "epoch" in table.columns else table
+
+
+def _side_by_side(histories: Mapping[str, Any]) -> Figure:
+    """The value of each history in a panel of its own, all on one scale."""
+    tables = {name: _table(history) for name, history in histories.items()}
+    bad = [k for k, t in tables.items() if t.empty or "value" not in t.columns]
+    if bad or not tables:
+        raise ValueError(
+            "expected histories by name, each of at least one epoch with a value, got "
+            f"{', '.join(map(str, bad)) or 'none'} without; give those that "
+            "compare(evidence=1000).curves has"
+        )
+    columns = min(4, len(tables))
+    rows = math.ceil(len(tables) / columns)
+    figure = blank(1 + 2.1 * columns, 0.6 + 1.7 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    seen = []
+    for panel, (name, table) in zip(panels, tables.items(), strict=False):
+        _curve(panel, table, "value")
+        panel.set_title(literal(name), fontsize=10)
+        late = table.iloc[len(table) // 10 :].filter(regex="^(valid_)?value$")
+        seen.append(late.to_numpy(dtype=float).ravel())
+    for panel in panels[len(tables) :]:
+        panel.remove()
+    shown = np.concatenate(seen)
+    shown = shown[np.isfinite(shown)]
+    if shown.size and (width := np.ptp(shown)) > 0:
+        panels[0].set_ylim(shown.min() - 0.05 * width, shown.max() + 0.05 * width)
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("nats per item", fontsize=10)
+    lines, said = panels[0].get_legend_handles_labels()
+    figure.legend(lines, said, loc="outside upper right", ncols=2, frameon=False)
     return figure
 
 

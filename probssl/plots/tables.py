@@ -37,6 +37,8 @@ MATRIX_TITLES = {
     "gaussian_information": "I(z; z′)\nGaussian",
     "nearest_information": "I(z; z′)\nneighbours",
     "decoded": "log p(x|z)\ndecoder",
+    "frozen_elbo": "frozen\nELBO",
+    "frozen_evidence": "frozen\nlog p(x)",
     "effective_rank": "effective\nrank",
     "view_distance": "distance\nof views",
     "uniformity": "uniformity",

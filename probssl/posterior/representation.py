@@ -24,7 +24,7 @@ from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, decodes_given, joint_of, mean_views
 
-__all__ = ["embed", "reconstruct", "sample"]
+__all__ = ["embed", "embedded", "reconstruct", "representation_of", "sample"]
 
 SAME = 1e-4  # relative and absolute difference of equal z
 LAYERS = ("backbone", "projector", "content")
@@ -111,7 +111,7 @@ def embedded(
     if content is not None:
         projected = getattr(objective, "projector", None) is not None
         layer = "projector" if projected else "backbone"
-    represent = _represent(objective, layer)
+    represent = representation_of(objective, layer)
     joint = joint_of(objective, "return_std=True") if return_std else None
     means: list[np.ndarray] = []
     deviations: list[np.ndarray] = []
@@ -339,7 +339,10 @@ def _content_dim(objective: nn.Module) -> int:
     return found
 
 
-def _represent(objective: nn.Module, layer: str) -> Callable[[Any], Tensor]:
+def representation_of(
+    objective: nn.Module, layer: str = "backbone"
+) -> Callable[[Any], Tensor]:
+    """The function of items that gives their z, of an objective or encoder."""
     choice("layer", layer, LAYERS, "probes usually take the first")
     if layer == "projector" and getattr(objective, "projector", None) is None:
         raise ValueError(
