@@ -1,10 +1,10 @@
-"""Which objective implies the better generative model of the digits? Five seeds.
+"""Which objective implies the better generative model of the digits? Two seeds.
 
 Objectives without a decoder have no density of images. Here every encoder, frozen, gets
 the rest of one joint distribution, the same for all of them: a Gaussian content and
 views, a Binomial decoder, and a spread of q(z|x) around the encoder's output
 (`probssl.compare.implied_joint`), fitted to views of the training images. ELBO and
-refined log p(x1, x2) are those of two views of each of 100 test images, in nats per
+refined log p(x1, x2) are those of two views of each of 64 test images, in nats per
 image; beside them stands the accuracy of the linear probe.
 
 Encoders are those of models/digits.py, from its folder where they are there. Methods
@@ -37,7 +37,7 @@ from probssl.compare import evidence_of, implied_joint, sampled
 from probssl.compare.implied import curve
 
 CHOSEN_ON = "nothing"
-SEEDS, EPOCHS, DIM, STEPS, ITEMS = 4, 150, 10, 1_000, 64
+SEEDS, EPOCHS, DIM, STEPS, ITEMS = 2, 150, 10, 1_000, 64
 METHODS: tuple[str, ...] = ("SimCLR", "VICReg", "LeJEPA", "BarlowTwins", "LogDet")
 METHODS += ("BYOL", "VAE", "SimVAE")
 PCA, UNTRAINED = "PCA", "untrained"

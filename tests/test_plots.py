@@ -107,7 +107,11 @@ class TestLearningCurves:
 
     def test_histories_by_name_have_panels_on_one_scale(self):
         lower = EPOCHS.assign(value=EPOCHS["value"] - 100)
-        whole = {"high": EPOCHS, "low": lower, "a $b$": History(EPOCHS.to_dict("records"))}
+        whole = {
+            "high": EPOCHS,
+            "low": lower,
+            "a $b$": History(EPOCHS.to_dict("records")),
+        }
         figure = rendered(plots.learning_curves(whole))
         assert titles(figure) == ["high", "low", r"a \$b\$"]
         low, high = figure.axes[0].get_ylim()

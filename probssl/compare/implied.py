@@ -93,8 +93,8 @@ RANK_TOLERANCE = 1e-6  # times the root mean square: rounding of float32 encoder
 FLOOR = 1e-4  # the least spread of q, in standard deviations of z
 SPREAD, LEAST_SCALE = 0.3, 0.1  # of q at the start; of the prior
 PARTICLES, REFINE, ELBO_PARTICLES = 500, 200, 20
-# Of the rate of the decoder. Before it knows anything, wide q are the best ones: where
-# the spread is as fast as that of p(x|z), it closes, and opens again slowly.
+# Of the rate of the decoder. While that knows nothing, the widest q is the best: where
+# the spread is as fast as that of p(x|z), q collapses, and comes back slowly.
 RATE_FACTOR = 1.0
 KEPT, CURVE = 50, ("epoch", "step", "value", "valid_value")  # of the history
 MOST = 64  # items whose evidence is refined together
@@ -163,15 +163,9 @@ def implied_joint(
     start = (1 - SPREAD**2) * frozen.correlation
     scale = (1 - start).sqrt().clamp(LEAST_SCALE, 1 - LEAST_SCALE**2)
     prior = ContentStyle(frozen.dim, 0, learned(scale))
-    joint = Joint(
-        prior,
-        copied(form.likelihood),
-        frozen,
-        make(frozen.dim),
-        guide=_Spread,
-    )
-    for slow in (prior.scale, joint.posterior.spread):
-        slow.learning_rate_factor = RATE_FACTOR
+    prior.scale.learning_rate_factor = RATE_FACTOR
+    parts = copied(form.likelihood), frozen, make(frozen.dim)
+    joint = Joint(prior, *parts, guide=_Spread)
     batches = max(1, len(train) // BATCH)
     epochs = math.ceil(steps / batches)
 
@@ -314,6 +308,7 @@ class _Spread(Guide):
         super().__init__()
         self.frozen = encoder
         self.spread = Fraction(learned([SPREAD] * dim), "spread", dim=dim)
+        self.spread.learning_rate_factor = RATE_FACTOR
 
     @property
     def encoder(self) -> nn.Module:
