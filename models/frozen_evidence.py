@@ -40,8 +40,8 @@ CHOSEN_ON = "nothing"
 SEEDS, EPOCHS, DIM, STEPS, ITEMS = 2, 150, 10, 1_000, 64
 METHODS: tuple[str, ...] = ("SimCLR", "VICReg", "LeJEPA", "BarlowTwins", "LogDet")
 METHODS += ("BYOL", "VAE", "SimVAE")
-PCA, UNTRAINED = "PCA", "untrained"
-ROWS = (*METHODS, PCA, UNTRAINED)
+PCA = "PCA"
+ROWS = (*METHODS, PCA)
 RESULTS = report.RESULTS / "frozen_evidence.json"
 RUNS = report.ROOT / "runs" / "digits"
 COLUMNS = {"elbo": 1, "evidence": 1, "linear probe": 3}
@@ -53,8 +53,6 @@ def encoder(method: str, seed: int, epochs: int, runs: Path) -> nn.Module:
     torch.manual_seed(seed)
     if method == PCA:
         return ps.limits.PrincipalComponents.of(digits.train.images.float(), DIM, seed)
-    if method == UNTRAINED:
-        return recipes.encoder(digits, DIM)
     saved = runs / f"{method}, {epochs} epochs, seed {seed}"
     if report.kept(saved) is None:
         objective, began = recipes.objective(method, digits, DIM), time.process_time()
@@ -83,7 +81,7 @@ def measured(cell: Row, epochs: int, steps: int, items: int, runs: Path) -> Row:
         "evidence error": evidence.standard_error,
         "k̂ above 0.7": evidence.unreliable,
         "linear probe": probe,
-        "curve": curve(history),
+        "curve": {k: [round(x, 3) for x in v] for k, v in curve(history).items()},
         "CPU seconds": round(time.process_time() - began, 1),
     }
 

@@ -59,6 +59,18 @@ def test_the_table_of_frozen_encoders_is_that_of_its_rows():
     assert script("frozen_evidence").table(measured) in DIGITS
     fits = {(row["seed"], row["method"]) for row in measured}
     assert len(fits) == len(measured)
+    means = {
+        name: statistics.mean(r["evidence"] for r in measured if r["method"] == name)
+        for name in {row["method"] for row in measured} - {"PCA"}
+    }
+    own = means.pop("VAE"), means.pop("SimVAE")
+    assert round(min(own) - max(means.values())) == 23  # nats
+    bad = {name: [] for name in means | {"VAE": 0, "SimVAE": 0}}
+    for row in measured:
+        bad.get(row["method"], []).append(row["k̂ above 0.7"])
+    assert bad["VAE"] == bad["SimVAE"] == [0, 0]
+    unreliable = [count for name in means for count in bad[name]]
+    assert (min(unreliable), max(unreliable)) == (5, 19)
 
 
 CHOICES = {  # the first setting, the setting of the script, digits and page
