@@ -314,7 +314,9 @@ class _Spread(Guide):
     def encoder(self) -> nn.Module:
         return self.frozen
 
-    def each(self, x: Views, present: Present = None) -> TorchDistribution:
+    def each(  # type: ignore[override]  # it takes no covariates
+        self, x: Views, present: Present = None
+    ) -> TorchDistribution:
         spread = FLOOR + (1 - FLOOR) * self.spread()
         loc = (1 - spread.square()).sqrt() * each_view(self.frozen, x, present)
         return Normal(loc, spread.expand(loc.shape), validate_args=False).to_event(1)
