@@ -46,7 +46,7 @@ __all__ = [
     "device",
     "fixed",
 ]
-__all__ += ["folder", "having", "instance", "positive", "typed", "whole"]
+__all__ += ["counted", "folder", "having", "instance", "positive", "typed", "whole"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -427,6 +427,11 @@ def alone(name: str, value: Any, other: str, hint: str = "") -> None:
     """
     if value is not None:
         raise ValueError(_message(f"no {name} {other}", value, hint or "leave it out"))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, such as "1 epoch" and "2 epochs"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def folder(name: str, value: str | os.PathLike[str]) -> Path:

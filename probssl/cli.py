@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from . import recipes
-from .arguments import whole
+from .arguments import counted, whole
 from .compare import compare
 from .compare.checks import check_data
 from .compare.fitting import Fitted, fit_methods
-from .compare.kept import MEASURED
+from .compare.kept import MEASURED, read_rows
 from .data import Dataset, Split, load
 from .joint import Joint
 from .limits import Table, table
@@ -37,12 +37,14 @@ from .runtime.distributed import (
     single_process,
     start,
 )
-from .runtime.files import locked, write
+from .runtime.files import locked, remove_lock, write
 from .runtime.interrupts import leave
 from .saving import DESCRIPTION, WEIGHTS, read, save, weights
 from .saving import load as load_objective
 from .train import History
+from .train.checkpoint import OBJECTIVE, class_of, read_run
 from .train.prepare import check_counts, target_of
+from .train.run import LAST
 
 __all__ = ["main"]
 
@@ -55,6 +57,8 @@ COMPILE: dict[str, bool | str] = {"auto": "auto", "always": True, "never": False
 EVIDENCE_STEPS = 1_000  # of the joint of a frozen encoder
 MAPPED = 1_000  # items in the figure of the latents, at most
 FORMS = {"Markdown": Table.to_markdown, "JSON": Table.to_json, "CSV": Table.to_csv}
+CHECKPOINTS = "checkpoints"  # in the output folder of `fit`
+# Of `compare`.
 OVERALL = "comparison.json", "comparison.png", "matrix.png", "evidence.png"
 DERIVED = ["history.json", "curves.png", "map.png", "posterior.nc"]  # of one run
 DERIVED += ["reconstructions.png", "samples.png"]
@@ -154,11 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     add("method", help=f"one of {names}")
     _add_data(add, "run")
     _add_training(add)
-    text = "continue from the checkpoint in the output folder (default: start anew)"
+    text = "go on from the checkpoint in the output folder, or start if there is none "
+    text += "(default: start, and refuse a folder that has one)"
     add("--resume", action="store_true", help=text)
 
     add = command("inspect", _inspect, "describe a saved run")
-    add("folder", type=Path, help="a folder that `fit` wrote")
+    add("folder", type=Path, help="a folder that `fit` or `compare` wrote")
 
     text = "recommend joint embedding or reconstruction for a data set"
     _add_data(command("advise", _advise, text), "advice")
@@ -248,15 +253,47 @@ def _compare(options: argparse.Namespace) -> None:
     whole("--evidence", options.evidence, least=0, hint="0 leaves it out")
     runs = _runs(options.runs, methods, data)
     with _alone(options.out, "compare"):
-        fitted = _fitted(methods, data, options)
-        if is_main():
-            with single_process():
-                _show(data, fitted, runs, options)
+        try:
+            fitted = _fitted(methods, data, options)
+            if is_main():
+                with single_process():
+                    _show(data, fitted, runs, options)
+        except KeyboardInterrupt:
+            kept = "; ".join(_compared(options.out)) or "nothing yet"
+            raise KeyboardInterrupt(
+                f"{options.out} is unfinished, --resume goes on; it keeps {kept}"
+            ) from None
 
 
-def _alone(folder: Path, work: str) -> AbstractContextManager[None]:
-    """A context in which no other command does this work in a folder."""
-    return locked(folder, work) if is_main() else nullcontext()
+@contextmanager
+def _alone(folder: Path, work: str) -> Iterator[None]:
+    """A context in which no other command does this work in a folder.
+
+    A folder that is made for it, and stays empty, is removed.
+    """
+    if not is_main():
+        yield
+        return
+    made = not folder.exists()
+    with locked(folder, work):
+        try:
+            yield
+        except BaseException:
+            made = made and all(path.name[0] == "." for path in folder.iterdir())
+            if made and work == "fit":
+                remove_lock(folder, work)
+                with suppress(OSError):  # others put files there
+                    folder.rmdir()
+            raise
+
+
+def _compared(folder: Path) -> Iterator[str]:
+    """What a comparison has done: methods that are fitted, rows that are measured."""
+    fits = sorted(path.parent.name for path in folder.glob(f"*/{DESCRIPTION}"))
+    if fits:
+        yield f"fits of {', '.join(fits)}"
+    if rows := read_rows(folder):
+        yield f"measured rows of {', '.join(rows)}"
 
 
 def _fitted(
@@ -406,14 +443,20 @@ def _remove(folder: Path, *names: str) -> None:
 def _fit(options: argparse.Namespace) -> None:
     _check_out(options.out)
     data = _data(options)
+    with _alone(options.out, "fit"):
+        _fit_alone(data, options)
+
+
+def _fit_alone(data: Dataset, options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     objective = recipes.objective(options.method, data, options.dim)
+    _check_run(objective, options)
     arguments = _fit_options(data, options)
     history = recipes.fit(
         objective,
         data,
         views=recipes.views(data),
-        checkpoint=options.out / "checkpoints",
+        checkpoint=options.out / CHECKPOINTS,
         checkpoint_every=max(1, arguments["epochs"] // 10),
         resume=options.resume,
         **arguments,
@@ -422,8 +465,9 @@ def _fit(options: argparse.Namespace) -> None:
         return
     notes = _notes(data, options) | {"method": recipes.name(options.method)}
     if history.interrupted:
-        notes["unfinished"] = f"{len(history)} epochs of {arguments['epochs']}"
-    with single_process(), locked(options.out, "write"):
+        epochs = counted(arguments["epochs"], "epoch")
+        notes["unfinished"] = f"{history.finished} of {epochs}"
+    with single_process():
         _save(objective, options.out, **notes)
         write(options.out / "history.json", history.to_json())
         if history.interrupted:
@@ -433,7 +477,32 @@ def _fit(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+def _check_run(objective: nn.Module, options: argparse.Namespace) -> None:
+    """Raise an error for a folder with a checkpoint of Python, or of another method."""
+    out, method = options.out, recipes.name(options.method)
+    if (out / LAST).exists():
+        raise FileExistsError(
+            f"expected a folder of the command line as --out, got {out} with {LAST}, "
+            "which ps.fit wrote in Python; go on from it there, or give another --out"
+        )
+    if not (options.resume and (last := out / CHECKPOINTS / LAST).exists()):
+        return
+    if (out / DESCRIPTION).exists():
+        other = read(out)["notes"].get("method", method)
+    else:  # it was killed
+        kind = class_of(objective)
+        other = read_run(last).get("setting", {}).get(OBJECTIVE, kind)
+        other = method if other == kind else other
+    if other != method:
+        raise ValueError(
+            f"expected a run of {method} in {out} to go on from, got one of {other}; "
+            "give its method, or another --out"
+        )
+
+
 def _inspect(options: argparse.Namespace) -> None:
+    if not (options.folder / DESCRIPTION).exists():
+        return _inspect_others(options.folder)
     description = read(options.folder)
     if "built" in description or description.get("changed"):
         print("\n".join(_outline(description["objective"])))
@@ -454,7 +523,27 @@ def _inspect(options: argparse.Namespace) -> None:
             value = ", ".join(" ".join(pair) for pair in value.items())
         if name != "history":
             print(_printable(f"{name}: {value}"))
-    names = (path.name for path in options.folder.iterdir())
+    _list(options.folder)
+
+
+def _inspect_others(folder: Path) -> None:
+    """Describe a comparison, or a run that was killed before its model was saved."""
+    if (last := folder / CHECKPOINTS / LAST).exists():
+        state = read_run(last)
+        kind = state.get("setting", {}).get(OBJECTIVE, "a method")
+        print(_printable(f"an unfinished run of {kind}: probssl fit --resume goes on"))
+        print(f"the checkpoint has {counted(len(state['history']), 'epoch')}")
+    elif (folder / ".compare.lock").exists() or (folder / MEASURED).exists():
+        whole = (folder / OVERALL[0]).exists()
+        print(f"a comparison{'' if whole else ', unfinished: --resume goes on'}")
+        print("\n".join(_printable(text) for text in _compared(folder)))
+    else:
+        read(folder)  # it is refused
+    _list(folder)
+
+
+def _list(folder: Path) -> None:
+    names = (path.name for path in folder.iterdir())
     print("files:", ", ".join(sorted(name for name in names if name[0] != ".")))
 
 

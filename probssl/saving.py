@@ -33,6 +33,7 @@ from .runtime.distributed import barrier, is_main
 from .runtime.files import locked, move, write
 from .runtime.randomness import restored_randomness
 from .runtime.unregistered import message, unregistered
+from .train.run import LAST
 
 __all__ = ["load", "save"]
 
@@ -395,7 +396,11 @@ def _write(
         try:
             save_file(tensors, path, metadata={"save": description["save"]})
         except SafetensorError as error:  # of the system, in its words
-            raise OSError(str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            code = (
+                () if number is None else (int(number[1]), os.strerror(int(number[1])))
+            )
+            raise OSError(*(code or (str(error),))) from error
 
     with locked(folder, "save", wait=PATIENCE):
         if new.is_file():  # the last save was killed before its last step
@@ -439,10 +444,16 @@ def _guarded(path: Path) -> AbstractContextManager[None]:
 
 
 def _absent(path: Path) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"expected a folder written by ps.save, got {path.parent} without {path.name}; "
-        "give the folder itself, for instance runs/simvae"
-    )
+    folder = path.parent
+    got, way = f"{folder} without {path.name}", "give the folder itself, for instance "
+    way += "runs/simvae"
+    if (folder / LAST).exists():
+        got = f"{folder} with {LAST}, a checkpoint of fit"
+        way = "go on from it with ps.fit(…, checkpoint=folder, resume=True)"
+    elif (folder / "checkpoints" / LAST).exists():
+        got = f"{folder}, an unfinished run of the command line"
+        way = "go on from it with probssl fit METHOD --out FOLDER --resume"
+    return FileNotFoundError(f"expected a folder written by ps.save, got {got}; {way}")
 
 
 def _renewed(description: dict[str, Any]) -> dict[str, Any]:

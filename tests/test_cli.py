@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from runpy import run_module
 
 import arviz
 import numpy as np
@@ -188,6 +189,55 @@ def test_a_comparison_that_was_killed_goes_on(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "no").exists()
 
 
+def test_an_interrupted_comparison_says_what_it_keeps(tmp_path, capsys, monkeypatch):
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    given = ["compare", "--methods", "SimCLR", "--jobs", "1", "--out", str(tmp_path)]
+    given += ["--no-baselines", *SHORT]
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "fit_methods", stops)
+        assert main(given) == 130
+    said = f"{tmp_path} is unfinished, --resume goes on; it keeps "
+    assert f"interrupted; {said}nothing yet" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "a comparison, unfinished: --resume goes on" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        measured = cli.compare
+        patch.setattr(cli, "compare", lambda *a, **b: stops(measured(*a, **b)))
+        assert main(given) == 130
+    kept = "fits of SimCLR; measured rows of SimCLR"
+    assert said + kept in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "unfinished" in (printed := capsys.readouterr().out)
+    assert "fits of SimCLR\nmeasured rows of SimCLR\nfiles: SimCLR, mea" in printed
+    monkeypatch.setattr(cli, "_draw", lambda *_: None)
+    assert main([*given, "--resume"]) == main(["inspect", str(tmp_path)]) == 0
+    assert "a comparison\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_of_another_method_is_not_gone_on_from(saved, tmp_path, capsys):
+    assert main(["fit", "VICReg", "--out", str(tmp_path), *SHORT]) == 0
+    if not saved:  # it was killed
+        (tmp_path / "probssl.json").unlink()
+        capsys.readouterr()
+        assert main(["inspect", str(tmp_path)]) == 0
+        printed = capsys.readouterr().out
+        assert "an unfinished run of VICReg" in printed and "has 1 epoch\n" in printed
+    fit = ["fit", "BarlowTwins", "--out", str(tmp_path), *SHORT, "--resume"]
+    assert main(fit) == 2
+    words = f"a run of BarlowTwins in {tmp_path} to go on from, got one of VICReg"
+    assert words in capsys.readouterr().err
+
+
+def test_the_package_is_a_command(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["probssl", "table"])
+    with pytest.raises(SystemExit, match="0"):
+        run_module("probssl", run_name="__main__")
+    assert "SimCLR" in capsys.readouterr().out
+
+
 def test_a_checkpoint_names_the_option(tmp_path, capsys):
     fit = ["fit", "SimCLR", "--out", str(tmp_path), *SHORT]
     assert [main(fit), main(fit)] == [0, 2]
@@ -219,7 +269,7 @@ def test_fit_of_vectors_writes_all_but_pictures(tmp_path, capsys):
     np.savez(tmp_path / "tab.npz", x=x)
     options = ["--data", str(tmp_path / "tab.npz"), "--epochs", "1", "--device", "cpu"]
     assert main(["fit", "SimVAE", "--out", str(tmp_path / "run"), *options]) == 0
-    assert "History(1 epochs" in capsys.readouterr().out
+    assert "History(1 epoch;" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"curves.png", "map.png", "history.json", "posterior.nc"} <= names
     assert not {"reconstructions.png", "samples.png"} & names

@@ -47,6 +47,7 @@ SHORTER = {
     r"\banneal=\d+": "anneal=3",
     r"\btest\.take\(100\)": "test.take(8)",
     r"\bfirst=\d+": "first=0",
+    r"\bn_jobs=\d+": "n_jobs=1",
     r"(check_\w+\([^\n]*)\)$": r"\1, **few)",
     r"(advise\([^\n]*)\)$": r"\1, halves=2)",
 }

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import probssl as ps
+from probssl.cli import main
 from probssl.runtime import files
 from probssl.runtime.digests import digest
 from probssl.runtime.files import locked, move, write
@@ -53,9 +55,30 @@ def test_a_full_disk_keeps_the_file_and_says_so(step, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"{path}, got No space left.*unchanged") as error:
         write(path, "after")
     assert error.value.errno == errno.ENOSPC
-    with pytest.raises(OSError, match="nothing is written"):
+    with pytest.raises(OSError, match="it is not written: free space"):
         write(tmp_path / "b.json", "new")
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [
+        (errno.ENOSPC, "free space"),
+        (errno.EFBIG, "raise the limit on the size of files"),
+        (errno.EACCES, "give a place that you may write to"),
+        (errno.EROFS, "give a place that you may write to"),
+        (errno.EIO, "give another place"),
+    ],
+)
+def test_the_way_out_is_that_of_the_error(number, way, tmp_path, monkeypatch):
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    words = f"{os.strerror(number)}; it is not written: {way}"
+    with pytest.raises(OSError, match=words) as error:
+        write(tmp_path / "a.json", "text")
+    assert error.value.errno == number and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_not_flushed_has_the_new_file_and_says_so(
@@ -69,7 +92,7 @@ def test_a_folder_that_is_not_flushed_has_the_new_file_and_says_so(
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError, match="a file where a folder is needed"):
+    with pytest.raises(OSError, match="a file where .*: give another place"):
         write(tmp_path / "file" / "a.json", "text")
     with pytest.raises(OSError, match="file, got a file where a folder is needed"):
         fit(tmp_path / "file")
@@ -128,6 +151,41 @@ def test_two_fits_do_not_share_a_folder(tmp_path, monkeypatch):
 
     assert len(fit(tmp_path, on_epoch=nested)) == 1
     assert len(fit(tmp_path, resume=True, epochs=2)) == 2  # it was freed
+
+
+def test_a_run_of_the_command_line_is_not_that_of_a_script(tmp_path, capsys):
+    short = ["--items", "60", "--epochs", "1", "--device", "cpu", "--out"]
+    assert main(["fit", "SimCLR", *short, str(tmp_path / "run")]) == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json")}
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="whose checkpoint is .*checkpoints"):
+            fit(tmp_path / "run", resume=resume)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(FileExistsError, match=r"with probssl\.json and history\.json"):
+        fit(tmp_path / "run")
+    assert all(path.read_bytes() == text for path, text in kept.items())
+    assert len(kept) == 2
+
+    fit(tmp_path / "own")
+    capsys.readouterr()
+    for more in ([], ["--resume"]):
+        assert main(["fit", "SimCLR", *short, str(tmp_path / "own"), *more]) == 2
+        assert "which ps.fit wrote in Python" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"a checkpoint of fit; go on .*resume"):
+        ps.load(tmp_path / "own")
+
+
+def test_the_command_line_and_a_script_do_not_share_a_folder(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(files, "WAIT", 0.1)
+    command = ["fit", "SimCLR", "--items", "60", "--epochs", "1", "--device", "cpu"]
+
+    def nested(epoch: int, row: dict[str, float]) -> None:
+        assert main([*command, "--out", str(tmp_path)]) == 2
+        assert "one process at a time to fit in" in capsys.readouterr().err
+
+    assert len(fit(tmp_path, on_epoch=nested)) == 1
 
 
 def test_a_full_disk_ends_a_fit_with_the_folder_and_the_last_epoch(

@@ -102,6 +102,9 @@ class Dropped(Everything):
         return super().forward(batch)
 
 
+Dropped.__name__ = Everything.__name__  # the setting that a run is resumed with
+
+
 def loader(data: torch.Tensor, workers: int = 0) -> DataLoader:
     return DataLoader(
         TensorDataset(data), 8, shuffle=True, drop_last=True, num_workers=workers
@@ -168,7 +171,8 @@ def test_the_log_says_where_it_stopped_and_the_history_that_it_did(caplog):
     with caplog.at_level(logging.WARNING):
         history = fit(Everything(), points(), views=noisy, batch_size=8, on_step=at(4))
     assert "interrupted in epoch 2, after step 4; the parameters stay" in caplog.text
-    assert "2 epochs, interrupted" in repr(history)
+    assert "1 epoch and a part, interrupted" in repr(history)
+    assert history.finished == 1 and len(history) == 2
     assert "interrupted" in history._repr_html_()
 
 
@@ -228,7 +232,7 @@ def test_the_command_ends_with_130_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli.recipes, "fit", cut)
     assert cli.main(command) == 130
     assert "--resume" in capsys.readouterr().err
-    assert ps.saving.read(tmp_path)["notes"]["unfinished"] == "2 epochs of 4"
+    assert ps.saving.read(tmp_path)["notes"]["unfinished"] == "2 of 4 epochs"
     monkeypatch.setattr(cli.recipes, "fit", given)
     assert cli.main([*command, "--resume"]) == 0
     assert "unfinished" not in ps.saving.read(tmp_path)["notes"]

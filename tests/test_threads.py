@@ -249,3 +249,46 @@ def test_code_that_torch_compiles_lets_the_lock_go():
     compiled = torch.compile(run, backend="eager")
     assert compiled(torch.ones(())) == 4 == compiled(torch.ones(()))
     assert held == [1] * 4 and LOCK._depth == 0
+
+
+class Disturbed:
+    """Views during which another thread draws at the first call, or at each."""
+
+    def __init__(self, always: bool) -> None:
+        self.always, self.calls = always, 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        first = torch.randn(x.shape)
+        if self.calls == 2 or self.always:  # the first one looks at the items
+            other = threading.Thread(target=torch.rand, args=(self.calls,))
+            other.start()
+            other.join()
+        return torch.stack([x + first, x + torch.randn(x.shape)], 1)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_views_are_not_blamed_for_what_another_thread_draws(always, caplog):
+    views = Disturbed(always)
+    fit(simclr(), torch.randn(16, 6), views=views, epochs=1, batch_size=16)
+    assert ("others from the same seed" in caplog.text) == always
+
+
+def test_a_seed_repeats_a_fit_only_where_no_other_thread_draws():
+    x = torch.randn(16, 6)
+
+    def views(x: torch.Tensor) -> torch.Tensor:
+        return x.unsqueeze(1) + torch.randn(len(x), 2, *x.shape[1:])
+
+    def run(beside: bool) -> Any:
+        def other(step: int, terms: ps.Terms) -> None:
+            thread = threading.Thread(target=torch.rand, args=(1,))
+            thread.start()
+            thread.join()
+
+        torch.manual_seed(0)
+        given = {"views": views, "epochs": 2, "batch_size": 8}
+        return fit(simclr(), x, on_step=other if beside else None, **given)["value"]
+
+    alone = run(False)
+    assert (run(False) == alone).all() and not np.allclose(run(True), alone)

@@ -148,7 +148,7 @@ def test_a_checkpoint_of_the_first_format_is_resumed(tmp_path, alone, float64):
 
 
 def test_one_of_the_processes_prints_and_writes(found, folder, output):
-    assert output.count("written to") == output.count("History(1 epochs") == 1
+    assert output.count("written to") == output.count("History(1 epoch;") == 1
     assert isinstance(ps.load(folder / "run"), ps.limits.SimCLR)
     assert {has["saved"] for has in found} == {str(folder / "saved")}
     assert (folder / "run" / "map.png").exists()

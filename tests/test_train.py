@@ -976,7 +976,7 @@ def test_an_error_in_an_epoch_has_the_history_before_it():
     with pytest.raises(RuntimeError, match="mine") as caught:
         fit(objective, points(), epochs=5, on_epoch=fail)
     assert caught.value.history["epoch"].tolist() == [1, 2]
-    assert "2 finished epochs" in caught.value.__notes__[-1]
+    assert "2 epochs are in history" in caught.value.__notes__[-1]
     assert not objective.training
     with pytest.raises(RuntimeError):
         fit(objective, points(), epochs=5, on_step=lambda step, terms: fail(3, {}))
@@ -1373,11 +1373,14 @@ def test_a_checkpoint_keeps_tied_parameters_and_types(tmp_path):
 def test_a_checkpoint_of_something_else_names_what_differs(tmp_path):
     noisy_fit(epochs=1, checkpoint=tmp_path)
     again = partial(fit, data=points(), checkpoint=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="'encoder.weight', got nothing for the obj"):
+    other = "expected a checkpoint of this Autoencoder, got one of Noisy: expected .*"
+    other += "'encoder.weight', got nothing for the obj"
+    with pytest.raises(ValueError, match=other):
         again(Autoencoder())
     wide = Noisy()
     wide.decoder = nn.Linear(8, DIM + 1)
-    with pytest.raises(ValueError, match=r"shape \(7, 8\) under 'decoder.weight', got"):
+    wider = r"one with other arguments: expected shape \(7, 8\) under 'decoder.weight'"
+    with pytest.raises(ValueError, match=wider):
         again(wide)
     with pytest.raises(ValueError, match="'0.momentum', got nothing for the optimizer"):
         again(Noisy(), optimizer=torch.optim.SGD)
@@ -1394,13 +1397,23 @@ def test_a_run_is_never_overwritten_nor_resumed_from_nothing(tmp_path):
     noisy_fit(epochs=1, checkpoint=tmp_path / "run")
     with pytest.raises(FileExistsError, match="resume=True"):
         noisy_fit(epochs=1, checkpoint=tmp_path / "run")
-    (tmp_path / "else").mkdir()
-    (tmp_path / "else" / "notes.txt").write_text("mine")
-    with pytest.raises(FileNotFoundError, match="'notes.txt' but no checkpoint"):
-        noisy_fit(epochs=1, checkpoint=tmp_path / "else", resume=True)
+    with pytest.raises(FileNotFoundError, match="'run/last.safetensors' but no check"):
+        noisy_fit(epochs=1, checkpoint=tmp_path, resume=True)
+    (tmp_path / "run" / "last.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="'best.safetensors' but no checkpoint"):
+        noisy_fit(epochs=1, checkpoint=tmp_path / "run", resume=True)
     save_file({"x": torch.ones(1)}, tmp_path / "run" / "last.safetensors")
     with pytest.raises(ValueError, match="'probssl checkpoint 2' in the header"):
         noisy_fit(epochs=1, checkpoint=tmp_path / "run", resume=True)
+
+
+def test_a_script_that_logs_to_its_folder_is_started_again_and_again(tmp_path):
+    for epochs in (1, 2):
+        with (tmp_path / "log.txt").open("a") as log:
+            log.write(f"{epochs}\n")
+        found = noisy_fit(epochs=epochs, checkpoint=tmp_path, resume=True)
+        assert len(found[1]) == epochs
+    assert (tmp_path / "log.txt").read_text() == "1\n2\n"
 
 
 @pytest.mark.parametrize(
@@ -1461,8 +1474,8 @@ VECTOR = torch.ones(3, requires_grad=True)
 BATCHES = {"data": DataLoader(FEW, collate_fn=to_batch), "views": noisy}
 WRONG: list[tuple[type[Exception], str, object, str]] = [
     (ValueError, "data", FEW[:0], "at least one item"),
-    (ValueError, "data", NAN, "got NaN or infinity in 3 of 3 items"),
-    (ValueError, "valid", NAN, "got NaN or infinity in 3 of 3 items"),
+    (ValueError, "data", NAN, "infinity in 3 of 3 items: 0, 1, 2; drop or impute"),
+    (ValueError, "valid", NAN, "in the validation data, .* in 3 of 3 items: 0, 1, 2;"),
     (ValueError, "data", DataLoader(FEW, 8, drop_last=True), "one batch in an epoch"),
     (ValueError, "views", lambda x: x, r"\(40, view, \*event\).*got \(40, 6\)"),
     (ValueError, "views", lambda x: noisy(x)[1:], r"got \(39, 2, 6\)"),

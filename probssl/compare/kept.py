@@ -11,7 +11,7 @@ from ..reading import guarded, json_of
 from ..runtime.files import locked, write
 from .table import Row, check_rows
 
-__all__ = ["MEASURED", "Kept", "kept_rows"]
+__all__ = ["MEASURED", "Kept", "kept_rows", "read_rows"]
 
 MEASURED = "measured.json"
 FORMAT = 1
@@ -66,10 +66,14 @@ def kept_rows(folder: Path | None, resume: bool) -> Iterator[Kept]:
                 f"expected a folder without measured rows, got {path}; pass "
                 "resume=True to go on from it, or another folder"
             )
-        yield Kept(path, _read(path) if path.exists() else {})
+        yield Kept(path, read_rows(folder))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_rows(folder: Path) -> dict[str, Any]:
+    """The measured rows in a folder, by name."""
+    path = folder / MEASURED
+    if not path.exists():
+        return {}
     with guarded(path, "compare writes it", "remove it, or give another folder"):
         content = json_of(path, path.parent, constants=True)
         if content["format"] != FORMAT:

@@ -118,6 +118,7 @@ class Items:
             means that each item is its only view.
         content: Contents of some of the items, as `Batch.content`.
         covariates: Those of the items, as `Batch.covariates`, if the data have none.
+        name: What the data are called in errors.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Items:
         views: Views | None = None,
         content: Any = None,
         covariates: Any = None,
+        name: str = "data",
     ) -> None:
         values = _values(data)
         self.grouped, self.several = isinstance(data, Groups), isinstance(values, tuple)
@@ -135,7 +137,8 @@ class Items:
                 "expected no views for Groups or several modalities, which have their "
                 "own; leave views out, or make a Split of single views"
             )
-        what = "the views of Groups" if self.grouped else "data"
+        groups = "the views of Groups" + f" in {name}" * (name != "data")
+        what = groups if self.grouped else name
         parts, said = _parts(values), isinstance(data, Split | Groups)
         self.parts: tuple[Part, ...] = tuple(_part(x, what, said) for x in parts)
         self.present = data.present if isinstance(data, Groups) else None
@@ -282,6 +285,7 @@ def accepted(
     views: Views | None,
     dtype: torch.dtype,
     check_content: Callable[[Tensor], Any] | None = None,
+    name: str = "the DataLoader",
 ) -> Tensor | Batch:
     """What a DataLoader yields, checked: a Batch, or items without their labels.
 
@@ -289,6 +293,7 @@ def accepted(
         load: A Batch, items, or (items, labels, …), before it is moved to the device.
         dtype: The dtype of the objective, in which the numbers must be finite.
         check_content: Called with observed contents that are on the CPU.
+        name: What the loader is called in errors.
     """
     if isinstance(load, Batch):
         if views is not None:
@@ -299,7 +304,7 @@ def accepted(
         load = checked(load)
         for part in (*load.parts, *_parts(load.clean)):  # absent views hold anything
             if part is not None:
-                _loaded_items(part, dtype)
+                _loaded_items(part, dtype, name)
         known = load.content
         if check_content is not None and known is not None and known.is_cpu:
             check_content(known)
@@ -328,7 +333,7 @@ def accepted(
             f"these: lambda rows: torch.stack([torch.as_tensor(r[{key!r}]) for r in "
             "rows])"
         )
-    return _loaded_items(x, dtype)
+    return _loaded_items(x, dtype, name)
 
 
 def _alike(x: Tensor | np.ndarray, other: Any) -> bool:
@@ -405,9 +410,11 @@ def _in_tensor(x: Any, name: str) -> Tensor:
     return x if isinstance(x, Tensor) and x.is_floating_point() else tensor(x, name)
 
 
-def _loaded_items(x: Any, dtype: torch.dtype) -> Shaped[Tensor, "batch *event"]:
+def _loaded_items(
+    x: Any, dtype: torch.dtype, name: str
+) -> Shaped[Tensor, "batch *event"]:
     """The items of a load as a dense tensor of finite numbers that are no raw bytes."""
-    found = tensor(x, "the batches of the DataLoader")
+    found = tensor(x, f"the batches of {name}")
     if found.dtype == torch.uint8:
         raise ValueError(
             "expected a DataLoader of floating point, got bytes (uint8), which may be "
@@ -415,7 +422,7 @@ def _loaded_items(x: Any, dtype: torch.dtype) -> Shaped[Tensor, "batch *event"]:
             "for counts"
         )
     if found.is_floating_point() and found.numel():
-        check_finite([(found,)], len(found), "a batch of the DataLoader", dtype)
+        check_finite([(found,)], len(found), f"a batch of {name}", dtype)
     return found
 
 

@@ -29,6 +29,8 @@ from ..arrays import (
 )
 from .splits import Dataset, Groups, Split, fixed_split
 
+SHOWN = 5  # rows that a message names
+
 __all__ = ["arrays", "as_float", "check_finite", "check_items", "groups"]
 __all__ += ["observed_content", "value_tensor"]
 
@@ -334,8 +336,10 @@ def check_finite(
         chunks: The n items in chunks, a tensor for each modality.
         dtype: The type of number in which they must be finite; None means their own.
     """
-    broken, ends = 0, (math.inf, -math.inf)
+    broken, large = list[int](), list[int]()  # rows
+    begin, ends = 0, (math.inf, -math.inf)
     for parts in chunks:
+        first, begin = begin, begin + len(parts[0])
         own = [x.dtype if x.is_floating_point() else torch.float for x in parts]
         limits = [_largest(dtype, one) for one in own]
         spans = [span(x) for x in parts]
@@ -346,22 +350,37 @@ def check_finite(
                 max(ends[1], *(b for _, b in spans)),
             )
             continue
-        finite = [
-            (x.double().abs() <= m).flatten(1).all(1)
-            for x, m in zip(parts, limits, strict=True)
-        ]
-        broken += int((~torch.stack(finite).all(0)).sum())
+        for x, m in zip(parts, limits, strict=True):
+            finite = x.isfinite().flatten(1).all(1)
+            broken += _places(~finite, first)
+            large += _places(finite & (x.double().abs() > m).flatten(1).any(1), first)
     if broken:
         way = "drop or impute them first"
         if what == "views":
             way = "mark absent views as False in present=, or drop the items"
         raise ValueError(
-            f"expected finite numbers in {what}, got NaN or infinity in {broken} of "
-            f"{n} items; {way}, and rescale numbers beyond "
-            f"{min(limits):.2g}, which {dtype or own[0]} "
-            f"{'cannot square' if dtype else 'does not hold'}"
+            f"expected finite numbers in {what}, got NaN or infinity in "
+            f"{_rows(broken, n)}; {way}"
+        )
+    if large:
+        raise ValueError(
+            f"expected numbers up to {min(limits):.2g} in {what}, which "
+            f"{dtype or own[0]} can square, got larger ones in {_rows(large, n)}; "
+            "rescale them"
         )
     return ends
+
+
+def _places(mask: Bool[Tensor, " chunk"], first: int) -> list[int]:
+    """The rows where a mask is set, counted from the first."""
+    return [first + row for row in mask.nonzero().flatten().tolist()]
+
+
+def _rows(rows: Iterable[int], n: int) -> str:
+    """How many of n items, and the first of their rows."""
+    each = sorted(set(rows))
+    shown = ", ".join(map(str, each[:SHOWN])) + " …" * (len(each) > SHOWN)
+    return f"{len(each)} of {n} items: {shown}"
 
 
 def _largest(dtype: torch.dtype | None, own: torch.dtype) -> float:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
-from ..arguments import having, typed
+from ..arguments import counted, having, typed
 from .style import BLUE, ORANGE, blank, clean, literal
 
 __all__ = ["learning_curves"]
@@ -42,14 +42,15 @@ def learning_curves(history: Any) -> Figure:
     if not given or table.empty:
         raise ValueError(
             f"expected at least one epoch and one of the columns {', '.join(CURVES)}, "
-            f"got {len(table)} epochs and {', '.join(table.columns) or 'no column'}; "
-            "pass what ps.fit returned"
+            f"got {counted(len(table), 'epoch')} and "
+            f"{', '.join(table.columns) or 'no column'}; pass what ps.fit returned"
         )
     if not names:
         found = "NaN" if table[given].isna().all(axis=None) else "0 or NaN"
         raise ValueError(
             f"expected a number other than 0 and NaN in {', '.join(given)}, got only "
-            f"{found} in {len(table)} epochs; pass a history with such numbers"
+            f"{found} in {counted(len(table), 'epoch')}; pass a history with such "
+            "numbers"
         )
     columns = 2 if len(names) == 4 else min(3, len(names))
     rows = math.ceil(len(names) / columns)

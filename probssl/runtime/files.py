@@ -23,6 +23,17 @@ LOCK = ".lock"
 WAIT = 10.0  # seconds: workers of a killed process may hold its lock for five
 PART = re.compile(r"\.(\d+)-\d+\.part\.(.+)")  # process, thread, name
 UNABLE = errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK
+SPACE, PERMISSION = "free space, or give another place", "give a place that you may "
+PERMISSION += "write to, or allow it"
+WAYS = {  # out of an error of the system
+    None: SPACE,  # of a library that does not say which
+    errno.ENOSPC: SPACE,
+    getattr(errno, "EDQUOT", errno.ENOSPC): SPACE,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EACCES: PERMISSION,
+    errno.EPERM: PERMISSION,
+    errno.EROFS: PERMISSION,
+}
 logger = logging.getLogger(__name__)
 _now = set[Path]()  # what this process writes just now
 
@@ -46,7 +57,7 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     if path.exists() and not (path.is_file() or path.is_dir()):
         _fill(path, content)
         return
-    kept = "what it held before is unchanged" if path.exists() else "nothing is written"
+    kept = "what it held before is unchanged" if path.exists() else "it is not written"
     part = path.with_name(f".{os.getpid()}-{get_ident()}.part.{path.name}")
     _now.add(part)
     try:
@@ -104,7 +115,7 @@ def locked(folder: Path, work: str, wait: float | None = None) -> Iterator[None]
     except (OSError, NotImplementedError) as error:
         number = getattr(error, "errno", errno.ENOSYS)
         if number not in UNABLE:
-            _refuse(folder, "nothing is written", error)
+            _refuse(folder, "nothing is written there", error)
         logger.warning(
             "%s is on a file system without locks (%s): start one process at a time "
             "that writes there",
@@ -177,9 +188,8 @@ def _refuse(path: Path, kept: str, error: Exception) -> NoReturn:
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "a file where a folder is needed"
     kind = type(error) if isinstance(error, OSError) else OSError
-    refused = kind(
-        f"expected to write {path}, got {reason!s}; {kept}: free space, or give "
-        "another place"
-    )
-    refused.errno = getattr(error, "errno", None)
+    number = getattr(error, "errno", None)
+    way = WAYS.get(number, "give another place")
+    refused = kind(f"expected to write {path}, got {reason!s}; {kept}: {way}")
+    refused.errno = number
     raise refused from error

@@ -97,7 +97,7 @@ def fit_rounds(
         for row in part.rows:
             counts = {name: before[name] + row[name] for name in ("epoch", "step")}
             history.rows.append(row | counts | {"round": number})
-        history.interrupted = part.interrupted
+        history.interrupted, history.broken_off = part.interrupted, part.broken_off
         if len(part) < count or part.interrupted:
             break
     return history

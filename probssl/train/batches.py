@@ -36,7 +36,7 @@ from torch.utils.data import (
 from ..arrays import remark_swapped
 from ..data.batches import Items, Loadable, Target, Views, accepted, loaded
 from ..runtime.distributed import gather_to_cpu, rank, world_size
-from ..runtime.randomness import same_randomness
+from ..runtime.randomness import random_state, same_randomness
 from ..terms import Batch
 
 __all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
@@ -44,6 +44,7 @@ __all__ += ["loaded", "look_at", "made_ahead", "moved", "population_of", "source
 
 logger = logging.getLogger(__name__)
 Data = Loadable
+ATTEMPTS = 5  # to draw views that no other thread disturbs
 FEWEST = 8  # items whose views are not all alike by chance
 Key = TypeVar("Key")
 Load = TypeVar("Load")
@@ -107,7 +108,11 @@ class Stored:
         return self.items.make(load if self.streamed else self.items.take(load))
 
     def check_repeats(self) -> None:
-        """Warn if the same seed of torch gives other views of the first items."""
+        """Warn if the same seed of torch gives other views of the first items.
+
+        A thread of the user may draw in between, without the lock that `fit` holds:
+        then the generator ends elsewhere, and they are compared again.
+        """
         items, before = self.items, self.items.views
         if before is None:
             return
@@ -115,21 +120,27 @@ class Stored:
         if isinstance(before, nn.Module):  # whose buffers shall stay as they are
             with suppress(TypeError, RuntimeError):
                 items.views = deepcopy(before)
-        drawn = []
         try:
-            for _ in range(2):
-                with same_randomness(0, self.target.device):
-                    drawn.append(tree_leaves(items.batch(rows)))
+            for _ in range(ATTEMPTS):
+                (one, end), (other, its_end) = self._drawn(rows), self._drawn(rows)
+                alike = all(map(_alike, one, other))
+                if alike or end.equal(its_end):
+                    break
         finally:
             items.views = before
-        for one, other in zip(*drawn, strict=False):
-            if isinstance(one, Tensor) and not _alike(one, other):
-                logger.warning(
-                    "expected views that draw from torch's global generator alone, got "
-                    "others from the same seed; a resumed run, validation and "
-                    "ps.compare do not repeat: draw with torch.rand or torch.randn"
-                )
-                return
+        if not alike:
+            logger.warning(
+                "expected views that draw from torch's global generator alone, got "
+                "others from the same seed; a resumed run, validation and ps.compare "
+                "do not repeat: draw with torch.rand or torch.randn"
+            )
+
+    def _drawn(self, rows: Int[Tensor, " batch"]) -> tuple[list[Tensor], Tensor]:
+        """Views of items from a fixed seed, and the state of the generator after."""
+        with same_randomness(0, self.target.device):
+            leaves = tree_leaves(self.items.batch(rows))
+            end = random_state(self.target.device)
+        return [x for x in leaves if isinstance(x, Tensor)], torch.cat([*end.values()])
 
     def _loads(self, parts: Iterable[Int[Tensor, " batch"]]) -> Iterator[Any]:
         if not self.streamed:
@@ -150,6 +161,7 @@ class Loaded:
     replicated = False
     check_content: Callable[[Tensor], Any] | None = None  # of a batch
     wanting: str | None = None  # what wants two items in every batch
+    name = "the DataLoader"  # in errors
     own_views = False  # whether Batches are taken beside a view sampler for items
 
     def __init__(
@@ -234,7 +246,7 @@ class Loaded:
     def _checked(self, loads: Iterable[Any]) -> Iterator[Any]:
         dtype = self.target.dtype
         check, views = self.check_content, None if self.own_views else self.views
-        accept = (accepted(load, views, dtype, check) for load in loads)
+        accept = (accepted(x, views, dtype, check, self.name) for x in loads)
         sized = self._sized(accept)
         alike = self.known or world_size() == 1
         return moved(sized if alike else _in_step(sized), self.target)
@@ -345,6 +357,7 @@ def source(
     covariates: Any = None,
     *,
     streamed: bool | None = None,
+    name: str = "data",
 ) -> Source:
     """The source of batches of a data set, which is checked here.
 
@@ -354,6 +367,7 @@ def source(
     Arguments:
         streamed: Whether the data stay on the host. By default they do if they are in a
             file (`numpy.memmap`), or would fill half of a CUDA device.
+        name: What the data are called in errors.
     """
     if isinstance(data, DataLoader):
         if content is not None:
@@ -367,7 +381,7 @@ def source(
                 "Batches with their covariates"
             )
         return Loaded(data, views, order, target)
-    items = Items(data, target, views, content, covariates)
+    items = Items(data, target, views, content, covariates, name)
     _check_shares(batch_size, len(items))
     streamed = _large(items) if streamed is None else streamed
     return Stored(items, batch_size, order, streamed)

@@ -21,7 +21,9 @@ from ..runtime import files
 from ..runtime.buffers import storable
 from .history import check_rows
 
-__all__ = ["check_fits", "read", "read_run", "write"]
+__all__ = ["OBJECTIVE", "check_fits", "class_of", "read", "read_run", "write"]
+
+OBJECTIVE = "objective"  # the setting that names its class
 
 # The first has the random state of a single process, the last a place in an epoch.
 FORMATS = tuple(f"probssl checkpoint {number}" for number in (1, 2, 3))
@@ -129,9 +131,17 @@ def check_fits(
     Arguments:
         current: The state of the run that would take the saved one.
     """
+    name, other = class_of(objective), state.get("setting", {}).get(OBJECTIVE)
+    got = (
+        "one of another, or with other arguments"
+        if other is None
+        else f"one of {other}"
+    )
+    got = "one with other arguments" if other == name else got
+    lead = f"expected a checkpoint of this {name}, got {got}: "
     for part in ("objective", "optimizer", "scheduler"):
         saved, built = (_entries(s[part]) for s in (state, current))
-        _check(saved, built, f"the {part} in {origin}")
+        _check(saved, built, f"the {part} in {origin}", lead * (part == "objective"))
     if (kept := state["stopping"]["kept"]) is not None:
         built = _entries(current["objective"])
         _check(_entries(kept), built, f"the best epoch in {origin}")
@@ -225,12 +235,20 @@ def _check_numbers(
                 raise ValueError(f"{name} has shape {tuple(moment.shape)}")
 
 
-def _check(saved: Mapping[str, str], built: Mapping[str, str], what: str) -> None:
+def class_of(objective: nn.Module) -> str:
+    """The name of its class, also where torch compiled it."""
+    return type(getattr(objective, "_orig_mod", objective)).__name__
+
+
+def _check(
+    saved: Mapping[str, str], built: Mapping[str, str], what: str, lead: str = ""
+) -> None:
     """Raise a ValueError for the first key whose entries differ."""
     for key in [*built, *saved]:
         expected, found = built.get(key, "nothing"), saved.get(key, "nothing")
         if expected != found:
             raise ValueError(
-                f"expected {expected} under {key!r}, got {found} for {what}; build it "
-                "as in the run that wrote the checkpoint, or pass another folder"
+                f"{lead}expected {expected} under {key!r}, got {found} for {what}; "
+                "build it as in the run that wrote the checkpoint, or pass another "
+                "folder"
             )

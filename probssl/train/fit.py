@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ..arguments import alone, choice, positive, typed
+from ..arguments import alone, choice, counted, positive, typed
 from ..arrays import check_alike, check_classes
 from ..data.splits import Groups
 from ..runtime.distributed import (
@@ -34,6 +34,7 @@ from ..runtime.threads import LOCK
 from ..runtime.unregistered import message, unregistered
 from ..terms import Terms
 from .batches import Data, Loaded, Stored, Views, grouped, source
+from .checkpoint import OBJECTIVE, class_of
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import (
     Progress,
@@ -186,8 +187,9 @@ def fit(
             epochs, by default each, and at the end, ``best.safetensors`` by `monitor`,
             and ``history.json``.
         resume: Resume from the last checkpoint; on the CPU bit by bit as if the run had
-            not been interrupted or killed. If the folder is empty or missing, the fit
-            starts anew, so that a script can simply be run again after it was killed.
+            not been interrupted or killed. If the folder is missing, or holds files of
+            others alone, such as a log, the fit starts anew, so that a script can
+            simply be run again after it was killed.
             If it holds more than `epochs` epochs, a warning says so, none is added. A
             warning also names data, views and arguments of `fit` that differ from the
             saved run; the learning rate is the saved one. Buffers and parameters of the
@@ -230,8 +232,9 @@ def fit(
             checkpoint is of that moment, unless a step was broken off; there is none if
             no step was made.
         BlockingIOError: If another process or thread fits with the same folder.
-        FileExistsError: If the folder holds a checkpoint, but `resume` is False.
-        FileNotFoundError: If it holds other files, but no checkpoint to resume from.
+        FileExistsError: If the folder holds a checkpoint, but `resume` is False; if it
+            is that of a run of the command line, which has its own inside.
+        FileNotFoundError: If it holds parts of a run, but no checkpoint to resume from.
         FloatingPointError: If a term, a gradient or a parameter is not finite. On the
             CPU the step is not made, and the error says what was not finite first; its
             attribute ``batches`` has the batches of the step. On a GPU fused optimisers
@@ -277,9 +280,13 @@ def fit(
         train.check_content = ContentCheck(objective)
     with single_process():
         drawn = None if isinstance(valid, Groups) else views
-        held_out = None if valid is None else make(valid, views=drawn, target=target)
+        held_out = (
+            None
+            if valid is None
+            else make(valid, views=drawn, target=target, name="the validation data")
+        )
     if isinstance(held_out, Loaded):
-        held_out.own_views = True
+        held_out.own_views, held_out.name = True, "the validation DataLoader"
         held_out.check_content = ContentCheck(objective)
     elif held_out is not None and held_out.content is not None:
         check_contents(objective, held_out.content)
@@ -306,7 +313,8 @@ def fit(
     run.views = views
     if checkpoint is not None:
         steps = {"accumulate": accumulate, "clip": clip}
-        run.setting = setting_of(train, views, optimizer, scheduler, **steps)
+        settings = setting_of(train, views, optimizer, scheduler, **steps)
+        run.setting = {OBJECTIVE: class_of(objective)} | settings
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)
 
@@ -410,6 +418,7 @@ def _interrupted(
             rows = [counts | tally.mean() | last]
     whole = folder.keep(run, step, place, tally, *rows)
     history.rows += rows
+    history.broken_off = bool(rows)
     where = f"after epoch {finished}"
     if rows:
         within = "after" if whole else "within the step after"
@@ -430,7 +439,8 @@ def _keep(
     """Give an error the history; write the moment that it came up, if that is sound."""
     finished = len(run.history)
     error.history = run.history  # type: ignore[attr-defined]
-    error.add_note(f"{finished} finished epochs are in history of the error")
+    verb = "is" if finished == 1 else "are"
+    error.add_note(f"{counted(finished, 'epoch')} {verb} in history of the error")
     if world_size() > 1:  # writing takes all ranks
         return
     if step.count == 0:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ..arguments import counted
 from ..reading import guarded, parsed
 from ..runtime.distributed import gather_to_cpu
 from ..terms import Terms
@@ -42,6 +43,12 @@ class History:
     ) -> None:
         self.rows = [] if rows is None else rows
         self.interrupted = interrupted
+        self.broken_off = False  # whether the last row is that of part of an epoch
+
+    @property
+    def finished(self) -> int:
+        """The number of epochs that were finished."""
+        return len(self) - self.broken_off
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,14 +64,19 @@ class History:
         last = self.rows[-1] if self.rows else {}
         shown = [c for c in ("value", "valid_value", "seconds") if c in last]
         ends = ", ".join(f"{column} {last[column]:.4g}" for column in shown)
-        cut = ", interrupted" if self.interrupted else ""
-        return f"History({len(self)} epochs{cut}{'; last: ' if ends else ''}{ends})"
+        return f"History({self._length()}{'; last: ' if ends else ''}{ends})"
 
     def _repr_html_(self) -> str:
         shown = self.table.dropna(axis="columns", how="all").tail(5)
-        whole = f"{len(self)} epochs" + ", interrupted" * self.interrupted
-        whole += ", the last:" * (len(self) > 5)
+        whole = self._length() + ", the last:" * (len(self) > 5)
         return f"<p>{whole}</p>" + shown.to_html(float_format="{:.4g}".format)
+
+    def _length(self) -> str:
+        part = " and a part" * self.broken_off
+        return (
+            f"{counted(self.finished, 'epoch')}{part}"
+            + ", interrupted" * self.interrupted
+        )
 
     def plot(self) -> "Figure":
         """Draw the value and its terms against the epoch: `plots.learning_curves`."""

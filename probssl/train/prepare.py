@@ -27,6 +27,7 @@ from ..runtime.buffers import note_counted, unshare, was_counted
 from ..runtime.precision import Precision
 from ..terms import Terms
 from .batches import Source, Stored, Target, Views
+from .checkpoint import OBJECTIVE
 
 __all__ = ["ContentCheck", "check_contents", "check_counts", "check_covariates"]
 __all__ += ["check_decay"]
@@ -99,6 +100,7 @@ def _name(x: Any) -> str:
 
 def check_setting(saved: Mapping[str, str], now: Mapping[str, str], where: Any) -> None:
     """Warn where a resumed run differs from the saved one."""
+    now = {name: x for name, x in now.items() if name != OBJECTIVE or name in saved}
     names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     if not saved or not names:  # older files have none
         return

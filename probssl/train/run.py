@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..arguments import choice
+from ..arguments import choice, counted
 from ..arguments import folder as checked_folder
 from ..reading import guarded
 from ..runtime import files
@@ -38,6 +38,8 @@ __all__ = ["Checkpoints", "EarlyStopping", "Run"]
 logger = logging.getLogger(__name__)
 
 LAST, BEST, HISTORY = "last.safetensors", "best.safetensors", "history.json"
+SAVED = "probssl.json", HISTORY  # of a run of the command line
+OURS = {*SAVED, BEST, "model.safetensors"}  # what says that there was a run
 
 
 @dataclass
@@ -244,9 +246,10 @@ class EarlyStopping:
         if all(math.isnan(row.get(self.monitor, math.nan)) for row in history.rows):
             warnings.warn(
                 f"expected numbers in the column {self.monitor!r}, by which epochs are "
-                f"compared, got NaN in all {len(history)} epochs; no epoch is the "
-                "best, and the parameters are those of the last: write numbers, or "
-                "monitor another column",
+                f"compared, got NaN in {'all ' * (len(history) > 1)}"
+                f"{counted(len(history), 'epoch')}; no epoch is the best, and the "
+                "parameters are those of the last: write numbers, or monitor another "
+                "column",
                 stacklevel=5,
             )
 
@@ -420,8 +423,22 @@ def _number(name: str, x: Any) -> float:
 
 
 def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint in a folder, if there is one."""
+    """The checkpoint in a folder, if there is one.
+
+    Files of others, such as a log, make no run: beside them one starts anew.
+    """
     last = folder / LAST
+    if (inner := folder / "checkpoints" / LAST).exists() and not last.exists():
+        raise FileExistsError(
+            f"expected a folder for a checkpoint alone, got {folder}, a run of the "
+            f"command line, whose checkpoint is {inner}; go on from it there, by "
+            "probssl fit, or pass another folder"
+        )
+    if not (last.exists() or resume) and all((folder / n).exists() for n in SAVED):
+        raise FileExistsError(
+            f"expected a folder without a run, got {folder} with "
+            f"{' and '.join(SAVED)} of the command line; pass another folder"
+        )
     if last.exists():
         if resume:
             return _with_best(read_run(last), folder / BEST)
@@ -434,11 +451,12 @@ def _found(folder: Path, resume: bool) -> dict[str, Any] | None:
             f"expected a folder without a checkpoint, got {folder / BEST}, the best "
             f"epoch of a run whose {LAST} is gone; pass another folder"
         )
-    others = [f.name for f in folder.iterdir() if f.name[0] != "."]
+    others = [name for name in sorted(OURS) if (folder / name).exists()]
+    others += [f"{path.parent.name}/{LAST}" for path in folder.glob(f"*/{LAST}")]
     if resume and others:
         raise FileNotFoundError(
             f"expected {last} to resume from, got a folder with {others[0]!r} but "
-            "no checkpoint; pass the folder of the run, or an empty one"
+            "no checkpoint; pass the folder of the run, or another one to start anew"
         )
     (folder / HISTORY).unlink(missing_ok=True)  # of a run whose last epoch is gone
     return None
