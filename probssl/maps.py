@@ -75,8 +75,8 @@ class Neighbourhood(nn.Module):
 
     Raises:
         TypeError: If neighbours is not a whole number.
-        ValueError: If neighbours is not from 1 to n - 1, or there are not as many
-            features as items.
+        ValueError: If neighbours is not from 1 to n - 1, there are not as many
+            features as items, or views may be absent, as in a `Batch` with `present`.
     """
 
     items: Tensor
@@ -103,6 +103,10 @@ class Neighbourhood(nn.Module):
         hint = "an item is no neighbour of itself: lower it, or give more items"
         self.neighbours = whole("neighbours", neighbours, 1, len(items) - 1, hint)
         self.views = views
+        if views is not None:  # before the search
+            one = items[:1] / 255 if items.dtype == torch.uint8 else items[:1]
+            with restored_randomness():
+                _all_present(one, views)
         rows = features.flatten(1).to("cpu", torch.float64).numpy()
         _, near = nearest(rows, rows, self.neighbours, itself=False)
         self.register_buffer("items", items)
@@ -137,7 +141,7 @@ class Neighbourhood(nn.Module):
         neighbour = self.near[item].gather(1, drawn[:, None])[:, 0]
         both = self.items[torch.stack((item, neighbour), 1)].to(numbers.dtype)
         both = both / 255 if self.items.dtype == torch.uint8 else both
-        views = viewed(both.flatten(0, 1), self.views).stacked
+        views = _all_present(both.flatten(0, 1), self.views)
         return Batch(views.unflatten(0, (len(item), 2)).flatten(1, 2), both[:, 0])
 
 
@@ -407,6 +411,19 @@ class NeighbourMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 "expected neighbours or views, which make positive pairs, got "
                 "neighbours=0 and views=None; give one of them"
             )
+
+
+def _all_present(
+    x: Float[Tensor, "n *event"], views: Views | None
+) -> Float[Tensor, "n view *event"]:
+    """Views of items, none of which may be absent."""
+    drawn = viewed(x, views)
+    if drawn.present is not None:
+        raise ValueError(
+            "expected all views to be present for Neighbourhood, got a mask; drop the "
+            "incomplete items, or draw other views in place of absent ones"
+        )
+    return drawn.stacked
 
 
 def _warm_up_and_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:

@@ -12,7 +12,7 @@ import probssl as ps
 from probssl import affinities
 from probssl.affinities import Mixup, Noise, Overlap, Perplexity, Positives
 from probssl.terms import Batch
-from probssl.views import Affine, Augment
+from probssl.views import Affine, Augment, PerItem
 from probssl.views import Noise as NoisyViews
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -287,3 +287,51 @@ def test_boxes_in_another_convention_are_refused():
     for box in ([3.0, 3.0, 2.0, 2.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, math.nan, 1.0]):
         with pytest.raises(ValueError, match="right > left .* got .*width"):
             affinities.intersection_over_union(torch.tensor([[0.0, 0, 1, 1], box]))
+
+
+class Flip(nn.Module):
+    """One draw a call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(-1) if torch.rand(()) < 0.5 else x
+
+
+class Jittered(Affine):
+    """Changes values after the crop, unknown to `with_boxes`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Known(Jittered):
+    def with_boxes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x, boxes = super().with_boxes(x)
+        return x + 1, boxes
+
+
+WRAPPERS = {
+    "PerItem": lambda part: PerItem(part),
+    "Sequential": lambda part: nn.Sequential(nn.Sequential(part)),
+    "Augment": lambda part: Augment(part, views=1),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_boxes_know_of_what_moves_pixels_inside_other_parts(name):
+    wrap, crop = WRAPPERS[name], Affine(crop=(0.2, 0.5))
+    for part in (Flip(), PerItem(Flip())):
+        with pytest.raises(ValueError, match="Affine before Flip"):
+            Augment(wrap(part), crop, boxes=True)
+        Augment(crop, wrap(part), boxes=True)
+    with pytest.raises(ValueError, match="one Affine among the parts .* got 2"):
+        Augment(crop, wrap(Affine(flip=0.5)), boxes=True)
+    with pytest.raises(ValueError, match="got it inside .*which hands on no boxes"):
+        Augment(wrap(crop), boxes=True)
+    Augment(wrap(NoisyViews(0.1)), crop, boxes=True)
+
+
+def test_boxes_of_a_subclass_are_those_of_its_own_method():
+    with pytest.raises(ValueError, match="subclass with with_boxes .* got Jittered"):
+        Augment(Jittered(crop=(0.5, 1.0)), boxes=True)
+    x, part = torch.zeros(3, 1, 8, 8), Known(crop=(0.5, 1.0))
+    assert (Augment(part, boxes=True, clamp=False)(x).views == 1).all()

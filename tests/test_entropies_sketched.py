@@ -337,3 +337,20 @@ test_bad_arguments_are_refused = refusals(
     (lambda: Sketched(EppsPulley())(Z, Spherical(3)), ValueError, "on a sphere"),
     (lambda: Sketched(EppsPulley()).joint(Z, None), TypeError, "joint .* got Sketched"),
 )
+
+
+class Deep(nn.Module):
+    """p(z|y) with a learned scale inside a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList([ps.hyper.Positive(ps.learned(0.3), "width")])
+
+    def forward(self, y: Tensor) -> dist.Independent:
+        return dist.Normal(y, self.inner[0]()).to_event(1)
+
+
+def test_a_free_scale_is_found_however_deep_it_lies():
+    z, prior = torch.randn(9, 2, 3), ps.priors.Custom(Deep(), 3)
+    with pytest.raises(ValueError, match="fixed hyper-parameters .*width=Learned"):
+        Sketched(EppsPulley(), 8)(z, prior)

@@ -443,6 +443,75 @@ def test_calls_of_independent_views_agree_with_the_closed_form():
     assert abs(np.mean(errors)) < 5 * bar + 3**2 / len(x)  # and the bias of 1/n
 
 
+TURN = np.array([[0.0, -1.0], [1.0, 0.0]])
+
+
+def turned(seed: int, noise: float) -> Callable[[Array], Array]:
+    """Rows, and rows turned by a quarter with noise."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x: Array) -> Array:
+        return np.stack([x, x @ TURN.T + noise * rng.normal(size=x.shape)], 1)
+
+    return draw
+
+
+def test_views_of_different_kinds_have_no_mutual_information_by_pooled_moments():
+    """S and G of x and Rx + e, for x of unit covariance and a quarter turn R.
+
+    S is (1 + s² / 2) I and G, the symmetric part of R, is 0, while the two views share
+    all of x up to the noise e: log(1 + 1 / s²) nats in two dimensions.
+    """
+    n, noise = 20_000, 0.3
+    x = np.random.default_rng(0).normal(size=(n, 2))
+    pairs = turned(1, noise)
+    found = JointEmbeddingSSL(views=pairs, n_views=2).fit(x)
+    assert_allclose(found.moments_.total, (1 + noise**2 / 2) * np.eye(2), atol=0.05)
+    assert_allclose(found.spectrum_, 0, atol=5 * n**-0.5)
+    first, second = np.moveaxis(pairs(x), 1, 0)
+    two = np.cov(first.T, second.T)
+    logs = [np.linalg.slogdet(part)[1] for part in (two[:2, :2], two[2:, 2:], two)]
+    information = (logs[0] + logs[1] - logs[2]) / 2
+    assert information == pytest.approx(np.log1p(noise**-2), abs=0.1)
+    with pytest.raises(ValueError, match="views of one call that are drawn alike"):
+        found.mutual_information()
+
+
+OTHERS = {  # views of a call that differ in one moment
+    "variance": lambda x, e, f: [x + 0.5 * e, x + f],
+    "mean": lambda x, e, f: [x + e, x + f + 0.5],
+    "partner": lambda x, e, f: [x + e, x + e[::-1], x + e],
+    "last": lambda x, e, f: [x + e, x + f, x + f[::-1], x],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_views_that_differ_by_their_place_are_told_from_views_that_do_not(name):
+    n, rng = 3_000, np.random.default_rng(0)
+    x = 1e3 + rng.normal(size=(n, 3))
+
+    def draw(x: Array) -> Array:
+        return np.stack(OTHERS[name](x, *rng.normal(size=(2, *x.shape))), 1)
+
+    parts = JointEmbeddingSSL(views=draw)
+    for part in np.split(x, 30):
+        parts.partial_fit(part)
+    for found in (parts, JointEmbeddingSSL(views=draw).fit(x)):
+        with pytest.raises(ValueError, match="differ by their place"):
+            found.mutual_information()
+
+
+def test_views_that_are_alike_are_seldom_taken_for_different_ones():
+    """Whatever their tails, and where all calls share their noise."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_cauchy(size=(300, 3))
+        pair = rng.standard_cauchy(size=(300, 2, 3))
+        views = lambda x, pair=pair: x[:, None] + pair  # noqa: E731
+        found = JointEmbeddingSSL(views=views, n_views=8).fit(x)
+        assert not found.moments_.swaps.differ
+
+
 def test_calls_give_as_many_views_each():
     widths = iter([2, 3])
     sampler = lambda x: np.stack([x] * next(widths), 1)  # noqa: E731

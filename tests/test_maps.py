@@ -287,3 +287,25 @@ def test_neighbours_are_found_far_from_zero():
     x = (x * 2**20).round() / 2**20  # so that a sum with 2^30 is exact
     near = Neighbourhood(x, 3).near
     assert torch.equal(Neighbourhood(x + 2**30, 3).near, near)
+
+
+def test_views_that_may_be_absent_are_refused_before_the_search(rows, monkeypatch):
+    def half(x):
+        present = torch.tensor([True, False]).expand(len(x), 2)
+        return Batch(torch.stack([x, x], 1), present=present)
+
+    x = torch.as_tensor(rows)
+    late = Neighbourhood(x, 3)
+    late.views = half
+    with pytest.raises(ValueError, match="all views to be present .* got a mask"):
+        late(late.numbers[:4])
+    monkeypatch.setattr(maps, "nearest", None)
+    for use in (lambda: Neighbourhood(x, 3, half), lambda: short(views=half).fit(x)):
+        with pytest.raises(ValueError, match="all views to be present .* got a mask"):
+            use()
+
+
+def test_the_look_at_the_views_leaves_the_generator_alone(rows):
+    before = torch.random.get_rng_state()
+    Neighbourhood(torch.as_tensor(rows), 3, lambda x: torch.randn_like(x)[:, None])
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -379,3 +379,11 @@ def test_a_lone_item_among_batches_is_refused_where_items_are_compared(loader):
     with pytest.raises(ValueError, match="items in every batch for batch norm"):
         run(generative(norm))
     run(generative(linear))  # takes items one by one
+
+
+def test_contents_come_from_the_items_or_from_the_sampler():
+    x, known = torch.rand(4, 3), torch.arange(4)
+    views = lambda x: ps.Batch(x[:, None], content=torch.zeros(len(x)).long())  # noqa: E731
+    with pytest.raises(ValueError, match="of the items or of the sampler, got both"):
+        Items(x, None, views, content=known).batch(torch.arange(2))
+    assert Items(x, None, views).batch(torch.arange(2)).content.tolist() == [0, 0]

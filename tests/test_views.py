@@ -752,3 +752,39 @@ def test_fit_names_views_that_share_one_draw(loaded, caplog):
         data = DataLoader(x, 8) if loaded else x
         ps.fit(ps.limits.SimCLR(network), data, views=views, epochs=1, progress=False)
         assert ("PerItem" in caplog.text) is said
+
+
+def test_a_part_returns_the_items_that_it_got():
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x])
+
+    x, words = torch.rand(4, 1, 8, 8), "Twice to return as many rows .* 8.* got 16 rows"
+    with pytest.raises(ValueError, match=words):
+        ps.views.Augment(Twice(), views=2)(x)
+    with pytest.raises(ValueError, match="PerItem to return as many rows"):
+        ps.views.MultiCrop(ps.views.PerItem(Twice()))(x)
+    with pytest.raises(ValueError, match="got tuple"):
+        ps.views.Augment(
+            type("Pair", (nn.Module,), {"forward": lambda s, x: (x, x)})()
+        )(x)
+
+
+def test_parts_are_known_inside_others():
+    """Thinning keeps counts above 1, and colours refuse what is outside [0, 1]."""
+    counts, wrap = torch.full((4, 1, 8, 8), 9.0), ps.views.PerItem
+    thinned = ps.views.Augment(wrap(ps.views.Thinning(0.5)))(counts)
+    assert thinned.max() > 1
+    with pytest.raises(ValueError, match="1 of them inside others"):
+        ps.views.Augment(wrap(ps.views.Thinning(0.5)), shares=True)
+    with pytest.raises(ValueError, match="no levels, clamp=True, Colour or Invert"):
+        ps.views.Augment(wrap(ps.views.Thinning(0.5)), ps.views.Invert())
+
+
+def test_a_subclass_of_colour_needs_no_further_argument():
+    class Warm(ps.views.Colour):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    x = torch.rand(4, 3, 8, 8)
+    assert ps.views.Augment(Warm(brightness=0.2))(x).shape == (4, 2, 3, 8, 8)

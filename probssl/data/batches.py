@@ -189,6 +189,12 @@ class Items:
         if self.grouped or self.several:
             return batch
         drawn = viewed(batch.stacked[:, 0], self.views, batch.index)
+        if None not in (batch.content, drawn.content):
+            raise ValueError(
+                "expected contents of the items or of the sampler, got both, which may "
+                "differ; leave out content= (the labels), or content in the sampler's "
+                "Batch"
+            )
         content = drawn.content if batch.content is None else batch.content
         known = joined(batch.covariates, drawn.covariates)
         return drawn._replace(content=content, covariates=known)

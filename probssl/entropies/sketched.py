@@ -306,7 +306,7 @@ def _standardised(z: Sample) -> tuple[Sample, Float[Tensor, ""]]:
 
 def _check_fixed(prior: Prior | None) -> None:
     """Raise a ValueError for a prior with a free hyper-parameter."""
-    for hyper in () if prior is None else prior.children():
+    for hyper in () if prior is None else prior.modules():
         if isinstance(hyper, Positive) and hyper.free:
             raise ValueError(
                 f"expected a prior with fixed hyper-parameters beside a sketch, got "

@@ -306,7 +306,8 @@ def _check_views(
         raise ValueError(
             "expected views that show their image, but two views of one have nothing "
             f"in common (a correlation of {common:.2f}, where chance gives up to "
-            f"{most:.2f}); check that the sampler keeps the order of the images"
+            f"{most:.2f}); check that the sampler keeps the order of the images, and "
+            "draws the views of a call alike"
         )
 
 

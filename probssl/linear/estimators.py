@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from ..arguments import at_least, whole
 from ..arrays import rows_for_sklearn
-from .moments import Moments, chance, of_data, of_views
+from .moments import Moments, Swaps, chance, of_data, of_views
 from .solutions import Solution, agreement, error, joint_embedding, reconstruction
 from .views import LARGEST_ENTRY, ClosedForm, Masking, Sampler, in_parts
 
@@ -163,7 +163,13 @@ class _LinearSSL(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if isinstance(self._views(), ClosedForm):
             return of_data(X)
         parts = in_parts(self._views(), X, self.n_views, self.verbose)
-        return reduce(Moments.merged, (of_views(*part) for part in parts))
+        first = self._of_part(*next(parts))
+        return reduce(Moments.merged, (of_views(*part) for part in parts), first)
+
+    def _of_part(
+        self, x: Float[Array, "n d"], views: Float[Array, "n call view e"]
+    ) -> Moments:
+        return of_views(x, views)  # of the first rows
 
     def _views(self) -> Sampler | ClosedForm:
         return Masking() if self.views is None else self.views
@@ -195,10 +201,15 @@ class JointEmbeddingSSL(_LinearSSL):
 
     With :math:`S^{-1/2} G S^{-1/2} = Q \Omega Q^\top` the solution is :math:`W =
     Q_k^\top S^{-1/2}`, and its value :math:`2 \sum_{i \le k} (1 - \omega_i)`. This is
-    canonical correlation analysis (CCA) of two views: the :math:`\omega_i` are the
-    canonical correlations, the mutual information of Gaussian views is
-    :math:`-\frac12 \sum_i \log(1 - \omega_i^2)` nats, and W spans the latents of
-    probabilistic CCA, the linear p(y) ∏ p(x_v|y).
+    canonical correlation analysis (CCA) of two views that are drawn alike: the
+    :math:`\omega_i` are the canonical correlations, the mutual information of Gaussian
+    views is :math:`-\frac12 \sum_i \log(1 - \omega_i^2)` nats, and W spans the latents
+    of probabilistic CCA, the linear p(y) ∏ p(x_v|y).
+
+    One W encodes every view, and S and G pool the views of a call over their places in
+    it, as in the paper. Where these are views of different kinds, such as the image
+    and a rotated one, the solution is the same, but it is no CCA of one kind with the
+    other, and `mutual_information` is refused.
 
     Arguments:
         n_components: k; None is the rank of S.
@@ -246,13 +257,15 @@ class JointEmbeddingSSL(_LinearSSL):
     def mutual_information(self) -> float:
         r""":math:`-\frac12 \sum_{i \le k} \log(1 - \omega_i^2)`, in nats per image.
 
-        The mutual information of two views if they are Gaussian; infinite where views
-        do not change a component. An :math:`\omega_i` below 0 counts as 0 where it
-        may be an estimate of 0.
+        The mutual information of two views that are drawn alike, if they are Gaussian;
+        infinite where views do not change a component. An :math:`\omega_i` below 0
+        counts as 0 where it may be an estimate of 0.
 
         Raises:
             ValueError: With ``with_mean=False``: moments around 0 count what is the
-                same in all images, the mean, as shared by the views of one.
+                same in all images, the mean, as shared by the views of one. Where views
+                of one call differ by their place in it beyond chance, as the image and
+                a rotated one do: `moments.Swaps` of the first 2,048 rows.
         """
         if not self.with_mean:
             raise ValueError(
@@ -260,10 +273,25 @@ class JointEmbeddingSSL(_LinearSSL):
                 "with_mean=False, under which the mean of all images counts as what "
                 "views share; fit with with_mean=True"
             )
+        check_is_fitted(self)
+        swaps = self.moments_.swaps
+        if swaps is not None and swaps.differ:
+            raise ValueError(
+                "expected views of one call that are drawn alike for the mutual "
+                "information, got views that differ by their place in the call: S and "
+                "G are the moments of a pair in random order; draw each view by itself "
+                "in the same way, or use sklearn.cross_decomposition.CCA of the two "
+                "kinds"
+            )
         kept = self.spectrum_[: self._n_features_out].clip(-1, 1)
         kept = kept[(kept > 0) | (kept < -chance(self.moments_.n, len(self.spectrum_)))]
         with np.errstate(divide="ignore"):
             return float(-0.5 * np.log1p(-np.square(kept)).sum())
+
+    def _of_part(
+        self, x: Float[Array, "n d"], views: Float[Array, "n call view e"]
+    ) -> Moments:
+        return of_views(x, views)._replace(swaps=Swaps.of(views))
 
     def _solve(self) -> Solution:
         return joint_embedding(self._problem(), self.n_components, self.ridge)

@@ -11,15 +11,76 @@ where G is the mean of :math:`\bar x_i \bar x_i^\top` for two views that are ind
 given the image, and :math:`\Sigma = S - G` then their within-image covariance. All are
 kept around their means and merged by the parallel formula of Chan, Golub and LeVeque
 (1983), which loses no digits where a mean is large.
+
+S and G pool the views of a call over their places in it: they are the moments of a pair
+of views in random order.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-__all__ = ["Moments", "chance", "of_data", "of_views"]
+__all__ = ["Moments", "Swaps", "chance", "of_data", "of_views"]
+
+SIGNIFICANCE = 1e-3  # of the test that views of one call are alike
+MANY = 2_048  # images are enough for it
+
+
+class Swaps(NamedTuple):
+    r"""Sums that tell whether views of one call may change places.
+
+    If swapping views v and v + 1 of a call leaves their distribution as it is, then
+    each entry of
+
+    .. math:: D = (\tau_v - \tau_{v+1}) \, [\tau_v + \tau_{v+1}, \; s, \; 1]^\top,
+
+    s the sum of the other views, is as likely to have one sign as the other. Its
+    symmetric part compares the covariances of the two views, the rest their covariance
+    with its transpose. Self-normalised sums of symmetric variables are sub-Gaussian,
+
+    .. math:: P\Big( \Big| \sum_i D_i \Big| \ge t \sqrt{\textstyle \sum_i D_i^2} \Big)
+        \le 2 e^{-t^2 / 2},
+
+    whatever their tails (Efron, 1969).
+
+    Arguments:
+        sums: Of D over images and calls, (view - 1, e, other).
+        squares: Of its squares, times the calls of an image, which may share noise.
+    """
+
+    sums: Float[Array, "swap e other"]
+    squares: Float[Array, "swap e other"]
+
+    @classmethod
+    def of(cls, views: Float[Array, "n call view e"]) -> "Swaps":
+        n, calls, many, features = views.shape
+        each = _centred(views.reshape(-1, features))[1].reshape(n * calls, many, -1)
+        whole, sums, squares = each.sum(1), [], []
+        for first, second in pairwise(each.swapaxes(0, 1)):
+            apart, both = first - second, first + second
+            others = [both, whole - both] if many > 2 else [both]
+            other = np.concatenate([*others, np.ones((len(each), 1))], 1)
+            sums.append(apart.T @ other)
+            squares.append(calls * np.square(apart).T @ np.square(other))
+        return cls(np.stack(sums), np.stack(squares))
+
+    def merged(self, other: "Swaps") -> "Swaps":
+        """The sums over both sets of images."""
+        if self.sums.shape != other.sums.shape:
+            raise ValueError(
+                "expected as many views in every call, got "
+                f"{len(self.sums) + 1} and then {len(other.sums) + 1}"
+            )
+        return Swaps(self.sums + other.sums, self.squares + other.squares)
+
+    @property
+    def differ(self) -> bool:
+        """Whether some entry is further from 0 than chance allows."""
+        most = 2 * np.log(2 * self.sums.size / SIGNIFICANCE)
+        return bool((np.square(self.sums) > most * self.squares).any())
 
 
 class Moments(NamedTuple):
@@ -33,6 +94,7 @@ class Moments(NamedTuple):
         total: S, the covariance of the views, (e, e).
         between: G, the covariance of two views of an image, (e, e).
         cross: B, the covariance of x and its views, (d, e).
+        swaps: Whether drawn views of one call are alike; None where that is not asked.
     """
 
     n: int
@@ -42,6 +104,7 @@ class Moments(NamedTuple):
     total: Float[Array, "e e"]
     between: Float[Array, "e e"]
     cross: Float[Array, "d e"]
+    swaps: Swaps | None = None
 
     @property
     def within(self) -> Float[Array, "e e"]:
@@ -74,6 +137,7 @@ class Moments(NamedTuple):
             mixed(self.total, other.total, view, view),
             mixed(self.between, other.between, view, view),
             mixed(self.cross, other.cross, x, view),
+            _swaps(self, other),
         )
 
     def about(self, mean: float | Array, view_mean: float | Array) -> "Moments":
@@ -96,7 +160,8 @@ class Moments(NamedTuple):
 def of_data(x: Float[Array, "n d"]) -> Moments:
     """The moments of images that are their own views."""
     mean, x = _centred(x)
-    return Moments(len(x), mean, mean, *[_gram(x) / len(x)] * 4)
+    data = _gram(x) / len(x)
+    return Moments(len(x), mean, mean, data, data, data, data)
 
 
 def of_views(x: Float[Array, "n d"], views: Float[Array, "n *call view e"]) -> Moments:
@@ -136,6 +201,13 @@ def chance(n: int, features: int, pairs: int = 2) -> float:
         pairs: The number of ordered pairs of views of each image.
     """
     return float((2 * features**0.5 + 3) / (n * pairs) ** 0.5)
+
+
+def _swaps(first: Moments, second: Moments) -> Swaps | None:
+    """Those of both, or of the first images where these are many."""
+    if first.swaps is None or second.swaps is None:
+        return second.swaps if first.swaps is None else first.swaps
+    return first.swaps if first.n >= MANY else first.swaps.merged(second.swaps)
 
 
 def _centred(x: Float[Array, "n d"]) -> tuple[Float[Array, " d"], Float[Array, "n d"]]:

@@ -9,6 +9,7 @@ other function of rows is a sampler, from which views are drawn.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,25 @@ LARGEST_ENTRY = 1e150  # of data: sums of squares of such entries do not overflo
 
 
 class ClosedForm(ABC):
-    """Views with a linear mean and a known covariance; a call draws one."""
+    """Views with a linear mean and a known covariance; a call draws one.
+
+    Raises:
+        TypeError: When a class is defined that draws other views, by a `__call__` of
+            its own, without moments of its own.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        place = {
+            name: next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+            for name in ("__call__", "linear", "spread", "moments")
+        }
+        if place.pop("__call__") < min(place.values()):
+            raise TypeError(
+                f"expected linear and spread, the moments of its views, in "
+                f"{cls.__name__}, got __call__ alone, whose views they must describe; "
+                "define them, or give a function that draws views, which are sampled"
+            )
 
     def __repr__(self) -> str:
         """The call of the constructor, with the shapes of arrays."""
@@ -188,7 +207,9 @@ class Masking(ClosedForm):
         return p * (1 - p) * np.diag(np.diagonal(covariance) + square)
 
     def fitted(self, mean: Float[Array, " d"]) -> "Masking":
-        return Masking(self.probability, self._fill(mean))
+        found = copy(self)  # of a subclass too
+        found.fill = self._fill(mean)
+        return found
 
     def _fill(self, mean: Array) -> Array:
         return mean if self.fill is None else np.full_like(mean, self.fill)
@@ -301,7 +322,9 @@ class Chain(ClosedForm):
             steps.append(step.fitted(mean))
             a, b = step.linear(mean)
             mean = a @ mean + b
-        return Chain(*steps)
+        found = copy(self)
+        found.steps = tuple(steps)
+        return found
 
     def spread(
         self, mean: Float[Array, " d"], covariance: Float[Array, "d d"]

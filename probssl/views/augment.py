@@ -1,5 +1,7 @@
 """View samplers: a chain of augmentations, multi-crop, and published recipes."""
 
+import inspect
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
@@ -70,8 +72,33 @@ class Grid(nn.Module):
         return x.div_(self.levels).to(own)
 
 
-def _of_package(part: nn.Module) -> bool:
-    return type(part).__module__.startswith("probssl.")
+def _within(parts: Iterable[nn.Module], *kinds: type[nn.Module]) -> int:
+    """How many modules of these kinds there are, those inside others among them."""
+    return sum(isinstance(m, kinds) for part in parts for m in part.modules())
+
+
+def _own(part: nn.Module) -> nn.Module | None:
+    """The first module in a part that is neither of the package nor a container."""
+    for module in part.modules():
+        packaged = type(module).__module__.startswith("probssl.")
+        if not packaged and type(module) not in (nn.Sequential, nn.ModuleList):
+            return module
+    return None
+
+
+def _check_answers(part: nn.Module, kind: type[nn.Module], way: str) -> None:
+    """Raise a ValueError for a subclass whose `forward` alone is of its own."""
+    mro, name = type(part).__mro__, type(part).__name__
+    forward, other = (
+        next(i for i, base in enumerate(mro) if method in vars(base))
+        for method in ("forward", way)
+    )
+    if forward < other:
+        raise ValueError(
+            f"expected {kind.__name__}, or a subclass with {way} of its own, got "
+            f"{name}, whose forward would be left out; define {way} in {name}, or put "
+            f"what it adds into a part that follows {kind.__name__}"
+        )
 
 
 class Augment(nn.Module):
@@ -111,8 +138,10 @@ class Augment(nn.Module):
 
     Raises:
         TypeError: If a part is not a module.
-        ValueError: If `boxes` is given and there is not exactly one `Affine`, or a part
-            of your own before it, or `levels` is given with ``clamp=False``; if the
+        ValueError: If `boxes` is given and there is not exactly one `Affine`, or it is
+            inside another part, or a part of your own is before it, or a subclass of
+            it has a `forward` without `with_boxes`; if a part returns another number of
+            rows, or `levels` is given with ``clamp=False``; if the
             items are not in [0, 1]; if `shares` is given and there is not exactly one
             `Thinning`, or that stands beside what is for values in [0, 1].
     """
@@ -140,20 +169,8 @@ class Augment(nn.Module):
         self.grid = Grid(levels, rounding)
         self.levels, self.boxes, self.shares = levels, boxes, shares
         self._check_thinning()
-        moves = sum(isinstance(part, Affine) for part in self.parts)
-        if boxes and moves != 1:
-            raise ValueError(
-                f"expected one Affine among the parts for boxes=True, got {moves}; one "
-                "can crop, rotate and shift at once"
-            )
-        own = next((p for p in self.parts if not _of_package(p)), None)
-        kinds = [Affine if isinstance(part, Affine) else part for part in self.parts]
-        if boxes and own is not None and kinds.index(own) < kinds.index(Affine):
-            raise ValueError(
-                f"expected Affine before {type(own).__name__} for boxes=True, got it "
-                "after: a part that moves pixels first changes the boxes; put it "
-                "behind, where it may change colours, and flip by Affine(flip=0.5)"
-            )
+        if boxes:
+            self._check_boxes()
 
     def forward(
         self, x: Float[Tensor, "batch *event"]
@@ -188,26 +205,55 @@ class Augment(nn.Module):
         if self._clamps(ndim) or self._bounded:
             check_unit(low, high, type(self).__name__)
 
+    def _check_boxes(self) -> None:
+        """Raise a ValueError unless the boxes are those of all that moves pixels."""
+        moves = _within(self.parts, Affine)
+        if moves != 1:
+            raise ValueError(
+                f"expected one Affine among the parts for boxes=True, got {moves}; one "
+                "can crop, rotate and shift at once"
+            )
+        for part in self.parts:
+            if isinstance(part, Affine):
+                _check_answers(part, Affine, "with_boxes")
+                return
+            if _within([part], Affine):
+                raise ValueError(
+                    "expected Affine as a part by itself for boxes=True, got it inside "
+                    f"{type(part).__name__}, which hands on no boxes; give its parts "
+                    "one by one"
+                )
+            if (own := _own(part)) is not None:
+                raise ValueError(
+                    f"expected Affine before {type(own).__name__} for boxes=True, got "
+                    "it after: a part that moves pixels first changes the boxes; put "
+                    "it behind, where it may change colours, and flip by "
+                    "Affine(flip=0.5)"
+                )
+
     def _clamps(self, ndim: int) -> bool:
         images = ndim == 4 and not self._counts if self.clamp is None else self.clamp
         return images or self.levels is not None
 
     @property
     def _bounded(self) -> bool:
-        return any(isinstance(part, Colour | Invert) for part in self.parts)
+        return _within(self.parts, Colour, Invert) > 0
 
     @property
     def _counts(self) -> bool:
-        return any(isinstance(part, Thinning) for part in self.parts)
+        return _within(self.parts, Thinning) > 0
 
     def _check_thinning(self) -> None:
         """Raise a ValueError for thinning beside what is for values in [0, 1]."""
-        many = sum(isinstance(part, Thinning) for part in self.parts)
-        if self.shares and many != 1:
+        many = _within(self.parts, Thinning)
+        by_itself = [part for part in self.parts if isinstance(part, Thinning)]
+        if self.shares and not many == len(by_itself) == 1:
             raise ValueError(
-                f"expected one Thinning among the parts for shares=True, got {many}; "
-                "one can draw any share"
+                f"expected one Thinning among the parts for shares=True, got {many}, "
+                f"{many - len(by_itself)} of them inside others; one can draw any share"
             )
+        if self.shares:
+            _check_answers(by_itself[0], Thinning, "with_shares")
         if many and (self.levels is not None or self.clamp or self._bounded):
             raise ValueError(
                 "expected no levels, clamp=True, Colour or Invert beside Thinning, "
@@ -404,7 +450,23 @@ def simvae_cifar10(views: int = 2, levels: int | None = 255) -> Augment:
 
 def _changed(part: nn.Module, x: Tensor) -> Tensor:
     """One augmentation; those before it may have left [0, 1]."""
-    return part(x, inside=True) if isinstance(part, Colour | Invert) else part(x)
+    inside = isinstance(part, Colour | Invert) and _takes_inside(part)
+    changed = part(x, inside=True) if inside else part(x)
+    if not isinstance(changed, Tensor) or len(changed) != len(x):
+        got = type(changed).__name__
+        if isinstance(changed, Tensor):
+            got = f"{len(changed)} rows"
+        raise ValueError(
+            f"expected {type(part).__name__} to return as many rows as it got, "
+            f"{len(x)}, the same items in their order, got {got}; Augment makes the "
+            "views: its parts change each item once"
+        )
+    return changed
+
+
+def _takes_inside(part: nn.Module) -> bool:
+    """Whether its `forward` has the argument, as one of your own may not."""
+    return "inside" in inspect.signature(part.forward).parameters
 
 
 def _check_modules(parts: tuple[nn.Module, ...]) -> None:
