@@ -929,6 +929,26 @@ class TestResume:
         with pytest.raises(ValueError, match="got a damaged file"):
             ps.compare(objectives, data, **options, resume=True)
 
+    def test_digests_tell_settings_apart(self):
+        def joined(prior):
+            torch.manual_seed(0)
+            nets = ps.nn.MLPEncoder((6,), 2), ps.nn.MLPDecoder(2, (6,))
+            model = ps.Joint(prior, ps.likelihoods.Gaussian(0.5), *nets)
+            return run._digest(ps.limits.SimVAE(model), None, "")
+
+        def powered(power):
+            net = nn.Identity()
+            net.power = power
+            return run._digest(net, None, "")
+
+        def custom():
+            return ps.priors.Custom(lambda y: dist.Laplace(y, 1.0).to_event(1), 2)
+
+        assert powered(1.0) == powered(1.0) != powered(4.0)
+        usual = ps.priors.Gaussian(2, scale=0.5)
+        assert joined(usual) == joined(usual)
+        assert joined(custom()) != joined(custom())  # measured anew
+
     def test_a_measure_that_fails_leaves_a_dash_and_a_reason(
         self, digits, monkeypatch, caplog
     ):

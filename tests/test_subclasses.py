@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import probssl as ps
 from probssl.distributions.mixture import SharedComponent
+from probssl.posterior.representation import own_z
 
 
 class HalfVonMises(dist.VonMises):
@@ -481,3 +482,22 @@ class OwnResponsibilities(ps.priors.TwoTier):
 def test_the_component_is_that_of_an_own_posterior_y(kind):
     found = ps.posterior_y(joint(kind(DIM, 2)), torch.randn(3, EVENT), draws=400)
     assert abs(found.shares - [0.9, 0.1]).max() < 1e-5
+
+
+def test_an_own_represent_has_no_content():
+    model = joint(ps.priors.ContentStyle(DIM - 1, 1, scale=0.5))
+    x = torch.randn(4, EVENT)
+    own = Headed(model, torch.nn.Linear(DIM, DIM))
+    with pytest.raises(ValueError, match="no content dimensions"):
+        ps.embed(own, x, layer="content")
+    same = Headed(model, torch.nn.Identity())
+    assert_close(
+        torch.as_tensor(ps.embed(same, x, layer="content")),
+        torch.as_tensor(ps.embed(model, x, layer="content")),
+    )
+
+
+def test_an_own_represent_is_told_from_the_mean_of_q():
+    model, x = joint(ps.priors.Gaussian(DIM, 0.5)), torch.randn(4, EVENT)
+    own = Headed(model, torch.nn.Linear(DIM, DIM))
+    assert own_z(own, x) and not own_z(Headed(model, torch.nn.Identity()), x)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import recipes
+from .._arguments import describe
+from .._compared import look, uncompared
 from ..arguments import folder, typed, whole
 from ..bars import shown
 from ..data import Dataset, Split
@@ -23,8 +26,9 @@ from ..evaluation import FewLabel
 from ..evaluation.collapse import active_units, effective_rank_values
 from ..evaluation.probes import scores_and_draws
 from ..limits import PrincipalComponents
-from ..posterior.representation import embedded
+from ..posterior.representation import embedded, own_z
 from ..runtime.digests import digest
+from ..runtime.unregistered import unregistered
 from .checks import (
     apart,
     check,
@@ -125,7 +129,9 @@ def compare(
         checkpoint: A folder for ``measured.json``, in which each row is kept as soon as
             it is measured.
         resume: Take the rows that are kept there, where objective, data, views and
-            settings are the same, and measure the others.
+            settings are the same, and measure the others. Those of objectives with
+            functions or classes that no module names, such as a lambda, or with parts
+            that cannot be compared (see `load`), are measured anew.
 
     Raises:
         BlockingIOError: If another process or thread measures in the same folder.
@@ -208,7 +214,8 @@ def _measured(
         if (found := known[name]) is None:
             own, reasons = _own(subject, pair, several, embedded[name], seed)
             z = embedded.pop(name)
-            found = _row(own, z, data, seed, max_train, forms[name])
+            other = bool(own) and own_z(subject, data.test)
+            found = _row(own, z, data, seed, max_train, forms[name], other)
             found[0]["left_out"] |= reasons
             if evidence:
                 few_views, device = pair[np.sort(few[:MOST_EVIDENCE])], z.device
@@ -255,6 +262,7 @@ def _row(
     seed: int,
     max_train: int | None,
     form: Form | None,
+    own_represent: bool = False,
 ) -> tuple[Row, FewLabel | None]:
     y_train, y_test = data.train.labels, data.test.labels
     assert y_train is not None and y_test is not None
@@ -269,7 +277,9 @@ def _row(
         lambda: estimate(effective_rank_values(z.test)), left_out, "effective_rank"
     )
     matrix |= {} if rank is None else {"effective_rank": rank}
-    if own:
+    if own and own_represent:
+        left_out["active_units"] = "represent(x) is not the mean of q(z|x)"
+    elif own:
         units = attempted(lambda: active_units(z.test), left_out, "active_units")
         probes |= {} if units is None else {"active_units": units}
     decoder: dict[str, Any] = {}
@@ -381,7 +391,15 @@ def _digest(subject: object, form: Form | None, common: str) -> str:
     """What the row of a subject depends on, besides what all have in common."""
     parts: list[Any] = [common]
     if isinstance(subject, nn.Module):
+        words = look(subject)
+        unnamed = any("<lambda>" in x or "<locals>" in x for x in words.values())
+        arguments = describe(subject)
+        unnamed |= any(x in str(arguments) for x in ("<lambda>", "<locals>"))
+        if unnamed or uncompared(words) or unregistered(subject):
+            logger.debug("%s is measured anew: no words say all of it", type(subject))
+            return uuid.uuid4().hex
         parts += [type(subject).__qualname__, str(subject), subject.state_dict()]
+        parts += [words, arguments]
     if form is not None:
         likelihood = form.likelihood
         parts += [str(likelihood), likelihood.state_dict(), form.shape, STEPS]

@@ -24,7 +24,8 @@ from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, decodes_given, joint_of, mean_views
 
-__all__ = ["embed", "embedded", "reconstruct", "representation_of", "sample"]
+__all__ = ["embed", "embedded", "own_z", "reconstruct", "representation_of"]
+__all__ += ["sample"]
 
 SAME = 1e-4  # relative and absolute difference of equal z
 LAYERS = ("backbone", "projector", "content")
@@ -89,10 +90,10 @@ def embed(
 
     Raises:
         TypeError: If the data have an unknown type.
-        ValueError: If there is no such layer, q(z|x) has no standard deviation, or one
-            is asked for of a z of your own or of modalities that are dependent under q
-            (`guides.Coupled`), or the encoder returns NaN or infinity, or z of an item
-            changes with others.
+        ValueError: If there is no such layer, q(z|x) has no standard deviation, or one,
+            or the content, is asked for of a z of your own, or a standard deviation of
+            modalities that are dependent under q (`guides.Coupled`), or the encoder
+            returns NaN or infinity, or z of an item changes with others.
     """
     found = embedded(objective, data, layer, return_std, batch_size)
     finite(found[0], "z")
@@ -128,10 +129,12 @@ def embedded(
         for x in singles(data, like, batch_size, "embed", count, pooled, given):
             if isinstance(x, Batch):
                 x = x._replace(content=None)  # a label that is known tells of itself
-            if own and not means and (return_std or isinstance(x, Batch)):
+            if own and not means and (return_std or content or isinstance(x, Batch)):
                 own = _differs(represent, model, x)
                 if own and return_std:
                     raise _no_deviation(objective)
+                if own and content:
+                    raise _no_content(objective)
             if isinstance(x, Batch):
                 z = _over_views(represent, model, x) if own else model.pooled(x)
             else:
@@ -292,6 +295,23 @@ def _no_deviation(objective: nn.Module) -> ValueError:
         "tells no standard deviation; leave return_std out, or draw z of q(z|x) by "
         "to_arviz"
     )
+
+
+def _no_content(objective: nn.Module) -> ValueError:
+    return ValueError(
+        'expected z to be the mean of q(z|x) for layer="content", got '
+        f"{type(objective).__name__}, whose represent(x) is another z, which has no "
+        'content dimensions; use layer="backbone", or embed its joint'
+    )
+
+
+def own_z(objective: nn.Module, data: Loadable) -> bool:
+    """Whether a joint's objective represents items by another z than q's mean."""
+    if not _may_differ(objective):
+        return False
+    with evaluating(objective) as like:
+        x = next(iter(singles(data, like, CHECKED, "embed", 1, True, False)))
+        return _differs(representation_of(objective), _model(objective), x)
 
 
 def _over_views(
