@@ -209,7 +209,14 @@ ACCEPTED = {
 }
 REFUSED = {
     "number": (True, np.True_, torch.tensor(True), "1", b"1", bytearray(b"1"), 1j)
-    + (np.complex64(1), torch.tensor(1j), np.timedelta64(1), torch.zeros(2), None, int),
+    + (
+        np.complex64(1),
+        torch.tensor(1j),
+        np.timedelta64(1, "s"),
+        torch.zeros(2),
+        None,
+        int,
+    ),
     "count": (1.0, "1", True, torch.tensor(True), torch.tensor(1.0), [1], int),
     "switch": (1, 0.0, None, "True", []),
     "name": (b"x", None, Path("x"), str),
