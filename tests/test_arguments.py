@@ -315,6 +315,7 @@ def joint(prior: str = "Independent") -> ps.Joint:
 
 # What the arguments without a default can be.
 VALUES: dict[str, Callable[[], object]] = {
+    "rows": lambda: list(ps.limits.table()),
     "base": lambda: ps.limits.SimCLR(encoder()),
     "categories": lambda: 3,
     "classes": lambda: 3,

@@ -743,7 +743,7 @@ test_what_cannot_be_drawn_is_refused = refusals(
             (lambda: plots.learning_curves({}), "got none without"),
             (lambda: plots.learning_curves({"a": EPOCHS[:0]}), "got a without"),
             (lambda: History().plot(), "0 epochs"),
-            (lambda: History([{"epoch": 1, "step": 2}]).plot(), "1 epochs and step"),
+            (lambda: History([{"epoch": 1, "step": 2}]).plot(), "1 epoch and step"),
             (lambda: History(NANS).plot(), "NaN in value, entropy, got only NaN in 2"),
             (lambda: History(NANS + ZEROS).plot(), "got only 0 or NaN in 3 epochs"),
             (lambda: plots.latent_map(Z[:, 0]), "n, dim"),

@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -214,7 +214,7 @@ def _measured(
         if (found := known[name]) is None:
             own, reasons = _own(subject, pair, several, embedded[name], seed)
             z = embedded.pop(name)
-            other = bool(own) and own_z(subject, data.test)
+            other = bool(own) and own_z(cast(nn.Module, subject), data.test)
             found = _row(own, z, data, seed, max_train, forms[name], other)
             found[0]["left_out"] |= reasons
             if evidence:

@@ -97,7 +97,8 @@ class GaussMarkov(ViewsDistribution):
 
     def rsample(self, sample_shape: Shape = ()) -> Views:
         shape = self._extended_shape(Size(sample_shape))
-        noise = self._columns(self.shift.new_empty(shape).normal_())
+        dtype, device = self.shift.dtype, self.shift.device
+        noise = self._columns(torch.randn(shape, dtype=dtype, device=device))
         shift = self._columns(self.shift)
         z: list[Tensor] = []
         for t in range(shape[-2]):

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from textwrap import fill
 from typing import NamedTuple
@@ -77,7 +77,12 @@ class Table:
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = list(rows)
+        self.rows = list(rows) if isinstance(rows, Iterable) else [rows]
+        if others := [row for row in self.rows if not isinstance(row, Row)]:
+            raise TypeError(
+                f"expected rows as a list of Row, got {others[0]!r} in it; "
+                "ps.limits.table() makes them"
+            )
         self.grid: dict[Cell, list[str]] = {
             cell: [row.name for row in self.rows if cell in row.cells]
             for cell in cells_that_make_sense()

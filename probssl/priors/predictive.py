@@ -22,6 +22,7 @@ from ..arguments import whole
 from ..distributions.markov import Autoregressive
 from ..hyper import Positive
 from ..nn.base import called, network, unmoved
+from ..runtime.precision import lowered
 from ..runtime.randomness import restored_randomness
 from .base import DIM_HINT, Drawn, Pairs, Points, Prior, Scale, Vectors, log_normal
 
@@ -146,7 +147,7 @@ class Predictive(Prior):
     def _predicted(self, z: Vectors) -> Vectors:
         """f of any number of vectors."""
         rows = z.reshape(-1, self.dim)
-        found: Tensor = called(self.predictor, rows)
+        found: Tensor = lowered(called, self.predictor, rows)
         return found.view(z.shape)
 
     @torch.no_grad()

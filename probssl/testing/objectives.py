@@ -34,7 +34,7 @@ def check_objective(
     gradients         finite, for every trainable parameter
     mean over items   terms are no sums over items that do not depend on each other
     order of items    does not matter
-    order of views    does not matter
+    order of views    does not matter, unless a prior of the objective is `ordered`
     corner cases      one item, two, one view, equal views, equal items, huge inputs:
                       finite terms, or a ValueError from `check` or `forward`
     representation    `represent(x)` has shape (n, dim), each item independent of others
@@ -170,6 +170,8 @@ def order_of_views(case: _Case) -> Iterator[str]:
     """Permuted views have the same terms; modalities are not permuted."""
     views = case.batch.shape[1]
     if isinstance(case.batch.views, tuple) or views < 2:
+        return
+    if any(getattr(module, "ordered", False) for module in case.objective.modules()):
         return
     order = torch.arange(views).roll(1)
     moved = case.batch._replace(views=case.batch.views[:, order])
