@@ -15,17 +15,17 @@ matching with the labels of the images that are scored.
 A small convolutional network is fitted to 55,000 training images; the last 5,000 are
 for validation. The probability that two images match rises from 0.5 to 0.9, the
 defaults of the authors' code, whose fits to MNIST go from 0.8 to 0.992. By the accuracy
-on validation images, with one seed, the network, the learning rate and a small
-rotation, scaling and shift of each image were chosen, for the exact objective; all
-three have the same. Nothing was chosen on test images.
+on validation images, with one seed, the network, the learning rate, a small rotation,
+scaling and shift of each image, and 20 epochs instead of 4 were chosen, for the exact
+objective; all three have the same. Nothing was chosen on test images.
 
-Reaches 0.969 with the exact objective and 0.984 with marginal entropies.
+Reaches 0.985 with the exact objective and 0.991 with marginal entropies.
 
 Results: docs/results.md, "Pairs of one class". Writes
 benchmarks/results/same_class_pairs.json. A run that was stopped goes on. Needs MNIST in
 the folder named by the environment variable PROBSSL_DATA.
 
-Takes half a minute of one CPU core for each fit.
+Takes a minute and a half of one CPU core for each fit.
 
 References:
     Understanding Self-Supervised Learning via Latent Distribution Matching (2026)
@@ -51,7 +51,7 @@ from probssl.views import Affine, Augment
 
 CHOSEN_ON = "validation"
 CLASSES, CHANNELS, BATCH, LEARNING_RATE = 10, (16, 32, 64), 250, 5e-3
-EPOCHS = 4
+EPOCHS = 20
 START, MATCH = 0.5, 0.9  # the probability of a match, at the start and the end
 EXACT = "exact"
 OBJECTIVES: dict[str, tuple[bool, bool]] = {  # all views, and whether with a prior
@@ -60,7 +60,7 @@ OBJECTIVES: dict[str, tuple[bool, bool]] = {  # all views, and whether with a pr
     "mutual information": (False, False),
 }
 PUBLISHED = dict(zip(OBJECTIVES, (0.989, 0.892, 0.699), strict=True))
-SEEDS = dict(zip(OBJECTIVES, (2, 1, 1), strict=True))
+SEEDS = dict(zip(OBJECTIVES, (3, 3, 3), strict=True))
 MOVED = Augment(Affine(rotate=10, scale=(0.9, 1.1), shift=0.07), views=1)
 
 
