@@ -185,7 +185,7 @@ def test_neighbours_of_items_with_a_code_for_missing_values_are_those_by_differe
     z, z_test = z.copy(), z_test.copy()
     z[::3, 0], z_test[::4, 0], z[::5, 1] = -1e9, -1e9, 1e12
     square = np.square(z_test[:, None] - z).sum(-1)
-    near = square.argsort(1, stable=True)[:, :5]
+    near = square.argsort(1, kind="stable")[:, :5]
     votes = [np.bincount(y[row]).argmax() for row in near]
     assert knn(z, y, z_test, y_test, 5) == np.mean(votes == y_test)
     reach = np.sqrt(np.take_along_axis(square, near[:, 4:], 1)[:, 0])

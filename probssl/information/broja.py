@@ -101,9 +101,12 @@ def _moves(q: np.ndarray, where: np.ndarray) -> Float[np.ndarray, "variable move
         here = where[:, 0] == t
         ends = where[here, 1], where[here, 2] + nodes - where[:, 2].max() - 1
         lengths = 1 - np.log(q[here])  # about 1 or more: a zero would be no edge
-        graph = coo_array((lengths, ends), shape=(nodes, nodes)).tocsr()
+        # Older SciPy takes graphs of 32-bit numbers alone.
+        places = tuple(end.astype(np.int32) for end in ends)
+        graph = coo_array((lengths, places), shape=(nodes, nodes)).tocsr()
         tree = minimum_spanning_tree(graph).tocoo()
-        follows = np.isin(ends[0] * nodes + ends[1], tree.row * nodes + tree.col)
+        kept = tree.row.astype(np.int64) * nodes + tree.col
+        follows = np.isin(ends[0] * nodes + ends[1], kept)
         incidence = np.zeros((nodes, len(follows)))
         incidence[ends, np.arange(len(follows))] = 1
         block = np.eye(len(follows))[:, ~follows]
