@@ -111,6 +111,8 @@ def _moves(q: np.ndarray, where: np.ndarray) -> Float[np.ndarray, "variable move
         incidence[ends, np.arange(len(follows))] = 1
         block = np.eye(len(follows))[:, ~follows]
         sums = incidence[:, ~follows]
-        block[follows] = -np.round(np.linalg.lstsq(incidence[:, follows], sums)[0])
+        block[follows] = -np.round(
+            np.linalg.lstsq(incidence[:, follows], sums, rcond=None)[0]
+        )
         blocks.append(block)
     return block_diag(*blocks)
