@@ -497,6 +497,19 @@ def test_an_own_represent_has_no_content():
     )
 
 
+def test_an_own_represent_of_an_embedding_has_no_content():
+    class Features(ps.limits.Embedding):
+        def represent(self, x, layer="backbone"):
+            return 2 * super().represent(x, layer)
+
+    parts = ps.priors.ContentStyle(2, 1, 0.3), ps.entropies.KernelDensity()
+    x, encoder = torch.randn(5, 4), ps.nn.MLPEncoder((4,), 3)
+    plain = ps.limits.Embedding(encoder, *parts, plug_in=True)
+    assert ps.embed(plain, x, layer="content").shape == (5, 2)
+    with pytest.raises(ValueError, match="output of the networks .*take the columns"):
+        ps.embed(Features(encoder, *parts, plug_in=True), x, layer="content")
+
+
 def test_an_own_represent_is_told_from_the_mean_of_q():
     model, x = joint(ps.priors.Gaussian(DIM, 0.5)), torch.randn(4, EVENT)
     own = Headed(model, torch.nn.Linear(DIM, DIM))

@@ -16,7 +16,7 @@ from ..covariates import checked_covariates, declares, rows_at
 from ..data.batches import Loadable, Target
 from ..guides.views import Completed
 from ..joint import Joint, mean_of
-from ..limits import CRVAE, VAE, SimVAE
+from ..limits import CRVAE, VAE, JointEmbedding, SimVAE
 from ..limits._base import Extension
 from ..nn.base import called, is_rows, output_error
 from ..nn.network import CHECKED, check_items_apart, nets_of
@@ -355,6 +355,17 @@ def _content_dim(objective: nn.Module) -> int:
             'expected a prior with content and style dimensions for layer="content", '
             f"got {type(objective).__name__} with {where}; build it with "
             'priors.ContentStyle(content, style), or use layer="backbone"'
+        )
+    base = _model(objective)
+    own = isinstance(base, JointEmbedding) and (
+        type(base).represent is not JointEmbedding.represent
+        or "represent" in vars(base)
+    )
+    if own:
+        raise ValueError(
+            'expected the output of the networks as z for layer="content", got '
+            f"{type(base).__name__} with a represent(x) of its own, whose columns may "
+            'be others; use layer="backbone", and take the columns of the content'
         )
     return found
 
