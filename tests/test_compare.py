@@ -887,6 +887,16 @@ def test_views_that_change_their_items_are_refused_and_the_data_stay(digits):
     assert torch.equal(torch.as_tensor(data.test.images), before)
 
 
+class Shifted(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+class Reversed(nn.Module):
+    def forward(self, x):
+        return x - 1
+
+
 class TestResume:
     """A comparison that was killed goes on from the rows that it has measured."""
 
@@ -945,6 +955,12 @@ class TestResume:
             return ps.priors.Custom(lambda y: dist.Laplace(y, 1.0).to_event(1), 2)
 
         assert powered(1.0) == powered(1.0) != powered(4.0)
+
+        def method(body):  # the same names and numbers, another body
+            kind = {"plus": Shifted, "minus": Reversed}[body]
+            return run._digest(type("Own", (kind,), {})(), None, "")
+
+        assert method("plus") == method("plus") != method("minus")
         usual = ps.priors.Gaussian(2, scale=0.5)
         assert joined(usual) == joined(usual)
         assert joined(custom()) != joined(custom())  # measured anew

@@ -40,6 +40,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+import probssl as ps
 from probssl import limits
 from probssl.data import Dataset as Sets
 from probssl.data import Groups, Split
@@ -49,7 +50,7 @@ from probssl.likelihoods import Gaussian as Normal
 from probssl.nn import MLPDecoder, MLPEncoder
 from probssl.priors import Gaussian
 from probssl.terms import Batch, Terms
-from probssl.train import History, Step, prepare, steps
+from probssl.train import History, Step, linear, prepare, steps
 from probssl.train import fit as shown_fit
 from probssl.train.checkpoint import read, write
 
@@ -83,6 +84,7 @@ class Noisy(Autoencoder):
             nn.Linear(DIM, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3)
         )
         self.decoder = nn.Linear(8, DIM)
+        self.register_buffer("weight", torch.ones(()))
 
     def forward(self, batch: Batch) -> Terms:
         x = batch.views
@@ -1423,12 +1425,58 @@ def test_a_script_that_logs_to_its_folder_is_started_again_and_again(tmp_path):
         ({"batch_size": 4}, "batch_size 8, now 4"),
         ({"clip": None}, "clip 1.0, now none"),
         ({"views": lambda x: noisy(x)}, "views noisy, now .*lambda"),
+        ({"valid": None}, "valid 11, now none"),
+        ({"valid": torch.ones(11, DIM)}, "first items of valid \\w+, now"),
+        ({"schedules": {"weight": abs}}, "schedules none, now weight"),
     ],
 )
 def test_a_resumed_run_says_which_settings_are_others(change, words, tmp_path):
-    noisy_fit(epochs=1, checkpoint=tmp_path)
+    monitor = {"monitor": "value"} if "valid" in change else {}
+    noisy_fit(epochs=1, checkpoint=tmp_path, **monitor)
     with pytest.warns(UserWarning, match=words):
-        noisy_fit(epochs=2, checkpoint=tmp_path, resume=True, **change)
+        noisy_fit(epochs=2, checkpoint=tmp_path, resume=True, **monitor, **change)
+
+
+def _scaled(scale: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: noisy(x) * scale
+
+
+@pytest.mark.parametrize(
+    ("begun", "change", "words"),
+    [
+        (
+            {"views": ps.views.Augment(ps.views.Noise(0.1))},
+            {"views": ps.views.Augment(ps.views.Noise(0.2))},
+            r"views made of .*; views: parts.0.scale 0.1, now 0.2",
+        ),
+        (
+            {"views": _scaled(1.0)},
+            {"views": _scaled(2.0)},
+            r"others: views made of \(Python 3.\d+\) (\w+), now (?!\1)\w+; if",
+        ),
+        (
+            {"schedules": {"weight": linear(1.0, 0.0)}},
+            {"schedules": {"weight": linear(1.0, 0.5)}},
+            "others: schedule of weight made of",
+        ),
+        ({"content": [0, 1] * 15}, {"content": [1, 0] * 15}, "others: content "),
+    ],
+)
+def test_a_resumed_run_says_what_its_parts_are_made_of(begun, change, words, tmp_path):
+    noisy_fit(epochs=1, checkpoint=tmp_path, **begun)
+    noisy_fit(epochs=2, checkpoint=tmp_path, resume=True, **begun)  # says nothing
+    with pytest.warns(UserWarning, match=words):
+        noisy_fit(epochs=3, checkpoint=tmp_path, resume=True, **change)
+
+
+def test_a_run_of_an_older_version_is_not_told_of_what_it_did_not_write(tmp_path):
+    noisy_fit(epochs=1, checkpoint=tmp_path)
+    state = read(tmp_path / "last.safetensors")
+    old = {"objective", "items", "first items", "batch_size", "views", "optimizer"}
+    old |= {"learning rate", "accumulate", "clip"}
+    state["setting"] = {k: v for k, v in state["setting"].items() if k in old}
+    write(tmp_path / "last.safetensors", state)
+    noisy_fit(epochs=2, checkpoint=tmp_path, resume=True)
 
 
 def test_a_run_resumed_with_other_data_says_so(tmp_path):

@@ -28,6 +28,7 @@ from ..evaluation.probes import scores_and_draws
 from ..limits import PrincipalComponents
 from ..posterior.representation import embedded, own_z
 from ..runtime.digests import digest
+from ..runtime.fingerprints import fingerprint
 from ..runtime.unregistered import unregistered
 from .checks import (
     apart,
@@ -399,7 +400,7 @@ def _digest(subject: object, form: Form | None, common: str) -> str:
             logger.debug("%s is measured anew: no words say all of it", type(subject))
             return uuid.uuid4().hex
         parts += [type(subject).__qualname__, str(subject), subject.state_dict()]
-        parts += [words, arguments]
+        parts += [words, arguments, fingerprint(subject)]
     if form is not None:
         likelihood = form.likelihood
         parts += [str(likelihood), likelihood.state_dict(), form.shape, STEPS]

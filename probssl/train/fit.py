@@ -191,9 +191,11 @@ def fit(
             others alone, such as a log, the fit starts anew, so that a script can
             simply be run again after it was killed.
             If it holds more than `epochs` epochs, a warning says so, none is added. A
-            warning also names data, views and arguments of `fit` that differ from the
-            saved run; the learning rate is the saved one. Buffers and parameters of the
-            objective, such as a temperature, are those of the checkpoint.
+            warning also names data (by their number, the first 64 items, and all
+            contents), views, schedules (by public attributes and code) and arguments of
+            `fit` that differ from the saved run; the learning rate is the saved one.
+            Buffers and parameters of the objective, such as a temperature, are those of
+            the checkpoint.
         on_step: A callback with the number of steps made and the terms of the step,
             scalars on the device. It may write buffers in place. If it returns True,
             the fit ends with the present epoch cut short.
@@ -313,7 +315,9 @@ def fit(
     run.views = views
     if checkpoint is not None:
         steps = {"accumulate": accumulate, "clip": clip}
-        settings = setting_of(train, views, optimizer, scheduler, **steps)
+        settings = setting_of(
+            train, held_out, views, optimizer, scheduler, schedules, **steps
+        )
         run.setting = {OBJECTIVE: class_of(objective)} | settings
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)
