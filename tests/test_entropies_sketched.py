@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import probssl as ps
 from probssl.entropies import EppsPulley, Sketched, SlicedWasserstein
 from probssl.limits import Embedding
-from probssl.priors import ContentStyle, Gaussian, Spherical
+from probssl.priors import ContentStyle, Custom, Gaussian, Spherical
 from probssl.terms import Batch
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -354,3 +354,23 @@ def test_a_free_scale_is_found_however_deep_it_lies():
     z, prior = torch.randn(9, 2, 3), ps.priors.Custom(Deep(), 3)
     with pytest.raises(ValueError, match="fixed hyper-parameters .*width=Learned"):
         Sketched(EppsPulley(), 8)(z, prior)
+
+
+class Narrow(nn.Module):
+    """p(z given y) of a learned spread, which is no hyper-parameter of the package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, y):
+        return dist.Normal(y, self.log_scale.exp()).to_event(1)
+
+
+def test_a_parameter_of_ones_own_prior_is_named_unless_the_sketch_follows_it():
+    prior, z = Custom(Narrow(), 3), torch.randn(20, 2, 3)
+    with pytest.warns(UserWarning, match="of its own, conditional.log_scale, beside"):
+        Sketched(EppsPulley(), 5)(z, prior)
+    Sketched(EppsPulley(), 5, standardise=True)(z, prior)
+    prior.requires_grad_(False)
+    Sketched(EppsPulley(), 5)(z, prior)

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers.catalogue import OBJECTIVES, batch, encoder, joint
@@ -14,7 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.limits import BYOL, DINO, VAE, SimCLR
+from probssl.entropies import KernelDensity
+from probssl.limits import BYOL, DINO, VAE, Embedding, SimCLR
 from probssl.train import cosine, geometric, linear
 from probssl.train.schedules import Schedules
 
@@ -233,6 +235,11 @@ def dino_with(name: str) -> Schedules:
     return Schedules(objective, {name: linear(0.0, 1.0)}, 10)
 
 
+def within_own_prior(name: str) -> Schedules:
+    prior = ps.priors.Custom(lambda y: dist.Laplace(y, 0.3).to_event(1), 2)
+    return Schedules(Embedding(encoder(), prior, KernelDensity()), {name: abs}, 10)
+
+
 NO_BUFFER, ONE_NUMBER = r"one of .*'teacher\.momentum'.*, got", "is one real number"
 UNTIL, FINITE = "until above 0 and at most 1", "finite numbers, got"
 test_bad_arguments_are_refused = refusals(
@@ -244,6 +251,7 @@ test_bad_arguments_are_refused = refusals(
     (lambda: geometric(1, -1), ValueError, "end as a positive finite number"),
     (lambda: byol_with("momentum"), ValueError, NO_BUFFER),
     (lambda: byol_with("network.0.weight"), ValueError, NO_BUFFER),
+    (lambda: within_own_prior("prior.one"), ValueError, ONE_NUMBER),
     (lambda: dino_with("centre"), ValueError, ONE_NUMBER),
     (lambda: dino_with("steps"), ValueError, ONE_NUMBER),
     (lambda: scheduled(abs, total=None), ValueError, "data of known length"),

@@ -12,6 +12,7 @@ References:
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.nn.functional import normalize
 from ..arguments import instance, positive, whole
 from ..hyper import Positive
 from ..priors import Prior
+from ..runtime.copies import of_library
 from ..runtime.distributed import from_main
 from .base import Entropy, Views, coordinates
 
@@ -256,7 +258,8 @@ class Sketched(Entropy):
         TypeError: If the statistic is no `Statistic`, or slices no whole number.
         ValueError: If slices is below 1; in a call if there are fewer than two items,
             or z lies on a sphere, or, without `standardise`, if the prior has a learned
-            or random hyper-parameter.
+            or random hyper-parameter. A `UserWarning` names a parameter of a module of
+            one's own in the prior, which may be a scale.
     """
 
     def __init__(
@@ -305,12 +308,27 @@ def _standardised(z: Sample) -> tuple[Sample, Float[Tensor, ""]]:
 
 
 def _check_fixed(prior: Prior | None) -> None:
-    """Raise a ValueError for a prior with a free hyper-parameter."""
-    for hyper in () if prior is None else prior.modules():
+    """Raise a ValueError for a prior with a free hyper-parameter.
+
+    A parameter of a conditional of one's own is a scale or none: a warning names it.
+    """
+    if prior is None:
+        return
+    for hyper in prior.modules():
         if isinstance(hyper, Positive) and hyper.free:
             raise ValueError(
                 f"expected a prior with fixed hyper-parameters beside a sketch, got "
                 f"{hyper.name}={hyper.value}, with which z would shrink without end: "
                 "the sketch of a collapsed z is finite; give a number, or Sketched(…, "
                 "standardise=True)"
+            )
+    for name, parameter in prior.named_parameters():
+        owner = prior.get_submodule(name.rpartition(".")[0])
+        if parameter.requires_grad and not of_library(type(owner).__module__):
+            warnings.warn(
+                f"the prior has a parameter of its own, {name}, beside a sketch; if it "
+                "sets a scale, z shrinks with it without end: the sketch of a "
+                "collapsed z is finite; fix it by requires_grad_(False), or take "
+                "Sketched(…, standardise=True)",
+                stacklevel=3,
             )

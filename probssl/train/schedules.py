@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..arguments import choice, positive, typed
+from ..runtime.copies import of_library
 
 __all__ = ["Schedule", "Schedules", "cosine", "geometric", "linear"]
 
@@ -147,8 +148,10 @@ def _named(objective: nn.Module, buffers: list[str]) -> dict[str, str]:
     """
     parts = dict(objective.named_modules(remove_duplicate=False))
     owners = {name: parts[name.rpartition(".")[0]] for name in buffers}
-    for name, owner in list(owners.items()):  # numbers that fit sets, as of items
-        if name.rpartition(".")[2] in vars(owner).get("_unknown", ()):
+    for name, owner in list(owners.items()):
+        leaf, packaged = name.rpartition(".")[2], of_library(type(owner).__module__)
+        hidden = packaged and leaf in owner._non_persistent_buffers_set  # such as a one
+        if hidden or leaf in vars(owner).get("_unknown", ()):  # numbers that fit sets
             del owners[name]
     held = {n: o.name for n, o in owners.items() if getattr(o, "reciprocal", False)}
     found = {}
