@@ -1469,7 +1469,7 @@ def test_a_resumed_run_says_what_its_parts_are_made_of(begun, change, words, tmp
         noisy_fit(epochs=3, checkpoint=tmp_path, resume=True, **change)
 
 
-def test_a_run_of_an_older_version_is_not_told_of_what_it_did_not_write(tmp_path):
+def test_a_run_of_an_older_version_gives_no_warning_of_what_it_did_not_write(tmp_path):
     noisy_fit(epochs=1, checkpoint=tmp_path)
     state = read(tmp_path / "last.safetensors")
     old = {"objective", "items", "first items", "batch_size", "views", "optimizer"}

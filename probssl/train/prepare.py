@@ -113,7 +113,7 @@ def setting_of(
 
 
 def _recognised(data: Stored) -> str:
-    """What the first items are told from others by."""
+    """What distinguishes the first items from others."""
     first = data.items.take(torch.arange(min(data.count, RECOGNISED)))
     return str(joblib_hash([plain(part) for part in first.parts])[:8])
 
