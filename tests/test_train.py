@@ -1460,6 +1460,11 @@ def _scaled(scale: float) -> Callable[[Tensor], Tensor]:
             "others: schedule of weight made of",
         ),
         ({"content": [0, 1] * 15}, {"content": [1, 0] * 15}, "others: content "),
+        (
+            {"schedules": {"weight": linear(1.0, 0.0)}},
+            {},
+            "schedules weight, now none",
+        ),
     ],
 )
 def test_a_resumed_run_says_what_its_parts_are_made_of(begun, change, words, tmp_path):
@@ -1467,6 +1472,33 @@ def test_a_resumed_run_says_what_its_parts_are_made_of(begun, change, words, tmp
     noisy_fit(epochs=2, checkpoint=tmp_path, resume=True, **begun)  # says nothing
     with pytest.warns(UserWarning, match=words):
         noisy_fit(epochs=3, checkpoint=tmp_path, resume=True, **change)
+
+
+def test_a_resumed_run_says_which_arguments_of_the_objective_are_others(tmp_path):
+    def resumed(objective: nn.Module, **options: Any) -> nn.Module:
+        data = torch.randn(30, DIM, generator=torch.Generator().manual_seed(9))
+        options |= {"batch_size": 10, "checkpoint": tmp_path, "resume": True}
+        fit(objective, data, views=noisy, **options)
+        return objective
+
+    def vae(beta: float) -> nn.Module:
+        nets = MLPEncoder((DIM,), 2), MLPDecoder(2, (DIM,))
+        return limits.VAE(
+            Joint(ps.priors.Independent(2), Normal(0.5), *nets), beta=beta
+        )
+
+    begun = vae(1.0)
+
+    def halve(*_: object) -> None:
+        begun.beta.fill_(0.5)
+
+    resumed(begun, epochs=1, on_step=halve)
+    resumed(begun, epochs=2)  # with the number that was saved
+    begun = resumed(vae(1.0), epochs=3)  # or with that of the beginning
+    assert begun.beta == 0.5
+    words = "others: objective: beta 1, now 4; the saved beta stays; if"
+    with pytest.warns(UserWarning, match=words):
+        assert resumed(vae(4.0), epochs=4).beta == 0.5
 
 
 def test_a_run_of_an_older_version_gives_no_warning_of_what_it_did_not_write(tmp_path):

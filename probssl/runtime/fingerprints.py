@@ -71,7 +71,7 @@ def _held(value: Any) -> Mapping[str, Any]:
     if isinstance(value, CodeType):
         read = {"bytes": value.co_code, "names": value.co_names}
         return read | {"literals": value.co_consts}
-    held = dict(held_by(value) or {})
+    held = dict(sorted((held_by(value) or {}).items()))  # it comes from sets
     if isinstance(value, FunctionType) and not of_library(value.__module__ or ""):
         return held | {"code": value.__code__}
     if isinstance(value, FunctionType | type) or not (own := attributes(value)):

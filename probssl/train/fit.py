@@ -34,7 +34,6 @@ from ..runtime.threads import LOCK
 from ..runtime.unregistered import message, unregistered
 from ..terms import Terms
 from .batches import Data, Loaded, Stored, Views, grouped, source
-from .checkpoint import OBJECTIVE, class_of
 from .compiled import COMPILED_STEPS, compiled_step, worth_compiling
 from .epoch import (
     Progress,
@@ -58,7 +57,6 @@ from .prepare import (
     prepared_optimizer,
     prepared_precision,
     prepared_scheduler,
-    setting_of,
     settle,
     target_of,
     total_steps,
@@ -66,6 +64,7 @@ from .prepare import (
 )
 from .run import Checkpoints, EarlyStopping, Place, Run
 from .schedules import Schedule, Schedules
+from .settings import setting_of
 from .steps import Step
 
 __all__ = ["fit"]
@@ -192,10 +191,10 @@ def fit(
             simply be run again after it was killed.
             If it holds more than `epochs` epochs, a warning says so, none is added. A
             warning also names data (by their number, the first 64 items, and all
-            contents), views, schedules (by public attributes and code) and arguments of
-            `fit` that differ from the saved run; the learning rate is the saved one.
-            Buffers and parameters of the objective, such as a temperature, are those of
-            the checkpoint.
+            contents), arguments of `fit`, and what the objective, views and schedules
+            are made of (public attributes and code) where they differ from the saved
+            run; the learning rate, and buffers and parameters of the objective, such as
+            a temperature, are the saved ones.
         on_step: A callback with the number of steps made and the terms of the step,
             scalars on the device. It may write buffers in place. If it returns True,
             the fit ends with the present epoch cut short.
@@ -311,14 +310,12 @@ def fit(
     written = Schedules(objective, schedules, total)
     compared = patience is not None or checkpoint is not None
     stopping = EarlyStopping(compares if compared else None, patience)
-    run = Run(objective, optimizer, scheduler, train.order, stopping, target.device)
-    run.views = views
+    state = objective, optimizer, scheduler, train.order, stopping, target.device
+    run = Run(*state, written, views)
     if checkpoint is not None:
-        steps = {"accumulate": accumulate, "clip": clip}
-        settings = setting_of(
-            train, held_out, views, optimizer, scheduler, schedules, **steps
-        )
-        run.setting = {OBJECTIVE: class_of(objective)} | settings
+        steps: dict[str, Any] = {"accumulate": accumulate, "clip": clip}
+        trained = objective, written, optimizer, scheduler
+        run.setting = setting_of(*trained, views, train, held_out, **steps)
     folder = Checkpoints(checkpoint, checkpoint_every or 1)
     folder.begin(run, resume, epochs)
 

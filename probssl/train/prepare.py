@@ -6,8 +6,6 @@ depend on the device: files hold learning rates as numbers, and no `capturable`.
 
 import logging
 import math
-import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +13,6 @@ from inspect import signature
 from typing import Any
 
 import torch
-from joblib import hash as joblib_hash
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
@@ -23,30 +20,19 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..arguments import choice, instance, positive, whole
 from ..arguments import device as checked_device
-from ..arrays import plain
 from ..runtime.buffers import note_counted, unshare, was_counted
-from ..runtime.fingerprints import PYTHON, fingerprint
 from ..runtime.precision import Precision
 from ..terms import Terms
-from .batches import Source, Stored, Target, Views
-from .checkpoint import OBJECTIVE
+from .batches import Source, Target
 
 __all__ = ["ContentCheck", "check_contents", "check_counts", "check_covariates"]
 __all__ += ["check_decay"]
-__all__ += ["check_held", "check_horizon", "check_monitor", "check_setting"]
+__all__ += ["check_held", "check_horizon", "check_monitor"]
 __all__ += ["trainable_of"]
 __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
 __all__ += ["parameter_groups", "prepared_optimizer", "prepared_precision"]
-__all__ += ["prepared_scheduler", "setting_of", "settle", "target_of", "total_steps"]
+__all__ += ["prepared_scheduler", "settle", "target_of", "total_steps"]
 
-RECOGNISED = 64  # items by which data are distinguished from others
-LEARNING_RATE = "learning rate"
-NONE = "none"
-MADE_OF = f"made of ({PYTHON})"  # after the name of a setting that has a fingerprint
-# Settings that files of older versions may lack.
-NEWER = re.compile(
-    f"{OBJECTIVE}$|content$|present$|.*valid$|schedule|.* made of|views:"
-)
 VANISHED = 1e-6  # of the largest learning rate: parameters no longer move
 
 logger = logging.getLogger(__name__)
@@ -71,88 +57,6 @@ def check_monitor(monitor: str, validated: bool, extended: bool) -> None:
     columns += measured if validated else []
     if not extended:
         choice("monitor", monitor, columns, "on_epoch may add it to the row")
-
-
-def setting_of(
-    train: Source,
-    valid: Source | None,
-    views: Views | None,
-    optimizer: Optimizer,
-    scheduler: LRScheduler | None,
-    schedules: Mapping[str, Any] | None,
-    **others: float | None,
-) -> dict[str, str]:
-    """What a resumed run should have in common with the run that was saved.
-
-    Arguments:
-        others: Arguments of `fit`; None is left out.
-    """
-    groups = optimizer.param_groups
-    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in groups})
-    found: dict[str, Any] = {"items": train.count}
-    if isinstance(train, Stored):
-        items = train.items
-        found |= {"first items": _recognised(train), "batch_size": train.batch_size}
-        if items.covariates is not None:
-            known = [(name, plain(x)) for name, x in items.covariates.items()]
-            found["covariates"] = joblib_hash(known)[:8]
-        for name, part in (("content", items.content), ("present", items.present)):
-            found[name] = NONE if part is None else joblib_hash(plain(part))[:8]
-    found["valid"] = NONE if valid is None else valid.count
-    if isinstance(valid, Stored):
-        found["first items of valid"] = _recognised(valid)
-    named = {"views": views, "optimizer": optimizer, "scheduler": scheduler}
-    found |= {name: _name(x) for name, x in named.items() if x is not None}
-    found |= _made_of("views", views)
-    found |= _made_of("scheduler", getattr(scheduler, "lr_lambdas", None))
-    found["schedules"] = ", ".join(sorted(schedules or {})) or NONE
-    for name, schedule in (schedules or {}).items():
-        found |= _made_of(f"schedule of {name}", schedule)
-    found |= {LEARNING_RATE: ", ".join(f"{rate:g}" for rate in rates)} | others
-    return {name: str(x) for name, x in found.items() if x is not None}
-
-
-def _recognised(data: Stored) -> str:
-    """What distinguishes the first items from others."""
-    first = data.items.take(torch.arange(min(data.count, RECOGNISED)))
-    return str(joblib_hash([plain(part) for part in first.parts])[:8])
-
-
-def _name(x: Any) -> str:
-    """Of a function, or of the class of an object."""
-    return str(getattr(x, "__qualname__", type(x).__qualname__))
-
-
-def _made_of(name: str, x: Any) -> dict[str, str]:
-    """The fingerprint of an object, and the numbers that a module's parts hold."""
-    found = {f"{name} {MADE_OF}": fingerprint(x)[:8]}
-    for place, part in x.named_modules() if isinstance(x, nn.Module) else ():
-        for attribute, value in vars(part).items():
-            if isinstance(value, int | float | str | tuple) and attribute[0] != "_":
-                found[f"{name}: {place}.{attribute}"] = str(value)
-    return {name: x for name, x in found.items() if not name.endswith(".training")}
-
-
-def check_setting(saved: Mapping[str, str], now: Mapping[str, str], where: Any) -> None:
-    """Warn where a resumed run differs from the saved one.
-
-    What older versions did not write is not compared, nor code of another Python.
-    """
-    names = [
-        name
-        for name in {**saved, **now}
-        if saved.get(name) != now.get(name)
-        and ((name in saved and name in now) or not re.match(NEWER, name))
-    ]
-    if not saved or not names:  # older files have none
-        return
-    changed = [f"{n} {saved.get(n, NONE)}, now {now.get(n, NONE)}" for n in names]
-    kept = f"; the saved {LEARNING_RATE} stays" if LEARNING_RATE in names else ""
-    warnings.warn(
-        f"expected the settings that the run in {where} was begun with, got others: "
-        f"{'; '.join(changed)}{kept}; if that is not meant, resume with the old ones",
-        stacklevel=6,
-    )
 
 
 def target_of(objective: nn.Module, device: str | torch.device) -> Target:

@@ -30,7 +30,9 @@ from ..runtime.randomness import random_states, set_random_states
 from .batches import Source
 from .checkpoint import check_fits, read, read_run, write
 from .history import History, Row, Tally
-from .prepare import check_setting, load_optimizer, optimizer_state
+from .prepare import load_optimizer, optimizer_state
+from .schedules import Schedules
+from .settings import numbers, resumed_setting
 from .steps import Step
 
 __all__ = ["Checkpoints", "EarlyStopping", "Run"]
@@ -66,11 +68,12 @@ class Run:
 
     Arguments:
         order: The generator of the order of the items.
+        schedules: Those of the objective's buffers.
+        views: The view sampler, whose buffers are kept if it is a module.
         compiled: Whether the steps are compiled; None before that is decided.
         steps: The number of steps made, when the state is written.
         setting: What a resumed run should have in common with it.
         place: That of a run that was interrupted within an epoch.
-        views: The view sampler, whose buffers are kept if it is a module.
     """
 
     objective: nn.Module
@@ -79,12 +82,13 @@ class Run:
     order: Generator
     stopping: "EarlyStopping"
     device: torch.device
+    schedules: Schedules
+    views: Any = None
     history: History = field(default_factory=History)
     compiled: bool | None = None
     steps: int = 0
     setting: Mapping[str, str] = field(default_factory=dict)
     place: Place | None = None
-    views: Any = None
 
     def remaining(self, epochs: int) -> Iterator[int]:
         """The numbers of the epochs left, until patience runs out."""
@@ -322,7 +326,11 @@ class Checkpoints:
         state = broadcast_object(self._locked(resume) if is_main() else None)
         if state is not None:
             run.load(state, last)
-            check_setting(state.get("setting", {}), run.setting, last)
+            saved, taken = (
+                state.get("setting", {}),
+                numbers(run.objective, run.schedules),
+            )
+            run.setting = resumed_setting(saved, run.setting, taken, last)
             self.epoch = len(run.history)
             self._write_history(run.history.rows)  # a kill may have left it behind
             begun = self.epoch + (run.place is not None)
