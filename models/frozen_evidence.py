@@ -1,4 +1,4 @@
-"""Which objective implies the better generative model of the digits? Two seeds.
+"""Which objective implies the better generative model of the digits? Five seeds.
 
 Objectives without a decoder have no density of images. Here every encoder, frozen, gets
 the rest of one joint distribution, the same for all of them: a Gaussian content and
@@ -37,7 +37,7 @@ from probssl.compare import evidence_of, implied_joint, sampled
 from probssl.compare.implied import curve
 
 CHOSEN_ON = "nothing"
-SEEDS, EPOCHS, DIM, STEPS, ITEMS = 2, 150, 10, 1_000, 64
+SEEDS, EPOCHS, DIM, STEPS, ITEMS = 5, 150, 10, 1_000, 64
 METHODS: tuple[str, ...] = ("SimCLR", "VICReg", "LeJEPA", "BarlowTwins", "LogDet")
 METHODS += ("BYOL", "VAE", "SimVAE")
 PCA = "PCA"
