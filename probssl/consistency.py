@@ -27,7 +27,7 @@ from .likelihoods.base import check_density, check_support, shape_error
 from .nn import PerModality
 from .nn.base import takes, unmoved
 from .nn.network import asks, in_evaluation
-from .priors import ImportanceSampling, Prior
+from .priors import Grouped, ImportanceSampling, Prior
 from .runtime.randomness import restored_randomness
 from .terms import Batch
 
@@ -100,13 +100,20 @@ def check_networks(modalities: int | None, **networks: nn.Module) -> None:
 
 def check_covariates(prior: Prior, guide: nn.Module, content: nn.Module | None) -> None:
     """Raise a TypeError for parts that take covariates and cannot be given them."""
-    for name, part in (("prior", prior), ("content", content)):
+    grouped = isinstance(prior, Grouped)
+    for name, part in (("prior", None if grouped else prior), ("content", content)):
         if part is not None and declares(part):
             raise TypeError(
                 f"expected a {name} without covariates, got {type(part).__name__}, "
                 "whose forward takes them; only encoder, decoder, likelihood and guide "
-                "get them: p(x|z) and q(z|x) are conditional on covariates, p(z) is not"
+                "get them, and of priors priors.Grouped"
             )
+    if grouped and content is not None:
+        raise TypeError(
+            f"expected content=None under priors.Grouped, got {type(content).__name__}"
+            ", a guide of y that is not told the group; leave it out: y is integrated "
+            "out exactly"
+        )
     if asks(_encoder(guide)) and not declares(guide):
         raise TypeError(
             "expected a guide that passes covariates on to its encoder, got "

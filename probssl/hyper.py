@@ -27,6 +27,7 @@ from torch.distributions import (
     Transform,
     TransformedDistribution,
 )
+from torch.distributions.transforms import identity_transform
 
 from .arguments import fixed, positive
 from .distributions.supports import of_pyro, support_of
@@ -34,7 +35,7 @@ from .runtime.distributed import from_main, world_size
 from .runtime.randomness import restored_randomness
 from .runtime.validation import unvalidated
 
-__all__ = ["Fraction", "Learned", "Number", "Positive", "Reciprocal"]
+__all__ = ["Fraction", "Latent", "Learned", "Number", "Positive", "Reciprocal"]
 __all__ += ["check_declared", "known_population", "learned", "mapped", "plain"]
 __all__ += ["random_in"]
 
@@ -81,7 +82,65 @@ def learned(value: float | Sequence[float] | Tensor) -> Learned:
     return Learned(number)
 
 
-class Positive(nn.Module):
+class Latent(nn.Module):
+    r"""A latent variable of all items together, with a guide of its own.
+
+    It is a Pyro site outside the plate of items, such as a random hyper-parameter. The
+    guide is normal where `transform` maps from, :math:`q(T^{-1} \theta) = N(m, s^2)`.
+
+    Attributes:
+        value: Its prior, a Pyro distribution.
+        loc: The mean m.
+        log_scale: log s.
+        event_dim: The number of axes of a value.
+    """
+
+    name: str
+    value: Any
+    loc: Tensor
+    log_scale: Tensor
+    transform: Transform = identity_transform
+    drawn: Tensor | None  # the value that `Prior.at` sets
+
+    @property
+    def event_dim(self) -> int:
+        return self.loc.ndim
+
+    def sample(self, drawn: dict[str, Tensor] | None = None) -> Tensor:
+        """Sample it from its prior, as a Pyro site.
+
+        Arguments:
+            drawn: The values of latent variables that were sampled before it.
+        """
+        return pyro.sample(self.name, self.value)
+
+    def sample_guide(self) -> Tensor:
+        """Sample it from its guide, as a Pyro site."""
+        return pyro.sample(self.name, self.posterior())
+
+    def posterior(self) -> dist.TorchDistribution:
+        """Return its guide; in training mode all ranks draw the same sample."""
+        shared = self.training and world_size() > 1
+        kind = _Shared if shared else dist.Normal
+        guide = kind(self.loc, self.log_scale.exp(), validate_args=False)
+        return guide.to_event(self.event_dim)
+
+    @torch.no_grad()
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """Draw it from its guide, on this rank alone and without a site."""
+        noise = torch.randn((*shape, *self.loc.shape)).to(self.loc)
+        return self.transform(self.loc + self.log_scale.exp() * noise)
+
+    def batch_of(self, value: Tensor) -> torch.Size:
+        """The batch shape of a sampled value."""
+        return value.shape[: value.ndim - self.event_dim]
+
+    def lifted(self, value: Tensor) -> Tensor:
+        """A sampled value with one more batch axis at the end, for the views."""
+        return value.unsqueeze(-1 - self.event_dim)
+
+
+class Positive(Latent):
     r"""A positive hyper-parameter :math:`\theta`, or one for each dimension of z.
 
     A number is a buffer; with `learned`, :math:`\log(\theta - \text{floor})` is a
@@ -123,7 +182,7 @@ class Positive(nn.Module):
             isinstance(value, kind) for kind in (Learned, Distribution)
         )
         self.free = self.learned or self.random
-        self.drawn: Tensor | None = None  # the value that `Prior.at` sets
+        self.drawn = None
         if isinstance(value, Distribution):
             self.value = mapped(of_pyro(f"the prior of {name}", value), torch.clone)
             with restored_randomness():  # keep the random state
@@ -162,25 +221,13 @@ class Positive(nn.Module):
         value = self.of(drawn or {}).unsqueeze(-1)
         return value.unsqueeze(-1) if self.size is None else value.mT
 
-    def batch_of(self, value: Tensor) -> torch.Size:
-        """The batch shape of a sampled value."""
-        return value.shape if self.size is None else value.shape[:-1]
+    @property
+    def event_dim(self) -> int:
+        return int(self.size is not None)
 
     def column(self, value: Tensor) -> Float[Tensor, "*batch #dim"]:
         """A sampled value with a last axis for the dimensions."""
         return value.unsqueeze(-1) if self.size is None else value
-
-    def lifted(self, value: Tensor) -> Tensor:
-        """A sampled value with one more batch axis at the end, for the views."""
-        return value.unsqueeze(-1 if self.size is None else -2)
-
-    def sample(self) -> Tensor:
-        """Sample it from its prior p(θ), as a Pyro site."""
-        return pyro.sample(self.name, self.value)
-
-    def sample_guide(self) -> Tensor:
-        """Sample it from its guide q(θ), as a Pyro site."""
-        return pyro.sample(self.name, self.posterior())
 
     def posterior(self) -> dist.TorchDistribution:
         r"""Return its guide, :math:`q(\log \theta) = N(m, s^2)`.
@@ -194,12 +241,6 @@ class Positive(nn.Module):
                 guide.base_dist = _Shared(self.loc, self.log_scale.exp())
         guide = mapped(guide, lambda tensor: tensor)
         return guide if self.size is None else guide.to_event(1)
-
-    @torch.no_grad()
-    def draw(self, shape: Sequence[int]) -> Tensor:
-        """Draw it from its guide q(θ), on this rank alone and without a site."""
-        noise = torch.randn((*shape, *self.loc.shape)).to(self.loc)
-        return self.transform(self.loc + self.log_scale.exp() * noise)
 
     def shown(self) -> str:
         """The value in short; of one that has changed the present and the initial."""

@@ -32,6 +32,7 @@ from . import consistency
 from .arguments import Parted, whole
 from .covariates import (
     Covariates,
+    Named,
     declares,
     given,
     missing,
@@ -58,7 +59,7 @@ from .nn.network import (
     nets_of,
     present_only,
 )
-from .priors import Mixture, Prior
+from .priors import Grouped, Mixture, Prior
 from .runtime.buffers import register_unknown
 from .runtime.precision import in_float32, lowered
 from .runtime.randomness import restored_randomness
@@ -115,7 +116,7 @@ class Joint(Parted):
     encoder, decoder, likelihood or guide whose `forward` has an argument `covariates`
     gets a dictionary of them; other parts do not. Networks get a row for each of their
     n rows, (n,) or (n, k); a likelihood gets the axes (\*batch, view) of the decoder's
-    output in their place. p(z) is not conditional on covariates.
+    output in their place. Of priors `priors.Grouped` alone takes some, the groups.
 
     Arguments:
         prior: p(z_1..V), with its hyper-parameters.
@@ -215,7 +216,7 @@ class Joint(Parted):
 
     @property
     def conditional(self) -> tuple[str, ...]:
-        """The parts that take covariates: guide (or its encoder), decoder, likelihood.
+        """The parts that take covariates: guide (or its encoder), decoder, ….
 
         Their signatures are read when the joint is built, and by `check`.
         """
@@ -226,6 +227,7 @@ class Joint(Parted):
             "guide": consistency.takes_covariates(self.posterior),
             "decoder": asks(self.decoder),
             "likelihood": any(map(declares, self.likelihoods)),
+            "prior": declares(self.prior),
         }
         return tuple(name for name, takes in found.items() if takes)
 
@@ -243,11 +245,10 @@ class Joint(Parted):
         register("joint", self)
         batch = self.arranged(batch)
         items, views = batch.shape
-        drawn = {h.name: h.sample() for h in self.prior.random()}
+        drawn = self.prior.sample_hyper()
         with _plate(items, batch, size):
-            z = pyro.sample(
-                "z", self._latents(views, drawn, self._component(batch, drawn))
-            )
+            known = self._component(batch, drawn) | self._grouping(batch)
+            z = pyro.sample("z", self._latents(views, drawn, known))
             for name, _, p, x, mask in self._sites(z, batch, batch.parts):
                 p = p if mask is None else p.mask(mask)
                 pyro.sample(name, p.to_event(1), obs=x)
@@ -280,7 +281,8 @@ class Joint(Parted):
         self, x: Views, batch: Batch, drawn: dict[str, Tensor]
     ) -> TorchDistribution:
         views = x.shape[1] if isinstance(x, Tensor) else batch.shape[1]
-        prior = partial(self.prior, views, **drawn, **self._observed(batch))
+        known = self._observed(batch) | self._grouping(batch)
+        prior = partial(self.prior, views, **drawn, **known)
         if "guide" not in self._conditional:
             return self.posterior(x, prior, batch.present)
         if batch.covariates is None:
@@ -466,13 +468,19 @@ class Joint(Parted):
         self.prior.component()  # an error if the prior has no components
         return {"component": batch.content}
 
+    def _grouping(self, batch: Batch) -> dict[str, Any]:
+        """The covariates, for a prior that takes them: it names what is missing."""
+        if "prior" not in self._conditional:
+            return {}
+        return {"covariates": Named(batch.covariates or {})}
+
     def _latents(
-        self, views: int, drawn: dict[str, Tensor], component: dict[str, Tensor]
+        self, views: int, drawn: dict[str, Tensor], known: dict[str, Any]
     ) -> TorchDistribution:
         """p(z_1..V | h, k); with an explicit content y a site and p(z_1..V | y, h)."""
         if self.content is None:
-            return self.prior(views, **drawn, **component)
-        y = pyro.sample("y", self.prior.content(**drawn, **component))
+            return self.prior(views, **drawn, **known)
+        y = pyro.sample("y", self.prior.content(**drawn, **known))
         lifted = {h.name: h.lifted(drawn[h.name]) for h in self.prior.random()}
         each = self.prior.given(y.unsqueeze(-2), **lifted)
         return each.expand(y.shape[:-1] + (views,)).to_event(1)
@@ -587,6 +595,8 @@ class Joint(Parted):
             consistency.without_sites(self),
         ):
             self.prior.check()
+            if isinstance(self.prior, Grouped):
+                self.prior.check_covariates(batch.covariates or {})
             p = self.prior(batch.shape[1])
             consistency.check_hypers(self.prior, batch.shape[1])
             if batch.present is not None:

@@ -25,7 +25,7 @@ INWARDS = {
     "data": "covariates runtime terms",
     "views": "terms",
     "distributions": "runtime special",
-    "priors": "distributions hyper nn runtime special",
+    "priors": "covariates distributions hyper nn runtime special",
     "likelihoods": "distributions hyper special",
     "guides": "covariates distributions nn runtime",
     "consistency": "covariates distributions likelihoods nn priors runtime terms",

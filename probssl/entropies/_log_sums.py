@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from ..hyper import Positive
+from ..hyper import Latent
 from ..priors import Prior
 
 __all__ = ["DENSE", "Allowed", "all_others", "log_sums", "log_sums_of_views"]
@@ -93,7 +93,7 @@ class _Product(Prior):
         super().__init__()
         self.prior, self.views = prior, views
 
-    def random(self) -> Iterator[Positive]:
+    def random(self) -> Iterator[Latent]:
         return self.prior.random()
 
     def log_kernel(self, a: Tensor, b: Tensor, plug_in: bool = False) -> Tensor:

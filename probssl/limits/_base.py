@@ -15,7 +15,7 @@ from ..joint import register
 from ..nn import Network, PerModality, each_view
 from ..nn.base import hooked, network, output_of
 from ..nn.network import check_items_apart, check_width, nets_of
-from ..priors import Prior
+from ..priors import Grouped, Prior
 from ..priors.base import check_space
 from ..runtime.buffers import register_unknown
 from ..runtime.distributed import gather
@@ -431,6 +431,7 @@ class Embedding(PriorEmbedding):
         all_views: bool = False,
     ) -> None:
         super().__init__(encoder, projector)
+        _check_no_groups(prior)
         if all_views and not isinstance(entropy, Entropy):
             raise ValueError(
                 "expected an estimator of the joint entropy of all views for "
@@ -511,7 +512,7 @@ class Embedding(PriorEmbedding):
         register("objective", self)
         items, _ = batch.shape
         size = items if size is None else whole("size", size, items)
-        drawn = {h.name: h.sample() for h in self.prior.random()}
+        drawn = self.prior.sample_hyper()
         self._given = drawn
         try:
             with self.prior.at(**drawn):
@@ -535,8 +536,18 @@ def over_pairs(pairs: Float[Tensor, "*batch view view"]) -> Float[Tensor, "*batc
     return total / (views * (views - 1))
 
 
+def _check_no_groups(prior: Prior) -> None:
+    """Raise a TypeError for a prior that takes covariates."""
+    if isinstance(prior, Grouped):
+        raise TypeError(
+            "expected a prior without groups, got Grouped, which only a ps.Joint gives "
+            "the groups of its items; fit ps.limits.SimVAE, or take the prior within"
+        )
+
+
 def check_not_random(prior: Prior) -> None:
     """Raise an error if a hyper-parameter is random: it would have no posterior."""
+    _check_no_groups(prior)
     for hyper in prior.random():
         raise ValueError(
             f"expected {hyper.name} as a number or ps.learned(number), got "

@@ -19,7 +19,7 @@ from ..data.batches import Loadable, Views
 from ..distributions.supports import has_density_of
 from ..joint import Joint
 from ..nn.base import takes
-from ..priors import Custom, Prior
+from ..priors import Custom, Grouped, Prior
 from ..terms import Batch
 from .items import BAR_DELAY, chunks, evaluating
 from .joints import check_guides, check_proper, check_spread, checked, joint_of
@@ -133,7 +133,8 @@ def draw_content(
     method: Any = getattr(prior, "posterior_y", None)
     if method is None:
         return {}
-    present, given = None if batch is None else batch.present, _given(hypers, batch)
+    present = None if batch is None else batch.present
+    given = _given(hypers, batch) | _groups(prior, batch)
     takes("posterior_y", method, z, present, **given)
     y = method(z, present, **given)
     try:
@@ -167,6 +168,12 @@ def _later(prior: Prior, one: str, other: str) -> bool:
     classes = type(prior).__mro__
     first = [next(k for k in classes if name in vars(k)) for name in (one, other)]
     return first[0] is not first[1] and issubclass(*first)
+
+
+def _groups(prior: Prior, batch: Batch | None) -> dict[str, Any]:
+    """The covariates, for a prior that takes them."""
+    known = None if batch is None else batch.covariates
+    return {"covariates": known} if known and isinstance(prior, Grouped) else {}
 
 
 def _given(hypers: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Tensor]:

@@ -62,8 +62,9 @@ def to_arviz(
 
     ====================  =========================================================
     posterior             z (chain, draw, item, view, dim) and random hyper-parameters
-                          (chain, draw) from the guide; given these and z of all views,
-                          absent ones too, from the prior
+                          (chain, draw) from the guide, the effects u of
+                          `priors.Grouped` (chain, draw, group, dim); given these and z
+                          of all views, absent ones too, from the prior
                           the content y (chain, draw, item, dim), y_dim where its
                           dimension differs, and of a prior with components component
                           (chain, draw, item), component_probs (…, k)
@@ -242,7 +243,7 @@ def _prior(
     if "y" in found:
         found |= with_component(joint.prior, found["y"], hypers)
     elif content:
-        found |= draw_content(joint.prior, found["z"], hypers)
+        found |= draw_content(joint.prior, found["z"], hypers, batch)
     found.pop(SHARES, None)
     return {name: value.squeeze(1) for name, value in found.items()}
 
@@ -262,7 +263,12 @@ def _named(values: np.ndarray, *axes: str) -> Variable:
 
 
 def _number(name: str, values: np.ndarray, dim: int | None) -> Variable:
-    """Draws of a hyper-parameter; numbers that are not one a dimension have an axis."""
+    """Draws of a hyper-parameter; numbers that are not one a dimension have an axis.
+
+    Those of three axes are the effects of groups, a vector for each.
+    """
+    if values.ndim == 3:
+        return _named(values, "group")
     own = values.ndim > 1 and values.shape[-1] != dim
     return _named(values, *[f"{name}_dim"] * own)
 

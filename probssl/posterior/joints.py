@@ -20,7 +20,7 @@ from ..terms import Batch
 from .items import batches
 
 __all__ = ["at_covariates", "check_density", "check_guides", "check_no_covariates"]
-__all__ += ["check_unconditional"]
+__all__ += ["check_one_prior", "check_unconditional"]
 __all__ += ["check_proper", "check_spread", "checked", "decoded", "decodes_given"]
 __all__ += ["joint_of", "mean_views"]
 
@@ -76,6 +76,16 @@ def check_unconditional(joint: Joint, what: str) -> None:
             f"expected a joint without covariates for {what}, got one with some in its "
             f"{' and '.join(joint.conditional)}; draw z by ps.to_arviz, and decode it "
             "at covariates of your own: joint.decode(z, covariates)"
+        )
+
+
+def check_one_prior(joint: Joint, what: str) -> None:
+    """Raise a ValueError if items of different groups have different priors."""
+    if "prior" in joint.conditional:
+        raise ValueError(
+            f"expected one p(z) of all items for {what}, got "
+            f"{type(joint.prior).__name__}, under which each group has its own; "
+            "compare q(z|x) with the prior of each item by evidence(…) or to_arviz(…)"
         )
 
 

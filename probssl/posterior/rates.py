@@ -31,6 +31,7 @@ from .items import BAR_DELAY, evaluating
 from .joints import (
     at_covariates,
     check_density,
+    check_one_prior,
     check_proper,
     check_spread,
     checked,
@@ -104,7 +105,7 @@ def rate_distortion(
     """
     draws = whole("draws", draws)
     joint = joint_of(objective, "rate and distortion")
-    for check in (check_density, check_proper, check_spread):
+    for check in (check_one_prior, check_density, check_proper, check_spread):
         check(joint, "rate and distortion")
     guides: list[TorchDistribution] = []
     drawn, log_q, log_p, log_x = [], [], [], []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..arguments import choice, typed, whole
 from ..arrays import finite, plain
-from ..covariates import checked_covariates, declares, rows_at
+from ..covariates import Covariates, checked_covariates, declares, rows_at
 from ..data.batches import Loadable, Target
 from ..guides.views import Completed
 from ..joint import Joint, mean_of
@@ -20,6 +20,7 @@ from ..limits import CRVAE, VAE, JointEmbedding, SimVAE
 from ..limits._base import Extension
 from ..nn.base import called, is_rows, output_error
 from ..nn.network import CHECKED, check_items_apart, nets_of
+from ..priors import Grouped
 from ..terms import Batch
 from .items import evaluating, singles
 from .joints import check_proper, decodes_given, joint_of, mean_views
@@ -118,7 +119,7 @@ def embedded(
     deviations: list[np.ndarray] = []
     model, count = _model(objective), _modalities(objective)
     pooled, own = isinstance(model, Joint), _may_differ(objective)
-    given = pooled and "guide" in model.conditional
+    given = pooled and bool({"guide", "prior"} & {*model.conditional})
     if given and own:
         raise ValueError(
             "expected z to be the mean of q(z|x), which is conditional on covariates, "
@@ -195,8 +196,8 @@ def sample(
 
     Arguments:
         views: The number of views of each item; by default 2, or one of each modality.
-        covariates: Those of the n items, where p(x|z) is conditional on some, as
-            `Batch.covariates`.
+        covariates: Those of the n items, where p(x|z) is conditional on some, or
+            the prior on groups, as `Batch.covariates`.
 
     Raises:
         ValueError: If the objective has no decoder, p(x|z) no mean, or p(y) is flat; if
@@ -210,21 +211,30 @@ def sample(
     widths, parts = (views,) * len(joint.sites), []
     known = None
     if covariates is not None:
-        if not decodes_given(joint):
+        if not (decodes_given(joint) or "prior" in joint.conditional):
             raise ValueError(
                 "expected covariates for a decoder or likelihood that takes them, got "
                 f"{type(joint.decoder).__name__}, which does not; leave them out"
             )
         known = checked_covariates(covariates, n, sum(widths))
+    if isinstance(joint.prior, Grouped):
+        joint.prior.check_covariates(known or {})
     with evaluating(objective) as like:
         for start in range(0, n, batch_size):
             few = min(batch_size, n - start)
-            z = joint.prior(sum(widths)).sample((few,))
             rows = rows_at(known, slice(start, start + few))
             if rows is not None and like is not None:
                 rows = Target(like.device, like.dtype).covariates(rows)
+            z = _drawn(joint, sum(widths), few, rows)
             parts.append(mean_views(joint, z, widths, covariates=rows))
     return joined(joint, parts)
+
+
+def _drawn(joint: Joint, views: int, n: int, known: Covariates | None) -> Tensor:
+    """z of n items from the prior, at their groups if it takes some."""
+    if isinstance(joint.prior, Grouped):
+        return joint.prior(views, covariates=known).sample()
+    return joint.prior(views).sample((n,))
 
 
 def joined(joint: Joint, parts: list[list[np.ndarray]], axis: int = 0) -> Images:

@@ -3,6 +3,7 @@
 from .base import Prior
 from .custom import Custom
 from .gaussian import ContentStyle, Gaussian, Independent
+from .grouped import Grouped
 from .integrals import Enumeration, ImportanceSampling, Quadrature
 from .mixture import Components, Mixture, TwoTier, VampComponents
 from .predictive import Predictive
@@ -18,6 +19,7 @@ __all__ = [
     "Custom",
     "Enumeration",
     "Gaussian",
+    "Grouped",
     "ImportanceSampling",
     "Independent",
     "Mixture",

@@ -14,7 +14,7 @@ from ..arguments import Parted, whole
 from ..distributions._base import Present, Vectors, Views
 from ..distributions.gaussian import OneFactorNormal
 from ..distributions.supports import space_of, support_of
-from ..hyper import Learned, Positive
+from ..hyper import Latent, Learned, Positive
 from ..runtime.threads import LOCK
 from ..special import square_distances
 
@@ -219,9 +219,16 @@ class Prior(Parted):
         """The space of z: "vectors", "a sphere" (density by area) or "a simplex"."""
         return "vectors"
 
-    def random(self) -> Iterator[Positive]:
-        """The hyper-parameters that are random variables."""
+    def random(self) -> Iterator[Latent]:
+        """The hyper-parameters that are random variables, in the order of sampling."""
         return (h for h in self.children() if isinstance(h, Positive) and h.random)
+
+    def sample_hyper(self) -> Drawn:
+        """Sample the random hyper-parameters from their prior, as Pyro sites."""
+        drawn: Drawn = {}
+        for h in self.random():
+            drawn[h.name] = h.sample(drawn)
+        return drawn
 
     def of(
         self, z: Tensor, present: Tensor | None = None, **given: Tensor

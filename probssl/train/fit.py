@@ -51,6 +51,7 @@ from .prepare import (
     check_counts,
     check_covariates,
     check_decay,
+    check_groups,
     check_held,
     check_horizon,
     check_monitor,
@@ -291,6 +292,8 @@ def fit(
         held_out.check_content = ContentCheck(objective)
     elif held_out is not None and held_out.content is not None:
         check_contents(objective, held_out.content)
+    for each in (train, held_out):
+        check_groups(objective, each)
     stored = not isinstance(train, Loaded)
     settle(objective, target.device, train.count, train.content, stored=stored)
     broadcast([*objective.parameters(), *objective.buffers()])

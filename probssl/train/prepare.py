@@ -26,6 +26,7 @@ from ..terms import Terms
 from .batches import Source, Target
 
 __all__ = ["ContentCheck", "check_contents", "check_counts", "check_covariates"]
+__all__ += ["check_groups"]
 __all__ += ["check_decay"]
 __all__ += ["check_held", "check_horizon", "check_monitor"]
 __all__ += ["trainable_of"]
@@ -141,6 +142,18 @@ def check_covariates(objective: nn.Module, covariates: Any) -> None:
             f"joint whose forward takes them, got {type(objective).__name__} without "
             "one; let it take forward(self, x, covariates), or leave covariates out"
         )
+
+
+def check_groups(objective: nn.Module, source: Source | None) -> None:
+    """Raise a ValueError if the group of some item is none of a prior's.
+
+    Groups that a view sampler gives, and those of a DataLoader, are not known here.
+    """
+    known = source.items.covariates if isinstance(source, Stored) else None
+    for module in objective.modules():
+        check: Any = getattr(module, "check_covariates", None)
+        if check is not None and getattr(module, "groups", None) in (known or {}):
+            check(known)
 
 
 def check_contents(objective: nn.Module, content: Tensor) -> None:
