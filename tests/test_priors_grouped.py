@@ -13,6 +13,7 @@ from helpers.linear import linear_gaussian
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from scipy import stats
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 import probssl as ps
@@ -80,6 +81,17 @@ def test_draws_of_the_model_have_that_covariance(float64):
     expected = torch.from_numpy(covariance(GROUPS, 2))
     away = (pairs.mean(0) - expected).abs() / (pairs.std(0) / math.sqrt(4000))
     assert away.max() < 5 and away.min() < 1
+
+
+def test_effects_have_the_drawn_scale(float64):
+    prior = grouped(tau=dist.LogNormal(-0.5, 0.4)).double()
+    known = {"group_scale": torch.tensor([[0.2], [3.0]])}
+    with pyro.plate("particles", 2, dim=-2):
+        conditioned = pyro.condition(prior.sample_hyper, known)
+        u = pyro.poutine.trace(conditioned).get_trace().nodes["u"]["fn"]
+    assert u.batch_shape == (2, 1) and u.event_shape == (COUNT, 2)
+    assert_close(u.stddev, known["group_scale"][..., None, None].expand(u.shape()))
+    assert not u.mean.any()
 
 
 def test_a_new_group_is_integrated_out(float64):
@@ -255,6 +267,26 @@ def test_hyper_parameters_within_are_those_of_the_prior_within(float64):
         assert_close(found.log_prob(z)[k][GROUPS < 0], new)
 
 
+def test_the_evidence_of_an_item_is_predictive_over_its_group(toy):
+    """N(W m, W (s² + variance of z) Wᵀ + noise), and that of u itself if it is new."""
+    joint, batch = toy
+    mean, std = torch.randn(COUNT, 2), torch.full((COUNT, 2), 0.3)
+    set_guide(joint, mean, std)
+    x = batch.views[:, 0]
+    data = ps.data.Split(x, covariates=batch.covariates)
+    found = ps.evidence(joint, data, particles=2000)
+    weight, known = joint.decoder.weight, (GROUPS >= 0).unsqueeze(-1)
+    centre = mean[GROUPS.clamp(min=0)].where(known, 0.0)
+    spread = torch.where(known, 0.3**2, TAU**2) + Y_SCALE**2 + SCALE**2
+    cov = weight @ spread.expand(N, 2).diag_embed() @ weight.T
+    cov = cov + NOISE**2 * torch.eye(EVENT)
+    exact = MultivariateNormal(centre @ weight.T, cov).log_prob(x).numpy()
+    error = np.sqrt(1 / found.ess - 1 / 2000)
+    away = abs(found.log_evidence - exact)
+    assert (away <= 5 * error + 1e-9).all() and error.max() < 0.1
+    assert_close(found.log_evidence[-2:], exact[-2:])  # without noise
+
+
 # Pyro
 
 
@@ -384,6 +416,12 @@ def test_the_posterior_of_y_given_u_is_drawn_with_it(data):
     assert abs(ps.posterior_y(model, data.take(5)).mean - 50).max() < 1
     new = data._replace(covariates={"writer": torch.full((240,), -1)})
     assert abs(ps.posterior_y(model, new.take(5)).mean).max() < 1
+    mixed = {"writer": torch.tensor([0, -1, 3])}
+    drawn = seeded(ps.sample, model, 3, 1, covariates=mixed)
+    with torch.no_grad():
+        z = seeded(model.joint.prior(1, covariates=mixed).sample)
+        assert_close(drawn, model.joint.decode(z).mean.numpy())
+    assert (z[::2] > 48).all() and z[1].abs().max() < 2
 
 
 def test_the_fit_finds_the_effects_and_their_share(data):
@@ -436,10 +474,10 @@ def test_absent_views_follow_the_group(float64):
 # Refusals
 
 
-def fit_with(groups: object) -> object:
+def fit_with(groups: object, **options: object) -> object:
     x = torch.randn(40, 6)
     given = {} if groups is None else {"covariates": {"writer": groups}}
-    return fitted(simvae(), x, **given)
+    return fitted(simvae(), x, **given, **options)
 
 
 K = torch.arange(40) % COUNT
@@ -459,6 +497,11 @@ test_what_does_not_fit_is_refused = refusals(
     (lambda: fit_with(None), ValueError, "covariate 'writer'.*got none"),
     (lambda: fit_with(K + 1), ValueError, "groups from 0 to 3.*got 1 to 4"),
     (lambda: fit_with(K - 2), ValueError, "or -1 for one .*got -2"),
+    (
+        lambda: fit_with(torch.cat([K[1:], torch.tensor([9])]), batch_size=4),
+        ValueError,
+        "groups from 0 to 3.*got 0 to 9",
+    ),
     (lambda: fit_with(K.float()), ValueError, "whole numbers of shape"),
     (lambda: fit_with(K.view(-1, 1)), ValueError, r"shape \(40, 1\)|of shape"),
     (lambda: ps.evidence(simvae(), torch.randn(4, 6)), ValueError, "'writer'"),

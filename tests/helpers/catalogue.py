@@ -23,6 +23,7 @@ from probssl.priors import (
     Contraction,
     Custom,
     Gaussian,
+    Grouped,
     Independent,
     Mixture,
     Predictive,
@@ -151,6 +152,10 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "flat": lambda: Gaussian(2, 0.3, math.inf),
     "random scale": lambda: Gaussian(2, RANDOM),
     "a scale for each dimension": lambda: Gaussian(2, [0.2, 0.9]),
+    "groups": lambda: Grouped(Gaussian(2, 0.5), "writer", 3, ps.learned(0.7)),
+    "groups of random scales": lambda: Grouped(
+        Gaussian(1, RANDOM), "writer", 3, RANDOM
+    ),
     "independent": lambda: Independent(2),
     "content and style": lambda: ContentStyle(1, 2, ps.learned(0.3)),
     "random content and style": lambda: ContentStyle(2, 1, FRACTION),
