@@ -23,11 +23,10 @@ from ..arguments import device as checked_device
 from ..runtime.buffers import note_counted, unshare, was_counted
 from ..runtime.precision import Precision
 from ..terms import Terms
-from .batches import Source, Target
+from .batches import Source, Stored, Target
 
 __all__ = ["ContentCheck", "check_contents", "check_counts", "check_covariates"]
-__all__ += ["check_groups"]
-__all__ += ["check_decay"]
+__all__ += ["check_decay", "check_groups"]
 __all__ += ["check_held", "check_horizon", "check_monitor"]
 __all__ += ["trainable_of"]
 __all__ += ["labelled_share", "load_optimizer", "make_capturable", "optimizer_state"]
