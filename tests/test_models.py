@@ -20,6 +20,7 @@ import report
 import subjects
 import torch
 from helpers import held_out
+from scipy import stats
 
 import probssl as ps
 from probssl.cli import main as command
@@ -450,6 +451,47 @@ def frozen_evidence(module: ModuleType, folder: Path) -> None:
     assert (folder / "frozen_evidence.png").is_file()
 
 
+def shallow_cells(module: ModuleType, folder: Path) -> None:
+    module.VALIDATION, module.TEST, module.FEW, module.HIDDEN = 12, 20, 4, 8
+    module.DEPTHS, module.DRAWS, module.WEIGHED = (20, 500), 5, 30
+    module.TRIED = module.TRIED | {"all": module.TRIED["all"][:1]}
+    sizes, setting = module.Sizes(48, 12, 3), module.FIRST._replace(epochs=1)
+    options = {"setting": setting, "sizes": sizes, "results": folder}
+    methods = (module.TRUTH, module.COUPLED, "LogDet")
+    worlds = {0: module.simulated(0, sizes)}
+    rows = module.main([0], methods, worlds=worlds, **options)
+    assert [row["method"] for row in rows] == list(methods)
+    shown = module.tables(rows)
+    assert shown.count("\n| truth |") == 4 and shown.count("\n| LogDet |") == 1
+    assert (folder / "shallow_cells.png").is_file()
+    found = module.choose([0], sizes, worlds, folder)
+    assert [row["setting"]["twins"] for row in found] == 3 * ["draws"] + ["means"]
+
+    # Densities of pairs are those of the likelihood, and p(k|x) those of Bayes' rule.
+    drawn, depth = worlds[0]["data"].test, 200
+    shallow, share = module.thinned(drawn, depth), worlds[0]["share"]
+    assert (shallow.images <= drawn.images).all()
+    log_mean, alpha = (depth * share).log().double(), torch.linspace(0.1, 2.0, 12)
+    pairs = module.log_likelihoods(shallow.images, log_mean, alpha)
+    r = 1 / alpha.double().numpy()
+    mean = log_mean.exp().numpy()
+    for k in range(3):
+        exact = stats.nbinom.logpmf(shallow.images.numpy(), r, r / (r + mean[k]))
+        assert pairs[:, k].numpy() == pytest.approx(exact.sum(1), rel=1e-9)
+    # Sets of probabilities (0.6, 0.35, 0.05) have the first two types.
+    share = np.array([[0.35, 0.05, 0.6]] * 3)
+    sets = module.credible(share, np.array([0, 1, 2]))
+    assert sets == pytest.approx({"accuracy": 1 / 3, "coverage": 2 / 3, "size": 2.0})
+    # The second view has at most the counts of the first, at a log-uniform depth.
+    torch.manual_seed(0)
+    batch = module.Shallow()(torch.full((2_000, 5), 200.0))
+    assert (batch.views[:, 1] <= batch.views[:, 0]).all()
+    log_share = batch.covariates["share"][:, 1, 0].log() / math.log(10 / 1_000)
+    assert log_share.mean().item() == pytest.approx(0.5, abs=5 * 0.29 / 2_000**0.5)
+    kept = batch.views[:, 1].sum(1) / batch.covariates["share"][:, 1, 0]
+    assert kept.mean().item() == pytest.approx(1_000, rel=0.05)
+
+
 def vae_baselines(module: ModuleType, folder: Path) -> None:
     module.HIDDEN, module.WIDE, module.PSEUDO = (8,), (9,), 5
     module.DIM, module.SPHERE = 3, 3
@@ -797,6 +839,7 @@ SHORT = {
     "reliable_evidence": reliable_evidence,
     "same_class_pairs": same_class_pairs,
     "same_content": same_content,
+    "shallow_cells": shallow_cells,
     "scale_calibration": scale_calibration,
     "scale_of_views": scale_of_views,
     "simvae_cifar10": simvae_cifar10,
