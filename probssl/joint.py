@@ -139,8 +139,8 @@ class Joint(Parted):
         ValueError: If the dimensions of prior and encoder differ, the spaces of prior
             and guide, or the numbers of likelihoods, encoders and decoders.
         TypeError: If `guide` is itself a guide, or gives a module without `encoder`; if
-            `content` is given and the prior has no p(z|y) of its own; if a prior or a
-            `content` takes covariates.
+            `content` is given and the prior has no p(z|y) of its own; if a `content`,
+            or another prior than `priors.Grouped`, takes covariates.
     """
 
     prior: Prior

@@ -492,6 +492,36 @@ def shallow_cells(module: ModuleType, folder: Path) -> None:
     assert kept.mean().item() == pytest.approx(1_000, rel=0.05)
 
 
+def writers_mnist(module: ModuleType, folder: Path) -> None:
+    module.IMAGES, module.HELD, module.SCORED, module.PARTICLES = 90, 30, 20, 5
+    module.BATCH, module.HIDDEN = 30, (8,)
+    images, labels = torch.rand(240, 1, 28, 28), torch.arange(240) % 4
+    writer = torch.where(torch.arange(240) < 180, 5 + torch.arange(240) % 7, 40)
+    both = ps.data.Split((255 * images).byte(), labels, style=writer)
+    data = ps.data.Dataset(both.rows(slice(180)), both.rows(slice(180, None)), 255, "x")
+    with mock.patch.object(ps.data, "load", side_effect=lambda name: data) as load:
+        rows = module.main(seeds=2, epochs=1, results=folder)
+        assert load.call_count == 4
+        assert module.main(2, 1, folder) == rows and load.call_count == 4
+        found = module.images(90, 30)
+    assert [(row["seed"], row["prior"]) for row in rows] == [
+        (seed, prior) for seed in (0, 1) for prior in module.PRIORS
+    ]
+    assert found.writers == 7 and len(found.test) == 60
+    assert (found.test.covariates["writer"] == -1).all()
+    drawn = report.parts(data)["train"].take(120)
+    for split, own in (
+        (found.train, drawn.rows(slice(90))),
+        (found.held, drawn.rows(slice(90, None))),
+    ):
+        assert (split.covariates["writer"] == torch.as_tensor(own.style) - 5).all()
+    for row in rows:
+        low, middle, high = (row.get(name, 0.5) for name in module.SHARE)
+        assert 0 <= row[module.PROBE] <= 1 and 0 < low <= middle <= high < 1
+    assert module.table(rows).count("\n| ") == 4
+    assert module.shares(rows).count("\n| ") == 2
+
+
 def vae_baselines(module: ModuleType, folder: Path) -> None:
     module.HIDDEN, module.WIDE, module.PSEUDO = (8,), (9,), 5
     module.DIM, module.SPHERE = 3, 3
@@ -848,6 +878,7 @@ SHORT = {
     "style_plane": style_plane,
     "table_of_limits": table_of_limits,
     "vae_baselines": vae_baselines,
+    "writers_mnist": writers_mnist,
 }
 
 

@@ -138,8 +138,9 @@ def check_covariates(objective: nn.Module, covariates: Any) -> None:
     if covariates is not None and not any(found):
         raise ValueError(
             "expected covariates for an encoder, decoder, likelihood or guide of a "
-            f"joint whose forward takes them, got {type(objective).__name__} without "
-            "one; let it take forward(self, x, covariates), or leave covariates out"
+            "joint whose forward takes them, or for priors.Grouped, got "
+            f"{type(objective).__name__} without one; let it take "
+            "forward(self, x, covariates), or leave covariates out"
         )
 
 
