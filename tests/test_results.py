@@ -672,6 +672,16 @@ def test_the_accuracies_with_few_labels_were_measured():
     assert made.choices(figures("few_labels_mnist_choices")["rows"]) in DIGITS
 
 
+def test_the_effects_of_writers_were_measured():
+    made, measured = script("writers_mnist"), figures("writers_mnist")["rows"]
+    assert made.table(measured) in DIGITS and made.shares(measured) in DIGITS
+    fits = {(row["prior"], row["seed"]) for row in measured}
+    assert len(fits) == len(measured) == 2 * made.SEEDS
+    assert {(row["epochs"], row["writers"]) for row in measured} == {(made.EPOCHS, 508)}
+    bad = [n for row in measured for name, n in row.items() if "k̂" in name]
+    assert (min(bad), max(bad)) == (601, 781)
+
+
 def section(heading: str) -> str:
     """A section of docs/results.md."""
     return DIGITS.split(f"\n## {heading}\n")[1].split("\n## ")[0]

@@ -30,7 +30,7 @@ SITE, SCALE = "u", "group_scale"
 
 
 class Grouped(Prior):
-    r"""Items of a group share its effect u, which is added to their contents.
+    r"""A prior in which items of a group share its effect u, added to their contents.
 
     .. math:: u_g \sim N(0, \tau^2 I), \qquad y_i = u_{g(i)} + e_i, \qquad
         e_i \sim p(y) \text{ of the prior within}
@@ -48,10 +48,13 @@ class Grouped(Prior):
     items of one new group share is not known. Without covariates, as in ``prior(2)``,
     every item is of a new group.
 
-    Both are exact under `Gaussian` with a proper p(y): a shift of y is one of z, and
-    the variances of normals add. Of the variance of y,
-    :math:`\tau^2 / (\tau^2 + \tau_y^2)` is that of the groups. The prior is one of a
-    `Joint`, which gives it the covariates.
+    Both integrals are exact under `Gaussian` with a proper p(y): a shift of y is one of
+    z, and the variances of normals add. Of the variance of y,
+    :math:`\tau^2 / (\tau^2 + \tau_y^2)` is that of the groups. q(u) and q(τ) are
+    independent, so that q(τ) is narrower than the posterior, the more so the fewer
+    items a group has; NUTS samples both together.
+
+    It is for a `Joint`, which gives it the covariates.
 
     Arguments:
         prior: p(e) and p(z|y), a `Gaussian` with a finite `y_scale`.
