@@ -18,7 +18,12 @@ from torch.distributions import MultivariateNormal
 from torch.testing import assert_close
 
 import probssl as ps
-from probssl.entropies import KernelDensity, LogDeterminant
+from probssl.entropies import (
+    KernelDensity,
+    LogDeterminant,
+    NearestNeighbour,
+    QueuedKernelDensity,
+)
 from probssl.limits import Embedding
 from probssl.priors import Contraction, Gaussian, Independent, Predictive, Sequence
 from probssl.terms import Batch
@@ -358,7 +363,7 @@ def test_a_predictor_of_the_truth_reaches_the_information_of_the_views():
 @pytest.mark.parametrize("views", [2, 3])
 @pytest.mark.parametrize("directed", [False, True])
 def test_with_plug_in_it_is_contrastive_predictive_coding(views, directed):
-    """The mean over t of log p(z_t | z_t-1), and over all others in the batch."""
+    """The mean over t of log p(z_t | z_t-1), and over the views before of all items."""
     chain = Sequence(DIM, A, noise=0.4, drift=DRIFT)
     prior = Predictive(DIM, rotation(), 0.4) if directed else chain
     z = torch.randn(5, views, DIM, requires_grad=True)
@@ -369,13 +374,69 @@ def test_with_plug_in_it_is_contrastive_predictive_coding(views, directed):
         covariance = 0.16 * torch.eye(DIM)
         return MultivariateNormal(mean, covariance).log_prob(b)
 
-    ahead = [log_p(z[i, t], z[i, t - 1]) for i in range(5) for t in range(1, views)]
-    rows, sums = z.flatten(0, 1), []
-    for j, target in enumerate(rows):
-        others = [log_p(target, row) for i, row in enumerate(rows) if i != j]
-        sums.append(torch.stack(others).logsumexp(0) - math.log(len(others)))
+    times = range(1, views)
+    ahead = [log_p(z[i, t], z[i, t - 1]) for i in range(5) for t in times]
+    sums = [
+        torch.stack([log_p(z[j, t], z[i, t - 1]) for i in range(5)]).logsumexp(0)
+        - math.log(5)
+        for j in range(5)
+        for t in times
+    ]
     plain = torch.stack(ahead).mean() - torch.stack(sums).mean()
     assert_same(sum(objective(Batch(z))), plain, z, 1e-8, 1e-8)
+
+
+def drifting(n: int) -> tuple[Tensor, Tensor]:
+    """Views in order whose spread shrinks, of shape (n, 3, 1), and their covariance."""
+    z = [10 * torch.randn(n, 1)]
+    for _ in range(2):
+        z.append(0.1 * z[-1] + torch.randn(n, 1))
+    z = torch.stack(z, 1)
+    return z, torch.cov(z.squeeze(-1).mT)
+
+
+ENTROPIES = LogDeterminant(0.0), NearestNeighbour()
+
+
+@pytest.mark.parametrize("entropy", ENTROPIES)
+@pytest.mark.parametrize(
+    ("directed", "plug_in"), [(True, False), (True, True), (False, True)]
+)
+def test_the_first_view_is_predicted_by_none(entropy, directed, plug_in):
+    """The bound is tight at the truth, for views of different spreads."""
+    z, sigma = drifting(4_000)
+    net = nn.Linear(1, 1)
+    nn.init.constant_(net.weight, 0.1)
+    nn.init.zeros_(net.bias)
+    chain = Sequence(1, 0.1, noise=1.0, start=10.0)
+    prior = Predictive(1, net, scale=1.0) if directed else chain
+    objective = Embedding(nn.Identity(), prior, entropy, plug_in=plug_in)
+    value = sum(objective(Batch(z)))
+    steps = [sigma[t : t + 2, t : t + 2] for t in range(2)]
+    each = [s.diagonal().log().sum() - torch.logdet(s) for s in steps]
+    whole = sigma.diagonal().log().sum() - torch.logdet(sigma)
+    information = (torch.stack(each).mean() if plug_in else whole) / 2
+    assert_close(value.detach(), information, rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize("entropy", ENTROPIES)
+@pytest.mark.parametrize("plug_in", [False, True])
+def test_with_all_views_it_is_minus_a_divergence_given_the_first(entropy, plug_in):
+    z, _ = drifting(4_000)
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.1)
+    options = {"plug_in": plug_in, "all_views": True}
+    prior = Predictive(1, net, scale=1.0)
+    value = sum(Embedding(nn.Identity(), prior, entropy, **options)(Batch(z)))
+    assert_close(value.detach(), value.new_zeros(()), rtol=0, atol=0.06)
+
+
+def test_a_queue_keeps_no_order():
+    queue = QueuedKernelDensity(8, 1)
+    prior = Predictive(1, nn.Linear(1, 1), scale=1.0)
+    objective = Embedding(nn.Identity(), prior, queue, plug_in=True)
+    with pytest.raises(TypeError, match="without a queue beside Predictive"):
+        objective(Batch(torch.randn(5, 2, 1)))
 
 
 def test_a_series_is_fitted_saved_and_filled(tmp_path):

@@ -41,11 +41,23 @@ class Entropy(nn.Module):
         )
 
     def conditional(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
-        r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`, a mean over the first view.
+        r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`.
 
         .. math:: H[z_2, \dots, z_V \mid z_1] = H[z_1, \dots, z_V] - H[z_1]
+
+        It is a mean over the view that stands first, unless the prior is one of views
+        in order.
         """
-        return self.joint(z, prior) - self(z, prior)
+        first = z[:, :1] if getattr(prior, "ordered", False) else z
+        return self.joint(z, prior) - self(first, prior)
+
+    def following(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
+        r"""Return the mean of :math:`\hat H[z_2], \dots, \hat H[z_V]`.
+
+        Under a prior of views in order these are predicted, and the first view, whose
+        entropy may be another, is not.
+        """
+        return self(z[:, 1:], prior)
 
 
 def coordinates(z: Views, prior: Prior | None) -> Views:

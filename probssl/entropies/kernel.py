@@ -88,6 +88,27 @@ class KernelDensity(Entropy):
         sums = log_sums_of_views(prior, z, all_others(z))
         return math.log(len(z) - 1) - sums.mean()
 
+    def following(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
+        r"""Return the mean estimate of :math:`H[z_t]`, t > 1, from the views before.
+
+        .. math:: \hat H[z_t] = -\frac1N \sum_j \log \frac{1}{|A(j)|} \sum_{i \in A(j)}
+            p(z_t' = z_{jt} \mid z_{i, t - 1})
+
+        A(j) are the items, without `same_item` the others. As the denominator of
+        contrastive predictive coding it keeps the objective at most :math:`\log N`.
+        """
+        number = torch.arange(len(z), device=z.device)[:, None]
+
+        def allowed(points: Tensor) -> Tensor:
+            return (number != points) | self.same_item
+
+        items = self.neighbours(len(z), 2) - (len(z) - 1) * self.same_view
+        hint = "other_views=False leaves out the views before"
+        count = whole("the number of neighbours", items, hint=hint)
+        pairs = zip(z.unbind(1), z[:, 1:].unbind(1), strict=False)
+        sums = [log_sums(prior, before, now, allowed) for before, now in pairs]
+        return math.log(count) - torch.stack(sums).mean()
+
     def neighbours(self, items: int, views: int) -> int:
         """Return how many neighbours each representation has.
 
@@ -205,6 +226,13 @@ class QueuedKernelDensity(KernelDensity):
 
     # The queue does not keep the views of an item together: no joint estimate.
     joint = Entropy.joint
+
+    def following(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
+        """Raise a TypeError: the queue does not keep views in order."""
+        raise TypeError(
+            f"expected an estimator without a queue beside {type(prior).__name__}, a "
+            "prior of views in order, which a queue does not keep; use KernelDensity()"
+        )
 
     def __init__(self, size: int, dim: int, *, same_item: bool = True) -> None:
         super().__init__(same_item=same_item)

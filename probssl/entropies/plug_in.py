@@ -79,13 +79,16 @@ class PlugIn(Entropy):
 
     def joint(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return :math:`\hat H[z_1] + \hat H[z_2, \dots, z_V \mid z_1]`."""
-        return self(z, prior) + self.conditional(z, prior)
+        first = z[:, :1] if prior.ordered else z
+        return self(first, prior) + self.conditional(z, prior)
 
     def conditional(self, z: Views, prior: Prior) -> Float[Tensor, ""]:
         r"""Return :math:`\hat H[z_2, \dots, z_V \mid z_1]`."""
         hint = "give a sampler that makes more, such as ps.views.Augment()"
         views = whole("the number of views", z.shape[1], 2, hint=hint)
         log_kernel = prior.log_kernel(self._predicted(z, prior), z, plug_in=True)
+        if prior.ordered:
+            return -log_kernel.diagonal(1, -2, -1).sum(-1).mean()
         itself = torch.eye(views, dtype=torch.bool, device=z.device)
         return -log_kernel.masked_fill(itself, 0.0).sum((-2, -1)).mean() / views
 

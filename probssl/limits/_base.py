@@ -384,7 +384,8 @@ class Embedding(PriorEmbedding):
     .. math:: E_{v \ne w} \log p(z_w \mid y = z_v) + \hat H[z]
 
     and under a prior of views in order, `priors.Sequence` or `priors.Predictive`, each
-    view for that of the next one, w = v + 1, as in contrastive predictive coding.
+    view for that of the next one, w = v + 1, as in contrastive predictive coding. Where
+    such a prior says nothing of the first view, the entropies are those of the others.
 
     A random hyper-parameter :math:`\theta` of the prior, such as a temperature, is
     drawn from its guide in every step. The value for an item, as a function of
@@ -451,16 +452,12 @@ class Embedding(PriorEmbedding):
 
     def estimate(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         """Return alignment and entropy, given the hyper-parameters of the prior."""
-        views, version = z.shape[1], _version(z)
-        gauge = 1 if self.plug_in else self.prior.gauge(views)
-        if not self.all_views or not isinstance(self.entropy, Entropy):
-            entropy = gauge * self._marginal(z)
-        elif gauge == views - 1:
-            entropy = self.entropy.conditional(z, self.prior)
+        version, gauge = _version(z), self.prior.gauge(z.shape[1])
+        if self.plug_in and self.prior.ordered:
+            pairs = (z[:, t : t + 2] for t in range(z.shape[1] - 1))
+            entropy = torch.stack([self._entropy(pair, 1) for pair in pairs]).mean()
         else:
-            entropy = self.entropy.joint(z, self.prior)
-            if gauge < views:
-                entropy = entropy - (views - gauge) * self._marginal(z)
+            entropy = self._entropy(z, 1 if self.plug_in else gauge)
         if _version(z) != version:
             raise ValueError(
                 f"expected the entropy {_named(self.entropy)} to leave z as it is, got "
@@ -468,9 +465,26 @@ class Embedding(PriorEmbedding):
             )
         return Terms(entropy=entropy, alignment=self.alignment(z))
 
-    def _marginal(self, z: Tensor) -> Tensor | float:
-        """The estimate of H[z] of one view."""
-        found = self.entropy(z, self.prior)
+    def _entropy(self, z: Tensor, gauge: int) -> Tensor:
+        """The estimate of as many entropies as the gauge says, or of the joint one."""
+        views = z.shape[1]
+        if not self.all_views or not isinstance(self.entropy, Entropy):
+            return torch.as_tensor(gauge * self._marginal(z, gauge < views))
+        if gauge == views - 1:
+            return self.entropy.conditional(z, self.prior)
+        entropy = self.entropy.joint(z, self.prior)
+        if gauge < views:
+            entropy = entropy - (views - gauge) * self._marginal(z)
+        return entropy
+
+    def _marginal(self, z: Tensor, given_first: bool = False) -> Tensor | float:
+        """The estimate of H[z] of one view, of a later one if they are in order."""
+        if not (given_first and self.prior.ordered):
+            found = self.entropy(z, self.prior)
+        elif isinstance(self.entropy, Entropy):
+            found = self.entropy.following(z, self.prior)
+        else:
+            found = self.entropy(z[:, 1:], self.prior)
         if not isinstance(found, Tensor | float | int):
             raise TypeError(
                 "expected entropy(z, prior) to return a scalar tensor, got "
