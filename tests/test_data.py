@@ -232,10 +232,7 @@ STRINGS, WHOLE = ["cat", "ant", "cat", "bee"], [3, 0, 3, 1]
 CODES = {
     "list": (STRINGS, [2, 0, 2, 1]),
     "bytes": (np.array(STRINGS, "S3"), [2, 0, 2, 1]),
-    "variable": (
-        np.array(STRINGS, "T" if np.__version__ >= "2" else "U"),
-        [2, 0, 2, 1],
-    ),
+    "variable": (np.array(STRINGS, "T"), [2, 0, 2, 1]),
     "series": (pd.Series(STRINGS), [2, 0, 2, 1]),
     "categorical": (pd.Categorical(STRINGS), [2, 0, 2, 1]),
     "uint8": (np.array(WHOLE, dtype=np.uint8), WHOLE),

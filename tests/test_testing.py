@@ -77,8 +77,6 @@ def test_likelihoods_obey_the_laws(name):
     check_likelihood(LIKELIHOODS[name](), event_shape=(4,), draws=DRAWS)
 
 
-# Older torch has no gamma of the meta device: a note says so.
-@pytest.mark.filterwarnings("ignore:.* its device cannot be checked without a GPU")
 @pytest.mark.parametrize("name", GUIDES)
 def test_guides_obey_the_laws(name):
     build, prior = GUIDES[name]()

@@ -101,7 +101,7 @@ def _moves(q: np.ndarray, where: np.ndarray) -> Float[np.ndarray, "variable move
         here = where[:, 0] == t
         ends = where[here, 1], where[here, 2] + nodes - where[:, 2].max() - 1
         lengths = 1 - np.log(q[here])  # about 1 or more: a zero would be no edge
-        # Older SciPy takes graphs of 32-bit numbers alone.
+        # SciPy before 1.17 takes graphs of 32-bit numbers alone.
         places = tuple(end.astype(np.int32) for end in ends)
         graph = coo_array((lengths, places), shape=(nodes, nodes)).tocsr()
         tree = minimum_spanning_tree(graph).tocoo()
@@ -111,8 +111,6 @@ def _moves(q: np.ndarray, where: np.ndarray) -> Float[np.ndarray, "variable move
         incidence[ends, np.arange(len(follows))] = 1
         block = np.eye(len(follows))[:, ~follows]
         sums = incidence[:, ~follows]
-        block[follows] = -np.round(
-            np.linalg.lstsq(incidence[:, follows], sums, rcond=None)[0]
-        )
+        block[follows] = -np.round(np.linalg.lstsq(incidence[:, follows], sums)[0])
         blocks.append(block)
     return block_diag(*blocks)
