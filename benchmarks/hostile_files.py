@@ -56,6 +56,7 @@ import probssl as ps
 from probssl.reading import digest
 from probssl.train.prepare import prepared_optimizer
 from probssl.train.run import Checkpoints, EarlyStopping, Run
+from probssl.train.schedules import Schedules
 
 COUNT = 10_500
 RESULTS = Path(__file__).parent / "results" / "hostile_files.json"
@@ -112,10 +113,9 @@ def run_of(folder: Path) -> tuple[Run, Checkpoints]:
     optimizer = prepared_optimizer(None, made, None)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
     cpu = torch.device("cpu")
-    made_run = Run(
-        made, optimizer, scheduler, Generator(), EarlyStopping("value", None), cpu
-    )
-    return made_run, Checkpoints(folder, 1)
+    stopping, schedules = EarlyStopping("value", None), Schedules(made, None, 50)
+    run = Run(made, optimizer, scheduler, Generator(), stopping, cpu, schedules)
+    return run, Checkpoints(folder, 1)
 
 
 def write_run(folder: Path) -> None:

@@ -339,7 +339,8 @@ def _check_curve(name: str, columns: Mapping[str, list[float]]) -> None:
 def _frame(rows: Mapping[str, Mapping[str, float]]) -> "pandas.DataFrame":
     import pandas
 
-    return pandas.DataFrame.from_dict(rows, orient="index").astype(float)
+    # from_dict of pandas before 3 sorts rows by the first column that they have.
+    return pandas.DataFrame([*rows.values()], index=[*rows], dtype=float)
 
 
 def _number(value: float, digits: int) -> str:
