@@ -463,7 +463,10 @@ def shallow_cells(module: ModuleType, folder: Path) -> None:
     assert [row["method"] for row in rows] == list(methods)
     shown = module.tables(rows)
     assert shown.count("\n| truth |") == 4 and shown.count("\n| LogDet |") == 1
-    assert (folder / "shallow_cells.png").is_file()
+    assert (folder / "shallow_cells_1.png").is_file()
+    twins = [row | {"method": name} for row in rows[1:2] for name in module.HAND]
+    assert module.best(twins, module.HAND) == next(iter(module.HAND))
+    assert module.gains(rows + twins).count("+0.00") == len(module.DEPTHS)
     found = module.choose([0], sizes, worlds, folder)
     assert [row["setting"]["twins"] for row in found] == 3 * ["draws"] + ["means"]
 

@@ -737,3 +737,45 @@ def test_weights_that_are_set_by_hand_were_varied():
         return statistics.mean(row["test: linear probe"] for row in own)
 
     assert f"costs {test(1.0) - test(min(at)):.3f}" in page
+
+
+def test_shallow_cells_are_those_of_their_fits():
+    made, page = script("shallow_cells"), section("Shallow cells")
+    measured = figures("shallow_cells")
+    kept = made.SETTING._asdict() | {"sizes": made.SIZES._asdict()}
+    epochs = kept.pop("epochs")
+    assert kept.items() <= measured.items()
+    rows, longer = (made.after(measured["rows"], n) for n in (epochs, made.LONGER))
+    for found, methods, seeds in (
+        (rows, made.ROWS, made.SEEDS),
+        (longer, made.LONG, made.LONGER_SEEDS),
+    ):
+        fits = [(row["method"], row["seed"]) for row in found]
+        assert sorted(fits) == sorted(product(methods, range(seeds)))
+        assert made.table(found, "accuracy") in page
+        assert made.sets(found, "guide") in page
+        assert made.table(found, "nats", last="evidence", digits=1) in page
+    assert made.ways(rows) in page and made.gains(rows) in page
+    choices = figures("shallow_cells_choices")["rows"]
+    for choice in made.TRIED:
+        own = [row for row in choices if row["choice"] == choice]
+        assert made.choices(own) in page
+        chosen = report.chosen(own, made.FIRST._asdict())
+        assert chosen == made.SETTING._asdict()
+
+    def mean(method: str, *keys: str) -> float:
+        return statistics.mean(made.values(rows, method, *keys))
+
+    text, depths = " ".join(page.split()), [str(depth) for depth in made.DEPTHS]
+    scales = [row["scale"] for row in rows if row["method"] == made.LEARNED]
+    assert f"learned scale is {statistics.mean(scales):.2f}" in text
+    assert made.best(rows, made.HAND) == (base := "VAE + 10 × Barlow Twins")
+    assert made.best(rows, made.FIXED) == (tied := "SimVAE, scale 0.1")
+    below = [
+        mean(base, "accuracy", n) - mean(made.LEARNED, "accuracy", n) for n in depths
+    ]
+    assert f"{min(below):.2f} to {max(below):.2f} below the best weight" in text
+    held = min(mean(tied, "guide", n, "coverage") for n in depths)
+    assert f"the type of at least {held:.2f} of the cells at each depth" in text
+    hand = [mean(name, "guide", "20", "coverage") for name in made.HAND]
+    assert f"it is {min(hand):.2f} to {max(hand):.2f} at 20 counts" in text
