@@ -1,6 +1,7 @@
 """Covariates: who gets them, the density at them, every way they travel, refusals."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 import probssl as ps
+from probssl import limits
 from probssl.covariates import checked_covariates, of_views
 from probssl.data.batches import Items, Target
 from probssl.nn import each_view
@@ -660,4 +662,49 @@ test_what_does_not_fit_is_refused = refusals(
         ValueError,
         "joint without covariates for a simulation",
     ),
+)
+
+
+class Takes(nn.Module):
+    """A network that has a use for covariates."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(before, after)
+
+    def forward(self, x: Tensor, covariates: Any = None) -> Tensor:
+        return self.net(x)
+
+
+class TakesToo(ps.likelihoods.Poisson):
+    def forward(self, output: Tensor, covariates: Any = None) -> object:
+        return super().forward(output)
+
+
+COUNTS, SMALL = ps.likelihoods.Poisson(), 4
+
+
+def nets() -> tuple[nn.Module, nn.Module]:
+    return ps.nn.MLPEncoder((SMALL,), 2), ps.nn.MLPDecoder(2, (SMALL,))
+
+
+test_parts_that_would_get_no_covariates_are_refused = refusals(
+    *(
+        (make, TypeError, f"expected {name} to take one input")
+        for kind in (limits.DenoisingAutoencoder, limits.MaskedAutoencoder)
+        for name, make in {
+            "encoder": lambda k=kind: k(Takes(SMALL, 2), nets()[1], COUNTS),
+            "decoder": lambda k=kind: k(nets()[0], Takes(2, SMALL), COUNTS),
+            "likelihood": lambda k=kind: k(*nets(), TakesToo()),
+        }.items()
+    ),
+    (
+        lambda: limits.DenoisingAutoencoder(*nets(), COUNTS, noise=Takes(SMALL, SMALL)),
+        TypeError,
+        "expected noise to take one input",
+    ),
+    (lambda: limits.BYOL(nets()[0], predictor=Takes(2, 2)), TypeError, "predictor to"),
+    (lambda: limits.SimCLR(nets()[0], Takes(2, 2)), TypeError, "projector to"),
+    (lambda: ps.entropies.PlugIn(Takes(2, 2)), TypeError, "predictor to take one"),
+    (lambda: ps.priors.Predictive(2, Takes(2, 2)), TypeError, "predictor to take one"),
 )

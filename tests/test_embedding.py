@@ -265,3 +265,17 @@ def test_an_entropy_that_changes_z_in_place_is_refused():
     objective = ps.limits.Embedding(nn.Identity(), Gaussian(DIM, 0.5), centred_in_place)
     with pytest.raises(ValueError, match="centred_in_place.*in place.*z = z - m"):
         objective(Batch(views()))
+
+
+def test_what_is_no_entropy_or_no_kernel_is_named():
+    with pytest.raises(TypeError, match=r"give entropies.Sketched\(EppsPulley\(\)"):
+        ps.limits.Embedding(
+            nn.Identity(), ps.priors.Gaussian(2), ps.entropies.EppsPulley()
+        )
+    mixture = ps.limits.Embedding(
+        nn.Identity(), ps.priors.Mixture(2, 3), ps.entropies.KernelDensity()
+    )
+    with pytest.raises(
+        TypeError, match="kernel densities .*, got Mixture, whose content"
+    ):
+        mixture(ps.Batch(torch.randn(4, 2, 2)))

@@ -32,7 +32,7 @@ INWARDS = {
     "joint": "consistency covariates distributions guides hyper likelihoods nn priors "
     "runtime terms",
     "bounds": "consistency hyper joint likelihoods runtime terms",
-    "entropies": "hyper priors runtime special",
+    "entropies": "hyper nn priors runtime special",
     "affinities": "runtime special terms",
     "limits": "affinities bounds distributions entropies hyper joint likelihoods nn "
     "priors runtime special terms",

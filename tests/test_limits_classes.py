@@ -100,6 +100,8 @@ def test_a_schedule_writes_the_match():
     options = {"epochs": 4, "batch_size": 8, "progress": False}
     ps.fit(objective, ps.data.groups(x), schedules={"match": rise}, **options)
     assert_close(float(objective.match), rise(0.75))
+    with pytest.raises(ValueError, match="float32 rounds 0.999999999 to it"):
+        ps.limits.CategoricalMatching(nn.Identity(), match=1 - 1e-9)
     with pytest.raises(ValueError, match="match.* strictly between 0 and 1"):
         ps.fit(
             objective,

@@ -431,6 +431,19 @@ def test_with_all_views_it_is_minus_a_divergence_given_the_first(entropy, plug_i
     assert_close(value.detach(), value.new_zeros(()), rtol=0, atol=0.06)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda prior: ps.limits.MoCo(ps.nn.MLPEncoder((2,), 2), prior=prior),
+        lambda prior: ps.limits.NeighbourEmbedding(nn.Identity(), prior=prior),
+        lambda prior: ps.limits.SigLIP(nn.Identity(), prior=prior),
+    ],
+)
+def test_objectives_that_pair_views_both_ways_refuse_an_order(make):
+    with pytest.raises(TypeError, match="exchangeable.* got Sequence, of views in ord"):
+        make(Sequence(2, 0.5))
+
+
 def test_a_queue_keeps_no_order():
     queue = QueuedKernelDensity(8, 1)
     prior = Predictive(1, nn.Linear(1, 1), scale=1.0)

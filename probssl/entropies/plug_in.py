@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..arguments import whole
+from ..nn.base import network
 from ..priors import Prior
 from ..runtime.precision import lowered
 from .base import Entropy, Views
@@ -65,7 +66,8 @@ class PlugIn(Entropy):
         stop_gradient: bool = True,
     ) -> None:
         super().__init__()
-        self.predictor, self.marginal = predictor, marginal
+        self.predictor = network("predictor", predictor)
+        self.marginal = marginal
         self.stop_gradient = stop_gradient
 
     def forward(self, z: Views, prior: Prior) -> Float[Tensor, ""]:

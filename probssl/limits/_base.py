@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..arguments import Parted, whole
-from ..entropies import Entropy
+from ..entropies import Entropy, Statistic
 from ..hyper import Positive, check_declared, known_population
 from ..joint import register
 from ..nn import Network, PerModality, each_view
@@ -433,6 +433,12 @@ class Embedding(PriorEmbedding):
     ) -> None:
         super().__init__(encoder, projector)
         _check_no_groups(prior)
+        if isinstance(entropy, Statistic):
+            name = type(entropy).__name__
+            raise TypeError(
+                f"expected an estimator of H[z], got the statistic {name}; give "
+                f"entropies.Sketched({name}(), slices=1024)"
+            )
         if all_views and not isinstance(entropy, Entropy):
             raise ValueError(
                 "expected an estimator of the joint entropy of all views for "
@@ -559,9 +565,20 @@ def _check_no_groups(prior: Prior) -> None:
         )
 
 
+def check_exchangeable(prior: Prior) -> None:
+    """Raise a TypeError for a prior of views in order, or one that takes covariates."""
+    _check_no_groups(prior)
+    if prior.ordered:
+        raise TypeError(
+            "expected a prior whose views are exchangeable, for an objective that "
+            f"pairs views both ways, got {type(prior).__name__}, of views in order: "
+            "ps.limits.Embedding(encoder, prior, entropy, plug_in=True)"
+        )
+
+
 def check_not_random(prior: Prior) -> None:
     """Raise an error if a hyper-parameter is random: it would have no posterior."""
-    _check_no_groups(prior)
+    check_exchangeable(prior)
     for hyper in prior.random():
         raise ValueError(
             f"expected {hyper.name} as a number or ps.learned(number), got "

@@ -41,7 +41,6 @@ entropies are too low in the mean.
 """
 
 import math
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -56,7 +55,17 @@ from ._place import CHANNEL, ONE_OF_K, SHARES, Place
 
 __all__ = ["CategoricalMatching"]
 
-PROBABILITY = partial(between, low=0, high=1, hint="0.9 is published", open=True)
+
+def _probability(name: str, value: float) -> float:
+    """A probability strictly between 0 and 1, also where float32 rounds it."""
+    hint = "0.9 is published"
+    number = between(name, value, 0, 1, hint, open=True)
+    rounded = torch.tensor(number, dtype=torch.float32).item()
+    if rounded in (0.0, 1.0):
+        between(
+            name, rounded, 0, 1, f"float32 rounds {number} to it; {hint}", open=True
+        )
+    return number
 
 
 class CategoricalMatching(JointEmbedding):
@@ -106,7 +115,7 @@ class CategoricalMatching(JointEmbedding):
             )
         self.fitted, self.all_views = match is None, all_views
         if match is not None:
-            register_varying(self, "match", match, PROBABILITY)
+            register_varying(self, "match", match, _probability)
 
     def value(self, z: Float[Tensor, "batch view dim"], batch: Batch) -> Terms:
         table = self.table(z)

@@ -42,7 +42,7 @@ from ..joint import given_z
 from ..likelihoods import Likelihood
 from ..likelihoods.base import check_output
 from ..nn import each_view
-from ..nn.base import called, output_of
+from ..nn.base import called, check_no_covariates, network, output_of
 from ..nn.network import check_items_apart, check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
@@ -88,7 +88,9 @@ class DenoisingAutoencoder(nn.Module):
         noise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        check_width("decoder", decoder, encoder)
+        network("encoder", encoder)
+        check_width("decoder", network("decoder", decoder), encoder)
+        check_no_covariates(likelihood=likelihood, noise=noise)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         check_output(likelihood, decoder)
         self.noise = noise

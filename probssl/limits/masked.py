@@ -38,7 +38,7 @@ from ..arguments import between, whole
 from ..hyper import check_declared
 from ..likelihoods import Likelihood
 from ..likelihoods.base import check_output
-from ..nn.base import output_of
+from ..nn.base import check_no_covariates, network, output_of
 from ..nn.network import check_items_apart, check_width
 from ..runtime.precision import in_float32, lowered
 from ..terms import Batch, Terms
@@ -96,7 +96,9 @@ class MaskedAutoencoder(nn.Module):
                 f"{type(likelihood).__name__}, whose classes cannot be hidden one by "
                 "one; use DenoisingAutoencoder"
             )
-        check_width("decoder", decoder, encoder)
+        network("encoder", encoder)
+        check_width("decoder", network("decoder", decoder), encoder)
+        check_no_covariates(likelihood=likelihood)
         check_output(likelihood, decoder)
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.share, self.patch = share, patch

@@ -51,7 +51,7 @@ from ..priors import TSNE as HeavyTail
 from ..priors import Gaussian, Prior
 from ..runtime.distributed import world_size
 from ..terms import Batch, Terms, check_batch
-from ._base import Embedding, check_only_views
+from ._base import Embedding, check_exchangeable, check_only_views
 from ._place import AFFINITY, COLLISION, KERNEL, NORMAL, STUDENT, VMF, Place
 
 __all__ = ["SNE", "TSNE", "NeighbourEmbedding", "SymmetricSNE"]
@@ -108,6 +108,7 @@ class NeighbourEmbedding(Embedding):
         else:
             entropy = QueuedKernelDensity(queue, dim_of(encoder, projector, dim))
         prior = HeavyTail(None, 1.0, 1.0) if prior is None else prior
+        check_exchangeable(prior)
         super().__init__(encoder, prior, entropy, projector=projector, plug_in=True)
         self.affinity = Positives() if affinity is None else affinity
         self.joint = joint

@@ -309,6 +309,17 @@ def features_checked(
     return f
 
 
+def check_no_covariates(**parts: Any) -> None:
+    """Raise a TypeError for a part that takes covariates, where there are none."""
+    for name, part in parts.items():
+        if declares(part):
+            raise TypeError(
+                f"expected {name} to take one input, as {type(part).__name__}(x), got "
+                "forward(x, covariates); only encoder, decoder, likelihood and guide "
+                "of a ps.Joint get covariates: leave them out here"
+            )
+
+
 def network(name: str, value: nn.Module, covariates: bool = False) -> nn.Module:
     """Return a network; raise an error if it cannot be called as ``module(x)``.
 
@@ -319,12 +330,8 @@ def network(name: str, value: nn.Module, covariates: bool = False) -> nn.Module:
         TypeError: If it needs other inputs than one, or takes covariates elsewhere.
         ValueError: If it has layers that are not initialised, such as ``LazyLinear``.
     """
-    if declares(value) and not covariates:
-        raise TypeError(
-            f"expected {name} to take one input, as {type(value).__name__}(x), got "
-            "forward(x, covariates); only encoder, decoder, likelihood and guide of a "
-            "ps.Joint get covariates: leave them out here"
-        )
+    if not covariates:
+        check_no_covariates(**{name: value})
     needed = _needed(value.forward)
     if needed is not None and covariates:
         needed = [each for each in needed if each != "covariates"]

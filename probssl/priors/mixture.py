@@ -221,8 +221,10 @@ class Mixture(_Clusters):
         """
         if plug_in:
             raise TypeError(
-                "expected plug_in=False for a Mixture, whose content is a component, "
-                "not a point of z; leave plug_in out, or use TwoTier"
+                "expected a prior whose content is a point of z, for which a view can "
+                "stand (plug_in, as in kernel densities and contrastive objectives), "
+                "got Mixture, whose content is a component; use TwoTier, or an entropy "
+                "such as LogDeterminant() without plug_in"
             )
         return self._log_predictive(a, b)
 
