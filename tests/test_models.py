@@ -470,6 +470,11 @@ def shallow_cells(module: ModuleType, folder: Path) -> None:
     found = module.choose([0], sizes, worlds, folder)
     assert [row["setting"]["twins"] for row in found] == 3 * ["draws"] + ["means"]
 
+    module.ITEMS = 4
+    own = module.refined([0], (module.LEARNED,), setting, sizes, worlds, folder, 2)
+    assert list(own[0]["nats below the truth"]) == ["20", "500"]
+    assert module.nats(own).count("\n| SimVAE") == 1
+
     # Densities of pairs are those of the likelihood, and p(k|x) those of Bayes' rule.
     drawn, depth = worlds[0]["data"].test, 200
     shallow, share = module.thinned(drawn, depth), worlds[0]["share"]

@@ -754,8 +754,12 @@ def test_shallow_cells_are_those_of_their_fits():
         assert sorted(fits) == sorted(product(methods, range(seeds)))
         assert made.table(found, "accuracy") in page
         assert made.sets(found, "guide") in page
-        assert made.table(found, "nats", last="evidence", digits=1) in page
     assert made.ways(rows) in page and made.gains(rows) in page
+    measured = figures("shallow_cells_refined")
+    assert measured["setting"] == made.SETTING._asdict()
+    refined = [(row["method"], row["seed"]) for row in measured["rows"]]
+    assert sorted(refined) == sorted(product(made.REFINED, range(made.REFINED_SEEDS)))
+    assert made.nats(measured["rows"]) in page
     choices = figures("shallow_cells_choices")["rows"]
     for choice in made.TRIED:
         own = [row for row in choices if row["choice"] == choice]
