@@ -571,8 +571,8 @@ def check_exchangeable(prior: Prior) -> None:
     if prior.ordered:
         raise TypeError(
             "expected a prior whose views are exchangeable, for an objective that "
-            f"pairs views both ways, got {type(prior).__name__}, of views in order: "
-            "ps.limits.Embedding(encoder, prior, entropy, plug_in=True)"
+            f"pairs views both ways, got {type(prior).__name__}, of views in order; "
+            "take ps.limits.Embedding(encoder, prior, entropy, plug_in=True)"
         )
 
 
