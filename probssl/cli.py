@@ -56,6 +56,7 @@ MAX_TRAIN = 10_000  # training items for the probes, at most
 COMPILE: dict[str, bool | str] = {"auto": "auto", "always": True, "never": False}
 EVIDENCE_STEPS = 1_000  # of the joint of a frozen encoder
 MAPPED = 1_000  # items in the figure of the latents, at most
+HEADERS = 8192  # bytes that HDF5 may add for a variable
 FORMS = {"Markdown": Table.to_markdown, "JSON": Table.to_json, "CSV": Table.to_csv}
 CHECKPOINTS = "checkpoints"  # in the output folder of `fit`
 # Of `compare`.
@@ -613,7 +614,7 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
     _save_figures({"map": plots.latent_map(z, items.labels, std)}, out)
     few = Split(items.images[:10])
     posterior = to_arviz(objective, few, draws=200)
-    write(out / "posterior.nc", lambda part: posterior.to_netcdf(str(part)))
+    write(out / "posterior.nc", partial(_netcdf, posterior))
     if few.images.ndim != 4 or few.images.shape[1] not in (1, 3):
         return  # vectors, or channels that are no colours
     figures = {
@@ -623,6 +624,15 @@ def _draw(objective: nn.Module, history: History, data: Dataset, out: Path) -> N
         "samples": plots.views(sample(objective, 10)),
     }
     _save_figures(figures, out)
+
+
+def _netcdf(posterior: Any, path: Path) -> None:
+    """Write a posterior where there is room: on a full disk HDF5 ends the process."""
+    whole = hasattr(posterior, "nbytes")  # a DataTree; else groups of ArviZ before 1
+    parts = [posterior] if whole else [posterior[g] for g in posterior.groups()]
+    room = sum(part.nbytes + HEADERS * (1 + len(part.variables)) for part in parts)
+    path.write_bytes(bytes(room))
+    posterior.to_netcdf(str(path))
 
 
 def _save_figures(figures: dict[str, Any], out: Path) -> None:

@@ -1,6 +1,8 @@
 """The command line, as a newcomer uses it."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 from runpy import run_module
 
@@ -358,3 +360,31 @@ def test_mistakes_are_said_in_one_sentence(arguments, message, tmp_path, capsys)
     printed = capsys.readouterr().err
     assert message in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_posterior_on_a_full_disk_is_an_error_before_hdf5_ends_the_process(tmp_path):
+    """In a process of its own, whose files may not be larger than 100 kB."""
+    code = f"""
+import resource
+from functools import partial
+from pathlib import Path
+import torch
+import probssl as ps
+from probssl.cli import _netcdf
+from probssl.runtime.files import write
+
+nets = ps.nn.MLPEncoder((4,), 2, hidden=()), ps.nn.MLPDecoder(2, (4,), hidden=())
+joint = ps.Joint(ps.priors.Gaussian(2), ps.likelihoods.Gaussian(0.5), *nets)
+found = ps.to_arviz(joint, torch.randn(20, 2, 4), draws=400)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    write(Path({str(tmp_path / "posterior.nc")!r}), partial(_netcdf, found))
+except OSError as error:
+    print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+    assert "posterior.nc, got File too large; it is not written" in run.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1134,11 +1134,17 @@ def assert_resumes(
     return kept
 
 
-@pytest.mark.parametrize("last", range(1, 12))
-def test_a_run_that_ended_in_an_error_resumes_from_that_moment(last, tmp_path):
+OF_OTHERS = OSError, FloatingPointError, TimeoutError  # not of a disk or of the terms
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [*((last, RuntimeError) for last in range(1, 12)), *((7, k) for k in OF_OTHERS)],
+)
+def test_a_run_that_ended_in_an_error_resumes_from_that_moment(last, kind, tmp_path):
     options = {"checkpoint_every": 9, "optimizer": OPTIMISERS["momentum"]}
     run = partial(noisy_fit, **options)
-    assert assert_resumes(run, tmp_path, last, RuntimeError) == (last - 1) // 3
+    assert assert_resumes(run, tmp_path, last, kind) == (last - 1) // 3
 
 
 class Centred(Fixed):

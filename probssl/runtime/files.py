@@ -192,4 +192,5 @@ def _refuse(path: Path, kept: str, error: Exception) -> NoReturn:
     way = WAYS.get(number, "give another place")
     refused = kind(f"expected to write {path}, got {reason!s}; {kept}: {way}")
     refused.errno = number
+    refused.unwritten = path  # type: ignore[attr-defined]
     raise refused from error

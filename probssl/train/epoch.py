@@ -28,7 +28,7 @@ from ..runtime.threads import LOCK
 from ..terms import HeldOut, Terms
 from .batches import Loaded, Source, look_at
 from .graph import drifted, foreign_randomness, held
-from .history import ADVICE, Row, Tally
+from .history import ADVICE, Row, Tally, not_finite
 from .prepare import labelled_share
 from .steps import Step, mutable_state
 
@@ -350,7 +350,7 @@ def _check_parameters(step: Step, kept: str) -> None:
     """Raise a FloatingPointError before parameters that are not finite are saved."""
     parameters = [p for p in step.objective.parameters() if p.requires_grad]
     if not torch.stack([p.isfinite().all() for p in parameters]).all():
-        raise FloatingPointError(
+        raise not_finite(
             f"expected finite parameters, got NaN or infinity after step {step.count}, "
             f"where terms and gradients were finite; {ADVICE}; {kept}"
         )

@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ..terms import Batch, Terms
-from .history import ADVICE
+from .history import ADVICE, not_finite
 from .prepare import trainable_of
 
 __all__ = ["Guard"]
@@ -61,9 +61,7 @@ class Guard:
         if all(map(math.isfinite, terms)) and all(map(_finite, grads)):
             return  # a sum overflowed
         cause = _cause(self.objective, batches, terms, step)
-        error = FloatingPointError(f"{cause}; the step is not made; {self.kept}")
-        error.batches = list(batches)  # type: ignore[attr-defined]
-        raise error
+        raise not_finite(f"{cause}; the step is not made; {self.kept}", batches)
 
     def _mask(self, terms: Terms, grads: list[Tensor]) -> None:
         """Set the flag on the device, by which a fused optimiser leaves out a step."""
@@ -81,7 +79,7 @@ class Guard:
             FloatingPointError: On an accelerator, if a step was not finite.
         """
         if self.flag is not None and self.flag.item():
-            raise FloatingPointError(
+            raise not_finite(
                 "expected a finite gradient, got NaN or infinity in one of the steps "
                 f"up to {step}, of finite terms; {ADVICE}; {self.kept}"
             )

@@ -449,6 +449,7 @@ def _keep(
         return
     if step.count == 0:
         folder.withdraw()
-    elif not isinstance(error, OSError | FloatingPointError):
+    elif not (hasattr(error, "unwritten") or hasattr(error, "batches")):
+        # Neither the disk nor the numbers of the run are at fault.
         with suppress(OSError):
             folder.keep(run, step, place, tally)

@@ -1,6 +1,7 @@
 """The history of a fit, and the running means of its terms."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from torch import Tensor
 from ..arguments import counted
 from ..reading import guarded, parsed
 from ..runtime.distributed import gather_to_cpu
-from ..terms import Terms
+from ..terms import Batch, Terms
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["ADVICE", "History", "Row", "Tally", "check_rows"]
+__all__ = ["ADVICE", "History", "Row", "Tally", "check_rows", "not_finite"]
 
 ADVICE = "lower learning_rate or set clip"  # for numbers that are not finite
 
@@ -122,6 +123,13 @@ def check_rows(rows: Any) -> None:
             raise ValueError(f"row {epoch} is not that of epoch {epoch}")
 
 
+def not_finite(text: str, batches: Sequence[Batch] = ()) -> FloatingPointError:
+    """An error after which the moment is not worth keeping, with its `batches`."""
+    error = FloatingPointError(text)
+    error.batches = list(batches)  # type: ignore[attr-defined]
+    return error
+
+
 class Tally:
     """A running mean of terms, kept on the device so that steps need not synchronise.
 
@@ -178,6 +186,6 @@ class Tally:
         """Raise a FloatingPointError if a term is not finite, naming the first step."""
         self.read()
         if self.broken is not None:
-            raise FloatingPointError(
+            raise not_finite(
                 f"expected finite terms, got {self.broken}; {ADVICE}; {self.kept}"
             )
