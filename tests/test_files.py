@@ -255,3 +255,13 @@ def test_a_fingerprint_is_that_of_the_items_and_their_labels():
     assert renamed.fingerprint == data.fingerprint == data.take(9, 9, None).fingerprint
     others = data._replace(train=moved), data.take(8, 9, None), data._replace(levels=1)
     assert len({data.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_all_files_of_a_folder_have_the_mode_that_the_user_gives_new_files(tmp_path):
+    before = os.umask(0o027)
+    try:
+        ps.save(ps.nn.MLPEncoder((3,), 2, hidden=()), tmp_path / "saved")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert modes == {0o640}

@@ -139,7 +139,13 @@ def remove_lock(folder: Path, work: str) -> None:
 
 def _fill(path: Path, content: bytes | Callable[[Path], object]) -> None:
     if callable(content):
+        new = not path.exists()
+        if new:
+            path.touch()
+        mode = path.stat().st_mode
         content(path)
+        if new:  # libraries may replace it by a file that is for its owner alone
+            path.chmod(mode)
     else:
         path.write_bytes(content)
 
