@@ -200,6 +200,45 @@ def test_rounds_and_phases_stop():
     assert phases.interrupted and len(phases) == 2
 
 
+@pytest.mark.parametrize("where", ["assign", "on_step"])
+def test_rounds_before_an_error_or_an_interrupt_are_kept(where):
+    objective = ps.limits.DeepClustering(
+        ps.nn.MLPEncoder((EVENT,), 2, hidden=(8,)), components=3, items=24
+    )
+    begun, signals = [], [KeyboardInterrupt, ValueError]
+
+    def assign() -> None:
+        begun.append(0)
+        if where == "assign" and len(begun) == 3:
+            raise kind("no clusters")
+        objective.assign(ps.embed(objective, points()))
+
+    def on_step(step: int, terms: ps.Terms) -> None:
+        if where == "on_step" and len(begun) == 3 and step == 4:
+            raise kind("no step")
+
+    options = {"views": noisy, "progress": False, "batch_size": 8, "epochs": 2}
+    options["on_step"] = on_step
+    for kind in signals:
+        begun.clear()
+        fitted = partial(ps.train.fit_rounds, objective, points(), assign, **options)
+        if kind is KeyboardInterrupt:
+            history = fitted()
+            assert history.interrupted
+        else:
+            with pytest.raises(ValueError, match="no ") as caught:
+                fitted()
+            history = caught.value.history
+            whole = len(history)
+            assert caught.value.__notes__ == [
+                f"{whole} epochs are in history of the error"
+            ]
+        # Two rounds, and with an error in a step the whole epoch before it.
+        finished = [1, 1, 2, 2] + [3] * (where == "on_step")
+        assert history["round"].tolist()[:5] == finished
+        assert history["epoch"].tolist()[:5] == list(range(1, len(finished) + 1))
+
+
 def test_calibration_stops():
     prior = ps.priors.Gaussian(1, ps.hyper.Positive(dist.LogNormal(-1.0, 0.3)))
     parts = ps.nn.MLPEncoder((2,), 1, hidden=(4,)), ps.nn.MLPDecoder(1, (2,))

@@ -16,20 +16,23 @@ References:
     https://arxiv.org/abs/2412.02121
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from ..arguments import between, typed, whole
-from ..runtime.distributed import broadcast
+from ..runtime.distributed import broadcast, world_size
 from .batches import Data
-from .fit import fit
+from .fit import fit, note_history
 from .history import History, Row
 from .prepare import check_counts
 from .schedules import Schedule, geometric
 
 __all__ = ["fit_phases", "fit_rounds"]
+
+logger = logging.getLogger(__name__)
 
 
 @typed
@@ -91,16 +94,32 @@ def fit_rounds(
         )
     history = History()
     for number, count in enumerate(each, 1):
-        assign()
-        part = fit(objective, data, epochs=count, **options)
-        before = history.rows[-1] if history.rows else {"epoch": 0, "step": 0}
-        for row in part.rows:
-            counts = {name: before[name] + row[name] for name in ("epoch", "step")}
-            history.rows.append(row | counts | {"round": number})
-        history.interrupted, history.broken_off = part.interrupted, part.broken_off
+        part = History()
+        try:
+            assign()
+            part = fit(objective, data, epochs=count, **options)
+        except KeyboardInterrupt:
+            if world_size() > 1:  # other ranks may be waiting for this one
+                raise
+            logger.warning("interrupted before the first step of round %d", number)
+            part.interrupted = True
+        except Exception as error:
+            _add(history, getattr(error, "history", part), number)
+            note_history(error, history)
+            raise
+        _add(history, part, number)
         if len(part) < count or part.interrupted:
             break
     return history
+
+
+def _add(history: History, part: History, number: int) -> None:
+    """Add the rows of a round, whose epochs and steps go on."""
+    before = history.rows[-1] if history.rows else {"epoch": 0, "step": 0}
+    for row in part.rows:
+        counts = {name: before[name] + row[name] for name in ("epoch", "step")}
+        history.rows.append(row | counts | {"round": number})
+    history.interrupted, history.broken_off = part.interrupted, part.broken_off
 
 
 @typed

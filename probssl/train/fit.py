@@ -71,6 +71,7 @@ from .steps import Step
 __all__ = ["fit"]
 
 logger = logging.getLogger(__name__)
+NOTED = "in history of the error"
 
 
 @typed
@@ -441,10 +442,7 @@ def _keep(
     tally: Tally,
 ) -> None:
     """Give an error the history; write the moment that it came up, if that is sound."""
-    finished = len(run.history)
-    error.history = run.history  # type: ignore[attr-defined]
-    verb = "is" if finished == 1 else "are"
-    error.add_note(f"{counted(finished, 'epoch')} {verb} in history of the error")
+    note_history(error, run.history)
     if world_size() > 1:  # writing takes all ranks
         return
     if step.count == 0:
@@ -453,3 +451,12 @@ def _keep(
         # Neither the disk nor the numbers of the run are at fault.
         with suppress(OSError):
             folder.keep(run, step, place, tally)
+
+
+def note_history(error: Exception, history: History) -> None:
+    """Give an error the history so far, in the place of one that it had."""
+    error.history = history  # type: ignore[attr-defined]
+    before = getattr(error, "__notes__", [])
+    before[:] = [note for note in before if not note.endswith(NOTED)]
+    verb = "is" if len(history) == 1 else "are"
+    error.add_note(f"{counted(len(history), 'epoch')} {verb} {NOTED}")
