@@ -1045,6 +1045,24 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
     assert len(read(tmp_path / "last.safetensors")["history"]) == 1
 
 
+def test_a_queue_and_its_count_are_put_back_together():
+    calls = []
+
+    def views(x: Tensor) -> Tensor:
+        calls.append(0)
+        found = noisy(x)
+        if len(calls) > 4:  # two of the first batch are drawn to compare them
+            found[0] = math.nan
+        return found
+
+    objective = limits.MoCo(MLPEncoder((DIM,), 2, hidden=(8,)), queue=200)
+    with pytest.raises(FloatingPointError, match="finite views"):
+        fit(objective, points(), views=views, batch_size=10, epochs=3)
+    filled = objective.keys.memory.norm(dim=1) > 0
+    assert int(filled.sum()) == int(objective.keys.count) < 200
+    assert all(x.isfinite().all() for x in objective.state_dict().values())
+
+
 def test_validation_that_is_not_finite_is_told_and_never_the_best(caplog):
     class Broken(Fixed):
         def forward(self, batch: Batch) -> Terms:

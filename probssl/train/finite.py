@@ -89,10 +89,16 @@ class Guard:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Copy back what is not finite, such as the running means of batch norm."""
-        for name, x in self._at_risk():
+        """Copy back what `forward` wrote, such as a queue, if a part is not finite.
+
+        All of it, so that the parts belong together: a queue and its count.
+        """
+        held = dict(self._at_risk())
+        if all(map(_finite, held.values())):
+            return
+        for name, x in held.items():
             copy = self.copies.get(name)
-            if copy is not None and copy.shape == x.shape and not _finite(x):
+            if copy is not None and copy.shape == x.shape:
                 x.copy_(copy)
 
     def release(self) -> None:
@@ -110,7 +116,7 @@ class Guard:
         safe = self.flag is None or self.masks
         for name, x in named:
             kept = isinstance(x, Parameter) and x.requires_grad and safe
-            if x.is_floating_point() and not kept:
+            if not kept:
                 yield name, x.detach()
 
 
