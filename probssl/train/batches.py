@@ -37,6 +37,7 @@ from ..arrays import remark_swapped
 from ..data.batches import Items, Loadable, Target, Views, accepted, loaded
 from ..runtime.distributed import gather_to_cpu, rank, world_size
 from ..runtime.randomness import random_state, same_randomness
+from ..runtime.streams import moving
 from ..terms import Batch
 
 __all__ = ["Data", "Loaded", "Source", "Stored", "Target", "Views", "grouped"]
@@ -142,6 +143,10 @@ class Stored:
             end = random_state(self.target.device)
         return [x for x in leaves if isinstance(x, Tensor)], torch.cat([*end.values()])
 
+    def streams(self) -> dict[str, Any]:
+        """What views draw from on their own."""
+        return moving({"views": self.items.views})
+
     def _loads(self, parts: Iterable[Int[Tensor, " batch"]]) -> Iterator[Any]:
         if not self.streamed:
             return iter(parts)
@@ -180,6 +185,12 @@ class Loaded:
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def streams(self) -> dict[str, Any]:
+        """What the loader and views draw from on their own."""
+        own: dict[str, Any] = {"dataset": self.loader.dataset, "views": self.views}
+        own |= {"sampler": self.sampler, "batch_sampler": self.loader.batch_sampler}
+        return moving(own, self.order)
 
     def _check_ranks(self) -> None:
         """Raise a ValueError for ranks with other numbers of items or batches."""

@@ -231,11 +231,13 @@ class Validation:
 class Unsaved:
     """What an epoch changes and neither a checkpoint nor early stopping brings back.
 
-    That is numbers in plain attributes, and the generators of Python and NumPy.
+    That is numbers in plain attributes, and the generators of Python and NumPy, and of
+    samplers, data sets and views.
     """
 
-    def __init__(self, objective: nn.Module) -> None:
-        self.objective = objective
+    def __init__(self, objective: nn.Module, data: Source) -> None:
+        self.objective, self.data = objective, data
+        self.streams = data.streams()
         self.held, self.drawn = held(objective), foreign_randomness()
         self.told = False
 
@@ -246,6 +248,22 @@ class Unsaved:
                 "data or views draw from the generators of Python or NumPy, which are "
                 "in no checkpoint: a resumed run draws other numbers; draw with "
                 "torch.rand or torch.randn"
+            )
+        now = self.data.streams()
+        names = [k for k, state in self.streams.items() if now.get(k) != state]
+        if names:
+            logger.warning(
+                "data or views change %s, which is in no checkpoint: a resumed run "
+                "gets other batches; draw with torch.rand or torch.randn, or give the "
+                "DataLoader or its sampler the generator",
+                ", ".join(names[:5]),
+            )
+        loader = getattr(self.data, "loader", None)
+        if getattr(loader, "persistent_workers", False):
+            logger.warning(
+                "the DataLoader has persistent_workers=True, whose random numbers are "
+                "in no checkpoint: a resumed run gets the items in another order; "
+                "leave it out"
             )
 
     def tell_changed(self, epoch: int) -> None:

@@ -359,7 +359,7 @@ def fit(
                 began = perf_counter() - place.seconds
                 groups = grouped(loads, accumulate)
                 if compared and unseen is None:
-                    unseen = Unsaved(objective)
+                    unseen = Unsaved(objective, train)
                 stop = train_epoch(step, groups, tally, bar, on_step, interrupts)
                 if unseen is not None and not rates[1:] and on_step is None:
                     unseen.tell_drawn()
