@@ -71,7 +71,7 @@ class BarlowTwins(Embedding):
         FLAT,
         NORMAL,
         MOMENTS("squared correlations"),
-        "Barlow Twins and VICReg tend to log-det at third order near white views",
+        "Barlow Twins tends to log-det at third order near white views",
     )
 
     def __init__(

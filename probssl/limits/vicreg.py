@@ -26,12 +26,13 @@ covariance term gets the weight 2 ν / μ = 0.08 (for the mean over views). The
 second-order expansion of the Gaussian entropy has 1/4, which is 3.125 times as much.
 
 The limit: log-det, with two approximations of :math:`\log |\Sigma|`: its tangent at
-standard deviation 1 (for smaller ones; constant above), and its second order in the
-correlations, at unit variances.
+standard deviation 1 (for smaller ones; constant above), and a share of its second order
+in the correlations, at unit variances.
 
 Status: surrogate. The value is the published loss times −d/μ, exactly; what it
-approximates is log-det, to first order in the standard deviations and second order in
-the correlations. Like log-det it drops the decoder, the noise of the encoder, and all
+approximates is log-det, to first order in the standard deviations and in the
+correlations; of the second order in the correlations the published covariance term has
+0.32 times as much, and ``covariance=3.125`` all. Like log-det it drops the decoder, the noise of the encoder, and all
 moments of z beyond the second. With a linear encoder the optimum lies in the subspace
 of `linear.JointEmbeddingSSL`, but a covariance term as light as the published one may
 lose the direction on which the views agree least (`tests/test_linear_bridges.py`).
@@ -66,7 +67,7 @@ class VICReg(Embedding):
         FLAT,
         NORMAL,
         MOMENTS("variances, covariances"),
-        "Barlow Twins and VICReg tend to log-det at third order near white views",
+        "VICReg tends to log-det at second order, at covariance 3.125 at third",
     )
 
     def __init__(
