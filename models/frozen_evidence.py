@@ -14,7 +14,10 @@ have the settings of `probssl.recipes`, and the joint those of `probssl compare
 Results: docs/results.md, "Evidence of frozen encoders". Prints the table and writes all
 rows, learning curves included, to benchmarks/results/frozen_evidence.json, and the
 curves of the first seed to frozen_evidence.png. Every row is kept, so that a run that
-was stopped goes on. `--tables` prints the table in Markdown.
+was stopped goes on. `--tables` prints the tables in Markdown.
+
+`--budgets` fits the joint of three encoders of the first seed in 250 to 2,000 steps,
+and writes frozen_evidence_steps.json. It takes two minutes.
 
 Takes three minutes of one CPU core for each seed, and a minute more where encoders are
 to be fitted.
@@ -44,6 +47,8 @@ PCA = "PCA"
 ROWS = (*METHODS, PCA)
 RESULTS = report.RESULTS / "frozen_evidence.json"
 RUNS = report.ROOT / "runs" / "digits"
+BUDGETS, COMPARED = (250, 500, 1_000, 2_000), ("SimVAE", "LeJEPA", "SimCLR")
+BY_STEPS = report.RESULTS / "frozen_evidence_steps.json"
 COLUMNS = {"elbo": 1, "evidence": 1, "linear probe": 3}
 
 
@@ -109,6 +114,35 @@ def main(
     return rows
 
 
+def by_steps(
+    steps: Sequence[int] = BUDGETS,
+    methods: Sequence[str] = COMPARED,
+    epochs: int = EPOCHS,
+    items: int = ITEMS,
+    results: Path = report.OUT,
+    runs: Path = RUNS,
+) -> list[Row]:
+    """The rows of these methods, of the first seed, at several numbers of steps."""
+    cells = [{"method": m, "seed": 0, "steps": n} for m in methods for n in steps]
+    path, content = results / BY_STEPS.name, {"epochs": epochs, "items": items}
+
+    def fit(cell: Row) -> Row:
+        return measured(cell, epochs, cell["steps"], items, runs)
+
+    rows = report.collected(path, "frozen_evidence.py", cells, fit, **content)
+    print(table_by_steps(rows))
+    return rows
+
+
+def table_by_steps(rows: Sequence[Row]) -> str:
+    """The evidence of each method, by the number of steps."""
+    steps = sorted({row["steps"] for row in rows})
+    found = {(row["method"], row["steps"]): f"{row['evidence']:.1f}" for row in rows}
+    names = dict.fromkeys(row["method"] for row in rows)
+    lines = [[name, *(found[name, n] for n in steps)] for name in names]
+    return report.markdown(["encoder of", *(f"{n} steps" for n in steps)], lines)
+
+
 def curves(rows: Sequence[Row]) -> dict[str, DataFrame]:
     """The learning curves of the first seed."""
     first = min(row["seed"] for row in rows)
@@ -135,9 +169,17 @@ def table(rows: Sequence[Row]) -> str:
 if __name__ == "__main__":
     parser = report.parser(__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=range(SEEDS))
+    parser.add_argument("--budgets", action="store_true", help="by numbers of steps")
     options = parser.parse_args()
     if options.tables:
-        print(table(report.read(RESULTS)))
+        print(
+            table(report.read(RESULTS)),
+            table_by_steps(report.read(BY_STEPS)),
+            sep="\n\n",
+        )
+    elif options.budgets:
+        torch.set_num_threads(1)
+        by_steps(results=options.out)
     else:
         torch.set_num_threads(1)
         main(options.seeds, results=options.out)

@@ -449,6 +449,10 @@ def frozen_evidence(module: ModuleType, folder: Path) -> None:
     assert len(module.table(rows + again[:1]).splitlines()) == 2 + 2
     assert list(module.curves(rows)) == list(methods)
     assert (folder / "frozen_evidence.png").is_file()
+    short.pop("steps")
+    rows = module.by_steps((2, 3), methods[:1], **short, **folders)
+    assert [row["steps"] for row in rows] == [2, 3]
+    assert module.table_by_steps(rows).count(f"{rows[0]['evidence']:.1f}") >= 1
 
 
 def shallow_cells(module: ModuleType, folder: Path) -> None:

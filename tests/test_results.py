@@ -70,6 +70,13 @@ def test_the_table_of_frozen_encoders_is_that_of_its_rows():
     for row in measured:
         bad.get(row["method"], []).append(row["k̂ above 0.7"])
     assert bad["VAE"] == bad["SimVAE"] == [0] * 5
+    steps = figures("frozen_evidence_steps")["rows"]
+    made = script("frozen_evidence")
+    assert made.table_by_steps(steps) in DIGITS
+    found = {(row["method"], row["steps"]): row["evidence"] for row in steps}
+    for (few, many), rise in {(250, 500): [5, 5, 6], (1000, 2000): [2, 4, 3]}.items():
+        gains = [found[name, many] - found[name, few] for name in made.COMPARED]
+        assert [round(gain) for gain in gains] == rise
     unreliable = [count for name in means for count in bad[name]]
     assert (min(unreliable), max(unreliable)) == (1, 19)
 

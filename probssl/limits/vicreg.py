@@ -32,10 +32,11 @@ in the correlations, at unit variances.
 Status: surrogate. The value is the published loss times −d/μ, exactly; what it
 approximates is log-det, to first order in the standard deviations and in the
 correlations; of the second order in the correlations the published covariance term has
-0.32 times as much, and ``covariance=3.125`` all. Like log-det it drops the decoder, the noise of the encoder, and all
-moments of z beyond the second. With a linear encoder the optimum lies in the subspace
-of `linear.JointEmbeddingSSL`, but a covariance term as light as the published one may
-lose the direction on which the views agree least (`tests/test_linear_bridges.py`).
+0.32 times as much, and ``covariance=3.125`` all. Like log-det it drops the decoder, the
+noise of the encoder, and all moments of z beyond the second. With a linear encoder the
+optimum lies in the subspace of `linear.JointEmbeddingSSL`, but a covariance term as
+light as the published one may lose the direction on which the views agree least
+(`tests/test_linear_bridges.py`).
 """
 
 import math
