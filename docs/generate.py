@@ -67,7 +67,8 @@ INTRO = (
     "With one encoder, z of 10 dimensions and one number of steps for all (`python "
     "models/table_of_limits.py`): Gaussian alignment at its maximum-likelihood scale, "
     "log-determinant and their sum, which does not change when z is rescaled. A row "
-    "that names no class is an empty cell, built from `limits.Embedding`."
+    "that names no class is an empty cell, built from `limits.Embedding`, in the last "
+    "with an entropy of the script's own."
 )
 RECIPES = {"CLIP": "InfoNCE"}  # by another name there
 

@@ -32,7 +32,8 @@ def joint_of(objective: nn.Module, what: str) -> Joint:
         raise ValueError(
             f"expected an objective with a joint distribution for {what}, got "
             f"{type(objective).__name__}, which has no p(x, z) and no random "
-            "hyper-parameter; fit SimVAE or VAE, or use embed alone"
+            "hyper-parameter; fit SimVAE or VAE, or use embed alone, whose argmax is "
+            "the class where the outputs are logits of classes"
         )
     return joint
 
