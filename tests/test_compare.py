@@ -464,7 +464,7 @@ class TestJobs:
             fit_methods(data=digits, **(given | options))
 
     def test_a_worker_that_is_killed_is_said_in_one_sentence(self, digits):
-        with pytest.raises(ChildProcessError, match="memory.*--jobs 1"):
+        with pytest.raises(ChildProcessError, match="memory.*jobs=1"):
             fit_methods(
                 ("VAE", "SimCLR"),
                 digits,
@@ -474,6 +474,26 @@ class TestJobs:
                 on_epoch=killed,
             )
         assert not active_children()
+
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+    def test_the_second_worker_that_is_killed_ends_all_at_once(self, tmp_path):
+        command = "-m probssl.cli compare --methods vae,iwae --items 100 --jobs 2"
+        command += f" --epochs 1000000 --device cpu --out {tmp_path / 'out'}"
+        folder = Path(tempfile.mkdtemp(prefix="ps"))
+        with subprocess.Popen(
+            [sys.executable, *command.split()],
+            env={**os.environ, "TMPDIR": str(folder)},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as parent:
+            wait_until(lambda: len(workers(folder)) == 3)  # and what starts them
+            time.sleep(1)
+            os.kill(max(workers(folder)), signal.SIGKILL)
+            _, said = parent.communicate(timeout=60)
+        assert parent.returncode == 2 and "one was killed" in said
+        assert "use fewer jobs, such as --jobs 1; what" in said
+        wait_until(lambda: not workers(folder))
+        shutil.rmtree(folder)
 
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
     @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty
 from tempfile import TemporaryDirectory, gettempdir
@@ -234,9 +235,14 @@ def _side_by_side(
     try:
         futures = {pool.submit(_fit_in_worker, method): method for method in methods}
         found: dict[str, Fitted] = {}
-        pending = set(futures)
+        pending, seen = set(futures), set[BaseProcess]()
         while pending:
             ended, pending = wait(pending, POLL, FIRST_COMPLETED)
+            # The pool hears of a death only when another worker has a result.
+            alive = set(active_children())
+            seen |= alive - set(others)
+            if pending and not ended and seen - alive:
+                raise _killed()
             bar.read(epochs)
             for future in sorted(ended, key=_failed):  # those that are fitted first
                 method = futures[future]
@@ -277,12 +283,7 @@ def _rebuilt(method: str, data: Dataset, work: _Work, future: Future[Any]) -> Fi
     try:
         state, rows, seconds = pickle.loads(future.result())
     except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "expected worker processes to run until the end, but one was killed, most "
-            "often for want of memory; use fewer jobs, or one (jobs=1, --jobs 1); what "
-            "on_fitted saved stays; in a script, call this under if __name__ == "
-            "'__main__'"
-        ) from error
+        raise _killed() from error
     except Exception as error:  # with the worker's traceback as its cause
         error.add_note(f"in the worker that fitted {method}")
         raise
@@ -291,6 +292,14 @@ def _rebuilt(method: str, data: Dataset, work: _Work, future: Future[Any]) -> Fi
     settle(objective, torch.device("cpu"), len(data.train.images))  # as `fit` does
     objective.load_state_dict(state)
     return Fitted(objective.eval(), History(rows), seconds)
+
+
+def _killed() -> ChildProcessError:
+    return ChildProcessError(
+        "expected worker processes to run until the end, but one was killed, most "
+        "often for want of memory; use fewer jobs, such as jobs=1; what on_fitted "
+        "saved stays; in a script, call this under if __name__ == '__main__'"
+    )
 
 
 class _Bar:
